@@ -1,0 +1,44 @@
+# Everything runs in .venv; `make demo` and `make test` set it up by themselves.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export HF_HUB_OFFLINE = 1
+export HF_DATASETS_OFFLINE = 1
+WORKERS ?= 2
+OUT ?= runs/quickstart
+
+.PHONY: setup fmt check test test-all bench demo clean
+
+setup: .venv/.done
+
+.venv/.done: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+fmt: setup
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+check: setup
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup
+	$(BIN)/pytest -n $(WORKERS)
+
+test-all: setup
+	$(BIN)/pytest -n $(WORKERS) -m 'slow or not slow'
+
+# One script per claim; each prints its table with its baseline from the same run. Real data: DATA=folder.
+bench: setup
+	$(BIN)/python -m benchmarks.perplexity $(if $(DATA),--data $(DATA)/wikitext-2)
+	$(BIN)/python -m benchmarks.mawps $(if $(DATA),--data $(DATA)/mawps)
+
+demo: setup
+	$(BIN)/shears run recipes/quickstart.yaml --output $(OUT)
+
+clean:
+	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,124 @@
+"""MAWPS, equal budgets: dense and sparse 0-shot, sparse + LoRA, sparse + NLS (heuristic, hill climbing).
+
+    python -m benchmarks.mawps --data FOLDER [--seeds 0] [--epochs 1] [--output DIR]
+
+FOLDER holds trainset.json, validset.json and test.json of LLM-Adapters' MAWPS. Needs the data, so it is no test.
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import shears
+from benchmarks.mawps_data import write_splits
+from benchmarks.report import environment, log_to_stderr
+from shears.evaluation.tasks import Evaluation
+
+MODEL = "smollm2-135m"
+BUDGET: dict[str, Any] = {"alpha": 64, "learning_rate": 1e-3, "batch_size": 16}
+
+
+def main() -> None:
+    """Run everything and print the table."""
+    arguments = _arguments()
+    log_to_stderr()
+    work = Path(arguments.output or tempfile.mkdtemp(prefix="mawps-"))
+    work.mkdir(parents=True, exist_ok=True)
+    data = write_splits(arguments.data, work)
+    print(environment())
+    base = work / "sparse"
+    seconds = {
+        "sparsify": _timed(
+            lambda: _once(
+                base,
+                lambda: shears.sparsify(
+                    MODEL, base, calibration=str(data["train"]), num_samples=32, sequence_length=512
+                ),
+            )
+        )
+    }
+    results = {"dense, 0-shot": _measure(MODEL, None, data), "sparse 50 %, 0-shot": _measure(base, None, data)}
+    for seed in arguments.seeds:
+        results |= _adapters(base, work / f"seed-{seed}", data, {"seed": seed, "epochs": arguments.epochs}, seconds)
+    _print(results, seconds)
+
+
+def _adapters(
+    base: Path, work: Path, data: dict[str, Path], budget: dict[str, Any], seconds: dict[str, float]
+) -> dict[str, Evaluation]:
+    """Train plain LoRA and NLS with one budget; measure LoRA, the heuristic and the searched sub-adapter."""
+    work.mkdir(exist_ok=True)
+    settings, tag = {**BUDGET, **budget, "data": str(data["train"])}, f"seed {budget['seed']}"
+    lora, nls, found = work / "lora", work / "nls", work / "search"
+    seconds[f"train LoRA, {tag}"] = _timed(
+        lambda: _once(lora, lambda: shears.train(base, lora, ranks=(32,), **settings))
+    )
+    seconds[f"train NLS, {tag}"] = _timed(
+        lambda: _once(nls, lambda: shears.train(base, nls, ranks=(32, 24, 16), **settings))
+    )
+    seconds[f"search, {tag}"] = _timed(
+        lambda: _once(found, lambda: shears.search(nls, found, data=str(data["validation"]), max_evaluations=30))
+    )
+    parts = {"LoRA, rank 32": (lora, "maximal"), "NLS, maximal": (nls, "maximal"), "NLS, heuristic": (nls, "heuristic"),
+             "NLS, minimal": (nls, "minimal"), "NLS, hill climbing": (nls, str(found / "result.json"))}  # fmt: skip
+    results = {}
+    for name, (adapter, ranks) in parts.items():
+        folder = work / name.replace(", ", "-").replace(" ", "-")
+        _once(folder, lambda a=adapter, r=ranks, f=folder: shears.export_adapter(a, f, ranks=r))  # type: ignore[misc]
+        results[f"sparse + {name}, {tag}"] = _measure(base, folder, data)
+    return results
+
+
+def _once(folder: Path, make: Callable[[], object]) -> None:
+    """Make an artifact unless an earlier call with the same --output made it."""
+    if not folder.exists():
+        make()
+
+
+def _timed(action: Callable[[], object]) -> float:
+    start = time.monotonic()
+    action()
+    return time.monotonic() - start
+
+
+def _measure(model: Path | str, adapter: Path | None, data: dict[str, Path]) -> Evaluation:
+    return shears.evaluate(str(model), adapter=str(adapter) if adapter else None, task="equation",
+                           data=str(data["test"]), max_new_tokens=32)  # fmt: skip
+
+
+def _print(results: dict[str, Evaluation], seconds: dict[str, float]) -> None:
+    print("\n| model | equation accuracy | 95 % interval | n | against LoRA: won, lost, exact McNemar p |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, result in results.items():
+        low, high = result.ci95
+        baseline = next(
+            (other for key, other in results.items() if "LoRA" in key and key.split(", ")[-1] in name), None
+        )
+        versus = _versus(result, baseline) if baseline is not None and baseline is not result else ""
+        print(f"| {name} | {result.value:.1%} | {low:.1%} to {high:.1%} | {result.n} | {versus} |")
+    print("\n" + "; ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
+
+
+def _versus(one: Evaluation, other: Evaluation) -> str:
+    """Paired on the same questions; exact two-sided McNemar test on the discordant pairs."""
+    pairs = [(a["correct"], b["correct"]) for a, b in zip(one.records, other.records, strict=True)]
+    won, lost = pairs.count((True, False)), pairs.count((False, True))
+    tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1)) / 2 ** (won + lost)
+    return f"{won}, {lost}, p = {min(1.0, 2 * tail):.2f}"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", help="keep and reuse the artifacts here")
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""WikiText-2 perplexity of the dense and of the pruned SmolLM2-135M, 16 windows of 1,024 tokens of the test text.
+
+    python -m benchmarks.perplexity --data FOLDER [--num-samples 32] [--sequence-length 512]
+
+FOLDER holds valid.txt (calibration) and test.txt of WikiText-2.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import shears
+from benchmarks.report import environment, log_to_stderr
+
+MODEL = "smollm2-135m"
+
+
+def main() -> None:
+    """Print one row per method."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--num-samples", type=int, default=32)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5])
+    arguments = parser.parse_args()
+    log_to_stderr()
+    print(environment())
+    print("\n| model | perplexity | 95 % interval | tokens | pruning |\n| --- | --- | --- | --- | --- |")
+    _row("dense", MODEL, arguments.data, "")
+    with tempfile.TemporaryDirectory() as folder:
+        for sparsity in arguments.sparsities:
+            for method in ("wanda", "magnitude"):
+                output, start = Path(folder) / f"{method}-{sparsity}", time.monotonic()
+                shears.sparsify(MODEL, output, method=method, sparsity=sparsity, num_samples=arguments.num_samples,
+                                sequence_length=arguments.sequence_length,
+                                calibration=str(arguments.data / "valid.txt"))  # fmt: skip
+                seconds = f"{time.monotonic() - start:.0f} s"
+                _row(f"{method} {sparsity:.0%}", str(output), arguments.data, seconds)
+
+
+def _row(name: str, model: str, data: Path, seconds: str) -> None:
+    result = shears.evaluate(
+        model, task="perplexity", data=str(data / "test.txt"), sequence_length=1024, limit=16, batch_size=1
+    )
+    low, high = result.ci95
+    print(f"| {name} | {result.value:.2f} | {low:.2f} to {high:.2f} | {result.n} | {seconds} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""shears: sparse fine-tuning that stays sparse."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from shears.adapt.callback import NLSCallback
+    from shears.adapt.elastic import ElasticAdapter, make_elastic
+    from shears.adapt.groups import build_space
+    from shears.adapt.load import load_super_adapter
+    from shears.adapt.space import RankConfig, SearchSpace
+    from shears.adapt.train import train
+    from shears.errors import InputError
+    from shears.evaluation.run import evaluate
+    from shears.export.peft import export_adapter
+    from shears.fetching import fetch
+    from shears.inspection import inspect
+    from shears.pipeline import run
+    from shears.searching.stage import run_search, search
+    from shears.sparsity.prune import sparsify_model
+    from shears.sparsity.stage import sparsify
+
+_HOMES = {
+    "ElasticAdapter": "adapt.elastic",
+    "InputError": "errors",
+    "NLSCallback": "adapt.callback",
+    "RankConfig": "adapt.space",
+    "SearchSpace": "adapt.space",
+    "build_space": "adapt.groups",
+    "evaluate": "evaluation.run",
+    "export_adapter": "export.peft",
+    "fetch": "fetching",
+    "inspect": "inspection",
+    "load_super_adapter": "adapt.load",
+    "make_elastic": "adapt.elastic",
+    "run": "pipeline",
+    "run_search": "searching.stage",
+    "search": "searching.stage",
+    "sparsify": "sparsity.stage",
+    "sparsify_model": "sparsity.prune",
+    "train": "adapt.train",
+}
+__all__ = [
+    "ElasticAdapter",
+    "InputError",
+    "NLSCallback",
+    "RankConfig",
+    "SearchSpace",
+    "__version__",
+    "build_space",
+    "evaluate",
+    "export_adapter",
+    "fetch",
+    "inspect",
+    "load_super_adapter",
+    "make_elastic",
+    "run",
+    "run_search",
+    "search",
+    "sparsify",
+    "sparsify_model",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `import shears` does not import torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shears' has no attribute {name!r}")
+    return getattr(import_module(f"shears.{_HOMES[name]}"), name)

@@ -1,0 +1,54 @@
+"""Checkpoints that are whole or not there: a folder counts once its marker is written, after an fsync of the rest."""
+
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from shears.artifacts import sync_tree, write_json
+
+logger = logging.getLogger(__name__)
+MARKER = "whole.json"
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[-1])
+
+
+class MarkWhole(TrainerCallback):
+    """Marks every checkpoint once all of it is on the disk."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Flush the checkpoint of this step, then mark it."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        sync_tree(folder)
+        write_json(folder / MARKER, {"step": state.global_step})
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint, deleting torn ones with a message; None where there is none."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=_step)
+    for torn in [path for path in checkpoints if not (path / MARKER).is_file()]:
+        logger.warning("checkpoint %s was not written to its end; skipped", torn.name)
+        shutil.rmtree(torn)
+        checkpoints.remove(torn)
+    return checkpoints[-1] if checkpoints else None
+
+
+def cut_log(path: Path, last_step: int) -> None:
+    """Drop the lines of a training log past a step, so that the steps made again are not in it twice."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= last_step]
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _logged_step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError):  # the line the interruption tore
+        return sys.maxsize

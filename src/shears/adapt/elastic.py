@@ -1,0 +1,94 @@
+"""Elastic LoRA: ranks beyond the active one are masked by a forward hook on PEFT's own `lora_A`.
+
+Rank r means the first r rows of A and the first r columns of B. Zeroing A's output beyond r equals slicing both, gives
+the unused ranks a gradient of exactly zero, and leaves PEFT's layers, files and merging as they are.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from shears.adapt.space import RankConfig, SearchSpace
+from shears.errors import InputError
+
+logger = logging.getLogger(__name__)
+MASK = "rank_mask"
+
+
+def _mask_ranks(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    """Zero the output features of lora_A beyond the active rank; a function of the module, so deepcopy is safe."""
+    mask = module.get_buffer(MASK)
+    return output * mask.to(output.dtype)
+
+
+class ElasticAdapter:
+    """The handle on a PEFT model whose LoRA ranks can be switched; `remove` takes the hooks off again."""
+
+    def __init__(self, model: PeftModel, space: SearchSpace, adapter: str = "default") -> None:
+        self.model, self.space, self.adapter = model, space, adapter
+        layers = {name: layer for name, layer in model.get_base_model().named_modules() if isinstance(layer, LoraLayer)}
+        self._layers = {
+            group: [_elastic_layer(layers, name, ranks[0], adapter) for name in space.modules.get(group, ())]
+            for group, ranks in space.ranks.items()
+        }
+        self._hooks = [self._install(layer) for layer in self._all_layers()]
+        self.active = self.activate(space.maximal())
+
+    def _all_layers(self) -> list[LoraLayer]:
+        return [layer for layers in self._layers.values() for layer in layers]
+
+    def _install(self, layer: LoraLayer) -> torch.utils.hooks.RemovableHandle:
+        linear = layer.lora_A[self.adapter]
+        if MASK in dict(linear.named_buffers(recurse=False)):
+            raise InputError("a model can be elastic only once; call remove() on its ElasticAdapter first")
+        weight = linear.weight
+        linear.register_buffer(MASK, torch.ones(weight.shape[0], device=weight.device), persistent=False)
+        return linear.register_forward_hook(_mask_ranks)  # type: ignore[no-any-return]
+
+    def activate(self, config: RankConfig) -> RankConfig:
+        """Make every following forward use these ranks; InputError if they are not in the space."""
+        config = self.space.check(config)
+        for group, layers in self._layers.items():
+            for layer in layers:
+                mask = layer.lora_A[self.adapter].get_buffer(MASK)
+                mask.copy_(torch.arange(mask.shape[0], device=mask.device) < config[group])
+        self.active = config
+        return config
+
+    def num_parameters(self, config: RankConfig) -> int:
+        """Return the parameters of the sub-adapter: rank * (in_features + out_features) over its linears."""
+        return sum(
+            config[group] * (layer.in_features + layer.out_features)
+            for group, layers in self._layers.items()
+            for layer in layers
+        )
+
+    def remove(self) -> None:
+        """Take the hooks and masks off; the model is a plain PEFT model at its largest ranks again."""
+        for hook in self._hooks:
+            hook.remove()
+        for layer in self._all_layers():
+            del layer.lora_A[self.adapter]._buffers[MASK]
+            layer.lora_A[self.adapter]._non_persistent_buffers_set.discard(MASK)
+        self._hooks = []
+
+
+def _elastic_layer(layers: dict[str, LoraLayer], name: str, max_rank: int, adapter: str) -> LoraLayer:
+    layer = layers.get(name)
+    if layer is None or adapter not in layer.lora_A:
+        raise InputError(f"every linear of the search space must carry the adapter {adapter!r}; {name} does not")
+    if layer.use_rslora.get(adapter):
+        raise InputError("rank-stabilised LoRA scales every rank otherwise and cannot be elastic; set use_rslora=False")
+    if layer.lora_A[adapter].weight.shape[0] < max_rank:
+        rank = layer.lora_A[adapter].weight.shape[0]
+        raise InputError(f"the adapter of {name} must have the largest rank of its group ({max_rank}), got {rank}")
+    return layer
+
+
+def make_elastic(model: PeftModel, space: SearchSpace, adapter: str = "default") -> ElasticAdapter:
+    """Make a PEFT model's LoRA adapter elastic; the largest ranks are active at first."""
+    return ElasticAdapter(model, space, adapter)

@@ -1,0 +1,46 @@
+"""From the words of a recipe (`q_proj+k_proj+v_proj,up_proj`) to the groups of a model's search space."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from shears.adapt.space import SearchSpace
+from shears.errors import InputError
+from shears.models import decoder_blocks, linears, matching
+
+
+def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:
+    """Return the search space: in each decoder block, the linears joined by + share one of the ranks.
+
+    Each part is a name's ending or a regex (see `models.matching`). InputError where a part matches nothing, where two
+    groups claim one linear, or where a rank exceeds what a linear can use.
+    """
+    prefix, blocks = decoder_blocks(model)
+    by_block = {index: linears(block) for index, block in enumerate(blocks)}
+    everywhere = [f"{index}.{name}" for index, names in by_block.items() for name in names]
+    modules: dict[str, tuple[str, ...]] = {}
+    for spec in groups:
+        matched = matching(everywhere, [part.strip() for part in spec.split("+")])
+        for index in by_block:
+            names = [name for name in matched if name.startswith(f"{index}.")]
+            if names:
+                modules[f"layers.{index}.{spec}"] = tuple(f"{prefix}.{name}" for name in names)
+    _refuse_overlap(modules)
+    return SearchSpace(ranks=dict.fromkeys(modules, tuple(ranks)), modules=modules)
+
+
+def _refuse_overlap(modules: dict[str, tuple[str, ...]]) -> None:
+    owner: dict[str, str] = {}
+    for group, names in modules.items():
+        for name in names:
+            if name in owner:
+                raise InputError(f"a linear must belong to one group; {name} is in {owner[name]} and {group}")
+            owner[name] = group
+
+
+def target_modules(model: nn.Module, space: SearchSpace) -> list[str]:
+    """Return PEFT's target_modules: the short endings where they mean exactly the space's linears, else full names."""
+    chosen = {name for names in space.modules.values() for name in names}
+    endings = sorted({name.rsplit(".", 1)[-1] for name in chosen})
+    meant = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in endings}
+    return endings if meant == chosen else sorted(chosen)

@@ -1,0 +1,52 @@
+"""Read a finished super-adapter back: its frozen base, its search space, its switch."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from shears.adapt.elastic import ElasticAdapter, make_elastic
+from shears.adapt.space import SearchSpace
+from shears.artifacts import SEARCH_SPACE, check_input, read_record, weights_fingerprint
+from shears.models import load_model, load_tokenizer, model_folder
+
+
+class SuperAdapter(NamedTuple):
+    """A loaded super-adapter; `elastic.activate` chooses the ranks of the next forward."""
+
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    elastic: ElasticAdapter
+    record: dict[str, Any]
+
+
+def space_of_record(record: dict[str, Any]) -> SearchSpace:
+    """Return the search space written in a `search_space.json`."""
+    groups = record["groups"]
+    return SearchSpace(
+        ranks={name: group["ranks"] for name, group in groups.items()},
+        modules={name: group["modules"] for name, group in groups.items()},
+    )
+
+
+def base_of(folder: Path, record: dict[str, Any], model: str | None = None) -> str:
+    """Return the base model of an adapter: as named, as recorded, or beside the adapter where a run was moved."""
+    recorded = str(record["base"])
+    beside = folder.resolve().parent / Path(recorded).name
+    if model is None and not Path(recorded).exists() and beside.is_dir():
+        return str(beside)
+    return model or recorded
+
+
+def load_super_adapter(
+    folder: str | Path, model: str | None = None, dtype: str = "auto", device: str = "auto"
+) -> SuperAdapter:
+    """Load a super-adapter on its frozen base; InputError if the base is not the one it was trained on."""
+    folder = Path(folder)
+    record = read_record(folder, SEARCH_SPACE)
+    base = base_of(folder, record, model)
+    check_input(f"the base model {base}", record["base_fingerprint"], weights_fingerprint(model_folder(base)))
+    peft_model = PeftModel.from_pretrained(load_model(base, dtype, device), str(folder))
+    peft_model.eval()
+    return SuperAdapter(peft_model, load_tokenizer(base), make_elastic(peft_model, space_of_record(record)), record)

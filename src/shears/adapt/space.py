@@ -1,0 +1,101 @@
+"""Rank configurations and the space they live in: immutable values, no torch, no files."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from shears.errors import InputError
+
+
+class RankConfig(Mapping[str, int]):
+    """One rank for every group; hashable, equal by content, ordered by group name."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, ranks: Mapping[str, int]) -> None:
+        self._items = dict(sorted(ranks.items()))
+
+    def __getitem__(self, group: str) -> int:
+        return self._items[group]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._items.items()))
+
+    def __repr__(self) -> str:
+        return f"RankConfig({self._items})"
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Allowed ranks of every group, largest first, and the linears each group ties together.
+
+    Raises InputError where a group has no rank, a rank below 1, or ranks that are not strictly falling.
+    """
+
+    ranks: Mapping[str, Sequence[int]]
+    modules: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.ranks:
+            raise InputError("a search space must have at least one group, got none")
+        for group, ranks in self.ranks.items():
+            falling = all(a > b for a, b in pairwise(ranks))
+            if not ranks or min(ranks) < 1 or not falling:
+                raise InputError(f"ranks must be positive and largest first, got {list(ranks)} for group {group!r}")
+        object.__setattr__(self, "ranks", {group: tuple(ranks) for group, ranks in sorted(self.ranks.items())})
+        object.__setattr__(self, "modules", {group: tuple(names) for group, names in self.modules.items()})
+
+    @property
+    def max_rank(self) -> int:
+        """Largest rank of any group."""
+        return max(ranks[0] for ranks in self.ranks.values())
+
+    @property
+    def size(self) -> int:
+        """Number of rank configurations."""
+        count = 1
+        for ranks in self.ranks.values():
+            count *= len(ranks)
+        return count
+
+    def maximal(self) -> RankConfig:
+        """Return the largest rank of every group."""
+        return RankConfig({group: ranks[0] for group, ranks in self.ranks.items()})
+
+    def minimal(self) -> RankConfig:
+        """Return the smallest rank of every group."""
+        return RankConfig({group: ranks[-1] for group, ranks in self.ranks.items()})
+
+    def heuristic(self) -> RankConfig:
+        """Return the middle rank of every group (Shears, section 3.3); of two middle ranks, the smaller."""
+        return RankConfig({group: ranks[len(ranks) // 2] for group, ranks in self.ranks.items()})
+
+    def random(self, generator: random.Random) -> RankConfig:
+        """Draw every group's rank uniformly."""
+        return RankConfig({group: generator.choice(ranks) for group, ranks in self.ranks.items()})
+
+    def neighbours(self, config: RankConfig) -> Iterator[RankConfig]:
+        """Yield every configuration that differs in one group by one place in its list of ranks."""
+        self.check(config)
+        for group, ranks in self.ranks.items():
+            place = ranks.index(config[group])
+            for other in (place - 1, place + 1):
+                if 0 <= other < len(ranks):
+                    yield RankConfig({**config, group: ranks[other]})
+
+    def check(self, config: Mapping[str, int]) -> RankConfig:
+        """Return the configuration as a RankConfig; raise InputError if it does not belong to this space."""
+        if config.keys() != self.ranks.keys():
+            odd = sorted(config.keys() ^ self.ranks.keys())[:3]
+            raise InputError(f"a rank configuration must name the {len(self.ranks)} groups; check {', '.join(odd)}")
+        for group, rank in config.items():
+            if rank not in self.ranks[group]:
+                raise InputError(f"rank of {group} must be one of {list(self.ranks[group])}, got {rank!r}")
+        return RankConfig(config)

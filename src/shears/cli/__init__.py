@@ -1,0 +1,70 @@
+"""The command line: words -> recipe -> exactly one stage. The only place that prints."""
+
+import logging
+import os
+import sys
+import warnings
+
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes log lines to the console of the progress bar, so that neither breaks the other."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from shears.progress import console
+
+        console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+def _quieten() -> None:
+    """Keep other libraries' bars and notices off the screen; our log lines say what matters."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore")
+    logger = logging.getLogger("shears")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if not logger.handlers:
+        logger.addHandler(_ConsoleHandler())
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 the machine failed (disk, permission), 2 the input was wrong."""
+    _quieten()
+    from shears.cli.verbs import app
+    from shears.errors import InputError
+
+    usage_error = _click_exception()
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except InputError as error:
+        _fail(str(error), 2)
+    except usage_error as error:
+        if not error.format_message():  # type: ignore[attr-defined]  # no words at all: the help is on the screen
+            sys.exit(2)
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "shears"
+        _fail(f"{error.format_message()} See {path} --help", 2)  # type: ignore[attr-defined]
+    except OSError as error:
+        _fail(f"the machine said no: {error}", 1)
+    except KeyboardInterrupt:
+        _fail("stopped; --resume goes on from the last checkpoint", 130)
+
+
+def _click_exception() -> type[Exception]:
+    """Return click's own exception base, which Typer carries inside itself in newer versions."""
+    import typer
+
+    return next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

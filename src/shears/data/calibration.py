@@ -1,0 +1,162 @@
+"""Calibration sequences: windows of a text or of packed rows, or ready token ids exactly as given."""
+
+import hashlib
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from shears.data.examples import encode, prompt_ids, to_example, tokenize
+from shears.data.rows import Row, read_rows
+from shears.errors import InputError
+from shears.prompts import DEFAULT_TEMPLATE
+
+logger = logging.getLogger(__name__)
+
+FEW_TOKENS = 8 * 256  # below this, input norms of a 135 M model still change visibly from draw to draw
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Batches (sequences x tokens), a hash of the ids (whatever the batch size), and how many tokens there are."""
+
+    batches: list[Int[Tensor, "_ _"]]
+    fingerprint: str
+    num_tokens: int
+
+
+def calibration_batches(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    num_samples: int,
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+) -> Calibration:
+    """Return `num_samples` sequences of `sequence_length` tokens, drawn by a generator with this seed.
+
+    A .txt file gives windows that do not overlap; rows (`text`, or any form of example) are shuffled and packed with
+    the end of sequence between them. Rows that hold `input_ids` are used as they are, in order, the first
+    `num_samples` of them. InputError where there is too little text.
+    """
+    generator = random.Random(f"calibration {seed}")
+    if _is_text(source):
+        sequences = _drawn_windows(_read_text(source, tokenizer), num_samples, sequence_length, generator)
+    else:
+        rows = read_rows(source)
+        if "input_ids" in rows[0]:
+            sequences = _ready_sequences(source, rows, num_samples)
+        else:
+            needed = num_samples * sequence_length
+            sequences = _windows(_packed(source, rows, tokenizer, needed, generator), num_samples, sequence_length)
+    return _batched(source, sequences, batch_size)
+
+
+def text_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens of a whole .txt file, or of all rows of a source, in order, end of sequence between them."""
+    if _is_text(source):
+        return _read_text(source, tokenizer)
+    return [token for ids in _row_tokens(source, read_rows(source), tokenizer) for token in ids]
+
+
+def _is_text(source: str) -> bool:
+    return source.lower().endswith(".txt")
+
+
+def _read_text(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    path = Path(source).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"the text must be a file that can be read, got {source}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} must be UTF-8 text, got {error}; save it as UTF-8") from None
+    return prompt_ids([text], tokenizer)[0]
+
+
+def _drawn_windows(
+    tokens: list[int], num_samples: int, sequence_length: int, generator: random.Random
+) -> list[list[int]]:
+    windows = len(tokens) // sequence_length
+    if windows < num_samples:
+        raise _too_little(len(tokens), num_samples, sequence_length)
+    starts = generator.sample(range(windows), num_samples)
+    return [tokens[start * sequence_length : (start + 1) * sequence_length] for start in starts]
+
+
+def _windows(tokens: list[int], num_samples: int, sequence_length: int) -> list[list[int]]:
+    if len(tokens) < num_samples * sequence_length:
+        raise _too_little(len(tokens), num_samples, sequence_length)
+    return [tokens[index * sequence_length : (index + 1) * sequence_length] for index in range(num_samples)]
+
+
+def _too_little(there: int, num_samples: int, sequence_length: int) -> InputError:
+    needed = num_samples * sequence_length
+    return InputError(
+        f"calibration needs {needed} tokens ({num_samples} samples of {sequence_length}), the text has {there}; "
+        "give more text, or fewer or shorter samples"
+    )
+
+
+def _packed(
+    source: str, rows: list[Row], tokenizer: PreTrainedTokenizerBase, needed: int, generator: random.Random
+) -> list[int]:
+    """Join rows in random order until there are enough tokens."""
+    packed: list[int] = []
+    for ids in _row_tokens(source, generator.sample(rows, len(rows)), tokenizer):
+        packed += ids
+        if len(packed) >= needed:
+            break
+    return packed
+
+
+def _row_tokens(source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for row in rows:
+        if isinstance(row.get("text"), str):
+            yield encode([row["text"]], tokenizer)[0] + end
+            continue
+        try:
+            yield tokenize(to_example(row, DEFAULT_TEMPLATE, tokenizer), tokenizer).input_ids
+        except InputError as error:
+            raise InputError(f"rows of {source} must have the column text, or be examples: {error}") from None
+
+
+def _ready_sequences(source: str, rows: list[Row], num_samples: int) -> list[list[int]]:
+    if len(rows) < num_samples:
+        logger.warning("%s holds %d sequences of input_ids, fewer than the %d asked", source, len(rows), num_samples)
+    sequences = []
+    for number, row in enumerate(rows[:num_samples], start=1):
+        ids = row.get("input_ids")
+        if not isinstance(ids, list) or not ids or not all(type(token) is int and token >= 0 for token in ids):
+            raise InputError(f"input_ids must be a list of token ids, row {number} of {source} has {str(ids)[:40]}")
+        sequences.append(ids)
+    return sequences
+
+
+def _batched(source: str, sequences: list[list[int]], batch_size: int) -> Calibration:
+    """Batch neighbours of equal length, so that no padding enters the statistics."""
+    num_tokens = sum(map(len, sequences))
+    batches = [
+        torch.tensor(group[start : start + batch_size])
+        for group in (list(rows) for _, rows in groupby(sequences, key=len))
+        for start in range(0, len(group), batch_size)
+    ]
+    logger.info("calibrating on %d sequences, %d tokens of %s", len(sequences), num_tokens, source)
+    if num_tokens < FEW_TOKENS:
+        logger.warning("only %d calibration tokens; with fewer than %d the choice is noisy", num_tokens, FEW_TOKENS)
+    return Calibration(batches, _fingerprint(sequences), num_tokens)
+
+
+def _fingerprint(sequences: list[list[int]]) -> str:
+    digest = hashlib.sha256()
+    for ids in sequences:
+        digest.update((" ".join(map(str, ids)) + "\n").encode())
+    return digest.hexdigest()

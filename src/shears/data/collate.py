@@ -1,0 +1,34 @@
+"""Rows of tokens as batches: padded on the left, so that completions end together, and bucketed by length.
+
+B rows, T tokens.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from shears.data.examples import Tokenized
+from shears.losses import IGNORED
+
+
+def pad_left(rows: Sequence[Tokenized], pad_id: int) -> dict[str, Tensor]:
+    """Return input_ids, attention_mask, position_ids and labels, each Int "B T"; padding has no label.
+
+    Positions count from each row's first real token, so that a row means the same in every batch.
+    """
+    length = max(len(row.input_ids) for row in rows)
+    missing = [length - len(row.input_ids) for row in rows]
+    mask = torch.tensor([[0] * gap + [1] * (length - gap) for gap in missing])
+    return {
+        "input_ids": torch.tensor([[pad_id] * gap + row.input_ids for gap, row in zip(missing, rows, strict=True)]),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+        "labels": torch.tensor([[IGNORED] * gap + row.labels for gap, row in zip(missing, rows, strict=True)]),
+    }
+
+
+def length_buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Return the indices in batches of about equal lengths, longest first (too long for memory fails at once)."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -1,0 +1,226 @@
+"""Examples: rows of any known form turned into text segments, of which some carry the loss, and those into tokens.
+
+The same segments serve training and evaluation, each tokenised by itself, so that a prompt is the same tokens in both.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from shears.data.chat import Segment, chat_segments
+from shears.data.rows import read_rows
+from shears.errors import InputError
+from shears.losses import IGNORED
+from shears.prompts import render_completion, render_prompt
+
+logger = logging.getLogger(__name__)
+__all__ = ["Example", "Segment", "Tokenized", "completion_of", "encode", "load_examples", "prompt_ids", "prompt_of",
+           "to_example", "tokenize", "tokenize_all", "with_completion"]  # fmt: skip
+
+# The form of LLM-Adapters' commonsense sets: the choices stand at the end of the instruction.
+ANSWER_FORMAT = re.compile(r"Answer format:\s*(\S+(?:/\S+)+)\s*$")
+CHOICE_COMPLETION = "the correct answer is {}"
+TrainOn = Literal["completion", "all"]
+COLUMNS = "prompt and completion, instruction (input) and output, or messages"
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Token ids and, for each, itself as the label or -100 where it carries no loss."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and what should follow it; for choices, also every completion to choose from, the answer among them."""
+
+    segments: tuple[Segment, ...]
+    answer: str | None = None
+    choices: tuple[str, ...] = ()
+
+
+def to_example(row: Mapping[str, Any], template: str, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """Return a row as an example; InputError where it has none of the known columns or text is not text.
+
+    Known are prompt/completion, instruction/input/output, chat messages, each with or without `answer`, the first two
+    also with `choices` (`answer` is then its text, its letter or its index).
+    """
+    if row.get("messages"):
+        return Example(chat_segments(row["messages"], tokenizer), _optional_text(row.get("answer")))
+    if "prompt" in row:
+        return _complete(row, _text(row, "prompt"), "completion", str)
+    if "instruction" in row:
+        prompt = render_prompt(template, _text(row, "instruction"), _text(row, "input"))
+        return _complete(row, prompt, "output", lambda text: render_completion(template, text))
+    raise InputError(f"a row must have the columns {COLUMNS}, got {', '.join(map(str, row)) or 'none'}")
+
+
+def _complete(row: Mapping[str, Any], prompt: str, column: str, render: Callable[[str], str]) -> Example:
+    texts, answer = _choices(row)
+    choices = tuple(map(render, texts))
+    answer = answer if answer is None or not choices else render(answer)
+    completion = render(_text(row, column)) if row.get(column) else (answer or "") if choices else ""
+    return Example((Segment(prompt, False), Segment(completion, True)), answer, choices)
+
+
+def _choices(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
+    """Return the texts to choose from, if any, and the answer (one of them, or None where it is not among them)."""
+    answer = row.get("answer")
+    if row.get("choices"):
+        choices = [str(choice) for choice in row["choices"]]
+        return choices, _chosen(choices, answer)
+    match = ANSWER_FORMAT.search(str(row.get("instruction", "")))
+    if match is None:
+        return [], _optional_text(answer)
+    names = match[1].split("/")
+    chosen = _chosen(names, answer)
+    return list(map(CHOICE_COMPLETION.format, names)), None if chosen is None else CHOICE_COMPLETION.format(chosen)
+
+
+def _chosen(choices: Sequence[str], answer: object) -> str | None:
+    """An int is an index from 0; a text is first a choice itself, then a letter, then an index."""
+    text = str(answer).lower() if isinstance(answer, bool) else str(answer).strip()
+    if isinstance(answer, str | bool) and text in choices:
+        return text
+    if isinstance(answer, str) and len(text) == 1 and text.isalpha():
+        index = ord(text.upper()) - ord("A")
+    elif text.isdecimal():
+        index = int(text)
+    else:
+        return None
+    return choices[index] if 0 <= index < len(choices) else None
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    value = row.get(column)
+    if value is None:
+        return ""
+    if not isinstance(value, str | int | float):
+        raise InputError(f"{column} must be text, got {type(value).__name__}; chats go into the column messages")
+    return str(value)
+
+
+def _optional_text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def prompt_of(example: Example) -> str:
+    """Return all text before the last trained segment."""
+    last = max(index for index, segment in enumerate(example.segments) if segment.trained)
+    return "".join(segment.text for segment in example.segments[:last])
+
+
+def completion_of(example: Example) -> str:
+    """Return the text of the last trained segment."""
+    return next(segment.text for segment in reversed(example.segments) if segment.trained)
+
+
+def with_completion(example: Example, completion: str) -> Example:
+    """Return the example with another text to follow its prompt."""
+    return replace(example, segments=(Segment(prompt_of(example), False), Segment(completion, True)))
+
+
+def load_examples(
+    source: str, template: str, tokenizer: PreTrainedTokenizerBase, limit: int | None = None
+) -> list[Example]:
+    """Return the examples of a source, the first `limit` of them; an InputError names the row."""
+    examples = []
+    for number, row in enumerate(read_rows(source)[:limit], start=1):
+        try:
+            examples.append(to_example(row, template, tokenizer))
+        except InputError as error:
+            raise InputError(f"row {number} of {source}: {error}") from None
+    return examples
+
+
+def tokenize(
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None = None,
+    train_on: TrainOn = "completion",
+) -> Tokenized:
+    """Return the tokens of an example, with the end of sequence behind the last trained segment.
+
+    Labels are built from the segments, not from the padding id, which is often the end of sequence itself. InputError
+    where there are more than `max_length` tokens.
+    """
+    tokens = _tokenize_batch([example], tokenizer, train_on)[0]
+    if max_length is not None and len(tokens.input_ids) > max_length:
+        raise InputError(f"an example must have at most {max_length} tokens, got {len(tokens.input_ids)}")
+    return tokens
+
+
+def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the tokens of prompts as `tokenize` makes them in front of a completion."""
+    return [_with_start(ids, tokenizer) for ids in encode(prompts, tokenizer)]
+
+
+def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return each text's tokens without special ones; `verbose=False` because windows are cut later."""
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def _with_start(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Put the start of sequence in front where the tokenizer itself would, and the text has none yet."""
+    start = tokenizer.bos_token_id
+    adds_start = start is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [start]
+    return [start, *ids] if adds_start and ids[:1] != [start] else ids
+
+
+def _tokenize_batch(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, train_on: TrainOn
+) -> list[Tokenized]:
+    pieces = iter(encode([segment.text for example in examples for segment in example.segments], tokenizer))
+    return [_joined(example, [next(pieces) for _ in example.segments], tokenizer, train_on) for example in examples]
+
+
+def _joined(
+    example: Example, pieces: list[list[int]], tokenizer: PreTrainedTokenizerBase, train_on: TrainOn
+) -> Tokenized:
+    trained = [segment.trained for segment in example.segments]
+    last = max(index for index, flag in enumerate(trained) if flag)
+    end = tokenizer.eos_token_id
+    if end is not None and pieces[last][-1:] != [end]:
+        pieces[last] = [*pieces[last], end]
+    first = _with_start(pieces[0], tokenizer)
+    labels = [IGNORED] * (len(first) - len(pieces[0]))
+    for flag, piece in zip(trained, pieces, strict=True):
+        labels += piece if flag else [IGNORED] * len(piece)
+    ids = [*first, *(token for piece in pieces[1:] for token in piece)]
+    labels = list(ids) if train_on == "all" else labels
+    labels[:1] = [IGNORED]  # nothing predicts a first token; in a batch or a pack, its neighbour would seem to
+    return Tokenized(ids, labels)
+
+
+def tokenize_all(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    train_on: TrainOn = "completion",
+) -> list[Tokenized]:
+    """Return the tokens of the examples, without those that are too long or have nothing to learn; logs their number.
+
+    InputError if none remains.
+    """
+    with_text = [example for example in examples if completion_of(example).strip()]
+    rows = _tokenize_batch(with_text, tokenizer, train_on)
+    fitting = [row for row in rows if len(row.input_ids) <= max_length]
+    empty, long = len(examples) - len(with_text), len(rows) - len(fitting)
+    if not fitting:
+        raise InputError(
+            f"at least one example must have a completion and at most {max_length} tokens, got {empty} without one and "
+            f"{long} longer; check the columns or raise max_length"
+        )
+    if empty or long:
+        logger.warning("left out %d of %d examples: %d longer than %d tokens, %d without a completion",
+                       empty + long, len(examples), long, max_length, empty)  # fmt: skip
+    return fitting

@@ -1,0 +1,138 @@
+"""Rows of examples from a file, a hub data set or the embedded generator, as plain dictionaries.
+
+Text formats are read by the standard library: `datasets` gives a column one type, so it refuses or rewrites answers
+that are `2.0` here and `"48"` there, and turns the word `true` of a CSV file into a boolean.
+"""
+
+import csv
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import datasets
+
+from shears.data.arithmetic import arithmetic_rows
+from shears.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+ARITHMETIC = "arithmetic"
+HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w\[\]%:+-]+))?")
+FILE_LIKE = re.compile(r"\.(jsonl?|csv|tsv|txt|parquet|arrow|xml|ya?ml|xlsx?|md|gz|zip|zst)$", re.IGNORECASE)
+HUB_ERRORS = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+
+
+def read_rows(source: str, split: str = "train") -> list[Row]:
+    """Return the rows of a .json, .jsonl, .csv or .parquet file, of `arithmetic:SPLIT` or of a hub id.
+
+    A hub id is `org/name`, `org/name/config`, each with `:split` behind it or not. InputError for what is missing,
+    empty, torn or of another kind.
+    """
+    name, _, asked = source.partition(":")
+    if name == ARITHMETIC:
+        return list(arithmetic_rows(asked or split))
+    path = Path(source).expanduser()
+    if path.is_file() or path.is_dir() or FILE_LIKE.search(source) or source.startswith(("/", ".", "~")):
+        rows = _read_file(path)
+    else:
+        rows = _read_hub(source, split)
+    if not rows:
+        raise InputError(f"{source} must hold at least one row, got none")
+    logger.info("read %d rows from %s", len(rows), source)
+    return rows
+
+
+def _read_file(path: Path) -> list[Row]:
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "nothing there"
+        raise InputError(f"data must be a file that exists, got {path} ({kind}); check the path")
+    if path.suffix.lower() == ".txt":
+        raise InputError(f"examples must be rows, got the plain text {path}; give .jsonl with prompt and completion")
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"data must end in {', '.join(READERS)}, got {path.name!r}; convert it to .jsonl")
+    try:
+        return reader(path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} must be UTF-8 text, got {error}; save it as UTF-8") from None
+
+
+def _read_json(path: Path) -> list[Row]:
+    """A list of rows; or, as many files called .json are, one row a line."""
+    text = path.read_text(encoding="utf-8-sig")
+    if not text.lstrip().startswith("["):
+        return list(_parse_lines(path, text))
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} must be a whole JSON list, got {error}; it may be cut off: get it again") from None
+    return [_checked(row, f"row {index} of {path}") for index, row in enumerate(rows)]
+
+
+def _read_json_lines(path: Path) -> list[Row]:
+    return list(_parse_lines(path, path.read_text(encoding="utf-8-sig")))
+
+
+def _parse_lines(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"every line of {path} must be a JSON object, got line {number}: {error}") from None
+        yield _checked(row, f"line {number} of {path}")
+
+
+def _checked(row: object, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise InputError(f"{where} must be a JSON object of named columns, got {str(row)[:40]!r}")
+    return row
+
+
+def _read_csv(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            rows = list(csv.DictReader(file, strict=True))
+        except csv.Error as error:
+            raise InputError(f"{path} must be a CSV file with a header line, got {error}") from None
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise InputError(f"every row of {path} must have as many cells as the header, row {number} has not")
+    return rows
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            table = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
+            return list(table.to_list())
+    except (*HUB_ERRORS, TypeError) as error:
+        raise InputError(f"{path} must be a Parquet file, got {_first_line(error)}") from None
+
+
+def _read_hub(source: str, split: str) -> list[Row]:
+    match = HUB_ID.fullmatch(source)
+    if match is None:
+        kinds = "a .json, .jsonl, .csv or .parquet file, a hub id org/name or arithmetic:train"
+        raise InputError(f"data must be {kinds}, got {source!r}")
+    try:
+        table = datasets.load_dataset(match["name"], match["config"], split=match["split"] or split)
+    except HUB_ERRORS as error:
+        raise InputError(f"{source} must be a file or a hub data set that loads, got {_first_line(error)}") from error
+    return list(table.to_list())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+READERS: Mapping[str, Callable[[Path], list[Row]]] = MappingProxyType(
+    {".json": _read_json, ".jsonl": _read_json_lines, ".csv": _read_csv, ".parquet": _read_parquet}
+)

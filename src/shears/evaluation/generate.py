@@ -1,0 +1,158 @@
+"""Greedy answers in batches, and one text streamed token by token.
+
+B prompts, T tokens, V words of the vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+
+from shears.data.collate import length_buckets, pad_left
+from shears.data.examples import Tokenized, prompt_ids
+from shears.errors import InputError
+from shears.evaluation.score import device_of, padding
+from shears.losses import forward_parameters
+from shears.progress import track
+
+
+class EndOfLine(StoppingCriteria):
+    """Stops a row at the first line break behind a line that is not empty."""
+
+    def __init__(self, line_breaks: Int[Tensor, " V"], prompt_length: int) -> None:
+        self._breaks, self._start = line_breaks, prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Bool[Tensor, " B"]:
+        """Return which rows have ended."""
+        breaks = torch.isin(input_ids[:, self._start :], self._breaks.to(input_ids.device))
+        return breaks[:, -1] & (~breaks).any(dim=1)
+
+
+def line_breaks(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " V"]:
+    """Return every token whose text holds a line break."""
+    vocabulary = tokenizer.get_vocab()
+    return torch.tensor([i for token, i in vocabulary.items() if "\n" in tokenizer.convert_tokens_to_string([token])])
+
+
+def generate_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int,
+    one_line: bool = False,
+) -> list[str]:
+    """Return the greedy continuation of every prompt, up to the end of sequence or, if `one_line`, of its first line.
+
+    Batches are of about equal lengths, padded on the left and masked; the answers are in the order of the prompts.
+    InputError for an empty prompt.
+    """
+    rows = [Tokenized(ids, ids) for ids in _checked_prompts(prompts, tokenizer)]
+    answers, breaks = [""] * len(rows), line_breaks(tokenizer) if one_line else None
+    buckets = length_buckets([len(row.input_ids) for row in rows], batch_size)
+    for indices in track(buckets, "generating", len(buckets), "batches"):
+        batch = pad_left([rows[index] for index in indices], padding(tokenizer))
+        for index, answer in zip(indices, _continue(model, tokenizer, batch, max_new_tokens, breaks), strict=True):
+            answers[index] = answer
+    return answers
+
+
+def _checked_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    rows = prompt_ids(prompts, tokenizer)
+    if not all(rows):
+        raise InputError(f"a prompt must not be empty, number {rows.index([]) + 1} is")
+    return rows
+
+
+@torch.no_grad()
+def _continue(
+    model: Any, tokenizer: PreTrainedTokenizerBase, batch: dict[str, Tensor], max_new_tokens: int, breaks: Tensor | None
+) -> list[str]:
+    device, length = device_of(model), batch["input_ids"].shape[1]
+    criteria = StoppingCriteriaList([] if breaks is None else [EndOfLine(breaks, length)])
+    tokens = model.generate(
+        input_ids=batch["input_ids"].to(device),
+        attention_mask=batch["attention_mask"].to(device),
+        generation_config=_greedy(model, tokenizer, max_new_tokens),
+        stopping_criteria=criteria,
+    )
+    answers: list[str] = tokenizer.batch_decode(tokens[:, length:], skip_special_tokens=True)
+    return answers
+
+
+def _greedy(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
+    """Write out what a model's own generation settings would else fill in: the likeliest token, nothing added."""
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        eos_token_id=sorted(_ends(model, tokenizer)) or None,
+        pad_token_id=padding(tokenizer),
+    )
+
+
+def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return every token that ends a sequence, for the tokenizer or for the model (chat models have several)."""
+    of_model = getattr(model.generation_config, "eos_token_id", None)
+    several = of_model if isinstance(of_model, list) else [of_model]
+    return {end for end in (tokenizer.eos_token_id, *several) if end is not None}
+
+
+@torch.no_grad()
+def stream(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[str]:
+    """Yield the continuation of a prompt piece by piece, as soon as a piece is whole characters.
+
+    Temperature 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature) by `generator`.
+    """
+    tokens: list[int] = []
+    shown = ""
+    for token in _next_tokens(model, _checked_prompts([prompt], tokenizer)[0], max_new_tokens, temperature, generator):
+        if token in _ends(model, tokenizer):
+            break
+        tokens.append(token)
+        text = _text(tokenizer, tokens)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character of several tokens is still open
+            yield text[len(shown) :]
+            shown = text
+    yield _text(tokenizer, tokens)[len(shown) :]
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _next_tokens(
+    model: Any, prompt: list[int], count: int, temperature: float, generator: torch.Generator | None
+) -> Iterator[int]:
+    cache_name = "cache" if "cache" in forward_parameters(model) else "past_key_values"  # renamed in transformers 5
+    takes = {"logits_to_keep": 1} if "logits_to_keep" in forward_parameters(model) else {}
+    ids, cache, length = torch.tensor([prompt]), None, len(prompt)
+    for _ in range(count):
+        mask = torch.ones((1, length), dtype=torch.int64)
+        inputs = {"input_ids": ids.to(device_of(model)), "attention_mask": mask.to(device_of(model)), cache_name: cache}
+        outputs = model(**inputs, use_cache=True, **takes)
+        token = _draw(outputs.logits[0, -1].float(), temperature, generator)
+        yield token
+        ids, cache, length = torch.tensor([[token]]), outputs[cache_name], length + 1
+
+
+def _draw(logits: Float[Tensor, " V"], temperature: float, generator: torch.Generator | None) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    device = logits.device if generator is None else generator.device
+    return int(torch.multinomial(torch.softmax(logits.to(device) / temperature, dim=-1), 1, generator=generator))

@@ -1,0 +1,106 @@
+"""The evaluation as a stage: load a model and perhaps an adapter, measure, write the figures."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from shears.artifacts import check_input, find_record, read_json, read_record, weights_fingerprint, write_json
+from shears.errors import InputError
+from shears.evaluation.generate import stream
+from shears.evaluation.score import device_of
+from shears.evaluation.tasks import Evaluation, evaluate_task
+from shears.models import autocast, load_model, load_tokenizer, model_folder
+from shears.prompts import DEFAULT_TEMPLATE, TEMPLATES
+from shears.recipe import EvaluateConfig, GenerateConfig
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_CONFIG = "adapter_config.json"
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+
+
+def evaluate(model: str, output: str | Path | None = None, adapter: str | None = None, **config: Any) -> Evaluation:
+    """Measure a model, with or without an adapter, on a task; write the figures to `output` where one is named.
+
+    Keywords are those of EvaluateConfig (`task`, `data`, ...). The file holds no times: the same inputs give the same
+    bytes.
+    """
+    wanted = EvaluateConfig(**config)
+    if wanted.template is None:
+        wanted = wanted.model_copy(update={"template": adapter_template(adapter)})
+    loaded, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
+    with autocast(wanted.precision, device_of(loaded)):
+        evaluation = evaluate_task(loaded, tokenizer, wanted)
+    if output is not None:
+        path = Path(output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, evaluation.as_data())
+        logger.info("wrote %s", path)
+    return evaluation
+
+
+def generate_text(model: str, prompt: str, adapter: str | None = None, **config: Any) -> Iterator[str]:
+    """Yield the continuation of a prompt, used as it is, piece by piece; keywords are those of GenerateConfig."""
+    wanted = GenerateConfig(**config)
+    loaded, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
+    generator = torch.Generator().manual_seed(wanted.seed)
+    yield from stream(loaded, tokenizer, prompt, wanted.max_new_tokens, wanted.temperature, generator)
+
+
+def adapter_template(adapter: str | Path | None) -> str:
+    """Return the prompt template an adapter was trained with, as its record says; without a record, the default."""
+    record = find_record(Path(adapter)) if adapter is not None else None
+    content = read_json(record) if record is not None else {}
+    template = content.get("template") or content.get("config", {}).get("template")
+    return template if template in TEMPLATES else DEFAULT_TEMPLATE
+
+
+def load_with_adapter(
+    model: str | Path, adapter: str | Path | None = None, dtype: str = "auto", device: str = "auto"
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Return a model, ready to evaluate, and its tokenizer; the adapter on it loads through stock PEFT.
+
+    InputError where the adapter does not load, lacks weights, or was trained on another base than this model.
+    """
+    if adapter is not None:
+        _check_adapter(Path(adapter), model)
+    base, tokenizer = load_model(model, dtype, device), load_tokenizer(model)
+    return (base if adapter is None else _with_adapter(base, Path(adapter))), tokenizer
+
+
+def _check_adapter(adapter: Path, model: str | Path) -> None:
+    if not (adapter / ADAPTER_CONFIG).is_file():
+        raise InputError(f"the adapter must be a folder with {ADAPTER_CONFIG}, got {adapter}; check the path")
+    path = find_record(adapter)
+    record = read_record(adapter, path.name) if path is not None else {}
+    if "base_fingerprint" in record:
+        found = weights_fingerprint(model_folder(model))
+        check_input(f"the base model of {adapter}, here {model},", record["base_fingerprint"], found)
+
+
+def _with_adapter(base: nn.Module, adapter: Path) -> nn.Module:
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loaded: nn.Module = PeftModel.from_pretrained(base, str(adapter), torch_device=str(device_of(base)))
+    except LOADING_ERRORS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{adapter} must be an adapter that PEFT loads onto this model, got: {reason}") from error
+    for warning in caught:
+        _refuse_or_log(adapter, str(warning.message))
+    return loaded.eval()
+
+
+def _refuse_or_log(adapter: Path, message: str) -> None:
+    """PEFT only warns of missing weights, and then computes with fresh ones."""
+    if "missing adapter keys" in message:
+        raise InputError(f"{adapter} must hold every weight of its configuration, got: {message.splitlines()[0][:200]}")
+    logger.warning("loading %s: %s", adapter, message.splitlines()[0])

@@ -1,0 +1,104 @@
+"""Write a sub-adapter as an ordinary PEFT adapter that stock tools load."""
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from shears import __version__
+from shears.adapt.load import space_of_record
+from shears.adapt.space import RankConfig, SearchSpace
+from shears.artifacts import (
+    SEARCH_SPACE,
+    SUB_ADAPTER,
+    as_data,
+    file_fingerprint,
+    read_record,
+    weights_fingerprint,
+    working_folder,
+    write_json,
+)
+from shears.export.choice import choose_ranks
+from shears.export.tensors import padded, sliced
+from shears.recipe import ExportConfig
+from shears.resolve import build
+
+logger = logging.getLogger(__name__)
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+FORMATS: Mapping[str, Callable[[Mapping[str, Tensor], Mapping[str, int]], dict[str, Tensor]]] = {
+    "peft": sliced,
+    "padded": padded,
+}
+
+
+def export_adapter(super_adapter: str | Path, output: str | Path, **config: Any) -> Path:
+    """Write the chosen sub-adapter to the folder `output`; return that folder.
+
+    The keywords are the fields of `ExportConfig`. No model is loaded. InputError for ranks outside the search space.
+    """
+    settings, folder, output = build(ExportConfig, "export", config), Path(super_adapter), Path(output)
+    record = read_record(folder, SEARCH_SPACE)
+    space = space_of_record(record)
+    ranks = choose_ranks(settings.ranks or "heuristic", space, record["fingerprint"])
+    asked = {"super_adapter": str(super_adapter), **as_data(settings)}
+    with working_folder(output, asked, resume=None) as work:
+        tensors = load_file(folder / WEIGHTS)
+        chosen = FORMATS[settings.format](tensors, by_linear(space, ranks))
+        save_file(chosen, work / WEIGHTS, metadata={"format": "pt"})
+        write_json(work / CONFIG, _adapter_config(folder, space, ranks, settings.format))
+        write_json(work / SUB_ADAPTER, _record(record, settings, ranks, work))
+    count = sum(tensor.numel() for tensor in chosen.values())
+    logger.info("exported %s: %.4g M adapter parameters, format %s", output, count / 1e6, settings.format)
+    return output
+
+
+def by_linear(space: SearchSpace, ranks: RankConfig) -> dict[str, int]:
+    """Return the rank of every linear of the space."""
+    return {linear: ranks[group] for group, linears in space.modules.items() for linear in linears}
+
+
+def _adapter_config(folder: Path, space: SearchSpace, ranks: RankConfig, form: str) -> dict[str, Any]:
+    """Return the super-adapter's own PEFT config; smaller ranks get patterns whose scaling stays alpha / max_rank.
+
+    PEFT scales a linear by alpha_pattern / rank_pattern; alpha * r / max_rank keeps the constant of training. Tools
+    that ignore patterns scale by lora_alpha / r, which is the same constant.
+    """
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if form == "peft":
+        patterns = _patterns(space, ranks, config["r"])
+        config["rank_pattern"] = patterns
+        config["alpha_pattern"] = {
+            pattern: config["lora_alpha"] * rank / config["r"] for pattern, rank in patterns.items()
+        }
+    return config
+
+
+def _patterns(space: SearchSpace, ranks: RankConfig, max_rank: int) -> dict[str, int]:
+    """Return one anchored regex per rank below the largest; PEFT reads a key as `(.*\\.)?(key)$`."""
+    linears: dict[int, list[str]] = {}
+    for linear, rank in by_linear(space, ranks).items():
+        if rank != max_rank:
+            linears.setdefault(rank, []).append(re.escape(linear))
+    return {f"^(?:{'|'.join(sorted(names))})": rank for rank, names in sorted(linears.items())}
+
+
+def _record(record: Mapping[str, Any], settings: ExportConfig, ranks: RankConfig, work: Path) -> dict[str, Any]:
+    result = settings.ranks if settings.ranks and Path(settings.ranks).is_file() else None
+    return {
+        "shears_version": __version__,
+        "config": as_data(settings),
+        "base": record["base"],
+        "base_fingerprint": record["base_fingerprint"],
+        "super_adapter_fingerprint": record["fingerprint"],
+        "ranks_fingerprint": file_fingerprint(Path(result)) if result else None,
+        "fingerprint": weights_fingerprint(work),
+        "template": record["template"],
+        "alpha": record["alpha"],
+        "max_rank": record["max_rank"],
+        "ranks": dict(ranks),
+    }

@@ -1,0 +1,229 @@
+"""A causal language model and its tokenizer from any name; its decoder blocks; its linears by target name.
+
+Shapes: O output features, I input features of a linear.
+"""
+
+import difflib
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
+
+from shears.errors import InputError
+from shears.fetching import EMBEDDED, convert_gguf, fetch
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a hub repository; nothing executable
+FOREIGN_FILES = ["consolidated*", "original/*", "onnx/*"]  # second copies of the weights for other tools
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+)
+
+
+def resolve_model(name: str) -> Path | str:
+    """Return the folder a model name stands for, or the name itself where it is a hub id.
+
+    `smollm2-135m` and .gguf files are converted once into the cache. InputError for a path that is not there.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _checked_folder(path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise InputError(
+                f"a model must be a folder, a .gguf file, a hub id or an embedded name, got the file {path}"
+            )
+        return convert_gguf(path)
+    if name in EMBEDDED:
+        return fetch(name)
+    if not _looks_like_hub_id(name):
+        raise InputError(f"the model must exist, and there is no {name}; give a folder, a .gguf file or a hub id")
+    return name
+
+
+def _looks_like_hub_id(name: str) -> bool:
+    """Tell `org/name` from a path: a first part that is a folder here makes it a path."""
+    owner = name.split("/", 1)[0]
+    in_local_folder = "/" in name and Path(owner).is_dir()
+    return bool(HUB_ID.fullmatch(name)) and not name.endswith(".gguf") and not in_local_folder
+
+
+def _checked_folder(folder: Path) -> Path:
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(f"the model must be a base model, got the adapter {folder}; give it as --adapter")
+    raise InputError(f"a model folder must hold config.json; {folder} does not")
+
+
+def model_folder(name: str | Path) -> Path:
+    """Return the local folder of a model; a hub id is downloaded into the hub's cache (unless HF_HUB_OFFLINE)."""
+    resolved = resolve_model(str(name))
+    if isinstance(resolved, Path):
+        return resolved
+    try:
+        return Path(snapshot_download(resolved, allow_patterns=MODEL_FILES, ignore_patterns=FOREIGN_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise InputError(
+            f"the model must be a folder, a .gguf file or a reachable hub id, got {resolved!r}: {_first_line(error)}"
+        ) from error
+
+
+def load_model(name: str | Path, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
+    """Return the causal language model in evaluation mode; `auto` keeps the dtype it was saved in.
+
+    InputError, in one line, for whatever keeps it from loading, missing weights included.
+    """
+    folder, place = model_folder(name), pick_device(device)
+    options: dict[str, Any] = {"dtype": DTYPES.get(dtype, "auto"), "use_safetensors": True}
+    try:
+        model, info = cast("Any", AutoModelForCausalLM).from_pretrained(folder, output_loading_info=True, **options)
+    except LOADING_ERRORS as error:
+        raise InputError(
+            f"{name} must be a causal language model that transformers loads: {_first_line(error)}"
+        ) from error
+    _refuse_random_weights(name, info)
+    loaded: PreTrainedModel = model.eval().to(place)
+    logger.info("loaded %s: %.4g M parameters, %s, %s", name, loaded.num_parameters() / 1e6, loaded.dtype, place)
+    return loaded
+
+
+def _refuse_random_weights(name: str | Path, info: dict[str, Any]) -> None:
+    """Refuse what transformers only warns of: weights the files lack come out random."""
+    absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if absent:
+        raise InputError(
+            f"the files of {name} must hold every weight, {len(absent)} are missing or of another shape "
+            f"({absent[0]} ...); get a complete checkpoint of this architecture"
+        )
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """Return the model's tokenizer, with a padding token (the end of sequence where it has none of its own)."""
+    folder = model_folder(name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except LOADING_ERRORS as error:
+        raise InputError(f"{name} must come with a tokenizer that transformers loads: {_first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def pick_device(device: str) -> torch.device:
+    """Return the device meant: auto is cuda, else mps, else cpu; InputError where it is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    place = torch.device(device)
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(place.type, False):
+        raise InputError(f"device must be one that this machine has, got {device!r}; use auto or cpu")
+    return place
+
+
+def resolved_precision(precision: str, device: torch.device | str) -> Literal["fp32", "bf16", "fp16"]:
+    """Return the arithmetic meant: auto is bf16 where the processor has it in hardware, else fp32."""
+    kind = torch.device(device).type
+    if precision == "fp16" and kind != "cuda":
+        raise InputError(f"precision fp16 needs a CUDA device, got {kind}; use auto, bf16 or fp32")
+    if precision == "auto":
+        return "bf16" if _has_bf16(kind) else "fp32"
+    return "bf16" if precision == "bf16" else "fp16" if precision == "fp16" else "fp32"
+
+
+def _has_bf16(kind: str) -> bool:
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities() if kind == "cpu" else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def autocast(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:
+    """Return the context in which forwards run in the given precision over weights of any other."""
+    chosen = resolved_precision(precision, device)
+    return nullcontext() if chosen == "fp32" else torch.autocast(torch.device(device).type, DTYPES[chosen])
+
+
+def set_threads(count: int | None) -> None:
+    """Use that many CPU threads; None leaves torch's choice, one a core."""
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the decoder blocks and their name, such as `model.layers`; InputError where there are none.
+
+    They are the largest list (by parameters) of GradientCheckpointingLayer, else the largest list of modules.
+    """
+    lists = [(name, child) for name, child in model.named_modules() if isinstance(child, nn.ModuleList) and len(child)]
+    layers = [pair for pair in lists if all(isinstance(block, GradientCheckpointingLayer) for block in pair[1])]
+    if not lists:
+        raise InputError(f"the model must have a list of decoder blocks, {type(model).__name__} has none")
+    return max(layers or lists, key=lambda pair: sum(parameter.numel() for parameter in pair[1].parameters()))
+
+
+def linears(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the linears below a module by qualified name, in the order of definition."""
+    return {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear | Conv1D)}
+
+
+def weight_oi(linear: nn.Module) -> Float[Tensor, "O I"]:
+    """Return a linear's weight as outputs x inputs: the same storage, transposed for Conv1D."""
+    weight: Tensor = linear.get_parameter("weight")
+    return weight.T if isinstance(linear, Conv1D) else weight
+
+
+def matching(names: Iterable[str], targets: Sequence[str]) -> list[str]:
+    """Return the names that a target matches, by dotted suffix or whole regex, in the order given.
+
+    InputError for a target that matches none, naming those there are.
+    """
+    known, found = list(names), set[str]()
+    for target in targets:
+        matched = {name for name in known if _matches(name, target)}
+        if not matched:
+            raise InputError(_unmatched(known, target))
+        found |= matched
+    return [name for name in known if name in found]
+
+
+def _matches(name: str, target: str) -> bool:
+    if name == target or name.endswith(f".{target}"):
+        return True
+    try:
+        return re.fullmatch(target, name) is not None
+    except re.error as error:
+        raise InputError(f"a target must be a name or a regex, got {target!r}: {error}") from None
+
+
+def _unmatched(known: Sequence[str], target: str) -> str:
+    suffixes = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in known))
+    close = difflib.get_close_matches(target, suffixes, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"no linear matches target {target!r}; this model has {', '.join(suffixes) or 'none'}{hint}"

@@ -1,0 +1,192 @@
+"""All stages of a recipe in one folder: what is there and fits is skipped, what was interrupted goes on."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shears.adapt.train import train
+from shears.artifacts import (
+    EVALUATION,
+    RESULT,
+    SEARCH_SPACE,
+    SPARSITY,
+    SUB_ADAPTER,
+    as_data,
+    check_input,
+    file_fingerprint,
+    read_json,
+    read_record,
+    refuse_changes,
+    run_lock,
+    weights_fingerprint,
+    write_json,
+    write_text,
+)
+from shears.errors import InputError
+from shears.evaluation.run import evaluate
+from shears.export.peft import export_adapter
+from shears.inspection import inspect
+from shears.models import model_folder, set_threads
+from shears.recipe import EvaluateConfig, Recipe
+from shears.searching.stage import search
+from shears.sparsity.stage import sparsify
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run: where its artifact goes, what it was asked, how it is made."""
+
+    name: str
+    output: Path
+    record: str
+    config: Mapping[str, Any]
+    inputs: Callable[[], Mapping[str, str]]
+    make: Callable[[], object]
+
+    def is_done(self) -> bool:
+        """Say whether the artifact is there; InputError if it was made with another configuration."""
+        if not self.output.exists():
+            return False
+        made: dict[str, Any] = read_json(self.output / self.record)["config"]
+        refuse_changes(self.output, _prefixed(self.name, made), _prefixed(self.name, self.config))
+        return True
+
+    def verify(self) -> None:
+        """Raise InputError if the artifact was made from other inputs than those that are there now."""
+        record = read_record(self.output, self.record)
+        for key, fingerprint in self.inputs().items():
+            check_input(f"{key.removesuffix('_fingerprint')} of {self.output}", record[key], fingerprint)
+
+
+def _prefixed(section: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    # where the ranks come from is compared by content (ranks_fingerprint): a run folder may be moved
+    return {f"{section}.{key}": value for key, value in config.items() if (section, key) != ("export", "ranks")}
+
+
+def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
+    """Run every stage the recipe has in the folder `output`; return the summary written to `evaluation.json`.
+
+    InputError for a recipe that lacks what a run needs, a stage made with another configuration, or a folder another
+    process works on.
+    """
+    folder = _checked(recipe, output)
+    set_threads(recipe.threads)
+    with run_lock(folder):
+        stages = _stages(recipe, folder)
+        done = [stage.is_done() for stage in stages]  # refuse before any work is done
+        write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        for number, (stage, is_done) in enumerate(zip(stages, done, strict=True), start=1):
+            if is_done:
+                stage.verify()
+                logger.info("[%d/%d] %s: done before, fits, skipped", number, len(stages), stage.name)
+            else:
+                logger.info("[%d/%d] %s", number, len(stages), stage.name)
+                stage.make()
+        return _measure(recipe, folder) if recipe.evaluate else {"models": []}
+
+
+def _checked(recipe: Recipe, output: str | Path | None) -> Path:
+    target = output or recipe.output
+    if recipe.model is None or target is None:
+        raise InputError("a run must have a model and an output folder; add `model:` and `output:` to the recipe")
+    if recipe.search and recipe.evaluate and recipe.search.data == recipe.evaluate.data:
+        raise InputError(f"search must see validation data, never the test split; both are {recipe.search.data}")
+    if recipe.search and not recipe.train:
+        raise InputError("a run that searches must train first; add a `train:` section to the recipe")
+    return Path(target).resolve()
+
+
+def _stages(recipe: Recipe, folder: Path) -> list[Stage]:
+    """The recipe's stages in order; each reads the artifact of the one before."""
+    assert recipe.model is not None
+    model = recipe.model
+    sparse, adapter, found = folder / "sparse", folder / "super_adapter", folder / "search"
+
+    def weights_of(key: str, path: str | Path) -> Callable[[], dict[str, str]]:
+        return lambda: {key: weights_fingerprint(model_folder(path) if key == "base_fingerprint" else Path(path))}
+
+    pruned, adapted = as_data(recipe.sparsify), as_data(recipe.train) if recipe.train else {}
+    stages = [
+        Stage("sparsify", sparse, SPARSITY, pruned, weights_of("base_fingerprint", model),
+              lambda: sparsify(model, sparse, **pruned)),
+    ]  # fmt: skip
+    if recipe.train:
+        stages.append(
+            Stage("train", adapter, SEARCH_SPACE, adapted, weights_of("base_fingerprint", sparse),
+                  lambda: train(sparse, adapter, resume=True, **adapted))
+        )  # fmt: skip
+    if recipe.search:
+        searched = as_data(recipe.search)
+        stages.append(
+            Stage("search", found, RESULT, searched, weights_of("super_adapter_fingerprint", adapter),
+                  lambda: search(adapter, found, resume=True, **searched))
+        )  # fmt: skip
+    return [*stages, _export_stage(recipe, folder)] if recipe.train else stages
+
+
+def _export_stage(recipe: Recipe, folder: Path) -> Stage:
+    adapter, result = folder / "super_adapter", folder / "search" / RESULT
+    ranks = recipe.export.ranks or (str(result) if recipe.search else "heuristic")
+    config = {**as_data(recipe.export), "ranks": ranks}
+
+    def inputs() -> dict[str, str]:
+        found = {"super_adapter_fingerprint": weights_fingerprint(adapter)}
+        return found | ({"ranks_fingerprint": file_fingerprint(Path(ranks))} if Path(ranks).is_file() else {})
+
+    output = folder / "sub_adapter"
+    return Stage("export", output, SUB_ADAPTER, config, inputs, lambda: export_adapter(adapter, output, **config))
+
+
+def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Evaluate the dense, the sparse and the sparse + sub-adapter model on the test data, each once."""
+    assert recipe.evaluate is not None
+    assert recipe.model is not None
+    models: dict[str, tuple[str, Path | None]] = {
+        "dense": (recipe.model, None),
+        "sparse": (str(folder / "sparse"), None),
+    }
+    if recipe.train:
+        models["sparse + sub-adapter"] = (str(folder / "sparse"), folder / "sub_adapter")
+    (folder / "evaluation").mkdir(exist_ok=True)
+    rows = [_row(name, *parts, recipe.evaluate, folder) for name, parts in models.items()]
+    summary = {"task": recipe.evaluate.task, "data": recipe.evaluate.data, "models": rows}
+    write_json(folder / EVALUATION, summary)
+    return summary
+
+
+def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
+    file = folder / "evaluation" / f"{name.replace(' + ', '_').replace('-', '_')}.json"
+    logger.info("evaluate %s", name)
+    figures = _evaluated(file, model, adapter, config)
+    weights, extra = inspect(model_folder(model)), inspect(adapter) if adapter else None
+    return {
+        "name": name,
+        **{key: figures[key] for key in ("metric", "value", "n", "ci95")},
+        "sparsity": weights["sparsity"],
+        "parameters": weights["parameters"],
+        "nonzeros": weights["nonzeros"],
+        "adapter_parameters": extra["parameters"] if extra else 0,
+    }
+
+
+def _evaluated(file: Path, model: str, adapter: Path | None, config: EvaluateConfig) -> dict[str, Any]:
+    """Return the figures of one model, measured now unless the very same measurement is there."""
+    asked = {
+        "config": as_data(config),
+        "model_fingerprint": weights_fingerprint(model_folder(model)),
+        "adapter_fingerprint": weights_fingerprint(adapter) if adapter else None,
+    }
+    if file.is_file():
+        before: dict[str, Any] = read_json(file)
+        if all(before.get(key) == value for key, value in asked.items()):
+            return before
+    result = evaluate(model, adapter=str(adapter) if adapter else None, **as_data(config))
+    figures = {**asked, **result.as_data()}
+    write_json(file, figures)
+    return figures

@@ -1,0 +1,39 @@
+"""The prompt template: one text for training and for evaluation, and what stands between prompt and completion."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from shears.errors import InputError
+
+
+def _question(instruction: str, given: str) -> str:
+    return f"Question: {instruction}\n{given}\nAnswer:" if given else f"Question: {instruction}\nAnswer:"
+
+
+def _alpaca(instruction: str, given: str) -> str:
+    """The preamble of Stanford Alpaca, as LLM-Adapters and the Shears paper use it."""
+    context = ", paired with an input that provides further context" if given else ""
+    middle = f"### Input:\n{given}\n\n" if given else ""
+    return (
+        f"Below is an instruction that describes a task{context}. "
+        "Write a response that appropriately completes the request.\n\n"
+        f"### Instruction:\n{instruction}\n\n{middle}### Response:\n"
+    )
+
+
+TEMPLATES: Mapping[str, Callable[[str, str], str]] = MappingProxyType({"question": _question, "alpaca": _alpaca})
+DEFAULT_TEMPLATE = "question"
+# A prompt that ends in a word needs a space before the completion; one that ends in a line break does not.
+_BEFORE_COMPLETION = MappingProxyType({"question": " ", "alpaca": ""})
+
+
+def render_prompt(template: str, instruction: str, input: str = "") -> str:
+    """Return the prompt of an instruction (and its input, where there is one); InputError for an unknown template."""
+    if template not in TEMPLATES:
+        raise InputError(f"template must be one of {', '.join(TEMPLATES)}, got {template!r}")
+    return TEMPLATES[template](instruction.strip(), input.strip())
+
+
+def render_completion(template: str, output: str) -> str:
+    """Return the completion as it follows the prompt of `render_prompt`: trimmed, after one space or a line break."""
+    return _BEFORE_COMPLETION[template] + output.strip()

@@ -1,0 +1,114 @@
+"""From YAML files, `--set key=value` and flags to checked configurations, with errors a person can act on."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from shears.errors import InputError
+from shears.recipe import Recipe, StageConfig
+
+Config = TypeVar("Config", bound=StageConfig)
+
+
+def build(kind: type[Config], section: str, values: Mapping[str, Any]) -> Config:
+    """Return the configuration; InputError in one line per wrong key (joined by `;`) where it cannot be built.
+
+    `section` is what the messages put before a key, such as `train`; empty for a whole recipe.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise InputError("; ".join(_explain(kind, section, detail) for detail in error.errors())) from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the content of a recipe file; InputError if it is missing, torn or no mapping."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the recipe must be a readable YAML file, got {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"the recipe {path} must be YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"the recipe {path} must hold sections such as `sparsify:`, got {type(content).__name__}")
+    return content
+
+
+def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Return the recipe with `section.key=value` settings laid over it; values are read as YAML."""
+    result: dict[str, Any] = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        section, _, name = key.strip().partition(".")
+        if not equals or not section:
+            raise InputError(f"--set must be section.key=value, got {setting!r}; for example --set train.alpha=32")
+        if name:
+            result[section] = {**_section(result, section), name: _value(value)}
+        else:
+            result[section] = _value(value)
+    return result
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _section(values: Mapping[str, Any], section: str) -> dict[str, Any]:
+    found = values.get(section) or {}
+    if not isinstance(found, dict):
+        raise InputError(f"{section} must be a section of keys, got {found!r}")
+    return found
+
+
+def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """Return a whole recipe, the settings laid over the file."""
+    return build(Recipe, "", override(read_yaml(path), settings))
+
+
+def stage_values(section: str, config: str | None, settings: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one stage's keys: those of the recipe file, then of --set, then the flags given."""
+    values = override(read_yaml(config) if config else {}, settings)
+    for key in values:
+        if key not in Recipe.model_fields:
+            raise InputError(_unknown(key, "", list(Recipe.model_fields)))
+    return {**_section(values, section), **{name: value for name, value in flags.items() if value is not None}}
+
+
+def _explain(kind: type[BaseModel], section: str, detail: ErrorDetails) -> str:
+    location = [str(part) for part in detail["loc"]]
+    name = ".".join(filter(None, [section, *location]))
+    if detail["type"] == "extra_forbidden":
+        owner = _owner(kind, location[:-1])
+        return _unknown(location[-1], name.rpartition(".")[0], list(owner.model_fields))
+    if detail["type"] == "missing":
+        field = _owner(kind, location[:-1]).model_fields[location[-1]]
+        return f"{name} must be given (--{location[-1].replace('_', '-')}): {field.description}"
+    message = detail["msg"].replace("Input should be", "must be").replace("String should match", "must match")
+    if detail["type"] == "value_error":
+        return ".".join(filter(None, [section, *location, str(detail["ctx"]["error"])]))
+    return f"{name} {message}, got {detail['input']!r}"
+
+
+def _owner(kind: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:
+    """Return the model class of a section of `kind`."""
+    for part in location:
+        annotation: Any = kind.model_fields[part].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        kind = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return kind
+
+
+def _unknown(key: str, section: str, known: Sequence[str]) -> str:
+    full = ".".join(filter(None, [section, key]))
+    close = difflib.get_close_matches(key, known, n=1)
+    if close:
+        return f"unknown key {full!r}; did you mean {'.'.join(filter(None, [section, close[0]]))!r}?"
+    return f"unknown key {full!r}; known are {', '.join(known)}"

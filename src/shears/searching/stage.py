@@ -1,0 +1,131 @@
+"""Sub-adapter search: on any objective (`run_search`), and as the stage that writes `result.json` (`search`)."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from sqlalchemy import URL
+
+from shears import __version__
+from shears.adapt.load import SuperAdapter, load_super_adapter
+from shears.adapt.space import SearchSpace
+from shears.artifacts import RESULT, SEARCH_SPACE, as_data, read_record, working_folder, write_json
+from shears.data.examples import load_examples, tokenize_all
+from shears.data.fingerprints import rows_fingerprint
+from shears.errors import InputError
+from shears.progress import meter
+from shears.recipe import SearchConfig
+from shears.resolve import build
+from shears.searching.evolve import Nsga2
+from shears.searching.heuristics import Heuristic
+from shears.searching.hill_climb import HillClimbing
+from shears.searching.objective import accuracy_objective, loss_objective
+from shears.searching.pareto import pareto_front
+from shears.searching.random_search import RandomSearch
+from shears.searching.strategy import ACCURACY, LOSS, Evaluated, Objective, Plan, Strategy
+from shears.searching.study import Place, explore, open_ledger
+
+logger = logging.getLogger(__name__)
+STUDY = "study.db"
+IN_MEMORY = Place()
+STRATEGIES: Mapping[str, Callable[[SearchSpace, Plan], Strategy]] = MappingProxyType(
+    {"heuristic": Heuristic, "hill-climbing": HillClimbing, "nsga2": Nsga2, "random": RandomSearch}
+)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Every configuration evaluated, once, in order; the best; the front of quality against parameters."""
+
+    evaluations: list[Evaluated]
+    chosen: Evaluated
+    pareto: list[Evaluated]
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the result as plain JSON data."""
+        return {
+            "evaluations": [evaluated.as_data() for evaluated in self.evaluations],
+            "chosen": self.chosen.as_data(),
+            "pareto": [evaluated.as_data() for evaluated in self.pareto],
+        }
+
+
+def run_search(space: SearchSpace, objective: Objective, plan: Plan, place: Place = IN_MEMORY) -> SearchResult:
+    """Search `space` for what `objective` calls best; any callable from RankConfig to figures will do.
+
+    `place` names a storage in which an interrupted search can be resumed. InputError for an unknown strategy, figures
+    that are not finite, or a storage that holds something else.
+    """
+    if plan.strategy not in STRATEGIES:
+        raise InputError(f"strategy must be one of {', '.join(STRATEGIES)}, got {plan.strategy!r}")
+    budget = 1 if plan.strategy == "heuristic" else min(plan.max_evaluations, space.size)
+    with open_ledger(space, plan, place) as ledger, meter("search", budget, "evaluations") as progress:
+        explore(STRATEGIES[plan.strategy](space, plan), objective, ledger, plan, progress)
+        evaluations = list(ledger.known.values())
+    front = pareto_front([plan.goal.cost(evaluated.metrics) for evaluated in evaluations])
+    return SearchResult(evaluations, plan.goal.best(evaluations), [evaluations[index] for index in front])
+
+
+def search(
+    super_adapter: str | Path,
+    output: str | Path,
+    *,
+    model: str | None = None,
+    resume: bool | None = False,
+    **config: Any,
+) -> Path:
+    """Search the best sub-adapter on validation data; write `result.json` and the study to the folder `output`.
+
+    The keywords are the fields of `SearchConfig`; `model` is the sparse base where it was moved. `resume` continues an
+    interrupted search of the same configuration. InputError for what cannot be used.
+    """
+    settings, output, started = build(SearchConfig, "search", config), Path(output), time.monotonic()
+    fingerprint = read_record(Path(super_adapter), SEARCH_SPACE)["fingerprint"]
+    asked = {"super_adapter_fingerprint": fingerprint, **as_data(settings)}
+    with working_folder(output, asked, resume=resume) as work:
+        adapter = load_super_adapter(super_adapter, model, device=settings.device)
+        data_fingerprint, objective = _objective(adapter, settings)
+        place = _place(work, output, settings, {"adapter": fingerprint, "data": data_fingerprint, "resume": resume})
+        result = run_search(adapter.elastic.space, objective, _plan(settings), place)
+        record = {
+            "shears_version": __version__,
+            "config": as_data(settings),
+            "super_adapter_fingerprint": fingerprint,
+            "data_fingerprint": data_fingerprint,
+            **result.as_data(),
+        }
+        write_json(work / RESULT, record)
+    logger.info("%d configurations evaluated in %.0f s, chosen: %s", len(result.evaluations),
+                time.monotonic() - started, dict(result.chosen.metrics))  # fmt: skip
+    return output
+
+
+def _objective(adapter: SuperAdapter, settings: SearchConfig) -> tuple[str, Objective]:
+    """Return the fingerprint of the validation examples as the model sees them, and the objective on them."""
+    trained = adapter.record["config"]
+    examples = load_examples(settings.data, adapter.record["template"], adapter.tokenizer, settings.limit)
+    rows = tokenize_all(examples, adapter.tokenizer, trained["max_length"])
+    fingerprint = rows_fingerprint(rows)
+    if fingerprint == adapter.record["data_fingerprint"]:
+        logger.warning("the search sees the very examples the super-adapter was trained on; give it validation data")
+    if settings.objective == "loss":
+        return fingerprint, loss_objective(adapter, rows, settings)
+    return fingerprint, accuracy_objective(adapter, examples, settings)
+
+
+def _plan(settings: SearchConfig) -> Plan:
+    goal = LOSS if settings.objective == "loss" else ACCURACY
+    return Plan(settings.strategy, settings.max_evaluations, settings.seed, goal)
+
+
+def _place(work: Path, output: Path, settings: SearchConfig, about: Mapping[str, Any]) -> Place:
+    """The study is a file of the working folder, or one named after this very search in a storage that others share."""
+    inputs = {"super-adapter": about["adapter"], "validation data": about["data"]}
+    if settings.storage is None:
+        url = URL.create("sqlite", database=str(work / STUDY)).render_as_string(hide_password=False)
+        return Place(url, "search", True, inputs)
+    return Place(settings.storage, f"{output.name}-{about['adapter'][:12]}", bool(about["resume"]), inputs)

@@ -1,0 +1,208 @@
+"""Training: the base never changes, a step is a step however it is split, and an interruption leaves no trace."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from shears.adapt import trainer as trainer_module
+from shears.adapt.callback import config_of_step
+from shears.adapt.checkpoints import MARKER, last_whole_checkpoint
+from shears.adapt.load import load_super_adapter
+from shears.adapt.space import SearchSpace
+from shears.adapt.train import _fit, _prepare, train
+from shears.artifacts import partial_folder, weights_fingerprint
+from shears.errors import InputError
+from shears.recipe import TrainConfig
+from tests.tiny import save_tiny
+
+SETTINGS: dict[str, Any] = {
+    "ranks": (6, 4, 2), "alpha": 12, "max_steps": 7, "save_steps": 2, "batch_size": 4, "learning_rate": 1e-2,
+    "warmup_steps": 2, "device": "cpu", "precision": "fp32",
+}  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """18 small examples of unequal length: an epoch is five steps of four, the last of two."""
+    generator = random.Random(0)
+    rows = [{"prompt": f"{a}+" + "1" * generator.randint(1, 9), "completion": f" {a}"} for a in range(18)]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A tiny model, half of whose MLP weights are zero."""
+    model = AutoModelForCausalLM.from_pretrained(save_tiny(tmp_path / "base"))
+    for name, parameter in model.named_parameters():
+        if "mlp" in name:
+            parameter.data[torch.rand(parameter.shape, generator=torch.Generator().manual_seed(1)) < 0.5] = 0
+    model.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """The adapter's tensors."""
+    tensors: dict[str, Tensor] = load_file(folder / "adapter_model.safetensors")
+    return tensors
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Bit for bit."""
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (one / "training_log.jsonl").read_text() == (other / "training_log.jsonl").read_text()
+
+
+def test_training_leaves_every_bit_of_the_base_and_lowers_the_loss(base: Path, data: str, tmp_path: Path) -> None:
+    settings = TrainConfig(data=data, **{**SETTINGS, "max_steps": 40})
+    ready = _prepare(base, settings)
+    before = {name: tensor.clone() for name, tensor in ready.model.state_dict().items() if "lora_" not in name}
+    (tmp_path / "work").mkdir()
+    _fit(ready, tmp_path / "work", settings)
+    after = ready.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    zeros = sum(int((tensor == 0).sum()) for name, tensor in before.items() if "mlp" in name)
+    assert zeros > 4000
+    lines = (tmp_path / "work" / "training_log.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert sum(losses[-5:]) < 0.97 * sum(losses[:5])  # the head of a random model stays random
+
+
+def test_stock_peft_loads_a_super_adapter(base: Path, data: str, tmp_path: Path) -> None:
+    output = train(base, tmp_path / "out", data=data, **SETTINGS)
+    stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), output)
+    ours = load_super_adapter(output)
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        assert torch.equal(stock(input_ids=ids).logits, ours.model(input_ids=ids).logits)
+
+
+def test_the_log_holds_every_step_with_the_ranks_of_seed_and_step(base: Path, data: str, tmp_path: Path) -> None:
+    output = train(base, tmp_path / "out", data=data, seed=5, **SETTINGS)
+    lines = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
+    space = load_super_adapter(output).elastic.space
+    assert [line["step"] for line in lines] == list(range(1, 8))
+    assert [line["ranks"] for line in lines] == [dict(config_of_step(space, 5, step)) for step in range(7)]
+    assert all(line["tokens"] > 0 and line["learning_rate"] >= 0 for line in lines)
+
+
+def test_one_rank_is_plain_lora(base: Path, data: str, tmp_path: Path) -> None:
+    output = train(base, tmp_path / "out", data=data, **{**SETTINGS, "ranks": (6,)})
+    assert load_super_adapter(output).elastic.space.size == 1
+
+
+def test_checkpointing_changes_no_bit(base: Path, data: str, tmp_path: Path) -> None:
+    plain = train(base, tmp_path / "plain", data=data, **SETTINGS)
+    recomputed = train(base, tmp_path / "recomputed", data=data, gradient_checkpointing=True, **SETTINGS)
+    assert_same(plain, recomputed)
+
+
+def test_accumulation_is_the_same_step(base: Path, data: str, tmp_path: Path) -> None:
+    plain = train(base, tmp_path / "plain", data=data, **SETTINGS)
+    split = train(base, tmp_path / "split", data=data, micro_batch_size=1, **SETTINGS)
+    for name, tensor in weights(plain).items():
+        # Adam divides by the gradient's own size, so that a rounding of 1e-7 grows where gradients are near zero
+        torch.testing.assert_close(weights(split)[name], tensor, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("last_step", [2, 5, 6])
+def test_an_interruption_leaves_no_trace(
+    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_step: int
+) -> None:
+    """Stopped in the first epoch, at its end and in the second; with dropout, whose draws must go on too."""
+    settings = {**SETTINGS, "dropout": 0.1, "data": data}
+    whole = train(base, tmp_path / "whole", **settings)
+    stop_after(last_step, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(base, tmp_path / "stopped", **settings)
+    assert not (tmp_path / "stopped").exists()
+    monkeypatch.undo()
+    resumed = train(base, tmp_path / "stopped", resume=True, **settings)
+    assert_same(whole, resumed)
+
+
+def stop_after(last_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make training end like a Ctrl-C after a step was logged."""
+    on_step_end = trainer_module.StepLog.on_step_end
+
+    def stop(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        on_step_end(self, args, state, control, **kwargs)
+        if state.global_step == last_step + 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer_module.StepLog, "on_step_end", stop)
+
+
+def test_an_interrupted_run_is_never_overwritten_silently(
+    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(base, tmp_path / "out", data=data, **SETTINGS)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="--resume"):
+        train(base, tmp_path / "out", data=data, **SETTINGS)
+    with pytest.raises(InputError, match=r"alpha was 12\.0 and is now 13\.0"):
+        train(base, tmp_path / "out", data=data, resume=True, **{**SETTINGS, "alpha": 13})
+
+
+def test_a_torn_checkpoint_is_skipped(
+    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = train(base, tmp_path / "whole", data=data, **SETTINGS)
+    stop_after(5, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(base, tmp_path / "stopped", data=data, **SETTINGS)
+    monkeypatch.undo()
+    checkpoints = partial_folder(tmp_path / "stopped") / "checkpoints"
+    torn = checkpoints / "checkpoint-4"
+    (torn / MARKER).unlink()
+    (torn / "adapter_model.safetensors").write_bytes(b"torn")
+    assert_same(whole, train(base, tmp_path / "stopped", data=data, resume=True, **SETTINGS))
+    assert "checkpoint-4 was not written to its end" in caplog.text
+
+
+def test_no_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
+    assert last_whole_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(base: Path, data: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"finite.*at step \d+.*learning rate"):
+        train(base, tmp_path / "out", data=data, **{**SETTINGS, "learning_rate": 1e30, "max_steps": 30})
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_base_is_refused_with_both_fingerprints(base: Path, data: str, tmp_path: Path) -> None:
+    output = train(base, tmp_path / "out", data=data, **SETTINGS)
+    other = save_tiny(tmp_path / "other", seed=9)
+    with pytest.raises(InputError) as caught:
+        load_super_adapter(output, model=str(other))
+    assert weights_fingerprint(base)[:12] in str(caught.value)
+    assert weights_fingerprint(other)[:12] in str(caught.value)
+
+
+def test_a_moved_run_still_finds_its_base(base: Path, data: str, tmp_path: Path) -> None:
+    train(base, tmp_path / "out", data=data, **SETTINGS)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    base.rename(moved / "base")
+    (tmp_path / "out").rename(moved / "out")
+    assert load_super_adapter(moved / "out").elastic.space.max_rank == 6
+
+
+def test_the_ranks_of_a_step_depend_on_seed_and_step_alone() -> None:
+    space = SearchSpace({f"layers.{i}.a": (3, 2, 1) for i in range(30)})
+    assert config_of_step(space, 0, 4) == config_of_step(space, 0, 4)
+    assert config_of_step(space, 0, 4) != config_of_step(space, 0, 5)
+    assert config_of_step(space, 0, 4) != config_of_step(space, 1, 4)

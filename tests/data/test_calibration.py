@@ -1,0 +1,143 @@
+"""Calibration sequences: full, drawn without overlap, reproducible, and ready token ids left as they are."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shears.data.calibration import Calibration, calibration_batches, text_tokens
+from shears.errors import InputError
+from tests.tiny import tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+
+
+def _calibrate(source: Path | str, seed: int = 0, **changes: Any) -> Calibration:
+    options = {"num_samples": 6, "sequence_length": 20, "batch_size": 4, **changes}
+    return calibration_batches(str(source), TOKENIZER, seed=seed, **options)
+
+
+def _sequences(calibration: Calibration) -> list[list[int]]:
+    return [row for batch in calibration.batches for row in batch.tolist()]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{number:04d}" for number in range(100)))
+    return path
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    kinds: list[dict[str, Any]] = [
+        {"text": "plain text of a row"},
+        {"prompt": "Question: 1+1?", "completion": " 2"},
+        {"instruction": "Say yes", "output": "yes"},
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kinds * 5))
+    return path
+
+
+def test_windows_of_a_text_are_full_and_do_not_overlap(text: Path) -> None:
+    calibration = _calibrate(text)
+    sequences = _sequences(calibration)
+    assert [tuple(batch.shape) for batch in calibration.batches] == [(4, 20), (2, 20)]
+    assert calibration.num_tokens == 120
+    whole = text_tokens(str(text), TOKENIZER)
+    starts = [start for sequence in sequences for start in range(len(whole)) if whole[start : start + 20] == sequence]
+    assert len(starts) == 6
+    assert all(abs(a - b) >= 20 for a in starts for b in starts if a != b)
+
+
+@pytest.mark.parametrize("kind", ["text", "rows"])
+def test_the_seed_decides_what_is_drawn_and_nothing_else_does(kind: str, request: pytest.FixtureRequest) -> None:
+    source = request.getfixturevalue(kind)
+    first, again, other = _calibrate(source), _calibrate(source, batch_size=1), _calibrate(source, seed=1)
+    assert _sequences(first) == _sequences(again)
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+
+
+def test_rows_of_every_form_are_packed_with_an_end_between_them(rows: Path) -> None:
+    sequences = _sequences(_calibrate(rows))
+    text = str(TOKENIZER.decode([token for sequence in sequences for token in sequence]))
+    assert len(sequences) == 6
+    assert all(len(sequence) == 20 for sequence in sequences)
+    for piece in text.split("<|end|>")[:-1]:
+        assert piece in {
+            "plain text of a row",
+            "Question: 1+1? 2",
+            "Question: Say yes\nAnswer: yes",
+            "<user>hi",
+            "<assistant>ho",
+        }
+
+
+def test_ready_token_ids_are_used_as_they_are_in_order(tmp_path: Path) -> None:
+    ids = [[1, 2, 3], [4, 5, 6], [7, 8], [9, 10, 11], [12, 13, 14]]
+    path = tmp_path / "ids.jsonl"
+    path.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in ids))
+    calibration = _calibrate(path, seed=3, num_samples=4, batch_size=2)
+    assert [batch.tolist() for batch in calibration.batches] == [[[1, 2, 3], [4, 5, 6]], [[7, 8]], [[9, 10, 11]]]
+    assert all(batch.dtype == torch.int64 for batch in calibration.batches)
+    assert calibration.num_tokens == 11
+
+
+def test_fewer_ready_sequences_than_asked_are_all_used_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "ids.jsonl"
+    path.write_text('{"input_ids": [1, 2]}\n')
+    with caplog.at_level(logging.WARNING):
+        assert _sequences(_calibrate(path)) == [[1, 2]]
+    assert "holds 1 sequences" in caplog.text
+
+
+@pytest.mark.parametrize("ids", ["[]", '"text"', "[1, -2]", "[1.5]", "null"])
+def test_ready_token_ids_that_are_none_are_an_error(tmp_path: Path, ids: str) -> None:
+    path = tmp_path / "ids.jsonl"
+    path.write_text('{"input_ids": [1]}\n{"input_ids": ' + ids + "}\n")
+    with pytest.raises(InputError, match="row 2 of"):
+        _calibrate(path)
+
+
+@pytest.mark.parametrize("kind", ["text", "rows"])
+def test_too_little_text_says_how_much_there_is_and_how_much_is_needed(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    source = request.getfixturevalue(kind)
+    there = len(text_tokens(str(source), TOKENIZER))
+    with pytest.raises(InputError, match=rf"needs 2000 tokens \(100 samples of 20\), the text has {there};"):
+        _calibrate(source, num_samples=100)
+
+
+def test_few_tokens_are_warned_of(text: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        _calibrate(text)
+    assert "only 120 calibration tokens" in caplog.text
+
+
+def test_the_embedded_data_is_enough_for_the_default_calibration() -> None:
+    calibration = _calibrate("arithmetic:train", num_samples=32, sequence_length=512, batch_size=8)
+    assert calibration.num_tokens == 32 * 512
+    assert len(calibration.batches) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.txt", None, "No such file"),
+        ("bytes.txt", b"\xff\xfe", "UTF-8"),
+        ("rows.jsonl", b'{"label": 1}\n', "column text, or be examples"),
+    ],
+)
+def test_unusable_text_is_an_error(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        _calibrate(tmp_path / name)

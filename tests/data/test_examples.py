@@ -1,0 +1,208 @@
+"""Examples: what carries the loss, what the choices are, and that a prompt is the same tokens everywhere."""
+
+import logging
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
+
+from shears.data.examples import (
+    Example,
+    Segment,
+    load_examples,
+    prompt_ids,
+    prompt_of,
+    to_example,
+    tokenize,
+    tokenize_all,
+    with_completion,
+)
+from shears.errors import InputError
+from tests.tiny import END, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+END_ID = 256
+
+
+def _starting_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer that puts a start of sequence in front, as Llama's and Gemma's do."""
+    core = tiny_tokenizer().backend_tokenizer
+    core.add_special_tokens(["<s>"])
+    start = ("<s>", core.token_to_id("<s>"))
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[start])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token=END, pad_token=END)
+
+
+def _trained_text(example: Example) -> str:
+    tokens = tokenize(example, TOKENIZER)
+    return str(TOKENIZER.decode([label for label in tokens.labels if label != -100]))
+
+
+def test_a_prompt_and_completion_row_is_taken_letter_by_letter() -> None:
+    example = to_example({"prompt": "Q:  ", "completion": " 3 ", "answer": 3}, "question", TOKENIZER)
+    assert example == Example((Segment("Q:  ", False), Segment(" 3 ", True)), "3")
+
+
+def test_an_instruction_row_goes_through_the_template() -> None:
+    row = {"instruction": "Add.", "input": "1 2", "output": "\n3", "answer": 3.0}
+    example = to_example(row, "question", TOKENIZER)
+    assert prompt_of(example) == "Question: Add.\n1 2\nAnswer:"
+    assert example.segments[-1] == Segment(" 3", True)
+    assert example.answer == "3.0"
+    assert to_example(row, "alpaca", TOKENIZER).segments[-1] == Segment("3", True)
+
+
+def test_the_end_label_is_kept_although_padding_is_the_same_token() -> None:
+    assert TOKENIZER.pad_token_id == TOKENIZER.eos_token_id == END_ID
+    tokens = tokenize(to_example({"prompt": "ab", "completion": "cd"}, "question", TOKENIZER), TOKENIZER)
+    assert tokens.input_ids[-1] == tokens.labels[-1] == END_ID
+    assert tokens.labels[:2] == [-100, -100]
+    assert tokens.labels[2:] == tokens.input_ids[2:]
+
+
+def test_training_on_all_labels_every_token_but_the_first_which_nothing_predicts() -> None:
+    example = to_example({"prompt": "ab", "completion": "cd"}, "question", TOKENIZER)
+    tokens = tokenize(example, TOKENIZER, train_on="all")
+    assert tokens.labels == [-100, *tokens.input_ids[1:]]
+    assert tokenize(with_completion(example, ""), TOKENIZER).labels == [-100, -100, END_ID]
+    alone = Example((Segment("ef", True),))
+    assert tokenize(alone, TOKENIZER).labels[:2] == [-100, TOKENIZER("f")["input_ids"][0]]
+
+
+@given(prompt=st.text(min_size=1, max_size=20), completion=st.text(min_size=1, max_size=20))
+def test_a_prompt_is_the_same_tokens_alone_and_in_front_of_its_completion(prompt: str, completion: str) -> None:
+    tokens = tokenize(Example((Segment(prompt, False), Segment(completion, True))), TOKENIZER)
+    alone = prompt_ids([prompt], TOKENIZER)[0]
+    assert tokens.input_ids[: len(alone)] == alone
+    assert [label != -100 for label in tokens.labels] == [index >= len(alone) for index in range(len(tokens.labels))]
+
+
+def test_the_start_of_sequence_comes_once_where_the_tokenizer_puts_one() -> None:
+    tokenizer = _starting_tokenizer()
+    example = to_example({"prompt": "ab", "completion": "cd"}, "question", tokenizer)
+    tokens = tokenize(example, tokenizer)
+    assert tokens.input_ids[0] == tokenizer.bos_token_id
+    assert tokens.input_ids.count(tokenizer.bos_token_id) == 1
+    assert tokens.labels[0] == -100
+    assert prompt_ids(["ab"], tokenizer)[0] == tokens.input_ids[:3]
+    assert prompt_ids(["<s>ab"], tokenizer)[0] == tokens.input_ids[:3]
+
+
+def test_every_assistant_turn_of_a_chat_is_trained_up_to_its_end_mark() -> None:
+    messages = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "u1"},
+        {"role": "assistant", "content": "a1"},
+        {"role": "user", "content": "u2"},
+        {"role": "assistant", "content": "a2"},
+        {"role": "user", "content": "left unanswered"},
+    ]
+    example = to_example({"messages": messages}, "question", TOKENIZER)
+    assert "".join(segment.text for segment in example.segments) == str(
+        TOKENIZER.apply_chat_template(messages[:-1], tokenize=False)
+    )
+    assert _trained_text(example) == f"a1{END}a2{END}"
+    assert prompt_of(example).endswith("u2" + END + "<assistant>")
+
+
+def test_text_behind_the_end_mark_of_a_chat_template_is_not_trained() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = str(tokenizer.chat_template).replace(END, END + "\n")
+    messages = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    assert _trained_text(to_example({"messages": messages}, "question", tokenizer)) == f"a{END}"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": [{"role": "user", "content": "u"}]}, "turn of the assistant"),
+        ({"messages": "hello"}, "list of"),
+        ({"text": "x", "label": 1}, "prompt and completion.*got text, label"),
+        ({}, "got none"),
+        ({"prompt": [{"role": "user"}], "completion": "x"}, "prompt must be text, got list"),
+    ],
+)
+def test_a_row_without_known_columns_is_an_error(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        to_example(row, "question", TOKENIZER)
+
+
+def test_a_chat_needs_a_template_that_does_not_rewrite_its_past() -> None:
+    messages = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}] * 2
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(InputError, match="the same whatever follows"):
+        to_example({"messages": messages}, "question", tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(InputError, match="no system role"):
+        to_example({"messages": messages}, "question", tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match="with a chat template"):
+        to_example({"messages": messages}, "question", tokenizer)
+
+
+def test_choices_at_the_end_of_the_instruction_become_completions() -> None:
+    row = {
+        "instruction": "Is it?\n\nAnswer format: true/false",
+        "output": "the correct answer is false",
+        "answer": "false",
+    }
+    example = to_example(row, "question", TOKENIZER)
+    assert example.choices == (" the correct answer is true", " the correct answer is false")
+    assert example.answer == example.segments[-1].text == " the correct answer is false"
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "chosen"),
+    [
+        (["red", "blue"], 1, " blue"),
+        (["red", "blue"], "B", " blue"),
+        (["red", "blue"], "blue", " blue"),
+        (["red", "blue"], "1", " blue"),
+        (["1", "0"], "0", " 0"),  # a text is a choice before it is an index
+        (["1", "0"], 0, " 1"),  # a number is an index
+        (["B", "A"], "A", " A"),
+        (["true", "false"], False, " false"),
+        (["red", "blue"], "green", None),
+        (["red", "blue"], 2, None),
+        (["red", "blue"], None, None),
+    ],
+)
+def test_the_answer_among_choices_is_a_text_a_letter_or_an_index(
+    choices: list[str], answer: object, chosen: str | None
+) -> None:
+    example = to_example({"instruction": "Which?", "choices": choices, "answer": answer}, "question", TOKENIZER)
+    assert example.answer == chosen
+    assert example.segments[-1].text == (chosen or "")
+
+
+def test_another_completion_leaves_the_prompt() -> None:
+    example = to_example({"prompt": "ab", "completion": "cd"}, "question", TOKENIZER)
+    assert with_completion(example, "ef").segments == (Segment("ab", False), Segment("ef", True))
+
+
+def test_long_and_empty_examples_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        {"prompt": "a", "completion": "b"},
+        {"prompt": "a" * 50, "completion": "b"},
+        {"prompt": "a", "completion": ""},
+    ]
+    examples = [to_example(row, "question", TOKENIZER) for row in rows]
+    with caplog.at_level(logging.WARNING):
+        assert len(tokenize_all(examples, TOKENIZER, max_length=10)) == 1
+    assert "left out 2 of 3 examples: 1 longer than 10 tokens, 1 without a completion" in caplog.text
+    with pytest.raises(InputError, match=r"at least one example .* 2 longer"):
+        tokenize_all(examples[1:2] * 2, TOKENIZER, max_length=10)
+    with pytest.raises(InputError, match="at most 10 tokens, got 52"):
+        tokenize(examples[1], TOKENIZER, max_length=10)
+
+
+def test_loading_names_the_row_that_fails(tmp_path: Any) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n{"question": "a"}\n')
+    with pytest.raises(InputError, match=r"row 2 of .*rows.jsonl: .* got question"):
+        load_examples(str(path), "question", TOKENIZER)
+    assert len(load_examples(str(path), "question", TOKENIZER, limit=1)) == 1

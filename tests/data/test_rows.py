@@ -1,0 +1,109 @@
+"""Reading rows: every format gives the same rows, and every broken file says what is wrong."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from shears.data.rows import read_rows
+from shears.errors import InputError
+
+ROWS = [{"prompt": 'a, "b"', "completion": "é\u2028x"}, {"prompt": "c\nd", "completion": "true"}]
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        datasets.Dataset.from_list(rows).to_parquet(str(path))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
+def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    assert read_rows(str(_write(tmp_path / f"rows{suffix}", ROWS))) == ROWS
+
+
+def test_nothing_is_left_beside_the_file(tmp_path: Path) -> None:
+    read_rows(str(_write(tmp_path / "rows.parquet", ROWS)))
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet"]
+
+
+def test_answers_of_mixed_types_stay_what_they_are(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a", "answer": 2.0},
+        {"prompt": "b", "answer": "48"},
+        {"prompt": "c", "extra": [1]},
+    ]
+    assert read_rows(str(_write(tmp_path / "rows.json", rows))) == rows
+
+
+def test_csv_words_are_not_turned_into_other_types(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,answer\nIs it?,true\nWhere?,NA\nWhich?,007\n")
+    assert [row["answer"] for row in read_rows(str(path))] == ["true", "NA", "007"]
+
+
+def test_json_lines_are_read_under_the_name_json(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('{"prompt": "a"}\n\n{"prompt": "b"}\n')
+    assert [row["prompt"] for row in read_rows(str(path))] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("torn.json", '[{"prompt": "a"}, {"pro', "whole JSON list"),
+        ("torn.jsonl", '{"prompt": "a"}\n{"pro', "line 2"),
+        ("values.json", "[1, 2]", "row 0 .* JSON object"),
+        ("values.jsonl", "3\n", "line 1 .* JSON object"),
+        ("empty.json", "[]", "at least one row"),
+        ("empty.jsonl", "", "at least one row"),
+        ("empty.csv", "", "at least one row"),
+        ("ragged.csv", "a,b\n1\n", "row 1 has not"),
+        ("open.csv", 'a,b\n"1,2\n', "CSV file"),
+        ("noise.parquet", "not parquet", "Parquet file"),
+        ("text.txt", "words", "must be rows, got the plain text"),
+        ("table.tsv", "a\tb\n", "must end in .json, .jsonl, .csv, .parquet, got 'table.tsv'"),
+    ],
+)
+def test_a_broken_file_says_what_is_wrong(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_rows(str(tmp_path / name))
+
+
+def test_bytes_that_are_no_text_say_so(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="UTF-8"):
+        read_rows(str(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere/rows.jsonl", "nothing there"),
+        ("/nowhere/rows", "nothing there"),
+        (".", "a folder"),
+        ("word", "hub id org/name or arithmetic:train, got 'word'"),
+        ("arithmetic:trian", "train, validation, test, got 'trian'"),
+        ("nobody/nothing-here:test", "hub data set that loads"),
+    ],
+)
+def test_a_missing_source_says_what_would_do(source: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_rows(source)
+
+
+def test_the_split_of_the_embedded_data_is_named_or_given() -> None:
+    assert read_rows("arithmetic:test") == read_rows("arithmetic", split="test")

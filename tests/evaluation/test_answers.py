@@ -1,0 +1,141 @@
+"""Reading answers: the last number, the value of an equation, the interval of a share."""
+
+import re
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shears.evaluation.answers import evaluate_equation, extract_number, numbers_equal, wilson_interval
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 42.", 42.0),
+        ("4 of 1,234,567 left", 1234567.0),
+        ("3 then -2.5 dollars", -2.5),
+        (".5", 0.5),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_the_last_number_is_the_answer(text: str, number: float | None) -> None:
+    assert extract_number(text) == number
+
+
+@given(st.decimals(-(10**6), 10**6, places=3))
+def test_any_decimal_is_found_behind_other_numbers(value: object) -> None:
+    assert extract_number(f"after 17 days and 3,000 words: {value}") == float(str(value))
+
+
+def test_numbers_are_equal_within_a_thousandth_and_nothing_equals_none() -> None:
+    assert numbers_equal(1.8333333333, 1.8335)
+    assert not numbers_equal(1.0, 1.0021)
+    assert not numbers_equal(None, None)
+    assert not numbers_equal(None, 0.0)
+    assert not numbers_equal(float("nan"), float("nan"))
+
+
+NUMBERS = st.one_of(st.integers(0, 999).map(str), st.decimals(0, 99, places=2).map(lambda value: f"{value:.2f}"))
+EXPRESSIONS = st.recursive(
+    NUMBERS,
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from("+-*/"), inner).map(lambda parts: "({}{}{})".format(*parts)),
+        st.tuples(inner, st.sampled_from([" + ", "*"]), inner).map(lambda parts: "{}{}{}".format(*parts)),
+        inner.map(lambda text: f"-({text})"),
+    ),
+    max_leaves=8,
+)
+
+
+def _oracle(expression: str) -> Fraction | None:
+    """Evaluate exactly: every number a fraction."""
+    try:
+        return Fraction(
+            eval(re.sub(r"\d+(\.\d+)?", lambda match: f"Fraction('{match[0]}')", expression), {"Fraction": Fraction})
+        )
+    except ZeroDivisionError:
+        return None
+
+
+@given(EXPRESSIONS.filter(lambda text: len(text) <= 200))
+def test_equations_evaluate_as_fractions_do(expression: str) -> None:
+    expected, found = _oracle(expression), evaluate_equation(f" {expression} = 7\nand more = 3")
+    if expected is None:
+        # 0.1 + 0.2 - 0.3 is zero as a fraction and not in floats: dividing by it may give a huge number
+        assert found is None or abs(found) > 1e6
+    elif found is not None:
+        conditioning = 1e-6 * max(1.0, abs(float(expected)))  # cancellation of up to 1e6 in doubles
+        near_zero_division = any(_oracle(part) in (0, None) for part in re.findall(r"\([^()]*\)", expression))
+        assert near_zero_division or abs(found - float(expected)) <= conditioning
+
+
+@given(st.integers(1, 99), st.integers(1, 99), st.integers(1, 99), st.sampled_from("+-*/"), st.sampled_from("+-*/"))
+def test_two_step_equations_are_exact_with_and_without_brackets(a: int, b: int, c: int, one: str, two: str) -> None:
+    for expression in (f"{a}{one}{b}{two}{c}", f"({a}{one}{b}){two}{c}", f"{a}{one}({b}{two}{c})"):
+        expected = _oracle(expression)
+        assert evaluate_equation(expression) == (None if expected is None else pytest.approx(float(expected)))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (" (22-14)/4 = 2", 2.0),
+        ("\n\n 3+4 = 8\n9+9", 7.0),  # the first line that is not blank; what stands right of = is not looked at
+        ("1,200-200", 1000.0),
+        ("5", 5.0),
+        ("-3 + +4", 1.0),
+        ("", None),
+        ("= 4", None),
+        ("1/0 =", None),
+        ("x = 3+4", None),
+        ("2**3", None),
+        ("7//2", None),
+        ("9**9**9**9", None),
+        ("(2)(3)", None),
+        ("1.2.3", None),
+        ("(1+2", None),
+        ("007", None),
+        ("...", None),
+        ("__import__('os')", None),
+        ("(" * 150 + "1" + ")" * 49, None),
+        ("(" * 5000 + "1" + ")" * 5000, None),
+        ("+".join(["1"] * 200), None),
+        ("9" * 199 + "*" + "9", None),
+    ],
+)
+def test_anything_but_short_arithmetic_has_no_value(text: str, value: float | None) -> None:
+    assert evaluate_equation(text) == value
+
+
+@given(st.text(max_size=40))
+def test_no_text_makes_the_parser_fail(text: str) -> None:
+    evaluate_equation(text)
+    extract_number(text)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [  # computed by R's prop.test(correct = FALSE) / published tables, four digits
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (5, 10, 0.2366, 0.7634),
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, table I
+        (15, 148, 0.0624, 0.1605),  # same
+        (1, 29, 0.0061, 0.1718),  # same
+        (0, 0, 0.0, 1.0),
+    ],
+)
+def test_the_interval_is_that_of_published_tables(successes: int, n: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=6e-5)  # tables have four digits
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_bounds_solve_the_score_equation(sample: tuple[int, int]) -> None:
+    successes, n = sample
+    share = successes / n
+    for bound in wilson_interval(successes, n):
+        # Wilson: the p for which |share - p| is z standard errors of p
+        assert (share - bound) ** 2 == pytest.approx(1.959964**2 * bound * (1 - bound) / n, rel=1e-5, abs=1e-12)

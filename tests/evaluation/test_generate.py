@@ -1,0 +1,128 @@
+"""Generation: a batch answers as each prompt alone, stops where it should, and streams what it would have written."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
+
+from shears.errors import InputError
+from shears.evaluation.generate import EndOfLine, generate_answers, line_breaks, stream
+from tests.tiny import tiny_model, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+PROMPTS = ["a", "Question: how many apples?\nAnswer:", "xy" * 20, "the same length!!", "and another one.."]
+
+
+def _greedy(model: PreTrainedModel, prompt: str, count: int) -> str:
+    """The oracle: no cache, no padding, the whole text again for every token."""
+    ids = TOKENIZER(prompt)["input_ids"]
+    start = len(ids)
+    for _ in range(count):
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        if token == TOKENIZER.eos_token_id:
+            break
+        ids = [*ids, token]
+    return str(TOKENIZER.decode(ids[start:]))
+
+
+def _lively(name: str) -> PreTrainedModel:
+    """A random model repeats one token for ever; larger weights make it wander."""
+    model = tiny_model(name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8)
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "bloom"])
+def test_a_batch_answers_as_each_prompt_alone_without_cache(name: str) -> None:
+    model = _lively(name)
+    expected = [_greedy(model, prompt, 12) for prompt in PROMPTS]
+    assert generate_answers(model, TOKENIZER, PROMPTS, 12, batch_size=3) == expected
+    assert generate_answers(model, TOKENIZER, PROMPTS, 12, batch_size=1) == expected
+    assert len(set(expected)) > 1
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "bloom"])
+def test_a_stream_is_the_same_text_in_pieces(name: str) -> None:
+    model = _lively(name)
+    assert "".join(stream(model, TOKENIZER, PROMPTS[1], 12)) == _greedy(model, PROMPTS[1], 12)
+
+
+def _always(token: int) -> PreTrainedModel:
+    """A model whose next token is always the same."""
+    model = tiny_model("llama_untied")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.get_parameter("model.norm.weight").fill_(1.0)
+        model.get_parameter("model.embed_tokens.weight").fill_(1.0)
+        model.get_parameter("lm_head.weight")[token] = 1.0
+    return model
+
+
+def test_the_end_of_sequence_ends_an_answer() -> None:
+    model = _always(256)
+    assert generate_answers(model, TOKENIZER, ["a", "bcd"], 5, 2) == ["", ""]
+    assert "".join(stream(model, TOKENIZER, "a", 5)) == ""
+
+
+def test_a_second_end_token_of_the_model_ends_an_answer_too() -> None:
+    letter = TOKENIZER("z")["input_ids"][0]
+    model = _always(letter)
+    assert generate_answers(model, TOKENIZER, ["a"], 3, 1) == ["zzz"]
+    model.generation_config.eos_token_id = [256, letter]
+    assert len(generate_answers(model, TOKENIZER, ["a"], 3, 1)[0]) <= 1
+    assert "".join(stream(model, TOKENIZER, "a", 3)) == ""
+
+
+def test_a_models_own_sampling_settings_do_not_disturb_greedy_answers() -> None:
+    model = _lively("llama")
+    before = generate_answers(model, TOKENIZER, PROMPTS, 8, 5)
+    model.generation_config.update(do_sample=True, temperature=0.1, top_p=0.5, repetition_penalty=1.5)
+    assert generate_answers(model, TOKENIZER, PROMPTS, 8, 5) == before
+
+
+def test_a_row_ends_at_the_line_break_behind_its_first_line() -> None:
+    line, letter = TOKENIZER("\nz")["input_ids"]
+    criterion = EndOfLine(line_breaks(TOKENIZER), prompt_length=1)
+    rows = torch.tensor([[line, letter, line], [letter, line, line], [line, letter, letter], [line, line, letter]])
+    assert criterion(rows, None).tolist() == [True, False, False, False]
+    assert generate_answers(_always(line), TOKENIZER, ["a"], 4, 1, one_line=True) == ["\n" * 4]
+
+
+def test_a_peft_model_generates_and_streams_like_any_other() -> None:
+    model = _lively("llama")
+    expected = [_greedy(model, prompt, 6) for prompt in PROMPTS]
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).eval()
+    assert generate_answers(wrapped, TOKENIZER, PROMPTS, 6, 5) == expected
+    assert "".join(stream(wrapped, TOKENIZER, PROMPTS[0], 6)) == expected[0]
+
+
+def test_a_stream_shows_no_half_characters() -> None:
+    first, second = TOKENIZER("é")["input_ids"]
+    pieces = list(stream(_always(first), TOKENIZER, "a", 2))
+    assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces[:-1])
+    assert second != first
+
+
+def test_sampling_follows_the_generator_and_the_distribution() -> None:
+    model = tiny_model()
+
+    def sample(seed: int) -> str:
+        return "".join(stream(model, TOKENIZER, "a", 10, 1.0, torch.Generator().manual_seed(seed)))
+
+    before = torch.get_rng_state()
+    assert sample(0) == sample(0) != sample(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    cold = "".join(stream(model, TOKENIZER, "a", 10, 1e-6, torch.Generator().manual_seed(0)))
+    assert cold == _greedy(model, "a", 10)
+
+
+def test_an_empty_prompt_is_an_error() -> None:
+    with pytest.raises(InputError, match="number 2 is"):
+        generate_answers(tiny_model(), TOKENIZER, ["a", ""], 2, 2)
+    with pytest.raises(InputError, match="must not be empty"):
+        list(stream(tiny_model(), TOKENIZER, "", 2))

@@ -1,0 +1,102 @@
+"""The stage: stock PEFT adapters load, wrong ones are refused, the same inputs give the same bytes."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from shears.artifacts import SUB_ADAPTER, weights_fingerprint, write_json
+from shears.errors import InputError
+from shears.evaluation.run import adapter_template, evaluate, generate_text, load_with_adapter
+from tests.tiny import save_tiny, tiny_model
+
+OPTIONS: dict[str, Any] = {"task": "equation", "data": "arithmetic:test", "limit": 3, "max_new_tokens": 4}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "base")
+
+
+def _adapter(folder: Path, rank: int = 2) -> Path:
+    """Save a LoRA adapter that changes the outputs."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        config = LoraConfig(r=rank, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+        get_peft_model(tiny_model(), config).save_pretrained(str(folder))
+    return folder
+
+
+def test_the_same_inputs_give_the_same_bytes(base: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "deep" / "one.json", tmp_path / "two.json"]
+    for file in files:
+        evaluate(str(base), file, **OPTIONS)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    data = json.loads(files[0].read_text())
+    assert (data["task"], data["metric"], data["n"], len(data["records"])) == ("equation", "accuracy", 3, 3)
+
+
+def test_an_adapter_is_put_on_the_model_by_stock_peft(base: Path, tmp_path: Path) -> None:
+    adapter = _adapter(tmp_path / "adapter")
+    ids = torch.arange(8)[None]
+    plain, _ = load_with_adapter(base)
+    adapted, _ = load_with_adapter(base, adapter)
+    assert not adapted.training
+    assert not torch.equal(plain(input_ids=ids).logits, adapted(input_ids=ids).logits)
+    options = {**OPTIONS, "task": "perplexity", "sequence_length": 64}
+    assert evaluate(str(base), adapter=str(adapter), **options).value != evaluate(str(base), **options).value
+
+
+def test_an_adapter_of_another_base_is_refused_with_both_fingerprints(base: Path, tmp_path: Path) -> None:
+    adapter = _adapter(tmp_path / "adapter")
+    other = save_tiny(tmp_path / "other", seed=1)
+    record = {"base_fingerprint": weights_fingerprint(base), "fingerprint": weights_fingerprint(adapter)}
+    write_json(adapter / SUB_ADAPTER, record)
+    load_with_adapter(base, adapter)
+    with pytest.raises(InputError, match=f"{weights_fingerprint(base)[:12]}.*got {weights_fingerprint(other)[:12]}"):
+        load_with_adapter(other, adapter)
+
+
+def test_an_adapter_that_does_not_fit_is_an_error(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"folder with adapter_config.json, got .*nowhere"):
+        load_with_adapter(base, tmp_path / "nowhere")
+    small, large = _adapter(tmp_path / "small"), _adapter(tmp_path / "large", rank=4)
+    shutil.copy(large / "adapter_model.safetensors", small / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="must be an adapter that PEFT loads"):
+        load_with_adapter(base, small)
+
+
+def test_an_adapter_without_all_its_weights_is_an_error(base: Path, tmp_path: Path) -> None:
+    adapter = _adapter(tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["q_proj", "v_proj"]}))
+    with pytest.raises(InputError, match="must hold every weight"):
+        load_with_adapter(base, adapter)
+
+
+@pytest.mark.parametrize(
+    ("record", "template"),
+    [
+        ({"template": "alpaca"}, "alpaca"),
+        ({"config": {"template": "alpaca"}}, "alpaca"),
+        ({}, "question"),
+        (None, "question"),
+    ],
+)
+def test_the_template_is_the_one_the_adapter_was_trained_with(
+    record: dict[str, Any] | None, template: str, tmp_path: Path
+) -> None:
+    if record is not None:
+        write_json(tmp_path / SUB_ADAPTER, record)
+    assert adapter_template(tmp_path) == template
+    assert adapter_template(None) == "question"
+
+
+def test_text_is_generated_from_names_alone(base: Path) -> None:
+    text = "".join(generate_text(str(base), "a", max_new_tokens=3))
+    assert text == "".join(generate_text(str(base), "a", max_new_tokens=3, seed=1))
+    assert isinstance("".join(generate_text(str(base), "a", max_new_tokens=3, temperature=1.0)), str)

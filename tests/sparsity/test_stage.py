@@ -1,0 +1,151 @@
+"""A sparse model is an ordinary model folder that says what it is."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from shears.artifacts import SPARSITY, read_record, weights_fingerprint
+from shears.errors import InputError
+from shears.models import linears, load_model, weight_oi
+from shears.sparsity import stage
+from shears.sparsity.prune import LinearSparsity, SparsityReport
+from shears.sparsity.stage import check_saved, sparsify
+from tests.oracles import wanda
+from tests.tiny import CONFIGS, VOCABULARY, save_tiny
+
+SMALL = {"num_samples": 4, "sequence_length": 32, "batch_size": 2}
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"Line {number} says {number * number}.\n" for number in range(200)))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_folder_opens_in_stock_tools_with_the_zeros_it_states(name: str, tmp_path: Path, text: str) -> None:
+    base = save_tiny(tmp_path / "base", name)
+    folder = sparsify(str(base), tmp_path / "sparse", calibration=text, **SMALL)
+    model, record = AutoModelForCausalLM.from_pretrained(folder), json.loads((folder / SPARSITY).read_text())
+    for linear, stated in record["linears"].items():
+        weight = weight_oi(linears(model)[linear])
+        assert list(weight.shape) == stated["shape"]
+        assert int((weight == 0).sum()) == stated["zeros"]
+        assert stated["sparsity"] == 0.5
+    assert record["achieved"] == record["target"] == 0.5
+    assert (
+        AutoTokenizer.from_pretrained(folder)("a b").input_ids == AutoTokenizer.from_pretrained(base)("a b").input_ids
+    )
+
+
+def test_tied_weights_survive(tmp_path: Path, text: str) -> None:
+    base = save_tiny(tmp_path / "base", "llama")
+    folder = sparsify(str(base), tmp_path / "sparse", calibration=text, **SMALL)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    model = load_model(folder)
+    embeddings = model.get_parameter("model.embed_tokens.weight")
+    assert model.get_output_embeddings().weight is embeddings
+    assert torch.equal(embeddings, load_model(base).get_parameter("model.embed_tokens.weight"))
+
+
+def test_the_record_names_its_inputs_and_fits_its_weights(tmp_path: Path, text: str) -> None:
+    base = save_tiny(tmp_path / "base")
+    folder = sparsify(str(base), tmp_path / "sparse", calibration=text, sparsity=0.3, **SMALL)
+    record = read_record(folder, SPARSITY)
+    assert record["base_fingerprint"] == weights_fingerprint(base)
+    assert record["fingerprint"] == weights_fingerprint(folder) != record["base_fingerprint"]
+    assert record["config"]["sparsity"] == 0.3
+    assert record["model"] == str(base)
+    assert sorted(path.name for path in tmp_path.iterdir() if "sparse" in path.name) == ["sparse"]
+
+
+def test_two_runs_give_the_same_bytes_and_another_seed_gives_others(tmp_path: Path, text: str) -> None:
+    base = str(save_tiny(tmp_path / "base"))
+    once, again, other = (
+        sparsify(base, tmp_path / name, calibration=text, seed=seed, **SMALL)
+        for name, seed in (("once", 0), ("again", 0), ("other", 1))
+    )
+    assert {path.name: path.read_bytes() for path in once.iterdir()} == {
+        path.name: path.read_bytes() for path in again.iterdir()
+    }
+    assert weights_fingerprint(once) != weights_fingerprint(other)
+
+
+def test_ready_token_ids_reproduce_a_pruning_done_elsewhere(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", "qwen3")
+    tokens = torch.randint(0, VOCABULARY, (5, 24), generator=torch.Generator().manual_seed(3))
+    file = tmp_path / "ids.jsonl"
+    file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in tokens.tolist()))
+    folder = sparsify(str(base), tmp_path / "sparse", calibration=str(file), num_samples=5)
+    expected, model = wanda.prune(load_model(base), list(tokens), 0.5), load_model(folder)
+    for name, (_, pruned) in expected.items():
+        assert torch.equal(weight_oi(linears(model)[name]) == 0, pruned)
+
+
+def test_magnitude_reads_no_calibration(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    folder = sparsify(str(base), tmp_path / "sparse", method="magnitude", calibration="missing.txt")
+    assert read_record(folder, SPARSITY)["calibration_fingerprint"] is None
+
+
+def test_the_dtype_on_disk_can_be_chosen(tmp_path: Path, text: str) -> None:
+    folder = sparsify(str(save_tiny(tmp_path / "base")), tmp_path / "sparse", calibration=text, dtype="bf16", **SMALL)
+    assert load_model(folder).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_samples": 1000}, "calibration needs"),
+        ({"sparsity": 1.0}, "sparsify.sparsity"),
+        ({"sparsty": 0.5}, "did you mean 'sparsify.sparsity'"),
+        ({"targets": "nothing"}, "no linear matches target 'nothing'"),
+        ({"sequence_length": 300, "num_samples": 1}, "context of 256"),
+    ],
+)
+def test_what_cannot_be_used_is_said_and_nothing_is_made(
+    settings: dict[str, object], message: str, tmp_path: Path, text: str
+) -> None:
+    base = save_tiny(tmp_path / "base")
+    with pytest.raises(InputError, match=message):
+        sparsify(str(base), tmp_path / "sparse", **{"calibration": text, **SMALL, **settings})
+    assert not (tmp_path / "sparse").exists()
+
+
+def test_a_failed_run_does_not_stand_in_the_way(tmp_path: Path, text: str) -> None:
+    base = str(save_tiny(tmp_path / "base"))
+    with pytest.raises(InputError):
+        sparsify(base, tmp_path / "sparse", calibration="missing.txt")
+    assert sparsify(base, tmp_path / "sparse", calibration=text, **SMALL).is_dir()
+
+
+def test_an_existing_output_is_kept(tmp_path: Path, text: str) -> None:
+    base = save_tiny(tmp_path / "base")
+    with pytest.raises(InputError, match="must not exist yet"):
+        sparsify(str(base), base, calibration=text, **SMALL)
+
+
+def test_a_saved_file_with_other_zeros_is_an_error(tmp_path: Path) -> None:
+    folder, name = save_tiny(tmp_path / "base"), "model.layers.0.mlp.up_proj"
+    report = SparsityReport(0.5, {name: LinearSparsity((48, 32), 768)}, 0.0)
+    with pytest.raises(InputError, match=f"{name} must have 768 zeros in .*, got 0"):
+        check_saved(folder, report)
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"{name}.weight"][:, :16] = 0
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    check_saved(folder, report)
+
+
+def test_weights_with_other_names_on_disk_are_counted_after_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, name = save_tiny(tmp_path / "base"), "model.layers.0.mlp.up_proj"
+    monkeypatch.setattr(stage, "_saved_zeros", lambda folder, linears: {})
+    check_saved(folder, SparsityReport(0.0, {name: LinearSparsity((48, 32), 0)}, 0.0))
+    with pytest.raises(InputError, match="must have 1 zeros"):
+        check_saved(folder, SparsityReport(0.0, {name: LinearSparsity((48, 32), 1)}, 0.0))

@@ -1,0 +1,32 @@
+"""One template for training and evaluation."""
+
+import pytest
+
+from shears.errors import InputError
+from shears.prompts import TEMPLATES, render_completion, render_prompt
+
+
+def test_question_template_ends_in_answer_and_the_completion_begins_with_one_space() -> None:
+    assert render_prompt("question", "How many?") == "Question: How many?\nAnswer:"
+    assert render_prompt("question", "How many?", "3 pears") == "Question: How many?\n3 pears\nAnswer:"
+    assert render_completion("question", "\n 3 ") == " 3"
+
+
+def test_alpaca_template_is_the_published_wording() -> None:
+    assert render_prompt("alpaca", "Add.") == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nAdd.\n\n### Response:\n"
+    )
+    with_input = render_prompt("alpaca", "Add.", "1 2")
+    assert "paired with an input that provides further context" in with_input
+    assert with_input.endswith("### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_surrounding_blanks_do_not_change_a_prompt(template: str) -> None:
+    assert render_prompt(template, "  Add.\n", " ") == render_prompt(template, "Add.")
+
+
+def test_an_unknown_template_is_an_error_that_names_the_known_ones() -> None:
+    with pytest.raises(InputError, match="question, alpaca, got 'qestion'"):
+        render_prompt("qestion", "Add.")

@@ -1,0 +1,100 @@
+"""A recipe's mistakes are named so that a person can mend them; flags win over --set over the file over defaults."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shears.errors import InputError
+from shears.recipe import Recipe, SearchConfig, SparsifyConfig, TrainConfig
+from shears.resolve import build, load_recipe, override, read_yaml, stage_values
+
+RECIPES = sorted(Path(__file__).parents[1].glob("recipes/*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_shipped_recipe_loads(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.model
+    assert recipe.train
+
+
+def test_a_resolved_recipe_reads_back_as_itself() -> None:
+    recipe = load_recipe(RECIPES[0])
+    assert build(Recipe, "", yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json")))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (TrainConfig, {"data": "x", "alhpa": 3}, "unknown key 'x.alhpa'; did you mean 'x.alpha'?"),
+        (TrainConfig, {}, "x.data must be given (--data)"),
+        (TrainConfig, {"data": "x", "ranks": "16,32"}, "x.ranks must be distinct and largest first, got 16,32"),
+        (TrainConfig, {"data": "x", "ranks": "a"}, "x.ranks.0 must be a valid integer"),
+        (TrainConfig, {"data": "x", "micro_batch_size": 5}, "micro_batch_size must divide batch_size (16), got 5"),
+        (SparsifyConfig, {"sparsity": 1.5}, "x.sparsity must be less than 1, got 1.5"),
+        (SparsifyConfig, {"sparsity": -0.1}, "x.sparsity must be greater than or equal to 0, got -0.1"),
+        (SparsifyConfig, {"method": "wnda"}, "x.method must be 'wanda' or 'magnitude', got 'wnda'"),
+        (SparsifyConfig, {"num_samples": "many"}, "x.num_samples must be a valid integer"),
+        (SearchConfig, {"data": "x", "objective": "accuracy"}, "task must be given with objective accuracy"),
+    ],
+)
+def test_mistakes_are_explained(kind: type[TrainConfig], values: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build(kind, "x", values)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_mistakes_inside_a_section_of_a_recipe_are_named_with_it() -> None:
+    with pytest.raises(InputError) as caught:
+        build(Recipe, "", {"trian": {}, "train": {"data": "x", "epoch": 2}})
+    assert "unknown key 'trian'; did you mean 'train'?" in str(caught.value)
+    assert "unknown key 'train.epoch'; did you mean 'train.epochs'?" in str(caught.value)
+
+
+def test_flags_win_over_set_over_file_over_default(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("sparsify:\n  sparsity: 0.1\n  num_samples: 1\n  seed: 1\n")
+    values = stage_values("sparsify", str(path), ["sparsify.num_samples=2", "sparsify.seed=2"], {"seed": "3"})
+    config = build(SparsifyConfig, "sparsify", values)
+    assert (config.sparsity, config.num_samples, config.seed, config.sequence_length) == (0.1, 2, 3, 512)
+
+
+@given(st.integers(1, 999), st.floats(0.001, 0.9))
+def test_set_reads_values_as_yaml(number: int, share: float) -> None:
+    values = override({}, [f"sparsify.num_samples={number}", f"sparsify.sparsity={share!r}"])
+    config = build(SparsifyConfig, "sparsify", values["sparsify"])
+    assert (config.num_samples, config.sparsity) == (number, share)
+
+
+def test_lists_and_exponents_are_read_from_set() -> None:
+    values = override({}, ["train.ranks=[8, 4]", "train.learning_rate=1e-3", "model=m", "train.data=x"])
+    config = build(Recipe, "", values)
+    assert config.train is not None
+    assert (config.model, config.train.ranks, config.train.learning_rate) == ("m", (8, 4), 0.001)
+
+
+@pytest.mark.parametrize("setting", ["alpha", "=3", ""])
+def test_a_setting_without_key_or_value_is_refused(setting: str) -> None:
+    with pytest.raises(InputError, match=r"--set must be section\.key=value"):
+        override({}, [setting])
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\0", ""])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"the recipe .*recipe\.yaml must"):
+        read_yaml(path)
+
+
+def test_a_missing_file_and_a_stray_key_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="readable YAML"):
+        read_yaml(tmp_path / "nowhere.yaml")
+    with pytest.raises(InputError, match="unknown key 'sparsfy'; did you mean 'sparsify'"):
+        stage_values("sparsify", None, ["sparsfy.seed=1"], {})
+    with pytest.raises(InputError, match="train must be a section of keys, got 3"):
+        stage_values("train", None, ["train=3"], {})
