@@ -165,6 +165,11 @@ def file_fingerprint(*paths: Path) -> str:
     return digest.hexdigest()
 
 
+def text_fingerprint(text: str) -> str:
+    """Return sha256 over a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def weights_fingerprint(folder: Path) -> str:
     """Return sha256 over a folder's safetensors files, in the order of their names.
 

@@ -172,3 +172,13 @@ def test_a_linear_that_no_token_reaches_is_pruned_by_magnitude(caplog: pytest.Lo
         report = sparsify_model(model, BATCHES, SparsifyConfig())
     assert "no calibration token reached model.layers.1.idle" in caplog.text
     assert report.linears["model.layers.1.idle"].zeros == 8
+
+
+def test_dropout_of_a_model_left_in_training_mode_does_not_reach_the_statistics() -> None:
+    masks = []
+    for training in (False, True):
+        model = tiny_model("gpt2").train(training)
+        sparsify_model(model, BATCHES, SparsifyConfig())
+        masks.append([weight_oi(linear) == 0 for linear in linears(model).values()])
+        assert model.training == training
+    assert all(torch.equal(*pair) for pair in zip(*masks, strict=True))

@@ -59,7 +59,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     rows = summary["models"]
     if rows:
         table = Table(
-            "model", f"{rows[0]['metric']}", "95 % interval", "zeros", "non-zero weights", "adapter",
+            "model", f"{rows[0]['metric']}", "95 % interval", "zeros", "non-zeros", "adapter",
             title=f"{summary['task']} on {summary['data']} (n = {rows[0]['n']})",
         )  # fmt: skip
         for row in rows:
@@ -69,7 +69,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
                 f"{row['adapter_parameters'] / 1e6:.1f} M" if row["adapter_parameters"] else "-",
             )  # fmt: skip
         console.print(table)
-        print_line("zeros: share of the decoder blocks' linear weights; embeddings stay dense.")
+        print_line("zeros: share in the decoder blocks' linears, embeddings stay dense; non-zeros: in the whole model.")
     names = ("sparse", "super_adapter", "search", "sub_adapter", "evaluation.json")
     for name in (name for name in names if (folder / name).exists()):
         print_line(f"  {folder / name}")

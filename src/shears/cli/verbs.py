@@ -29,7 +29,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from where an inte
 Values = dict[str, Any]
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool | None) -> None:
     if wanted:
         print(f"shears {__version__}")
         raise typer.Exit
@@ -40,7 +40,9 @@ def settings(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads (default: one a core); more than free cores is far slower.")
     ] = None,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = None,
 ) -> None:
     """Apply what holds for every verb."""
     if threads is not None:

@@ -72,4 +72,5 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     share, square = successes / n, Z95**2
     centre = (share + square / (2 * n)) / (1 + square / n)
     half = Z95 * math.sqrt(share * (1 - share) / n + square / (4 * n * n)) / (1 + square / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # rounding must not push the share itself out of its interval (0 of 12 gave a lower end of 3e-17)
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))

@@ -20,6 +20,7 @@ from shears.evaluation.tasks import Evaluation, evaluate_task
 from shears.models import autocast, load_model, load_tokenizer, model_folder
 from shears.prompts import DEFAULT_TEMPLATE, TEMPLATES
 from shears.recipe import EvaluateConfig, GenerateConfig
+from shears.resolve import build
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
     Keywords are those of EvaluateConfig (`task`, `data`, ...). The file holds no times: the same inputs give the same
     bytes.
     """
-    wanted = EvaluateConfig(**config)
+    wanted = build(EvaluateConfig, "evaluate", config)
     if wanted.template is None:
         wanted = wanted.model_copy(update={"template": adapter_template(adapter)})
     loaded, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
@@ -49,7 +50,7 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
 
 def generate_text(model: str, prompt: str, adapter: str | None = None, **config: Any) -> Iterator[str]:
     """Yield the continuation of a prompt, used as it is, piece by piece; keywords are those of GenerateConfig."""
-    wanted = GenerateConfig(**config)
+    wanted = build(GenerateConfig, "generate", config)
     loaded, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
     generator = torch.Generator().manual_seed(wanted.seed)
     yield from stream(loaded, tokenizer, prompt, wanted.max_new_tokens, wanted.temperature, generator)
@@ -94,7 +95,7 @@ def _with_adapter(base: nn.Module, adapter: Path) -> nn.Module:
     except LOADING_ERRORS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{adapter} must be an adapter that PEFT loads onto this model, got: {reason}") from error
-    for warning in caught:
+    for warning in (warning for warning in caught if not issubclass(warning.category, FutureWarning)):
         _refuse_or_log(adapter, str(warning.message))
     return loaded.eval()
 

@@ -1,6 +1,5 @@
 """NSGA-II (Deb et al., 2002) by Optuna on (quality, adapter parameters)."""
 
-import hashlib
 from collections.abc import Sequence
 
 from optuna import Study, Trial
@@ -8,7 +7,7 @@ from optuna.samplers import NSGAIISampler
 from optuna.trial import FrozenTrial, TrialState
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.searching.strategy import Evaluated, Plan, landmarks
+from shears.searching.strategy import Evaluated, Plan, digest, landmarks
 from shears.searching.study import distributions, new_study
 
 GENERATIONS = 5  # in a small budget; Optuna's own population of 50 would be one random generation of 50 evaluations
@@ -62,7 +61,7 @@ class Nsga2:
 
 
 def _sampler(stream: str, population: int) -> NSGAIISampler:
-    seed = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:4], "big")  # numpy takes 32 bits
+    seed = int(digest(stream)[:8], 16)  # numpy takes 32 bits
     return NSGAIISampler(population_size=population, seed=seed)
 
 

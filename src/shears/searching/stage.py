@@ -1,5 +1,6 @@
 """Sub-adapter search: on any objective (`run_search`), and as the stage that writes `result.json` (`search`)."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +14,14 @@ from sqlalchemy import URL
 from shears import __version__
 from shears.adapt.load import SuperAdapter, load_super_adapter
 from shears.adapt.space import SearchSpace
-from shears.artifacts import RESULT, SEARCH_SPACE, as_data, read_record, working_folder, write_json
+from shears.artifacts import (
+    RESULT,
+    SEARCH_SPACE,
+    as_data,
+    read_record,
+    working_folder,
+    write_json,
+)
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.fingerprints import rows_fingerprint
 from shears.errors import InputError
@@ -26,7 +34,7 @@ from shears.searching.hill_climb import HillClimbing
 from shears.searching.objective import accuracy_objective, loss_objective
 from shears.searching.pareto import pareto_front
 from shears.searching.random_search import RandomSearch
-from shears.searching.strategy import ACCURACY, LOSS, Evaluated, Objective, Plan, Strategy
+from shears.searching.strategy import ACCURACY, LOSS, Evaluated, Objective, Plan, Strategy, digest
 from shears.searching.study import Place, explore, open_ledger
 
 logger = logging.getLogger(__name__)
@@ -89,7 +97,8 @@ def search(
     with working_folder(output, asked, resume=resume) as work:
         adapter = load_super_adapter(super_adapter, model, device=settings.device)
         data_fingerprint, objective = _objective(adapter, settings)
-        place = _place(work, output, settings, {"adapter": fingerprint, "data": data_fingerprint, "resume": resume})
+        about = {"data": data_fingerprint}
+        place = Place(_study_url(work, settings), _study_name(output, asked), bool(resume), about)
         result = run_search(adapter.elastic.space, objective, _plan(settings), place)
         record = {
             "shears_version": __version__,
@@ -105,16 +114,14 @@ def search(
 
 
 def _objective(adapter: SuperAdapter, settings: SearchConfig) -> tuple[str, Objective]:
-    """Return the fingerprint of the validation examples as the model sees them, and the objective on them."""
-    trained = adapter.record["config"]
+    """Return the fingerprint of the validation examples and the objective on them."""
     examples = load_examples(settings.data, adapter.record["template"], adapter.tokenizer, settings.limit)
-    rows = tokenize_all(examples, adapter.tokenizer, trained["max_length"])
-    fingerprint = rows_fingerprint(rows)
-    if fingerprint == adapter.record["data_fingerprint"]:
-        logger.warning("the search sees the very examples the super-adapter was trained on; give it validation data")
-    if settings.objective == "loss":
-        return fingerprint, loss_objective(adapter, rows, settings)
-    return fingerprint, accuracy_objective(adapter, examples, settings)
+    if settings.data == adapter.record["config"]["data"]:
+        logger.warning("the search sees the examples the super-adapter was trained on; give it validation data")
+    if settings.objective == "accuracy":
+        return digest(repr(examples)), accuracy_objective(adapter, examples, settings)
+    rows = tokenize_all(examples, adapter.tokenizer, adapter.record["config"]["max_length"])
+    return rows_fingerprint(rows), loss_objective(adapter, rows, settings)
 
 
 def _plan(settings: SearchConfig) -> Plan:
@@ -122,10 +129,12 @@ def _plan(settings: SearchConfig) -> Plan:
     return Plan(settings.strategy, settings.max_evaluations, settings.seed, goal)
 
 
-def _place(work: Path, output: Path, settings: SearchConfig, about: Mapping[str, Any]) -> Place:
-    """The study is a file of the working folder, or one named after this very search in a storage that others share."""
-    inputs = {"super-adapter": about["adapter"], "validation data": about["data"]}
-    if settings.storage is None:
-        url = URL.create("sqlite", database=str(work / STUDY)).render_as_string(hide_password=False)
-        return Place(url, "search", True, inputs)
-    return Place(settings.storage, f"{output.name}-{about['adapter'][:12]}", bool(about["resume"]), inputs)
+def _study_url(work: Path, settings: SearchConfig) -> str:
+    """Return the URL of the study: of a file in the working folder unless the configuration names a storage."""
+    beside = URL.create("sqlite", database=str(work.resolve() / STUDY))
+    return settings.storage or beside.render_as_string(hide_password=False)
+
+
+def _study_name(output: Path, asked: Mapping[str, Any]) -> str:
+    """Name the study after the search, for a storage may be shared by many."""
+    return f"{output.name}-{digest(json.dumps(asked, sort_keys=True))[:12]}"

@@ -1,5 +1,6 @@
 """What every search shares: a plan, evaluated configurations as values, and the one interface of a strategy."""
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,13 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.errors import InputError
 
 PARAMETERS = "parameters"
+
+
+def digest(text: str) -> str:
+    """Return the sha256 of a text in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 Objective = Callable[[RankConfig], Mapping[str, float]]
 """Figures of a rank configuration: its quality (loss or accuracy) and its `parameters`."""
 
@@ -35,21 +43,21 @@ class Goal:
     def cost(self, metrics: Mapping[str, float]) -> tuple[float, float]:
         """Return (quality, parameters) so that lower is better in both; tuples compare as the goal says."""
         quality = metrics[self.quality]
-        return (-quality if self.maximise else quality), metrics[PARAMETERS]
+        return float(-quality if self.maximise else quality), float(metrics[PARAMETERS])
 
     def best(self, history: Sequence[Evaluated]) -> Evaluated:
         """Return the best evaluation; of equal ones, the earliest."""
         return min(history, key=lambda evaluated: self.cost(evaluated.metrics))
 
     def check(self, ranks: RankConfig, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Return the figures as plain numbers; InputError if one the goal needs is missing or not finite."""
+        """Return the figures as plain numbers, by name; InputError if one the goal needs is missing or not finite."""
         for name in (self.quality, PARAMETERS):
             if not math.isfinite(metrics.get(name, math.nan)):
                 raise InputError(
                     f"an objective must return a finite {name!r}, got {metrics.get(name)!r} for {ranks}; "
                     "look for non-finite weights or examples without a completion"
                 )
-        return {name: float(value) for name, value in metrics.items()}
+        return {name: value if isinstance(value, int) else float(value) for name, value in sorted(metrics.items())}
 
 
 LOSS, ACCURACY = Goal("loss"), Goal("accuracy", maximise=True)

@@ -4,9 +4,9 @@ A proposal is written once, whole, when its figures are known: a killed process 
 loses the one evaluation it was in.
 """
 
-import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from optuna.trial import TrialState, create_trial
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.errors import InputError
 from shears.progress import Meter
-from shears.searching.strategy import Evaluated, Goal, Objective, Plan, Strategy
+from shears.searching.strategy import PARAMETERS, Evaluated, Goal, Objective, Plan, Strategy, digest
 
 logger = logging.getLogger(__name__)
 ABOUT = "shears"  # the study attribute that says which search it belongs to
@@ -65,9 +65,10 @@ class Ledger:
         self._study, self._goal, self._distributions = study, goal, distributions(space)
         self.history: list[Evaluated] = []
         self.known: dict[RankConfig, Evaluated] = {}
-        self.num_repeats = 0
+        self.num_repeats = 0  # known configurations at the end of the history
+        self.size = space.size
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            self._remember(Evaluated(space.check(trial.params), trial.user_attrs))
+            self._remember(Evaluated(space.check(trial.params), dict(sorted(trial.user_attrs.items()))))
 
     def _remember(self, evaluated: Evaluated) -> None:
         self.num_repeats = self.num_repeats + 1 if evaluated.ranks in self.known else 0
@@ -76,11 +77,10 @@ class Ledger:
 
     def add(self, evaluated: Evaluated) -> None:
         """Write a proposal and its figures to the study."""
-        quality = evaluated.metrics[self._goal.quality]
         trial = create_trial(
             params=dict(evaluated.ranks),
             distributions=dict(self._distributions),
-            values=[quality, self._goal.cost(evaluated.metrics)[1]],
+            values=[evaluated.metrics[name] for name in (self._goal.quality, PARAMETERS)],
             user_attrs=dict(evaluated.metrics),
         )
         self._study.add_trial(trial)
@@ -97,7 +97,6 @@ def open_ledger(space: SearchSpace, plan: Plan, place: Place) -> Iterator[Ledger
     storage = _open_storage(place.url)
     try:
         study = new_study(["maximize" if plan.goal.maximise else "minimize", "minimize"], storage, place.name)
-        study.set_metric_names([plan.goal.quality, "parameters"])
         _claim(study, place, {**place.about, **_identity(space, plan)})
         yield Ledger(study, space, plan.goal)
     finally:
@@ -113,11 +112,18 @@ def _open_storage(url: str | None) -> BaseStorage:
         storage = RDBStorage(url)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"storage must be a database URL that can be opened, got {url}: {reason}") from None
-    if storage.engine.dialect.name == "sqlite":
+        raise InputError(
+            f"storage must be a database URL that can be opened, got {_public(url)}: {_public(reason)}"
+        ) from None
+    if storage.engine.dialect.name == "sqlite" and storage.engine.url.database:  # a file, not memory
         sqlalchemy.event.listen(storage.engine, "connect", _make_fast)
         storage.engine.dispose()  # connections made so far lack the settings
     return storage
+
+
+def _public(text: str) -> str:
+    """Hide the password of any URL in a text."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
 
 
 def _make_fast(connection: Any, _record: object) -> None:
@@ -128,8 +134,7 @@ def _make_fast(connection: Any, _record: object) -> None:
 
 def _identity(space: SearchSpace, plan: Plan) -> dict[str, Any]:
     ranks = json.dumps({group: list(ranks) for group, ranks in space.ranks.items()})
-    digest = hashlib.sha256(ranks.encode()).hexdigest()
-    return {"strategy": plan.strategy, "seed": plan.seed, "quality": plan.goal.quality, "space": digest[:16]}
+    return {"strategy": plan.strategy, "seed": plan.seed, "quality": plan.goal.quality, "space": digest(ranks)[:16]}
 
 
 def _claim(study: optuna.Study, place: Place, about: dict[str, Any]) -> None:
@@ -148,7 +153,8 @@ def _claim(study: optuna.Study, place: Place, about: dict[str, Any]) -> None:
 def explore(strategy: Strategy, objective: Objective, ledger: Ledger, plan: Plan, progress: Meter) -> None:
     """Evaluate what the strategy proposes until it ends, repeats itself, or the budget or the space is used up."""
     progress.advance(len(ledger.known))
-    while len(ledger.known) < plan.max_evaluations and ledger.num_repeats < MAX_REPEATS:
+    budget = min(plan.max_evaluations, ledger.size)
+    while len(ledger.known) < budget and ledger.num_repeats < MAX_REPEATS:
         ranks = strategy.propose(ledger.history)
         if ranks is None:
             break

@@ -1,0 +1,110 @@
+"""The command line: each verb does its one thing; a mistake is one line and exit code 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shears.cli import main
+from tests.end_to_end.recipe import write_recipe
+from tests.tiny import save_tiny
+
+
+def shears(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, str, str]:
+    """Run the command line in this process; return its exit code and what it printed."""
+    monkeypatch.setattr(sys, "argv", ["shears", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    output, errors = capfd.readouterr()
+    return int(ended.value.code or 0), output, errors
+
+
+def test_every_verb_on_the_road(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    commands = [
+        "sparsify base sparse --calibration train.jsonl --num-samples 4 --sequence-length 64 --sparsity 0.5",
+        "train sparse super --data train.jsonl --ranks 6,4,2 --alpha 12 --max-steps 3 --batch-size 4 --device cpu",
+        "search super found --data validation.jsonl --max-evaluations 4 --strategy random --device cpu",
+        "export super sub --ranks found/result.json",
+        "export super padded --ranks heuristic --format padded",
+        "evaluate sparse --adapter sub --task number --data test.jsonl --max-new-tokens 4 --output figures.json",
+        "evaluate sparse --task perplexity --data base/README.txt --sequence-length 32",
+        "generate sparse --adapter sub --prompt 1+1= --max-new-tokens 4",
+        "inspect sub --against sparse",
+    ]
+    (tmp_path / "base" / "README.txt").write_text("some text to read, " * 20)
+    for command in commands:
+        code, output, errors = shears(capfd, monkeypatch, *command.split())
+        assert code == 0, errors
+        assert output.strip(), command
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {"task", "metric", "value", "n", "ci95", "records"} <= figures.keys()
+    assert len(figures["records"]) == figures["n"] == 12
+    result = json.loads((tmp_path / "found" / "result.json").read_text())
+    assert len({json.dumps(entry["ranks"], sort_keys=True) for entry in result["evaluations"]}) == 4
+    code, output, _ = shears(capfd, monkeypatch, "inspect", "found", "--json")
+    assert json.loads(output)["chosen"] == result["chosen"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sparsify", "nowhere/at/all", "out"], "there is no nowhere/at/all"),
+        (["sparsify", "base", "out", "--sparsity", "1.5"], "sparsify.sparsity must be less than 1, got '1.5'"),
+        (["sparsify", "base", "out", "--targets", "q_porj"], "did you mean 'q_proj'"),
+        (["sparsify", "base", "out", "--calibration", "none.txt"], "none.txt"),
+        (["sparsify", "base", "base"], "must not exist yet"),
+        (["train", "base", "out"], "train.data must be given (--data)"),
+        (["train", "base", "out", "--data", "none.jsonl"], "none.jsonl"),
+        (["train", "base", "out", "--data", "arithmetic:train", "--set", "train.alhpa=3"], "did you mean 'train.alpha'"),
+        (["train", "base", "out", "--data", "arithmetic:train", "--groups", "c_attn"], "no linear matches target 'c_attn'"),
+        (["search", "base", "out", "--data", "arithmetic:validation"], "must be a super-adapter"),
+        (["export", "base", "out"], "must be a super-adapter"),
+        (["evaluate", "base", "--task", "nmber", "--data", "x"], "evaluate.task must be 'perplexity', 'choices'"),
+        (["evaluate", "base", "--adapter", "base", "--task", "number", "--data", "arithmetic:test"], "adapter_config.json"),
+        (["inspect", "nowhere"], "there is no nowhere"),
+        (["run", "nowhere.yaml"], "readable YAML"),
+        (["trian"], "Did you mean 'train'?"),
+        (["sparsify", "base"], "Missing argument 'OUT'"),
+        (["sparsify", "base", "out", "--sparsty", "1"], "No such option"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_exit_code_2(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], message: str
+) -> None:
+    save_tiny(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    code, output, errors = shears(capfd, monkeypatch, *words)
+    assert code == 2
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert "Traceback" not in output + errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_teaches_with_an_example(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for verb in ("fetch", "sparsify", "train", "search", "export", "evaluate", "generate", "inspect", "run"):
+        code, output, _ = shears(capfd, monkeypatch, verb, "--help")
+        assert code == 0
+        assert f"shears {verb} " in output
+
+
+def test_importing_shears_is_light() -> None:
+    code = (
+        "import sys, shears; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'peft', 'rich')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_public_name_is_there() -> None:
+    import shears as package
+
+    assert all(getattr(package, name) is not None for name in package.__all__)
+    assert callable(package.sparsify)
+    assert callable(package.search)

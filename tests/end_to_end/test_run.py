@@ -1,0 +1,130 @@
+"""`shears run` on a tiny model: the whole road, skipped when done, refused when asked otherwise."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM
+
+import shears
+from shears.errors import InputError
+from shears.recipe import Recipe
+from tests.end_to_end.recipe import write_recipe
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+    """A finished run: the recipe, its folder, the summary."""
+    folder = tmp_path_factory.mktemp("run")
+    path = write_recipe(folder)
+    return path, folder / "run", shears.run(load(path), folder / "run")
+
+
+def load(path: Path, *settings: str) -> Recipe:
+    """The recipe with settings laid over it."""
+    from shears.resolve import load_recipe
+
+    return load_recipe(path, settings)
+
+
+def test_a_run_leaves_every_artifact(done: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, folder, summary = done
+    names = {path.name for path in folder.iterdir()} - {".lock"}
+    assert names == {
+        "recipe.yaml", "sparse", "super_adapter", "search", "sub_adapter", "evaluation", "evaluation.json"
+    }  # fmt: skip
+    assert [row["name"] for row in summary["models"]] == ["dense", "sparse", "sparse + sub-adapter"]
+    assert all(row["n"] == 12 and row["ci95"][0] <= row["value"] <= row["ci95"][1] for row in summary["models"])
+    assert [round(row["sparsity"], 2) for row in summary["models"]] == [0.0, 0.5, 0.5]
+    assert summary == json.loads((folder / "evaluation.json").read_text())
+
+
+def test_the_sub_adapter_needs_nothing_of_ours(done: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, folder, _ = done
+    ids = torch.arange(12)[None]
+    stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "sparse"), folder / "sub_adapter")
+    by_itself = AutoPeftModelForCausalLM.from_pretrained(folder / "sub_adapter")
+    loaded = shears.load_super_adapter(folder / "super_adapter")
+    chosen = json.loads((folder / "search" / "result.json").read_text())["chosen"]["ranks"]
+    loaded.elastic.activate(shears.RankConfig(chosen))
+    with torch.no_grad():
+        expected = loaded.model(input_ids=ids).logits
+        torch.testing.assert_close(stock(input_ids=ids).logits, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(by_itself(input_ids=ids).logits, expected, rtol=0, atol=1e-6)
+
+
+def test_running_again_does_nothing(done: tuple[Path, Path, dict[str, Any]]) -> None:
+    path, folder, summary = done
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
+    assert shears.run(load(path), folder) == summary
+    assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
+
+
+def test_a_changed_stage_is_refused_with_its_keys(done: tuple[Path, Path, dict[str, Any]]) -> None:
+    path, folder, _ = done
+    with pytest.raises(InputError, match=r"train\.alpha was 12\.0 and is now 13\.0; train\.seed was 0 and is now 1"):
+        shears.run(load(path, "train.alpha=13", "train.seed=1"), folder)
+    with pytest.raises(InputError, match=r"sparsify\.sparsity was 0\.5 and is now 0\.6"):
+        shears.run(load(path, "sparsify.sparsity=0.6"), folder)
+
+
+def test_a_stage_removed_is_made_again_with_the_same_bits(done: tuple[Path, Path, dict[str, Any]]) -> None:
+    import shutil
+
+    path, folder, _ = done
+    before = {
+        name: (folder / name).read_bytes() for name in ("search/result.json", "sub_adapter/adapter_model.safetensors")
+    }
+    shutil.rmtree(folder / "search")
+    shutil.rmtree(folder / "sub_adapter")
+    shears.run(load(path), folder)
+    assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+def test_another_base_under_a_finished_run_is_refused(done: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+    from tests.tiny import save_tiny
+
+    path, folder, _ = done
+    other = save_tiny(tmp_path / "other", seed=7)
+    with pytest.raises(InputError, match="base of .* must be the one this was made from"):
+        shears.run(load(path, f"model={other}"), folder)
+
+
+def test_search_never_sees_the_test_split(done: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+    path, _, _ = done
+    with pytest.raises(InputError, match="never the test split"):
+        shears.run(load(path, "search.data=arithmetic:test", "evaluate.data=arithmetic:test"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("part", "kind"), [("sparse", "sparse model"), ("super_adapter", "super-adapter"),
+                                            ("search", "search"), ("sub_adapter", "sub-adapter"), (".", "run")])  # fmt: skip
+def test_every_artifact_can_be_inspected(done: tuple[Path, Path, dict[str, Any]], part: str, kind: str) -> None:
+    _, folder, _ = done
+    assert shears.inspect(folder / part)["kind"] == kind
+
+
+def test_inspection_counts_what_is_there(done: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, folder, _ = done
+    data = shears.inspect(folder / "sparse")
+    model = AutoModelForCausalLM.from_pretrained(folder / "sparse")
+    assert data["parameters"] == model.num_parameters()
+    assert data["nonzeros"] == sum(int((parameter != 0).sum()) for parameter in model.parameters())
+    assert data["sparsity"] == 0.5
+    assert data["sparsity_by_kind"]["q_proj"] == data["sparsity_by_layer"]["1"] == 0.5
+    adapter = shears.inspect(folder / "sub_adapter")
+    chosen = json.loads((folder / "search" / "result.json").read_text())["chosen"]
+    assert adapter["parameters"] == chosen["metrics"]["parameters"]
+    assert adapter["ranks"] == chosen["ranks"]
+
+
+def test_inspection_says_what_fits(done: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+    from tests.tiny import save_tiny
+
+    _, folder, _ = done
+    assert shears.inspect(folder / "sub_adapter", folder / "sparse")["fits"]
+    assert shears.inspect(folder / "sparse", folder / "super_adapter")["fits"]
+    assert not shears.inspect(folder / "sub_adapter", save_tiny(tmp_path / "other", seed=7))["fits"]

@@ -1,0 +1,110 @@
+"""Objectives whose optimum is known, and a search on them that can be killed: what the tests of searching share.
+
+`python -m tests.searching.formulas URL STRATEGY KILL_AT` runs the search and kills itself, with SIGKILL, inside its
+KILL_AT-th evaluation.
+"""
+
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Mapping
+
+from shears.adapt.space import RankConfig, SearchSpace
+from shears.progress import Meter
+from shears.searching.evolve import Nsga2
+from shears.searching.hill_climb import HillClimbing
+from shears.searching.random_search import RandomSearch
+from shears.searching.strategy import LOSS, Evaluated, Goal, Objective, Plan, Strategy
+from shears.searching.study import Ledger, Place, explore, open_ledger
+
+STRATEGIES: Mapping[str, Callable[[SearchSpace, Plan], Strategy]] = {
+    "hill-climbing": HillClimbing,
+    "nsga2": Nsga2,
+    "random": RandomSearch,
+}
+BUDGET = 25  # NSGA-II then has a population of 5: several generations are killed and resumed
+
+
+def make_space(num_groups: int, ranks: tuple[int, ...] = (32, 24, 16)) -> SearchSpace:
+    """Groups named like those of a model."""
+    return SearchSpace({f"layers.{index}.up_proj": ranks for index in range(num_groups)})
+
+
+def separable(space: SearchSpace, seed: int = 0) -> Objective:
+    """Every group has a best rank of its own, and the loss adds up: one optimum, no other local one."""
+    generator = random.Random(seed)
+    best = {group: generator.choice(ranks) for group, ranks in space.ranks.items()}
+    weight = {group: generator.uniform(0.5, 2.0) for group in space.ranks}
+
+    def objective(ranks: RankConfig) -> Mapping[str, float]:
+        loss = sum(weight[group] * abs(rank - best[group]) for group, rank in ranks.items())
+        return {"loss": loss, "parameters": 10 * sum(ranks.values())}
+
+    return objective
+
+
+def conflicting(space: SearchSpace, seed: int = 5) -> Objective:
+    """A smaller rank always costs quality, in some groups far more than in others: the front is a trade-off."""
+    generator = random.Random(seed)
+    weight = {group: generator.random() ** 3 for group in space.ranks}
+
+    def objective(ranks: RankConfig) -> Mapping[str, float]:
+        loss = sum(weight[group] * (32 - rank) ** 1.2 for group, rank in ranks.items())
+        return {"loss": loss, "parameters": sum(ranks.values())}
+
+    return objective
+
+
+def counted(objective: Objective) -> tuple[Objective, list[RankConfig]]:
+    """The objective, and the list of all it was asked."""
+    asked: list[RankConfig] = []
+
+    def wrapped(ranks: RankConfig) -> Mapping[str, float]:
+        asked.append(ranks)
+        return objective(ranks)
+
+    return wrapped, asked
+
+
+def silent() -> Meter:
+    """A meter that shows nothing."""
+    return Meter("search", 1, "evaluations", None)
+
+
+def climb(strategy: Strategy, objective: Objective, plan: Plan, place: Place | None = None) -> Ledger:
+    """Run a search to its end; return its ledger."""
+    space: SearchSpace = strategy.space if hasattr(strategy, "space") else strategy._space  # type: ignore[attr-defined]
+    with open_ledger(space, plan, place or Place()) as ledger:
+        explore(strategy, objective, ledger, plan, silent())
+    return ledger
+
+
+def evaluated(space: SearchSpace, objective: Objective, *configs: RankConfig) -> list[Evaluated]:
+    """A history."""
+    return [Evaluated(config, objective(config)) for config in configs]
+
+
+def a_plan(strategy: str = "test", max_evaluations: int = 1000, seed: int = 0, goal: Goal = LOSS) -> Plan:
+    """A plan that leaves enough room unless told otherwise."""
+    return Plan(strategy, max_evaluations, seed, goal)
+
+
+def killable_search(url: str, name: str, kill_at: int | None = None) -> list[Evaluated]:
+    """Search, resuming what is there; return the whole history."""
+    space, num_evaluations = make_space(6), 0
+    objective = conflicting(space)
+
+    def dangerous(ranks: RankConfig) -> Mapping[str, float]:
+        nonlocal num_evaluations
+        num_evaluations += 1
+        if num_evaluations == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return objective(ranks)
+
+    plan = a_plan(name, BUDGET)
+    return climb(STRATEGIES[name](space, plan), dangerous, plan, Place(url, resume=True)).history
+
+
+if __name__ == "__main__":
+    killable_search(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,109 @@
+"""Hill climbing: finds the optimum of separable objectives, and is the climb of the textbook, step by step."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shears.adapt.space import RankConfig
+from shears.searching.hill_climb import HillClimbing
+from shears.searching.strategy import ACCURACY, Objective, Plan
+from tests.searching.formulas import a_plan, climb, counted, evaluated, make_space, separable
+
+
+def textbook_climb(objective: Objective, strategy: HillClimbing, plan: Plan) -> list[RankConfig]:
+    """First improvement with an incumbent and a set of tried configurations; the order of neighbours is the plan's."""
+    incumbent = strategy.space.heuristic()
+    tried, improved = [incumbent], True
+    while improved:
+        improved = False
+        neighbours = list(strategy.space.neighbours(incumbent))
+        random.Random(plan.stream(tuple(incumbent.values()))).shuffle(neighbours)
+        for neighbour in neighbours:
+            if neighbour in tried:
+                continue
+            tried.append(neighbour)
+            if plan.goal.cost(objective(neighbour)) < plan.goal.cost(objective(incumbent)):
+                incumbent, improved = neighbour, True
+                break
+    return tried
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    num_groups=st.integers(1, 5),
+    ranks=st.sampled_from([(3,), (4, 2), (32, 24, 16), (8, 6, 4, 2)]),
+)
+def test_it_is_the_textbook_climb(seed: int, num_groups: int, ranks: tuple[int, ...]) -> None:
+    space, plan = make_space(num_groups, ranks), a_plan(seed=seed)
+
+    def rugged(config: RankConfig) -> dict[str, float]:
+        return {"loss": random.Random(f"{seed}{config}").randint(0, 3), "parameters": sum(config.values())}
+
+    strategy = HillClimbing(space, plan)
+    assert [e.ranks for e in climb(strategy, rugged, plan).history] == textbook_climb(rugged, strategy, plan)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), num_groups=st.integers(1, 8))
+def test_it_finds_the_optimum_of_a_separable_objective_evaluating_each_configuration_once(
+    seed: int, num_groups: int
+) -> None:
+    space, plan = make_space(num_groups, (8, 6, 4, 2)), a_plan(seed=seed)
+    objective, asked = counted(separable(space, seed))
+    best = plan.goal.best(climb(HillClimbing(space, plan), objective, plan).history)
+    assert best.metrics["loss"] == 0.0
+    assert len(asked) == len(set(asked))
+    assert asked[0] == space.heuristic()
+
+
+def test_a_higher_accuracy_is_better() -> None:
+    space, plan = make_space(3), a_plan(goal=ACCURACY)
+
+    def objective(ranks: RankConfig) -> dict[str, float]:
+        return {"accuracy": sum(ranks.values()) / 96, "parameters": sum(ranks.values())}
+
+    assert plan.goal.best(climb(HillClimbing(space, plan), objective, plan).history).ranks == space.maximal()
+
+
+def test_of_equal_quality_it_walks_to_fewer_parameters() -> None:
+    space, plan = make_space(3), a_plan()
+
+    def flat(ranks: RankConfig) -> dict[str, float]:
+        return {"loss": 1.0, "parameters": sum(ranks.values())}
+
+    assert plan.goal.best(climb(HillClimbing(space, plan), flat, plan).history).ranks == space.minimal()
+
+
+def test_it_ends_when_no_neighbour_is_better() -> None:
+    space, plan = make_space(2), a_plan()
+    middle = space.heuristic()
+
+    def peak(ranks: RankConfig) -> dict[str, float]:
+        return {"loss": float(ranks != middle), "parameters": 1}
+
+    assert {e.ranks for e in climb(HillClimbing(space, plan), peak, plan).history} == {
+        middle,
+        *space.neighbours(middle),
+    }
+
+
+def test_the_seed_decides_the_order_of_neighbours_and_every_incumbent_shuffles_anew() -> None:
+    space = make_space(12)
+    objective = separable(space)
+    first = evaluated(space, objective, space.heuristic())
+    assert len({HillClimbing(space, a_plan(seed=seed)).propose(first) for seed in range(8)}) > 1
+    orders = set()
+    for incumbent in (space.heuristic(), space.maximal(), space.minimal()):
+        chosen = HillClimbing(space, a_plan()).propose(evaluated(space, objective, incumbent))
+        assert chosen is not None
+        orders.add(next(group for group in chosen if chosen[group] != incumbent[group]))
+    assert len(orders) > 1
+
+
+@pytest.mark.parametrize("num_groups", [1, 3])
+def test_a_space_of_one_configuration_is_evaluated_and_left(num_groups: int) -> None:
+    space, plan = make_space(num_groups, (32,)), a_plan()
+    assert len(climb(HillClimbing(space, plan), separable(space), plan).history) == 1

@@ -1,0 +1,179 @@
+"""A whole search: on formulas through the library call, and as the stage on a tiny super-adapter."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shears.searching.stage as stage_module
+from shears.adapt.space import RankConfig
+from shears.adapt.train import train
+from shears.artifacts import partial_folder
+from shears.errors import InputError
+from shears.recipe import SearchConfig
+from shears.searching.stage import STRATEGIES, run_search, search
+from shears.searching.strategy import Objective
+from tests.searching.formulas import a_plan, conflicting, make_space, separable
+from tests.tiny import save_tiny
+
+SETTINGS: dict[str, Any] = {"max_evaluations": 6, "device": "cpu", "precision": "fp32"}
+
+
+def test_every_strategy_of_the_recipe_is_there() -> None:
+    strategy = SearchConfig.model_json_schema()["properties"]["strategy"]
+    assert set(strategy["enum"]) == set(STRATEGIES)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_starts_at_the_heuristic_and_never_chooses_worse(strategy: str) -> None:
+    space = make_space(5)
+    result = run_search(space, separable(space), a_plan(strategy, 20))
+    assert result.evaluations[0].ranks == space.heuristic()
+    assert result.chosen.metrics["loss"] <= result.evaluations[0].metrics["loss"]
+    assert len({e.ranks for e in result.evaluations}) == len(result.evaluations) <= 20
+
+
+def test_hill_climbing_on_a_separable_formula_chooses_its_optimum() -> None:
+    space = make_space(8)
+    assert run_search(space, separable(space), a_plan("hill-climbing")).chosen.metrics["loss"] == 0.0
+
+
+def test_the_front_is_every_evaluation_that_none_beats_in_both_figures() -> None:
+    space = make_space(4)
+    result = run_search(space, conflicting(space), a_plan("random", 30))
+    costs = {e.ranks: (e.metrics["loss"], e.metrics["parameters"]) for e in result.evaluations}
+    expected = {
+        ranks
+        for ranks, (loss, size) in costs.items()
+        if not any(a <= loss and b <= size and (a, b) != (loss, size) for a, b in costs.values())
+    }
+    assert {e.ranks for e in result.pareto} == expected
+    assert result.chosen in result.pareto
+
+
+def test_the_result_is_plain_data() -> None:
+    space = make_space(2)
+    data = run_search(space, separable(space), a_plan("heuristic")).as_data()
+    assert json.loads(json.dumps(data)) == data
+    assert data["chosen"] == data["evaluations"][0] == data["pareto"][0]
+
+
+def test_an_unknown_strategy_is_refused() -> None:
+    with pytest.raises(
+        InputError, match="strategy must be one of heuristic, hill-climbing, nsga2, random, got 'magic'"
+    ):
+        run_search(make_space(1), separable(make_space(1)), a_plan("magic"))
+
+
+def rows(path: Path, seed: int) -> str:
+    generator = random.Random(seed)
+    texts = [
+        {"prompt": f"{generator.randint(1, 99)}+1=", "completion": f" {generator.randint(1, 9)}"} for _ in range(8)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def super_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    return train(
+        save_tiny(folder / "base"), folder / "adapter", data=rows(folder / "train.jsonl", 0), ranks=(4, 2, 1),
+        max_steps=2, batch_size=4, learning_rate=1e-2, device="cpu", precision="fp32",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def validation(tmp_path: Path) -> str:
+    return rows(tmp_path / "validation.jsonl", 1)
+
+
+def test_the_stage_writes_the_result_and_the_study(super_adapter: Path, validation: str, tmp_path: Path) -> None:
+    folder = search(super_adapter, tmp_path / "search", data=validation, **SETTINGS)
+    assert sorted(path.name for path in folder.iterdir()) == ["result.json", "study.db"]
+    result = json.loads((folder / "result.json").read_text())
+    assert result["config"] == SearchConfig(data=validation, **SETTINGS).model_dump(mode="json")
+    assert len(result["evaluations"]) == 6
+    assert result["chosen"] in result["evaluations"]
+    assert all(entry in result["evaluations"] for entry in result["pareto"])
+    assert isinstance(result["chosen"]["metrics"]["parameters"], int)
+
+
+class Killed(BaseException):
+    """Stands for kill -9 in this process: no handler of ours catches it."""
+
+
+@pytest.mark.parametrize("storage", [None, "shared"])
+def test_interrupted_and_resumed_it_writes_the_same_bytes(
+    super_adapter: Path, validation: str, storage: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**SETTINGS, "data": validation, "storage": storage and f"sqlite:///{tmp_path}/shared.db"}
+    whole = search(super_adapter, tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_module, "loss_objective", dying_after(3, stage_module.loss_objective))
+        with pytest.raises(Killed):
+            search(super_adapter, tmp_path / "search", **settings)
+    assert not (tmp_path / "search").exists()
+    with pytest.raises(InputError, match="continue it with --resume"):
+        search(super_adapter, tmp_path / "search", **settings)
+    with pytest.raises(InputError, match="max_evaluations was 6 and is now 7"):
+        search(super_adapter, tmp_path / "search", resume=True, **{**settings, "max_evaluations": 7})
+    resumed = search(super_adapter, tmp_path / "search", resume=True, **settings)
+    assert (resumed / "result.json").read_bytes() == (whole / "result.json").read_bytes()
+    assert not partial_folder(tmp_path / "search").exists()
+
+
+def dying_after(number: int, make: Any) -> Any:
+    def make_dying(*args: Any) -> Objective:
+        objective, asked = make(*args), []
+
+        def dying(ranks: RankConfig) -> Any:
+            if len(asked) == number:
+                raise Killed
+            asked.append(ranks)
+            return objective(ranks)
+
+        return dying
+
+    return make_dying
+
+
+def test_changed_validation_data_is_not_mixed_with_the_old(
+    super_adapter: Path, validation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_module, "loss_objective", dying_after(2, stage_module.loss_objective))
+        with pytest.raises(Killed):
+            search(super_adapter, tmp_path / "search", data=validation, **SETTINGS)
+    rows(Path(validation), 2)
+    with pytest.raises(InputError, match="its data differs"):
+        search(super_adapter, tmp_path / "search", resume=True, data=validation, **SETTINGS)
+
+
+def test_searching_on_the_training_data_is_warned_of(
+    super_adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = json.loads((super_adapter / "search_space.json").read_text())["config"]["data"]
+    search(super_adapter, tmp_path / "search", data=data, strategy="heuristic", device="cpu")
+    assert "give it validation data" in caplog.text
+
+
+def test_the_accuracy_of_a_task_can_be_searched(super_adapter: Path, validation: str, tmp_path: Path) -> None:
+    folder = search(
+        super_adapter, tmp_path / "search", data=validation, objective="accuracy", task="number", max_new_tokens=2,
+        strategy="nsga2", **{**SETTINGS, "max_evaluations": 4},
+    )  # fmt: skip
+    result = json.loads((folder / "result.json").read_text())
+    assert 0.0 <= result["chosen"]["metrics"]["accuracy"] <= 1.0
+
+
+def test_a_misspelt_key_is_named(super_adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"did you mean 'search\.strategy'"):
+        search(super_adapter, tmp_path / "search", data="x.jsonl", stratgy="random")
+
+
+def test_what_is_no_super_adapter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must be a super-adapter"):
+        search(tmp_path, tmp_path / "search", data="x.jsonl")
