@@ -100,8 +100,11 @@ def test_search_never_sees_the_test_split(done: tuple[Path, Path, dict[str, Any]
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(("part", "kind"), [("sparse", "sparse model"), ("super_adapter", "super-adapter"),
-                                            ("search", "search"), ("sub_adapter", "sub-adapter"), (".", "run")])  # fmt: skip
+KINDS = [("sparse", "sparse model"), ("super_adapter", "super-adapter"), ("search", "search"),
+         ("sub_adapter", "sub-adapter"), (".", "run")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("part", "kind"), KINDS)
 def test_every_artifact_can_be_inspected(done: tuple[Path, Path, dict[str, Any]], part: str, kind: str) -> None:
     _, folder, _ = done
     assert shears.inspect(folder / part)["kind"] == kind

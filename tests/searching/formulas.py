@@ -15,7 +15,7 @@ from shears.progress import Meter
 from shears.searching.evolve import Nsga2
 from shears.searching.hill_climb import HillClimbing
 from shears.searching.random_search import RandomSearch
-from shears.searching.strategy import LOSS, Evaluated, Goal, Objective, Plan, Strategy
+from shears.searching.strategy import LOSS, Evaluated, Figures, Goal, Objective, Plan, Strategy
 from shears.searching.study import Ledger, Place, explore, open_ledger
 
 STRATEGIES: Mapping[str, Callable[[SearchSpace, Plan], Strategy]] = {
@@ -37,7 +37,7 @@ def separable(space: SearchSpace, seed: int = 0) -> Objective:
     best = {group: generator.choice(ranks) for group, ranks in space.ranks.items()}
     weight = {group: generator.uniform(0.5, 2.0) for group in space.ranks}
 
-    def objective(ranks: RankConfig) -> Mapping[str, float]:
+    def objective(ranks: RankConfig) -> Figures:
         loss = sum(weight[group] * abs(rank - best[group]) for group, rank in ranks.items())
         return {"loss": loss, "parameters": 10 * sum(ranks.values())}
 
@@ -49,7 +49,7 @@ def conflicting(space: SearchSpace, seed: int = 5) -> Objective:
     generator = random.Random(seed)
     weight = {group: generator.random() ** 3 for group in space.ranks}
 
-    def objective(ranks: RankConfig) -> Mapping[str, float]:
+    def objective(ranks: RankConfig) -> Figures:
         loss = sum(weight[group] * (32 - rank) ** 1.2 for group, rank in ranks.items())
         return {"loss": loss, "parameters": sum(ranks.values())}
 
@@ -60,7 +60,7 @@ def counted(objective: Objective) -> tuple[Objective, list[RankConfig]]:
     """The objective, and the list of all it was asked."""
     asked: list[RankConfig] = []
 
-    def wrapped(ranks: RankConfig) -> Mapping[str, float]:
+    def wrapped(ranks: RankConfig) -> Figures:
         asked.append(ranks)
         return objective(ranks)
 
@@ -90,12 +90,12 @@ def a_plan(strategy: str = "test", max_evaluations: int = 1000, seed: int = 0, g
     return Plan(strategy, max_evaluations, seed, goal)
 
 
-def killable_search(url: str, name: str, kill_at: int | None = None) -> list[Evaluated]:
+def killable_search(url: str | None, name: str, kill_at: int | None = None) -> list[Evaluated]:
     """Search, resuming what is there; return the whole history."""
     space, num_evaluations = make_space(6), 0
     objective = conflicting(space)
 
-    def dangerous(ranks: RankConfig) -> Mapping[str, float]:
+    def dangerous(ranks: RankConfig) -> Figures:
         nonlocal num_evaluations
         num_evaluations += 1
         if num_evaluations == kill_at:

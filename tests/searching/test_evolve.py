@@ -6,7 +6,7 @@ from shears.adapt.space import RankConfig
 from shears.searching.evolve import Nsga2
 from shears.searching.pareto import hypervolume_2d
 from shears.searching.random_search import RandomSearch
-from shears.searching.strategy import Evaluated, Objective, Plan
+from shears.searching.strategy import Evaluated, Figures, Objective, Plan
 from tests.searching.formulas import a_plan, climb, conflicting, counted, make_space
 
 
@@ -50,7 +50,7 @@ def test_children_come_from_the_fittest() -> None:
     space, plan = make_space(20), a_plan(max_evaluations=60)
     decisive = "layers.0.up_proj"
 
-    def objective(ranks: RankConfig) -> dict[str, float]:
+    def objective(ranks: RankConfig) -> Figures:
         return {"loss": float(32 - ranks[decisive]), "parameters": 1}
 
     history = climb(Nsga2(space, plan), objective, plan).history

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig
 from shears.searching.hill_climb import HillClimbing
-from shears.searching.strategy import ACCURACY, Objective, Plan
+from shears.searching.strategy import ACCURACY, Figures, Objective, Plan
 from tests.searching.formulas import a_plan, climb, counted, evaluated, make_space, separable
 
 
@@ -39,7 +39,7 @@ def textbook_climb(objective: Objective, strategy: HillClimbing, plan: Plan) -> 
 def test_it_is_the_textbook_climb(seed: int, num_groups: int, ranks: tuple[int, ...]) -> None:
     space, plan = make_space(num_groups, ranks), a_plan(seed=seed)
 
-    def rugged(config: RankConfig) -> dict[str, float]:
+    def rugged(config: RankConfig) -> Figures:
         return {"loss": random.Random(f"{seed}{config}").randint(0, 3), "parameters": sum(config.values())}
 
     strategy = HillClimbing(space, plan)
@@ -62,7 +62,7 @@ def test_it_finds_the_optimum_of_a_separable_objective_evaluating_each_configura
 def test_a_higher_accuracy_is_better() -> None:
     space, plan = make_space(3), a_plan(goal=ACCURACY)
 
-    def objective(ranks: RankConfig) -> dict[str, float]:
+    def objective(ranks: RankConfig) -> Figures:
         return {"accuracy": sum(ranks.values()) / 96, "parameters": sum(ranks.values())}
 
     assert plan.goal.best(climb(HillClimbing(space, plan), objective, plan).history).ranks == space.maximal()
@@ -71,7 +71,7 @@ def test_a_higher_accuracy_is_better() -> None:
 def test_of_equal_quality_it_walks_to_fewer_parameters() -> None:
     space, plan = make_space(3), a_plan()
 
-    def flat(ranks: RankConfig) -> dict[str, float]:
+    def flat(ranks: RankConfig) -> Figures:
         return {"loss": 1.0, "parameters": sum(ranks.values())}
 
     assert plan.goal.best(climb(HillClimbing(space, plan), flat, plan).history).ranks == space.minimal()
@@ -81,7 +81,7 @@ def test_it_ends_when_no_neighbour_is_better() -> None:
     space, plan = make_space(2), a_plan()
     middle = space.heuristic()
 
-    def peak(ranks: RankConfig) -> dict[str, float]:
+    def peak(ranks: RankConfig) -> Figures:
         return {"loss": float(ranks != middle), "parameters": 1}
 
     assert {e.ranks for e in climb(HillClimbing(space, plan), peak, plan).history} == {

@@ -13,8 +13,9 @@ from shears.adapt.train import train
 from shears.artifacts import partial_folder
 from shears.errors import InputError
 from shears.recipe import SearchConfig
+from shears.searching.objective import loss_objective
 from shears.searching.stage import STRATEGIES, run_search, search
-from shears.searching.strategy import Objective
+from shears.searching.strategy import Figures, Objective
 from tests.searching.formulas import a_plan, conflicting, make_space, separable
 from tests.tiny import save_tiny
 
@@ -112,7 +113,7 @@ def test_interrupted_and_resumed_it_writes_the_same_bytes(
     settings = {**SETTINGS, "data": validation, "storage": storage and f"sqlite:///{tmp_path}/shared.db"}
     whole = search(super_adapter, tmp_path / "whole", **settings)
     with monkeypatch.context() as patch:
-        patch.setattr(stage_module, "loss_objective", dying_after(3, stage_module.loss_objective))
+        patch.setattr(stage_module, "loss_objective", dying_after(3))
         with pytest.raises(Killed):
             search(super_adapter, tmp_path / "search", **settings)
     assert not (tmp_path / "search").exists()
@@ -125,11 +126,11 @@ def test_interrupted_and_resumed_it_writes_the_same_bytes(
     assert not partial_folder(tmp_path / "search").exists()
 
 
-def dying_after(number: int, make: Any) -> Any:
+def dying_after(number: int) -> Any:
     def make_dying(*args: Any) -> Objective:
-        objective, asked = make(*args), []
+        objective, asked = loss_objective(*args), list[RankConfig]()
 
-        def dying(ranks: RankConfig) -> Any:
+        def dying(ranks: RankConfig) -> Figures:
             if len(asked) == number:
                 raise Killed
             asked.append(ranks)
@@ -144,7 +145,7 @@ def test_changed_validation_data_is_not_mixed_with_the_old(
     super_adapter: Path, validation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(stage_module, "loss_objective", dying_after(2, stage_module.loss_objective))
+        patch.setattr(stage_module, "loss_objective", dying_after(2))
         with pytest.raises(Killed):
             search(super_adapter, tmp_path / "search", data=validation, **SETTINGS)
     rows(Path(validation), 2)

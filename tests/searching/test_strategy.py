@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig
 from shears.errors import InputError
-from shears.searching.strategy import ACCURACY, LOSS, Evaluated, Goal, Plan, landmarks
+from shears.searching.strategy import ACCURACY, LOSS, Evaluated, Figures, Goal, Plan, landmarks
 from tests.searching.formulas import a_plan, make_space
 
 SPACE = make_space(1)
@@ -35,7 +35,7 @@ def test_the_best_has_the_best_quality_then_the_fewest_parameters_then_came_firs
     "metrics",
     [{"parameters": 1}, {"loss": 1.0}, {"loss": math.nan, "parameters": 1}, {"loss": math.inf, "parameters": 1}],
 )
-def test_figures_that_are_missing_or_not_finite_are_refused(metrics: dict[str, float]) -> None:
+def test_figures_that_are_missing_or_not_finite_are_refused(metrics: Figures) -> None:
     with pytest.raises(InputError, match="must return a finite"):
         LOSS.check(HEURISTIC, metrics)
 

@@ -13,7 +13,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from shears import __version__
 from shears.adapt.callback import NLSCallback
 from shears.adapt.checkpoints import MarkWhole, cut_log, last_whole_checkpoint
 from shears.adapt.elastic import ElasticAdapter, make_elastic
@@ -35,6 +34,7 @@ from shears.models import load_model, load_tokenizer, model_folder, pick_device,
 from shears.progress import meter
 from shears.recipe import TrainConfig
 from shears.resolve import build
+from shears.version import __version__
 
 logger = logging.getLogger(__name__)
 LOG = "training_log.jsonl"

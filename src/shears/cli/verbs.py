@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from shears import __version__
 from shears.cli import tables
 from shears.cli.options import SET, with_stage_options
 from shears.recipe import EvaluateConfig, ExportConfig, GenerateConfig, SearchConfig, SparsifyConfig, TrainConfig
+from shears.version import __version__
 
 HELP = """Sparse fine-tuning that stays sparse.
 

@@ -10,7 +10,6 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shears import __version__
 from shears.adapt.load import space_of_record
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.artifacts import (
@@ -27,6 +26,7 @@ from shears.export.choice import choose_ranks
 from shears.export.tensors import padded, sliced
 from shears.recipe import ExportConfig
 from shears.resolve import build
+from shears.version import __version__
 
 logger = logging.getLogger(__name__)
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -1,6 +1,6 @@
 """From a super-adapter to figures: what a rank configuration is worth on validation data."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from shears.adapt.load import SuperAdapter
 from shears.adapt.space import RankConfig
@@ -9,7 +9,7 @@ from shears.evaluation.score import device_of, mean_completion_loss, padding
 from shears.evaluation.tasks import evaluate_examples
 from shears.models import autocast
 from shears.recipe import EvaluateConfig, SearchConfig
-from shears.searching.strategy import ACCURACY, LOSS, PARAMETERS, Objective
+from shears.searching.strategy import ACCURACY, LOSS, PARAMETERS, Figures, Objective
 
 
 def loss_objective(adapter: SuperAdapter, rows: Sequence[Tokenized], config: SearchConfig) -> Objective:
@@ -37,7 +37,7 @@ def accuracy_objective(adapter: SuperAdapter, examples: Sequence[Example], confi
 def _objective(adapter: SuperAdapter, quality: str, config: SearchConfig, measure: Callable[[], float]) -> Objective:
     device = device_of(adapter.model)
 
-    def evaluate(ranks: RankConfig) -> Mapping[str, float]:
+    def evaluate(ranks: RankConfig) -> Figures:
         adapter.elastic.activate(ranks)
         with autocast(config.precision, device):
             return {quality: measure(), PARAMETERS: adapter.elastic.num_parameters(ranks)}

@@ -11,7 +11,6 @@ from typing import Any
 
 from sqlalchemy import URL
 
-from shears import __version__
 from shears.adapt.load import SuperAdapter, load_super_adapter
 from shears.adapt.space import SearchSpace
 from shears.artifacts import (
@@ -36,6 +35,7 @@ from shears.searching.pareto import pareto_front
 from shears.searching.random_search import RandomSearch
 from shears.searching.strategy import ACCURACY, LOSS, Evaluated, Objective, Plan, Strategy, digest
 from shears.searching.study import Place, explore, open_ledger
+from shears.version import __version__
 
 logger = logging.getLogger(__name__)
 STUDY = "study.db"

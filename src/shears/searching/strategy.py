@@ -17,8 +17,9 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-Objective = Callable[[RankConfig], Mapping[str, float]]
-"""Figures of a rank configuration: its quality (loss or accuracy) and its `parameters`."""
+Figures = Mapping[str, int | float]
+"""What a rank configuration is worth: its quality (`loss` or `accuracy`) and its `parameters`."""
+Objective = Callable[[RankConfig], Figures]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Evaluated:
     """A rank configuration and its figures."""
 
     ranks: RankConfig
-    metrics: Mapping[str, float]
+    metrics: Figures
 
     def as_data(self) -> dict[str, Any]:
         """Return the evaluation as plain JSON data."""
@@ -40,7 +41,7 @@ class Goal:
     quality: str
     maximise: bool = False
 
-    def cost(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+    def cost(self, metrics: Figures) -> tuple[float, float]:
         """Return (quality, parameters) so that lower is better in both; tuples compare as the goal says."""
         quality = metrics[self.quality]
         return float(-quality if self.maximise else quality), float(metrics[PARAMETERS])
@@ -49,7 +50,7 @@ class Goal:
         """Return the best evaluation; of equal ones, the earliest."""
         return min(history, key=lambda evaluated: self.cost(evaluated.metrics))
 
-    def check(self, ranks: RankConfig, metrics: Mapping[str, float]) -> dict[str, float]:
+    def check(self, ranks: RankConfig, metrics: Figures) -> Figures:
         """Return the figures as plain numbers, by name; InputError if one the goal needs is missing or not finite."""
         for name in (self.quality, PARAMETERS):
             if not math.isfinite(metrics.get(name, math.nan)):

@@ -10,7 +10,6 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shears import __version__
 from shears.artifacts import SPARSITY, as_data, weights_fingerprint, working_folder, write_json
 from shears.data.calibration import calibration_batches
 from shears.errors import InputError
@@ -19,6 +18,7 @@ from shears.recipe import SparsifyConfig
 from shears.resolve import build
 from shears.sparsity.prune import LinearSparsity, SparsityReport, sparsify_model
 from shears.sparsity.scores import SCORES
+from shears.version import __version__
 
 logger = logging.getLogger(__name__)
 

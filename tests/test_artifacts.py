@@ -1,0 +1,269 @@
+"""Folders appear whole or not at all, know what they were made from, and belong to one process at a time."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from shears.artifacts import (
+    SEARCH_SPACE,
+    SPARSITY,
+    as_data,
+    check_input,
+    file_fingerprint,
+    find_record,
+    partial_folder,
+    read_json,
+    read_record,
+    refuse_changes,
+    run_lock,
+    weights_fingerprint,
+    working_folder,
+    write_json,
+)
+from shears.errors import InputError
+from shears.recipe import SparsifyConfig
+
+CONFIG = {"sparsity": 0.5, "seed": 0}
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+WORKER = """
+import os, sys, time
+from pathlib import Path
+from shears.artifacts import working_folder
+with working_folder(Path(sys.argv[1]), {"sparsity": 0.5, "seed": 0}, resume=True) as work:
+    (work / "half.bin").write_bytes(b"half")
+    print("holding", flush=True)
+    time.sleep(60)
+"""
+
+
+def finish(output: Path, resume: bool | None = None, config: dict[str, Any] | None = None) -> list[str]:
+    """Run a stage to its end; return the files it found at its start."""
+    with working_folder(output, config or CONFIG, resume=resume) as work:
+        found = sorted(path.name for path in work.iterdir() if path.name not in {".lock", "config.json"})
+        (work / "whole.bin").write_bytes(b"whole")
+    return found
+
+
+def interrupt(output: Path) -> None:
+    """Run a stage that fails half way."""
+    with pytest.raises(RuntimeError, match="half way"), working_folder(output, CONFIG, resume=None) as work:
+        (work / "half.bin").write_bytes(b"half")
+        raise RuntimeError("half way")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(json_values)
+def test_what_is_written_is_read_back(tmp_path: Path, content: object) -> None:
+    write_json(tmp_path / "x.json", content)
+    assert read_json(tmp_path / "x.json") == content
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_content_that_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"old": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", {"new": object()})
+    assert read_json(tmp_path / "x.json") == {"old": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "rename"])
+def test_a_full_disk_leaves_the_old_file(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_json(tmp_path / "x.json", {"old": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(*((os, "fsync") if step == "fsync" else (Path, "rename")), full)
+        with pytest.raises(OSError, match="No space left"):
+            write_json(tmp_path / "x.json", {"new": 2})
+    assert read_json(tmp_path / "x.json") == {"old": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"], "a full disk is not filled further"
+    write_json(tmp_path / "x.json", {"new": 2})
+    assert read_json(tmp_path / "x.json") == {"new": 2}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_really_full_device_leaves_the_old_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"old": 1})
+    (tmp_path / ".x.json.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_json(tmp_path / "x.json", {"new": 2})
+    assert read_json(tmp_path / "x.json") == {"old": 1}
+
+
+def test_a_missing_and_a_torn_file_are_clear_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must exist; it does not"):
+        read_json(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text('{"torn": ')
+    with pytest.raises(InputError, match="must be a JSON file"):
+        read_json(tmp_path / "x.json")
+    (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="must be a JSON file"):
+        read_json(tmp_path / "x.json")
+
+
+def test_a_finished_stage_leaves_its_files_and_nothing_else(tmp_path: Path) -> None:
+    finish(tmp_path / "deep" / "out")
+    assert [path.name for path in (tmp_path / "deep" / "out").iterdir()] == ["whole.bin"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+def test_a_crash_leaves_only_the_partial_folder(tmp_path: Path) -> None:
+    interrupt(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    assert (tmp_path / "out.partial" / "half.bin").read_bytes() == b"half"
+
+
+@pytest.mark.parametrize(("resume", "found"), [(True, ["half.bin"]), (None, [])])
+def test_resume_continues_and_none_starts_anew(resume: bool | None, found: list[str], tmp_path: Path) -> None:
+    interrupt(tmp_path / "out")
+    (tmp_path / "out.partial" / "checkpoints").mkdir()
+    if resume:
+        found = ["checkpoints", *found]
+    assert finish(tmp_path / "out", resume) == found
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*found, "whole.bin"])
+
+
+@pytest.mark.parametrize("resume", [True, False, None])
+def test_without_an_interrupted_run_every_resume_starts(resume: bool | None, tmp_path: Path) -> None:
+    assert finish(tmp_path / "out", resume) == []
+
+
+def test_resume_false_refuses_what_could_be_resumed_and_keeps_it(tmp_path: Path) -> None:
+    interrupt(tmp_path / "out")
+    with pytest.raises(InputError, match="continue it with --resume, or delete it"):
+        finish(tmp_path / "out", resume=False)
+    assert finish(tmp_path / "out", resume=True) == ["half.bin"]
+
+
+def test_a_changed_configuration_is_refused_with_every_key_named(tmp_path: Path) -> None:
+    interrupt(tmp_path / "out")
+    with pytest.raises(InputError) as error:
+        finish(tmp_path / "out", True, {"sparsity": 0.6, "method": "wanda", "seed": 0})
+    assert "method was None and is now 'wanda'; sparsity was 0.5 and is now 0.6" in str(error.value)
+    assert "seed" not in str(error.value)
+    assert finish(tmp_path / "out", True) == ["half.bin"], "what was refused did no harm"
+
+
+def test_a_changed_configuration_may_start_anew(tmp_path: Path) -> None:
+    interrupt(tmp_path / "out")
+    assert finish(tmp_path / "out", None, {"sparsity": 0.6}) == []
+
+
+def test_a_configuration_compares_equal_after_its_way_through_json(tmp_path: Path) -> None:
+    config = {"model": "m", **as_data(SparsifyConfig(targets=("q_proj", "v_proj")))}
+    refuse_changes(tmp_path, json.loads(json.dumps(config)), config)
+
+
+def test_an_existing_output_is_refused_and_left_alone(tmp_path: Path) -> None:
+    finish(tmp_path / "out")
+    for resume in (True, False, None):
+        with pytest.raises(InputError, match="must not exist yet"):
+            finish(tmp_path / "out", resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_output_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="not empty"), working_folder(tmp_path / "out", CONFIG, resume=None):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_a_second_process_is_refused_and_a_killed_one_leaves_its_work(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "holding\n"
+            for resume in (True, False, None):
+                with pytest.raises(InputError, match="only one process may work on"):
+                    finish(tmp_path / "out", resume)
+            assert (tmp_path / "out.partial" / "half.bin").exists()
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert finish(tmp_path / "out", resume=True) == ["half.bin"]
+
+
+def test_a_run_is_locked_as_a_whole(tmp_path: Path) -> None:
+    with run_lock(tmp_path / "run"), pytest.raises(InputError, match="only one process may work on"):  # noqa: SIM117
+        with run_lock(tmp_path / "run"):
+            pass
+    with run_lock(tmp_path / "run"):
+        pass
+
+
+def test_the_partial_folder_is_a_sibling() -> None:
+    assert partial_folder(Path("runs/a.b")) == Path("runs/a.b.partial")
+
+
+@given(st.lists(st.binary(max_size=100), min_size=1, max_size=3))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_fingerprint_is_of_the_bytes_in_order(tmp_path: Path, contents: list[bytes]) -> None:
+    paths = [tmp_path / str(index) for index in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    (tmp_path / "joined").write_bytes(b"".join(contents))
+    assert file_fingerprint(*paths) == file_fingerprint(tmp_path / "joined")
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    """A finished sparse model: weights and the record that names them."""
+    folder = tmp_path / "sparse"
+    folder.mkdir()
+    save_file({"weight": torch.zeros(4)}, folder / "model.safetensors")
+    write_json(folder / SPARSITY, {"fingerprint": weights_fingerprint(folder), "config": CONFIG})
+    return folder
+
+
+def test_a_record_is_read_where_the_weights_are_what_it_says(artifact: Path) -> None:
+    assert read_record(artifact, SPARSITY)["config"] == CONFIG
+    assert find_record(artifact) == artifact / SPARSITY
+
+
+def test_tampered_weights_are_refused(artifact: Path) -> None:
+    content = bytearray((artifact / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (artifact / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="must be those of sparsity.json .*, got .*; make it again"):
+        read_record(artifact, SPARSITY)
+
+
+def test_lost_and_added_weights_are_refused(artifact: Path) -> None:
+    save_file({"more": torch.ones(1)}, artifact / "model-2.safetensors")
+    with pytest.raises(InputError, match="must be those of"):
+        read_record(artifact, SPARSITY)
+    for path in artifact.glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(InputError, match="must hold weights as safetensors; it holds none"):
+        read_record(artifact, SPARSITY)
+
+
+def test_a_folder_of_another_kind_is_refused(artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must be a super-adapter"):
+        read_record(artifact, SEARCH_SPACE)
+    assert find_record(tmp_path) is None
+
+
+def test_an_artifact_made_from_something_else_is_refused_with_both_fingerprints() -> None:
+    check_input("the base model", "a" * 64, "a" * 64)
+    with pytest.raises(InputError, match=f"the base model must be .*{'a' * 12}.*, got {'b' * 12}"):
+        check_input("the base model", "a" * 64, "b" * 64)
