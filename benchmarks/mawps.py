@@ -61,7 +61,9 @@ def _adapters(
         lambda: _once(nls, lambda: shears.train(base, nls, ranks=(32, 24, 16), **settings))
     )
     seconds[f"search, {tag}"] = _timed(
-        lambda: _once(found, lambda: shears.search(nls, found, data=str(data["validation"]), max_evaluations=30))
+        lambda: _once(
+            found, lambda: shears.search(nls, found, data=str(data["validation"]), max_evaluations=20, limit=100)
+        )
     )
     parts = {"LoRA, rank 32": (lora, "maximal"), "NLS, maximal": (nls, "maximal"), "NLS, heuristic": (nls, "heuristic"),
              "NLS, minimal": (nls, "minimal"), "NLS, hill climbing": (nls, str(found / "result.json"))}  # fmt: skip

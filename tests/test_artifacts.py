@@ -54,14 +54,19 @@ with working_folder(Path(sys.argv[1]), {"sparsity": 0.5, "seed": 0}, resume=True
 def finish(output: Path, resume: bool | None = None, config: dict[str, Any] | None = None) -> list[str]:
     """Run a stage to its end; return the files it found at its start."""
     with working_folder(output, config or CONFIG, resume=resume) as work:
-        found = sorted(path.name for path in work.iterdir() if path.name not in {".lock", "config.json"})
+        found = sorted(path.name for path in work.iterdir() if not path.name.startswith("."))
         (work / "whole.bin").write_bytes(b"whole")
     return found
 
 
 def interrupt(output: Path) -> None:
     """Run a stage that fails half way."""
-    with pytest.raises(RuntimeError, match="half way"), working_folder(output, CONFIG, resume=None) as work:
+    with pytest.raises(RuntimeError, match="half way"):
+        _fail_half_way(output)
+
+
+def _fail_half_way(output: Path) -> None:
+    with working_folder(output, CONFIG, resume=None) as work:
         (work / "half.bin").write_bytes(b"half")
         raise RuntimeError("half way")
 
@@ -82,14 +87,16 @@ def test_content_that_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
-@pytest.mark.parametrize("step", ["fsync", "rename"])
-def test_a_full_disk_leaves_the_old_file(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("owner", "step"), [(os, "fsync"), (Path, "rename")])
+def test_a_full_disk_leaves_the_old_file(
+    owner: object, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     write_json(tmp_path / "x.json", {"old": 1})
     with monkeypatch.context() as patch:
-        patch.setattr(*((os, "fsync") if step == "fsync" else (Path, "rename")), full)
+        patch.setattr(owner, step, full)
         with pytest.raises(OSError, match="No space left"):
             write_json(tmp_path / "x.json", {"new": 2})
     assert read_json(tmp_path / "x.json") == {"old": 1}
@@ -180,9 +187,13 @@ def test_an_existing_output_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 
 def test_an_output_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="not empty"), working_folder(tmp_path / "out", CONFIG, resume=None):
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "mine").touch()
+    def stage_overtaken_by_another() -> None:
+        with working_folder(tmp_path / "out", CONFIG, resume=None):
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "mine").touch()
+
+    with pytest.raises(OSError, match="not empty"):
+        stage_overtaken_by_another()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 

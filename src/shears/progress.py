@@ -21,13 +21,19 @@ class Meter:
 
     def __init__(self, title: str, total: int, unit: str, bar: Progress | None) -> None:
         self._title, self._total, self._unit, self._bar = title, total, unit, bar
-        self._done, self._start, self._last_line = 0, time.monotonic(), time.monotonic()
+        self._done, self._skipped, self._start, self._last_line = 0, 0, time.monotonic(), time.monotonic()
         self._task = bar.add_task(title, total=total, note="") if bar else None
+
+    def skip(self, count: int) -> None:
+        """Count work that an earlier run did: it moves the bar, and says nothing about the rate."""
+        self._done, self._skipped = self._done + count, self._skipped + count
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=count)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count work as done; `note` is shown behind the bar (loss, tokens/s)."""
         self._done += count
-        rate = self._done / max(time.monotonic() - self._start, 1e-9)
+        rate = (self._done - self._skipped) / max(time.monotonic() - self._start, 1e-9)
         text = f"{rate:.3g} {self._unit}/s {note}".rstrip()
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=count, note=text)

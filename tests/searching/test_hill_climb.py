@@ -43,7 +43,7 @@ def test_it_is_the_textbook_climb(seed: int, num_groups: int, ranks: tuple[int, 
         return {"loss": random.Random(f"{seed}{config}").randint(0, 3), "parameters": sum(config.values())}
 
     strategy = HillClimbing(space, plan)
-    assert [e.ranks for e in climb(strategy, rugged, plan).history] == textbook_climb(rugged, strategy, plan)
+    assert [e.ranks for e in climb(HillClimbing, space, rugged, plan).history] == textbook_climb(rugged, strategy, plan)
 
 
 @settings(max_examples=20, deadline=None)
@@ -53,7 +53,7 @@ def test_it_finds_the_optimum_of_a_separable_objective_evaluating_each_configura
 ) -> None:
     space, plan = make_space(num_groups, (8, 6, 4, 2)), a_plan(seed=seed)
     objective, asked = counted(separable(space, seed))
-    best = plan.goal.best(climb(HillClimbing(space, plan), objective, plan).history)
+    best = plan.goal.best(climb(HillClimbing, space, objective, plan).history)
     assert best.metrics["loss"] == 0.0
     assert len(asked) == len(set(asked))
     assert asked[0] == space.heuristic()
@@ -65,7 +65,7 @@ def test_a_higher_accuracy_is_better() -> None:
     def objective(ranks: RankConfig) -> Figures:
         return {"accuracy": sum(ranks.values()) / 96, "parameters": sum(ranks.values())}
 
-    assert plan.goal.best(climb(HillClimbing(space, plan), objective, plan).history).ranks == space.maximal()
+    assert plan.goal.best(climb(HillClimbing, space, objective, plan).history).ranks == space.maximal()
 
 
 def test_of_equal_quality_it_walks_to_fewer_parameters() -> None:
@@ -74,7 +74,7 @@ def test_of_equal_quality_it_walks_to_fewer_parameters() -> None:
     def flat(ranks: RankConfig) -> Figures:
         return {"loss": 1.0, "parameters": sum(ranks.values())}
 
-    assert plan.goal.best(climb(HillClimbing(space, plan), flat, plan).history).ranks == space.minimal()
+    assert plan.goal.best(climb(HillClimbing, space, flat, plan).history).ranks == space.minimal()
 
 
 def test_it_ends_when_no_neighbour_is_better() -> None:
@@ -84,7 +84,7 @@ def test_it_ends_when_no_neighbour_is_better() -> None:
     def peak(ranks: RankConfig) -> Figures:
         return {"loss": float(ranks != middle), "parameters": 1}
 
-    assert {e.ranks for e in climb(HillClimbing(space, plan), peak, plan).history} == {
+    assert {e.ranks for e in climb(HillClimbing, space, peak, plan).history} == {
         middle,
         *space.neighbours(middle),
     }
@@ -106,4 +106,4 @@ def test_the_seed_decides_the_order_of_neighbours_and_every_incumbent_shuffles_a
 @pytest.mark.parametrize("num_groups", [1, 3])
 def test_a_space_of_one_configuration_is_evaluated_and_left(num_groups: int) -> None:
     space, plan = make_space(num_groups, (32,)), a_plan()
-    assert len(climb(HillClimbing(space, plan), separable(space), plan).history) == 1
+    assert len(climb(HillClimbing, space, separable(space), plan).history) == 1

@@ -54,22 +54,21 @@ def test_killed_three_times_and_resumed_it_is_the_undisturbed_search(strategy: s
 )
 def test_stopped_after_any_proposal_it_goes_on_as_undisturbed(strategy: str, stop: int, tmp_path: Path) -> None:
     space, place = make_space(6), Place(url_of(tmp_path), resume=True)
-    make, objective = STRATEGIES[strategy], conflicting(space)
-    whole = climb(make(space, a_plan(max_evaluations=BUDGET)), objective, a_plan(max_evaluations=BUDGET)).history
-    plan = a_plan(max_evaluations=BUDGET)
+    make, objective, plan = STRATEGIES[strategy], conflicting(space), a_plan(max_evaluations=BUDGET)
+    whole = climb(make, space, objective, plan).history
     with open_ledger(space, plan, place) as ledger:
         for evaluated in whole[:stop]:
             ledger.add(evaluated)
-    assert climb(make(space, plan), objective, plan, place).history == whole
+    assert climb(make, space, objective, plan, place).history == whole
 
 
 def test_a_resumed_search_evaluates_nothing_twice(tmp_path: Path) -> None:
     space, place, plan = make_space(4), Place(url_of(tmp_path), resume=True), a_plan(max_evaluations=9)
     first, asked_first = counted(conflicting(space))
     with pytest.raises(KeyboardInterrupt):
-        climb(HillClimbing(space, plan), interrupted_after(first, asked_first, 4), plan, place)
+        climb(HillClimbing, space, interrupted_after(first, asked_first, 4), plan, place)
     second, asked_second = counted(conflicting(space))
-    assert len(climb(HillClimbing(space, plan), second, plan, place).known) == 9
+    assert len(climb(HillClimbing, space, second, plan, place).known) == 9
     assert len(asked_first) == 4
     assert not set(asked_first) & set(asked_second)
 
@@ -85,7 +84,7 @@ def interrupted_after(objective: Objective, asked: list[RankConfig], number: int
 
 def test_trials_hold_ranks_and_figures_and_none_is_left_running(tmp_path: Path) -> None:
     space, plan = make_space(2), a_plan(max_evaluations=5)
-    history = climb(HillClimbing(space, plan), conflicting(space), plan, Place(url_of(tmp_path))).history
+    history = climb(HillClimbing, space, conflicting(space), plan, Place(url_of(tmp_path))).history
     trials = optuna.load_study(study_name="search", storage=url_of(tmp_path)).get_trials()
     assert [trial.params for trial in trials] == [dict(e.ranks) for e in history]
     assert [trial.user_attrs for trial in trials] == [e.metrics for e in history]
@@ -102,7 +101,7 @@ def test_an_accuracy_is_maximised_in_the_study_too(tmp_path: Path) -> None:
 
 def test_the_file_has_a_write_ahead_log_and_is_whole_when_closed(tmp_path: Path) -> None:
     space, plan = make_space(2), a_plan(max_evaluations=5)
-    climb(HillClimbing(space, plan), conflicting(space), plan, Place(url_of(tmp_path)))
+    climb(HillClimbing, space, conflicting(space), plan, Place(url_of(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["study.db"], "no log is left beside the file"
     connection = sqlite3.connect(tmp_path / "study.db")
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -118,7 +117,7 @@ def refuse(space: SearchSpace, plan: Plan, place: Place, message: str) -> None:
 
 def test_a_study_with_evaluations_is_refused_unless_resumed(tmp_path: Path) -> None:
     space, plan = make_space(2), a_plan(max_evaluations=3)
-    climb(HillClimbing(space, plan), conflicting(space), plan, Place(url_of(tmp_path)))
+    climb(HillClimbing, space, conflicting(space), plan, Place(url_of(tmp_path)))
     refuse(space, plan, Place(url_of(tmp_path)), "must be new, and it has evaluations")
 
 
@@ -142,14 +141,14 @@ def test_a_study_of_another_search_is_refused_with_what_differs(
 
 def test_a_database_in_memory_will_do() -> None:
     space, plan = make_space(2), a_plan(max_evaluations=3)
-    assert len(climb(HillClimbing(space, plan), conflicting(space), plan, Place("sqlite://")).known) == 3
+    assert len(climb(HillClimbing, space, conflicting(space), plan, Place("sqlite://")).known) == 3
 
 
 def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
     space, place = make_space(4), Place(url_of(tmp_path), resume=True)
     for budget in (3, 6):
         plan = a_plan(max_evaluations=budget)
-        assert len(climb(HillClimbing(space, plan), conflicting(space), plan, place).known) == budget
+        assert len(climb(HillClimbing, space, conflicting(space), plan, place).known) == budget
 
 
 @pytest.mark.parametrize("url", ["nonsense", "sqlite:////no/such/folder/study.db", "nodatabase://host/name"])
@@ -167,7 +166,7 @@ def test_a_password_in_the_url_is_not_shown() -> None:
 class Stubborn:
     """Knows one configuration."""
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, plan: Plan) -> None:
         self.space = space
 
     def propose(self, history: Sequence[Evaluated]) -> RankConfig:
@@ -178,7 +177,7 @@ class Stubborn:
 def test_a_strategy_that_repeats_itself_for_ever_is_stopped_at_no_cost() -> None:
     space, plan = make_space(2), a_plan()
     objective, asked = counted(conflicting(space))
-    history = climb(Stubborn(space), objective, plan).history
+    history = climb(Stubborn, space, objective, plan).history
     assert len(asked) == 1
     assert len(history) == 1 + MAX_REPEATS
 
@@ -189,7 +188,7 @@ def test_a_resumed_search_counts_the_repeats_before(tmp_path: Path) -> None:
     with open_ledger(space, plan, place) as ledger:
         for _ in itertools.repeat(None, 40):
             ledger.add(known)
-    assert len(climb(Stubborn(space), conflicting(space), plan, place).history) == 1 + MAX_REPEATS
+    assert len(climb(Stubborn, space, conflicting(space), plan, place).history) == 1 + MAX_REPEATS
 
 
 def test_what_is_not_finite_stops_the_search_and_is_not_remembered() -> None:

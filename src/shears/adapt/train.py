@@ -123,7 +123,7 @@ def _fit(ready: Ready, work: Path, settings: TrainConfig) -> None:
         "training %d examples, %d tokens, %d steps%s", len(lengths), sum(lengths), steps, f" from {done}" * (done > 0)
     )
     with meter("train", steps, "step") as progress:
-        progress.advance(done)
+        progress.skip(done)
         trainer.add_callback(StepLog(work / LOG, trainer, ready.elastic, progress))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 

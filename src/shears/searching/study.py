@@ -152,7 +152,7 @@ def _claim(study: optuna.Study, place: Place, about: dict[str, Any]) -> None:
 
 def explore(strategy: Strategy, objective: Objective, ledger: Ledger, plan: Plan, progress: Meter) -> None:
     """Evaluate what the strategy proposes until it ends, repeats itself, or the budget or the space is used up."""
-    progress.advance(len(ledger.known))
+    progress.skip(len(ledger.known))
     budget = min(plan.max_evaluations, ledger.size)
     while len(ledger.known) < budget and ledger.num_repeats < MAX_REPEATS:
         ranks = strategy.propose(ledger.history)
