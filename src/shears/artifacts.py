@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from shears.errors import InputError
 from shears.recipe import StageConfig
@@ -99,7 +100,8 @@ def working_folder(output: Path, config: Mapping[str, Any], *, resume: bool | No
         else:
             _clear(work)
             write_json(work / CONFIG, config)
-        yield work
+        with _disk_errors(work):
+            yield work
         (work / CONFIG).unlink()
         (work / LOCK).unlink(missing_ok=True)
         sync_tree(work)
@@ -107,8 +109,20 @@ def working_folder(output: Path, config: Mapping[str, Any], *, resume: bool | No
         _sync(output.parent)
 
 
+@contextmanager
+def _disk_errors(work: Path) -> Iterator[None]:
+    """Raise what safetensors and torch make of a full disk as the OSError it is."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        if any(mark in str(error) for mark in ("os error", "PytorchStreamWriter", "inline_container")):
+            raise OSError(f"could not write below {work}: {str(error).splitlines()[0]}") from error
+        raise
+
+
 def _refuse_existing(output: Path) -> None:
-    if output.exists():
+    """An empty folder may be there: the finished one is renamed onto it."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"the output must not exist yet, got {output}; name another folder or delete this one")
 
 

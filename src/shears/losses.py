@@ -29,18 +29,28 @@ def kept_logits(labels: Int[Tensor, "B T"]) -> int:
     return int(labels.shape[1] - labelled[0].item() + 1) if len(labelled) else 1
 
 
+def trailing_logits(model: nn.Module, batch: Mapping[str, Tensor], keep: int) -> Float[Tensor, "B K V"]:
+    """Return the logits of the last `keep` positions, computing no others where the model's forward allows it.
+
+    Of the batch, what the forward does not take (position_ids of some models) and the labels are left out.
+    """
+    takes = forward_parameters(model)
+    inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name in takes - {"labels"}}
+    if "logits_to_keep" in takes:
+        inputs["logits_to_keep"] = keep
+    logits: Tensor = model(**inputs, use_cache=False).logits
+    return logits[:, -keep:]
+
+
 def completion_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "B K"]:
     """Return each labelled token's negative log-likelihood in float32, 0 where there is no label.
 
     `batch` holds input_ids, attention_mask, position_ids and labels, padded on the left, so that completions end
     together and K is about the longest completion.
     """
-    takes, labels = forward_parameters(model), batch["labels"]
-    inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name in takes - {"labels"}}
+    labels = batch["labels"]
     keep = min(kept_logits(labels), labels.shape[1])
-    if "logits_to_keep" in takes:
-        inputs["logits_to_keep"] = keep
-    logits = model(**inputs, use_cache=False).logits[:, -keep:-1]
+    logits = trailing_logits(model, batch, keep)[:, :-1]
     targets = labels[:, labels.shape[1] - keep + 1 :]
     flat = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"

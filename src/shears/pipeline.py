@@ -51,7 +51,7 @@ class Stage:
 
     def is_done(self) -> bool:
         """Say whether the artifact is there; InputError if it was made with another configuration."""
-        if not self.output.exists():
+        if not (self.output / self.record).is_file():
             return False
         made: dict[str, Any] = read_json(self.output / self.record)["config"]
         refuse_changes(self.output, _prefixed(self.name, made), _prefixed(self.name, self.config))

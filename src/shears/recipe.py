@@ -28,6 +28,20 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
 
+class FetchConfig(StageConfig):
+    """Where the embedded model goes."""
+
+    output: str | None = None
+    """Folder to write; by default the user's cache."""
+
+
+class InspectConfig(StageConfig):
+    """What to compare an artifact with."""
+
+    against: str | None = None
+    """Another artifact: say whether the two belong together."""
+
+
 class SparsifyConfig(StageConfig):
     """How to prune: score, share, calibration text."""
 
@@ -200,6 +214,8 @@ class Recipe(StageConfig):
     """Folder of the run."""
     threads: int | None = Field(None, gt=0)
     """CPU threads; by default one a core. More threads than free cores are many times slower."""
+    fetch: FetchConfig = FetchConfig()
+    """Where the embedded model goes."""
     sparsify: SparsifyConfig = SparsifyConfig()
     """How to prune."""
     train: TrainConfig | None = None
@@ -212,3 +228,5 @@ class Recipe(StageConfig):
     """What to measure."""
     generate: GenerateConfig = GenerateConfig()
     """How to continue a prompt."""
+    inspect: InspectConfig = InspectConfig()
+    """What to compare an artifact with."""

@@ -78,24 +78,25 @@ def test_rows_of_every_form_are_packed_with_an_end_between_them(rows: Path) -> N
         }
 
 
-def test_ready_token_ids_are_used_as_they_are_in_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_samples", [1, 4, 99])
+def test_ready_token_ids_are_all_used_as_they_are_in_order(tmp_path: Path, num_samples: int) -> None:
     ids = [[1, 2, 3], [4, 5, 6], [7, 8], [9, 10, 11], [12, 13, 14]]
     path = tmp_path / "ids.jsonl"
     path.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in ids))
-    calibration = _calibrate(path, seed=3, num_samples=4, batch_size=2)
-    assert [batch.tolist() for batch in calibration.batches] == [[[1, 2, 3], [4, 5, 6]], [[7, 8]], [[9, 10, 11]]]
+    calibration = _calibrate(path, seed=3, num_samples=num_samples, batch_size=2)
+    expected = [[[1, 2, 3], [4, 5, 6]], [[7, 8]], [[9, 10, 11], [12, 13, 14]]]
+    assert [batch.tolist() for batch in calibration.batches] == expected
     assert all(batch.dtype == torch.int64 for batch in calibration.batches)
-    assert calibration.num_tokens == 11
+    assert calibration.num_tokens == 14
 
 
-def test_fewer_ready_sequences_than_asked_are_all_used_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_ready_token_ids_need_no_tokenizer_and_text_does(tmp_path: Path) -> None:
     path = tmp_path / "ids.jsonl"
     path.write_text('{"input_ids": [1, 2]}\n')
-    with caplog.at_level(logging.WARNING):
-        assert _sequences(_calibrate(path)) == [[1, 2]]
-    assert "holds 1 sequences" in caplog.text
+    assert _sequences(calibration_batches(str(path), None, 8, 8, 1, 0)) == [[1, 2]]
+    (tmp_path / "text.txt").write_text("words " * 99)
+    with pytest.raises(InputError, match="needs the model's tokenizer.*input_ids"):
+        calibration_batches(str(tmp_path / "text.txt"), None, 8, 8, 1, 0)
 
 
 @pytest.mark.parametrize("ids", ["[]", '"text"', "[1, -2]", "[1.5]", "null"])

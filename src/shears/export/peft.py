@@ -88,14 +88,15 @@ def _patterns(space: SearchSpace, ranks: RankConfig, max_rank: int) -> dict[str,
 
 
 def _record(record: Mapping[str, Any], settings: ExportConfig, ranks: RankConfig, work: Path) -> dict[str, Any]:
-    result = settings.ranks if settings.ranks and Path(settings.ranks).is_file() else None
+    result = Path(settings.ranks) if settings.ranks and Path(settings.ranks).is_file() else None
+    named = {"ranks": result.name} if result else {}  # its content counts, not where it lay
     return {
         "shears_version": __version__,
-        "config": as_data(settings),
+        "config": as_data(settings) | named,
         "base": record["base"],
         "base_fingerprint": record["base_fingerprint"],
         "super_adapter_fingerprint": record["fingerprint"],
-        "ranks_fingerprint": file_fingerprint(Path(result)) if result else None,
+        "ranks_fingerprint": file_fingerprint(result) if result else None,
         "fingerprint": weights_fingerprint(work),
         "template": record["template"],
         "alpha": record["alpha"],

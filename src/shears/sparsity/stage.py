@@ -30,11 +30,12 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
     """
     settings, output, started = build(SparsifyConfig, "sparsify", config), Path(output), time.monotonic()
     with working_folder(output, {"model": str(model), **as_data(settings)}, resume=None) as work:
-        base, tokenizer = weights_fingerprint(model_folder(model)), load_tokenizer(model)
+        base, tokenizer = weights_fingerprint(model_folder(model)), _tokenizer(model)
         network = load_model(model, settings.dtype, settings.device)
         report, calibration = _calibrate_and_prune(network, tokenizer, settings)
         network.save_pretrained(work)
-        tokenizer.save_pretrained(work)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(work)
         check_saved(work, report)
         origin = {"model": str(model), "base_fingerprint": base, "calibration_fingerprint": calibration}
         _write_record(work, settings, report, origin)
@@ -42,8 +43,17 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
     return output
 
 
+def _tokenizer(model: str | Path) -> PreTrainedTokenizerBase | None:
+    """Return the model's tokenizer; None, with a warning, where it has none: ready token ids need none."""
+    try:
+        return load_tokenizer(model)
+    except InputError as error:
+        logger.warning("%s", error)
+        return None
+
+
 def _calibrate_and_prune(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: SparsifyConfig
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, settings: SparsifyConfig
 ) -> tuple[SparsityReport, str | None]:
     """Return the report and the calibration's fingerprint, None where the score looks at weights alone."""
     if not SCORES[settings.method].needs_inputs:

@@ -1,0 +1,57 @@
+"""The README's Python runs, from top to bottom, on a tiny model."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import Trainer, TrainingArguments
+
+import shears
+from shears.adapt.groups import build_space
+from shears.adapt.train import add_lora
+from shears.recipe import TrainConfig
+from tests.end_to_end.recipe import write_recipe
+from tests.tiny import tiny_model
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_recipe(tmp_path)
+    (tmp_path / "text.txt").write_text("Some text to calibrate on, at least sixteen thousand tokens. " * 300)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    assert len(BLOCKS) == 3
+    exec(BLOCKS[0].replace('"smollm2-135m"', '"base"'), names)
+    assert shears.inspect("sub_adapter", "sparse")["fits"]
+    exec(BLOCKS[1], names | _own_model_and_trainer(tmp_path))
+    exec(BLOCKS[2], names)
+    assert names["model"].peft_config["default"].r == 32
+
+
+def _own_model_and_trainer(folder: Path) -> dict[str, Any]:
+    """What a user of the second block has: a model, PEFT on it, a Trainer."""
+    model = tiny_model()
+    space = build_space(model, ("q_proj+k_proj+v_proj", "up_proj"), (32, 24, 16))
+    peft_model = add_lora(model, space, TrainConfig(data="-"))
+    trainer = Trainer(peft_model, TrainingArguments(str(folder / "trainer"), report_to="none", use_cpu=True))
+    return {"model": model, "peft_model": peft_model, "trainer": trainer}
+
+
+def test_every_file_of_the_tree_in_the_readme_exists() -> None:
+    root = Path(__file__).parents[1]
+    tree = README.split("## The tree")[1]
+    files = re.findall(r"\b(\w+\.py)\b", tree)
+    known = {path.name for path in [*root.glob("src/**/*.py"), *root.glob("benchmarks/*.py")]}
+    assert files
+    assert set(files) <= known
+
+
+def test_every_verb_has_an_example_in_the_readme() -> None:
+    from shears.cli.verbs import app
+
+    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert len(names) == 9
+    assert all(f"    shears {name} " in README for name in names)
