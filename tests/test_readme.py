@@ -12,7 +12,7 @@ from shears.adapt.groups import build_space
 from shears.adapt.train import add_lora
 from shears.recipe import TrainConfig
 from tests.end_to_end.recipe import write_recipe
-from tests.tiny import tiny_model
+from tests.tiny import save_tiny, tiny_model
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -20,6 +20,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_recipe(tmp_path)
+    save_tiny(tmp_path / "base", max_position_embeddings=1024)
     (tmp_path / "text.txt").write_text("Some text to calibrate on, at least sixteen thousand tokens. " * 300)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
@@ -37,7 +38,7 @@ def _own_model_and_trainer(folder: Path) -> dict[str, Any]:
     space = build_space(model, ("q_proj+k_proj+v_proj", "up_proj"), (32, 24, 16))
     peft_model = add_lora(model, space, TrainConfig(data="-"))
     trainer = Trainer(peft_model, TrainingArguments(str(folder / "trainer"), report_to="none", use_cpu=True))
-    return {"model": model, "peft_model": peft_model, "trainer": trainer}
+    return {"model": tiny_model(), "peft_model": peft_model, "trainer": trainer}
 
 
 def test_every_file_of_the_tree_in_the_readme_exists() -> None:

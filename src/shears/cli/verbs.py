@@ -21,6 +21,7 @@ from shears.recipe import (
     TrainConfig,
 )
 
+__all__ = ["app"]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from where an interrupted run of the same keys stopped.")]
 Values = dict[str, Any]
 
