@@ -62,8 +62,8 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
         base = weights_fingerprint(folder)
         ready = _prepare(model, settings)
         _fit(ready, work, settings)
-        shutil.rmtree(work / "checkpoints")
         _save(ready, work, settings, {"base": _name_of(model), "base_fingerprint": base})
+        shutil.rmtree(work / "checkpoints")  # last: until all is saved, they are what a resume goes on from
     logger.info("trained %s in %.0f s", output, time.monotonic() - started)
     return output
 
