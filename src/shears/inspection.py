@@ -75,13 +75,17 @@ def _model(folder: Path) -> dict[str, Any]:
         "parameters": parameters,
         "nonzeros": nonzeros,
         "sparsity": _share([(size, zeros) for _, size, zeros in linears.values()]),
-        "sparsity_by_layer": _grouped(linears, lambda found: found["layer"]),
+        "sparsity_by_layer": dict(sorted(_grouped(linears, lambda found: found["layer"]).items(), key=_layer)),
         "sparsity_by_kind": _grouped(linears, lambda found: found["linear"].rsplit(".", 1)[-1]),
         "fingerprint": weights_fingerprint(folder),
         "base_fingerprint": record.get("base_fingerprint"),
         "calibration_fingerprint": record.get("calibration_fingerprint"),
         "config": record.get("config"),
     }
+
+
+def _layer(item: tuple[str, float]) -> int:
+    return int(item[0])  # files order their tensors by text: 0, 1, 10, 11, 2
 
 
 def _share(counts: list[tuple[int, int]]) -> float:
