@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from shears.errors import InputError
+from shears.errors import InputError, first_line
 from shears.recipe import StageConfig
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def _disk_errors(work: Path) -> Iterator[None]:
         yield
     except (SafetensorError, RuntimeError) as error:
         if any(mark in str(error) for mark in ("os error", "PytorchStreamWriter", "inline_container")):
-            raise OSError(f"could not write below {work}: {str(error).splitlines()[0]}") from error
+            raise OSError(f"could not write below {work}: {first_line(error)}") from error
         raise
 
 
@@ -181,11 +181,6 @@ def file_fingerprint(*paths: Path) -> str:
             while chunk := file.read(1 << 22):
                 digest.update(chunk)
     return digest.hexdigest()
-
-
-def text_fingerprint(text: str) -> str:
-    """Return sha256 over a text."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def weights_fingerprint(folder: Path) -> str:

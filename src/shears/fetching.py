@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from shears.errors import InputError
+from shears.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -134,8 +134,9 @@ def _convert(file: Path, work: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (OSError, ValueError, KeyError, RuntimeError, IndexError, struct.error) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{file} must be a GGUF file of an architecture that transformers reads: {reason}") from error
+        raise InputError(
+            f"{file} must be a GGUF file of an architecture that transformers reads: {first_line(error)}"
+        ) from error
     _clear_quantization_marks(model)
     if tokenizer.model_max_length > LONGEST_CONTEXT:
         tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", LONGEST_CONTEXT)

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from shears.errors import InputError
+from shears.errors import InputError, first_line
 from shears.fetching import EMBEDDED, convert_gguf, fetch
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def model_folder(name: str | Path) -> Path:
         return Path(snapshot_download(resolved, allow_patterns=MODEL_FILES, ignore_patterns=FOREIGN_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise InputError(
-            f"the model must be a folder, a .gguf file or a reachable hub id, got {resolved!r}: {_first_line(error)}"
+            f"the model must be a folder, a .gguf file or a reachable hub id, got {resolved!r}: {first_line(error)}"
         ) from error
 
 
@@ -102,7 +102,7 @@ def load_model(name: str | Path, dtype: str = "auto", device: str = "auto") -> P
         model, info = cast("Any", AutoModelForCausalLM).from_pretrained(folder, output_loading_info=True, **options)
     except LOADING_ERRORS as error:
         raise InputError(
-            f"{name} must be a causal language model that transformers loads: {_first_line(error)}"
+            f"{name} must be a causal language model that transformers loads: {first_line(error)}"
         ) from error
     _refuse_random_weights(name, info)
     loaded: PreTrainedModel = model.eval().to(place)
@@ -126,14 +126,10 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except LOADING_ERRORS as error:
-        raise InputError(f"{name} must come with a tokenizer that transformers loads: {_first_line(error)}") from error
+        raise InputError(f"{name} must come with a tokenizer that transformers loads: {first_line(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def pick_device(device: str) -> torch.device:

@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 
 from shears.data.arithmetic import arithmetic_rows
-from shears.errors import InputError
+from shears.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def _read_parquet(path: Path) -> list[Row]:
             table = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
             return list(table.to_list())
     except (*HUB_ERRORS, TypeError) as error:
-        raise InputError(f"{path} must be a Parquet file, got {_first_line(error)}") from None
+        raise InputError(f"{path} must be a Parquet file, got {first_line(error)}") from None
 
 
 def _read_hub(source: str, split: str) -> list[Row]:
@@ -125,12 +125,8 @@ def _read_hub(source: str, split: str) -> list[Row]:
     try:
         table = datasets.load_dataset(match["name"], match["config"], split=match["split"] or split)
     except HUB_ERRORS as error:
-        raise InputError(f"{source} must be a file or a hub data set that loads, got {_first_line(error)}") from error
+        raise InputError(f"{source} must be a file or a hub data set that loads, got {first_line(error)}") from error
     return list(table.to_list())
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 READERS: Mapping[str, Callable[[Path], list[Row]]] = MappingProxyType(

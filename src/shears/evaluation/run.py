@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from shears.artifacts import check_input, find_record, read_json, read_record, weights_fingerprint, write_json
-from shears.errors import InputError
+from shears.errors import InputError, first_line
 from shears.evaluation.generate import stream
 from shears.evaluation.score import device_of
 from shears.evaluation.tasks import Evaluation, evaluate_task
@@ -93,8 +93,9 @@ def _with_adapter(base: nn.Module, adapter: Path) -> nn.Module:
             warnings.simplefilter("always")
             loaded: nn.Module = PeftModel.from_pretrained(base, str(adapter), torch_device=str(device_of(base)))
     except LOADING_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{adapter} must be an adapter that PEFT loads onto this model, got: {reason}") from error
+        raise InputError(
+            f"{adapter} must be an adapter that PEFT loads onto this model, got: {first_line(error)}"
+        ) from error
     for warning in (warning for warning in caught if not issubclass(warning.category, FutureWarning)):
         _refuse_or_log(adapter, str(warning.message))
     return loaded.eval()

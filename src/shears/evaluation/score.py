@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Example, Tokenized, encode, prompt_ids, prompt_of
 from shears.errors import InputError
+from shears.losses import IGNORED, trailing_logits
 from shears.losses import completion_losses as token_losses
-from shears.losses import trailing_logits
 from shears.progress import track
 
 Continuation = tuple[list[int], list[int]]  # tokens of a prompt, tokens that follow
@@ -53,7 +53,7 @@ def completion_losses(model: nn.Module, rows: Sequence[Tokenized], pad_id: int, 
         batch = pad_left([rows[index] for index in indices], pad_id)
         losses = token_losses(model, _on_device(model, batch))
         total[indices] = losses.sum(dim=1).cpu()
-        num_tokens[indices] = (batch["labels"][:, 1:] != -100).sum(dim=1)
+        num_tokens[indices] = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
     return RowLosses(total, num_tokens)
 
 

@@ -19,7 +19,7 @@ from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.errors import InputError
+from shears.errors import InputError, first_line
 from shears.progress import Meter
 from shears.searching.strategy import PARAMETERS, Evaluated, Goal, Objective, Plan, Strategy, digest
 
@@ -111,7 +111,7 @@ def _open_storage(url: str | None) -> BaseStorage:
     try:
         storage = RDBStorage(url)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"storage must be a database URL that can be opened, got {_public(url)}: {_public(reason)}"
         ) from None
