@@ -47,11 +47,123 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {**_COMMON, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, "n_positions": LONGEST}),
     "bloom": ("bloom", {**_COMMON, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
 }
+_MOE = {**_LLAMA_LIKE, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_GPT_LIKE = {**_COMMON, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": LONGEST}
+_MAMBA = {**_COMMON, "hidden_size": 32, "num_hidden_layers": 2}
+_SSD = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_expand": 2, "mamba_chunk_size": 8}
+_LATENT = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+_DEEPSEEK = {
+    **_MOE,
+    **_LATENT,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "n_group": 2,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+}
+_SHARED_BLOCK = {
+    **_NEOX_LIKE,
+    "num_hidden_layers": 4,
+    "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+    "mamba_d_state": 8,
+}
+_DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+MORE_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    # dense attention
+    "qwen2": ("qwen2", _LLAMA_LIKE),
+    "gemma": ("gemma", _LLAMA_LIKE),
+    "gemma3_text": ("gemma3_text", {**_LLAMA_LIKE, "sliding_window": WINDOW, "query_pre_attn_scalar": 8}),
+    "olmo2": ("olmo2", _NEOX_LIKE),
+    "smollm3": ("smollm3", {**_NEOX_LIKE, "num_key_value_heads": 2}),
+    "granite": ("granite", {**_NEOX_LIKE, "num_key_value_heads": 2, "residual_multiplier": 0.5}),
+    "starcoder2": ("starcoder2", {**_NEOX_LIKE, "num_key_value_heads": 2, "sliding_window": WINDOW}),
+    "cohere": ("cohere", {**_NEOX_LIKE, "num_key_value_heads": 2}),
+    "stablelm": ("stablelm", {**_NEOX_LIKE, "num_key_value_heads": 2, "use_parallel_residual": True}),
+    "glm4": ("glm4", _LLAMA_LIKE),
+    "falcon": ("falcon", {**_NEOX_LIKE, "ffn_hidden_size": 48}),
+    "falcon_new": (
+        "falcon",
+        {**_NEOX_LIKE, "ffn_hidden_size": 48, "new_decoder_architecture": True, "num_kv_heads": 2},
+    ),
+    "falcon_alibi": ("falcon", {**_NEOX_LIKE, "ffn_hidden_size": 48, "parallel_attn": False, "alibi": True}),
+    "mpt": ("mpt", {**_COMMON, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": LONGEST}),
+    "gptj": ("gptj", {**_GPT_LIKE, "n_inner": 48, "rotary_dim": 4}),
+    "codegen": ("codegen", {**_GPT_LIKE, "n_inner": 48, "rotary_dim": 4}),
+    "gpt_bigcode": ("gpt_bigcode", {**_GPT_LIKE, "n_inner": 48}),
+    "gpt_neo": (
+        "gpt_neo",
+        {
+            **_COMMON,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": WINDOW,
+            "max_position_embeddings": LONGEST,
+        },
+    ),
+    # mixtures of experts
+    "mixtral": ("mixtral", _MOE),
+    "qwen2_moe": ("qwen2_moe", {**_MOE, "shared_expert_intermediate_size": 24}),
+    "qwen3_moe": ("qwen3_moe", {**_MOE, "decoder_sparse_step": 2}),
+    "gpt_oss": ("gpt_oss", {**_MOE, "sliding_window": WINDOW}),
+    "olmoe": ("olmoe", _MOE),
+    "granitemoe": ("granitemoe", {key: value for key, value in _MOE.items() if key != "head_dim"}),
+    "deepseek_v2": ("deepseek_v2", _DEEPSEEK),
+    "deepseek_v3": ("deepseek_v3", {**_DEEPSEEK, "head_dim": 8}),
+    "jetmoe": ("jetmoe", {**_MOE, "kv_channels": 8}),
+    "llama4_text": ("llama4_text", {**_MOE, "intermediate_size_mlp": 40, "interleave_moe_layer_step": 2}),
+    # state-space models and hybrids
+    "mamba": ("mamba", {**_MAMBA, "state_size": 8}),
+    "mamba2": ("mamba2", {**_MAMBA, "state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 8}),
+    "falcon_mamba": ("falcon_mamba", {**_MAMBA, "state_size": 8}),
+    "rwkv": ("rwkv", {**_MAMBA, "context_length": LONGEST}),
+    "recurrent_gemma": (
+        "recurrent_gemma",
+        {**_NEOX_LIKE, "num_hidden_layers": 3, "lru_width": 32, "attention_window_size": WINDOW},
+    ),
+    "jamba": (
+        "jamba",
+        {**_MOE, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4},
+    ),
+    "bamba": ("bamba", {**_LLAMA_LIKE, **_SSD, "attn_layer_indices": [1]}),
+    "falcon_h1": ("falcon_h1", {**_LLAMA_LIKE, **_SSD, "mamba_d_ssm": 64}),
+    "zamba": ("zamba", {**_SHARED_BLOCK, "num_key_value_heads": 4}),
+    "zamba2": ("zamba2", {**_SHARED_BLOCK, "n_mamba_heads": 4, "chunk_size": 8}),
+    "nemotron_h": (
+        "nemotron_h",
+        {
+            **_MOE,
+            "layers_block_type": ["mamba", "attention", "moe", "mlp"],
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 8,
+            "n_groups": 2,
+            "chunk_size": 8,
+            "n_routed_experts": 4,
+            "moe_shared_expert_intermediate_size": 24,
+        },
+    ),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        {**_MOE, **_SSD, "layer_types": ["mamba", "attention"], "shared_intermediate_size": 24},
+    ),
+    "lfm2": ("lfm2", {**_LLAMA_LIKE, "layer_types": ["conv", "full_attention"], "block_multiple_of": 8}),
+    "qwen3_next": ("qwen3_next", {**_MOE, **_DELTA, "shared_expert_intermediate_size": 24}),
+    "qwen3_5_text": ("qwen3_5_text", {**_LLAMA_LIKE, **_DELTA}),
+}
 
 
 def tiny_model(name: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """Return a random model of the architecture in evaluation mode; `changes` override its config."""
-    kind, settings = CONFIGS[name]
+    kind, settings = CONFIGS[name] if name in CONFIGS else MORE_CONFIGS[name]
     config = AutoConfig.for_model(kind, **{**settings, **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

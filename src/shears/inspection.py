@@ -1,7 +1,7 @@
 """Say what a folder or file is, by reading it: counts from the tensors themselves, not from what a record claims."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,11 @@ from shears.artifacts import (
 )
 from shears.errors import InputError
 
-IN_BLOCK = re.compile(r"(?:^|\.)(?P<layer>\d+)\.(?P<linear>.+)\.weight$")
+IN_BLOCK = re.compile(r"(?:^|\.)(?P<layer>\d+)\.(?P<path>.+?)(?P<suffix>\.weight)?$")
+EXPERTS = "experts"
+READING_ORDER = ("q_", "kv_", "k_", "v_", "qkv_", "o_", "gate_", "up_", "down_")  # files have the alphabet's
+
+Counts = Mapping[tuple[int, str], tuple[int, int]]  # (layer, path in the block without numbers) -> (weights, zeros)
 
 
 def inspect(path: str | Path, against: str | Path | None = None) -> dict[str, Any]:
@@ -62,21 +66,20 @@ def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _model(folder: Path) -> dict[str, Any]:
-    parameters, nonzeros, linears = 0, 0, {}
+    parameters, nonzeros, counts = 0, 0, dict[tuple[int, str], tuple[int, int]]()
     for name, tensor in tensors_of(folder):
         kept = int(torch.count_nonzero(tensor))
         parameters, nonzeros = parameters + tensor.numel(), nonzeros + kept
-        found = IN_BLOCK.search(name)
-        if found and tensor.ndim >= 2:
-            linears[name.removesuffix(".weight")] = (found, tensor.numel(), tensor.numel() - kept)
+        place = _place(name, tensor)
+        if place is not None:
+            weights, zeros = counts.get(place, (0, 0))
+            counts[place] = (weights + tensor.numel(), zeros + tensor.numel() - kept)
     record = read_json(folder / SPARSITY) if (folder / SPARSITY).is_file() else {}
     return {
         "kind": "sparse model" if record else "model",
         "parameters": parameters,
         "nonzeros": nonzeros,
-        "sparsity": _share([(size, zeros) for _, size, zeros in linears.values()]),
-        "sparsity_by_layer": dict(sorted(_grouped(linears, lambda found: found["layer"]).items(), key=_layer)),
-        "sparsity_by_kind": _grouped(linears, lambda found: found["linear"].rsplit(".", 1)[-1]),
+        **_sparsities(counts),
         "fingerprint": weights_fingerprint(folder),
         "base_fingerprint": record.get("base_fingerprint"),
         "calibration_fingerprint": record.get("calibration_fingerprint"),
@@ -84,19 +87,64 @@ def _model(folder: Path) -> dict[str, Any]:
     }
 
 
-def _layer(item: tuple[str, float]) -> int:
-    return int(item[0])  # files order their tensors by text: 0, 1, 10, 11, 2
+def _place(name: str, tensor: torch.Tensor) -> tuple[int, str] | None:
+    """Return the layer and the path of a weight matrix of a block; None for biases, norms and what is in no block.
+
+    Matrices are called `weight`, except stacks of experts: floating 3-D tensors below `experts`.
+    """
+    found = IN_BLOCK.search(name)
+    if found is None:
+        return None
+    parts = [part for part in found["path"].split(".") if not part.isdigit()]
+    stacked = EXPERTS in parts and tensor.ndim == 3 and tensor.is_floating_point()
+    return (int(found["layer"]), ".".join(parts)) if stacked or (found["suffix"] and tensor.ndim >= 2) else None
 
 
-def _share(counts: list[tuple[int, int]]) -> float:
-    return sum(zeros for _, zeros in counts) / max(sum(size for size, _ in counts), 1)
+def _sparsities(counts: Counts) -> dict[str, Any]:
+    """Return the shares of zeros: of all block weights, by layer, by kind, by both; experts of a layer are one."""
+    names = kinds_of(path for _, path in counts)
+    order = list(dict.fromkeys(names.values()))
+    by_both: dict[int, dict[str, float]] = {layer: {} for layer in sorted({layer for layer, _ in counts})}
+    for (layer, path), pair in sorted(counts.items(), key=lambda item: order.index(names[item[0][1]])):
+        by_both[layer][names[path]] = _share([pair])
+    return {
+        "sparsity": _share(counts.values()),
+        "sparsity_by_layer": {
+            str(layer): _share(pair for (other, _), pair in counts.items() if other == layer) for layer in by_both
+        },
+        "sparsity_by_kind": {
+            kind: _share(pair for (_, path), pair in counts.items() if names[path] == kind) for kind in order
+        },
+        "sparsity_by_linear": {str(layer): shares for layer, shares in by_both.items()},
+    }
 
 
-def _grouped(linears: dict[str, Any], key: Callable[[re.Match[str]], str]) -> dict[str, float]:
-    groups: dict[str, list[tuple[int, int]]] = {}
-    for found, size, zeros in linears.values():
-        groups.setdefault(key(found), []).append((size, zeros))
-    return {name: _share(counts) for name, counts in groups.items()}
+def kinds_of(paths: Iterable[str]) -> dict[str, str]:
+    """Return a short name for every path: its last part, and as many before it as tell it from all other paths.
+
+    What lies below `experts` says so. The paths come in the order of a block: attention, network, experts.
+    """
+    split = {path: path.split(".") for path in dict.fromkeys(paths)}
+    names = {path: _kind(parts, [other for other in split.values() if other != parts]) for path, parts in split.items()}
+    return dict(sorted(names.items(), key=lambda item: _reading_order(item[1])))
+
+
+def _kind(parts: list[str], others: list[list[str]]) -> str:
+    size = len(parts) - parts.index(EXPERTS) if EXPERTS in parts else 1
+    while size < len(parts) and any(other[-size:] == parts[-size:] for other in others):
+        size += 1
+    return ".".join(parts[-size:])
+
+
+def _reading_order(kind: str) -> tuple[str, int]:
+    parent, _, leaf = kind.rpartition(".")
+    known = [rank for rank, start in enumerate(READING_ORDER) if leaf.startswith(start)]
+    return parent if "expert" in parent else "", min(known, default=len(READING_ORDER))
+
+
+def _share(counts: Iterable[tuple[int, int]]) -> float:
+    pairs = list(counts)
+    return sum(zeros for _, zeros in pairs) / max(sum(weights for weights, _ in pairs), 1)
 
 
 def _adapter(folder: Path) -> dict[str, Any]:

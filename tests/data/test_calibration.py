@@ -15,12 +15,12 @@ from tests.tiny import tiny_tokenizer
 TOKENIZER = tiny_tokenizer()
 
 
-def _calibrate(source: Path | str, seed: int = 0, **changes: Any) -> Calibration:
+def calibrate(source: Path | str, seed: int = 0, **changes: Any) -> Calibration:
     options = {"num_samples": 6, "sequence_length": 20, "batch_size": 4, **changes}
     return calibration_batches(str(source), TOKENIZER, seed=seed, **options)
 
 
-def _sequences(calibration: Calibration) -> list[list[int]]:
+def sequences_of(calibration: Calibration) -> list[list[int]]:
     return [row for batch in calibration.batches for row in batch.tolist()]
 
 
@@ -45,8 +45,8 @@ def rows(tmp_path: Path) -> Path:
 
 
 def test_windows_of_a_text_are_full_and_do_not_overlap(text: Path) -> None:
-    calibration = _calibrate(text)
-    sequences = _sequences(calibration)
+    calibration = calibrate(text)
+    sequences = sequences_of(calibration)
     assert [tuple(batch.shape) for batch in calibration.batches] == [(4, 20), (2, 20)]
     assert calibration.num_tokens == 120
     whole = text_tokens(str(text), TOKENIZER)
@@ -58,13 +58,13 @@ def test_windows_of_a_text_are_full_and_do_not_overlap(text: Path) -> None:
 @pytest.mark.parametrize("kind", ["text", "rows"])
 def test_the_seed_decides_what_is_drawn_and_nothing_else_does(kind: str, request: pytest.FixtureRequest) -> None:
     source = request.getfixturevalue(kind)
-    first, again, other = _calibrate(source), _calibrate(source, batch_size=1), _calibrate(source, seed=1)
-    assert _sequences(first) == _sequences(again)
+    first, again, other = calibrate(source), calibrate(source, batch_size=1), calibrate(source, seed=1)
+    assert sequences_of(first) == sequences_of(again)
     assert first.fingerprint == again.fingerprint != other.fingerprint
 
 
 def test_rows_of_every_form_are_packed_with_an_end_between_them(rows: Path) -> None:
-    sequences = _sequences(_calibrate(rows))
+    sequences = sequences_of(calibrate(rows))
     text = str(TOKENIZER.decode([token for sequence in sequences for token in sequence]))
     assert len(sequences) == 6
     assert all(len(sequence) == 20 for sequence in sequences)
@@ -83,7 +83,7 @@ def test_ready_token_ids_are_all_used_as_they_are_in_order(tmp_path: Path, num_s
     ids = [[1, 2, 3], [4, 5, 6], [7, 8], [9, 10, 11], [12, 13, 14]]
     path = tmp_path / "ids.jsonl"
     path.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in ids))
-    calibration = _calibrate(path, seed=3, num_samples=num_samples, batch_size=2)
+    calibration = calibrate(path, seed=3, num_samples=num_samples, batch_size=2)
     expected = [[[1, 2, 3], [4, 5, 6]], [[7, 8]], [[9, 10, 11], [12, 13, 14]]]
     assert [batch.tolist() for batch in calibration.batches] == expected
     assert all(batch.dtype == torch.int64 for batch in calibration.batches)
@@ -93,7 +93,7 @@ def test_ready_token_ids_are_all_used_as_they_are_in_order(tmp_path: Path, num_s
 def test_ready_token_ids_need_no_tokenizer_and_text_does(tmp_path: Path) -> None:
     path = tmp_path / "ids.jsonl"
     path.write_text('{"input_ids": [1, 2]}\n')
-    assert _sequences(calibration_batches(str(path), None, 8, 8, 1, 0)) == [[1, 2]]
+    assert sequences_of(calibration_batches(str(path), None, 8, 8, 1, 0)) == [[1, 2]]
     (tmp_path / "text.txt").write_text("words " * 99)
     with pytest.raises(InputError, match="needs the model's tokenizer.*input_ids"):
         calibration_batches(str(tmp_path / "text.txt"), None, 8, 8, 1, 0)
@@ -104,7 +104,7 @@ def test_ready_token_ids_that_are_none_are_an_error(tmp_path: Path, ids: str) ->
     path = tmp_path / "ids.jsonl"
     path.write_text('{"input_ids": [1]}\n{"input_ids": ' + ids + "}\n")
     with pytest.raises(InputError, match="row 2 of"):
-        _calibrate(path)
+        calibrate(path)
 
 
 @pytest.mark.parametrize("kind", ["text", "rows"])
@@ -114,17 +114,17 @@ def test_too_little_text_says_how_much_there_is_and_how_much_is_needed(
     source = request.getfixturevalue(kind)
     there = len(text_tokens(str(source), TOKENIZER))
     with pytest.raises(InputError, match=rf"needs 2000 tokens \(100 samples of 20\), the text has {there};"):
-        _calibrate(source, num_samples=100)
+        calibrate(source, num_samples=100)
 
 
 def test_few_tokens_are_warned_of(text: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        _calibrate(text)
+        calibrate(text)
     assert "only 120 calibration tokens" in caplog.text
 
 
 def test_the_embedded_data_is_enough_for_the_default_calibration() -> None:
-    calibration = _calibrate("arithmetic:train", num_samples=32, sequence_length=512, batch_size=8)
+    calibration = calibrate("arithmetic:train", num_samples=32, sequence_length=512, batch_size=8)
     assert calibration.num_tokens == 32 * 512
     assert len(calibration.batches) == 4
 
@@ -141,4 +141,4 @@ def test_unusable_text_is_an_error(tmp_path: Path, name: str, content: bytes | N
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
-        _calibrate(tmp_path / name)
+        calibrate(tmp_path / name)

@@ -1,55 +1,188 @@
-"""Exactly so many of a row, the lowest, always."""
+"""Exactly so many, the lowest, always."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from shears.errors import InputError
-from shears.sparsity.masks import lowest_per_row, num_pruned
+from shears.sparsity import masks
+from shears.sparsity.masks import Pattern, lowest, lowest_per_group, lowest_per_row, num_zeros, pruned_mask
 
-ROWS = st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=40)
-SPARSITY = st.floats(0, 1, exclude_max=True)
+FEW_VALUES = st.sampled_from([-math.inf, -1.0, 0.0, -0.0, 0.5, 1.0, math.inf])  # ties everywhere
+VALUES = st.one_of(FEW_VALUES, st.floats(0, 1e6, width=32))
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> Tensor:
+    rows, columns = draw(st.integers(1, 6)), draw(st.integers(1, 24))
+    values = draw(st.sampled_from([FEW_VALUES, VALUES]))
+    numbers = draw(st.lists(values, min_size=rows * columns, max_size=rows * columns))
+    return torch.tensor(numbers).reshape(rows, columns)
+
+
+def by_sorting(scores: Tensor, zeros: int) -> list[list[float]]:
+    """Return each row's pruned scores in order, by the rule as it is written."""
+    rows = [sorted(row) for row in scores.tolist()]
+    each, extra = divmod(zeros, len(rows))
+    richer = sorted(range(len(rows)), key=lambda row: rows[row][each])[:extra] if extra else []
+    return [row[: each + (index in richer)] for index, row in enumerate(rows)]
 
 
 @settings(deadline=None)
-@given(row=ROWS, copies=st.integers(1, 3), sparsity=SPARSITY)
-def test_every_row_loses_exactly_its_share(row: list[float], copies: int, sparsity: float) -> None:
-    pruned = lowest_per_row(torch.tensor([row] * copies), sparsity)
-    assert pruned.sum(1).tolist() == [math.floor(sparsity * len(row))] * copies
+@given(scores=matrices(), data=st.data())
+def test_every_row_loses_its_lowest_and_the_total_is_exact(scores: Tensor, data: st.DataObject) -> None:
+    zeros = data.draw(st.integers(0, scores.numel()))
+    pruned = lowest_per_row(scores, zeros)
+    assert int(pruned.sum()) == zeros
+    assert [sorted(row[mask].tolist()) for row, mask in zip(scores, pruned, strict=True)] == by_sorting(scores, zeros)
 
 
 @settings(deadline=None)
-@given(row=ROWS, sparsity=SPARSITY)
-def test_nothing_pruned_scores_above_anything_kept(row: list[float], sparsity: float) -> None:
-    scores = torch.tensor([row])
-    pruned = lowest_per_row(scores, sparsity)
-    count = int(pruned.sum())
-    assert sorted(scores[pruned].tolist()) == sorted(scores[0].tolist())[:count]
+@given(scores=matrices(), data=st.data())
+def test_the_lowest_of_the_whole_matrix_go(scores: Tensor, data: st.DataObject) -> None:
+    zeros = data.draw(st.integers(0, scores.numel()))
+    pruned = lowest(scores, zeros)
+    assert sorted(scores[pruned].tolist()) == sorted(scores.flatten().tolist())[:zeros]
 
 
-def test_rows_do_not_compete_with_each_other() -> None:
+@settings(deadline=None)
+@given(scores=matrices(), size=st.integers(2, 8), data=st.data())
+def test_every_group_is_exact_and_keeps_its_highest(scores: Tensor, size: int, data: st.DataObject) -> None:
+    kept = data.draw(st.integers(1, size - 1))
+    scores = scores.repeat_interleave(size, 1)[:, torch.randperm(scores.shape[1] * size)]
+    pruned = lowest_per_group(scores, kept, size)
+    for row, mask in zip(scores.split(size, 1), pruned.split(size, 1), strict=True):
+        for group, gone in zip(row, mask, strict=True):
+            assert sorted(group[gone].tolist()) == sorted(group.tolist())[: size - kept]
+
+
+@settings(deadline=None)
+@given(scores=matrices(), data=st.data())
+def test_the_way_of_other_devices_gives_the_same_masks(scores: Tensor, data: st.DataObject) -> None:
+    zeros = data.draw(st.integers(0, scores.numel()))
+    assert torch.equal(lowest_per_row(scores, zeros), as_on_a_device(lambda: lowest_per_row(scores, zeros)))
+
+
+def as_on_a_device(run: Callable[[], Tensor]) -> Tensor:
+    """Return the result as it comes about where numpy cannot go."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "_by_partition", masks._by_selection)
+        return run()
+
+
+def test_rows_do_not_compete_with_each_other_but_in_a_layer() -> None:
     scores = torch.tensor([[1.0, 2.0], [100.0, 200.0]])
-    assert lowest_per_row(scores, 0.5).tolist() == [[True, False], [True, False]]
+    assert lowest_per_row(scores, 2).tolist() == [[True, False], [True, False]]
+    assert lowest(scores, 2).tolist() == [[True, True], [False, False]]
 
 
-def test_equal_scores_still_give_the_exact_count() -> None:
-    assert lowest_per_row(torch.zeros(3, 10), 0.3).sum(1).tolist() == [3, 3, 3]
+def test_what_does_not_divide_goes_where_the_next_score_is_lowest() -> None:
+    scores = torch.tensor([[1.0, 9.0, 9.0], [5.0, 6.0, 9.0], [2.0, 7.0, 9.0]])
+    assert lowest_per_row(scores, 5).sum(1).tolist() == [1, 2, 2]
 
 
-def test_a_share_below_one_weight_prunes_nothing() -> None:
-    assert num_pruned(0.09, 10) == 0
-    assert not lowest_per_row(torch.rand(2, 10), 0.09).any()
+def test_ties_fall_on_the_first_and_the_same_way_every_time() -> None:
+    assert lowest_per_row(torch.zeros(2, 5), 5).tolist() == [[True] * 3 + [False] * 2, [True] * 2 + [False] * 3]
+    scores = torch.randint(0, 3, (40, 50), generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(lowest_per_row(scores, 777), lowest_per_row(scores.clone(), 777))
 
 
-@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5])
+@pytest.mark.parametrize("zeros", [0, 6])
+def test_nothing_and_everything_can_go(zeros: int) -> None:
+    for mask in (lowest_per_row, lowest):
+        assert int(mask(torch.rand(2, 3), zeros).sum()) == zeros
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_scores_of_any_precision_are_compared_as_they_are(dtype: torch.dtype) -> None:
+    scores = torch.tensor([[1.0, 1.0 + 2**-7, 1.0 - 2**-8]], dtype=dtype)
+    if dtype == torch.float64:
+        scores = 1 + (scores - 1) * 1e-12  # closer than float32 can tell
+    assert lowest_per_row(scores, 1).tolist() == [[False, False, True]]
+    assert lowest_per_row(scores, 2).tolist() == [[True, False, True]]
+
+
+def test_views_and_scores_with_a_gradient_are_taken() -> None:
+    scores = torch.rand(3, 4, requires_grad=True)
+    assert torch.equal(lowest_per_row(scores.T, 6), lowest_per_row(scores.detach().T.contiguous(), 6))
+    assert torch.equal(lowest_per_group(scores.detach().T, 1, 3), lowest_per_group(scores.T.contiguous(), 1, 3))
+
+
+@pytest.mark.parametrize("pattern", ["row", "layer", "1:2"])
+def test_nan_scores_are_refused(pattern: str) -> None:
+    for bad in ([[1.0, math.nan]], [[math.nan, math.inf]]):
+        with pytest.raises(InputError, match="got NaN"):
+            pruned_mask(torch.tensor(bad), Pattern.parse(pattern), 1)
+
+
+@pytest.mark.parametrize("zeros", [-1, 7])
+def test_an_impossible_count_is_refused(zeros: int) -> None:
+    for mask in (lowest_per_row, lowest):
+        with pytest.raises(InputError, match="must be in 0 to 6, got"):
+            mask(torch.rand(2, 3), zeros)
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, math.nan])
 def test_a_share_outside_zero_to_one_is_refused(sparsity: float) -> None:
     with pytest.raises(InputError, match=r"sparsity must be in \[0, 1\), got"):
-        num_pruned(sparsity, 10)
+        num_zeros(sparsity, (2, 3))
 
 
-def test_nan_scores_are_refused() -> None:
-    with pytest.raises(InputError, match="got NaN"):
-        lowest_per_row(torch.tensor([[1.0, math.nan]]), 0.5)
+@settings(deadline=None)
+@given(sparsity=st.floats(0, 1, exclude_max=True), outputs=st.integers(1, 3000), inputs=st.integers(1, 3000))
+def test_the_number_of_zeros_is_the_nearest(sparsity: float, outputs: int, inputs: int) -> None:
+    zeros = num_zeros(sparsity, (outputs, inputs))
+    assert 0 <= zeros <= outputs * inputs
+    assert abs(zeros - sparsity * outputs * inputs) <= 0.5
+
+
+def test_half_of_an_odd_number_is_the_smaller_half() -> None:
+    assert [num_zeros(0.5, shape) for shape in ((1, 1), (1, 3), (3, 5), (2, 3))] == [0, 1, 7, 3]
+
+
+@settings(deadline=None)
+@given(outputs=st.integers(1, 40), half=st.integers(1, 40))
+def test_half_of_an_even_row_is_the_published_count(outputs: int, half: int) -> None:
+    scores = torch.rand(outputs, 2 * half)
+    pruned = lowest_per_row(scores, num_zeros(0.5, scores.shape))
+    assert pruned.sum(1).tolist() == [math.floor(0.5 * 2 * half)] * outputs
+
+
+@pytest.mark.parametrize("text", ["row", "layer", "2:4", "4:8", "1:2", "16:32"])
+def test_a_pattern_says_what_it_was_read_from(text: str) -> None:
+    assert str(Pattern.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "rows", "groups", "2-4", "2:4:8", ":4", "-2:4", "2:4\n", "²:4"])
+def test_another_pattern_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="must be row, layer or N:M"):
+        Pattern.parse(text)
+
+
+@pytest.mark.parametrize("text", ["4:4", "0:4", "5:4", "0:0"])
+def test_a_pattern_that_keeps_all_or_nothing_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=f"0 < N < M weights, got {text}"):
+        Pattern.parse(text)
+    with pytest.raises(InputError, match="0 < N < M"):
+        lowest_per_group(torch.rand(2, 4), *map(int, text.split(":")))
+
+
+def test_inputs_that_are_not_whole_groups_are_refused() -> None:
+    with pytest.raises(InputError, match="multiple of 4 for 2:4, got 6"):
+        lowest_per_group(torch.rand(2, 6), 2, 4)
+
+
+def test_each_pattern_has_its_mask_and_its_count() -> None:
+    scores = torch.rand(4, 12, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(pruned_mask(scores, Pattern("row"), 30), lowest_per_row(scores, 30))
+    assert torch.equal(pruned_mask(scores, Pattern("layer"), 30), lowest(scores, 30))
+    assert torch.equal(pruned_mask(scores, Pattern("groups", 1, 3), 32), lowest_per_group(scores, 1, 3))
+    assert Pattern("groups", 1, 3).num_zeros(0.5, scores.shape) == 32
+    assert Pattern("layer").num_zeros(0.25, scores.shape) == 12
+    with pytest.raises(InputError, match=r"pattern 2:4 makes 24 zeros of 48 weights, got 20; set the sparsity to 0\.5"):
+        pruned_mask(scores, Pattern("groups", 2, 4), 20)

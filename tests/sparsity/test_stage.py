@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from shears.artifacts import SPARSITY, read_record, weights_fingerprint
 from shears.errors import InputError
 from shears.models import linears, load_model, weight_oi
-from shears.sparsity import stage
+from shears.sparsity import verify
 from shears.sparsity.prune import LinearSparsity, SparsityReport
-from shears.sparsity.stage import check_saved, sparsify
+from shears.sparsity.stage import sparsify
+from shears.sparsity.verify import check_saved
 from tests.oracles import wanda
 from tests.tiny import CONFIGS, VOCABULARY, save_tiny, tiny_model
 
@@ -81,7 +82,7 @@ def test_ready_token_ids_reproduce_a_pruning_done_elsewhere(tmp_path: Path) -> N
     tokens = torch.randint(0, VOCABULARY, (5, 24), generator=torch.Generator().manual_seed(3))
     file = tmp_path / "ids.jsonl"
     file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in tokens.tolist()))
-    folder = sparsify(str(base), tmp_path / "sparse", calibration=str(file), num_samples=5)
+    folder = sparsify(str(base), tmp_path / "sparse", calibration=str(file), num_samples=5, precision="fp32")
     expected, model = wanda.prune(load_model(base), list(tokens), 0.5), load_model(folder)
     for name, (_, pruned) in expected.items():
         assert torch.equal(weight_oi(linears(model)[name]) == 0, pruned)
@@ -145,7 +146,7 @@ def test_weights_with_other_names_on_disk_are_counted_after_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, name = save_tiny(tmp_path / "base"), "model.layers.0.mlp.up_proj"
-    monkeypatch.setattr(stage, "_saved_zeros", lambda folder, linears: {})
+    monkeypatch.setattr(verify, "_zeros_by_name", lambda folder, linears: {})
     check_saved(folder, SparsityReport(0.0, {name: LinearSparsity((48, 32), 0)}, 0.0))
     with pytest.raises(InputError, match="must have 1 zeros"):
         check_saved(folder, SparsityReport(0.0, {name: LinearSparsity((48, 32), 1)}, 0.0))

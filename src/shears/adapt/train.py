@@ -151,7 +151,7 @@ def _arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
         report_to="none",
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        use_cpu=settings.device == "cpu",
+        use_cpu=pick_device(settings.device).type == "cpu",
         seed=settings.seed,
         remove_unused_columns=False,
         dataloader_pin_memory=False,

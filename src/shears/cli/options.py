@@ -63,7 +63,7 @@ def _default_text(field: FieldInfo) -> str:
     if field.is_required():
         return "(required)"
     default = field.default
-    if default in (None, ()):
+    if default in (None, (), {}):
         return ""
     if default is False:
         return "(default: no)"
@@ -78,5 +78,7 @@ def _metavar(annotation: Any) -> str:
         return _metavar(next(option for option in options if option is not type(None)))
     if origin is tuple:
         return "A,B,..."
+    if origin is dict:
+        return "A=X,B=Y,..."
     names: Mapping[Any, str] = {int: "INTEGER", float: "NUMBER"}
     return names.get(annotation, "TEXT")

@@ -1,15 +1,22 @@
 """What the verbs print: tables a newcomer understands, 80 columns wide."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
+from rich.style import Style
 from rich.table import Table
+from rich.text import Text
 
 from shears.artifacts import SPARSITY, read_json
 
 console = Console()
+
+BARS = " ▁▂▃▄▅▆▇█"
+FEW_ZEROS, ALL_ZEROS = (247, 251, 255), (8, 48, 107)  # red, green, blue of a cell's background: near white, dark blue
 
 
 def print_line(text: str) -> None:
@@ -83,15 +90,81 @@ def print_inspection(data: Mapping[str, Any]) -> None:
         if name in ("path", "kind") or isinstance(value, dict | list):
             continue
         print_line(f"  {name}: {_short(name, value)}")
-    for name in ("sparsity_by_kind", "sparsity_by_layer"):
-        if data.get(name):
-            print_line(f"  {name}: " + "  ".join(f"{key} {share:.1%}" for key, share in data[name].items()))
+    if data.get("sparsity_by_linear"):
+        print_heat_map(data)
     groups = {name: group["ranks"] for name, group in data.get("groups", {}).items()}
     _print_ranks(groups or data.get("ranks") or data.get("chosen", {}).get("ranks", {}))
     if "chosen" in data:
         print_line(f"  metrics: {data['chosen']['metrics']}; {len(data['evaluations'])} evaluations")
     for row in data.get("models", []):
         print_line(f"  {row['name']}: {row['metric']} {figure(row)[0]} ({figure(row)[1]}, n = {row['n']})")
+
+
+def print_heat_map(data: Mapping[str, Any]) -> None:
+    """Print the share of zeros of every layer (rows) and kind of linear (columns); equal neighbours are one row.
+
+    Columns that do not fit beside each other go into another map below.
+    """
+    rows = {
+        layer: {**row, "all": data["sparsity_by_layer"][layer]} for layer, row in data["sparsity_by_linear"].items()
+    }
+    total = {**data["sparsity_by_kind"], "all": data["sparsity"]}
+    labels = max(len("layers"), 2 * max(map(len, rows)) + 1)
+    print_line("  share of zeros by layer and kind of linear:")
+    widths = {column: max(len(_cell(row.get(column))) for row in (total, *rows.values())) for column in total}
+    for columns in _bands(widths, console.width - labels):
+        table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+        table.add_column("layers", no_wrap=True)
+        for column in columns:
+            table.add_column(Text(_header(column)), justify="right", no_wrap=True)
+        for label, row in _ranges(rows, columns):
+            table.add_row(label, *(_cell(row.get(column)) for column in columns))
+        table.add_section()
+        table.add_row("all", *(_cell(total[column]) for column in columns))
+        console.print(table)
+
+
+def _header(kind: str) -> str:
+    """One line for each part of a kind's name."""
+    return kind.replace(".", ".\n")
+
+
+def _bands(cells: Mapping[str, int], width: int) -> list[list[str]]:
+    """Split the columns, given with the widths of their cells, into groups that fit; at least one column each."""
+    bands: list[list[str]] = []
+    free = 0
+    for column, cell in cells.items():
+        needed = max(cell, *map(len, _header(column).split("\n"))) + 1
+        if needed > free or not bands:
+            bands.append([])
+            free = width
+        bands[-1].append(column)
+        free -= needed
+    return bands
+
+
+def _ranges(rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> list[tuple[str, Mapping[str, float]]]:
+    """Return each run of consecutive layers that print alike, as `first-last`, with the first one's figures."""
+    found: list[tuple[str, Mapping[str, float]]] = []
+    for _, run in groupby(rows, key=lambda layer: [_percent(rows[layer].get(column)) for column in columns]):
+        layers = list(run)
+        found.append((layers[0] if len(layers) == 1 else f"{layers[0]}-{layers[-1]}", rows[layers[0]]))
+    return found
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
+def _cell(share: float | None) -> Text:
+    """Return a share with a background that darkens with it, or a bar of its height where there are no colours."""
+    if share is None:
+        return Text("")
+    if console.no_color or console.color_system is None:
+        bar = "" if console.options.ascii_only else BARS[round(share * (len(BARS) - 1))]
+        return Text(bar + _percent(share))
+    red, green, blue = (round(low + share * (high - low)) for low, high in zip(FEW_ZEROS, ALL_ZEROS, strict=True))
+    return Text(_percent(share), Style(color="white" if share > 0.5 else "black", bgcolor=f"rgb({red},{green},{blue})"))
 
 
 def _short(name: str, value: Any) -> str:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.data.examples import encode, prompt_ids, to_example, tokenize
 from shears.data.rows import Row, read_rows
+from shears.data.saved import is_saved, saved_rows
 from shears.errors import InputError
 from shears.prompts import DEFAULT_TEMPLATE
 
@@ -42,15 +43,16 @@ def calibration_batches(
 ) -> Calibration:
     """Return `num_samples` sequences of `sequence_length` tokens, drawn by a generator with this seed.
 
-    A .txt file gives windows that do not overlap; rows (`text`, or any form of example) are shuffled and packed with
-    the end of sequence between them. Rows that hold `input_ids` are used as they are, all of them, in order, and need
-    no tokenizer. InputError where there is too little text, or text and no tokenizer.
+    A .txt file gives windows that do not overlap; rows (`text`, or any form of example, of anything `read_rows` reads
+    or of a folder of `save_to_disk`) are shuffled and packed with the end of sequence between them; rows without text
+    are left out. Rows that hold `input_ids` are used as they are, all of them, in order, and need no tokenizer.
+    InputError where there is too little text, or text and no tokenizer.
     """
     generator = random.Random(f"calibration {seed}")
     if _is_text(source):
         sequences = _drawn_windows(_read_text(source, _needed(tokenizer)), num_samples, sequence_length, generator)
     else:
-        rows = read_rows(source)
+        rows = _rows(source)
         if "input_ids" in rows[0]:
             sequences = _ready_sequences(source, rows)
         else:
@@ -70,7 +72,11 @@ def text_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens of a whole .txt file, or of all rows of a source, in order, end of sequence between them."""
     if _is_text(source):
         return _read_text(source, tokenizer)
-    return [token for ids in _row_tokens(source, read_rows(source), tokenizer) for token in ids]
+    return [token for ids in _row_tokens(source, _rows(source), tokenizer) for token in ids]
+
+
+def _rows(source: str) -> list[Row]:
+    return saved_rows(source) if is_saved(source) else read_rows(source)
 
 
 def _is_text(source: str) -> bool:
@@ -128,7 +134,8 @@ def _row_tokens(source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizer
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for row in rows:
         if isinstance(row.get("text"), str):
-            yield encode([row["text"]], tokenizer)[0] + end
+            ids = encode([row["text"]], tokenizer)[0]
+            yield ids + end if ids else []  # sets of lines, such as WikiText, are a third empty rows
             continue
         try:
             yield tokenize(to_example(row, DEFAULT_TEMPLATE, tokenizer), tokenizer).input_ids

@@ -1,27 +1,36 @@
-"""Prune a model in memory: the linears of its decoder blocks, and nothing else."""
+"""Prune a model: the linears of its decoder blocks, and nothing else."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
-from shears.models import decoder_blocks, linears, matching, weight_oi
+from shears.models import autocast
+from shears.progress import track
 from shears.recipe import SparsifyConfig
-from shears.sparsity.masks import lowest_per_row
-from shears.sparsity.scores import SCORES, Score, magnitude_scores
-from shears.sparsity.walk import walk_blocks
+from shears.sparsity.activations import Activations, num_bytes
+from shears.sparsity.masks import Pattern
+from shears.sparsity.matrices import Matrix
+from shears.sparsity.methods import METHODS, Needs, Task, prune_weight
+from shears.sparsity.plan import Chosen, choose, linear_name, zeros_by_weight
+from shears.sparsity.shares import allocate
+from shears.sparsity.sources import BlockSource, WholeModel
+from shears.sparsity.statistics import InputMoments, InputNorms
+from shears.sparsity.walk import Batches, BlockRun, Walk, walk_blocks
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LinearSparsity:
-    """Zeros of one linear; `shape` is (outputs, inputs)."""
+    """Zeros of one linear; `shape` is (outputs, inputs), the outputs of all experts together in a stack of them."""
 
     shape: tuple[int, int]
     zeros: int
@@ -34,11 +43,15 @@ class LinearSparsity:
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """What pruning did: the target, the pruned linears by name, the share of block weights it could not reach."""
+    """What pruning did: the target, the pruned linears by name, the share of block weights it could not reach.
+
+    `by_magnitude` names the weights (experts by number) that no calibration token reached.
+    """
 
     target: float
     linears: Mapping[str, LinearSparsity]
     uncovered: float
+    by_magnitude: Sequence[str] = ()
 
     @property
     def achieved(self) -> float:
@@ -47,57 +60,143 @@ class SparsityReport:
         return sum(linear.zeros for linear in self.linears.values()) / weights
 
 
-@torch.no_grad()
 def sparsify_model(
     model: PreTrainedModel, batches: Sequence[Int[Tensor, "_ _"]], config: SparsifyConfig
 ) -> SparsityReport:
-    """Set the lowest-scored weights of every output row of the target linears to zero, in place, block by block.
+    """Prune the target linears of a model in memory, in place, block by block.
 
-    `batches` are calibration token ids; a score that looks at weights alone needs none. Embeddings, norms and head
+    `batches` are calibration token ids; a method that looks at weights alone needs none. Embeddings, norms and head
     stay bitwise as they are. InputError where there is nothing to prune or a weight is not finite.
     """
-    chosen, score = target_linears(model, config.targets), SCORES[config.method]
-    _check_weights(chosen)
-    uncovered = _report_uncovered(model, chosen)
-    done: dict[str, LinearSparsity] = {}
+    return prune_blocks(WholeModel(model), batches, config)
 
-    def visit(name: str, block: nn.Module, norms: Mapping[str, Float[Tensor, " _"]]) -> None:
-        for key in [key for key in chosen if key.startswith(f"{name}.")]:
-            done[key] = _prune(key, chosen[key], score, norms.get(key), config.sparsity)
 
-    if score.needs_inputs:
-        _check_batches(model, batches)
-        walk_blocks(model, batches, chosen, visit)
+def needs_inputs(config: SparsifyConfig) -> bool:
+    """Tell whether calibration text is looked at."""
+    return METHODS[config.method].needs != "nothing" or config.allocation != "uniform" or config.reconstruct
+
+
+@torch.no_grad()
+def prune_blocks(
+    source: BlockSource, batches: Batches, config: SparsifyConfig, folder: Path | None = None
+) -> SparsityReport:
+    """Prune block by block where the blocks come from; hidden states that exceed the budget wait in `folder`.
+
+    Errors as in `sparsify_model`.
+    """
+    chosen = choose(source.model, config)
+    if source.resident:
+        check_weights(source.model, chosen.matrices)
+    if needs_inputs(config):
+        _check_batches(source.model, batches)
+
+    def new_activations() -> Activations:
+        return Activations(num_bytes(config.activation_budget), folder)
+
+    def context() -> AbstractContextManager[object]:
+        return autocast(config.precision, source.device)
+
+    zeros = zeros_by_weight(chosen, config, lambda: allocate(source, batches, chosen, config, new_activations, context))
+    pruner = _Pruner(source, chosen, config, zeros)
+    method = METHODS[config.method]
+    if method.needs == "nothing" and not config.reconstruct:
+        for index in track(range(len(chosen.by_block)), "sparsify", len(chosen.by_block), "block"):
+            with source.opened(index):
+                pruner.prune_all(index)
     else:
-        prefix, blocks = decoder_blocks(model)
-        for index, block in enumerate(blocks):
-            visit(f"{prefix}.{index}", block, {})
-    return SparsityReport(config.sparsity, done, uncovered)
+        with new_activations() as hidden:
+            walk_blocks(Walk(source, batches, hidden, context), pruner.visit)
+    return pruner.report(config.sparsity)
 
 
-def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Module]:
-    """Return the linears of the decoder blocks that a target matches, all for no target, by name in the model."""
-    prefix, blocks = decoder_blocks(model)
-    known = {f"{prefix}.{name}": linear for name, linear in linears(blocks).items()}
-    if not known:
-        raise InputError(
-            f"the model must have linears in its decoder blocks; {type(model).__name__} has none in {prefix}"
-        )
-    return {name: known[name] for name in matching(known, targets)} if targets else known
+class _Pruner:
+    """Prunes block after block and counts what came of it."""
 
+    def __init__(self, source: BlockSource, chosen: Chosen, config: SparsifyConfig, zeros: Mapping[str, int]) -> None:
+        self._source, self._chosen, self._config, self._zeros = source, chosen, config, zeros
+        self._pattern = Pattern.parse("layer" if config.pattern == "global" else config.pattern)
+        self._method = METHODS[config.method]
+        self._found: dict[str, list[tuple[tuple[int, int], int]]] = {}
+        self._by_magnitude: list[str] = []
 
-def _check_weights(chosen: Mapping[str, nn.Module]) -> None:
-    for name, linear in chosen.items():
-        weight = linear.get_parameter("weight")
-        if not weight.is_floating_point() or weight.ndim != 2:
-            raise InputError(
-                f"weights must be plain numbers to be pruned, {name} is {weight.dtype}; load it unquantized"
+    @property
+    def _needs(self) -> Needs:
+        return "moments" if self._config.reconstruct else self._method.needs
+
+    def visit(self, run: BlockRun) -> None:
+        """Measure a block's inputs and prune it.
+
+        Norms are taken of the dense block, as Wanda does. Moments are taken linear by linear behind the pruned ones
+        before it, so that each makes up for what those changed.
+        """
+        matrices, index = self._chosen.by_block[run.name], int(run.name.rpartition(".")[2])
+        if self._needs == "norms" and matrices:
+            norms = InputNorms()
+            run.measure(matrices, norms.receive)
+            for matrix in self._checked(matrices):
+                self._prune(matrix, norms=norms.of(matrix))
+        elif matrices:
+            for group in run.groups(self._checked(matrices)):
+                moments = InputMoments()
+                run.measure(group, moments.receive)
+                for matrix in group:
+                    self._prune(matrix, moments=moments.of(matrix))
+        self._keep(index, matrices)
+
+    def prune_all(self, index: int) -> None:
+        """Prune a block by its weights alone."""
+        matrices = self._chosen.by_block[f"{self._source.prefix}.{index}"]
+        for matrix in self._checked(matrices):
+            self._prune(matrix)
+        self._keep(index, matrices)
+
+    def _checked(self, matrices: Sequence[Matrix]) -> Sequence[Matrix]:
+        if not self._source.resident:
+            check_weights(self._source.model, matrices)
+        return matrices
+
+    def _keep(self, index: int, matrices: Sequence[Matrix]) -> None:
+        self._source.keep(index, list(dict.fromkeys(matrix.parameter for matrix in matrices)))
+
+    def _prune(self, matrix: Matrix, norms: Tensor | None = None, moments: Tensor | None = None) -> None:
+        view = matrix.view(self._source.model)
+        if moments is not None:
+            norms = moments.diagonal().sqrt()
+        elif norms is None and self._needs != "nothing":
+            logger.warning("no calibration token reached %s: pruned by magnitude alone", matrix.name)
+            self._by_magnitude.append(matrix.name)
+        task = Task(view.float(), self._pattern, self._zeros[matrix.name], self._config.damping, norms, moments)
+        found, pruned = prune_weight(task, self._method, self._config.reconstruct)
+        view.copy_(found)
+        view.masked_fill_(pruned, 0.0)
+        self._found.setdefault(linear_name(matrix), []).append((matrix.shape, int((view == 0).sum())))
+
+    def report(self, target: float) -> SparsityReport:
+        """Return what was done."""
+        done = {
+            name: LinearSparsity(
+                (sum(shape[0] for shape, _ in parts), parts[0][0][1]), sum(zeros for _, zeros in parts)
             )
-        if not torch.isfinite(weight).all():
-            raise InputError(f"weights must be finite, {name} holds NaN or infinity; get a sound copy of the model")
+            for name, parts in self._found.items()
+        }
+        return SparsityReport(target, done, self._chosen.uncovered, self._by_magnitude)
 
 
-def _check_batches(model: PreTrainedModel, batches: Sequence[Int[Tensor, "_ _"]]) -> None:
+def check_weights(model: nn.Module, matrices: Sequence[Matrix]) -> None:
+    """Raise InputError for a weight that is no plain number or not finite."""
+    for matrix in matrices:
+        weight = model.get_parameter(matrix.parameter)
+        if not weight.is_floating_point():
+            raise InputError(
+                f"weights must be plain numbers to be pruned, {matrix.name} is {weight.dtype}; load it unquantized"
+            )
+        if not torch.isfinite(matrix.cut(weight)).all():
+            raise InputError(
+                f"weights must be finite, {matrix.name} holds NaN or infinity; get a sound copy of the model"
+            )
+
+
+def _check_batches(model: PreTrainedModel, batches: Batches) -> None:
     if not batches:
         raise InputError("there must be at least one batch of calibration tokens, got none; give a calibration text")
     vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
@@ -108,34 +207,3 @@ def _check_batches(model: PreTrainedModel, batches: Sequence[Int[Tensor, "_ _"]]
     length = max(batch.shape[1] for batch in batches)
     if context is not None and length > context:
         raise InputError(f"sequence_length must be at most this model's context of {context} tokens, got {length}")
-
-
-def _report_uncovered(model: nn.Module, chosen: Mapping[str, nn.Module]) -> float:
-    """Return the share of block weights outside the chosen linears; warn of those that are no linears at all."""
-    prefix, blocks = decoder_blocks(model)
-    sizes = {f"{prefix}.{name}": weight.numel() for name, weight in blocks.named_parameters() if weight.ndim >= 2}
-    reachable = {f"{prefix}.{name}.weight" for name in linears(blocks)}
-    beyond = {name: size for name, size in sizes.items() if name not in reachable}
-    total = sum(sizes.values())
-    if beyond:
-        largest = max(beyond, key=lambda name: beyond[name])
-        logger.warning(
-            "%.1f %% of the block weights are in no linear and stay DENSE (%s and %d more)",
-            100 * sum(beyond.values()) / total,
-            largest,
-            len(beyond) - 1,
-        )
-    covered = sum(sizes[f"{name}.weight"] for name in chosen)
-    logger.info("pruning %d linears, %.1f %% of the block weights", len(chosen), 100 * covered / total)
-    return 1 - covered / total
-
-
-def _prune(
-    name: str, linear: nn.Module, score: Score, input_norm: Float[Tensor, " I"] | None, sparsity: float
-) -> LinearSparsity:
-    weight = weight_oi(linear)
-    if score.needs_inputs and input_norm is None:
-        logger.warning("no calibration token reached %s: pruned by magnitude alone", name)
-    scores = magnitude_scores(weight) if input_norm is None else score.compute(weight, input_norm)
-    weight.masked_fill_(lowest_per_row(scores, sparsity), 0.0)
-    return LinearSparsity((weight.shape[0], weight.shape[1]), int((weight == 0).sum()))

@@ -1,42 +1,54 @@
 """The stage: a model's name in, a sparse model folder out."""
 
+import json
 import logging
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from shears.artifacts import SPARSITY, as_data, weights_fingerprint, working_folder, write_json
 from shears.data.calibration import calibration_batches
 from shears.errors import InputError
-from shears.models import load_model, load_tokenizer, model_folder
+from shears.models import DTYPES, load_model, load_tokenizer, model_folder, pick_device
 from shears.recipe import SparsifyConfig
 from shears.resolve import build
-from shears.sparsity.prune import LinearSparsity, SparsityReport, sparsify_model
-from shears.sparsity.scores import SCORES
+from shears.skeleton import Skeleton, UnsupportedCheckpoint
+from shears.sparsity.activations import num_bytes
+from shears.sparsity.prune import SparsityReport, needs_inputs, prune_blocks, sparsify_model
+from shears.sparsity.sources import StreamedModel
+from shears.sparsity.verify import check_saved
+from shears.tensor_files import TensorWriter
 from shears.version import __version__
 
 logger = logging.getLogger(__name__)
+
+Batches = Sequence[Int[Tensor, "_ _"]]
+COPIED = ("generation_config.json",)
 
 
 def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
     """Prune `model` and write it to the folder `output`; return that folder.
 
-    The keywords are the fields of `SparsifyConfig`. InputError for what cannot be used.
+    The keywords are the fields of `SparsifyConfig`. The model is read and written block by block: memory holds the
+    embeddings, one block and the hidden states. InputError for what cannot be used.
     """
     settings, output, started = build(SparsifyConfig, "sparsify", config), Path(output), time.monotonic()
+    num_bytes(settings.activation_budget)
     with working_folder(output, {"model": str(model), **as_data(settings)}, resume=None) as work:
-        base, tokenizer = weights_fingerprint(model_folder(model)), _tokenizer(model)
-        network = load_model(model, settings.dtype, settings.device)
-        report, calibration = _calibrate_and_prune(network, tokenizer, settings)
-        network.save_pretrained(work)
+        folder, tokenizer = model_folder(model), _tokenizer(model)
+        batches, calibration = _calibration(tokenizer, settings)
+        report = _prune(folder, work, batches, settings)
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
         check_saved(work, report)
+        base = weights_fingerprint(folder)
         origin = {"model": str(model), "base_fingerprint": base, "calibration_fingerprint": calibration}
         _write_record(work, settings, report, origin)
     logger.info("sparsified %s to %.1f %% in %.0f s", output, 100 * report.achieved, time.monotonic() - started)
@@ -52,12 +64,10 @@ def _tokenizer(model: str | Path) -> PreTrainedTokenizerBase | None:
         return None
 
 
-def _calibrate_and_prune(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, settings: SparsifyConfig
-) -> tuple[SparsityReport, str | None]:
-    """Return the report and the calibration's fingerprint, None where the score looks at weights alone."""
-    if not SCORES[settings.method].needs_inputs:
-        return sparsify_model(model, [], settings), None
+def _calibration(tokenizer: PreTrainedTokenizerBase | None, settings: SparsifyConfig) -> tuple[Batches, str | None]:
+    """Return the batches and their fingerprint; nothing where only weights are looked at."""
+    if not needs_inputs(settings):
+        return [], None
     calibration = calibration_batches(
         settings.calibration,
         tokenizer,
@@ -66,33 +76,36 @@ def _calibrate_and_prune(
         settings.batch_size,
         settings.seed,
     )
-    return sparsify_model(model, calibration.batches, settings), calibration.fingerprint
+    return calibration.batches, calibration.fingerprint
 
 
-def check_saved(folder: Path, report: SparsityReport) -> None:
-    """Count the zeros of the saved file and compare; InputError where a linear is missing or its count is another."""
-    found = _saved_zeros(folder, report.linears)
-    if len(found) < len(report.linears):
-        found = _loaded_zeros(folder, report.linears)  # some architectures name their weights otherwise on disk
-    for name, linear in report.linears.items():
-        if found[name] != linear.zeros:
-            raise InputError(f"{name} must have {linear.zeros} zeros in {folder}, got {found[name]}; make it again")
+def _prune(folder: Path, work: Path, batches: Batches, settings: SparsifyConfig) -> SparsityReport:
+    """Write the pruned model to `work`: block by block, or, where it cannot be read so, from memory."""
+    try:
+        skeleton = Skeleton.open(folder, torch.float32, pick_device(settings.device))
+    except UnsupportedCheckpoint as error:
+        logger.warning("%s; the whole model is loaded into memory", error)
+        network = load_model(folder, settings.dtype, settings.device)
+        report = sparsify_model(network, batches, settings)
+        network.save_pretrained(work)
+        return report
+    writer = TensorWriter(skeleton.files, work, DTYPES.get(settings.dtype))
+    report = prune_blocks(StreamedModel(skeleton, writer), batches, settings, work)
+    writer.finish()
+    _copy_config(folder, work, settings.dtype)
+    return report
 
 
-def _saved_zeros(folder: Path, linears: Mapping[str, LinearSparsity]) -> dict[str, int]:
-    zeros: dict[str, int] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118  # a file of safetensors is no mapping
-                name = key.removesuffix(".weight")
-                if name in linears:
-                    zeros[name] = int(torch.count_nonzero(file.get_tensor(key) == 0))
-    return zeros
-
-
-def _loaded_zeros(folder: Path, linears: Mapping[str, LinearSparsity]) -> dict[str, int]:
-    model = load_model(folder, device="cpu")
-    return {name: int((model.get_submodule(name).get_parameter("weight") == 0).sum()) for name in linears}
+def _copy_config(folder: Path, work: Path, dtype: str) -> None:
+    """Copy the model's configuration; only the number format may be another one."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if dtype in DTYPES:
+        config.pop("torch_dtype", None)
+        config["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
+    write_json(work / "config.json", config)
+    for name in COPIED:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, work / name)
 
 
 def _write_record(work: Path, settings: SparsifyConfig, report: SparsityReport, origin: Mapping[str, Any]) -> None:
@@ -103,6 +116,8 @@ def _write_record(work: Path, settings: SparsifyConfig, report: SparsityReport, 
         "fingerprint": weights_fingerprint(work),
         "target": report.target,
         "achieved": report.achieved,
+        "uncovered": report.uncovered,
+        "by_magnitude": list(report.by_magnitude),
         "linears": {
             name: {"shape": list(linear.shape), "zeros": linear.zeros, "sparsity": linear.sparsity}
             for name, linear in report.linears.items()

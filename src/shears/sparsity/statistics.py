@@ -1,59 +1,62 @@
-"""What a linear's inputs look like over all calibration tokens.
+"""What a weight's inputs look like over all calibration tokens: norms and second moments.
 
-Shapes: I input features of a linear.
+Shapes: T tokens, I input features. Both are filled by `receive`, which `BlockRun.measure` calls without autocast.
 """
-
-from collections.abc import Mapping
-from contextlib import ExitStack
-from types import TracebackType
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
+
+from shears.sparsity.matrices import Matrix
 
 
 class InputNorms:
-    """L2 norms of every input feature of the given linears, over the forwards run inside the `with`.
+    """L2 norms of every input feature. Squares are summed in float32 within a call and in float64 across calls.
 
-    Squares are summed in float32 within a forward and in float64 across forwards, whatever the autocast around it.
-    Linears called one after the other with the very same tensor (q, k and v) share the computation.
+    Weights multiplied one after the other with the very same tensor (q, k and v) share the computation.
     """
 
-    def __init__(self, linears: Mapping[str, nn.Module]) -> None:
-        self._linears = linears
-        self._totals: dict[str, Float[Tensor, " _"]] = {}
-        self._last: tuple[Tensor, int, Float[Tensor, " I"]] | None = None
-        self._hooks = ExitStack()
+    def __init__(self) -> None:
+        self._totals: dict[Matrix, Float[Tensor, " _"]] = {}
+        self._last: tuple[Tensor, Float[Tensor, " I"]] | None = None
 
-    def __enter__(self) -> "InputNorms":
-        for name, linear in self._linears.items():
-            handle = linear.register_forward_pre_hook(
-                lambda _, args, kwargs, name=name: self._add(name, args[0] if args else kwargs["input"]),
-                with_kwargs=True,
-            )
-            self._hooks.callback(handle.remove)
-        return self
+    def receive(self, matrix: Matrix, inputs: Float[Tensor, "T I"]) -> None:
+        """Take the squares of some tokens' inputs in."""
+        if self._last is None or self._last[0] is not inputs:
+            self._last = (inputs, inputs.float().square().sum(0).cpu().double())
+        squares = self._last[1]
+        self._totals[matrix] = self._totals[matrix] + squares if matrix in self._totals else squares
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._hooks.close()
-        self._last = None
+    def of(self, matrix: Matrix) -> Float[Tensor, " I"] | None:
+        """Return ||X_i||_2 in float64 on the CPU; None for a weight that no token reached."""
+        total = self._totals.get(matrix)
+        return None if total is None else total.sqrt()
 
-    def norms(self) -> dict[str, Float[Tensor, " _"]]:
-        """Return ||X_i||_2 in float64 on the CPU by name; a linear that no token reached is left out."""
-        return {name: total.sqrt() for name, total in self._totals.items()}
 
-    def _add(self, name: str, inputs: Any) -> None:
-        if inputs.numel():  # an expert that the router sends nothing to is called with no tokens
-            squares = self._squares(inputs)
-            self._totals[name] = self._totals[name] + squares if name in self._totals else squares
+class InputMoments:
+    """Second moments X^T X (I x I, float32, on the inputs' device).
 
-    def _squares(self, inputs: Tensor) -> Float[Tensor, " I"]:
-        """Return the sum of squares of a call's tokens, computed once for calls in a row with the same tensor."""
-        if self._last is not None and self._last[0] is inputs and self._last[1] == inputs._version:
-            return self._last[2]
-        with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
-            tokens = inputs.detach().flatten(0, -2).float()
-            squares = tokens.square().sum(0).cpu().double()
-        self._last = (inputs, inputs._version, squares)
-        return squares
+    Weights that are always multiplied with the same tensors (q, k and v) share one matrix of moments.
+    """
+
+    def __init__(self) -> None:
+        self._moments: dict[Matrix, Float[Tensor, "I I"]] = {}
+        self._owner: dict[Matrix, Matrix] = {}
+        self._last: tuple[Tensor, Matrix] | None = None
+
+    def receive(self, matrix: Matrix, inputs: Float[Tensor, "T I"]) -> None:
+        """Take the products of some tokens' inputs in."""
+        if self._last is not None and self._last[0] is inputs:
+            self._owner.setdefault(matrix, self._last[1])
+            return
+        owner = self._owner.setdefault(matrix, matrix)
+        self._last = (inputs, owner)
+        tokens = inputs.float()
+        if owner not in self._moments:
+            self._moments[owner] = torch.zeros(tokens.shape[1], tokens.shape[1], device=tokens.device)
+        self._moments[owner].addmm_(tokens.T, tokens)
+
+    def of(self, matrix: Matrix) -> Float[Tensor, "I I"] | None:
+        """Return X^T X; None for a weight that no token reached."""
+        owner = self._owner.get(matrix)
+        return None if owner is None else self._moments[owner]

@@ -6,34 +6,37 @@ block are recorded per block and per batch, because blocks of one model may get 
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
 from shears.models import decoder_blocks
 from shears.progress import track
-from shears.sparsity.statistics import InputNorms
+from shears.sparsity.activations import Activations
+from shears.sparsity.capture import Captured, Receive
+from shears.sparsity.matrices import Matrix
+from shears.sparsity.sources import BlockSource
 
 logger = logging.getLogger(__name__)
 
-Norms = Mapping[str, Float[Tensor, " _"]]
-Visit = Callable[[str, nn.Module, Norms], None]
 HIDDEN = "hidden_states"
 PROBE_TOKENS = 2
+Batches = Sequence[Int[Tensor, "_ _"]]
+Context = Callable[[], AbstractContextManager[Any]]
 
 
-class _LastBlockReached(Exception):  # noqa: N818  # no error: ends a forward before the final norm and the head
+class _Stop(Exception):  # noqa: N818  # no error: ends a forward that has done its work
     pass
 
 
 @dataclass
-class _Calls:
+class Calls:
     """What one block was called with: per batch the arguments beside the hidden states."""
 
     args: list[tuple[Any, ...]] = field(default_factory=list)
@@ -43,6 +46,8 @@ class _Calls:
         """Record a call; return its hidden states."""
         rest = dict(kwargs)
         hidden: Tensor = args[0] if args else rest.pop(HIDDEN)
+        if self.kwargs:  # masks and positions of equal batches are kept once
+            rest = {key: _shared(value, self.kwargs[-1].get(key)) for key, value in rest.items()}
         self.args.append(tuple(args[1:]))
         self.kwargs.append(rest)
         return hidden
@@ -53,34 +58,225 @@ class _Calls:
         return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
 
 
-@torch.no_grad()
-def walk_blocks(
-    model: PreTrainedModel, batches: Sequence[Int[Tensor, "_ _"]], linears: Mapping[str, nn.Module], visit: Visit
-) -> None:
-    """Go through the decoder blocks in order: measure a block's inputs, let `visit` change it, feed the next.
+def _shared(value: Any, earlier: Any) -> Any:
+    """Return `earlier` where it is a tensor, or a tuple of tensors, equal to `value`; else `value`."""
+    if isinstance(value, Tensor) and isinstance(earlier, Tensor):
+        alike = value.shape == earlier.shape and value.dtype == earlier.dtype and value.device == earlier.device
+        return earlier if alike and torch.equal(value, earlier) else value
+    if isinstance(value, tuple) and isinstance(earlier, tuple) and len(value) == len(earlier):
+        return tuple(map(_shared, value, earlier))
+    return value
 
-    `visit(name, block, norms)` gets the block's name and the input norms of those of `linears` (by name in the model)
-    that lie in it. The model is left without hooks, also after an error. InputError where hidden states are not finite.
+
+@dataclass(frozen=True)
+class BlockRun:
+    """A decoder block in memory, and the calibration tokens on their way through it.
+
+    `name` is the block's name in `model`, `hidden` what goes into it, a tensor per batch.
     """
-    prefix, blocks = decoder_blocks(model)
-    with _evaluating(model):
-        hidden, calls = _record(model, blocks, batches)
-        _check_finite(hidden, "the embeddings")
-        for index, block in enumerate(track(blocks, "sparsify", len(blocks), "block")):
-            name = f"{prefix}.{index}"
-            with InputNorms(
-                {key: linear for key, linear in linears.items() if key.startswith(f"{name}.")}
-            ) as statistics:
-                for batch, states in enumerate(hidden):
-                    calls[index].replay(block, batch, states)
-            visit(name, block, statistics.norms())
-            if index + 1 < len(blocks):
-                hidden = [calls[index].replay(block, batch, states) for batch, states in enumerate(hidden)]
-                _check_finite(hidden, name)
+
+    name: str
+    model: PreTrainedModel
+    block: nn.Module
+    hidden: Activations
+    calls: Calls
+    context: Context
+
+    def forward(self, batch: int, states: Tensor | None = None) -> Tensor:
+        """Return the block's output of a batch; `states` take the place of what went into it."""
+        with self.context():
+            return self.calls.replay(self.block, batch, self.hidden[batch] if states is None else states)
+
+    def outputs(self) -> Iterator[Tensor]:
+        """Yield the output of every batch."""
+        for batch in range(len(self.hidden)):
+            yield self.forward(batch)
+
+    def measure(self, matrices: Sequence[Matrix], receive: Receive) -> None:
+        """Let `receive(matrix, inputs)` see what the matrices are multiplied with, over all batches.
+
+        Where the first batch meets every matrix exactly once, the forwards after it end at the last one.
+        """
+        met: list[Matrix] = []
+
+        def first(matrix: Matrix, inputs: Tensor) -> None:
+            met.append(matrix)
+            receive(matrix, inputs)
+
+        self._measure_batch(0, matrices, first)
+        whole = len(met) == len(set(met)) == len(matrices)
+
+        def until_last(matrix: Matrix, inputs: Tensor) -> None:
+            receive(matrix, inputs)
+            if matrix == met[-1]:
+                raise _Stop
+
+        for batch in range(1, len(self.hidden)):
+            with suppress(_Stop):
+                self._measure_batch(batch, matrices, until_last if whole else receive)
+
+    def groups(self, matrices: Sequence[Matrix]) -> list[list[Matrix]]:
+        """Return the matrices in the order in which a token meets them; those that get one tensor lie together.
+
+        So do all slices of a stack of experts. Matrices that the first batch does not meet come at the end.
+        """
+        order: dict[object, list[Matrix]] = {}
+        seen: set[Matrix] = set()
+        last: list[Any] = [None, 0]  # the tensor that came last, and a number for the calls in a row with it
+
+        def receive(matrix: Matrix, inputs: Tensor) -> None:
+            if inputs is not last[0]:
+                last[:] = [inputs, last[1] + 1]
+            if matrix not in seen:
+                key = last[1] if matrix.index is None else matrix.parameter
+                order.setdefault(key, []).append(matrix)
+                seen.add(matrix)
+
+        self._measure_batch(0, matrices, receive)
+        for matrix in matrices:
+            if matrix not in seen:
+                key = matrix.name if matrix.index is None else matrix.parameter
+                order.setdefault(key, []).append(matrix)
+        return list(order.values())
+
+    def _measure_batch(self, batch: int, matrices: Sequence[Matrix], receive: Receive) -> None:
+        with Captured(self.model, self.block, matrices, receive):
+            self.forward(batch)
+
+
+Visit = Callable[[BlockRun], None]
+
+
+class Walk:
+    """A model's blocks and calibration batches, recorded: what goes into the first block, and how each is called.
+
+    `activations` receive the hidden states; `context` is what forwards run in (autocast). InputError where a block does
+    not run exactly once in a forward.
+    """
+
+    def __init__(
+        self,
+        source: BlockSource,
+        batches: Batches,
+        activations: Activations | None = None,
+        context: Context | None = None,
+    ) -> None:
+        self.source, self.batches = source, batches
+        self.hidden = Activations() if activations is None else activations
+        self._context: Context = nullcontext if context is None else context
+        self._blocks = decoder_blocks(source.model)[1]
+        self._calls = [Calls() for _ in self._blocks]
+        with torch.no_grad(), evaluating(source.model):
+            self._extras = self._further_outputs()
+            self._record()
+        _check_finite(self.hidden, "the embeddings")
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    @contextmanager
+    def opened(self, index: int, hidden: Activations | None = None) -> Iterator[BlockRun]:
+        """Hold a block in memory; `hidden` take the place of the hidden states on their way."""
+        with self.source.opened(index) as block, evaluating(self.source.model):
+            states = self.hidden if hidden is None else hidden
+            name = f"{self.source.prefix}.{index}"
+            yield BlockRun(name, self.source.model, block, states, self._calls[index], self._context)
+
+    def advance(self, run: BlockRun) -> None:
+        """Send the hidden states through a block. InputError, with its name, where they do not stay finite."""
+        for batch, states in enumerate(run.outputs()):
+            self.hidden[batch] = states
+        _check_finite(self.hidden, run.name)
+
+    def logits(self, batch: int, states: Tensor) -> Tensor:
+        """Return the model's logits of a batch (B T V) for the given outputs of the last block."""
+
+        def shadow(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                return self._as_output(states)
+
+            return forward
+
+        with self._shadowed(shadow), evaluating(self.source.model), self._context():
+            logits: Tensor = self.source.model(self.batches[batch].to(self.source.device), use_cache=False).logits
+        return logits
+
+    def _as_output(self, states: Tensor) -> Any:
+        return states if self._extras is None else (states, *self._extras)
+
+    def _further_outputs(self) -> tuple[Any, ...] | None:
+        """Return what a block returns behind its hidden states, or None where it returns a bare tensor."""
+        seen: list[Any] = []
+
+        def stop(_: nn.Module, args: Any, output: Any) -> None:
+            seen.append(output)
+            raise _Stop
+
+        handle = self._blocks[0].register_forward_hook(stop)
+        try:
+            with self.source.opened(0), suppress(_Stop):
+                self.source.model(self.batches[0][:1, :PROBE_TOKENS].to(self.source.device), use_cache=False)
+        finally:
+            handle.remove()
+        if not seen:
+            raise self._irregular()
+        return seen[0][1:] if isinstance(seen[0], tuple) else None
+
+    def _record(self) -> None:
+        """Collect every block's calls and the first one's hidden states, without computing any block."""
+
+        def shadow(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                states = self._calls[index].add(args, kwargs)
+                if index == 0:
+                    self.hidden.append(states)
+                if index + 1 == len(self._blocks):
+                    raise _Stop
+                return self._as_output(states)
+
+            return forward
+
+        with self._shadowed(shadow):
+            for batch in self.batches:
+                with suppress(_Stop):
+                    self.source.model(batch.to(self.source.device), use_cache=False)
+        if any(len(recorded.args) != len(self.batches) for recorded in self._calls):
+            raise self._irregular()
+
+    def _irregular(self) -> InputError:
+        name = type(self.source.model).__name__
+        return InputError(f"every decoder block must run once in a forward; those of {name} do not")
+
+    @contextmanager
+    def _shadowed(self, shadow: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
+        """Put other functions in the place of the blocks' forwards for a while."""
+        before = [block.__dict__.get("forward") for block in self._blocks]  # a wrapper others put on the instance
+        try:
+            for index, block in enumerate(self._blocks):
+                block.forward = shadow(index)
+            yield
+        finally:
+            for block, own in zip(self._blocks, before, strict=True):
+                del block.forward
+                if own is not None:
+                    block.forward = own
+
+
+@torch.no_grad()
+def walk_blocks(walk: Walk, visit: Visit, title: str = "sparsify") -> None:
+    """Go through the decoder blocks in order: let `visit` measure and change a block, feed the next with its outputs.
+
+    The model is left without hooks, also after an error. InputError where hidden states are not finite.
+    """
+    for index in track(range(len(walk)), title, len(walk), "block"):
+        with walk.opened(index) as run:
+            visit(run)
+            if index + 1 < len(walk):
+                walk.advance(run)
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch dropout off for a while."""
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -91,67 +287,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _record(
-    model: PreTrainedModel, blocks: nn.ModuleList, batches: Sequence[Int[Tensor, "_ _"]]
-) -> tuple[list[Tensor], list[_Calls]]:
-    """Return the first block's hidden states per batch and every block's calls, without computing any block."""
-    extras = _further_outputs(model, blocks, batches[0])
-    calls, hidden = [_Calls() for _ in blocks], list[Tensor]()
-    with _shadowed(blocks, calls, hidden, extras):
-        for batch in batches:
-            with suppress(_LastBlockReached):
-                model(batch.to(model.device), use_cache=False)
-    if any(len(recorded.args) != len(batches) for recorded in calls):
-        raise InputError(f"every decoder block must run once in a forward; those of {type(model).__name__} do not")
-    return hidden, calls
-
-
-def _further_outputs(
-    model: PreTrainedModel, blocks: nn.ModuleList, batch: Int[Tensor, "B T"]
-) -> tuple[Any, ...] | None:
-    """Return what a block returns behind its hidden states, or None where it returns a bare tensor."""
-    seen: list[Any] = []
-    handle = blocks[0].register_forward_hook(lambda _, args, output: seen.append(output))
-    try:
-        model(batch[:1, :PROBE_TOKENS].to(model.device), use_cache=False)
-    finally:
-        handle.remove()
-    if not seen:
-        raise InputError(f"every decoder block must run once in a forward; those of {type(model).__name__} do not")
-    return seen[0][1:] if isinstance(seen[0], tuple) else None
-
-
-@contextmanager
-def _shadowed(
-    blocks: nn.ModuleList, calls: Sequence[_Calls], hidden: list[Tensor], extras: tuple[Any, ...] | None
-) -> Iterator[None]:
-    """Let every block's forward record its call and pass its hidden states on; the last one ends the forward."""
-
-    def shadow(index: int) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            states = calls[index].add(args, kwargs)
-            if index == 0:
-                hidden.append(states)
-            if index + 1 == len(blocks):
-                raise _LastBlockReached
-            return states if extras is None else (states, *extras)
-
-        return forward
-
-    before = [block.__dict__.get("forward") for block in blocks]  # a wrapper that others put on the instance
-    try:
-        for index, block in enumerate(blocks):
-            block.forward = shadow(index)
-        yield
-    finally:
-        for block, own in zip(blocks, before, strict=True):
-            del block.forward
-            if own is not None:
-                block.forward = own
-
-
-def _check_finite(hidden: Sequence[Tensor], name: str) -> None:
-    if not all(torch.isfinite(states).all() for states in hidden):
+def _check_finite(hidden: Activations, name: str) -> None:
+    if not all(bool(torch.isfinite(states).all()) for states in hidden):
         raise InputError(
             f"hidden states must be finite, those after {name} are not; check the model's weights, or use dtype fp32"
         )

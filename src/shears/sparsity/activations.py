@@ -1,0 +1,92 @@
+"""Hidden states between two blocks: in memory up to a budget, the rest in files."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from shears.errors import InputError
+
+UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+BINARY = {"k": 2**10, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+NAME = "states"
+
+
+def num_bytes(size: str) -> int:
+    """Return the bytes of a size such as `2GB`, `512 MiB` or `1000000`; InputError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?", size.strip())
+    if found is None or (found[3] and not found[2]):
+        raise InputError(f"a size must be a number with a unit such as 2GB or 512MiB, got {size!r}")
+    return int(float(found[1]) * (BINARY if found[3] else UNITS)[found[2]])
+
+
+class Activations:
+    """A list of tensors of which at most `budget` bytes stay in memory (None: all of them).
+
+    What does not fit is written to a temporary folder below `folder` (None: the system's) and read when it is asked
+    for, onto the device it came from. Close it, or use it in a `with`, to delete the files.
+    """
+
+    def __init__(self, budget: int | None = None, folder: Path | None = None) -> None:
+        self._budget, self._folder = budget, folder
+        self._kept: dict[int, Tensor] = {}
+        self._devices: list[torch.device] = []
+        self._used = 0
+        self._files: TemporaryDirectory[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self._devices)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index in self._kept:
+            return self._kept[index]
+        loaded: Tensor = load_file(self._path(index), device=str(self._devices[index]))[NAME]
+        return loaded
+
+    def __setitem__(self, index: int, tensor: Tensor) -> None:
+        self._forget(index)
+        size = tensor.numel() * tensor.element_size()
+        if self._budget is None or self._used + size <= self._budget:
+            self._kept[index], self._used = tensor, self._used + size
+        else:
+            save_file({NAME: tensor.contiguous()}, self._path(index))
+        self._devices[index] = tensor.device
+
+    def append(self, tensor: Tensor) -> None:
+        """Add a tensor at the end."""
+        self._devices.append(tensor.device)
+        self[len(self) - 1] = tensor
+
+    @property
+    def num_spilled(self) -> int:
+        """How many tensors wait on the disk."""
+        return len(self) - len(self._kept)
+
+    def close(self) -> None:
+        """Delete the files and forget the tensors."""
+        self._kept.clear()
+        if self._files is not None:
+            self._files.cleanup()
+
+    def __enter__(self) -> "Activations":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _forget(self, index: int) -> None:
+        before = self._kept.pop(index, None)
+        if before is not None:
+            self._used -= before.numel() * before.element_size()
+
+    def _path(self, index: int) -> Path:
+        if self._files is None:
+            self._files = TemporaryDirectory(prefix=".activations-", dir=self._folder)
+        return Path(self._files.name) / f"{index}.safetensors"

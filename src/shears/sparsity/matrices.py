@@ -1,0 +1,152 @@
+"""Which weights of a decoder block can be pruned, whatever the architecture: linears, and experts kept in one tensor.
+
+Shapes: O output features, I input features, E experts, F features between an expert's two matrices, H hidden features.
+
+A linear (or Conv1D) is one matrix. A 3-D parameter is a stack of matrices, one an expert, where its module names its
+length: some whole number there called `...experts...` equals E (`num_experts`, `total_experts`). That leaves out the
+3-D weights of convolutions, state-space models and token mixing. Routers are no matrices: see `kept_dense`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight that can be pruned; `parameter` holds it, whole or as slice `index` of a stack.
+
+    `name` is unique in the model: `model.layers.0.mlp.up_proj`, `model.layers.0.mlp.experts.gate_up_proj.3`.
+    `shape` is (outputs, inputs); a `transposed` one is stored inputs x outputs (Conv1D, the experts of GPT-OSS).
+    """
+
+    name: str
+    parameter: str
+    index: int | None
+    transposed: bool
+    shape: tuple[int, int]
+
+    def view(self, model: nn.Module) -> Float[Tensor, "O I"]:
+        """Return the weight as it is in the model now: writing to it in place changes the parameter."""
+        return self.cut(model.get_parameter(self.parameter).detach())
+
+    def cut(self, stored: Tensor) -> Float[Tensor, "O I"]:
+        """Return the weight's part of its parameter, or of something of the parameter's shape, such as a gradient."""
+        matrix = stored if self.index is None else stored[self.index]
+        return matrix.T if self.transposed else matrix
+
+
+def block_matrices(prefix: str, block: nn.Module) -> list[Matrix]:
+    """Return every weight of the block that can be pruned, in the order of definition.
+
+    `prefix` is the block's name in the model, empty for the model itself. Only shapes are looked at, so that parameters
+    may be on the meta device.
+    """
+    dense = kept_dense(block)
+    found: list[Matrix] = []
+    for name, module in block.named_modules():
+        full = ".".join(part for part in (prefix, name) if part)
+        if isinstance(module, nn.Linear | Conv1D):
+            if f"{name}.weight" not in dense:
+                found.append(_linear(full, module))
+        else:
+            found.extend(_slices(full, module))
+    return found
+
+
+def kept_dense(block: nn.Module) -> dict[str, int]:
+    """Return the weights left dense on purpose, by name in the block, with their number.
+
+    They are those that choose experts: all below a module called router (or of a class called so), those with as many
+    outputs as there are experts in a module called gate or one that names this number, and linears with a single
+    output, the gates of shared experts. A wrong choice of expert costs more than so few weights could save.
+    """
+    experts = _expert_counts(block)
+    routers = tuple(f"{name}." for name, module in block.named_modules() if _is_router(name, module))
+    found: dict[str, int] = {}
+    for name, module in block.named_modules():
+        for key, weight in module.named_parameters(recurse=False):
+            chooses = f"{name}.".startswith(routers) or _is_gate(name, module, weight, experts)
+            if weight.ndim == 2 and not key.endswith("bias") and chooses:
+                found[f"{name}.{key}" if name else key] = weight.numel()
+    return found
+
+
+def uncovered_parameters(block: nn.Module) -> dict[str, int]:
+    """Return the other parameters of two or more dimensions that are in no matrix, by name in the block.
+
+    The values are numbers of weights. Stacks of biases are no weights; those of `kept_dense` are not repeated here.
+    """
+    covered = {matrix.parameter.removeprefix("block.") for matrix in block_matrices("block", block)}
+    covered |= kept_dense(block).keys()
+    return {
+        name: parameter.numel()
+        for name, parameter in block.named_parameters()
+        if parameter.ndim >= 2 and name not in covered and not name.endswith("bias")
+    }
+
+
+def _linear(name: str, linear: nn.Module) -> Matrix:
+    rows, columns = linear.get_parameter("weight").shape
+    transposed = isinstance(linear, Conv1D)
+    return Matrix(name, f"{name}.weight", None, transposed, (columns, rows) if transposed else (rows, columns))
+
+
+def _slices(name: str, module: nn.Module) -> Iterator[Matrix]:
+    """Yield the matrices of the stacks that a module holds itself."""
+    stacks = _stacks(module)
+    transposed = _stored_transposed(module, list(stacks.values()))
+    for key, (count, rows, columns) in stacks.items():
+        shape = (columns, rows) if transposed else (rows, columns)
+        for index in range(count):
+            yield Matrix(f"{name}.{key}.{index}", f"{name}.{key}", index, transposed, shape)
+
+
+def _stacks(module: nn.Module) -> dict[str, tuple[int, int, int]]:
+    counts = _named_counts(module)
+    return {
+        key: (parameter.shape[0], parameter.shape[1], parameter.shape[2])
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and parameter.is_floating_point() and parameter.shape[0] in counts
+    }
+
+
+def _stored_transposed(module: nn.Module, shapes: list[tuple[int, int, int]]) -> bool:
+    """Tell whether the module's stacks are E I O rather than E O I.
+
+    Most of transformers' experts say so (`is_transposed`). Of the others the first stack goes from H to F or 2 F and
+    the next from F to H: E F H, E H F read as usual share H as the first one's inputs and the next one's outputs;
+    where only the transposed reading shares it, they are transposed (Llama 4).
+    """
+    known = getattr(module, "is_transposed", None)
+    if isinstance(known, bool):
+        return known
+    usual = all(first[2] == then[1] for first, then in pairwise(shapes))
+    return not usual and all(first[1] == then[2] for first, then in pairwise(shapes))
+
+
+def _named_counts(module: nn.Module) -> set[int]:
+    """Return the whole numbers that a module holds under a name with `experts`."""
+    return {value for key, value in vars(module).items() if "experts" in key and type(value) is int}
+
+
+def _expert_counts(block: nn.Module) -> set[int]:
+    """Return all the numbers of experts there may be in a block: as its modules name them, or as long as lists are."""
+    named = [child for name, child in block.named_modules() if name.endswith("experts")]
+    lists = {len(child) for child in named if isinstance(child, nn.ModuleList)}
+    return lists.union(*(_named_counts(module) for module in block.modules()))
+
+
+def _is_router(name: str, module: nn.Module) -> bool:
+    return name.rsplit(".", 1)[-1] == "router" or "router" in type(module).__name__.lower()
+
+
+def _is_gate(name: str, module: nn.Module, weight: Tensor, experts: set[int]) -> bool:
+    outputs = weight.shape[1 if isinstance(module, Conv1D) else 0] if weight.ndim == 2 else 0
+    if outputs == 1:
+        return isinstance(module, nn.Linear | Conv1D)
+    return outputs in _named_counts(module) or (outputs in experts and name.rsplit(".", 1)[-1] == "gate")

@@ -1,0 +1,77 @@
+"""Where a walk gets its decoder blocks from: a model in memory, or files of which one block is read at a time."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from shears.models import decoder_blocks
+from shears.skeleton import Skeleton
+from shears.tensor_files import TensorWriter
+
+
+class BlockSource(ABC):
+    """A model and its decoder blocks; only an open block's parameters need to be in memory.
+
+    `prefix` is the name of the list of blocks, `resident` says that all of them always are in memory.
+    """
+
+    model: PreTrainedModel
+    prefix: str
+    device: torch.device
+    resident: bool
+
+    @abstractmethod
+    def opened(self, index: int) -> AbstractContextManager[nn.Module]:
+        """Hold a block in memory for a while."""
+
+    @abstractmethod
+    def keep(self, index: int, parameters: Collection[str]) -> None:
+        """Keep what the named parameters of the open block have become."""
+
+
+class WholeModel(BlockSource):
+    """All blocks in memory, changed in place."""
+
+    resident = True
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.device = model, model.device
+        self.prefix, self._blocks = decoder_blocks(model)
+
+    @contextmanager
+    def opened(self, index: int) -> Iterator[nn.Module]:
+        """Yield the block."""
+        yield self._blocks[index]
+
+    def keep(self, index: int, parameters: Collection[str]) -> None:
+        """Nothing to do: the model is what is kept."""
+
+
+class StreamedModel(BlockSource):
+    """One block in memory at a time, read from files and written to others; what is beside the blocks stays loaded."""
+
+    resident = False
+
+    def __init__(self, skeleton: Skeleton, writer: TensorWriter) -> None:
+        self.model, self.device, self.prefix = skeleton.model, skeleton.device, skeleton.blocks
+        self._skeleton, self._writer = skeleton, writer
+        skeleton.load_rest()
+
+    @contextmanager
+    def opened(self, index: int) -> Iterator[nn.Module]:
+        """Yield the block with its parameters as the files have them."""
+        name = f"{self.prefix}.{index}"
+        self._skeleton.load(name)
+        try:
+            yield self.model.get_submodule(name)
+        finally:
+            self._skeleton.evict(name)
+
+    def keep(self, index: int, parameters: Collection[str]) -> None:
+        """Write the parameters to the output files."""
+        if parameters:
+            self._skeleton.store(f"{self.prefix}.{index}", self._writer, parameters)

@@ -1,0 +1,168 @@
+"""The safetensors format: where the tensors of a file lie, and their bytes.
+
+A file is the length of its header (8 bytes, little endian), the header (JSON: name -> dtype, shape and the offsets of
+its bytes behind the header) and the bytes. A mapped file keeps every page that was touched in the process's memory;
+plain reads and writes do not, so nothing is mapped here.
+"""
+
+import errno
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shears.errors import InputError
+
+METADATA = "__metadata__"
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: `offset` is that of its first byte from the beginning of the file."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_header(path: Path) -> tuple[dict[str, Place], Any]:
+    """Return the places of a file's tensors, in the order of their bytes, and its metadata (None where it has none).
+
+    InputError where the file is torn, or its tensors overlap or leave gaps.
+    """
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise _torn(path, "its header is cut off")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        metadata = header.pop(METADATA, None)
+        entries = sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"]))
+        places = {name: _place(path, entry, 8 + length) for name, entry in entries}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _torn(path, f"its header does not say what it holds ({type(error).__name__}: {error})") from None
+    _check_gapless(path, places, 8 + length, size)
+    return places, metadata
+
+
+def _place(path: Path, entry: Mapping[str, Any], start: int) -> Place:
+    """Return the place an entry of the header names; KeyError, TypeError or ValueError where it names none."""
+    begin, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
+        raise ValueError("offsets and sizes must be whole numbers")
+    place = Place(path, DTYPES[entry["dtype"]], shape, start + begin)
+    if place.num_bytes != end - begin:
+        raise ValueError(f"{end - begin} bytes do not hold {place.dtype} of shape {shape}")
+    return place
+
+
+def _check_gapless(path: Path, places: Mapping[str, Place], start: int, size: int) -> None:
+    for name, place in places.items():
+        if place.offset != start:
+            raise _torn(path, f"{name} does not begin where the tensor before it ends")
+        start += place.num_bytes
+    if start != size:
+        raise _torn(path, f"it has {size} bytes and its header says {start}")
+
+
+def write_layout(path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Any) -> list[Place]:
+    """Create a file at its full size, with its header and without its tensors; return their places, in the order given.
+
+    Tensors of wide elements come first, so that every one is aligned. OSError where the file exists or the disk is
+    full.
+    """
+    header: dict[str, Any] = {} if metadata is None else {METADATA: metadata}
+    offset = 0
+    for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: -item[1][0].itemsize):
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": (offset, end)}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    with path.open("xb", buffering=0) as file:
+        write_at(file, 0, memoryview(len(text).to_bytes(8, "little") + text))
+        _reserve(file.fileno(), start + offset)
+    return [Place(path, *tensors[name], start + header[name]["data_offsets"][0]) for name in tensors]
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Give a file its size, and its room on the disk where the system can promise it: a full disk shows now."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.EOPNOTSUPP}:
+                raise
+    os.ftruncate(descriptor, size)
+
+
+def opened(path: Path) -> FileIO:
+    """Open a file for unbuffered reading; InputError where it cannot be."""
+    try:
+        return path.open("rb", buffering=0)
+    except OSError as error:
+        raise InputError(f"{path} must be a readable file, got {error.strerror}; get it again") from None
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor on the CPU: reading from it, or writing to it, converts nothing."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def read_at(file: FileIO, path: Path, offset: int, into: memoryview) -> None:
+    """Fill a memory from a position of a file; InputError where the file ends before."""
+    file.seek(offset)
+    while len(into):
+        count = file.readinto(into)
+        if not count:
+            raise _torn(path, "it became shorter while it was read")
+        into = into[count:]
+
+
+def write_at(file: FileIO, offset: int, data: memoryview) -> None:
+    """Write a memory at a position of a file."""
+    file.seek(offset)
+    while len(data):
+        data = data[file.write(data) :]
+
+
+def _torn(path: Path, what: str) -> InputError:
+    return InputError(f"{path} must be a whole safetensors file, but {what}; get it again")

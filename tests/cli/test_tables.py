@@ -1,0 +1,129 @@
+"""The heat map is legible with and without colours, folds equal layers and fits the terminal."""
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from shears.cli import tables
+
+LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+DEEPSEEK = [
+    "q_a_proj",
+    "q_b_proj",
+    "kv_a_proj_with_mqa",
+    "o_proj",
+    *(f"{parent}.{leaf}" for parent in ("mlp", "experts", "shared_experts") for leaf in LLAMA[4:]),
+]
+Lines = Callable[..., list[str]]
+
+
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch) -> Lines:
+    """Return what print_inspection prints to a console with the given options, line by line."""
+
+    def lines(data: Mapping[str, Any], encoding: str = "utf-8", **options: Any) -> list[str]:
+        raw = io.BytesIO()
+        file = io.TextIOWrapper(raw, encoding=encoding)
+        settings: dict[str, Any] = {"width": 80, "force_terminal": False, "_environ": {}, **options}
+        monkeypatch.setattr(tables, "console", Console(file=file, **settings))
+        tables.print_inspection(data)
+        file.flush()
+        return raw.getvalue().decode(encoding).splitlines()
+
+    return lines
+
+
+def _data(rows: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
+    return {
+        "path": "sparse",
+        "kind": "sparse model",
+        "sparsity": 0.5,
+        "sparsity_by_layer": dict.fromkeys(rows, 0.5),
+        "sparsity_by_kind": dict.fromkeys(kinds, 0.25),
+        "sparsity_by_linear": rows,
+    }
+
+
+def _rows(lines: list[str]) -> list[list[str]]:
+    """The map's rows by cells; without colours and Unicode, lines stand between them."""
+    return [line.replace("|", " ").split() for line in lines if "%" in line]
+
+
+def test_equal_neighbours_are_one_row_and_others_stand_alone(printed: Lines) -> None:
+    rows = {str(layer): dict.fromkeys(LLAMA, 0.5) for layer in range(30)}
+    rows["3"] = {**rows["3"], "down_proj": 0.4}
+    rows["29"] = dict.fromkeys(LLAMA, 0.4)
+    found = _rows(printed(_data(rows), encoding="ascii"))
+    assert [row[0] for row in found] == ["0-2", "3", "4-28", "29", "all"]
+    assert found[1][1:] == ["50.0%"] * 6 + ["40.0%", "50.0%"]
+    assert found[-1][1:] == ["25.0%"] * 7 + ["50.0%"]
+
+
+def test_layers_that_differ_below_what_is_printed_are_one_row(printed: Lines) -> None:
+    rows = {"0": {"q_proj": 0.50001}, "1": {"q_proj": 0.5}}
+    assert [row[0] for row in _rows(printed(_data(rows)))] == ["0-1", "all"]
+
+
+def test_a_model_of_equal_layers_still_shows_its_map(printed: Lines) -> None:
+    lines = printed(_data({str(layer): dict.fromkeys(LLAMA, 0.5) for layer in range(30)}))
+    assert ["0-29", *["▄50.0%"] * 8] in _rows(lines)
+    header = next(line for line in lines if "q_proj" in line)
+    assert header.split() == ["layers", *LLAMA, "all"]
+
+
+@pytest.mark.parametrize(("share", "cell"), [(0.0, "0.0%"), (0.06, "6.0%"), (0.5, "▄50.0%"), (1.0, "█100.0%")])
+def test_without_colours_a_bar_stands_for_the_shade(printed: Lines, share: float, cell: str) -> None:
+    lines = printed(_data({"7": {"q_proj": share}}))
+    assert _rows(lines)[0][:2] == ["7", cell]
+    assert "\x1b" not in "".join(lines)
+
+
+def test_with_colours_the_background_darkens_with_the_share(printed: Lines) -> None:
+    rows = {"0": {"q_proj": 0.0}, "1": {"q_proj": 0.3}, "2": {"q_proj": 1.0}}
+    options = {"force_terminal": True, "color_system": "truecolor"}
+    lines = printed(_data(rows), **options)
+    found = [re.search(r"^\d.*?48;2;(\d+);(\d+);(\d+)m", line) for line in lines]  # the first cell's background
+    shades = [tuple(map(int, match.groups())) for match in found if match]
+    assert len(shades) == 3
+    assert shades[0] == tables.FEW_ZEROS
+    assert shades[2] == tables.ALL_ZEROS
+    assert sum(shades[0]) > sum(shades[1]) > sum(shades[2])
+    assert "\x1b[3" not in "".join(printed(_data(rows), no_color=True, **options))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("width", [80, 120, 30])
+@pytest.mark.parametrize("kinds", [LLAMA, DEEPSEEK])
+def test_what_does_not_fit_goes_below_and_nothing_is_cut(
+    printed: Lines, kinds: list[str], width: int, encoding: str
+) -> None:
+    lines = printed(_data({str(layer): dict.fromkeys(kinds, 1.0) for layer in range(100, 128)}), encoding, width=width)
+    assert max(map(len, lines[3:])) <= width
+    assert "…" not in "".join(lines)
+    ranges = [line for line in lines if line.startswith("100-127")]
+    assert sum(line.count("100.0%") for line in ranges) == len(kinds)
+    assert (len(ranges) == 1) == (kinds == LLAMA and width >= 80)
+    for kind in kinds:
+        assert any(kind.split(".")[-1] in line for line in lines)
+
+
+def test_a_layer_without_a_kind_has_an_empty_cell(printed: Lines) -> None:
+    rows = {"0": {"mlp.up_proj": 0.5}, "1": {"experts.up_proj": 0.5}}
+    found = _rows(printed(_data(rows)))
+    assert [len(row) for row in found] == [3, 3, 4]
+
+
+def test_a_model_without_blocks_prints_no_map(printed: Lines) -> None:
+    assert not _rows(printed(_data({})))
+
+
+def test_a_mixture_of_experts_fits_beside_its_router(printed: Lines) -> None:
+    kinds = [*LLAMA[:4], "gate", "experts.w1", "experts.w2", "experts.w3"]
+    lines = printed(_data({str(layer): dict.fromkeys(kinds, 0.5) for layer in range(32)}))
+    assert [row[0] for row in _rows(lines)] == ["0-31", "all"]
+    assert max(map(len, lines)) <= 80

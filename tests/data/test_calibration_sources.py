@@ -1,0 +1,165 @@
+"""Whatever holds text can be calibrated on: chats, training data, hub sets, saved folders; rows are packed whole."""
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from shears.data.calibration import text_tokens
+from shears.errors import InputError
+from tests.data.test_calibration import TOKENIZER, calibrate, sequences_of
+
+Rows = Sequence[dict[str, Any]]
+TEXTS: Rows = [{"text": f"row {number} of some text"} for number in range(20)]
+CHATS: Rows = [
+    {"messages": [{"role": "user", "content": f"{number}+1?"}, {"role": "assistant", "content": str(number + 1)}] * 2}
+    for number in range(20)
+]
+
+
+def _jsonl(path: Path, rows: Rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _documents(source: Path | str, num_tokens: int, **options: Any) -> list[str]:
+    """The texts between the ends of sequence of a calibration of that many tokens, a token a sequence."""
+    calibration = calibrate(source, num_samples=num_tokens, sequence_length=1, **options)
+    return str(TOKENIZER.decode([token for row in sequences_of(calibration) for token in row])).split("<|end|>")
+
+
+def test_chats_are_what_the_chat_template_renders(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "chat.jsonl", CHATS[:1])
+    rendered = str(TOKENIZER.apply_chat_template(list(CHATS[0]["messages"]), tokenize=False))
+    ids = TOKENIZER(rendered, add_special_tokens=False)["input_ids"]
+    assert [row[0] for row in sequences_of(calibrate(path, num_samples=len(ids), sequence_length=1))] == ids
+    assert text_tokens(str(path), TOKENIZER) == ids  # no second end behind the template's own
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"prompt": "Question: 1+1?", "completion": " 2"}, "Question: 1+1? 2"),
+        ({"instruction": "Add", "input": "1 and 1", "output": "2", "answer": "2"}, "Question: Add\n1 and 1\nAnswer: 2"),
+        ({"text": "a text of its own", "prompt": "left", "completion": "out"}, "a text of its own"),
+    ],
+)
+def test_training_data_is_calibrated_on_as_it_is_trained_on(tmp_path: Path, row: dict[str, Any], text: str) -> None:
+    path = _jsonl(tmp_path / "train.jsonl", [row])
+    assert _documents(path, len(text) + 1) == [text, ""]
+
+
+def test_the_data_of_a_training_is_a_source_whatever_the_file(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{number}+1=", "completion": str(number + 1)} for number in range(30)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.csv").write_text("prompt,completion\n" + "".join(f"{n}+1=,{n + 1}\n" for n in range(30)))
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    calibrations = [calibrate(_jsonl(tmp_path / "a.jsonl", rows))]
+    calibrations += [calibrate(tmp_path / f"a.{ending}") for ending in ("json", "csv", "parquet")]
+    assert len({calibration.fingerprint for calibration in calibrations}) == 1
+
+
+def test_a_row_longer_than_a_sequence_goes_on_in_the_next(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "long.jsonl", [{"text": "".join(f"{number:03d}" for number in range(60))}])
+    whole = text_tokens(str(path), TOKENIZER)
+    assert [token for row in sequences_of(calibrate(path)) for token in row] == whole[:120]
+
+
+def test_packing_takes_as_many_rows_as_it_needs_each_once(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "rows.jsonl", TEXTS)
+    total = len(text_tokens(str(path), TOKENIZER))
+    documents = _documents(path, total)
+    assert sorted(documents) == sorted([*(row["text"] for row in TEXTS), ""])
+    assert documents[:-1] != [row["text"] for row in TEXTS]  # drawn, not the file's order
+
+
+def test_rows_without_text_leave_no_trace(tmp_path: Path) -> None:
+    some = _jsonl(tmp_path / "some.jsonl", TEXTS[:3])
+    gaps = _jsonl(tmp_path / "gaps.jsonl", [{"text": ""}, TEXTS[0], {"text": ""}, *TEXTS[1:3]])
+    assert text_tokens(str(gaps), TOKENIZER) == text_tokens(str(some), TOKENIZER)
+    assert "" not in _documents(gaps, len(text_tokens(str(gaps), TOKENIZER)))[:-1]
+
+
+@pytest.mark.parametrize(("num_samples", "warned"), [(7, True), (8, False)])
+def test_eight_sequences_of_256_tokens_are_enough_not_to_be_warned(
+    caplog: pytest.LogCaptureFixture, num_samples: int, warned: bool
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        calibration = calibrate("arithmetic:train", num_samples=num_samples, sequence_length=256)
+    assert calibration.num_tokens == num_samples * 256
+    assert ("calibration tokens; with fewer than 2048" in caplog.text) is warned
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of `datasets`, with the set somebody/some-texts that was loaded from the hub before."""
+    rows = _jsonl(tmp_path / "texts.jsonl", TEXTS)
+    datasets.load_dataset("json", data_files={"train": str(rows)}, cache_dir=str(tmp_path))
+    built = next((tmp_path / "json").glob("*/*/*/dataset_info.json")).parent
+    cache = tmp_path / "hub"
+    place = cache / "somebody___some-texts" / "default" / "0.0.0" / ("0" * 40)
+    shutil.copytree(built, place)
+    info = json.loads((place / "dataset_info.json").read_text())
+    info |= {"config_name": "default", "dataset_name": "some-texts"}
+    (place / "dataset_info.json").write_text(json.dumps(info))
+    (place / "json-train.arrow").rename(place / "some-texts-train.arrow")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    return cache
+
+
+@pytest.mark.usefixtures("hub_cache")
+@pytest.mark.parametrize("name", ["somebody/some-texts", "somebody/some-texts:train", "somebody/some-texts/default"])
+def test_a_hub_set_in_the_cache_needs_no_network(tmp_path: Path, name: str) -> None:
+    assert calibrate(name).fingerprint == calibrate(_jsonl(tmp_path / "same.jsonl", TEXTS)).fingerprint
+
+
+@pytest.mark.usefixtures("hub_cache")
+@pytest.mark.parametrize("name", ["somebody/other-texts", "somebody/some-texts:test", "somebody/some-texts/other"])
+def test_a_hub_set_out_of_reach_is_one_line(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} must be a file or a hub data set that loads") as caught:
+        calibrate(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [TEXTS, CHATS, [{"input_ids": [1, 2, 3]}] * 4])
+def test_a_folder_of_save_to_disk_is_a_source(tmp_path: Path, rows: Rows) -> None:
+    saved = datasets.Dataset.from_list(list(rows))
+    saved.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": saved, "test": saved.select([3])}).save_to_disk(tmp_path / "splits")
+    expected = calibrate(_jsonl(tmp_path / "same.jsonl", rows))
+    for source in ("one", "splits", "splits:train"):
+        found = calibrate(tmp_path / source)
+        assert found.fingerprint == expected.fingerprint
+
+
+def test_the_split_of_a_saved_folder_is_named_behind_a_colon(tmp_path: Path) -> None:
+    splits = {"train": datasets.Dataset.from_list(list(TEXTS)), "test": datasets.Dataset.from_list(list(TEXTS[3:4]))}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "splits")
+    found = text_tokens(f"{tmp_path}/splits:test", TOKENIZER)
+    assert found == text_tokens(str(_jsonl(tmp_path / "same.jsonl", TEXTS[3:4])), TOKENIZER)
+
+
+def test_a_saved_folder_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    saved = datasets.Dataset.from_list(list(TEXTS))
+    saved.save_to_disk(tmp_path / "one")
+    saved.select([]).save_to_disk(tmp_path / "empty", num_shards=1)
+    saved.select([]).save_to_disk(tmp_path / "nothing")
+    datasets.DatasetDict({"test": saved}).save_to_disk(tmp_path / "splits")
+    saved.save_to_disk(tmp_path / "torn")
+    next((tmp_path / "torn").glob("*.arrow")).write_bytes(b"torn")
+    for source, message in {
+        "one:train": "without splits, got the split 'train'",
+        "splits": "must be one of test, got 'train'; put it behind a colon",
+        "empty": "at least one row",
+        "nothing": "must be a whole folder of save_to_disk with rows",
+        "torn": "must be a whole folder of save_to_disk with rows, got .*",
+        ".": "must be a file that exists, got .* \\(a folder\\)",
+    }.items():
+        with pytest.raises(InputError, match=message) as caught:
+            calibrate(tmp_path / source)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,125 @@
+"""What a model folder is, is counted in its files: by layer, by kind of linear, by both; experts of a layer are one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shears.artifacts import write_json
+from shears.inspection import inspect, kinds_of
+from tests.tiny import save_tiny, tiny_model
+
+
+def _with_zeros(zeros: int, *shape: int) -> Tensor:
+    tensor = torch.ones(shape)
+    tensor.view(-1)[:zeros] = 0.0
+    return tensor
+
+
+def _folder(path: Path, *files: dict[str, Tensor]) -> Path:
+    path.mkdir(exist_ok=True)
+    write_json(path / "config.json", {})
+    for number, tensors in enumerate(files):
+        save_file(tensors, path / f"model-{number}.safetensors")
+    return path
+
+
+def test_every_linear_of_every_layer_has_its_share(tmp_path: Path) -> None:
+    model, expected = tiny_model("llama_untied"), dict[str, dict[str, float]]()
+    for index, block in enumerate(model.get_submodule("model.layers").children()):
+        own = expected.setdefault(str(index), {})
+        for number, (name, linear) in enumerate(block.named_modules()):
+            if isinstance(linear, torch.nn.Linear):
+                weight = linear.weight.data
+                weight.view(-1)[: 5 * number + index] = 0.0
+                own[name.rsplit(".", 1)[-1]] = sum(value == 0.0 for value in weight.flatten().tolist()) / weight.numel()
+    model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    data = inspect(tmp_path / "model")
+    assert data["sparsity_by_linear"] == expected
+    order = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert list(data["sparsity_by_linear"]["0"]) == order
+    assert list(data["sparsity_by_kind"]) == list(data["sparsity_by_linear"]["1"])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bloom", "gpt_neox", "phi3"])
+def test_shares_are_weighed_by_size_whatever_the_names(tmp_path: Path, name: str) -> None:
+    data = inspect(save_tiny(tmp_path / "model", name))
+    assert data["sparsity"] == 0.0
+    assert len(data["sparsity_by_linear"]) == 2
+    assert all(len(row) == len(data["sparsity_by_kind"]) == 4 for row in data["sparsity_by_linear"].values())
+
+
+def test_layers_come_in_the_order_of_their_numbers_whatever_the_files(tmp_path: Path) -> None:
+    tensors = {f"model.layers.{layer}.up_proj.weight": _with_zeros(layer, 4, 4) for layer in range(12)}
+    names = sorted(tensors)
+    data = inspect(_folder(tmp_path / "model", *({name: tensors[name]} for name in names[::-1])))
+    assert data["sparsity_by_linear"] == {str(layer): {"up_proj": layer / 16} for layer in range(12)}
+    assert list(data["sparsity_by_linear"]) == list(data["sparsity_by_layer"]) == [str(layer) for layer in range(12)]
+
+
+def test_experts_in_files_of_their_own_are_one_figure_a_layer(tmp_path: Path) -> None:
+    experts = {
+        f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{name}.weight": _with_zeros(expert + layer, 2, 4)
+        for layer in range(2)
+        for expert in range(4)
+        for name in ("w1", "w2")
+    }
+    router = {"model.layers.0.block_sparse_moe.gate.weight": _with_zeros(0, 4, 4)}
+    data = inspect(_folder(tmp_path / "model", experts, router))
+    assert data["sparsity_by_linear"] == {
+        "0": {"gate": 0.0, "experts.w1": 6 / 32, "experts.w2": 6 / 32},
+        "1": {"experts.w1": 10 / 32, "experts.w2": 10 / 32},
+    }
+    assert data["sparsity_by_kind"] == {"gate": 0.0, "experts.w1": 16 / 64, "experts.w2": 16 / 64}
+    assert data["sparsity_by_layer"] == {"0": 12 / 80, "1": 20 / 64}
+    assert data["sparsity"] == 32 / 144
+
+
+def test_a_stack_of_experts_counts_and_its_biases_norms_and_embeddings_do_not(tmp_path: Path) -> None:
+    tensors = {
+        "model.embed_tokens.weight": _with_zeros(8, 4, 4),
+        "model.layers.0.input_layernorm.weight": _with_zeros(2, 4),
+        "model.layers.0.mlp.experts.gate_up_proj": _with_zeros(6, 2, 3, 4),
+        "model.layers.0.mlp.experts.gate_up_proj_bias": _with_zeros(6, 2, 4),
+        "model.layers.0.mlp.experts.down_proj_scales": torch.zeros(2, 3, 4, dtype=torch.uint8),
+        "model.layers.0.mixer.A_log": _with_zeros(3, 2, 3),
+    }
+    data = inspect(_folder(tmp_path / "model", tensors))
+    assert data["sparsity_by_linear"] == {"0": {"experts.gate_up_proj": 6 / 24}}
+    assert data["sparsity"] == 6 / 24
+    assert data["nonzeros"] == 8 + 2 + 18 + 2 + 0 + 3
+
+
+def test_kinds_are_told_apart_by_as_little_of_the_name_as_it_takes() -> None:
+    assert kinds_of(["mlp.down_proj", "mlp.experts.down_proj", "mlp.shared_experts.down_proj", "self_attn.q_proj"]) == {
+        "self_attn.q_proj": "q_proj",
+        "mlp.down_proj": "mlp.down_proj",
+        "mlp.experts.down_proj": "experts.down_proj",
+        "mlp.shared_experts.down_proj": "shared_experts.down_proj",
+    }
+    assert kinds_of(["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]) == {
+        "attn.c_attn": "c_attn",
+        "attn.c_proj": "attn.c_proj",
+        "mlp.c_fc": "c_fc",
+        "mlp.c_proj": "mlp.c_proj",
+    }
+
+
+@given(st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(".".join), max_size=8))
+def test_no_two_paths_share_a_kind_and_every_kind_ends_its_path(paths: list[str]) -> None:
+    names = kinds_of(paths)
+    assert names.keys() == set(paths)
+    assert len(set(names.values())) == len(names)
+    assert all(f".{path}".endswith(f".{kind}") for path, kind in names.items())
+
+
+def test_a_folder_without_blocks_has_no_map(tmp_path: Path) -> None:
+    data = inspect(_folder(tmp_path / "model", {"head.weight": _with_zeros(1, 2, 2)}))
+    assert data["sparsity_by_linear"] == {}
+    assert data["sparsity"] == 0.0
+    assert data["nonzeros"] == 3
