@@ -10,10 +10,11 @@ from transformers import PreTrainedModel
 from shears.errors import InputError
 from shears.models import decoder_blocks, linears
 from shears.sparsity.activations import Activations
+from shears.sparsity.block_run import BlockRun
 from shears.sparsity.matrices import Matrix, block_matrices
 from shears.sparsity.sources import WholeModel
 from shears.sparsity.statistics import InputNorms
-from shears.sparsity.walk import BlockRun, Visit, Walk, walk_blocks
+from shears.sparsity.walk import Visit, Walk, walk_blocks
 from tests.tiny import CONFIGS, VOCABULARY, tiny_model
 
 BATCHES = [torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(batch)) for batch in (0, 1)]

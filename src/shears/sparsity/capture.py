@@ -4,6 +4,7 @@ Shapes: T tokens, O output features, I input features, E experts, F either of an
 
 Not modules are watched but multiplications: a weight is recognised by the place of its first number in memory, so that
 it does not matter whether a linear is called or its weight used on its own, or how a stack of experts is sliced.
+A linear whose outputs are multiplied in groups, each with inputs of its own (DeepSeek V4), is not seen.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -73,14 +74,14 @@ def seen_experts(block: nn.Module) -> Iterator[None]:
     """Let experts below a module run by an implementation that can be watched: for a while by `eager`, if need be."""
     modules = [module for module in block.modules() if hasattr(module, "is_transposed")]
     configs = {id(config): config for module in modules if (config := getattr(module, "config", None)) is not None}
-    before = [(config, config._experts_implementation) for config in configs.values()]
+    unseen = [(config, config._experts_implementation) for config in configs.values()]
+    unseen = [(config, implementation) for config, implementation in unseen if implementation not in SEEN_EXPERTS]
     try:
-        for config, implementation in before:
-            if implementation not in SEEN_EXPERTS:
-                config._experts_implementation = "eager"
+        for config, _ in unseen:
+            config._experts_implementation = "eager"
         yield
     finally:
-        for config, implementation in before:
+        for config, implementation in unseen:
             config._experts_implementation = implementation
 
 

@@ -46,7 +46,9 @@ def choose(model: nn.Module, config: SparsifyConfig) -> Chosen:
     N:M pattern does not fit. What is in no linear is said loudly.
     """
     prefix, blocks = decoder_blocks(model)
-    known = {f"{prefix}.{index}": block_matrices(f"{prefix}.{index}", block) for index, block in enumerate(blocks)}
+    known = _distinct(
+        model, {f"{prefix}.{i}": block_matrices(f"{prefix}.{i}", block) for i, block in enumerate(blocks)}
+    )
     names = list(dict.fromkeys(linear_name(matrix) for matrices in known.values() for matrix in matrices))
     if not names:
         raise InputError(
@@ -64,6 +66,20 @@ def choose(model: nn.Module, config: SparsifyConfig) -> Chosen:
     chosen = Chosen(by_block, uncovered)
     _check_groups(chosen, config.pattern)
     return chosen
+
+
+def _distinct(model: nn.Module, known: Mapping[str, Sequence[Matrix]]) -> dict[str, list[Matrix]]:
+    """Leave out what is another name of a weight before it: some blocks share weights."""
+    seen: set[tuple[int, int | None]] = set()
+    found: dict[str, list[Matrix]] = {}
+    for block, matrices in known.items():
+        found[block] = []
+        for matrix in matrices:
+            place = (id(model.get_parameter(matrix.parameter)), matrix.index)
+            if place not in seen:
+                seen.add(place)
+                found[block].append(matrix)
+    return found
 
 
 def zeros_by_weight(

@@ -16,6 +16,7 @@ from shears.models import autocast
 from shears.progress import track
 from shears.recipe import SparsifyConfig
 from shears.sparsity.activations import Activations, num_bytes
+from shears.sparsity.block_run import BlockRun
 from shears.sparsity.masks import Pattern
 from shears.sparsity.matrices import Matrix
 from shears.sparsity.methods import METHODS, Needs, Task, prune_weight
@@ -23,7 +24,7 @@ from shears.sparsity.plan import Chosen, choose, linear_name, zeros_by_weight
 from shears.sparsity.shares import allocate
 from shears.sparsity.sources import BlockSource, WholeModel
 from shears.sparsity.statistics import InputMoments, InputNorms
-from shears.sparsity.walk import Batches, BlockRun, Walk, walk_blocks
+from shears.sparsity.walk import Batches, Walk, walk_blocks
 
 logger = logging.getLogger(__name__)
 

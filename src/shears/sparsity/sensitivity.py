@@ -18,10 +18,11 @@ from torch import Tensor
 from shears.progress import track
 from shears.sparsity.activations import Activations
 from shears.sparsity.allocation import Curve, by_marginal_cost
+from shears.sparsity.block_run import BlockRun, Context
 from shears.sparsity.matrices import Matrix
 from shears.sparsity.plan import Chosen
 from shears.sparsity.sources import BlockSource
-from shears.sparsity.walk import Batches, BlockRun, Context, Walk
+from shears.sparsity.walk import Batches, Walk
 
 SEQUENCES = 8  # of calibration text; gradients are taken sequence by sequence
 STRENGTH = 0.35  # how far from uniform towards the optimum of the costs, which know nothing of what errors do together

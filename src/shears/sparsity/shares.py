@@ -9,13 +9,14 @@ from torch import Tensor
 from shears.recipe import SparsifyConfig
 from shears.sparsity.activations import Activations
 from shears.sparsity.allocation import outlier_share, owl, uniform
+from shears.sparsity.block_run import BlockRun, Context
 from shears.sparsity.global_magnitude import global_counts
 from shears.sparsity.plan import Chosen
 from shears.sparsity.scores import magnitude_scores, wanda_scores
 from shears.sparsity.sensitivity import sensitivity_allocation
 from shears.sparsity.sources import BlockSource
 from shears.sparsity.statistics import InputNorms
-from shears.sparsity.walk import Batches, BlockRun, Context, Walk, walk_blocks
+from shears.sparsity.walk import Batches, Walk, walk_blocks
 
 NewActivations = Callable[[], Activations]
 

@@ -4,146 +4,23 @@ A block's statistics are taken on the outputs of the already changed blocks befo
 block are recorded per block and per batch, because blocks of one model may get different ones (sliding windows).
 """
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from shears.errors import InputError
 from shears.models import decoder_blocks
 from shears.progress import track
 from shears.sparsity.activations import Activations
-from shears.sparsity.capture import Captured, Receive
-from shears.sparsity.matrices import Matrix
+from shears.sparsity.block_run import BlockRun, Calls, Context, Stop
 from shears.sparsity.sources import BlockSource
 
-logger = logging.getLogger(__name__)
-
-HIDDEN = "hidden_states"
 PROBE_TOKENS = 2
 Batches = Sequence[Int[Tensor, "_ _"]]
-Context = Callable[[], AbstractContextManager[Any]]
-
-
-class _Stop(Exception):  # noqa: N818  # no error: ends a forward that has done its work
-    pass
-
-
-@dataclass
-class Calls:
-    """What one block was called with: per batch the arguments beside the hidden states."""
-
-    args: list[tuple[Any, ...]] = field(default_factory=list)
-    kwargs: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-        """Record a call; return its hidden states."""
-        rest = dict(kwargs)
-        hidden: Tensor = args[0] if args else rest.pop(HIDDEN)
-        if self.kwargs:  # masks and positions of equal batches are kept once
-            rest = {key: _shared(value, self.kwargs[-1].get(key)) for key, value in rest.items()}
-        self.args.append(tuple(args[1:]))
-        self.kwargs.append(rest)
-        return hidden
-
-    def replay(self, block: nn.Module, batch: int, hidden: Tensor) -> Tensor:
-        """Call the block as it was called, with other hidden states."""
-        output = block(hidden, *self.args[batch], **self.kwargs[batch])
-        return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
-
-
-def _shared(value: Any, earlier: Any) -> Any:
-    """Return `earlier` where it is a tensor, or a tuple of tensors, equal to `value`; else `value`."""
-    if isinstance(value, Tensor) and isinstance(earlier, Tensor):
-        alike = value.shape == earlier.shape and value.dtype == earlier.dtype and value.device == earlier.device
-        return earlier if alike and torch.equal(value, earlier) else value
-    if isinstance(value, tuple) and isinstance(earlier, tuple) and len(value) == len(earlier):
-        return tuple(map(_shared, value, earlier))
-    return value
-
-
-@dataclass(frozen=True)
-class BlockRun:
-    """A decoder block in memory, and the calibration tokens on their way through it.
-
-    `name` is the block's name in `model`, `hidden` what goes into it, a tensor per batch.
-    """
-
-    name: str
-    model: PreTrainedModel
-    block: nn.Module
-    hidden: Activations
-    calls: Calls
-    context: Context
-
-    def forward(self, batch: int, states: Tensor | None = None) -> Tensor:
-        """Return the block's output of a batch; `states` take the place of what went into it."""
-        with self.context():
-            return self.calls.replay(self.block, batch, self.hidden[batch] if states is None else states)
-
-    def outputs(self) -> Iterator[Tensor]:
-        """Yield the output of every batch."""
-        for batch in range(len(self.hidden)):
-            yield self.forward(batch)
-
-    def measure(self, matrices: Sequence[Matrix], receive: Receive) -> None:
-        """Let `receive(matrix, inputs)` see what the matrices are multiplied with, over all batches.
-
-        Where the first batch meets every matrix exactly once, the forwards after it end at the last one.
-        """
-        met: list[Matrix] = []
-
-        def first(matrix: Matrix, inputs: Tensor) -> None:
-            met.append(matrix)
-            receive(matrix, inputs)
-
-        self._measure_batch(0, matrices, first)
-        whole = len(met) == len(set(met)) == len(matrices)
-
-        def until_last(matrix: Matrix, inputs: Tensor) -> None:
-            receive(matrix, inputs)
-            if matrix == met[-1]:
-                raise _Stop
-
-        for batch in range(1, len(self.hidden)):
-            with suppress(_Stop):
-                self._measure_batch(batch, matrices, until_last if whole else receive)
-
-    def groups(self, matrices: Sequence[Matrix]) -> list[list[Matrix]]:
-        """Return the matrices in the order in which a token meets them; those that get one tensor lie together.
-
-        So do all slices of a stack of experts. Matrices that the first batch does not meet come at the end.
-        """
-        order: dict[object, list[Matrix]] = {}
-        seen: set[Matrix] = set()
-        last: list[Any] = [None, 0]  # the tensor that came last, and a number for the calls in a row with it
-
-        def receive(matrix: Matrix, inputs: Tensor) -> None:
-            if inputs is not last[0]:
-                last[:] = [inputs, last[1] + 1]
-            if matrix not in seen:
-                key = last[1] if matrix.index is None else matrix.parameter
-                order.setdefault(key, []).append(matrix)
-                seen.add(matrix)
-
-        self._measure_batch(0, matrices, receive)
-        for matrix in matrices:
-            if matrix not in seen:
-                key = matrix.name if matrix.index is None else matrix.parameter
-                order.setdefault(key, []).append(matrix)
-        return list(order.values())
-
-    def _measure_batch(self, batch: int, matrices: Sequence[Matrix], receive: Receive) -> None:
-        with Captured(self.model, self.block, matrices, receive):
-            self.forward(batch)
-
-
 Visit = Callable[[BlockRun], None]
 
 
@@ -202,46 +79,63 @@ class Walk:
         return logits
 
     def _as_output(self, states: Tensor) -> Any:
-        return states if self._extras is None else (states, *self._extras)
+        if self._extras is None:
+            return states
+        return [states, *self._extras] if isinstance(self._extras, list) else (states, *self._extras)
 
-    def _further_outputs(self) -> tuple[Any, ...] | None:
+    def _further_outputs(self) -> tuple[Any, ...] | list[Any] | None:
         """Return what a block returns behind its hidden states, or None where it returns a bare tensor."""
         seen: list[Any] = []
 
         def stop(_: nn.Module, args: Any, output: Any) -> None:
             seen.append(output)
-            raise _Stop
+            raise Stop
 
         handle = self._blocks[0].register_forward_hook(stop)
         try:
-            with self.source.opened(0), suppress(_Stop):
+            with self.source.opened(0), suppress(Stop):
                 self.source.model(self.batches[0][:1, :PROBE_TOKENS].to(self.source.device), use_cache=False)
         finally:
             handle.remove()
         if not seen:
             raise self._irregular()
-        return seen[0][1:] if isinstance(seen[0], tuple) else None
+        return seen[0][1:] if isinstance(seen[0], tuple | list) else None
 
     def _record(self) -> None:
         """Collect every block's calls and the first one's hidden states, without computing any block."""
+        left: list[Tensor] = []  # the hidden states that the block before passed on
 
         def shadow(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 states = self._calls[index].add(args, kwargs)
                 if index == 0:
                     self.hidden.append(states)
+                else:
+                    self._check_chain(states, left[0], (*args[1:], *kwargs.values()))
+                left[:] = [states]
                 if index + 1 == len(self._blocks):
-                    raise _Stop
+                    raise Stop
                 return self._as_output(states)
 
             return forward
 
         with self._shadowed(shadow):
             for batch in self.batches:
-                with suppress(_Stop):
+                with suppress(Stop):
                     self.source.model(batch.to(self.source.device), use_cache=False)
         if any(len(recorded.args) != len(self.batches) for recorded in self._calls):
             raise self._irregular()
+
+    def _check_chain(self, states: Tensor, before: Tensor, others: Sequence[Any]) -> None:
+        """Refuse what a walk cannot repeat: work between two blocks, and blocks that pass on more than their states."""
+        name = type(self.source.model).__name__
+        if states is not before and not torch.equal(states, before):
+            raise InputError(
+                f"nothing must be computed between two decoder blocks; {name} does, and cannot be pruned yet"
+            )
+        passed = [extra for extra in self._extras or () if isinstance(extra, Tensor)]
+        if any(value is extra for extra in passed for value in others):
+            raise InputError(f"decoder blocks must pass on hidden states alone; those of {name} pass on more")
 
     def _irregular(self) -> InputError:
         name = type(self.source.model).__name__
