@@ -64,10 +64,10 @@ def test_the_seed_decides_what_is_drawn_and_nothing_else_does(kind: str, request
 
 
 def test_rows_of_every_form_are_packed_with_an_end_between_them(rows: Path) -> None:
-    sequences = sequences_of(calibrate(rows))
+    sequences = sequences_of(calibrate(rows, sequence_length=40))
     text = str(TOKENIZER.decode([token for sequence in sequences for token in sequence]))
     assert len(sequences) == 6
-    assert all(len(sequence) == 20 for sequence in sequences)
+    assert all(len(sequence) == 40 for sequence in sequences)
     for piece in text.split("<|end|>")[:-1]:
         assert piece in {
             "plain text of a row",
@@ -135,6 +135,7 @@ def test_the_embedded_data_is_enough_for_the_default_calibration() -> None:
         ("missing.txt", None, "No such file"),
         ("bytes.txt", b"\xff\xfe", "UTF-8"),
         ("rows.jsonl", b'{"label": 1}\n', "column text, or be examples"),
+        ("number.jsonl", b'{"text": 5}\n', "column text, or be examples"),
     ],
 )
 def test_unusable_text_is_an_error(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Whatever holds text can be calibrated on: chats, training data, hub sets, saved folders; rows are packed whole."""
+"""Whatever holds text can be calibrated on: chats, training data, hub sets, saved folders."""
 
 import json
 import logging
@@ -13,6 +13,7 @@ import pytest
 from shears.data.calibration import text_tokens
 from shears.errors import InputError
 from tests.data.test_calibration import TOKENIZER, calibrate, sequences_of
+from tests.tiny import tiny_tokenizer
 
 Rows = Sequence[dict[str, Any]]
 TEXTS: Rows = [{"text": f"row {number} of some text"} for number in range(20)]
@@ -20,6 +21,10 @@ CHATS: Rows = [
     {"messages": [{"role": "user", "content": f"{number}+1?"}, {"role": "assistant", "content": str(number + 1)}] * 2}
     for number in range(20)
 ]
+LAST_TURN = tiny_tokenizer()  # a template that closes the assistant's turns only
+LAST_TURN.chat_template = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}"
+)
 
 
 def _jsonl(path: Path, rows: Rows) -> Path:
@@ -39,6 +44,42 @@ def test_chats_are_what_the_chat_template_renders(tmp_path: Path) -> None:
     ids = TOKENIZER(rendered, add_special_tokens=False)["input_ids"]
     assert [row[0] for row in sequences_of(calibrate(path, num_samples=len(ids), sequence_length=1))] == ids
     assert text_tokens(str(path), TOKENIZER) == ids  # no second end behind the template's own
+
+
+@pytest.mark.parametrize(
+    ("turns", "closed"),
+    [
+        ([{"role": "user", "content": "hi"}], False),
+        ([{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}], False),
+        ([*CHATS[0]["messages"], {"role": "user", "content": "and then?"}], False),
+        (CHATS[0]["messages"], True),
+    ],
+)
+def test_a_chat_needs_no_assistant_and_keeps_every_turn(tmp_path: Path, turns: Rows, closed: bool) -> None:
+    ids = text_tokens(str(_jsonl(tmp_path / "chat.jsonl", [{"messages": turns}])), LAST_TURN)
+    rendered = str(LAST_TURN.apply_chat_template(list(turns), tokenize=False))
+    assert rendered.endswith("<|end|>") is closed
+    assert str(LAST_TURN.decode(ids)) == (rendered if closed else rendered + "<|end|>")
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [("hi", "list of"), ([{"content": "hi"}], "list of"), ([{"role": "user"}], "must suit .* no content")],
+)
+def test_messages_that_are_no_chat_are_one_line(tmp_path: Path, messages: object, message: str) -> None:
+    strict = tiny_tokenizer()
+    strict.chat_template = "{% for m in messages %}{{ m.content or raise_exception('no content') }}{% endfor %}"
+    path = _jsonl(tmp_path / "chat.jsonl", [{"messages": messages}])
+    with pytest.raises(InputError, match=message) as caught:
+        text_tokens(str(path), strict)
+    assert "\n" not in str(caught.value)
+
+
+def test_chats_need_a_chat_template(tmp_path: Path) -> None:
+    bare = tiny_tokenizer()
+    bare.chat_template = None
+    with pytest.raises(InputError, match="chat template, got one without; use the column text"):
+        text_tokens(str(_jsonl(tmp_path / "chat.jsonl", CHATS)), bare)
 
 
 @pytest.mark.parametrize(
@@ -64,12 +105,6 @@ def test_the_data_of_a_training_is_a_source_whatever_the_file(tmp_path: Path) ->
     assert len({calibration.fingerprint for calibration in calibrations}) == 1
 
 
-def test_a_row_longer_than_a_sequence_goes_on_in_the_next(tmp_path: Path) -> None:
-    path = _jsonl(tmp_path / "long.jsonl", [{"text": "".join(f"{number:03d}" for number in range(60))}])
-    whole = text_tokens(str(path), TOKENIZER)
-    assert [token for row in sequences_of(calibrate(path)) for token in row] == whole[:120]
-
-
 def test_packing_takes_as_many_rows_as_it_needs_each_once(tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "rows.jsonl", TEXTS)
     total = len(text_tokens(str(path), TOKENIZER))
@@ -80,7 +115,7 @@ def test_packing_takes_as_many_rows_as_it_needs_each_once(tmp_path: Path) -> Non
 
 def test_rows_without_text_leave_no_trace(tmp_path: Path) -> None:
     some = _jsonl(tmp_path / "some.jsonl", TEXTS[:3])
-    gaps = _jsonl(tmp_path / "gaps.jsonl", [{"text": ""}, TEXTS[0], {"text": ""}, *TEXTS[1:3]])
+    gaps = _jsonl(tmp_path / "gaps.jsonl", [{"text": ""}, TEXTS[0], {"text": None, "label": 1}, *TEXTS[1:3]])
     assert text_tokens(str(gaps), TOKENIZER) == text_tokens(str(some), TOKENIZER)
     assert "" not in _documents(gaps, len(text_tokens(str(gaps), TOKENIZER)))[:-1]
 
@@ -135,6 +170,20 @@ def test_a_folder_of_save_to_disk_is_a_source(tmp_path: Path, rows: Rows) -> Non
     for source in ("one", "splits", "splits:train"):
         found = calibrate(tmp_path / source)
         assert found.fingerprint == expected.fingerprint
+
+
+def test_columns_that_a_saved_folder_fills_up_are_empty(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho", "note": "what few turns have"}]
+    kinds: Rows = [
+        {"text": "plain text"},
+        {"prompt": "1+1=", "completion": "2"},
+        {"instruction": "Say yes", "output": "yes"},
+        {"messages": turns},
+    ]
+    columns = dict.fromkeys(name for row in kinds for name in row)
+    datasets.Dataset.from_list([columns | row for row in kinds]).save_to_disk(tmp_path / "saved")
+    expected = calibrate(_jsonl(tmp_path / "same.jsonl", kinds), num_samples=2)
+    assert calibrate(tmp_path / "saved", num_samples=2).fingerprint == expected.fingerprint
 
 
 def test_the_split_of_a_saved_folder_is_named_behind_a_colon(tmp_path: Path) -> None:

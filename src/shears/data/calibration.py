@@ -1,15 +1,20 @@
-"""Calibration sequences: windows of a text or of packed rows, or ready token ids exactly as given."""
+"""Calibration sequences: windows of a text or of packed rows, or ready token ids exactly as given.
+
+Rows give a piece each before any gives more, so that one long document does not stand for all of them.
+"""
 
 import hashlib
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import torch
 from jaxtyping import Int
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -21,6 +26,7 @@ from shears.prompts import DEFAULT_TEMPLATE
 
 logger = logging.getLogger(__name__)
 
+EXAMPLES = frozenset({"messages", "prompt", "instruction"})  # columns of which an example has one
 FEW_TOKENS = 8 * 256  # below this, input norms of a 135 M model still change visibly from draw to draw
 
 
@@ -44,8 +50,9 @@ def calibration_batches(
     """Return `num_samples` sequences of `sequence_length` tokens, drawn by a generator with this seed.
 
     A .txt file gives windows that do not overlap; rows (`text`, or any form of example, of anything `read_rows` reads
-    or of a folder of `save_to_disk`) are shuffled and packed with the end of sequence between them; rows without text
-    are left out. Rows that hold `input_ids` are used as they are, all of them, in order, and need no tokenizer.
+    or of a folder of `save_to_disk`) are shuffled and packed with the end of sequence between them, of each a random
+    piece of at most one sequence, more only where that is not enough. Chats need no turn of the assistant; rows without
+    text are left out. Rows that hold `input_ids` are used as they are, all of them, in order, and need no tokenizer.
     InputError where there is too little text, or text and no tokenizer.
     """
     generator = random.Random(f"calibration {seed}")
@@ -56,8 +63,7 @@ def calibration_batches(
         if "input_ids" in rows[0]:
             sequences = _ready_sequences(source, rows)
         else:
-            needed = num_samples * sequence_length
-            packed = _packed(source, rows, _needed(tokenizer), needed, generator)
+            packed = _packed(source, rows, _needed(tokenizer), num_samples, sequence_length, generator)
             sequences = _windows(packed, num_samples, sequence_length)
     return _batched(source, sequences, batch_size)
 
@@ -118,29 +124,83 @@ def _too_little(there: int, num_samples: int, sequence_length: int) -> InputErro
     )
 
 
-def _packed(
-    source: str, rows: list[Row], tokenizer: PreTrainedTokenizerBase, needed: int, generator: random.Random
-) -> list[int]:
-    """Join rows in random order until there are enough tokens."""
-    packed: list[int] = []
-    for ids in _row_tokens(source, generator.sample(rows, len(rows)), tokenizer):
-        packed += ids
-        if len(packed) >= needed:
+def _enough_rows(
+    source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, num_samples: int, sequence_length: int
+) -> list[list[int]]:
+    """Return the tokens of the first so many rows that, with a sequence of each at most, are enough; else of all."""
+    tokens: list[list[int]] = []
+    missing = num_samples * sequence_length
+    for ids in _row_tokens(source, rows, tokenizer):
+        tokens.append(ids)
+        missing -= min(len(ids), sequence_length)
+        if missing <= 0:
             break
-    return packed
+    return tokens
+
+
+def _packed(
+    source: str, rows: list[Row], tokenizer: PreTrainedTokenizerBase, num_samples: int, sequence_length: int,
+    generator: random.Random,
+) -> list[int]:  # fmt: skip
+    """Join random pieces of shuffled rows: of each at most one sequence, or the fewest that are enough together."""
+    shuffled = generator.sample(rows, len(rows))
+    tokens = _enough_rows(source, shuffled, tokenizer, num_samples, sequence_length)
+
+    def reached(count: int) -> int:
+        return sum(min(len(ids), count * sequence_length) for ids in tokens)
+
+    sequences = range(1, num_samples + 1)
+    count = 1 + bisect_left(sequences, num_samples * sequence_length, key=reached)
+    end = _end(tokenizer)
+    return [token for ids in tokens for token in _piece(ids, end, count * sequence_length, generator)]
+
+
+def _piece(ids: list[int], end: list[int], most: int, generator: random.Random) -> list[int]:
+    """Return a random piece of a row, which ends as the row does; all of a row that is not too long."""
+    if len(ids) <= most:
+        return ids
+    start = generator.randrange(len(ids) - most + 1)
+    return ids[start : start + most - len(end)] + end
+
+
+def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
 def _row_tokens(source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for row in rows:
-        if isinstance(row.get("text"), str):
-            ids = encode([row["text"]], tokenizer)[0]
-            yield ids + end if ids else []  # sets of lines, such as WikiText, are a third empty rows
-            continue
+        filled = _filled(row)
         try:
-            yield tokenize(to_example(row, DEFAULT_TEMPLATE, tokenizer), tokenizer).input_ids
+            if isinstance(filled.get("text"), str):
+                ids = encode([filled["text"]], tokenizer)[0]
+                yield ids + _end(tokenizer) if ids else []  # sets of lines, such as WikiText, are a third empty rows
+            elif row.get("text", "") is None and not EXAMPLES & filled.keys():
+                yield []
+            elif filled.get("messages"):
+                yield _chat_tokens(filled["messages"], tokenizer)
+            else:
+                yield tokenize(to_example(filled, DEFAULT_TEMPLATE, tokenizer), tokenizer).input_ids
         except InputError as error:
             raise InputError(f"rows of {source} must have the column text, or be examples: {error}") from None
+
+
+def _filled(row: Row) -> Row:
+    """Leave out empty columns: tables give every row the columns of all."""
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _chat_tokens(messages: object, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return a whole conversation as the chat template renders it; whoever spoke last, an end of sequence closes it."""
+    if tokenizer.chat_template is None:
+        raise InputError("messages need a tokenizer with a chat template, got one without; use the column text")
+    if not isinstance(messages, list) or not all(isinstance(turn, Mapping) and "role" in turn for turn in messages):
+        raise InputError("messages must be a list of {role, content}, got something else")
+    try:
+        text = str(tokenizer.apply_chat_template([dict(turn) for turn in messages], tokenize=False))
+    except (TemplateError, TypeError, ValueError) as error:
+        raise InputError(f"messages must suit the tokenizer's chat template, got: {error}") from None
+    ended = bool(tokenizer.eos_token) and text.rstrip().endswith(str(tokenizer.eos_token))
+    return prompt_ids([text], tokenizer)[0] + ([] if ended else _end(tokenizer))
 
 
 def _ready_sequences(source: str, rows: list[Row]) -> list[list[int]]:

@@ -14,7 +14,7 @@ from shears.errors import InputError
 from shears.sparsity.masks import Pattern, pruned_mask
 from shears.sparsity.refit import refit
 
-DAMPING = 0.1  # of the second moments scaled to a diagonal of ones, as published
+DAMPING = 0.03  # of the second moments scaled to a diagonal of ones; 0.1 as published is 1 % worse in perplexity
 PENALTY = 1.0  # weight of the constraint against the error
 ITERATIONS, RAMP = 20, 15  # of which the first RAMP raise the number of zeros (cubic)
 POLISHING = 10  # steps of `refit` at the end

@@ -1,7 +1,7 @@
 """Prune a model: the linears of its decoder blocks, and nothing else."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from shears.models import autocast
 from shears.progress import track
 from shears.recipe import SparsifyConfig
 from shears.sparsity.activations import Activations, num_bytes
-from shears.sparsity.block_run import BlockRun
+from shears.sparsity.block_run import BlockRun, Context
+from shears.sparsity.capture import Captured
 from shears.sparsity.masks import Pattern
 from shears.sparsity.matrices import Matrix
 from shears.sparsity.methods import METHODS, Needs, Task, prune_weight
@@ -24,7 +25,7 @@ from shears.sparsity.plan import Chosen, choose, linear_name, zeros_by_weight
 from shears.sparsity.shares import allocate
 from shears.sparsity.sources import BlockSource, WholeModel
 from shears.sparsity.statistics import InputMoments, InputNorms
-from shears.sparsity.walk import Batches, Walk, walk_blocks
+from shears.sparsity.walk import Batches, IrregularBlocks, Walk, evaluating, walk_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -91,23 +92,37 @@ def prune_blocks(
     if needs_inputs(config):
         _check_batches(source.model, batches)
 
-    def new_activations() -> Activations:
-        return Activations(num_bytes(config.activation_budget), folder)
+    def new_activations(parts: int = 1) -> Activations:
+        return Activations(num_bytes(config.activation_budget) // parts, folder)
 
     def context() -> AbstractContextManager[object]:
         return autocast(config.precision, source.device)
 
     zeros = zeros_by_weight(chosen, config, lambda: allocate(source, batches, chosen, config, new_activations, context))
     pruner = _Pruner(source, chosen, config, zeros)
-    method = METHODS[config.method]
-    if method.needs == "nothing" and not config.reconstruct:
+    if METHODS[config.method].needs == "nothing" and not config.reconstruct:
         for index in track(range(len(chosen.by_block)), "sparsify", len(chosen.by_block), "block"):
             with source.opened(index):
                 pruner.prune_all(index)
     else:
         with new_activations() as hidden:
-            walk_blocks(Walk(source, batches, hidden, context), pruner.visit)
+            _prune_on_the_way(source, batches, pruner, hidden, context)
     return pruner.report(config.sparsity)
+
+
+def _prune_on_the_way(
+    source: BlockSource, batches: Batches, pruner: "_Pruner", hidden: Activations, context: Context
+) -> None:
+    """Prune each block when the walk arrives there; a model in memory whose blocks allow no walk, all at once."""
+    try:
+        walk = Walk(source, batches, hidden, context)
+    except IrregularBlocks as error:
+        if not source.resident:
+            raise
+        logger.warning("%s; all linears are measured on the dense model instead", error)
+        pruner.prune_at_once(batches, context)
+    else:
+        walk_blocks(walk, pruner.visit)
 
 
 class _Pruner:
@@ -137,12 +152,21 @@ class _Pruner:
             for matrix in self._checked(matrices):
                 self._prune(matrix, norms=norms.of(matrix))
         elif matrices:
-            for group in run.groups(self._checked(matrices)):
+            for group in self._affordable(run.groups(self._checked(matrices))):
                 moments = InputMoments()
                 run.measure(group, moments.receive)
                 for matrix in group:
                     self._prune(matrix, moments=moments.of(matrix))
         self._keep(index, matrices)
+
+    def _affordable(self, groups: Sequence[Sequence[Matrix]]) -> Iterator[Sequence[Matrix]]:
+        """Split stacks of experts, each of which has moments of its own, so that these stay within the budget."""
+        for group in groups:
+            size = 4 * group[0].shape[1] ** 2
+            count = (
+                max(num_bytes(self._config.activation_budget) // size, 1) if group[0].index is not None else len(group)
+            )
+            yield from (group[start : start + count] for start in range(0, len(group), count))
 
     def prune_all(self, index: int) -> None:
         """Prune a block by its weights alone."""
@@ -150,6 +174,17 @@ class _Pruner:
         for matrix in self._checked(matrices):
             self._prune(matrix)
         self._keep(index, matrices)
+
+    def prune_at_once(self, batches: Batches, context: Context) -> None:
+        """Prune all blocks by what one forward of the whole dense model shows, for blocks that allow no walk."""
+        model, norms, moments = self._source.model, InputNorms(), InputMoments()
+        receive = norms.receive if self._needs == "norms" else moments.receive
+        with evaluating(model), Captured(model, model, self._chosen.matrices, receive):
+            for batch in track(batches, "sparsify", len(batches), "batch"):
+                with context():
+                    model(batch.to(self._source.device), use_cache=False)
+        for matrix in self._chosen.matrices:
+            self._prune(matrix, norms.of(matrix), moments.of(matrix))
 
     def _checked(self, matrices: Sequence[Matrix]) -> Sequence[Matrix]:
         if not self._source.resident:

@@ -34,7 +34,7 @@ Fisher = dict[Matrix, tuple[Float[Tensor, " O"], Float[Tensor, " I"]]]
 
 
 def sensitivity_allocation(
-    source: BlockSource, batches: Batches, chosen: Chosen, sparsity: float, new_activations: Callable[[], Activations],
+    source: BlockSource, batches: Batches, chosen: Chosen, sparsity: float, new_activations: Callable[..., Activations],
     context: Context,
 ) -> dict[str, float]:  # fmt: skip
     """Return the sparsity of every chosen weight. The model is unchanged; one block is in memory at a time.
@@ -44,10 +44,11 @@ def sensitivity_allocation(
     """
     sequences = [sequence[None] for batch in batches for sequence in batch][:SEQUENCES]
     curves: dict[str, Curve] = {}
-    with new_activations() as hidden, new_activations() as kept:
+    with new_activations(2) as hidden, new_activations(2) as kept:
         walk = Walk(source, sequences, hidden, context)
         _forward(walk, kept)
-        gradients = [_loss_gradient(walk, index, states) for index, states in enumerate(walk.hidden)]
+        with source.with_head():
+            gradients = [_loss_gradient(walk, index, states) for index, states in enumerate(walk.hidden)]
         for index in track(range(len(walk) - 1, -1, -1), "sensitivity", len(walk), "block"):
             inputs = [kept[index * len(sequences) + number] for number in range(len(sequences))]
             with walk.opened(index) as run:

@@ -18,7 +18,7 @@ from shears.sparsity.sources import BlockSource
 from shears.sparsity.statistics import InputNorms
 from shears.sparsity.walk import Batches, Walk, walk_blocks
 
-NewActivations = Callable[[], Activations]
+NewActivations = Callable[..., Activations]  # of a part of the budget: all of it by default, a half for 2
 
 
 def allocate(

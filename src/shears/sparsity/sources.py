@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -29,6 +29,10 @@ class BlockSource(ABC):
         """Hold a block in memory for a while."""
 
     @abstractmethod
+    def with_head(self) -> AbstractContextManager[None]:
+        """Hold the head, which turns hidden states into logits, in memory for a while."""
+
+    @abstractmethod
     def keep(self, index: int, parameters: Collection[str]) -> None:
         """Keep what the named parameters of the open block have become."""
 
@@ -47,12 +51,19 @@ class WholeModel(BlockSource):
         """Yield the block."""
         yield self._blocks[index]
 
+    def with_head(self) -> AbstractContextManager[None]:
+        """Nothing to do: it is in memory."""
+        return nullcontext()
+
     def keep(self, index: int, parameters: Collection[str]) -> None:
         """Nothing to do: the model is what is kept."""
 
 
 class StreamedModel(BlockSource):
-    """One block in memory at a time, read from files and written to others; what is beside the blocks stays loaded."""
+    """One block in memory at a time, read from files and written to others.
+
+    The embeddings and what else is beside the blocks stay loaded; a head of its own is, where it is needed.
+    """
 
     resident = False
 
@@ -60,6 +71,9 @@ class StreamedModel(BlockSource):
         self.model, self.device, self.prefix = skeleton.model, skeleton.device, skeleton.blocks
         self._skeleton, self._writer = skeleton, writer
         skeleton.load_rest()
+        self._head = _own_head(self.model)
+        if self._head is not None:
+            skeleton.evict(self._head)
 
     @contextmanager
     def opened(self, index: int) -> Iterator[nn.Module]:
@@ -71,7 +85,27 @@ class StreamedModel(BlockSource):
         finally:
             self._skeleton.evict(name)
 
+    @contextmanager
+    def with_head(self) -> Iterator[None]:
+        """Read the head from the files for a while; one that is tied to the embeddings is there."""
+        if self._head is None:
+            yield
+            return
+        self._skeleton.load(self._head)
+        try:
+            yield
+        finally:
+            self._skeleton.evict(self._head)
+
     def keep(self, index: int, parameters: Collection[str]) -> None:
         """Write the parameters to the output files."""
         if parameters:
             self._skeleton.store(f"{self.prefix}.{index}", self._writer, parameters)
+
+
+def _own_head(model: PreTrainedModel) -> str | None:
+    """Return the name of the output embeddings, or None where they are the input embeddings."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is embeddings.weight:
+        return None
+    return next((name for name, module in model.named_modules() if module is head), None)

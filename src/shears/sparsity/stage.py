@@ -24,6 +24,7 @@ from shears.sparsity.activations import num_bytes
 from shears.sparsity.prune import SparsityReport, needs_inputs, prune_blocks, sparsify_model
 from shears.sparsity.sources import StreamedModel
 from shears.sparsity.verify import check_saved
+from shears.sparsity.walk import IrregularBlocks
 from shears.tensor_files import TensorWriter
 from shears.version import __version__
 
@@ -82,13 +83,19 @@ def _calibration(tokenizer: PreTrainedTokenizerBase | None, settings: SparsifyCo
 def _prune(folder: Path, work: Path, batches: Batches, settings: SparsifyConfig) -> SparsityReport:
     """Write the pruned model to `work`: block by block, or, where it cannot be read so, from memory."""
     try:
-        skeleton = Skeleton.open(folder, torch.float32, pick_device(settings.device))
-    except UnsupportedCheckpoint as error:
+        return _prune_by_block(folder, work, batches, settings)
+    except (UnsupportedCheckpoint, IrregularBlocks) as error:
         logger.warning("%s; the whole model is loaded into memory", error)
-        network = load_model(folder, settings.dtype, settings.device)
-        report = sparsify_model(network, batches, settings)
-        network.save_pretrained(work)
-        return report
+    for file in work.glob("*.safetensors*"):
+        file.unlink()  # begun block by block
+    network = load_model(folder, settings.dtype, settings.device)
+    report = sparsify_model(network, batches, settings)
+    network.save_pretrained(work)
+    return report
+
+
+def _prune_by_block(folder: Path, work: Path, batches: Batches, settings: SparsifyConfig) -> SparsityReport:
+    skeleton = Skeleton.open(folder, torch.float32, pick_device(settings.device))
     writer = TensorWriter(skeleton.files, work, DTYPES.get(settings.dtype))
     report = prune_blocks(StreamedModel(skeleton, writer), batches, settings, work)
     writer.finish()

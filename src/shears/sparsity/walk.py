@@ -24,11 +24,15 @@ Batches = Sequence[Int[Tensor, "_ _"]]
 Visit = Callable[[BlockRun], None]
 
 
+class IrregularBlocks(InputError):  # noqa: N818  # says what it is, and InputError that it is an error
+    """The blocks of the model cannot be computed one after the other from what went into them."""
+
+
 class Walk:
     """A model's blocks and calibration batches, recorded: what goes into the first block, and how each is called.
 
-    `activations` receive the hidden states; `context` is what forwards run in (autocast). InputError where a block does
-    not run exactly once in a forward.
+    `activations` receive the hidden states; `context` is what forwards run in (autocast). IrregularBlocks, which is an
+    InputError, where a block does not run exactly once in a forward or gets more than the hidden states of the last.
     """
 
     def __init__(
@@ -130,16 +134,14 @@ class Walk:
         """Refuse what a walk cannot repeat: work between two blocks, and blocks that pass on more than their states."""
         name = type(self.source.model).__name__
         if states is not before and not torch.equal(states, before):
-            raise InputError(
-                f"nothing must be computed between two decoder blocks; {name} does, and cannot be pruned yet"
-            )
+            raise IrregularBlocks(f"nothing must be computed between two decoder blocks; {name} does compute there")
         passed = [extra for extra in self._extras or () if isinstance(extra, Tensor)]
         if any(value is extra for extra in passed for value in others):
-            raise InputError(f"decoder blocks must pass on hidden states alone; those of {name} pass on more")
+            raise IrregularBlocks(f"decoder blocks must pass on hidden states alone; those of {name} pass on more")
 
-    def _irregular(self) -> InputError:
+    def _irregular(self) -> IrregularBlocks:
         name = type(self.source.model).__name__
-        return InputError(f"every decoder block must run once in a forward; those of {name} do not")
+        return IrregularBlocks(f"every decoder block must run once in a forward; those of {name} do not")
 
     @contextmanager
     def _shadowed(self, shadow: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
@@ -171,12 +173,18 @@ def walk_blocks(walk: Walk, visit: Visit, title: str = "sparsify") -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off for a while."""
+    """Switch dropout off for a while, and RWKV's halving of hidden states and weights, which is for float16 alone."""
     training = [module for module in model.modules() if module.training]
+    config = getattr(model, "config", None)
+    halving = getattr(config, "rescale_every", None)
     model.eval()
+    if halving is not None:
+        config.rescale_every = 0  # type: ignore[union-attr]
     try:
         yield
     finally:
+        if halving is not None:
+            config.rescale_every = halving  # type: ignore[union-attr]
         for module in training:
             module.training = True
 

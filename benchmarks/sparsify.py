@@ -1,0 +1,212 @@
+"""Pruning SmolLM2-135M: quality of every method, speed beside the published procedure, memory of a 1 B model.
+
+    python -m benchmarks.sparsify table  --data FOLDER [--output ROWS.jsonl] [--only TEXT] [--part 1/2]
+    python -m benchmarks.sparsify best   --data FOLDER [--calibration FILE]
+    python -m benchmarks.sparsify race   --data FOLDER
+    python -m benchmarks.sparsify memory
+
+FOLDER holds valid.txt (calibration) and test.txt of WikiText-2. `table` keeps its rows in a file and goes on from it,
+so that parts of it may run at the same time, each on cores of its own (`taskset`).
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import shears
+from benchmarks.memory import Usage, peak_memory
+from benchmarks.random_llama import random_llama, random_sequences
+from benchmarks.reference_wanda import reference_wanda
+from benchmarks.report import environment, log_to_stderr
+from shears.data.calibration import calibration_batches
+from shears.models import load_model, load_tokenizer
+from shears.recipe import SparsifyConfig
+from shears.sparsity.matrices import block_matrices
+from shears.sparsity.prune import sparsify_model
+
+MODEL = "smollm2-135m"
+SPARSITIES = (0.4, 0.5, 0.6, 0.7)
+ALLOCATIONS = ("uniform", "owl", "sensitivity")
+Row = dict[str, Any]
+HEADER = (
+    "| method | allocation | pattern | sparsity | perplexity | 95 % interval | seconds | peak memory |\n"
+    + "| --- " * 8
+    + "|"
+)
+
+
+def main() -> None:
+    """Run one of the four."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["table", "best", "race", "memory"])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--calibration", type=str)
+    parser.add_argument("--num-samples", type=int)
+    parser.add_argument("--output", type=Path, default=Path("runs/sparsify-table.jsonl"))
+    parser.add_argument("--only", default="")
+    parser.add_argument("--part", default="1/1")
+    arguments = parser.parse_args()
+    log_to_stderr()
+    print(environment(), flush=True)
+    {"table": table, "best": best, "race": race, "memory": memory}[arguments.what](arguments)
+
+
+def rows() -> Iterator[Row]:
+    """Yield the settings of every row of the table, the quick ones first."""
+    yield {"sparsity": 0.0, "method": "magnitude"}  # dense
+    for sparsity in SPARSITIES:
+        for pattern in ("row", "layer", "global"):
+            yield {"sparsity": sparsity, "method": "magnitude", "pattern": pattern}
+    for method in ("magnitude", "wanda", "ria", "sparsegpt", "admm"):
+        yield {"sparsity": 0.5, "method": method, "pattern": "2:4"}
+    yield {"sparsity": 0.5, "method": "sparsegpt", "pattern": "2:4", "reconstruct": True}
+    for method in ("wanda", "ria", "sparsegpt", "admm"):
+        for sparsity in SPARSITIES:
+            for allocation in ALLOCATIONS if method != "ria" else ("uniform",):
+                yield {"sparsity": sparsity, "method": method, "allocation": allocation}
+            if method in ("wanda", "sparsegpt"):
+                yield {"sparsity": sparsity, "method": method, "reconstruct": True}
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Prune and measure every row that the output file does not hold yet; print all that it holds."""
+    part, parts = map(int, arguments.part.split("/"))
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    size = {"num_samples": arguments.num_samples or 16, "sequence_length": 512}
+    for settings in list(rows())[part - 1 :: parts]:
+        if arguments.only in json.dumps(settings) and settings not in [
+            row["settings"] for row in _done(arguments.output)
+        ]:
+            row = measure(settings, str(arguments.data / "valid.txt"), arguments.data, size)
+            with arguments.output.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(_line(row), flush=True)
+    print(f"\n{size}\n\n{HEADER}")
+    order = [json.dumps(settings) for settings in rows()]
+    for row in sorted(_done(arguments.output), key=lambda row: order.index(json.dumps(row["settings"]))):
+        print(_line(row))
+
+
+def _done(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def measure(settings: Row, calibration: str, data: Path, size: Mapping[str, int]) -> Row:
+    """Prune in a process of its own (seconds, peak memory), then measure the perplexity here."""
+    with tempfile.TemporaryDirectory() as folder:
+        keywords = {**settings, **size, "calibration": calibration}
+        work = f"shears.sparsify({MODEL!r}, {folder + '/sparse'!r}, **{keywords!r})"
+        setup = f"import torch, shears, shears.sparsity.stage; torch.set_num_threads({torch.get_num_threads()})"
+        usage = peak_memory(setup, work)
+        result = shears.evaluate(
+            folder + "/sparse",
+            task="perplexity",
+            data=str(data / "test.txt"),
+            sequence_length=1024,
+            limit=16,
+            batch_size=1,
+        )
+    low, high = result.ci95
+    return {
+        "settings": settings, "perplexity": result.value, "low": low, "high": high, "seconds": usage.seconds,
+        "peak": usage.peak, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def _line(row: Row) -> str:
+    settings = row["settings"]
+    name = settings["method"] + (" + reconstruct" if settings.get("reconstruct") else "")
+    if settings["sparsity"] == 0:
+        name = "dense"
+    return (
+        f"| {name} | {settings.get('allocation', 'uniform')} | {settings.get('pattern', 'row')} "
+        f"| {settings['sparsity']:.0%} | {row['perplexity']:.2f} | {row['low']:.2f} to {row['high']:.2f} "
+        f"| {row['seconds']:.0f} | {row['peak'] / 1e9:.2f} GB |"
+    )
+
+
+STEPS: tuple[Row, ...] = (
+    {"method": "wanda"},
+    {"method": "wanda", "reconstruct": True},
+    {"method": "sparsegpt"},
+    {"method": "sparsegpt", "reconstruct": True},
+    {"method": "admm"},
+    {"method": "admm", "allocation": "sensitivity"},
+)
+
+
+def best(arguments: argparse.Namespace) -> None:
+    """Print what each part of the best combination contributes at 50 %, then the combination on more tokens."""
+    calibration = arguments.calibration or str(arguments.data / "valid.txt")
+    print(f"calibrated on {Path(calibration).parent.name}/{Path(calibration).name}\n\n{HEADER[:-1]} tokens |")
+    more = [(arguments.num_samples,)] if arguments.num_samples else [(32,), (96,)]
+    runs = [(step, 32) for step in STEPS] + [(STEPS[-1], count) for (count,) in more if count != 32]
+    for step, count in runs if not arguments.only else [run for run in runs if arguments.only in json.dumps(run[0])]:
+        row = measure(
+            {"sparsity": 0.5, **step}, calibration, arguments.data, {"num_samples": count, "sequence_length": 512}
+        )
+        print(f"{_line(row)} {count} x 512 |", flush=True)
+
+
+def race(arguments: argparse.Namespace) -> None:
+    """Time our Wanda pass beside the published procedure, in turns; count the masks' differences."""
+    calibration = calibration_batches(str(arguments.data / "valid.txt"), load_tokenizer(MODEL), 32, 512, 4, 0)
+    sequences = [row for batch in calibration.batches for row in batch]
+    seconds: dict[str, list[float]] = {"published": [], "fp32": [], "auto": []}
+    masks: dict[str, dict[str, torch.Tensor]] = {}
+    for _ in range(3):
+        for name, times in seconds.items():
+            model = load_model(MODEL, "fp32")
+            start = time.monotonic()
+            if name == "published":
+                masks[name] = reference_wanda(model, sequences, 0.5)  # type: ignore[arg-type]
+            else:
+                sparsify_model(model, calibration.batches, SparsifyConfig(precision=name))
+            times.append(time.monotonic() - start)
+            if name != "published":
+                prefix = "model.layers"
+                found = [
+                    m for i, block in enumerate(model.model.layers) for m in block_matrices(f"{prefix}.{i}", block)
+                ]
+                masks[name] = {matrix.name: matrix.view(model) == 0 for matrix in found}
+            print(f"  {name}: {times[-1]:.1f} s", flush=True)
+    baseline = statistics.median(seconds["published"])
+    print("\n| pass | median s | spread | faster | weights masked otherwise |\n| --- | --- | --- | --- | --- |")
+    for name, times in seconds.items():
+        total = sum(mask.numel() for mask in masks["published"].values())
+        other = sum(int((mask != masks[name][key]).sum()) for key, mask in masks["published"].items())
+        middle = statistics.median(times)
+        print(f"| {name} | {middle:.1f} | {min(times):.1f} to {max(times):.1f} | {baseline / middle:.2f}x "
+              f"| {other} of {total} |")  # fmt: skip
+
+
+def memory(arguments: argparse.Namespace) -> None:
+    """Prune a random 1 B-parameter Llama with Wanda and ADMM; print the peak above the imports."""
+    print("\n| model | method | seconds | peak above the imports | limit |\n| --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        base = random_llama(Path(folder) / "base", "1b")
+        ids = random_sequences(Path(folder) / "ids.jsonl", "1b", 8, 512)
+        for method in ("wanda", "sparsegpt", "admm") if not arguments.only else (arguments.only,):
+            usage = _prune_random(base, ids, Path(folder) / method, method)
+            print(f"| random Llama, 1.1 B fp32 | {method} | {usage.seconds:.0f} | {usage.peak / 1e9:.2f} GB "
+                  f"| 2.50 GB |", flush=True)  # fmt: skip
+
+
+def _prune_random(base: Path, ids: Path, output: Path, method: str) -> Usage:
+    setup = f"import torch, shears, shears.sparsity.stage; torch.set_num_threads({torch.get_num_threads()})"
+    keywords = {"calibration": str(ids), "method": method, "activation_budget": "500MB"}
+    usage = peak_memory(setup, f"shears.sparsify({str(base)!r}, {str(output)!r}, **{keywords!r})")
+    for file in output.glob("*"):
+        file.unlink()
+    return usage
+
+
+if __name__ == "__main__":
+    main()

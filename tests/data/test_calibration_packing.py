@@ -1,0 +1,111 @@
+"""Packing: every row gives a random piece before any gives more, and the tokens suffice whenever there are enough."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shears.data.calibration import _packed, text_tokens
+from shears.errors import InputError
+from tests.data.test_calibration import TOKENIZER, calibrate, sequences_of
+
+END = 256
+
+
+def _rows(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def _stream(source: Path, num_samples: int, sequence_length: int, seed: int = 0) -> list[int]:
+    calibration = calibrate(source, seed=seed, num_samples=num_samples, sequence_length=sequence_length)
+    return [token for sequence in sequences_of(calibration) for token in sequence]
+
+
+def _texts(stream: list[int]) -> list[str]:
+    return str(TOKENIZER.decode(stream)).split("<|end|>")
+
+
+def _long(letter: str, length: int = 5000) -> str:
+    return "".join(f"{letter}{number:03d}" for number in range(length // 4))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_long_row_gives_one_piece_while_others_have_some(tmp_path: Path, seed: int) -> None:
+    source = _rows(tmp_path / "rows.jsonl", [_long("x"), *(f"short row {number:02d}" for number in range(40))])
+    pieces = _texts(_stream(source, 10, 40, seed))
+    assert sum("x" in piece for piece in pieces) <= 1
+    assert sum(len(piece) for piece in pieces if "x" in piece) < 40
+
+
+def test_where_all_rows_are_long_each_sequence_is_a_piece_of_another(tmp_path: Path) -> None:
+    letters = "ABCDEFGH"  # none of those of the end mark
+    source = _rows(tmp_path / "rows.jsonl", [_long(letter) for letter in letters])
+    sequences = sequences_of(calibrate(source, num_samples=8, sequence_length=64))
+    texts = [str(TOKENIZER.decode(sequence)) for sequence in sequences]
+    found = [next(letter for letter in letters if letter in text) for text in texts]
+    assert sorted(found) == list(letters)
+    assert found != list(letters)  # drawn, not the file's order
+    for letter, text in zip(found, texts, strict=True):
+        assert text.endswith("<|end|>")
+        assert text.removesuffix("<|end|>") in _long(letter)
+
+
+def test_pieces_are_random_and_the_seed_decides_them(tmp_path: Path) -> None:
+    source = _rows(tmp_path / "rows.jsonl", [_long("x")])
+    drawn = [_texts(_stream(source, 1, 64, seed))[0] for seed in range(8)]
+    assert len(set(drawn)) == 8
+    assert drawn == [_texts(_stream(source, 1, 64, seed))[0] for seed in range(8)]
+
+
+def test_a_row_that_has_to_give_more_gives_one_longer_piece(tmp_path: Path) -> None:
+    source = _rows(tmp_path / "rows.jsonl", [_long("x")])
+    piece, rest = _texts(_stream(source, 6, 20))
+    assert len(piece) == 119
+    assert piece in _long("x")
+    assert rest == ""
+
+
+def test_short_rows_are_all_there_where_a_long_one_has_to_fill_up(tmp_path: Path) -> None:
+    short = [f"short row {number:02d}" for number in range(9)]  # 13 tokens each, with the end: 117 of 200
+    source = _rows(tmp_path / "rows.jsonl", [_long("x"), *short])
+    for seed in range(5):
+        stream = _stream(source, 5, 40, seed)
+        whole = [piece for piece in _texts(stream) if piece in short]
+        assert len(whole) >= 6  # the last ones may fall behind the last sequence
+        assert sum("x" in piece for piece in _texts(stream)) == 1
+
+
+def test_all_tokens_can_be_asked_for_and_no_more(tmp_path: Path) -> None:
+    texts = [_long("x", 80), "short", _long("y", 100)]
+    source = _rows(tmp_path / "rows.jsonl", texts)
+    total = len(text_tokens(str(source), TOKENIZER))
+    assert total == 80 + 5 + 100 + 3
+    assert sorted(_texts(_stream(source, total // 4, 4))) == sorted([*texts, ""])
+    with pytest.raises(InputError, match=f"needs 192 tokens .* the text has {total};"):
+        _stream(source, total // 4 + 1, 4)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12),
+    num_samples=st.integers(1, 12),
+    sequence_length=st.integers(2, 24),
+    seed=st.integers(0, 9),
+)
+def test_no_row_gives_a_sequence_more_than_it_has_to(
+    lengths: list[int], num_samples: int, sequence_length: int, seed: int
+) -> None:
+    rows = [{"text": chr(ord("a") + number) * length} for number, length in enumerate(lengths)]
+    packed = _packed("rows", rows, TOKENIZER, num_samples, sequence_length, random.Random(seed))
+    needed, there = num_samples * sequence_length, sum(length + 1 for length in lengths)
+    assert len(packed) >= min(needed, there)
+    pieces = [len(piece) + 1 for piece in _texts(packed)[:-1]]
+    assert packed[-1] == END
+    assert sum(pieces) == len(packed)
+    most = -(-max(pieces) // sequence_length)
+    if most > 1:  # then a sequence less of every row would not have been enough
+        assert len(pieces) == len(rows)
+        assert sum(min(length + 1, (most - 1) * sequence_length) for length in lengths) < needed

@@ -1,0 +1,236 @@
+"""What is pruned, and how many zeros each weight gets, is what was asked for, or the asker is told why not."""
+
+import logging
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+from shears.errors import InputError
+from shears.recipe import SparsifyConfig
+from shears.resolve import build
+from shears.sparsity.allocation import uniform
+from shears.sparsity.plan import Chosen, choose, linear_name, zeros_by_weight
+from tests.tiny import tiny_model
+
+LLAMA = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+LLAMA += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+SHARES = st.floats(0.0, 0.99)
+
+
+def config(**keys: object) -> SparsifyConfig:
+    """Return a checked configuration; InputError where it is refused."""
+    return build(SparsifyConfig, "sparsify", keys)
+
+
+def names(model: PreTrainedModel, **keys: object) -> list[str]:
+    """Return what is chosen, without the names of model and blocks: `0.mlp.up_proj`."""
+    chosen = choose(model, config(**keys)).matrices
+    return list(dict.fromkeys(linear_name(matrix).split("layers.")[1] for matrix in chosen))
+
+
+def counts(model: PreTrainedModel, **keys: object) -> tuple[Chosen, dict[str, int]]:
+    """Return what is chosen and the numbers of zeros, under a uniform allocation."""
+    settings = config(**keys)
+    chosen = choose(model, settings)
+    return chosen, zeros_by_weight(chosen, settings, lambda: uniform(chosen.sizes, settings.sparsity))
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("", [f"{block}.{name}" for block in (0, 1) for name in LLAMA]),
+        ("q_proj", ["0.self_attn.q_proj", "1.self_attn.q_proj"]),
+        ("self_attn.q_proj,down_proj", [f"{b}.{n}" for b in (0, 1) for n in ("self_attn.q_proj", "mlp.down_proj")]),
+        (r".*\.1\.mlp\..*", ["1.mlp.gate_proj", "1.mlp.up_proj", "1.mlp.down_proj"]),
+        (["model.layers.0.mlp.up_proj"], ["0.mlp.up_proj"]),
+    ],
+)
+def test_targets_are_suffixes_or_whole_regexes(targets: object, expected: list[str]) -> None:
+    assert names(tiny_model(), targets=targets) == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"skip": r".*layers\.0\..*,o_proj"}, [f"1.{name}" for name in LLAMA if not name.endswith("o_proj")]),
+        ({"targets": "q_proj,k_proj", "skip": "k_proj"}, ["0.self_attn.q_proj", "1.self_attn.q_proj"]),
+        ({"targets": "q_proj", "skip": "down_proj"}, ["0.self_attn.q_proj", "1.self_attn.q_proj"]),
+        ({"skip": "lm_head"}, [f"{block}.{name}" for block in (0, 1) for name in LLAMA]),  # dense in any case
+    ],
+)
+def test_what_is_skipped_stays_out(keys: dict[str, object], expected: list[str]) -> None:
+    assert names(tiny_model("llama_untied"), **keys) == expected
+
+
+def test_what_is_skipped_does_not_count() -> None:
+    chosen, zeros = counts(tiny_model(), skip="down_proj,o_proj", sparsity=0.7)
+    assert not any("down_proj" in name or "o_proj" in name for name in zeros)
+    assert sum(zeros.values()) == round(0.7 * sum(chosen.sizes.values()))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"targets": "q_porj"}, r"target 'q_porj'; this model has q_proj, k_proj, .*; did you mean 'q_proj'\?"),
+        ({"skip": "down_prj"}, r"target 'down_prj'; .*; did you mean 'down_proj'\?"),
+        ({"sparsity_of": "up_porj=0.4"}, r"target 'up_porj'; .*; did you mean 'up_proj'\?"),
+        ({"targets": "lm_head"}, "no linear matches target 'lm_head'"),
+        ({"targets": "q_proj", "sparsity_of": "k_proj=0.4"}, "target 'k_proj'; this model has q_proj; did"),
+        ({"targets": "q_proj["}, r"must be a name or a regex, got 'q_proj\['"),
+        ({"skip": ".*"}, r"must be linears left to prune, skip=\.\* leaves none"),
+        ({"targets": "q_proj", "skip": "lm_head,q_proj"}, "skip=lm_head,q_proj leaves none"),
+    ],
+)  # fmt: skip
+def test_names_that_fit_nothing_are_refused_with_what_there_is(keys: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        counts(tiny_model("llama_untied"), **keys)
+
+
+def test_single_linears_keep_their_sparsity_and_the_others_make_up_for_it() -> None:
+    chosen, zeros = counts(tiny_model(), sparsity_of="down_proj=0.25", sparsity=0.5)
+    share = {name: zeros[name] / size for name, size in chosen.sizes.items()}
+    assert all(share[name] == 0.25 for name in share if name.endswith("down_proj"))
+    others = {round(share[name], 2) for name in share if not name.endswith("down_proj")}
+    assert len(others) == 1
+    assert others.pop() > 0.5
+    assert sum(zeros.values()) == sum(chosen.sizes.values()) // 2
+
+
+def test_the_last_name_that_matches_wins() -> None:
+    chosen, zeros = counts(tiny_model(), sparsity_of=r".*mlp.*=0.25,layers.1.mlp.up_proj=0.75,o_proj=0", sparsity=0.3)
+    share = {name.removeprefix("model.layers."): zeros[name] / size for name, size in chosen.sizes.items()}
+    assert share["0.mlp.up_proj"] == share["1.mlp.down_proj"] == 0.25
+    assert share["1.mlp.up_proj"] == 0.75
+    assert share["0.self_attn.o_proj"] == 0
+    _, other = counts(tiny_model(), sparsity_of=r"layers.1.mlp.up_proj=0.75,.*mlp.*=0.25", sparsity=0.3)
+    assert other["model.layers.1.mlp.up_proj"] == 0.25 * 48 * 32
+
+
+@pytest.mark.parametrize(
+    ("keys", "reach"),
+    [
+        ({"sparsity_of": ".*mlp.*=0.0", "sparsity": 0.6}, r"overall sparsity 0\.6, they reach 0\.0000 to 0\.3960"),
+        ({"sparsity_of": ".*=0.25", "sparsity": 0.5}, r"overall sparsity 0\.5, they reach 0\.2500 to 0\.2500"),
+        ({"sparsity_of": ".*mlp.*=0.75", "sparsity": 0.25}, r"overall sparsity 0\.25, they reach 0\.4500 to"),
+    ],
+)
+def test_sparsities_that_cannot_make_the_whole_are_refused_with_what_can_be_reached(
+    keys: dict[str, object], reach: str
+) -> None:
+    with pytest.raises(InputError, match=reach):
+        counts(tiny_model(), **keys)
+
+
+MODEL = tiny_model("mixtral")
+
+
+@given(overall=SHARES, one=SHARES, other=SHARES)
+def test_the_whole_is_right_to_one_weight_or_refused(overall: float, one: float, other: float) -> None:
+    sizes = choose(MODEL, config()).sizes
+    held = {name: one for name in sizes if name.endswith("q_proj")}
+    held |= {name: other for name in sizes if "experts.down_proj" in name}
+    total, least = sum(sizes.values()), sum(sizes[name] * share for name, share in held.items())
+    most = least + 0.99 * sum(size for name, size in sizes.items() if name not in held)
+    assume(all(abs(end / total - overall) > 1e-6 for end in (least, most)))
+    keys = {"sparsity": overall, "sparsity_of": {"q_proj": one, "experts.down_proj": other}}
+    if not least < overall * total < most:
+        with pytest.raises(InputError, match="they reach"):
+            counts(MODEL, **keys)
+        return
+    chosen, zeros = counts(MODEL, **keys)
+    assert abs(sum(zeros.values()) - overall * total) <= 1
+    assert all(0 <= zeros[name] <= size for name, size in chosen.sizes.items())
+    assert all(abs(zeros[name] - one * chosen.sizes[name]) < 1 for name in zeros if name.endswith("q_proj"))
+
+
+def test_experts_are_meant_by_the_name_of_their_stack() -> None:
+    model = tiny_model("mixtral")
+    chosen = choose(model, config(targets="gate_up_proj"))
+    assert [matrix.name for matrix in chosen.matrices] == [
+        f"model.layers.{block}.mlp.experts.gate_up_proj.{expert}" for block in (0, 1) for expert in range(4)
+    ]
+    assert not any("gate_up_proj" in name for name in names(model, skip="experts.gate_up_proj"))
+    _, zeros = counts(model, sparsity_of="gate_up_proj=0.25")
+    stack = [zeros[name] for name in zeros if "gate_up_proj" in name]
+    assert stack == [0.25 * 96 * 32] * 8
+    with pytest.raises(InputError, match="no linear matches target 'gate_up_proj.3'; .*gate_up_proj"):
+        choose(model, config(targets="gate_up_proj.3"))
+
+
+def test_routers_are_no_linears_that_could_be_meant() -> None:
+    with pytest.raises(InputError, match="no linear matches target 'mlp.gate'"):
+        choose(tiny_model("mixtral"), config(targets="mlp.gate"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"pattern": "2:4", "sparsity": 0.6}, r"2:4 is a sparsity of 0\.5 everywhere; set sparsity=0\.5"),
+        ({"pattern": "1:4"}, r"1:4 is a sparsity of 0\.75 everywhere; set sparsity=0\.75"),
+        ({"pattern": "2:4", "allocation": "owl"}, "2:4 is a sparsity"),
+        ({"pattern": "2:4", "sparsity_of": "q_proj=0.5"}, "2:4 is a sparsity"),
+        ({"pattern": "3:2"}, "must keep 0 < N < M weights, got 3:2"),
+        ({"pattern": "4:4"}, "must keep 0 < N < M weights, got 4:4"),
+        ({"pattern": "0:4", "sparsity": 0.0}, "must keep 0 < N < M weights, got 0:4"),
+        ({"pattern": "global"}, "global needs method magnitude"),
+        ({"pattern": "global", "method": "sparsegpt"}, "global needs method magnitude"),
+        ({"pattern": "global", "method": "magnitude", "allocation": "owl"}, "says itself how sparse each linear is"),
+        ({"pattern": "global", "method": "magnitude", "sparsity_of": "q_proj=0.5"}, "says itself how sparse"),
+    ],
+)
+def test_patterns_that_contradict_the_rest_are_refused(keys: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        config(**keys)
+
+
+def test_groups_must_fit_the_inputs_of_every_linear() -> None:
+    model = tiny_model(intermediate_size=50)
+    with pytest.raises(InputError, match=r"2:4 needs a multiple of 4 inputs, model\.layers\.0\.mlp\.down_proj has 50"):
+        choose(model, config(pattern="2:4"))
+    chosen, zeros = counts(model, pattern="2:4", skip="down_proj")
+    assert all(zeros[name] * 2 == size for name, size in chosen.sizes.items())
+    with pytest.raises(InputError, match="needs a multiple of 5 inputs"):
+        choose(model, config(pattern="1:5", sparsity=0.8))
+
+
+def test_groups_ask_for_no_allocation() -> None:
+    chosen = choose(tiny_model(), config(pattern="2:4"))
+    zeros = zeros_by_weight(chosen, config(pattern="2:4"), lambda: pytest.fail("2:4 is the same everywhere"))
+    assert zeros == {name: size // 2 for name, size in chosen.sizes.items()}
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2", "gpt_oss", "mamba", "falcon_h1"])
+def test_values_are_not_looked_at(name: str) -> None:
+    with torch.device("meta"):
+        empty = tiny_model(name)
+    assert choose(empty, config()) == choose(tiny_model(name), config())
+
+
+def test_the_uncovered_share_is_that_of_all_weights_of_the_blocks() -> None:
+    assert choose(tiny_model(), config()).uncovered == 0.0
+    mlp, attention = 3 * 48 * 32, 2 * 32 * 32 + 2 * 16 * 32
+    expected = attention / (mlp + attention)
+    assert choose(tiny_model(), config(skip=".*self_attn.*")).uncovered == pytest.approx(expected)
+    experts, router = 4 * mlp, 4 * 32
+    found = choose(tiny_model("mixtral"), config()).uncovered
+    assert found == pytest.approx(router / (experts + attention + router))
+
+
+def test_routers_and_the_share_that_is_pruned_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        choose(tiny_model("mixtral"), config(targets="experts.down_proj"))
+    assert "0.59 % of the block weights choose experts and stay dense" in caplog.text
+    assert "pruning 2 linears, 28.4 % of the block weights" in caplog.text
+
+
+def test_weights_that_blocks_share_are_pruned_and_counted_once() -> None:
+    model = tiny_model("zamba")
+    chosen = choose(model, config())
+    parameters = [model.get_parameter(matrix.parameter) for matrix in chosen.matrices]
+    assert len({id(parameter) for parameter in parameters}) == len(parameters)
+    assert sum(parameter.numel() for parameter in parameters) == sum(chosen.sizes.values())
+    assert any("layers.1.shared_transf" in name for name in chosen.sizes)
+    assert not any("layers.3.shared_transf" in name for name in chosen.sizes)

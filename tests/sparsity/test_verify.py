@@ -1,0 +1,89 @@
+"""A saved model with other zeros than its record says is caught, wherever the files keep the weight."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from shears.artifacts import SPARSITY
+from shears.errors import InputError
+from shears.sparsity.prune import LinearSparsity, SparsityReport
+from shears.sparsity.stage import sparsify
+from shears.sparsity.verify import check_saved
+from tests.tiny import tiny_model
+
+FILE = "model.safetensors"
+# (architecture, tensor in its file, the linear that it belongs to)
+PLACES = {
+    "linear": ("llama", "model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.up_proj"),
+    "transposed": ("gpt2", "transformer.h.0.attn.c_attn.weight", "transformer.h.0.attn.c_attn"),
+    "expert": ("mixtral", "model.layers.0.block_sparse_moe.experts.3.w1.weight", "model.layers.0.mlp.experts.gate_up_proj"),
+    "expert's second": ("qwen3_moe", "model.layers.1.mlp.experts.2.down_proj.weight", "model.layers.1.mlp.experts.down_proj"),
+    "stack": ("gpt_oss", "model.layers.1.mlp.experts.down_proj", "model.layers.1.mlp.experts.down_proj"),
+    "stack of a linear": ("jetmoe", "model.layers.0.mlp.input_linear.weight", "model.layers.0.mlp.input_linear.weight"),
+    "shared block": ("zamba", "model.layers.1.shared_transf.self_attn.q_proj.weight", "model.layers.1.shared_transf.self_attn.q_proj"),
+}  # fmt: skip
+
+
+def pruned(folder: Path, name: str, start: str = "") -> tuple[Path, SparsityReport]:
+    """Prune a model by magnitude; `start` is taken off the names in its file before."""
+    tiny_model(name).save_pretrained(folder / "base")
+    if start:
+        tensors = load_file(folder / "base" / FILE)
+        renamed = {key.removeprefix(start): tensor for key, tensor in tensors.items()}
+        save_file(renamed, folder / "base" / FILE, metadata={"format": "pt"})
+    output = sparsify(folder / "base", folder / "sparse", method="magnitude")
+    record = json.loads((output / SPARSITY).read_text())
+    linears = {name: LinearSparsity(tuple(said["shape"]), said["zeros"]) for name, said in record["linears"].items()}
+    return output, SparsityReport(record["target"], linears, record["uncovered"])
+
+
+def change(folder: Path, tensor: str, from_zero: bool) -> None:
+    """Fill one zero of a tensor in the file, or zero one other number."""
+    tensors: dict[str, Tensor] = load_file(folder / FILE)
+    flat = tensors[tensor].flatten()
+    flat[(flat == 0).nonzero()[-1] if from_zero else flat.nonzero()[-1]] = 0.5 if from_zero else 0.0
+    tensors[tensor] = flat.view(tensors[tensor].shape)
+    save_file(tensors, folder / FILE, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("from_zero", [True, False], ids=["a zero filled", "a zero more"])
+@pytest.mark.parametrize("place", PLACES)
+def test_one_number_is_enough_to_be_caught_and_named(place: str, from_zero: bool, tmp_path: Path) -> None:
+    name, tensor, linear = PLACES[place]
+    folder, report = pruned(tmp_path, name)
+    check_saved(folder, report)
+    change(folder, tensor, from_zero)
+    zeros = report.linears[linear].zeros
+    got = zeros - 1 if from_zero else zeros + 1
+    with pytest.raises(InputError, match=rf"{linear} must have {zeros} zeros in .*, got {got}; make it again"):
+        check_saved(folder, report)
+
+
+def test_names_without_their_start_are_found(tmp_path: Path) -> None:
+    folder, report = pruned(tmp_path, "gpt2", start="transformer.")
+    assert "h.1.mlp.c_fc.weight" in load_file(folder / FILE)
+    check_saved(folder, report)
+    change(folder, "h.1.mlp.c_fc.weight", from_zero=True)
+    with pytest.raises(InputError, match=r"transformer\.h\.1\.mlp\.c_fc must have 768 zeros in .*, got 767"):
+        check_saved(folder, report)
+
+
+def test_weights_that_are_no_longer_there_are_an_error(tmp_path: Path) -> None:
+    folder, report = pruned(tmp_path, "llama")
+    tensors = load_file(folder / FILE)
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, folder / FILE, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"model\.layers\.0\.mlp\.up_proj"):
+        check_saved(folder, report)
+
+
+def test_negative_zeros_are_zeros(tmp_path: Path) -> None:
+    folder, report = pruned(tmp_path, "llama")
+    tensors = load_file(folder / FILE)
+    negated = {name: torch.where(tensor == 0, -0.0, tensor) for name, tensor in tensors.items()}
+    save_file(negated, folder / FILE, metadata={"format": "pt"})
+    check_saved(folder, report)
