@@ -67,7 +67,7 @@ class SparsifyConfig(StageConfig):
     reconstruct: bool = False
     """Fit the kept weights to the dense linear's outputs on the calibration text, the zeros left where they are."""
     calibration: str = "arithmetic:train"
-    """Text the inputs are measured on: FILE.txt, rows or chats (JSON, JSONL, CSV, Parquet), a hub id, arithmetic:train."""
+    """Text the inputs are measured on: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, or arithmetic:train."""
     num_samples: int = Field(32, gt=0)
     """Number of calibration sequences."""
     sequence_length: int = Field(512, gt=1)
