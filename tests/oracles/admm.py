@@ -6,7 +6,7 @@ Minimise |X w - X w0|^2 over weights w with so many zeros: w = z, z sparse; with
     u = u + w - z
     w = (A + 1)^-1 (A w0 + z - u)
 
-Features are scaled to norm 1 beforehand (w0 times the norms), A is then their correlations with 0.1 on the diagonal.
+Features are scaled to norm 1 beforehand (w0 times the norms), A is then their correlations, a damping on the diagonal.
 After the ramp the zeros stay where they are. At the end w + u is cut, scaled back, and fitted by conjugate gradients.
 """
 
@@ -15,15 +15,17 @@ from torch import Tensor
 
 from tests.oracles import least_squares
 
-DAMPING, RAMP, POLISHING, POLISHING_DAMPING = 0.1, 15, 10, 0.01
+RAMP, POLISHING, POLISHING_DAMPING = 15, 10, 0.01
 
 
-def prune(weight: Tensor, hessian: Tensor, kind: str, zeros: int, iterations: int = 20) -> tuple[Tensor, Tensor]:
+def prune(
+    weight: Tensor, hessian: Tensor, kind: str, zeros: int, iterations: int = 20, damping: float = 0.1
+) -> tuple[Tensor, Tensor]:
     """Return the pruned weight and the mask; `kind` is "row", "layer" or "N:M". No feature may be always zero."""
     size, identity = len(hessian), torch.eye(len(hessian), dtype=torch.float64)
     norms = [float(hessian[i, i]) ** 0.5 for i in range(size)]
     scaled = [[float(hessian[i, j]) / norms[i] / norms[j] for j in range(size)] for i in range(size)]
-    matrix = torch.tensor(scaled, dtype=torch.float64) + DAMPING * identity
+    matrix = torch.tensor(scaled, dtype=torch.float64) + damping * identity
     scale = torch.tensor(norms, dtype=torch.float64)
     inverse = torch.linalg.inv(matrix + identity)
     dense = weight.double() * scale

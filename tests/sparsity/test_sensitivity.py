@@ -45,7 +45,7 @@ def allocated(
     source: BlockSource, sparsity: float = 0.5, batches: list[Tensor] = BATCHES, budget: int | None = None
 ) -> dict[str, float]:
     chosen = choose(source.model, SparsifyConfig())
-    return sensitivity_allocation(source, batches, chosen, sparsity, lambda: Activations(budget), nullcontext)
+    return sensitivity_allocation(source, batches, chosen, sparsity, lambda parts=1: Activations(budget), nullcontext)
 
 
 def mean(allocation: dict[str, float], model: PreTrainedModel) -> float:

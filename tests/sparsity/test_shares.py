@@ -43,7 +43,7 @@ def with_outliers(name: str) -> PreTrainedModel:
 
 def allocated(source: BlockSource, config: SparsifyConfig, budget: int | None = None) -> dict[str, float]:
     chosen = choose(source.model, config)
-    return dict(allocate(source, BATCHES, chosen, config, lambda: Activations(budget), nullcontext))
+    return dict(allocate(source, BATCHES, chosen, config, lambda parts=1: Activations(budget), nullcontext))
 
 
 def streamed(model: PreTrainedModel, folder: Path) -> StreamedModel:

@@ -15,17 +15,17 @@ from shears.sparsity.stage import sparsify
 from shears.sparsity.verify import check_saved
 from tests.tiny import tiny_model
 
-FILE = "model.safetensors"
+FILE, BLOCK = "model.safetensors", "model.layers.1"
 # (architecture, tensor in its file, the linear that it belongs to)
 PLACES = {
-    "linear": ("llama", "model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.up_proj"),
+    "linear": ("llama", f"{BLOCK}.mlp.up_proj.weight", f"{BLOCK}.mlp.up_proj"),
     "transposed": ("gpt2", "transformer.h.0.attn.c_attn.weight", "transformer.h.0.attn.c_attn"),
-    "expert": ("mixtral", "model.layers.0.block_sparse_moe.experts.3.w1.weight", "model.layers.0.mlp.experts.gate_up_proj"),
-    "expert's second": ("qwen3_moe", "model.layers.1.mlp.experts.2.down_proj.weight", "model.layers.1.mlp.experts.down_proj"),
-    "stack": ("gpt_oss", "model.layers.1.mlp.experts.down_proj", "model.layers.1.mlp.experts.down_proj"),
-    "stack of a linear": ("jetmoe", "model.layers.0.mlp.input_linear.weight", "model.layers.0.mlp.input_linear.weight"),
-    "shared block": ("zamba", "model.layers.1.shared_transf.self_attn.q_proj.weight", "model.layers.1.shared_transf.self_attn.q_proj"),
-}  # fmt: skip
+    "expert": ("mixtral", f"{BLOCK}.block_sparse_moe.experts.3.w1.weight", f"{BLOCK}.mlp.experts.gate_up_proj"),
+    "expert's second": ("olmoe", f"{BLOCK}.mlp.experts.2.down_proj.weight", f"{BLOCK}.mlp.experts.down_proj"),
+    "stack": ("gpt_oss", f"{BLOCK}.mlp.experts.down_proj", f"{BLOCK}.mlp.experts.down_proj"),
+    "stack of a linear": ("jetmoe", f"{BLOCK}.mlp.input_linear.weight", f"{BLOCK}.mlp.input_linear.weight"),
+    "shared": ("zamba", f"{BLOCK}.shared_transf.self_attn.q_proj.weight", f"{BLOCK}.shared_transf.self_attn.q_proj"),
+}
 
 
 def pruned(folder: Path, name: str, start: str = "") -> tuple[Path, SparsityReport]:

@@ -27,7 +27,7 @@ from shears.prompts import DEFAULT_TEMPLATE
 logger = logging.getLogger(__name__)
 
 EXAMPLES = frozenset({"messages", "prompt", "instruction"})  # columns of which an example has one
-FEW_TOKENS = 8 * 256  # below this, input norms of a 135 M model still change visibly from draw to draw
+FEW_TOKENS = 8 * 256  # up to this, input norms of a 135 M model still change visibly from draw to draw
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,8 @@ def _batched(source: str, sequences: list[list[int]], batch_size: int) -> Calibr
         for start in range(0, len(group), batch_size)
     ]
     logger.info("calibrating on %d sequences, %d tokens of %s", len(sequences), num_tokens, source)
-    if num_tokens < FEW_TOKENS:
-        logger.warning("only %d calibration tokens; with fewer than %d the choice is noisy", num_tokens, FEW_TOKENS)
+    if num_tokens <= FEW_TOKENS:
+        logger.warning("only %d calibration tokens; with %d or fewer the choice is noisy", num_tokens, FEW_TOKENS)
     return Calibration(batches, _fingerprint(sequences), num_tokens)
 
 
