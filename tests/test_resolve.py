@@ -36,7 +36,7 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
         (TrainConfig, {"data": "x", "micro_batch_size": 5}, "micro_batch_size must divide batch_size (16), got 5"),
         (SparsifyConfig, {"sparsity": 1.5}, "x.sparsity must be less than 1, got 1.5"),
         (SparsifyConfig, {"sparsity": -0.1}, "x.sparsity must be greater than or equal to 0, got -0.1"),
-        (SparsifyConfig, {"method": "wnda"}, "x.method must be 'wanda', 'magnitude', 'ria', 'sparsegpt' or 'admm', got 'wnda'"),
+        (SparsifyConfig, {"method": "wnda"}, "'wanda', 'magnitude', 'ria', 'sparsegpt' or 'admm', got 'wnda'"),
         (SparsifyConfig, {"num_samples": "many"}, "x.num_samples must be a valid integer"),
         (SearchConfig, {"data": "x", "objective": "accuracy"}, "task must be given with objective accuracy"),
     ],

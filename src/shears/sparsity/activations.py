@@ -18,7 +18,7 @@ NAME = "states"
 
 def num_bytes(size: str) -> int:
     """Return the bytes of a size such as `2GB`, `512 MiB` or `1000000`; InputError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?", size.strip())
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([kKMGT]?)(i?)B?", size.strip())
     if found is None or (found[3] and not found[2]):
         raise InputError(f"a size must be a number with a unit such as 2GB or 512MiB, got {size!r}")
     return int(float(found[1]) * (BINARY if found[3] else UNITS)[found[2]])

@@ -17,6 +17,7 @@ from shears.sparsity.refit import refit
 DAMPING = 0.03  # of the second moments scaled to a diagonal of ones; 0.1 as published is 1 % worse in perplexity
 PENALTY = 1.0  # weight of the constraint against the error
 ITERATIONS, RAMP = 20, 15  # of which the first RAMP raise the number of zeros (cubic)
+DEAD = 1e-6  # of the smallest norm there is; an always zero input's
 POLISHING = 10  # steps of `refit` at the end
 
 
@@ -55,10 +56,10 @@ def prune_admm(
 
 
 def _norms(hessian: Float[Tensor, "I I"]) -> Float[Tensor, " I"]:
-    """Return the inputs' norms; an input that is always zero gets the smallest other, so that its weights go first."""
+    """Return the inputs' norms; an input that is always zero gets so small a one that its weights go first."""
     norms = hessian.diagonal().float().clamp_min(0).sqrt()
     alive = norms > 0
-    return torch.where(alive, norms, norms[alive].min() if alive.any() else 1.0)
+    return torch.where(alive, norms, DEAD * norms[alive].min() if alive.any() else 1.0)
 
 
 def _inverse(damped: Float[Tensor, "I I"], penalty: float) -> Float[Tensor, "I I"]:

@@ -8,6 +8,7 @@ so that the next zero costs the same everywhere.
 Shapes: B sequences, T tokens, H hidden features, O output features, I input features of a linear.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -37,8 +38,9 @@ def sensitivity_allocation(
     source: BlockSource, batches: Batches, chosen: Chosen, sparsity: float, new_activations: Callable[..., Activations],
     context: Context,
 ) -> dict[str, float]:  # fmt: skip
-    """Return the sparsity of every chosen weight. The model is unchanged; one block is in memory at a time.
+    """Return the sparsity of every chosen weight; the overall one where no gradient comes, as at experts not reached.
 
+    The model is unchanged; one block is in memory at a time.
     The forward keeps what goes into every block, the backward goes through the blocks in reverse and computes each
     again. InputError where gradients are not finite.
     """
@@ -54,11 +56,13 @@ def sensitivity_allocation(
             with walk.opened(index) as run:
                 matrices = chosen.by_block[run.name]
                 fisher = _backward(run, inputs, gradients, matrices)
-                for matrix in matrices:
-                    curves[matrix.name] = _curve(matrix.view(run.model), fisher.get(matrix))
-    low, high = max(sparsity - REACH, 0.0), min(sparsity + REACH, 0.99)
-    optimum = by_marginal_cost(curves, chosen.sizes, sparsity, low, high)
-    return {name: sparsity + STRENGTH * (value - sparsity) for name, value in optimum.items()}
+                for matrix, sums in fisher.items():
+                    if sums[0].any():  # gradients of an expert in a stack that no token reaches are 0 and say nothing
+                        curves[matrix.name] = _curve(matrix.view(run.model), sums)
+    low, high = max(sparsity - REACH, 0.0), max(min(sparsity + REACH, 0.99), sparsity)
+    sizes = chosen.sizes
+    optimum = by_marginal_cost(curves, {name: sizes[name] for name in curves}, sparsity, low, high) if curves else {}
+    return {name: sparsity + STRENGTH * (optimum.get(name, sparsity) - sparsity) for name in sizes}
 
 
 @torch.no_grad()
@@ -107,16 +111,22 @@ def _add(fisher: Fisher, matrix: Matrix, gradient: Tensor | None) -> None:
     fisher[matrix] = (rows, columns) if before is None else (before[0] + rows, before[1] + columns)
 
 
-def _curve(weight: Float[Tensor, "O I"], sums: tuple[Float[Tensor, " O"], Float[Tensor, " I"]] | None) -> Curve:
-    """Return the cost of a weight's cheapest zeros at evenly spread sparsities; by size alone without gradients."""
-    squares = weight.float().square()
-    if sums is not None:
-        rows, columns = sums
-        squares = squares * rows[:, None] * (columns / rows.sum().clamp_min(1e-30))
-    costs = squares.flatten()[:: max(squares.numel() // SAMPLE, 1)].double().cpu().sort().values
+def _curve(weight: Float[Tensor, "O I"], sums: tuple[Float[Tensor, " O"], Float[Tensor, " I"]]) -> Curve:
+    """Return the cost of a weight's cheapest zeros at evenly spread sparsities."""
+    rows, columns = sums
+    squares = weight.float().square() * rows[:, None] * (columns / rows.sum().clamp_min(1e-30))
+    costs = squares.flatten()[:: _stride(weight.shape)].double().cpu().sort().values
     grid = torch.linspace(0, 1, POINTS, dtype=torch.float64)
     total = torch.cat([torch.zeros(1, dtype=torch.float64), costs.cumsum(0)]) * (squares.numel() / len(costs))
     return grid, total[(grid * len(costs)).round().long()]
+
+
+def _stride(shape: Sequence[int]) -> int:
+    """Return the step of a sample of about SAMPLE weights that meets all inputs: it shares no factor with I."""
+    stride = max(math.prod(shape) // SAMPLE, 1)
+    while math.gcd(stride, shape[1]) > 1:
+        stride += 1
+    return stride
 
 
 @contextmanager

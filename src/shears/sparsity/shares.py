@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shears.errors import InputError
 from shears.recipe import SparsifyConfig
 from shears.sparsity.activations import Activations
 from shears.sparsity.allocation import outlier_share, owl, uniform
@@ -45,6 +46,12 @@ def _global(source: BlockSource, chosen: Chosen, sparsity: float) -> dict[str, f
                     yield matrix.name, matrix.view(source.model)
 
     counts = global_counts(weights, round(sum(sizes.values()) * sparsity))
+    emptied = [name for name, count in counts.items() if count == sizes[name]]
+    if emptied:
+        raise InputError(
+            f"pattern global must leave every linear some weights, {emptied[0]} would lose all; "
+            "skip it, lower the sparsity or use pattern layer"
+        )
     return {name: count / sizes[name] for name, count in counts.items()}
 
 
