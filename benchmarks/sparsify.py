@@ -33,6 +33,7 @@ from shears.sparsity.prune import sparsify_model
 
 MODEL = "smollm2-135m"
 SPARSITIES = (0.4, 0.5, 0.6, 0.7)
+FULL = (0.5, 0.7)  # where every combination is measured
 ALLOCATIONS = ("uniform", "owl", "sensitivity")
 Row = dict[str, Any]
 HEADER = (
@@ -67,12 +68,14 @@ def rows() -> Iterator[Row]:
     for method in ("magnitude", "wanda", "ria", "sparsegpt", "admm"):
         yield {"sparsity": 0.5, "method": method, "pattern": "2:4"}
     yield {"sparsity": 0.5, "method": "sparsegpt", "pattern": "2:4", "reconstruct": True}
-    for method in ("wanda", "ria", "sparsegpt", "admm"):
+    for method in ("wanda", "sparsegpt", "admm"):
         for sparsity in SPARSITIES:
-            for allocation in ALLOCATIONS if method != "ria" else ("uniform",):
+            for allocation in ALLOCATIONS if method == "wanda" or sparsity in FULL else ("uniform", "sensitivity"):
                 yield {"sparsity": sparsity, "method": method, "allocation": allocation}
-            if method in ("wanda", "sparsegpt"):
-                yield {"sparsity": sparsity, "method": method, "reconstruct": True}
+    for sparsity in FULL:
+        yield {"sparsity": sparsity, "method": "ria"}
+        for method in ("wanda", "sparsegpt"):
+            yield {"sparsity": sparsity, "method": method, "reconstruct": True}
 
 
 def table(arguments: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from shears.errors import InputError, first_line
-from shears.recipe import StageConfig
+from shears.fields import StageConfig
 
 logger = logging.getLogger(__name__)
 

@@ -4,39 +4,11 @@ A recipe is a YAML file with one section a stage. The command line's flags, the 
 the library are the same fields under the same names (`--max-steps`, `train.max_steps`, `train(max_steps=...)`).
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
-Dtype = Literal["auto", "fp32", "bf16", "fp16"]
-
-
-def _split_commas(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return (value,) if isinstance(value, int) else value
-
-
-Ranks = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_split_commas), Field(min_length=1)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
-
-
-def _split_shares(value: object) -> object:
-    """Read `down_proj=0.4,o_proj=0.6`; a regex may hold an = of its own."""
-    if not isinstance(value, str):
-        return value
-    return dict(part.strip().rpartition("=")[::2] for part in value.split(",") if part.strip())
-
-
-Shares = Annotated[dict[str, Annotated[float, Field(ge=0.0, lt=1.0)]], BeforeValidator(_split_shares)]
-Size = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*([kKMGT]i?)?B?$")]
-
-
-class StageConfig(BaseModel):
-    """A section of a recipe; immutable, every key known."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+from shears.fields import Device, Dtype, Names, Ranks, Shares, Size, StageConfig
 
 
 class FetchConfig(StageConfig):
@@ -78,7 +50,7 @@ class SparsifyConfig(StageConfig):
     """Names of the linears to prune, by suffix or regex, such as q_proj,down_proj; empty for all of every block."""
     skip: Names = ()
     """Names of linears that stay dense and do not count, by suffix or regex, such as o_proj or .*layers\\.0\\..*"""
-    sparsity_of: Shares = {}
+    sparsity_of: Shares = Field({})
     """Sparsity of some linears, by suffix or regex, such as down_proj=0.4; the others make up for it."""
     damping: float = Field(0.01, gt=0)
     """What sparsegpt and reconstruct add to the diagonal of the inputs' second moments, as a share of its mean."""

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from shears.errors import InputError
-from shears.recipe import Recipe, StageConfig
+from shears.fields import StageConfig
+from shears.recipe import Recipe
 
 Config = TypeVar("Config", bound=StageConfig)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from shears.recipe import StageConfig
+from shears.fields import StageConfig
 from shears.resolve import stage_values
 
 CONFIG = Annotated[
