@@ -68,6 +68,10 @@ def rows() -> Iterator[Row]:
     for method in ("magnitude", "wanda", "ria", "sparsegpt", "admm"):
         yield {"sparsity": 0.5, "method": method, "pattern": "2:4"}
     yield {"sparsity": 0.5, "method": "sparsegpt", "pattern": "2:4", "reconstruct": True}
+    yield from _rows_with_calibration()
+
+
+def _rows_with_calibration() -> Iterator[Row]:
     for method in ("wanda", "sparsegpt", "admm"):
         for sparsity in SPARSITIES:
             for allocation in ALLOCATIONS if method == "wanda" or sparsity in FULL else ("uniform", "sensitivity"):

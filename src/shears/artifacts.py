@@ -5,6 +5,7 @@ finished) and renames it to `OUT` at the end. Each finished folder holds one rec
 configuration and the fingerprints of its inputs and of its weights.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -100,8 +101,13 @@ def working_folder(output: Path, config: Mapping[str, Any], *, resume: bool | No
         else:
             _clear(work)
             write_json(work / CONFIG, config)
-        with _disk_errors(work):
-            yield work
+        try:
+            with _disk_errors(work):
+                yield work
+        except InputError:
+            if resume is None:
+                shutil.rmtree(work, ignore_errors=True)  # it would start anew: nothing here is of use
+            raise
         (work / CONFIG).unlink()
         (work / LOCK).unlink(missing_ok=True)
         sync_tree(work)
@@ -114,6 +120,10 @@ def _disk_errors(work: Path) -> Iterator[None]:
     """Raise what safetensors and torch make of a full disk as the OSError it is."""
     try:
         yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) and error.filename is None:
+            raise OSError(f"could not write below {work}: {first_line(error)}") from error
+        raise
     except (SafetensorError, RuntimeError) as error:
         if any(mark in str(error) for mark in ("os error", "PytorchStreamWriter", "inline_container")):
             raise OSError(f"could not write below {work}: {first_line(error)}") from error

@@ -1,8 +1,9 @@
 """The kinds of fields that stages are configured by: sizes, lists of names, shares by name, as people write them."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
@@ -22,11 +23,30 @@ def _split_shares(value: object) -> object:
     """Read `down_proj=0.4,o_proj=0.6`; a regex may hold an = of its own."""
     if not isinstance(value, str):
         return value
-    return dict(part.strip().rpartition("=")[::2] for part in value.split(",") if part.strip())
+    shares = {}
+    for part in filter(None, map(str.strip, value.split(","))):
+        name, _, share = part.rpartition("=")
+        if not name:
+            raise ValueError(f"must be NAME=SHARE, got {part!r}; for example down_proj=0.4")
+        shares[name.strip()] = share.strip()
+    return shares
+
+
+def _check_size(value: str) -> str:
+    if not re.fullmatch(r"\d{1,18}(\.\d+)?\s*([kKMGT]i?)?B?", value.strip()):
+        raise ValueError(f"must be a number with a unit such as 2GB or 512MiB, got {value!r}")
+    return value
+
+
+def _check_pattern(value: str) -> str:
+    if not re.fullmatch(r"row|layer|global|\d+:\d+", value, re.ASCII):
+        raise ValueError(f"must be row, layer, global or N:M such as 2:4, got {value!r}")
+    return value
 
 
 Shares = Annotated[dict[str, Annotated[float, Field(ge=0.0, lt=1.0)]], BeforeValidator(_split_shares)]
-Size = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*([kKMGT]i?)?B?$")]
+Size = Annotated[str, AfterValidator(_check_size)]
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
 
 
 class StageConfig(BaseModel):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shears.fields import Device, Dtype, Names, Ranks, Shares, Size, StageConfig
+from shears.fields import Device, Dtype, Names, Pattern, Ranks, Shares, Size, StageConfig
 
 
 class FetchConfig(StageConfig):
@@ -32,7 +32,7 @@ class SparsifyConfig(StageConfig):
     """Share of the pruned linears' weights that becomes zero, over all of them together."""
     method: Literal["wanda", "magnitude", "ria", "sparsegpt", "admm"] = "wanda"
     """Rule: wanda, magnitude and ria only drop weights; sparsegpt and admm also move the kept ones (better, slower)."""
-    pattern: str = Field("row", pattern=r"^(row|layer|global|\d+:\d+)$")
+    pattern: Pattern = "row"
     """Where weights compete: row (of a linear), layer (a linear), global (all linears; magnitude only), or N:M."""
     allocation: Literal["uniform", "owl", "sensitivity"] = "uniform"
     """Sparsity per linear: uniform, owl (less where a block has outliers), or sensitivity (by the loss's gradient)."""

@@ -94,7 +94,10 @@ def _explain(kind: type[BaseModel], section: str, detail: ErrorDetails) -> str:
         return f"{name} must be given (--{location[-1].replace('_', '-')}): {field.description}"
     message = detail["msg"].replace("Input should be", "must be").replace("String should match", "must match")
     if detail["type"] == "value_error":
-        return ".".join(filter(None, [section, *location, str(detail["ctx"]["error"])]))
+        text = str(detail["ctx"]["error"])
+        if text.startswith("must "):  # said of the field itself, not of several fields of the section
+            return f"{name} {text}"
+        return ".".join(filter(None, [section, *location, text]))
     return f"{name} {message}, got {detail['input']!r}"
 
 

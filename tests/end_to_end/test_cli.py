@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from shears.cli import main
+from shears.recipe import SparsifyConfig
 from tests.end_to_end.recipe import write_recipe
 from tests.tiny import save_tiny
+
+SHORT = ["--num-samples", "4", "--sequence-length", "32"]
 
 
 def shears(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, str, str]:
@@ -59,6 +62,17 @@ def test_every_verb_on_the_road(
         (["sparsify", "base", "out", "--targets", "q_porj"], "did you mean 'q_proj'"),
         (["sparsify", "base", "out", "--calibration", "none.txt"], "none.txt"),
         (["sparsify", "base", "base"], "must not exist yet"),
+        (["sparsify", "base", "out", "--pattern", "3:2"], "must keep 0 < N < M weights, got 3:2"),
+        (["sparsify", "base", "out", "--pattern", "2:4", "--sparsity", "0.6"], "2:4 is a sparsity of 0.5 everywhere; set sparsity=0.5"),
+        (["sparsify", "base", "out", "--pattern", "global"], "pattern global needs method magnitude"),
+        (["sparsify", "base", "out", "--pattern", "diagonal"], "sparsify.pattern must"),
+        (["sparsify", "base", "out", "--sparsity-of", "down_proj=1.5"], "sparsify.sparsity_of.down_proj must be less than 1, got '1.5'"),
+        (["sparsify", "base", "out", "--sparsity-of", "nope=0.4", *SHORT], "no linear matches target 'nope'; this model has q_proj"),
+        (["sparsify", "base", "out", "--sparsity-of", "down_proj", *SHORT], "down_proj"),
+        (["sparsify", "base", "out", "--skip", "nope", *SHORT], "no linear matches target 'nope'; this model has q_proj"),
+        (["sparsify", "base", "out", "--activation-budget", "lots"], "activation_budget"),
+        (["sparsify", "base", "out", "--method", "foo"], "sparsify.method must be 'wanda', 'magnitude', 'ria', 'sparsegpt' or 'admm', got 'foo'"),
+        (["sparsify", "base", "out", "--allocation", "fair"], "sparsify.allocation must be 'uniform', 'owl' or 'sensitivity', got 'fair'"),
         (["train", "base", "out"], "train.data must be given (--data)"),
         (["train", "base", "out", "--data", "none.jsonl"], "none.jsonl"),
         (["train", "base", "out", "--data", "arithmetic:train", "--set", "train.alhpa=3"], "did you mean 'train.alpha'"),
@@ -93,6 +107,38 @@ def test_help_teaches_with_an_example(capfd: pytest.CaptureFixture[str], monkeyp
         code, output, _ = shears(capfd, monkeypatch, verb, "--help")
         assert code == 0
         assert f"shears {verb} " in output
+
+
+def test_the_help_of_sparsify_names_every_option_with_its_choices(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, output, _ = shears(capfd, monkeypatch, "sparsify", "--help")
+    assert code == 0
+    words = " ".join(output.split())
+    for option in [f"--{name.replace('_', '-')}" for name in SparsifyConfig.model_fields]:
+        assert f"{option} " in words
+    assert "--method wanda|magnitude|ria|sparsegpt|admm" in words
+    assert "--allocation uniform|owl|sensitivity" in words
+    assert "--reconstruct / --no-reconstruct" in words
+    assert "--sparsity-of A=X,B=Y,..." in words
+    assert "such as down_proj=0.4; the others make up for it" in words
+    assert max(map(len, output.splitlines())) <= 80
+
+
+def test_the_options_of_sparsify_reach_it(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    save_tiny(tmp_path / "base", "mixtral")
+    monkeypatch.chdir(tmp_path)
+    options = ["--method", "sparsegpt", "--sparsity-of", "experts.down_proj=0.25,q_proj=0.75", "--skip", "o_proj"]
+    options += ["--allocation", "owl", "--reconstruct", "--activation-budget", "1kB", "--damping", "0.1"]
+    code, _, errors = shears(capfd, monkeypatch, "sparsify", "base", "out", *options, *SHORT)
+    assert code == 0, errors
+    linears = json.loads((tmp_path / "out" / "sparsity.json").read_text())["linears"]
+    shares = {name: linear["sparsity"] for name, linear in linears.items()}
+    assert {share for name, share in shares.items() if name.endswith("experts.down_proj")} == {0.25}
+    assert {share for name, share in shares.items() if name.endswith("q_proj")} == {0.75}
+    assert not any(name.endswith("o_proj") for name in shares)
 
 
 def test_importing_shears_is_light() -> None:

@@ -15,8 +15,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from shears.artifacts import SPARSITY
 from shears.errors import InputError
 from shears.models import DTYPES, decoder_blocks
+from shears.recipe import SparsifyConfig
 from shears.sparsity.matrices import Matrix, block_matrices
 from shears.sparsity.plan import linear_name
+from shears.sparsity.prune import sparsify_model
 from shears.sparsity.stage import sparsify
 from tests.oracles import wanda
 from tests.tiny import CONFIGS, MORE_CONFIGS, VOCABULARY, tiny_model
@@ -33,11 +35,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 CASES = [(name, settings) for name in ALL for settings in SETTINGS]
 MOVES_WEIGHTS = ("sparsegpt", "admm")
 TWO_INPUTS = ("mamba", "falcon_mamba")  # their dt_proj, as tiny as they are here, are no matrices for 2:4
-# (architecture, changes of its configuration, settings, what the refusal says)
-REFUSED = {
-    "work between blocks": ("rwkv", {"rescale_every": 1}, {}, "nothing must be computed between two decoder blocks"),
-    "two inputs": ("mamba", {}, {"pattern": "2:4"}, r"needs a multiple of 4 inputs, .*\.layers\.0\.mixer\.dt_proj"),
-}  # fmt: skip
 SEQUENCES = torch.randint(0, VOCABULARY - 1, (6, 24), generator=torch.Generator().manual_seed(0))
 
 
@@ -142,16 +139,59 @@ def test_every_method_pattern_and_allocation_comes_back(name: str, settings: str
         assert len({round(linear["sparsity"], 3) for linear in run.record["linears"].values()}) > 1
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_a_walk_cannot_do_is_refused_with_its_reason(case: str, tmp_path: Path) -> None:
-    name, changes, settings, message = REFUSED[case]
-    with pytest.raises(InputError, match=message):
-        prune(tmp_path, tiny_model(name, **changes), **settings)
+def test_linears_that_the_pattern_does_not_fit_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"needs a multiple of 4 inputs, backbone\.layers\.0\.mixer\.dt_proj has 2"):
+        prune(tmp_path, tiny_model("mamba"), pattern="2:4")
     assert not (tmp_path / "sparse").exists()
 
 
-def test_what_needs_no_walk_is_pruned_even_where_there_is_work_between_blocks(tmp_path: Path) -> None:
-    check(prune(tmp_path, tiny_model("rwkv", rescale_every=1), method="magnitude"))
+@pytest.mark.parametrize("settings", ["wanda", "admm", "sensitivity"])
+def test_the_halving_of_rwkv_stands_in_no_way(settings: str, tmp_path: Path) -> None:
+    base = tiny_model("rwkv", rescale_every=1)
+    run = prune(tmp_path, base, **SETTINGS.get(settings, {}))
+    check_counts(run)
+    check_the_rest(run, settings in MOVES_WEIGHTS)
+    assert run.after.config.rescale_every == 1
+    check_use(run.after)
+
+
+def halved_between_blocks() -> PreTrainedModel:
+    """Return a model that does to hidden states between its blocks what a walk from block to block cannot know of."""
+    model = tiny_model("llama")
+    block = decoder_blocks(model)[1][1]
+    block.register_forward_pre_hook(lambda _, args, kwargs: ((args[0] / 2, *args[1:]), kwargs), with_kwargs=True)
+    return model
+
+
+def test_where_blocks_are_not_all_there_is_linears_are_measured_on_the_dense_model(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    dense, model = halved_between_blocks(), halved_between_blocks()
+    report = sparsify_model(model, SEQUENCES.split(3), SparsifyConfig(precision="fp32"))
+    assert "all linears are measured on the dense model instead" in caplog.text
+    assert report.achieved == 0.5
+    prefix, blocks = decoder_blocks(dense)
+    for index, block in enumerate(blocks):
+        with torch.no_grad():
+            norms = wanda.input_norms(dense, f"{prefix}.{index}", block, list(SEQUENCES))
+        for name, weight in wanda.weights(f"{prefix}.{index}", block).items():
+            expected = wanda.lowest(weight.double().abs() * norms[name], 0.5)
+            assert torch.equal(model.get_submodule(name).get_parameter("weight") == 0, expected), name
+
+
+@pytest.mark.parametrize("settings", ["sparsegpt", "admm", "2:4"])
+def test_where_blocks_are_not_all_there_is_methods_and_patterns_work(settings: str) -> None:
+    model = halved_between_blocks()
+    report = sparsify_model(model, SEQUENCES.split(3), SparsifyConfig(**SETTINGS[settings]))
+    assert report.achieved == 0.5
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("allocation", ["owl", "sensitivity"])
+def test_where_blocks_are_not_all_there_is_allocations_are_refused(allocation: str) -> None:
+    config = SparsifyConfig(**SETTINGS[allocation])
+    with pytest.raises(InputError, match="nothing must be computed between two decoder blocks"):
+        sparsify_model(halved_between_blocks(), SEQUENCES.split(3), config)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
+from shears.models import decoder_blocks
 from shears.recipe import SparsifyConfig
 from shears.resolve import build
 from shears.sparsity.allocation import uniform
+from shears.sparsity.matrices import kept_dense, uncovered_parameters
 from shears.sparsity.plan import Chosen, choose, linear_name, zeros_by_weight
 from tests.tiny import tiny_model
 
@@ -217,6 +219,14 @@ def test_the_uncovered_share_is_that_of_all_weights_of_the_blocks() -> None:
     experts, router = 4 * mlp, 4 * 32
     found = choose(tiny_model("mixtral"), config()).uncovered
     assert found == pytest.approx(router / (experts + attention + router))
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "recurrent_gemma"])
+def test_stacks_of_biases_are_no_weights_that_could_be_missed(name: str) -> None:
+    model = tiny_model(name)
+    chosen, blocks = choose(model, config()), decoder_blocks(model)[1]
+    beside = sum(sum({**uncovered_parameters(block), **kept_dense(block)}.values()) for block in blocks)
+    assert chosen.uncovered == pytest.approx(beside / (beside + sum(chosen.sizes.values())))
 
 
 def test_routers_and_the_share_that_is_pruned_are_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,12 +11,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from shears.artifacts import SPARSITY, read_record, weights_fingerprint
 from shears.errors import InputError
 from shears.models import linears, load_model, weight_oi
+from shears.skeleton import Skeleton, UnsupportedCheckpoint
 from shears.sparsity import verify
 from shears.sparsity.prune import LinearSparsity, SparsityReport
 from shears.sparsity.stage import sparsify
 from shears.sparsity.verify import check_saved
 from tests.oracles import wanda
-from tests.tiny import CONFIGS, VOCABULARY, save_tiny, tiny_model
+from tests.tiny import CONFIGS, VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 
 SMALL = {"num_samples": 4, "sequence_length": 32, "batch_size": 2}
 
@@ -107,6 +108,13 @@ def test_the_dtype_on_disk_can_be_chosen(tmp_path: Path, text: str) -> None:
         ({"sparsty": 0.5}, "did you mean 'sparsify.sparsity'"),
         ({"targets": "nothing"}, "no linear matches target 'nothing'"),
         ({"sequence_length": 300, "num_samples": 1}, "context of 256"),
+        ({"pattern": "2:4", "sparsity": 0.6}, "set sparsity=0.5 only"),
+        ({"pattern": "1:5", "sparsity": 0.8}, "q_proj has 32; skip it"),
+        ({"skip": "q_porj"}, "did you mean 'q_proj'"),
+        ({"sparsity_of": "nothing=0.4"}, "no linear matches target 'nothing'"),
+        ({"sparsity_of": ".*=0.4"}, "they reach 0.4000 to 0.4000"),
+        ({"activation_budget": "lots"}, "sparsify.activation_budget"),
+        ({"method": "foo"}, "sparsify.method must be 'wanda'"),
     ],
 )
 def test_what_cannot_be_used_is_said_and_nothing_is_made(
@@ -115,7 +123,50 @@ def test_what_cannot_be_used_is_said_and_nothing_is_made(
     base = save_tiny(tmp_path / "base")
     with pytest.raises(InputError, match=message):
         sparsify(str(base), tmp_path / "sparse", **{"calibration": text, **SMALL, **settings})
-    assert not (tmp_path / "sparse").exists()
+    assert [path.name for path in tmp_path.iterdir() if "sparse" in path.name] == []
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_block_by_block_and_all_at_once_give_the_same_weights(
+    name: str, method: str, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> Skeleton:
+        raise UnsupportedCheckpoint("this one must be loaded whole")
+
+    base, settings = save_tiny(tmp_path / "base", name), {"calibration": text, "method": method, **SMALL}
+    streamed = sparsify(base, tmp_path / "streamed", **settings)
+    monkeypatch.setattr(Skeleton, "open", refuse)
+    whole = sparsify(base, tmp_path / "whole", **settings)
+    found, expected = (load_file(folder / "model.safetensors") for folder in (streamed, whole))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    records = [json.loads((folder / SPARSITY).read_text()) for folder in (streamed, whole)]
+    assert records[0]["linears"] == records[1]["linears"]
+
+
+def test_files_are_laid_out_as_the_base_has_them(tmp_path: Path, text: str) -> None:
+    base = tmp_path / "base"
+    tiny_model("mixtral").save_pretrained(base, max_shard_size="40KB")
+    tiny_tokenizer().save_pretrained(base)
+    folder = sparsify(base, tmp_path / "sparse", calibration=text, **SMALL)
+    shards = sorted(path.name for path in base.glob("*.safetensors"))
+    assert len(shards) > 3
+    assert sorted(path.name for path in folder.glob("*.safetensors")) == shards
+    for shard in shards:
+        before, after = load_file(base / shard), load_file(folder / shard)
+        assert {name: tensor.shape for name, tensor in before.items()} == {
+            name: tensor.shape for name, tensor in after.items()
+        }
+    assert (folder / "generation_config.json").read_bytes() == (base / "generation_config.json").read_bytes()
+
+
+def test_the_record_says_what_pruning_could_not_reach(tmp_path: Path, text: str) -> None:
+    base = save_tiny(tmp_path / "base", "mamba")
+    record = read_record(sparsify(base, tmp_path / "sparse", calibration=text, **SMALL), SPARSITY)
+    assert 0.05 < record["uncovered"] < 0.15
+    assert record["by_magnitude"] == []
+    assert not any("conv1d" in name for name in record["linears"])
 
 
 def test_a_failed_run_does_not_stand_in_the_way(tmp_path: Path, text: str) -> None:

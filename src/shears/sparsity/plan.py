@@ -119,7 +119,8 @@ def _check_groups(chosen: Chosen, pattern: str) -> None:
 
 def _report_uncovered(blocks: nn.ModuleList, prefix: str, by_block: Mapping[str, Sequence[Matrix]]) -> float:
     """Return the share of block weights outside the chosen ones; warn of those that are no linears at all."""
-    total = sum(weight.numel() for weight in blocks.parameters() if weight.ndim >= 2)
+    weights = [weight for name, weight in blocks.named_parameters() if weight.ndim >= 2 and not name.endswith("bias")]
+    total = sum(weight.numel() for weight in weights)
     beyond = {
         f"{prefix}.{index}.{name}": size
         for index, block in enumerate(blocks)

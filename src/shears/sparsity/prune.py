@@ -196,6 +196,8 @@ class _Pruner:
 
     def _prune(self, matrix: Matrix, norms: Tensor | None = None, moments: Tensor | None = None) -> None:
         view = matrix.view(self._source.model)
+        if moments is not None and not moments.any():
+            moments = None  # inputs that are always zero tell as little as none
         if moments is not None:
             norms = moments.diagonal().sqrt()
         elif norms is None and self._needs != "nothing":
