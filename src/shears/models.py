@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shears.errors import InputError, first_line
 from shears.fetching import EMBEDDED, convert_gguf, fetch
+from shears.tensor_files import refuse_missing
 
 logger = logging.getLogger(__name__)
 
@@ -112,12 +113,7 @@ def load_model(name: str | Path, dtype: str = "auto", device: str = "auto") -> P
 
 def _refuse_random_weights(name: str | Path, info: dict[str, Any]) -> None:
     """Refuse what transformers only warns of: weights the files lack come out random."""
-    absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-    if absent:
-        raise InputError(
-            f"the files of {name} must hold every weight, {len(absent)} are missing or of another shape "
-            f"({absent[0]} ...); get a complete checkpoint of this architecture"
-        )
+    refuse_missing(name, {str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]})
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

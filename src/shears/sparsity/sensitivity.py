@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shears.progress import track
 from shears.sparsity.activations import Activations
-from shears.sparsity.allocation import Curve, by_marginal_cost
+from shears.sparsity.allocation import LARGEST, Curve, by_marginal_cost
 from shears.sparsity.block_run import BlockRun, Context
 from shears.sparsity.matrices import Matrix
 from shears.sparsity.plan import Chosen
@@ -59,7 +59,7 @@ def sensitivity_allocation(
                 for matrix, sums in fisher.items():
                     if sums[0].any():  # gradients of an expert in a stack that no token reaches are 0 and say nothing
                         curves[matrix.name] = _curve(matrix.view(run.model), sums)
-    low, high = max(sparsity - REACH, 0.0), max(min(sparsity + REACH, 0.99), sparsity)
+    low, high = max(sparsity - REACH, 0.0), max(min(sparsity + REACH, LARGEST), sparsity)
     sizes = chosen.sizes
     optimum = by_marginal_cost(curves, {name: sizes[name] for name in curves}, sparsity, low, high) if curves else {}
     return {name: sparsity + STRENGTH * (optimum.get(name, sparsity) - sparsity) for name in sizes}

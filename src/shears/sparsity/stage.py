@@ -20,7 +20,6 @@ from shears.models import DTYPES, load_model, load_tokenizer, model_folder, pick
 from shears.recipe import SparsifyConfig
 from shears.resolve import build
 from shears.skeleton import Skeleton, UnsupportedCheckpoint
-from shears.sparsity.activations import num_bytes
 from shears.sparsity.prune import SparsityReport, needs_inputs, prune_blocks, sparsify_model
 from shears.sparsity.sources import StreamedModel
 from shears.sparsity.verify import check_saved
@@ -41,7 +40,6 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
     embeddings, one block and the hidden states. InputError for what cannot be used.
     """
     settings, output, started = build(SparsifyConfig, "sparsify", config), Path(output), time.monotonic()
-    num_bytes(settings.activation_budget)
     with working_folder(output, {"model": str(model), **as_data(settings)}, resume=None) as work:
         folder, tokenizer = model_folder(model), _tokenizer(model)
         batches, calibration = _calibration(tokenizer, settings)

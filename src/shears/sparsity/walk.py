@@ -56,12 +56,11 @@ class Walk:
         return len(self._blocks)
 
     @contextmanager
-    def opened(self, index: int, hidden: Activations | None = None) -> Iterator[BlockRun]:
-        """Hold a block in memory; `hidden` take the place of the hidden states on their way."""
+    def opened(self, index: int) -> Iterator[BlockRun]:
+        """Hold a block in memory."""
         with self.source.opened(index) as block, evaluating(self.source.model):
-            states = self.hidden if hidden is None else hidden
             name = f"{self.source.prefix}.{index}"
-            yield BlockRun(name, self.source.model, block, states, self._calls[index], self._context)
+            yield BlockRun(name, self.source.model, block, self.hidden, self._calls[index], self._context)
 
     def advance(self, run: BlockRun) -> None:
         """Send the hidden states through a block. InputError, with its name, where they do not stay finite."""
