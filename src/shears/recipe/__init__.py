@@ -1,0 +1,72 @@
+"""Every stage's configuration: the only place a default is written.
+
+A recipe is a YAML file with one section a stage. The command line's flags, the YAML keys and the keyword arguments of
+the library are the same fields under the same names (`--max-steps`, `train.max_steps`, `train(max_steps=...)`).
+"""
+
+from pydantic import Field
+
+from shears.fields import Device, Dtype, StageConfig
+from shears.recipe.exporting import ExportConfig
+from shears.recipe.pruning import SparsifyConfig
+from shears.recipe.scoring import EvaluateConfig, ScoringConfig, SearchConfig
+from shears.recipe.training import TrainConfig
+
+__all__ = ["EvaluateConfig", "ExportConfig", "FetchConfig", "GenerateConfig", "InspectConfig", "Recipe",
+           "ScoringConfig", "SearchConfig", "SparsifyConfig", "TrainConfig"]  # fmt: skip
+
+
+class FetchConfig(StageConfig):
+    """Where the embedded model goes."""
+
+    output: str | None = None
+    """Folder to write; by default the user's cache."""
+
+
+class InspectConfig(StageConfig):
+    """What to compare an artifact with."""
+
+    against: str | None = None
+    """Another artifact: say whether the two belong together."""
+
+
+class GenerateConfig(StageConfig):
+    """How to continue a prompt."""
+
+    max_new_tokens: int = Field(128, gt=0)
+    """Longest answer, in tokens."""
+    temperature: float = Field(0.0, ge=0.0)
+    """0 always takes the likeliest token; 1 samples from the model's own distribution."""
+    dtype: Dtype = "auto"
+    """Number format of the model; auto keeps the model's own."""
+    device: Device = "auto"
+    """Where to compute: auto, cpu, cuda or mps."""
+    seed: int = 0
+    """Seed of the sampling."""
+
+
+class Recipe(StageConfig):
+    """A whole run: the model and one section a stage; a section left out is a stage left out."""
+
+    model: str | None = None
+    """Base model: smollm2-135m, a hub id, a folder or a .gguf file."""
+    output: str | None = None
+    """Folder of the run."""
+    threads: int | None = Field(None, gt=0)
+    """CPU threads; by default one a core. More threads than free cores are many times slower."""
+    fetch: FetchConfig = FetchConfig()
+    """Where the embedded model goes."""
+    sparsify: SparsifyConfig = SparsifyConfig()
+    """How to prune."""
+    train: TrainConfig | None = None
+    """How to train the super-adapter."""
+    search: SearchConfig | None = None
+    """How to find the best sub-adapter."""
+    export: ExportConfig = ExportConfig()
+    """Which sub-adapter to write."""
+    evaluate: EvaluateConfig | None = None
+    """What to measure."""
+    generate: GenerateConfig = GenerateConfig()
+    """How to continue a prompt."""
+    inspect: InspectConfig = InspectConfig()
+    """What to compare an artifact with."""

@@ -1,0 +1,28 @@
+"""Which sub-adapter to write, and in what form."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from shears.fields import Device, StageConfig
+
+
+class ExportConfig(StageConfig):
+    """Which sub-adapter to write, and in what form."""
+
+    ranks: str | None = None
+    """heuristic, maximal, minimal, a RESULT.json of search or a RANKS.json {group: rank}; by default the searched
+    one in a run, else heuristic."""
+    format: Literal["peft", "padded", "merged", "merged-sparse"] = "peft"
+    """peft: an adapter, each tensor at its own rank; padded: all at the largest rank, zeros beyond (for llama.cpp);
+    merged: one model, which loses its zeros; merged-sparse: one model that keeps every zero."""
+    calibration: str | None = None
+    """Text on which merged-sparse fits an adapter trained without sparse_adapter; by default its training data."""
+    num_samples: int = Field(32, gt=0)
+    """Number of calibration sequences."""
+    sequence_length: int = Field(512, gt=1)
+    """Tokens in a calibration sequence."""
+    device: Device = "auto"
+    """Where to compute: auto, cpu, cuda or mps."""
+    seed: int = 0
+    """Seed of the choice of calibration sequences."""

@@ -1,0 +1,93 @@
+"""How to train the super-adapter."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from shears.fields import Device, Names, Ranks, StageConfig
+
+
+class TrainConfig(StageConfig):
+    """How to train the super-adapter on the frozen sparse model."""
+
+    data: str
+    """Training examples: a JSON, JSONL, CSV or Parquet file, a hub id, or the embedded arithmetic:train."""
+    ranks: Ranks = (32, 24, 16)
+    """Allowed ranks of every group, largest first; a single one is plain LoRA."""
+    groups: Names = ("q_proj+k_proj+v_proj", "up_proj", "down_proj")
+    """Linears that carry an adapter; those joined by + share one rank in each decoder block."""
+    alpha: float = Field(64.0, gt=0)
+    """LoRA alpha; every rank is scaled by alpha / max_rank."""
+    init: Literal["lora", "recovery", "pissa"] = "lora"
+    """Start: lora (PEFT's own, no change of the model), recovery (what pruning took away, see sparsify --recover-rank)
+    or pissa (the sparse weights' principal components; a control, one rank only)."""
+    sampling: Literal["uniform", "sandwich", "per-example", "per-process"] = "uniform"
+    """Rank configurations: uniform (one a step), per-process (one a step and process), per-example (one an example) or
+    sandwich (a quarter of the examples at the largest ranks, a quarter at the smallest, the others at random)."""
+    curriculum: float = Field(0.0, ge=0.0, le=1.0)
+    """Share of the steps over which the smaller ranks join in, one after the other; 0: all from the beginning."""
+    sparse_adapter: bool = False
+    """SparsePEFT: mask the adapter's product by the zeros of the weight, so that merging keeps every zero."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Dropout on the adapters' inputs."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the training examples."""
+    max_steps: int | None = Field(None, gt=0)
+    """Optimizer steps; overrides epochs."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak learning rate (AdamW, linear decay)."""
+    warmup_steps: int = Field(10, ge=0)
+    """Steps over which the learning rate rises to its peak."""
+    batch_size: int = Field(16, gt=0)
+    """Examples in an optimizer step."""
+    micro_batch_size: int | None = Field(None, gt=0)
+    """Examples in one forward; a smaller one saves memory (gradients accumulate). Must divide batch_size."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    packing: bool = True
+    """Join examples in one row, kept apart by their positions; off where a model cannot (it is tried first)."""
+    compile: bool = False
+    """Compile the model with torch.compile: slow to start, worth it on a GPU."""
+    max_length: int = Field(512, gt=1)
+    """Tokens in an example; longer ones are left out and counted."""
+    train_on: Literal["completion", "all"] = "completion"
+    """Tokens that carry the loss."""
+    template: Literal["question", "alpaca"] = "question"
+    """Prompt template of instruction/input/output rows, in training and in evaluation."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic: auto is bf16 autocast where the processor has it, else fp32."""
+    save_steps: int = Field(50, gt=0)
+    """Optimizer steps between two checkpoints; an interruption loses no more than these."""
+    device: Device = "auto"
+    """Where to compute: auto, cpu, cuda or mps."""
+    seed: int = 0
+    """Seed of the initial adapter, the order of the examples and the ranks drawn at every step."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if list(self.ranks) != sorted(set(self.ranks), reverse=True):
+            raise ValueError(f"ranks must be distinct and largest first, got {','.join(map(str, self.ranks))}")
+        if self.batch_size % self.forward_size:
+            raise ValueError(
+                f"micro_batch_size must divide batch_size ({self.batch_size}), got {self.micro_batch_size}"
+            )
+        if self.init == "pissa" and len(self.ranks) > 1:
+            raise ValueError(
+                f"init pissa moves a part of the model into the adapter, so it needs one rank, got {len(self.ranks)}"
+            )
+        if self.sparse_adapter:
+            self._check_sparse_adapter()
+        return self
+
+    def _check_sparse_adapter(self) -> None:
+        if self.sampling in ("per-example", "sandwich"):
+            raise ValueError(
+                f"sparse_adapter has one product a step: sampling must be uniform or per-process, got {self.sampling}"
+            )
+        if self.dropout or self.init == "pissa":
+            raise ValueError("sparse_adapter needs dropout 0 and init lora or recovery")
+
+    @property
+    def forward_size(self) -> int:
+        """Examples in one forward."""
+        return self.micro_batch_size or self.batch_size
