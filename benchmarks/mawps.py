@@ -6,7 +6,6 @@ FOLDER holds trainset.json, validset.json and test.json of LLM-Adapters' MAWPS. 
 """
 
 import argparse
-import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import shears
 from benchmarks.mawps_data import write_splits
+from benchmarks.paired import mcnemar
 from benchmarks.report import environment, log_to_stderr
 from shears.evaluation.tasks import Evaluation
 
@@ -107,10 +107,9 @@ def _print(results: dict[str, Evaluation], seconds: dict[str, float]) -> None:
 
 def _versus(one: Evaluation, other: Evaluation) -> str:
     """Paired on the same questions; exact two-sided McNemar test on the discordant pairs."""
-    pairs = [(a["correct"], b["correct"]) for a, b in zip(one.records, other.records, strict=True)]
-    won, lost = pairs.count((True, False)), pairs.count((False, True))
-    tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1)) / 2 ** (won + lost)
-    return f"{won}, {lost}, p = {min(1.0, 2 * tail):.2f}"
+    bits = [[record["correct"] for record in evaluation.records] for evaluation in (one, other)]
+    won, lost, p = mcnemar(*bits)
+    return f"{won}, {lost}, p = {p:.2f}"
 
 
 def _arguments() -> argparse.Namespace:

@@ -25,8 +25,13 @@ from shears.fields import StageConfig
 logger = logging.getLogger(__name__)
 
 SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER = "sparsity.json", "search_space.json", "result.json", "sub_adapter.json"
-EVALUATION = "evaluation.json"
-RECORDS = (SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER, EVALUATION)
+EVALUATION, RECOVERY, MERGED = "evaluation.json", "recovery.json", "merged.json"
+RECORDS = (SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER, RECOVERY, MERGED, EVALUATION)
+RECOVERY_FOLDER = "recovery"  # inside a sparse model's folder
+KINDS = {
+    SPARSITY: "a sparse model", SEARCH_SPACE: "a super-adapter", SUB_ADAPTER: "a sub-adapter", RECOVERY: "a recovery",
+    MERGED: "a merged model",
+}  # fmt: skip
 CONFIG = ".asked.json"  # in the working folder: what the interrupted stage was asked to do
 LOCK = ".lock"
 
@@ -212,8 +217,9 @@ def find_record(folder: Path) -> Path | None:
 def read_record(folder: Path, name: str) -> dict[str, Any]:
     """Return the record of a finished artifact; InputError if the folder is another thing or its weights changed."""
     if not (folder / name).is_file():
-        kind = {SPARSITY: "a sparse model", SEARCH_SPACE: "a super-adapter", SUB_ADAPTER: "a sub-adapter"}.get(name)
-        raise InputError(f"{folder} must be {kind or 'an artifact'} (a folder with {name}); it has no such file")
+        raise InputError(
+            f"{folder} must be {KINDS.get(name, 'an artifact')} (a folder with {name}); it has no such file"
+        )
     record: dict[str, Any] = read_json(folder / name)
     if "fingerprint" in record and (found := weights_fingerprint(folder)) != record["fingerprint"]:
         raise InputError(

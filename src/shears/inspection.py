@@ -10,6 +10,8 @@ from safetensors import safe_open
 
 from shears.artifacts import (
     EVALUATION,
+    MERGED,
+    RECOVERY,
     RESULT,
     SEARCH_SPACE,
     SPARSITY,
@@ -22,6 +24,8 @@ from shears.errors import InputError
 
 IN_BLOCK = re.compile(r"(?:^|\.)(?P<layer>\d+)\.(?P<path>.+?)(?P<suffix>\.weight)?$")
 EXPERTS = "experts"
+MODELS = {SPARSITY: "sparse model", MERGED: "merged model"}  # by their records, as the next
+ADAPTERS = {SEARCH_SPACE: "super-adapter", SUB_ADAPTER: "sub-adapter", RECOVERY: "recovery"}
 READING_ORDER = ("q_", "kv_", "k_", "v_", "qkv_", "o_", "gate_", "up_", "down_")  # files have the alphabet's
 
 Counts = Mapping[tuple[int, str], tuple[int, int]]  # (layer, path in the block without numbers) -> (weights, zeros)
@@ -74,15 +78,17 @@ def _model(folder: Path) -> dict[str, Any]:
         if place is not None:
             weights, zeros = counts.get(place, (0, 0))
             counts[place] = (weights + tensor.numel(), zeros + tensor.numel() - kept)
-    record = read_json(folder / SPARSITY) if (folder / SPARSITY).is_file() else {}
+    name, kind = next(((name, kind) for name, kind in MODELS.items() if (folder / name).is_file()), ("", "model"))
+    record = read_json(folder / name) if name else {}
     return {
-        "kind": "sparse model" if record else "model",
+        "kind": kind,
         "parameters": parameters,
         "nonzeros": nonzeros,
         **_sparsities(counts),
         "fingerprint": weights_fingerprint(folder),
         "base_fingerprint": record.get("base_fingerprint"),
         "calibration_fingerprint": record.get("calibration_fingerprint"),
+        **({"super_adapter_fingerprint": record["super_adapter_fingerprint"]} if name == MERGED else {}),
         "config": record.get("config"),
     }
 
@@ -148,7 +154,7 @@ def _share(counts: Iterable[tuple[int, int]]) -> float:
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
-    name, kind = (SEARCH_SPACE, "super-adapter") if (folder / SEARCH_SPACE).is_file() else (SUB_ADAPTER, "sub-adapter")
+    name, kind = next((name, kind) for name, kind in ADAPTERS.items() if (folder / name).is_file())
     counts = {
         tensor_name: (tensor.numel(), int(torch.count_nonzero(tensor))) for tensor_name, tensor in tensors_of(folder)
     }
@@ -171,8 +177,7 @@ def _run(folder: Path) -> dict[str, Any]:
 
 KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     RESULT: _search,
-    SEARCH_SPACE: _adapter,
-    SUB_ADAPTER: _adapter,
+    **dict.fromkeys(ADAPTERS, _adapter),
     "config.json": _model,
     EVALUATION: _run,
 }

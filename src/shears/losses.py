@@ -1,26 +1,31 @@
 """The loss of completion tokens, for training and for scoring: logits only where a label needs them.
 
-B examples, T tokens, K trailing positions that carry labels, V words of the vocabulary.
+B examples, P packed rows of L tokens, T tokens, K positions that carry labels, V words of the vocabulary.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 
 IGNORED = -100
 
 
-def forward_parameters(model: nn.Module) -> frozenset[str]:
-    """Return the names the model's own forward takes, looking through PEFT and distributed wrappers."""
-    while isinstance(inner := getattr(model, "module", None), nn.Module):  # DistributedDataParallel and its kin
+def own_model(model: nn.Module) -> nn.Module:
+    """Return the model inside PEFT, distributed and compiled wrappers."""
+    while isinstance(inner := getattr(model, "module", getattr(model, "_orig_mod", None)), nn.Module):
         model = inner
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return frozenset(inspect.signature(base.forward).parameters)
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def forward_parameters(model: nn.Module) -> frozenset[str]:
+    """Return the names the model's own forward takes, looking through wrappers."""
+    return frozenset(inspect.signature(own_model(model).forward).parameters)
 
 
 def kept_logits(labels: Int[Tensor, "B T"]) -> int:
@@ -56,3 +61,44 @@ def completion_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Float[Te
         logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
     return flat.view(targets.shape)
+
+
+def packed_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, " K"], Int[Tensor, " K"]]:
+    """Return the losses of the K labelled tokens of packed rows, and the example each belongs to.
+
+    `batch` holds input_ids, position_ids, labels and examples, each Int "P L" (see `data.packing`). The head runs on the
+    positions before a label only; where there is no label at all, on one position, whose loss is 0.
+    """
+    predicting = torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
+    if not predicting.any():
+        predicting[0, 0] = True
+    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
+    with _head_on(model, predicting):
+        logits = model(**inputs, use_cache=False).logits
+    if logits.shape[:2] == predicting.shape:  # a model without a head to hook, or one that is called otherwise
+        logits = logits[predicting]
+    targets = batch["labels"].roll(-1, dims=1)[predicting]
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, -2).float(), targets, ignore_index=IGNORED, reduction="none"
+    )
+    return losses, batch["examples"][predicting]
+
+
+@contextmanager
+def _head_on(model: nn.Module, positions: Bool[Tensor, "P L"]) -> Iterator[None]:
+    """Let the output head see the hidden states of these positions only, as one row of K.
+
+    `logits_to_keep` of transformers takes the same positions of every row; packed rows have each their own.
+    """
+
+    def choose(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]
+        return (hidden[positions][None], *args[1:]) if hidden.shape[:2] == positions.shape else args
+
+    head = own_model(model).get_output_embeddings()  # type: ignore[operator]
+    handle = head.register_forward_pre_hook(choose) if isinstance(head, nn.Module) else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()

@@ -11,6 +11,7 @@ import yaml
 from shears.adapt.train import train
 from shears.artifacts import (
     EVALUATION,
+    MERGED,
     RESULT,
     SEARCH_SPACE,
     SPARSITY,
@@ -31,11 +32,12 @@ from shears.evaluation.run import evaluate
 from shears.export.peft import export_adapter
 from shears.inspection import inspect
 from shears.models import model_folder, set_threads
-from shears.recipe import EvaluateConfig, Recipe
+from shears.recipe import EvaluateConfig, ExportConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
 from shears.searching.stage import search
 from shears.sparsity.stage import sparsify
 
 logger = logging.getLogger(__name__)
+KINDS = {"sparsify": SparsifyConfig, "train": TrainConfig, "search": SearchConfig, "export": ExportConfig}
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,13 @@ class Stage:
     make: Callable[[], object]
 
     def is_done(self) -> bool:
-        """Say whether the artifact is there; InputError if it was made with another configuration."""
+        """Say whether the artifact is there; InputError if it was made with another configuration.
+
+        Keys that came after the artifact was made have their defaults: they are what it was made with.
+        """
         if not (self.output / self.record).is_file():
             return False
-        made: dict[str, Any] = read_json(self.output / self.record)["config"]
+        made = as_data(KINDS[self.name].model_validate(read_json(self.output / self.record)["config"]))
         refuse_changes(self.output, _prefixed(self.name, made), _prefixed(self.name, self.config))
         return True
 
@@ -139,8 +144,14 @@ def _export_stage(recipe: Recipe, folder: Path) -> Stage:
         found = {"super_adapter_fingerprint": weights_fingerprint(adapter)}
         return found | ({"ranks_fingerprint": file_fingerprint(Path(ranks))} if Path(ranks).is_file() else {})
 
-    output = folder / "sub_adapter"
-    return Stage("export", output, SUB_ADAPTER, config, inputs, lambda: export_adapter(adapter, output, **config))
+    output, record = exported(recipe, folder)
+    return Stage("export", output, record, config, inputs, lambda: export_adapter(adapter, output, **config))
+
+
+def exported(recipe: Recipe, folder: Path) -> tuple[Path, str]:
+    """Return where the export of a run goes and the record in it: an adapter, or a merged model."""
+    merged = recipe.export.format.startswith("merged")
+    return (folder / "merged", MERGED) if merged else (folder / "sub_adapter", SUB_ADAPTER)
 
 
 def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -152,7 +163,11 @@ def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "sparse": (str(folder / "sparse"), None),
     }
     if recipe.train:
-        models["sparse + sub-adapter"] = (str(folder / "sparse"), folder / "sub_adapter")
+        output, record = exported(recipe, folder)
+        merged = record == MERGED
+        models["merged" if merged else "sparse + sub-adapter"] = (
+            (str(output), None) if merged else (str(folder / "sparse"), output)
+        )
     (folder / "evaluation").mkdir(exist_ok=True)
     rows = [_row(name, *parts, recipe.evaluate, folder) for name, parts in models.items()]
     summary = {"task": recipe.evaluate.task, "data": recipe.evaluate.data, "models": rows}

@@ -1,6 +1,7 @@
 """The one progress bar: rate and time left in a terminal, a log line now and then elsewhere."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -16,12 +17,18 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LOG_LINES = 15.0
 
 
+def is_first_process() -> bool:
+    """Tell whether this is the first of the processes a launcher (torchrun, accelerate) started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Meter:
     """Counts work done; shows it as a bar in a terminal, as a log line every 15 s elsewhere."""
 
     def __init__(self, title: str, total: int, unit: str, bar: Progress | None) -> None:
         self._title, self._total, self._unit, self._bar = title, total, unit, bar
-        self._done, self._skipped, self._start, self._last_line = 0, 0, time.monotonic(), time.monotonic()
+        self._done, self._skipped, self._work = 0, 0, 0
+        self._start = self._last_line = time.monotonic()
         self._task = bar.add_task(title, total=total, note="") if bar else None
 
     def skip(self, count: int) -> None:
@@ -30,11 +37,14 @@ class Meter:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=count)
 
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """Count work as done; `note` is shown behind the bar (loss, tokens/s)."""
+    def advance(self, count: int = 1, note: str = "", work: int | None = None) -> None:
+        """Count units as done; `note` is shown behind the bar, behind the rate of a second kind of `work` (tokens)."""
         self._done += count
-        rate = (self._done - self._skipped) / max(time.monotonic() - self._start, 1e-9)
-        text = f"{rate:.3g} {self._unit}/s {note}".rstrip()
+        self._work += work or 0
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        rate = (self._done - self._skipped) / seconds
+        second = "" if work is None else f"{self._work / seconds:.0f} "
+        text = f"{rate:.3g} {self._unit}/s {second}{note}".rstrip()
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=count, note=text)
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LOG_LINES:
@@ -46,7 +56,7 @@ class Meter:
 @contextmanager
 def meter(title: str, total: int, unit: str = "it") -> Iterator[Meter]:
     """Show the progress of `total` units of work; silent in a pipe but for log lines."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not is_first_process():
         yield Meter(title, total, unit, None)
         return
     columns = (

@@ -1,6 +1,7 @@
 """Masking ranks by a hook is the same as slicing the matrices, on PEFT's own layers."""
 
 import copy
+import random
 
 import pytest
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.groups import build_space
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.adapt.train import add_lora
+from shears.adapt.ready import add_lora
+from shears.data.examples import Tokenized
+from shears.data.packing import pack
 from shears.errors import InputError
+from shears.losses import IGNORED
 from shears.recipe import TrainConfig
 from tests.tiny import tiny_model
 
@@ -164,3 +168,81 @@ def test_groups_that_do_not_fit_the_model_are_refused() -> None:
         build_space(tiny_model("llama"), ("q_porj",), (4, 2))
     with pytest.raises(InputError, match="must belong to one group"):
         build_space(tiny_model("llama"), ("q_proj", "q_proj+k_proj"), (4, 2))
+
+
+def random_configs(space: SearchSpace, count: int) -> list[RankConfig]:
+    """Different configurations."""
+    return [space.random(random.Random(seed)) for seed in range(count)]
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_ranks_by_row_are_single_configurations_row_by_row(name: str) -> None:
+    peft_model, elastic = elastic_model(name)
+    configs = random_configs(elastic.space, len(IDS))
+    elastic.activate_rows(configs)
+    together = logits(peft_model)
+    for row, config in enumerate(configs):
+        elastic.activate(config)
+        torch.testing.assert_close(together[row], logits(peft_model)[row], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("capacity", [100, 9])
+def test_ranks_by_packed_example_are_single_configurations(capacity: int) -> None:
+    peft_model, elastic = elastic_model()
+    rows = [Tokenized(list(range(5, 5 + length)), [IGNORED, *range(6, 5 + length)]) for length in (6, 3, 8, 4)]
+    configs = random_configs(elastic.space, len(rows))
+    batch = pack(rows, capacity, pad_id=0)
+    elastic.activate_rows(configs, batch["examples"])
+    with torch.no_grad():
+        packed = peft_model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        for number, (row, config) in enumerate(zip(rows, configs, strict=True)):
+            elastic.activate(config)
+            alone = peft_model(input_ids=torch.tensor([row.input_ids])).logits[0]
+            torch.testing.assert_close(packed[batch["examples"] == number], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_by_row_are_the_sum_of_the_rows_own() -> None:
+    peft_model, elastic = elastic_model()
+    configs = random_configs(elastic.space, len(IDS))
+    parameters = {name: p for name, p in peft_model.named_parameters() if "lora_" in name}
+
+    def gradients(loss: Tensor) -> dict[str, Tensor]:
+        return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+
+    elastic.activate_rows(configs)
+    together = gradients(peft_model(input_ids=IDS, labels=IDS).logits.square().sum())
+    expected = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for row, config in enumerate(configs):
+        elastic.activate(config)
+        for name, gradient in gradients(peft_model(input_ids=IDS[row : row + 1]).logits.square().sum()).items():
+            expected[name] += gradient
+    for name, gradient in together.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_ranks_no_row_uses_have_exactly_zero_gradient() -> None:
+    peft_model, elastic = elastic_model()
+    elastic.activate_rows([elastic.space.minimal()] * len(IDS))
+    peft_model(input_ids=IDS).logits.square().sum().backward()
+    for name, parameter in peft_model.named_parameters():
+        if "lora_A" in name:
+            assert parameter.grad is not None
+            assert parameter.grad[:2].any()
+            assert not parameter.grad[2:].any()
+        if "lora_B" in name:
+            assert parameter.grad is not None
+            assert not parameter.grad[:, 2:].any()
+
+
+def test_a_step_after_rows_is_a_step() -> None:
+    peft_model, elastic = elastic_model()
+    before = logits(peft_model)
+    elastic.activate_rows(random_configs(elastic.space, len(IDS)))
+    assert elastic.active is None
+    elastic.activate(elastic.space.maximal())
+    assert torch.equal(logits(peft_model), before)
+    elastic.activate_rows([elastic.space.maximal()])
+    elastic.remove()
+    assert torch.equal(logits(peft_model), before)
+    with pytest.raises(InputError, match="groups"):
+        elastic.activate_rows([RankConfig({"no": 1})])

@@ -1,9 +1,13 @@
 """Batches hold examples of similar length, every example once, the same order from the same seed and epoch."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.adapt.order import BATCHES_PER_POOL, LengthBucketSampler
+from shears.adapt.order import BATCHES_PER_POOL, BLANK, LengthBucketSampler, Rows
+from shears.data.examples import Tokenized
+from shears.losses import IGNORED
 
 
 @given(st.lists(st.integers(1, 99), max_size=200), st.integers(1, 9), st.integers(0, 5), st.integers(0, 3))
@@ -29,3 +33,21 @@ def test_batches_waste_little_on_padding() -> None:
     batches = [[lengths[index] for index in order[i : i + 16]] for i in range(0, len(order), 16)]
     padded = sum(max(batch) * len(batch) for batch in batches)
     assert padded < 1.08 * sum(lengths)
+
+
+def test_the_last_batch_of_several_processes_is_filled_up_with_blanks() -> None:
+    sampler = LengthBucketSampler([1] * 10, 4, seed=0, multiple=4)
+    order = list(sampler)
+    assert len(order) == len(sampler) == 12
+    assert order[-2:] == [BLANK, BLANK]
+    rows = Rows([Tokenized([5, 6], [IGNORED, 6])] * 10)
+    assert rows[BLANK] == (BLANK, Tokenized([5, 5], [IGNORED, IGNORED]))
+    assert rows[3] == (3, rows.rows[3])
+    assert len(rows) == 10
+
+
+def test_equal_lengths_are_a_plain_shuffle() -> None:
+    order = list(LengthBucketSampler([1] * 400, 4, seed=0))
+    assert sorted(order) == list(range(400))
+    near = sum(abs(a - b) < 8 for a, b in pairwise(order))
+    assert near < 40

@@ -13,7 +13,7 @@ from shears.errors import InputError
 from shears.models import linears, load_model, weight_oi
 from shears.skeleton import Skeleton, UnsupportedCheckpoint
 from shears.sparsity import verify
-from shears.sparsity.prune import LinearSparsity, SparsityReport
+from shears.sparsity.report import LinearSparsity, SparsityReport
 from shears.sparsity.stage import sparsify
 from shears.sparsity.verify import check_saved
 from tests.oracles import wanda

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shears.artifacts import SPARSITY
 from shears.errors import InputError
-from shears.sparsity.prune import LinearSparsity, SparsityReport
+from shears.sparsity.report import LinearSparsity, SparsityReport
 from shears.sparsity.stage import sparsify
 from shears.sparsity.verify import check_saved
 from tests.tiny import tiny_model

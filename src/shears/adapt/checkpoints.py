@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from shears.adapt.processes import wait
 from shears.artifacts import sync_tree, write_json
 
 logger = logging.getLogger(__name__)
@@ -23,20 +24,27 @@ class MarkWhole(TrainerCallback):
     """Marks every checkpoint once all of it is on the disk."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Flush the checkpoint of this step, then mark it."""
+        """Flush the checkpoint of this step, then mark it, once every process has written its part."""
+        wait()
+        if args.process_index != 0:
+            return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         sync_tree(folder)
         write_json(folder / MARKER, {"step": state.global_step})
 
 
+def drop_torn(folder: Path) -> None:
+    """Delete the checkpoints that were not written to their end, with a message."""
+    for path in sorted(folder.glob("checkpoint-*"), key=_step):
+        if not (path / MARKER).is_file():
+            logger.warning("checkpoint %s was not written to its end; skipped", path.name)
+            shutil.rmtree(path)
+
+
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint, deleting torn ones with a message; None where there is none."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=_step)
-    for torn in [path for path in checkpoints if not (path / MARKER).is_file()]:
-        logger.warning("checkpoint %s was not written to its end; skipped", torn.name)
-        shutil.rmtree(torn)
-        checkpoints.remove(torn)
-    return checkpoints[-1] if checkpoints else None
+    """Return the newest whole checkpoint; None where there is none."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / MARKER).is_file()]
+    return max(whole, key=_step, default=None)
 
 
 def cut_log(path: Path, last_step: int) -> None:

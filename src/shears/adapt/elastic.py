@@ -1,13 +1,18 @@
 """Elastic LoRA: ranks beyond the active one are masked by a forward hook on PEFT's own `lora_A`.
 
 Rank r means the first r rows of A and the first r columns of B. Zeroing A's output beyond r equals slicing both, gives
-the unused ranks a gradient of exactly zero, and leaves PEFT's layers, files and merging as they are.
+the unused ranks a gradient of exactly zero, and leaves PEFT's layers, files and merging as they are. A mask may be one
+for all (R), or one for each row of a batch, so that one forward trains or scores many sub-adapters at once.
+
+B rows of a batch, R ranks; P packed rows of L tokens.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -36,7 +41,7 @@ class ElasticAdapter:
             for group, ranks in space.ranks.items()
         }
         self._hooks = [self._install(layer) for layer in self._all_layers()]
-        self.active = self.activate(space.maximal())
+        self.active: RankConfig | None = self.activate(space.maximal())
 
     def _all_layers(self) -> list[LoraLayer]:
         return [layer for layers in self._layers.values() for layer in layers]
@@ -54,10 +59,33 @@ class ElasticAdapter:
         config = self.space.check(config)
         for group, layers in self._layers.items():
             for layer in layers:
-                mask = layer.lora_A[self.adapter].get_buffer(MASK)
-                mask.copy_(torch.arange(mask.shape[0], device=mask.device) < config[group])
+                mask, weight = layer.lora_A[self.adapter].get_buffer(MASK), layer.lora_A[self.adapter].weight
+                ranks = torch.arange(weight.shape[0], device=weight.device)
+                if mask.ndim == 1:
+                    mask.copy_(ranks < config[group])  # in place: compiled code keeps its buffer
+                else:
+                    layer.lora_A[self.adapter].register_buffer(MASK, (ranks < config[group]).float(), persistent=False)
         self.active = config
         return config
+
+    def activate_rows(self, configs: Sequence[RankConfig], examples: Int[Tensor, "P L"] | None = None) -> None:
+        """Make the next forwards use other ranks for every row of the batch (B configurations).
+
+        With `examples`, rows are packed, and each token has the ranks of its example, an index into the configurations
+        (whichever, where there is none). InputError if they are not in the space.
+        """
+        checked = [self.space.check(config) for config in configs]
+        for group, layers in self._layers.items():
+            ranks = torch.tensor([config[group] for config in checked])
+            ranks = (ranks[:, None] if examples is None else ranks[examples.cpu()])[..., None]
+            masks: dict[tuple[int, torch.device], Tensor] = {}  # the linears of a group share theirs
+            for layer in layers:
+                linear = layer.lora_A[self.adapter]
+                size, device = linear.weight.shape[0], linear.weight.device
+                if (size, device) not in masks:
+                    masks[size, device] = (torch.arange(size) < ranks).float().to(device)
+                linear.register_buffer(MASK, masks[size, device], persistent=False)
+        self.active = None
 
     def num_parameters(self, config: RankConfig) -> int:
         """Return the parameters of the sub-adapter: rank * (in_features + out_features) over its linears."""

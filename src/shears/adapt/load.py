@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.space import SearchSpace
+from shears.adapt.sparse_adapter import make_sparse
 from shears.artifacts import SEARCH_SPACE, check_input, read_record, weights_fingerprint
 from shears.models import load_model, load_tokenizer, model_folder
 
@@ -39,14 +40,25 @@ def base_of(folder: Path, record: dict[str, Any], model: str | None = None) -> s
     return model or recorded
 
 
+def checked_base(folder: Path, record: dict[str, Any], model: str | None = None) -> str:
+    """Return the base model as `base_of` does; InputError if it is not the one the adapter was trained on."""
+    base = base_of(folder, record, model)
+    check_input(f"the base model {base}", record["base_fingerprint"], weights_fingerprint(model_folder(base)))
+    return base
+
+
 def load_super_adapter(
     folder: str | Path, model: str | None = None, dtype: str = "auto", device: str = "auto"
 ) -> SuperAdapter:
-    """Load a super-adapter on its frozen base; InputError if the base is not the one it was trained on."""
+    """Load a super-adapter on its frozen base, masked by its zeros where it was trained so (sparse_adapter).
+
+    InputError if the base is not the one it was trained on.
+    """
     folder = Path(folder)
     record = read_record(folder, SEARCH_SPACE)
-    base = base_of(folder, record, model)
-    check_input(f"the base model {base}", record["base_fingerprint"], weights_fingerprint(model_folder(base)))
+    base = checked_base(folder, record, model)
     peft_model = PeftModel.from_pretrained(load_model(base, dtype, device), str(folder))
     peft_model.eval()
+    if record.get("sparse_adapter", False):
+        make_sparse(peft_model)
     return SuperAdapter(peft_model, load_tokenizer(base), make_elastic(peft_model, space_of_record(record)), record)

@@ -1,25 +1,48 @@
-"""The order of training examples: batches of similar length, shuffled, from (seed, epoch) alone."""
+"""The order of training examples: shuffled, batches of similar length where that saves padding, from (seed, epoch)."""
 
 import random
 from collections.abc import Iterator, Sequence
 
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
+
+from shears.data.examples import Tokenized
+from shears.losses import IGNORED
 
 BATCHES_PER_POOL = 16  # examples are sorted by length within pools this large: little padding, still a random mix
+BLANK = -1  # the number of an example without labels, which fills up the last batch of several processes
+
+
+class Rows(Dataset[tuple[int, Tokenized]]):
+    """Training examples with their numbers; BLANK gives two tokens that carry no loss."""
+
+    def __init__(self, rows: Sequence[Tokenized]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, Tokenized]:
+        if index == BLANK:
+            return BLANK, Tokenized(self.rows[0].input_ids[:1] * 2, [IGNORED, IGNORED])
+        return index, self.rows[index]
 
 
 class LengthBucketSampler(Sampler[int]):
-    """Yields indices so that consecutive runs of `batch_size` have similar lengths; reshuffled by `set_epoch`."""
+    """Yields indices so that consecutive runs of `batch_size` have similar lengths; reshuffled by `set_epoch`.
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    Equal lengths are as good as none: a plain shuffle. At the end BLANK fills up to a multiple of `multiple`.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, multiple: int = 1) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+        self.missing = -len(lengths) % multiple
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next (accelerate calls this, also when resuming)."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.missing
 
     def __iter__(self) -> Iterator[int]:
         generator = random.Random(f"order/{self.seed}/{self.epoch}")
@@ -33,3 +56,4 @@ class LengthBucketSampler(Sampler[int]):
         generator.shuffle(batches)
         for batch in batches + short:
             yield from batch
+        yield from [BLANK] * self.missing

@@ -1,34 +1,87 @@
-"""The Trainer of the frozen sparse model: completion-only logits, batches of similar length, one log line a step."""
+"""The Trainer of the frozen sparse model: completion-only logits, packed rows, ranks by example.
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+B examples of a forward, K labelled tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import gather_object
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
 
 from shears.adapt.elastic import ElasticAdapter
-from shears.adapt.order import LengthBucketSampler
-from shears.errors import InputError
-from shears.losses import IGNORED, completion_losses
-from shears.progress import Meter
+from shears.adapt.order import BLANK, LengthBucketSampler
+from shears.adapt.sampling import Place, Sampling
+from shears.adapt.space import RankConfig
+from shears.data.collate import pad_left
+from shears.data.examples import Tokenized
+from shears.data.packing import pack
+from shears.losses import IGNORED, completion_losses, packed_losses
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes a batch of numbered rows: packed into rows of `capacity` tokens, or padded where that is None."""
+
+    pad_id: int
+    capacity: int | None
+
+    def __call__(self, numbered: Sequence[tuple[int, Tokenized]]) -> dict[str, Tensor]:
+        """Return the batch, with `numbers`, the examples' numbers in the training set."""
+        rows = [row for _, row in numbered]
+        batch = pad_left(rows, self.pad_id) if self.capacity is None else pack(rows, self.capacity, self.pad_id)
+        return {**batch, "numbers": torch.tensor([number for number, _ in numbered])}
+
+
+class ExampleLoss(NamedTuple):
+    """What a training example lost (nats per labelled token) under which ranks."""
+
+    example: int
+    loss: float
+    tokens: int
+    ranks: tuple[int, ...]
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it as plain JSON data."""
+        return {**self._asdict(), "loss": round(self.loss, 5), "ranks": list(self.ranks)}
 
 
 class CompletionTrainer(Trainer):
-    """A Trainer whose loss is the mean over the optimizer step's completion tokens, however they are split."""
+    """A Trainer whose loss is the mean over the optimizer step's completion tokens, however they are split.
 
-    def __init__(self, *, lengths: list[int], **kwargs: Any) -> None:
+    `lengths` are what batches are bucketed by. `strategy` draws the ranks of every example where it is one by example;
+    else a callback has drawn those of the step.
+    """
+
+    def __init__(self, *, lengths: list[int], elastic: ElasticAdapter, strategy: Sampling, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.lengths = lengths
+        self.lengths, self.elastic, self.strategy = lengths, elastic, strategy
         self.model_accepts_loss_kwargs = True  # makes Trainer count the step's labels and not divide again
-        self.step_loss, self.step_tokens = 0.0, 0
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        """Forget the figures of the step before."""
+        self.step_loss, self.step_tokens, self._forwards = 0.0, 0, 0
+        self.step_examples: list[ExampleLoss] = []
+
+    def step_figures(self) -> tuple[float, int, list[ExampleLoss]]:
+        """Return the step's loss, its tokens, and its examples where their ranks differ, over all processes."""
+        if self.accelerator.num_processes == 1:
+            return self.step_loss, self.step_tokens, self.step_examples
+        parts = gather_object([(self.step_loss, self.step_tokens, self.step_examples)])
+        examples = [example for part in parts for example in part[2]]
+        return sum(part[0] for part in parts), sum(part[1] for part in parts), examples
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthBucketSampler(self.lengths, size, self.args.seed)
+        together = self.args.train_batch_size * self.accelerator.num_processes
+        size = together * self.args.gradient_accumulation_steps
+        multiple = together if self.accelerator.num_processes > 1 else 1
+        return LengthBucketSampler(self.lengths, size, self.args.seed, multiple)
 
     def compute_loss(
         self,
@@ -38,42 +91,52 @@ class CompletionTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Return the summed loss of this forward over the number of labelled tokens in the whole step."""
-        labels = int((inputs["labels"] != IGNORED).sum())
-        total = num_items_in_batch if num_items_in_batch is not None else labels
-        loss = completion_losses(model, inputs).sum() / max(int(total), 1)
+        numbers: list[int] = inputs["numbers"].tolist()
+        configs = self._draw(len(numbers)) if self.strategy.by_example else []
+        losses, counts = self._example_losses(model, inputs, len(numbers), configs)
+        total = num_items_in_batch if num_items_in_batch is not None else counts.sum()
+        loss = losses.sum() / max(int(total), 1)
         self.step_loss += loss.item()
-        self.step_tokens += int(inputs["attention_mask"].sum())
-        if not torch.isfinite(loss):
-            step = self.state.global_step + 1
-            raise InputError(f"the loss must be finite, got {loss.item()} at step {step}; lower the learning rate")
-        return loss
+        self.step_tokens += _num_tokens(inputs)
+        if not self.strategy.by_step:
+            self._note(numbers, losses.detach() / counts.clamp(min=1), counts, configs)
+        self._forwards += 1
+        return loss * self.accelerator.num_processes  # whose mean, not sum, the gradients will be
+
+    def _draw(self, count: int) -> list[RankConfig]:
+        """Draw the ranks of this forward's examples, the same for any number of processes and forwards a step."""
+        forward = self._forwards * self.accelerator.num_processes + self.accelerator.process_index
+        first, step = forward * self.args.train_batch_size, self.state.global_step
+        return [self.strategy.config(Place(step, row=row)) for row in range(first, first + count)]
+
+    def _example_losses(
+        self, model: nn.Module, inputs: Mapping[str, Tensor], count: int, configs: Sequence[RankConfig]
+    ) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
+        """Return each example's summed loss and its number of labelled tokens."""
+        if "examples" not in inputs:
+            if configs:
+                self.elastic.activate_rows(configs)
+            padded = completion_losses(model, inputs)
+            return padded.sum(dim=1), (inputs["labels"][:, 1:] != IGNORED).sum(dim=1)
+        if configs:
+            self.elastic.activate_rows(configs, inputs["examples"])
+        losses, examples = packed_losses(model, inputs)
+        sums = losses.new_zeros(count).index_add(0, examples, losses)
+        return sums, torch.bincount(inputs["examples"][inputs["labels"] != IGNORED], minlength=count)
+
+    def _note(self, numbers: Sequence[int], losses: Tensor, counts: Tensor, configs: Sequence[RankConfig]) -> None:
+        drawn = configs or [self.elastic.active or {}] * len(numbers)  # none: all of this process have the active one
+        figures = zip(numbers, losses.tolist(), counts.tolist(), drawn, strict=True)
+        self.step_examples += [
+            ExampleLoss(number, loss, tokens, tuple(ranks.values()))
+            for number, loss, tokens, ranks in figures
+            if number != BLANK
+        ]
 
 
-class StepLog(TrainerCallback):
-    """Writes one JSON line per optimizer step and moves the progress bar."""
-
-    def __init__(self, path: Path, trainer: CompletionTrainer, elastic: ElasticAdapter, meter: Meter) -> None:
-        self.path, self.trainer, self.elastic, self.meter = path, trainer, elastic, meter
-        self.learning_rate, self.tokens = 0.0, 0
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Note the learning rate this step is made with."""
-        scheduler = kwargs["lr_scheduler"]
-        self.learning_rate = scheduler.get_last_lr()[0]
-        self.trainer.step_loss, self.trainer.step_tokens = 0.0, 0
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Log the step that was just made."""
-        self.tokens += self.trainer.step_tokens
-        line = {
-            "step": state.global_step,
-            "loss": self.trainer.step_loss,
-            "tokens": self.trainer.step_tokens,
-            "learning_rate": self.learning_rate,
-            "ranks": dict(self.elastic.active),
-        }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self.meter.advance(note=f"loss {self.trainer.step_loss:.3f}, {self.trainer.step_tokens} tokens")
+def _num_tokens(inputs: Mapping[str, Tensor]) -> int:
+    """Count the tokens of this forward without what only fills up a row or a batch."""
+    real = inputs["numbers"] != BLANK
+    if "examples" not in inputs:
+        return int(inputs["attention_mask"][real].sum())
+    return int((real[inputs["examples"]] & (inputs["examples"] >= 0)).sum())

@@ -25,7 +25,9 @@ class _ConsoleHandler(logging.Handler):
 
 
 def _quieten() -> None:
-    """Keep other libraries' bars and notices off the screen; our log lines say what matters."""
+    """Keep other libraries' bars and notices off the screen; our log lines, of the first process, say what matters."""
+    from shears.progress import is_first_process
+
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")
@@ -33,7 +35,7 @@ def _quieten() -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     if not logger.handlers:
-        logger.addHandler(_ConsoleHandler())
+        logger.addHandler(_ConsoleHandler() if is_first_process() else logging.NullHandler())
 
 
 def main() -> None:
@@ -67,5 +69,9 @@ def _click_exception() -> type[Exception]:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    """Exit with one line. What is wrong with the input, all processes of a launcher know, and the first one says."""
+    from shears.progress import is_first_process
+
+    if is_first_process() or code == 1:  # a machine fails alone
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

@@ -1,6 +1,7 @@
 """Command-line options made from a stage's configuration, so that a field, its flag and its help cannot drift apart."""
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -8,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from shears.errors import InputError
 from shears.fields import StageConfig
 from shears.resolve import stage_values
 
@@ -32,6 +34,8 @@ def with_stage_options(section: str, kind: type[StageConfig]) -> Callable[[Calla
         extra = [_keyword("config", CONFIG), _keyword("set_", SET)]
 
         def command(**given: Any) -> None:
+            if section != "train":
+                refuse_launcher(section)
             config, settings = given.pop("config"), given.pop("set_") or []
             flags = {name: given.pop(name) for name in kind.model_fields}
             verb(**given, values=stage_values(section, config, settings, flags))
@@ -43,6 +47,14 @@ def with_stage_options(section: str, kind: type[StageConfig]) -> Callable[[Calla
         return command
 
     return decorate
+
+
+def refuse_launcher(verb: str) -> None:
+    """Raise InputError where a launcher (torchrun, accelerate) started several processes of a verb that is one."""
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise InputError(
+            f"only train runs on several processes, got {verb} on {processes}; start it without a launcher"
+        )
 
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:

@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from shears.artifacts import SPARSITY, read_json
+from shears.progress import is_first_process
 
-console = Console()
+console = Console(quiet=not is_first_process())
 
 BARS = " ▁▂▃▄▅▆▇█"
 FEW_ZEROS, ALL_ZEROS = (247, 251, 255), (8, 48, 107)  # red, green, blue of a cell's background: near white, dark blue

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from shears.artifacts import MERGED, read_json
 from shears.cli import tables
 from shears.cli.app import app
-from shears.cli.options import SET, with_stage_options
+from shears.cli.options import SET, refuse_launcher, with_stage_options
 from shears.recipe import (
     EvaluateConfig,
     ExportConfig,
@@ -112,19 +113,31 @@ def search(
 @app.command()
 @with_stage_options("export", ExportConfig)
 def export(
-    super_adapter: Annotated[str, typer.Argument(metavar="SUPER", help="Super-adapter that train wrote.")],
+    super_adapter: Annotated[
+        str, typer.Argument(metavar="SUPER", help="Super-adapter that train wrote; to merge, a sub-adapter too.")
+    ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
+    model: Annotated[str | None, typer.Option(help="Its sparse model, if moved; only to merge.")] = None,
+    *,
     values: Values,
 ) -> None:
-    """Write one sub-adapter as an ordinary PEFT adapter.
+    """Write one sub-adapter as an ordinary PEFT adapter, or merge it into its model.
 
-    Stock PeftModel.from_pretrained loads OUT.
+    Stock PeftModel.from_pretrained loads an adapter, AutoModelForCausalLM a merged model.
 
     shears export adapter sub_adapter --ranks search/result.json
+
+    shears export adapter merged --ranks search/result.json --format merged-sparse
     """
     import shears
 
-    folder = shears.export_adapter(super_adapter, out, **values)
+    folder = shears.export_adapter(super_adapter, out, model=model, **values)
+    if (folder / MERGED).is_file():
+        zeros = read_json(folder / MERGED)["sparsity"]["after"]
+        tables.print_line(
+            f"{folder}: one model, {zeros:.1%} zeros. Next: shears evaluate {folder} --task ... --data TEST"
+        )
+        return
     tables.print_line(f"{folder}: PEFT adapter. Next: shears evaluate SPARSE --adapter {folder} --task ... --data TEST")
 
 
@@ -215,6 +228,7 @@ def run(
     import shears
     from shears.resolve import load_recipe
 
+    refuse_launcher("run")
     loaded = load_recipe(recipe, set_ or [])
     summary = shears.run(loaded, output)
     tables.print_summary(summary, Path(str(output or loaded.output)))

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from shears.adapt.sparse_adapter import make_sparse
 from shears.artifacts import check_input, find_record, read_json, read_record, weights_fingerprint, write_json
 from shears.errors import InputError, first_line
 from shears.evaluation.generate import stream
@@ -36,7 +37,7 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
     """
     wanted = build(EvaluateConfig, "evaluate", config)
     if wanted.template is None:
-        wanted = wanted.model_copy(update={"template": adapter_template(adapter)})
+        wanted = wanted.model_copy(update={"template": adapter_template(adapter or model)})
     loaded, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
     with autocast(wanted.precision, device_of(loaded)):
         evaluation = evaluate_task(loaded, tokenizer, wanted)
@@ -57,7 +58,7 @@ def generate_text(model: str, prompt: str, adapter: str | None = None, **config:
 
 
 def adapter_template(adapter: str | Path | None) -> str:
-    """Return the prompt template an adapter was trained with, as its record says; without a record, the default."""
+    """Return the template an adapter, or a model it was merged into, was trained with; the default without a record."""
     record = find_record(Path(adapter)) if adapter is not None else None
     content = read_json(record) if record is not None else {}
     template = content.get("template") or content.get("config", {}).get("template")
@@ -69,15 +70,21 @@ def load_with_adapter(
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Return a model, ready to evaluate, and its tokenizer; the adapter on it loads through stock PEFT.
 
-    InputError where the adapter does not load, lacks weights, or was trained on another base than this model.
+    One that was trained with sparse_adapter is masked by the model's zeros, as in its training. InputError where the
+    adapter does not load, lacks weights, or was trained on another base than this model.
     """
-    if adapter is not None:
-        _check_adapter(Path(adapter), model)
+    record = {} if adapter is None else _checked_record(Path(adapter), model)
     base, tokenizer = load_model(model, dtype, device), load_tokenizer(model)
-    return (base if adapter is None else _with_adapter(base, Path(adapter))), tokenizer
+    if adapter is None:
+        return base, tokenizer
+    adapted = _with_adapter(base, Path(adapter))
+    if record.get("sparse_adapter", False):
+        make_sparse(adapted)
+    return adapted, tokenizer
 
 
-def _check_adapter(adapter: Path, model: str | Path) -> None:
+def _checked_record(adapter: Path, model: str | Path) -> dict[str, Any]:
+    """Return an adapter's record, empty for one that is not ours; InputError where the model is not its base."""
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise InputError(f"the adapter must be a folder with {ADAPTER_CONFIG}, got {adapter}; check the path")
     path = find_record(adapter)
@@ -85,20 +92,22 @@ def _check_adapter(adapter: Path, model: str | Path) -> None:
     if "base_fingerprint" in record:
         found = weights_fingerprint(model_folder(model))
         check_input(f"the base model of {adapter}, here {model},", record["base_fingerprint"], found)
+    return record
 
 
-def _with_adapter(base: nn.Module, adapter: Path) -> nn.Module:
+def _with_adapter(base: nn.Module, adapter: Path) -> PeftModel:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            loaded: nn.Module = PeftModel.from_pretrained(base, str(adapter), torch_device=str(device_of(base)))
+            loaded = PeftModel.from_pretrained(base, str(adapter), torch_device=str(device_of(base)))
     except LOADING_ERRORS as error:
         raise InputError(
             f"{adapter} must be an adapter that PEFT loads onto this model, got: {first_line(error)}"
         ) from error
     for warning in (warning for warning in caught if not issubclass(warning.category, FutureWarning)):
         _refuse_or_log(adapter, str(warning.message))
-    return loaded.eval()
+    loaded.eval()
+    return loaded
 
 
 def _refuse_or_log(adapter: Path, message: str) -> None:

@@ -36,3 +36,13 @@ def _ranks_in(path: Path, fingerprint: str) -> dict[str, int]:
     if not isinstance(content, dict) or not all(isinstance(rank, int) for rank in content.values()):
         raise InputError(f'{path} must map every group to its rank, such as {{"layers.0.up_proj": 24}}')
     return content
+
+
+def ranks_file(ranks: str | None) -> Path | None:
+    """Return the file that ranks were read from; None for a name."""
+    return Path(ranks) if ranks and Path(ranks).is_file() else None
+
+
+def by_linear(space: SearchSpace, ranks: RankConfig) -> dict[str, int]:
+    """Return the rank of every linear of the space."""
+    return {linear: ranks[group] for group, linears in space.modules.items() for linear in linears}

@@ -22,7 +22,9 @@ from shears.artifacts import (
     working_folder,
     write_json,
 )
-from shears.export.choice import choose_ranks
+from shears.errors import InputError
+from shears.export.choice import by_linear, choose_ranks, ranks_file
+from shears.export.merge import merge_adapter
 from shears.export.tensors import padded, sliced
 from shears.recipe import ExportConfig
 from shears.resolve import build
@@ -36,16 +38,31 @@ FORMATS: Mapping[str, Callable[[Mapping[str, Tensor], Mapping[str, int]], dict[s
 }
 
 
-def export_adapter(super_adapter: str | Path, output: str | Path, **config: Any) -> Path:
+def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str | None = None, **config: Any) -> Path:
     """Write the chosen sub-adapter to the folder `output`; return that folder.
 
-    The keywords are the fields of `ExportConfig`. No model is loaded. InputError for ranks outside the search space.
+    The keywords are the fields of `ExportConfig`. It is an adapter, for which no model is read, or, in the merged
+    formats, a whole model: the base (`model` where it was moved) with the sub-adapter in its weights; these take a
+    sub-adapter that was exported before, too. InputError for ranks outside the search space and for another base.
     """
     settings, folder, output = build(ExportConfig, "export", config), Path(super_adapter), Path(output)
+    if settings.format not in FORMATS:
+        return merge_adapter(folder, output, model, settings)
+    if model is not None:
+        raise InputError(f"format {settings.format} reads no model, got model={model}; leave it out")
+    return _export(folder, output, settings)
+
+
+def _export(folder: Path, output: Path, settings: ExportConfig) -> Path:
     record = read_record(folder, SEARCH_SPACE)
     space = space_of_record(record)
     ranks = choose_ranks(settings.ranks or "heuristic", space, record["fingerprint"])
-    asked = {"super_adapter": str(super_adapter), **as_data(settings)}
+    asked = {"super_adapter": str(folder), **as_data(settings)}
+    if record.get("sparse_adapter", False):
+        logger.warning(
+            "%s was trained with sparse_adapter and computes something else in tools other than shears, which ignore "
+            "the mask; use --format merged-sparse for these", folder,
+        )  # fmt: skip
     with working_folder(output, asked, resume=None) as work:
         tensors = load_file(folder / WEIGHTS)
         chosen = FORMATS[settings.format](tensors, by_linear(space, ranks))
@@ -55,11 +72,6 @@ def export_adapter(super_adapter: str | Path, output: str | Path, **config: Any)
     count = sum(tensor.numel() for tensor in chosen.values())
     logger.info("exported %s: %.4g M adapter parameters, format %s", output, count / 1e6, settings.format)
     return output
-
-
-def by_linear(space: SearchSpace, ranks: RankConfig) -> dict[str, int]:
-    """Return the rank of every linear of the space."""
-    return {linear: ranks[group] for group, linears in space.modules.items() for linear in linears}
 
 
 def _adapter_config(folder: Path, space: SearchSpace, ranks: RankConfig, form: str) -> dict[str, Any]:
@@ -88,7 +100,7 @@ def _patterns(space: SearchSpace, ranks: RankConfig, max_rank: int) -> dict[str,
 
 
 def _record(record: Mapping[str, Any], settings: ExportConfig, ranks: RankConfig, work: Path) -> dict[str, Any]:
-    result = Path(settings.ranks) if settings.ranks and Path(settings.ranks).is_file() else None
+    result = ranks_file(settings.ranks)
     named = {"ranks": result.name} if result else {}  # its content counts, not where it lay
     return {
         "shears_version": __version__,
@@ -99,7 +111,9 @@ def _record(record: Mapping[str, Any], settings: ExportConfig, ranks: RankConfig
         "ranks_fingerprint": file_fingerprint(result) if result else None,
         "fingerprint": weights_fingerprint(work),
         "template": record["template"],
+        "data": record["config"].get("data"),
         "alpha": record["alpha"],
+        "sparse_adapter": record.get("sparse_adapter", False),
         "max_rank": record["max_rank"],
         "ranks": dict(ranks),
     }

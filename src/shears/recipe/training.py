@@ -67,7 +67,7 @@ class TrainConfig(StageConfig):
     def _check(self) -> "TrainConfig":
         if list(self.ranks) != sorted(set(self.ranks), reverse=True):
             raise ValueError(f"ranks must be distinct and largest first, got {','.join(map(str, self.ranks))}")
-        if self.batch_size % self.forward_size:
+        if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(
                 f"micro_batch_size must divide batch_size ({self.batch_size}), got {self.micro_batch_size}"
             )
@@ -86,8 +86,3 @@ class TrainConfig(StageConfig):
             )
         if self.dropout or self.init == "pissa":
             raise ValueError("sparse_adapter needs dropout 0 and init lora or recovery")
-
-    @property
-    def forward_size(self) -> int:
-        """Examples in one forward."""
-        return self.micro_batch_size or self.batch_size

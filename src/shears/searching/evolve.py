@@ -7,7 +7,7 @@ from optuna.samplers import NSGAIISampler
 from optuna.trial import FrozenTrial, TrialState
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.searching.strategy import Evaluated, Plan, digest, landmarks
+from shears.searching.strategy import Evaluated, Plan, digest, landmarks, opening
 from shears.searching.study import distributions, new_study
 
 GENERATIONS = 5  # in a small budget; Optuna's own population of 50 would be one random generation of 50 evaluations
@@ -15,15 +15,16 @@ SMALLEST_POPULATION, LARGEST_POPULATION = 4, 50
 
 
 class Nsga2:
-    """Proposes the landmarks, then children of the fittest; keeps a study of its own, a function of the history.
+    """Proposes heuristic, seeds and both ends, then children of the fittest; keeps a study, a function of the history.
 
     Optuna saves no generator, so each proposal gets a sampler seeded by (seed, length of the history).
     """
 
     def __init__(self, space: SearchSpace, plan: Plan) -> None:
         self._space, self._plan = space, plan
-        self._first = list(dict.fromkeys(landmarks(space)))
-        self._population = min(max(plan.max_evaluations // GENERATIONS, SMALLEST_POPULATION), LARGEST_POPULATION)
+        self._first = list(dict.fromkeys([*opening(space, plan), *landmarks(space)]))
+        population = min(max(plan.max_evaluations // GENERATIONS, SMALLEST_POPULATION), LARGEST_POPULATION)
+        self._population = max(population, len(self._first))  # all seeds are in the first generation
         self._forget()
 
     def _forget(self) -> None:
@@ -31,7 +32,7 @@ class Nsga2:
         self._study = new_study(["minimize", "minimize"])
 
     def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
-        """Return a landmark at first, then a child, which may be known."""
+        """Return a landmark or a seed at first, then a child, which may be known."""
         if list(history[: len(self._told)]) != self._told:
             self._forget()
         for evaluated in history[len(self._told) :]:

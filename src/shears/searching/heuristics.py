@@ -1,19 +1,19 @@
-"""No search at all: the middle rank of every group (Shears, section 3.3)."""
+"""No search at all: the middle rank of every group (Shears, section 3.3), and what the plan names beside it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.searching.strategy import Evaluated, Plan, first_unknown
+from shears.searching.strategy import Evaluated, Plan, first_unknown, opening
 
 
 @dataclass(frozen=True)
 class Heuristic:
-    """Proposes the heuristic configuration and ends."""
+    """Proposes the heuristic configuration, then the seeds, and ends."""
 
     space: SearchSpace
     plan: Plan
 
     def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
-        """Return the heuristic unless it is known."""
-        return first_unknown([self.space.heuristic()], history)
+        """Return the first of them that is not known."""
+        return first_unknown(opening(self.space, self.plan), history)

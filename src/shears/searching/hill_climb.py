@@ -1,11 +1,11 @@
-"""Hill climbing from the heuristic through neighbouring configurations (Shears, section 3.3)."""
+"""Hill climbing from the heuristic, or the best seed, through neighbouring configurations (Shears, section 3.3)."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.searching.strategy import Evaluated, Plan, first_unknown
+from shears.searching.strategy import Evaluated, Plan, first_unknown, opening
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,10 @@ class HillClimbing:
     plan: Plan
 
     def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
-        """Return the next unknown neighbour of the best configuration so far."""
-        if not history:
-            return self.space.heuristic()
+        """Return the heuristic and the seeds, then the next unknown neighbour of the best configuration so far."""
+        first = opening(self.space, self.plan)
+        if len(history) < len(first):
+            return first[len(history)]
         incumbent = self.plan.goal.best(history).ranks
         neighbours = list(self.space.neighbours(incumbent))
         random.Random(self.plan.stream(tuple(incumbent.values()))).shuffle(neighbours)

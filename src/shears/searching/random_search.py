@@ -5,21 +5,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.searching.strategy import Evaluated, Plan
+from shears.searching.strategy import Evaluated, Plan, first_unknown, opening
 
 
 @dataclass(frozen=True)
 class RandomSearch:
-    """Proposes the heuristic, then configurations drawn uniformly without repetition until the space is exhausted."""
+    """Proposes heuristic and seeds, then draws uniformly without repetition until the space is exhausted."""
 
     space: SearchSpace
     plan: Plan
 
     def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
         """Return an unknown configuration, None when all are known."""
+        first = first_unknown(opening(self.space, self.plan), history)
+        if first is not None:
+            return first
         known = {evaluated.ranks for evaluated in history}
-        if self.space.heuristic() not in known:
-            return self.space.heuristic()
         if len(known) == self.space.size:
             return None
         generator = random.Random(self.plan.stream(len(history)))

@@ -33,7 +33,8 @@ from shears.searching.hill_climb import HillClimbing
 from shears.searching.objective import accuracy_objective, loss_objective
 from shears.searching.pareto import pareto_front
 from shears.searching.random_search import RandomSearch
-from shears.searching.strategy import ACCURACY, LOSS, Evaluated, Objective, Plan, Strategy, digest
+from shears.searching.seeds import Seeds, pairs_for, propose
+from shears.searching.strategy import ACCURACY, LOSS, Evaluated, Objective, Plan, Strategy, digest, opening
 from shears.searching.study import Place, explore, open_ledger
 from shears.version import __version__
 
@@ -65,12 +66,13 @@ class SearchResult:
 def run_search(space: SearchSpace, objective: Objective, plan: Plan, place: Place = IN_MEMORY) -> SearchResult:
     """Search `space` for what `objective` calls best; any callable from RankConfig to figures will do.
 
-    `place` names a storage in which an interrupted search can be resumed. InputError for an unknown strategy, figures
-    that are not finite, or a storage that holds something else.
+    `place` names a storage in which an interrupted search can be resumed. InputError for an unknown strategy, a seed
+    outside of the space, figures that are not finite, or a storage that holds something else.
     """
     if plan.strategy not in STRATEGIES:
         raise InputError(f"strategy must be one of {', '.join(STRATEGIES)}, got {plan.strategy!r}")
-    budget = 1 if plan.strategy == "heuristic" else min(plan.max_evaluations, space.size)
+    first = len(opening(space, plan))
+    budget = min(first if plan.strategy == "heuristic" else space.size, plan.max_evaluations)
     with open_ledger(space, plan, place) as ledger, meter("search", budget, "evaluations") as progress:
         explore(STRATEGIES[plan.strategy](space, plan), objective, ledger, plan, progress)
         evaluations = list(ledger.known.values())
@@ -92,20 +94,25 @@ def search(
     interrupted search of the same configuration. InputError for what cannot be used.
     """
     settings, output, started = build(SearchConfig, "search", config), Path(output), time.monotonic()
-    fingerprint = read_record(Path(super_adapter), SEARCH_SPACE)["fingerprint"]
-    asked = {"super_adapter_fingerprint": fingerprint, **as_data(settings)}
+    trained = read_record(Path(super_adapter), SEARCH_SPACE)
+    fingerprint = trained["fingerprint"]
+    pairs = pairs_for(settings, Path(super_adapter), trained)
+    asked = _asked(settings, fingerprint)
     with working_folder(output, asked, resume=resume) as work:
         adapter = load_super_adapter(super_adapter, model, device=settings.device)
         data_fingerprint, objective = _objective(adapter, settings)
         about = {"data": data_fingerprint}
         place = Place(_study_url(work, settings), _study_name(output, asked), bool(resume), about)
-        result = run_search(adapter.elastic.space, objective, _plan(settings), place)
+        seeds = propose(pairs, adapter.elastic, settings.seeds) if pairs is not None else None
+        plan = _plan(settings, seeds)
+        result = run_search(adapter.elastic.space, objective, plan, place)
         record = {
             "shears_version": __version__,
             "config": as_data(settings),
             "super_adapter_fingerprint": fingerprint,
             "data_fingerprint": data_fingerprint,
             **result.as_data(),
+            **({"seeds": seeds.as_data(result.evaluations, plan.goal)} if seeds else {}),
         }
         write_json(work / RESULT, record)
     logger.info("%d configurations evaluated in %.0f s, chosen: %s", len(result.evaluations),
@@ -124,9 +131,15 @@ def _objective(adapter: SuperAdapter, settings: SearchConfig) -> tuple[str, Obje
     return rows_fingerprint(rows), loss_objective(adapter, rows, settings)
 
 
-def _plan(settings: SearchConfig) -> Plan:
+def _asked(settings: SearchConfig, fingerprint: str) -> dict[str, Any]:
+    """Return what names the search; without seeds as before there were any, so that its study is found again."""
+    asked = {"super_adapter_fingerprint": fingerprint, **as_data(settings)}
+    return asked if settings.seeds else {key: value for key, value in asked.items() if key != "seeds"}
+
+
+def _plan(settings: SearchConfig, seeds: Seeds | None) -> Plan:
     goal = LOSS if settings.objective == "loss" else ACCURACY
-    return Plan(settings.strategy, settings.max_evaluations, settings.seed, goal)
+    return Plan(settings.strategy, settings.max_evaluations, settings.seed, goal, seeds.configs if seeds else ())
 
 
 def _study_url(work: Path, settings: SearchConfig) -> str:

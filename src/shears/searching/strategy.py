@@ -66,12 +66,16 @@ LOSS, ACCURACY = Goal("loss"), Goal("accuracy", maximise=True)
 
 @dataclass(frozen=True)
 class Plan:
-    """How to search: strategy by name, most configurations to evaluate (each counts once), seed, goal."""
+    """How to search: strategy by name, most configurations to evaluate (each counts once), seed, goal.
+
+    `seeds` are evaluated right after the heuristic, as many as the budget holds; the strategy goes on from there.
+    """
 
     strategy: str
     max_evaluations: int
     seed: int
     goal: Goal = LOSS
+    seeds: tuple[RankConfig, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_evaluations < 1:
@@ -97,6 +101,14 @@ def first_unknown(candidates: Sequence[RankConfig], history: Sequence[Evaluated]
     """Return the first configuration that is not in the history, None if all are."""
     known = {evaluated.ranks for evaluated in history}
     return next((candidate for candidate in candidates if candidate not in known), None)
+
+
+def opening(space: SearchSpace, plan: Plan) -> list[RankConfig]:
+    """Return what every strategy evaluates first: the heuristic, then the plan's seeds, each once.
+
+    InputError for a seed outside of the space.
+    """
+    return list(dict.fromkeys([space.heuristic(), *map(space.check, plan.seeds)]))
 
 
 def landmarks(space: SearchSpace) -> list[RankConfig]:

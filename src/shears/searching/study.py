@@ -134,7 +134,14 @@ def _make_fast(connection: Any, _record: object) -> None:
 
 def _identity(space: SearchSpace, plan: Plan) -> dict[str, Any]:
     ranks = json.dumps({group: list(ranks) for group, ranks in space.ranks.items()})
-    return {"strategy": plan.strategy, "seed": plan.seed, "quality": plan.goal.quality, "space": digest(ranks)[:16]}
+    seeds = json.dumps([dict(config) for config in plan.seeds])
+    return {
+        "strategy": plan.strategy,
+        "seed": plan.seed,
+        "quality": plan.goal.quality,
+        "space": digest(ranks)[:16],
+        **({"seeding": digest(seeds)[:16]} if plan.seeds else {}),
+    }
 
 
 def _claim(study: optuna.Study, place: Place, about: dict[str, Any]) -> None:

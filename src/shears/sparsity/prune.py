@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,49 +16,19 @@ from shears.progress import track
 from shears.recipe import SparsifyConfig
 from shears.sparsity.activations import Activations, num_bytes
 from shears.sparsity.block_run import BlockRun, Context
-from shears.sparsity.capture import Captured
+from shears.sparsity.capture import Captured, Receive
 from shears.sparsity.masks import Pattern
 from shears.sparsity.matrices import Matrix
 from shears.sparsity.methods import METHODS, Needs, Task, prune_weight
 from shears.sparsity.plan import Chosen, choose, linear_name, zeros_by_weight
+from shears.sparsity.recovering import Recoveries
+from shears.sparsity.report import LinearSparsity, SparsityReport
 from shears.sparsity.shares import allocate
 from shears.sparsity.sources import BlockSource, WholeModel
 from shears.sparsity.statistics import InputMoments, InputNorms
 from shears.sparsity.walk import Batches, IrregularBlocks, Walk, evaluating, walk_blocks
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LinearSparsity:
-    """Zeros of one linear; `shape` is (outputs, inputs), the outputs of all experts together in a stack of them."""
-
-    shape: tuple[int, int]
-    zeros: int
-
-    @property
-    def sparsity(self) -> float:
-        """Share of zeros."""
-        return self.zeros / (self.shape[0] * self.shape[1])
-
-
-@dataclass(frozen=True)
-class SparsityReport:
-    """What pruning did: the target, the pruned linears by name, the share of block weights it could not reach.
-
-    `by_magnitude` names the weights (experts by number) that no calibration token reached.
-    """
-
-    target: float
-    linears: Mapping[str, LinearSparsity]
-    uncovered: float
-    by_magnitude: Sequence[str] = ()
-
-    @property
-    def achieved(self) -> float:
-        """Share of zeros over all pruned linears."""
-        weights = sum(linear.shape[0] * linear.shape[1] for linear in self.linears.values())
-        return sum(linear.zeros for linear in self.linears.values()) / weights
 
 
 def sparsify_model(
@@ -75,7 +44,12 @@ def sparsify_model(
 
 def needs_inputs(config: SparsifyConfig) -> bool:
     """Tell whether calibration text is looked at."""
-    return METHODS[config.method].needs != "nothing" or config.allocation != "uniform" or config.reconstruct
+    return config.allocation != "uniform" or _measures(config)
+
+
+def _measures(config: SparsifyConfig) -> bool:
+    """Tell whether pruning itself, once the sparsities are known, looks at inputs."""
+    return METHODS[config.method].needs != "nothing" or config.reconstruct or config.recover_rank > 0
 
 
 @torch.no_grad()
@@ -100,7 +74,7 @@ def prune_blocks(
 
     zeros = zeros_by_weight(chosen, config, lambda: allocate(source, batches, chosen, config, new_activations, context))
     pruner = _Pruner(source, chosen, config, zeros)
-    if METHODS[config.method].needs == "nothing" and not config.reconstruct:
+    if not _measures(config):
         for index in track(range(len(chosen.by_block)), "sparsify", len(chosen.by_block), "block"):
             with source.opened(index):
                 pruner.prune_all(index)
@@ -131,7 +105,7 @@ class _Pruner:
     def __init__(self, source: BlockSource, chosen: Chosen, config: SparsifyConfig, zeros: Mapping[str, int]) -> None:
         self._source, self._chosen, self._config, self._zeros = source, chosen, config, zeros
         self._pattern = Pattern.parse("layer" if config.pattern == "global" else config.pattern)
-        self._method = METHODS[config.method]
+        self._method, self._recoveries = METHODS[config.method], Recoveries(source.model, chosen, config)
         self._found: dict[str, list[tuple[tuple[int, int], int]]] = {}
         self._by_magnitude: list[str] = []
 
@@ -143,21 +117,38 @@ class _Pruner:
         """Measure a block's inputs and prune it.
 
         Norms are taken of the dense block, as Wanda does. Moments are taken linear by linear behind the pruned ones
-        before it, so that each makes up for what those changed.
+        before it, so that each makes up for what those changed; moments that only the recovery needs, with the norms.
         """
         matrices, index = self._chosen.by_block[run.name], int(run.name.rpartition(".")[2])
-        if self._needs == "norms" and matrices:
-            norms = InputNorms()
-            run.measure(matrices, norms.receive)
-            for matrix in self._checked(matrices):
-                self._prune(matrix, norms=norms.of(matrix))
-        elif matrices:
+        if self._needs == "moments" and matrices:
             for group in self._affordable(run.groups(self._checked(matrices))):
                 moments = InputMoments()
                 run.measure(group, moments.receive)
                 for matrix in group:
                     self._prune(matrix, moments=moments.of(matrix))
+        elif matrices:
+            norms, moments = InputNorms(), InputMoments()
+            measured = self._measured(matrices)
+            if measured:
+                run.measure(measured, self._receive(norms, moments))
+            for matrix in self._checked(matrices):
+                self._prune(matrix, norms.of(matrix), moments.of(matrix))
         self._keep(index, matrices)
+
+    def _measured(self, matrices: Sequence[Matrix]) -> Sequence[Matrix]:
+        """Return those whose inputs matter, to pruning or to the recovery."""
+        return [matrix for matrix in matrices if {self._needs, self._recoveries.needs(matrix)} != {"nothing"}]
+
+    def _receive(self, norms: InputNorms, moments: InputMoments) -> Receive:
+        """Return what fills the statistics with as much as each weight needs."""
+
+        def receive(matrix: Matrix, inputs: Tensor) -> None:
+            if self._needs != "moments":
+                norms.receive(matrix, inputs)
+            if "moments" in (self._needs, self._recoveries.needs(matrix)):
+                moments.receive(matrix, inputs)
+
+        return receive
 
     def _affordable(self, groups: Sequence[Sequence[Matrix]]) -> Iterator[Sequence[Matrix]]:
         """Split stacks of experts, each of which has moments of its own, so that these stay within the budget."""
@@ -178,8 +169,8 @@ class _Pruner:
     def prune_at_once(self, batches: Batches, context: Context) -> None:
         """Prune all blocks by what one forward of the whole dense model shows, for blocks that allow no walk."""
         model, norms, moments = self._source.model, InputNorms(), InputMoments()
-        receive = norms.receive if self._needs == "norms" else moments.receive
-        with evaluating(model), Captured(model, model, self._chosen.matrices, receive):
+        measured = self._measured(self._chosen.matrices)
+        with evaluating(model), Captured(model, model, measured, self._receive(norms, moments)):
             for batch in track(batches, "sparsify", len(batches), "batch"):
                 with context():
                     model(batch.to(self._source.device), use_cache=False)
@@ -195,18 +186,21 @@ class _Pruner:
         self._source.keep(index, list(dict.fromkeys(matrix.parameter for matrix in matrices)))
 
     def _prune(self, matrix: Matrix, norms: Tensor | None = None, moments: Tensor | None = None) -> None:
-        view = matrix.view(self._source.model)
+        view, recovers = matrix.view(self._source.model), self._recoveries.needs(matrix) != "nothing"
         if moments is not None and not moments.any():
             moments = None  # inputs that are always zero tell as little as none
-        if moments is not None:
+        if self._needs == "moments" and moments is not None:
             norms = moments.diagonal().sqrt()
         elif norms is None and self._needs != "nothing":
             logger.warning("no calibration token reached %s: pruned by magnitude alone", matrix.name)
             self._by_magnitude.append(matrix.name)
-        task = Task(view.float(), self._pattern, self._zeros[matrix.name], self._config.damping, norms, moments)
+        dense = view.to(torch.float32, copy=recovers)  # else the very weight that is written over below
+        task = Task(dense, self._pattern, self._zeros[matrix.name], self._config.damping, norms, moments)
         found, pruned = prune_weight(task, self._method, self._config.reconstruct)
         view.copy_(found)
         view.masked_fill_(pruned, 0.0)
+        if recovers:
+            self._recoveries.take(matrix, dense - view.float(), norms, moments)
         self._found.setdefault(linear_name(matrix), []).append((matrix.shape, int((view == 0).sum())))
 
     def report(self, target: float) -> SparsityReport:
@@ -217,7 +211,7 @@ class _Pruner:
             )
             for name, parts in self._found.items()
         }
-        return SparsityReport(target, done, self._chosen.uncovered, self._by_magnitude)
+        return SparsityReport(target, done, self._chosen.uncovered, self._by_magnitude, self._recoveries.report())
 
 
 def check_weights(model: nn.Module, matrices: Sequence[Matrix]) -> None:

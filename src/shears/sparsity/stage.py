@@ -20,7 +20,9 @@ from shears.models import DTYPES, load_model, load_tokenizer, model_folder, pick
 from shears.recipe import SparsifyConfig
 from shears.resolve import build
 from shears.skeleton import Skeleton, UnsupportedCheckpoint
-from shears.sparsity.prune import SparsityReport, needs_inputs, prune_blocks, sparsify_model
+from shears.sparsity.prune import needs_inputs, prune_blocks, sparsify_model
+from shears.sparsity.recovery_folder import write_recovery
+from shears.sparsity.report import SparsityReport
 from shears.sparsity.sources import StreamedModel
 from shears.sparsity.verify import check_saved
 from shears.sparsity.walk import IrregularBlocks
@@ -47,6 +49,8 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
         check_saved(work, report)
+        if report.recovered is not None:
+            write_recovery(work, output, report.recovered, settings.recover_by)
         base = weights_fingerprint(folder)
         origin = {"model": str(model), "base_fingerprint": base, "calibration_fingerprint": calibration}
         _write_record(work, settings, report, origin)

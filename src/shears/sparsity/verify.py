@@ -11,7 +11,7 @@ from shears.models import decoder_blocks, load_model
 from shears.skeleton import Skeleton, UnsupportedCheckpoint
 from shears.sparsity.matrices import Matrix, block_matrices
 from shears.sparsity.plan import linear_name
-from shears.sparsity.prune import LinearSparsity, SparsityReport
+from shears.sparsity.report import LinearSparsity, SparsityReport
 from shears.tensor_files import TensorFiles
 
 

@@ -1,0 +1,129 @@
+"""NLS against LoRA at equal budgets: starts, samplings, SparsePEFT; paired, over seeds and tasks.
+
+    python -m benchmarks.nls run --data FOLDER --task mawps --arms lora,nls-recovery --seeds 0,1,2 --epochs 1 --work DIR
+    python -m benchmarks.nls table --results FILE.jsonl
+
+FOLDER holds mawps/, ARC-Easy/, boolq/ in LLM-Adapters' form. A run that is in the results already is not made again,
+and several processes may share DIR (each with --results and arms of its own). Needs the data, so it is no test.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import shears
+from benchmarks.nls_arms import ARMS, Arm
+from benchmarks.nls_table import print_table
+from benchmarks.nls_tasks import TASKS, Task
+from benchmarks.report import environment, log_to_stderr
+from shears.adapt.load import load_super_adapter
+from shears.data.examples import load_examples, tokenize_all
+from shears.evaluation.score import mean_completion_loss, padding
+from shears.models import autocast
+
+MODEL = "smollm2-135m"
+
+
+def main() -> None:
+    """Run one of the commands."""
+    arguments = _arguments()
+    if arguments.command == "table":
+        print_table([json.loads(line) for path in arguments.results for line in path.read_text().splitlines()])
+        return
+    log_to_stderr()
+    print(environment(), flush=True)
+    task = TASKS[arguments.task]
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    data = task.write(arguments.data, arguments.work / task.name)
+    for seed in arguments.seeds:
+        for name in arguments.arms:
+            key = {"task": task.name, "arm": name, "seed": seed, "epochs": arguments.epochs}
+            if key not in [{part: row[part] for part in key} for row in _rows(arguments.results[0])]:
+                base = _base(arguments.work / task.name, data["train"], ARMS[name].recover_by)
+                row = key | _run(ARMS[name], task, data, base, key, arguments.work / task.name)
+                with arguments.results[0].open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _base(work: Path, text: Path, recover_by: str) -> Path:
+    """Return the model at 50 % by Wanda, the method of the paper, with a recovery of either kind; equal weights."""
+    base = work / f"sparse-{recover_by}"
+    if not base.exists():
+        shears.sparsify(
+            MODEL, base, calibration=str(text), num_samples=32, sequence_length=512, recover_rank=40,
+            recover_by=recover_by,
+        )  # fmt: skip
+    return base
+
+
+def _run(
+    arm: Arm, task: Task, data: Mapping[str, Path], base: Path, key: Mapping[str, Any], work: Path
+) -> dict[str, Any]:
+    """Train an arm; return its losses, its accuracies and every answer's rightness."""
+    model = MODEL if arm.dense else str(base)
+    adapter = work / f"{arm.name}-seed{key['seed']}-epochs{key['epochs']:g}"
+    start = time.monotonic()
+    if not adapter.exists():
+        shears.train(
+            model, adapter, resume=True, data=str(data["train"]), seed=key["seed"], epochs=key["epochs"],
+            max_length=task.max_length, **arm.keywords,
+        )  # fmt: skip
+    row: dict[str, Any] = {
+        "seconds": round(time.monotonic() - start, 1),
+        "losses": _losses(adapter, data["validation"]),
+    }
+    measured = {ranks: _right(arm, task, data, adapter, model, ranks) for ranks in arm.measured}
+    row["right"] = {ranks: "".join("01"[bit] for bit in bits) for ranks, bits in measured.items()}
+    print({**key, "losses": row["losses"], **{name: sum(b) / len(b) for name, b in measured.items()}}, flush=True)
+    return row
+
+
+def _losses(adapter: Path, validation: Path) -> dict[str, float]:
+    """Return the loss per completion token on the validation examples, for three rank configurations."""
+    loaded = load_super_adapter(adapter)
+    examples = load_examples(str(validation), loaded.record["template"], loaded.tokenizer)
+    rows, losses = tokenize_all(examples, loaded.tokenizer, 4096), {}
+    for name in ("maximal", "heuristic", "minimal"):
+        loaded.elastic.activate(getattr(loaded.elastic.space, name)())
+        with autocast("auto", "cpu"):
+            losses[name] = mean_completion_loss(loaded.model, rows, padding(loaded.tokenizer), 32)
+    return losses
+
+
+def _right(arm: Arm, task: Task, data: Mapping[str, Path], adapter: Path, model: str, ranks: str) -> list[bool]:
+    folder = adapter.with_name(f"{adapter.name}-{ranks}")
+    if not folder.exists():
+        shears.export_adapter(adapter, folder, ranks=ranks, format="merged-sparse" if arm.merged else "peft")
+    evaluated = (
+        shears.evaluate(str(folder), data=str(data["test"]), **task.evaluation)
+        if arm.merged
+        else shears.evaluate(model, adapter=str(folder), data=str(data["test"]), **task.evaluation)
+    )
+    if arm.merged:
+        shutil.rmtree(folder)  # a whole model
+    return [bool(record["correct"]) for record in evaluated.records]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "table"])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--task", choices=list(TASKS), default="mawps")
+    parser.add_argument("--arms", type=lambda text: text.split(","), default=list(ARMS)[:6])
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0])
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--work", type=Path, default=Path("runs/nls"), help="keep and reuse the artifacts here")
+    parser.add_argument("--results", type=Path, nargs="+", default=[Path("nls.jsonl")])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

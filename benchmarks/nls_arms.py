@@ -1,0 +1,61 @@
+"""The arms of benchmarks.nls: what is trained, on which base, and which ranks are measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+BUDGET: dict[str, Any] = {"alpha": 64, "learning_rate": 1e-3, "batch_size": 16}
+RANKS = (32, 24, 16)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train: `dense` says on the unpruned model; `measured` are the ranks whose accuracy is taken.
+
+    The loss on the validation examples is taken for the largest, middle and smallest ranks of every arm.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    dense: bool = False
+    merged: bool = False
+    recover_by: str = "norms"
+    measured: tuple[str, ...] = ("heuristic",)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Return what `shears.train` is called with, beside data, seed and epochs."""
+        return {**BUDGET, "ranks": RANKS, **self.settings}
+
+
+def _lora(rank: int = 32, **settings: Any) -> dict[str, Any]:
+    return {"ranks": (rank,), **settings}
+
+
+ALL = ("heuristic", "maximal", "minimal")
+RECOVERY: dict[str, Any] = {"init": "recovery"}
+SANDWICH: dict[str, Any] = {**RECOVERY, "sampling": "sandwich"}
+ARMS: Mapping[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm("dense-lora", _lora(), dense=True),
+        Arm("lora", _lora()),
+        Arm("nls", {}, measured=ALL),
+        Arm("lora-recovery", _lora(**RECOVERY)),
+        Arm("nls-recovery", RECOVERY, measured=ALL),
+        Arm("sparse-peft", {"sparse_adapter": True}, merged=True),
+        Arm("lora-moments", _lora(**RECOVERY), recover_by="moments"),
+        Arm("nls-moments", RECOVERY, recover_by="moments", measured=ALL),
+        Arm("nls-moments-sandwich", SANDWICH, recover_by="moments", measured=ALL),
+        Arm("nls-moments-per-example", {**RECOVERY, "sampling": "per-example"}, recover_by="moments"),
+        Arm("nls-moments-curriculum", {**RECOVERY, "curriculum": 0.5}, recover_by="moments"),
+        Arm("nls-moments-sandwich-32-28-24", {**SANDWICH, "ranks": (32, 28, 24)}, recover_by="moments"),
+        Arm("nls-moments-sandwich-40-32-24", {**SANDWICH, "ranks": (40, 32, 24), "alpha": 80}, recover_by="moments"),
+        Arm("nls-moments-sandwich-lr2e-3", {**SANDWICH, "learning_rate": 2e-3}, recover_by="moments"),
+        Arm("lora-moments-lr2e-3", _lora(**RECOVERY, learning_rate=2e-3), recover_by="moments"),
+        Arm("lora24-moments", _lora(24, alpha=48, **RECOVERY), recover_by="moments"),
+        Arm("lora16-moments", _lora(16, alpha=32, **RECOVERY), recover_by="moments"),
+        Arm("nls-recovery-sandwich", SANDWICH),
+        Arm("lora-pissa", _lora(init="pissa")),
+    )
+}

@@ -1,0 +1,66 @@
+"""Prints what benchmarks.nls found: every arm over its seeds, and the differences that the claims are about, paired."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.paired import difference, mean_and_interval
+
+Row = dict[str, Any]
+CLAIMS = (
+    ("(a) NLS heuristic from the recovery by moments, against dense + LoRA", "nls-moments", "dense-lora"),
+    ("(a) the same, sampled as a sandwich", "nls-moments-sandwich", "dense-lora"),
+    ("(a) NLS heuristic from the recovery by norms, against dense + LoRA", "nls-recovery", "dense-lora"),
+    ("(b) NLS heuristic against LoRA, both from the recovery by moments", "nls-moments", "lora-moments"),
+    ("(b) the same, sampled as a sandwich", "nls-moments-sandwich", "lora-moments"),
+    ("(b) the same, ranks 32, 28, 24", "nls-moments-sandwich-32-28-24", "lora-moments"),
+    ("(b) NLS heuristic against LoRA, both from the recovery by norms", "nls-recovery", "lora-recovery"),
+    ("(b) NLS heuristic against LoRA, both from PEFT's start", "nls", "lora"),
+    ("recovery by norms against PEFT's start, LoRA", "lora-recovery", "lora"),
+    ("recovery by moments against that by norms, LoRA", "lora-moments", "lora-recovery"),
+    ("(c) SparsePEFT merged against NLS heuristic un-merged, PEFT's start", "sparse-peft", "nls"),
+)
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Print one table of arms and one of differences for every task and number of epochs."""
+    for task, epochs in sorted({(row["task"], row["epochs"]) for row in rows}):
+        chosen = [row for row in rows if (row["task"], row["epochs"]) == (task, epochs)]
+        print(f"\n### {task}, {epochs:g} epochs\n")
+        print("| arm | ranks | accuracy | 95 % interval | n x seeds | validation loss, per seed | seconds |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        for arm in dict.fromkeys(row["arm"] for row in chosen):
+            _print_arm([row for row in chosen if row["arm"] == arm])
+        _print_claims(chosen)
+
+
+def _print_arm(rows: Sequence[Row]) -> None:
+    seconds = ", ".join(f"{row['seconds']:.0f}" for row in rows)
+    for ranks in rows[0]["losses"]:
+        losses = ", ".join(f"{row['losses'][ranks]:.4f}" for row in rows)
+        if ranks in rows[0]["right"]:
+            runs = [_bits(row, ranks) for row in rows]
+            mean, low, high = mean_and_interval(runs)
+            figures = f"{mean:.1%} | {low:.1%} to {high:.1%} | {len(runs[0])} x {len(runs)}"
+        else:
+            figures = "- | - | -"
+        print(f"| {rows[0]['arm']} | {ranks} | {figures} | {losses} | {seconds} |")
+
+
+def _print_claims(rows: Sequence[Row]) -> None:
+    lines = [line for claim in CLAIMS if (line := _claim(rows, *claim))]
+    if lines:
+        print("\n| difference in accuracy, paired | points | 95 % interval | seeds |\n| --- | --- | --- | --- |")
+        print("\n".join(lines))
+
+
+def _claim(rows: Sequence[Row], title: str, one: str, other: str) -> str | None:
+    by_arm = {arm: {row["seed"]: row for row in rows if row["arm"] == arm} for arm in (one, other)}
+    seeds = sorted(by_arm[one].keys() & by_arm[other].keys())
+    if not seeds:
+        return None
+    mean, low, high = difference(*[[_bits(by_arm[arm][seed], "heuristic") for seed in seeds] for arm in (one, other)])
+    return f"| {title} | {100 * mean:+.1f} | {100 * low:+.1f} to {100 * high:+.1f} | {', '.join(map(str, seeds))} |"
+
+
+def _bits(row: Row, ranks: str) -> list[bool]:
+    return [bit == "1" for bit in row["right"][ranks]]

@@ -1,0 +1,59 @@
+"""The tasks of benchmarks.nls: train, validation and test examples as files, and how an answer is judged."""
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.mawps_data import write_splits
+
+
+@dataclass(frozen=True)
+class Task:
+    """`write(source, target)` gives the files of the three splits; `evaluation` is what `shears.evaluate` is told."""
+
+    name: str
+    write: Callable[[Path, Path], Mapping[str, Path]]
+    evaluation: Mapping[str, Any]
+    max_length: int = 512
+
+
+def _mawps(source: Path, target: Path) -> dict[str, Path]:
+    """The test figures are of test and validation questions together (no configuration is chosen on either)."""
+    target.mkdir(parents=True, exist_ok=True)
+    paths = write_splits(source / "mawps", target)
+    both = target / "held-out.jsonl"
+    both.write_text(paths["test"].read_text() + paths["validation"].read_text())
+    return {**paths, "test": both}
+
+
+def _choices(
+    folder: str, num_train: int, num_validation: int, num_test: int
+) -> Callable[[Path, Path], dict[str, Path]]:
+    """Draw the splits once, by a fixed seed: validation out of train, never out of test."""
+
+    def write(source: Path, target: Path) -> dict[str, Path]:
+        target.mkdir(parents=True, exist_ok=True)
+        generator = random.Random(0)
+        train, test = (json.loads((source / folder / f"{split}.json").read_text()) for split in ("train", "test"))
+        generator.shuffle(train)
+        parts = {
+            "validation": train[:num_validation],
+            "train": train[num_validation : num_validation + num_train],
+            "test": generator.sample(test, min(num_test, len(test))),
+        }
+        paths = {split: target / f"{split}.json" for split in parts}
+        for split, rows in parts.items():
+            paths[split].write_text(json.dumps(rows))
+        return paths
+
+    return write
+
+
+TASKS: Mapping[str, Task] = {
+    "mawps": Task("mawps", _mawps, {"task": "equation", "max_new_tokens": 32}),
+    "arc-easy": Task("arc-easy", _choices("ARC-Easy", 2051, 200, 1000), {"task": "choices"}),
+    "boolq": Task("boolq", _choices("boolq", 2000, 200, 1000), {"task": "choices"}),
+}

@@ -1,0 +1,102 @@
+"""What `benchmarks.train_speed` compares: the plain recipe and ours, on one base and the same examples."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from benchmarks.plain_peft import BATCH_SIZE, LEARNING_RATE, plain_trainer
+from shears.adapt.fit import fit
+from shears.adapt.order import LengthBucketSampler
+from shears.adapt.ready import prepare
+from shears.data.examples import Tokenized, load_examples, tokenize_all
+from shears.models import load_tokenizer, resolved_precision
+from shears.recipe import TrainConfig
+
+PLAIN, LORA, HOOKLESS = "plain PEFT", "LoRA, packed", "LoRA, packed, hooks off"
+NLS, SPARSE = "NLS uniform, packed", "SparsePEFT, packed"
+ARMS: dict[str, dict[str, Any]] = {
+    PLAIN: {},
+    "LoRA, padded in length buckets": {"ranks": 32, "packing": False},
+    LORA: {"ranks": 32},
+    HOOKLESS: {"ranks": 32},  # the hooks that mask ranks are there with one rank too: this is LoRA without them
+    NLS: {},
+    "NLS per example, packed": {"sampling": "per-example"},
+    "NLS sandwich, packed": {"sampling": "sandwich"},
+    SPARSE: {"sparse_adapter": True},
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every arm trains: a base, a file of examples, passed over `rounds` times; and a folder to work in."""
+
+    base: str
+    data: str
+    rounds: int
+    folder: str
+
+    def settings(self, arm: str) -> TrainConfig:
+        """Return the configuration of one of our arms."""
+        longest = max(len(row.input_ids) for row in self.rows())
+        return TrainConfig.model_validate(
+            {"data": self.data, "epochs": self.rounds, "learning_rate": LEARNING_RATE, "batch_size": BATCH_SIZE,
+             "max_length": max(512, longest), "save_steps": 10**6, "device": "cpu", **ARMS[arm]}
+        )  # fmt: skip
+
+    def rows(self) -> list[Tokenized]:
+        """Return the tokenized examples."""
+        tokenizer = load_tokenizer(self.base)
+        return tokenize_all(load_examples(self.data, "question", tokenizer), tokenizer, max_length=10**6)
+
+    def order(self) -> list[int]:
+        """Return the examples' numbers in the order in which our packed arms take them."""
+        sampler = LengthBucketSampler([1] * len(self.rows()), BATCH_SIZE, seed=0)
+        numbers: list[int] = []
+        for epoch in range(self.rounds):
+            sampler.set_epoch(epoch)
+            numbers += sampler
+        return numbers
+
+
+def loaded(arm: str, job: Job) -> Callable[[], object]:
+    """Load an arm's model and data; return what trains it."""
+    settings, work = job.settings(arm), Path(job.folder) / arm
+    work.mkdir()
+    if arm == PLAIN:
+        rows, bf16 = job.rows(), resolved_precision(settings.precision, "cpu") == "bf16"
+        return plain_trainer(job.base, [asdict(rows[number]) for number in job.order()], work, bf16=bf16).train
+    ready = prepare(job.base, settings)
+    if arm == HOOKLESS:
+        for hook in ready.elastic._hooks:
+            hook.remove()
+    return partial(fit, ready, work, settings)
+
+
+def train(arm: str, job: Job) -> None:
+    """Load and train an arm, without a word."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # peft 0.21 reads what transformers 5.24 renamed
+    loaded(arm, job)()
+
+
+def num_tokens(row: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return about how many tokens an example has."""
+    return len(tokenizer(row["prompt"] + row["completion"])["input_ids"])
+
+
+def lengthened(rows: Sequence[dict[str, str]], length: int, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
+    """Return every k-th row with those before it, solved, in its prompt; k for about `length` tokens."""
+    each = max(round(length / mean(num_tokens(row, tokenizer) for row in rows)), 1)
+    texts = [row["prompt"] + row["completion"] for row in rows]
+    return [
+        {**rows[last], "prompt": "\n\n".join([*texts[last - each + 1 : last], rows[last]["prompt"]])}
+        for last in range(each - 1, len(rows), each)
+    ]

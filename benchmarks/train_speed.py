@@ -1,0 +1,157 @@
+"""Training speed and memory: the plain PEFT recipe beside ours, on one sparse base and the same examples, in turns.
+
+    python -m benchmarks.train_speed --data FOLDER [--model smollm2-135m] [--steps 6] [--rounds 5] [--length N]
+    python -m benchmarks.train_speed --data FOLDER --memory
+
+FOLDER holds LLM-Adapters' MAWPS. The base is pruned by magnitude to 50 %, or given (`--base`). A round is one pass over
+`--steps` x 16 examples, the same in every arm; but for the arm in length buckets, the batches are the same too. One arm
+makes an optimizer step while the others wait (benchmarks/turns.py). One more round comes first and does not count.
+`--length N` puts solved questions before every question, up to about N tokens. `--memory` makes three steps on the 16
+longest examples, each arm by itself.
+"""
+
+import argparse
+import json
+import operator
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import mean, median
+
+import shears
+from benchmarks.mawps_data import write_splits
+from benchmarks.memory import Usage, peak_memory
+from benchmarks.plain_peft import BATCH_SIZE
+from benchmarks.report import environment, log_to_stderr
+from benchmarks.train_arms import ARMS, HOOKLESS, LORA, NLS, PLAIN, SPARSE, Job, lengthened, num_tokens, train
+from benchmarks.turns import take_turns
+from shears.models import load_tokenizer, resolved_precision
+
+TARGETS = (  # the seconds of one arm's step over those of another
+    (PLAIN, LORA, ">=", 1.8),
+    (PLAIN, NLS, ">=", 1.8),
+    (NLS, LORA, "<=", 1.02),
+    (NLS, HOOKLESS, "<=", 1.02),
+    (SPARSE, LORA, "<=", 1.5),
+)
+RELATIONS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
+MEMORY_TARGET = 0.6  # of the plain recipe's peak
+MEMORY_STEPS = 3
+WARM_UP = 1  # rounds
+SPREAD = "(min to max)"
+Seconds = Mapping[str, Sequence[float]]
+
+
+def main() -> None:
+    """Prune, choose the examples, measure, print."""
+    arguments = _arguments()
+    log_to_stderr()
+    with tempfile.TemporaryDirectory() as folder:
+        base = arguments.base or str(
+            shears.sparsify(arguments.model, folder + "/sparse", method="magnitude", sparsity=0.5)
+        )
+        data = write_examples(arguments, base, Path(folder))
+        rounds = MEMORY_STEPS if arguments.memory else WARM_UP + arguments.rounds
+        job = Job(base, str(data), rounds, folder)
+        print(f"{environment()}, {resolved_precision('auto', 'cpu')}", flush=True)
+        for line in (memory if arguments.memory else speed)(list(ARMS), job):
+            print(line, flush=True)
+
+
+def write_examples(arguments: argparse.Namespace, base: str, folder: Path) -> Path:
+    """Write the examples to train on, chosen at random, or the longest for memory; return the file."""
+    tokenizer, target = load_tokenizer(base), folder / "examples.jsonl"
+    rows = [json.loads(line) for line in write_splits(arguments.data, folder)["train"].read_text().splitlines()]
+    if arguments.length:
+        rows = lengthened(rows, arguments.length, tokenizer)
+    if arguments.memory:
+        rows = sorted(rows, key=lambda row: num_tokens(row, tokenizer))[-BATCH_SIZE:]
+    else:
+        rows = random.Random(0).sample(rows, arguments.steps * BATCH_SIZE)
+    target.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return target
+
+
+def speed(arms: Sequence[str], job: Job) -> Iterator[str]:
+    """Time the arms; yield the lines of the report."""
+    sizes = [len(row.input_ids) for row in job.rows()]
+    steps = len(sizes) // BATCH_SIZE
+    taken = take_turns({arm: partial(train, arm, job) for arm in arms}, job.rounds * steps)
+    yield from speed_report(by_round(taken, steps), sum(sizes) / steps)
+
+
+def by_round(taken: Seconds, steps: int) -> dict[str, list[float]]:
+    """Return the mean seconds of a step in every round that counts, by arm."""
+    starts = range(WARM_UP * steps, len(next(iter(taken.values()))), steps)
+    return {arm: [mean(seconds[start : start + steps]) for start in starts] for arm, seconds in taken.items()}
+
+
+def quotients(seconds: Seconds, arm: str, other: str) -> list[float]:
+    """Return the step of an arm over that of another, in every round."""
+    return [one / two for one, two in zip(seconds[arm], seconds[other], strict=True)]
+
+
+def speed_report(seconds: Seconds, tokens: float) -> Iterator[str]:
+    """Yield the lines of both tables; `tokens` is the mean of a step, padding not counted."""
+    yield f"\n{tokens:.0f} tokens a step of {BATCH_SIZE} examples\n"
+    yield f"| arm | s/step {SPREAD} | examples/s | tokens/s | times as fast as {PLAIN} {SPREAD} |"
+    yield "| --- " * 5 + "|"
+    for arm, values in seconds.items():
+        step, faster = median(values), quotients(seconds, PLAIN, arm)
+        yield f"| {arm} | {_spread(values)} | {BATCH_SIZE / step:.2f} | {tokens / step:.0f} | {_spread(faster)} |"
+    yield f"\n| step over step | measured {SPREAD} | target | met |\n" + "| --- " * 4 + "|"
+    for arm, other, relation, target in TARGETS:
+        if {arm, other} <= seconds.keys():
+            measured = quotients(seconds, arm, other)
+            met = RELATIONS[relation](median(measured), target)
+            yield f"| {arm} / {other} | {_spread(measured, 3)} | {relation} {target} | {_yes(met)} |"
+
+
+def _spread(values: Sequence[float], digits: int = 2) -> str:
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _yes(met: bool) -> str:
+    return "yes" if met else "no"
+
+
+def memory(arms: Sequence[str], job: Job) -> Iterator[str]:
+    """Train the arms one after the other, each in a fresh process; yield the lines of the report of their peaks."""
+    usages: dict[str, Usage] = {}
+    for arm in arms:
+        setup = f"from benchmarks.train_arms import Job, loaded; train = loaded({arm!r}, {job!r})"
+        usages[arm] = peak_memory(setup, "train()")
+    longest = max(len(row.input_ids) for row in job.rows())
+    yield f"\n{BATCH_SIZE} examples of up to {longest} tokens a step"
+    yield from memory_report(usages)
+
+
+def memory_report(usages: Mapping[str, Usage]) -> Iterator[str]:
+    """Yield the lines of the table: all that a process held at its peak, and how much of it came after loading."""
+    yield f"\n| arm | peak, GB | over {PLAIN} | loaded, GB | peak above it, GB | over {PLAIN} |\n" + "| --- " * 6 + "|"
+    totals = {arm: usage.baseline + usage.peak for arm, usage in usages.items()}
+    for arm, usage in usages.items():
+        yield (
+            f"| {arm} | {totals[arm] / 1e9:.2f} | {totals[arm] / totals[PLAIN]:.2f} | {usage.baseline / 1e9:.2f} "
+            f"| {usage.peak / 1e9:.2f} | {usage.peak / usages[PLAIN].peak:.2f} |"
+        )
+    measured = totals[NLS] / totals[PLAIN]
+    yield f"\n{NLS} / {PLAIN}: {measured:.2f}, target <= {MEMORY_TARGET}, met: {_yes(measured <= MEMORY_TARGET)}"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--base", help="a sparse model's folder, in place of pruning --model")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--length", type=int)
+    parser.add_argument("--memory", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Trainings timed side by side: each in a process of its own, and one makes an optimizer step while the others wait.
+
+steps = take_turns({"one": partial(train, ...), "other": partial(train, ...)}, 30)
+steps["one"]                          # seconds of its 30 steps, whatever they consist of
+"""
+
+import multiprocessing
+import random
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import DEFAULT_CALLBACKS
+
+
+def take_turns(trainings: Mapping[str, Callable[[], object]], steps: int) -> dict[str, list[float]]:
+    """Return the seconds of every optimizer step of every training, in another order of trainings at each step.
+
+    A training is called in its process (so it must be picklable) and runs one transformers Trainer of that many steps.
+    RuntimeError where one ends early.
+    """
+    context, processes = multiprocessing.get_context("spawn"), {}
+    batons: dict[str, Connection] = {}
+    for name, training in trainings.items():
+        batons[name], theirs = context.Pipe()
+        processes[name] = context.Process(target=_take_part, args=(training, theirs), daemon=True)
+        processes[name].start()
+        theirs.close()  # the process has its own copy: its end is an EOF here
+        _seconds(name, batons[name])  # loads while the others wait
+    taken: dict[str, list[float]] = {name: [] for name in trainings}
+    for step in range(steps):
+        for name in random.Random(step).sample(list(trainings), len(trainings)):
+            batons[name].send(None)
+            taken[name].append(_seconds(name, batons[name]))
+    for name, process in processes.items():
+        batons[name].send(None)
+        process.join()
+    return taken
+
+
+def _seconds(name: str, baton: Connection) -> float:
+    try:
+        seconds: float = baton.recv()
+    except EOFError as error:
+        raise RuntimeError(f"every training must make all steps, {name!r} ended early; its error is above") from error
+    return seconds
+
+
+def _take_part(training: Callable[[], object], baton: Connection) -> None:
+    callbacks: list[Any] = DEFAULT_CALLBACKS  # of every Trainer of this process: the training needs no way in
+    callbacks.append(_Turn(baton))
+    training()
+
+
+class _Turn(TrainerCallback):
+    """Waits for its turn before every step, then says how long the turn was, up to the end of the step.
+
+    What Trainer does between two steps (the log of one, the batch of the other) counts in the second of them.
+    """
+
+    def __init__(self, baton: Connection) -> None:
+        self.baton, self.started = baton, 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """All is loaded."""
+        self._pass_on(0.0)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A step is made; after the last one too a turn is waited for, since what follows takes time from others."""
+        self._pass_on(time.perf_counter() - self.started)
+
+    def _pass_on(self, seconds: float) -> None:
+        self.baton.send(seconds)
+        self.baton.recv()
+        self.started = time.perf_counter()

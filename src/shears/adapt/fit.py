@@ -1,0 +1,119 @@
+"""The training loop: transformers' Trainer with our loss, our order, our ranks, our log."""
+
+import logging
+from pathlib import Path
+
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+
+from shears.adapt.callback import NLSCallback
+from shears.adapt.checkpoints import MarkWhole, cut_log, drop_torn, last_whole_checkpoint
+from shears.adapt.order import Rows
+from shears.adapt.packable import keeps_apart
+from shears.adapt.processes import num_processes, wait
+from shears.adapt.ready import Ready
+from shears.adapt.sampling import sampling
+from shears.adapt.step_log import StepLog
+from shears.adapt.trainer import Collator, CompletionTrainer
+from shears.errors import InputError
+from shears.models import pick_device, resolved_precision
+from shears.progress import is_first_process, meter
+from shears.recipe import TrainConfig
+
+logger = logging.getLogger(__name__)
+LOG = "training_log.jsonl"
+PACK_TOKENS = 256  # of a packed row, unless an example is longer: attention is quadratic in it
+
+
+def fit(ready: Ready, work: Path, settings: TrainConfig) -> None:
+    """Train until the last step, from the last whole checkpoint in `work` if there is one."""
+    lengths = [len(row.input_ids) for row in ready.rows]
+    steps = num_steps(settings, len(lengths))
+    trainer = _trainer(ready, lengths, _arguments(settings, work / "checkpoints"), settings)
+    trainer.remove_callback(PrinterCallback)  # only the command line prints
+    if is_first_process():
+        drop_torn(work / "checkpoints")
+    wait()  # all must go on from the same one
+    checkpoint = last_whole_checkpoint(work / "checkpoints")
+    done = int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint else 0
+    if is_first_process():
+        cut_log(work / LOG, done)
+    logger.info(
+        "training %d examples, %d tokens, %d steps%s", len(lengths), sum(lengths), steps, f" from {done}" * (done > 0)
+    )
+    with meter("train", steps, "step") as progress:
+        progress.skip(done)
+        trainer.add_callback(StepLog(work / LOG, trainer, progress))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _trainer(
+    ready: Ready, lengths: list[int], arguments: TrainingArguments, settings: TrainConfig
+) -> CompletionTrainer:
+    pad = ready.tokenizer.pad_token_id
+    assert isinstance(pad, int)
+    packed = settings.packing and keeps_apart(ready.model)
+    if settings.packing and not packed:
+        logger.info("this model does not keep packed examples apart: batches are padded")
+    strategy = sampling(
+        settings.sampling, ready.elastic.space, settings.seed,
+        round(settings.curriculum * num_steps(settings, len(lengths))),
+    )  # fmt: skip
+    callbacks: list[TrainerCallback] = [NLSCallback(ready.elastic, strategy=strategy), MarkWhole()]
+    return CompletionTrainer(
+        lengths=[1] * len(lengths) if packed else lengths,  # what is packed need not be of similar length
+        elastic=ready.elastic,
+        strategy=strategy,
+        model=ready.model,
+        args=arguments,
+        train_dataset=Rows(ready.rows),
+        data_collator=Collator(pad, PACK_TOKENS if packed else None),
+        callbacks=callbacks,
+    )
+
+
+def num_steps(settings: TrainConfig, num_examples: int) -> int:
+    """Return the optimizer steps of a training."""
+    per_epoch = -(-num_examples // settings.batch_size)
+    return settings.max_steps or -int(-settings.epochs * per_epoch // 1)
+
+
+def forward_size(settings: TrainConfig) -> int:
+    """Return the examples of one forward of one process; InputError where a step cannot be split so."""
+    processes = num_processes()
+    size = settings.micro_batch_size or settings.batch_size // processes
+    if size < 1 or settings.batch_size % (size * processes):
+        raise InputError(
+            f"batch_size must be a multiple of micro_batch_size x processes, got {settings.batch_size} for "
+            f"{max(size, 1)} x {processes}"
+        )
+    return size
+
+
+def _arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
+    precision = resolved_precision(settings.precision, pick_device(settings.device))
+    size = forward_size(settings)
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=settings.batch_size // (size * num_processes()),
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        torch_compile=settings.compile,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        save_steps=settings.save_steps,
+        save_total_limit=2,  # the one before must live until the new one is whole
+        logging_strategy="no",
+        report_to="none",
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=pick_device(settings.device).type == "cpu",
+        seed=settings.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # rank masks are each process's own
+    )

@@ -1,0 +1,55 @@
+"""Does a model keep packed examples apart? It is tried, for no list of architectures stays true.
+
+T tokens, V words of the vocabulary.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shears.losses import forward_parameters
+
+LENGTHS = (5, 7)
+CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest logit; half precision rounds more, and says less
+CLOSE_ELSE = 5e-2
+
+
+@torch.no_grad()
+def keeps_apart(model: nn.Module) -> bool:
+    """Tell whether positions that start anew are enough for the model not to look across examples of one row.
+
+    An example must not depend on its neighbour, and must have about the logits it has alone. The model is left as it
+    was; its random generators are not touched.
+    """
+    if "position_ids" not in forward_parameters(model):
+        return False
+    was_training = model.training
+    model.eval()
+    try:
+        first, other, last = _ids(0, model), _ids(1, model), _ids(2, model, LENGTHS[1])
+        packed, neighbour = _logits(model, first, last), _logits(model, other, last)
+        alone = _logits(model, last)
+    finally:
+        model.train(was_training)
+    scale, here = alone.abs().max(), slice(LENGTHS[0], None)
+    independent = (packed[here] - neighbour[here]).abs().max() <= 1e-5 * scale
+    close = (packed[here] - alone).abs().max() <= CLOSE.get(_dtype(model), CLOSE_ELSE) * scale
+    return bool(independent and close)
+
+
+def _ids(seed: int, model: nn.Module, length: int = LENGTHS[0]) -> Tensor:
+    words = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    return torch.randint(words, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def _logits(model: nn.Module, *examples: Tensor) -> Float[Tensor, "T V"]:
+    device = next(model.parameters()).device
+    positions = torch.cat([torch.arange(len(ids)) for ids in examples])
+    ids = torch.cat(list(examples))
+    output = model(input_ids=ids[None].to(device), position_ids=positions[None].to(device), use_cache=False)
+    logits: Tensor = output.logits[0].float()
+    return logits
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())

@@ -1,0 +1,75 @@
+"""All that training needs, loaded: the frozen model with its adapter, the examples."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from shears.adapt.elastic import ElasticAdapter, make_elastic
+from shears.adapt.groups import build_space, target_modules
+from shears.adapt.initial import start_from_principal, start_from_recovery
+from shears.adapt.space import SearchSpace
+from shears.adapt.sparse_adapter import make_sparse
+from shears.data.examples import Tokenized, load_examples, tokenize_all
+from shears.models import load_model, load_tokenizer, model_folder
+from shears.recipe import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+
+class Ready(NamedTuple):
+    """A model to train, its tokenizer, the switch of its ranks, the examples.
+
+    `start` holds the adapter's first tensors where they were taken out of the model itself (init pissa), else nothing.
+    """
+
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    elastic: ElasticAdapter
+    rows: Sequence[Tokenized]
+    start: dict[str, Tensor]
+
+
+def prepare(model: str | Path, settings: TrainConfig) -> Ready:
+    """Load what `settings` ask for. InputError for what cannot be used."""
+    tokenizer = load_tokenizer(model)
+    examples = load_examples(settings.data, settings.template, tokenizer)
+    rows = tokenize_all(examples, tokenizer, settings.max_length, settings.train_on)
+    base = load_model(model, device=settings.device)
+    space = build_space(base, settings.groups, settings.ranks)
+    peft_model = add_lora(base, space, settings)
+    start: dict[str, Tensor] = {}
+    if settings.init == "recovery":
+        start_from_recovery(peft_model, model_folder(model))
+    elif settings.init == "pissa":
+        start = start_from_principal(peft_model)
+    elastic = make_elastic(peft_model, space)
+    if settings.sparse_adapter:
+        if settings.init == "recovery":
+            logger.warning("the mask of sparse_adapter removes what the recovery gives back: init lora is as good")
+        make_sparse(peft_model)
+    logger.info("%d groups of ranks %s: %s sub-adapters", len(space.ranks), settings.ranks, f"{space.size:.3g}")
+    return Ready(peft_model, tokenizer, elastic, rows, start)
+
+
+def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftModel:
+    """Return the model with a fresh LoRA adapter of the largest rank on the space's linears, the base frozen."""
+    targets = target_modules(model, space)
+    conv = any(isinstance(model.get_submodule(name), Conv1D) for names in space.modules.values() for name in names)
+    lora = LoraConfig(
+        r=space.max_rank,
+        lora_alpha=int(settings.alpha) if settings.alpha.is_integer() else settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        fan_in_fan_out=conv,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        return get_peft_model(model, lora)

@@ -1,0 +1,101 @@
+"""Which ranks are trained: strategies of drawing a rank configuration, functions of (seed, place) alone.
+
+A place is a step, a process and a row, so that the draws depend neither on the order of the data nor on how a step is
+split into forwards, and resuming goes on with the same sequence. Uniform is the paper's (Shears, section 3.2).
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from shears.adapt.space import RankConfig, SearchSpace
+
+
+@dataclass(frozen=True)
+class Place:
+    """An optimizer step, a process, and a row: the number of an example in the step, over all processes."""
+
+    step: int
+    process: int = 0
+    row: int = 0
+
+
+Draw = Callable[[SearchSpace, int, Place], RankConfig]
+
+
+def uniform(space: SearchSpace, seed: int, place: Place) -> RankConfig:
+    """One random configuration a step."""
+    return space.random(random.Random(f"ranks/{seed}/{place.step}"))
+
+
+def per_process(space: SearchSpace, seed: int, place: Place) -> RankConfig:
+    """One random configuration a step and process: as many as there are processes, at no extra cost."""
+    return space.random(random.Random(f"ranks/{seed}/{place.step}/process {place.process}"))
+
+
+def per_example(space: SearchSpace, seed: int, place: Place) -> RankConfig:
+    """One random configuration an example."""
+    return space.random(random.Random(f"ranks/{seed}/{place.step}/row {place.row}"))
+
+
+def sandwich(space: SearchSpace, seed: int, place: Place) -> RankConfig:
+    """A quarter of the examples at the largest ranks, a quarter at the smallest, the others at random.
+
+    After the sandwich rule of slimmable networks (Yu and Huang, 2019), with rows of one batch in place of three
+    forwards.
+    """
+    match (place.step + place.row) % 4:
+        case 0:
+            return space.maximal()
+        case 1:
+            return space.minimal()
+        case _:
+            return per_example(space, seed, place)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A strategy on a space: `by_example` says that every row of a batch has its own configuration.
+
+    Over the first `curriculum` steps the smaller ranks join in, one after the other, largest first.
+    """
+
+    space: SearchSpace
+    draw: Draw
+    by_example: bool
+    seed: int
+    curriculum: int = 0
+
+    @property
+    def by_step(self) -> bool:
+        """Tell whether all examples of a step have the same configuration."""
+        return self.draw is uniform or self.space.size == 1
+
+    def config(self, place: Place) -> RankConfig:
+        """Return the ranks to train at a place."""
+        return self.draw(self._allowed(place.step), self.seed, place)
+
+    def _allowed(self, step: int) -> SearchSpace:
+        if step >= self.curriculum:
+            return self.space
+        groups = self.space.ranks.items()
+        return replace(
+            self.space, ranks={name: ranks[: 1 + step * len(ranks) // self.curriculum] for name, ranks in groups}
+        )
+
+
+STRATEGIES: Mapping[str, tuple[Draw, bool]] = MappingProxyType(
+    {
+        "uniform": (uniform, False),
+        "per-process": (per_process, False),
+        "per-example": (per_example, True),
+        "sandwich": (sandwich, True),
+    }
+)
+
+
+def sampling(name: str, space: SearchSpace, seed: int, curriculum: int = 0) -> Sampling:
+    """Return the strategy of that name; a space of a single configuration needs no masks per row."""
+    draw, by_example = STRATEGIES[name]
+    return Sampling(space, draw, by_example and space.size > 1, seed, curriculum)

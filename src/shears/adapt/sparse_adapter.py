@@ -1,0 +1,164 @@
+"""SparsePEFT: an adapter whose product is masked by the zeros of the frozen weight, so that merging keeps every zero.
+
+y = (W + P) x + bias, P = (scaling * (B * m) A) * (W != 0), m the rank mask of an elastic adapter (all ones without).
+One product with the inputs; what is of the weight's size is made again in the backward instead of being kept.
+
+Shapes: O output features, I input features, R ranks, * any leading dimensions.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+from shears.adapt.elastic import MASK
+from shears.errors import InputError
+from shears.models import weight_oi
+
+
+def masked_product(
+    weight: Float[Tensor, "O I"], a: Float[Tensor, "R I"], b: Float[Tensor, "O R"], scaling: float = 1.0
+) -> Float[Tensor, "O I"]:
+    """Return (scaling * B A) * (weight != 0), in float32 or the wider dtype of its arguments."""
+    wide = _wide(weight, a)
+    product = (b.to(wide) * scaling) @ a.to(wide)
+    return product.masked_fill_(weight == 0, 0.0)
+
+
+def _wide(weight: Tensor, a: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(weight.dtype, a.dtype), torch.float32)
+
+
+class _MaskedLinear(torch.autograd.Function):
+    """y = (W + P) x + bias for frozen W; `b` comes masked by rank and scaled, which autograd sees outside of here."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "*B I"],
+        weight: Float[Tensor, "O I"],
+        bias: Float[Tensor, " O"] | None,
+        a: Float[Tensor, "R I"],
+        b: Float[Tensor, "O R"],
+    ) -> Float[Tensor, "*B O"]:
+        ctx.save_for_backward(x, weight, a, b)  # x as it comes: linears that share it share what is kept
+        ctx.dtype = dtype = _compute_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
+            whole = masked_product(weight, a, b).add_(weight).to(dtype)
+            return nn.functional.linear(x.to(dtype), whole, None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Float[Tensor, "*B O"]) -> tuple[Tensor | None, ...]:
+        x, weight, a, b = ctx.saved_tensors
+        wants_x, _, wants_bias, wants_a, wants_b = ctx.needs_input_grad
+        dx = dbias = da = db = None
+        with torch.autocast(x.device.type, enabled=False):
+            rows = gradient.reshape(-1, gradient.shape[-1])
+            if wants_x:
+                whole = masked_product(weight, a, b).add_(weight).to(ctx.dtype)
+                dx = (rows @ whole).to(x.dtype).view(x.shape)
+                del whole  # before the next tensor of its size
+            if wants_bias:
+                dbias = rows.sum(0)
+            if wants_a or wants_b:
+                dp = (rows.T @ x.reshape(-1, x.shape[-1]).to(ctx.dtype)).to(_wide(weight, a))
+                dp.masked_fill_(weight == 0, 0.0)
+                da = (b.T.to(dp.dtype) @ dp).to(a.dtype)
+                db = (dp @ a.T.to(dp.dtype)).to(b.dtype)
+        return dx, None, dbias, da, db
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype that nn.Linear would compute in: autocast's where it is on, which leaves float64 alone."""
+    kind = x.device.type
+    cast = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if cast else x.dtype
+
+
+class SparseLinear(LoraLinear):  # type: ignore[misc]
+    """PEFT's LoRA layer with the adapter `sparse_adapter` masked by the zeros of its base; made by `make_sparse`."""
+
+    sparse_adapter: str
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the outputs; InputError where other adapters are active beside the masked one."""
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        if self.disable_adapters or self.merged or self.sparse_adapter not in active:
+            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+        if len(active) > 1 or kwargs.get("adapter_names") is not None:
+            raise InputError(f"a sparse adapter must be the only active one, got {', '.join(active)}; activate one")
+        base, a = self.get_base_layer(), self.lora_A[self.sparse_adapter].weight
+        result: Tensor = _MaskedLinear.apply(x, weight_oi(base), base.bias, a, self._scaled_b())
+        return result
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """Return what PEFT's merging adds to the base weight, as that is stored: the masked product."""
+        if adapter != self.sparse_adapter:
+            return super().get_delta_weight(adapter)  # type: ignore[no-any-return]
+        base, a = self.get_base_layer(), self.lora_A[adapter].weight
+        product = masked_product(weight_oi(base), a, self._scaled_b()).to(base.weight.dtype)
+        return product.T if isinstance(base, Conv1D) else product
+
+    def _scaled_b(self) -> Float[Tensor, "O R"]:
+        """Return scaling * B * m; autograd gives the ranks beyond the mask a gradient of exactly zero."""
+        down, scaling = self.lora_A[self.sparse_adapter], self.scaling[self.sparse_adapter]
+        mask = down._buffers.get(MASK)
+        if mask is not None and mask.ndim > 1:  # of ElasticAdapter.activate_rows
+            raise InputError("a sparse adapter has one product for all rows; activate one rank configuration at a time")
+        scaled: Tensor = self.lora_B[self.sparse_adapter].weight * (scaling if mask is None else mask * scaling)
+        return scaled
+
+
+def make_sparse(model: PeftModel, adapter: str = "default") -> None:
+    """Mask the adapter's product by the zeros of every base weight, in place; copies of the model stay masked.
+
+    The layers keep their parameters and files; only their class changes. InputError for a model that is sparse already,
+    and for layers that are no plain LoRA, without dropout, on an nn.Linear or Conv1D of floating-point weights.
+    """
+    if is_sparse(model):
+        raise InputError("a model can be made sparse only once; call make_plain on it first")
+    layers = {
+        name: layer
+        for name, layer in model.get_base_model().named_modules()
+        if isinstance(layer, LoraLayer) and adapter in {*layer.lora_A, *layer.lora_embedding_A}
+    }
+    if not layers:
+        raise InputError(f"the model must carry the adapter {adapter!r} on some linear, it does on none")
+    for name, layer in layers.items():
+        _check(name, layer, adapter)
+    for layer in layers.values():
+        layer.__class__ = SparseLinear  # unlike a forward put on the instance, it is copied and compiled as usual
+        layer.sparse_adapter = adapter
+
+
+def is_sparse(model: nn.Module) -> bool:
+    """Tell whether `make_sparse` was called on the model."""
+    return any(isinstance(layer, SparseLinear) for layer in model.modules())
+
+
+def make_plain(model: nn.Module) -> None:
+    """Undo `make_sparse`: the layers are PEFT's own again, unmasked. Nothing happens to a plain model."""
+    for layer in model.modules():
+        if isinstance(layer, SparseLinear):
+            layer.__class__ = LoraLinear
+            del layer.sparse_adapter
+
+
+def _check(name: str, layer: Any, adapter: str) -> None:
+    base = layer.get_base_layer()
+    if type(layer) is not LoraLinear or not isinstance(base, nn.Linear | Conv1D):
+        kind = f"{type(layer).__name__} on {type(base).__name__}"
+        raise InputError(f"a sparse adapter must be on linears, {name} is {kind}; leave it out of the groups")
+    if not base.weight.is_floating_point():
+        raise InputError(f"a sparse adapter needs weights that are plain numbers, {name} is {base.weight.dtype}")
+    if adapter in layer.lora_variant or layer.lora_bias.get(adapter):
+        raise InputError(f"a sparse adapter must be plain LoRA, {name} has a variant of it or a bias in it")
+    if getattr(layer.lora_dropout[adapter], "p", 0.0) > 0:
+        raise InputError(f"a sparse adapter has one product for all tokens: dropout must be 0, {name} has some")

@@ -1,0 +1,49 @@
+"""One JSON line per optimizer step, and the progress bar."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from shears.adapt.trainer import CompletionTrainer
+from shears.errors import InputError
+from shears.progress import Meter
+
+
+class StepLog(TrainerCallback):
+    """Writes each step, its loss, tokens and learning rate; and its ranks, or those of every example where they differ."""
+
+    def __init__(self, path: Path, trainer: CompletionTrainer, meter: Meter) -> None:
+        self.path, self.trainer, self.meter = path, trainer, meter
+        self.learning_rate = 0.0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the learning rate this step is made with."""
+        self.learning_rate = kwargs["lr_scheduler"].get_last_lr()[0]
+        self.trainer.begin_step()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log the step that was just made; InputError, in all processes, where its loss is not finite.
+
+        It is raised before the step is saved, so that the checkpoints are of steps whose losses were finite.
+        """
+        loss, tokens, examples = self.trainer.step_figures()
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss must be finite, got {loss} at step {state.global_step}; train to another output with a "
+                f"lower learning rate ({self.path.parent} keeps the checkpoints before)"
+            )
+        active = self.trainer.elastic.active
+        line = {"step": state.global_step, "loss": loss, "tokens": tokens, "learning_rate": self.learning_rate}
+        if self.trainer.strategy.by_step:
+            line["ranks"] = dict(active or {})
+        else:
+            line["examples"] = [example.as_data() for example in examples]
+        if args.process_index == 0:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        self.meter.advance(work=tokens, note=f"tokens/s, loss {loss:.3f}")

@@ -1,0 +1,63 @@
+"""What is drawn depends on seed and place alone, covers the space, and keeps to the curriculum."""
+
+from collections import Counter
+
+import pytest
+
+from shears.adapt.sampling import STRATEGIES, Place, per_example, per_process, sampling, uniform
+from shears.adapt.space import SearchSpace
+
+SPACE = SearchSpace({f"layers.{i}.a": (3, 2, 1) for i in range(30)})
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_draws_depend_on_seed_and_place_alone(name: str) -> None:
+    strategy, again, other = sampling(name, SPACE, 0), sampling(name, SPACE, 0), sampling(name, SPACE, 1)
+    places = [Place(step, process, row) for step in (0, 7) for process in (0, 1) for row in range(8)]
+    drawn = [strategy.config(place) for place in places]
+    assert [again.config(place) for place in reversed(places)] == drawn[::-1]
+    assert [other.config(place) for place in places] != drawn
+
+
+def test_uniform_is_one_configuration_a_step_for_every_process_and_row() -> None:
+    assert uniform(SPACE, 0, Place(4)) == uniform(SPACE, 0, Place(4, process=3, row=9))
+    assert uniform(SPACE, 0, Place(4)) != uniform(SPACE, 0, Place(5))
+
+
+def test_processes_and_examples_have_their_own() -> None:
+    assert len({per_process(SPACE, 0, Place(4, process)) for process in range(8)}) == 8
+    assert per_process(SPACE, 0, Place(4, 1, 2)) == per_process(SPACE, 0, Place(4, 1, 3))
+    assert len({per_example(SPACE, 0, Place(4, row=row)) for row in range(8)}) == 8
+    assert per_example(SPACE, 0, Place(4, 0, 2)) == per_example(SPACE, 0, Place(4, 1, 2))
+
+
+def test_every_rank_of_every_group_comes_equally_often() -> None:
+    drawn = [per_example(SPACE, 3, Place(step, row=row)) for step in range(60) for row in range(16)]
+    for group in SPACE.ranks:
+        counts = Counter(config[group] for config in drawn)
+        assert set(counts) == {3, 2, 1}
+        assert all(abs(count - 320) < 5 * (960 * 2 / 9) ** 0.5 for count in counts.values())  # five sigma
+
+
+def test_a_sandwich_is_a_quarter_largest_a_quarter_smallest_in_every_step() -> None:
+    strategy = sampling("sandwich", SPACE, 0)
+    for step in range(5):
+        drawn = [strategy.config(Place(step, row=row)) for row in range(16)]
+        assert drawn.count(SPACE.maximal()) == drawn.count(SPACE.minimal()) == 4
+        assert len(set(drawn)) == 10
+    roles = {strategy.config(Place(step, row=0)) == SPACE.maximal() for step in range(4)}
+    assert roles == {True, False}  # no place in the batch keeps a role
+
+
+def test_in_a_curriculum_smaller_ranks_join_one_after_the_other() -> None:
+    strategy = sampling("uniform", SPACE, 0, curriculum=30)
+    seen = [set(strategy.config(Place(step)).values()) for step in range(40)]
+    assert all(ranks == {3} for ranks in seen[:10])
+    assert all(ranks == {3, 2} for ranks in seen[10:20])
+    assert all(ranks == {3, 2, 1} for ranks in seen[20:])
+    assert sampling("sandwich", SPACE, 0, 30).config(Place(1, row=0)) == SPACE.maximal()  # smallest = largest then
+
+
+def test_a_space_of_one_configuration_needs_no_masks_by_row() -> None:
+    assert not sampling("per-example", SearchSpace({"a": (4,)}), 0).by_example
+    assert sampling("per-example", SPACE, 0).by_example

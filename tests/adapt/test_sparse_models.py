@@ -1,0 +1,169 @@
+"""A model with a masked adapter: as if its weights were masked and merged, whatever the ranks, precision and copies."""
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from shears.adapt.elastic import ElasticAdapter, make_elastic
+from shears.adapt.groups import build_space, target_modules
+from shears.adapt.sparse_adapter import is_sparse, make_plain, make_sparse
+from shears.models import linears, weight_oi
+from tests.oracles import sparse_peft
+from tests.tiny import tiny_model
+
+IDS = torch.arange(24).view(2, 12)
+GROUPS = {"llama": ("q_proj+k_proj+v_proj", "up_proj", "down_proj"), "gpt2": ("c_attn", "mlp.c_fc+mlp.c_proj")}
+SCALING = 2.0  # alpha 12 over the largest rank, 6
+
+
+def elastic_model(name: str = "llama", sparse: bool = True) -> tuple[PeftModel, ElasticAdapter]:
+    """A tiny half-sparse model with a random adapter."""
+    model, generator = tiny_model(name), torch.Generator().manual_seed(1)
+    for linear in linears(model.base_model).values():
+        weight = linear.get_parameter("weight")
+        weight.data *= torch.rand(weight.shape, generator=generator) < 0.5
+    space = build_space(model, GROUPS[name], (6, 4, 2))
+    targets = target_modules(model, space)
+    peft_model = get_peft_model(
+        model,
+        LoraConfig(r=6, lora_alpha=12, target_modules=targets, fan_in_fan_out=name == "gpt2", task_type="CAUSAL_LM"),
+    )
+    for parameter_name, parameter in peft_model.named_parameters():
+        if "lora_B" in parameter_name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    if sparse:
+        make_sparse(peft_model)
+    return peft_model, make_elastic(peft_model, space)
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = model(input_ids=IDS).logits
+    return result
+
+
+def gradients(model: nn.Module, forward: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """Gradients of all trained parameters, and none of any other."""
+    model.zero_grad()
+    forward().backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert all("lora_" in name for name in found)
+    return {name: gradient.clone() for name, gradient in found.items()}
+
+
+@pytest.mark.parametrize("name", sorted(GROUPS))
+def test_a_model_computes_what_masked_weights_do(name: str) -> None:
+    peft_model, elastic = elastic_model(name)
+    elastic.activate(elastic.space.heuristic())
+    plain, tensors = tiny_model(name), dict(peft_model.named_parameters())
+    plain.load_state_dict(copy.deepcopy(elastic_model(name, sparse=False)[0]).unload().state_dict())
+    mask = (torch.arange(6) < 4).float()
+    for linear in (linear for names in elastic.space.modules.values() for linear in names):
+        a = tensors[f"base_model.model.{linear}.lora_A.default.weight"]
+        b = tensors[f"base_model.model.{linear}.lora_B.default.weight"]
+        weight = weight_oi(plain.get_submodule(linear))
+        weight.data += sparse_peft.product(weight.data, a.data, b.data, mask, SCALING).float()
+    torch.testing.assert_close(logits(peft_model), logits(plain))
+    assert not torch.equal(logits(peft_model), logits(elastic_model(name, sparse=False)[0]))
+
+
+def test_unused_ranks_of_a_model_get_no_gradient() -> None:
+    peft_model, elastic = elastic_model()
+    elastic.activate(elastic.space.minimal())
+    found = gradients(peft_model, lambda: peft_model(input_ids=IDS, labels=IDS).loss)
+    assert len(found) == 2 * 5 * 2
+    for name, gradient in found.items():
+        ranks = gradient if "lora_A" in name else gradient.T
+        assert ranks[:2].abs().sum() > 0
+        assert torch.equal(ranks[2:], torch.zeros_like(ranks[2:]))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_checkpointing_changes_no_bit(precision: str) -> None:
+    peft_model, _ = elastic_model()
+    peft_model.enable_input_require_grads()
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            result: Tensor = peft_model(input_ids=IDS, labels=IDS).loss
+        return result
+
+    peft_model.train()
+    before = gradients(peft_model, loss)
+    peft_model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    after = gradients(peft_model, loss)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_autocast_comes_close_to_full_precision() -> None:
+    peft_model, _ = elastic_model()
+    full = gradients(peft_model, lambda: peft_model(input_ids=IDS, labels=IDS).loss)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = gradients(peft_model, lambda: peft_model(input_ids=IDS, labels=IDS).loss)
+    for name, gradient in full.items():
+        assert half[name].dtype == torch.float32
+        assert (half[name] - gradient).norm() < 0.05 * gradient.norm()
+
+
+def test_a_copy_is_masked_and_has_its_own_ranks() -> None:
+    peft_model, elastic = elastic_model()
+    elastic.activate(elastic.space.minimal())
+    small, twin = logits(peft_model), copy.deepcopy(peft_model)
+    elastic.activate(elastic.space.maximal())
+    assert is_sparse(twin)
+    assert torch.equal(logits(twin), small)
+    assert not torch.equal(logits(peft_model), small)
+
+
+def test_a_plain_model_is_back_bit_for_bit() -> None:
+    peft_model, _ = elastic_model(sparse=False)
+    before, kinds = logits(peft_model), [type(module) for module in peft_model.modules()]
+    assert not is_sparse(peft_model)
+    make_sparse(peft_model)
+    assert is_sparse(peft_model)
+    make_plain(peft_model)
+    assert not is_sparse(peft_model)
+    assert torch.equal(logits(peft_model), before)
+    assert [type(module) for module in peft_model.modules()] == kinds
+    make_plain(peft_model)
+
+
+def test_saved_adapters_do_not_show_it() -> None:
+    peft_model, _ = elastic_model()
+    plain, _ = elastic_model(sparse=False)
+    assert peft_model.state_dict().keys() == plain.state_dict().keys()
+
+
+COMPILED = """
+import torch
+from tests.adapt.test_sparse_adapter import layer_of, make_sparse, one_linear
+model = one_linear()
+make_sparse(model)
+layer = layer_of(model)
+layer.lora_A["default"].register_buffer("rank_mask", torch.ones(4), persistent=False)
+compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+for mask in ([1.0, 1, 1, 1], [1.0, 1, 0, 0]):
+    layer.lora_A["default"].rank_mask.copy_(torch.tensor(mask))
+    results = []
+    for forward in (layer, compiled):
+        x = torch.ones(2, 3, 12, requires_grad=True)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = forward(x)
+        outputs.float().square().sum().backward()
+        results.append([outputs, x.grad, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    assert len(results[0]) == 4 and all(map(torch.equal, *results))
+"""
+
+
+def test_a_layer_compiles_as_one_graph() -> None:
+    # in a process of its own: here beartype stands between torch.compile and the code
+    subprocess.run([sys.executable, "-c", COMPILED], check=True, cwd=Path(__file__).parents[2])

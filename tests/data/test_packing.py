@@ -1,0 +1,45 @@
+"""Packed rows hold every token once, in rows of about equal length, with positions that start anew."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shears.data.examples import Tokenized
+from shears.data.packing import NONE, balanced, pack
+from shears.losses import IGNORED
+
+LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=30)
+
+
+@given(LENGTHS, st.integers(1, 100))
+def test_groups_hold_every_index_once_and_are_balanced(lengths: list[int], capacity: int) -> None:
+    groups = balanced(lengths, capacity)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    sums = [sum(lengths[index] for index in group) for group in groups]
+    assert len(groups) <= -(-sum(lengths) // capacity)
+    assert max(sums) <= sum(lengths) / len(groups) + max(lengths)  # list scheduling (Graham, 1966)
+
+
+@given(LENGTHS, st.integers(1, 100))
+def test_a_pack_says_of_every_token_whose_it_is(lengths: list[int], capacity: int) -> None:
+    rows = [
+        Tokenized([100 * index + place for place in range(length)], [IGNORED, *range(1, length)])
+        for index, length in enumerate(lengths)
+    ]
+    batch = pack(rows, capacity, pad_id=7)
+    assert len({tensor.shape for tensor in batch.values()}) == 1
+    for index, row in enumerate(rows):
+        mine = batch["examples"] == index
+        assert batch["input_ids"][mine].tolist() == row.input_ids
+        assert batch["labels"][mine].tolist() == row.labels
+        assert batch["position_ids"][mine].tolist() == list(range(len(row.input_ids)))
+    filler = batch["examples"] == NONE
+    assert (batch["input_ids"][filler] == 7).all()
+    assert (batch["labels"][filler] == IGNORED).all()
+    assert not batch["position_ids"][filler].any()
+
+
+def test_what_fits_is_one_row() -> None:
+    rows = [Tokenized([1, 2, 3], [IGNORED, 2, 3])] * 4
+    batch = pack(rows, 12, pad_id=0)
+    assert batch["input_ids"].tolist() == [[1, 2, 3] * 4]
+    assert batch["examples"].tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]]

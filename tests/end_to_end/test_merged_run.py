@@ -1,0 +1,44 @@
+"""A run that ends in one merged model, and runs made by an earlier version."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import shears
+from shears.resolve import load_recipe
+from tests.end_to_end.recipe import write_recipe
+
+MERGED = ["sparsify.recover_rank=4", "train.sparse_adapter=true", "export.format=merged-sparse"]
+
+
+def test_a_run_can_end_in_one_model_with_every_zero(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path), MERGED)
+    summary = shears.run(recipe, tmp_path / "run")
+    assert [row["name"] for row in summary["models"]] == ["dense", "sparse", "merged"]
+    sparse, merged = summary["models"][1:]
+    assert merged["nonzeros"] == sparse["nonzeros"]
+    assert merged["adapter_parameters"] == 0
+    base = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "sparse").named_parameters())
+    for name, weight in AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "merged").named_parameters():
+        assert torch.equal(weight == 0, base[name] == 0)
+    assert (tmp_path / "run" / "sparse" / "recovery" / "adapter_config.json").is_file()
+    assert shears.run(recipe, tmp_path / "run") == summary  # all of it is there and fits
+
+
+def test_a_run_of_an_earlier_version_is_done_where_new_keys_have_their_defaults(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_recipe(tmp_path)
+    shears.run(load_recipe(path, []), tmp_path / "run")
+    record = tmp_path / "run" / "sparse" / "sparsity.json"
+    content = json.loads(record.read_text())
+    del content["config"]["recover_rank"]
+    record.write_text(json.dumps(content))
+    with caplog.at_level("INFO"):
+        shears.run(load_recipe(path, []), tmp_path / "run")
+    assert caplog.text.count("skipped") >= 3
+    with pytest.raises(shears.InputError, match=r"sparsify\.recover_rank was 0 and is now 2"):
+        shears.run(load_recipe(path, ["sparsify.recover_rank=2"]), tmp_path / "run")

@@ -1,0 +1,225 @@
+"""A merged export is one ordinary model folder that computes what base and adapter do, zeros and all if asked."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from shears.artifacts import MERGED, SPARSITY, read_record, weights_fingerprint, write_json
+from shears.errors import InputError
+from shears.evaluation.run import adapter_template
+from shears.export import merge
+from shears.export.peft import export_adapter
+from shears.export.updates import in_format
+from shears.inspection import inspect
+from shears.skeleton import Skeleton, UnsupportedCheckpoint
+from tests.export.made import activated, half_sparse, logits, mixed_ranks, stock, super_adapter, weights
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_untied", "gpt2"])
+def test_a_masked_adapter_merges_exactly_and_keeps_every_zero(tmp_path: Path, name: str) -> None:
+    base = half_sparse(tmp_path / "base", name)
+    adapter = super_adapter(tmp_path / "super", base, sparse_adapter=True)
+    ranks = mixed_ranks(tmp_path / "ranks.json", adapter)
+    out = export_adapter(adapter, tmp_path / "out", format="merged-sparse", ranks=str(ranks))
+    torch.testing.assert_close(logits(stock(out)), activated(adapter, ranks), rtol=0, atol=1e-5)
+    before, after = weights(base), weights(out)
+    assert all(torch.equal(before[name] == 0, after[name] == 0) for name in before)
+    assert sum(not torch.equal(before[name], after[name]) for name in before) == {"gpt2": 6}.get(name, 10)
+    also = export_adapter(adapter, tmp_path / "also", format="merged", ranks=str(ranks))
+    assert weights_fingerprint(also) == weights_fingerprint(out)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_plain_adapter_merges_exactly_and_says_what_is_lost(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = half_sparse(tmp_path / "base", name)
+    adapter = super_adapter(tmp_path / "super", base)
+    with caplog.at_level(logging.WARNING):
+        out = export_adapter(adapter, tmp_path / "out", format="merged", ranks="maximal")
+    torch.testing.assert_close(logits(stock(out)), activated(adapter, "maximal"), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(stock(out)), logits(PeftModel.from_pretrained(stock(base), adapter)))
+    figures = read_record(out, MERGED)["sparsity"]
+    assert (0.45 < figures["before"] < 0.55, figures["after"]) == (True, 0.0)
+    lost = f"sparsity falls from {100 * figures['before']:.1f} % to 0.0 %; use --format merged-sparse to keep it"
+    assert lost in caplog.messages
+
+
+def test_all_else_is_the_bases_bit_for_bit(tmp_path: Path) -> None:
+    base = half_sparse(tmp_path / "base")
+    (base / "generation_config.json").write_text('{"max_new_tokens": 7}')
+    out = export_adapter(super_adapter(tmp_path / "super", base), tmp_path / "out", format="merged")
+    before, after = load_file(base / "model.safetensors"), load_file(out / "model.safetensors")
+    assert list(before) == list(after)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    kinds = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
+    assert changed == {f"model.layers.{layer}.{kind}.weight" for layer in range(2) for kind in kinds}
+    assert "lm_head.weight" not in after  # tied to the embeddings, as in the base
+    for name in ("config.json", "generation_config.json"):
+        assert (out / name).read_bytes() == (base / name).read_bytes()
+    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (base, out)]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+    assert tokenizers[0].chat_template == tokenizers[1].chat_template
+    assert {path.name for path in out.iterdir()} == {path.name for path in base.iterdir()} | {MERGED}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_kept_weight_that_cancels_stays_no_zero(tmp_path: Path, dtype: torch.dtype) -> None:
+    base = half_sparse(tmp_path / "base", dtype=dtype)
+    adapter = super_adapter(tmp_path / "super", base, sparse_adapter=True)
+    place, prefix = "model.layers.1.mlp.up_proj", "base_model.model.model.layers.1.mlp.up_proj"
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    weight = load_file(base / "model.safetensors")[f"{place}.weight"].float()
+    row = int((weight != 0).sum(1).argmax())
+    a, b = tensors[f"{prefix}.lora_A.weight"], tensors[f"{prefix}.lora_B.weight"]
+    a.zero_(), b.zero_()
+    a[0], b[row, 0] = -weight[row], 6 / 9  # scaling 9 / 6: the sum with the weight is 0 all along the row
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    record = json.loads((adapter / "search_space.json").read_text())
+    write_json(adapter / "search_space.json", record | {"fingerprint": weights_fingerprint(adapter)})
+    out = export_adapter(adapter, tmp_path / "out", format="merged-sparse")
+    before, after = load_file(base / "model.safetensors"), load_file(out / "model.safetensors")
+    assert all(tensor.dtype == dtype for tensor in after.values())
+    merged = after[f"{place}.weight"]
+    assert torch.equal(merged == 0, weight == 0)
+    assert (merged[row].abs().float() <= torch.finfo(dtype).eps * weight[row].abs() + torch.finfo(dtype).tiny).all()
+    assert all(torch.equal(before[name] == 0, after[name] == 0) for name in before if "proj" in name)
+
+
+@given(st.integers(0, 999), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+def test_values_are_rounded_but_never_to_zero(seed: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(5, 7, generator=generator) * 10.0 ** torch.randint(-45, 3, (5, 7), generator=generator)
+    values[0, 0] = 0.0
+    kept = torch.rand(5, 7, generator=generator) < 0.5
+    found, tiny = in_format(values, kept, dtype), torch.finfo(dtype).tiny
+    assert found.dtype == dtype
+    assert torch.equal(found != 0, kept)
+    rounds = kept & (values.to(dtype) != 0)
+    assert torch.equal(found[rounds], values.to(dtype)[rounds])
+    assert (found[kept & ~rounds].abs() == tiny).all()
+    nonzero = kept & (values != 0)
+    assert torch.equal(found[nonzero] > 0, values[nonzero] > 0)
+
+
+def test_weights_that_the_format_cannot_hold_are_refused(tmp_path: Path) -> None:
+    base = half_sparse(tmp_path / "base", dtype=torch.float16)
+    adapter = super_adapter(tmp_path / "super", base)
+    tensors = {name: 1e4 * tensor for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    record = json.loads((adapter / "search_space.json").read_text())
+    write_json(adapter / "search_space.json", record | {"fingerprint": weights_fingerprint(adapter)})
+    with pytest.raises(InputError, match=r"must be finite, model.layers.0.*proj exceeds torch.float16"):
+        export_adapter(adapter, tmp_path / "out", format="merged")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_an_exported_sub_adapter_merges_to_the_same_bytes(tmp_path: Path) -> None:
+    base = half_sparse(tmp_path / "base", "gpt2")
+    adapter = super_adapter(tmp_path / "super", base)
+    ranks = str(mixed_ranks(tmp_path / "ranks.json", adapter))
+    direct = export_adapter(adapter, tmp_path / "direct", format="merged", ranks=ranks)
+    for form in ("peft", "padded"):
+        sub = export_adapter(adapter, tmp_path / form, format=form, ranks=ranks)
+        out = export_adapter(sub, tmp_path / f"of_{form}", format="merged")
+        for name, tensor in load_file(direct / "model.safetensors").items():
+            torch.testing.assert_close(load_file(out / "model.safetensors")[name], tensor, rtol=0, atol=1e-6)
+        records = [read_record(folder, MERGED) for folder in (direct, out)]
+        for key in ("ranks", "super_adapter_fingerprint", "ranks_fingerprint", "base_fingerprint", "template"):
+            assert records[0][key] == records[1][key]
+        assert records[1]["sub_adapter_fingerprint"] == weights_fingerprint(sub)
+    with pytest.raises(InputError, match="an exported sub-adapter has its ranks, got ranks=minimal besides"):
+        export_adapter(tmp_path / "peft", tmp_path / "no", format="merged", ranks="minimal")
+    with pytest.raises(InputError, match="must be a super-adapter"):
+        export_adapter(tmp_path / "peft", tmp_path / "no", format="padded")
+
+
+def test_a_model_that_cannot_be_streamed_is_merged_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = half_sparse(tmp_path / "base", dtype=torch.bfloat16)
+    adapter = super_adapter(tmp_path / "super", base, sparse_adapter=True)
+    streamed = export_adapter(adapter, tmp_path / "streamed", format="merged-sparse")
+
+    def refuse(*_: Any) -> None:
+        raise UnsupportedCheckpoint("blocks must share no weights")
+
+    monkeypatch.setattr(Skeleton, "open", refuse)
+    whole = export_adapter(adapter, tmp_path / "whole", format="merged-sparse")
+    assert "blocks must share no weights; the whole model is loaded into memory" in caplog.messages
+    one, other = load_file(streamed / "model.safetensors"), load_file(whole / "model.safetensors")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert read_record(whole, MERGED)["sparsity"] == read_record(streamed, MERGED)["sparsity"]
+
+
+def test_an_interruption_leaves_nothing_that_looks_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = super_adapter(tmp_path / "super", half_sparse(tmp_path / "base"), sparse_adapter=True)
+    undisturbed = export_adapter(adapter, tmp_path / "undisturbed", format="merged")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(merge, "check_saved", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            export_adapter(adapter, tmp_path / "out", format="merged")
+    assert not (tmp_path / "out").exists()
+    out = export_adapter(adapter, tmp_path / "out", format="merged")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in undisturbed.iterdir()
+    }
+
+
+def test_a_moved_base_is_found_and_another_one_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    adapter = super_adapter(run / "super", half_sparse(run / "base"))
+    other = half_sparse(tmp_path / "other", "llama_untied")
+    with pytest.raises(InputError, match=f"the base model .* got {weights_fingerprint(other)[:12]}"):
+        export_adapter(adapter, tmp_path / "out", format="merged", model=str(other))
+    run.rename(tmp_path / "moved")
+    beside = export_adapter(tmp_path / "moved" / "super", tmp_path / "beside", format="merged")
+    shutil.move(tmp_path / "moved" / "base", tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="the model must exist"):
+        export_adapter(tmp_path / "moved" / "super", tmp_path / "out", format="merged")
+    named = export_adapter(
+        tmp_path / "moved" / "super", tmp_path / "named", format="merged", model=str(tmp_path / "elsewhere")
+    )
+    assert weights_fingerprint(beside) == weights_fingerprint(named)
+    with pytest.raises(InputError, match="format peft reads no model, got model=elsewhere"):
+        export_adapter(tmp_path / "moved" / "super", tmp_path / "out", model="elsewhere")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_sparsity_is_counted_over_what_was_pruned(tmp_path: Path) -> None:
+    base = half_sparse(tmp_path / "base")
+    zeros = {name: int((weight == 0).sum()) for name, weight in weights(base).items()}
+    pruned = {f"model.{name}": (zeros[name], weights(base)[name]) for name in zeros if "mlp" in name}
+    linears = {name: {"zeros": count, "shape": list(weight.shape)} for name, (count, weight) in pruned.items()}
+    write_json(base / SPARSITY, {"fingerprint": weights_fingerprint(base), "linears": linears})
+    out = export_adapter(super_adapter(tmp_path / "super", base), tmp_path / "out", format="merged")
+    total = sum(weight.numel() for _, weight in pruned.values())
+    dense = sum(count for name, (count, _) in pruned.items() if "gate_proj" in name)  # the others carry an adapter
+    figures = read_record(out, MERGED)["sparsity"]
+    assert figures == {"before": sum(count for count, _ in pruned.values()) / total, "after": dense / total}
+    data = inspect(out)
+    assert (data["kind"], data["sparsity_by_kind"]["up_proj"]) == ("merged model", 0.0)
+    assert data["sparsity_by_kind"]["gate_proj"] == inspect(base)["sparsity_by_kind"]["gate_proj"]
+    assert inspect(out, base)["fits"]
+    assert inspect(tmp_path / "super", out)["fits"]
+
+
+def test_a_merged_model_is_evaluated_with_the_adapters_template(tmp_path: Path) -> None:
+    base = half_sparse(tmp_path / "base")
+    out = export_adapter(super_adapter(tmp_path / "super", base), tmp_path / "out", format="merged")
+    assert (adapter_template(out), adapter_template(base)) == ("alpaca", "question")

@@ -1,0 +1,244 @@
+"""merged-sparse of an adapter trained without the mask: zeros stay, outputs come as near as least squares gets them."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from shears.artifacts import MERGED, SEARCH_SPACE, read_record, weights_fingerprint, write_json
+from shears.errors import InputError
+from shears.export import project, quality
+from shears.export.peft import export_adapter
+from shears.export.project import nearest
+from shears.export.quality import Samples, Text, draw_samples
+from shears.export.updates import Update, with_masked, with_whole
+from shears.models import load_tokenizer, weight_oi
+from shears.recipe import ExportConfig
+from shears.skeleton import Skeleton, UnsupportedCheckpoint
+from shears.sparsity.walk import IrregularBlocks
+from tests.export.made import RANKS, half_sparse, stock, super_adapter, weights
+from tests.oracles import least_squares
+from tests.tiny import tiny_model
+
+OPTIONS: dict[str, Any] = {
+    "format": "merged-sparse", "ranks": "maximal", "num_samples": 8, "sequence_length": 64, "device": "cpu"
+}  # fmt: skip
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """Text of 3,000 bytes, which are tokens, that no line repeats."""
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{number} times {number + 7} is {number * (number + 7)}. " for number in range(11, 150)))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare with float64 oracles on any machine: without bf16."""
+    monkeypatch.setattr(quality, "autocast", lambda *_: torch.autocast("cpu", enabled=False))
+
+
+def samples(base: Path, text: Path) -> Samples:
+    """What the projection sees, and what losses are taken on."""
+    return draw_samples(Text(str(text), "alpaca"), load_tokenizer(base), tiny_model(), ExportConfig(**OPTIONS))
+
+
+def inputs_of(model: PreTrainedModel, name: str, tokens: Tensor) -> Tensor:
+    """What goes into a linear (tokens x features)."""
+    seen: list[Tensor] = []
+    handle = model.base_model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(input_ids=tokens)
+    handle.remove()
+    return seen[0].flatten(0, 1)
+
+
+def merged_dense(adapter: Path, base: Path) -> dict[str, Tensor]:
+    """W + scaling B A (O x I) of every adapted linear, by PEFT's own merging."""
+    peft_model = PeftModel.from_pretrained(stock(base), adapter)
+    adapted = [name for name, module in peft_model.base_model.model.base_model.named_modules()
+               if isinstance(module, LoraLayer)]  # fmt: skip
+    model = peft_model.merge_and_unload()
+    return {name: weight_oi(model.base_model.get_submodule(name)).data for name in adapted}
+
+
+def mean_loss(forward: Callable[[Tensor], Any], tokens: Tensor) -> float:
+    """Mean negative log-likelihood of a next token, in nats, in float64."""
+    with torch.no_grad():
+        scores = forward(tokens).logits[:, :-1].double().log_softmax(-1)
+    return float(-scores.gather(-1, tokens[:, 1:, None]).mean())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_every_linear_is_the_best_that_keeps_the_zeros(tmp_path: Path, text: Path, name: str) -> None:
+    base = half_sparse(tmp_path / "base", name)
+    adapter = super_adapter(tmp_path / "super", base)
+    out = export_adapter(adapter, tmp_path / "out", calibration=str(text), **OPTIONS)
+    model, tokens, dense = stock(out), torch.cat(samples(base, text).fit), merged_dense(adapter, base)
+    before, after = weights(base), weights(out)
+    assert all(torch.equal(before[name] == 0, after[name] == 0) for name in before)
+    assert all(torch.equal(before[name], after[name]) for name in before if name not in dense)
+    for linear, whole in dense.items():
+        kept = weight_oi(stock(base).base_model.get_submodule(linear)).data != 0
+        seen = inputs_of(model, linear, tokens)  # behind projected linears alone, as when it was fitted
+        found = weight_oi(model.base_model.get_submodule(linear)).data
+        best = least_squares.fit(whole, kept, seen, project.DAMPING)
+        errors = [float(least_squares.errors(whole, weight, seen, project.DAMPING).sum())
+                  for weight in (whole * kept, found, best)]  # fmt: skip
+        assert errors[2] * (1 - 1e-6) <= errors[1] <= errors[2] + 0.02 * (errors[0] - errors[2])
+
+
+def test_the_losses_are_those_of_the_three_models(tmp_path: Path, text: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = half_sparse(tmp_path / "base", "llama_untied")
+    adapter = super_adapter(tmp_path / "super", base)
+    with caplog.at_level(logging.INFO):
+        out = export_adapter(adapter, tmp_path / "out", calibration=str(text), **OPTIONS)
+    record = read_record(out, MERGED)
+    dense = merged_dense(adapter, base)
+    masked = stock(base)
+    for linear, whole in dense.items():
+        weight = masked.base_model.get_submodule(linear).get_parameter("weight")
+        weight.data = whole * (weight.data != 0)
+    peft_model = PeftModel.from_pretrained(stock(base), adapter).eval()
+    models: dict[str, Callable[[Tensor], Any]] = {
+        "unmerged": lambda ids: peft_model(input_ids=ids),
+        "masked": masked,
+        "projected": stock(out),
+    }
+    parts = {name: torch.cat([batch.tokens for batch in part]) for name, part in samples(base, text).parts.items()}
+    assert list(parts) == ["calibration", "held_out"]
+    for part, tokens in parts.items():
+        assert tokens.shape == (8, 64)
+        for name, forward in models.items():
+            assert record["losses"][name][part] == pytest.approx(mean_loss(forward, tokens), abs=1e-5)
+    assert not (parts["calibration"][:, None] == parts["held_out"][None]).all(-1).any()
+    losses = record["losses"]
+    gaps = [losses[name]["calibration"] - losses["unmerged"]["calibration"] for name in ("masked", "projected")]
+    assert abs(gaps[1]) < abs(gaps[0])
+    assert record["projected"] is True
+    assert record["sparsity"]["before"] == record["sparsity"]["after"]
+    assert [message for message in caplog.messages if message.startswith("nats a token, held out: ")]
+
+
+def test_a_half_precision_base_keeps_its_zeros_and_its_dtype(tmp_path: Path, text: Path) -> None:
+    base = half_sparse(tmp_path / "base", dtype=torch.bfloat16)
+    adapter = super_adapter(tmp_path / "super", base)
+    out = export_adapter(adapter, tmp_path / "out", calibration=str(text), **OPTIONS)
+    before, after = weights(base), weights(out)
+    assert all(weight.dtype == torch.bfloat16 for weight in after.values())
+    assert all(torch.equal(before[name] == 0, after[name] == 0) for name in before)
+
+
+def test_from_memory_it_is_the_same(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = half_sparse(tmp_path / "base")
+    adapter = super_adapter(tmp_path / "super", base)
+    streamed = export_adapter(adapter, tmp_path / "streamed", calibration=str(text), **OPTIONS)
+
+    def refuse(*_: Any) -> None:
+        raise UnsupportedCheckpoint("no streaming")
+
+    monkeypatch.setattr(Skeleton, "open", refuse)
+    whole = export_adapter(adapter, tmp_path / "whole", calibration=str(text), **OPTIONS)
+    one, other = weights(streamed), weights(whole)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert read_record(streamed, MERGED)["losses"] == read_record(whole, MERGED)["losses"]
+
+
+def test_without_a_text_it_is_the_training_data_also_of_a_sub_adapter(tmp_path: Path) -> None:
+    rows = tmp_path / "train.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"prompt": f"{a} + {a} =", "completion": f"{2 * a}"}) + "\n" for a in range(200))
+    )
+    base = half_sparse(tmp_path / "base")
+    adapter = super_adapter(tmp_path / "super", base, data=rows)
+    outs = [
+        export_adapter(adapter, tmp_path / "by_default", **OPTIONS),
+        export_adapter(adapter, tmp_path / "named", calibration=str(rows), **OPTIONS),
+        export_adapter(export_adapter(adapter, tmp_path / "sub", ranks="maximal"), tmp_path / "of_sub",
+                       **{**OPTIONS, "ranks": None}),
+    ]  # fmt: skip
+    assert len({weights_fingerprint(out) for out in outs}) == 1
+    labelled = samples(base, rows).parts["completions"]
+    assert sum(len(batch.tokens) for batch in labelled) == 16
+    peft_model, nats = PeftModel.from_pretrained(stock(base), adapter).eval(), list[float]()
+    for ids, labels in ((batch.tokens, batch.labels) for batch in labelled):
+        for row, label in zip(ids, labels, strict=True):
+            start = row.tolist().index(load_tokenizer(base)("=")["input_ids"][0]) + 1
+            assert label.tolist() == [-100] * start + row[start:].tolist()
+            with torch.no_grad():
+                scores = peft_model(input_ids=row[None]).logits[0].double().log_softmax(-1)
+            nats += [-float(scores[place - 1, row[place]]) for place in range(start, len(row))]
+    assert read_record(outs[0], MERGED)["losses"]["unmerged"]["completions"] == pytest.approx(sum(nats) / len(nats))
+    record = json.loads((adapter / SEARCH_SPACE).read_text())
+    write_json(adapter / SEARCH_SPACE, record | {"config": {}})
+    with pytest.raises(InputError, match="on a text, got none; add --calibration"):
+        export_adapter(adapter, tmp_path / "out", **OPTIONS)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_text_too_short_to_hold_any_out_is_all_fitted(tmp_path: Path, text: Path) -> None:
+    base = half_sparse(tmp_path / "base")
+    text.write_text(text.read_text()[: 9 * 64])
+    out = export_adapter(super_adapter(tmp_path / "super", base), tmp_path / "out", calibration=str(text), **OPTIONS)
+    assert all(list(losses) == ["calibration"] for losses in read_record(out, MERGED)["losses"].values())
+    assert torch.cat(samples(base, text).fit).shape == (8, 64)
+
+
+def test_ready_token_ids_are_all_fitted(tmp_path: Path) -> None:
+    base, ready = half_sparse(tmp_path / "base"), tmp_path / "ready.jsonl"
+    ready.write_text("".join(json.dumps({"input_ids": list(range(5, 10 + n // 2))}) + "\n" for n in range(7)))
+    drawn = samples(base, ready)
+    assert [tuple(batch.shape) for batch in drawn.fit] == [(2, 5), (2, 6), (2, 7), (1, 8)]
+    assert list(drawn.parts) == ["calibration"]
+
+
+def test_what_cannot_be_fitted_is_refused_in_words(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = super_adapter(tmp_path / "super", half_sparse(tmp_path / "base"))
+    with pytest.raises(InputError, match="at most this model's context of 256 tokens, got 300"):
+        export_adapter(adapter, tmp_path / "out", calibration=str(text), **{**OPTIONS, "sequence_length": 300})
+    with pytest.raises(InputError, match="calibration needs 32000 tokens"):
+        export_adapter(adapter, tmp_path / "out", calibration=str(text), **{**OPTIONS, "num_samples": 500})
+
+    def refuse(*_: Any) -> None:
+        raise IrregularBlocks("every decoder block must run once in a forward; those of X do not")
+
+    monkeypatch.setattr(quality, "Walk", refuse)
+    with pytest.raises(InputError, match="those of X do not; train with --sparse-adapter to merge such a model"):
+        export_adapter(adapter, tmp_path / "out", calibration=str(text), **OPTIONS)
+    assert not list(tmp_path.glob("out*"))
+
+
+@given(st.integers(0, 999))
+def test_the_nearest_weight_needs_moments(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight, seen = torch.randn(4, 6, generator=generator), torch.randn(20, 6, generator=generator)
+    kept = torch.rand(4, 6, generator=generator) < 0.5
+    masked = weight * kept
+    assert torch.equal(nearest(weight, kept, None), masked)
+    assert torch.equal(nearest(weight, kept, torch.zeros(6, 6)), masked)
+    assert torch.equal(nearest(weight, torch.ones_like(kept), seen.T @ seen), weight)
+    errors = [least_squares.errors(weight, found, seen, project.DAMPING).sum()
+              for found in (nearest(weight, kept, seen.T @ seen), masked)]  # fmt: skip
+    assert errors[0] <= errors[1] * (1 + 1e-5)
+
+
+def test_updates_are_sums_with_and_without_the_zeros() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 4, generator=generator) * (torch.rand(5, 4, generator=generator) < 0.5)
+    update = Update(torch.randn(RANKS[0], 4, generator=generator), torch.randn(5, RANKS[0], generator=generator), 1.5)
+    added = 1.5 * update.b.double() @ update.a.double()
+    torch.testing.assert_close(with_whole(weight, update).double(), weight + added, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        with_masked(weight, update).double(), weight + added * (weight != 0), rtol=1e-5, atol=1e-5
+    )

@@ -1,0 +1,32 @@
+"""`shears export` says what it wrote and what comes next."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from shears.cli import main
+from tests.export.made import half_sparse, super_adapter
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "out: PEFT adapter. Next: shears evaluate SPARSE --adapter out --task"),
+        (["--format", "merged"], "out: one model, 0.0% zeros. Next: shears evaluate out --task"),
+        (["--format", "merged", "--model", "moved"], "out: one model, 0.0% zeros. Next: shears evaluate out --task"),
+    ],
+    ids=str,
+)
+def test_the_last_line_names_the_next_verb(
+    words: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    super_adapter(tmp_path / "super", half_sparse(tmp_path / "base"))
+    if "moved" in words:
+        (tmp_path / "base").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["shears", "export", "super", "out", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert line in capfd.readouterr().out

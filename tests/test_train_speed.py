@@ -1,0 +1,112 @@
+"""The comparison of training speeds is fair: the same examples, the same loss, steps that waiting does not change."""
+
+import argparse
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import MethodType
+
+import pytest
+import torch
+from benchmarks.memory import Usage
+from benchmarks.train_arms import LORA, NLS, PLAIN, SPARSE, Job, lengthened, loaded, train
+from benchmarks.train_speed import by_round, memory, memory_report, quotients, speed_report, write_examples
+from benchmarks.turns import take_turns
+from transformers import Trainer
+
+from tests.tiny import save_tiny, tiny_tokenizer
+
+STEPS, ROUNDS = 2, 2
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """Two steps of a tiny model on questions of unequal length, twice."""
+    base, mawps = save_tiny(tmp_path / "base", hidden_size=64), tmp_path / "mawps"
+    mawps.mkdir()
+    rows = [
+        {"original_text": "add " * (a % 7) + f"{a} and {b} ?", "equation": f"X=({a}.0+{b}.0)", "ans": a + b}
+        for a in range(1, 9)
+        for b in range(6)
+    ]
+    for name, content in {"trainset.json": rows, "validset.json": rows[:1], "test.json": []}.items():
+        (mawps / name).write_text(json.dumps(content))
+    asked = argparse.Namespace(data=mawps, steps=STEPS, memory=False, length=None)
+    return Job(str(base), str(write_examples(asked, str(base), tmp_path)), ROUNDS, str(tmp_path))
+
+
+def _log(job: Job, arm: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (Path(job.folder) / arm / "training_log.jsonl").read_text().splitlines()]
+
+
+def test_a_training_that_takes_turns_makes_the_steps_it_would_make_alone(job: Job, tmp_path: Path) -> None:
+    taken = take_turns({arm: partial(train, arm, job) for arm in (PLAIN, NLS)}, ROUNDS * STEPS)
+    assert {arm: len(seconds) for arm, seconds in taken.items()} == {PLAIN: 4, NLS: 4}
+    assert min(min(seconds) for seconds in taken.values()) > 0
+    alone = replace(job, folder=str(tmp_path / "alone"))
+    (tmp_path / "alone").mkdir()
+    loaded(NLS, alone)()
+    assert _log(job, NLS) == _log(alone, NLS)
+
+
+def test_the_plain_recipe_has_the_batches_and_the_loss_of_ours(job: Job) -> None:
+    loaded(LORA, job)()
+    ours, plain = _log(job, LORA), loaded(PLAIN, job)
+    assert isinstance(plain, MethodType)
+    trainer = plain.__self__
+    assert isinstance(trainer, Trainer)
+    batches = list(trainer.get_train_dataloader())
+    assert [int(batch["attention_mask"].sum()) for batch in batches] == [line["tokens"] for line in ours]
+    with torch.no_grad():
+        assert trainer.model is not None
+        loss = trainer.model(**batches[0]).loss  # both start from an adapter that adds nothing
+    assert loss.item() == pytest.approx(ours[0]["loss"], rel=1e-2)  # ours is under bf16 where the processor has it
+
+
+def test_a_training_that_fails_is_named() -> None:
+    with pytest.raises(RuntimeError, match="'broken' ended early"):
+        take_turns({"broken": partial(int, "no number")}, 1)
+
+
+def test_the_first_round_does_not_count_and_rounds_are_compared_one_by_one() -> None:
+    seconds = by_round({PLAIN: [9, 9, 4, 6, 8, 8], LORA: [9, 9, 1, 3, 4, 4]}, steps=2)
+    assert seconds == {PLAIN: [5, 8], LORA: [2, 4]}
+    assert quotients(seconds, PLAIN, LORA) == [2.5, 2]
+
+
+def test_the_report_says_which_targets_are_met() -> None:
+    seconds = {PLAIN: [4.0, 4.0, 5.0], LORA: [2.0, 2.0, 2.0], NLS: [2.0, 2.1, 2.1], SPARSE: [3.0, 2.9, 2.9]}
+    lines = "\n".join(speed_report(seconds, tokens=800))
+    assert "| LoRA, packed | 2.00 (2.00 to 2.00) | 8.00 | 400 | 2.00 (2.00 to 2.50) |" in lines
+    assert "| plain PEFT / LoRA, packed | 2.000 (2.000 to 2.500) | >= 1.8 | yes |" in lines
+    assert "| NLS uniform, packed / LoRA, packed | 1.050 (1.000 to 1.050) | <= 1.02 | no |" in lines
+    assert "| SparsePEFT, packed / LoRA, packed | 1.450 (1.450 to 1.500) | <= 1.5 | yes |" in lines
+    assert "hooks off" not in lines
+
+
+@pytest.mark.parametrize(
+    ("peak", "verdict"), [(2.1, "0.62, target <= 0.6, met: no"), (1.9, "0.58, target <= 0.6, met: yes")]
+)
+def test_memory_is_compared_with_all_that_a_process_holds(peak: float, verdict: str) -> None:
+    usages = {PLAIN: Usage(1, int(4e9), int(1e9), ""), NLS: Usage(1, int(peak * 1e9), int(1e9), "")}
+    lines = list(memory_report(usages))
+    assert lines[-1].endswith(verdict)
+    assert f"| 1.00 | {peak:.2f} | {peak / 4:.2f} |" in lines[-2]
+
+
+def test_longer_examples_are_solved_ones_before_a_question() -> None:
+    rows = [{"prompt": f"{number}?", "completion": f" {number}!"} for number in range(5)]  # of 5 tokens
+    tokenizer = tiny_tokenizer()
+    longer = lengthened(rows, 11, tokenizer)
+    assert longer == [
+        {"prompt": "0? 0!\n\n1?", "completion": " 1!"},
+        {"prompt": "2? 2!\n\n3?", "completion": " 3!"},
+    ]
+    assert lengthened(rows, 4, tokenizer) == rows
+
+
+@pytest.mark.slow
+def test_peaks_are_measured_in_processes_of_their_own(job: Job) -> None:
+    lines = list(memory([PLAIN, NLS], job))
+    assert lines[-1].startswith(f"\n{NLS} / {PLAIN}: ")
