@@ -64,6 +64,7 @@ def test_the_plain_recipe_has_the_batches_and_the_loss_of_ours(job: Job) -> None
     assert loss.item() == pytest.approx(ours[0]["loss"], rel=1e-2)  # ours is under bf16 where the processor has it
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_is_named() -> None:
     with pytest.raises(RuntimeError, match="'broken' ended early"):
         take_turns({"broken": partial(int, "no number")}, 1)

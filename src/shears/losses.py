@@ -66,22 +66,27 @@ def completion_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Float[Te
 def packed_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, " K"], Int[Tensor, " K"]]:
     """Return the losses of the K labelled tokens of packed rows, and the example each belongs to.
 
-    `batch` holds input_ids, position_ids, labels and examples, each Int "P L" (see `data.packing`). The head runs on the
-    positions before a label only; where there is no label at all, on one position, whose loss is 0.
+    `batch` holds input_ids, position_ids, labels and examples, each Int "P L" (see `data.packing`). The head runs on
+    the positions before a label only; where there is no label at all, on one position, whose loss is 0.
     """
     predicting = torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
     if not predicting.any():
         predicting[0, 0] = True
-    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
-    with _head_on(model, predicting):
-        logits = model(**inputs, use_cache=False).logits
-    if logits.shape[:2] == predicting.shape:  # a model without a head to hook, or one that is called otherwise
-        logits = logits[predicting]
+    logits = logits_at(model, {name: batch[name] for name in ("input_ids", "position_ids")}, predicting)
     targets = batch["labels"].roll(-1, dims=1)[predicting]
-    losses = torch.nn.functional.cross_entropy(
-        logits.flatten(0, -2).float(), targets, ignore_index=IGNORED, reduction="none"
-    )
+    losses = torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
     return losses, batch["examples"][predicting]
+
+
+def logits_at(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Float[Tensor, "K V"]:
+    """Return the logits at the K wanted positions, row after row, computing no others where the head can be hooked.
+
+    Of the batch, what the forward does not take (position_ids of some models) and the labels are left out.
+    """
+    inputs = {name: tensor for name, tensor in batch.items() if name in forward_parameters(model) - {"labels"}}
+    with _head_on(model, wanted):
+        logits: Tensor = model(**inputs, use_cache=False).logits
+    return logits[wanted] if logits.shape[:2] == wanted.shape else logits.flatten(0, -2)
 
 
 @contextmanager
@@ -91,6 +96,7 @@ def _head_on(model: nn.Module, positions: Bool[Tensor, "P L"]) -> Iterator[None]
     `logits_to_keep` of transformers takes the same positions of every row; packed rows have each their own.
     """
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # how many positions is no shape that a graph could know
     def choose(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = args[0]
         return (hidden[positions][None], *args[1:]) if hidden.shape[:2] == positions.shape else args

@@ -30,6 +30,7 @@ from shears.artifacts import (
 from shears.errors import InputError
 from shears.evaluation.run import evaluate
 from shears.export.peft import export_adapter
+from shears.fields import StageConfig
 from shears.inspection import inspect
 from shears.models import model_folder, set_threads
 from shears.recipe import EvaluateConfig, ExportConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
@@ -37,7 +38,12 @@ from shears.searching.stage import search
 from shears.sparsity.stage import sparsify
 
 logger = logging.getLogger(__name__)
-KINDS = {"sparsify": SparsifyConfig, "train": TrainConfig, "search": SearchConfig, "export": ExportConfig}
+KINDS: Mapping[str, type[StageConfig]] = {
+    "sparsify": SparsifyConfig,
+    "train": TrainConfig,
+    "search": SearchConfig,
+    "export": ExportConfig,
+}
 
 
 @dataclass(frozen=True)

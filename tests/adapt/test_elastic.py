@@ -10,8 +10,8 @@ from torch import Tensor
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.groups import build_space
-from shears.adapt.space import RankConfig, SearchSpace
 from shears.adapt.ready import add_lora
+from shears.adapt.space import RankConfig, SearchSpace
 from shears.data.examples import Tokenized
 from shears.data.packing import pack
 from shears.errors import InputError

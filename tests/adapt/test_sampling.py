@@ -16,7 +16,8 @@ def test_draws_depend_on_seed_and_place_alone(name: str) -> None:
     places = [Place(step, process, row) for step in (0, 7) for process in (0, 1) for row in range(8)]
     drawn = [strategy.config(place) for place in places]
     assert [again.config(place) for place in reversed(places)] == drawn[::-1]
-    assert [other.config(place) for place in places] != drawn
+    if name != "maximal":
+        assert [other.config(place) for place in places] != drawn
 
 
 def test_uniform_is_one_configuration_a_step_for_every_process_and_row() -> None:

@@ -15,7 +15,7 @@ def test_groups_hold_every_index_once_and_are_balanced(lengths: list[int], capac
     groups = balanced(lengths, capacity)
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     sums = [sum(lengths[index] for index in group) for group in groups]
-    assert len(groups) <= -(-sum(lengths) // capacity)
+    assert len(groups) <= -(-2 * sum(lengths) // capacity)
     assert max(sums) <= sum(lengths) / len(groups) + max(lengths)  # list scheduling (Graham, 1966)
 
 
@@ -38,8 +38,16 @@ def test_a_pack_says_of_every_token_whose_it_is(lengths: list[int], capacity: in
     assert not batch["position_ids"][filler].any()
 
 
-def test_what_fits_is_one_row() -> None:
-    rows = [Tokenized([1, 2, 3], [IGNORED, 2, 3])] * 4
-    batch = pack(rows, 12, pad_id=0)
-    assert batch["input_ids"].tolist() == [[1, 2, 3] * 4]
-    assert batch["examples"].tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]]
+def test_a_few_long_examples_are_not_spread_over_many_rows() -> None:
+    assert [len(group) for group in balanced([10] * 4, 1000)] == [4]
+    lengths = [200, 150, 150, 150, 150, 200, 100, 100]
+    rows, longest = len(balanced(lengths, 256)), max(sum(lengths[i] for i in group) for group in balanced(lengths, 256))
+    assert rows * longest <= 1.05 * sum(lengths)
+    assert longest <= 2 * 256
+
+
+def test_a_packed_row_is_its_examples_one_behind_the_other() -> None:
+    rows = [Tokenized([1, 2, 3], [IGNORED, 2, 3])] * 3
+    batch = pack(rows, 100, pad_id=0)
+    assert batch["input_ids"].tolist() == [[1, 2, 3] * 3]
+    assert batch["examples"].tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 2]]

@@ -9,12 +9,16 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.progress import Meter
+from shears.recipe.strategies import StrategyOptions
+from shears.searching.evolution import Evolution
 from shears.searching.evolve import Nsga2
 from shears.searching.hill_climb import HillClimbing
 from shears.searching.random_search import RandomSearch
+from shears.searching.rnsga2 import rnsga2
 from shears.searching.strategy import LOSS, Evaluated, Figures, Goal, Objective, Plan, Strategy
 from shears.searching.study import Ledger, Place, explore, open_ledger
 
@@ -22,6 +26,8 @@ STRATEGIES: Mapping[str, Callable[[SearchSpace, Plan], Strategy]] = {
     "hill-climbing": HillClimbing,
     "nsga2": Nsga2,
     "random": RandomSearch,
+    "rnsga2": rnsga2,
+    "evolution": Evolution,
 }
 BUDGET = 25  # NSGA-II then has a population of 5: several generations are killed and resumed
 
@@ -90,9 +96,11 @@ def evaluated(space: SearchSpace, objective: Objective, *configs: RankConfig) ->
     return [Evaluated(config, objective(config)) for config in configs]
 
 
-def a_plan(strategy: str = "test", max_evaluations: int = 1000, seed: int = 0, goal: Goal = LOSS) -> Plan:
+def a_plan(
+    strategy: str = "test", max_evaluations: int = 1000, seed: int = 0, goal: Goal = LOSS, **options: Any
+) -> Plan:
     """A plan that leaves enough room unless told otherwise."""
-    return Plan(strategy, max_evaluations, seed, goal)
+    return Plan(strategy, max_evaluations, seed, goal, (), StrategyOptions(**options))
 
 
 def killable_search(url: str | None, name: str, kill_at: int | None = None) -> list[Evaluated]:

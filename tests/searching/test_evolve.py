@@ -4,7 +4,7 @@ import pytest
 
 from shears.adapt.space import RankConfig
 from shears.searching.evolve import Nsga2
-from shears.searching.pareto import hypervolume_2d
+from shears.searching.pareto import hypervolume
 from shears.searching.random_search import RandomSearch
 from shears.searching.strategy import Evaluated, Figures, Objective, Plan
 from tests.searching.formulas import a_plan, climb, conflicting, counted, make_space
@@ -15,7 +15,7 @@ def dominated_share(history: list[Evaluated], objective: Objective, plan: Plan) 
     space = make_space(30)
     costs = [plan.goal.cost(metrics) for metrics in (objective(space.minimal()), objective(space.maximal()))]
     reference = (costs[0][0] * 1.01, costs[1][1] * 1.01)
-    return hypervolume_2d([*costs, *(plan.goal.cost(e.metrics) for e in history)], reference)
+    return hypervolume([*costs, *(plan.goal.cost(e.metrics) for e in history)], reference)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,14 +1,16 @@
 """Hill climbing: finds the optimum of separable objectives, and is the climb of the textbook, step by step."""
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig
+from shears.recipe.goals import Constraint
 from shears.searching.hill_climb import HillClimbing
-from shears.searching.strategy import ACCURACY, Figures, Objective, Plan
+from shears.searching.strategy import ACCURACY, Figures, Goal, Objective, Plan
 from tests.searching.formulas import a_plan, climb, counted, evaluated, make_space, separable
 
 
@@ -107,3 +109,63 @@ def test_the_seed_decides_the_order_of_neighbours_and_every_incumbent_shuffles_a
 def test_a_space_of_one_configuration_is_evaluated_and_left(num_groups: int) -> None:
     space, plan = make_space(num_groups, (32,)), a_plan()
     assert len(climb(HillClimbing, space, separable(space), plan).history) == 1
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"restarts": True},
+    {"improvement": "best"},
+    {"restarts": True, "improvement": "best", "step": 2},
+    {"changes": 2, "restarts": True},
+]
+
+
+def rugged(config: RankConfig) -> Figures:
+    return {"loss": random.Random(str(config)).randint(0, 99), "parameters": sum(config.values())}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_every_proposal_is_a_function_of_what_is_known_whatever_the_options(options: dict[str, Any]) -> None:
+    space, plan = make_space(4), a_plan(max_evaluations=40, **options)
+    history = climb(HillClimbing, space, rugged, plan).history
+    kept = HillClimbing(space, plan)
+    for length in [*range(len(history)), 5, 20]:
+        fresh = HillClimbing(space, plan)
+        assert kept.propose(history[:length]) == fresh.propose(history[:length]) == history[length].ranks
+    assert fresh.propose(history[19::-1]) == history[20].ranks, "in whatever order"
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_where_no_neighbour_is_better_it_starts_again_only_if_told_to(options: dict[str, Any]) -> None:
+    space = make_space(4)
+    history = climb(HillClimbing, space, rugged, a_plan(max_evaluations=81, **options)).history
+    assert len({e.ranks for e in history}) == len(history)
+    if options.get("restarts"):
+        assert len(history) > 70
+        return
+    best = a_plan().goal.best(history)
+    assert len(history) < 60
+    assert all(rugged(other)["loss"] >= best.metrics["loss"] for other in space.neighbours(best.ranks))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_improvement_is_the_steepest_climb_of_the_textbook(seed: int) -> None:
+    space, plan = make_space(5), a_plan(seed=seed, improvement="best")
+    history = climb(HillClimbing, space, rugged, plan).history
+    incumbent, expected = space.heuristic(), {space.heuristic()}
+    while True:
+        neighbours = list(space.neighbours(incumbent))
+        expected |= set(neighbours)
+        best = min([incumbent, *neighbours], key=lambda config: plan.goal.cost(rugged(config)))
+        if best == incumbent:
+            break
+        incumbent = best
+    assert {e.ranks for e in history} == expected
+    assert plan.goal.best(history).ranks == incumbent
+
+
+def test_without_a_feasible_start_it_climbs_from_the_end_that_breaks_the_bound_least() -> None:
+    space = make_space(8)
+    goal = Goal(constraints=(Constraint("parameters", "<=", 8 * 16 + 8),))
+    history = climb(HillClimbing, space, rugged, a_plan(goal=goal)).history
+    assert [e.ranks for e in history[:3]] == [space.heuristic(), space.maximal(), space.minimal()]
+    assert all(sum(rank != 16 for rank in e.ranks.values()) <= 2 for e in history[3:])

@@ -29,11 +29,11 @@ def test_every_strategy_of_the_recipe_is_there() -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_starts_at_the_heuristic_and_never_chooses_worse(strategy: str) -> None:
-    space = make_space(5)
-    result = run_search(space, separable(space), a_plan(strategy, 20))
+    space = make_space(3)
+    result = run_search(space, separable(space), a_plan(strategy, 27))
     assert result.evaluations[0].ranks == space.heuristic()
     assert result.chosen.metrics["loss"] <= result.evaluations[0].metrics["loss"]
-    assert len({e.ranks for e in result.evaluations}) == len(result.evaluations) <= 20
+    assert len({e.ranks for e in result.evaluations}) == len(result.evaluations) <= 27
 
 
 def test_hill_climbing_on_a_separable_formula_chooses_its_optimum() -> None:
@@ -62,9 +62,7 @@ def test_the_result_is_plain_data() -> None:
 
 
 def test_an_unknown_strategy_is_refused() -> None:
-    with pytest.raises(
-        InputError, match="strategy must be one of heuristic, hill-climbing, nsga2, random, got 'magic'"
-    ):
+    with pytest.raises(InputError, match="strategy must be one of heuristic, maximal, .*, rnsga2, got 'magic'"):
         run_search(make_space(1), separable(make_space(1)), a_plan("magic"))
 
 
@@ -119,8 +117,8 @@ def test_interrupted_and_resumed_it_writes_the_same_bytes(
     assert not (tmp_path / "search").exists()
     with pytest.raises(InputError, match="continue it with --resume"):
         search(super_adapter, tmp_path / "search", **settings)
-    with pytest.raises(InputError, match="max_evaluations was 6 and is now 7"):
-        search(super_adapter, tmp_path / "search", resume=True, **{**settings, "max_evaluations": 7})
+    with pytest.raises(InputError, match="seed was 0 and is now 7"):
+        search(super_adapter, tmp_path / "search", resume=True, **{**settings, "seed": 7})
     resumed = search(super_adapter, tmp_path / "search", resume=True, **settings)
     assert (resumed / "result.json").read_bytes() == (whole / "result.json").read_bytes()
     assert not partial_folder(tmp_path / "search").exists()

@@ -24,7 +24,7 @@ def test_the_best_has_the_best_quality_then_the_fewest_parameters_then_came_firs
 ) -> None:
     history = [Evaluated(HEURISTIC, metrics) for metrics in some]
     qualities = [metrics[goal.quality] for metrics in some]
-    best_quality = max(qualities) if goal.maximise else min(qualities)
+    best_quality = max(qualities) if goal.is_maximised[0] else min(qualities)
     of_best_quality = [metrics for metrics in some if metrics[goal.quality] == best_quality]
     fewest = min(metrics["parameters"] for metrics in of_best_quality)
     first = next(metrics for metrics in of_best_quality if metrics["parameters"] == fewest)

@@ -50,7 +50,13 @@ def test_killed_three_times_and_resumed_it_is_the_undisturbed_search(strategy: s
 
 @pytest.mark.parametrize(
     ("strategy", "stop"),
-    [("hill-climbing", 7), ("random", 7), *(("nsga2", stop) for stop in (2, 5, 6, 13))],  # NSGA-II: a generation is 5
+    [
+        ("hill-climbing", 7),
+        ("random", 7),
+        *(("nsga2", stop) for stop in (2, 5, 6, 13)),  # a generation is 5
+        *(("rnsga2", stop) for stop in (5, 13)),
+        *(("evolution", stop) for stop in (3, 13)),
+    ],
 )
 def test_stopped_after_any_proposal_it_goes_on_as_undisturbed(strategy: str, stop: int, tmp_path: Path) -> None:
     space, place = make_space(6), Place(url_of(tmp_path), resume=True)

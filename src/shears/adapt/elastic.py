@@ -26,8 +26,16 @@ MASK = "rank_mask"
 
 def _mask_ranks(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
     """Zero the output features of lora_A beyond the active rank; a function of the module, so deepcopy is safe."""
-    mask = module.get_buffer(MASK)
-    return output * mask.to(output.dtype)
+    mask = module.get_buffer(MASK).to(output.dtype)
+    if mask.ndim in (1, output.ndim):
+        return output * mask
+    rows, length, _ = mask.shape  # and all their tokens in one dimension, as some blocks flatten them (OPT)
+    if output.shape[0] % (rows * length):
+        raise InputError(
+            f"ranks by example need linears that see every token of all {rows} rows, one gets {output.shape[0]} tokens "
+            "(an expert?); set sampling to uniform or leave it out of groups"
+        )
+    return (output.reshape(rows, -1, output.shape[-1]) * mask).view(output.shape)
 
 
 class ElasticAdapter:

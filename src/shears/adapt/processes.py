@@ -1,11 +1,13 @@
 """Several processes of one training (`accelerate launch -m shears train ...`): one of them owns the folder."""
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -32,6 +34,13 @@ def join_processes(*, cpu: bool) -> None:
             )
     if num_processes() > 1:
         PartialState(cpu=cpu)
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Stop the threads of the connection before the interpreter goes; else they may abort a process that is done."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def wait() -> None:

@@ -39,6 +39,11 @@ def per_example(space: SearchSpace, seed: int, place: Place) -> RankConfig:
     return space.random(random.Random(f"ranks/{seed}/{place.step}/row {place.row}"))
 
 
+def maximal(space: SearchSpace, seed: int, place: Place) -> RankConfig:
+    """The largest ranks always: plain LoRA, to be cut afterwards (see reorder.py)."""
+    return space.maximal()
+
+
 def sandwich(space: SearchSpace, seed: int, place: Place) -> RankConfig:
     """A quarter of the examples at the largest ranks, a quarter at the smallest, the others at random.
 
@@ -88,6 +93,7 @@ class Sampling:
 STRATEGIES: Mapping[str, tuple[Draw, bool]] = MappingProxyType(
     {
         "uniform": (uniform, False),
+        "maximal": (maximal, False),
         "per-process": (per_process, False),
         "per-example": (per_example, True),
         "sandwich": (sandwich, True),

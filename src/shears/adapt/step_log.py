@@ -13,7 +13,7 @@ from shears.progress import Meter
 
 
 class StepLog(TrainerCallback):
-    """Writes each step, its loss, tokens and learning rate; and its ranks, or those of every example where they differ."""
+    """Writes every step: loss, tokens, learning rate, ranks; or each example's loss and ranks, where these differ."""
 
     def __init__(self, path: Path, trainer: CompletionTrainer, meter: Meter) -> None:
         self.path, self.trainer, self.meter = path, trainer, meter
@@ -38,7 +38,12 @@ class StepLog(TrainerCallback):
                 f"lower learning rate ({self.path.parent} keeps the checkpoints before)"
             )
         active = self.trainer.elastic.active
-        line = {"step": state.global_step, "loss": loss, "tokens": tokens, "learning_rate": self.learning_rate}
+        line: dict[str, Any] = {
+            "step": state.global_step,
+            "loss": loss,
+            "tokens": tokens,
+            "learning_rate": self.learning_rate,
+        }
         if self.trainer.strategy.by_step:
             line["ranks"] = dict(active or {})
         else:

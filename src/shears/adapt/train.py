@@ -13,6 +13,7 @@ from shears.adapt.fit import LOG, fit
 from shears.adapt.initial import without_start
 from shears.adapt.processes import join_processes, shared_folder, together, wait
 from shears.adapt.ready import Ready, prepare
+from shears.adapt.reorder import reorder
 from shears.adapt.space import SearchSpace
 from shears.artifacts import SEARCH_SPACE, as_data, read_json, weights_fingerprint, write_json
 from shears.data.fingerprints import rows_fingerprint
@@ -42,6 +43,8 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
         fit(ready, work, settings)
         wait()  # for checkpoints that others still write
         if is_first_process():
+            if settings.reorder:
+                reorder(ready.model)
             _save(ready, work, settings, {"base": _name_of(model), "base_fingerprint": base})
             shutil.rmtree(work / "checkpoints")  # last: until all is saved, they are what a resume goes on from
     logger.info("trained %s in %.0f s", output, time.monotonic() - started)

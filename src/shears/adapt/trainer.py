@@ -101,7 +101,8 @@ class CompletionTrainer(Trainer):
         if not self.strategy.by_step:
             self._note(numbers, losses.detach() / counts.clamp(min=1), counts, configs)
         self._forwards += 1
-        return loss * self.accelerator.num_processes  # whose mean, not sum, the gradients will be
+        scaled: Tensor = loss * self.accelerator.num_processes  # whose mean, not sum, the gradients will be
+        return scaled
 
     def _draw(self, count: int) -> list[RankConfig]:
         """Draw the ranks of this forward's examples, the same for any number of processes and forwards a step."""
@@ -125,8 +126,10 @@ class CompletionTrainer(Trainer):
         return sums, torch.bincount(inputs["examples"][inputs["labels"] != IGNORED], minlength=count)
 
     def _note(self, numbers: Sequence[int], losses: Tensor, counts: Tensor, configs: Sequence[RankConfig]) -> None:
-        drawn = configs or [self.elastic.active or {}] * len(numbers)  # none: all of this process have the active one
-        figures = zip(numbers, losses.tolist(), counts.tolist(), drawn, strict=True)
+        if not configs:  # all of this process have the active one
+            assert self.elastic.active is not None
+            configs = [self.elastic.active] * len(numbers)
+        figures = zip(numbers, losses.tolist(), counts.tolist(), configs, strict=True)
         self.step_examples += [
             ExampleLoss(number, loss, tokens, tuple(ranks.values()))
             for number, loss, tokens, ranks in figures

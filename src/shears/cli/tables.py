@@ -59,7 +59,18 @@ def print_search(path: Path) -> None:
             name, *(f"{value:,.5g}" if value < 1e4 else f"{value:,.0f}" for value in entry["metrics"].values())
         )
     console.print(table)
-    print_line(f"{path}: {len(result['pareto'])} configurations on the front of quality against parameters.")
+    print_line(f"{path}: {_front(result)}.")
+
+
+def _front(result: Mapping[str, Any]) -> str:
+    """Return how many configurations are on the front of which objectives, and what they dominate."""
+    objectives, volume = result.get("objectives", ["quality", "parameters"]), result.get("hypervolume")
+    bounds = f" with {' and '.join(result['constraints'])}" if result.get("constraints") else ""
+    text = f"{len(result['pareto'])} configurations on the front of {' against '.join(objectives)}{bounds}"
+    if volume is None:
+        return text
+    worst = ", ".join(f"{name} {_short(name, value)}" for name, value in volume["reference"].items())
+    return f"{text}; they dominate {volume['value']:.4g} (hypervolume, from {worst})"
 
 
 def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
@@ -97,6 +108,7 @@ def print_inspection(data: Mapping[str, Any]) -> None:
     _print_ranks(groups or data.get("ranks") or data.get("chosen", {}).get("ranks", {}))
     if "chosen" in data:
         print_line(f"  metrics: {data['chosen']['metrics']}; {len(data['evaluations'])} evaluations")
+        print_line(f"  {_front(data)}")
     for row in data.get("models", []):
         print_line(f"  {row['name']}: {row['metric']} {figure(row)[0]} ({figure(row)[1]}, n = {row['n']})")
 

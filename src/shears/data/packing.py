@@ -18,11 +18,10 @@ def pack(rows: Sequence[Tokenized], capacity: int, pad_id: int) -> dict[str, Ten
     """Return input_ids, position_ids, labels and examples, each Int "P L".
 
     Positions start anew with every example, which is all that transformers needs to keep examples apart (no attention
-    mask, no cache). `examples` is the number of each token's example in `rows`. There are as few rows as if each held
-    `capacity` tokens (or the longest example), of about equal lengths.
+    mask, no cache). `examples` is the number of each token's example in `rows`. Rows have about `capacity` tokens (see
+    `balanced`).
     """
-    lengths = [len(row.input_ids) for row in rows]
-    packs = balanced(lengths, max(capacity, *lengths))
+    packs = balanced([len(row.input_ids) for row in rows], capacity)
     length = max(sum(len(rows[index].input_ids) for index in indices) for indices in packs)
     filler = {"input_ids": pad_id, "position_ids": 0, "labels": IGNORED, "examples": NONE}
     lines: dict[str, list[list[int]]] = {name: [] for name in filler}
@@ -42,11 +41,26 @@ def _joined(rows: Sequence[Tokenized], indices: Sequence[int]) -> dict[str, list
 
 
 def balanced(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Return the indices in as few groups as `capacity` allows, of about equal sums: longest first, to the emptiest."""
-    groups: list[list[int]] = [[] for _ in range(max(-(-sum(lengths) // capacity), 1))]
-    sums = [0] * len(groups)
+    """Return the indices in groups of about `capacity` together and about equal sums; the cheapest number of groups.
+
+    A position costs 4 x capacity + L where rows have L of them: its linears, and its attention to the others. What only
+    fills rows up costs as much, so that few long examples are not spread over many rows.
+    """
+    numbers = range(1, min(len(lengths), -(-2 * sum(lengths) // capacity)) + 1)
+    return min((_spread(lengths, number) for number in numbers), key=lambda groups: _cost(lengths, groups, capacity))
+
+
+def _spread(lengths: Sequence[int], number: int) -> list[list[int]]:
+    """Return the indices in that many groups: longest first, each to the emptiest."""
+    groups: list[list[int]] = [[] for _ in range(number)]
+    sums = [0] * number
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         place = sums.index(min(sums))
         groups[place].append(index)
         sums[place] += lengths[index]
-    return [sorted(group) for group in groups if group]
+    return [sorted(group) for group in groups]
+
+
+def _cost(lengths: Sequence[int], groups: Sequence[Sequence[int]], capacity: int) -> int:
+    longest = max(sum(lengths[index] for index in group) for group in groups)
+    return len(groups) * longest * (4 * capacity + longest)

@@ -3,7 +3,8 @@
 B prompts, T tokens, V words of the vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,14 +51,32 @@ def generate_answers(
     Batches are of about equal lengths, padded on the left and masked; the answers are in the order of the prompts.
     InputError for an empty prompt.
     """
-    rows = [Tokenized(ids, ids) for ids in _checked_prompts(prompts, tokenizer)]
-    answers, breaks = [""] * len(rows), line_breaks(tokenizer) if one_line else None
-    buckets = length_buckets([len(row.input_ids) for row in rows], batch_size)
-    for indices in track(buckets, "generating", len(buckets), "batches"):
-        batch = pad_left([rows[index] for index in indices], padding(tokenizer))
-        for index, answer in zip(indices, _continue(model, tokenizer, batch, max_new_tokens, breaks), strict=True):
-            answers[index] = answer
-    return answers
+    return Decoder(model, tokenizer, max_new_tokens, one_line).answers(prompts, batch_size)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Continues prompts greedily, up to the end of sequence or, if `one_line`, of the first line."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    max_new_tokens: int
+    one_line: bool = False
+
+    def answers(
+        self, prompts: Sequence[str], batch_size: int, before: Callable[[Sequence[int]], object] = lambda _: None
+    ) -> list[str]:
+        """Return the continuation of every prompt; `before` hears the numbers of the prompts of each batch first."""
+        rows = [Tokenized(ids, ids) for ids in _checked_prompts(prompts, self.tokenizer)]
+        answers, breaks = [""] * len(rows), line_breaks(self.tokenizer) if self.one_line else None
+        buckets = length_buckets([len(row.input_ids) for row in rows], batch_size)
+        for indices in track(buckets, "generating", len(buckets), "batches"):
+            before(indices)
+            batch = pad_left([rows[index] for index in indices], padding(self.tokenizer))
+            texts = _continue(self.model, self.tokenizer, batch, self.max_new_tokens, breaks)
+            for index, answer in zip(indices, texts, strict=True):
+                answers[index] = answer
+        return answers
 
 
 def _checked_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -3,9 +3,9 @@
 N rows, B rows of a batch, K trailing positions, V words of the vocabulary.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Example, Tokenized, encode, prompt_ids, prompt_of
 from shears.errors import InputError
-from shears.losses import IGNORED, trailing_logits
+from shears.evaluation.branches import Continuation, Forest, planted
+from shears.evaluation.running import Run, plainly
+from shears.losses import IGNORED, logits_at
 from shears.losses import completion_losses as token_losses
 from shears.progress import track
-
-Continuation = tuple[list[int], list[int]]  # tokens of a prompt, tokens that follow
 
 
 class RowLosses(NamedTuple):
@@ -70,12 +70,30 @@ def choose(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int
 ) -> list[Choice]:
     """Return each example's likeliest choice; the end of sequence is not scored, as in other evaluations."""
-    prompts = prompt_ids([prompt_of(example) for example in examples], tokenizer)
-    texts = iter(encode([choice for example in examples for choice in example.choices], tokenizer))
-    pairs = [(prompt, next(texts)) for prompt, example in zip(prompts, examples, strict=True) for _ in example.choices]
-    sums = iter(log_likelihoods(model, pairs, padding(tokenizer), batch_size).tolist())
-    lengths = iter([max(len(continuation), 1) for _, continuation in pairs])
-    return [_choice([(next(sums), next(lengths)) for _ in example.choices]) for example in examples]
+    return Questions(model, tokenizer, examples).answer(model, batch_size)
+
+
+class Questions:
+    """The choices of examples as rows to score, planned once: `answer` always makes the same forwards."""
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> None:
+        prompts = prompt_ids([prompt_of(example) for example in examples], tokenizer)
+        texts = iter(encode([choice for example in examples for choice in example.choices], tokenizer))
+        choices = [[next(texts) for _ in example.choices] for example in examples]
+        pairs = [(prompt, ids) for prompt, each in zip(prompts, choices, strict=True) for ids in each]
+        self._lengths = [[max(len(ids), 1) for ids in each] for each in choices]
+        self._pad_id, self.forest = padding(tokenizer), planted(model, pairs)
+
+    def answer(self, model: nn.Module, batch_size: int, run: Run = plainly) -> list[Choice]:
+        """Return each example's likeliest choice; `run` makes the forwards."""
+        sums = iter(forest_log_likelihoods(model, self.forest, self._pad_id, batch_size, run).tolist())
+        return [_choice([(next(sums), length) for length in lengths]) for lengths in self._lengths]
+
+    def sample(self, model: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
+        """Return a small batch as `answer` makes them: the inputs, and the positions whose logits are wanted."""
+        trees = self.forest.trees
+        rows = self.forest.of(sorted(range(len(trees)), key=lambda row: -len(trees[row]))[-2:])
+        return _on_device(model, rows.batch(self._pad_id)), rows.wanted.to(device_of(model))
 
 
 def _choice(scored: list[tuple[float, int]]) -> Choice:
@@ -90,37 +108,31 @@ def padding(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0 if pad is None else int(pad)
 
 
-@torch.no_grad()
 def log_likelihoods(
     model: nn.Module, pairs: Sequence[Continuation], pad_id: int, batch_size: int
 ) -> Float[Tensor, " N"]:
     """Return log p(continuation | prompt) of each pair, summed over the continuation's tokens, in nats.
 
-    A last token need not be fed in, so that continuations of a prompt that differ in it alone share one forward.
+    A last token need not be fed in, so that continuations of a prompt that differ in it alone share one forward. Those
+    that differ earlier share their prompt's, in one row, where that saves a good deal and the model keeps them apart.
     """
-    shared: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, (prompt, continuation) in enumerate(pairs):
-        shared[(*prompt, *continuation[:-1])].append(index)
-    inputs, result = list(shared), torch.zeros(len(pairs))
-    buckets = length_buckets([len(ids) for ids in inputs], batch_size)
+    return forest_log_likelihoods(model, planted(model, pairs), pad_id, batch_size)
+
+
+@torch.no_grad()
+def forest_log_likelihoods(
+    model: nn.Module, forest: Forest, pad_id: int, batch_size: int, run: Run = plainly
+) -> Float[Tensor, " N"]:
+    """Return log p(continuation | prompt) of the pairs of a forest; `run` makes the forwards."""
+    total = torch.zeros(len(forest.pairs), dtype=torch.float64)
+    buckets = forest.buckets(batch_size)
     for bucket in track(buckets, "scoring", len(buckets), "batches"):
-        keep = max(len(pairs[index][1]) for row in bucket for index in shared[inputs[row]])
-        log_probs = _trailing_log_probs(model, [list(inputs[row]) for row in bucket], pad_id, keep)
-        for row_log_probs, row in zip(log_probs, bucket, strict=True):
-            for index in shared[inputs[row]]:
-                result[index] = _summed(row_log_probs, pairs[index][1])
-    return result
-
-
-def _summed(log_probs: Float[Tensor, "K V"], continuation: list[int]) -> Float[Tensor, ""]:
-    """The last len(continuation) positions predict its tokens."""
-    last = log_probs[log_probs.shape[0] - len(continuation) :]
-    return last.gather(1, torch.tensor(continuation, dtype=torch.int64).view(-1, 1)).sum()
-
-
-def _trailing_log_probs(model: nn.Module, rows: Sequence[list[int]], pad_id: int, keep: int) -> Float[Tensor, "B K V"]:
-    batch = _on_device(model, pad_left([Tokenized(ids, ids) for ids in rows], pad_id))
-    return torch.log_softmax(trailing_logits(model, batch, keep).float(), dim=-1).cpu()
+        rows = forest.of(bucket)
+        batch, wanted = _on_device(model, rows.batch(pad_id)), rows.wanted.to(device_of(model))
+        logits = run(partial(logits_at, model, batch, wanted))
+        log_probs = torch.log_softmax(logits.float(), dim=-1)[rows.numbers, rows.tokens]
+        total.index_add_(0, rows.owners, log_probs.cpu().double())
+    return total.float()
 
 
 def _on_device(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:

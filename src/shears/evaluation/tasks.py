@@ -19,6 +19,7 @@ from shears.evaluation.answers import evaluate_equation, extract_number, numbers
 from shears.evaluation.generate import generate_answers
 from shears.evaluation.perplexity import perplexity
 from shears.evaluation.score import choose
+from shears.evaluation.scorers import check_choices
 from shears.prompts import DEFAULT_TEMPLATE
 from shears.recipe import EvaluateConfig
 
@@ -72,12 +73,7 @@ def _choices(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], config: EvaluateConfig
 ) -> list[Record]:
     """The choice of the highest log-likelihood is the answer."""
-    for number, example in enumerate(examples, start=1):
-        if not example.choices or example.answer is None:
-            raise InputError(
-                f"task choices needs rows with choices and an answer among them, row {number} has not; add the column "
-                "choices (a list), or end the instruction in 'Answer format: a/b/c'"
-            )
+    check_choices(examples)
     records = []
     for index, (example, choice) in enumerate(
         zip(examples, choose(model, tokenizer, examples, config.batch_size), strict=True)
@@ -98,27 +94,32 @@ def _record(index: int, example: Example, prediction: object, answer: object) ->
     return {"index": index, "prompt": prompt_of(example), "prediction": prediction, "answer": answer}
 
 
-def _generated(
-    read: Callable[[str], float | None], one_line: bool
-) -> Callable[[nn.Module, PreTrainedTokenizerBase, Sequence[Example], EvaluateConfig], list[Record]]:
-    """Make a task: generate, read a number from the text, compare it with the answer."""
+@dataclass(frozen=True)
+class Generated:
+    """A task: generate, read a number from the text (of its first line, if `one_line`), compare it with the answer."""
 
-    def task(
-        model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], config: EvaluateConfig
+    read: Callable[[str], float | None]
+    one_line: bool
+
+    def answers(self, examples: Sequence[Example]) -> list[float]:
+        """Return the right answers; InputError where an example has none."""
+        return [_right_number(number, example, self.read) for number, example in enumerate(examples, start=1)]
+
+    def __call__(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], config: EvaluateConfig
     ) -> list[Record]:
-        answers = [_right_number(number, example, read) for number, example in enumerate(examples, start=1)]
+        """Return what each example gave."""
+        answers = self.answers(examples)
         prompts = [prompt_of(example) for example in examples]
-        texts = generate_answers(model, tokenizer, prompts, config.max_new_tokens, config.batch_size, one_line)
+        texts = generate_answers(model, tokenizer, prompts, config.max_new_tokens, config.batch_size, self.one_line)
         return [
             {
-                **_record(index, example, read(text), answer),
-                "correct": numbers_equal(read(text), answer),
+                **_record(index, example, self.read(text), answer),
+                "correct": numbers_equal(self.read(text), answer),
                 "output": text,
             }
             for index, (example, text, answer) in enumerate(zip(examples, texts, answers, strict=True))
         ]
-
-    return task
 
 
 def _right_number(number: int, example: Example, read: Callable[[str], float | None]) -> float:
@@ -129,15 +130,12 @@ def _right_number(number: int, example: Example, read: Callable[[str], float | N
     return answer
 
 
+GENERATED: Mapping[str, Generated] = MappingProxyType(
+    {"number": Generated(extract_number, one_line=False), "equation": Generated(evaluate_equation, one_line=True)}
+)
 ACCURACY_TASKS: Mapping[
     str, Callable[[nn.Module, PreTrainedTokenizerBase, Sequence[Example], EvaluateConfig], list[Record]]
-] = MappingProxyType(
-    {
-        "choices": _choices,
-        "number": _generated(extract_number, one_line=False),
-        "equation": _generated(evaluate_equation, one_line=True),
-    }
-)
+] = MappingProxyType({"choices": _choices, **GENERATED})
 
 
 def _perplexity(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:

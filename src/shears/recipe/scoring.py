@@ -4,7 +4,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shears.fields import Device, Dtype, StageConfig
+from shears.fields import Device, Dtype, Names, StageConfig
+from shears.recipe.goals import Constraint, check_goal, complete, parse_constraint, parse_point
+from shears.recipe.strategies import StrategyName, StrategyOptions
 
 
 class ScoringConfig(StageConfig):
@@ -22,19 +24,25 @@ class ScoringConfig(StageConfig):
     """Where to compute: auto, cpu, cuda or mps."""
 
 
-class SearchConfig(ScoringConfig):
+class SearchConfig(StrategyOptions, ScoringConfig):
     """How to find the best sub-adapter; sees validation data only."""
 
     data: str
     """Validation examples, never the test split: a file, a hub id or the embedded arithmetic:validation."""
-    objective: Literal["loss", "accuracy"] = "loss"
-    """What to improve: loss per completion token (fast, exact) or the accuracy of a task."""
+    objective: Names = ("loss",)
+    """What to improve, one to three of: loss per completion token (fast, exact), accuracy of a task, parameters of the
+    adapter, nonzeros (of base and adapter), macs (per token). The first chooses, the next break ties; loss or accuracy
+    alone is joined by parameters."""
+    constraint: Names = ()
+    """Bounds that the chosen configuration meets, such as parameters<=3M or accuracy>=0.6,macs<=100M."""
     task: Literal["choices", "number", "equation"] | None = None
-    """Task whose accuracy is the objective."""
-    strategy: Literal["heuristic", "hill-climbing", "nsga2", "random"] = "hill-climbing"
+    """Task whose accuracy is measured."""
+    strategy: StrategyName = "hill-climbing"
     """How rank configurations are proposed."""
     max_evaluations: int = Field(50, gt=0)
-    """Rank configurations to evaluate, each once."""
+    """Rank configurations to evaluate, each once; may be raised when resuming."""
+    tie_layers: int = Field(1, gt=0)
+    """Consecutive layers that share a rank, group by group: a smaller space for a big model."""
     seeds: int = Field(0, ge=0)
     """Configurations evaluated first that the training log predicts to be good (sampling per-example or sandwich)."""
     storage: str | None = None
@@ -42,10 +50,34 @@ class SearchConfig(ScoringConfig):
     seed: int = 0
     """Seed of the proposals."""
 
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """All objectives, with the parameters that join a quality alone."""
+        return complete(self.objective)
+
+    @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """The constraints as values."""
+        return tuple(map(parse_constraint, self.constraint))
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Every figure that the search needs of a configuration, each once."""
+        return tuple(dict.fromkeys([*self.objectives, *(constraint.figure for constraint in self.constraints)]))
+
+    @property
+    def options(self) -> StrategyOptions:
+        """What the strategy is told."""
+        return StrategyOptions(**{name: getattr(self, name) for name in StrategyOptions.model_fields})
+
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":
-        if self.objective == "accuracy" and self.task is None:
+        check_goal(self.objective, self.constraints)
+        if "accuracy" in self.figures and self.task is None:
             raise ValueError("task must be given with objective accuracy: choices, number or equation, got none")
+        self.check_owner(self.strategy)
+        for point in self.reference_points:
+            parse_point(point, len(self.objectives))
         return self
 
 

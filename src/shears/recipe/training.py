@@ -21,9 +21,12 @@ class TrainConfig(StageConfig):
     init: Literal["lora", "recovery", "pissa"] = "lora"
     """Start: lora (PEFT's own, no change of the model), recovery (what pruning took away, see sparsify --recover-rank)
     or pissa (the sparse weights' principal components; a control, one rank only)."""
-    sampling: Literal["uniform", "sandwich", "per-example", "per-process"] = "uniform"
-    """Rank configurations: uniform (one a step), per-process (one a step and process), per-example (one an example) or
-    sandwich (a quarter of the examples at the largest ranks, a quarter at the smallest, the others at random)."""
+    sampling: Literal["uniform", "sandwich", "per-example", "per-process", "maximal"] = "uniform"
+    """Rank configurations: uniform (one a step), per-process (one a step and process), per-example (one an example),
+    sandwich (a quarter of the examples at the largest ranks, a quarter at the smallest, the others at random) or
+    maximal (always the largest: plain LoRA, see reorder)."""
+    reorder: bool = False
+    """After training at the largest ranks, order components by size, so that smaller ranks are cut at little loss."""
     curriculum: float = Field(0.0, ge=0.0, le=1.0)
     """Share of the steps over which the smaller ranks join in, one after the other; 0: all from the beginning."""
     sparse_adapter: bool = False
@@ -75,6 +78,8 @@ class TrainConfig(StageConfig):
             raise ValueError(
                 f"init pissa moves a part of the model into the adapter, so it needs one rank, got {len(self.ranks)}"
             )
+        if self.reorder and self.sampling != "maximal" and len(self.ranks) > 1:
+            raise ValueError(f"reorder undoes what smaller ranks learnt: sampling must be maximal, got {self.sampling}")
         if self.sparse_adapter:
             self._check_sparse_adapter()
         return self

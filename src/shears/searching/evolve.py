@@ -1,8 +1,10 @@
-"""NSGA-II (Deb et al., 2002) by Optuna on (quality, adapter parameters)."""
+"""NSGA-II (Deb et al., 2002) by Optuna on all objectives, feasible configurations before infeasible ones."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 
 from optuna import Study, Trial
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import NSGAIISampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -10,26 +12,25 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.searching.strategy import Evaluated, Plan, digest, landmarks, opening
 from shears.searching.study import distributions, new_study
 
-GENERATIONS = 5  # in a small budget; Optuna's own population of 50 would be one random generation of 50 evaluations
-SMALLEST_POPULATION, LARGEST_POPULATION = 4, 50
+Survival = Callable[[Study, list[FrozenTrial]], list[FrozenTrial]]
 
 
 class Nsga2:
     """Proposes heuristic, seeds and both ends, then children of the fittest; keeps a study, a function of the history.
 
-    Optuna saves no generator, so each proposal gets a sampler seeded by (seed, length of the history).
+    Optuna saves no generator, so each proposal gets a sampler seeded by (seed, length of the history). `survival` says
+    who lives on into the next generation; by default NSGA-II's own, by front and crowding distance.
     """
 
-    def __init__(self, space: SearchSpace, plan: Plan) -> None:
-        self._space, self._plan = space, plan
+    def __init__(self, space: SearchSpace, plan: Plan, survival: Survival | None = None) -> None:
+        self._space, self._plan, self._survival = space, plan, survival
         self._first = list(dict.fromkeys([*opening(space, plan), *landmarks(space)]))
-        population = min(max(plan.max_evaluations // GENERATIONS, SMALLEST_POPULATION), LARGEST_POPULATION)
-        self._population = max(population, len(self._first))  # all seeds are in the first generation
+        self._population = population_of(space, plan)
         self._forget()
 
     def _forget(self) -> None:
         self._told: list[Evaluated] = []
-        self._study = new_study(["minimize", "minimize"])
+        self._study = new_study(["minimize"] * len(self._plan.goal.objectives))
 
     def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
         """Return a landmark or a seed at first, then a child, which may be known."""
@@ -39,13 +40,18 @@ class Nsga2:
             self._tell(evaluated)
         if len(history) < len(self._first):
             return self._first[len(history)]
-        return self._child(_sampler(self._plan.stream(len(history)), self._population))
+        return self._child(self._sampler(self._plan.stream(len(history))))
 
     def _tell(self, evaluated: Evaluated) -> None:
-        sampler = _sampler("", self._population)  # draws nothing: every parameter is given
+        sampler = self._sampler("")  # draws nothing: every parameter is given
         self._study.enqueue_trial(dict(evaluated.ranks))
         trial = self._study.ask(distributions(self._space))
-        sampler.get_trial_generation(self._study, _running(self._study, trial))
+        # parents are settled generation by generation, as in a search that was never interrupted: computed later, all at
+        # once, they would come in another order than from Optuna's cache, and so would their children
+        generation = sampler.get_trial_generation(self._study, _running(self._study, trial))
+        sampler.get_parent_population(self._study, generation)
+        for constraint, excess in self._plan.goal.excesses(evaluated.metrics).items():
+            trial.set_constraint(constraint, excess)
         self._study.tell(trial, self._plan.goal.cost(evaluated.metrics))
         self._told.append(evaluated)
 
@@ -60,10 +66,18 @@ class Nsga2:
         self._study.tell(trial, state=TrialState.FAIL)
         return RankConfig(ranks)
 
+    def _sampler(self, stream: str) -> NSGAIISampler:
+        seed = int(digest(stream)[:8], 16)  # numpy takes 32 bits
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # of the survival
+            return NSGAIISampler(
+                population_size=self._population, seed=seed, elite_population_selection_strategy=self._survival
+            )
 
-def _sampler(stream: str, population: int) -> NSGAIISampler:
-    seed = int(digest(stream)[:8], 16)  # numpy takes 32 bits
-    return NSGAIISampler(population_size=population, seed=seed)
+
+def population_of(space: SearchSpace, plan: Plan) -> int:
+    """Return the size of a generation; all seeds and landmarks are in the first."""
+    return max(plan.population, len({*opening(space, plan), *landmarks(space)}), 2)
 
 
 def _running(study: Study, trial: Trial) -> FrozenTrial:

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from shears.adapt.load import space_of_record
 from shears.adapt.space import RankConfig
 from shears.errors import InputError
 from shears.recipe import SearchConfig
+from shears.recipe.goals import QUALITIES
 from shears.searching.strategy import Evaluated, Goal
 from shears.searching.surrogate import Pairs, Surrogate, fit, lowest_losses, rank_correlation, training_losses
+from shears.searching.tied import TiedSpace
 from shears.searching.training_log import read_pairs
 
 logger = logging.getLogger(__name__)
@@ -25,11 +27,15 @@ DIGITS = 9  # of recorded predictions: the last bits depend on the number of thr
 
 @dataclass(frozen=True)
 class Seeds:
-    """The configurations that are evaluated first, the model they come from, and what that was fitted to."""
+    """The configurations that are evaluated first, the model they come from, and what that was fitted to.
+
+    All are of the full space; with tied layers, `tied` holds the configurations as the tied space has them.
+    """
 
     configs: tuple[RankConfig, ...]
     surrogate: Surrogate
     pairs: Pairs
+    tied: tuple[RankConfig, ...] = ()
 
     def as_data(self, evaluations: Sequence[Evaluated], goal: Goal) -> dict[str, Any]:
         """Return the record of a finished search: what was proposed, and its rank correlation with what was measured.
@@ -65,9 +71,15 @@ def _agreement(predicted: Mapping[RankConfig, float], evaluations: Sequence[Eval
     if len(both) < FEWEST:
         return None
     # rounded, so that equal predictions stay equal
-    sides = [_rounded(predicted[each.ranks]) for each in both], [goal.cost(each.metrics)[0] for each in both]
+    sides = [_rounded(predicted[each.ranks]) for each in both], [_quality(goal, each) for each in both]
     found = rank_correlation(*sides)
     return None if math.isnan(found) else _rounded(found)
+
+
+def _quality(goal: Goal, evaluated: Evaluated) -> float:
+    """Return the first measured quality, lower for better: it is what a training loss can predict."""
+    name = next((name for name in QUALITIES if name in evaluated.metrics), goal.quality)
+    return float(-evaluated.metrics[name] if name in goal.maximised else evaluated.metrics[name])
 
 
 def pairs_for(settings: SearchConfig, folder: Path, record: dict[str, Any]) -> Pairs | None:
@@ -82,15 +94,26 @@ def pairs_for(settings: SearchConfig, folder: Path, record: dict[str, Any]) -> P
     return read_pairs(folder, space_of_record(record))
 
 
-def propose(pairs: Pairs, elastic: ElasticAdapter, num: int) -> Seeds:
-    """Fit the surrogate and take its best configurations."""
+def propose(pairs: Pairs, elastic: ElasticAdapter, num: int, tied: TiedSpace) -> Seeds:
+    """Fit the surrogate and take its best configurations of the tied space."""
     surrogate = fit(pairs, elastic.space, parameters_per_rank(elastic))
-    configs = tuple(surrogate.best(num))
+    best = tuple(_tie(surrogate, tied).best(num))
+    configs = tuple(map(tied.expand, best))
     logger.info(
         "%d seeds from %d pairs; ranks explain %.1f %% of what step and example leave of the training loss",
         len(configs), surrogate.num_pairs, 100 * surrogate.explained,
     )  # fmt: skip
-    return Seeds(configs, surrogate, pairs)
+    return Seeds(configs, surrogate, pairs, best)
+
+
+def _tie(surrogate: Surrogate, tied: TiedSpace) -> Surrogate:
+    """Return the same model of the tied space: effects and parameters of tied groups add up."""
+    effects = {
+        group: [sum(column) for column in zip(*(surrogate.effects[name] for name in names), strict=True)]
+        for group, names in tied.members.items()
+    }
+    parameters = {group: sum(surrogate.parameters[name] for name in names) for group, names in tied.members.items()}
+    return replace(surrogate, space=tied.space, effects=effects, parameters=parameters)
 
 
 def parameters_per_rank(elastic: ElasticAdapter) -> dict[str, int]:

@@ -4,14 +4,13 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import URL
 
-from shears.adapt.load import SuperAdapter, load_super_adapter
+from shears.adapt.load import SuperAdapter, load_super_adapter, space_of_record
 from shears.adapt.space import SearchSpace
 from shears.artifacts import (
     RESULT,
@@ -26,58 +25,66 @@ from shears.data.fingerprints import rows_fingerprint
 from shears.errors import InputError
 from shears.progress import meter
 from shears.recipe import SearchConfig
+from shears.recipe.strategies import StrategyOptions
 from shears.resolve import build
+from shears.searching.ends import Maximal, Minimal
+from shears.searching.evolution import Evolution
 from shears.searching.evolve import Nsga2
+from shears.searching.exhaustive import Exhaustive
 from shears.searching.heuristics import Heuristic
 from shears.searching.hill_climb import HillClimbing
 from shears.searching.objective import accuracy_objective, loss_objective
-from shears.searching.pareto import pareto_front
 from shears.searching.random_search import RandomSearch
+from shears.searching.result import SearchResult, conclude
+from shears.searching.rnsga2 import rnsga2
 from shears.searching.seeds import Seeds, pairs_for, propose
-from shears.searching.strategy import ACCURACY, LOSS, Evaluated, Objective, Plan, Strategy, digest, opening
+from shears.searching.sizes import count_sizes, refuse_out_of_reach, together
+from shears.searching.strategy import Goal, Objective, Plan, Strategy, digest, opening
 from shears.searching.study import Place, explore, open_ledger
+from shears.searching.tied import TiedSpace, tie_layers
 from shears.version import __version__
 
 logger = logging.getLogger(__name__)
 STUDY = "study.db"
 IN_MEMORY = Place()
 STRATEGIES: Mapping[str, Callable[[SearchSpace, Plan], Strategy]] = MappingProxyType(
-    {"heuristic": Heuristic, "hill-climbing": HillClimbing, "nsga2": Nsga2, "random": RandomSearch}
+    {
+        "heuristic": Heuristic,
+        "maximal": Maximal,
+        "minimal": Minimal,
+        "random": RandomSearch,
+        "exhaustive": Exhaustive,
+        "hill-climbing": HillClimbing,
+        "evolution": Evolution,
+        "nsga2": Nsga2,
+        "rnsga2": rnsga2,
+    }
 )
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """Every configuration evaluated, once, in order; the best; the front of quality against parameters."""
-
-    evaluations: list[Evaluated]
-    chosen: Evaluated
-    pareto: list[Evaluated]
-
-    def as_data(self) -> dict[str, Any]:
-        """Return the result as plain JSON data."""
-        return {
-            "evaluations": [evaluated.as_data() for evaluated in self.evaluations],
-            "chosen": self.chosen.as_data(),
-            "pareto": [evaluated.as_data() for evaluated in self.pareto],
-        }
+LATER = ("seeds", "constraint", "tie_layers", *StrategyOptions.model_fields)
+AFTER_OPENING = {"heuristic": 0, "maximal": 1, "minimal": 1}  # evaluations of the strategies that do not search
 
 
 def run_search(space: SearchSpace, objective: Objective, plan: Plan, place: Place = IN_MEMORY) -> SearchResult:
     """Search `space` for what `objective` calls best; any callable from RankConfig to figures will do.
 
     `place` names a storage in which an interrupted search can be resumed. InputError for an unknown strategy, a seed
-    outside of the space, figures that are not finite, or a storage that holds something else.
+    outside of the space, figures that are not finite, a storage that holds something else, or where nothing evaluated
+    meets the goal's constraints.
     """
+    strategy = make_strategy(space, plan)
+    most = len(opening(space, plan)) + AFTER_OPENING.get(plan.strategy, space.size)
+    budget = min(most, space.size, plan.max_evaluations)
+    with open_ledger(space, plan, place) as ledger, meter("search", budget, "evaluations") as progress:
+        explore(strategy, objective, ledger, plan, progress)
+        evaluations = list(ledger.known.values())
+    return conclude(evaluations, plan.goal)
+
+
+def make_strategy(space: SearchSpace, plan: Plan) -> Strategy:
+    """Return the strategy a plan names; InputError if it is unknown, or cannot search this space."""
     if plan.strategy not in STRATEGIES:
         raise InputError(f"strategy must be one of {', '.join(STRATEGIES)}, got {plan.strategy!r}")
-    first = len(opening(space, plan))
-    budget = min(first if plan.strategy == "heuristic" else space.size, plan.max_evaluations)
-    with open_ledger(space, plan, place) as ledger, meter("search", budget, "evaluations") as progress:
-        explore(STRATEGIES[plan.strategy](space, plan), objective, ledger, plan, progress)
-        evaluations = list(ledger.known.values())
-    front = pareto_front([plan.goal.cost(evaluated.metrics) for evaluated in evaluations])
-    return SearchResult(evaluations, plan.goal.best(evaluations), [evaluations[index] for index in front])
+    return STRATEGIES[plan.strategy](space, plan)
 
 
 def search(
@@ -91,26 +98,29 @@ def search(
     """Search the best sub-adapter on validation data; write `result.json` and the study to the folder `output`.
 
     The keywords are the fields of `SearchConfig`; `model` is the sparse base where it was moved. `resume` continues an
-    interrupted search of the same configuration. InputError for what cannot be used.
+    interrupted search of the same configuration, or of one that ended without a feasible configuration, with a larger
+    budget if wanted. InputError for what cannot be used.
     """
     settings, output, started = build(SearchConfig, "search", config), Path(output), time.monotonic()
     trained = read_record(Path(super_adapter), SEARCH_SPACE)
     fingerprint = trained["fingerprint"]
-    pairs = pairs_for(settings, Path(super_adapter), trained)
+    pairs, tied = pairs_for(settings, Path(super_adapter), trained), _tied(settings, trained)
     asked = _asked(settings, fingerprint)
     with working_folder(output, asked, resume=resume) as work:
         adapter = load_super_adapter(super_adapter, model, device=settings.device)
-        data_fingerprint, objective = _objective(adapter, settings)
+        data_fingerprint, objective = _objective(adapter, settings, tied)
         about = {"data": data_fingerprint}
         place = Place(_study_url(work, settings), _study_name(output, asked), bool(resume), about)
-        seeds = propose(pairs, adapter.elastic, settings.seeds) if pairs is not None else None
+        seeds = propose(pairs, adapter.elastic, settings.seeds, tied) if pairs is not None else None
         plan = _plan(settings, seeds)
-        result = run_search(adapter.elastic.space, objective, plan, place)
+        result = run_search(tied.space, objective, plan, place).expanded(tied.expand)
         record = {
             "shears_version": __version__,
             "config": as_data(settings),
             "super_adapter_fingerprint": fingerprint,
             "data_fingerprint": data_fingerprint,
+            "objectives": list(plan.goal.objectives),
+            "constraints": list(map(str, plan.goal.constraints)),
             **result.as_data(),
             **({"seeds": seeds.as_data(result.evaluations, plan.goal)} if seeds else {}),
         }
@@ -120,26 +130,54 @@ def search(
     return output
 
 
-def _objective(adapter: SuperAdapter, settings: SearchConfig) -> tuple[str, Objective]:
-    """Return the fingerprint of the validation examples and the objective on them."""
+def _tied(settings: SearchConfig, trained: dict[str, Any]) -> TiedSpace:
+    """Return the space to search; InputError, before a model is loaded, where the strategy cannot search it."""
+    tied = tie_layers(space_of_record(trained), settings.tie_layers)
+    make_strategy(tied.space, _plan(settings, None))
+    return tied
+
+
+def _objective(adapter: SuperAdapter, settings: SearchConfig, tied: TiedSpace) -> tuple[str, Objective]:
+    """Return the fingerprint of the validation examples and the objective on them, of configurations of `tied`.
+
+    InputError for a constraint that no configuration can meet.
+    """
+    sizes = count_sizes(adapter.elastic, settings.figures)
+    refuse_out_of_reach(_plan(settings, None).goal, adapter.elastic.space, sizes)
+    fingerprint, qualities = _qualities(adapter, settings)
+    measure = together(*qualities, sizes)
+    return fingerprint, lambda ranks: measure(tied.expand(ranks))
+
+
+def _qualities(adapter: SuperAdapter, settings: SearchConfig) -> tuple[str, list[Objective]]:
+    """Return the fingerprint of the validation examples and what measures each quality that is asked for."""
     examples = load_examples(settings.data, adapter.record["template"], adapter.tokenizer, settings.limit)
     if settings.data == adapter.record["config"]["data"]:
         logger.warning("the search sees the examples the super-adapter was trained on; give it validation data")
-    if settings.objective == "accuracy":
-        return digest(repr(examples)), accuracy_objective(adapter, examples, settings)
-    rows = tokenize_all(examples, adapter.tokenizer, adapter.record["config"]["max_length"])
-    return rows_fingerprint(rows), loss_objective(adapter, rows, settings)
+    fingerprint, found = digest(repr(examples)), list[Objective]()
+    if "accuracy" in settings.figures:
+        found.append(accuracy_objective(adapter, examples, settings))
+    if "loss" in settings.figures:
+        rows = tokenize_all(examples, adapter.tokenizer, adapter.record["config"]["max_length"])
+        found.append(loss_objective(adapter, rows, settings))
+        fingerprint = fingerprint if len(found) > 1 else rows_fingerprint(rows)
+    return fingerprint, found
 
 
 def _asked(settings: SearchConfig, fingerprint: str) -> dict[str, Any]:
-    """Return what names the search; without seeds as before there were any, so that its study is found again."""
+    """Return what names the search: not its budget, which may grow, nor options that came later and are not used.
+
+    So a search that was interrupted before there were such options is found again.
+    """
     asked = {"super_adapter_fingerprint": fingerprint, **as_data(settings)}
-    return asked if settings.seeds else {key: value for key, value in asked.items() if key != "seeds"}
+    unused = {name for name in LATER if getattr(settings, name) == SearchConfig.model_fields[name].default}
+    return {key: value for key, value in asked.items() if key not in unused | {"max_evaluations"}}
 
 
 def _plan(settings: SearchConfig, seeds: Seeds | None) -> Plan:
-    goal = LOSS if settings.objective == "loss" else ACCURACY
-    return Plan(settings.strategy, settings.max_evaluations, settings.seed, goal, seeds.configs if seeds else ())
+    goal = Goal(settings.objectives, settings.constraints)
+    first = seeds.tied if seeds else ()
+    return Plan(settings.strategy, settings.max_evaluations, settings.seed, goal, first, settings.options)
 
 
 def _study_url(work: Path, settings: SearchConfig) -> str:

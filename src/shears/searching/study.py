@@ -80,8 +80,9 @@ class Ledger:
         trial = create_trial(
             params=dict(evaluated.ranks),
             distributions=dict(self._distributions),
-            values=[evaluated.metrics[name] for name in (self._goal.quality, PARAMETERS)],
+            values=[evaluated.metrics[name] for name in self._goal.objectives],
             user_attrs=dict(evaluated.metrics),
+            constraints=self._goal.excesses(evaluated.metrics),
         )
         self._study.add_trial(trial)
         self._remember(evaluated)
@@ -96,7 +97,8 @@ def open_ledger(space: SearchSpace, plan: Plan, place: Place) -> Iterator[Ledger
     """
     storage = _open_storage(place.url)
     try:
-        study = new_study(["maximize" if plan.goal.maximise else "minimize", "minimize"], storage, place.name)
+        directions = ["maximize" if up else "minimize" for up in plan.goal.is_maximised]
+        study = new_study(directions, storage, place.name)
         _claim(study, place, {**place.about, **_identity(space, plan)})
         yield Ledger(study, space, plan.goal)
     finally:
@@ -141,6 +143,17 @@ def _identity(space: SearchSpace, plan: Plan) -> dict[str, Any]:
         "quality": plan.goal.quality,
         "space": digest(ranks)[:16],
         **({"seeding": digest(seeds)[:16]} if plan.seeds else {}),
+        **_unusual(plan),
+    }
+
+
+def _unusual(plan: Plan) -> dict[str, str]:
+    """Return what is not as it is by default, so that a study of a usual search is found again whatever is added."""
+    goal, options = plan.goal, plan.options.model_dump(mode="json", exclude_defaults=True)
+    aim = [*goal.objectives, *map(str, goal.constraints)]
+    return {
+        **({"goal": " ".join(aim)} if aim != [goal.quality, PARAMETERS] else {}),
+        **({"way": json.dumps(options, sort_keys=True)} if options else {}),
     }
 
 
@@ -161,12 +174,20 @@ def explore(strategy: Strategy, objective: Objective, ledger: Ledger, plan: Plan
     """Evaluate what the strategy proposes until it ends, repeats itself, or the budget or the space is used up."""
     progress.skip(len(ledger.known))
     budget = min(plan.max_evaluations, ledger.size)
+    best = [plan.goal.best(ledger.history)] if ledger.history else []
     while len(ledger.known) < budget and ledger.num_repeats < MAX_REPEATS:
         ranks = strategy.propose(ledger.history)
         if ranks is None:
             break
         known = ledger.known.get(ranks)
-        ledger.add(known or Evaluated(ranks, plan.goal.check(ranks, objective(ranks))))
+        evaluated = known or Evaluated(ranks, plan.goal.check(ranks, objective(ranks)))
+        ledger.add(evaluated)
         if known is None:
-            best = plan.goal.best(ledger.history).metrics[plan.goal.quality]
-            progress.advance(1, f"best {plan.goal.quality} {best:.4g}")
+            best = [plan.goal.best([*best, evaluated])]
+            progress.advance(1, _said(best[0], plan.goal))
+
+
+def _said(best: Evaluated, goal: Goal) -> str:
+    """Return the best so far in words."""
+    unmet = ", constraints unmet" if goal.violation(best.metrics) else ""
+    return f"best {goal.quality} {best.metrics[goal.quality]:.4g}{unmet}"

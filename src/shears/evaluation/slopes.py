@@ -1,0 +1,76 @@
+"""How each example's loss changes with the ranks, to first order: one backward pass for every group and every example.
+
+The mask of a rank takes part in the forward as a factor of 0 or 1; the loss's slope along it says what switching the
+rank off or on is about to change. N examples, R ranks, B rows or packed examples of a batch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shears.adapt.elastic import MASK, ElasticAdapter
+from shears.adapt.space import RankConfig
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Per group, what switching on each rank adds to each example's loss (N R), around the configuration `origin`."""
+
+    origin: RankConfig
+    by_group: Mapping[str, Float[Tensor, "N R"]]
+
+    def predict(self, ranks: RankConfig) -> Float[Tensor, " N"]:
+        """Return what each example's loss under a configuration has above that under the origin, to first order."""
+        total = torch.zeros(len(next(iter(self.by_group.values()))), dtype=torch.float64)
+        for group, slopes in self.by_group.items():
+            low, high = sorted((ranks[group], self.origin[group]))
+            if low < high:
+                change = slopes[:, low:high].double().sum(dim=1)
+                total += change if ranks[group] == high else -change
+        return total
+
+
+def measure_slopes(
+    elastic: ElasticAdapter, origin: RankConfig, batches: Sequence[tuple[Sequence[int], Tensor | None]],
+    loss: Callable[[int], Tensor],
+) -> Slopes:  # fmt: skip
+    """Return the slopes of the summed loss that `loss(number)` computes of each batch.
+
+    A batch is given as the numbers of its examples and, where rows are packed, as the place among them of each token's
+    example (Int "P L", negative for none). The adapter is left as it was activated last.
+    """
+    num_examples = sum(len(examples) for examples, _ in batches)
+    before = elastic.active
+    found = {group: torch.zeros(num_examples, ranks[0]) for group, ranks in elastic.space.ranks.items()}
+    for number, (examples, owners) in enumerate(batches):
+        factors = _factors(elastic, origin, len(examples))
+        _install(elastic, factors, owners)
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(loss(number), list(factors.values()))
+        for group, gradient in zip(factors, gradients, strict=True):
+            found[group][list(examples)] = gradient.cpu()
+    elastic.activate(before or origin)
+    return Slopes(origin, found)
+
+
+def _factors(elastic: ElasticAdapter, origin: RankConfig, count: int) -> dict[str, Float[Tensor, "B R"]]:
+    """Return the masks of the configuration, once an example, as variables."""
+    device = next(elastic.model.parameters()).device
+    return {
+        group: (torch.arange(ranks[0], device=device) < origin[group]).float().repeat(count, 1).requires_grad_()
+        for group, ranks in elastic.space.ranks.items()
+    }
+
+
+def _install(elastic: ElasticAdapter, factors: Mapping[str, Tensor], owners: Tensor | None) -> None:
+    base = elastic.model.get_base_model()
+    for group, names in elastic.space.modules.items():
+        mask = factors[group][:, None] if owners is None else factors[group][owners.clamp(min=0)]
+        for name in names:
+            linear = base.get_submodule(name).lora_A[elastic.adapter]
+            missing = linear.weight.shape[0] - mask.shape[-1]  # of a layer with more ranks than its group has
+            whole = torch.nn.functional.pad(mask, (0, missing)) if missing else mask
+            linear.register_buffer(MASK, whole, persistent=False)

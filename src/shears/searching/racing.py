@@ -1,0 +1,97 @@
+"""Racing: a candidate that is worse than the incumbent beyond doubt is dropped before all examples are looked at. Pure.
+
+A candidate and the incumbent are scored on the same examples, in a random order fixed beforehand, and compared after an
+eighth, a quarter and a half of them. N examples in all, n of them looked at.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Float64
+
+from shears.errors import InputError
+
+LOOKS = (1 / 8, 1 / 4, 1 / 2)
+FEWEST = 16  # examples at a look; with fewer, the normal theory says too little
+FEWEST_UNEQUAL = 8  # examples whose two values differ; a sign test needs 7 for an error of 0.05 / 3
+
+
+def parts_of(num_examples: int, seed: int, looks: Sequence[float] = LOOKS) -> list[list[int]]:
+    """Return the examples' numbers in a random order, split at the looks; looks with too few examples fall away."""
+    order = list(range(num_examples))
+    random.Random(f"race/{seed}").shuffle(order)
+    ends = sorted({math.ceil(look * num_examples) for look in looks} | {num_examples})
+    ends = [end for end in ends if end >= FEWEST or end == num_examples]
+    return [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+@dataclass(frozen=True)
+class Race:
+    """The rule by which a candidate is dropped.
+
+    `error` is the probability that a candidate is dropped though it would be no worse than the incumbent on all N
+    examples. It is shared equally by the looks (Bonferroni). At each, the n differences seen are a sample without
+    replacement of all N: their mean over its standard error s sqrt((1 - n / N) / n) is compared with Student's t,
+    one-sided. Where a few examples gain much, that says "worse" too often, so the smaller of t and Hall's transform of
+    it for skewness counts (Hall, 1992, section 3.10.6). This is the theory of large samples: tests simulate how far the
+    error holds.
+
+    Where the difference of each of the N examples was predicted beforehand, the differences seen are regressed on the
+    predictions, and what that leaves is the sample (the regression estimator of survey sampling, Cochran, 1977, section
+    7.1): with a far smaller standard error where predictions are good, and as good as none where they are bad.
+    InputError for an error outside of 0 to 0.5.
+    """
+
+    error: float
+    num_looks: int = len(LOOKS)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.error < 0.5:
+            raise InputError(f"the error of a race must be above 0 and below 0.5, got {self.error}; 0 means no race")
+
+    def is_lost(self, worse_by: Float64[np.ndarray, " n"], predicted: Float64[np.ndarray, " N"]) -> bool:
+        """Tell whether the candidate is dropped: `worse_by` holds how much worse it is on each example so far.
+
+        `predicted` is what was expected of all examples, in the same order; zeros where nothing was.
+        """
+        n, num_examples = len(worse_by), len(predicted)
+        if not FEWEST <= n < num_examples or np.count_nonzero(worse_by) < FEWEST_UNEQUAL:
+            return False
+        slope, freedom = _slope(worse_by, predicted[:n]), n - 1 - bool(predicted.any())
+        left = worse_by - slope * predicted[:n]
+        centred = left - left.mean()
+        variance = float((centred**2).mean())
+        if variance <= 1e-20 * float((worse_by**2).mean()):
+            return False  # all alike but for rounding: nothing is known of how they differ
+        t = estimate(worse_by, predicted) / math.sqrt(variance * (1 - n / num_examples) / freedom)
+        k = float((centred**3).mean()) / variance**1.5 / math.sqrt(n)
+        transformed = t + k * t**2 / 3 + k**2 * t**3 / 27 + k / 6
+        return bool(min(t, transformed) > student_quantile(1 - self.error / self.num_looks, freedom))
+
+
+def estimate(worse_by: Float64[np.ndarray, " n"], predicted: Float64[np.ndarray, " N"]) -> float:
+    """Return what the differences seen say of the mean difference over all examples (regression estimator)."""
+    seen = predicted[: len(worse_by)]
+    return float(worse_by.mean() + _slope(worse_by, seen) * (predicted.mean() - seen.mean()))
+
+
+def _slope(worse_by: Float64[np.ndarray, " n"], predicted: Float64[np.ndarray, " n"]) -> float:
+    """Return the slope of the regression of the differences on the predictions, 0 where these are all alike."""
+    centred = predicted - predicted.mean()
+    norm = float(centred @ centred)
+    return float(centred @ worse_by) / norm if norm > 0 else 0.0
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """Return the quantile of Student's t, to 1e-3 for 15 or more degrees of freedom (Fisher and Cornish, 1960)."""
+    z = NormalDist().inv_cdf(probability)
+    return (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )

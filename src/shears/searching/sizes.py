@@ -1,0 +1,91 @@
+"""Figures that are counted: what a sub-adapter and its base take, without a forward.
+
+They grow with the ranks by the same amount, inputs + outputs a rank, and differ by what the base adds: a bound on one
+is a bound on all, and a front of two of them is one configuration.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from shears.adapt.elastic import ElasticAdapter
+from shears.adapt.space import RankConfig, SearchSpace
+from shears.errors import InputError
+from shears.models import linears
+from shears.searching.strategy import PARAMETERS, Figures, Goal, Objective
+
+LORA = "lora_"  # in the names of all that PEFT adds to a model
+EXPERTS = "experts"
+
+
+def base_nonzeros(model: nn.Module) -> int:
+    """Return the non-zero parameters of a model without its LoRA; tied weights count once."""
+    return sum(_nonzeros(weight) for name, weight in model.named_parameters() if LORA not in name)
+
+
+def base_macs(model: nn.Module) -> int:
+    """Return the multiply-accumulates of a token in a model without its LoRA: non-zero weights of linears and head.
+
+    Of a stack of experts (a 3-D parameter), a token uses its share of `num_experts_per_tok`. What attention adds with
+    the length of the context is left out.
+    """
+    dense = sum(
+        _nonzeros(linear.get_parameter("weight")) for name, linear in linears(model).items() if LORA not in name
+    )
+    used = getattr(getattr(model, "config", None), "num_experts_per_tok", None)
+    return dense + round(sum(_nonzeros(stack) * _share(stack, used) for stack in _stacks(model)))
+
+
+def _stacks(model: nn.Module) -> Iterator[Tensor]:
+    for name, weight in model.named_parameters():
+        if EXPERTS in name.split(".") and weight.ndim == 3 and weight.is_floating_point():
+            yield weight
+
+
+def _share(stack: Tensor, used: int | None) -> float:
+    return min(used / stack.shape[0], 1.0) if used else 1.0
+
+
+def _nonzeros(weight: Tensor) -> int:
+    return int(torch.count_nonzero(weight))
+
+
+SIZES: Mapping[str, Callable[[nn.Module], int]] = MappingProxyType(
+    {PARAMETERS: lambda _model: 0, "nonzeros": base_nonzeros, "macs": base_macs}
+)
+"""What the base adds to the adapter's parameters, by figure."""
+
+
+def count_sizes(elastic: ElasticAdapter, names: Collection[str]) -> Objective:
+    """Return an objective that gives those of the figures that are counted; the base is counted once, here."""
+    base = {name: count(elastic.model.get_base_model()) for name, count in SIZES.items() if name in names}
+
+    def count(ranks: RankConfig) -> Figures:
+        adapter = elastic.num_parameters(ranks)
+        return {name: size + adapter for name, size in base.items()}
+
+    return count
+
+
+def together(*objectives: Objective) -> Objective:
+    """Return an objective that gives the figures of several."""
+
+    def evaluate(ranks: RankConfig) -> Figures:
+        return {name: value for objective in objectives for name, value in objective(ranks).items()}
+
+    return evaluate
+
+
+def refuse_out_of_reach(goal: Goal, space: SearchSpace, count: Objective) -> None:
+    """Raise InputError for a bound on a counted figure that even the nearest end of the space breaks."""
+    for constraint in goal.constraints:
+        end = space.minimal() if constraint.relation == "<=" else space.maximal()
+        value = count(end).get(constraint.figure)
+        if value is not None and constraint.excess(value) > 0:
+            size = "smallest" if constraint.relation == "<=" else "largest"
+            raise InputError(
+                f"constraint must be within reach, got {constraint}, and the {size} configuration has "
+                f"{constraint.figure} {value:,}; give another bound or train with other ranks"
+            )

@@ -1,0 +1,63 @@
+"""Coarser spaces for big models: consecutive layers share one rank, group by group. Pure."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shears.adapt.space import RankConfig, SearchSpace
+from shears.errors import InputError
+
+LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class TiedSpace:
+    """A space of tied groups, and the groups that each stands for."""
+
+    space: SearchSpace
+    members: Mapping[str, tuple[str, ...]]
+
+    def expand(self, config: Mapping[str, int]) -> RankConfig:
+        """Return the configuration of the full space; InputError if it does not belong to the tied one."""
+        checked = self.space.check(config)
+        return RankConfig({group: rank for tied, rank in checked.items() for group in self.members[tied]})
+
+
+def tie_layers(space: SearchSpace, num_layers: int) -> TiedSpace:
+    """Return the space in which every `num_layers` consecutive layers share the ranks of their groups of one kind.
+
+    Layers 0 to `num_layers` - 1 are the first run; `layers.0-9.up_proj` is its group. With 1, the space is as it was.
+    InputError for groups that are in no layer, or for tied groups whose allowed ranks differ.
+    """
+    if num_layers == 1:
+        return TiedSpace(space, {group: (group,) for group in space.ranks})
+    runs: defaultdict[tuple[int, str], list[tuple[int, str]]] = defaultdict(list)
+    for group in space.ranks:
+        layer, kind = _parts(group)
+        runs[layer // num_layers, kind].append((layer, group))
+    members = {_name(kind, run): tuple(group for _, group in sorted(run)) for (_, kind), run in runs.items()}
+    modules = {
+        tied: tuple(name for group in groups for name in space.modules.get(group, ()))
+        for tied, groups in members.items()
+    }
+    return TiedSpace(SearchSpace({tied: _ranks(space, groups) for tied, groups in members.items()}, modules), members)
+
+
+def _parts(group: str) -> tuple[int, str]:
+    found = LAYER.fullmatch(group)
+    if found is None:
+        raise InputError(f"tied groups must be of layers, such as layers.0.up_proj, got {group!r}; set tie_layers 1")
+    return int(found[1]), found[2]
+
+
+def _name(kind: str, run: list[tuple[int, str]]) -> str:
+    first, last = min(run)[0], max(run)[0]
+    return f"layers.{first}.{kind}" if first == last else f"layers.{first}-{last}.{kind}"
+
+
+def _ranks(space: SearchSpace, groups: tuple[str, ...]) -> tuple[int, ...]:
+    allowed = {tuple(space.ranks[group]) for group in groups}
+    if len(allowed) > 1:
+        raise InputError(f"tied groups must have the same ranks, got {sorted(allowed)} for {', '.join(groups)}")
+    return allowed.pop()

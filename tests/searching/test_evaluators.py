@@ -1,0 +1,188 @@
+"""Evaluators: the figures of whole evaluations; dropped candidates marked, never better; anchors; many at once."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from shears.adapt.space import RankConfig
+from shears.evaluation.scorers import LossScorer
+from shears.recipe import SearchConfig
+from shears.searching.evaluators import (
+    EXAMPLES,
+    Evaluator,
+    GaugedEvaluator,
+    PlainEvaluator,
+    Together,
+    as_evaluator,
+    is_partial,
+    race_report,
+)
+from shears.searching.gauges import WholeGauge, open_gauge
+from shears.searching.measuring import Thrift, loss_evaluator
+from shears.searching.racing import Race, parts_of
+from shears.searching.strategy import Evaluated, Figures
+from tests.searching.adapters import PAD, make_adapter, make_rows, make_super_adapter, walk
+
+NUM = 160
+SETTINGS = SearchConfig(data="unused", precision="fp32", device="cpu", batch_size=16)
+
+
+class Simulated:
+    """A gauge of made values: of each configuration one a token of its first group's rank, and noise by example."""
+
+    def __init__(self, width: int = 1) -> None:
+        self.parts = parts_of(NUM, 0)
+        self.sizes, self.width = [len(part) for part in self.parts], width
+        self.weights = torch.full((NUM,), 3.0, dtype=torch.float64)
+        self.measured: list[tuple[list[int], int]] = []
+        self.anchors: list[RankConfig] = []
+
+    def values(self, ranks: RankConfig) -> Tensor:
+        generator = torch.Generator().manual_seed(ranks["a"])
+        return ranks["a"] + 0.2 * torch.randn(NUM, generator=generator, dtype=torch.float64)
+
+    def measure(self, configs: Sequence[RankConfig], part: int) -> list[Tensor]:
+        self.measured.append(([ranks["a"] for ranks in configs], part))
+        start = sum(self.sizes[:part])
+        return [self.values(ranks)[start : start + self.sizes[part]] for ranks in configs]
+
+    def anchor(self, ranks: RankConfig) -> None:
+        self.anchors.append(ranks)
+
+    def slopes(self, ranks: RankConfig) -> None:
+        return None
+
+
+def config(rank: int) -> RankConfig:
+    return RankConfig({"a": rank})
+
+
+def make(quality: str = "loss", width: int = 1, race: Race | None = None) -> tuple[GaugedEvaluator, Simulated]:
+    gauge, elastic = Simulated(width), make_adapter(blocks=2)
+    elastic.num_parameters = lambda config: 10 * config["a"]  # type: ignore[method-assign]
+    return GaugedEvaluator(gauge, quality, elastic, race), gauge
+
+
+def test_figures_are_the_values_over_the_weights() -> None:
+    evaluator, gauge = make()
+    figures = evaluator(config(4))
+    assert figures == {"loss": pytest.approx(float(gauge.values(config(4)).sum()) / (3 * NUM)), "parameters": 40}
+    assert evaluator(config(4)) == figures
+    assert len(gauge.measured) == 4  # the parts; what is known is not measured again
+
+
+def test_without_an_anchor_or_a_race_nothing_is_dropped() -> None:
+    evaluator, _ = make(race=Race(0.05))
+    assert not any(map(is_partial, evaluator.many([config(rank) for rank in (2, 9)])))
+    evaluator, _ = make()
+    evaluator.anchor(config(2))
+    assert not is_partial(evaluator(config(9)))
+
+
+@pytest.mark.parametrize(("quality", "worse", "better"), [("loss", 9, 2), ("accuracy", 2, 9)])
+def test_what_is_worse_than_the_anchor_is_dropped_and_never_looks_better(quality: str, worse: int, better: int) -> None:
+    evaluator, gauge = make(quality, race=Race(0.05))
+    anchor = evaluator(config(5))
+    evaluator.anchor(config(5))
+    dropped, kept = evaluator(config(worse)), evaluator(config(better))
+    assert dropped[EXAMPLES] == gauge.sizes[0]
+    assert is_partial(dropped)
+    assert not is_partial(kept)
+    sign = 1 if quality == "loss" else -1
+    assert sign * dropped[quality] > sign * anchor[quality] > sign * kept[quality]
+    true = float(gauge.values(config(worse)).sum()) / (3 * NUM)
+    assert dropped[quality] == pytest.approx(true, abs=0.05)
+
+
+def test_a_new_anchor_that_is_not_known_is_measured_whole_without_a_race() -> None:
+    evaluator, gauge = make(race=Race(0.05))
+    evaluator.anchor(config(2))
+    assert is_partial(evaluator(config(9)))
+    evaluator.anchor(config(9))
+    assert not is_partial(evaluator(config(9)))
+    assert gauge.anchors == [config(2), config(9)]
+
+
+def test_many_are_measured_as_wide_as_the_gauge_is_and_the_dropped_fall_out() -> None:
+    evaluator, gauge = make(width=3, race=Race(0.05))
+    evaluator.anchor(config(4))
+    gauge.measured.clear()
+    ranks = [3, 9, 4, 2, 8, 3, 1]
+    figures = evaluator.many([config(rank) for rank in ranks])
+    assert [is_partial(each) for each in figures] == [rank > 4 for rank in ranks]
+    assert gauge.measured[:4] == [([3, 9, 2], 0), ([3, 2], 1), ([3, 2], 2), ([3, 2], 3)]
+    assert [each["parameters"] for each in figures] == [10 * rank for rank in ranks]
+
+
+def test_the_report_is_of_the_evaluations_alone() -> None:
+    evaluations = [
+        Evaluated(config(1), {"loss": 1.0, "parameters": 1}),
+        Evaluated(config(2), {"loss": 2.0, "parameters": 2, EXAMPLES: 20}),
+    ]
+    assert race_report(evaluations, 160, 0.05) == {
+        "error": 0.05, "evaluations": 2, "dropped": 1, "examples": 180, "examples_without": 320,
+    }  # fmt: skip
+
+
+def test_plain_callables_are_evaluators_and_several_are_one() -> None:
+    def objective(ranks: RankConfig) -> Figures:
+        return {"loss": float(ranks["a"])}
+
+    evaluator = as_evaluator(objective)
+    assert isinstance(evaluator, PlainEvaluator)
+    assert as_evaluator(evaluator) is evaluator
+    evaluator.anchor(config(1))
+    assert evaluator.many([config(1), config(3)]) == [{"loss": 1.0}, {"loss": 3.0}]
+    gauged, gauge = make()
+    both = Together(
+        [evaluator, PlainEvaluator(lambda ranks: {"size": ranks["a"]})], lambda ranks: config(2 * ranks["a"])
+    )
+    assert isinstance(both, Evaluator)
+    assert both(config(2)) == {"loss": 4.0, "size": 4}
+    Together([gauged, evaluator], lambda ranks: config(2 * ranks["a"])).anchor(config(3))
+    assert gauge.anchors == [config(6)]
+
+
+def test_on_a_model_all_ways_give_the_same_bits_and_a_race_only_drops() -> None:
+    adapter, rows = make_super_adapter(), make_rows(NUM)
+    whole = loss_evaluator(adapter, rows, SETTINGS, Thrift(cache_budget="0"))
+    prefix = loss_evaluator(adapter, rows, SETTINGS)
+    racing = loss_evaluator(adapter, rows, SETTINGS, Thrift(race_error=0.05))
+    best, dropped = adapter.elastic.space.heuristic(), 0
+    losses = {best: whole(best)["loss"]}
+    for ranks in walk(adapter.elastic.space, 12):
+        for evaluator in (whole, prefix, racing):
+            evaluator.anchor(best)
+        expected, same, raced = (evaluator(ranks) for evaluator in (whole, prefix, racing))
+        assert same == expected
+        losses[ranks] = expected["loss"]
+        dropped += is_partial(raced)
+        if is_partial(raced):
+            assert raced["loss"] > losses[best]
+            assert raced["loss"] == pytest.approx(expected["loss"], rel=0.05)
+        else:
+            assert raced == expected
+        best = min(losses, key=losses.__getitem__)
+    assert dropped >= 1
+
+
+def test_with_slopes_fewer_examples_are_enough() -> None:
+    elastic, rows = make_adapter(), make_rows(NUM)
+    for layer in elastic.model.modules():
+        if hasattr(layer, "lora_B"):
+            layer.lora_B["default"].weight.data /= 10
+    scorer = LossScorer(elastic.model, rows, PAD, 16, parts_of(NUM, 0))
+
+    class Blind(WholeGauge):
+        def slopes(self, ranks: RankConfig) -> None:
+            return None
+
+    looked_at = []
+    for gauge in (Blind(elastic, scorer, "fp32"), open_gauge(elastic, scorer, "fp32", 10**9)):
+        evaluator = GaugedEvaluator(gauge, "loss", elastic, Race(0.05))
+        evaluator.anchor(elastic.space.heuristic())
+        figures = evaluator.many(list(elastic.space.neighbours(elastic.space.heuristic())))
+        looked_at.append(sum(each.get(EXAMPLES, NUM) for each in figures))
+    assert looked_at[1] < 0.85 * looked_at[0]

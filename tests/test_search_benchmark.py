@@ -1,0 +1,34 @@
+"""The benchmark of cheap evaluations, on a tiny super-adapter: its arms agree, its tables are whole."""
+
+import random
+
+import pytest
+from benchmarks.search import NAIVE, PREFIX, RACING, climb, climb_report, decode
+
+from shears.data.examples import to_example
+from shears.recipe import SearchConfig
+from shears.searching.measuring import Thrift, loss_evaluator
+from tests.searching.adapters import make_rows, make_super_adapter
+
+SETTINGS = SearchConfig(
+    data="unused", task="number", precision="fp32", device="cpu", batch_size=16, max_evaluations=15, max_new_tokens=4
+)
+
+
+def test_all_arms_climb_and_prefixes_run_fewer_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+    adapter, rows = make_super_adapter(), make_rows(140)
+    climbs = climb(adapter, rows, SETTINGS, Thrift("1GB", 0.05))
+    naive, prefix, racing = climbs
+    assert naive.runs == 15 * 4 * (2 + 2 + 3 + 5) + 4 * 3  # blocks of each part's batches, and one trial of packing
+    assert prefix.runs < 0.9 * naive.runs
+    assert racing.runs < prefix.runs or racing.history != prefix.history
+    lines = list(climb_report(climbs, len(rows), loss_evaluator(adapter, rows, SETTINGS, Thrift("0"))))
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:5]] == [NAIVE, PREFIX, RACING]
+    assert capsys.readouterr().out.count("naive") == 15
+
+
+def test_generation_in_one_batch_gives_the_same_answers() -> None:
+    adapter, generator = make_super_adapter(), random.Random(0)
+    rows = [{"prompt": "1" * generator.randint(1, 9), "completion": " 1", "answer": n} for n in range(20)]
+    lines = list(decode(adapter, [to_example(row, "question", adapter.tokenizer) for row in rows], SETTINGS, 3))
+    assert lines[-1].endswith("differs 0")
