@@ -46,7 +46,7 @@ class Nsga2:
         sampler = self._sampler("")  # draws nothing: every parameter is given
         self._study.enqueue_trial(dict(evaluated.ranks))
         trial = self._study.ask(distributions(self._space))
-        # parents are settled generation by generation, as in a search that was never interrupted: computed later, all at
+        # parents are settled generation by generation, as in a search that was never interrupted: computed later, at
         # once, they would come in another order than from Optuna's cache, and so would their children
         generation = sampler.get_trial_generation(self._study, _running(self._study, trial))
         sampler.get_parent_population(self._study, generation)
