@@ -12,6 +12,13 @@ CLAIMS = (
     ("(a) NLS heuristic from the recovery by norms, against dense + LoRA", "nls-recovery", "dense-lora"),
     ("(b) NLS heuristic against LoRA, both from the recovery by moments", "nls-moments", "lora-moments"),
     ("(b) the same, sampled as a sandwich", "nls-moments-sandwich", "lora-moments"),
+    ("(a) the same, in a curriculum", "nls-moments-curriculum", "dense-lora"),
+    ("(b) NLS heuristic in a curriculum, against LoRA", "nls-moments-curriculum", "lora-moments"),
+    (
+        "(b) NLS heuristic in a curriculum, against LoRA reordered and cut",
+        "nls-moments-curriculum",
+        "lora-moments-reordered",
+    ),
     ("(b) LoRA reordered and cut to the heuristic ranks, against LoRA", "lora-moments-reordered", "lora-moments"),
     ("(a) LoRA reordered and cut to the heuristic ranks, against dense + LoRA", "lora-moments-reordered", "dense-lora"),
     ("(b) the same, ranks 32, 28, 24", "nls-moments-sandwich-32-28-24", "lora-moments"),
