@@ -44,7 +44,10 @@ def make_adapter(name: str = "llama", blocks: int = 4, sparse: bool = False) -> 
     lora = LoraConfig(
         r=6, lora_alpha=12, target_modules=target_modules(model, space), fan_in_fan_out=name in {"gpt2", "gpt_bigcode"}
     )
-    peft_model, generator = get_peft_model(model, lora), torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # PEFT's own start is drawn from the global generator
+        peft_model = get_peft_model(model, lora)
+    generator = torch.Generator().manual_seed(0)
     for layer in peft_model.modules():
         if isinstance(layer, LoraLayer):
             weight = layer.lora_B["default"].weight
