@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER = "sparsity.json", "search_space.json", "result.json", "sub_adapter.json"
 EVALUATION, RECOVERY, MERGED = "evaluation.json", "recovery.json", "merged.json"
 RECORDS = (SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER, RECOVERY, MERGED, EVALUATION)
+TRAINING_LOG = "training_log.jsonl"
 RECOVERY_FOLDER = "recovery"  # inside a sparse model's folder
 KINDS = {
     SPARSITY: "a sparse model", SEARCH_SPACE: "a super-adapter", SUB_ADAPTER: "a sub-adapter", RECOVERY: "a recovery",

@@ -28,6 +28,7 @@ from transformers.utils.logging import set_tqdm_hook
 
 from shears.errors import InputError, first_line
 from shears.models import LOADING_ERRORS
+from shears.peft_files import ADAPTER_CONFIG
 from shears.tensor_files import TensorFiles, refuse_missing
 
 META = torch.device("meta")
@@ -166,7 +167,7 @@ def read_config(folder: Path) -> Any:
         raise UnsupportedCheckpoint(f"{folder} must be a model that transformers knows: {first_line(error)}") from error
     if any(getattr(part, "quantization_config", None) for part in (config, config.get_text_config())):
         raise UnsupportedCheckpoint(f"a model read part by part must not be quantised, {folder} is")
-    if (folder / "adapter_config.json").exists():
+    if (folder / ADAPTER_CONFIG).exists():
         raise UnsupportedCheckpoint(f"a model read part by part must be without an adapter, {folder} has one")
     return config
 

@@ -6,8 +6,8 @@ Shapes: O output features, I input features of a linear.
 import difflib
 import logging
 import re
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shears.errors import InputError, first_line
 from shears.fetching import EMBEDDED, convert_gguf, fetch
+from shears.peft_files import ADAPTER_CONFIG
 from shears.tensor_files import refuse_missing
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def _looks_like_hub_id(name: str) -> bool:
 def _checked_folder(folder: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         raise InputError(f"the model must be a base model, got the adapter {folder}; give it as --adapter")
     raise InputError(f"a model folder must hold config.json; {folder} does not")
 
@@ -178,6 +179,21 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     if not lists:
         raise InputError(f"the model must have a list of decoder blocks, {type(model).__name__} has none")
     return max(layers or lists, key=lambda pair: sum(parameter.numel() for parameter in pair[1].parameters()))
+
+
+@contextmanager
+def replaced_forwards(blocks: Iterable[nn.Module], forward: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
+    """Put `forward(index)` in the place of the blocks' forwards for a while."""
+    before = [(block, block.__dict__.get("forward")) for block in blocks]  # a wrapper others put on the instance
+    try:
+        for index, (block, _) in enumerate(before):
+            block.forward = forward(index)
+        yield
+    finally:
+        for block, own in before:
+            block.__dict__.pop("forward", None)
+            if own is not None:
+                block.forward = own
 
 
 def linears(module: nn.Module) -> dict[str, nn.Module]:

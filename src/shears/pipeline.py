@@ -156,8 +156,7 @@ def _export_stage(recipe: Recipe, folder: Path) -> Stage:
 
 def exported(recipe: Recipe, folder: Path) -> tuple[Path, str]:
     """Return where the export of a run goes and the record in it: an adapter, or a merged model."""
-    merged = recipe.export.format.startswith("merged")
-    return (folder / "merged", MERGED) if merged else (folder / "sub_adapter", SUB_ADAPTER)
+    return (folder / "merged", MERGED) if recipe.export.merges else (folder / "sub_adapter", SUB_ADAPTER)
 
 
 def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -169,11 +168,11 @@ def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "sparse": (str(folder / "sparse"), None),
     }
     if recipe.train:
-        output, record = exported(recipe, folder)
-        merged = record == MERGED
-        models["merged" if merged else "sparse + sub-adapter"] = (
-            (str(output), None) if merged else (str(folder / "sparse"), output)
-        )
+        output, _ = exported(recipe, folder)
+        if recipe.export.merges:
+            models["merged"] = (str(output), None)
+        else:
+            models["sparse + sub-adapter"] = (str(folder / "sparse"), output)
     (folder / "evaluation").mkdir(exist_ok=True)
     rows = [_row(name, *parts, recipe.evaluate, folder) for name, parts in models.items()]
     summary = {"task": recipe.evaluate.task, "data": recipe.evaluate.data, "models": rows}

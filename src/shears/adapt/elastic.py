@@ -8,7 +8,7 @@ B rows of a batch, R ranks; P packed rows of L tokens.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -38,12 +38,25 @@ def _mask_ranks(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
     return (output.reshape(rows, -1, output.shape[-1]) * mask).view(output.shape)
 
 
+def lora_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, LoraLayer]]:
+    """Yield the layers with the adapter, by the names of their linears in the base model."""
+    for name, layer in model.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer) and adapter in layer.lora_A:
+            yield name, layer
+
+
+def _mask_none(linear: nn.Module) -> None:
+    """Give lora_A a mask that is one for all rows and lets every rank through."""
+    weight = linear.get_parameter("weight")
+    linear.register_buffer(MASK, torch.ones(weight.shape[0], device=weight.device), persistent=False)
+
+
 class ElasticAdapter:
     """The handle on a PEFT model whose LoRA ranks can be switched; `remove` takes the hooks off again."""
 
     def __init__(self, model: PeftModel, space: SearchSpace, adapter: str = "default") -> None:
         self.model, self.space, self.adapter = model, space, adapter
-        layers = {name: layer for name, layer in model.get_base_model().named_modules() if isinstance(layer, LoraLayer)}
+        layers = dict(lora_layers(model, adapter))
         self._layers = {
             group: [_elastic_layer(layers, name, ranks[0], adapter) for name in space.modules.get(group, ())]
             for group, ranks in space.ranks.items()
@@ -58,8 +71,7 @@ class ElasticAdapter:
         linear = layer.lora_A[self.adapter]
         if MASK in dict(linear.named_buffers(recurse=False)):
             raise InputError("a model can be elastic only once; call remove() on its ElasticAdapter first")
-        weight = linear.weight
-        linear.register_buffer(MASK, torch.ones(weight.shape[0], device=weight.device), persistent=False)
+        _mask_none(linear)
         return linear.register_forward_hook(_mask_ranks)  # type: ignore[no-any-return]
 
     def activate(self, config: RankConfig) -> RankConfig:
@@ -67,12 +79,11 @@ class ElasticAdapter:
         config = self.space.check(config)
         for group, layers in self._layers.items():
             for layer in layers:
-                mask, weight = layer.lora_A[self.adapter].get_buffer(MASK), layer.lora_A[self.adapter].weight
-                ranks = torch.arange(weight.shape[0], device=weight.device)
-                if mask.ndim == 1:
-                    mask.copy_(ranks < config[group])  # in place: compiled code keeps its buffer
-                else:
-                    layer.lora_A[self.adapter].register_buffer(MASK, (ranks < config[group]).float(), persistent=False)
+                linear = layer.lora_A[self.adapter]
+                if linear.get_buffer(MASK).ndim > 1:
+                    _mask_none(linear)
+                mask = linear.get_buffer(MASK)  # written in place: compiled code keeps its buffer
+                mask.copy_(torch.arange(len(mask), device=mask.device) < config[group])
         self.active = config
         return config
 
@@ -115,7 +126,7 @@ class ElasticAdapter:
 
 def _elastic_layer(layers: dict[str, LoraLayer], name: str, max_rank: int, adapter: str) -> LoraLayer:
     layer = layers.get(name)
-    if layer is None or adapter not in layer.lora_A:
+    if layer is None:
         raise InputError(f"every linear of the search space must carry the adapter {adapter!r}; {name} does not")
     if layer.use_rslora.get(adapter):
         raise InputError("rank-stabilised LoRA scales every rank otherwise and cannot be elastic; set use_rslora=False")

@@ -14,14 +14,14 @@ from shears.adapt.ready import Ready
 from shears.adapt.sampling import sampling
 from shears.adapt.step_log import StepLog
 from shears.adapt.trainer import Collator, CompletionTrainer
+from shears.artifacts import TRAINING_LOG
+from shears.data.packing import PACK_TOKENS
 from shears.errors import InputError
 from shears.models import pick_device, resolved_precision
 from shears.progress import is_first_process, meter
 from shears.recipe import TrainConfig
 
 logger = logging.getLogger(__name__)
-LOG = "training_log.jsonl"
-PACK_TOKENS = 256  # of a packed row, unless an example is longer: attention is quadratic in it
 
 
 def fit(ready: Ready, work: Path, settings: TrainConfig) -> None:
@@ -36,13 +36,13 @@ def fit(ready: Ready, work: Path, settings: TrainConfig) -> None:
     checkpoint = last_whole_checkpoint(work / "checkpoints")
     done = int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint else 0
     if is_first_process():
-        cut_log(work / LOG, done)
+        cut_log(work / TRAINING_LOG, done)
     logger.info(
         "training %d examples, %d tokens, %d steps%s", len(lengths), sum(lengths), steps, f" from {done}" * (done > 0)
     )
     with meter("train", steps, "step") as progress:
         progress.skip(done)
-        trainer.add_callback(StepLog(work / LOG, trainer, progress))
+        trainer.add_callback(StepLog(work / TRAINING_LOG, trainer, progress))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 

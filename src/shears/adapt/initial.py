@@ -4,7 +4,7 @@ Shapes: R rank, O output and I input features of a linear. A linear computes (W 
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,14 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from shears.adapt.elastic import lora_layers
 from shears.artifacts import RECOVERY, RECOVERY_FOLDER, check_input, read_json, read_record, weights_fingerprint
 from shears.errors import InputError
 from shears.models import weight_oi
+from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B
 
 logger = logging.getLogger(__name__)
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PREFIX = "base_model.model."  # of PEFT's names
-A, B = ".lora_A.weight", ".lora_B.weight"
 
 
 @torch.no_grad()
@@ -35,7 +34,7 @@ def start_from_recovery(model: PeftModel, folder: Path, adapter: str = "default"
     """
     tensors = _read_recovery(folder)
     short: list[int] = []  # components of each linear that has too few
-    for name, layer in _lora_layers(model, adapter):
+    for name, layer in lora_layers(model, adapter):
         if PREFIX + name + A not in tensors:
             raise InputError(
                 f"init recovery needs a recovery of every linear with an adapter, {folder / RECOVERY_FOLDER} has none "
@@ -61,9 +60,9 @@ def _read_recovery(folder: Path) -> dict[str, Tensor]:
         raise InputError(f"init recovery needs {place}; make it with shears sparsify --recover-rank N")
     record = read_record(place, RECOVERY)
     check_input(f"the base model of {place}", record["base_fingerprint"], weights_fingerprint(folder))
-    config = read_json(place / CONFIG)
+    config = read_json(place / ADAPTER_CONFIG)
     factor = (config["lora_alpha"] / config["r"]) ** 0.5
-    return {name: tensor * factor for name, tensor in load_file(place / WEIGHTS).items()}
+    return {name: tensor * factor for name, tensor in load_file(place / ADAPTER_WEIGHTS).items()}
 
 
 @torch.no_grad()
@@ -75,7 +74,7 @@ def start_from_principal(model: PeftModel, adapter: str = "default") -> dict[str
     """
     start: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for name, layer in _lora_layers(model, adapter):
+    for name, layer in lora_layers(model, adapter):
         weight = _plain_weight(name, layer)
         if weight.data_ptr() in seen:
             raise InputError(f"init pissa changes weights, {name} shares its own with another linear; leave it out")
@@ -101,13 +100,6 @@ def without_start(tensors: Mapping[str, Tensor], start: Mapping[str, Tensor]) ->
         first = start[name].to(tensor)
         found[name] = torch.cat([tensor, first], 0) if name.endswith(A) else torch.cat([tensor, -first], 1)
     return found
-
-
-def _lora_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, LoraLayer]]:
-    """Yield the layers with the adapter, by the names of their linears in the base model."""
-    for name, layer in model.get_base_model().named_modules():
-        if isinstance(layer, LoraLayer) and adapter in layer.lora_A:
-            yield name, layer
 
 
 def _plain_weight(name: str, layer: LoraLayer) -> Float[Tensor, "O I"]:

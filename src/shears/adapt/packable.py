@@ -31,10 +31,17 @@ def keeps_apart(model: nn.Module) -> bool:
         alone = _logits(model, last)
     finally:
         model.train(was_training)
-    scale, here = alone.abs().max(), slice(LENGTHS[0], None)
-    independent = (packed[here] - neighbour[here]).abs().max() <= 1e-5 * scale
-    close = (packed[here] - alone).abs().max() <= CLOSE.get(_dtype(model), CLOSE_ELSE) * scale
-    return bool(independent and close)
+    here = slice(LENGTHS[0], None)
+    return is_apart(packed[here], neighbour[here], alone, _dtype(model))
+
+
+def is_apart(
+    beside: Float[Tensor, "T V"], neighbour: Float[Tensor, "T V"], alone: Float[Tensor, "T V"], dtype: torch.dtype
+) -> bool:
+    """Tell whether an example's logits beside two different ones are equal, and about those it has alone in `dtype`."""
+    scale = alone.abs().max()
+    independent = (beside - neighbour).abs().max() <= 1e-5 * scale
+    return bool(independent and (beside - alone).abs().max() <= CLOSE.get(dtype, CLOSE_ELSE) * scale)
 
 
 def _ids(seed: int, model: nn.Module, length: int = LENGTHS[0]) -> Tensor:

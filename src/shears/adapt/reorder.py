@@ -6,8 +6,9 @@ Shapes: R rank, O output and I input features of a linear.
 import torch
 from jaxtyping import Float
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
+
+from shears.adapt.elastic import lora_layers
 
 
 @torch.no_grad()
@@ -17,12 +18,11 @@ def reorder(model: PeftModel, adapter: str = "default") -> None:
     Of all adapters of a smaller rank, the first r components then have the nearest product (Eckart and Young). Both
     vectors of a component are equally long.
     """
-    for layer in model.get_base_model().modules():
-        if isinstance(layer, LoraLayer) and adapter in layer.lora_A:
-            a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-            ordered_a, ordered_b = by_size(a, b)
-            a.copy_(ordered_a)
-            b.copy_(ordered_b)
+    for _, layer in lora_layers(model, adapter):
+        a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        ordered_a, ordered_b = by_size(a, b)
+        a.copy_(ordered_a)
+        b.copy_(ordered_b)
 
 
 def by_size(a: Float[Tensor, "R I"], b: Float[Tensor, "O R"]) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]]:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Literal
 
 from shears.adapt.space import RankConfig, SearchSpace
 
@@ -21,6 +22,7 @@ class Place:
     row: int = 0
 
 
+Reach = Literal["step", "process", "example"]
 Draw = Callable[[SearchSpace, int, Place], RankConfig]
 
 
@@ -61,21 +63,26 @@ def sandwich(space: SearchSpace, seed: int, place: Place) -> RankConfig:
 
 @dataclass(frozen=True)
 class Sampling:
-    """A strategy on a space: `by_example` says that every row of a batch has its own configuration.
+    """A strategy on a space; what shares one draw is a step, a process in it, or an example.
 
     Over the first `curriculum` steps the smaller ranks join in, one after the other, largest first.
     """
 
     space: SearchSpace
     draw: Draw
-    by_example: bool
+    reach: Reach
     seed: int
     curriculum: int = 0
 
     @property
     def by_step(self) -> bool:
         """Tell whether all examples of a step have the same configuration."""
-        return self.draw is uniform or self.space.size == 1
+        return self.reach == "step" or self.space.size == 1
+
+    @property
+    def by_example(self) -> bool:
+        """Tell whether every row of a batch has its own configuration; in a space of one, no row needs a mask."""
+        return self.reach == "example" and self.space.size > 1
 
     def config(self, place: Place) -> RankConfig:
         """Return the ranks to train at a place."""
@@ -90,18 +97,18 @@ class Sampling:
         )
 
 
-STRATEGIES: Mapping[str, tuple[Draw, bool]] = MappingProxyType(
+STRATEGIES: Mapping[str, tuple[Draw, Reach]] = MappingProxyType(
     {
-        "uniform": (uniform, False),
-        "maximal": (maximal, False),
-        "per-process": (per_process, False),
-        "per-example": (per_example, True),
-        "sandwich": (sandwich, True),
+        "uniform": (uniform, "step"),
+        "maximal": (maximal, "step"),
+        "per-process": (per_process, "process"),
+        "per-example": (per_example, "example"),
+        "sandwich": (sandwich, "example"),
     }
 )
 
 
 def sampling(name: str, space: SearchSpace, seed: int, curriculum: int = 0) -> Sampling:
-    """Return the strategy of that name; a space of a single configuration needs no masks per row."""
-    draw, by_example = STRATEGIES[name]
-    return Sampling(space, draw, by_example and space.size > 1, seed, curriculum)
+    """Return the strategy of that name."""
+    draw, reach = STRATEGIES[name]
+    return Sampling(space, draw, reach, seed, curriculum)

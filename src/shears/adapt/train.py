@@ -9,22 +9,22 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from shears.adapt.fit import LOG, fit
+from shears.adapt.fit import fit
 from shears.adapt.initial import without_start
 from shears.adapt.processes import join_processes, shared_folder, together, wait
 from shears.adapt.ready import Ready, prepare
 from shears.adapt.reorder import reorder
 from shears.adapt.space import SearchSpace
-from shears.artifacts import SEARCH_SPACE, as_data, read_json, weights_fingerprint, write_json
+from shears.artifacts import SEARCH_SPACE, TRAINING_LOG, as_data, read_json, weights_fingerprint, write_json
 from shears.data.fingerprints import rows_fingerprint
 from shears.models import model_folder, pick_device
+from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.progress import is_first_process
 from shears.recipe import TrainConfig
 from shears.resolve import build
 from shears.version import __version__
 
 logger = logging.getLogger(__name__)
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def train(model: str | Path, output: str | Path, *, resume: bool = False, **config: Any) -> Path:
@@ -61,7 +61,7 @@ def _save(ready: Ready, work: Path, settings: TrainConfig, origin: dict[str, str
     config = ready.model.peft_config["default"]
     config.base_model_name_or_path = origin["base"]
     ready.model.save_pretrained(str(work))
-    _sort_targets(work / CONFIG)
+    _sort_targets(work / ADAPTER_CONFIG)
     space, alpha, parameters = _with_start(ready, work, settings.alpha)
     record = {
         "shears_version": __version__,
@@ -73,7 +73,7 @@ def _save(ready: Ready, work: Path, settings: TrainConfig, origin: dict[str, str
         "sparse_adapter": settings.sparse_adapter,
         "max_rank": space.max_rank,
         "template": settings.template,
-        "num_steps": json.loads((work / LOG).read_text().splitlines()[-1])["step"],
+        "num_steps": json.loads((work / TRAINING_LOG).read_text().splitlines()[-1])["step"],
         "num_parameters": parameters,
         "groups": {
             name: {"ranks": list(ranks), "modules": list(space.modules[name])} for name, ranks in space.ranks.items()
@@ -92,9 +92,11 @@ def _with_start(ready: Ready, work: Path, alpha: float) -> tuple[SearchSpace, fl
     parameters = {name: elastic.num_parameters(getattr(space, name)()) for name in ("maximal", "heuristic", "minimal")}
     if not ready.start:
         return space, alpha, parameters
-    save_file(without_start(load_file(work / WEIGHTS), ready.start), work / WEIGHTS, metadata={"format": "pt"})
-    config = read_json(work / CONFIG)
-    write_json(work / CONFIG, config | {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"]})
+    save_file(
+        without_start(load_file(work / ADAPTER_WEIGHTS), ready.start), work / ADAPTER_WEIGHTS, metadata={"format": "pt"}
+    )
+    config = read_json(work / ADAPTER_CONFIG)
+    write_json(work / ADAPTER_CONFIG, config | {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"]})
     doubled = SearchSpace({group: (2 * ranks[0],) for group, ranks in space.ranks.items()}, space.modules)
     return doubled, 2 * alpha, {name: 2 * count for name, count in parameters.items()}
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from shears.data.examples import Tokenized
 from shears.losses import IGNORED
 
+PACK_TOKENS = 256  # of a row: attention is quadratic in it, and shorter rows waste more on filling up
 NONE = -1  # the example of a position that only fills a row up
 
 

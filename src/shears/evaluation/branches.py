@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from shears.adapt.packable import CLOSE, CLOSE_ELSE
+from shears.adapt.packable import is_apart
 from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Tokenized
+from shears.evaluation.running import TRIAL_ERRORS
 from shears.losses import forward_parameters, own_model
 
 Continuation = tuple[list[int], list[int]]  # tokens of a prompt, tokens that follow
 Ids = tuple[int, ...]
 WORTH = 0.8  # of the tokens without sharing: masks of our own, and padding, must be earned
-TRIAL_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,7 @@ def keeps_branches_apart(model: nn.Module, longest: int) -> bool:
         alone = _last_logits(model, Tree((*prompt, *last)))
     except TRIAL_ERRORS:
         return False
-    scale = alone.abs().max()
-    independent = (beside - neighbour).abs().max() <= 1e-5 * scale
-    close = (beside - alone).abs().max() <= CLOSE.get(alone.dtype, CLOSE_ELSE) * scale
-    return bool(independent and close)
+    return is_apart(beside, neighbour, alone, alone.dtype)
 
 
 def _drawn(seed: int, model: nn.Module, length: int) -> Ids:

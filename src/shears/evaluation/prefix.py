@@ -5,21 +5,21 @@ and head are the model's own, so that what comes out has the same bits.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shears.errors import InputError, first_line
+from shears.evaluation.running import TRIAL_ERRORS
 from shears.losses import own_model
-from shears.models import decoder_blocks
+from shears.models import decoder_blocks, replaced_forwards
 
 HIDDEN = "hidden_states"
 States = dict[int, Tensor]
 """What went into the blocks of one forward, by the block's number."""
 TRIED = 8  # blocks to begin at, beside the last one
-TRIAL_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
 
 
 class Irregular(InputError):  # noqa: N818  # says what it is, and InputError that it is an error
@@ -70,25 +70,14 @@ class Prefix:
 
         return watch
 
-    @contextmanager
-    def _standing_in(self, start: int, states: Tensor | None) -> Iterator[None]:
+    def _standing_in(self, start: int, states: Tensor | None) -> AbstractContextManager[None]:
         """Let the blocks below the start return what goes into it."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             # what a block returns beside its hidden states, the trial finds to be of no use
             return (states, *[None] * (self._length - 1)) if self._length else states
 
-        below = list(self._blocks)[:start]
-        before = [block.__dict__.get("forward") for block in below]  # a wrapper others put on the instance
-        try:
-            for block in below:
-                block.forward = forward
-            yield
-        finally:
-            for block, own in zip(below, before, strict=True):
-                block.__dict__.pop("forward", None)
-                if own is not None:
-                    block.forward = own
+        return replaced_forwards(list(self._blocks)[:start], lambda _: forward)
 
     def look_at_outputs(self, forward: Callable[[], object]) -> None:
         """Learn from a forward what form the blocks' outputs have."""

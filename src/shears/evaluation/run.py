@@ -19,13 +19,13 @@ from shears.evaluation.generate import stream
 from shears.evaluation.score import device_of
 from shears.evaluation.tasks import Evaluation, evaluate_task
 from shears.models import autocast, load_model, load_tokenizer, model_folder
+from shears.peft_files import ADAPTER_CONFIG
 from shears.prompts import DEFAULT_TEMPLATE, TEMPLATES
 from shears.recipe import EvaluateConfig, GenerateConfig
 from shears.resolve import build
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_CONFIG = "adapter_config.json"
 LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
 

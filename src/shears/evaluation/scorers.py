@@ -18,14 +18,12 @@ from shears.adapt.packable import keeps_apart
 from shears.adapt.space import RankConfig
 from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Example, Tokenized
-from shears.data.packing import pack
+from shears.data.packing import PACK_TOKENS, pack
 from shears.errors import InputError
 from shears.evaluation.running import Run
 from shears.evaluation.score import Questions, device_of
 from shears.evaluation.slopes import Slopes, measure_slopes
 from shears.losses import IGNORED, completion_losses, logits_at, packed_losses
-
-CAPACITY = 256  # tokens of a packed row, as in training
 
 Parts = Sequence[Sequence[int]]
 """The examples' numbers, split in parts that are scored one after the other."""
@@ -101,7 +99,7 @@ class LossScorer:
         return [Batch(places, self._tensors([rows[place] for place in places])) for places in buckets]
 
     def _tensors(self, rows: Sequence[Tokenized]) -> dict[str, Tensor]:
-        batch = pack(rows, CAPACITY, self._pad_id) if self.packed else pad_left(rows, self._pad_id)
+        batch = pack(rows, PACK_TOKENS, self._pad_id) if self.packed else pad_left(rows, self._pad_id)
         return {name: tensor.to(device_of(self.model)) for name, tensor in batch.items()}
 
     def measure(self, part: int, run: Run) -> Float64[Tensor, " N"]:

@@ -32,13 +32,13 @@ from shears.export.target import Merged, Target, merge_into
 from shears.export.tensors import sliced
 from shears.export.updates import Update, updates_of, with_masked, with_whole
 from shears.models import load_tokenizer, model_folder
+from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.recipe import ExportConfig
 from shears.sparsity.report import LinearSparsity, SparsityReport
 from shears.sparsity.verify import check_saved
 from shears.version import __version__
 
 logger = logging.getLogger(__name__)
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 class Chosen(NamedTuple):
@@ -79,13 +79,13 @@ def _read(folder: Path, settings: ExportConfig) -> Chosen:
         record = read_record(folder, SUB_ADAPTER)
         if settings.ranks is not None:
             raise InputError(f"an exported sub-adapter has its ranks, got ranks={settings.ranks} besides; leave it out")
-        ranks, tensors = dict(record["ranks"]), load_file(folder / WEIGHTS)
+        ranks, tensors = dict(record["ranks"]), load_file(folder / ADAPTER_WEIGHTS)
     else:
         record = read_record(folder, SEARCH_SPACE)
         space = space_of_record(record)
         picked = choose_ranks(settings.ranks or "heuristic", space, record["fingerprint"])
-        ranks, tensors = dict(picked), sliced(load_file(folder / WEIGHTS), by_linear(space, picked))
-    config = read_json(folder / CONFIG)
+        ranks, tensors = dict(picked), sliced(load_file(folder / ADAPTER_WEIGHTS), by_linear(space, picked))
+    config = read_json(folder / ADAPTER_CONFIG)
     scaling = config["lora_alpha"] / config["r"]  # patterns of smaller ranks keep it
     return Chosen(record, ranks, updates_of(tensors, scaling))
 

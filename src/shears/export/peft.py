@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,12 @@ from shears.errors import InputError
 from shears.export.choice import by_linear, choose_ranks, ranks_file
 from shears.export.merge import merge_adapter
 from shears.export.tensors import padded, sliced
+from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, rank_patterns
 from shears.recipe import ExportConfig
 from shears.resolve import build
 from shears.version import __version__
 
 logger = logging.getLogger(__name__)
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FORMATS: Mapping[str, Callable[[Mapping[str, Tensor], Mapping[str, int]], dict[str, Tensor]]] = {
     "peft": sliced,
     "padded": padded,
@@ -46,7 +45,7 @@ def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str 
     sub-adapter that was exported before, too. InputError for ranks outside the search space and for another base.
     """
     settings, folder, output = build(ExportConfig, "export", config), Path(super_adapter), Path(output)
-    if settings.format not in FORMATS:
+    if settings.merges:
         return merge_adapter(folder, output, model, settings)
     if model is not None:
         raise InputError(f"format {settings.format} reads no model, got model={model}; leave it out")
@@ -64,10 +63,10 @@ def _export(folder: Path, output: Path, settings: ExportConfig) -> Path:
             "the mask; use --format merged-sparse for these", folder,
         )  # fmt: skip
     with working_folder(output, asked, resume=None) as work:
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
         chosen = FORMATS[settings.format](tensors, by_linear(space, ranks))
-        save_file(chosen, work / WEIGHTS, metadata={"format": "pt"})
-        write_json(work / CONFIG, _adapter_config(folder, space, ranks, settings.format))
+        save_file(chosen, work / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        write_json(work / ADAPTER_CONFIG, _adapter_config(folder, space, ranks, settings.format))
         write_json(work / SUB_ADAPTER, _record(record, settings, ranks, work))
     count = sum(tensor.numel() for tensor in chosen.values())
     logger.info("exported %s: %.4g M adapter parameters, format %s", output, count / 1e6, settings.format)
@@ -80,23 +79,14 @@ def _adapter_config(folder: Path, space: SearchSpace, ranks: RankConfig, form: s
     PEFT scales a linear by alpha_pattern / rank_pattern; alpha * r / max_rank keeps the constant of training. Tools
     that ignore patterns scale by lora_alpha / r, which is the same constant.
     """
-    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if form == "peft":
-        patterns = _patterns(space, ranks, config["r"])
+        patterns = rank_patterns(by_linear(space, ranks), config["r"])
         config["rank_pattern"] = patterns
         config["alpha_pattern"] = {
             pattern: config["lora_alpha"] * rank / config["r"] for pattern, rank in patterns.items()
         }
     return config
-
-
-def _patterns(space: SearchSpace, ranks: RankConfig, max_rank: int) -> dict[str, int]:
-    """Return one anchored regex per rank below the largest; PEFT reads a key as `(.*\\.)?(key)$`."""
-    linears: dict[int, list[str]] = {}
-    for linear, rank in by_linear(space, ranks).items():
-        if rank != max_rank:
-            linears.setdefault(rank, []).append(re.escape(linear))
-    return {f"^(?:{'|'.join(sorted(names))})": rank for rank, names in sorted(linears.items())}
 
 
 def _record(record: Mapping[str, Any], settings: ExportConfig, ranks: RankConfig, work: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from shears.export.quality import BUDGET, Samples, Text, context_of, draw_sample
 from shears.export.target import Changed, Merged, Target, merge_into
 from shears.export.updates import Update, with_masked, with_whole
 from shears.models import load_tokenizer
-from shears.recipe import ExportConfig
+from shears.recipe import ExportConfig, SparsifyConfig
 from shears.sparsity.activations import Activations
 from shears.sparsity.block_run import BlockRun
 from shears.sparsity.matrices import Matrix
@@ -29,7 +29,7 @@ from shears.sparsity.statistics import InputMoments
 from shears.sparsity.walk import IrregularBlocks, Walk, walk_blocks
 
 logger = logging.getLogger(__name__)
-DAMPING = 0.01
+DAMPING: float = SparsifyConfig.model_fields["damping"].default
 
 
 def merge_projected(

@@ -23,13 +23,13 @@ from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
 from shears.losses import IGNORED
 from shears.models import autocast
-from shears.recipe import ExportConfig
-from shears.sparsity.activations import Activations
+from shears.recipe import ExportConfig, SparsifyConfig
+from shears.sparsity.activations import Activations, num_bytes
 from shears.sparsity.block_run import BlockRun
 from shears.sparsity.sources import BlockSource
 from shears.sparsity.walk import Walk, walk_blocks
 
-BUDGET = 2 * 10**9  # bytes of hidden states in memory
+BUDGET = num_bytes(SparsifyConfig.model_fields["activation_budget"].default)  # hidden states in memory
 BATCH = 2  # sequences in a forward: their logits are of the vocabulary's size
 EXAMPLES = 8  # in a forward, which are shorter
 POSITIONS_AT_ONCE = 128  # of a batch, turned into float32 log-probabilities

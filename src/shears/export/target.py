@@ -1,6 +1,5 @@
 """The model that an adapter is merged into: its adapted linears block by block, from files or in memory."""
 
-import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -12,19 +11,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from shears.errors import InputError
 from shears.export.updates import Update, in_format
 from shears.models import load_model, pick_device
-from shears.skeleton import Skeleton, UnsupportedCheckpoint
-from shears.sparsity.matrices import Matrix
+from shears.skeleton import Skeleton
+from shears.sparsity.matrices import Matrix, linear_matrix
 from shears.sparsity.report import LinearSparsity
 from shears.sparsity.sources import BlockSource, StreamedModel, WholeModel
-from shears.sparsity.walk import IrregularBlocks
+from shears.sparsity.walk import by_block_or_whole
 from shears.tensor_files import TensorWriter
 
-logger = logging.getLogger(__name__)
 COPIED = ("config.json", "generation_config.json")
 Made = TypeVar("Made")
 
@@ -85,19 +82,13 @@ class Target:
 def _by_block(source: BlockSource, updates: Mapping[str, Update]) -> list[list[Matrix]]:
     blocks = source.model.get_submodule(source.prefix)
     found = [
-        [_matrix(f"{source.prefix}.{index}.{name}", linear) for name, linear in block.named_modules()
+        [linear_matrix(f"{source.prefix}.{index}.{name}", linear) for name, linear in block.named_modules()
          if f"{source.prefix}.{index}.{name}" in updates]
         for index, block in enumerate(blocks.children())
     ]  # fmt: skip
     if absent := sorted(updates.keys() - {matrix.name for matrices in found for matrix in matrices}):
         raise InputError(f"every adapted linear must be in a decoder block of the base model, {absent[0]} is not")
     return found
-
-
-def _matrix(name: str, linear: nn.Module) -> Matrix:
-    rows, columns = linear.get_parameter("weight").shape
-    transposed = isinstance(linear, Conv1D)
-    return Matrix(name, f"{name}.weight", None, transposed, (columns, rows) if transposed else (rows, columns))
 
 
 class Changed(BlockSource):
@@ -150,17 +141,15 @@ def merge_into(
 
     The model is read and written block by block, or, where it cannot be read so, from memory.
     """
-    try:
-        return _streamed(folder, work, updates, device, merge)
-    except (UnsupportedCheckpoint, IrregularBlocks) as error:
-        logger.warning("%s; the whole model is loaded into memory", error)
-    for file in work.glob("*.safetensors*"):
-        file.unlink()  # begun block by block
-    network = load_model(folder, "auto", device)
-    target = Target(WholeModel(network), updates, lambda name: network.get_parameter(name).dtype)
-    made = merge(target)
-    network.save_pretrained(work)
-    return Merged(made, target.before, target.after, lambda: target.source)
+
+    def whole() -> Merged[Made]:
+        network = load_model(folder, "auto", device)
+        target = Target(WholeModel(network), updates, lambda name: network.get_parameter(name).dtype)
+        made = merge(target)
+        network.save_pretrained(work)
+        return Merged(made, target.before, target.after, lambda: target.source)
+
+    return by_block_or_whole(work, lambda: _streamed(folder, work, updates, device, merge), whole)
 
 
 def _streamed(

@@ -26,3 +26,8 @@ class ExportConfig(StageConfig):
     """Where to compute: auto, cpu, cuda or mps."""
     seed: int = 0
     """Seed of the choice of calibration sequences."""
+
+    @property
+    def merges(self) -> bool:
+        """Whether the format is a whole model, not an adapter."""
+        return self.format in ("merged", "merged-sparse")

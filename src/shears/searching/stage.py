@@ -27,7 +27,7 @@ from shears.progress import meter
 from shears.recipe import SearchConfig
 from shears.recipe.strategies import StrategyOptions
 from shears.resolve import build
-from shears.searching.ends import Maximal, Minimal
+from shears.searching.ends import maximal, minimal
 from shears.searching.evolution import Evolution
 from shears.searching.evolve import Nsga2
 from shears.searching.exhaustive import Exhaustive
@@ -50,8 +50,8 @@ IN_MEMORY = Place()
 STRATEGIES: Mapping[str, Callable[[SearchSpace, Plan], Strategy]] = MappingProxyType(
     {
         "heuristic": Heuristic,
-        "maximal": Maximal,
-        "minimal": Minimal,
+        "maximal": maximal,
+        "minimal": minimal,
         "random": RandomSearch,
         "exhaustive": Exhaustive,
         "hill-climbing": HillClimbing,

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shears.adapt.space import SearchSpace
+from shears.artifacts import TRAINING_LOG
 from shears.errors import InputError
 from shears.searching.surrogate import Pairs
 
-LOG = "training_log.jsonl"  # named again: adapt.fit, which writes it, imports all of training
 WHOLE_STEP = -1  # stands for the example where a loss is of a whole step
 
 
@@ -30,9 +30,11 @@ def read_pairs(folder: Path, space: SearchSpace) -> Pairs:
     A torn last line is left out, and so is an example without a labelled token. InputError where there is no log, no
     pair in it, or a line that is not of this search space.
     """
-    path = folder / LOG
+    path = folder / TRAINING_LOG
     if not path.is_file():
-        raise InputError(f"{folder} must hold a {LOG} to take seeds from; it holds none, train it again or set seeds 0")
+        raise InputError(
+            f"{folder} must hold a {TRAINING_LOG} to take seeds from; it holds none, train it again or set seeds 0"
+        )
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     found = [pair for number, line in enumerate(lines, 1) for pair in _read(line, number, len(lines), path, space)]
     if not found:

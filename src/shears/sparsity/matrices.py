@@ -52,7 +52,7 @@ def block_matrices(prefix: str, block: nn.Module) -> list[Matrix]:
         full = ".".join(part for part in (prefix, name) if part)
         if isinstance(module, nn.Linear | Conv1D):
             if f"{name}.weight" not in dense:
-                found.append(_linear(full, module))
+                found.append(linear_matrix(full, module))
         else:
             found.extend(_slices(full, module))
     return found
@@ -90,7 +90,8 @@ def uncovered_parameters(block: nn.Module) -> dict[str, int]:
     }
 
 
-def _linear(name: str, linear: nn.Module) -> Matrix:
+def linear_matrix(name: str, linear: nn.Module) -> Matrix:
+    """Return a linear (or Conv1D) as a matrix."""
     rows, columns = linear.get_parameter("weight").shape
     transposed = isinstance(linear, Conv1D)
     return Matrix(name, f"{name}.weight", None, transposed, (columns, rows) if transposed else (rows, columns))

@@ -1,18 +1,17 @@
 """Write the recovery as an ordinary PEFT adapter beside the sparse weights, with a record of what it is."""
 
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
 from shears.artifacts import RECOVERY, RECOVERY_FOLDER, weights_fingerprint, write_json
+from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B, rank_patterns
 from shears.sparsity.report import Recovered
 from shears.version import __version__
 
 logger = logging.getLogger(__name__)
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def write_recovery(work: Path, base: Path, recovered: Recovered, by: str) -> None:
@@ -20,12 +19,12 @@ def write_recovery(work: Path, base: Path, recovered: Recovered, by: str) -> Non
     folder = work / RECOVERY_FOLDER
     folder.mkdir()
     tensors = {
-        f"base_model.model.{name}.lora_{side}.weight": tensor
+        f"{PREFIX}{name}{side}": tensor
         for name, recovery in recovered.linears.items()
-        for side, tensor in (("A", recovery.a), ("B", recovery.b))
+        for side, tensor in ((A, recovery.a), (B, recovery.b))
     }
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    write_json(folder / CONFIG, _adapter_config(recovered, base))
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / ADAPTER_CONFIG, _adapter_config(recovered, base))
     record = {
         "shears_version": __version__,
         "base_fingerprint": weights_fingerprint(work),
@@ -49,7 +48,7 @@ def _adapter_config(recovered: Recovered, base: Path) -> dict[str, Any]:
     """Return PEFT's own configuration as JSON data; its sets come sorted, for they have no order."""
     from peft import LoraConfig
 
-    patterns = _patterns(recovered)
+    patterns = rank_patterns({name: recovery.rank for name, recovery in recovered.linears.items()}, recovered.rank)
     config = LoraConfig(
         r=recovered.rank,
         lora_alpha=recovered.rank,
@@ -62,12 +61,3 @@ def _adapter_config(recovered: Recovered, base: Path) -> dict[str, Any]:
         inference_mode=True,
     )
     return {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
-
-
-def _patterns(recovered: Recovered) -> dict[str, int]:
-    """Return one anchored regex per rank below the largest; PEFT reads a key as `(.*\\.)?(key)$`."""
-    names: dict[int, list[str]] = {}
-    for name, recovery in recovered.linears.items():
-        if recovery.rank < recovered.rank:
-            names.setdefault(recovery.rank, []).append(re.escape(name))
-    return {f"^(?:{'|'.join(sorted(found))})": rank for rank, found in sorted(names.items())}

@@ -19,13 +19,13 @@ from shears.errors import InputError
 from shears.models import DTYPES, load_model, load_tokenizer, model_folder, pick_device
 from shears.recipe import SparsifyConfig
 from shears.resolve import build
-from shears.skeleton import Skeleton, UnsupportedCheckpoint
+from shears.skeleton import Skeleton
 from shears.sparsity.prune import needs_inputs, prune_blocks, sparsify_model
 from shears.sparsity.recovery_folder import write_recovery
 from shears.sparsity.report import SparsityReport
 from shears.sparsity.sources import StreamedModel
 from shears.sparsity.verify import check_saved
-from shears.sparsity.walk import IrregularBlocks
+from shears.sparsity.walk import by_block_or_whole
 from shears.tensor_files import TensorWriter
 from shears.version import __version__
 
@@ -84,16 +84,14 @@ def _calibration(tokenizer: PreTrainedTokenizerBase | None, settings: SparsifyCo
 
 def _prune(folder: Path, work: Path, batches: Batches, settings: SparsifyConfig) -> SparsityReport:
     """Write the pruned model to `work`: block by block, or, where it cannot be read so, from memory."""
-    try:
-        return _prune_by_block(folder, work, batches, settings)
-    except (UnsupportedCheckpoint, IrregularBlocks) as error:
-        logger.warning("%s; the whole model is loaded into memory", error)
-    for file in work.glob("*.safetensors*"):
-        file.unlink()  # begun block by block
-    network = load_model(folder, settings.dtype, settings.device)
-    report = sparsify_model(network, batches, settings)
-    network.save_pretrained(work)
-    return report
+
+    def whole() -> SparsityReport:
+        network = load_model(folder, settings.dtype, settings.device)
+        report = sparsify_model(network, batches, settings)
+        network.save_pretrained(work)
+        return report
+
+    return by_block_or_whole(work, lambda: _prune_by_block(folder, work, batches, settings), whole)
 
 
 def _prune_by_block(folder: Path, work: Path, batches: Batches, settings: SparsifyConfig) -> SparsityReport:

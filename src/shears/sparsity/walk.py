@@ -4,22 +4,28 @@ A block's statistics are taken on the outputs of the already changed blocks befo
 block are recorded per block and per batch, because blocks of one model may get different ones (sliding windows).
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from shears.errors import InputError
-from shears.models import decoder_blocks
+from shears.models import decoder_blocks, replaced_forwards
 from shears.progress import track
+from shears.skeleton import UnsupportedCheckpoint
 from shears.sparsity.activations import Activations
 from shears.sparsity.block_run import BlockRun, Calls, Context, Stop
 from shears.sparsity.sources import BlockSource
 
+logger = logging.getLogger(__name__)
+
 PROBE_TOKENS = 2
+Written = TypeVar("Written")
 Batches = Sequence[Int[Tensor, "_ _"]]
 Visit = Callable[[BlockRun], None]
 
@@ -77,7 +83,7 @@ class Walk:
 
             return forward
 
-        with self._shadowed(shadow), evaluating(self.source.model), self._context():
+        with replaced_forwards(self._blocks, shadow), evaluating(self.source.model), self._context():
             logits: Tensor = self.source.model(self.batches[batch].to(self.source.device), use_cache=False).logits
         return logits
 
@@ -122,7 +128,7 @@ class Walk:
 
             return forward
 
-        with self._shadowed(shadow):
+        with replaced_forwards(self._blocks, shadow):
             for batch in self.batches:
                 with suppress(Stop):
                     self.source.model(batch.to(self.source.device), use_cache=False)
@@ -142,20 +148,6 @@ class Walk:
         name = type(self.source.model).__name__
         return IrregularBlocks(f"every decoder block must run once in a forward; those of {name} do not")
 
-    @contextmanager
-    def _shadowed(self, shadow: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
-        """Put other functions in the place of the blocks' forwards for a while."""
-        before = [block.__dict__.get("forward") for block in self._blocks]  # a wrapper others put on the instance
-        try:
-            for index, block in enumerate(self._blocks):
-                block.forward = shadow(index)
-            yield
-        finally:
-            for block, own in zip(self._blocks, before, strict=True):
-                del block.forward
-                if own is not None:
-                    block.forward = own
-
 
 @torch.no_grad()
 def walk_blocks(walk: Walk, visit: Visit, title: str = "sparsify") -> None:
@@ -168,6 +160,17 @@ def walk_blocks(walk: Walk, visit: Visit, title: str = "sparsify") -> None:
             visit(run)
             if index + 1 < len(walk):
                 walk.advance(run)
+
+
+def by_block_or_whole(work: Path, by_block: Callable[[], Written], whole: Callable[[], Written]) -> Written:
+    """Write a model's files to `work` block by block, or, where it cannot be read or walked so, from memory."""
+    try:
+        return by_block()
+    except (UnsupportedCheckpoint, IrregularBlocks) as error:
+        logger.warning("%s; the whole model is loaded into memory", error)
+    for file in work.glob("*.safetensors*"):
+        file.unlink()  # begun block by block
+    return whole()
 
 
 @contextmanager

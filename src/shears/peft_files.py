@@ -1,0 +1,17 @@
+"""How PEFT lays out an adapter's folder: file names, tensor names, ranks by linear. Pure."""
+
+import re
+from collections.abc import Mapping
+
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."
+A, B = ".lora_A.weight", ".lora_B.weight"  # (R I) and (O R): R rank, O output and I input features
+
+
+def rank_patterns(ranks: Mapping[str, int], largest: int) -> dict[str, int]:
+    """Return `rank_pattern`: an anchored regex per rank below the largest; PEFT reads a key as `(.*\\.)?(key)$`."""
+    linears: dict[int, list[str]] = {}
+    for linear, rank in ranks.items():
+        if rank < largest:
+            linears.setdefault(rank, []).append(re.escape(linear))
+    return {f"^(?:{'|'.join(sorted(names))})": rank for rank, names in sorted(linears.items())}
