@@ -1,4 +1,4 @@
-"""Reading answers: the last number, the value of an equation, the interval of a share."""
+"""Reading answers: the last number, the value of an equation."""
 
 import re
 from fractions import Fraction
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.evaluation.answers import evaluate_equation, extract_number, numbers_equal, wilson_interval
+from shears.evaluation.answers import evaluate_equation, extract_number, numbers_equal
 
 
 @pytest.mark.parametrize(
@@ -110,35 +110,3 @@ def test_anything_but_short_arithmetic_has_no_value(text: str, value: float | No
 def test_no_text_makes_the_parser_fail(text: str) -> None:
     evaluate_equation(text)
     extract_number(text)
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [  # computed by R's prop.test(correct = FALSE) / published tables, four digits
-        (0, 10, 0.0, 0.2775),
-        (10, 10, 0.7225, 1.0),
-        (5, 10, 0.2366, 0.7634),
-        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, table I
-        (15, 148, 0.0624, 0.1605),  # same
-        (1, 29, 0.0061, 0.1718),  # same
-        (0, 0, 0.0, 1.0),
-    ],
-)
-def test_the_interval_is_that_of_published_tables(successes: int, n: int, low: float, high: float) -> None:
-    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=6e-5)  # tables have four digits
-
-
-@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_the_bounds_solve_the_score_equation(sample: tuple[int, int]) -> None:
-    successes, n = sample
-    share = successes / n
-    for bound in wilson_interval(successes, n):
-        # Wilson: the p for which |share - p| is z standard errors of p
-        assert (share - bound) ** 2 == pytest.approx(1.959964**2 * bound * (1 - bound) / n, rel=1e-5, abs=1e-12)
-
-
-@given(st.integers(0, 400), st.integers(1, 400))
-def test_a_share_lies_in_its_own_interval(successes: int, n: int) -> None:
-    successes = min(successes, n)
-    low, high = wilson_interval(successes, n)
-    assert 0.0 <= low <= successes / n <= high <= 1.0

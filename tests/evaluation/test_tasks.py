@@ -9,7 +9,7 @@ import pytest
 from shears.data.examples import to_example
 from shears.errors import InputError
 from shears.evaluation import tasks
-from shears.evaluation.answers import wilson_interval
+from shears.evaluation.statistics import wilson_interval
 from shears.evaluation.tasks import ACCURACY_TASKS, evaluate_examples, evaluate_task
 from shears.recipe import EvaluateConfig
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shears.errors import InputError
-from shears.evaluation.answers import Z95
 from shears.evaluation.score import device_of
+from shears.evaluation.statistics import Z95
 from shears.progress import track
 
 POSITIONS_AT_ONCE = 128  # of a window, turned into float32 log-probabilities: 25 MB for 49 k words

@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from shears.data.calibration import text_tokens
 from shears.data.examples import Example, completion_of, load_examples, prompt_of
 from shears.errors import InputError
-from shears.evaluation.answers import evaluate_equation, extract_number, numbers_equal, wilson_interval
+from shears.evaluation.answers import evaluate_equation, extract_number, numbers_equal
 from shears.evaluation.generate import generate_answers
 from shears.evaluation.perplexity import perplexity
 from shears.evaluation.score import choose
 from shears.evaluation.scorers import check_choices
+from shears.evaluation.statistics import wilson_interval
 from shears.prompts import DEFAULT_TEMPLATE
 from shears.recipe import EvaluateConfig
 

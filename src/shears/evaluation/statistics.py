@@ -1,0 +1,151 @@
+"""How sure a figure is, and whether two runs on the same examples differ. Pure: numbers in, numbers out.
+
+A run is one bit an example: answered rightly or not. Examples are what is sampled; runs of several seeds on the same
+examples are pooled example by example, so that n is the number of examples and never the number of answers.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Bits = Sequence[bool]
+
+Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+DRAWS = 10_000  # of the bootstrap: the smallest p it can give is 2 / 10,001
+
+
+class Interval(NamedTuple):
+    """A figure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class McNemar(NamedTuple):
+    """In how many examples only the first run is right, only the other is, and two-sided p values."""
+
+    won: int
+    lost: int
+    p_exact: float
+    p_mid: float
+
+
+class Bootstrap(NamedTuple):
+    """The 95 % percentile interval of a difference over resampled examples, and the two-sided p of no difference."""
+
+    low: float
+    high: float
+    p: float
+
+
+def wilson_interval(successes: float | int, n: float | int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of `successes` in `n` trials (Wilson 1927); (0, 1) for no trials.
+
+    centre +- half, with z = 1.96: centre = (p + z^2 / 2n) / (1 + z^2 / n),
+    half = z sqrt(p (1 - p) / n + z^2 / 4n^2) / (1 + z^2 / n).
+    """
+    if n == 0:
+        return 0.0, 1.0
+    share, square = successes / n, Z95**2
+    centre = (share + square / (2 * n)) / (1 + square / n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + square / (4 * n * n)) / (1 + square / n)
+    # rounding must not push the share itself out of its interval (0 of 12 gave a lower end of 3e-17)
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+def example_means(runs: Sequence[Bits]) -> list[float]:
+    """Return, for each example, the share of runs (seeds) that answer it; ValueError where runs differ in length."""
+    return [sum(column) / len(runs) for column in zip(*runs, strict=True)]
+
+
+def pooled_accuracy(runs: Sequence[Bits]) -> Interval:
+    """Return the share of right answers over all seeds, with an interval clustered by example.
+
+    Wilson's interval for the number of examples that carry as much as these (p (1 - p) over the variance of the mean):
+    all of them with one run, more where seeds average their noise out, never more than there are answers. It holds for
+    these seeds; `seed_spread` says how far they lie apart.
+    """
+    means = example_means(runs)
+    n = len(means)
+    if n == 0:
+        return Interval(math.nan, 0.0, 1.0)
+    share = sum(means) / n
+    variance = sum((mean - share) ** 2 for mean in means) / n**2
+    worth = share * (1 - share) / variance if variance > 0 else n if share in (0, 1) else math.inf
+    effective = min(worth, n * len(runs))
+    return Interval(share, *wilson_interval(share * effective, effective))
+
+
+def seed_spread(runs: Sequence[Bits]) -> float:
+    """Return the standard deviation of the accuracy over seeds (n - 1); nan for a single one."""
+    shares = [sum(run) / len(run) for run in runs]
+    return float(np.std(shares, ddof=1)) if len(shares) > 1 else math.nan
+
+
+def mcnemar(ones: Bits, others: Bits) -> McNemar:
+    """Return the test of two runs on the same examples (McNemar 1947), exact and with the mid-p of Fagerland (2013).
+
+    With m = min(won, lost) and k = won + lost, X binomial (k, 1/2): p_exact = min(1, 2 P(X <= m)),
+    p_mid = 2 P(X <= m) - P(X = m). The exact one is conservative; the mid-p keeps its level all but always.
+    """
+    pairs = list(zip(ones, others, strict=True))
+    won, lost = pairs.count((True, False)), pairs.count((False, True))
+    least, k = min(won, lost), won + lost
+    ways = [math.comb(k, x) for x in range(least + 1)]  # whole numbers: exact for any k
+    twice = 2 * sum(ways)
+    return McNemar(won, lost, min(1.0, twice / 2**k), (twice - ways[-1]) / 2**k)
+
+
+def example_gaps(ones: Sequence[Bits], others: Sequence[Bits]) -> list[float]:
+    """Return, for each example, how much more often the first arm's runs answer it than the other's, -1 to 1."""
+    return [one - other for one, other in zip(example_means(ones), example_means(others), strict=True)]
+
+
+def paired_difference(ones: Sequence[Bits], others: Sequence[Bits]) -> Interval:
+    """Return the difference of two arms' accuracies on the same examples, a run a seed in each.
+
+    The interval is that of Bonett and Price (2012): the normal one over examples after adding one example that only
+    the first arm answers and one that only the other does. So it is never empty, not even where no example differs.
+    """
+    gaps = example_gaps(ones, others)
+    if not gaps:
+        return Interval(math.nan, -1.0, 1.0)
+    size, total = len(gaps) + 2, sum(gaps)
+    centre = total / size
+    half = Z95 * math.sqrt(max(0.0, (sum(gap * gap for gap in gaps) + 2) / size - centre**2) / size)
+    value = total / len(gaps)
+    return Interval(value, max(-1.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
+
+
+def bootstrap_difference(ones: Sequence[Bits], others: Sequence[Bits], seed: int = 0, draws: int = DRAWS) -> Bootstrap:
+    """Return the paired bootstrap of a difference: examples are drawn anew, with all their runs.
+
+    p = 2 (1 + the rarer of the draws <= 0 and >= 0) / (draws + 1), at most 1. Examples of equal gaps are drawn together
+    (multinomial counts of the distinct gaps), which is the same distribution.
+    """
+    gaps = example_gaps(ones, others)
+    if not gaps:
+        return Bootstrap(-1.0, 1.0, 1.0)
+    values, counts = np.unique(np.round(gaps, 12), return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(gaps), counts / len(gaps), size=draws)
+    means = drawn @ values / len(gaps)
+    low, high = np.quantile(means, [0.025, 0.975])
+    tiny = 1e-12  # sums of gaps such as 1/3 that mean zero
+    rarer = min(int((means <= tiny).sum()), int((means >= -tiny).sum()))
+    return Bootstrap(float(low), float(high), min(1.0, 2 * (1 + rarer) / (draws + 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p values of several comparisons corrected for their number (Holm 1979), in their order.
+
+    The i-th smallest of m, from 0, becomes (m - i) p, at least the one before it, at most 1.
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, before = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(order):
+        before = min(1.0, max(before, (len(order) - place) * p_values[index]))
+        adjusted[index] = before
+    return adjusted

@@ -1,0 +1,215 @@
+"""Statistics: equal to closed forms and to counting by hand, and right about as often as they claim to be."""
+
+import math
+import random
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from shears.evaluation.statistics import (
+    Z95,
+    bootstrap_difference,
+    example_gaps,
+    holm,
+    mcnemar,
+    paired_difference,
+    pooled_accuracy,
+    seed_spread,
+    wilson_interval,
+)
+
+BITS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
+
+
+def _runs(generator: random.Random, count: int, gap: float = 0.0, seeds: int = 1) -> list[list[bool]]:
+    """Runs on examples of unequal difficulty, drawn from the generator."""
+    difficulty = [generator.uniform(0.1, 0.8) for _ in range(count)]
+    return [[generator.random() < p + gap for p in difficulty] for _ in range(seeds)]
+
+
+def _pair(generator: random.Random, count: int, gap: float, seeds: int) -> tuple[list[list[bool]], list[list[bool]]]:
+    """Two arms on the same examples, a true difference of `gap` between them."""
+    difficulty = [generator.uniform(0.1, 0.8) for _ in range(count)]
+
+    def arm(extra: float) -> list[list[bool]]:
+        return [[generator.random() < p + extra for p in difficulty] for _ in range(seeds)]
+
+    return arm(gap), arm(0.0)
+
+
+def _counts(both: int, won: int, lost: int, neither: int) -> tuple[list[bool], list[bool]]:
+    ones = [True] * (both + won) + [False] * (lost + neither)
+    others = [True] * both + [False] * won + [True] * lost + [False] * neither
+    return ones, others
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [  # computed by R's prop.test(correct = FALSE) / published tables, four digits
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (5, 10, 0.2366, 0.7634),
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, table I
+        (15, 148, 0.0624, 0.1605),  # same
+        (1, 29, 0.0061, 0.1718),  # same
+        (0, 0, 0.0, 1.0),
+    ],
+)
+def test_the_interval_is_that_of_published_tables(successes: int, n: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=6e-5)  # tables have four digits
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_bounds_solve_the_score_equation(sample: tuple[int, int]) -> None:
+    successes, n = sample
+    share = successes / n
+    for bound in wilson_interval(successes, n):
+        # Wilson: the p for which |share - p| is z standard errors of p
+        assert (share - bound) ** 2 == pytest.approx(1.959964**2 * bound * (1 - bound) / n, rel=1e-5, abs=1e-12)
+
+
+@given(st.integers(0, 400), st.integers(1, 400))
+def test_a_share_lies_in_its_own_interval(successes: int, n: int) -> None:
+    successes = min(successes, n)
+    low, high = wilson_interval(successes, n)
+    assert 0.0 <= low <= successes / n <= high <= 1.0
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (1, 0), (9, 2), (5, 5), (6, 5), (0, 12)])
+def test_mcnemar_counts_the_outcomes_of_fair_coins(won: int, lost: int) -> None:
+    found = mcnemar(*_counts(3, won, lost, 4))
+    k, least = won + lost, min(won, lost)
+    tails = [sum(coins) for coins in product([0, 1], repeat=k)]
+    as_extreme = sum(abs(2 * tail - k) >= abs(won - lost) for tail in tails) / 2**k
+    same = sum(tail == least for tail in tails) / 2**k
+    assert (found.won, found.lost) == (won, lost)
+    assert found.p_exact == pytest.approx(as_extreme)
+    # half of the outcomes as extreme as ours do not count; both tails are one outcome where won = lost
+    assert found.p_mid == pytest.approx(1.0 if won == lost else as_extreme - same)
+
+
+def test_mcnemar_agrees_with_the_binomial_test_of_scipy_and_with_fagerland() -> None:
+    found = mcnemar(*_counts(0, 700, 800, 100))
+    assert found.p_exact == pytest.approx(stats.binomtest(700, 1500).pvalue)
+    # Fagerland et al. 2013, table 1 (airway hyper-responsiveness): 1 and 7 discordant pairs, exact .070, mid-p .039
+    found = mcnemar(*_counts(1, 1, 7, 12))
+    assert (round(found.p_exact, 3), round(found.p_mid, 3)) == (0.070, 0.039)
+
+
+@given(BITS)
+def test_turning_the_runs_round_changes_signs_alone(pairs: list[tuple[bool, bool]]) -> None:
+    ones, others = [one for one, _ in pairs], [other for _, other in pairs]
+    forth, back = mcnemar(ones, others), mcnemar(others, ones)
+    assert (forth.won, forth.lost, forth.p_exact, forth.p_mid) == (back.lost, back.won, back.p_exact, back.p_mid)
+    assert 0 <= forth.p_mid <= forth.p_exact <= 1
+    one, other = paired_difference([ones], [others]), paired_difference([others], [ones])
+    assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low))
+
+
+@pytest.mark.parametrize(
+    ("both", "won", "lost", "neither"), [(1, 1, 7, 12), (59, 6, 16, 80), (40, 0, 0, 10), (0, 9, 0, 0)]
+)
+def test_the_interval_of_a_difference_is_that_of_bonett_and_price(both: int, won: int, lost: int, neither: int) -> None:
+    n = both + won + lost + neither
+    found = paired_difference(*([bits] for bits in _counts(both, won, lost, neither)))
+    p12, p21 = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = Z95 * math.sqrt((p12 + p21 - (p12 - p21) ** 2) / (n + 2))
+    assert found.value == pytest.approx((won - lost) / n)
+    assert found.low == pytest.approx(max(-1, p12 - p21 - half))
+    assert found.high == pytest.approx(max(found.value, min(1, p12 - p21 + half)))
+    assert found.low < found.high
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_intervals_and_tests_are_right_as_often_as_they_say(seeds: int) -> None:
+    """True gap 0.1 inside the interval about 95 of 100 times; a true gap of 0 is called significant about 5 times."""
+    generator, rounds, inside, called = random.Random(0), 400, {"normal": 0, "bootstrap": 0}, 0
+    for number in range(rounds):
+        arms = _pair(generator, 150, 0.1, seeds)
+        interval, resampled = paired_difference(*arms), bootstrap_difference(*arms, seed=number, draws=400)
+        inside["normal"] += interval.low <= 0.1 <= interval.high
+        inside["bootstrap"] += resampled.low <= 0.1 <= resampled.high
+        called += bootstrap_difference(*_pair(generator, 150, 0.0, seeds), seed=number, draws=400).p < 0.05
+    assert 0.92 < inside["normal"] / rounds < 0.98
+    assert 0.92 < inside["bootstrap"] / rounds < 0.98
+    assert 0.02 < called / rounds < 0.08
+
+
+def test_the_bootstrap_is_that_of_drawing_examples_one_by_one() -> None:
+    ones, others = _pair(random.Random(3), 60, 0.2, 3)
+    gaps = np.array(example_gaps(ones, others))
+    generator = np.random.default_rng(5)
+    means = gaps[generator.integers(0, 60, size=(20_000, 60))].mean(axis=1)
+    found = bootstrap_difference(ones, others, draws=20_000)
+    # two draws of 20,000 agree to about a hundredth of the width
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=6e-3)
+    assert found.p == pytest.approx(2 * (means <= 0).mean(), abs=6e-3)
+    assert found == bootstrap_difference(ones, others, draws=20_000)
+    assert found != bootstrap_difference(ones, others, seed=1, draws=20_000)
+
+
+def test_arms_that_do_not_differ_are_not_called_different() -> None:
+    same = [[True, False, True] * 20]
+    assert bootstrap_difference(same, same) == (0.0, 0.0, 1.0)
+    assert mcnemar(same[0], same[0]) == (0, 0, 1.0, 1.0)
+    interval = paired_difference(same, same)
+    assert interval.value == 0.0
+    assert -0.1 < interval.low < 0 < interval.high < 0.1
+
+
+def test_one_run_has_the_interval_of_wilson_and_equal_seeds_add_nothing() -> None:
+    run = [True] * 30 + [False] * 10
+    assert pooled_accuracy([run]) == pytest.approx((0.75, *wilson_interval(30, 40)))
+    assert pooled_accuracy([run] * 3) == pytest.approx(pooled_accuracy([run]))
+    assert math.isnan(seed_spread([run]))
+    assert seed_spread([run, [True] * 40]) == pytest.approx(0.25 / math.sqrt(2))
+
+
+def test_seeds_that_differ_narrow_the_interval_up_to_all_answers() -> None:
+    runs = _runs(random.Random(1), 200, seeds=4)
+    pooled, single = pooled_accuracy(runs), pooled_accuracy(runs[:1])
+    assert pooled.high - pooled.low < single.high - single.low
+    opposite = [[True, False] * 50, [False, True] * 50]  # every example is answered by one of two
+    assert pooled_accuracy(opposite) == pytest.approx((0.5, *wilson_interval(100, 200)))
+    assert pooled_accuracy([[True] * 9] * 2) == pytest.approx((1.0, *wilson_interval(9, 9)))
+
+
+def test_a_pooled_interval_holds_the_truth_as_often_as_it_says() -> None:
+    """The truth is the mean of a new population's p (0.45); examples and answers are both drawn."""
+    generator = random.Random(2)
+    found = [pooled_accuracy(_runs(generator, 150, seeds=3)) for _ in range(400)]
+    assert 0.92 < sum(each.low <= 0.45 <= each.high for each in found) / 400 < 0.98
+
+
+def test_no_examples_say_nothing() -> None:
+    assert pooled_accuracy([[]])[1:] == (0.0, 1.0)
+    assert paired_difference([[]], [[]])[1:] == (-1.0, 1.0)
+    assert bootstrap_difference([[]], [[]]) == (-1.0, 1.0, 1.0)
+
+
+def test_runs_of_unequal_lengths_are_an_error() -> None:
+    for function in (paired_difference, bootstrap_difference):
+        with pytest.raises(ValueError, match="longer|shorter"):
+            function([[True, False]], [[True]])
+    with pytest.raises(ValueError, match="longer|shorter"):
+        mcnemar([True, False], [True])
+
+
+def test_holm_steps_down() -> None:
+    # Holm 1979; R: p.adjust(c(.01, .02, .03, .04, .05), "holm") = .05 .08 .09 .09 .09
+    assert holm([0.03, 0.01, 0.05, 0.02, 0.04]) == pytest.approx([0.09, 0.05, 0.09, 0.08, 0.09])
+    assert holm([]) == []
+    assert holm([0.04]) == [0.04]
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_lies_between_the_plain_p_and_bonferroni_and_keeps_the_order(values: list[float]) -> None:
+    found = holm(values)
+    for before, after in zip(values, found, strict=True):
+        assert before <= after <= min(1.0, len(values) * before) + 1e-12
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    assert [found[index] for index in order] == sorted(found)
