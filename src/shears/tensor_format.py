@@ -101,11 +101,13 @@ def _check_gapless(path: Path, places: Mapping[str, Place], start: int, size: in
         raise _torn(path, f"it has {size} bytes and its header says {start}")
 
 
-def write_layout(path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Any) -> list[Place]:
+def write_layout(
+    path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Any, align: int = 8
+) -> list[Place]:
     """Create a file at its full size, with its header and without its tensors; return their places, in the order given.
 
-    Tensors of wide elements come first, so that every one is aligned. OSError where the file exists or the disk is
-    full.
+    Tensors of wide elements come first, so that every one is aligned; the first one begins at a multiple of `align`
+    bytes. OSError where the file exists or the disk is full.
     """
     header: dict[str, Any] = {} if metadata is None else {METADATA: metadata}
     offset = 0
@@ -114,7 +116,7 @@ def write_layout(path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int,
         header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": (offset, end)}
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % align)
     start = 8 + len(text)
     with path.open("xb", buffering=0) as file:
         write_at(file, 0, memoryview(len(text).to_bytes(8, "little") + text))
