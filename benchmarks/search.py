@@ -28,11 +28,11 @@ from shears.losses import own_model
 from shears.models import decoder_blocks, linears
 from shears.recipe import SearchConfig
 from shears.searching.decoding import DecodingGauge
-from shears.searching.evaluators import EXAMPLES, GaugedEvaluator, is_partial
+from shears.searching.evaluators import GaugedEvaluator
 from shears.searching.hill_climb import HillClimbing
 from shears.searching.measuring import Thrift, loss_evaluator
 from shears.searching.racing import parts_of
-from shears.searching.strategy import LOSS, Evaluated, Plan
+from shears.searching.strategy import EXAMPLES, LOSS, Evaluated, Plan, is_partial
 
 NAIVE, PREFIX, RACING = "naive", "prefix", "prefix + racing"
 

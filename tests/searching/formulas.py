@@ -16,11 +16,12 @@ from shears.progress import Meter
 from shears.recipe.strategies import StrategyOptions
 from shears.searching.evolution import Evolution
 from shears.searching.evolve import Nsga2
+from shears.searching.explore import explore
 from shears.searching.hill_climb import HillClimbing
 from shears.searching.random_search import RandomSearch
 from shears.searching.rnsga2 import rnsga2
 from shears.searching.strategy import LOSS, Evaluated, Figures, Goal, Objective, Plan, Strategy
-from shears.searching.study import Ledger, Place, explore, open_ledger
+from shears.searching.study import Ledger, Place, open_ledger
 
 STRATEGIES: Mapping[str, Callable[[SearchSpace, Plan], Strategy]] = {
     "hill-climbing": HillClimbing,

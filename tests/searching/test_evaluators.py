@@ -9,20 +9,19 @@ from torch import Tensor
 from shears.adapt.space import RankConfig
 from shears.evaluation.scorers import LossScorer
 from shears.recipe import SearchConfig
+from shears.recipe.goals import Constraint
 from shears.searching.evaluators import (
-    EXAMPLES,
     Evaluator,
     GaugedEvaluator,
     PlainEvaluator,
     Together,
     as_evaluator,
-    is_partial,
     race_report,
 )
 from shears.searching.gauges import WholeGauge, open_gauge
 from shears.searching.measuring import Thrift, loss_evaluator
 from shears.searching.racing import Race, parts_of
-from shears.searching.strategy import Evaluated, Figures
+from shears.searching.strategy import EXAMPLES, Evaluated, Figures, Goal, is_partial
 from tests.searching.adapters import PAD, make_adapter, make_rows, make_super_adapter, walk
 
 NUM = 160
@@ -135,21 +134,31 @@ def test_plain_callables_are_evaluators_and_several_are_one() -> None:
     assert as_evaluator(evaluator) is evaluator
     evaluator.anchor(config(1))
     assert evaluator.many([config(1), config(3)]) == [{"loss": 1.0}, {"loss": 3.0}]
-    gauged, gauge = make()
-    both = Together(
-        [evaluator, PlainEvaluator(lambda ranks: {"size": ranks["a"]})], lambda ranks: config(2 * ranks["a"])
-    )
+    gauged, gauge = make(width=3)
+    both = Together([evaluator], lambda ranks: {"size": ranks["a"]}, expand=lambda ranks: config(2 * ranks["a"]))
     assert isinstance(both, Evaluator)
     assert both(config(2)) == {"loss": 4.0, "size": 4}
-    Together([gauged, evaluator], lambda ranks: config(2 * ranks["a"])).anchor(config(3))
+    both = Together([gauged, evaluator], expand=lambda ranks: config(2 * ranks["a"]))
+    both.anchor(config(3))
     assert gauge.anchors == [config(6)]
+    assert both.width == 3
+
+
+def test_what_breaks_a_bound_on_a_size_is_not_measured() -> None:
+    gauged, gauge = make()
+    goal = Goal(constraints=(Constraint("macs", "<=", 5), Constraint("loss", "<=", 0.1)))
+    both = Together([gauged], lambda ranks: {"macs": ranks["a"]}, goal)
+    figures = both.many([config(rank) for rank in (9, 4, 6)])
+    assert [each.get("loss") is None for each in figures] == [True, False, True]
+    assert figures[0] == {"macs": 9}
+    assert {rank for ranks, _ in gauge.measured for rank in ranks} == {4}
 
 
 def test_on_a_model_all_ways_give_the_same_bits_and_a_race_only_drops() -> None:
     adapter, rows = make_super_adapter(), make_rows(NUM)
     whole = loss_evaluator(adapter, rows, SETTINGS, Thrift(cache_budget="0"))
-    prefix = loss_evaluator(adapter, rows, SETTINGS)
-    racing = loss_evaluator(adapter, rows, SETTINGS, Thrift(race_error=0.2))
+    prefix = loss_evaluator(adapter, rows, SETTINGS, Thrift("2GB"))
+    racing = loss_evaluator(adapter, rows, SETTINGS, Thrift("2GB", race_error=0.2))
     best, dropped = adapter.elastic.space.heuristic(), 0
     losses = {best: whole(best)["loss"]}
     for ranks in walk(adapter.elastic.space, 12):

@@ -20,7 +20,7 @@ from shears.searching.study import Place, open_ledger
 from shears.searching.surrogate import fit, rank_correlation, training_losses
 from tests.searching.formulas import BUDGET, a_plan, climb, conflicting, make_space, separable
 from tests.searching.logs import planted, write
-from tests.searching.test_stage import Killed, dying_after
+from tests.searching.test_stage import Killed, die_after
 from tests.searching.test_study import refuse, url_of
 
 SETTINGS: dict[str, Any] = {"max_evaluations": 8, "seeds": 3, "device": "cpu", "precision": "fp32"}
@@ -147,7 +147,7 @@ def test_interrupted_and_resumed_a_seeded_search_writes_the_same_bytes(
     whole = search(super_adapter, tmp_path / "whole", **settings)
     for stop in (2, 4):
         with monkeypatch.context() as patch:
-            patch.setattr(stage_module, "loss_objective", dying_after(stop))
+            die_after(patch, stop)
             with pytest.raises(Killed):
                 search(super_adapter, tmp_path / "found", resume=stop > 2, **settings)
     resumed = search(super_adapter, tmp_path / "found", resume=True, **settings)

@@ -10,7 +10,7 @@ from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.groups import build_space
 from shears.errors import InputError
 from shears.recipe.goals import parse_constraint
-from shears.searching.sizes import base_macs, base_nonzeros, count_sizes, refuse_out_of_reach, together
+from shears.searching.sizes import base_macs, base_nonzeros, count_sizes, refuse_out_of_reach
 from shears.searching.strategy import Goal
 from tests.tiny import tiny_model
 
@@ -77,8 +77,3 @@ def test_a_bound_that_no_configuration_meets_is_refused_before_anything_is_evalu
     for text, end in ((f"parameters<={smallest - 1}", "smallest"), (f"parameters>={2 * smallest + 1}", "largest")):
         with pytest.raises(InputError, match=f"within reach, got {text}, and the {end} configuration has parameters"):
             refuse_out_of_reach(Goal(constraints=(parse_constraint(text),)), elastic.space, count)
-
-
-def test_figures_of_several_objectives_come_together() -> None:
-    ranks = elastic_of("llama", ("up_proj",)).space.heuristic()
-    assert together(lambda _: {"loss": 0.5}, lambda _: {"macs": 3})(ranks) == {"loss": 0.5, "macs": 3}

@@ -2,20 +2,20 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import shears.searching.stage as stage_module
 from shears.adapt.space import RankConfig
 from shears.adapt.train import train
 from shears.artifacts import partial_folder
 from shears.errors import InputError
 from shears.recipe import SearchConfig
-from shears.searching.objective import loss_objective
+from shears.searching.evaluators import GaugedEvaluator
 from shears.searching.stage import STRATEGIES, run_search, search
-from shears.searching.strategy import Figures, Objective
+from shears.searching.strategy import Figures
 from tests.searching.formulas import a_plan, conflicting, make_space, separable
 from tests.tiny import save_tiny
 
@@ -111,7 +111,7 @@ def test_interrupted_and_resumed_it_writes_the_same_bytes(
     settings = {**SETTINGS, "data": validation, "storage": storage and f"sqlite:///{tmp_path}/shared.db"}
     whole = search(super_adapter, tmp_path / "whole", **settings)
     with monkeypatch.context() as patch:
-        patch.setattr(stage_module, "loss_objective", dying_after(3))
+        die_after(patch, 3)
         with pytest.raises(Killed):
             search(super_adapter, tmp_path / "search", **settings)
     assert not (tmp_path / "search").exists()
@@ -124,26 +124,24 @@ def test_interrupted_and_resumed_it_writes_the_same_bytes(
     assert not partial_folder(tmp_path / "search").exists()
 
 
-def dying_after(number: int) -> Any:
-    def make_dying(*args: Any) -> Objective:
-        objective, asked = loss_objective(*args), list[RankConfig]()
+def die_after(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Let a search die when it has measured so many configurations."""
+    many, asked = GaugedEvaluator.many, list[RankConfig]()
 
-        def dying(ranks: RankConfig) -> Figures:
-            if len(asked) == number:
-                raise Killed
-            asked.append(ranks)
-            return objective(ranks)
+    def dying(self: GaugedEvaluator, configs: Sequence[RankConfig]) -> list[Figures]:
+        if len(asked) >= number:
+            raise Killed
+        asked.extend(configs)
+        return many(self, configs)
 
-        return dying
-
-    return make_dying
+    patch.setattr(GaugedEvaluator, "many", dying)
 
 
 def test_changed_validation_data_is_not_mixed_with_the_old(
     super_adapter: Path, validation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(stage_module, "loss_objective", dying_after(2))
+        die_after(patch, 2)
         with pytest.raises(Killed):
             search(super_adapter, tmp_path / "search", data=validation, **SETTINGS)
     rows(Path(validation), 2)

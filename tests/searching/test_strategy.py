@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig
 from shears.errors import InputError
-from shears.searching.strategy import ACCURACY, LOSS, Evaluated, Figures, Goal, Plan, landmarks
+from shears.recipe.goals import Constraint
+from shears.searching.strategy import ACCURACY, EXAMPLES, LOSS, Evaluated, Figures, Goal, Plan, landmarks
 from tests.searching.formulas import a_plan, make_space
 
 SPACE = make_space(1)
@@ -42,6 +43,24 @@ def test_figures_that_are_missing_or_not_finite_are_refused(metrics: Figures) ->
 
 def test_figures_are_kept_by_name_whole_numbers_whole() -> None:
     assert list(LOSS.check(HEURISTIC, {"parameters": 7, "loss": 0.5}).items()) == [("loss", 0.5), ("parameters", 7)]
+
+
+def test_what_breaks_a_bound_need_not_be_measured_and_is_never_better() -> None:
+    goal = Goal(("accuracy", "macs"), (Constraint("parameters", "<=", 10), Constraint("loss", "<=", 1)))
+    unmeasured = {"macs": 7, "parameters": 11}
+    assert goal.check(HEURISTIC, unmeasured) == unmeasured
+    assert goal.values(unmeasured) == [-math.inf, 7]
+    assert goal.cost(unmeasured) == (math.inf, 7.0)
+    assert not goal.is_measured(unmeasured)
+    worse = {"accuracy": 0.1, "loss": 1.0, "macs": 9, "parameters": 12}
+    assert goal.is_measured(worse)
+    assert goal.key(worse) > goal.key(unmeasured) > goal.key({**worse, "parameters": 9})
+    with pytest.raises(InputError, match="must return a finite 'accuracy', got None"):
+        goal.check(HEURISTIC, {"macs": 7, "parameters": 10})
+
+
+def test_what_was_dropped_in_a_race_is_not_measured() -> None:
+    assert not LOSS.is_measured({"loss": 1.0, "parameters": 1, EXAMPLES: 3})
 
 
 def test_a_plan_needs_at_least_one_evaluation() -> None:

@@ -13,9 +13,10 @@ import pytest
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.errors import InputError
+from shears.searching.explore import MAX_REPEATS, explore
 from shears.searching.hill_climb import HillClimbing
 from shears.searching.strategy import ACCURACY, Evaluated, Figures, Objective, Plan
-from shears.searching.study import MAX_REPEATS, Place, _make_fast, explore, open_ledger
+from shears.searching.study import Place, _make_fast, open_ledger
 from tests.searching.formulas import (
     BUDGET,
     STRATEGIES,

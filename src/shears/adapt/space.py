@@ -11,10 +11,11 @@ from shears.errors import InputError
 class RankConfig(Mapping[str, int]):
     """One rank for every group; hashable, equal by content, ordered by group name."""
 
-    __slots__ = ("_items",)
+    __slots__ = ("_hash", "_items")
 
     def __init__(self, ranks: Mapping[str, int]) -> None:
         self._items = dict(sorted(ranks.items()))
+        self._hash: int | None = None  # searches look configurations up all the time
 
     def __getitem__(self, group: str) -> int:
         return self._items[group]
@@ -26,7 +27,14 @@ class RankConfig(Mapping[str, int]):
         return len(self._items)
 
     def __hash__(self) -> int:
-        return hash(tuple(self._items.items()))
+        if self._hash is None:
+            self._hash = hash(tuple(self._items.items()))
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, RankConfig):
+            return self._items == other._items
+        return self._items == dict(other) if isinstance(other, Mapping) else NotImplemented
 
     def __repr__(self) -> str:
         return f"RankConfig({self._items})"

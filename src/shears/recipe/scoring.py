@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shears.fields import Device, Dtype, Names, StageConfig
-from shears.recipe.goals import Constraint, check_goal, complete, parse_constraint, parse_point
+from shears.fields import Device, Dtype, Names, Size, StageConfig
+from shears.recipe.goals import QUALITIES, Constraint, check_goal, complete, parse_constraint, parse_point
 from shears.recipe.strategies import StrategyName, StrategyOptions
 
 
@@ -45,6 +45,12 @@ class SearchConfig(StrategyOptions, ScoringConfig):
     """Consecutive layers that share a rank, group by group: a smaller space for a big model."""
     seeds: int = Field(0, ge=0)
     """Configurations evaluated first that the training log predicts to be good (sampling per-example or sandwich)."""
+    cache_budget: Size = "2GB"
+    """Memory for the incumbent's hidden states, from which a configuration's evaluation goes on where it first differs;
+    changes time, no figure. 0: every evaluation is whole."""
+    race_error: float = Field(0.0, ge=0.0, lt=0.5)
+    """hill-climbing: drop a candidate that is worse than the incumbent on a part of the examples already, but for this
+    chance of an error, such as 0.05; 0 measures everything whole."""
     storage: str | None = None
     """Optuna storage URL; by default a SQLite file in the output folder."""
     seed: int = 0
@@ -78,6 +84,13 @@ class SearchConfig(StrategyOptions, ScoringConfig):
         self.check_owner(self.strategy)
         for point in self.reference_points:
             parse_point(point, len(self.objectives))
+        if self.race_error and (
+            self.strategy != "hill-climbing" or self.restarts or self.constraint or self.objectives[0] not in QUALITIES
+        ):
+            raise ValueError(
+                "race_error must be left out but with hill-climbing by loss or accuracy, without restarts and "
+                "constraints; others need whole figures of what is worse than the incumbent too"
+            )
         return self
 
 

@@ -13,16 +13,21 @@ from shears.evaluation.slopes import Slopes
 from shears.recipe.goals import MAXIMISED
 from shears.searching.gauges import Gauge
 from shears.searching.racing import Race, estimate
-from shears.searching.strategy import PARAMETERS, Evaluated, Figures, Objective
+from shears.searching.strategy import EXAMPLES, LOSS, PARAMETERS, Evaluated, Figures, Goal, Objective, is_partial
 
-EXAMPLES = "examples"
-"""The figure that marks a dropped configuration: how many of the examples it was measured on."""
 Values = Float64[np.ndarray, " N"]
 
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Gives figures to rank configurations; `anchor` names the incumbent, of which the next ones differ little."""
+    """Gives figures to rank configurations; `anchor` names the incumbent, of which the next ones differ little.
+
+    `width` is how many configurations are measured together at best.
+    """
+
+    @property
+    def width(self) -> int:
+        """Configurations that are measured together at best."""
 
     def __call__(self, ranks: RankConfig) -> Figures:
         """Return the figures of a configuration."""
@@ -39,6 +44,7 @@ class PlainEvaluator:
     """Any callable from a configuration to figures as an evaluator."""
 
     objective: Objective
+    width: int = 1
 
     def __call__(self, ranks: RankConfig) -> Figures:
         """Return the figures of a configuration."""
@@ -57,11 +63,6 @@ def as_evaluator(objective: Objective) -> Evaluator:
     return objective if isinstance(objective, Evaluator) else PlainEvaluator(objective)
 
 
-def is_partial(metrics: Figures) -> bool:
-    """Tell whether a configuration was dropped, so that its quality is an estimate; it is never chosen."""
-    return EXAMPLES in metrics
-
-
 class GaugedEvaluator:
     """Figures from a gauge: one quality (`loss` or `accuracy`) and the parameters.
 
@@ -78,6 +79,16 @@ class GaugedEvaluator:
         self._weight = float(gauge.weights.sum())
         self._slopes: Slopes | None = None
         self._nothing = np.zeros(len(gauge.weights))
+
+    @property
+    def width(self) -> int:
+        """Configurations that are measured together at best."""
+        return self._gauge.width
+
+    @property
+    def num_examples(self) -> int:
+        """Examples that a whole measurement looks at."""
+        return len(self._nothing)
 
     def __call__(self, ranks: RankConfig) -> Figures:
         """Return the figures of a configuration."""
@@ -143,10 +154,21 @@ class GaugedEvaluator:
 
 @dataclass(frozen=True)
 class Together:
-    """Several evaluators as one with the figures of all; `expand` makes their configurations of those asked for."""
+    """Several evaluators and an objective that counts sizes, as one with the figures of all.
+
+    Sizes come first: what breaks one of the goal's bounds on them is not measured. `expand` makes the configurations
+    that are measured of those asked for.
+    """
 
     evaluators: Sequence[Evaluator]
+    sizes: Objective = lambda _: {}
+    goal: Goal = LOSS
     expand: Callable[[RankConfig], RankConfig] = lambda ranks: ranks
+
+    @property
+    def width(self) -> int:
+        """Configurations that are measured together at best."""
+        return max(evaluator.width for evaluator in self.evaluators)
 
     def __call__(self, ranks: RankConfig) -> Figures:
         """Return the figures of a configuration."""
@@ -155,8 +177,12 @@ class Together:
     def many(self, configs: Sequence[RankConfig]) -> list[Figures]:
         """Return the figures of each configuration."""
         expanded = [self.expand(ranks) for ranks in configs]
-        columns = zip(*(evaluator.many(expanded) for evaluator in self.evaluators), strict=True)
-        return [{name: value for part in parts for name, value in part.items()} for parts in columns]
+        figures = [dict(self.sizes(ranks)) for ranks in expanded]
+        within = [number for number, sizes in enumerate(figures) if not self.goal.violation(sizes)]
+        for evaluator in self.evaluators:
+            for number, found in zip(within, evaluator.many([expanded[number] for number in within]), strict=True):
+                figures[number].update(found)
+        return list(figures)
 
     def anchor(self, ranks: RankConfig) -> None:
         """Take the incumbent."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.searching.random_search import RandomSearch
-from shears.searching.strategy import Evaluated, Plan, first_unknown, starts
+from shears.searching.strategy import Evaluated, Plan, first, known_in, starts, unknown_of
 
 TRIES = 100  # to find a child that is not known
 
@@ -25,15 +25,20 @@ class Evolution:
 
     def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
         """Return an unknown configuration, None when all are known."""
-        unknown = first_unknown(starts(self.space, self.plan, history), history)
-        if unknown is not None:
-            return unknown
-        known = {evaluated.ranks for evaluated in history}
-        if len(known) >= self.plan.population and len(known) < self.space.size:
+        return first(self.propose_many(history, 1))
+
+    def propose_many(self, history: Sequence[Evaluated], most: int) -> list[RankConfig]:
+        """Return unknown configurations: of the first population several, of the children one at a time."""
+        known = known_in(history)
+        found = unknown_of(starts(self.space, self.plan, history), known, most)
+        if found:
+            return found
+        missing = self.plan.population - len(known)
+        if missing <= 0 and len(known) < self.space.size:
             generator = random.Random(self.plan.stream(len(history)))
             children = (self._child(history[-self.plan.population :], generator) for _ in range(TRIES))
-            unknown = next((child for child in children if child not in known), None)
-        return RandomSearch(self.space, self.plan).propose(history) if unknown is None else unknown
+            found = unknown_of(children, known, 1)
+        return found or RandomSearch(self.space, self.plan).propose_many(history, max(min(most, missing), 1))
 
     def _child(self, population: Sequence[Evaluated], generator: random.Random) -> RankConfig:
         size = self.plan.options.tournament or max(2, self.plan.population // 2)

@@ -9,7 +9,7 @@ from optuna.samplers import NSGAIISampler
 from optuna.trial import FrozenTrial, TrialState
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.searching.strategy import Evaluated, Plan, digest, landmarks, opening
+from shears.searching.strategy import Evaluated, Plan, digest, first, landmarks, opening
 from shears.searching.study import distributions, new_study
 
 Survival = Callable[[Study, list[FrozenTrial]], list[FrozenTrial]]
@@ -34,13 +34,19 @@ class Nsga2:
 
     def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
         """Return a landmark or a seed at first, then a child, which may be known."""
+        return first(self.propose_many(history, 1))
+
+    def propose_many(self, history: Sequence[Evaluated], most: int) -> list[RankConfig]:
+        """Return landmarks and seeds, or the next children of a generation: their parents are of the one before."""
         if list(history[: len(self._told)]) != self._told:
             self._forget()
         for evaluated in history[len(self._told) :]:
             self._tell(evaluated)
-        if len(history) < len(self._first):
-            return self._first[len(history)]
-        return self._child(self._sampler(self._plan.stream(len(history))))
+        place = len(history)
+        if place < len(self._first):
+            return self._first[place:][:most]
+        most = min(most, self._population - place % self._population)
+        return [self._child(self._sampler(self._plan.stream(number))) for number in range(place, place + most)]
 
     def _tell(self, evaluated: Evaluated) -> None:
         sampler = self._sampler("")  # draws nothing: every parameter is given

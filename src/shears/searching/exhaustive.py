@@ -6,7 +6,7 @@ from itertools import product
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.errors import InputError
-from shears.searching.strategy import Evaluated, Plan, opening
+from shears.searching.strategy import Evaluated, Plan, first, opening, unknown_of
 
 LARGEST_SPACE = 100_000
 
@@ -36,10 +36,14 @@ class Exhaustive:
         self._seen: list[Evaluated] = []
         self._known: set[RankConfig] = set()
         self._left = _all(self._first, self._space)
-        self._next = next(self._left, None)
+        self._ahead: list[RankConfig] = []  # the next ones in order, not yet known
 
     def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
-        """Return the first unknown configuration in a fixed order, None when all are known.
+        """Return the first unknown configuration in a fixed order, None when all are known."""
+        return first(self.propose_many(history, 1))
+
+    def propose_many(self, history: Sequence[Evaluated], most: int) -> list[RankConfig]:
+        """Return the first unknown configurations.
 
         What is kept between calls is a function of the history, as everything here: it saves walking the whole space.
         """
@@ -48,12 +52,15 @@ class Exhaustive:
         new = history[len(self._seen) :]
         self._seen.extend(new)
         self._known.update(evaluated.ranks for evaluated in new)
-        while self._next is not None and self._next in self._known:
-            self._next = next(self._left, None)
-        return self._next
+        self._ahead = [ranks for ranks in self._ahead if ranks not in self._known]
+        self._ahead += unknown_of(self._left, self._known, most - len(self._ahead))
+        return self._ahead[:most]
 
 
-def _all(first: Sequence[RankConfig], space: SearchSpace) -> Iterator[RankConfig]:
-    yield from first
+def _all(opening: Sequence[RankConfig], space: SearchSpace) -> Iterator[RankConfig]:
+    """Yield every configuration once, those of the opening first."""
+    yield from opening
     for ranks in product(*space.ranks.values()):
-        yield RankConfig(dict(zip(space.ranks, ranks, strict=True)))
+        config = RankConfig(dict(zip(space.ranks, ranks, strict=True)))
+        if config not in opening:
+            yield config

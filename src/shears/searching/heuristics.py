@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.searching.strategy import Evaluated, Plan, first_unknown, opening
+from shears.searching.strategy import Evaluated, Plan, first, known_in, opening, unknown_of
 
 
 @dataclass(frozen=True)
@@ -17,4 +17,9 @@ class Heuristic:
 
     def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
         """Return the first of them that is not known."""
-        return first_unknown([*opening(self.space, self.plan), *self.further], history)
+        return first(self.propose_many(history, 1))
+
+    def propose_many(self, history: Sequence[Evaluated], most: int) -> list[RankConfig]:
+        """Return the first of them that are not known."""
+        named = dict.fromkeys([*opening(self.space, self.plan), *self.further])
+        return unknown_of(named, known_in(history), most)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.searching.neighbours import shuffled_neighbours
-from shears.searching.strategy import Evaluated, Plan, first_unknown, starts
+from shears.searching.strategy import Evaluated, Plan, first, starts, unknown_of
 
 
 class HillClimbing:
@@ -18,6 +18,7 @@ class HillClimbing:
 
     def __init__(self, space: SearchSpace, plan: Plan) -> None:
         self.space, self.plan = space, plan
+        self.incumbent: RankConfig | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -26,21 +27,27 @@ class HillClimbing:
         self._steps: dict[RankConfig, RankConfig] = {}  # from incumbent to incumbent; a summit leads to itself
 
     def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
-        """Return the heuristic and the seeds, then the first unknown neighbour on the way; None at the end.
+        """Return the heuristic and the seeds, then the first unknown neighbour on the way; None at the end."""
+        return first(self.propose_many(history, 1))
 
-        Where none of them is feasible, the climb may start from the largest or the smallest configuration.
+    def propose_many(self, history: Sequence[Evaluated], most: int) -> list[RankConfig]:
+        """Return what is unknown of heuristic and seeds, then the next unknown neighbours on the way.
+
+        Several only where all neighbours are tried: with improvement best. Where no start is feasible, the climb may
+        start from the largest or the smallest configuration.
         """
         self._remember(history)
-        first = starts(self.space, self.plan, history)
-        unknown = first_unknown(first, history)
-        if unknown is not None or len(self._known) == self.space.size:
+        self.incumbent = None
+        opened = starts(self.space, self.plan, history)
+        unknown = unknown_of(opened, self._known, most)
+        if unknown or len(self._known) == self.space.size:
             return unknown
-        visited = set[RankConfig]()
-        for start in self._starts(min(first, key=self._known.__getitem__)):
-            unknown = self._climb(start, visited)
-            if unknown is not None:
+        visited, most = set[RankConfig](), most if self.plan.options.improvement == "best" else 1
+        for start in self._starts(min(opened, key=self._known.__getitem__)):
+            unknown = self._climb(start, visited, most)
+            if unknown:
                 return unknown
-        return None
+        return []
 
     def _remember(self, history: Sequence[Evaluated]) -> None:
         if list(history[: len(self._seen)]) != self._seen:
@@ -55,31 +62,34 @@ class HillClimbing:
             for number in range(self.plan.max_evaluations):
                 yield self.space.random(random.Random(self.plan.stream("restart", number)))
 
-    def _climb(self, start: RankConfig, visited: set[RankConfig]) -> RankConfig | None:
-        """Return the first configuration on the way up that is not known, None if it ends, or joins an earlier way."""
+    def _climb(self, start: RankConfig, visited: set[RankConfig], most: int) -> list[RankConfig]:
+        """Return what is unknown next on the way up, nothing if it ends, or joins an earlier way."""
         incumbent = start
         while incumbent not in visited:
             visited.add(incumbent)
-            unknown = None if incumbent in self._steps else self._step(incumbent)
-            if unknown is not None:
+            unknown = [] if incumbent in self._steps else self._step(incumbent, most)
+            if unknown:
                 return unknown
             incumbent = self._steps[incumbent]
-        return None
+        return []
 
-    def _step(self, incumbent: RankConfig) -> RankConfig | None:
+    def _step(self, incumbent: RankConfig, most: int) -> list[RankConfig]:
         """Find the next incumbent, or return what has to be known before."""
         if incumbent not in self._known:
-            return incumbent
-        better = list[RankConfig]()
+            return [incumbent]
+        better, unknown = list[RankConfig](), list[RankConfig]()
         for neighbour in self._neighbours(incumbent):
             if neighbour not in self._known:
-                return neighbour
-            if self._known[neighbour] < self._known[incumbent]:
+                unknown.append(neighbour)
+            elif self._known[neighbour] < self._known[incumbent]:
                 better.append(neighbour)
-                if self.plan.options.improvement == "first":
-                    break
-        self._steps[incumbent] = min(better, key=self._known.__getitem__, default=incumbent)
-        return None
+            if len(unknown) == most or (better and self.plan.options.improvement == "first"):
+                break
+        if unknown:
+            self.incumbent = incumbent
+        else:
+            self._steps[incumbent] = min(better, key=self._known.__getitem__, default=incumbent)
+        return unknown
 
     def _neighbours(self, incumbent: RankConfig) -> Iterator[RankConfig]:
         generator = random.Random(self.plan.stream(tuple(incumbent.values())))

@@ -1,19 +1,25 @@
 """From a super-adapter and its validation examples to an evaluator: what is kept, what is raced."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shears.adapt.load import SuperAdapter
-from shears.data.examples import Example, Tokenized
+from shears.data.examples import Example, Tokenized, load_examples, tokenize_all
+from shears.data.fingerprints import rows_fingerprint
 from shears.evaluation.score import padding
 from shears.evaluation.scorers import ChoiceScorer, LossScorer, Parts
 from shears.recipe import SearchConfig
 from shears.searching.decoding import DecodingGauge
-from shears.searching.evaluators import GaugedEvaluator
+from shears.searching.evaluators import GaugedEvaluator, Together
 from shears.searching.gauges import open_gauge
 from shears.searching.racing import Race, parts_of
-from shears.searching.strategy import ACCURACY, LOSS
+from shears.searching.sizes import count_sizes, refuse_out_of_reach
+from shears.searching.strategy import ACCURACY, LOSS, Goal, digest
+from shears.searching.tied import TiedSpace
 from shears.sparsity.activations import num_bytes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class Thrift:
     The examples are split at the looks of a race whether there is one or not, so that a race changes no whole figure.
     """
 
-    cache_budget: str = "2GB"
+    cache_budget: str
     race_error: float = 0.0
     seed: int = 0
 
@@ -37,11 +43,8 @@ class Thrift:
         return parts_of(num_examples, self.seed)
 
 
-USUAL = Thrift()
-
-
 def loss_evaluator(
-    adapter: SuperAdapter, rows: Sequence[Tokenized], config: SearchConfig, thrift: Thrift = USUAL
+    adapter: SuperAdapter, rows: Sequence[Tokenized], config: SearchConfig, thrift: Thrift
 ) -> GaugedEvaluator:
     """Return an evaluator of `loss`, the mean over all completion tokens in nats, and `parameters`."""
     scorer = LossScorer(adapter.model, rows, padding(adapter.tokenizer), config.batch_size, thrift.parts(len(rows)))
@@ -50,7 +53,7 @@ def loss_evaluator(
 
 
 def accuracy_evaluator(
-    adapter: SuperAdapter, examples: Sequence[Example], config: SearchConfig, thrift: Thrift = USUAL
+    adapter: SuperAdapter, examples: Sequence[Example], config: SearchConfig, thrift: Thrift
 ) -> GaugedEvaluator:
     """Return an evaluator of `accuracy`, the share of examples the task counts as right, and `parameters`."""
     parts = thrift.parts(len(examples))
@@ -61,3 +64,43 @@ def accuracy_evaluator(
     scorer = ChoiceScorer(adapter.model, adapter.tokenizer, examples, config.batch_size, parts)
     gauge = open_gauge(adapter.elastic, scorer, config.precision, num_bytes(thrift.cache_budget))
     return GaugedEvaluator(gauge, ACCURACY.quality, adapter.elastic, thrift.race)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation examples by their fingerprint, and what measures configurations of a tied space on them.
+
+    `qualities` are the evaluators behind `evaluator`, by figure; they know the whole space.
+    """
+
+    fingerprint: str
+    evaluator: Together
+    qualities: Mapping[str, GaugedEvaluator]
+
+
+def open_validation(adapter: SuperAdapter, config: SearchConfig, tied: TiedSpace) -> Validation:
+    """Return what a search measures; InputError for a constraint that no configuration can meet."""
+    goal, sizes = Goal(config.objectives, config.constraints), count_sizes(adapter.elastic, config.figures)
+    refuse_out_of_reach(goal, adapter.elastic.space, sizes)
+    fingerprint, qualities = _qualities(adapter, config)
+    return Validation(fingerprint, Together(tuple(qualities.values()), sizes, goal, tied.expand), qualities)
+
+
+def _qualities(adapter: SuperAdapter, config: SearchConfig) -> tuple[str, dict[str, GaugedEvaluator]]:
+    """Return the fingerprint of the validation examples and what measures each quality that is asked for."""
+    examples = load_examples(config.data, adapter.record["template"], adapter.tokenizer, config.limit)
+    if config.data == adapter.record["config"]["data"]:
+        logger.warning("the search sees the examples the super-adapter was trained on; give it validation data")
+    fingerprint, found = digest(repr(examples)), dict[str, GaugedEvaluator]()
+    if ACCURACY.quality in config.figures:
+        found[ACCURACY.quality] = accuracy_evaluator(adapter, examples, config, _thrift(config, ACCURACY.quality))
+    if LOSS.quality in config.figures:
+        rows = tokenize_all(examples, adapter.tokenizer, adapter.record["config"]["max_length"])
+        found[LOSS.quality] = loss_evaluator(adapter, rows, config, _thrift(config, LOSS.quality))
+        fingerprint = fingerprint if len(found) > 1 else rows_fingerprint(rows)
+    return fingerprint, found
+
+
+def _thrift(config: SearchConfig, figure: str) -> Thrift:
+    """Only what decides is raced: a candidate that is better there must not be dropped for another figure."""
+    return Thrift(config.cache_budget, config.race_error if figure == config.objectives[0] else 0.0)

@@ -14,6 +14,8 @@ from shears.searching.strategy import Evaluated, Goal
 class SearchResult:
     """Every configuration evaluated, once, in order; the best; the front of the feasible ones over all objectives.
 
+    Only what was measured on all examples is chosen, or on the front.
+
     `hypervolume` is what the front dominates below `reference`, the worst figure of each objective among the feasible.
     """
 
@@ -48,10 +50,11 @@ class SearchResult:
 
 def conclude(evaluations: Sequence[Evaluated], goal: Goal) -> SearchResult:
     """Return the result of a search; InputError if nothing that was evaluated meets the constraints."""
-    feasible = goal.feasible(evaluations)
+    feasible = [evaluated for evaluated in goal.feasible(evaluations) if goal.is_measured(evaluated.metrics)]
     if not feasible:
         nearest = goal.best(evaluations).metrics
-        broken = {constraint.figure: nearest[constraint.figure] for constraint in goal.constraints}
+        bounded = [constraint.figure for constraint in goal.constraints]
+        broken = {name: nearest[name] for name in bounded if name in nearest}
         raise InputError(
             f"a configuration must meet {', '.join(map(str, goal.constraints))}, and none of {len(evaluations)} "
             f"evaluated does; the nearest has {', '.join(f'{name} {value:,.6g}' for name, value in broken.items())}; "

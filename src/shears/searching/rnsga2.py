@@ -35,8 +35,10 @@ def rnsga2(space: SearchSpace, plan: Plan) -> Nsga2:
     wanted, size = _wanted(plan), population_of(space, plan)
 
     def survive(study: Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        costs = np.array([trial.values for trial in trials], dtype=np.float64)
-        points = wanted if len(wanted) else _default_points(space, study)
+        measured = np.array([trial.values for trial in trials], dtype=np.float64)
+        worst = np.max(measured, axis=0, initial=0.0, where=np.isfinite(measured))
+        costs = np.where(np.isfinite(measured), measured, worst)  # what breaks a bound on a size is not measured
+        points = wanted if len(wanted) else np.minimum(_default_points(space, study), worst)
         low, scale = costs.min(axis=0), np.ptp(costs, axis=0)
         scale[scale == 0.0] = 1.0  # an objective in which all are equal says nothing
         selection = survivals.RankAndModifiedCrowdingSurvival((points - low) / scale, EPSILON, None, "no", False)

@@ -69,15 +69,6 @@ def count_sizes(elastic: ElasticAdapter, names: Collection[str]) -> Objective:
     return count
 
 
-def together(*objectives: Objective) -> Objective:
-    """Return an objective that gives the figures of several."""
-
-    def evaluate(ranks: RankConfig) -> Figures:
-        return {name: value for objective in objectives for name, value in objective(ranks).items()}
-
-    return evaluate
-
-
 def refuse_out_of_reach(goal: Goal, space: SearchSpace, count: Objective) -> None:
     """Raise InputError for a bound on a counted figure that even the nearest end of the space breaks."""
     for constraint in goal.constraints:

@@ -3,14 +3,14 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import URL
 
-from shears.adapt.load import SuperAdapter, load_super_adapter, space_of_record
+from shears.adapt.load import load_super_adapter, space_of_record
 from shears.adapt.space import SearchSpace
 from shears.artifacts import (
     RESULT,
@@ -20,27 +20,26 @@ from shears.artifacts import (
     working_folder,
     write_json,
 )
-from shears.data.examples import load_examples, tokenize_all
-from shears.data.fingerprints import rows_fingerprint
 from shears.errors import InputError
 from shears.progress import meter
 from shears.recipe import SearchConfig
 from shears.recipe.strategies import StrategyOptions
 from shears.resolve import build
 from shears.searching.ends import maximal, minimal
+from shears.searching.evaluators import Evaluator, race_report
 from shears.searching.evolution import Evolution
 from shears.searching.evolve import Nsga2
 from shears.searching.exhaustive import Exhaustive
+from shears.searching.explore import explore
 from shears.searching.heuristics import Heuristic
 from shears.searching.hill_climb import HillClimbing
-from shears.searching.objective import accuracy_objective, loss_objective
+from shears.searching.measuring import Validation, open_validation
 from shears.searching.random_search import RandomSearch
 from shears.searching.result import SearchResult, conclude
 from shears.searching.rnsga2 import rnsga2
 from shears.searching.seeds import Seeds, pairs_for, propose
-from shears.searching.sizes import count_sizes, refuse_out_of_reach, together
-from shears.searching.strategy import Goal, Objective, Plan, Strategy, digest, opening
-from shears.searching.study import Place, explore, open_ledger
+from shears.searching.strategy import Evaluated, Goal, Objective, Plan, Strategy, digest, opening
+from shears.searching.study import Place, open_ledger
 from shears.searching.tied import TiedSpace, tie_layers
 from shears.version import __version__
 
@@ -60,11 +59,14 @@ STRATEGIES: Mapping[str, Callable[[SearchSpace, Plan], Strategy]] = MappingProxy
         "rnsga2": rnsga2,
     }
 )
-LATER = ("seeds", "constraint", "tie_layers", *StrategyOptions.model_fields)
+LATER = ("seeds", "constraint", "tie_layers", "race_error", *StrategyOptions.model_fields)
+WITHOUT_EFFECT = ("max_evaluations", "cache_budget")  # on what a configuration is worth, and which are proposed
 AFTER_OPENING = {"heuristic": 0, "maximal": 1, "minimal": 1}  # evaluations of the strategies that do not search
 
 
-def run_search(space: SearchSpace, objective: Objective, plan: Plan, place: Place = IN_MEMORY) -> SearchResult:
+def run_search(
+    space: SearchSpace, objective: Objective | Evaluator, plan: Plan, place: Place = IN_MEMORY
+) -> SearchResult:
     """Search `space` for what `objective` calls best; any callable from RankConfig to figures will do.
 
     `place` names a storage in which an interrupted search can be resumed. InputError for an unknown strategy, a seed
@@ -108,21 +110,22 @@ def search(
     asked = _asked(settings, fingerprint)
     with working_folder(output, asked, resume=resume) as work:
         adapter = load_super_adapter(super_adapter, model, device=settings.device)
-        data_fingerprint, objective = _objective(adapter, settings, tied)
-        about = {"data": data_fingerprint}
+        validation = open_validation(adapter, settings, tied)
+        about = {"data": validation.fingerprint}
         place = Place(_study_url(work, settings), _study_name(output, asked), bool(resume), about)
         seeds = propose(pairs, adapter.elastic, settings.seeds, tied) if pairs is not None else None
         plan = _plan(settings, seeds)
-        result = run_search(tied.space, objective, plan, place).expanded(tied.expand)
+        result = run_search(tied.space, validation.evaluator, plan, place).expanded(tied.expand)
         record = {
             "shears_version": __version__,
             "config": as_data(settings),
             "super_adapter_fingerprint": fingerprint,
-            "data_fingerprint": data_fingerprint,
+            "data_fingerprint": validation.fingerprint,
             "objectives": list(plan.goal.objectives),
             "constraints": list(map(str, plan.goal.constraints)),
             **result.as_data(),
             **({"seeds": seeds.as_data(result.evaluations, plan.goal)} if seeds else {}),
+            **_race(settings, validation, result.evaluations),
         }
         write_json(work / RESULT, record)
     logger.info("%d configurations evaluated in %.0f s, chosen: %s", len(result.evaluations),
@@ -137,41 +140,22 @@ def _tied(settings: SearchConfig, trained: dict[str, Any]) -> TiedSpace:
     return tied
 
 
-def _objective(adapter: SuperAdapter, settings: SearchConfig, tied: TiedSpace) -> tuple[str, Objective]:
-    """Return the fingerprint of the validation examples and the objective on them, of configurations of `tied`.
-
-    InputError for a constraint that no configuration can meet.
-    """
-    sizes = count_sizes(adapter.elastic, settings.figures)
-    refuse_out_of_reach(_plan(settings, None).goal, adapter.elastic.space, sizes)
-    fingerprint, qualities = _qualities(adapter, settings)
-    measure = together(*qualities, sizes)
-    return fingerprint, lambda ranks: measure(tied.expand(ranks))
-
-
-def _qualities(adapter: SuperAdapter, settings: SearchConfig) -> tuple[str, list[Objective]]:
-    """Return the fingerprint of the validation examples and what measures each quality that is asked for."""
-    examples = load_examples(settings.data, adapter.record["template"], adapter.tokenizer, settings.limit)
-    if settings.data == adapter.record["config"]["data"]:
-        logger.warning("the search sees the examples the super-adapter was trained on; give it validation data")
-    fingerprint, found = digest(repr(examples)), list[Objective]()
-    if "accuracy" in settings.figures:
-        found.append(accuracy_objective(adapter, examples, settings))
-    if "loss" in settings.figures:
-        rows = tokenize_all(examples, adapter.tokenizer, adapter.record["config"]["max_length"])
-        found.append(loss_objective(adapter, rows, settings))
-        fingerprint = fingerprint if len(found) > 1 else rows_fingerprint(rows)
-    return fingerprint, found
+def _race(settings: SearchConfig, validation: Validation, evaluations: Sequence[Evaluated]) -> dict[str, Any]:
+    """Return what racing saved, nothing where there was no race."""
+    if not settings.race_error:
+        return {}
+    num_examples = validation.qualities[settings.objectives[0]].num_examples
+    return {"race": race_report(evaluations, num_examples, settings.race_error)}
 
 
 def _asked(settings: SearchConfig, fingerprint: str) -> dict[str, Any]:
-    """Return what names the search: not its budget, which may grow, nor options that came later and are not used.
+    """Return what names the search: not its budgets, which may grow, nor options that came later and are not used.
 
     So a search that was interrupted before there were such options is found again.
     """
     asked = {"super_adapter_fingerprint": fingerprint, **as_data(settings)}
     unused = {name for name in LATER if getattr(settings, name) == SearchConfig.model_fields[name].default}
-    return {key: value for key, value in asked.items() if key not in unused | {"max_evaluations"}}
+    return {key: value for key, value in asked.items() if key not in unused.union(WITHOUT_EFFECT)}
 
 
 def _plan(settings: SearchConfig, seeds: Seeds | None) -> Plan:

@@ -2,8 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 from shears.adapt.space import RankConfig, SearchSpace
@@ -12,6 +13,8 @@ from shears.recipe.goals import MAXIMISED, Constraint
 from shears.recipe.strategies import StrategyOptions
 
 PARAMETERS = "parameters"
+EXAMPLES = "examples"
+"""The figure that marks a configuration dropped in a race: how many of the examples it was measured on."""
 GENERATIONS = 5  # in a small budget; Optuna's own population of 50 would be one random generation of 50 evaluations
 SMALLEST_POPULATION, LARGEST_POPULATION = 4, 50
 
@@ -24,6 +27,11 @@ def digest(text: str) -> str:
 Figures = Mapping[str, int | float]
 """What a rank configuration is worth, by name: `loss`, `accuracy`, `parameters` and whatever else a goal needs."""
 Objective = Callable[[RankConfig], Figures]
+
+
+def is_partial(metrics: Figures) -> bool:
+    """Tell whether a configuration was dropped in a race, so that its quality is an estimate; it is never chosen."""
+    return EXAMPLES in metrics
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,8 @@ class Goal:
     """What is better: the first objective decides, of equal ones the next; a lower figure unless it is `maximised`.
 
     Whatever meets the constraints is better than what does not; of those that do not, the one that breaks them least
-    (Deb, 2000), by the sum of the shares of their limits.
+    (Deb, 2000), by the sum of the shares of their limits. What breaks a bound on a size need not be measured: a figure
+    that is missing is the worst there is.
     """
 
     objectives: tuple[str, ...] = ("loss", PARAMETERS)
@@ -61,16 +70,27 @@ class Goal:
         return tuple(name in self.maximised for name in self.objectives)
 
     def cost(self, metrics: Figures) -> tuple[float, ...]:
-        """Return the objectives' figures so that lower is better in all."""
-        return self.as_costs([metrics[name] for name in self.objectives])
+        """Return the objectives' figures so that lower is better in all; infinity for what was not measured."""
+        return self.as_costs(self.values(metrics))
+
+    def values(self, metrics: Figures) -> list[int | float]:
+        """Return the objectives' figures."""
+        return [metrics.get(name, -math.inf if up else math.inf)
+                for name, up in zip(self.objectives, self.is_maximised, strict=True)]  # fmt: skip
 
     def as_costs(self, values: Sequence[int | float]) -> tuple[float, ...]:
         """Return values of the objectives as costs, or costs as values."""
         return tuple(float(-value if up else value) for value, up in zip(values, self.is_maximised, strict=True))
 
     def excesses(self, metrics: Figures) -> dict[str, float]:
-        """Return by how much each constraint is broken (see `Constraint.excess`), by its text; negative where met."""
-        return {str(constraint): constraint.excess(metrics[constraint.figure]) for constraint in self.constraints}
+        """Return by how much each constraint is broken (see `Constraint.excess`), by its text; negative where met.
+
+        0 for a constraint on a figure that was not measured.
+        """
+        return {
+            str(constraint): constraint.excess(metrics[constraint.figure]) if constraint.figure in metrics else 0.0
+            for constraint in self.constraints
+        }
 
     def violation(self, metrics: Figures) -> float:
         """Return the sum of what breaks the constraints; 0 for a feasible configuration."""
@@ -88,10 +108,18 @@ class Goal:
         """Return the evaluations that meet all constraints."""
         return [evaluated for evaluated in history if self.violation(evaluated.metrics) == 0.0]
 
+    def is_measured(self, metrics: Figures) -> bool:
+        """Tell whether a configuration has every figure of the objectives, measured on all examples."""
+        return not is_partial(metrics) and all(name in metrics for name in self.objectives)
+
     def check(self, ranks: RankConfig, metrics: Figures) -> Figures:
-        """Return the figures as plain numbers, by name; InputError if one the goal needs is missing or not finite."""
+        """Return the figures as plain numbers, by name; InputError if one the goal needs is not finite.
+
+        Figures may be missing only where those that are there break a constraint.
+        """
+        broken = self.violation(metrics) > 0
         for name in (*self.objectives, *(constraint.figure for constraint in self.constraints)):
-            if not math.isfinite(metrics.get(name, math.nan)):
+            if not (math.isfinite(metrics.get(name, math.nan)) or (broken and name not in metrics)):
                 raise InputError(
                     f"an objective must return a finite {name!r}, got {metrics.get(name)!r} for {ranks}; "
                     "look for non-finite weights or examples without a completion"
@@ -143,10 +171,47 @@ class Strategy(Protocol):
         """
 
 
-def first_unknown(candidates: Sequence[RankConfig], history: Sequence[Evaluated]) -> RankConfig | None:
-    """Return the first configuration that is not in the history, None if all are."""
-    known = {evaluated.ranks for evaluated in history}
-    return next((candidate for candidate in candidates if candidate not in known), None)
+@runtime_checkable
+class Batched(Strategy, Protocol):
+    """A strategy that can say what it proposes next whatever the figures of the first of them turn out to be."""
+
+    def propose_many(self, history: Sequence[Evaluated], most: int) -> list[RankConfig]:
+        """Return what `propose` would return one after another, at most so many; nothing at the end.
+
+        At least one unless it is the end, and only as many as do not depend on each other's figures: a search in
+        batches is the search one by one.
+        """
+
+
+@runtime_checkable
+class Local(Protocol):
+    """A strategy that looks around one configuration, of which what it proposes differs little."""
+
+    incumbent: RankConfig | None
+    """That configuration, as of the last proposal; None where there is none."""
+
+
+def proposals(strategy: Strategy, history: Sequence[Evaluated], most: int) -> list[RankConfig]:
+    """Return what to evaluate next, at most so many at once; nothing at the end."""
+    if isinstance(strategy, Batched):
+        return strategy.propose_many(history, most)
+    ranks = strategy.propose(history)
+    return [] if ranks is None else [ranks]
+
+
+def first(configs: Sequence[RankConfig]) -> RankConfig | None:
+    """Return the first of some configurations, None without any."""
+    return configs[0] if configs else None
+
+
+def unknown_of(candidates: Iterable[RankConfig], known: Container[RankConfig], most: int) -> list[RankConfig]:
+    """Return the first candidates that are not known, at most so many; each is named once."""
+    return list(islice((ranks for ranks in candidates if ranks not in known), most))
+
+
+def known_in(history: Sequence[Evaluated]) -> set[RankConfig]:
+    """Return the configurations of a history."""
+    return {evaluated.ranks for evaluated in history}
 
 
 def opening(space: SearchSpace, plan: Plan) -> list[RankConfig]:

@@ -1,7 +1,7 @@
-"""The search loop and its memory: every evaluation, in order, in an Optuna study that survives kill -9.
+"""The memory of a search: every evaluation, in order, in an Optuna study that survives kill -9.
 
 A proposal is written once, whole, when its figures are known: a killed process leaves no running trial behind, and
-loses the one evaluation it was in.
+loses the evaluations it was in: one, or those of a batch.
 """
 
 import json
@@ -20,12 +20,10 @@ from optuna.trial import TrialState, create_trial
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.errors import InputError, first_line
-from shears.progress import Meter
-from shears.searching.strategy import PARAMETERS, Evaluated, Goal, Objective, Plan, Strategy, digest
+from shears.searching.strategy import PARAMETERS, Evaluated, Goal, Plan, digest
 
 logger = logging.getLogger(__name__)
 ABOUT = "shears"  # the study attribute that says which search it belongs to
-MAX_REPEATS = 100  # known configurations proposed in a row: the strategy has nothing new to say
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Ledger:
         trial = create_trial(
             params=dict(evaluated.ranks),
             distributions=dict(self._distributions),
-            values=[evaluated.metrics[name] for name in self._goal.objectives],
+            values=self._goal.values(evaluated.metrics),
             user_attrs=dict(evaluated.metrics),
             constraints=self._goal.excesses(evaluated.metrics),
         )
@@ -168,26 +166,3 @@ def _claim(study: optuna.Study, place: Place, about: dict[str, Any]) -> None:
             f"the study {place.name!r} must be of this search, and its {', '.join(changed)} differ"
             f"{'s' * (len(changed) == 1)}; name another output or delete it"
         )
-
-
-def explore(strategy: Strategy, objective: Objective, ledger: Ledger, plan: Plan, progress: Meter) -> None:
-    """Evaluate what the strategy proposes until it ends, repeats itself, or the budget or the space is used up."""
-    progress.skip(len(ledger.known))
-    budget = min(plan.max_evaluations, ledger.size)
-    best = [plan.goal.best(ledger.history)] if ledger.history else []
-    while len(ledger.known) < budget and ledger.num_repeats < MAX_REPEATS:
-        ranks = strategy.propose(ledger.history)
-        if ranks is None:
-            break
-        known = ledger.known.get(ranks)
-        evaluated = known or Evaluated(ranks, plan.goal.check(ranks, objective(ranks)))
-        ledger.add(evaluated)
-        if known is None:
-            best = [plan.goal.best([*best, evaluated])]
-            progress.advance(1, _said(best[0], plan.goal))
-
-
-def _said(best: Evaluated, goal: Goal) -> str:
-    """Return the best so far in words."""
-    unmet = ", constraints unmet" if goal.violation(best.metrics) else ""
-    return f"best {goal.quality} {best.metrics[goal.quality]:.4g}{unmet}"

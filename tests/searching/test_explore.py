@@ -1,0 +1,154 @@
+"""The search loop: batches change nothing but time, the incumbent is the anchor, what breaks a bound costs nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shears.adapt.space import RankConfig, SearchSpace
+from shears.recipe.goals import Constraint
+from shears.searching.evaluators import PlainEvaluator, Together
+from shears.searching.explore import explore
+from shears.searching.stage import STRATEGIES, make_strategy, run_search
+from shears.searching.strategy import Evaluated, Figures, Goal, Plan, proposals
+from shears.searching.study import Place, open_ledger
+from tests.searching.formulas import a_plan, conflicting, counted, evaluated, make_space, separable, silent
+
+LIMIT = 6 * 24 + 8
+BOUNDED = Goal(constraints=(Constraint("parameters", "<=", LIMIT),))
+
+
+class Wide:
+    """Measures a formula, so many at once; keeps what it was asked."""
+
+    def __init__(self, space: SearchSpace, width: int) -> None:
+        self.width, self.batches, self.anchors = width, list[list[RankConfig]](), list[RankConfig]()
+        self._objective = conflicting(space)
+
+    def __call__(self, ranks: RankConfig) -> Figures:
+        return self.many([ranks])[0]
+
+    def many(self, configs: Sequence[RankConfig]) -> list[Figures]:
+        self.batches.append(list(configs))
+        return [self._objective(ranks) for ranks in configs]
+
+    def anchor(self, ranks: RankConfig) -> None:
+        self.anchors.append(ranks)
+
+
+def searched(evaluator: Any, space: SearchSpace, plan: Plan) -> list[Evaluated]:
+    with open_ledger(space, plan, Place()) as ledger:
+        explore(make_strategy(space, plan), evaluator, ledger, plan, silent())
+    return ledger.history
+
+
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in STRATEGIES if name != "exhaustive"),
+    ("hill-climbing", {"improvement": "best"}),
+    ("hill-climbing", {"improvement": "best", "changes": 2, "restarts": True}),
+    ("evolution", {"population": 11}),
+]
+
+
+@pytest.mark.parametrize("goal", [Goal(), BOUNDED], ids=["free", "bounded"])
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_in_batches_every_strategy_makes_the_search_that_it_makes_one_by_one(
+    name: str, options: dict[str, Any], goal: Goal
+) -> None:
+    space = make_space(6)
+    plan = Plan(name, 45, 1, goal, (space.maximal(), space.minimal()), a_plan(**options).options)
+    one_by_one = searched(conflicting(space), space, plan)
+    for width in (3, 100):
+        wide = Wide(space, width)
+        assert searched(wide, space, plan) == one_by_one
+        assert max(map(len, wide.batches)) <= width
+
+
+def test_an_exhaustive_search_comes_in_batches_too() -> None:
+    space, plan = make_space(3), a_plan("exhaustive", 27)
+    wide = Wide(space, 8)
+    assert searched(wide, space, plan) == searched(conflicting(space), space, plan)
+    assert list(map(len, wide.batches)) == [8, 8, 8, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "fewest"),
+    [("random", {}, 8), ("nsga2", {"population": 16}, 5), ("hill-climbing", {"improvement": "best"}, 5)],
+)
+def test_populations_and_neighbourhoods_fill_the_batches(name: str, options: dict[str, Any], fewest: int) -> None:
+    space = make_space(12)
+    wide = Wide(space, 8)
+    searched(wide, space, a_plan(name, 49, **options))
+    assert 49 / len(wide.batches) >= min(fewest, 7)
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 1000), name=st.sampled_from(["random", "nsga2", "evolution", "rnsga2"]))
+def test_what_is_proposed_together_does_not_depend_on_the_figures_of_each_other(seed: int, name: str) -> None:
+    space, plan = make_space(5), a_plan(name, 40, seed)
+    history = searched(separable(space, seed), space, plan)[: seed % 30 + 1]
+    together = proposals(make_strategy(space, plan), history, 8)
+    for number, ranks in enumerate(together):
+        made_up = [Evaluated(each, {"loss": float(-place), "parameters": 1}) for place, each in enumerate(together)]
+        assert make_strategy(space, plan).propose([*history, *made_up[:number]]) == ranks
+
+
+def test_the_anchor_is_the_best_so_far_and_of_a_climb_its_incumbent() -> None:
+    space = make_space(6)
+    ways: list[tuple[str, dict[str, Any]]] = [
+        ("random", {}), ("hill-climbing", {}), ("hill-climbing", {"improvement": "best"}),
+    ]  # fmt: skip
+    for name, options in ways:
+        plan, wide = a_plan(name, 40, **options), Wide(space, 1)
+        history = searched(wide, space, plan)
+        assert len(wide.anchors) == len(wide.batches) - 1  # the heuristic has none
+        for number, (anchor, [proposed]) in enumerate(zip(wide.anchors, wide.batches[1:], strict=True), start=1):
+            if name == "random":
+                assert anchor == plan.goal.best(history[:number]).ranks
+            else:
+                assert proposed in list(space.neighbours(anchor))
+
+
+def test_a_resumed_search_anchors_what_an_undisturbed_one_does() -> None:
+    space, plan = make_space(6), a_plan("hill-climbing", 30)
+    whole, resumed = Wide(space, 1), Wide(space, 1)
+    history = searched(whole, space, plan)
+    with open_ledger(space, plan, Place()) as ledger:
+        for each in history[:11]:
+            ledger.add(each)
+        explore(make_strategy(space, plan), resumed, ledger, plan, silent())
+    assert resumed.anchors == whole.anchors[10:]
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in ("exhaustive", "heuristic", "maximal")])
+def test_what_breaks_a_bound_on_a_size_is_proposed_but_not_measured(name: str, tmp_path: Any) -> None:
+    space = make_space(6)
+    objective, asked = counted(conflicting(space))
+    evaluator = Together([PlainEvaluator(objective)], lambda ranks: {"parameters": sum(ranks.values())}, BOUNDED)
+    plan, place = a_plan(name, 40, goal=BOUNDED), Place(f"sqlite:///{tmp_path}/study.db", resume=True)
+    result = run_search(space, evaluator, plan, place)
+    within = [each for each in result.evaluations if sum(each.ranks.values()) <= LIMIT]
+    assert asked == [each.ranks for each in within]
+    assert all("loss" in each.metrics for each in within)
+    assert all("loss" not in each.metrics for each in result.evaluations if each not in within)
+    assert result.chosen == BOUNDED.best(within)
+    assert set(result.reference) == {"loss", "parameters"}
+    again = run_search(space, evaluator, plan, place)
+    assert again.evaluations == result.evaluations, "as read back"
+    assert len(asked) == len(within)
+
+
+def test_a_dropped_candidate_is_in_the_result_but_neither_chosen_nor_on_the_front() -> None:
+    space = make_space(2)
+
+    def dropping(ranks: RankConfig) -> Figures:
+        partial = {"examples": 3} if sum(ranks.values()) < 48 else {}
+        return {"loss": sum(ranks.values()), "parameters": sum(ranks.values()), **partial}
+
+    result = run_search(space, dropping, a_plan("exhaustive", 9))
+    assert len(result.evaluations) == 9
+    assert result.chosen.metrics["loss"] == 48
+    assert all("examples" not in each.metrics for each in result.pareto)
+    assert evaluated(space, dropping, space.minimal())[0] in result.evaluations
