@@ -4,10 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shears.runtime.available import kernels_available
     from shears.runtime.backend import Backend
 
-_HOMES = {"Backend": "backend"}
-__all__ = ["Backend"]
+_HOMES = {"Backend": "backend", "kernels_available": "available"}
+__all__ = ["Backend", "kernels_available"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,59 @@
+"""The C++ extension (csrc/binding.cpp). Addresses are those of tensors; whoever passes one keeps the tensor alive."""
+
+from collections.abc import Sequence
+
+class Pool:
+    """Threads of a parallel section; the calling thread is one of them."""
+
+    def __init__(self, threads: int) -> None: ...
+    @property
+    def size(self) -> int: ...
+
+class HugeBuffer:
+    """Copies of tensors in 2 MB pages, each aligned to 64 bytes and followed by 64 readable bytes."""
+
+    def __init__(self) -> None: ...
+    def copy(self, address: int, bytes: int) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
+class Matrix:
+    """A weight in panel order by its addresses (csrc/matrix.h); `masks` and `offsets` 0: dense, `scales` only for i8."""
+
+    def __init__(self, values: int, rows: int, cols: int, masks: int, data: int, offsets: int, scales: int) -> None: ...
+    @property
+    def values(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+
+class LowRank:
+    """An update scaling * B A of a weight."""
+
+    def __init__(self, a: Matrix, b: Matrix, scaling: float) -> None: ...
+
+def multiply(
+    matrix: Matrix, x: int, m: int, y: int, pool: Pool, bf16: bool = False, update: LowRank | None = None
+) -> None:
+    """Write y = W x for m rows of x; both fp32, or both bf16."""
+
+def multiply_many(
+    matrices: Sequence[Matrix],
+    x: int,
+    m: int,
+    y: Sequence[int],
+    pool: Pool,
+    bf16: bool = False,
+    updates: Sequence[LowRank | None] = ...,
+) -> None:
+    """Write the products of several matrices with the same x."""
+
+def pack_dense(values: int, weight: int, rows: int, cols: int, data: int) -> None:
+    """Write a row-major weight in panel order; `data` has room for whole panels and groups."""
+
+def features() -> dict[str, str | bool]:
+    """Return the instruction set in use (`isa`), and which of `portable`, `avx2`, `avx512` this machine can run."""
+
+def select_isa(name: str) -> None:
+    """Use another instruction set from now on, for tests; ValueError where this machine lacks it."""

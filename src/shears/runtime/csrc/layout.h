@@ -1,0 +1,42 @@
+// What all instruction sets share. Everything here is `static`: each file gets a copy under its own flags.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "isa.h"
+
+namespace shears {
+
+static inline float from_bf16(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
+
+static inline size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+static inline size_t interleaved_bytes(Values values, int64_t cols, int tile) {
+  return round_up(sizeof(float) * static_cast<size_t>(groups(values, cols) * group_size(values) * tile), 64);
+}
+
+// out[i * tile + t] = x[t * cols + i]; inputs up to a whole group and tokens beyond `count` as zeros.
+static inline void interleave(Values values, const float* x, int64_t cols, int count, int tile, float* out) {
+  const int64_t inputs = groups(values, cols) * group_size(values);
+  for (int64_t i = 0; i < inputs; ++i)
+    for (int t = 0; t < tile; ++t) out[i * tile + t] = i < cols && t < count ? x[t * cols + i] : 0.0f;
+}
+
+// Sixteen sums of token t and panel p go to y, the rows beyond the matrix left out.
+static inline void store(const Job& job, int64_t p, int64_t t, const float* sums) {
+  const Matrix& matrix = *job.matrix;
+  const int64_t row = p * kPanelRows, count = matrix.rows - row < kPanelRows ? matrix.rows - row : kPanelRows;
+  float* y = job.y + t * matrix.rows + row;
+  for (int64_t r = 0; r < count; ++r) {
+    const float value = job.factor * (matrix.scales ? matrix.scales[row + r] * sums[r] : sums[r]);
+    y[r] = job.add ? y[r] + value : value;
+  }
+}
+
+}  // namespace shears

@@ -1,0 +1,111 @@
+#include "pool.h"
+
+#include <chrono>
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace shears {
+namespace {
+
+constexpr auto kSpin = std::chrono::microseconds(200);
+std::atomic<int> forks{0};  // counted in the child
+thread_local bool inside_task = false;
+
+void watch_forks() {
+#if defined(__unix__) || defined(__APPLE__)
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
+  (void)registered;
+#endif
+}
+
+inline void pause() {
+#if defined(__x86_64__) || defined(_M_X64)
+  _mm_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+// True once `ready()` holds; false when it did not within kSpin.
+template <class F>
+bool spin(F ready) {
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (ready()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
+}  // namespace
+
+Pool::Pool(int threads) {
+  watch_forks();
+  forks_ = forks.load();
+  for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+}
+
+Pool::~Pool() {
+  if (forks.load() != forks_) {  // the threads stayed in the parent; their handles are forgotten, not joined
+    new std::vector<std::thread>(std::move(workers_));
+    return;
+  }
+  {
+    std::lock_guard<std::mutex> lock(sleep_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+void Pool::run(int64_t n, Call call, void* context) {
+  if (n <= 0) return;
+  if (workers_.empty() || n == 1 || inside_task || forks.load() != forks_) {
+    for (int64_t i = 0; i < n; ++i) call(context, i, 0);
+    return;
+  }
+  std::lock_guard<std::mutex> turn(turn_);
+  tasks_ = n, call_ = call, context_ = context;
+  next_.store(0);
+  running_.store(static_cast<int>(workers_.size()));
+  {
+    std::lock_guard<std::mutex> lock(sleep_);
+    job_.fetch_add(1);
+  }
+  wake_.notify_all();
+  inside_task = true;
+  take_tasks(0);
+  inside_task = false;
+  while (!spin([this] { return running_.load() == 0; })) std::this_thread::yield();
+}
+
+void Pool::take_tasks(int thread) {
+  for (int64_t i; (i = next_.fetch_add(1)) < tasks_;) call_(context_, i, thread);
+}
+
+void Pool::work(int thread) {
+  inside_task = true;
+  for (uint64_t seen = 0; wait_for_job(seen);) {
+    ++seen;
+    take_tasks(thread);
+    running_.fetch_sub(1);
+  }
+}
+
+// Wait for the job after `seen`; false when the pool closes. Every job waits for every worker, so none is skipped.
+bool Pool::wait_for_job(uint64_t seen) {
+  auto ready = [&] { return job_.load() != seen || stop_.load(); };
+  if (!spin(ready)) {
+    std::unique_lock<std::mutex> lock(sleep_);
+    wake_.wait(lock, ready);
+  }
+  return !stop_.load();
+}
+
+}  // namespace shears

@@ -1,0 +1,120 @@
+"""Tensors in, tensors out: the C++ kernels with the checks they leave to Python, and buffers kept alive.
+
+Importing it needs the extension (`shears.runtime.kernels_available`). What the kernels compute: docs/kernels.md.
+
+Shapes: O rows (outputs), I columns (inputs), M tokens, r rank.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from shears.errors import InputError
+from shears.packed.layout import DTYPES, GROUPS, PANEL, PackedMatrix, Values, mask_shape
+from shears.runtime import _native
+
+Pool = _native.Pool
+HugeBuffer = _native.HugeBuffer
+features = _native.features
+select_isa = _native.select_isa
+
+_NUMBERS: dict[Values, int] = {"fp32": 0, "bf16": 1, "int8": 2}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_INT8_COLS = 131071
+
+
+class KernelMatrix:
+    """A weight in memory of the kernels: the copy in `buffer`, which lives as long as this."""
+
+    def __init__(self, native: _native.Matrix, buffer: _native.HugeBuffer) -> None:
+        self.native = native
+        self.buffer = buffer
+        self.rows = native.rows
+        self.cols = native.cols
+
+
+class Update:
+    """scaling * B A, added to a weight's product; `a` (r I) and `b` (O r) are kept alive."""
+
+    def __init__(self, a: KernelMatrix, b: KernelMatrix, scaling: float) -> None:
+        self.native = _native.LowRank(a.native, b.native, scaling)
+        self.a = a
+        self.b = b
+
+
+def sparse_matrix(packed: PackedMatrix, buffer: _native.HugeBuffer | None = None) -> KernelMatrix:
+    """Copy a packed weight, already checked by `shears.packed`, into memory of the kernels."""
+    buffer = HugeBuffer() if buffer is None else buffer
+    _check_columns(packed.values_dtype, packed.cols)
+    masks, values, offsets = (_copied(part, buffer) for part in (packed.masks, packed.values, packed.offsets))
+    scales = 0 if packed.scales is None else _copied(packed.scales.float(), buffer)
+    number = _NUMBERS[packed.values_dtype]
+    return KernelMatrix(_native.Matrix(number, packed.rows, packed.cols, masks, values, offsets, scales), buffer)
+
+
+def dense_matrix(
+    weight: Shaped[Tensor, "O I"],
+    scales: Float[Tensor, " O"] | None = None,
+    buffer: _native.HugeBuffer | None = None,
+) -> KernelMatrix:
+    """Copy a dense weight (float32, bfloat16, or int8 with a scale per row) into memory of the kernels, in panels."""
+    buffer = HugeBuffer() if buffer is None else buffer
+    name = _NAMES.get(weight.dtype)
+    if name is None or (name == "int8") != (scales is not None):
+        raise InputError(f"a weight must be float32, bfloat16, or int8 with scales, got {weight.dtype}; convert it")
+    rows, cols = weight.shape
+    _check_columns(name, cols)
+    panels, groups, _ = mask_shape(rows, cols, name)
+    place = buffer.copy(0, panels * groups * PANEL * GROUPS[name] * weight.element_size())
+    weight = weight.contiguous()
+    _native.pack_dense(_NUMBERS[name], weight.data_ptr(), rows, cols, place)
+    factors = 0 if scales is None else _copied(scales.float(), buffer)
+    return KernelMatrix(_native.Matrix(_NUMBERS[name], rows, cols, 0, place, 0, factors), buffer)
+
+
+def multiply(
+    matrix: KernelMatrix, x: Float[Tensor, "M I"], pool: _native.Pool, update: Update | None = None
+) -> Float[Tensor, "M O"]:
+    """Return x W^T, plus the update's part; float32 or bfloat16 as x is."""
+    return multiply_many([matrix], x, pool, [update])[0]
+
+
+def multiply_many(
+    matrices: Sequence[KernelMatrix],
+    x: Float[Tensor, "M I"],
+    pool: _native.Pool,
+    updates: Sequence[Update | None] | None = None,
+) -> list[Tensor]:
+    """Return x W^T for several weights with the same number of inputs, each plus its own update's part (M O)."""
+    _check_input(matrices, x)
+    x = x.contiguous()
+    y = [torch.empty(x.shape[0], matrix.rows, dtype=x.dtype) for matrix in matrices]
+    _native.multiply_many(
+        [matrix.native for matrix in matrices],
+        x.data_ptr(),
+        x.shape[0],
+        [one.data_ptr() for one in y],
+        pool,
+        x.dtype == torch.bfloat16,
+        [None if update is None else update.native for update in updates or []],
+    )
+    return y
+
+
+def _copied(part: Tensor, buffer: _native.HugeBuffer) -> int:
+    part = part.contiguous()
+    return buffer.copy(part.data_ptr(), part.numel() * part.element_size())
+
+
+def _check_columns(values: Values, cols: int) -> None:
+    if values == "int8" and cols > MAX_INT8_COLS:
+        raise InputError(f"an int8 weight must have at most {MAX_INT8_COLS} columns, got {cols}; use bf16")
+
+
+def _check_input(matrices: Sequence[KernelMatrix], x: Tensor) -> None:
+    if x.dtype not in (torch.float32, torch.bfloat16) or x.device.type != "cpu":
+        raise InputError(f"the kernels need float32 or bfloat16 on the CPU, got {x.dtype} on {x.device}; convert it")
+    if wrong := [matrix.cols for matrix in matrices if matrix.cols != x.shape[-1]]:
+        raise InputError(f"the input must have {wrong[0]} features, got {x.shape[-1]}; pass what the linear takes")
