@@ -18,7 +18,7 @@ class HugeBuffer:
     def bytes(self) -> int: ...
 
 class Matrix:
-    """A weight in panel order by its addresses (csrc/matrix.h); `masks` and `offsets` 0: dense, `scales` only for i8."""
+    """A weight in panel order by its addresses (csrc/matrix.h); `masks` and `offsets` 0: dense; `scales` for i8."""
 
     def __init__(self, values: int, rows: int, cols: int, masks: int, data: int, offsets: int, scales: int) -> None: ...
     @property

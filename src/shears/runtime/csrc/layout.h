@@ -28,6 +28,12 @@ static inline void interleave(Values values, const float* x, int64_t cols, int c
     for (int t = 0; t < tile; ++t) out[i * tile + t] = i < cols && t < count ? x[t * cols + i] : 0.0f;
 }
 
+// i8 weights meet inputs of 16 bits: integers up to 127 * 256 + 127, so that both signed halves fit a byte.
+constexpr float kInt16Steps = 32639.0f;
+
+// What turns an input into its integer; 0 where the inputs are so small that it would overflow, or not finite.
+static inline float inverse_scale(float scale) { return scale > 1e-35f ? 1.0f / scale : 0.0f; }
+
 // Sixteen sums of token t and panel p go to y, the rows beyond the matrix left out.
 static inline void store(const Job& job, int64_t p, int64_t t, const float* sums) {
   const Matrix& matrix = *job.matrix;

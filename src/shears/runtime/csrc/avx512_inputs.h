@@ -1,0 +1,70 @@
+// Inputs of a tile as the AVX-512 kernels read them: [group][token], behind the tile's header.
+#pragma once
+#include "avx512_values.h"
+
+namespace shears {
+namespace {
+
+static inline __mmask16 lanes(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }
+
+static inline void lay_out_bf16(const float* x, int64_t cols, int tile, int t, uint32_t* out) {
+  for (int64_t i = 0; i < cols; i += 16) {
+    const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes(cols - i), x + i));
+    uint32_t pairs[8];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs), rounded);
+    const int64_t count = cols - i >= 16 ? 8 : (cols - i + 1) / 2;
+    for (int64_t k = 0; k < count; ++k) out[(i / 2 + k) * tile + t] = pairs[k];
+  }
+}
+
+// The scale of a token's 16-bit integers; NaN where an input is not finite, so that every output is.
+static inline float int16_scale(const float* x, int64_t cols) {
+  __m512 largest = _mm512_setzero_ps();
+  __mmask16 odd = 0;
+  for (int64_t i = 0; i < cols; i += 16) {
+    const __m512 part = _mm512_maskz_loadu_ps(lanes(cols - i), x + i);
+    largest = _mm512_max_ps(largest, _mm512_abs_ps(part));
+    odd |= _mm512_cmp_ps_mask(_mm512_sub_ps(part, part), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+  }
+  const float scale = _mm512_reduce_max_ps(largest) / kInt16Steps;
+  return odd ? __builtin_nanf("") : scale;
+}
+
+static inline void lay_out_i8(const float* x, int64_t cols, int tile, int t, char* out) {
+  float* scales = reinterpret_cast<float*>(out);
+  int32_t* sums = reinterpret_cast<int32_t*>(out) + tile;
+  I8::Input* inputs = reinterpret_cast<I8::Input*>(out + I8::header(tile));
+  scales[t] = int16_scale(x, cols);
+  const __m512 inverse = _mm512_set1_ps(inverse_scale(scales[t]));
+  __m512i sum_hi = _mm512_setzero_si512(), sum_lo = _mm512_setzero_si512();
+  for (int64_t i = 0; i < cols; i += 16) {
+    const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(lanes(cols - i), x + i), inverse));
+    const __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
+    const __m512i lo = _mm512_sub_epi32(q, _mm512_slli_epi32(hi, 8));
+    sum_hi = _mm512_add_epi32(sum_hi, hi), sum_lo = _mm512_add_epi32(sum_lo, lo);
+    int32_t halves[2][4];
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(halves[0]), _mm512_cvtepi32_epi8(hi));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(halves[1]), _mm512_cvtepi32_epi8(lo));
+    const int64_t count = cols - i >= 16 ? 4 : (cols - i + 3) / 4;
+    for (int64_t k = 0; k < count; ++k) inputs[(i / 4 + k) * tile + t] = {halves[0][k], halves[1][k]};
+  }
+  sums[t] = _mm512_reduce_add_epi32(sum_hi), sums[tile + t] = _mm512_reduce_add_epi32(sum_lo);
+}
+
+static inline size_t laid_out_bytes(Values values, int64_t cols, int tile) {
+  const size_t input = values == Values::i8 ? 8 : 4, header = values == Values::i8 ? I8::header(tile) : 0;
+  return header + round_up(input * static_cast<size_t>(groups(values, cols) * tile), 64);
+}
+
+static inline void lay_out(Values values, const float* x, int64_t cols, int count, int tile, void* out) {
+  if (values == Values::f32) return interleave(values, x, cols, count, tile, static_cast<float*>(out));
+  if (count < tile) __builtin_memset(out, 0, laid_out_bytes(values, cols, tile));
+  for (int t = 0; t < count; ++t)
+    if (values == Values::bf16)
+      lay_out_bf16(x + t * cols, cols, tile, t, static_cast<uint32_t*>(out));
+    else
+      lay_out_i8(x + t * cols, cols, tile, t, static_cast<char*>(out));
+}
+
+}  // namespace
+}  // namespace shears
