@@ -28,6 +28,7 @@ ARMS: dict[str, dict[str, Any]] = {
     LORA: {"ranks": 32},
     HOOKLESS: {"ranks": 32},  # the hooks that mask ranks are there with one rank too: this is LoRA without them
     NLS: {},
+    "NLS uniform, packed, nothing recomputed": {"recompute": False},
     "NLS uniform, packed, two forwards": {"micro_batch_size": 8},  # gradients add up: less memory
     "NLS per example, packed": {"sampling": "per-example"},
     "NLS sandwich, packed": {"sampling": "sandwich"},

@@ -15,7 +15,7 @@ from shears.adapt.ready import prepare
 from shears.adapt.sampling import Place, uniform
 from shears.adapt.train import train
 from shears.adapt.trainer import CompletionTrainer
-from shears.artifacts import partial_folder, weights_fingerprint
+from shears.artifacts import partial_folder, read_json, weights_fingerprint, write_json
 from shears.errors import InputError
 from shears.recipe import TrainConfig
 from tests.adapt.training import SETTINGS, assert_close, assert_same, log, stop_after, weights
@@ -115,6 +115,18 @@ def test_a_torn_checkpoint_is_skipped(
     (torn / "adapter_model.safetensors").write_bytes(b"torn")
     assert_same(whole, train(base, tmp_path / "stopped", data=data, resume=True, **SETTINGS))
     assert "checkpoint-4 was not written to its end" in caplog.text
+
+
+def test_a_resume_on_another_number_of_processes_is_refused(
+    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(base, tmp_path / "out", data=data, **SETTINGS)
+    marker = partial_folder(tmp_path / "out") / "checkpoints" / "checkpoint-2" / MARKER
+    write_json(marker, read_json(marker) | {"processes": 2})
+    with pytest.raises(InputError, match=r"resume on as many processes as it began with \(2\), got 1; launch 2"):
+        train(base, tmp_path / "out", resume=True, data=data, **SETTINGS)
 
 
 def test_no_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from shears.adapt.processes import wait
-from shears.artifacts import sync_tree, write_json
+from shears.adapt.processes import num_processes, wait
+from shears.artifacts import read_json, sync_tree, write_json
+from shears.errors import InputError
 
 logger = logging.getLogger(__name__)
 MARKER = "whole.json"
@@ -30,7 +31,7 @@ class MarkWhole(TrainerCallback):
             return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         sync_tree(folder)
-        write_json(folder / MARKER, {"step": state.global_step})
+        write_json(folder / MARKER, {"step": state.global_step, "processes": num_processes()})
 
 
 def drop_torn(folder: Path) -> None:
@@ -45,6 +46,16 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     """Return the newest whole checkpoint; None where there is none."""
     whole = [path for path in folder.glob("checkpoint-*") if (path / MARKER).is_file()]
     return max(whole, key=_step, default=None)
+
+
+def check_processes(checkpoint: Path) -> None:
+    """Raise InputError for a checkpoint of another number of processes: each goes on from its own random state."""
+    written = read_json(checkpoint / MARKER).get("processes", num_processes())
+    if written != num_processes():
+        raise InputError(
+            f"a training must resume on as many processes as it began with ({written}), got {num_processes()}; "
+            f"launch {written}, or train anew into another folder"
+        )
 
 
 def cut_log(path: Path, last_step: int) -> None:

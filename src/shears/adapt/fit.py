@@ -6,11 +6,12 @@ from pathlib import Path
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from shears.adapt.callback import NLSCallback
-from shears.adapt.checkpoints import MarkWhole, cut_log, drop_torn, last_whole_checkpoint
+from shears.adapt.checkpoints import MarkWhole, check_processes, cut_log, drop_torn, last_whole_checkpoint
 from shears.adapt.order import Rows
 from shears.adapt.packable import keeps_apart
 from shears.adapt.processes import num_processes, wait
 from shears.adapt.ready import Ready
+from shears.adapt.recompute import recompute_between_products
 from shears.adapt.sampling import sampling
 from shears.adapt.step_log import StepLog
 from shears.adapt.trainer import Collator, CompletionTrainer
@@ -34,6 +35,8 @@ def fit(ready: Ready, work: Path, settings: TrainConfig) -> None:
         drop_torn(work / "checkpoints")
     wait()  # all must go on from the same one
     checkpoint = last_whole_checkpoint(work / "checkpoints")
+    if checkpoint:
+        check_processes(checkpoint)
     done = int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint else 0
     if is_first_process():
         cut_log(work / TRAINING_LOG, done)
@@ -54,6 +57,8 @@ def _trainer(
     packed = settings.packing and keeps_apart(ready.model)
     if settings.packing and not packed:
         logger.info("this model does not keep packed examples apart: batches are padded")
+    if settings.recompute and not (settings.gradient_checkpointing or settings.compile):
+        recompute_between_products(ready.model)
     strategy = sampling(
         settings.sampling, ready.elastic.space, settings.seed,
         round(settings.curriculum * num_steps(settings, len(lengths))),
