@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from shears.fetching import fetch
     from shears.inspection import inspect
     from shears.pipeline import run
+    from shears.report.write import write_report
     from shears.searching.stage import run_search, search
     from shears.sparsity.prune import sparsify_model
     from shears.sparsity.stage import sparsify
@@ -41,6 +42,7 @@ _HOMES = {
     "sparsify": "sparsity.stage",
     "sparsify_model": "sparsity.prune",
     "train": "adapt.train",
+    "write_report": "report.write",
 }
 __all__ = [
     "ElasticAdapter",
@@ -62,6 +64,7 @@ __all__ = [
     "sparsify",
     "sparsify_model",
     "train",
+    "write_report",
 ]
 
 

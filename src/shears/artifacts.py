@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER = "sparsity.json", "search_space.json", "result.json", "sub_adapter.json"
 EVALUATION, RECOVERY, MERGED = "evaluation.json", "recovery.json", "merged.json"
+RECIPE, REPORT = "recipe.yaml", "report.html"  # in a run's folder
 RECORDS = (SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER, RECOVERY, MERGED, EVALUATION)
 TRAINING_LOG = "training_log.jsonl"
 RECOVERY_FOLDER = "recovery"  # inside a sparse model's folder
@@ -208,6 +209,11 @@ def weights_fingerprint(folder: Path) -> str:
     if not files:
         raise InputError(f"{folder} must hold weights as safetensors; it holds none")
     return file_fingerprint(*files)
+
+
+def evaluation_file(run: Path, name: str) -> Path:
+    """Return where a run keeps the measurement of one of its models: `sparse + sub-adapter`, for example."""
+    return run / "evaluation" / f"{name.replace(' + ', '_').replace('-', '_')}.json"
 
 
 def find_record(folder: Path) -> Path | None:

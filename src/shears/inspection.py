@@ -84,7 +84,7 @@ def _model(folder: Path) -> dict[str, Any]:
         "kind": kind,
         "parameters": parameters,
         "nonzeros": nonzeros,
-        **_sparsities(counts),
+        **sparsities(counts),
         "fingerprint": weights_fingerprint(folder),
         "base_fingerprint": record.get("base_fingerprint"),
         "calibration_fingerprint": record.get("calibration_fingerprint"),
@@ -98,15 +98,22 @@ def _place(name: str, tensor: torch.Tensor) -> tuple[int, str] | None:
 
     Matrices are called `weight`, except stacks of experts: floating 3-D tensors below `experts`.
     """
+    place = place_in_block(name)
+    if place is None:
+        return None
+    stacked = EXPERTS in place[1].split(".") and tensor.ndim == 3 and tensor.is_floating_point()
+    return place if stacked or (name.endswith(".weight") and tensor.ndim >= 2) else None
+
+
+def place_in_block(name: str) -> tuple[int, str] | None:
+    """Return the layer and the path of a tensor or module of a block, numbers of experts left out; else None."""
     found = IN_BLOCK.search(name)
     if found is None:
         return None
-    parts = [part for part in found["path"].split(".") if not part.isdigit()]
-    stacked = EXPERTS in parts and tensor.ndim == 3 and tensor.is_floating_point()
-    return (int(found["layer"]), ".".join(parts)) if stacked or (found["suffix"] and tensor.ndim >= 2) else None
+    return int(found["layer"]), ".".join(part for part in found["path"].split(".") if not part.isdigit())
 
 
-def _sparsities(counts: Counts) -> dict[str, Any]:
+def sparsities(counts: Counts) -> dict[str, Any]:
     """Return the shares of zeros: of all block weights, by layer, by kind, by both; experts of a layer are one."""
     names = kinds_of(path for _, path in counts)
     order = list(dict.fromkeys(names.values()))

@@ -12,12 +12,14 @@ from shears.adapt.train import train
 from shears.artifacts import (
     EVALUATION,
     MERGED,
+    RECIPE,
     RESULT,
     SEARCH_SPACE,
     SPARSITY,
     SUB_ADAPTER,
     as_data,
     check_input,
+    evaluation_file,
     file_fingerprint,
     read_json,
     read_record,
@@ -29,6 +31,7 @@ from shears.artifacts import (
 )
 from shears.errors import InputError
 from shears.evaluation.run import evaluate
+from shears.export.choice import ranks_file
 from shears.export.peft import export_adapter
 from shears.fields import StageConfig
 from shears.inspection import inspect
@@ -91,7 +94,7 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
     with run_lock(folder):
         stages = _stages(recipe, folder)
         done = [stage.is_done() for stage in stages]  # refuse before any work is done
-        write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         for number, (stage, is_done) in enumerate(zip(stages, done, strict=True), start=1):
             if is_done:
                 stage.verify()
@@ -148,7 +151,8 @@ def _export_stage(recipe: Recipe, folder: Path) -> Stage:
 
     def inputs() -> dict[str, str]:
         found = {"super_adapter_fingerprint": weights_fingerprint(adapter)}
-        return found | ({"ranks_fingerprint": file_fingerprint(Path(ranks))} if Path(ranks).is_file() else {})
+        file = ranks_file(ranks)
+        return found | ({"ranks_fingerprint": file_fingerprint(file.path)} if file else {})
 
     output, record = exported(recipe, folder)
     return Stage("export", output, record, config, inputs, lambda: export_adapter(adapter, output, **config))
@@ -181,7 +185,7 @@ def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 
 def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
-    file = folder / "evaluation" / f"{name.replace(' + ', '_').replace('-', '_')}.json"
+    file = evaluation_file(folder, name)
     logger.info("evaluate %s", name)
     figures = _evaluated(file, model, adapter, config)
     weights, extra = inspect(model_folder(model)), inspect(adapter) if adapter else None

@@ -1,6 +1,10 @@
 """`shears run` on a tiny model: the whole road, skipped when done, refused when asked otherwise."""
 
 import json
+import re
+import shlex
+import sys
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM
 
 import shears
+from shears.cli import main
 from shears.errors import InputError
 from shears.recipe import Recipe
 from tests.end_to_end.recipe import write_recipe
@@ -131,3 +136,19 @@ def test_inspection_says_what_fits(done: tuple[Path, Path, dict[str, Any]], tmp_
     assert shears.inspect(folder / "sub_adapter", folder / "sparse")["fits"]
     assert shears.inspect(folder / "sparse", folder / "super_adapter")["fits"]
     assert not shears.inspect(folder / "sub_adapter", save_tiny(tmp_path / "other", seed=7))["fits"]
+
+
+def test_the_report_of_a_run_hands_out_commands_that_work(
+    done: tuple[Path, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder, summary = done
+    page = shears.write_report(folder, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(f"{100 * row['value']:.1f}\N{NO-BREAK SPACE}%" in page for row in summary["models"])
+    number = len(json.loads((folder / "search" / "result.json").read_text())["evaluations"])
+    copied = next(text for text in re.findall(r'data-copy="([^"]*)"', page) if text.endswith(f":{number}"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", shlex.split(unescape(copied)))
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    exported = json.loads((tmp_path / "sub_adapter" / "sub_adapter.json").read_text())["ranks"]
+    assert exported == json.loads((folder / "search" / "result.json").read_text())["evaluations"][-1]["ranks"]

@@ -134,3 +134,22 @@ def test_padded_and_sliced_make_the_same_product(rank: int, inputs: int, outputs
     torch.testing.assert_close(products[0], b[:, :rank] @ a[:rank])
     torch.testing.assert_close(products[1], products[0])
     assert torch.equal(large[f"{name}.lora_A.weight"][rank:], torch.zeros(6 - rank, inputs))
+
+
+def test_a_number_behind_a_result_is_that_configuration(super_adapter: Path, tmp_path: Path) -> None:
+    config, path = mixed(super_adapter), tmp_path / "result.json"
+    entries = [{"ranks": dict.fromkeys(config, 6)}, {"ranks": dict(config)}]
+    fingerprint = read_record(super_adapter, "search_space.json")["fingerprint"]
+    path.write_text(
+        json.dumps({"super_adapter_fingerprint": fingerprint, "chosen": entries[0], "evaluations": entries})
+    )
+    output = export_adapter(super_adapter, tmp_path / "sub", ranks=f"{path}:2")
+    record = read_record(output, "sub_adapter.json")
+    assert record["ranks"] == dict(config)
+    assert record["config"]["ranks"] == "result.json:2"
+    for number in (0, 3):
+        with pytest.raises(InputError, match="must be one of the 2 configurations evaluated, from 1 to 2"):
+            export_adapter(super_adapter, tmp_path / "other", ranks=f"{path}:{number}")
+    (tmp_path / "ranks.json").write_text(json.dumps(dict(config)))
+    with pytest.raises(InputError, match="must be a search's result where a number is given"):
+        export_adapter(super_adapter, tmp_path / "other", ranks=f"{tmp_path / 'ranks.json'}:1")

@@ -1,7 +1,8 @@
 """Which ranks are meant: a name, or a file that holds them."""
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.artifacts import check_input, read_json
@@ -10,37 +11,64 @@ from shears.errors import InputError
 NAMED = ("heuristic", "maximal", "minimal")
 
 
+class RanksFile(NamedTuple):
+    """A file with ranks, and which of the configurations a search evaluated is meant; None for the chosen one."""
+
+    path: Path
+    number: int | None
+
+    @property
+    def name(self) -> str:
+        """What a record says of it: where it lay does not count."""
+        return self.path.name if self.number is None else f"{self.path.name}:{self.number}"
+
+
 def choose_ranks(ranks: str, space: SearchSpace, fingerprint: str) -> RankConfig:
     """Return the ranks named: heuristic, maximal, minimal, a search's RESULT.json or a RANKS.json {group: rank}.
 
-    `fingerprint` is the super-adapter's: a result found on another one is refused.
+    RESULT.json:N is the Nth configuration evaluated, from 1. `fingerprint` is the super-adapter's: a result found on
+    another one is refused.
     """
     if ranks in NAMED:
         named: RankConfig = getattr(space, ranks)()
         return named
-    path = Path(ranks)
-    if path.is_dir():
-        path = path / "result.json"
-    if not path.is_file():
+    file = ranks_file(str(Path(ranks) / "result.json") if Path(ranks).is_dir() else ranks)
+    if file is None:
         raise InputError(f"ranks must be {', '.join(NAMED)} or a JSON file, got {ranks!r}")
-    return space.check(_ranks_in(path, fingerprint))
+    return space.check(_ranks_in(file, fingerprint))
 
 
-def _ranks_in(path: Path, fingerprint: str) -> dict[str, int]:
-    content: Any = read_json(path)
+def _ranks_in(file: RanksFile, fingerprint: str) -> dict[str, int]:
+    content: Any = read_json(file.path)
     if isinstance(content, dict) and "chosen" in content:
         check_input("the super-adapter", content["super_adapter_fingerprint"], fingerprint)
-        content = content["chosen"]["ranks"]
+        content = _picked(content, file)["ranks"]
+    elif file.number is not None:
+        raise InputError(f"{file.path} must be a search's result where a number is given, got {file.name}")
     elif isinstance(content, dict) and isinstance(content.get("ranks"), dict):
         content = content["ranks"]  # one entry of `pareto` or `evaluations`, saved on its own
     if not isinstance(content, dict) or not all(isinstance(rank, int) for rank in content.values()):
-        raise InputError(f'{path} must map every group to its rank, such as {{"layers.0.up_proj": 24}}')
+        raise InputError(f'{file.path} must map every group to its rank, such as {{"layers.0.up_proj": 24}}')
     return content
 
 
-def ranks_file(ranks: str | None) -> Path | None:
-    """Return the file that ranks were read from; None for a name."""
-    return Path(ranks) if ranks and Path(ranks).is_file() else None
+def _picked(result: dict[str, Any], file: RanksFile) -> Any:
+    if file.number is None:
+        return result["chosen"]
+    count = len(result["evaluations"])
+    if not 1 <= file.number <= count:
+        raise InputError(f"ranks {file.name} must be one of the {count} configurations evaluated, from 1 to {count}")
+    return result["evaluations"][file.number - 1]
+
+
+def ranks_file(ranks: str | None) -> RanksFile | None:
+    """Return the file that ranks are read from, perhaps with a number behind a colon; None for a name."""
+    if ranks and Path(ranks).is_file():
+        return RanksFile(Path(ranks), None)
+    numbered = re.fullmatch(r"(?P<path>.+):(?P<number>\d{1,9})", ranks or "", re.ASCII)
+    if numbered and Path(numbered["path"]).is_file():
+        return RanksFile(Path(numbered["path"]), int(numbered["number"]))
+    return None
 
 
 def by_linear(space: SearchSpace, ranks: RankConfig) -> dict[str, int]:

@@ -159,7 +159,7 @@ def _origin(base: str, chosen: Chosen, settings: ExportConfig) -> dict[str, Any]
         "base_fingerprint": record["base_fingerprint"],
         "super_adapter_fingerprint": record.get("super_adapter_fingerprint", record["fingerprint"]),
         "sub_adapter_fingerprint": record["fingerprint"] if "super_adapter_fingerprint" in record else None,
-        "ranks_fingerprint": file_fingerprint(ranks) if ranks else record.get("ranks_fingerprint"),
+        "ranks_fingerprint": file_fingerprint(ranks.path) if ranks else record.get("ranks_fingerprint"),
         "sparse_adapter": chosen.masked,
         "template": record["template"],
         "ranks": chosen.ranks,

@@ -98,7 +98,7 @@ def _record(record: Mapping[str, Any], settings: ExportConfig, ranks: RankConfig
         "base": record["base"],
         "base_fingerprint": record["base_fingerprint"],
         "super_adapter_fingerprint": record["fingerprint"],
-        "ranks_fingerprint": file_fingerprint(result) if result else None,
+        "ranks_fingerprint": file_fingerprint(result.path) if result else None,
         "fingerprint": weights_fingerprint(work),
         "template": record["template"],
         "data": record["config"].get("data"),

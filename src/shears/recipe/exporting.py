@@ -11,8 +11,8 @@ class ExportConfig(StageConfig):
     """Which sub-adapter to write, and in what form."""
 
     ranks: str | None = None
-    """heuristic, maximal, minimal, a RESULT.json of search or a RANKS.json {group: rank}; by default the searched
-    one in a run, else heuristic."""
+    """heuristic, maximal, minimal, a RESULT.json of search (RESULT.json:N: the Nth evaluated) or a RANKS.json
+    {group: rank}; by default the searched one in a run, else heuristic."""
     format: Literal["peft", "padded", "merged", "merged-sparse"] = "peft"
     """peft: an adapter, each tensor at its own rank; padded: all at the largest rank, zeros beyond (for llama.cpp);
     merged: one model, which loses its zeros; merged-sparse: one model that keeps every zero."""

@@ -1,0 +1,96 @@
+"""Figures over steps: the training loss, the tokens, the learning rate; what a search had found by each evaluation."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
+
+from markupsafe import Markup
+
+from shears.report.drawing import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, around, axes, path, svg
+from shears.report.html import element, table
+from shears.report.records import Record
+from shears.report.section import picture
+from shears.report.words import count, digits, figure
+
+HEIGHT = 200.0
+MOST_POINTS, MOST_ROWS = 200, 24
+SMOOTHED_OVER = 0.05  # share of the steps that one point of the smooth line is the mean of
+
+
+def training_pictures(log: Sequence[Record]) -> list[Markup]:
+    """Return the loss, and the tokens and learning rate, of the steps of a training log."""
+    steps = [float(line["step"]) for line in log]
+    losses = [float(line["loss"]) for line in log]
+    width = max(1, round(SMOOTHED_OVER * len(log)))
+    smooth = [sum(part) / len(part) for part in (losses[max(0, end - width) : end] for end in range(1, len(log) + 1))]
+    total = list(accumulate(float(line["tokens"]) for line in log))
+    rows = _table("Training, mean over the steps named", log)
+    return [
+        _curve("Training loss", ("step", "loss per token"), steps, {"pale": losses, "line": smooth}, digits, rows),
+        _curve("Completion tokens trained on", ("step", "tokens in all"), steps, {"line": total}, count, rows),
+    ]
+
+
+def history_picture(metric: str, values: Sequence[float], best: Callable[[float, float], float]) -> Markup:
+    """Return every value a search saw, in order, and the best so far (`best` is min or max)."""
+    numbers = [float(index) for index in range(1, len(values) + 1)]
+    ever = list(accumulate(values, best))
+    rows = [(f"{index:.0f}", figure(metric, value), figure(metric, so_far))
+            for index, value, so_far in zip(numbers, values, ever, strict=True)]  # fmt: skip
+    data = table("Search, in order", ("evaluation", metric, "best so far"), rows)
+
+    def form(value: float) -> str:
+        return figure(metric, value)
+
+    return _curve(f"Search: {metric} by evaluation", ("evaluation", metric), numbers, {"dots": list(values),
+                  "line": ever}, form, data)  # fmt: skip
+
+
+def _curve(
+    title: str,
+    names: tuple[str, str],
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    form: Callable[[float], str],
+    data: Markup,
+) -> Markup:
+    across = Scale(min(x), max(x), LEFT, WIDTH - RIGHT)
+    up = Scale(*around([value for line in lines.values() for value in line]), HEIGHT - BOTTOM, TOP + 10)
+    parts = [axes(across, up, names, (lambda value: f"{value:,.0f}", form))]
+    for kind, line in lines.items():
+        points = [(across(a), up(b)) for a, b in zip(*_thinned(x, line), strict=True) if math.isfinite(b)]
+        if kind == "dots":
+            parts += [element("circle", cx=a, cy=b, r=3.0, class_="dot") for a, b in points]
+        else:
+            parts.append(path(points, kind))
+    drawing = svg(f"{title}, from {form(lines['line'][0])} to {form(lines['line'][-1])}", HEIGHT, *parts)
+    return picture(title, drawing, data)
+
+
+def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    """Return as many points as a drawing can show: means over neighbours."""
+    if len(x) <= MOST_POINTS:
+        return x, y
+    parts = [slice(first, last) for first, last in _parts(len(x), MOST_POINTS)]
+    return [_mean(x[part]) for part in parts], [_mean(y[part]) for part in parts]
+
+
+def _parts(size: int, most: int) -> list[tuple[int, int]]:
+    edges = [size * index // min(most, size) for index in range(min(most, size) + 1)]
+    return list(pairwise(edges))
+
+
+def _mean(values: Sequence[int | float]) -> float:
+    return sum(values) / len(values)
+
+
+def _table(title: str, log: Sequence[Record]) -> Markup:
+    rows = []
+    for first, last in _parts(len(log), MOST_ROWS):
+        part = log[first:last]
+        names = {part[0]["step"], part[-1]["step"]}
+        rows.append((
+            " to ".join(f"{name}" for name in sorted(names)), digits(_mean([line["loss"] for line in part])),
+            digits(_mean([line["tokens"] for line in part])), digits(_mean([line["learning_rate"] for line in part])),
+        ))  # fmt: skip
+    return table(title, ("steps", "loss", "tokens a step", "learning rate"), rows)

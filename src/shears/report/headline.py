@@ -1,0 +1,110 @@
+"""The run in a few figures and words: only what was measured, each beside what it is compared with."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from shears.report.html import element
+from shears.report.records import Record, Run
+from shears.report.words import GAP, count, figure, interval, percent, size, times
+
+
+class Headline(NamedTuple):
+    """A figure in large letters, what it says, and from which figures it comes."""
+
+    value: str
+    says: str
+    source: str
+
+
+def headlines(run: Run) -> list[Headline]:
+    """Return what can be said of a run."""
+    return [*_quality(run), *_weights(run), *_size(run), *_search(run)]
+
+
+def _quality(run: Run) -> Iterator[Headline]:
+    if not run.models:
+        return
+    last, first = run.models[-1], run.models[0]
+    if last is first:
+        value = figure(last["metric"], last["value"])
+        yield Headline(value, f"{last['metric']} of the {last['name']} model", f"{interval(last)}, n = {last['n']}")
+        return
+    for row in (last, *run.models[1:-1]):
+        yield Headline(_kept(first, row), _kept_words(first, row), _pair(first, row))
+
+
+def _kept(dense: Record, other: Record) -> str:
+    if not dense["value"]:
+        return figure(other["metric"], other["value"])
+    ratio = other["value"] / dense["value"]
+    return f"{100 * ratio:.0f}{GAP}%" if dense["metric"] == "accuracy" and ratio < 1.5 else times(ratio)
+
+
+def _kept_words(dense: Record, other: Record) -> str:
+    if not dense["value"]:
+        return f"{other['metric']} of {other['name']}"
+    of = "" if _kept(dense, other).endswith("x") else "of "
+    return f"{of}the {dense['name']} model's {other['metric']}, by {other['name']}"
+
+
+def _pair(dense: Record, other: Record) -> str:
+    metric = other["metric"]
+    return (
+        f"{figure(metric, other['value'])} ({interval(other)}) against {figure(metric, dense['value'])} "
+        f"({interval(dense)}), n = {other['n']}"
+    )
+
+
+def _weights(run: Run) -> Iterator[Headline]:
+    if len(run.models) > 1:
+        dense, last = run.models[0], run.models[-1]
+        left = last["nonzeros"] + last["adapter_parameters"]
+        yield Headline(
+            times(dense["nonzeros"] / left),
+            "fewer non-zero weights, the adapter's counted in",
+            f"{count(left)} against {count(dense['nonzeros'])}, embeddings included",
+        )
+    if run.sparsity is not None:
+        linears = run.sparsity["linears"].values()
+        weights = sum(linear["shape"][0] * linear["shape"][1] for linear in linears)
+        yield Headline(
+            percent(run.sparsity["achieved"]),
+            "of the pruned linears' weights are zero",
+            f"{count(weights)} weights in {len(linears)} linears",
+        )
+
+
+def _size(run: Run) -> Iterator[Headline]:
+    packed, dense = (folder_bytes(run, name) for name in ("package", "sparse"))
+    if packed and dense:
+        says = "of the size of the model folder, packed"
+        yield Headline(times(packed / dense), says, f"{size(packed)} against {size(dense)} on disk")
+
+
+def folder_bytes(run: Run, name: str) -> int:
+    """Return the bytes of the files of one of a run's folders, 0 where it is not there; `sparse` without recovery."""
+    return sum(file.stat().st_size for file in (run.folder / name).glob("*") if file.is_file())
+
+
+def _search(run: Run) -> Iterator[Headline]:
+    if run.result is None or len(run.result["evaluations"]) < 2:
+        return
+    first, chosen = run.result["evaluations"][0]["metrics"], run.result["chosen"]["metrics"]
+    name = next(iter(chosen))
+    yield Headline(
+        figure(name, chosen[name]),
+        f"{name} on validation data of the configuration chosen",
+        f"{figure(name, first[name])} of the first tried, {len(run.result['evaluations'])} tried",
+    )
+
+
+def cards(found: list[Headline]) -> Markup:
+    """Return the headlines as a list."""
+
+    def card(headline: Headline) -> Any:
+        value, says = element("strong", headline.value), element("span", headline.says)
+        return element("li", value, says, element("small", headline.source))
+
+    return element("ul", *map(card, found), class_="headlines")

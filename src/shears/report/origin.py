@@ -1,0 +1,53 @@
+"""Where a run comes from: the recipe, versions, seeds, fingerprints of what was made from what."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from shears.report.html import element, table
+from shears.report.records import Record, Run
+
+FINGERPRINTS = ("base_fingerprint", "calibration_fingerprint", "data_fingerprint", "super_adapter_fingerprint",
+                "ranks_fingerprint", "fingerprint")  # fmt: skip
+SHORT = 12
+
+
+def stages_table(run: Run) -> Markup:
+    """Return each stage with its version, seed and fingerprints."""
+    rows = (
+        (name, record.get("shears_version", ""), record.get("config", {}).get("seed", ""), _fingerprints(record))
+        for name, record in run.stages()
+    )
+    return table("Stages", ("stage", "shears", "seed", "made from, and itself (sha256)"), rows)
+
+
+def _fingerprints(record: Record) -> str:
+    named = ((name.removesuffix("_fingerprint").replace("_", " "), record.get(name)) for name in FINGERPRINTS)
+    return ", ".join(f"{'itself' if name == 'fingerprint' else name} {value[:SHORT]}" for name, value in named if value)
+
+
+def recipe_text(run: Run) -> Markup:
+    """Return the resolved recipe as text, behind a click."""
+    words = yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True)
+    return element("details", element("summary", "The resolved recipe"), element("pre", words, tabindex="0"))
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return every recipe key in which two runs differ, with both values; the output folder does not count."""
+    left, right = dict(_flat(one)), dict(_flat(other))
+    keys = [key for key in dict.fromkeys([*left, *right]) if key != "output" and left.get(key) != right.get(key)]
+    return [(key, _value(left, key), _value(right, key)) for key in keys]
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _value(flat: Mapping[str, Any], key: str) -> str:
+    return str(flat[key]) if key in flat else "not set"

@@ -1,0 +1,102 @@
+"""What a run's folder holds, read as it lies there; a stage that is not there is None."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shears.artifacts import (
+    EVALUATION,
+    MERGED,
+    RECIPE,
+    RESULT,
+    SEARCH_SPACE,
+    SPARSITY,
+    SUB_ADAPTER,
+    TRAINING_LOG,
+    evaluation_file,
+    read_json,
+)
+from shears.errors import InputError
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The records of a run. `figures` are the measurements by model, each with its examples."""
+
+    folder: Path
+    recipe: Record
+    sparsity: Record | None
+    space: Record | None
+    log: Sequence[Record]
+    result: Record | None
+    sub_adapter: Record | None
+    merged: Record | None
+    package: Record | None
+    summary: Record | None
+    figures: Mapping[str, Record]
+
+    @property
+    def models(self) -> Sequence[Record]:
+        """The rows of the summary: one a model, dense first."""
+        return self.summary["models"] if self.summary else ()
+
+    @property
+    def exported(self) -> Record | None:
+        """The record of what the run exported."""
+        return self.sub_adapter or self.merged
+
+    def stages(self) -> Iterator[tuple[str, Record]]:
+        """Yield the stages that are there, each with its record."""
+        named = {"sparsify": self.sparsity, "train": self.space, "search": self.result, "export": self.exported}
+        yield from ((name, record) for name, record in {**named, "package": self.package}.items() if record)
+
+
+def read_run(folder: Path) -> Run:
+    """Return the records of a run's folder; InputError where it is none or a record is torn."""
+    if not folder.is_dir():
+        raise InputError(f"a report needs the folder of a run, and there is no {folder}; make one with shears run")
+    run = Run(
+        folder=folder,
+        recipe=_yaml(folder / RECIPE),
+        sparsity=_record(folder / "sparse" / SPARSITY),
+        space=_record(folder / "super_adapter" / SEARCH_SPACE),
+        log=_lines(folder / "super_adapter" / TRAINING_LOG),
+        result=_record(folder / "search" / RESULT),
+        sub_adapter=_record(folder / "sub_adapter" / SUB_ADAPTER),
+        merged=_record(folder / "merged" / MERGED),
+        package=_record(folder / "package" / "package.json"),
+        summary=(summary := _record(folder / EVALUATION)),
+        figures=_figures(folder, summary),
+    )
+    if not run.models and not any(run.stages()):
+        raise InputError(f"a report needs the folder of a run, and {folder} holds no stage of one; see shears run")
+    return run
+
+
+def _record(path: Path) -> Record | None:
+    return read_json(path) if path.is_file() else None
+
+
+def _figures(folder: Path, summary: Record | None) -> dict[str, Record]:
+    files = {row["name"]: evaluation_file(folder, row["name"]) for row in (summary or {"models": []})["models"]}
+    return {name: read_json(file) for name, file in files.items() if file.is_file()}
+
+
+def _yaml(path: Path) -> Record:
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return content if isinstance(content, dict) else {}
+
+
+def _lines(path: Path) -> list[Record]:
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} must hold a JSON object a line, got {error}; train again") from None

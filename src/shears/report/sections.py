@@ -1,0 +1,96 @@
+"""What each section of the page says and shows; a section of which the run has nothing is left out."""
+
+from collections.abc import Iterator
+
+from markupsafe import Markup
+
+from shears.recipe.goals import MAXIMISED
+from shears.report.bars import measurement_picture
+from shears.report.comparison import comparison
+from shears.report.curves import history_picture, training_pictures
+from shears.report.examples import agreement, differing
+from shears.report.front import front_picture, objectives_of
+from shears.report.maps import rank_map, sparsity_map
+from shears.report.origin import recipe_text, stages_table
+from shears.report.pairs import pairs_table, within
+from shears.report.records import Run
+from shears.report.section import section
+from shears.report.words import count
+
+Made = tuple[object, ...] | None  # the words of a section, then its pictures and tables
+
+
+def sections_of(run: Run, other: Run | None) -> Iterator[tuple[str, str, Markup]]:
+    """Yield the key, title and content of every section the run has something for."""
+    makers = {
+        "quality": ("Accuracy", _quality),
+        "comparison": ("Comparison", lambda run: comparison(run, other) if other else None),
+        "layers": ("Layers", _layers),
+        "training": ("Training", _training),
+        "search": ("Search", _search),
+        "examples": ("Examples", _examples),
+        "origin": ("Recipe", _origin),
+    }
+    for key, (title, make) in makers.items():
+        if (made := make(run)) is not None:
+            lead, *content = made
+            yield key, title, section(key, title, lead, *content)
+
+
+def _quality(run: Run) -> Made:
+    if run.summary is None or not run.models:
+        return None
+    first = run.models[0]
+    lead = f"Task {run.summary['task']} on {run.summary['data']}, {first['n']} samples, the same for every model."
+    if len(run.models) > 1 and run.space is not None:
+        lead += " Only the last model was trained on the task; the others are as they are."
+    bars = measurement_picture(f"{first['metric'].capitalize()}", run.models)
+    tested = pairs_table(within(run.figures)) if run.figures else None
+    return lead, bars, agreement(run.figures), tested
+
+
+def _layers(run: Run) -> Made:
+    zeros, ranks = run.sparsity, (run.exported or {}).get("ranks") or (run.result or {}).get("chosen", {}).get("ranks")
+    words, pictures = list[str](), list[Markup]()
+    if zeros is not None:
+        config = zeros["config"]
+        words.append(f"Pruned by {config['method']}, pattern {config['pattern']}, allocation {config['allocation']}.")
+        pictures.append(sparsity_map(zeros["linears"]))
+    if ranks:
+        words.append("The exported sub-adapter has these ranks; a larger one says that a place needs more.")
+        pictures.append(rank_map(ranks))
+    return (" ".join(words), *pictures) if pictures else None
+
+
+def _training(run: Run) -> Made:
+    if not run.log:
+        return None
+    tokens = sum(line["tokens"] for line in run.log)
+    lead = (
+        f"{run.log[-1]['step']} steps, {count(tokens)} tokens that carry the loss, {count(tokens / len(run.log))} a "
+        "step. Records hold no times, so that equal inputs give equal bytes; the command line shows tokens a second."
+    )
+    return lead, *training_pictures(run.log)
+
+
+def _search(run: Run) -> Made:
+    if run.result is None:
+        return None
+    config, entries = run.result.get("config", {}), run.result["evaluations"]
+    metric = objectives_of(run.result)[0]
+    lead = (
+        f"{config.get('strategy', 'search')} on {config.get('data', 'validation data')}: {len(entries)} configurations "
+        f"measured, {len(run.result['pareto'])} of them on the front."
+    )
+    best = max if metric in MAXIMISED else min
+    values = [float(entry["metrics"][metric]) for entry in entries]
+    return lead, front_picture(run.folder, run.result), history_picture(metric, values, best)
+
+
+def _examples(run: Run) -> Made:
+    found = differing(run.figures)
+    return ("Questions that some of the models answer and others do not.", *found) if found else None
+
+
+def _origin(run: Run) -> Made:
+    return "What it takes to make this run again.", stages_table(run), recipe_text(run)

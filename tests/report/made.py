@@ -1,0 +1,72 @@
+"""The records of a run as stages write them, without the models; any of them may be left out or replaced."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LAYERS = 3
+RANKS = {f"layers.{layer}.{kind}": rank for layer in range(LAYERS)
+         for kind, rank in (("q_proj+k_proj", 4), ("up_proj", (6, 4, 2)[layer]))}  # fmt: skip
+MODELS = {"dense": [1, 1, 0, 0], "sparse": [1, 0, 0, 0], "sparse + sub-adapter": [1, 0, 1, 0]}
+FILES = ("recipe.yaml", "sparse/sparsity.json", "super_adapter/search_space.json", "super_adapter/training_log.jsonl",
+         "search/result.json", "sub_adapter/sub_adapter.json", "evaluation.json")  # fmt: skip
+
+
+def record(index: int, name: str, right: int, prompt: str) -> dict[str, Any]:
+    """What one model gave on one example."""
+    return {"index": index, "prompt": f"{prompt} {index}", "prediction": float(right), "answer": 1.0,
+            "correct": bool(right), "output": f"{name} says {right}"}  # fmt: skip
+
+
+def row(name: str, right: list[int]) -> dict[str, Any]:
+    """One model's row of evaluation.json."""
+    value = sum(right) / len(right)
+    return {"name": name, "metric": "accuracy", "value": value, "n": len(right), "ci95": [value / 2, (1 + value) / 2],
+            "sparsity": 0.0 if name == "dense" else 0.5, "parameters": 1000,
+            "nonzeros": 1000 if name == "dense" else 600, "adapter_parameters": 20 if "+" in name else 0}  # fmt: skip
+
+
+def result() -> dict[str, Any]:
+    """Four configurations; the third is chosen, and the second on the front too."""
+    tried = [(0.5, 40), (0.45, 30), (0.4, 35), (0.6, 50)]
+    entries = [{"ranks": {**RANKS, "layers.0.up_proj": number + 1}, "metrics": {"loss": loss, "parameters": size}}
+               for number, (loss, size) in enumerate(tried)]  # fmt: skip
+    return {"shears_version": "0.1.0", "config": {"strategy": "random", "data": "validation.jsonl", "seed": 7},
+            "objectives": ["loss", "parameters"], "evaluations": entries, "chosen": entries[2],
+            "pareto": [entries[2], entries[1]], "super_adapter_fingerprint": "a" * 64}  # fmt: skip
+
+
+def records(prompt: str = "Question") -> dict[str, Any]:
+    """Every file of a run, by its path."""
+    linears = {f"model.layers.{layer}.self_attn.{name}": {"shape": [4, 8], "zeros": 8 * (layer + 1), "sparsity": 0.0}
+               for layer in range(LAYERS) for name in ("q_proj", "k_proj")}  # fmt: skip
+    files: dict[str, Any] = {
+        "recipe.yaml": {"model": "some-model", "sparsify": {"sparsity": 0.5}, "train": {"epochs": 1.0}},
+        "sparse/sparsity.json": {"shears_version": "0.1.0", "achieved": 0.5, "linears": linears, "model": "some-model",
+                                 "config": {"method": "wanda", "pattern": "row", "allocation": "owl", "seed": 3}},
+        "super_adapter/search_space.json": {"shears_version": "0.1.0", "config": {"seed": 5}, "fingerprint": "b" * 64},
+        "super_adapter/training_log.jsonl": [{"step": step, "loss": 3.0 / step, "tokens": 100, "learning_rate": 1e-3}
+                                             for step in range(1, 301)],
+        "search/result.json": result(),
+        "sub_adapter/sub_adapter.json": {"shears_version": "0.1.0", "config": {"seed": 0}, "ranks": RANKS},
+        "evaluation.json": {"task": "number", "data": "test.jsonl",
+                            "models": [row(name, right) for name, right in MODELS.items()]},
+    }  # fmt: skip
+    for name, right in MODELS.items():
+        each = [record(index, name, hit, prompt) for index, hit in enumerate(right)]
+        files[f"evaluation/{name.replace(' + ', '_').replace('-', '_')}.json"] = {**row(name, right), "records": each}
+    return files
+
+
+def write_run(folder: Path, files: dict[str, Any] | None = None) -> Path:
+    """Write the records below a folder; return it."""
+    for name, content in (records() if files is None else files).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".jsonl"):
+            path.write_text("".join(json.dumps(line) + "\n" for line in content))
+        else:
+            path.write_text(yaml.safe_dump(content) if name.endswith(".yaml") else json.dumps(content))
+    return folder

@@ -1,0 +1,186 @@
+"""The page says what the records say, leaves out what is not there, and lets no text become markup."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shears.errors import InputError
+from shears.report.write import write_report
+from tests.report.made import FILES, RANKS, records, write_run
+
+HOSTILE = "</script></pre><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\"'&<b>"
+CONTENTS = {
+    "sparse/sparsity.json": "Share of zeros",
+    "super_adapter/training_log.jsonl": "Training loss",
+    "search/result.json": "configurations: loss against parameters",
+    "evaluation.json": "95\N{NO-BREAK SPACE}% interval",
+}
+
+
+class Reader(HTMLParser):
+    """What a parser makes of the page: elements with their attributes, and the text that is read."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def page_of(folder: Path, files: dict[str, Any] | None = None) -> str:
+    return write_report(write_run(folder / "run", files)).read_text(encoding="utf-8")
+
+
+def test_the_page_says_what_the_records_say(tmp_path: Path) -> None:
+    text = Reader(page_of(tmp_path)).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "100 %of the dense model's accuracy, by sparse + sub-adapter50.0 % (25.0 % to 75.0 %) against 50.0 %" in text
+    assert "1.61xfewer non-zero weights" in text  # 1000 / (600 + 20)
+    assert "300 steps, 30 k tokens" in text
+    assert "random on validation.jsonl: 4 configurations measured, 2 of them on the front" in text
+    assert "sparse + sub-adapter says 1" in text
+    # three of four agree; the sub-adapter has one more right: McNemar's mid-p of 1 against 0 is 1/2
+    assert "sparse + sub-adapter against sparse+25.0-38.3 to +71.7100.5" in text
+    assert "sparsify0.1.03" in text  # stage, version, seed
+    for share in ("25.0 %", "50.0 %", "75.0 %"):  # zeros of the three layers
+        assert share in text
+
+
+@pytest.mark.parametrize("missing", FILES)
+def test_a_stage_that_is_not_there_is_left_out(tmp_path: Path, missing: str) -> None:
+    files = {name: content for name, content in records().items() if name != missing}
+    page = page_of(tmp_path, files)
+    assert CONTENTS.get(missing, "window.hacked") not in page
+    assert all(words in page for name, words in CONTENTS.items() if name != missing)
+
+
+@pytest.mark.parametrize("only", [name for name in FILES if name.endswith(".json")])
+def test_one_stage_alone_makes_a_page(tmp_path: Path, only: str) -> None:
+    assert "<h1>run</h1>" in page_of(tmp_path, {only: records()[only]})
+
+
+def test_no_text_becomes_markup(tmp_path: Path) -> None:
+    files = records(prompt=HOSTILE)
+    plain = Reader(page_of(tmp_path / "plain"))
+    files["recipe.yaml"] |= {"model": HOSTILE, HOSTILE: {HOSTILE: 1}}
+    files["evaluation.json"] |= {"task": HOSTILE, "data": HOSTILE}
+    files["search/result.json"]["config"] |= {"strategy": HOSTILE}
+    files["sub_adapter/sub_adapter.json"]["ranks"] = {**RANKS, f"layers.1.{HOSTILE}": 4}
+    files["sparse/sparsity.json"]["config"]["method"] = HOSTILE
+    reader = Reader(page_of(tmp_path / "hostile", files))
+    assert {tag for tag, _ in reader.elements} == {tag for tag, _ in plain.elements}
+    assert len(reader.named("script")) == 1
+    assert not any(name.startswith("on") for _, attributes in reader.elements for name in attributes)
+    assert reader.text.count(HOSTILE) >= 8
+
+
+def test_a_folder_named_like_markup_is_a_name(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "<img src=x onerror=alert(1)>")
+    assert not Reader(write_report(run).read_text()).named("img")
+
+
+def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
+    page = page_of(tmp_path)
+    assert not re.search(r"https?:|url\(|@import", page)
+    links = {attributes["href"] for attributes in Reader(page).named("a")}
+    assert all(str(link).startswith("#") for link in links)
+
+
+def test_every_picture_has_a_name_and_its_table_behind_it(tmp_path: Path) -> None:
+    reader = Reader(page_of(tmp_path))
+    drawings, figures = reader.named("svg"), reader.named("figure")
+    assert len(drawings) == len(figures) == 7
+    assert all(drawing["aria-label"] for drawing in drawings)
+    order = [tag for tag, _ in reader.elements if tag in ("figure", "figcaption", "svg", "details", "table")]
+    assert " ".join(order).count("figure figcaption svg details table") == 7
+
+
+def test_ids_are_unique_and_every_link_leads_somewhere(tmp_path: Path) -> None:
+    reader = Reader(page_of(tmp_path))
+    ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    assert {str(attributes["href"])[1:] for attributes in reader.named("a")} <= set(ids)
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert write_report(run, tmp_path / "a.html").read_bytes() == write_report(run, tmp_path / "b.html").read_bytes()
+
+
+def test_a_command_is_copied_as_a_shell_reads_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "my $runs")
+    points = [
+        attributes for attributes in Reader(write_report(run).read_text()).named("g") if "data-copy" in attributes
+    ]
+    expected = f"shears export '{run}/super_adapter' sub_adapter --ranks '{run}/search/result.json:3'"
+    assert [point["data-copy"] for point in points][-1] == expected  # the chosen one is drawn last
+    assert [point.get("tabindex") for point in points] == [None, None, "0", "0"]
+
+
+def test_two_runs_are_shown_beside_each_other(tmp_path: Path) -> None:
+    one, files = write_run(tmp_path / "one"), records()
+    files["recipe.yaml"]["train"]["epochs"] = 3.0
+    other = write_run(tmp_path / "two", files)
+    text = Reader(write_report(one, compare=other).read_text()).text
+    assert "one: dense" in text
+    assert "two: sparse + sub-adapter" in text
+    assert "train.epochs1.03.0" in text
+    assert "sparse: one against two+0.0" in text
+    files["evaluation.json"]["data"] = "else.jsonl"
+    text = Reader(write_report(one, compare=write_run(tmp_path / "two", files)).read_text()).text
+    assert "not measured on the same task and data" in text
+    assert "one: dense" not in text
+
+
+def test_perplexities_are_no_percentages(tmp_path: Path) -> None:
+    files = {"evaluation.json": records()["evaluation.json"]}
+    for number, row in enumerate(files["evaluation.json"]["models"]):
+        row |= {"metric": "perplexity", "value": 20.0 + 10 * number, "ci95": [19.0, 45.0]}
+    text = Reader(page_of(tmp_path, files)).text
+    assert "2.00xthe dense model's perplexity, by sparse + sub-adapter40 (19 to 45) against 20" in text
+
+
+def test_a_loss_that_ran_away_still_makes_a_page(tmp_path: Path) -> None:
+    files = records()
+    files["super_adapter/training_log.jsonl"][5]["loss"] = float("inf")
+    page = page_of(tmp_path, files)
+    drawn = re.findall(r'points="([^"]*)"', page)
+    assert drawn
+    assert not any(word in line for line in drawn for word in ("nan", "inf"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "nowhere", "there is no"),
+        (lambda folder: folder, "holds no stage of one"),
+    ],
+)
+def test_what_is_no_run_is_refused(tmp_path: Path, make: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        write_report(make(tmp_path))
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_torn_records_and_outputs_that_are_folders_are_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    with pytest.raises(InputError, match="the output must be a file"):
+        write_report(run, tmp_path)
+    (run / "super_adapter" / "training_log.jsonl").write_text("{")
+    with pytest.raises(InputError, match="a JSON object a line"):
+        write_report(run)
+    (run / "super_adapter" / "training_log.jsonl").write_text("")
+    (run / "evaluation.json").write_text("{")
+    with pytest.raises(InputError, match="must be a JSON file"):
+        write_report(run)
