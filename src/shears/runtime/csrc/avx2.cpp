@@ -1,0 +1,191 @@
+// AVX2 with FMA. One token, or a tile of them: kept weights are expanded in registers; for more tokens a panel is expanded once into the
+// cache (fp32, or 16-bit integers) and multiplied tile by tile.
+#include "avx2_floats.h"
+#include "avx2_ints.h"
+
+namespace shears {
+namespace {
+
+constexpr int64_t kAhead = 4096;  // bytes of values asked for ahead
+
+int tile(Values values, int64_t tokens) {
+  if (tokens <= 2 || values == Values::i8) return tokens < 2 ? 1 : 2;
+  return 4;
+}
+
+size_t tile_bytes(Values values, int64_t cols, int tile) {
+  return values == Values::i8 ? int_tile_bytes(cols, tile) : interleaved_bytes(values, cols, tile);
+}
+
+void prepare(Values values, const float* x, int64_t cols, int count, int tile, void* out) {
+  if (values == Values::i8) return lay_out_ints(x, cols, count, tile, out);
+  interleave(values, x, cols, count, tile, static_cast<float*>(out));
+}
+
+// A panel in the cache: 16 rows of fp32, or of 16-bit integers.
+size_t scratch_bytes(const Matrix& matrix, int64_t tokens) {
+  const size_t inputs = static_cast<size_t>(groups(matrix.values, matrix.cols) * group_size(matrix.values));
+  return tokens <= tile(matrix.values, tokens) ? 0 : inputs * kPanelRows * (matrix.values == Values::i8 ? 2 : 4);
+}
+
+// Where a panel's masks and values begin.
+struct Panel {
+  const uint8_t* masks;
+  const uint8_t* data;
+};
+
+Panel panel_at(const Matrix& matrix, int64_t p) {
+  const int64_t count = groups(matrix.values, matrix.cols);
+  const int64_t first = matrix.masks ? matrix.offsets[p] : p * count * kPanelRows * group_size(matrix.values);
+  return {matrix.masks ? matrix.masks + p * count * 2 * group_size(matrix.values) : nullptr,
+          static_cast<const uint8_t*>(matrix.data) + first * element_bytes(matrix.values)};
+}
+
+template <class T>
+inline void next(const uint8_t*& masks, const typename T::Element*& v, Column (&columns)[T::kGroup]) {
+  _mm_prefetch(reinterpret_cast<const char*>(v) + kAhead, _MM_HINT_T0);
+  if (!masks) return T::load(v, columns);
+  T::expand(masks, v, columns);
+  masks += 2 * T::kGroup;
+}
+
+template <int M>
+inline void step(const Column& column, const float* x, Column (&sums)[M]) {
+#pragma GCC unroll 4
+  for (int t = 0; t < M; ++t) {
+    const __m256 input = _mm256_broadcast_ss(x + t);
+    sums[t].top = _mm256_fmadd_ps(column.top, input, sums[t].top);
+    sums[t].bottom = _mm256_fmadd_ps(column.bottom, input, sums[t].bottom);
+  }
+}
+
+template <int M>
+void store_columns(const Job& job, int64_t p, int64_t first, const Column (&sums)[M]) {
+  alignas(32) float rows[kPanelRows];
+  for (int t = 0; t < M && first + t < job.tokens; ++t) {
+    _mm256_store_ps(rows, sums[t].top), _mm256_store_ps(rows + 8, sums[t].bottom);
+    store(job, p, first + t, rows);
+  }
+}
+
+template <class T, int M>
+void stream(const Job& job, int64_t p) {
+  Panel panel = panel_at(*job.matrix, p);
+  const int64_t count = groups(T::kValues, job.matrix->cols);
+  const float* x = static_cast<const float*>(job.prepared);
+  auto v = reinterpret_cast<const typename T::Element*>(panel.data);
+  Column sums[M] = {}, columns[T::kGroup];
+  for (int64_t j = 0; j < count; ++j) {
+    next<T>(panel.masks, v, columns);
+#pragma GCC unroll 2
+    for (int i = 0; i < T::kGroup; ++i, x += M) step<M>(columns[i], x, sums);
+  }
+  store_columns<M>(job, p, 0, sums);
+}
+
+template <class T>
+void from_cache(const Job& job, int64_t p, float* scratch) {
+  constexpr int M = 4;
+  Panel panel = panel_at(*job.matrix, p);
+  const int64_t count = groups(T::kValues, job.matrix->cols) * T::kGroup;
+  auto v = reinterpret_cast<const typename T::Element*>(panel.data);
+  Column columns[T::kGroup];
+  for (int64_t i = 0; i < count; i += T::kGroup) {
+    next<T>(panel.masks, v, columns);
+    for (int k = 0; k < T::kGroup; ++k)
+      _mm256_store_ps(scratch + 16 * (i + k), columns[k].top), _mm256_store_ps(scratch + 16 * (i + k) + 8, columns[k].bottom);
+  }
+  const char* tile = static_cast<const char*>(job.prepared);
+  for (int64_t t = 0; t < job.tokens; t += M, tile += interleaved_bytes(T::kValues, job.matrix->cols, M)) {
+    const float* x = reinterpret_cast<const float*>(tile);
+    Column sums[M] = {};
+    for (int64_t i = 0; i < count; ++i)
+      step<M>({_mm256_load_ps(scratch + 16 * i), _mm256_load_ps(scratch + 16 * i + 8)}, x + i * M, sums);
+    store_columns<M>(job, p, t, sums);
+  }
+}
+
+template <class T>
+void float_panel(const Job& job, int64_t p, void* scratch) {
+  if (job.tokens > 4) return from_cache<T>(job, p, static_cast<float*>(scratch));
+  switch (tile(T::kValues, job.tokens)) {
+    case 1: return stream<T, 1>(job, p);
+    case 2: return stream<T, 2>(job, p);
+  }
+  stream<T, 4>(job, p);
+}
+
+template <int M>
+void empty(__m256i (&exact)[M][4], __m256 (&sums)[M][4]) {
+  for (int t = 0; t < M; ++t)
+    for (int q = 0; q < 4; ++q) {
+      sums[t][q] = _mm256_add_ps(sums[t][q], _mm256_cvtepi32_ps(exact[t][q]));
+      exact[t][q] = _mm256_setzero_si256();
+    }
+}
+
+// One tile of M tokens; `quarter(q)` gives the next four rows by four inputs.
+template <int M, class F>
+inline void int_tile(const Job& job, int64_t p, int64_t first, const char* tile, F quarter) {
+  const int64_t count = groups(Values::i8, job.matrix->cols);
+  const char* x = tile + scales_bytes(M);
+  __m256i exact[M][4] = {};
+  __m256 sums[M][4] = {};
+  for (int64_t j = 0; j < count; ++j) {
+    if (j % kGroupsExact == 0) empty<M>(exact, sums);
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      const __m256i w = quarter();
+#pragma GCC unroll 2
+      for (int t = 0; t < M; ++t) {
+        long long inputs;
+        std::memcpy(&inputs, x + (j * M + t) * 8, 8);
+        exact[t][q] = _mm256_add_epi32(exact[t][q], _mm256_madd_epi16(w, _mm256_set1_epi64x(inputs)));
+      }
+    }
+  }
+  empty<M>(exact, sums);
+  for (int t = 0; t < M && first + t < job.tokens; ++t) {
+    alignas(32) float pairs[32], rows[kPanelRows];
+    for (int q = 0; q < 4; ++q) _mm256_store_ps(pairs + 8 * q, sums[t][q]);
+    for (int r = 0; r < kPanelRows; ++r) rows[r] = (pairs[2 * r] + pairs[2 * r + 1]) * reinterpret_cast<const float*>(tile)[t];
+    store(job, p, first + t, rows);
+  }
+}
+
+template <int M>
+void int_panel(const Job& job, int64_t p, void* scratch) {
+  Panel panel = panel_at(*job.matrix, p);
+  auto next_quarter = [&] {
+    if (!panel.masks) return load_quarter(panel.data);
+    _mm_prefetch(reinterpret_cast<const char*>(panel.data) + kAhead, _MM_HINT_T0);
+    panel.masks += 2;
+    return expand_quarter(panel.masks - 2, panel.data);
+  };
+  const char* tile = static_cast<const char*>(job.prepared);
+  if (job.tokens <= M) return int_tile<M>(job, p, 0, tile, next_quarter);
+  __m256i* dense = static_cast<__m256i*>(scratch);
+  const int64_t count = groups(Values::i8, job.matrix->cols) * 4;
+  for (int64_t i = 0; i < count; ++i) _mm256_store_si256(dense + i, next_quarter());
+  for (int64_t t = 0; t < job.tokens; t += M, tile += int_tile_bytes(job.matrix->cols, M)) {
+    const __m256i* w = dense;
+    int_tile<M>(job, p, t, tile, [&] { return _mm256_load_si256(w++); });
+  }
+}
+
+void run(const Job& job, int64_t first, int64_t last, void* scratch) {
+  for (int64_t p = first; p < last; ++p) switch (job.matrix->values) {
+      case Values::f32: float_panel<Narrow32>(job, p, scratch); break;
+      case Values::bf16: float_panel<Narrow16>(job, p, scratch); break;
+      case Values::i8: job.tokens < 2 ? int_panel<1>(job, p, scratch) : int_panel<2>(job, p, scratch); break;
+    }
+}
+
+}  // namespace
+
+const Isa& avx2_isa() {
+  static const Isa table{"avx2", tile, tile_bytes, prepare, scratch_bytes, run};
+  return table;
+}
+
+}  // namespace shears

@@ -1,0 +1,31 @@
+// Where the kept values of eight places go: byte shuffles for 1 and 2 byte values, lane numbers for 4 byte ones, by mask byte.
+#pragma once
+#include <cstdint>
+
+namespace shears {
+namespace {
+
+struct Tables {
+  alignas(32) int32_t lanes[256][8];   // for vpermps; the sign bit marks a pruned place
+  alignas(16) uint8_t words[256][16];  // for vpshufb; 0x80 makes a zero
+  alignas(8) uint8_t bytes[256][8];
+};
+
+constexpr Tables make_tables() {
+  Tables tables{};
+  for (int mask = 0; mask < 256; ++mask)
+    for (int place = 0, next = 0; place < 8; ++place) {
+      const bool kept = mask >> place & 1;
+      tables.lanes[mask][place] = kept ? next : INT32_MIN;
+      tables.words[mask][2 * place] = static_cast<uint8_t>(kept ? 2 * next : 0x80);
+      tables.words[mask][2 * place + 1] = static_cast<uint8_t>(kept ? 2 * next + 1 : 0x80);
+      tables.bytes[mask][place] = static_cast<uint8_t>(kept ? next : 0x80);
+      next += kept;
+    }
+  return tables;
+}
+
+constexpr Tables kTables = make_tables();
+
+}  // namespace
+}  // namespace shears
