@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from shears.skeleton import Skeleton
 from shears.tensor_files import INDEX, SINGLE
-from tests.tiny import CONFIGS, VOCABULARY, WINDOW
+from tests.tiny import CONFIGS, VOCABULARY, WINDOW, tiny_tokenizer
 
 LLAMA = CONFIGS["llama_untied"][1]
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
@@ -76,3 +76,9 @@ def copied(source: Path, output: Path) -> Path:
     """Make the output folder with all but the weights."""
     shutil.copytree(source, output, ignore=shutil.ignore_patterns("*.safetensors", INDEX))
     return output
+
+
+def tiny_tokenizer_beside(folder: Path) -> Path:
+    """Save the tokenizer into a model's folder; return the folder."""
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

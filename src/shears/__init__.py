@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from shears.errors import InputError
     from shears.evaluation.run import evaluate
     from shears.export.peft import export_adapter
+    from shears.export.unpack import unpack
     from shears.fetching import fetch
     from shears.inspection import inspect
     from shears.pipeline import run
@@ -42,6 +43,7 @@ _HOMES = {
     "sparsify": "sparsity.stage",
     "sparsify_model": "sparsity.prune",
     "train": "adapt.train",
+    "unpack": "export.unpack",
     "write_report": "report.write",
 }
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "sparsify",
     "sparsify_model",
     "train",
+    "unpack",
     "write_report",
 ]
 

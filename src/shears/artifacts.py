@@ -25,14 +25,14 @@ from shears.fields import StageConfig
 logger = logging.getLogger(__name__)
 
 SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER = "sparsity.json", "search_space.json", "result.json", "sub_adapter.json"
-EVALUATION, RECOVERY, MERGED = "evaluation.json", "recovery.json", "merged.json"
+EVALUATION, RECOVERY, MERGED, PACKAGE = "evaluation.json", "recovery.json", "merged.json", "package.json"
 RECIPE, REPORT = "recipe.yaml", "report.html"  # in a run's folder
-RECORDS = (SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER, RECOVERY, MERGED, EVALUATION)
+RECORDS = (PACKAGE, SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER, RECOVERY, MERGED, EVALUATION)
 TRAINING_LOG = "training_log.jsonl"
 RECOVERY_FOLDER = "recovery"  # inside a sparse model's folder
 KINDS = {
     SPARSITY: "a sparse model", SEARCH_SPACE: "a super-adapter", SUB_ADAPTER: "a sub-adapter", RECOVERY: "a recovery",
-    MERGED: "a merged model",
+    MERGED: "a merged model", PACKAGE: "a package",
 }  # fmt: skip
 CONFIG = ".asked.json"  # in the working folder: what the interrupted stage was asked to do
 LOCK = ".lock"

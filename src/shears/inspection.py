@@ -11,6 +11,7 @@ from safetensors import safe_open
 from shears.artifacts import (
     EVALUATION,
     MERGED,
+    PACKAGE,
     RECOVERY,
     RESULT,
     SEARCH_SPACE,
@@ -18,9 +19,12 @@ from shears.artifacts import (
     SUB_ADAPTER,
     partial_folder,
     read_json,
+    read_record,
     weights_fingerprint,
 )
 from shears.errors import InputError
+from shears.package_models import is_package
+from shears.packed.file import read_package
 
 IN_BLOCK = re.compile(r"(?:^|\.)(?P<layer>\d+)\.(?P<path>.+?)(?P<suffix>\.weight)?$")
 EXPERTS = "experts"
@@ -62,7 +66,11 @@ def folder_size(path: Path) -> int:
 
 
 def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor of a folder's safetensors files, one in memory at a time."""
+    """Yield every tensor of a folder's safetensors files, one in memory at a time; of a package those of its model."""
+    if is_package(folder):
+        package = read_package(folder)
+        yield from ((name, tensor) for name, tensor in package.model_tensors() if name not in package.index.tied)
+        return
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118  (safe_open is no mapping)
@@ -174,6 +182,23 @@ def _adapter(folder: Path) -> dict[str, Any]:
     }
 
 
+def _package(folder: Path) -> dict[str, Any]:
+    record, tensors = read_record(folder, PACKAGE), read_package(folder).adapter().values()
+    shown = ("values", "rounding", "num_linears", "bytes", "ratio", "ranks")
+    sizes = {f"bytes_{name}": size for name, size in record["bytes"].items()}
+    ratios = {f"size_of_dense_{name}": ratio for name, ratio in record["ratio"].items()}
+    return {
+        **_model(folder),
+        "kind": "package",
+        "adapter_parameters": sum(tensor.numel() for tensor in tensors),
+        "base_fingerprint": record["base_fingerprint"],
+        **{key: record[key] for key in shown if key in record},
+        **sizes,
+        **ratios,
+        "config": record["config"],
+    }
+
+
 def _search(folder: Path) -> dict[str, Any]:
     return {"kind": "search", **read_json(folder / RESULT)}
 
@@ -183,6 +208,7 @@ def _run(folder: Path) -> dict[str, Any]:
 
 
 KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    PACKAGE: _package,
     RESULT: _search,
     **dict.fromkeys(ADAPTERS, _adapter),
     "config.json": _model,

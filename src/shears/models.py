@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shears.errors import InputError, first_line
 from shears.fetching import EMBEDDED, convert_gguf, fetch
+from shears.package_models import is_package, load_packaged
 from shears.peft_files import ADAPTER_CONFIG
 from shears.tensor_files import refuse_missing
 
@@ -96,12 +97,14 @@ def model_folder(name: str | Path) -> Path:
 def load_model(name: str | Path, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
     """Return the causal language model in evaluation mode; `auto` keeps the dtype it was saved in.
 
+    Of a package it is the model without the adapter, its packed weights dense.
     InputError, in one line, for whatever keeps it from loading, missing weights included.
     """
     folder, place = model_folder(name), pick_device(device)
-    options: dict[str, Any] = {"dtype": DTYPES.get(dtype, "auto"), "use_safetensors": True}
     try:
-        model, info = cast("Any", AutoModelForCausalLM).from_pretrained(folder, output_loading_info=True, **options)
+        model, info = _loaded(folder, DTYPES.get(dtype, "auto"))
+    except InputError:
+        raise
     except LOADING_ERRORS as error:
         raise InputError(
             f"{name} must be a causal language model that transformers loads: {first_line(error)}"
@@ -110,6 +113,13 @@ def load_model(name: str | Path, dtype: str = "auto", device: str = "auto") -> P
     loaded: PreTrainedModel = model.eval().to(place)
     logger.info("loaded %s: %.4g M parameters, %s, %s", name, loaded.num_parameters() / 1e6, loaded.dtype, place)
     return loaded
+
+
+def _loaded(folder: Path, dtype: torch.dtype | str) -> Any:
+    if is_package(folder):
+        return load_packaged(folder, dtype)
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    return cast("Any", AutoModelForCausalLM).from_pretrained(folder, **options)
 
 
 def _refuse_random_weights(name: str | Path, info: dict[str, Any]) -> None:

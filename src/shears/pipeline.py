@@ -12,6 +12,7 @@ from shears.adapt.train import train
 from shears.artifacts import (
     EVALUATION,
     MERGED,
+    PACKAGE,
     RECIPE,
     RESULT,
     SEARCH_SPACE,
@@ -159,7 +160,9 @@ def _export_stage(recipe: Recipe, folder: Path) -> Stage:
 
 
 def exported(recipe: Recipe, folder: Path) -> tuple[Path, str]:
-    """Return where the export of a run goes and the record in it: an adapter, or a merged model."""
+    """Return where the export of a run goes and the record in it: an adapter, a merged model, or a package."""
+    if recipe.export.format == "package":
+        return folder / "package", PACKAGE
     return (folder / "merged", MERGED) if recipe.export.merges else (folder / "sub_adapter", SUB_ADAPTER)
 
 
@@ -173,8 +176,8 @@ def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
     }
     if recipe.train:
         output, _ = exported(recipe, folder)
-        if recipe.export.merges:
-            models["merged"] = (str(output), None)
+        if recipe.export.merges or recipe.export.format == "package":
+            models[output.name] = (str(output), None)
         else:
             models["sparse + sub-adapter"] = (str(folder / "sparse"), output)
     (folder / "evaluation").mkdir(exist_ok=True)
@@ -195,7 +198,7 @@ def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, fo
         "sparsity": weights["sparsity"],
         "parameters": weights["parameters"],
         "nonzeros": weights["nonzeros"],
-        "adapter_parameters": extra["parameters"] if extra else 0,
+        "adapter_parameters": extra["parameters"] if extra else weights.get("adapter_parameters", 0),
     }
 
 

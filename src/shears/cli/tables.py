@@ -11,7 +11,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from shears.artifacts import SPARSITY, read_json
+from shears.artifacts import PACKAGE, SPARSITY, read_json
 from shears.progress import is_first_process
 
 console = Console(quiet=not is_first_process())
@@ -31,6 +31,17 @@ def sparsity_line(folder: Path) -> str:
     zeros = sum(linear["zeros"] for linear in record["linears"].values())
     size = sum(linear["shape"][0] * linear["shape"][1] for linear in record["linears"].values())
     return f"{zeros / size:.2%} of the {size / 1e6:.1f} M weights of {len(record['linears'])} linears are zero"
+
+
+def package_line(folder: Path) -> str:
+    """Return how large a package came out, in words."""
+    record = read_json(folder / PACKAGE)
+    sizes, ratio = record["bytes"], record["ratio"]
+    return (
+        f"{record['num_linears']} linears packed as {record['values']}, {record['sparsity']:.1%} zeros, "
+        f"{sizes['linears'] / 1e6:.1f} MB ({ratio['linears']:.3f} of dense); the model {sizes['model'] / 1e6:.1f} MB "
+        f"({ratio['model']:.3f} of dense)"
+    )
 
 
 def figure(data: Mapping[str, Any]) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shears.artifacts import MERGED, read_json
+from shears.artifacts import MERGED, PACKAGE, read_json
 from shears.cli import tables
 from shears.cli.app import app
 from shears.cli.options import SET, refuse_launcher, with_stage_options
@@ -114,24 +114,33 @@ def search(
 @with_stage_options("export", ExportConfig)
 def export(
     super_adapter: Annotated[
-        str, typer.Argument(metavar="SUPER", help="Super-adapter that train wrote; to merge, a sub-adapter too.")
+        str,
+        typer.Argument(
+            metavar="SUPER",
+            help="Super-adapter that train wrote; to merge or pack, a sub-adapter or (to pack) a model too.",
+        ),
     ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
-    model: Annotated[str | None, typer.Option(help="Its sparse model, if moved; only to merge.")] = None,
+    model: Annotated[str | None, typer.Option(help="Its sparse model, if moved; only to merge or pack.")] = None,
     *,
     values: Values,
 ) -> None:
-    """Write one sub-adapter as an ordinary PEFT adapter, or merge it into its model.
+    """Write one sub-adapter as an ordinary PEFT adapter, merge it into its model, or pack both.
 
     Stock PeftModel.from_pretrained loads an adapter, AutoModelForCausalLM a merged model.
 
     shears export adapter sub_adapter --ranks search/result.json
 
     shears export adapter merged --ranks search/result.json --format merged-sparse
+
+    shears export adapter package --ranks search/result.json --format package --values bf16
     """
     import shears
 
     folder = shears.export_adapter(super_adapter, out, model=model, **values)
+    if (folder / PACKAGE).is_file():
+        tables.print_line(f"{folder}: {tables.package_line(folder)}. Next: shears generate {folder} --prompt ...")
+        return
     if (folder / MERGED).is_file():
         zeros = read_json(folder / MERGED)["sparsity"]["after"]
         tables.print_line(
@@ -139,6 +148,25 @@ def export(
         )
         return
     tables.print_line(f"{folder}: PEFT adapter. Next: shears evaluate SPARSE --adapter {folder} --task ... --data TEST")
+
+
+@app.command()
+def unpack(
+    package: Annotated[str, typer.Argument(metavar="PACKAGE", help="Package that export wrote.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
+) -> None:
+    """Turn a package back into an ordinary model folder and PEFT adapter.
+
+    Bit for bit what was packed, but for int8.
+
+    shears unpack package unpacked
+    """
+    import shears
+
+    refuse_launcher("unpack")
+    folder = shears.unpack(package, out)
+    adapter = f" --adapter {folder}/adapter" if (folder / "adapter").is_dir() else ""
+    tables.print_line(f"{folder}: unpacked. Next: shears evaluate {folder}/model{adapter} --task ... --data TEST")
 
 
 @app.command()

@@ -1,6 +1,8 @@
 """The evaluation as a stage: load a model and perhaps an adapter, measure, write the figures."""
 
 import logging
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,17 +11,20 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.sparse_adapter import make_sparse
-from shears.artifacts import check_input, find_record, read_json, read_record, weights_fingerprint, write_json
+from shears.artifacts import PACKAGE, check_input, find_record, read_json, read_record, weights_fingerprint, write_json
 from shears.errors import InputError, first_line
 from shears.evaluation.generate import stream
 from shears.evaluation.score import device_of
 from shears.evaluation.tasks import Evaluation, evaluate_task
 from shears.models import autocast, load_model, load_tokenizer, model_folder
-from shears.peft_files import ADAPTER_CONFIG
+from shears.package_models import is_package
+from shears.packed.file import read_package
+from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.prompts import DEFAULT_TEMPLATE, TEMPLATES
 from shears.recipe import EvaluateConfig, GenerateConfig
 from shears.resolve import build
@@ -71,8 +76,10 @@ def load_with_adapter(
     """Return a model, ready to evaluate, and its tokenizer; the adapter on it loads through stock PEFT.
 
     One that was trained with sparse_adapter is masked by the model's zeros, as in its training. InputError where the
-    adapter does not load, lacks weights, or was trained on another base than this model.
+    adapter does not load, lacks weights, or was trained on another base than this model. A package brings its own.
     """
+    if is_package(model):
+        return _packaged(Path(model), adapter, dtype, device)
     record = {} if adapter is None else _checked_record(Path(adapter), model)
     base, tokenizer = load_model(model, dtype, device), load_tokenizer(model)
     if adapter is None:
@@ -81,6 +88,28 @@ def load_with_adapter(
     if record.get("sparse_adapter", False):
         make_sparse(adapted)
     return adapted, tokenizer
+
+
+def _packaged(
+    folder: Path, adapter: str | Path | None, dtype: str, device: str
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Return the model of a package with the adapter in it, both as PEFT and transformers know them."""
+    if adapter is not None:
+        raise InputError(
+            f"a package comes with its adapter, got adapter={adapter} beside {folder}; unpack it to change it"
+        )
+    read_record(folder, PACKAGE)
+    base, tokenizer = load_model(folder, dtype, device), load_tokenizer(folder)
+    tensors = read_package(folder, verify=False).adapter()
+    return (_with_tensors(base, folder, tensors) if tensors else base), tokenizer
+
+
+def _with_tensors(base: nn.Module, folder: Path, tensors: dict[str, Tensor]) -> nn.Module:
+    """Put an adapter whose tensors are in memory on the model, as PEFT does a file; InputError where it does not."""
+    with tempfile.TemporaryDirectory(prefix="shears-") as place:
+        save_file(tensors, Path(place) / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        shutil.copyfile(folder / ADAPTER_CONFIG, Path(place) / ADAPTER_CONFIG)
+        return _with_adapter(base, Path(place))
 
 
 def _checked_record(adapter: Path, model: str | Path) -> dict[str, Any]:

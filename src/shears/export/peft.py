@@ -1,6 +1,5 @@
 """Write a sub-adapter as an ordinary PEFT adapter that stock tools load."""
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from shears.artifacts import (
     SUB_ADAPTER,
     as_data,
     file_fingerprint,
+    read_json,
     read_record,
     weights_fingerprint,
     working_folder,
@@ -24,8 +24,10 @@ from shears.artifacts import (
 from shears.errors import InputError
 from shears.export.choice import by_linear, choose_ranks, ranks_file
 from shears.export.merge import merge_adapter
+from shears.export.package import export_package
+from shears.export.sub_adapter import sliced_config
 from shears.export.tensors import padded, sliced
-from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, rank_patterns
+from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.recipe import ExportConfig
 from shears.resolve import build
 from shears.version import __version__
@@ -42,9 +44,12 @@ def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str 
 
     The keywords are the fields of `ExportConfig`. It is an adapter, for which no model is read, or, in the merged
     formats, a whole model: the base (`model` where it was moved) with the sub-adapter in its weights; these take a
-    sub-adapter that was exported before, too. InputError for ranks outside the search space and for another base.
+    sub-adapter that was exported before, too. A package takes also a model without an adapter, by any name.
+    InputError for ranks outside the search space and for another base.
     """
     settings, folder, output = build(ExportConfig, "export", config), Path(super_adapter), Path(output)
+    if settings.format == "package":
+        return export_package(str(super_adapter), output, model, settings)
     if settings.merges:
         return merge_adapter(folder, output, model, settings)
     if model is not None:
@@ -74,18 +79,9 @@ def _export(folder: Path, output: Path, settings: ExportConfig) -> Path:
 
 
 def _adapter_config(folder: Path, space: SearchSpace, ranks: RankConfig, form: str) -> dict[str, Any]:
-    """Return the super-adapter's own PEFT config; smaller ranks get patterns whose scaling stays alpha / max_rank.
-
-    PEFT scales a linear by alpha_pattern / rank_pattern; alpha * r / max_rank keeps the constant of training. Tools
-    that ignore patterns scale by lora_alpha / r, which is the same constant.
-    """
-    config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    if form == "peft":
-        patterns = rank_patterns(by_linear(space, ranks), config["r"])
-        config["rank_pattern"] = patterns
-        config["alpha_pattern"] = {
-            pattern: config["lora_alpha"] * rank / config["r"] for pattern, rank in patterns.items()
-        }
+    config: dict[str, Any] = (
+        sliced_config(folder, space, ranks) if form == "peft" else read_json(folder / ADAPTER_CONFIG)
+    )
     return config
 
 

@@ -53,6 +53,15 @@ class Package:
         for name in [*self.index.dense, *self.index.tied]:
             yield name, self.dense(name)
 
+    def model_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the model's tensors, in the order of `model_tensors`."""
+        packed = {
+            f"{linear}.weight": (entry.cols, entry.rows) if entry.transposed else (entry.rows, entry.cols)
+            for linear, entry in self.index.packed.items()
+        }
+        named = [*self.index.dense, *self.index.tied]
+        return packed | {name: self.index.dense[self.index.tied.get(name, name)].shape for name in named}
+
     def adapter(self) -> dict[str, Tensor]:
         """Return the adapter's tensors by PEFT's names; none where the package has no adapter."""
         return {name: self._plain(f"adapter.{name}", entry) for name, entry in self.index.adapter.items()}

@@ -13,9 +13,16 @@ class ExportConfig(StageConfig):
     ranks: str | None = None
     """heuristic, maximal, minimal, a RESULT.json of search (RESULT.json:N: the Nth evaluated) or a RANKS.json
     {group: rank}; by default the searched one in a run, else heuristic."""
-    format: Literal["peft", "padded", "merged", "merged-sparse"] = "peft"
+    format: Literal["peft", "padded", "merged", "merged-sparse", "package"] = "peft"
     """peft: an adapter, each tensor at its own rank; padded: all at the largest rank, zeros beyond (for llama.cpp);
-    merged: one model, which loses its zeros; merged-sparse: one model that keeps every zero."""
+    merged: one model, which loses its zeros; merged-sparse: one model that keeps every zero; package: sparse model
+    and adapter in one packed file, smaller and faster on a CPU."""
+    values: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """Of a package, the number format of kept weights; auto is the model's own, bf16 for an fp16 model."""
+    embeddings: Literal["keep", "int8"] = "keep"
+    """Of a package, embeddings and head: keep them as they are, or in 8 bits with a scale a row."""
+    negative_zeros: Literal["keep", "drop"] = "keep"
+    """Of a package, weights of -0.0, which masks leave that are multiplied: keep every bit, or drop them as zeros."""
     calibration: str | None = None
     """Text on which merged-sparse fits an adapter trained without sparse_adapter; by default its training data."""
     num_samples: int = Field(32, gt=0)

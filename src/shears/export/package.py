@@ -1,0 +1,178 @@
+"""Write a sparse model, and a sub-adapter beside it, as one package: packed weights, the adapter un-merged."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from shears.adapt.load import checked_base
+from shears.artifacts import (
+    MERGED,
+    PACKAGE,
+    SEARCH_SPACE,
+    SUB_ADAPTER,
+    as_data,
+    find_record,
+    read_json,
+    weights_fingerprint,
+    working_folder,
+    write_json,
+)
+from shears.conversion import empty_model, read_config
+from shears.errors import InputError
+from shears.export.merge import merge_adapter
+from shears.export.packing import Packing, choose_form
+from shears.export.sub_adapter import origin, read_sub_adapter, refuse_ranks
+from shears.models import load_tokenizer, model_folder
+from shears.packed.file import PACKAGE_FILE
+from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from shears.recipe import ExportConfig
+from shears.tensor_files import TensorFiles
+from shears.version import __version__
+
+logger = logging.getLogger(__name__)
+MANY = 0.01  # share of weights that are -0.0 from which the log says so
+DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+class Source(NamedTuple):
+    """What goes into a package: the folder of a model, an adapter's tensors and configuration, where both come from."""
+
+    model: Path
+    adapter: Mapping[str, Tensor]
+    adapter_config: Mapping[str, Any] | None
+    origin: Mapping[str, Any]
+
+
+def export_package(source: str, output: Path, model: str | None, settings: ExportConfig) -> Path:
+    """Write a package of a model, a super-adapter or a sub-adapter; return the folder `output`.
+
+    InputError for ranks that are not there to choose, another base than the adapter's, and numbers int8 cannot hold.
+    """
+    with working_folder(output, {"source": source, **as_data(settings)}, resume=None) as work:
+        with _opened(source, work, model, settings) as found:
+            figures = _write(found, work, settings)
+        write_json(work / PACKAGE, {**found.origin, **figures, "fingerprint": weights_fingerprint(work)})
+    _log(output, figures)
+    return output
+
+
+@contextmanager
+def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) -> Iterator[Source]:
+    """Yield what is to be packed; an adapter that was trained masked is merged first, which is exact."""
+    folder = Path(source)
+    if not any((folder / name).is_file() for name in (SEARCH_SPACE, SUB_ADAPTER)):
+        yield _plain(source, model, settings)
+        return
+    chosen = read_sub_adapter(folder, settings)
+    base = checked_base(folder, dict(chosen.record), model)
+    if not chosen.masked:
+        trained = {key: chosen.record[key] for key in ("data", "alpha", "max_rank") if key in chosen.record}
+        from_where = {**trained, **origin(base, chosen, settings)}
+        yield Source(model_folder(base), chosen.tensors, chosen.config, from_where)
+        return
+    with tempfile.TemporaryDirectory(dir=work.parent, prefix=f".{work.name}.") as other:
+        merging = settings.model_copy(update={"format": "merged-sparse"})
+        merged = merge_adapter(folder, Path(other) / "merged", model, merging)
+        record = read_json(merged / MERGED)
+        yield Source(merged, {}, None, {**record, "config": as_data(settings)})
+
+
+def _plain(source: str, model: str | None, settings: ExportConfig) -> Source:
+    """Return a model without an adapter, or an adapter of another tool with the base that it names."""
+    refuse_ranks(settings)
+    folder, adapter, config = Path(source), dict[str, Tensor](), None
+    base = source
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        adapter, config = _foreign(folder)
+        base = model or str(config.get("base_model_name_or_path"))
+    elif model is not None:
+        raise InputError(f"a model is packed as it is, got model={model} beside {source}; leave it out")
+    record = find_record(folder if folder.is_dir() else model_folder(base))
+    content = read_json(record) if record is not None else {}
+    from_record = {key: content[key] for key in ("super_adapter_fingerprint", "template", "ranks") if key in content}
+    return Source(model_folder(base), adapter, config, {
+        "shears_version": __version__, "config": as_data(settings), "base": base,
+        "base_fingerprint": weights_fingerprint(model_folder(base)), **from_record,
+    })  # fmt: skip
+
+
+def _foreign(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise InputError(f"an adapter must hold {ADAPTER_WEIGHTS}, {folder} does not; save it as safetensors")
+    return load_file(folder / ADAPTER_WEIGHTS), read_json(folder / ADAPTER_CONFIG)
+
+
+def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]:
+    """Write the package's files but the record; return its figures."""
+    folder = source.model
+    if (folder / PACKAGE_FILE).is_file():
+        raise InputError(f"a package is made of a model folder, got the package {folder}; shears unpack it first")
+    config, files = read_config(folder), TensorFiles(folder)
+    form = choose_form(files, settings)
+    empty = empty_model(folder, config, torch.float32)
+    packing = Packing(files, form, _transposed(empty), getattr(config.get_text_config(), "vocab_size", None))
+    fingerprint = packing.write(work / PACKAGE_FILE, source.adapter)
+    _copy_configs(source, work, DTYPE_NAMES[form.rest] if form.rest else None)
+    load_tokenizer(folder).save_pretrained(work)
+    return {"values": form.values, "package_fingerprint": fingerprint, **_figures(packing, work, source)}
+
+
+def _transposed(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, Conv1D)]
+
+
+def _copy_configs(source: Source, work: Path, dtype: str | None) -> None:
+    """Copy the model's configuration, its dtype changed where the weights' is, and the adapter's."""
+    config = read_json(source.model / "config.json")
+    for key in ("dtype", "torch_dtype"):
+        if dtype is not None and (key in config or key == "dtype"):
+            config[key] = dtype
+    write_json(work / "config.json", config)
+    if (source.model / "generation_config.json").is_file():
+        shutil.copyfile(source.model / "generation_config.json", work / "generation_config.json")
+    if source.adapter_config is not None:
+        write_json(work / ADAPTER_CONFIG, source.adapter_config)
+
+
+def _figures(packing: Packing, work: Path, source: Source) -> dict[str, Any]:
+    """Return sizes in bytes, each beside what a dense folder of the same dtype takes, sparsity and rounding error."""
+    sums, total = packing.sums, (work / PACKAGE_FILE).stat().st_size
+    adapter = sum(tensor.numel() * tensor.element_size() for tensor in source.adapter.values())
+    model, dense = total - adapter, sums.dense_bytes + sums.rest_bytes
+    return {
+        "num_linears": len(packing.packed),
+        "sparsity": sums.zeros / max(sums.weights, 1),
+        "negative_zeros": sums.negative_zeros / max(sums.weights, 1),
+        "rounding": sums.rounding,
+        "bytes": {
+            "linears": sums.bytes, "linears_dense": sums.dense_bytes, "model": model, "model_dense": dense,
+            "adapter": adapter,
+        },
+        "ratio": {"linears": sums.bytes / max(sums.dense_bytes, 1), "model": model / max(dense, 1)},
+    }  # fmt: skip
+
+
+def _log(output: Path, figures: Mapping[str, Any]) -> None:
+    sizes, ratio = figures["bytes"], figures["ratio"]
+    logger.info(
+        "packed %s: %d linears, %.1f %% zeros, %s values, %.1f MB, %.3f of dense; the model %.1f MB, %.3f of dense",
+        output, figures["num_linears"], 100 * figures["sparsity"], figures["values"], sizes["linears"] / 1e6,
+        ratio["linears"], sizes["model"] / 1e6, ratio["model"],
+    )  # fmt: skip
+    if figures["negative_zeros"] > MANY:
+        share = 100 * figures["negative_zeros"]
+        logger.warning("%.1f %% of the weights are -0.0 and take room; --negative-zeros drop makes them zeros", share)
+    if figures["rounding"] != 0.0:
+        shown = "no number" if figures["rounding"] is None else f"{100 * figures['rounding']:.3f} %"
+        logger.warning(
+            "%s values differ from the model's: relative error %s (root mean square)", figures["values"], shown
+        )

@@ -1,0 +1,119 @@
+"""A package back as ordinary folders: the model as safetensors shards, the adapter as PEFT reads it."""
+
+import logging
+import math
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shears.artifacts import (
+    PACKAGE,
+    SUB_ADAPTER,
+    read_json,
+    read_record,
+    weights_fingerprint,
+    working_folder,
+    write_json,
+)
+from shears.models import load_tokenizer
+from shears.packed.file import Package, read_package
+from shears.packed.index import PLAIN
+from shears.packed.layout import DTYPES
+from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from shears.tensor_files import INDEX, SINGLE
+from shears.tensor_format import Place, as_bytes, write_at, write_layout
+
+logger = logging.getLogger(__name__)
+SHARD = 5_000_000_000  # bytes; transformers' own choice is 50 GB, hubs like less
+CONFIG_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OF_ADAPTER = ("shears_version", "config", "super_adapter_fingerprint", "ranks_fingerprint", "template", "data", "alpha",
+              "sparse_adapter", "max_rank", "ranks")  # fmt: skip
+Specs = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+def unpack(package: str | Path, output: str | Path) -> Path:
+    """Write `output`/model, an ordinary model folder, and `output`/adapter where the package has one; return `output`.
+
+    Bit for bit what was packed where the values are fp32 or bf16; of int8 the nearest numbers of the model's dtype.
+    InputError for what is no whole package.
+    """
+    folder, output = Path(package), Path(output)
+    record = read_record(folder, PACKAGE)
+    opened = read_package(folder, verify=False)  # the record's fingerprint covers every byte
+    with working_folder(output, {"package": str(folder)}, resume=None) as work:
+        _write_model(opened, folder, work / "model")
+        if opened.index.adapter:
+            _write_adapter(opened, folder, work, record)
+    logger.info("unpacked %s into %s", folder, output)
+    return output
+
+
+def _write_model(package: Package, folder: Path, output: Path) -> None:
+    output.mkdir()
+    config = read_json(folder / "config.json")
+    dtypes = model_dtypes(package, CONFIG_DTYPES.get(str(config.get("dtype")), torch.bfloat16))
+    tensors = ((name, tensor.to(dtypes[name])) for name, tensor in package.model_tensors())
+    shapes = {name: (dtypes[name], shape) for name, shape in package.model_shapes().items()}
+    write_shards(output, shapes, tensors)
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, output / name)
+    load_tokenizer(folder).save_pretrained(output)
+
+
+def model_dtypes(package: Package, quantized: torch.dtype) -> dict[str, torch.dtype]:
+    """Return the dtype of every tensor of the model; `quantized` for packed int8, which has none of its own."""
+    index = package.index
+    packed = {f"{linear}.weight": DTYPES[entry.values] for linear, entry in index.packed.items()}
+    plain = {name: PLAIN[index.dense[index.tied.get(name, name)].dtype] for name in [*index.dense, *index.tied]}
+    return {name: quantized if dtype == torch.int8 and name in packed else dtype
+            for name, dtype in (packed | plain).items()}  # fmt: skip
+
+
+def write_shards(folder: Path, specs: Specs, tensors: Iterable[tuple[str, Tensor]], size: int = SHARD) -> None:
+    """Write tensors, which come one at a time in the order of `specs`, in files of at most `size` bytes (but one)."""
+    shards = _split(specs, size)
+    names = [SINGLE] if len(shards) == 1 else [
+        f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)
+    ]  # fmt: skip
+    places: dict[str, Place] = {}
+    for file, shard in zip(names, shards, strict=True):
+        chosen = {name: specs[name] for name in shard}
+        places |= zip(chosen, write_layout(folder / file, chosen, {"format": "pt"}), strict=True)
+    for name, tensor in tensors:
+        with places[name].path.open("r+b", buffering=0) as file_:
+            write_at(file_, places[name].offset, as_bytes(tensor.contiguous()))
+    if len(names) > 1:
+        total = sum(place.num_bytes for place in places.values())
+        files = {name: place.path.name for name, place in places.items()}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": files})
+
+
+def _split(specs: Specs, size: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, (dtype, shape) in specs.items():
+        count = math.prod(shape) * dtype.itemsize
+        if shards[-1] and filled + count > size:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += count
+    return shards
+
+
+def _write_adapter(package: Package, folder: Path, work: Path, record: Mapping[str, Any]) -> None:
+    """Write the PEFT adapter, with the record of a sub-adapter where the package was made of ours."""
+    adapter = work / "adapter"
+    adapter.mkdir()
+    save_file(package.adapter(), adapter / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    shutil.copyfile(folder / ADAPTER_CONFIG, adapter / ADAPTER_CONFIG)
+    if "ranks" in record:
+        kept = {key: record[key] for key in OF_ADAPTER if key in record}
+        prints = {"base_fingerprint": weights_fingerprint(work / "model"), "fingerprint": weights_fingerprint(adapter)}
+        write_json(adapter / SUB_ADAPTER, {**kept, "base": "model", **prints})
