@@ -253,7 +253,7 @@ def test_negative_zeros_are_kept_and_named_or_dropped_as_asked(
 
 
 def test_an_ordinary_model_meets_the_size_it_is_packed_for(tmp_path: Path) -> None:
-    shape = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
+    shape: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
     base = _without_negative_zeros(half_sparse(tmp_path / "base", dtype=BF16, **shape))
     ratio = {
         values: read_record(package(base, tmp_path / values, values=values), PACKAGE)["ratio"]

@@ -109,7 +109,8 @@ def _with_tensors(base: nn.Module, folder: Path, tensors: dict[str, Tensor]) -> 
     with tempfile.TemporaryDirectory(prefix="shears-") as place:
         save_file(tensors, Path(place) / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         shutil.copyfile(folder / ADAPTER_CONFIG, Path(place) / ADAPTER_CONFIG)
-        return _with_adapter(base, Path(place))
+        adapted: nn.Module = _with_adapter(base, Path(place))
+        return adapted
 
 
 def _checked_record(adapter: Path, model: str | Path) -> dict[str, Any]:
