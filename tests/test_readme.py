@@ -51,8 +51,9 @@ def test_every_file_of_the_tree_in_the_readme_exists() -> None:
 
 
 def test_every_verb_has_an_example_in_the_readme() -> None:
-    from shears.cli.verbs import app
+    from shears.cli import application
 
-    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    commands = application().registered_commands
+    names = [command.name or command.callback.__name__ for command in commands if command.callback]
     assert len(names) >= 10
     assert all(f"    shears {name} " in README for name in names)

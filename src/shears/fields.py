@@ -49,6 +49,10 @@ Size = Annotated[str, AfterValidator(_check_size)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
 
 
+class Repeated:
+    """Marks a field whose flag may be given several times: one string each, commas and all."""
+
+
 class StageConfig(BaseModel):
     """A section of a recipe; immutable, every key known."""
 

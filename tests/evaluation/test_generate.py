@@ -1,4 +1,4 @@
-"""Generation: a batch answers as each prompt alone, stops where it should, and streams what it would have written."""
+"""Generation: a batch answers as each prompt alone, stops where it should."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
-from shears.evaluation.generate import EndOfLine, generate_answers, line_breaks, stream
+from shears.evaluation.generate import EndOfLine, generate_answers, line_breaks
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -45,12 +45,6 @@ def test_a_batch_answers_as_each_prompt_alone_without_cache(name: str) -> None:
     assert len(set(expected)) > 1
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "bloom"])
-def test_a_stream_is_the_same_text_in_pieces(name: str) -> None:
-    model = _lively(name)
-    assert "".join(stream(model, TOKENIZER, PROMPTS[1], 12)) == _greedy(model, PROMPTS[1], 12)
-
-
 def _always(token: int) -> PreTrainedModel:
     """A model whose next token is always the same."""
     model = tiny_model("llama_untied")
@@ -66,7 +60,6 @@ def _always(token: int) -> PreTrainedModel:
 def test_the_end_of_sequence_ends_an_answer() -> None:
     model = _always(256)
     assert generate_answers(model, TOKENIZER, ["a", "bcd"], 5, 2) == ["", ""]
-    assert "".join(stream(model, TOKENIZER, "a", 5)) == ""
 
 
 def test_a_second_end_token_of_the_model_ends_an_answer_too() -> None:
@@ -75,7 +68,6 @@ def test_a_second_end_token_of_the_model_ends_an_answer_too() -> None:
     assert generate_answers(model, TOKENIZER, ["a"], 3, 1) == ["zzz"]
     model.generation_config.eos_token_id = [256, letter]
     assert len(generate_answers(model, TOKENIZER, ["a"], 3, 1)[0]) <= 1
-    assert "".join(stream(model, TOKENIZER, "a", 3)) == ""
 
 
 def test_a_models_own_sampling_settings_do_not_disturb_greedy_answers() -> None:
@@ -93,36 +85,13 @@ def test_a_row_ends_at_the_line_break_behind_its_first_line() -> None:
     assert generate_answers(_always(line), TOKENIZER, ["a"], 4, 1, one_line=True) == ["\n" * 4]
 
 
-def test_a_peft_model_generates_and_streams_like_any_other() -> None:
+def test_a_peft_model_generates_like_any_other() -> None:
     model = _lively("llama")
     expected = [_greedy(model, prompt, 6) for prompt in PROMPTS]
     wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).eval()
     assert generate_answers(wrapped, TOKENIZER, PROMPTS, 6, 5) == expected
-    assert "".join(stream(wrapped, TOKENIZER, PROMPTS[0], 6)) == expected[0]
-
-
-def test_a_stream_shows_no_half_characters() -> None:
-    first, second = TOKENIZER("é")["input_ids"]
-    pieces = list(stream(_always(first), TOKENIZER, "a", 2))
-    assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces[:-1])
-    assert second != first
-
-
-def test_sampling_follows_the_generator_and_the_distribution() -> None:
-    model = tiny_model()
-
-    def sample(seed: int) -> str:
-        return "".join(stream(model, TOKENIZER, "a", 10, 1.0, torch.Generator().manual_seed(seed)))
-
-    before = torch.get_rng_state()
-    assert sample(0) == sample(0) != sample(1)
-    assert torch.equal(torch.get_rng_state(), before)
-    cold = "".join(stream(model, TOKENIZER, "a", 10, 1e-6, torch.Generator().manual_seed(0)))
-    assert cold == _greedy(model, "a", 10)
 
 
 def test_an_empty_prompt_is_an_error() -> None:
     with pytest.raises(InputError, match="number 2 is"):
         generate_answers(tiny_model(), TOKENIZER, ["a", ""], 2, 2)
-    with pytest.raises(InputError, match="must not be empty"):
-        list(stream(tiny_model(), TOKENIZER, "", 2))

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from shears.artifacts import SUB_ADAPTER, weights_fingerprint, write_json
 from shears.errors import InputError
-from shears.evaluation.run import adapter_template, evaluate, generate_text, load_with_adapter
+from shears.evaluation.run import adapter_template, evaluate, load_with_adapter
 from tests.tiny import save_tiny, tiny_model
 
 OPTIONS: dict[str, Any] = {"task": "equation", "data": "arithmetic:test", "limit": 3, "max_new_tokens": 4}
@@ -94,9 +94,3 @@ def test_the_template_is_the_one_the_adapter_was_trained_with(
         write_json(tmp_path / SUB_ADAPTER, record)
     assert adapter_template(tmp_path) == template
     assert adapter_template(None) == "question"
-
-
-def test_text_is_generated_from_names_alone(base: Path) -> None:
-    text = "".join(generate_text(str(base), "a", max_new_tokens=3))
-    assert text == "".join(generate_text(str(base), "a", max_new_tokens=3, seed=1))
-    assert isinstance("".join(generate_text(str(base), "a", max_new_tokens=3, temperature=1.0)), str)

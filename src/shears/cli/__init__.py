@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from typing import Any
 
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -41,12 +42,11 @@ def _quieten() -> None:
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the machine failed (disk, permission), 2 the input was wrong."""
     _quieten()
-    from shears.cli.verbs import app
     from shears.errors import InputError
 
     usage_error = _click_exception()
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        sys.exit(application()(standalone_mode=False) or 0)
     except InputError as error:
         _fail(str(error), 2)
     except usage_error as error:
@@ -59,6 +59,17 @@ def main() -> None:
         _fail(f"the machine said no: {error}", 1)
     except KeyboardInterrupt:
         _fail("stopped; --resume goes on from the last checkpoint", 130)
+
+
+def application() -> Any:
+    """Return the application with all its verbs, in the order of the help."""
+    from importlib import import_module
+
+    from shears.cli.app import app
+
+    for name in ("verbs", "writing"):
+        import_module(f"shears.cli.{name}")
+    return app
 
 
 def _click_exception() -> type[Exception]:

@@ -10,7 +10,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from shears.errors import InputError
-from shears.fields import StageConfig
+from shears.fields import Repeated, StageConfig
 from shears.resolve import stage_values
 
 CONFIG = Annotated[
@@ -20,6 +20,7 @@ SET = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key, such as train.alpha=32. May be repeated."),
 ]
+Values = dict[str, Any]  # a stage's keys, merged
 
 
 def with_stage_options(section: str, kind: type[StageConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -67,6 +68,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     if field.annotation is bool:
         option = typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)
         return _keyword(name, Annotated[bool | None, option])
+    if any(isinstance(mark, Repeated) for mark in field.metadata):
+        return _keyword(name, Annotated[list[str] | None, typer.Option(flag, help=text, show_default=False)])
     option = typer.Option(flag, help=text, metavar=_metavar(field.annotation), show_default=False)
     return _keyword(name, Annotated[str | None, option])
 

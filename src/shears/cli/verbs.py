@@ -1,30 +1,26 @@
-"""The verbs. Each turns its words into one call of the library and prints where the result is."""
+"""The verbs that make artifacts. Each turns its words into one call of the library and prints where the result is."""
 
 import json
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from shears.artifacts import MERGED, PACKAGE, read_json
 from shears.cli import tables
 from shears.cli.app import app
-from shears.cli.options import SET, refuse_launcher, with_stage_options
+from shears.cli.options import SET, Values, refuse_launcher, with_stage_options
 from shears.recipe import (
     EvaluateConfig,
     ExportConfig,
     FetchConfig,
-    GenerateConfig,
     InspectConfig,
     SearchConfig,
     SparsifyConfig,
     TrainConfig,
 )
 
-__all__ = ["app"]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from where an interrupted run of the same keys stopped.")]
-Values = dict[str, Any]
 
 
 @app.command()
@@ -190,29 +186,6 @@ def evaluate(
 
     result = shears.evaluate(model, Path(output) if output else None, adapter=adapter, **values)
     tables.print_evaluation(f"{model}{f' + {adapter}' if adapter else ''}", result.as_data())
-
-
-@app.command()
-@with_stage_options("generate", GenerateConfig)
-def generate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="smollm2-135m, a hub id, a model folder or a .gguf file.")
-    ],
-    prompt: Annotated[str, typer.Option(help="Text to continue, used as it is.")],
-    adapter: Annotated[str | None, typer.Option(help="PEFT adapter to put on the model.")] = None,
-    *,
-    values: Values,
-) -> None:
-    """Continue a prompt, streaming.
-
-    shears generate sparse --adapter sub_adapter --prompt "Question: Ann has 3 pens and buys 4. How many? Answer:"
-    """
-    from shears.evaluation.run import generate_text
-
-    for piece in generate_text(model, prompt, adapter=adapter, **values):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    print()
 
 
 @app.command()

@@ -1,14 +1,14 @@
-"""Greedy answers in batches, and one text streamed token by token.
+"""Greedy answers in batches.
 
 B prompts, T tokens, V words of the vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
@@ -16,7 +16,6 @@ from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Tokenized, prompt_ids
 from shears.errors import InputError
 from shears.evaluation.score import device_of, padding
-from shears.losses import forward_parameters
 from shears.progress import track
 
 
@@ -123,55 +122,3 @@ def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     of_model = getattr(model.generation_config, "eos_token_id", None)
     several = of_model if isinstance(of_model, list) else [of_model]
     return {end for end in (tokenizer.eos_token_id, *several) if end is not None}
-
-
-@torch.no_grad()
-def stream(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    generator: torch.Generator | None = None,
-) -> Iterator[str]:
-    """Yield the continuation of a prompt piece by piece, as soon as a piece is whole characters.
-
-    Temperature 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature) by `generator`.
-    """
-    tokens: list[int] = []
-    shown = ""
-    for token in _next_tokens(model, _checked_prompts([prompt], tokenizer)[0], max_new_tokens, temperature, generator):
-        if token in _ends(model, tokenizer):
-            break
-        tokens.append(token)
-        text = _text(tokenizer, tokens)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character of several tokens is still open
-            yield text[len(shown) :]
-            shown = text
-    yield _text(tokenizer, tokens)[len(shown) :]
-
-
-def _text(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
-    return str(tokenizer.decode(tokens, skip_special_tokens=True))
-
-
-def _next_tokens(
-    model: Any, prompt: list[int], count: int, temperature: float, generator: torch.Generator | None
-) -> Iterator[int]:
-    cache_name = "cache" if "cache" in forward_parameters(model) else "past_key_values"  # renamed in transformers 5
-    takes = {"logits_to_keep": 1} if "logits_to_keep" in forward_parameters(model) else {}
-    ids, cache, length = torch.tensor([prompt]), None, len(prompt)
-    for _ in range(count):
-        mask = torch.ones((1, length), dtype=torch.int64)
-        inputs = {"input_ids": ids.to(device_of(model)), "attention_mask": mask.to(device_of(model)), cache_name: cache}
-        outputs = model(**inputs, use_cache=True, **takes)
-        token = _draw(outputs.logits[0, -1].float(), temperature, generator)
-        yield token
-        ids, cache, length = torch.tensor([[token]]), outputs[cache_name], length + 1
-
-
-def _draw(logits: Float[Tensor, " V"], temperature: float, generator: torch.Generator | None) -> int:
-    if temperature == 0:
-        return int(logits.argmax())
-    device = logits.device if generator is None else generator.device
-    return int(torch.multinomial(torch.softmax(logits.to(device) / temperature, dim=-1), 1, generator=generator))

@@ -4,11 +4,9 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -18,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 from shears.adapt.sparse_adapter import make_sparse
 from shears.artifacts import PACKAGE, check_input, find_record, read_json, read_record, weights_fingerprint, write_json
 from shears.errors import InputError, first_line
-from shears.evaluation.generate import stream
 from shears.evaluation.score import device_of
 from shears.evaluation.tasks import Evaluation, evaluate_task
 from shears.models import autocast, load_model, load_tokenizer, model_folder
@@ -26,7 +23,7 @@ from shears.package_models import is_package
 from shears.packed.file import read_package
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.prompts import DEFAULT_TEMPLATE, TEMPLATES
-from shears.recipe import EvaluateConfig, GenerateConfig
+from shears.recipe import EvaluateConfig
 from shears.resolve import build
 
 logger = logging.getLogger(__name__)
@@ -52,14 +49,6 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
         write_json(path, evaluation.as_data())
         logger.info("wrote %s", path)
     return evaluation
-
-
-def generate_text(model: str, prompt: str, adapter: str | None = None, **config: Any) -> Iterator[str]:
-    """Yield the continuation of a prompt, used as it is, piece by piece; keywords are those of GenerateConfig."""
-    wanted = build(GenerateConfig, "generate", config)
-    loaded, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
-    generator = torch.Generator().manual_seed(wanted.seed)
-    yield from stream(loaded, tokenizer, prompt, wanted.max_new_tokens, wanted.temperature, generator)
 
 
 def adapter_template(adapter: str | Path | None) -> str:

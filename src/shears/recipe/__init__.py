@@ -6,14 +6,16 @@ the library are the same fields under the same names (`--max-steps`, `train.max_
 
 from pydantic import Field
 
-from shears.fields import Device, Dtype, StageConfig
+from shears.fields import StageConfig
 from shears.recipe.exporting import ExportConfig
 from shears.recipe.pruning import SparsifyConfig
 from shears.recipe.scoring import EvaluateConfig, ScoringConfig, SearchConfig
+from shears.recipe.serving import BenchConfig, ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
 from shears.recipe.training import TrainConfig
 
-__all__ = ["EvaluateConfig", "ExportConfig", "FetchConfig", "GenerateConfig", "InspectConfig", "Recipe",
-           "ScoringConfig", "SearchConfig", "SparsifyConfig", "TrainConfig"]  # fmt: skip
+__all__ = ["BenchConfig", "ChatConfig", "EvaluateConfig", "ExportConfig", "FetchConfig", "GenerateConfig",
+           "InspectConfig", "Recipe", "SamplingConfig", "ScoringConfig", "SearchConfig", "ServeConfig",
+           "SparsifyConfig", "TrainConfig"]  # fmt: skip
 
 
 class FetchConfig(StageConfig):
@@ -28,21 +30,6 @@ class InspectConfig(StageConfig):
 
     against: str | None = None
     """Another artifact: say whether the two belong together."""
-
-
-class GenerateConfig(StageConfig):
-    """How to continue a prompt."""
-
-    max_new_tokens: int = Field(128, gt=0)
-    """Longest answer, in tokens."""
-    temperature: float = Field(0.0, ge=0.0)
-    """0 always takes the likeliest token; 1 samples from the model's own distribution."""
-    dtype: Dtype = "auto"
-    """Number format of the model; auto keeps the model's own."""
-    device: Device = "auto"
-    """Where to compute: auto, cpu, cuda or mps."""
-    seed: int = 0
-    """Seed of the sampling."""
 
 
 class Recipe(StageConfig):
@@ -68,5 +55,11 @@ class Recipe(StageConfig):
     """What to measure."""
     generate: GenerateConfig = GenerateConfig()
     """How to continue a prompt."""
+    chat: ChatConfig = ChatConfig()
+    """How to hold a conversation."""
+    serve: ServeConfig = ServeConfig()
+    """How to answer requests."""
+    bench: BenchConfig = BenchConfig()
+    """How to measure speed."""
     inspect: InspectConfig = InspectConfig()
     """What to compare an artifact with."""

@@ -15,9 +15,10 @@ class Backend(Protocol):
     """Runs a model over numbered sequences, each with a cache of its own; logits are float32.
 
     A sequence's number is in [0, max_sequences); the caller picks a free one. It holds nothing until the first
-    `prefill`, and nothing again after `drop`. The logits of a sequence do not depend on which others are stepped with it,
-    apart from rounding. One thread calls at a time. What the caller must keep (numbers in range, at least one token, at
-    most max_length tokens in a sequence, tokens in the vocabulary) is checked with InputError, before anything changes.
+    `prefill`, and nothing again after `drop`. The logits of a sequence do not depend on the others that are stepped
+    with it, apart from rounding. One thread calls at a time. What the caller must keep (numbers in range, at least one
+    token, at most max_length tokens in a sequence, tokens in the vocabulary) is checked, with InputError, before
+    anything changes.
     """
 
     @property

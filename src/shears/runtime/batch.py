@@ -1,0 +1,100 @@
+"""Continuous batching: texts begin and end while others go on, each token of all of them in one step."""
+
+from collections import deque
+
+from shears.errors import InputError
+from shears.runtime.answer import Answer
+from shears.runtime.backend import Backend
+
+PREFILL_CHUNK = 512  # tokens of a prompt that are read before the other texts get their next token
+
+
+class Batch:
+    """The texts a backend works on, and those that wait for one of its sequences. One thread at a time."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._waiting: deque[Answer] = deque()
+        self._running: dict[int, Answer] = {}  # by sequence
+
+    def __len__(self) -> int:
+        """Return how many texts are waiting or running."""
+        return len(self._waiting) + len(self._running)
+
+    def add(self, answer: Answer) -> None:
+        """Let a text wait for its turn; InputError for an empty prompt or one that leaves no room for an answer."""
+        longest = self._backend.max_length
+        if not answer.prompt:
+            raise InputError("a prompt must not be empty; give at least one token")
+        if len(answer.prompt) >= longest:
+            raise InputError(
+                f"a prompt must be shorter than the model's {longest} tokens, got {len(answer.prompt)}; shorten it"
+            )
+        self._waiting.append(answer)
+
+    def remove(self, answer: Answer) -> None:
+        """Forget a text, wherever it stands."""
+        if answer in self._waiting:
+            self._waiting.remove(answer)
+        for sequence in [number for number, running in self._running.items() if running is answer]:
+            self._release(sequence)
+
+    def advance(self) -> list[Answer]:
+        """Read a piece of one prompt and give every text whose prompt is read its next token; return who has news.
+
+        A text that fails carries its error and leaves the others undisturbed; an error of a whole step is raised.
+        """
+        self._admit()
+        ready = [number for number, answer in self._running.items() if answer.tokens]
+        news = [self._running[number] for number in ready] + self._read_prompt()
+        if ready:
+            logits = self._backend.step(ready, [self._running[number].tokens[-1] for number in ready])
+            for number, row in zip(ready, logits, strict=True):
+                self._accept(number, row)
+        return news
+
+    def _admit(self) -> None:
+        free = (number for number in range(self._backend.max_sequences) if number not in self._running)
+        for number in list(free):
+            if self._waiting:
+                self._running[number] = self._waiting.popleft()
+
+    def _read_prompt(self) -> list[Answer]:
+        """Read a piece of the oldest prompt that is not read; return its text once it has a first token."""
+        number = next((number for number, a in self._running.items() if a.num_prefilled < len(a.prompt)), None)
+        if number is None:
+            return []
+        answer = self._running[number]
+        piece = answer.prompt[answer.num_prefilled : answer.num_prefilled + PREFILL_CHUNK]
+        try:
+            logits = self._backend.prefill(number, piece)
+        except InputError as error:
+            answer.error = error
+            self._release(number)
+            return [answer]
+        answer.num_prefilled += len(piece)
+        if answer.num_prefilled < len(answer.prompt):
+            return []
+        self._accept(number, logits)
+        return [answer]
+
+    def _accept(self, number: int, logits: object) -> None:
+        answer = self._running[number]
+        try:
+            answer.accept(logits)  # type: ignore[arg-type]
+        except InputError as error:
+            answer.error = error
+        if answer.done:
+            self._release(number)
+
+    def _release(self, number: int) -> None:
+        del self._running[number]
+        self._backend.drop(number)
+
+    def clear(self) -> list[Answer]:
+        """Forget all texts, and return them: after an error of a whole step, or at the end."""
+        answers = [*self._running.values(), *self._waiting]
+        for number in list(self._running):
+            self._release(number)
+        self._waiting.clear()
+        return answers
