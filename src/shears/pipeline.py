@@ -31,7 +31,7 @@ from shears.artifacts import (
     write_text,
 )
 from shears.errors import InputError
-from shears.evaluation.run import evaluate
+from shears.evaluation.run import evaluate, measured
 from shears.export.choice import ranks_file
 from shears.export.peft import export_adapter
 from shears.fields import StageConfig
@@ -204,16 +204,10 @@ def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, fo
 
 def _evaluated(file: Path, model: str, adapter: Path | None, config: EvaluateConfig) -> dict[str, Any]:
     """Return the figures of one model, measured now unless the very same measurement is there."""
-    asked = {
-        "config": as_data(config),
-        "model_fingerprint": weights_fingerprint(model_folder(model)),
-        "adapter_fingerprint": weights_fingerprint(adapter) if adapter else None,
-    }
     if file.is_file():
         before: dict[str, Any] = read_json(file)
-        if all(before.get(key) == value for key, value in asked.items()):
+        if all(before.get(key) == value for key, value in measured(model, adapter, config).items()):
             return before
-    result = evaluate(model, adapter=str(adapter) if adapter else None, **as_data(config))
-    figures = {**asked, **result.as_data()}
-    write_json(file, figures)
+    evaluate(model, file, adapter=str(adapter) if adapter else None, **as_data(config))
+    figures: dict[str, Any] = read_json(file)
     return figures

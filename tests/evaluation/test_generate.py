@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
-from shears.evaluation.generate import EndOfLine, generate_answers, line_breaks
+from shears.evaluation.generate import Decoder, EndOfLine, generate_answers, line_breaks
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -95,3 +95,29 @@ def test_a_peft_model_generates_like_any_other() -> None:
 def test_an_empty_prompt_is_an_error() -> None:
     with pytest.raises(InputError, match="number 2 is"):
         generate_answers(tiny_model(), TOKENIZER, ["a", ""], 2, 2)
+
+
+def _log_likelihood(model: PreTrainedModel, prompt: str, text: str) -> float:
+    ids = TOKENIZER(prompt + text)["input_ids"]
+    start = len(TOKENIZER(prompt)["input_ids"])
+    with torch.no_grad():
+        log_probs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    return sum(float(log_probs[place - 1, ids[place]]) for place in range(start, len(ids)))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_beams_find_texts_at_least_as_likely_whatever_the_batch(name: str) -> None:
+    model = _lively(name)
+    model.generation_config.eos_token_id = None
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None  # no end: all texts have the same length, so that likelihoods compare
+    one, four = (Decoder(model, tokenizer, 3, num_beams=beams) for beams in (1, 4))
+    greedy, beams = one.answers(PROMPTS, 5), four.answers(PROMPTS, 5)
+    assert four.answers(PROMPTS, 1) == beams
+    whole = [
+        (_log_likelihood(model, *each[:2]), _log_likelihood(model, each[0], each[2]))
+        for each in zip(PROMPTS, greedy, beams, strict=True)
+        if "\N{REPLACEMENT CHARACTER}" not in each[1] + each[2]  # bytes that are no text cannot be scored again
+    ]
+    assert whole
+    assert all(found >= first - 1e-4 for first, found in whole)

@@ -32,6 +32,7 @@ def _quieten() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     logger = logging.getLogger("shears")
     logger.setLevel(logging.INFO)
     logger.propagate = False

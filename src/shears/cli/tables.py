@@ -17,6 +17,7 @@ from shears.progress import is_first_process
 console = Console(quiet=not is_first_process())
 
 BARS = " ▁▂▃▄▅▆▇█"
+ENDS = ("low", "high")  # of the interval of a detail
 FEW_ZEROS, ALL_ZEROS = (247, 251, 255), (8, 48, 107)  # red, green, blue of a cell's background: near white, dark blue
 
 
@@ -47,17 +48,40 @@ def package_line(folder: Path) -> str:
 def figure(data: Mapping[str, Any]) -> tuple[str, str]:
     """Return a figure and its interval as text: percent for shares, two places for perplexity."""
     low, high = data["ci95"]
-    if data["metric"] == "perplexity":
+    if "perplexity" in data["metric"] or "bits_per" in data["metric"]:
         return f"{data['value']:.2f}", f"{low:.2f} to {high:.2f}"
     return f"{data['value']:.1%}", f"{low:.1%} to {high:.1%}"
 
 
 def print_evaluation(title: str, data: Mapping[str, Any]) -> None:
-    """Print one measurement."""
+    """Print one measurement, and what its details add: another reading of the answers, the figures of each task."""
     table = Table("task", "metric", "value", "95 % interval", "n", title=title)
-    value, interval = figure(data)
-    table.add_row(data["task"], data["metric"], value, interval, str(data["n"]))
+    for row in data.get("figures") or [data, *_other_readings(data)]:
+        value, interval = figure(row)
+        table.add_row(row["task"], row["metric"], value, interval, f"{row['n']:,}")
+    if len({row["task"] for row in data.get("figures", [])}) > 1:
+        table.add_section()
+        table.add_row("mean of the tasks", data["metric"], *figure(data), f"{data['n']:,}")
     console.print(table)
+    if seen := int(data["details"].get("seen_in_training", 0)):
+        others = data["details"].get("accuracy_unseen")
+        rest = "" if others is None else f"; on the others the accuracy is {others:.1%}"
+        print_line(f"{seen} of these questions stand in the training data{rest}.")
+
+
+def _other_readings(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the details that have an interval of their own (`NAME`, `NAME_low`, `NAME_high`) as figures."""
+    details = data["details"]
+    return [
+        {
+            **data,
+            "metric": name.replace("_", " "),
+            "value": value,
+            "ci95": (details[f"{name}_low"], details[f"{name}_high"]),
+        }
+        for name, value in details.items()
+        if f"{name}_low" in details
+    ]
 
 
 def print_search(path: Path) -> None:

@@ -6,20 +6,21 @@ The same segments serve training and evaluation, each tokenised by itself, so th
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from shears.data.chat import Segment, chat_segments
-from shears.data.rows import read_rows
+from shears.data.questions import question_of
+from shears.data.rows import Row, read_rows
 from shears.errors import InputError
 from shears.losses import IGNORED
 from shears.prompts import render_completion, render_prompt
 
 logger = logging.getLogger(__name__)
-__all__ = ["Example", "Segment", "Tokenized", "completion_of", "encode", "load_examples", "prompt_ids", "prompt_of",
-           "to_example", "tokenize", "tokenize_all", "with_completion"]  # fmt: skip
+__all__ = ["Example", "Segment", "Tokenized", "choices_of", "completion_of", "encode", "load_examples",
+           "prompt_ids", "prompt_of", "to_example", "tokenize", "tokenize_all", "with_completion"]  # fmt: skip
 
 # The form of LLM-Adapters' commonsense sets: the choices stand at the end of the instruction.
 ANSWER_FORMAT = re.compile(r"Answer format:\s*(\S+(?:/\S+)+)\s*$")
@@ -43,6 +44,8 @@ class Example:
     segments: tuple[Segment, ...]
     answer: str | None = None
     choices: tuple[str, ...] = ()
+    question: str = field(default="", compare=False)
+    """What is asked, without a template: by it an example is known again in another file or under another prompt."""
 
 
 def to_example(row: Mapping[str, Any], template: str, tokenizer: PreTrainedTokenizerBase) -> Example:
@@ -52,7 +55,8 @@ def to_example(row: Mapping[str, Any], template: str, tokenizer: PreTrainedToken
     also with `choices` (`answer` is then its text, its letter or its index).
     """
     if row.get("messages"):
-        return Example(chat_segments(row["messages"], tokenizer), _optional_text(row.get("answer")))
+        segments, answer = chat_segments(row["messages"], tokenizer), _optional_text(row.get("answer"))
+        return Example(segments, answer, question=question_of(row))
     if "prompt" in row:
         return _complete(row, _text(row, "prompt"), "completion", str)
     if "instruction" in row:
@@ -62,14 +66,14 @@ def to_example(row: Mapping[str, Any], template: str, tokenizer: PreTrainedToken
 
 
 def _complete(row: Mapping[str, Any], prompt: str, column: str, render: Callable[[str], str]) -> Example:
-    texts, answer = _choices(row)
+    texts, answer = choices_of(row)
     choices = tuple(map(render, texts))
     answer = answer if answer is None or not choices else render(answer)
     completion = render(_text(row, column)) if row.get(column) else (answer or "") if choices else ""
-    return Example((Segment(prompt, False), Segment(completion, True)), answer, choices)
+    return Example((Segment(prompt, False), Segment(completion, True)), answer, choices, question_of(row))
 
 
-def _choices(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
+def choices_of(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
     """Return the texts to choose from, if any, and the answer (one of them, or None where it is not among them)."""
     answer = row.get("answer")
     if row.get("choices"):
@@ -127,13 +131,17 @@ def with_completion(example: Example, completion: str) -> Example:
 
 
 def load_examples(
-    source: str, template: str, tokenizer: PreTrainedTokenizerBase, limit: int | None = None
+    source: str,
+    template: str,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None = None,
+    convert: Callable[[Row], Row] = lambda row: row,
 ) -> list[Example]:
-    """Return the examples of a source, the first `limit` of them; an InputError names the row."""
+    """Return the examples of a source, the first `limit` of them, `convert` applied; an InputError names the row."""
     examples = []
     for number, row in enumerate(read_rows(source)[:limit], start=1):
         try:
-            examples.append(to_example(row, template, tokenizer))
+            examples.append(to_example(convert(row), template, tokenizer))
         except InputError as error:
             raise InputError(f"row {number} of {source}: {error}") from None
     return examples

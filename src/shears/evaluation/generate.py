@@ -1,4 +1,4 @@
-"""Greedy answers in batches.
+"""Answers in batches, greedy or by beam search.
 
 B prompts, T tokens, V words of the vocabulary.
 """
@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCrit
 from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Tokenized, prompt_ids
 from shears.errors import InputError
+from shears.evaluation.journal import Journal
 from shears.evaluation.score import device_of, padding
 from shears.progress import track
 
@@ -55,12 +56,17 @@ def generate_answers(
 
 @dataclass(frozen=True)
 class Decoder:
-    """Continues prompts greedily, up to the end of sequence or, if `one_line`, of the first line."""
+    """Continues prompts, up to the end of sequence or, if `one_line`, of the first line.
+
+    One beam takes the likeliest token each time; several keep the likeliest beginnings. `journal` keeps whole batches.
+    """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     max_new_tokens: int
     one_line: bool = False
+    num_beams: int = 1
+    journal: Journal | None = None
 
     def answers(
         self, prompts: Sequence[str], batch_size: int, before: Callable[[Sequence[int]], object] = lambda _: None
@@ -71,10 +77,27 @@ class Decoder:
         buckets = length_buckets([len(row.input_ids) for row in rows], batch_size)
         for indices in track(buckets, "generating", len(buckets), "batches"):
             before(indices)
-            batch = pad_left([rows[index] for index in indices], padding(self.tokenizer))
-            texts = _continue(self.model, self.tokenizer, batch, self.max_new_tokens, breaks)
+            texts = self.journal.get(indices) if self.journal else None
+            if texts is None:
+                texts = self._continue([rows[index] for index in indices], breaks)
+                if self.journal:
+                    self.journal.put(indices, texts)
             for index, answer in zip(indices, texts, strict=True):
                 answers[index] = answer
+        return answers
+
+    @torch.no_grad()
+    def _continue(self, rows: Sequence[Tokenized], breaks: Tensor | None) -> list[str]:
+        model: Any = self.model
+        batch = pad_left(rows, padding(self.tokenizer))
+        device, length = device_of(model), batch["input_ids"].shape[1]
+        tokens = model.generate(
+            input_ids=batch["input_ids"].to(device),
+            attention_mask=batch["attention_mask"].to(device),
+            generation_config=_settings(model, self.tokenizer, self.max_new_tokens, self.num_beams),
+            stopping_criteria=StoppingCriteriaList([] if breaks is None else [EndOfLine(breaks, length)]),
+        )
+        answers: list[str] = self.tokenizer.batch_decode(tokens[:, length:], skip_special_tokens=True)
         return answers
 
 
@@ -85,28 +108,15 @@ def _checked_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase)
     return rows
 
 
-@torch.no_grad()
-def _continue(
-    model: Any, tokenizer: PreTrainedTokenizerBase, batch: dict[str, Tensor], max_new_tokens: int, breaks: Tensor | None
-) -> list[str]:
-    device, length = device_of(model), batch["input_ids"].shape[1]
-    criteria = StoppingCriteriaList([] if breaks is None else [EndOfLine(breaks, length)])
-    tokens = model.generate(
-        input_ids=batch["input_ids"].to(device),
-        attention_mask=batch["attention_mask"].to(device),
-        generation_config=_greedy(model, tokenizer, max_new_tokens),
-        stopping_criteria=criteria,
-    )
-    answers: list[str] = tokenizer.batch_decode(tokens[:, length:], skip_special_tokens=True)
-    return answers
-
-
-def _greedy(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
-    """Write out what a model's own generation settings would else fill in: the likeliest token, nothing added."""
+def _settings(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, num_beams: int) -> GenerationConfig:
+    """Write out what a model's own generation settings would else fill in: the likeliest text, nothing added."""
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        num_beams=1,
+        num_beams=num_beams,
+        num_return_sequences=1,
+        length_penalty=1.0,
+        early_stopping=False,
         temperature=1.0,
         top_k=50,
         top_p=1.0,

@@ -14,16 +14,30 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.sparse_adapter import make_sparse
-from shears.artifacts import PACKAGE, check_input, find_record, read_json, read_record, weights_fingerprint, write_json
+from shears.artifacts import (
+    PACKAGE,
+    as_data,
+    check_input,
+    find_record,
+    read_json,
+    read_record,
+    weights_fingerprint,
+    write_json,
+)
 from shears.errors import InputError, first_line
+from shears.evaluation.contamination import mark_seen, training_data
+from shears.evaluation.harness import run_harness
+from shears.evaluation.journal import Journal, journal_path
+from shears.evaluation.records import Evaluation
 from shears.evaluation.score import device_of
-from shears.evaluation.tasks import Evaluation, evaluate_task
+from shears.evaluation.tasks import ACCURACY_TASKS, evaluate_examples, evaluate_task, load_task_examples
 from shears.models import autocast, load_model, load_tokenizer, model_folder
 from shears.package_models import is_package
 from shears.packed.file import read_package
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.prompts import DEFAULT_TEMPLATE, TEMPLATES
 from shears.recipe import EvaluateConfig
+from shears.recipe.paper import ANSWER_FORMS, TEMPLATE
 from shears.resolve import build
 
 logger = logging.getLogger(__name__)
@@ -35,28 +49,62 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
     """Measure a model, with or without an adapter, on a task; write the figures to `output` where one is named.
 
     Keywords are those of EvaluateConfig (`task`, `data`, ...). The file holds no times: the same inputs give the same
-    bytes.
+    bytes. With an output, generated texts are kept beside it (`OUTPUT.partial`) until it is whole: started again after
+    a kill, the evaluation goes on from there.
     """
-    wanted = build(EvaluateConfig, "evaluate", config)
+    given = wanted = build(EvaluateConfig, "evaluate", config)
     if wanted.template is None:
-        wanted = wanted.model_copy(update={"template": adapter_template(adapter or model)})
+        default = TEMPLATE if wanted.task in (*ANSWER_FORMS, "harness") else DEFAULT_TEMPLATE
+        wanted = wanted.model_copy(update={"template": adapter_template(adapter or model, default)})
     loaded, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
-    with autocast(wanted.precision, device_of(loaded)):
-        evaluation = evaluate_task(loaded, tokenizer, wanted)
-    if output is not None:
-        path = Path(output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, evaluation.as_data())
-        logger.info("wrote %s", path)
+    if output is None:
+        return _evaluate(loaded, tokenizer, wanted, adapter or model, None)
+    path, asked = Path(output), measured(model, adapter, given)
+    journal = Journal(journal_path(path), {**asked, "template": wanted.template}) if wanted.generates else None
+    evaluation = _evaluate(loaded, tokenizer, wanted, adapter or model, journal)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**asked, **evaluation.as_data()})
+    if journal is not None:
+        journal.close()
+    logger.info("wrote %s", path)
     return evaluation
 
 
-def adapter_template(adapter: str | Path | None) -> str:
+def measured(model: str | Path, adapter: str | Path | None, config: EvaluateConfig) -> dict[str, Any]:
+    """Return what names a measurement: its configuration and the fingerprints of what is measured."""
+    return {
+        "config": as_data(config),
+        "model_fingerprint": weights_fingerprint(model_folder(model)),
+        "adapter_fingerprint": weights_fingerprint(Path(adapter)) if adapter else None,
+    }
+
+
+def _evaluate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluateConfig,
+    trained: str | Path,
+    journal: Journal | None,
+) -> Evaluation:
+    """Measure a loaded model; `trained` is the artifact whose record names its training data."""
+    if config.task == "harness":
+        # auto is the model's own numbers here: what plain lm_eval computes in
+        with autocast("fp32" if config.precision == "auto" else config.precision, device_of(model)):
+            return run_harness(model, tokenizer, config)
+    with autocast(config.precision, device_of(model)):
+        if config.task not in ACCURACY_TASKS:
+            return evaluate_task(model, tokenizer, config)
+        examples = load_task_examples(tokenizer, config)
+        evaluation = evaluate_examples(model, tokenizer, examples, config, journal)
+    return mark_seen(evaluation, examples, training_data(trained))
+
+
+def adapter_template(adapter: str | Path | None, default: str = DEFAULT_TEMPLATE) -> str:
     """Return the template an adapter, or a model it was merged into, was trained with; the default without a record."""
     record = find_record(Path(adapter)) if adapter is not None else None
     content = read_json(record) if record is not None else {}
     template = content.get("template") or content.get("config", {}).get("template")
-    return template if template in TEMPLATES else DEFAULT_TEMPLATE
+    return template if template in TEMPLATES else default
 
 
 def load_with_adapter(

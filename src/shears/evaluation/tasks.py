@@ -5,73 +5,74 @@ A new task on examples is one function and a line in `ACCURACY_TASKS`.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from shears.data.calibration import text_tokens
 from shears.data.examples import Example, completion_of, load_examples, prompt_of
+from shears.data.paper_rows import paper_row
 from shears.errors import InputError
 from shears.evaluation.answers import evaluate_equation, extract_number, numbers_equal
-from shears.evaluation.generate import generate_answers
+from shears.evaluation.generate import Decoder
+from shears.evaluation.journal import Journal
+from shears.evaluation.paper_tasks import generated_records, with_choices
 from shears.evaluation.perplexity import perplexity
+from shears.evaluation.records import Evaluation, Record, accuracy_of, record
 from shears.evaluation.score import choose
 from shears.evaluation.scorers import check_choices
-from shears.evaluation.statistics import wilson_interval
 from shears.prompts import DEFAULT_TEMPLATE
 from shears.recipe import EvaluateConfig
+from shears.recipe.paper import ANSWER_FORMS
 
 logger = logging.getLogger(__name__)
-
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A figure with the number of samples behind it, its 95 % interval, and what each sample gave."""
-
-    task: str
-    metric: str
-    value: float
-    n: int
-    ci95: tuple[float, float]
-    records: list[Record] = field(repr=False)
-    details: dict[str, float] = field(default_factory=dict)
-
-    def as_data(self) -> dict[str, Any]:
-        """Return the evaluation as plain JSON data."""
-        return {**asdict(self), "ci95": list(self.ci95)}
+__all__ = ["ACCURACY_TASKS", "GENERATED", "Evaluation", "Record", "evaluate_examples", "evaluate_task",
+           "load_task_examples"]  # fmt: skip
 
 
 def evaluate_task(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:
     """Return the evaluation of a model on the task and data of a configuration; InputError where they do not fit."""
     if config.task == "perplexity":
         return _perplexity(model, tokenizer, config)
+    return evaluate_examples(model, tokenizer, load_task_examples(tokenizer, config), config)
+
+
+def load_task_examples(tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> list[Example]:
+    """Return the examples of a configuration's data; rows of a paper's task may have the form of the hub's own set."""
     template = config.template or DEFAULT_TEMPLATE
-    return evaluate_examples(model, tokenizer, load_examples(config.data, template, tokenizer, config.limit), config)
+    if config.task not in ANSWER_FORMS:
+        return load_examples(config.data, template, tokenizer, config.limit)
+    return load_examples(config.data, template, tokenizer, config.limit, partial(paper_row, config.task))
 
 
 def evaluate_examples(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], config: EvaluateConfig
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    config: EvaluateConfig,
+    journal: Journal | None = None,
 ) -> Evaluation:
-    """Return the accuracy on examples already loaded (all of them; `limit` and `data` are not looked at)."""
+    """Return the accuracy on examples already loaded (all of them; `limit` and `data` are not looked at).
+
+    `journal` keeps generated texts, so that the evaluation can go on after a kill.
+    """
     if config.task not in ACCURACY_TASKS:
         raise InputError(f"task must be one of {', '.join(ACCURACY_TASKS)}, got {config.task!r}")
-    records = ACCURACY_TASKS[config.task](model, tokenizer, examples, config)
-    hits, n = sum(record["correct"] for record in records), len(records)
-    details = {}
-    if n and "correct_per_token" in records[0]:
-        details["accuracy_per_token"] = sum(record["correct_per_token"] for record in records) / n
-    low, high = wilson_interval(hits, n)
-    logger.info("%s: accuracy %.4f (%.4f to %.4f) on %d examples", config.task, hits / n, low, high, n)
-    return Evaluation(config.task, "accuracy", hits / n, n, (low, high), records, details)
+    evaluation = accuracy_of(config.task, ACCURACY_TASKS[config.task](model, tokenizer, examples, config, journal))
+    logger.info("%s: accuracy %.4f (%.4f to %.4f) on %d examples",
+                config.task, evaluation.value, *evaluation.ci95, evaluation.n)  # fmt: skip
+    return evaluation
 
 
 def _choices(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], config: EvaluateConfig
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    config: EvaluateConfig,
+    journal: Journal | None = None,
 ) -> list[Record]:
     """The choice of the highest log-likelihood is the answer."""
     check_choices(examples)
@@ -82,7 +83,7 @@ def _choices(
         chosen, per_token = example.choices[choice.likeliest], example.choices[choice.likeliest_per_token]
         records.append(
             {
-                **_record(index, example, chosen.strip(), str(example.answer).strip()),
+                **record(index, example, chosen.strip(), str(example.answer).strip()),
                 "correct": chosen == example.answer,
                 "correct_per_token": per_token == example.answer,
                 "log_likelihoods": [round(value, 4) for value in choice.log_likelihoods],
@@ -91,8 +92,17 @@ def _choices(
     return records
 
 
-def _record(index: int, example: Example, prediction: object, answer: object) -> Record:
-    return {"index": index, "prompt": prompt_of(example), "prediction": prediction, "answer": answer}
+def _paper(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    config: EvaluateConfig,
+    journal: Journal | None = None,
+) -> list[Record]:
+    """A task of the paper, by the protocol asked for."""
+    if config.protocol == "choices":
+        return _choices(model, tokenizer, with_choices(config.task, examples), config)
+    return generated_records(model, tokenizer, examples, config, journal)
 
 
 @dataclass(frozen=True)
@@ -107,15 +117,20 @@ class Generated:
         return [_right_number(number, example, self.read) for number, example in enumerate(examples, start=1)]
 
     def __call__(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], config: EvaluateConfig
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[Example],
+        config: EvaluateConfig,
+        journal: Journal | None = None,
     ) -> list[Record]:
         """Return what each example gave."""
         answers = self.answers(examples)
-        prompts = [prompt_of(example) for example in examples]
-        texts = generate_answers(model, tokenizer, prompts, config.max_new_tokens, config.batch_size, self.one_line)
+        decoder = Decoder(model, tokenizer, config.max_new_tokens, self.one_line, config.num_beams, journal)
+        texts = decoder.answers([prompt_of(example) for example in examples], config.batch_size)
         return [
             {
-                **_record(index, example, self.read(text), answer),
+                **record(index, example, self.read(text), answer),
                 "correct": numbers_equal(self.read(text), answer),
                 "output": text,
             }
@@ -134,9 +149,10 @@ def _right_number(number: int, example: Example, read: Callable[[str], float | N
 GENERATED: Mapping[str, Generated] = MappingProxyType(
     {"number": Generated(extract_number, one_line=False), "equation": Generated(evaluate_equation, one_line=True)}
 )
-ACCURACY_TASKS: Mapping[
-    str, Callable[[nn.Module, PreTrainedTokenizerBase, Sequence[Example], EvaluateConfig], list[Record]]
-] = MappingProxyType({"choices": _choices, **GENERATED})
+Task = Callable[[nn.Module, PreTrainedTokenizerBase, Sequence[Example], EvaluateConfig, Journal | None], list[Record]]
+ACCURACY_TASKS: Mapping[str, Task] = MappingProxyType(
+    {"choices": _choices, **GENERATED, **dict.fromkeys(ANSWER_FORMS, _paper)}
+)
 
 
 def _perplexity(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:

@@ -1,11 +1,13 @@
 """How examples are scored, by search and by evaluate."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from shears.fields import Device, Dtype, Names, Size, StageConfig
 from shears.recipe.goals import QUALITIES, Constraint, check_goal, complete, parse_constraint, parse_point
+from shears.recipe.paper import ANSWER_FORMS, PaperTask, with_paper_defaults
 from shears.recipe.strategies import StrategyName, StrategyOptions
 
 
@@ -97,13 +99,48 @@ class SearchConfig(StrategyOptions, ScoringConfig):
 class EvaluateConfig(ScoringConfig):
     """What to measure, on which examples."""
 
-    task: Literal["perplexity", "choices", "number", "equation"]
-    """perplexity of a text; accuracy of choices (by log-likelihood), of a number or of an equation (generated)."""
+    task: Literal["perplexity", "choices", "number", "equation", "harness", PaperTask]
+    """perplexity of a text; accuracy of choices (by log-likelihood), of a number or of an equation (generated); or a
+    task of the paper, whose name says prompt, protocol, length and how the answer is read; or harness (lm-eval)."""
     data: str
-    """Test examples or text: a file, a hub id or the embedded arithmetic:test."""
+    """Test examples or text: a file, a hub id or the embedded arithmetic:test; for harness, the folder with the files
+    of shears' own tasks."""
+    protocol: Literal["generate", "choices"] | None = None
+    """How a task of the paper is answered: generate (the paper's, the default: 4 beams, 256 or 32 new tokens) or
+    choices (the likeliest one)."""
+    num_beams: int = Field(1, gt=0)
+    """Beams of generated answers; the paper's tasks have 4, and 1 is several times as fast."""
     sequence_length: int = Field(1024, gt=1)
     """Tokens in one window of the perplexity."""
     template: Literal["question", "alpaca"] | None = None
-    """Prompt template of instruction rows; by default the one the adapter was trained with, else question."""
+    """Prompt template of instruction rows; by default the one the adapter was trained with, else question, and alpaca
+    for the paper's tasks."""
     dtype: Dtype = "auto"
     """Number format of the model; auto keeps the model's own."""
+    harness: Names = ()
+    """Tasks of lm-eval to run in place of a task, such as hellaswag,arc_easy (pip install 'shears[harness]')."""
+    include_path: str | None = None
+    """Folder with further YAML tasks of lm-eval; those of shears are known (shears_boolq, ...)."""
+
+    @property
+    def generates(self) -> bool:
+        """Say whether answers are generated, one text an example."""
+        return self.task in ("number", "equation") or self.protocol == "generate"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        """Let the name of a task say what is not said; names for `harness` are a task."""
+        if not isinstance(values, Mapping):
+            return values
+        return with_paper_defaults({"task": "harness", "data": ".", **values} if values.get("harness") else values)
+
+    @model_validator(mode="after")
+    def _check(self) -> "EvaluateConfig":
+        if self.protocol is not None and self.task not in ANSWER_FORMS:
+            raise ValueError(f"protocol is for the paper's tasks ({', '.join(ANSWER_FORMS)}), got task {self.task}")
+        if self.task != "harness" and (self.harness or self.include_path):
+            raise ValueError(f"harness and include_path are a task of their own, got task {self.task}; leave one out")
+        if self.task == "harness" and not self.harness:
+            raise ValueError("harness must name tasks of lm-eval for task harness, got none; such as hellaswag")
+        return self

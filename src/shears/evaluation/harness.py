@@ -1,0 +1,139 @@
+"""Tasks of lm-eval on a loaded model, in this process; its figures and samples in our own form."""
+
+import difflib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from shears.errors import InputError, first_line
+from shears.evaluation.records import Evaluation, Record
+from shears.evaluation.statistics import Z95, wilson_interval
+from shears.recipe import EvaluateConfig
+
+logger = logging.getLogger(__name__)
+
+TASKS = Path(__file__).parent / "harness_tasks"
+"""Our own tasks, for `lm_eval --include_path` too."""
+Figure = dict[str, Any]
+RUNNING_ERRORS = (AssertionError, ValueError, OSError)
+"""What lm-eval raises of a data set that is not there, or of texts longer than the model's context."""
+
+
+def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:
+    """Return the figures of lm-eval's tasks: those that `lm_eval --model hf` prints for the same model.
+
+    The value is the first metric of a single task, the mean of the first metrics of several. InputError where lm-eval
+    is missing, or does not know a task.
+    """
+    if find_spec("lm_eval") is None:
+        raise InputError("harness needs lm-eval, which is not installed; pip install 'shears[harness]'")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    manager = _manager(config)
+    loaded = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch_size)
+    try:
+        results: Any = simple_evaluate(loaded, tasks=list(config.harness), task_manager=manager, limit=config.limit)
+    except RUNNING_ERRORS as error:
+        raise InputError(f"lm-eval must be able to run {', '.join(config.harness)}, got {first_line(error)}") from error
+    figures = [figure for task in results["samples"] for figure in task_figures(task, results)]
+    records = [record for task, samples in results["samples"].items() for record in _records(task, samples)]
+    return summary(figures, records)
+
+
+def _manager(config: EvaluateConfig) -> Any:
+    """Return lm-eval's index of tasks; of its own thousands only where they are asked for."""
+    from lm_eval.tasks import TaskManager
+
+    metadata = {"shears_data": config.data} | ({"shears_template": config.template} if config.template else {})
+    paths = [str(TASKS), *([config.include_path] if config.include_path else [])]
+    if config.include_path and not Path(config.include_path).is_dir():
+        raise InputError(f"include_path must be a folder of YAML tasks, got {config.include_path}")
+    for defaults in (False, True):
+        manager = TaskManager(include_path=paths, include_defaults=defaults, metadata=metadata)
+        unknown = [name for name in config.harness if name not in manager.all_tasks]
+        if not unknown:
+            return manager
+    close = difflib.get_close_matches(unknown[0], manager.all_tasks, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise InputError(f"harness must name tasks of lm-eval or of include_path, got {unknown[0]!r}{hint}")
+
+
+def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
+    """Return every metric of a task: value, stderr (None where lm-eval has none), number of samples and interval."""
+    metrics: Mapping[str, Any] = results["results"][task]
+    samples = results["samples"][task]
+    figures = []
+    for key, value in metrics.items():
+        name, _, kind = key.partition(",")
+        if not kind or name.endswith("_stderr"):
+            continue
+        stderr = metrics.get(f"{name}_stderr,{kind}")
+        stderr = float(stderr) if isinstance(stderr, int | float) else None
+        bits = _bits(samples, name)
+        figures.append(
+            {
+                "task": task, "metric": name if kind == "none" else f"{name},{kind}", "value": float(value),
+                "stderr": stderr, "n": len(samples), "ci95": list(_interval(float(value), stderr, bits)),
+            }
+        )  # fmt: skip
+    return figures
+
+
+def _bits(samples: Sequence[Mapping[str, Any]], metric: str) -> list[bool] | None:
+    """Return a metric's value for each sample where all of them are 0 or 1."""
+    values = [sample.get(metric) for sample in samples]
+    return [bool(value) for value in values] if all(value in (0, 1) for value in values) else None
+
+
+def _interval(value: float, stderr: float | None, bits: Sequence[bool] | None) -> tuple[float, float]:
+    if bits is not None:
+        return wilson_interval(sum(bits), len(bits))
+    half = Z95 * stderr if stderr is not None else math.inf
+    return (value - half, value + half) if math.isfinite(half) else (value, value)
+
+
+def summary(figures: Sequence[Figure], records: Sequence[Record]) -> Evaluation:
+    """Return the evaluation whose value is the mean of the tasks' first metrics, each task counting once."""
+    firsts = list({figure["task"]: figure for figure in reversed(figures)}.values())
+    value = sum(figure["value"] for figure in firsts) / len(firsts)
+    n = sum(figure["n"] for figure in firsts)
+    if len(firsts) == 1:
+        low, high = firsts[0]["ci95"]
+    else:
+        half = Z95 * math.sqrt(sum((figure["stderr"] or 0.0) ** 2 for figure in firsts)) / len(firsts)
+        low, high = value - half, value + half
+    names = {figure["metric"] for figure in firsts}
+    metric = names.pop() if len(names) == 1 else "mean of the first metrics"
+    logger.info("harness: %s %.4f (%.4f to %.4f) over %d tasks", metric, value, low, high, len(firsts))
+    return Evaluation("harness", metric, value, n, (low, high), list(records), figures=list(figures))
+
+
+def _records(task: str, samples: Sequence[Mapping[str, Any]]) -> list[Record]:
+    return [_record(task, sample) for sample in sorted(samples, key=lambda sample: int(sample["doc_id"]))]
+
+
+def _record(task: str, sample: Mapping[str, Any]) -> Record:
+    """Return a sample in our form; `correct` is its first metric that is 0 or 1, `correct_NAME` are the others."""
+    bits = {name: bool(sample[name]) for name in sample.get("metrics", []) if sample.get(name) in (0, 1)}
+    record: Record = {
+        "index": int(sample["doc_id"]), "task": task, "id": str(sample["doc_hash"])[:16],
+        "prompt": str(sample["arguments"][0][0]), "prediction": _prediction(sample), "answer": sample["target"],
+    }  # fmt: skip
+    for number, (name, bit) in enumerate(bits.items()):
+        record["correct" if number == 0 else f"correct_{name}"] = bit
+    return record
+
+
+def _prediction(sample: Mapping[str, Any]) -> object:
+    """Return the generated text, or the number of the likeliest of several choices."""
+    responses = sample["filtered_resps"]
+    if len(responses) == 1:
+        return responses[0]
+    return max(range(len(responses)), key=lambda number: float(responses[number][0]))

@@ -1,0 +1,218 @@
+"""lm-eval on a loaded model: the figures of plain lm_eval, in our form; our own tasks work in both."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+
+from shears.errors import InputError
+from shears.evaluation.harness import TASKS
+from shears.evaluation.harness_data import load, score
+from shears.evaluation.run import evaluate
+from shears.evaluation.statistics import wilson_interval
+from shears.recipe.paper import ANSWER_FORMS
+from tests.tiny import save_tiny, tiny_model
+
+pytest.importorskip("lm_eval")
+pytestmark = pytest.mark.filterwarnings("default")  # lm-eval's own
+
+YAML = """
+task: tiny_{kind}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+doc_to_text: "Q: {{{{question}}}}"
+"""
+CHOICES = (
+    YAML
+    + """
+output_type: multiple_choice
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+)
+MATCH = (
+    YAML
+    + """
+output_type: generate_until
+doc_to_target: "{{{{choices[0]}}}}"
+generation_kwargs: {{max_gen_toks: 4, until: []}}
+metric_list: [{{metric: exact_match}}]
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base, an adapter that changes it, and two YAML tasks on a file of 12 questions."""
+    folder = tmp_path_factory.mktemp("harness")
+    save_tiny(folder / "base")
+    options: dict[str, Any] = {"r": 2, "lora_alpha": 256, "init_lora_weights": False}
+    config = LoraConfig(target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        get_peft_model(tiny_model(), config).save_pretrained(str(folder / "adapter"))
+    rows = [
+        {"question": f"{n} or {n * n}?", "choices": [str(n), str(n * n), "none of the two"], "answer": n % 3}
+        for n in range(12)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "tasks").mkdir()
+    for kind, text in (("choices", CHOICES), ("match", MATCH)):
+        (folder / "tasks" / f"{kind}.yaml").write_text(text.format(kind=kind, file=folder / "rows.jsonl"))
+    return folder
+
+
+def _options(made: Path, **changes: Any) -> dict[str, Any]:
+    return {"harness": "tiny_choices,tiny_match", "include_path": str(made / "tasks"), "device": "cpu", **changes}
+
+
+@pytest.mark.parametrize("adapter", [None, "adapter"])
+def test_the_figures_are_those_of_plain_lm_eval(made: Path, adapter: str | None) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    result = evaluate(str(made / "base"), adapter=str(made / adapter) if adapter else None, **_options(made))
+    arguments = f"pretrained={made / 'base'}" + (f",peft={made / adapter}" if adapter else "")
+    manager = TaskManager(include_path=str(made / "tasks"), include_defaults=False)
+    plain: Any = simple_evaluate(
+        "hf", arguments, ["tiny_choices", "tiny_match"], task_manager=manager, device="cpu", batch_size=1
+    )
+    expected = {
+        (task, key.removesuffix(",none")): (value, figures[f"{key.removesuffix(',none')}_stderr,none"])
+        for task, figures in plain["results"].items()
+        for key, value in figures.items()
+        if key.endswith(",none") and "_stderr" not in key
+    }
+    found = {(each["task"], each["metric"]): (each["value"], each["stderr"]) for each in result.figures}
+    assert found == expected
+    assert len(found) == 3
+    for task, samples in plain["samples"].items():
+        bits = {sample["doc_id"]: bool(sample[sample["metrics"][0]]) for sample in samples}
+        assert bits == {record["index"]: record["correct"] for record in result.records if record["task"] == task}
+
+
+def test_an_adapter_changes_what_is_measured(made: Path) -> None:
+    options = _options(made, harness="tiny_match")
+    outputs = [
+        [record["prediction"] for record in evaluate(str(made / "base"), adapter=adapter, **options).records]
+        for adapter in (None, str(made / "adapter"))
+    ]
+    assert outputs[0] != outputs[1]
+
+
+def test_figures_have_counts_intervals_and_a_mean(made: Path, tmp_path: Path) -> None:
+    result = evaluate(str(made / "base"), tmp_path / "figures.json", **_options(made, limit=5))
+    assert [(each["task"], each["metric"], each["n"]) for each in result.figures] == [
+        ("tiny_choices", "acc", 5), ("tiny_choices", "acc_norm", 5), ("tiny_match", "exact_match", 5),
+    ]  # fmt: skip
+    first, _, match = result.figures
+    assert first["ci95"] == list(wilson_interval(round(5 * first["value"]), 5))
+    share = first["value"]
+    assert first["stderr"] == pytest.approx(math.sqrt(share * (1 - share) / 4))
+    assert result.value == (first["value"] + match["value"]) / 2
+    assert (result.n, len(result.records)) == (10, 10)
+    assert json.loads((tmp_path / "figures.json").read_text())["figures"] == result.figures
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"include_path": "nowhere"}, "include_path must be a folder"),
+        ({"harness": "shears_boolq", "data": "nowhere"}, "needs the file nowhere/boolq/test.json"),
+        ({"harness": (), "task": "harness", "data": "."}, "harness must name tasks"),
+        ({"task": "number", "data": "x"}, "are a task of their own, got task number"),
+    ],
+)
+def test_a_mistake_is_an_error_that_says_what_to_do(made: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        evaluate(str(made / "base"), **_options(made, **changes))
+
+
+@pytest.mark.slow  # lm-eval reads thousands of its own tasks
+def test_an_unknown_task_is_an_error_that_names_the_nearest(made: Path) -> None:
+    with pytest.raises(InputError, match="got 'tiny_choises'; did you mean 'tiny_choices'"):
+        evaluate(str(made / "base"), **_options(made, harness="tiny_choises"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder of files in LLM-Adapters' form, short enough for the tiny tokenizer's 256 bytes."""
+    boolq = [
+        {"instruction": f"{n}?\n\nAnswer format: true/false", "answer": ["true", "false"][n % 2]} for n in range(4)
+    ]
+    mawps = [{"instruction": f"{n}+1?", "answer": f"{n + 1}.0"} for n in range(3)]
+    for name, rows in (("boolq", boolq), ("mawps", mawps)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "test.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def test_our_tasks_choose_as_our_own_protocol_does(made: Path, data: Path) -> None:
+    ours = evaluate(str(made / "base"), task="boolq", protocol="choices", data=str(data / "boolq" / "test.json"),
+                    template="question", precision="fp32")  # fmt: skip
+    options = {"harness": "shears_boolq", "data": str(data), "template": "question"}
+    theirs = evaluate(str(made / "base"), **options)
+    assert [record["correct"] for record in theirs.records] == [record["correct"] for record in ours.records]
+    assert theirs.value == ours.value
+
+
+def test_rows_are_prompts_with_choices_and_an_answer(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = load("boolq", shears_data=str(data), pretrained="a model's argument")["test"]
+    assert rows[1]["choices"] == ["the correct answer is true", "the correct answer is false"]
+    assert (rows[1]["gold"], rows[1]["answer"]) == (1, "false")
+    assert rows[1]["prompt"].endswith("### Response:\n")
+    monkeypatch.setenv("SHEARS_DATA", str(data))
+    assert load("mawps", shears_template="question")["test"][2]["prompt"] == "Question: 2+1?\nAnswer:"
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "text", "figures"),
+    [
+        ("mawps", "3.0", "The answer is 3. 2 left", {"acc": 0.0, "acc_strict": 1.0}),
+        ("aqua", "B", "Because", {"acc": 1.0, "acc_strict": 0.0}),
+        ("boolq", "true", "the correct answer is true", {"acc": 1.0, "acc_strict": 1.0}),
+    ],
+)
+def test_generated_answers_are_scored_by_both_rules(
+    task: str, answer: str, text: str, figures: dict[str, float]
+) -> None:
+    assert score({"task": task, "answer": answer}, [text]) == figures
+
+
+def test_every_task_of_the_paper_is_a_yaml() -> None:
+    names = {path.stem for path in TASKS.glob("shears_*.yaml")}
+    expected = {f"shears_{task.replace('-', '_')}" for task in ANSWER_FORMS}
+    generated = {f"shears_{task.replace('-', '_')}_generate" for task, form in ANSWER_FORMS.items() if form == "label"}
+    assert names == expected | generated
+    for path in TASKS.glob("shears_*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        assert content["task"] == path.stem
+        assert content["dataset_kwargs"]["task"].replace("-", "_") in path.stem
+
+
+@pytest.mark.slow
+def test_the_command_line_of_lm_eval_agrees_and_knows_our_tasks(made: Path, data: Path, tmp_path: Path) -> None:
+    words = [
+        "--model", "hf", "--model_args", f"pretrained={made / 'base'},peft={made / 'adapter'}", "--device", "cpu",
+        "--tasks", "shears_boolq", "--include_path", str(TASKS), "--output_path", str(tmp_path / "out"),
+        "--metadata", json.dumps({"shears_data": str(data), "shears_template": "question"}),
+    ]  # fmt: skip
+    subprocess.run([sys.executable, "-m", "lm_eval", *words], check=True, capture_output=True, env={**os.environ})
+    (file,) = (tmp_path / "out").rglob("results_*.json")
+    plain = json.loads(file.read_text())["results"]["shears_boolq"]
+    ours = evaluate(str(made / "base"), adapter=str(made / "adapter"), harness="shears_boolq", data=str(data),
+                    template="question", device="cpu")  # fmt: skip
+    figures = {each["metric"]: (each["value"], each["stderr"]) for each in ours.figures}
+    assert figures == {name: (plain[f"{name},none"], plain[f"{name}_stderr,none"]) for name in ("acc", "acc_norm")}
