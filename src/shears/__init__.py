@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shears.fetching import fetch
     from shears.inspection import inspect
     from shears.pipeline import run
+    from shears.planning.plan import plan
     from shears.report.write import write_report
     from shears.searching.stage import run_search, search
     from shears.sparsity.prune import sparsify_model
@@ -37,6 +38,7 @@ _HOMES = {
     "inspect": "inspection",
     "load_super_adapter": "adapt.load",
     "make_elastic": "adapt.elastic",
+    "plan": "planning.plan",
     "run": "pipeline",
     "run_search": "searching.stage",
     "search": "searching.stage",
@@ -60,6 +62,7 @@ __all__ = [
     "inspect",
     "load_super_adapter",
     "make_elastic",
+    "plan",
     "run",
     "run_search",
     "search",

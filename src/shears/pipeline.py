@@ -90,10 +90,10 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
     InputError for a recipe that lacks what a run needs, a stage made with another configuration, or a folder another
     process works on.
     """
-    folder = _checked(recipe, output)
+    folder = run_folder(recipe, output)
     set_threads(recipe.threads)
     with run_lock(folder):
-        stages = _stages(recipe, folder)
+        stages = stages_of(recipe, folder)
         done = [stage.is_done() for stage in stages]  # refuse before any work is done
         write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         for number, (stage, is_done) in enumerate(zip(stages, done, strict=True), start=1):
@@ -106,7 +106,8 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
         return _measure(recipe, folder) if recipe.evaluate else {"models": []}
 
 
-def _checked(recipe: Recipe, output: str | Path | None) -> Path:
+def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
+    """Return the folder of a run; InputError for a recipe that lacks what a run needs."""
     target = output or recipe.output
     if recipe.model is None or target is None:
         raise InputError("a run must have a model and an output folder; add `model:` and `output:` to the recipe")
@@ -117,7 +118,7 @@ def _checked(recipe: Recipe, output: str | Path | None) -> Path:
     return Path(target).resolve()
 
 
-def _stages(recipe: Recipe, folder: Path) -> list[Stage]:
+def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
     """The recipe's stages in order; each reads the artifact of the one before."""
     assert recipe.model is not None
     model = recipe.model

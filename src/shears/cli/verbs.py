@@ -219,6 +219,9 @@ def run(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="Model, output and one section a stage.")],
     output: Annotated[str | None, typer.Option(help="Folder of the run; overrides the recipe's.")] = None,
     set_: SET = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan: stages, tokens, memory, disk; do nothing.")
+    ] = False,
 ) -> None:
     """Run all stages of a recipe.
 
@@ -231,6 +234,9 @@ def run(
 
     refuse_launcher("run")
     loaded = load_recipe(recipe, set_ or [])
+    if dry_run:
+        tables.print_plan(shears.plan(loaded, output))
+        return
     summary = shears.run(loaded, output)
     tables.print_summary(summary, Path(str(output or loaded.output)))
 

@@ -1,0 +1,169 @@
+"""The plan of a run: its stages, what each will do, need and leave, and what is done already."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from shears.adapt.fit import num_steps
+from shears.adapt.groups import build_space
+from shears.adapt.space import RankConfig, SearchSpace
+from shears.artifacts import EVALUATION, partial_folder
+from shears.export.choice import by_linear
+from shears.models import load_tokenizer
+from shears.pipeline import run_folder, stages_of
+from shears.planning.data import amount, example_tokens
+from shears.planning.needs import FP32, adapter_parameters, pruning_memory, running_memory, training_memory
+from shears.planning.shapes import Shape, shape_of
+from shears.recipe import Recipe
+from shears.sparsity.activations import num_bytes
+from shears.sparsity.methods import METHODS
+from shears.sparsity.prune import needs_inputs
+
+HALF = 2  # bytes of a weight in the files of a model that is not here: most are published in 16 bits
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage: done, interrupted or to do; its work in words; memory and disk in bytes, None where not known yet.
+
+    Memory is what is held without the activations of a forward, which depend on lengths and batch.
+    """
+
+    name: str
+    state: str
+    work: str
+    memory: int | None
+    disk: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it runs."""
+
+    model: str
+    folder: Path
+    parameters: int | None
+    stages: list[PlannedStage]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the estimates are made from: the recipe, and the model's shape where it is known."""
+
+    recipe: Recipe
+    shape: Shape | None
+
+    @property
+    def model_bytes(self) -> int | None:
+        """Return the size of the model in memory and in its files."""
+        if self.shape is None:
+            return None
+        return self.shape.file_bytes or HALF * self.shape.parameters
+
+    @property
+    def space(self) -> SearchSpace | None:
+        """Return the search space of the adapters."""
+        train = self.recipe.train
+        return build_space(self.shape.model, train.groups, train.ranks) if self.shape and train else None
+
+    def adapter(self, choice: Callable[[SearchSpace], RankConfig]) -> int:
+        """Return the weights of the adapter at some ranks; 0 where there is none or its model is not known."""
+        if (space := self.space) is None or self.shape is None:
+            return 0
+        return adapter_parameters(self.shape.sides, by_linear(space, choice(space)))
+
+
+def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
+    """Return what `run` would do, without loading weights and without a download.
+
+    InputError for whatever `run` would refuse before it begins: a recipe that lacks something, a stage that was made
+    otherwise, groups that match no linear.
+    """
+    folder = run_folder(recipe, output)
+    assert recipe.model is not None
+    known = _Known(recipe, shape_of(recipe.model))
+    stages = [_planned(stage.name, _state(stage.is_done(), stage.output), known) for stage in stages_of(recipe, folder)]
+    if recipe.evaluate:
+        stages.append(_planned("evaluate", _state((folder / EVALUATION).is_file(), folder / EVALUATION), known))
+    return Plan(recipe.model, folder, known.shape.parameters if known.shape else None, stages)
+
+
+def _state(is_done: bool, output: Path) -> str:
+    return "done" if is_done else "interrupted" if partial_folder(output).exists() else "to do"
+
+
+def _planned(name: str, state: str, known: _Known) -> PlannedStage:
+    return PlannedStage(name, state, *STAGES[name](known))
+
+
+Estimate = tuple[str, int | None, int | None]  # the work in words, memory, disk
+
+
+def _sparsify(known: _Known) -> Estimate:
+    config, shape = known.recipe.sparsify, known.shape
+    tokens = config.num_samples * config.sequence_length if needs_inputs(config) else 0
+    text = f", {config.num_samples} x {config.sequence_length} = {tokens:,} tokens of {config.calibration}" * bool(
+        tokens
+    )
+    words = f"{config.method} to {config.sparsity:.0%}{text}"
+    if shape is None or known.model_bytes is None:
+        return words, None, None
+    hidden = min(num_bytes(config.activation_budget), FP32 * tokens * shape.width)
+    moments = METHODS[config.method].needs == "moments" or config.reconstruct or config.recover_by == "moments"
+    widest = max(inputs for _, inputs in shape.sides.values()) ** 2 if moments else 0
+    recovery = FP32 * adapter_parameters(shape.sides, dict.fromkeys(shape.sides, config.recover_rank))
+    return words, pruning_memory(shape.beside, shape.block, hidden, widest), known.model_bytes + recovery
+
+
+def _train(known: _Known) -> Estimate:
+    config, found = known.recipe.train, None
+    assert config is not None
+    found = amount(config.data)
+    each = None
+    if found.examples is not None and known.shape is not None and known.shape.folder is not None:
+        each = example_tokens(config, load_tokenizer(known.shape.folder))
+    count = found.examples or 0
+    steps = f"{num_steps(config, count):,} steps" if count or config.max_steps else f"{config.epochs:g} epochs in steps"
+    tokens = f", about {each * num_steps(config, count) * config.batch_size:,.0f} tokens" if each else ""
+    words = f"{steps} of {config.batch_size} examples, {found.words}{tokens}"
+    largest = known.adapter(SearchSpace.maximal)
+    if known.model_bytes is None:
+        return words, None, None
+    return words, training_memory(known.model_bytes, largest), FP32 * largest
+
+
+def _search(known: _Known) -> Estimate:
+    config = known.recipe.search
+    assert config is not None
+    space = known.space
+    of = f" of {space.size:.3g}" if space else ""
+    words = f"{config.strategy}, up to {config.max_evaluations}{of} configurations, each on "
+    words += amount(config.data, config.limit).words
+    if known.model_bytes is None:
+        return words, None, None
+    return words, running_memory(known.model_bytes, known.adapter(SearchSpace.maximal)), 0
+
+
+def _export(known: _Known) -> Estimate:
+    config, heuristic = known.recipe.export, known.adapter(SearchSpace.heuristic)
+    ranks = config.ranks or ("the ranks that search chose" if known.recipe.search else "the heuristic's ranks")
+    words = f"format {config.format}, {ranks}"
+    if known.model_bytes is None:
+        return words, None, None
+    return words, 2 * FP32 * heuristic, known.model_bytes if config.merges else FP32 * heuristic
+
+
+def _evaluate(known: _Known) -> Estimate:
+    config = known.recipe.evaluate
+    assert config is not None
+    models = 2 + bool(known.recipe.train)
+    words = f"{config.task}, {models} models, each on {amount(config.data, config.limit).words}"
+    if known.model_bytes is None:
+        return words, None, None
+    return words, running_memory(known.model_bytes, known.adapter(SearchSpace.heuristic)), 0
+
+
+STAGES: Mapping[str, Callable[[_Known], Estimate]] = MappingProxyType(
+    {"sparsify": _sparsify, "train": _train, "search": _search, "export": _export, "evaluate": _evaluate}
+)

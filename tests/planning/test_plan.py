@@ -1,0 +1,97 @@
+"""A plan says what a run will do, need and leave, touches nothing, and can be made of every recipe offline."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import shears
+from shears.cli import main
+from shears.errors import InputError
+from shears.fetching import EMBEDDED
+from shears.planning.plan import plan
+from shears.planning.shapes import PUBLISHED, shape_of
+from shears.recipe import Recipe
+from shears.resolve import load_recipe
+from tests.end_to_end.recipe import write_recipe
+from tests.tiny import tiny_model
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+NO_SEARCH = ["search=null", "evaluate=null", "train.max_steps=null", "train.epochs=0.5"]
+SIZES = {"smollm2-135m": 134_515_008, "huggyllama/llama-7b": 6_738_415_616, "huggyllama/llama-13b": 13_015_864_320,
+         "mosaicml/mpt-7b": 6_649_286_656}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_can_be_planned_offline(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    found = plan(recipe, tmp_path / "run")
+    names = [stage.name for stage in found.stages]
+    assert names == ["sparsify", "train", "search", "export", "evaluate"]
+    assert {stage.state for stage in found.stages} == {"to do"}
+    assert found.parameters == SIZES[recipe.model or ""]
+    assert all(stage.memory for stage in found.stages)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_headed_by_its_command_figure_and_cost(path: Path) -> None:
+    head = path.read_text().split("\nmodel:")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert f"shears run {path.relative_to(ROOT)} --output" in head
+    assert "Expect" in head
+    assert "Time" in head or "Takes" in head
+    assert "paper" not in path.parts or "Hardware" in head
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_known_models_have_the_size_that_is_published(name: str) -> None:
+    shape = shape_of(name)
+    assert shape is not None
+    assert shape.parameters == SIZES[name]
+    assert set(EMBEDDED) <= set(PUBLISHED)
+
+
+def test_a_plan_comes_true(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path), NO_SEARCH)
+    before = plan(recipe, tmp_path / "run")
+    assert before.parameters == tiny_model().num_parameters()
+    shears.run(recipe, tmp_path / "run")
+    space = json.loads((tmp_path / "run" / "super_adapter" / "search_space.json").read_text())
+    sparsified, trained, exported = before.stages
+    assert trained.work.startswith(f"{space['num_steps']} steps of 4 examples, 48 examples")
+    assert trained.disk == 4 * space["num_parameters"]["maximal"]
+    assert exported.disk == 4 * space["num_parameters"]["heuristic"]
+    weights = sum(file.stat().st_size for file in (tmp_path / "run" / "sparse").glob("*.safetensors"))
+    assert sparsified.disk == pytest.approx(weights, rel=0.01)
+    assert {stage.state for stage in plan(recipe, tmp_path / "run").stages} == {"done"}
+    with pytest.raises(InputError, match=r"train\.alpha was 12\.0 and is now 99"):
+        plan(load_recipe(tmp_path / "recipe.yaml", [*NO_SEARCH, "train.alpha=99"]), tmp_path / "run")
+
+
+def test_what_is_not_here_is_said_to_be_unknown(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({"model": "someone/something", "train": {"data": "nowhere.jsonl"}})
+    found = plan(recipe, tmp_path / "run")
+    assert found.parameters is None
+    assert {(stage.memory, stage.disk) for stage in found.stages} == {(None, None)}
+    assert "nowhere.jsonl is not here yet" in found.stages[1].work
+
+
+def test_groups_that_match_nothing_are_refused_before_any_work(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path), ["train.groups=c_attn"])
+    with pytest.raises(InputError, match="no linear matches target 'c_attn'"):
+        plan(recipe, tmp_path / "run")
+
+
+def test_a_dry_run_prints_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["shears", "run", str(write_recipe(tmp_path)), "--output", str(tmp_path / "run"), "--dry-run"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    printed = " ".join(capfd.readouterr()[0].split())
+    assert "sparsify │ to do │ wanda to 50%, 4 x 64 = 256 tokens of" in printed
+    assert not (tmp_path / "run").exists()
