@@ -10,6 +10,7 @@ import shears
 from shears.cli import main
 from shears.errors import InputError
 from shears.fetching import EMBEDDED
+from shears.planning.needs import packed_bytes
 from shears.planning.plan import plan
 from shears.planning.shapes import PUBLISHED, shape_of
 from shears.recipe import Recipe
@@ -95,3 +96,10 @@ def test_a_dry_run_prints_the_plan(
     printed = " ".join(capfd.readouterr()[0].split())
     assert "sparsify │ to do │ wanda to 50%, 4 x 64 = 256 tokens of" in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_a_package_is_planned_at_its_size() -> None:
+    """SmolLM2-135M at 50 %, 16-bit values: a bit and half of two bytes a weight, embeddings in 16 bits beside."""
+    weights, others = 106_168_320, 28_346_688
+    assert packed_bytes(weights, others, 0.5) == 106_168_320 // 8 + 106_168_320 + 2 * 28_346_688
+    assert packed_bytes(8, 0, 0.0) == 17

@@ -143,6 +143,13 @@ def test_two_runs_are_shown_beside_each_other(tmp_path: Path) -> None:
     assert "one: dense" not in text
 
 
+def test_a_package_says_what_it_weighs(tmp_path: Path) -> None:
+    files = {"package/package.json": {"bytes": {"model": 58, "model_dense": 100}, "config": {}, "ranks": RANKS}}
+    text = Reader(page_of(tmp_path, files)).text
+    assert "0.58xon disk" in text
+    assert "Rank by layer and group" in text
+
+
 def test_perplexities_are_no_percentages(tmp_path: Path) -> None:
     files = {"evaluation.json": records()["evaluation.json"]}
     for number, row in enumerate(files["evaluation.json"]["models"]):

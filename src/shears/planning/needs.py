@@ -27,6 +27,11 @@ def training_memory(model_bytes: int, adapter: int) -> int:
     return model_bytes + ADAM * adapter
 
 
+def packed_bytes(weights: int, others: int, sparsity: float) -> int:
+    """Return the size of a package: a bit a weight of the linears and two bytes a kept one; two bytes of all others."""
+    return round(weights / 8 + 2 * (1 - sparsity) * weights) + 2 * others
+
+
 def running_memory(model_bytes: int, adapter: int) -> int:
     """Return what evaluation holds without activations."""
     return model_bytes + FP32 * adapter

@@ -13,7 +13,14 @@ from shears.export.choice import by_linear
 from shears.models import load_tokenizer
 from shears.pipeline import run_folder, stages_of
 from shears.planning.data import amount, example_tokens
-from shears.planning.needs import FP32, adapter_parameters, pruning_memory, running_memory, training_memory
+from shears.planning.needs import (
+    FP32,
+    adapter_parameters,
+    packed_bytes,
+    pruning_memory,
+    running_memory,
+    training_memory,
+)
 from shears.planning.shapes import Shape, shape_of
 from shears.recipe import Recipe
 from shears.sparsity.activations import num_bytes
@@ -149,9 +156,13 @@ def _export(known: _Known) -> Estimate:
     config, heuristic = known.recipe.export, known.adapter(SearchSpace.heuristic)
     ranks = config.ranks or ("the ranks that search chose" if known.recipe.search else "the heuristic's ranks")
     words = f"format {config.format}, {ranks}"
-    if known.model_bytes is None:
+    if known.shape is None:
         return words, None, None
-    return words, 2 * FP32 * heuristic, known.model_bytes if config.merges else FP32 * heuristic
+    sizes = {"merged": known.model_bytes, "merged-sparse": known.model_bytes}
+    weights = sum(outputs * inputs for outputs, inputs in known.shape.sides.values())
+    packed = packed_bytes(weights, known.shape.parameters - weights, known.recipe.sparsify.sparsity)
+    sizes["package"] = packed + FP32 * heuristic
+    return words, 2 * FP32 * heuristic, sizes.get(config.format, FP32 * heuristic)
 
 
 def _evaluate(known: _Known) -> Estimate:

@@ -77,15 +77,10 @@ def _weights(run: Run) -> Iterator[Headline]:
 
 
 def _size(run: Run) -> Iterator[Headline]:
-    packed, dense = (folder_bytes(run, name) for name in ("package", "sparse"))
-    if packed and dense:
-        says = "of the size of the model folder, packed"
-        yield Headline(times(packed / dense), says, f"{size(packed)} against {size(dense)} on disk")
-
-
-def folder_bytes(run: Run, name: str) -> int:
-    """Return the bytes of the files of one of a run's folders, 0 where it is not there; `sparse` without recovery."""
-    return sum(file.stat().st_size for file in (run.folder / name).glob("*") if file.is_file())
+    if run.package is not None and (sizes := run.package.get("bytes")):
+        packed, dense = sizes["model"], sizes["model_dense"]
+        says = "on disk: the packed model beside the dense one of the same number format"
+        yield Headline(times(packed / dense), says, f"{size(packed)} against {size(dense)}")
 
 
 def _search(run: Run) -> Iterator[Headline]:

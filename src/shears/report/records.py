@@ -11,6 +11,7 @@ import yaml
 from shears.artifacts import (
     EVALUATION,
     MERGED,
+    PACKAGE,
     RECIPE,
     RESULT,
     SEARCH_SPACE,
@@ -49,12 +50,12 @@ class Run:
     @property
     def exported(self) -> Record | None:
         """The record of what the run exported."""
-        return self.sub_adapter or self.merged
+        return self.sub_adapter or self.merged or self.package
 
     def stages(self) -> Iterator[tuple[str, Record]]:
         """Yield the stages that are there, each with its record."""
         named = {"sparsify": self.sparsity, "train": self.space, "search": self.result, "export": self.exported}
-        yield from ((name, record) for name, record in {**named, "package": self.package}.items() if record)
+        yield from ((name, record) for name, record in named.items() if record)
 
 
 def read_run(folder: Path) -> Run:
@@ -70,7 +71,7 @@ def read_run(folder: Path) -> Run:
         result=_record(folder / "search" / RESULT),
         sub_adapter=_record(folder / "sub_adapter" / SUB_ADAPTER),
         merged=_record(folder / "merged" / MERGED),
-        package=_record(folder / "package" / "package.json"),
+        package=_record(folder / "package" / PACKAGE),
         summary=(summary := _record(folder / EVALUATION)),
         figures=_figures(folder, summary),
     )
