@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shears.inspection import inspect
     from shears.pipeline import run
     from shears.planning.plan import plan
+    from shears.publishing import push
     from shears.report.write import write_report
     from shears.searching.stage import run_search, search
     from shears.sparsity.prune import sparsify_model
@@ -39,6 +40,7 @@ _HOMES = {
     "load_super_adapter": "adapt.load",
     "make_elastic": "adapt.elastic",
     "plan": "planning.plan",
+    "push": "publishing",
     "run": "pipeline",
     "run_search": "searching.stage",
     "search": "searching.stage",
@@ -63,6 +65,7 @@ __all__ = [
     "load_super_adapter",
     "make_elastic",
     "plan",
+    "push",
     "run",
     "run_search",
     "search",

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER = "sparsity.json", "search_space.json", "result.json", "sub_adapter.json"
 EVALUATION, RECOVERY, MERGED, PACKAGE = "evaluation.json", "recovery.json", "merged.json", "package.json"
-RECIPE, REPORT = "recipe.yaml", "report.html"  # in a run's folder
+RECIPE, REPORT, README = "recipe.yaml", "report.html", "README.md"  # in a run's folder
 RECORDS = (PACKAGE, SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER, RECOVERY, MERGED, EVALUATION)
 TRAINING_LOG = "training_log.jsonl"
 RECOVERY_FOLDER = "recovery"  # inside a sparse model's folder

@@ -30,6 +30,7 @@ from shears.artifacts import (
     write_json,
     write_text,
 )
+from shears.cards.card import write_card
 from shears.errors import InputError
 from shears.evaluation.run import evaluate, measured
 from shears.export.choice import ranks_file
@@ -185,7 +186,18 @@ def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
     rows = [_row(name, *parts, recipe.evaluate, folder) for name, parts in models.items()]
     summary = {"task": recipe.evaluate.task, "data": recipe.evaluate.data, "models": rows}
     write_json(folder / EVALUATION, summary)
+    _write_figures(recipe, folder, summary)
     return summary
+
+
+def _write_figures(recipe: Recipe, folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write what was measured into the cards of the run's models."""
+    asked = {"task": summary["task"], "data": summary["data"]}
+    figures = [{**asked, **row} for row in summary["models"]]
+    write_card(folder / "sparse", "sparse", figures[:2])
+    if recipe.train:
+        output, _ = exported(recipe, folder)
+        write_card(output, output.name, figures)
 
 
 def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:

@@ -103,7 +103,19 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 
 def test_help_teaches_with_an_example(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for verb in ("fetch", "sparsify", "train", "search", "export", "evaluate", "generate", "inspect", "run", "report"):
+    for verb in (
+        "fetch",
+        "sparsify",
+        "train",
+        "search",
+        "export",
+        "evaluate",
+        "generate",
+        "inspect",
+        "run",
+        "report",
+        "push",
+    ):
         code, output, _ = shears(capfd, monkeypatch, verb, "--help")
         assert code == 0
         assert f"shears {verb} " in output

@@ -110,8 +110,9 @@ def _arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
         warmup_steps=settings.warmup_steps,
         save_steps=settings.save_steps,
         save_total_limit=2,  # the one before must live until the new one is whole
-        logging_strategy="no",
-        report_to="none",
+        logging_strategy="steps" if settings.report_to else "no",
+        logging_steps=1,
+        report_to=list(settings.report_to) or "none",
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         use_cpu=pick_device(settings.device).type == "cpu",

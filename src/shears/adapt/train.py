@@ -15,7 +15,9 @@ from shears.adapt.processes import join_processes, shared_folder, together, wait
 from shears.adapt.ready import Ready, prepare
 from shears.adapt.reorder import reorder
 from shears.adapt.space import SearchSpace
+from shears.adapt.trackers import prepare_trackers
 from shears.artifacts import SEARCH_SPACE, TRAINING_LOG, as_data, read_json, weights_fingerprint, write_json
+from shears.cards.card import write_card
 from shears.data.fingerprints import rows_fingerprint
 from shears.models import model_folder, pick_device
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -36,6 +38,7 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     """
     settings, output, started = build(TrainConfig, "train", config), Path(output), time.monotonic()
     asked = {"model": str(model), **as_data(settings)}
+    prepare_trackers(settings.report_to, output)
     join_processes(cpu=pick_device(settings.device).type == "cpu")
     with shared_folder(output, asked, resume=resume) as work:
         base = weights_fingerprint(model_folder(model))
@@ -46,6 +49,7 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
             if settings.reorder:
                 reorder(ready.model)
             _save(ready, work, settings, {"base": _name_of(model), "base_fingerprint": base})
+            write_card(work, output.name)
             shutil.rmtree(work / "checkpoints")  # last: until all is saved, they are what a resume goes on from
     logger.info("trained %s in %.0f s", output, time.monotonic() - started)
     return output

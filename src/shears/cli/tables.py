@@ -149,6 +149,15 @@ def _bytes(size: int | None) -> str:
     return "-" if size == 0 else f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
+def print_files(title: str, files: Sequence[tuple[str, int]]) -> None:
+    """Print files with their sizes."""
+    table = Table("file", "bytes", title=title)
+    for name, size in files:
+        table.add_row(Text(name), f"{size:,}")
+    console.print(table)
+    print_line(f"{len(files)} files, {sum(size for _, size in files):,} bytes")
+
+
 def print_inspection(data: Mapping[str, Any]) -> None:
     """Print what an artifact is."""
     print_line(f"{data.get('path')}: {data.get('kind')}")

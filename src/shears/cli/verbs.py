@@ -7,7 +7,10 @@ from typing import Annotated
 import typer
 
 from shears.artifacts import MERGED, PACKAGE, read_json
-from shears.cli import tables
+from shears.cli import (
+    sharing,  # noqa: F401  # its verbs
+    tables,
+)
 from shears.cli.app import app
 from shears.cli.options import SET, Values, refuse_launcher, with_stage_options
 from shears.recipe import (
@@ -239,21 +242,3 @@ def run(
         return
     summary = shears.run(loaded, output)
     tables.print_summary(summary, Path(str(output or loaded.output)))
-
-
-@app.command()
-def report(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    output: Annotated[str | None, typer.Option(help="HTML file to write; by default RUN/report.html.")] = None,
-    compare: Annotated[str | None, typer.Option(help="Folder of another run to show beside it.")] = None,
-) -> None:
-    """Write a run as one web page.
-
-    Figures in words, pictures with tables behind them, examples, the recipe. It loads nothing from elsewhere.
-
-    shears report runs/quickstart --compare runs/other
-    """
-    import shears
-
-    refuse_launcher("report")
-    tables.print_line(f"{shears.write_report(run, output, compare=compare)}: open it in a browser")

@@ -26,6 +26,7 @@ from shears.artifacts import (
     working_folder,
     write_json,
 )
+from shears.cards.card import write_card
 from shears.conversion import empty_model, read_config
 from shears.errors import InputError
 from shears.export.merge import merge_adapter
@@ -61,6 +62,7 @@ def export_package(source: str, output: Path, model: str | None, settings: Expor
         with _opened(source, work, model, settings) as found:
             figures = _write(found, work, settings)
         write_json(work / PACKAGE, {**found.origin, **figures, "fingerprint": weights_fingerprint(work)})
+        write_card(work, output.name)
     _log(output, figures)
     return output
 

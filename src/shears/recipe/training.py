@@ -2,9 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from shears.fields import Device, Names, Ranks, StageConfig
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 class TrainConfig(StageConfig):
@@ -62,6 +64,8 @@ class TrainConfig(StageConfig):
     """Prompt template of instruction/input/output rows, in training and in evaluation."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic: auto is bf16 autocast where the processor has it, else fp32."""
+    report_to: Names = ()
+    """Trackers that see loss and learning rate of every step: tensorboard, trackio, wandb; by default none."""
     save_steps: int = Field(50, gt=0)
     """Optimizer steps between two checkpoints; an interruption loses no more than these."""
     device: Device = "auto"
@@ -86,6 +90,13 @@ class TrainConfig(StageConfig):
         if self.sparse_adapter:
             self._check_sparse_adapter()
         return self
+
+    @field_validator("report_to")
+    @classmethod
+    def _check_trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in value if name not in TRACKERS]:
+            raise ValueError(f"must be of {', '.join(TRACKERS)}, got {unknown[0]!r}")
+        return value
 
     def _check_sparse_adapter(self) -> None:
         if self.sampling in ("per-example", "sandwich"):

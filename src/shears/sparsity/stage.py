@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shears.artifacts import SPARSITY, as_data, weights_fingerprint, working_folder, write_json
+from shears.cards.card import write_card
 from shears.data.calibration import calibration_batches
 from shears.errors import InputError
 from shears.models import DTYPES, load_model, load_tokenizer, model_folder, pick_device
@@ -54,6 +55,7 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
         base = weights_fingerprint(folder)
         origin = {"model": str(model), "base_fingerprint": base, "calibration_fingerprint": calibration}
         _write_record(work, settings, report, origin)
+        write_card(work, output.name)
     logger.info("sparsified %s to %.1f %% in %.0f s", output, 100 * report.achieved, time.monotonic() - started)
     return output
 

@@ -1,0 +1,58 @@
+"""The card of an artifact: metadata of the hub, what it is, tables, how to load it. The same record, the same bytes."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from shears.artifacts import README, find_record, read_json, write_text
+from shears.cards.loading import loading
+from shears.cards.origin import base_of, origin
+from shears.cards.tables import figures_table, rank_table, size_table, sparsity_table
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+Record = Mapping[str, Any]
+Figures = Sequence[Mapping[str, Any]]  # name, metric, value, ci95, n, and task and data of each measurement
+
+
+def write_card(folder: Path, name: str, figures: Figures = ()) -> None:
+    """Write README.md beside the record of a folder, which becomes or is the artifact `name`."""
+    path = find_record(folder)
+    assert path is not None, folder
+    write_text(folder / README, card(path.name, read_json(path), name, figures))
+
+
+def card(kind: str, record: Record, name: str, figures: Figures = ()) -> str:
+    """Return the card of an artifact; `kind` is the file its record has, such as sparsity.json."""
+    parts = [f"# {name}", origin(kind, record)]
+    if figures:
+        parts += ["## Figures", figures_table(figures)]
+    parts += [part for part in (sparsity_table(record), rank_table(record), size_table(record)) if part]
+    parts += ["## How to load it", loading(kind, record, name)]
+    text = "\n\n".join(parts)
+    return f"---\n{_metadata(kind, record, name, figures).to_yaml()}\n---\n\n{text}\n"
+
+
+def checked(text: str) -> ModelCard:
+    """Return a card as the hub reads it; ValueError where its metadata is none."""
+    return ModelCard(text)
+
+
+def _metadata(kind: str, record: Record, name: str, figures: Figures) -> ModelCardData:
+    adapter = kind in ("search_space.json", "sub_adapter.json")
+    base = base_of(record)
+    return ModelCardData(
+        base_model=base if HUB_ID.fullmatch(base) and not Path(base).exists() else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["shears", "sparse", *(["lora"] if adapter or "ranks" in record else [])],
+        model_name=name if figures else None,
+        eval_results=[_result(row) for row in figures] or None,
+    )
+
+
+def _result(row: Mapping[str, Any]) -> EvalResult:
+    return EvalResult(task_type="text-generation", dataset_type=Path(row["data"]).name, dataset_name=row["task"],
+                      metric_type=row["metric"], metric_value=row["value"])  # fmt: skip

@@ -1,0 +1,64 @@
+"""The tables of a card, in Markdown."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
+    """Return measurements with their intervals and counts."""
+    rows = (
+        (row["name"], row["task"], _figure(row["metric"], row["value"]),
+         " to ".join(_figure(row["metric"], edge) for edge in row["ci95"]), row["n"])
+        for row in figures
+    )  # fmt: skip
+    return table(("model", "task", figures[0]["metric"], "95 % interval", "n"), rows)
+
+
+def sparsity_table(record: Record) -> str | None:
+    """Return the share of zeros by kind of linear; None for a record without linears."""
+    counts: dict[str, tuple[int, int]] = {}
+    for name, linear in record.get("linears", {}).items():
+        kind = next(part for part in reversed(name.split(".")) if not part.isdigit())
+        weights, zeros = counts.get(kind, (0, 0))
+        counts[kind] = (weights + linear["shape"][0] * linear["shape"][1], zeros + linear["zeros"])
+    rows = ((kind, f"{weights:,}", f"{zeros / weights:.1%}") for kind, (weights, zeros) in counts.items())
+    return "## Zeros\n\n" + table(("linear", "weights", "zeros"), rows) if counts else None
+
+
+def rank_table(record: Record) -> str | None:
+    """Return the ranks of every kind of group, from the first layer to the last."""
+    groups = record.get("ranks") or {name: group["ranks"] for name, group in record.get("groups", {}).items()}
+    kinds: dict[str, list[str]] = {}
+    for name, rank in sorted(groups.items(), key=lambda item: int(item[0].split(".")[1])):
+        text = str(rank) if isinstance(rank, int) else "/".join(map(str, rank))
+        kinds.setdefault(name.split(".", 2)[2], []).append(text)
+    rows = ((f"`{kind}`", texts[0] if len(set(texts)) == 1 else " ".join(texts)) for kind, texts in kinds.items())
+    return "## Ranks\n\n" + table(("group", "rank, first layer to last"), rows) if kinds else None
+
+
+def size_table(record: Record) -> str | None:
+    """Return what a package weighs beside the dense model."""
+    sizes = record.get("bytes")
+    if not sizes:
+        return None
+    rows = [
+        ("packed", f"{sizes['model'] / 1e6:,.1f} MB"),
+        ("dense, same number format", f"{sizes['model_dense'] / 1e6:,.1f} MB"),
+    ]
+    return "## Size\n\n" + table(("model", "on disk"), rows)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table; what would end a cell is escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).replace("|", "\\|").split())
+
+
+def _figure(metric: str, value: float) -> str:
+    return f"{value:.1%}" if metric == "accuracy" else f"{value:.4g}"

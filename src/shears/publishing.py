@@ -1,0 +1,105 @@
+"""Put an artifact on the hub: its files, none hidden, its base named as the hub knows it."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from shears.artifacts import README, RECORDS, SPARSITY, find_record, read_json, read_record
+from shears.errors import InputError, first_line
+from shears.peft_files import ADAPTER_CONFIG
+
+logger = logging.getLogger(__name__)
+LEFT_OUT = ("study.db",)  # Optuna's own: it holds dates
+BASE_KEYS = {ADAPTER_CONFIG: "base_model_name_or_path", **dict.fromkeys(RECORDS, "base"), SPARSITY: "model"}
+"""Files that name the model an artifact was made from, and the key they do it with."""
+
+
+class Upload(NamedTuple):
+    """A file to send: its name in the repository, its size in bytes, and its content where that differs from disk."""
+
+    name: str
+    size: int
+    content: bytes | None
+
+
+def push(
+    folder: str | Path, repo: str, *, base: str | None = None, private: bool = False, dry_run: bool = False
+) -> list[Upload]:
+    """Send the files of an artifact to a repository of the hub, made where it is not there; return them.
+
+    `base` is the hub's name of the model an adapter belongs to, in place of the folder it lay in. `dry_run` sends
+    nothing and needs no network. InputError for what is no finished artifact, for an adapter whose base is a folder of
+    this machine, and for what the hub refuses.
+    """
+    folder = Path(folder)
+    _check(folder, repo)
+    files = list(_files(folder, repo, base))
+    if not dry_run:
+        _send(folder, repo, files, private)
+    return files
+
+
+def _check(folder: Path, repo: str) -> None:
+    record = find_record(folder)
+    if record is None and not (folder / "config.json").is_file():
+        raise InputError(f"what is pushed must be a model, an adapter or a package, got {folder}; shears inspect it")
+    if record is not None:
+        read_record(folder, record.name)
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise InputError(f"the repository must be named like owner/name, got {repo!r}: {first_line(error)}") from None
+
+
+def _files(folder: Path, repo: str, base: str | None) -> Iterator[Upload]:
+    """Yield all files but hidden ones; an adapter inside a model's folder belongs to what is pushed itself."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder)
+        if any(part.startswith(".") for part in name.parts) or name.name in LEFT_OUT:
+            continue
+        content = _content(path, base if len(name.parts) == 1 else repo)
+        yield Upload(name.as_posix(), path.stat().st_size if content is None else len(content), content)
+
+
+def _content(path: Path, base: str | None) -> bytes | None:
+    """Return what a file becomes where its base has a name on the hub; None where it stays as it is."""
+    if path.name == README and base is not None:
+        card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+        card.data.base_model = base
+        return str(card).encode()
+    return _with_base(path, base) if path.name in BASE_KEYS else None
+
+
+def _with_base(path: Path, base: str | None) -> bytes | None:
+    """Return a record with the base's name on the hub in place of a folder; None where it names no folder."""
+    content, key = read_json(path), BASE_KEYS[path.name]
+    named = content.get(key)
+    if not isinstance(named, str) or not (base or Path(named).is_absolute()):
+        return None
+    if base is None:
+        raise InputError(
+            f"an artifact must name a base that others can get, {path} names the folder {named}; push that first and "
+            "give its repository as --base"
+        )
+    return (json.dumps({**content, key: base}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _send(folder: Path, repo: str, files: list[Upload], private: bool) -> None:
+    operations = [
+        CommitOperationAdd(file.name, file.content if file.content is not None else str(folder / file.name))
+        for file in files
+    ]
+    api = HfApi()
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        commit = api.create_commit(repo, operations, commit_message="Upload by shears")
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise InputError(f"the hub must take {repo}, got: {first_line(error)}; log in with hf auth login") from error
+    logger.info("pushed %d files to %s", len(files), commit.commit_url)

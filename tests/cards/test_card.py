@@ -1,0 +1,77 @@
+"""A card says what the record says, is read by the hub's own reader, and has the same bytes every time."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from shears.cards.card import card, checked, write_card
+from shears.cards.tables import table
+
+LINEARS = {"model.layers.0.self_attn.q_proj": {"shape": [4, 8], "zeros": 16, "sparsity": 0.5},
+           "model.layers.1.self_attn.q_proj": {"shape": [4, 8], "zeros": 8, "sparsity": 0.25},
+           "model.layers.0.mlp.experts.down_proj.3": {"shape": [2, 8], "zeros": 4, "sparsity": 0.25}}  # fmt: skip
+COMMON = {"shears_version": "0.1.0", "base": "/home/someone/runs/sparse", "base_fingerprint": "f" * 64, "max_rank": 32}
+RANKS = {"layers.0.up_proj": 32, "layers.1.up_proj": 16, "layers.0.q_proj+k_proj": 24, "layers.1.q_proj+k_proj": 24}
+RECORDS: dict[str, dict[str, Any]] = {
+    "sparsity.json": {**COMMON, "model": "org/base", "achieved": 0.375, "linears": LINEARS,
+                      "calibration_fingerprint": "c",
+                      "config": {"method": "wanda", "pattern": "row", "allocation": "owl", "calibration": "text.txt"}},
+    "search_space.json": {**COMMON, "alpha": 64.0, "config": {"data": "/home/someone/train.jsonl"},
+                          "groups": {"layers.0.up_proj": {"ranks": [32, 24]}}},
+    "sub_adapter.json": {**COMMON, "data": "train.jsonl", "ranks": RANKS},
+    "merged.json": {**COMMON, "sparsity": {"before": 0.5, "after": 0.0}, "ranks": RANKS},
+    "package.json": {**COMMON, "ranks": RANKS, "bytes": {"model": 156_000_000, "model_dense": 269_000_000}},
+}  # fmt: skip
+FIGURES = [{"name": "dense", "task": "number", "data": "/home/someone/test.jsonl", "metric": "accuracy", "value": 0.5,
+            "ci95": [0.4, 0.6], "n": 100}]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_every_card_is_read_by_the_hub_and_names_no_folder_of_a_machine(kind: str) -> None:
+    text = card(kind, RECORDS[kind], "mine", FIGURES)
+    read = checked(text)
+    assert read.text.strip().startswith("# mine")
+    assert read.data.library_name == ("peft" if kind in ("search_space.json", "sub_adapter.json") else "transformers")
+    assert read.data.eval_results[0].metric_value == 0.5
+    assert "/home/someone" not in text
+    assert text == card(kind, RECORDS[kind], "mine", FIGURES)
+    assert "| dense | number | 50.0% | 40.0% to 60.0% | 100 |" in text
+
+
+def test_a_sparse_model_says_where_its_zeros_are() -> None:
+    text = card("sparsity.json", RECORDS["sparsity.json"], "sparse")
+    assert "| q_proj | 64 | 37.5% |" in text
+    assert "| down_proj | 16 | 25.0% |" in text
+    assert "calibrated on `text.txt`" in text
+    assert checked(text).data.base_model == "org/base"
+
+
+def test_an_adapter_says_its_ranks_and_how_to_serve_it() -> None:
+    text = card("sub_adapter.json", RECORDS["sub_adapter.json"], "sub")
+    assert "| `up_proj` | 32 16 |" in text
+    assert "| `q_proj+k_proj` | 24 |" in text
+    assert "--max-lora-rank 32" in text
+    assert checked(text).data.base_model is None  # a folder of a machine is no base on the hub
+    masked = card("sub_adapter.json", {**RECORDS["sub_adapter.json"], "sparse_adapter": True}, "sub")
+    assert "merged-sparse" in masked
+    assert "PeftModel" not in masked
+
+
+def test_what_was_lost_is_said() -> None:
+    assert "0.0% zeros, 50.0% before the adapter was merged" in card("merged.json", RECORDS["merged.json"], "merged")
+    assert "| packed | 156.0 MB |" in card("package.json", RECORDS["package.json"], "package")
+
+
+def test_a_cell_cannot_break_its_table() -> None:
+    assert table(("a", "b"), [("x|y\nz", 1)]).splitlines()[2] == "| x\\|y z | 1 |"
+
+
+def test_a_card_lies_beside_its_record(tmp_path: Path) -> None:
+    (tmp_path / "sub_adapter.json").write_text(json.dumps(RECORDS["sub_adapter.json"]))
+    write_card(tmp_path, "mine")
+    written = (tmp_path / "README.md").read_text()
+    assert yaml.safe_load(written.split("---")[1])["tags"] == ["shears", "sparse", "lora"]
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "sub_adapter.json"}

@@ -1,0 +1,74 @@
+"""What would be sent to the hub: every file, nothing hidden, no folder of this machine; and what is refused."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+
+import shears
+from shears.errors import InputError
+from tests.tiny import save_tiny
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sparse model with a recovery inside, and a sub-adapter on it."""
+    folder = tmp_path_factory.mktemp("made")
+    save_tiny(folder / "base")
+    sample = {"num_samples": 4, "sequence_length": 32}
+    shears.sparsify(folder / "base", folder / "sparse", recover_rank=4, **sample)
+    shears.train(folder / "sparse", folder / "super", data="arithmetic:train", ranks=(4, 2), max_steps=1, batch_size=2,
+                 device="cpu")  # fmt: skip
+    shears.export_adapter(folder / "super", folder / "sub")
+    return folder
+
+
+def test_a_dry_run_lists_every_file_with_its_size(made: Path) -> None:
+    (made / "sub" / ".lock").touch()
+    files = {file.name: file.size for file in shears.push(made / "sub", "me/sub", base="me/sparse", dry_run=True)}
+    assert set(files) == {"README.md", "adapter_config.json", "adapter_model.safetensors", "sub_adapter.json"}
+    assert files["adapter_model.safetensors"] == (made / "sub" / "adapter_model.safetensors").stat().st_size
+
+
+def test_nothing_that_is_sent_names_a_folder_of_this_machine(made: Path) -> None:
+    for name, base in (("sub", "me/sparse"), ("sparse", "me/base")):
+        for file in shears.push(made / name, f"me/{name}", base=base, dry_run=True):
+            content = file.content if file.content is not None else (made / name / file.name).read_bytes()
+            assert str(made).encode() not in content, file.name
+            assert len(content) == file.size
+    sent = {file.name: file.content for file in shears.push(made / "sub", "me/sub", base="me/sparse", dry_run=True)}
+    assert json.loads(sent["adapter_config.json"] or b"")["base_model_name_or_path"] == "me/sparse"
+    assert ModelCard((sent["README.md"] or b"").decode()).data.base_model == "me/sparse"
+    nested = {file.name: file.content for file in shears.push(made / "sparse", "me/it", base="me/base", dry_run=True)}
+    assert json.loads(nested["recovery/adapter_config.json"] or b"")["base_model_name_or_path"] == "me/it"
+
+
+def test_what_is_sent_is_what_a_dry_run_lists(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, Sequence[CommitOperationAdd]]] = []
+
+    class Commit:
+        commit_url = "there"
+
+    def create_commit(self: HfApi, repo: str, operations: Sequence[CommitOperationAdd], **_: object) -> Commit:
+        calls.append((repo, operations))
+        return Commit()
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: None)
+    monkeypatch.setattr(HfApi, "create_commit", create_commit)
+    listed = shears.push(made / "sub", "me/sub", base="me/sparse")
+    ((repo, operations),) = calls
+    assert repo == "me/sub"
+    assert [(item.path_in_repo, item.upload_info.size) for item in operations] == [(f.name, f.size) for f in listed]
+
+
+def test_what_cannot_be_pushed_is_refused(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="names the folder .*; push that first and give its repository as --base"):
+        shears.push(made / "sub", "me/sub", dry_run=True)
+    with pytest.raises(InputError, match="must be a model, an adapter or a package"):
+        shears.push(tmp_path, "me/nothing", dry_run=True)
+    with pytest.raises(InputError, match="must be named like owner/name, got 'a b'"):
+        shears.push(made / "sub", "a b", base="me/sparse", dry_run=True)
+    with pytest.raises(InputError, match="the hub must take me/sub, got: .*log in with hf auth login"):
+        shears.push(made / "sub", "me/sub", base="me/sparse")  # offline
