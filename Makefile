@@ -6,7 +6,7 @@ export HF_DATASETS_OFFLINE = 1
 WORKERS ?= 2
 OUT ?= runs/quickstart
 
-.PHONY: setup fmt check test test-all bench demo clean
+.PHONY: setup fmt check test test-all bench docs demo clean
 
 setup: .venv/.done
 
@@ -41,8 +41,13 @@ bench: setup
 	$(BIN)/python -m benchmarks.sparsify memory
 	$(BIN)/python -m benchmarks.mawps $(if $(DATA),--data $(DATA)/mawps)
 
+# The documentation as a site, in site/; warnings are errors.
+docs: setup
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 demo: setup
 	$(BIN)/shears run recipes/quickstart.yaml --output $(OUT)
 
 clean:
-	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv runs site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,101 @@
+"""The tutorial's commands run from top to bottom; pages link to pages that exist, and name verbs and flags that do."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from shears.cli import main
+from shears.cli.verbs import app
+from tests.end_to_end.recipe import write_recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", TUTORIAL, flags=re.DOTALL)
+SMALLER = {"smollm2-135m": "base", "[32, 24, 16]": "[6, 4, 2]", "recover_rank: 32": "recover_rank: 6",
+           "sequence_length: 256": "sequence_length: 64", "epochs: 8": "epochs: 1"}  # fmt: skip
+
+
+def commands(block: str) -> Iterator[str]:
+    """Yield the commands of a shell script: quotes and here-documents may hold line ends."""
+    lines = iter(block.splitlines(keepends=True))
+    for line in lines:
+        command = line
+        if "<<'EOF'" in line:
+            command += "".join(iter(lambda: next(lines), "EOF\n")) + "EOF\n"
+        while command.count('"') % 2 and "EOF" not in command:
+            command += next(lines)
+        yield command
+
+
+def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a tiny model, in this process; the slow test below does it as a reader would."""
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    recipe.rename(tmp_path / "recipes" / "quickstart.yaml")
+    monkeypatch.chdir(tmp_path)
+    text = "".join(BLOCKS)
+    for real, tiny in SMALLER.items():
+        assert real in text
+        text = text.replace(real, tiny)
+    seen = []
+    for command in commands(text):
+        if not command.startswith("shears "):
+            subprocess.run(["bash", "-ec", command], check=True)
+            continue
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0, command
+        seen.append(command.split()[1])
+    assert seen == ["run", "report", "run", "run", "report", "inspect", "generate", "push"]
+    assert (tmp_path / "runs" / "mine" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_on_the_real_model(tmp_path: Path) -> None:
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    cache = {key: value for key, value in os.environ.items() if key != "SHEARS_CACHE"}
+    subprocess.run(["bash", "-ec", "".join(BLOCKS)], cwd=tmp_path, env={**cache, "PATH": path}, check=True)
+    assert "paired differences" in (tmp_path / "runs" / "mine" / "report.html").read_text().lower()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_pages_that_exist(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+def test_the_site_names_pages_that_exist() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    named = re.findall(r"[\w/-]+\.md", str(site["nav"]))
+    assert named
+    assert all((ROOT / "docs" / name).is_file() for name in named)
+    assert site["strict"] is True
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_pages_name_verbs_and_flags_that_exist(page: Path) -> None:
+    group = typer.main.get_command(app)
+    flags = {verb: {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
+             for verb, command in group.commands.items()}  # type: ignore[attr-defined]  # a click group  # fmt: skip
+    for verb, words in re.findall(r"^ *shears ([a-z]+)((?: [^\n#|]*)?)$", page.read_text(), flags=re.MULTILINE):
+        assert verb in flags, verb
+        assert set(re.findall(r"(?<= )--[a-z-]+", words)) <= flags[verb] | {"--help"}, (verb, words)
+
+
+def test_every_function_of_the_reference_exists() -> None:
+    from importlib import import_module
+
+    for path in re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "reference.md").read_text(), flags=re.MULTILINE):
+        module, _, name = path.rpartition(".")
+        assert getattr(import_module(module), name) is not None
