@@ -41,6 +41,14 @@ def test_every_card_is_read_by_the_hub_and_names_no_folder_of_a_machine(kind: st
     assert "| dense | number | 50.0% | 40.0% to 60.0% | 100 |" in text
 
 
+def test_the_metadata_holds_the_figure_of_the_artifact_alone() -> None:
+    text = card(
+        "sub_adapter.json", RECORDS["sub_adapter.json"], "sub", [*FIGURES, {**FIGURES[0], "name": "own", "value": 0.7}]
+    )
+    assert [result.metric_value for result in checked(text).data.eval_results] == [0.7]
+    assert "| dense |" in text
+
+
 def test_a_sparse_model_says_where_its_zeros_are() -> None:
     text = card("sparsity.json", RECORDS["sparsity.json"], "sparse")
     assert "| q_proj | 64 | 37.5% |" in text

@@ -14,7 +14,9 @@ from shears.cards.tables import figures_table, rank_table, size_table, sparsity_
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 Record = Mapping[str, Any]
-Figures = Sequence[Mapping[str, Any]]  # name, metric, value, ci95, n, and task and data of each measurement
+Figures = Sequence[Mapping[str, Any]]
+"""Measurements, each with name, task, data, metric, value, ci95, n; the last one is the artifact's own, which alone goes
+into the metadata, those before it are what it is compared with."""
 
 
 def write_card(folder: Path, name: str, figures: Figures = ()) -> None:
@@ -49,7 +51,7 @@ def _metadata(kind: str, record: Record, name: str, figures: Figures) -> ModelCa
         pipeline_tag="text-generation",
         tags=["shears", "sparse", *(["lora"] if adapter or "ranks" in record else [])],
         model_name=name if figures else None,
-        eval_results=[_result(row) for row in figures] or None,
+        eval_results=[_result(row) for row in figures[-1:]] or None,
     )
 
 
