@@ -12,8 +12,7 @@ import pytest
 import typer
 import yaml
 
-from shears.cli import main
-from shears.cli.verbs import app
+from shears.cli import application, main
 from tests.end_to_end.recipe import write_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +84,7 @@ def test_the_site_names_pages_that_exist() -> None:
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
 def test_pages_name_verbs_and_flags_that_exist(page: Path) -> None:
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(application())
     flags = {verb: {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
              for verb, command in group.commands.items()}  # type: ignore[attr-defined]  # a click group  # fmt: skip
     for verb, words in re.findall(r"^ *shears ([a-z]+)((?: [^\n#|]*)?)$", page.read_text(), flags=re.MULTILINE):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx
+from httpx2 import HTTPError
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -100,6 +100,6 @@ def _send(folder: Path, repo: str, files: list[Upload], private: bool) -> None:
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         commit = api.create_commit(repo, operations, commit_message="Upload by shears")
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, HTTPError, OSError) as error:
         raise InputError(f"the hub must take {repo}, got: {first_line(error)}; log in with hf auth login") from error
     logger.info("pushed %d files to %s", len(files), commit.commit_url)

@@ -15,8 +15,8 @@ from shears.cards.tables import figures_table, rank_table, size_table, sparsity_
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 Record = Mapping[str, Any]
 Figures = Sequence[Mapping[str, Any]]
-"""Measurements, each with name, task, data, metric, value, ci95, n. The last one is the artifact's own, which alone goes
-into the metadata; those before it are what it is compared with."""
+"""Measurements, each with name, task, data, metric, value, ci95, n. The last one is the artifact's own, which alone
+goes into the metadata; those before it are what it is compared with."""
 
 
 def write_card(folder: Path, name: str, figures: Figures = ()) -> None:

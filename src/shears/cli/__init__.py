@@ -68,7 +68,7 @@ def application() -> Any:
 
     from shears.cli.app import app
 
-    for name in ("verbs", "writing"):
+    for name in ("verbs", "writing", "sharing"):
         import_module(f"shears.cli.{name}")
     return app
 

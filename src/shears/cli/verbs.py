@@ -7,10 +7,7 @@ from typing import Annotated
 import typer
 
 from shears.artifacts import MERGED, PACKAGE, read_json
-from shears.cli import (
-    sharing,  # noqa: F401  # its verbs
-    tables,
-)
+from shears.cli import tables
 from shears.cli.app import app
 from shears.cli.options import SET, Values, refuse_launcher, with_stage_options
 from shears.recipe import (
