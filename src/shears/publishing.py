@@ -9,7 +9,7 @@ from typing import NamedTuple
 from httpx2 import HTTPError
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported when imported
 
 from shears.artifacts import README, RECORDS, SPARSITY, find_record, read_json, read_record
 from shears.errors import InputError, first_line
@@ -72,7 +72,7 @@ def _content(path: Path, base: str | None) -> bytes | None:
     """Return what a file becomes where its base has a name on the hub; None where it stays as it is."""
     if path.name == README and base is not None:
         card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
-        card.data.base_model = base
+        card.data.base_model = base  # type: ignore[attr-defined]  # a key of its YAML
         return str(card).encode()
     return _with_base(path, base) if path.name in BASE_KEYS else None
 

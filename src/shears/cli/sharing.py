@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from shears.cli import tables
+from shears.cli import listings, tables
 from shears.cli.app import app
 from shears.cli.options import refuse_launcher
 
@@ -45,4 +45,4 @@ def push(
 
     refuse_launcher("push")
     files = shears.push(folder, repo, base=base, private=private, dry_run=dry_run)
-    tables.print_files(f"{'would be' if dry_run else 'is'} in {repo}", [(file.name, file.size) for file in files])
+    listings.print_files(f"{'would be' if dry_run else 'is'} in {repo}", [(file.name, file.size) for file in files])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -13,9 +13,6 @@ from rich.text import Text
 
 from shears.artifacts import PACKAGE, SPARSITY, read_json
 from shears.progress import is_first_process
-
-if TYPE_CHECKING:
-    from shears.planning.plan import Plan
 
 console = Console(quiet=not is_first_process())
 
@@ -131,31 +128,6 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     for name in (name for name in names if (folder / name).exists()):
         print_line(f"  {folder / name}")
     print_line(f'Try it: shears generate {folder}/sparse --adapter {folder}/sub_adapter --prompt "..."')
-
-
-def print_plan(plan: "Plan") -> None:
-    """Print what a run will do, need and leave."""
-    size = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "size unknown until downloaded"
-    table = Table("stage", "state", "work", "memory", "disk", title=f"{plan.model}, {size}")
-    for stage in plan.stages:
-        table.add_row(stage.name, stage.state, Text(stage.work), _bytes(stage.memory), _bytes(stage.disk))
-    console.print(table)
-    print_line("memory: without the activations of a forward; disk: what stays in " + str(plan.folder))
-
-
-def _bytes(size: int | None) -> str:
-    if size is None:
-        return "unknown"
-    return "-" if size == 0 else f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-def print_files(title: str, files: Sequence[tuple[str, int]]) -> None:
-    """Print files with their sizes."""
-    table = Table("file", "bytes", title=title)
-    for name, size in files:
-        table.add_row(Text(name), f"{size:,}")
-    console.print(table)
-    print_line(f"{len(files)} files, {sum(size for _, size in files):,} bytes")
 
 
 def print_inspection(data: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from shears.artifacts import MERGED, PACKAGE, read_json
-from shears.cli import tables
+from shears.cli import listings, tables
 from shears.cli.app import app
 from shears.cli.options import SET, Values, refuse_launcher, with_stage_options
 from shears.recipe import (
@@ -235,7 +235,7 @@ def run(
     refuse_launcher("run")
     loaded = load_recipe(recipe, set_ or [])
     if dry_run:
-        tables.print_plan(shears.plan(loaded, output))
+        listings.print_plan(shears.plan(loaded, output))
         return
     summary = shears.run(loaded, output)
     tables.print_summary(summary, Path(str(output or loaded.output)))
