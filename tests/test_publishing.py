@@ -40,7 +40,7 @@ def test_nothing_that_is_sent_names_a_folder_of_this_machine(made: Path) -> None
             assert len(content) == file.size
     sent = {file.name: file.content for file in shears.push(made / "sub", "me/sub", base="me/sparse", dry_run=True)}
     assert json.loads(sent["adapter_config.json"] or b"")["base_model_name_or_path"] == "me/sparse"
-    assert ModelCard((sent["README.md"] or b"").decode()).data.base_model == "me/sparse"
+    assert ModelCard((sent["README.md"] or b"").decode()).data.to_dict()["base_model"] == "me/sparse"
     nested = {file.name: file.content for file in shears.push(made / "sparse", "me/it", base="me/base", dry_run=True)}
     assert json.loads(nested["recovery/adapter_config.json"] or b"")["base_model_name_or_path"] == "me/it"
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
-from shears.cards.card import card, checked, write_card
+from shears.cards.card import card, write_card
 from shears.cards.tables import table
 
 LINEARS = {"model.layers.0.self_attn.q_proj": {"shape": [4, 8], "zeros": 16, "sparsity": 0.5},
@@ -27,6 +28,11 @@ RECORDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 FIGURES = [{"name": "dense", "task": "number", "data": "/home/someone/test.jsonl", "metric": "accuracy", "value": 0.5,
             "ci95": [0.4, 0.6], "n": 100}]  # fmt: skip
+
+
+def checked(text: str) -> Any:
+    """The card as the hub's own reader sees it."""
+    return ModelCard(text)
 
 
 @pytest.mark.parametrize("kind", RECORDS)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from shears.artifacts import README, find_record, read_json, write_text
 from shears.cards.loading import loading
@@ -35,11 +35,6 @@ def card(kind: str, record: Record, name: str, figures: Figures = ()) -> str:
     parts += ["## How to load it", loading(kind, record, name)]
     text = "\n\n".join(parts)
     return f"---\n{_metadata(kind, record, name, figures).to_yaml()}\n---\n\n{text}\n"
-
-
-def checked(text: str) -> ModelCard:
-    """Return a card as the hub reads it; ValueError where its metadata is none."""
-    return ModelCard(text)
 
 
 def _metadata(kind: str, record: Record, name: str, figures: Figures) -> ModelCardData:
