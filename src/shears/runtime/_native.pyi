@@ -57,3 +57,52 @@ def features() -> dict[str, str | bool]:
 
 def select_isa(name: str) -> None:
     """Use another instruction set from now on, for tests; ValueError where this machine lacks it."""
+
+class DecoderShape:
+    """Sizes and limits of a decoder (csrc/decoder.h)."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head: int
+    vocabulary: int
+    eps: float
+    query_scale: float
+    rope_scale: float
+    max_length: int
+    max_sequences: int
+    chunk: int
+    bf16_cache: bool
+
+class DecoderWeights:
+    """What a decoder reads, layer by layer; an address of 0 stands for nothing."""
+
+    def add_layer(
+        self, input_norm: int, output_norm: int, query_norm: int, key_norm: int, window: int, rotates: bool
+    ) -> None: ...
+    def set_linear(self, name: str, weight: Matrix, bias: int) -> None:
+        """Give the last layer a linear, q_proj to down_proj."""
+
+    def set_update(self, name: str, data: int, is_bf16: bool, rank: int, first: int) -> None:
+        """Give one of its linears the B of an update, whose rank is rows [first, first + rank) of the common A."""
+
+    def set_down(self, name: str, down: Matrix) -> None:
+        """Give it the common A of the linears that have the input of the named one."""
+
+    def set_ends(
+        self, embeddings: int, scales: int, is_bf16: bool, norm: int, inverse_frequencies: int, head: Matrix
+    ) -> None: ...
+
+class Decoder:
+    """A Llama-like model with its cache; sequences, lengths and tokens are checked in Python."""
+
+    def __init__(self, shape: DecoderShape, weights: DecoderWeights, pool: Pool) -> None: ...
+    def prefill(self, sequence: int, tokens: int, count: int, logits: int) -> None: ...
+    def step(self, sequences: int, tokens: int, count: int, logits: int) -> None: ...
+    def score(self, tokens: int, count: int, logits: int) -> None: ...
+    def drop(self, sequence: int) -> None: ...
+    def length(self, sequence: int) -> int: ...
+    @property
+    def cache_bytes(self) -> int: ...

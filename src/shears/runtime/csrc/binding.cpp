@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bf16.h"
+#include "decoder_binding.h"
 #include "huge.h"
 #include "isa.h"
 #include "kernels.h"
@@ -135,6 +136,7 @@ NB_MODULE(_native, m) {
       "pack_dense",
       [](int values, Address from, int64_t rows, int64_t cols, Address to) { pack_dense(static_cast<Values>(values), at<void>(from), rows, cols, at<void>(to)); },
       nb::arg("values"), nb::arg("weight"), nb::arg("rows"), nb::arg("cols"), nb::arg("data"), nb::call_guard<nb::gil_scoped_release>());
+  bind_decoder(m);
   m.def("features", describe);
   m.def("select_isa", use_isa, nb::arg("name"));
   if (const char* name = std::getenv("SHEARS_ISA")) use_isa(name);

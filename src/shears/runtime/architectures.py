@@ -1,0 +1,110 @@
+"""Which models the native decoder computes, and what it must know of them; a table, read from the model's config.
+
+All of them are Llama in kind: RMSNorm before attention and feed-forward, rotary positions, grouped queries, SwiGLU.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shears.errors import InputError
+
+LONGEST_HEAD = 256  # kMaxHead in csrc/ops.h
+STATIC_ROPES = ("default", "linear", "llama3", "yarn")  # the others change with the length of the text
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer differs in: the `window` of positions that a query sees (None: all), whether it `rotates`."""
+
+    window: int | None
+    rotates: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model as the decoder sees it. Sizes: hidden H, intermediate I, head_dim D, vocab_size V."""
+
+    layers: tuple[LayerPlan, ...]
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    eps: float
+    inverse_frequencies: Float[Tensor, " D2"]
+    rope_scale: float  # multiplies cosines and sines
+    max_positions: int
+
+
+def _everywhere(config: Any) -> list[LayerPlan]:
+    return [LayerPlan(getattr(config, "sliding_window", None), True)] * config.num_hidden_layers
+
+
+def _by_type(config: Any) -> list[LayerPlan]:
+    types: Sequence[str] = config.layer_types
+    if unknown := set(types) - {"full_attention", "sliding_attention"}:
+        raise InputError(f"layers must attend fully or in a window, got {min(unknown)}")
+    return [LayerPlan(config.sliding_window if kind == "sliding_attention" else None, True) for kind in types]
+
+
+def _by_type_without_some_ropes(config: Any) -> list[LayerPlan]:
+    plans = zip(_by_type(config), config.no_rope_layers, strict=True)
+    return [LayerPlan(plan.window, bool(rotates)) for plan, rotates in plans]
+
+
+ARCHITECTURES: Mapping[str, Callable[[Any], list[LayerPlan]]] = {
+    "llama": lambda config: [LayerPlan(None, True)] * config.num_hidden_layers,  # SmolLM and SmolLM2 too
+    "mistral": _everywhere,
+    "qwen2": _by_type,
+    "qwen3": _by_type,
+    "smollm3": _by_type_without_some_ropes,
+}
+
+
+def plan_of(config: Any) -> Plan:
+    """Return the plan of a transformers config; InputError, saying why, for a model that the decoder does not cover."""
+    if config.model_type not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise InputError(f"the native decoder covers {known}, not {config.model_type}")
+    if config.hidden_act not in {"silu", "swish"}:
+        raise InputError(f"the native decoder covers feed-forwards with silu, not {config.hidden_act}")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if head_dim % 2 or not 2 <= head_dim <= LONGEST_HEAD:
+        raise InputError(f"the native decoder covers heads of an even length up to {LONGEST_HEAD}, not of {head_dim}")
+    frequencies, scale = rope(config, head_dim)
+    return Plan(
+        tuple(ARCHITECTURES[config.model_type](config)),
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        head_dim,
+        config.vocab_size,
+        config.rms_norm_eps,
+        frequencies,
+        scale,
+        config.max_position_embeddings,
+    )
+
+
+def rope(config: Any, head_dim: int) -> tuple[Float[Tensor, " D2"], float]:
+    """Return the inverse frequencies and the factor on cosines and sines, as transformers computes them."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = config.rope_parameters
+    kind = parameters["rope_type"]
+    if kind not in STATIC_ROPES or parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        raise InputError(
+            f"the native decoder covers whole rotary positions of kind {', '.join(STATIC_ROPES)}, not {kind}"
+        )
+    if kind == "default":
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
+        return 1.0 / (parameters["rope_theta"] ** exponents), 1.0
+    frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+    return frequencies.float(), float(scale)

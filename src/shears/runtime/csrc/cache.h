@@ -1,0 +1,50 @@
+// Keys and values of many sequences, in blocks of 64 positions that all layers share.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "ops.h"
+
+namespace shears {
+
+struct CacheShape {
+  int64_t layers, heads, head;  // key-value heads, length of a head
+  bool is_bf16;
+};
+
+/// Hands out blocks and takes them back; a block once made is kept for the next sequence.
+class Cache {
+ public:
+  Cache(const CacheShape& shape, int64_t max_sequences);
+  Cache(const Cache&) = delete;
+  Cache& operator=(const Cache&) = delete;
+
+  int64_t length(int64_t sequence) const { return sequences_[sequence].length; }
+  int64_t bytes() const { return static_cast<int64_t>(memory_.size()) * block_bytes_; }
+
+  /// Make room for `count` more positions. std::bad_alloc leaves the sequence as it was, apart from spare room.
+  void reserve(int64_t sequence, int64_t count);
+  /// The next `count` positions are filled in every layer.
+  void advance(int64_t sequence, int64_t count) { sequences_[sequence].length += count; }
+  void drop(int64_t sequence);
+  Cached at(int64_t sequence, int64_t layer, int64_t head) const;
+
+ private:
+  struct Free {
+    void operator()(uint8_t* memory) const;
+  };
+  struct Sequence {
+    int64_t length = 0;
+    std::vector<uint8_t*> blocks;
+  };
+
+  CacheShape shape_;
+  int64_t padded_, head_bytes_, block_bytes_;
+  std::vector<std::unique_ptr<uint8_t, Free>> memory_;
+  std::vector<uint8_t*> spare_;
+  std::vector<Sequence> sequences_;
+};
+
+}  // namespace shears

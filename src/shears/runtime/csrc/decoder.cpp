@@ -1,0 +1,226 @@
+#include "decoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace shears {
+
+namespace {
+constexpr int64_t kWorthThreads = 8192;  // multiplications; below, waking a thread takes longer
+
+constexpr int64_t kPiece = 256;          // outputs that one thread completes at a time, whole panels
+
+/// Add bias and low-rank update to outputs [begin, end) of y.
+void complete(const Ops& ops, const Linear& linear, const float* low, int64_t begin, int64_t end, float* y) {
+  if (linear.bias != nullptr) ops.add(linear.bias + begin, end - begin, y + begin);
+  if (linear.up.rank == 0) return;
+  ops.raise(linear.up, low + linear.first, begin, end, y);
+}
+}  // namespace
+
+Decoder::Decoder(const DecoderShape& shape, Weights weights, Pool& pool)
+    : shape_(shape),
+      weights_(std::move(weights)),
+      pool_(pool),
+      ops_(ops()),
+      cache_({shape.layers, shape.kv_heads, shape.head, shape.bf16_cache}, shape.max_sequences + 1),
+      rank_(0) {
+  for (const Layer& layer : weights_.layers)
+    rank_ = std::max({rank_, layer.down_attention.rows, layer.down_output.rows, layer.down_gate.rows,
+                      layer.down_down.rows});
+  const int64_t rows = std::max(shape.chunk, shape.max_sequences);
+  for (auto* buffer : {&hidden_, &normed_, &output_}) buffer->resize(rows * shape.hidden);
+  for (auto* buffer : {&query_, &mixed_}) buffer->resize(rows * shape.heads * shape.head);
+  for (auto* buffer : {&key_, &value_}) buffer->resize(rows * shape.kv_heads * shape.head);
+  for (auto* buffer : {&gate_, &up_}) buffer->resize(rows * shape.intermediate);
+  for (auto* buffer : {&cosines_, &sines_}) buffer->resize(rows * shape.head / 2);
+  low_.resize(rows * rank_);
+  for (auto* buffer : {&sequence_of_, &position_of_}) buffer->resize(rows);
+}
+
+template <class F>
+void Decoder::each(int64_t count, int64_t work, const F& f) {
+  if (count > 1 && work >= kWorthThreads)
+    pool_.parallel_for(count, f);
+  else
+    for (int64_t i = 0; i < count; ++i) f(i);
+}
+
+void Decoder::prefill(int64_t sequence, const int64_t* tokens, int64_t count, float* logits) {
+  cache_.reserve(sequence, count);
+  for (int64_t start = 0; start < count; start += shape_.chunk) {
+    const int64_t rows = std::min(shape_.chunk, count - start);
+    run({{sequence, 0, rows}}, tokens + start, rows);
+    if (start + rows == count) finish(rows - 1, 1, logits);
+  }
+}
+
+void Decoder::step(const int64_t* sequences, const int64_t* tokens, int64_t count, float* logits) {
+  std::vector<Span> spans;
+  for (int64_t i = 0; i < count; ++i) spans.push_back({sequences[i], i, 1});
+  for (const Span& span : spans) cache_.reserve(span.sequence, 1);
+  run(spans, tokens, count);
+  finish(0, count, logits);
+}
+
+void Decoder::score(const int64_t* tokens, int64_t count, float* logits) {
+  const int64_t sequence = shape_.max_sequences;  // one more than callers may name
+  cache_.drop(sequence);
+  cache_.reserve(sequence, count);
+  for (int64_t start = 0; start < count; start += shape_.chunk) {
+    const int64_t rows = std::min(shape_.chunk, count - start);
+    run({{sequence, 0, rows}}, tokens + start, rows);
+    finish(0, rows, logits + start * shape_.vocabulary);
+  }
+  cache_.drop(sequence);
+}
+
+/// All layers for the next tokens of some sequences, whose keys and values are then in the cache.
+void Decoder::run(const std::vector<Span>& spans, const int64_t* tokens, int64_t rows) {
+  embed(spans, tokens, rows);
+  for (int64_t index = 0; index < shape_.layers; ++index) {
+    const Layer& layer = weights_.layers[index];
+    attention(layer, index, spans, rows);
+    settle(layer.o, layer.down_output, mixed_.data(), layer.output_norm, rows);
+    feed_forward(layer, rows);
+    const bool is_last = index + 1 == shape_.layers;
+    settle(layer.down, layer.down_down, gate_.data(), is_last ? weights_.norm : weights_.layers[index + 1].input_norm,
+           rows);
+  }
+  for (const Span& span : spans) cache_.advance(span.sequence, span.count);
+}
+
+/// Embeddings, their norm, and the angles of every row.
+void Decoder::embed(const std::vector<Span>& spans, const int64_t* tokens, int64_t rows) {
+  for (const Span& span : spans)
+    for (int64_t i = 0; i < span.count; ++i) {
+      sequence_of_[span.first + i] = span.sequence;
+      position_of_[span.first + i] = cache_.length(span.sequence) + i;
+    }
+  const int64_t width = shape_.hidden, half = shape_.head / 2;
+  each(rows, rows * width, [&](int64_t row) {
+    float* x = hidden_.data() + row * width;
+    look_up(tokens[row], x);
+    ops_.rms_norm(x, weights_.layers[0].input_norm, shape_.eps, width, normed_.data() + row * width);
+    for (int64_t i = 0; i < half; ++i) {
+      const float angle = static_cast<float>(position_of_[row]) * weights_.inverse_frequencies[i];
+      cosines_[row * half + i] = std::cos(angle) * shape_.rope_scale;
+      sines_[row * half + i] = std::sin(angle) * shape_.rope_scale;
+    }
+  });
+}
+
+void Decoder::look_up(int64_t token, float* x) {
+  const int64_t width = shape_.hidden, start = token * width;
+  if (weights_.embedding_scales != nullptr) {
+    const int8_t* steps = static_cast<const int8_t*>(weights_.embeddings) + start;
+    for (int64_t i = 0; i < width; ++i) x[i] = static_cast<float>(steps[i]) * weights_.embedding_scales[token];
+  } else if (weights_.bf16_embeddings) {
+    ops_.widen(static_cast<const uint16_t*>(weights_.embeddings) + start, width, x);
+  } else {
+    std::copy_n(static_cast<const float*>(weights_.embeddings) + start, width, x);
+  }
+}
+
+/// y of several linears without bias and update, and the A x of their updates, which goes into low_.
+void Decoder::product(std::initializer_list<const Linear*> linears, const Matrix& down, const float* x,
+                      std::initializer_list<float*> y, int64_t rows) {
+  const Matrix* matrices[4];
+  float* outputs[4];
+  int count = 0;
+  for (const Linear* linear : linears) matrices[count++] = &linear->weight;
+  std::copy(y.begin(), y.end(), outputs);
+  if (down.rows > 0) {
+    matrices[count] = &down;
+    outputs[count++] = low_.data();
+  }
+  multiply_many(matrices, count, x, rows, outputs, pool_);
+}
+
+void Decoder::attention(const Layer& layer, int64_t index, const std::vector<Span>& spans, int64_t rows) {
+  product({&layer.q, &layer.k, &layer.v}, layer.down_attention, normed_.data(),
+          {query_.data(), key_.data(), value_.data()}, rows);
+  const int64_t kv = shape_.kv_heads, group = shape_.heads / kv;
+  if (rows == static_cast<int64_t>(spans.size())) {  // one row a sequence: no row waits for another
+    each(rows * kv, kWorthThreads, [&](int64_t item) {
+      prepare(layer, index, item / kv, item % kv);
+      for (int64_t tile = 0; tile * kMaxRows < group; ++tile) attend(layer, index, spans[item / kv], item % kv, tile);
+    });
+    return;
+  }
+  each(rows * kv, kWorthThreads, [&](int64_t item) { prepare(layer, index, item / kv, item % kv); });
+  for (const Span& span : spans) {
+    const int64_t tiles = (span.count * group + kMaxRows - 1) / kMaxRows;
+    each(tiles * kv, kWorthThreads, [&](int64_t item) { attend(layer, index, span, item / tiles, item % tiles); });
+  }
+}
+
+/// Complete, normalize and rotate one row's queries, key and value of one key-value head; remember the latter two.
+void Decoder::prepare(const Layer& layer, int64_t index, int64_t row, int64_t kv_head) {
+  const int64_t head = shape_.head, group = shape_.heads / shape_.kv_heads, half = head / 2;
+  float* queries = query_.data() + row * shape_.heads * head;
+  float* keys = key_.data() + row * shape_.kv_heads * head;
+  float* values = value_.data() + row * shape_.kv_heads * head;
+  const float* low = low_.data() + row * layer.down_attention.rows;
+  complete(ops_, layer.q, low, kv_head * group * head, (kv_head + 1) * group * head, queries);
+  complete(ops_, layer.k, low, kv_head * head, (kv_head + 1) * head, keys);
+  complete(ops_, layer.v, low, kv_head * head, (kv_head + 1) * head, values);
+  const auto turn = [&](float* x, const float* norm) {
+    if (norm != nullptr) ops_.rms_norm(x, norm, shape_.eps, head, x);
+    if (layer.rotates) ops_.rotate(cosines_.data() + row * half, sines_.data() + row * half, head, x);
+  };
+  for (int64_t i = kv_head * group; i < (kv_head + 1) * group; ++i) {
+    turn(queries + i * head, layer.query_norm);
+    ops_.scale(shape_.query_scale, head, queries + i * head);
+  }
+  turn(keys + kv_head * head, layer.key_norm);
+  ops_.remember(cache_.at(sequence_of_[row], index, kv_head), position_of_[row], keys + kv_head * head,
+                values + kv_head * head);
+}
+
+/// A tile of (row, query) pairs of one key-value head.
+void Decoder::attend(const Layer& layer, int64_t index, const Span& span, int64_t kv_head, int64_t tile) {
+  const int64_t group = shape_.heads / shape_.kv_heads, width = shape_.heads * shape_.head;
+  const int64_t begin = tile * kMaxRows, end = std::min<int64_t>(begin + kMaxRows, span.count * group);
+  Queries queries{static_cast<int>(end - begin), {}, {}, {}, {}};
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t row = span.first + i / group, offset = row * width + (kv_head * group + i % group) * shape_.head;
+    queries.query[i - begin] = query_.data() + offset;
+    queries.output[i - begin] = mixed_.data() + offset;
+    queries.last[i - begin] = position_of_[row] + 1;
+    queries.first[i - begin] = layer.window > 0 ? std::max<int64_t>(position_of_[row] + 1 - layer.window, 0) : 0;
+  }
+  ops_.attend(cache_.at(span.sequence, index, kv_head), queries);
+}
+
+void Decoder::feed_forward(const Layer& layer, int64_t rows) {
+  product({&layer.gate, &layer.up}, layer.down_gate, normed_.data(), {gate_.data(), up_.data()}, rows);
+  const int64_t width = shape_.intermediate, pieces = (width + kPiece - 1) / kPiece;
+  each(rows * pieces, rows * width, [&](int64_t item) {
+    const int64_t row = item / pieces, begin = item % pieces * kPiece, end = std::min(begin + kPiece, width);
+    const float* low = low_.data() + row * layer.down_gate.rows;
+    float *gate = gate_.data() + row * width, *up = up_.data() + row * width;
+    complete(ops_, layer.gate, low, begin, end, gate);
+    complete(ops_, layer.up, low, begin, end, up);
+    ops_.swiglu(up + begin, end - begin, gate + begin);
+  });
+}
+
+/// The linear that ends half a layer: into the residual, then the next norm.
+void Decoder::settle(const Linear& linear, const Matrix& down, const float* x, const float* next_norm, int64_t rows) {
+  product({&linear}, down, x, {output_.data()}, rows);
+  const int64_t width = shape_.hidden;
+  each(rows, rows * width, [&](int64_t row) {
+    float *output = output_.data() + row * width, *hidden = hidden_.data() + row * width;
+    complete(ops_, linear, low_.data() + row * down.rows, 0, width, output);
+    ops_.add(output, width, hidden);
+    ops_.rms_norm(hidden, next_norm, shape_.eps, width, normed_.data() + row * width);
+  });
+}
+
+void Decoder::finish(int64_t first, int64_t rows, float* logits) {
+  multiply(weights_.head, normed_.data() + first * shape_.hidden, rows, logits, pool_);
+}
+
+}  // namespace shears

@@ -1,0 +1,99 @@
+// A Llama-like decoder: the whole step from token ids to logits.
+//
+// Letters: H hidden, I intermediate, D length of a head, G queries a key-value head, M rows (tokens) computed together.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cache.h"
+#include "kernels.h"
+#include "ops.h"
+
+namespace shears {
+
+struct DecoderShape {
+  int64_t layers, hidden, intermediate, heads, kv_heads, head, vocabulary;
+  float eps, query_scale, rope_scale;  // rope_scale multiplies cosines and sines
+  int64_t max_length, max_sequences, chunk;  // chunk: most rows computed together
+  bool bf16_cache;
+};
+
+/// A linear with its bias and its low-rank update: y = W x + bias + B (A x)[first ... first + rank).
+struct Linear {
+  Matrix weight{};
+  const float* bias = nullptr;
+  Up up{};
+  int64_t first = 0;  // where the outputs of its A begin among those of all linears with the same input
+};
+
+struct Layer {
+  Linear q, k, v, o, gate, up, down;
+  Matrix down_attention{}, down_output{}, down_gate{}, down_down{};  // the A of linears with one input; rows 0: none
+  const float *input_norm = nullptr, *output_norm = nullptr;         // [H]
+  const float *query_norm = nullptr, *key_norm = nullptr;            // [D] or none
+  int64_t window = 0;                                                // 0: every position is seen
+  bool rotates = true;
+};
+
+/// Memory is the caller's: every pointer must outlive the decoder.
+struct Weights {
+  std::vector<Layer> layers;
+  const void* embeddings = nullptr;       // [V, H], row by row
+  const float* embedding_scales = nullptr;  // [V]: embeddings are int8
+  bool bf16_embeddings = false;
+  const float* norm = nullptr;              // [H]
+  const float* inverse_frequencies = nullptr;  // [D / 2]
+  Matrix head{};                            // [V, H]
+};
+
+/// Not for several threads at once. Sequence numbers, lengths and token ids must be in range: the caller checks.
+class Decoder {
+ public:
+  Decoder(const DecoderShape& shape, Weights weights, Pool& pool);
+  Decoder(const Decoder&) = delete;
+  Decoder& operator=(const Decoder&) = delete;
+
+  /// Append tokens to one sequence; logits [V] after the last.
+  void prefill(int64_t sequence, const int64_t* tokens, int64_t count, float* logits);
+  /// Append a token to each of several different sequences; logits [count, V].
+  void step(const int64_t* sequences, const int64_t* tokens, int64_t count, float* logits);
+  /// Logits [count, V] of a text that is not remembered.
+  void score(const int64_t* tokens, int64_t count, float* logits);
+  void drop(int64_t sequence) { cache_.drop(sequence); }
+
+  const DecoderShape& shape() const { return shape_; }
+  int64_t length(int64_t sequence) const { return cache_.length(sequence); }
+  int64_t cache_bytes() const { return cache_.bytes(); }
+
+ private:
+  /// Rows [first, first + count) are the next tokens of a sequence.
+  struct Span {
+    int64_t sequence, first, count;
+  };
+
+  void run(const std::vector<Span>& spans, const int64_t* tokens, int64_t rows);
+  void embed(const std::vector<Span>& spans, const int64_t* tokens, int64_t rows);
+  void look_up(int64_t token, float* x);
+  void attention(const Layer& layer, int64_t index, const std::vector<Span>& spans, int64_t rows);
+  void prepare(const Layer& layer, int64_t index, int64_t row, int64_t kv_head);
+  void attend(const Layer& layer, int64_t index, const Span& span, int64_t kv_head, int64_t tile);
+  void feed_forward(const Layer& layer, int64_t rows);
+  void settle(const Linear& linear, const Matrix& down, const float* x, const float* next_norm, int64_t rows);
+  void product(std::initializer_list<const Linear*> linears, const Matrix& down, const float* x,
+               std::initializer_list<float*> y, int64_t rows);
+  void finish(int64_t first, int64_t rows, float* logits);
+  template <class F>
+  void each(int64_t count, int64_t work, const F& f);
+
+  DecoderShape shape_;
+  Weights weights_;
+  Pool& pool_;
+  const Ops& ops_;
+  Cache cache_;
+  int64_t rank_;  // the longest outputs of the A of linears with one input
+  std::vector<float> hidden_, normed_, query_, key_, value_, mixed_, gate_, up_, output_, low_, cosines_, sines_;
+  std::vector<int64_t> sequence_of_, position_of_;  // of each row
+};
+
+}  // namespace shears

@@ -1,0 +1,67 @@
+// What a decoder layer does beside its matrix products, once per instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace shears {
+
+constexpr int64_t kPanel = 16;      // rows that lie side by side in `Up`
+constexpr int64_t kBlock = 64;      // positions of a block of the key-value cache
+constexpr int64_t kGroup = 16;      // positions whose keys lie side by side
+constexpr int64_t kMaxHead = 256;   // the longest head
+constexpr int kMaxRows = 4;         // queries that share one pass over keys and values
+
+/// B of a low-rank update, scaling multiplied in: [panel][rank][16 rows], rows beyond the last are 0.
+struct Up {
+  const void* data = nullptr;
+  bool is_bf16 = false;
+  int64_t rank = 0;
+};
+
+/// Where the keys and values of one layer and key-value head lie: in each block at `offset` bytes,
+/// keys [4 groups][head][16 positions], then values [64 positions][padded head].
+struct Cached {
+  uint8_t* const* blocks;
+  int64_t offset;
+  int64_t head;    // length of a head
+  int64_t padded;  // the same, rounded up to 16
+  bool is_bf16;
+};
+
+/// Up to kMaxRows queries against cached positions [first[r], last[r]).
+struct Queries {
+  int count;
+  const float* query[kMaxRows];  // scaled
+  float* output[kMaxRows];
+  int64_t first[kMaxRows], last[kMaxRows];
+};
+
+struct Ops {
+  /// y = weight * x / sqrt(mean(x^2) + eps); y may be x.
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
+  /// y += x
+  void (*add)(const float* x, int64_t n, float* y);
+  /// gate = silu(gate) * up
+  void (*swiglu)(const float* up, int64_t n, float* gate);
+  /// y[begin ... end) += these rows of B h
+  void (*raise)(const Up& up, const float* h, int64_t begin, int64_t end, float* y);
+  /// Rotate the halves of one head by the angles whose cosines and sines are given (head / 2 of each).
+  void (*rotate)(const float* cosines, const float* sines, int64_t head, float* x);
+  /// x *= factor
+  void (*scale)(float factor, int64_t n, float* x);
+  /// Put one position's key and value into its block.
+  void (*remember)(const Cached& cache, int64_t position, const float* key, const float* value);
+  /// output = softmax(query . keys) values
+  void (*attend)(const Cached& cache, const Queries& queries);
+  /// y = one row of bf16 numbers
+  void (*widen)(const uint16_t* x, int64_t n, float* y);
+};
+
+/// The table that goes with isa() of isa.h.
+const Ops& ops();
+
+namespace ops_avx512 { extern const Ops kOps; }
+namespace ops_avx2 { extern const Ops kOps; }
+namespace ops_portable { extern const Ops kOps; }
+
+}  // namespace shears

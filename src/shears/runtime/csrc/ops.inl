@@ -1,0 +1,100 @@
+// The functions of `Ops` but for attention. Included as simd.inl.
+
+void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y) {
+  Vec squares[2] = {Vec{}, Vec{}};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    const Vec a = load(x + i), b = load(x + i + kLanes);
+    squares[0] += a * a;
+    squares[1] += b * b;
+  }
+  float total = sum(squares[0] + squares[1]);
+  for (; i < n; ++i) total += x[i] * x[i];
+  const float factor = 1.0f / __builtin_sqrtf(total / static_cast<float>(n) + eps);
+  for (i = 0; i + kLanes <= n; i += kLanes) store(y + i, load(weight + i) * (load(x + i) * factor));
+  for (; i < n; ++i) y[i] = weight[i] * (x[i] * factor);
+}
+
+void add(const float* x, int64_t n, float* y) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(y + i, load(y + i) + load(x + i));
+  for (; i < n; ++i) y[i] += x[i];
+}
+
+inline Vec silu_times(Vec gate, Vec up) { return gate / (1.0f + exponential(-gate)) * up; }
+
+void swiglu(const float* up, int64_t n, float* gate) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(gate + i, silu_times(load(gate + i), load(up + i)));
+  if (i == n) return;
+  float rest[2][kLanes] = {};
+  const size_t bytes = sizeof(float) * static_cast<size_t>(n - i);
+  std::memcpy(rest[0], gate + i, bytes);
+  std::memcpy(rest[1], up + i, bytes);
+  store(rest[0], silu_times(load(rest[0]), load(rest[1])));
+  std::memcpy(gate + i, rest[0], bytes);
+}
+
+/// Two panels at a time, so that additions need not wait for each other.
+template <class T, int kPanels>
+inline void raise_panels(const T* data, const float* h, int64_t rank, float* out) {
+  constexpr int kParts = kPanel / kLanes;
+  constexpr int64_t kAhead = 8192 / sizeof(T);  // what a core reads while memory answers
+  Vec total[kPanels][kParts] = {};
+  for (int64_t r = 0; r < rank; ++r) {
+    const Vec value = all(h[r]);
+    for (int p = 0; p < kPanels; ++p) __builtin_prefetch(data + (p * rank + r) * kPanel + kAhead);
+    for (int p = 0; p < kPanels; ++p)
+      for (int part = 0; part < kParts; ++part)
+        total[p][part] += value * load(data + (p * rank + r) * kPanel + part * kLanes);
+  }
+  for (int p = 0; p < kPanels; ++p)
+    for (int part = 0; part < kParts; ++part) store(out + p * kPanel + part * kLanes, total[p][part]);
+}
+
+template <class T>
+inline void raise_as(const Up& up, const float* h, int64_t begin, int64_t end, float* y) {
+  constexpr int kTogether = kLanes == 16 ? 4 : 1;
+  float out[kTogether * kPanel];
+  const T* data = static_cast<const T*>(up.data);
+  for (int64_t panel = begin / kPanel; panel * kPanel < end;) {
+    const int count = (panel + kTogether) * kPanel <= end ? kTogether : 1;
+    if (count == 1)
+      raise_panels<T, 1>(data + panel * up.rank * kPanel, h, up.rank, out);
+    else
+      raise_panels<T, kTogether>(data + panel * up.rank * kPanel, h, up.rank, out);
+    const int64_t first = larger_of(begin, panel * kPanel), last = smaller_of(end, (panel + count) * kPanel);
+    add(out + (first - panel * kPanel), last - first, y + first);
+    panel += count;
+  }
+}
+
+void raise(const Up& up, const float* h, int64_t begin, int64_t end, float* y) {
+  if (up.is_bf16)
+    raise_as<uint16_t>(up, h, begin, end, y);
+  else
+    raise_as<float>(up, h, begin, end, y);
+}
+
+void rotate(const float* cosines, const float* sines, int64_t head, float* x) {
+  const int64_t half = head / 2;
+  int64_t i = 0;
+  for (; i + kLanes <= half; i += kLanes) {
+    const Vec a = load(x + i), b = load(x + half + i), c = load(cosines + i), s = load(sines + i);
+    store(x + i, a * c - b * s);
+    store(x + half + i, b * c + a * s);
+  }
+  for (; i < half; ++i) {
+    const float a = x[i], b = x[half + i];
+    x[i] = a * cosines[i] - b * sines[i];
+    x[half + i] = b * cosines[i] + a * sines[i];
+  }
+}
+
+void scale(float factor, int64_t n, float* x) {
+  for (int64_t i = 0; i < n; ++i) x[i] *= factor;
+}
+
+void widen(const uint16_t* x, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; ++i) y[i] = to_float(x[i]);
+}

@@ -1,0 +1,2 @@
+#define SHEARS_OPS ops_avx2
+#include "ops_isa.inl"

@@ -1,0 +1,19 @@
+// Included by one file per instruction set, which names the namespace: SHEARS_OPS is ops_avx512, ops_avx2 or ops_portable.
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "ops.h"
+
+namespace shears::SHEARS_OPS {
+namespace {
+#include "simd.inl"
+#include "ops.inl"
+#include "attention.inl"
+}  // namespace
+
+extern const Ops kOps;
+const Ops kOps{rms_norm, add, swiglu, raise, rotate, scale, remember, attend, widen};
+
+}  // namespace shears::SHEARS_OPS

@@ -1,0 +1,2 @@
+#define SHEARS_OPS ops_portable
+#include "ops_isa.inl"

@@ -1,0 +1,138 @@
+"""The parts of a model that a runtime is built from, wherever they come from: a package, or a model in memory.
+
+Shapes: O rows (outputs), I columns (inputs), R rank.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from shears.errors import InputError
+from shears.packed.file import Package, read_package
+from shears.packed.layout import PackedMatrix, Values, pack
+from shears.packed.quantize import quantize_rows
+from shears.peft_files import ADAPTER_CONFIG, PREFIX, A, B
+
+UNUSUAL = ("use_dora", "lora_bias", "modules_to_save", "fan_in_fan_out", "use_qalora", "trainable_token_indices")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A dense matrix, row by row; of int8 with a scale a row, or of floats without scales."""
+
+    values: Shaped[Tensor, "O I"]
+    scales: Float[Tensor, " O"] | None = None
+
+    def as_values(self, values: Values) -> "Rows":
+        """Return it in another number format; the same object where it has that one."""
+        if values == "int8":
+            return self if self.scales is not None else Rows(*quantize_rows(self.values))
+        dtype = torch.float32 if values == "fp32" else torch.bfloat16
+        return self if self.values.dtype == dtype else Rows(self.floats().to(dtype))
+
+    def floats(self) -> Float[Tensor, "O I"]:
+        """Return the numbers it stands for, float32."""
+        return self.values.float() if self.scales is None else self.values.float() * self.scales[:, None]
+
+
+@dataclass(frozen=True)
+class Update:
+    """A low-rank update of a linear, W + scaling B A."""
+
+    a: Float[Tensor, "R I"]
+    b: Float[Tensor, "O R"]
+    scaling: float
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Weights by the names of the model's files: linears without `.weight`, tensors with their whole names."""
+
+    config: Any  # transformers' PreTrainedConfig
+    linears: Mapping[str, PackedMatrix | Rows]
+    tensors: Mapping[str, Rows | Tensor]
+    updates: Mapping[str, Update]
+
+
+def source_of_package(folder: str | Path, *, verify: bool = True) -> ModelSource:
+    """Return the source of a package folder, its tensors mapped; `verify` checks its fingerprint, too.
+
+    InputError for what is no whole package, and for an adapter that is more than scaling B A.
+    """
+    from transformers import AutoConfig
+
+    package = read_package(folder, verify=verify)
+    config = AutoConfig.from_pretrained(folder)
+    updates = _package_updates(package, Path(folder) / ADAPTER_CONFIG)
+    return ModelSource(config, package.packed, {name: _rows(package, name) for name in package.index.dense}, updates)
+
+
+def _rows(package: Package, name: str) -> Rows | Tensor:
+    """Return a dense tensor of a package, a quantized one as it is."""
+    if not package.index.dense[name].quantized:
+        return package.dense(name)
+    return Rows(package.tensors[f"dense.{name}"], package.tensors[f"dense.{name}.scales"])
+
+
+def _package_updates(package: Package, config: Path) -> dict[str, Update]:
+    tensors = package.adapter()
+    if not tensors:
+        return {}
+    settings = json.loads(config.read_text())
+    if unusual := [key for key in UNUSUAL if settings.get(key)]:
+        raise InputError(f"the native decoder covers plain LoRA, this adapter has {unusual[0]}; merge it first")
+    names = [name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)]
+    if len(tensors) != 2 * len(names):
+        raise InputError(f"the native decoder covers an adapter of A and B only, this has {len(tensors)} tensors")
+    return {
+        name: Update(tensors[f"{PREFIX}{name}{A}"], tensors[f"{PREFIX}{name}{B}"], scaling_of(settings, name))
+        for name in names
+    }
+
+
+def scaling_of(settings: Mapping[str, Any], linear: str) -> float:
+    """Return alpha / rank of a linear, as PEFT reads its patterns; alpha / sqrt(rank) for rank-stabilised LoRA."""
+    alpha = _by_pattern(settings.get("alpha_pattern"), linear, settings["lora_alpha"])
+    rank = _by_pattern(settings.get("rank_pattern"), linear, settings["r"])
+    return float(alpha / (rank**0.5 if settings.get("use_rslora") else rank))
+
+
+def _by_pattern(patterns: Mapping[str, int | float] | None, linear: str, otherwise: int | float) -> int | float:
+    matching = [value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", linear)]
+    return matching[0] if matching else otherwise
+
+
+def source_of_model(model: nn.Module, values: Values | None = None, *, sparse: bool = True) -> ModelSource:
+    """Return the source of a transformers model in memory, or of PEFT's LoRA around one.
+
+    `values` is the number format of the linears of the blocks, by default the model's own; `sparse` packs them.
+    """
+    wrapped: Any = model
+    base: Any = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
+    tensors = {name.replace(".base_layer.", "."): part.detach() for name, part in base.state_dict().items()}
+    updates = {name: _update(module) for name, module in base.named_modules() if hasattr(module, "lora_A")}
+    tensors = {name: part for name, part in tensors.items() if ".lora_" not in name}
+    names = [name.removesuffix(".weight") for name, part in tensors.items() if _is_linear(name, part)]
+    kept: Values = values or ("fp32" if tensors[f"{names[0]}.weight"].dtype == torch.float32 else "bf16")
+    linears: dict[str, PackedMatrix | Rows] = {}
+    for name in names:
+        weight = tensors.pop(f"{name}.weight")
+        linears[name] = pack(weight, kept) if sparse else Rows(weight).as_values(kept)
+    return ModelSource(base.config, linears, tensors, updates)
+
+
+def _is_linear(name: str, tensor: Tensor) -> bool:
+    return ".layers." in name and name.endswith("_proj.weight") and tensor.ndim == 2
+
+
+def _update(module: Any) -> Update:
+    (adapter,) = module.lora_A
+    a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+    return Update(a.detach(), b.detach(), module.scaling[adapter])

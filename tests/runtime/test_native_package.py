@@ -1,0 +1,82 @@
+"""A package folder through the native decoder."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from shears import export_adapter
+from shears.errors import InputError
+from shears.peft_files import ADAPTER_CONFIG
+from shears.runtime.model_source import scaling_of, source_of_package
+from shears.runtime.native_decoder import open_native
+from tests.runtime.decoders import covered, expected, text, with_lora
+from tests.tiny import save_tiny, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[PeftModel, Path]:
+    """A model with an adapter, and the adapter's folder beside the model's."""
+    folder = tmp_path_factory.mktemp("adapted")
+    model = covered()
+    model.save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    model.name_or_path = str(folder / "model")
+    adapted = with_lora(model, ["q_proj", "up_proj", "down_proj"])
+    adapted.peft_config["default"].base_model_name_or_path = str(folder / "model")
+    adapted.save_pretrained(folder / "adapter")
+    return adapted, folder / "adapter"
+
+
+@pytest.mark.parametrize(("values", "tolerance"), [("fp32", 1e-5), ("bf16", 0.02), ("int8", 0.04)])
+def test_a_package_gives_the_logits_of_its_model_and_adapter(
+    adapted: tuple[PeftModel, Path], tmp_path: Path, values: str, tolerance: float
+) -> None:
+    package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values=values)
+    runtime, tokens = open_native(package, 1), text(100)
+    want = expected(adapted[0], tokens)
+    assert np.abs(runtime.logits(tokens) - want).max() < tolerance * np.abs(want).max()
+    assert (runtime.max_length, runtime.max_sequences, runtime.describe()["values"]) == (256, 16, values)
+
+
+def test_int8_embeddings_are_table_and_head(adapted: tuple[PeftModel, Path], tmp_path: Path) -> None:
+    package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values="int8", embeddings="int8")
+    runtime, tokens = open_native(package, 1, max_length=120), text(100)
+    want = expected(adapted[0], tokens)
+    assert np.abs(runtime.logits(tokens) - want).max() < 0.04 * np.abs(want).max()
+    assert (runtime.describe()["head"], runtime.max_length) == ("int8", 120)
+
+
+def test_a_package_of_another_architecture_is_refused_with_the_reason(tmp_path: Path) -> None:
+    package = export_adapter(str(save_tiny(tmp_path / "model", "gpt2")), tmp_path / "package", format="package")
+    with pytest.raises(InputError, match="the native decoder covers .*, not gpt2"):
+        open_native(package, 1)
+
+
+def test_an_adapter_that_is_more_than_lora_is_refused(adapted: tuple[PeftModel, Path], tmp_path: Path) -> None:
+    package = export_adapter(str(adapted[1]), tmp_path / "package", format="package")
+    config = json.loads((package / ADAPTER_CONFIG).read_text())
+    (package / ADAPTER_CONFIG).write_text(json.dumps(config | {"use_dora": True}))
+    with pytest.raises(InputError, match="covers plain LoRA, this adapter has use_dora"):
+        source_of_package(package)
+
+
+def test_scalings_are_those_peft_computes(adapted: tuple[PeftModel, Path]) -> None:
+    settings = json.loads((adapted[1] / ADAPTER_CONFIG).read_text())
+    modules = {
+        name: module for name, module in adapted[0].get_base_model().named_modules() if hasattr(module, "lora_A")
+    }
+    assert {scaling_of(settings, name) for name in modules} == {2.0, 10 / 3}
+    assert all(scaling_of(settings, name) == module.scaling["default"] for name, module in modules.items())
+    assert scaling_of({"r": 16, "lora_alpha": 8, "use_rslora": True}, "x") == 2.0
+
+
+def test_numbers_stay_what_they_were(adapted: tuple[PeftModel, Path], tmp_path: Path) -> None:
+    package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values="fp32")
+    source = source_of_package(package, verify=False)
+    weights = dict(adapted[0].get_base_model().named_parameters())
+    name = "model.layers.1.self_attn.q_proj"
+    assert torch.equal(source.updates[name].a, weights[f"{name}.lora_A.default.weight"])
