@@ -1,0 +1,143 @@
+"""What benchmarks.decode compares: each arm reads a prompt and continues it greedily by N tokens."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from shears.packed.layout import Values
+from shears.runtime.model_source import ModelSource, source_of_model
+from shears.runtime.native_decoder import Limits, NativeBackend
+
+LONGEST = 1024  # tokens of a sequence in every arm
+HF_DEFAULT, HF_TUNED = "HF bf16, default", "HF bf16, tuned"
+NATIVE_DENSE, NATIVE_DENSE_INT8 = "native dense bf16", "native dense int8, int8 head"
+NATIVE_BF16, NATIVE_INT8 = "native sparse bf16 + LoRA", "native sparse int8 + LoRA, int8 head"
+NATIVE_INT8_ONLY = "native sparse int8 + LoRA, bf16 head"
+LLAMA = "llama.cpp "  # + the name of its quantization
+SCRIPT = Path(__file__).with_name("llama_cpp_decode.py")
+
+Run = Callable[[Sequence[int], int], list[int]]  # a prompt, and how many tokens to add (0: the prompt is read only)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to continue a prompt; `seconds` times it."""
+
+    run: Callable[[Sequence[int], int], tuple[float, list[int]]]
+
+
+def timed(run: Run) -> Arm:
+    """Return the arm of a function in this process."""
+
+    def seconds(prompt: Sequence[int], new: int) -> tuple[float, list[int]]:
+        start = time.perf_counter()
+        tokens = run(prompt, new)
+        return time.perf_counter() - start, tokens
+
+    return Arm(seconds)
+
+
+def loaded(folder: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
+    """Return a model in evaluation mode."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    return model
+
+
+def adapted(base: str, adapter: str, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """Return a base with its adapter un-merged, everything in one number format."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(loaded(base, dtype), adapter).to(dtype).eval()
+
+
+def hugging_face(model: Any, *, tuned: bool) -> Arm:
+    """Return transformers' own generate; `tuned` keeps torch off oneDNN, which is slow for one row on some CPUs."""
+
+    @torch.no_grad()
+    def run(prompt: Sequence[int], new: int) -> list[int]:
+        ids = torch.tensor([list(prompt)])
+        with torch.backends.mkldnn.flags(enabled=False) if tuned else nullcontext():
+            if not new:
+                model(ids, use_cache=True, logits_to_keep=1)
+                return []
+            whole = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False
+            )
+        tokens: list[int] = whole[0, len(prompt) :].tolist()
+        return tokens
+
+    return timed(run)
+
+
+def native(source: ModelSource, threads: int, head: Values | None = None) -> NativeBackend:
+    """Return the native decoder of one sequence."""
+    return NativeBackend(source, Limits(LONGEST, 1, threads), head=head)
+
+
+def continued(backend: NativeBackend, prompt: Sequence[int], new: int) -> list[int]:
+    """Continue a prompt greedily."""
+    backend.drop(0)
+    logits, tokens = backend.prefill(0, prompt), list[int]()
+    while len(tokens) < new:
+        tokens.append(int(logits.argmax()))
+        if len(tokens) < new:
+            logits = backend.step([0], tokens[-1:])[0]
+    return tokens
+
+
+def native_arms(dense: Any, sparse: Any, threads: int) -> dict[str, Arm]:
+    """Return ours: a dense model without adapter, a sparse one with."""
+    sources: Mapping[str, tuple[ModelSource, Values | None]] = {
+        NATIVE_DENSE: (source_of_model(dense, "bf16", sparse=False), None),
+        NATIVE_DENSE_INT8: (source_of_model(dense, "int8", sparse=False), "int8"),
+        NATIVE_BF16: (source_of_model(sparse, "bf16"), None),
+        NATIVE_INT8_ONLY: (source_of_model(sparse, "int8"), None),
+        NATIVE_INT8: (source_of_model(sparse, "int8"), "int8"),
+    }
+    backends = {name: native(source, threads, head) for name, (source, head) in sources.items()}
+    return {name: timed(partial(continued, backend)) for name, backend in backends.items()}
+
+
+@contextmanager
+def llama_cpp_arms(python: str | None, folder: Path | None, threads: int) -> Iterator[dict[str, Arm]]:
+    """Yield an arm for every .gguf file of a folder, each in a process of the other Python; none without it."""
+    files = sorted(folder.glob("*.gguf")) if python and folder else []
+    processes = {}
+    try:
+        for file in files:
+            command = [str(python), str(SCRIPT), "serve", str(file), str(threads)]
+            processes[file] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            _answer(processes[file])
+        yield {LLAMA + file.stem.rpartition("-")[2]: _remote(process) for file, process in processes.items()}
+    finally:
+        for process in processes.values():
+            process.communicate()  # closes its input, which ends it
+
+
+def _answer(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError("llama.cpp must answer, it ended; its error is above")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+def _remote(process: "subprocess.Popen[str]") -> Arm:
+    def run(prompt: Sequence[int], new: int) -> tuple[float, list[int]]:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"tokens": list(prompt), "new": new}) + "\n")
+        process.stdin.flush()
+        answer = _answer(process)
+        return answer["seconds"], answer["tokens"]
+
+    return Arm(run)

@@ -1,0 +1,77 @@
+"""llama.cpp for benchmarks.decode: run by another Python that has llama-cpp-python, and imports nothing else.
+
+    PYTHON llama_cpp_decode.py serve MODEL.gguf THREADS
+    PYTHON llama_cpp_decode.py quantize MODEL.gguf OUTPUT.gguf q8_0|q4_0
+
+`serve` reads lines of JSON, {"tokens": [...], "new": N}, and answers {"seconds": s, "tokens": [...]}: the prompt is
+forgotten, read again, and continued greedily by N tokens through llama.cpp's own sampler. N = 0 reads the prompt only.
+"""
+
+import ctypes
+import json
+import sys
+import time
+from typing import Any
+
+import llama_cpp as _llama_cpp
+
+llama_cpp: Any = _llama_cpp  # untyped
+
+
+def main() -> None:
+    """Run one of the commands."""
+    command, *arguments = sys.argv[1:]
+    if command == "serve":
+        serve(arguments[0], int(arguments[1]))
+    else:
+        quantize(*arguments)
+
+
+def serve(model_file: str, threads: int) -> None:
+    """Answer the lines of stdin."""
+    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept as long as messages may come
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    model = llama_cpp.llama_model_load_from_file(model_file.encode(), llama_cpp.llama_model_default_params())
+    settings = llama_cpp.llama_context_default_params()
+    settings.n_ctx, settings.n_batch, settings.n_ubatch = 1024, 512, 512
+    settings.n_threads = settings.n_threads_batch = threads
+    context = llama_cpp.llama_init_from_model(model, settings)
+    sampler = llama_cpp.llama_sampler_init_greedy()
+    print(json.dumps({"ready": llama_cpp.llama_print_system_info().decode()}), flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        start = time.perf_counter()
+        tokens = _continued(context, sampler, order["tokens"], order["new"])
+        print(json.dumps({"seconds": time.perf_counter() - start, "tokens": tokens}), flush=True)
+
+
+def _continued(context: Any, sampler: Any, prompt: list[int], new: int) -> list[int]:
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+    tokens: list[int] = []
+    piece = (llama_cpp.llama_token * len(prompt))(*prompt)
+    single = (llama_cpp.llama_token * 1)()
+    _decode(context, piece, len(prompt))
+    while len(tokens) < new:
+        tokens.append(llama_cpp.llama_sampler_sample(sampler, context, -1))
+        if len(tokens) < new:
+            single[0] = tokens[-1]
+            _decode(context, single, 1)
+    return tokens
+
+
+def _decode(context: Any, tokens: Any, count: int) -> None:
+    if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, count)):
+        raise RuntimeError("llama_decode must return 0")
+
+
+def quantize(source: str, target: str, kind: str) -> None:
+    """Write a quantized model."""
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = {"q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}[kind]
+    if llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(settings)):
+        raise RuntimeError("llama_model_quantize must return 0")
+
+
+if __name__ == "__main__":
+    main()
