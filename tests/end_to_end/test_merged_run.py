@@ -28,6 +28,21 @@ def test_a_run_can_end_in_one_model_with_every_zero(tmp_path: Path) -> None:
     assert shears.run(recipe, tmp_path / "run") == summary  # all of it is there and fits
 
 
+def test_a_run_can_end_in_a_package(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path), ["export.format=package"])
+    summary = shears.run(recipe, tmp_path / "run")
+    assert [row["name"] for row in summary["models"]] == ["dense", "sparse", "package"]
+    sparse, package = summary["models"][1:]
+    assert (package["nonzeros"], package["sparsity"]) == (sparse["nonzeros"], sparse["sparsity"])
+    assert package["adapter_parameters"] > 0
+    assert shears.run(recipe, tmp_path / "run") == summary  # all of it is there and fits
+    unpacked = shears.unpack(tmp_path / "run" / "package", tmp_path / "out")
+    figures = shears.evaluate(
+        str(unpacked / "model"), adapter=str(unpacked / "adapter"), **recipe.evaluate.model_dump()
+    )  # type: ignore[union-attr]
+    assert figures.as_data()["value"] == package["value"]
+
+
 def test_a_run_of_an_earlier_version_is_done_where_new_keys_have_their_defaults(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

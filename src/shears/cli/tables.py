@@ -124,10 +124,11 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
             )  # fmt: skip
         console.print(table)
         print_line("zeros: share in the decoder blocks' linears, embeddings stay dense; non-zeros: in the whole model.")
-    names = ("sparse", "super_adapter", "search", "sub_adapter", "evaluation.json")
+    names = ("sparse", "super_adapter", "search", "sub_adapter", "merged", "package", "evaluation.json")
     for name in (name for name in names if (folder / name).exists()):
         print_line(f"  {folder / name}")
-    print_line(f'Try it: shears generate {folder}/sparse --adapter {folder}/sub_adapter --prompt "..."')
+    whole = next((folder / name for name in ("package", "merged") if (folder / name).exists()), None)
+    print_line(f'Try it: shears generate {whole or f"{folder}/sparse --adapter {folder}/sub_adapter"} --prompt "..."')
 
 
 def print_inspection(data: Mapping[str, Any]) -> None:

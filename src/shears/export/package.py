@@ -85,7 +85,7 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
         merging = settings.model_copy(update={"format": "merged-sparse"})
         merged = merge_adapter(folder, Path(other) / "merged", model, merging)
         record = read_json(merged / MERGED)
-        yield Source(merged, {}, None, {**record, "config": as_data(settings)})
+        yield Source(merged, {}, None, {**record, "config": as_data(settings) | {"ranks": record["config"]["ranks"]}})
 
 
 def _plain(source: str, model: str | None, settings: ExportConfig) -> Source:

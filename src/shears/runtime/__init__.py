@@ -6,9 +6,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shears.runtime.available import kernels_available
     from shears.runtime.backend import Backend
+    from shears.runtime.drop_in import densify_linears, sparsify_linears
+    from shears.runtime.drop_in_backend import DropInBackend
 
-_HOMES = {"Backend": "backend", "kernels_available": "available"}
-__all__ = ["Backend", "kernels_available"]
+_HOMES = {
+    "Backend": "backend",
+    "DropInBackend": "drop_in_backend",
+    "densify_linears": "drop_in",
+    "kernels_available": "available",
+    "sparsify_linears": "drop_in",
+}
+__all__ = ["Backend", "DropInBackend", "densify_linears", "kernels_available", "sparsify_linears"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,9 @@ Importing it needs the extension (`shears.runtime.kernels_available`). What the 
 Shapes: O rows (outputs), I columns (inputs), M tokens, r rank.
 """
 
+import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Shaped
@@ -26,10 +28,14 @@ MAX_INT8_COLS = 131071
 
 
 class KernelMatrix:
-    """A weight in memory of the kernels: the copy in `buffer`, which lives as long as this."""
+    """A weight in memory of the kernels: the copy in `buffer`, which lives as long as this.
 
-    def __init__(self, native: _native.Matrix, buffer: _native.HugeBuffer) -> None:
+    `packed`, of a sparse one, is the packed weight over the same memory.
+    """
+
+    def __init__(self, native: _native.Matrix, buffer: _native.HugeBuffer, packed: PackedMatrix | None = None) -> None:
         self.native = native
+        self.packed = packed
         self.buffer = buffer
         self.rows = native.rows
         self.cols = native.cols
@@ -48,10 +54,14 @@ def sparse_matrix(packed: PackedMatrix, buffer: _native.HugeBuffer | None = None
     """Copy a packed weight, already checked by `shears.packed`, into memory of the kernels."""
     buffer = HugeBuffer() if buffer is None else buffer
     _check_columns(packed.values_dtype, packed.cols)
-    masks, values, offsets = (_copied(part, buffer) for part in (packed.masks, packed.values, packed.offsets))
-    scales = 0 if packed.scales is None else _copied(packed.scales.float(), buffer)
-    number = _NUMBERS[packed.values_dtype]
-    return KernelMatrix(_native.Matrix(number, packed.rows, packed.cols, masks, values, offsets, scales), buffer)
+    parts: dict[str, Tensor] = {"masks": packed.masks, "values": packed.values, "offsets": packed.offsets}
+    if packed.scales is not None:
+        parts["scales"] = packed.scales.float()
+    places = {name: _copied(part, buffer) for name, part in parts.items()}
+    moved = {name: _view(place, parts[name], buffer) for name, place in places.items()}
+    numbers = (_NUMBERS[packed.values_dtype], packed.rows, packed.cols)
+    native = _native.Matrix(*numbers, places["masks"], places["values"], places["offsets"], places.get("scales", 0))
+    return KernelMatrix(native, buffer, replace(packed, **moved))
 
 
 def dense_matrix(
@@ -106,6 +116,14 @@ def multiply_many(
 def _copied(part: Tensor, buffer: _native.HugeBuffer) -> int:
     part = part.contiguous()
     return buffer.copy(part.data_ptr(), part.numel() * part.element_size())
+
+
+def _view(place: int, part: Tensor, buffer: _native.HugeBuffer) -> Tensor:
+    """Return a tensor over the copy of `part` at an address of the buffer, which it keeps alive."""
+    size = part.numel() * part.element_size()
+    room = (ctypes.c_ubyte * max(size, 1)).from_address(place)
+    room.buffer = buffer  # type: ignore[attr-defined]
+    return torch.frombuffer(room, dtype=torch.uint8)[:size].view(part.dtype).view(part.shape)
 
 
 def _check_columns(values: Values, cols: int) -> None:

@@ -1,0 +1,142 @@
+"""Mutated package files: every one is refused in one line, or reads within its bounds; none crashes.
+
+    python -m benchmarks.fuzz_package                      # 100,000 mutations
+    python -m benchmarks.fuzz_package --count 5000 --first 7000000
+    python -m benchmarks.fuzz_package --only 4711          # one mutation again, in this process
+
+What is accepted is looked at again by a slow restatement of the layout, unpacked, and multiplied by the C++ kernels
+where they are there (build these with -fsanitize=address to see every read outside). Each batch of mutations runs in a
+process of its own, so that a crash is counted and named.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from benchmarks.mutations import SEEDS, mutated, write_seed
+from shears.errors import InputError
+from shears.packed.file import PACKAGE_FILE, Package, read_package
+from shears.packed.layout import GROUPS, PANEL, PackedMatrix, dense
+from shears.runtime import kernels_available
+
+BATCH = 5000
+
+
+def main() -> None:
+    """Run batches and print what became of the mutations."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--only", type=int)
+    parser.add_argument("--batch", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.batch:
+        print(json.dumps(run_batch(asked.first, asked.count, Path(asked.batch))))
+    elif asked.only is not None:
+        print(json.dumps(run_batch(asked.only, 1, None)))
+    else:
+        sys.exit(_run(asked.first, asked.count))
+
+
+def _run(first: int, count: int) -> int:
+    started, total, crashes = time.monotonic(), Counter[str](), list[str]()
+    for start in range(first, first + count, BATCH):
+        with tempfile.TemporaryDirectory() as folder:
+            note = Path(folder) / "number"
+            size = min(BATCH, first + count - start)
+            command = [sys.executable, "-m", "benchmarks.fuzz_package", "--batch", str(note), "--first", str(start)]
+            done = subprocess.run([*command, "--count", str(size)], capture_output=True, text=True, check=False)
+            if done.returncode:
+                crashes.append(f"mutation {note.read_text()}: exit {done.returncode}: {done.stderr.strip()[-500:]}")
+            else:
+                total.update(json.loads(done.stdout))
+    kernels = "with" if kernels_available() else "without"
+    print(f"{count} mutations from {first}, {kernels} C++ kernels, {time.monotonic() - started:.0f} s")
+    for what, number in total.most_common():
+        print(f"  {number:7d}  {what}")
+    print(f"  {len(crashes):7d}  crashed or read wrongly")
+    print("\n".join(crashes))
+    return bool(crashes)
+
+
+def run_batch(first: int, count: int, note: Path | None) -> dict[str, int]:
+    """Return how many mutations were accepted, and refused for which reason; the note says which one is at work."""
+    found = Counter[str]()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        seeds = [write_seed(place / str(number), number) for number in range(len(SEEDS))]
+        for number in range(first, first + count):
+            if note is not None:
+                note.write_text(str(number))
+            found[outcome(mutated(seeds, number), place, verify=number % 4 == 0)] += 1
+    return dict(found)
+
+
+def outcome(data: bytes, folder: Path, verify: bool) -> str:
+    """Return what a package file with these bytes comes to; AssertionError where it is accepted and should not be."""
+    (folder / PACKAGE_FILE).unlink(missing_ok=True)  # a new file: the old one may be mapped still
+    (folder / PACKAGE_FILE).write_bytes(data)
+    try:
+        package = read_package(folder, verify=verify)
+    except InputError as error:
+        return _refused(str(error), folder)
+    use(package)
+    return "accepted, and within its bounds"
+
+
+def _refused(message: str, folder: Path) -> str:
+    assert "\n" not in message
+    text = message.replace(str(folder / PACKAGE_FILE), "").removeprefix(" must be a whole ")
+    return f"refused: {' '.join(text.split()[:5])}"
+
+
+def use(package: Package) -> None:
+    """Read all that an accepted package holds, as a runtime would."""
+    for matrix in package.packed.values():
+        check_bounds(matrix)
+        dense(matrix)
+        if kernels_available():
+            _multiply(matrix)
+    for _, tensor in package.model_tensors():
+        tensor.sum()
+    for tensor in package.adapter().values():
+        tensor.sum()
+
+
+def check_bounds(matrix: PackedMatrix) -> None:
+    """Assert what a kernel relies on, bit by bit."""
+    offsets, group = matrix.offsets.tolist(), GROUPS[matrix.values_dtype]
+    assert offsets[0] == 0
+    assert offsets[-1] == matrix.values.numel()
+    panels, groups, size = matrix.masks.shape
+    assert (panels, groups, size) == (-(-matrix.rows // PANEL), -(-matrix.cols // group), 2 * group)
+    assert len(offsets) == panels + 1
+    for panel in range(panels):
+        count = 0
+        for j, word in enumerate(matrix.masks[panel].tolist()):
+            bits = int.from_bytes(bytes(word), "little")
+            count += bits.bit_count()
+            for bit in range(16 * group):
+                if bits >> bit & 1:
+                    assert PANEL * panel + bit // group < matrix.rows
+                    assert group * j + bit % group < matrix.cols
+        assert offsets[panel + 1] - offsets[panel] == count
+
+
+def _multiply(matrix: PackedMatrix) -> None:
+    from shears.runtime import native
+
+    loaded = native.sparse_matrix(matrix)
+    for tokens in (1, 3):
+        native.multiply(loaded, torch.ones(tokens, matrix.cols), native.Pool(1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Small package files and mutations of them: bytes flipped, cut off, headers and indices edited, numbers changed.
+
+A mutation is a function of its number alone.
+"""
+
+import hashlib
+import json
+import random
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shears.packed.file import NO_FINGERPRINT, PACKAGE_FILE, PackageWriter
+from shears.packed.index import DenseEntry, Index, PackedEntry
+from shears.packed.layout import Values, pack
+from shears.packed.quantize import quantize_rows
+
+ODD: tuple[Any, ...] = (
+    0, 1, -1, 2, 3, 15, 16, 17, 1 << 31, 1 << 48, 1 << 62, 1 << 63, 1 << 64, -(1 << 63), 0.5, 1e300, True, None, "",
+    "F32", "BF16", "I8", "U8", "I64", "F64", "F8_E4M3", "fp32", "bf16", "int8", "padding", [], [0], [0, 0], [-1],
+    [1 << 62, 4], {}, {"a": 1}, "\ud800", "a\nb", "1", "2",
+)  # fmt: skip
+SEEDS: tuple[tuple[Values, int, int], ...] = (("fp32", 17, 5), ("bf16", 33, 9), ("int8", 37, 23), ("bf16", 1, 1))
+
+
+def write_seed(folder: Path, number: int) -> bytes:
+    """Write a small package and return its bytes: a packed weight, dense tensors, quantized ones, an adapter, a tie."""
+    values, rows, cols = SEEDS[number]
+    generator = torch.Generator().manual_seed(number)
+    weight = torch.randn(rows, cols, generator=generator)
+    weight[torch.rand(rows, cols, generator=generator) < 0.5] = 0.0
+    matrix, (steps, scales) = pack(weight, values), quantize_rows(weight)
+    a = "base_model.model.layers.0.up.lora_A.weight"
+    index = Index(
+        packed={"layers.0.up": PackedEntry(rows=rows, cols=cols, values=values, kept=matrix.values.numel())},
+        dense={
+            "norm": DenseEntry(dtype="fp32", shape=(cols,)),
+            "embed": DenseEntry(dtype="bf16", shape=(rows, cols), quantized=True),
+        },
+        adapter={a: DenseEntry(dtype="fp32", shape=(2, cols))},
+        tied={"head": "embed"},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = PackageWriter(folder / PACKAGE_FILE, index)
+    writer.put_packed("layers.0.up", matrix)
+    for name, tensor in (("dense.norm", weight[0]), ("dense.embed", steps), ("dense.embed.scales", scales)):
+        writer.put(name, tensor)
+    writer.put(f"adapter.{a}", torch.ones(2, cols))
+    writer.finish()
+    return (folder / PACKAGE_FILE).read_bytes()
+
+
+def mutated(seeds: list[bytes], number: int) -> bytes:
+    """Return mutation `number` of one of the packages, its fingerprint made right again in every second one."""
+    draw = random.Random(number)
+    data = draw.choice(seeds)
+    for _ in range(draw.choice((1, 1, 1, 2, 4))):
+        data = draw.choice(KINDS)(data, draw)
+    return with_fingerprint(data) if draw.random() < 0.5 else data
+
+
+def _flip(data: bytes, draw: random.Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(draw.choice((1, 1, 2, 8))):
+        if changed:
+            changed[draw.randrange(len(changed))] = draw.choice((0, 255, draw.randrange(256)))
+    return bytes(changed)
+
+
+def _cut(data: bytes, draw: random.Random) -> bytes:
+    return data[: draw.randrange(len(data) + 1)]
+
+
+def _extend(data: bytes, draw: random.Random) -> bytes:
+    return data + bytes(draw.choice((1, 8, 64, 4096)))
+
+
+def _length(data: bytes, draw: random.Random) -> bytes:
+    length = draw.choice((0, 1, len(data), len(data) - 8, 1 << 31, (1 << 64) - 1, draw.randrange(2 * len(data) + 1)))
+    return struct.pack("<Q", length) + data[8:]
+
+
+def _splice(data: bytes, draw: random.Random) -> bytes:
+    """Move a piece of the file elsewhere."""
+    if not data:
+        return data
+    start, size, to = draw.randrange(len(data)), draw.choice((1, 8, 64, 200)), draw.randrange(len(data))
+    piece = data[start : start + size]
+    return data[:to] + piece + data[to + len(piece) :]
+
+
+def _numbers(data: bytes, draw: random.Random) -> bytes:
+    """Edit a tensor's numbers: offsets, masks, scales or values."""
+    parsed = _parsed(data)
+    if parsed is None:
+        return data
+    header, _, start = parsed
+    places = [
+        entry.get("data_offsets")
+        for name, entry in header.items()
+        if name != "__metadata__" and isinstance(entry, dict)
+    ]
+    places = [
+        place for place in places if isinstance(place, list) and len(place) == 2 and all(type(n) is int for n in place)
+    ]
+    if not places:
+        return data
+    begin, end = draw.choice(places)
+    place, size = start + begin + 8 * draw.randrange(max((end - begin) // 8, 1)), draw.choice((1, 4, 8))
+    new = struct.pack("<q", draw.choice((0, 1, -1, 7, 1 << 20, 1 << 40, (1 << 63) - 1, -(1 << 63), 0x7FC000007FC00000)))
+    if not 0 <= place <= len(data) - size:
+        return data
+    return data[:place] + new[:size] + data[place + size :]
+
+
+def _header(data: bytes, draw: random.Random) -> bytes:
+    """Edit the header or the index; both stay JSON."""
+    parsed = _parsed(data)
+    if parsed is None:
+        return data
+    header, index, start = parsed
+    _edit(header if draw.random() < 0.5 or index is None else index, draw)
+    metadata = header.get("__metadata__")
+    if index is not None and isinstance(metadata, dict) and "index" in metadata:
+        metadata["index"] = json.dumps(index, separators=(",", ":"))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    return struct.pack("<Q", len(text)) + text + data[start:]
+
+
+def _edit(tree: Any, draw: random.Random) -> None:
+    """Change, drop, rename or copy one thing in a tree of JSON."""
+    while True:
+        keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
+        if not keys:
+            return
+        key = draw.choice(keys)
+        if isinstance(tree[key], dict | list) and tree[key] and draw.random() < 0.8:
+            tree = tree[key]
+            continue
+        kind = draw.randrange(4)
+        if kind == 0:
+            del tree[key]
+        elif kind == 1 and isinstance(tree, dict):
+            tree[str(draw.choice((*ODD, *keys)))] = tree.pop(key)
+        elif kind == 2 and isinstance(tree[key], int):
+            tree[key] += draw.choice((1, -1, 2, 8, 16, -16))
+        else:
+            tree[key] = draw.choice((*ODD, tree[draw.choice(keys)]))
+        return
+
+
+def _parsed(data: bytes) -> tuple[dict[str, Any], Any, int] | None:
+    """Return a file's header, its index and where its tensors begin; None where it is none (any more)."""
+    length = int.from_bytes(data[:8], "little")
+    try:
+        header = json.loads(data[8 : 8 + length])
+        index = json.loads(header["__metadata__"]["index"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return header, index if isinstance(index, dict | list) else None, 8 + length
+
+
+def with_fingerprint(data: bytes) -> bytes:
+    """Return the file with the fingerprint that its bytes have; as it is where it names none."""
+    parsed = _parsed(data)
+    written = parsed[0]["__metadata__"].get("fingerprint") if parsed else None
+    if not isinstance(written, str) or len(written) != 64 or not written.isascii():
+        return data
+    mark = f'"fingerprint":"{written}"'.encode()
+    blank = data.replace(mark, f'"fingerprint":"{NO_FINGERPRINT}"'.encode(), 1)
+    return data.replace(mark, f'"fingerprint":"{hashlib.sha256(blank).hexdigest()}"'.encode(), 1)
+
+
+KINDS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
+    _flip, _cut, _extend, _length, _splice, _numbers, _numbers, _header, _header, _header,
+)  # fmt: skip

@@ -1,0 +1,55 @@
+"""A package of any architecture as a backend: transformers runs the model, its linears are packed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from shears.evaluation.run import load_with_adapter
+from shears.models import set_threads
+from shears.packed.file import Package, read_package
+from shears.runtime.available import kernels_available
+from shears.runtime.drop_in import Ready, sparsify_linears
+from shears.runtime.linear import KernelLinear, PackedLinear
+from shears.runtime.transformers_backend import TransformersBackend
+
+HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # names of heads in files
+
+
+class DropInBackend(TransformersBackend):
+    """Runs a package's model in transformers with packed linears, adapters fused into them.
+
+    InputError for what is no whole package.
+    """
+
+    def __init__(self, folder: str | Path, threads: int | None = None, dtype: str = "auto") -> None:
+        set_threads(threads)
+        package = read_package(folder, verify=False)  # load_with_adapter reads every byte
+        model, self.tokenizer = load_with_adapter(folder, dtype=dtype, device="cpu")
+        super().__init__(model, "drop-in")
+        self.packed = sparsify_linears(model, ready=Ready(package.packed, head_of(package)), threads=threads)
+
+    def describe(self) -> Mapping[str, object]:
+        """Return what runs here; the memory counts packed weights and the kernels' copy of the head."""
+        linears = [module for module in self._model.modules() if isinstance(module, KernelLinear)]
+        packed = {module.matrix.values_dtype for module in linears if isinstance(module, PackedLinear)}
+        found = dict(super().describe())
+        memory = sum(module.matrix.num_bytes for module in linears if isinstance(module, PackedLinear))
+        if kernels_available():
+            from shears.runtime import native
+
+            found["isa"] = native.features()["isa"]
+            memory = next((linear.kernel.matrix.buffer.bytes for linear in linears if linear.kernel), 0)
+        values = "+".join(sorted(packed)) or found["values"]
+        return {**found, "values": values, "memory_bytes": int(str(found["memory_bytes"])) + memory}
+
+
+def head_of(package: Package) -> tuple[Tensor, Tensor] | None:
+    """Return a head in 8 bits with its scales; None where the package's head is no such."""
+    index = package.index
+    quantized = [name for name, entry in index.dense.items() if entry.quantized]
+    heads = [name for name in (*HEADS, *quantized) if index.tied.get(name, name) in quantized]
+    if not heads or (len(quantized) > 1 and heads[0] not in HEADS):
+        return None
+    name = f"dense.{index.tied.get(heads[0], heads[0])}"
+    return package.tensors[name], package.tensors[f"{name}.scales"]

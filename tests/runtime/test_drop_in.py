@@ -1,0 +1,256 @@
+"""Any model computes the same with packed linears, with and without the C++ kernels, and becomes itself again."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from shears.adapt.sparse_adapter import make_sparse
+from shears.errors import InputError
+from shears.export.peft import export_adapter
+from shears.models import linears, load_model
+from shears.packed.layout import Values, dense, pack
+from shears.runtime import drop_in, kernels_available
+from shears.runtime import linear as runtime_linear
+from shears.runtime.backend import Backend
+from shears.runtime.drop_in import Ready, densify_linears, sparsify_linears
+from shears.runtime.drop_in_backend import DropInBackend
+from shears.runtime.linear import DenseLinear, PackedLinear
+from tests.export.made import IDS, activated, half_sparse, logits, super_adapter
+from tests.packed.test_layout import bits, sparse_weight
+from tests.tiny import tiny_model
+
+BOTH = ["torch"] + (["kernels"] if kernels_available() else [])
+
+
+@pytest.fixture(params=BOTH)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of multiplying."""
+    monkeypatch.setattr(runtime_linear, "kernels_available", lambda: request.param == "kernels")
+    return str(request.param)
+
+
+def sparse_model(name: str = "llama", dtype: torch.dtype = torch.float32, biases: bool = False) -> nn.Module:
+    """A tiny model, three quarters of its blocks' linear weights +0.0."""
+    model, generator = tiny_model(name), torch.Generator().manual_seed(1)
+    for linear in linears(model.base_model).values():
+        weight = linear.get_parameter("weight").data
+        weight[torch.rand(weight.shape, generator=generator) < 0.75] = 0.0
+        if biases and isinstance(linear, nn.Linear):
+            linear.bias = nn.Parameter(torch.randn(linear.out_features, generator=generator))
+    return nn.Module.to(model, dtype)
+
+
+def near(path: str, values: str = "fp32") -> dict[str, float]:
+    """How far two ways of multiplying may lie apart."""
+    return {"rtol": 0, "atol": {"fp32": 1e-5, "bf16": 0.03}[values] if path == "kernels" or values == "bf16" else 1e-6}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "falcon", "qwen2", "zamba2", "mamba"])
+def test_logits_stay_and_the_model_becomes_itself_again(name: str, path: str) -> None:
+    model = sparse_model(name)
+    before, state = logits(model), {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    kinds = [type(module) for module in model.modules()]
+    swapped = sparsify_linears(model)
+    assert swapped or name == "falcon"  # its linears are a class of their own
+    torch.testing.assert_close(logits(model), before, **near(path))
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    densify_linears(model)
+    assert [type(module) for module in model.modules()] == kinds
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(bits(tensor), bits(state[key])) for key, tensor in model.state_dict().items())
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_generate_works_unchanged_and_biases_are_kept(dtype: torch.dtype, path: str) -> None:
+    model: Any = sparse_model("llama", dtype, biases=True)
+    ask = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 256}
+    before, expected = model.generate(IDS, **ask), logits(model)
+    assert len(sparsify_linears(model)) == 14
+    values = "fp32" if dtype == torch.float32 else "bf16"
+    torch.testing.assert_close(logits(model), expected, **near(path, values))
+    after = model.generate(IDS, **ask)
+    assert after.shape[1] == before.shape[1]
+    assert dtype == torch.bfloat16 or torch.equal(after, before)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("fuse", [True, False])
+def test_adapters_are_fused_or_left_to_peft(name: str, fuse: bool, path: str, tmp_path: Path) -> None:
+    half_sparse(tmp_path / "base", name)
+    names = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn"]}[name]
+    lora = LoraConfig(r=3, lora_alpha=5, target_modules=names, init_lora_weights=False, fan_in_fan_out=name == "gpt2")
+    model = get_peft_model(sparse_model(name), lora).eval()  # type: ignore[arg-type]
+    before, state = logits(model), {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    assert sparsify_linears(model, fuse=fuse)
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    assert sum(module.update is not None for module in packed) == (len(names) * 2 if fuse else 0)
+    torch.testing.assert_close(logits(model), before, **near(path))
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    densify_linears(model)
+    assert torch.equal(logits(model), before)
+    assert model.state_dict().keys() == state.keys()
+
+
+def test_only_plain_lora_is_fused(path: str) -> None:
+    options: list[dict[str, Any]] = [{"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.5}]
+    for extra in options:
+        lora = LoraConfig(r=3, target_modules=["up_proj"], init_lora_weights=False, **extra)
+        model = get_peft_model(sparse_model(biases=True), lora)  # type: ignore[arg-type]
+        model.train("lora_dropout" in extra)
+        kept = logits(model.eval())
+        model.train("lora_dropout" in extra)
+        sparsify_linears(model)
+        assert not any(module.update for module in model.modules() if isinstance(module, PackedLinear))
+        torch.testing.assert_close(logits(model.eval()), kept, **near(path))
+    masked = get_peft_model(sparse_model(), LoraConfig(r=3, target_modules=["up_proj"], init_lora_weights=False)).eval()  # type: ignore[arg-type]
+    make_sparse(masked)
+    before = logits(masked)
+    sparsify_linears(masked)
+    torch.testing.assert_close(logits(masked), before, **near(path))
+
+
+@pytest.mark.parametrize("values", ["fp32", "bf16", "int8"])
+def test_one_linear_computes_the_formula(values: Values, path: str) -> None:
+    weight, generator = sparse_weight(37, 24, 0.7), torch.Generator().manual_seed(3)
+    original = nn.Linear(24, 37)
+    original.weight.data = weight
+    a, b = (torch.randn(shape, generator=generator) for shape in ((2, 24), (37, 2)))
+    model = nn.Sequential(get_peft_model(nn.Sequential(original), LoraConfig(r=2, lora_alpha=6, target_modules=["0"])))
+    layer: Any = model[0].base_model.model[0]
+    layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data = a, b
+    sparsify_linears(model.eval(), values=values)
+    whole = dense(pack(weight, values)).double()
+    for tokens in (0, 1, 5):
+        x = torch.randn(2, tokens, 24, generator=generator)
+        with torch.no_grad():
+            got = model(x)
+        exact = x.double() @ (whole + 3.0 * b.double() @ a.double()).T + original.bias.double()
+        torch.testing.assert_close(got.double(), exact, rtol=0, atol=1e-4 if values == "fp32" else 0.3)
+
+
+def test_gradients_reach_the_inputs_as_before(path: str) -> None:
+    model = nn.Sequential(nn.Linear(24, 37, bias=False), nn.Linear(37, 5))
+    model[0].weight.data = sparse_weight(37, 24, 0.8)
+    x = torch.randn(3, 24, requires_grad=True)
+    (expected,) = torch.autograd.grad(model(x).square().sum(), x)
+    assert sparsify_linears(model) == ["0"]
+    (got,) = torch.autograd.grad(model(x).square().sum(), x)
+    torch.testing.assert_close(got, expected)
+
+
+def test_other_dtypes_and_autocast_compute_as_a_linear_does(path: str) -> None:
+    model = nn.Sequential(nn.Linear(24, 37))
+    model[0].weight.data = sparse_weight(37, 24, 0.8)
+    x = torch.randn(3, 24)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+    sparsify_linears(model)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        got = model(x)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got, expected, rtol=0.02, atol=0.05)
+    with torch.no_grad():
+        assert model(x.double()).dtype == torch.float64
+
+
+def test_a_shared_module_is_packed_once_and_stays_shared(path: str) -> None:
+    shared = nn.Linear(24, 24)
+    shared.weight.data = sparse_weight(24, 24, 0.8)
+    model = nn.ModuleList([nn.Sequential(shared), nn.Sequential(shared)])
+    sparsify_linears(model)
+    assert model[0][0] is model[1][0]  # type: ignore[index]
+    densify_linears(model)
+    assert model[0][0] is model[1][0] is shared  # type: ignore[index]
+
+
+@pytest.mark.skipif(not kernels_available(), reason="needs the C++ kernels")
+def test_the_head_is_multiplied_by_the_kernels_and_stays_tied() -> None:
+    model: Any = sparse_model("llama")
+    before = logits(model)
+    sparsify_linears(model)
+    assert isinstance(model.lm_head, DenseLinear)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    torch.testing.assert_close(logits(model), before, **near("kernels"))
+
+
+@pytest.mark.skipif(not kernels_available(), reason="needs the C++ kernels")
+def test_torch_compile_sees_one_operation() -> None:
+    model = nn.Sequential(nn.Linear(24, 37))
+    model[0].weight.data = sparse_weight(37, 24, 0.8)
+    sparsify_linears(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        x = torch.randn(3, 24)
+        torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_without_kernels_it_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(runtime_linear, "kernels_available", lambda: False)
+    runtime_linear.say_without_kernels.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            sparsify_linears(sparse_model())
+    assert caplog.text.count("without its C++ kernels") == 1
+
+
+def test_a_model_is_packed_once(path: str) -> None:
+    model = sparse_model()
+    sparsify_linears(model)
+    with pytest.raises(InputError, match="densify_linears"):
+        sparsify_linears(model)
+
+
+def test_a_saved_model_is_the_dense_one(path: str, tmp_path: Path) -> None:
+    model: Any = sparse_model()
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    sparsify_linears(model)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = load_model(tmp_path / "saved", device="cpu").state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in state.items())
+
+
+def test_weights_of_a_package_are_used_as_they_are(path: str) -> None:
+    model = nn.Sequential(nn.Linear(24, 37))
+    model[0].weight.data = sparse_weight(37, 24, 0.8)
+    other = pack(sparse_weight(37, 24, 0.5, seed=9), "int8")
+    sparsify_linears(model, ready=Ready({"0": other}))
+    packed = model[0]
+    assert isinstance(packed, PackedLinear)
+    assert torch.equal(packed.matrix.masks, other.masks)
+    assert drop_in._named({"q": other}, "model.q") is other
+    assert drop_in._named({"q": other}, "model.qq") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {}),
+        ("gpt2", {}),
+        ("llama", {"values": "int8", "embeddings": "int8"}),
+        ("llama_untied", {"embeddings": "int8"}),
+    ],
+)
+def test_a_package_runs_as_a_backend(name: str, options: dict[str, Any], path: str, tmp_path: Path) -> None:
+    adapter = super_adapter(tmp_path / "super", half_sparse(tmp_path / "base", name))
+    package = export_adapter(
+        adapter, tmp_path / "package", format="package", ranks="maximal", negative_zeros="drop", **options
+    )
+    backend = DropInBackend(package, threads=1)
+    assert isinstance(backend, Backend)
+    tokens = IDS[0].tolist()
+    expected, got = activated(adapter, "maximal")[0], torch.from_numpy(backend.logits(tokens))
+    exact = not options
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4 if exact else 0.2)
+    stepped = [backend.prefill(0, tokens[:5]), *(backend.step([0], [token])[0] for token in tokens[5:])]
+    torch.testing.assert_close(torch.tensor(stepped), got[4:], rtol=0, atol=1e-4 if exact else 0.2)
+    described = backend.describe()
+    assert (described["name"], described["threads"]) == ("drop-in", 1)
+    assert described["values"] == ("int8" if options.get("values") else "fp32")
+    assert int(str(described["memory_bytes"])) > 10_000
+    assert len(backend.packed) == {"gpt2": 8}.get(name, 14)
