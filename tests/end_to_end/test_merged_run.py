@@ -37,9 +37,9 @@ def test_a_run_can_end_in_a_package(tmp_path: Path) -> None:
     assert package["adapter_parameters"] > 0
     assert shears.run(recipe, tmp_path / "run") == summary  # all of it is there and fits
     unpacked = shears.unpack(tmp_path / "run" / "package", tmp_path / "out")
-    figures = shears.evaluate(
-        str(unpacked / "model"), adapter=str(unpacked / "adapter"), **recipe.evaluate.model_dump()
-    )  # type: ignore[union-attr]
+    assert recipe.evaluate is not None
+    model, adapter = str(unpacked / "model"), str(unpacked / "adapter")
+    figures = shears.evaluate(model, adapter=adapter, **recipe.evaluate.model_dump())
     assert figures.as_data()["value"] == package["value"]
 
 
