@@ -12,6 +12,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from shears.adapt.sparse_adapter import SparseLinear
 from shears.errors import InputError
 from shears.models import weight_oi
 from shears.packed.layout import PackedMatrix, Values, kept, pack, packed_bytes
@@ -57,7 +58,8 @@ def sparsify_linears(
 
     `values`: fp32 or bf16 (by default each weight's own dtype), or int8. `ready`: weights of a package. `threads` of
     the kernels: by default torch's. `fuse`: PEFT's LoRA layers are swapped whole, their active adapter in the same
-    multiplication; otherwise, and for what is more than plain LoRA, only the base below PEFT's layer. With the C++
+    multiplication; otherwise, and for what is more than plain LoRA, only the base below PEFT's layer; below a masked
+    adapter (SparsePEFT) nothing. With the C++
     kernels the head is swapped too, dense. InputError for a model whose linears are swapped already.
     """
     if any(isinstance(module, KernelLinear) for module in model.modules()):
@@ -96,6 +98,8 @@ def _places_of(model: nn.Module) -> Iterator[Place]:
 def _places(model: nn.Module, fuse: bool) -> Iterator[Place]:
     """Yield the linears that may be packed, LoRA layers whole where they can be fused."""
     for path, parent in model.named_modules():
+        if isinstance(parent, SparseLinear):
+            continue  # masks its product by the weight's zeros, which it reads itself
         fused = fuse and is_plain(parent)
         for name, child in parent.named_children():
             whole = f"{path}.{name}".lstrip(".")
