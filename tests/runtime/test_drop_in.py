@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -258,7 +259,7 @@ def test_a_package_runs_as_a_backend(name: str, options: dict[str, Any], path: s
     exact = not options
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4 if exact else 0.2)
     stepped = [backend.prefill(0, tokens[:5]), *(backend.step([0], [token])[0] for token in tokens[5:])]
-    torch.testing.assert_close(torch.tensor(stepped), got[4:], rtol=0, atol=1e-4 if exact else 0.2)
+    torch.testing.assert_close(torch.from_numpy(np.stack(stepped)), got[4:], rtol=0, atol=1e-4 if exact else 0.2)
     described = backend.describe()
     assert (described["name"], described["threads"]) == ("drop-in", 1)
     assert described["values"] == ("int8" if options.get("values") else "fp32")
