@@ -98,14 +98,9 @@ def _numbers(data: bytes, draw: random.Random) -> bytes:
     if parsed is None:
         return data
     header, _, start = parsed
-    places = [
-        entry.get("data_offsets")
-        for name, entry in header.items()
-        if name != "__metadata__" and isinstance(entry, dict)
-    ]
-    places = [
-        place for place in places if isinstance(place, list) and len(place) == 2 and all(type(n) is int for n in place)
-    ]
+    entries = [entry for name, entry in header.items() if name != "__metadata__" and isinstance(entry, dict)]
+    found: list[Any] = [entry.get("data_offsets") for entry in entries]
+    places = [place for place in found if isinstance(place, list) and [type(number) for number in place] == [int, int]]
     if not places:
         return data
     begin, end = draw.choice(places)

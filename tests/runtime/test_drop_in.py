@@ -48,7 +48,7 @@ def sparse_model(name: str = "llama", dtype: torch.dtype = torch.float32, biases
     return nn.Module.to(model, dtype)
 
 
-def near(path: str, values: str = "fp32") -> dict[str, float]:
+def near(path: str, values: str = "fp32") -> dict[str, Any]:
     """How far two ways of multiplying may lie apart."""
     return {"rtol": 0, "atol": {"fp32": 1e-5, "bf16": 0.03}[values] if path == "kernels" or values == "bf16" else 1e-6}
 
@@ -88,7 +88,7 @@ def test_adapters_are_fused_or_left_to_peft(name: str, fuse: bool, path: str, tm
     half_sparse(tmp_path / "base", name)
     names = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn"]}[name]
     lora = LoraConfig(r=3, lora_alpha=5, target_modules=names, init_lora_weights=False, fan_in_fan_out=name == "gpt2")
-    model = get_peft_model(sparse_model(name), lora).eval()  # type: ignore[arg-type]
+    model = get_peft_model(sparse_model(name), lora).eval()
     before, state = logits(model), {key: tensor.clone() for key, tensor in model.state_dict().items()}
     assert sparsify_linears(model, fuse=fuse)
     packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
@@ -104,14 +104,14 @@ def test_only_plain_lora_is_fused(path: str) -> None:
     options: list[dict[str, Any]] = [{"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.5}]
     for extra in options:
         lora = LoraConfig(r=3, target_modules=["up_proj"], init_lora_weights=False, **extra)
-        model = get_peft_model(sparse_model(biases=True), lora)  # type: ignore[arg-type]
+        model = get_peft_model(sparse_model(biases=True), lora)
         model.train("lora_dropout" in extra)
         kept = logits(model.eval())
         model.train("lora_dropout" in extra)
         sparsify_linears(model)
         assert not any(module.update for module in model.modules() if isinstance(module, PackedLinear))
         torch.testing.assert_close(logits(model.eval()), kept, **near(path))
-    masked = get_peft_model(sparse_model(), LoraConfig(r=3, target_modules=["up_proj"], init_lora_weights=False)).eval()  # type: ignore[arg-type]
+    masked = get_peft_model(sparse_model(), LoraConfig(r=3, target_modules=["up_proj"], init_lora_weights=False)).eval()
     make_sparse(masked)
     before = logits(masked)
     sparsify_linears(masked)
@@ -124,8 +124,9 @@ def test_one_linear_computes_the_formula(values: Values, path: str) -> None:
     original = nn.Linear(24, 37)
     original.weight.data = weight
     a, b = (torch.randn(shape, generator=generator) for shape in ((2, 24), (37, 2)))
-    model = nn.Sequential(get_peft_model(nn.Sequential(original), LoraConfig(r=2, lora_alpha=6, target_modules=["0"])))
-    layer: Any = model[0].base_model.model[0]
+    inner: Any = nn.Sequential(original)
+    model: Any = get_peft_model(inner, LoraConfig(r=2, lora_alpha=6, target_modules=["0"]))
+    layer = model.base_model.model[0]
     layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data = a, b
     sparsify_linears(model.eval(), values=values)
     whole = dense(pack(weight, values)).double()

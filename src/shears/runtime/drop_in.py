@@ -108,7 +108,7 @@ def _places(model: nn.Module, fuse: bool) -> Iterator[Place]:
                 yield Place(parent, name, child, whole.removesuffix(".base_layer"))
 
 
-def is_plain(layer: nn.Module) -> bool:
+def is_plain(layer: Any) -> bool:
     """Tell whether a module is a LoRA layer that computes W x + scaling B A x: nothing else is fused."""
     if type(layer) is not LoraLinear or layer.disable_adapters or layer.merged:
         return False

@@ -8,6 +8,7 @@ Shapes: O rows (outputs), I columns (inputs), M tokens, r rank.
 import ctypes
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -58,7 +59,7 @@ def sparse_matrix(packed: PackedMatrix, buffer: _native.HugeBuffer | None = None
     if packed.scales is not None:
         parts["scales"] = packed.scales.float()
     places = {name: _copied(part, buffer) for name, part in parts.items()}
-    moved = {name: _view(place, parts[name], buffer) for name, place in places.items()}
+    moved: dict[str, Any] = {name: _view(place, parts[name], buffer) for name, place in places.items()}
     numbers = (_NUMBERS[packed.values_dtype], packed.rows, packed.cols)
     native = _native.Matrix(*numbers, places["masks"], places["values"], places["offsets"], places.get("scales", 0))
     return KernelMatrix(native, buffer, replace(packed, **moved))
