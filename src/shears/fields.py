@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
@@ -44,6 +44,14 @@ def _check_pattern(value: str) -> str:
     return value
 
 
+def hide_passwords(text: str) -> str:
+    """Return a text with *** for the password of any URL in it; rather too much is hidden than too little."""
+    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
+    return re.sub(r"([?&](?:password|passwd|sslpassword)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
+
+
+StorageURL = Annotated[str, PlainSerializer(hide_passwords, when_used="json")]
+"""A database's URL; whatever is written of it (JSON, YAML) lacks the password."""
 Shares = Annotated[dict[str, Annotated[float, Field(ge=0.0, lt=1.0)]], BeforeValidator(_split_shares)]
 Size = Annotated[str, AfterValidator(_check_size)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]

@@ -139,10 +139,10 @@ def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
                   lambda: train(sparse, adapter, resume=True, **adapted))
         )  # fmt: skip
     if recipe.search:
-        searched = as_data(recipe.search)
+        searched, storage = as_data(recipe.search), recipe.search.storage  # as data, the URL lacks its password
         stages.append(
             Stage("search", found, RESULT, searched, weights_of("super_adapter_fingerprint", adapter),
-                  lambda: search(adapter, found, resume=True, **searched))
+                  lambda: search(adapter, found, resume=True, **{**searched, "storage": storage}))
         )  # fmt: skip
     return [*stages, _export_stage(recipe, folder)] if recipe.train else stages
 

@@ -1,13 +1,8 @@
-"""Objectives whose optimum is known, and a search on them that can be killed: what the tests of searching share.
-
-`python -m tests.searching.formulas URL STRATEGY KILL_AT` runs the search and kills itself, with SIGKILL, inside its
-KILL_AT-th evaluation.
-"""
+"""Objectives whose optimum is known, and a search on them that can be killed: what the tests of searching share."""
 
 import os
 import random
 import signal
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,10 +13,12 @@ from shears.searching.evolution import Evolution
 from shears.searching.evolve import Nsga2
 from shears.searching.explore import explore
 from shears.searching.hill_climb import HillClimbing
+from shears.searching.ledger import Ledger
+from shears.searching.place import Place
 from shears.searching.random_search import RandomSearch
 from shears.searching.rnsga2 import rnsga2
 from shears.searching.strategy import LOSS, Evaluated, Figures, Goal, Objective, Plan, Strategy
-from shears.searching.study import Ledger, Place, open_ledger
+from shears.searching.study import open_ledger
 
 STRATEGIES: Mapping[str, Callable[[SearchSpace, Plan], Strategy]] = {
     "hill-climbing": HillClimbing,
@@ -105,7 +102,7 @@ def a_plan(
 
 
 def killable_search(url: str | None, name: str, kill_at: int | None = None) -> list[Evaluated]:
-    """Search, resuming what is there; return the whole history."""
+    """Search, resuming what is there; return the whole history. Kill this process inside evaluation `kill_at`."""
     space, num_evaluations = make_space(6), 0
     objective = conflicting(space)
 
@@ -118,7 +115,3 @@ def killable_search(url: str | None, name: str, kill_at: int | None = None) -> l
 
     plan = a_plan(name, BUDGET)
     return climb(STRATEGIES[name], space, dangerous, plan, Place(url, resume=True)).history
-
-
-if __name__ == "__main__":
-    killable_search(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -11,9 +11,10 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.recipe.goals import Constraint
 from shears.searching.evaluators import PlainEvaluator, Together
 from shears.searching.explore import explore
+from shears.searching.place import Place
 from shears.searching.stage import STRATEGIES, make_strategy, run_search
 from shears.searching.strategy import Evaluated, Figures, Goal, Plan, proposals
-from shears.searching.study import Place, open_ledger
+from shears.searching.study import open_ledger
 from tests.searching.formulas import a_plan, conflicting, counted, evaluated, make_space, separable, silent
 
 LIMIT = 6 * 24 + 8

@@ -12,9 +12,9 @@ from shears.errors import InputError
 from shears.recipe import SearchConfig
 from shears.recipe.goals import Constraint, parse_constraint, parse_number
 from shears.resolve import build
+from shears.searching.place import Place
 from shears.searching.stage import STRATEGIES, run_search
 from shears.searching.strategy import LOSS, Evaluated, Figures, Goal
-from shears.searching.study import Place
 from tests.searching.formulas import a_plan, climb, conflicting, make_space
 from tests.searching.test_study import refuse, url_of
 
@@ -159,7 +159,7 @@ def test_the_study_knows_objectives_and_constraints(tmp_path: Any) -> None:
     climb(STRATEGIES["nsga2"], space, objective, plan, Place(url_of(tmp_path)))
     study = optuna.load_study(study_name="search", storage=url_of(tmp_path))
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
-    for trial in study.trials:
+    for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
         assert trial.values == [trial.user_attrs[name] for name in THREE.objectives]
         assert trial.constraints == THREE.excesses(trial.user_attrs)
     refuse(space, a_plan(max_evaluations=9, goal=Goal(THREE.objectives)), Place(url_of(tmp_path), resume=True), "goal")

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 import shears.searching.seeds as seeds_module
@@ -13,10 +14,11 @@ from shears.adapt.load import load_super_adapter
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.errors import InputError
 from shears.recipe import SearchConfig
+from shears.searching.place import Place
 from shears.searching.seeds import FEWEST, Seeds, parameters_per_rank
 from shears.searching.stage import STRATEGIES, run_search, search
 from shears.searching.strategy import ACCURACY, LOSS, Evaluated, Figures, Plan
-from shears.searching.study import Place, open_ledger
+from shears.searching.study import open_ledger
 from shears.searching.surrogate import fit, rank_correlation, training_losses
 from tests.searching.formulas import BUDGET, a_plan, climb, conflicting, make_space, separable
 from tests.searching.logs import planted, write
@@ -100,8 +102,10 @@ def test_a_seed_outside_of_the_space_is_refused() -> None:
 
 def test_other_seeds_are_another_study_and_none_are_the_study_as_it_was(tmp_path: Path) -> None:
     space, place = make_space(3), Place(url_of(tmp_path))
-    with open_ledger(space, a_plan(), place) as ledger:
-        assert set(ledger._study.user_attrs["shears"]) == {"strategy", "seed", "quality", "space"}
+    with open_ledger(space, a_plan(), place):
+        pass
+    about = optuna.load_study(study_name="search", storage=place.url).user_attrs["shears"]
+    assert set(about) == {"strategy", "seed", "quality", "space"}
     refuse(space, seeded("test", drawn(space, 2)), Place(url_of(tmp_path), resume=True), "its seeding differs;")
 
 

@@ -3,8 +3,6 @@
 import itertools
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +13,11 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.errors import InputError
 from shears.searching.explore import MAX_REPEATS, explore
 from shears.searching.hill_climb import HillClimbing
+from shears.searching.place import Place
+from shears.searching.storage import make_fast
 from shears.searching.strategy import ACCURACY, Evaluated, Figures, Objective, Plan
-from shears.searching.study import Place, _make_fast, open_ledger
+from shears.searching.study import open_ledger
+from tests.processes import Process
 from tests.searching.formulas import (
     BUDGET,
     STRATEGIES,
@@ -29,23 +30,20 @@ from tests.searching.formulas import (
     silent,
 )
 
-ROOT = Path(__file__).parents[2]
-
 
 def url_of(folder: Path) -> str:
     return f"sqlite:///{folder}/study.db"
 
 
-def run_and_kill(url: str, strategy: str, at: int) -> None:
+def run_and_kill(url: str, strategy: str, at: int, log: Path) -> None:
     """A real second process, dead by SIGKILL in its evaluation number `at`."""
-    command = [sys.executable, "-m", "tests.searching.formulas", url, strategy, str(at)]
-    assert subprocess.run(command, cwd=ROOT, check=False, timeout=120).returncode == -signal.SIGKILL
+    assert Process(log, killable_search, url, strategy, at).wait() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_killed_three_times_and_resumed_it_is_the_undisturbed_search(strategy: str, tmp_path: Path) -> None:
     for at in (1, 7, 9):  # before anything is written; inside the second generation; inside the third or fourth
-        run_and_kill(url_of(tmp_path), strategy, at)
+        run_and_kill(url_of(tmp_path), strategy, at, tmp_path / "log")
     assert killable_search(url_of(tmp_path), strategy) == killable_search(None, strategy)
 
 
@@ -112,7 +110,7 @@ def test_the_file_has_a_write_ahead_log_and_is_whole_when_closed(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["study.db"], "no log is left beside the file"
     connection = sqlite3.connect(tmp_path / "study.db")
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    _make_fast(connection, None)
+    make_fast(connection, None)
     assert connection.execute("PRAGMA synchronous").fetchone() == (1,)  # NORMAL
     connection.close()
 

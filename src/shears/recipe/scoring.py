@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from shears.fields import Device, Dtype, Names, Size, StageConfig
 from shears.recipe.goals import QUALITIES, Constraint, check_goal, complete, parse_constraint, parse_point
 from shears.recipe.paper import ANSWER_FORMS, PaperTask, with_paper_defaults
+from shears.recipe.sharing import SharingConfig
 from shears.recipe.strategies import StrategyName, StrategyOptions
 
 
@@ -26,7 +27,7 @@ class ScoringConfig(StageConfig):
     """Where to compute: auto, cpu, cuda or mps."""
 
 
-class SearchConfig(StrategyOptions, ScoringConfig):
+class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     """How to find the best sub-adapter; sees validation data only."""
 
     data: str
@@ -53,8 +54,6 @@ class SearchConfig(StrategyOptions, ScoringConfig):
     race_error: float = Field(0.0, ge=0.0, lt=0.5)
     """hill-climbing: drop a candidate that is worse than the incumbent on a part of the examples already, but for this
     chance of an error, such as 0.05; 0 measures everything whole."""
-    storage: str | None = None
-    """Optuna storage URL; by default a SQLite file in the output folder."""
     seed: int = 0
     """Seed of the proposals."""
 
@@ -92,6 +91,10 @@ class SearchConfig(StrategyOptions, ScoringConfig):
             raise ValueError(
                 "race_error must be left out but with hill-climbing by loss or accuracy, without restarts and "
                 "constraints; others need whole figures of what is worse than the incumbent too"
+            )
+        if self.race_error and self.storage is not None:
+            raise ValueError(
+                "race_error must be left out with storage: what a race drops depends on the incumbents of one worker"
             )
         return self
 

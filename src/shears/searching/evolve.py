@@ -9,8 +9,9 @@ from optuna.samplers import NSGAIISampler
 from optuna.trial import FrozenTrial, TrialState
 
 from shears.adapt.space import RankConfig, SearchSpace
+from shears.searching.board import distributions
 from shears.searching.strategy import Evaluated, Plan, digest, first, landmarks, opening
-from shears.searching.study import distributions, new_study
+from shears.searching.study import new_study
 
 Survival = Callable[[Study, list[FrozenTrial]], list[FrozenTrial]]
 

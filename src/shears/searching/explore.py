@@ -1,12 +1,12 @@
-"""The search loop: propose, evaluate what is unknown, remember."""
+"""The search loop: propose, claim, evaluate, remember."""
 
 from collections.abc import Sequence
 
 from shears.adapt.space import RankConfig
 from shears.progress import Meter
 from shears.searching.evaluators import Evaluator, as_evaluator
+from shears.searching.ledger import Ledger
 from shears.searching.strategy import Evaluated, Goal, Local, Objective, Plan, Strategy, proposals
-from shears.searching.study import Ledger
 
 MAX_REPEATS = 100  # known configurations proposed in a row: the strategy has nothing new to say
 
@@ -15,38 +15,63 @@ def explore(strategy: Strategy, objective: Objective | Evaluator, ledger: Ledger
     """Evaluate what the strategy proposes until it ends, repeats itself, or the budget or the space is used up.
 
     An objective that is an evaluator is asked for as many configurations at once as it measures together and the
-    strategy can name; the history is that of a search one by one.
+    strategy can name; the history is that of a search one by one. Several workers on one study each evaluate what they
+    claim, and wait at the end for what others evaluate.
     """
-    evaluator, best = as_evaluator(objective), _Best(plan.goal, ledger.history)
-    progress.skip(len(ledger.known))
+    evaluator, best = as_evaluator(objective), _Best(plan.goal, ledger.evaluations)
+    progress.skip(best.num_taken)
     budget = min(plan.max_evaluations, ledger.size)
-    while len(ledger.known) < budget and ledger.num_repeats < MAX_REPEATS:
-        proposed = proposals(strategy, ledger.history, min(evaluator.width, budget - len(ledger.known)))
-        if not proposed:
+    while len(ledger.known) < budget:
+        proposed = _next(strategy, ledger, evaluator.width, budget)
+        claimed = ledger.claim(proposed, budget)
+        if claimed and _is_wanted(claimed, strategy, ledger, best.num_taken):
+            anchor = _anchor(strategy, ledger, best)
+            with ledger.evaluating():
+                for evaluated in _evaluated(claimed, evaluator, anchor, plan.goal):
+                    ledger.add(evaluated)
+                    best.take(evaluated)
+                    progress.advance(1, best.said())
+        elif not proposed and not ledger.pending:
             break
-        anchor = _anchor(strategy, ledger, best)
-        for evaluated in _evaluated(proposed, evaluator, anchor, ledger, plan.goal):
-            is_new = evaluated.ranks not in ledger.known
-            ledger.add(evaluated)
-            if is_new:
-                best.take(evaluated)
-                progress.advance(1, best.said())
-            if ledger.num_repeats == MAX_REPEATS:
-                break
+        elif not proposed:
+            ledger.wait()
+        ledger.refresh()
+        if best.num_taken != len(ledger.known):  # what others evaluated
+            progress.skip(len(ledger.known) - best.num_taken)
+            best = _Best(plan.goal, ledger.evaluations)
+
+
+def _next(strategy: Strategy, ledger: Ledger, width: int, budget: int) -> list[RankConfig]:
+    """Return what to evaluate next; nothing where there is nothing now: others are at it, or the search ends."""
+    if left := ledger.to_retry(budget):
+        return left[:width]
+    told = ledger.told
+    if ledger.num_places >= budget or ledger.num_repeats >= MAX_REPEATS or (ledger.pending and not told):
+        return []
+    return proposals(strategy, told, min(width, budget - ledger.num_places))
+
+
+def _is_wanted(claimed: Sequence[RankConfig], strategy: Strategy, ledger: Ledger, num_known: int) -> bool:
+    """Tell whether the search goes on with what was learnt while claiming; give the claims back if it does not.
+
+    Others may have ended their search before these claims were written; what they end with is the whole study.
+    """
+    if len(ledger.known) == num_known or any(map(ledger.was_abandoned, claimed)):
+        return True
+    is_over = ledger.num_repeats >= MAX_REPEATS or not proposals(strategy, ledger.told_by_others, 1)
+    if is_over:
+        ledger.give_back()
+    return not is_over
 
 
 def _evaluated(
-    proposed: Sequence[RankConfig], evaluator: Evaluator, anchor: RankConfig | None, ledger: Ledger, goal: Goal
+    claimed: Sequence[RankConfig], evaluator: Evaluator, anchor: RankConfig | None, goal: Goal
 ) -> list[Evaluated]:
-    """Return the proposals with their figures, in order; those that are known cost nothing."""
-    unknown = [ranks for ranks in dict.fromkeys(proposed) if ranks not in ledger.known]
-    if unknown and anchor is not None:
+    """Return what is claimed with its figures."""
+    if anchor is not None:
         evaluator.anchor(anchor)
-    figures = dict(zip(unknown, evaluator.many(unknown) if unknown else (), strict=True))
-    return [
-        Evaluated(ranks, goal.check(ranks, figures[ranks])) if ranks in figures else ledger.known[ranks]
-        for ranks in proposed
-    ]
+    figures = evaluator.many(claimed)
+    return [Evaluated(ranks, goal.check(ranks, found)) for ranks, found in zip(claimed, figures, strict=True)]
 
 
 def _anchor(strategy: Strategy, ledger: Ledger, best: "_Best") -> RankConfig | None:
@@ -60,15 +85,17 @@ def _anchor(strategy: Strategy, ledger: Ledger, best: "_Best") -> RankConfig | N
 class _Best:
     """The best evaluation so far, and the best of those that were measured on all examples."""
 
-    def __init__(self, goal: Goal, history: Sequence[Evaluated]) -> None:
+    def __init__(self, goal: Goal, evaluations: Sequence[Evaluated]) -> None:
         self.goal = goal
+        self.num_taken = 0
         self.any: Evaluated | None = None
         self.whole: Evaluated | None = None
-        for evaluated in history:
+        for evaluated in evaluations:
             self.take(evaluated)
 
     def take(self, evaluated: Evaluated) -> None:
         """Hear of one more."""
+        self.num_taken += 1
         self.any = self._better(self.any, evaluated)
         if self.goal.is_measured(evaluated.metrics):
             self.whole = self._better(self.whole, evaluated)

@@ -8,8 +8,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import URL
-
 from shears.adapt.load import load_super_adapter, space_of_record
 from shears.adapt.space import SearchSpace
 from shears.artifacts import (
@@ -34,17 +32,18 @@ from shears.searching.explore import explore
 from shears.searching.heuristics import Heuristic
 from shears.searching.hill_climb import HillClimbing
 from shears.searching.measuring import Validation, open_validation
+from shears.searching.place import Place, place_of
 from shears.searching.random_search import RandomSearch
 from shears.searching.result import SearchResult, conclude
 from shears.searching.rnsga2 import rnsga2
 from shears.searching.seeds import Seeds, pairs_for, propose
 from shears.searching.strategy import Evaluated, Goal, Objective, Plan, Strategy, digest, opening
-from shears.searching.study import Place, open_ledger
+from shears.searching.study import open_ledger
 from shears.searching.tied import TiedSpace, tie_layers
+from shears.searching.workers import forget_name
 from shears.version import __version__
 
 logger = logging.getLogger(__name__)
-STUDY = "study.db"
 IN_MEMORY = Place()
 STRATEGIES: Mapping[str, Callable[[SearchSpace, Plan], Strategy]] = MappingProxyType(
     {
@@ -59,8 +58,8 @@ STRATEGIES: Mapping[str, Callable[[SearchSpace, Plan], Strategy]] = MappingProxy
         "rnsga2": rnsga2,
     }
 )
-LATER = ("seeds", "constraint", "tie_layers", "race_error", *StrategyOptions.model_fields)
-WITHOUT_EFFECT = ("max_evaluations", "cache_budget")  # on what a configuration is worth, and which are proposed
+LATER = ("seeds", "study", "constraint", "tie_layers", "race_error", *StrategyOptions.model_fields)
+WITHOUT_EFFECT = ("max_evaluations", "cache_budget", "stale_after", "storage_timeout")  # on proposals and figures
 AFTER_OPENING = {"heuristic": 0, "maximal": 1, "minimal": 1}  # evaluations of the strategies that do not search
 
 
@@ -78,7 +77,7 @@ def run_search(
     budget = min(most, space.size, plan.max_evaluations)
     with open_ledger(space, plan, place) as ledger, meter("search", budget, "evaluations") as progress:
         explore(strategy, objective, ledger, plan, progress)
-        evaluations = list(ledger.known.values())
+        evaluations = ledger.evaluations
     return conclude(evaluations, plan.goal)
 
 
@@ -111,8 +110,8 @@ def search(
     with working_folder(output, asked, resume=resume) as work:
         adapter = load_super_adapter(super_adapter, model, device=settings.device)
         validation = open_validation(adapter, settings, tied)
-        about = {"data": validation.fingerprint}
-        place = Place(_study_url(work, settings), _study_name(output, asked), bool(resume), about)
+        about = {"super_adapter": fingerprint, "data": validation.fingerprint}
+        place = place_of(settings, work, _study_name(output, asked), about, bool(resume))
         seeds = propose(pairs, adapter.elastic, settings.seeds, tied) if pairs is not None else None
         plan = _plan(settings, seeds)
         result = run_search(tied.space, validation.evaluator, plan, place).expanded(tied.expand)
@@ -128,6 +127,7 @@ def search(
             **_race(settings, validation, result.evaluations),
         }
         write_json(work / RESULT, record)
+        forget_name(work)
     logger.info("%d configurations evaluated in %.0f s, chosen: %s", len(result.evaluations),
                 time.monotonic() - started, dict(result.chosen.metrics))  # fmt: skip
     return output
@@ -162,12 +162,6 @@ def _plan(settings: SearchConfig, seeds: Seeds | None) -> Plan:
     goal = Goal(settings.objectives, settings.constraints)
     first = seeds.tied if seeds else ()
     return Plan(settings.strategy, settings.max_evaluations, settings.seed, goal, first, settings.options)
-
-
-def _study_url(work: Path, settings: SearchConfig) -> str:
-    """Return the URL of the study: of a file in the working folder unless the configuration names a storage."""
-    beside = URL.create("sqlite", database=str(work.resolve() / STUDY))
-    return settings.storage or beside.render_as_string(hide_password=False)
 
 
 def _study_name(output: Path, asked: Mapping[str, Any]) -> str:

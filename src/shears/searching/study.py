@@ -1,135 +1,97 @@
-"""The memory of a search: every evaluation, in order, in an Optuna study that survives kill -9.
-
-A proposal is written once, whole, when its figures are known: a killed process leaves no running trial behind, and
-loses the evaluations it was in: one, or those of a batch.
-"""
+"""The study of a search: where it is kept, which search it belongs to, who makes it and who joins it."""
 
 import json
-import logging
-import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-import sqlalchemy
-from optuna.distributions import CategoricalDistribution
-from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
-from optuna.trial import TrialState, create_trial
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.study import StudyDirection
 
-from shears.adapt.space import RankConfig, SearchSpace
-from shears.errors import InputError, first_line
-from shears.searching.strategy import PARAMETERS, Evaluated, Goal, Plan, digest
+from shears.adapt.space import SearchSpace
+from shears.errors import InputError
+from shears.searching.board import Board
+from shears.searching.ledger import Ledger
+from shears.searching.patience import Patience
+from shears.searching.place import Place
+from shears.searching.storage import open_storage
+from shears.searching.strategy import PARAMETERS, Goal, Plan, digest
 
-logger = logging.getLogger(__name__)
 ABOUT = "shears"  # the study attribute that says which search it belongs to
+WAITS = 50  # tenths of a second in which whoever makes a study says which search it belongs to
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where evaluations are kept: a storage URL (None for this process's memory), the study's name, what it belongs to.
-
-    `resume` allows a study that has evaluations already; `about` must then be what it was.
-    """
-
-    url: str | None = None
-    name: str = "search"
-    resume: bool = False
-    about: Mapping[str, str] = field(default_factory=dict)
-
-
-def distributions(space: SearchSpace) -> dict[str, CategoricalDistribution]:
-    """Return the space in Optuna's words: one categorical parameter a group, its values the ranks themselves."""
-    return {group: CategoricalDistribution(list(ranks)) for group, ranks in space.ranks.items()}
-
-
-def new_study(directions: Sequence[str], storage: BaseStorage | None = None, name: str | None = None) -> optuna.Study:
-    """Return a study, loaded if the storage has it, without Optuna's own log line."""
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Optuna's own log line off the screen."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return optuna.create_study(
-            storage=storage or InMemoryStorage(), study_name=name, directions=list(directions), load_if_exists=True
-        )
+        yield
     finally:
         optuna.logging.set_verbosity(before)
 
 
-class Ledger:
-    """The history of a search, kept in memory and in its study; made by `open_ledger`."""
-
-    def __init__(self, study: optuna.Study, space: SearchSpace, goal: Goal) -> None:
-        self._study, self._goal, self._distributions = study, goal, distributions(space)
-        self.history: list[Evaluated] = []
-        self.known: dict[RankConfig, Evaluated] = {}
-        self.num_repeats = 0  # known configurations at the end of the history
-        self.size = space.size
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            self._remember(Evaluated(space.check(trial.params), dict(sorted(trial.user_attrs.items()))))
-
-    def _remember(self, evaluated: Evaluated) -> None:
-        self.num_repeats = self.num_repeats + 1 if evaluated.ranks in self.known else 0
-        self.known.setdefault(evaluated.ranks, evaluated)
-        self.history.append(evaluated)
-
-    def add(self, evaluated: Evaluated) -> None:
-        """Write a proposal and its figures to the study."""
-        trial = create_trial(
-            params=dict(evaluated.ranks),
-            distributions=dict(self._distributions),
-            values=self._goal.values(evaluated.metrics),
-            user_attrs=dict(evaluated.metrics),
-            constraints=self._goal.excesses(evaluated.metrics),
-        )
-        self._study.add_trial(trial)
-        self._remember(evaluated)
+def new_study(directions: Sequence[str]) -> optuna.Study:
+    """Return a study in memory."""
+    with _quiet():
+        return optuna.create_study(storage=InMemoryStorage(), directions=list(directions))
 
 
 @contextmanager
 def open_ledger(space: SearchSpace, plan: Plan, place: Place) -> Iterator[Ledger]:
-    """Yield the ledger of a new or resumed search; every file of its storage is closed afterwards.
+    """Yield the ledger of a new, joined or resumed search; every file of its storage is closed afterwards.
 
     InputError if the storage cannot be opened, the study has evaluations but `resume` is not set, or it belongs to
-    another search.
+    another search. OSError if the storage is away for too long.
     """
-    storage = _open_storage(place.url)
-    try:
-        directions = ["maximize" if up else "minimize" for up in plan.goal.is_maximised]
-        study = new_study(directions, storage, place.name)
-        _claim(study, place, {**place.about, **_identity(space, plan)})
-        yield Ledger(study, space, plan.goal)
-    finally:
-        if isinstance(storage, RDBStorage):
-            storage.remove_session()
-            storage.engine.dispose()
+    with open_storage(place.url) as storage:
+        patience = Patience(place.url or "in memory", place.timeout)
+        study = _join(storage, patience, plan.goal, place, {**place.about, **_identity(space, plan)})
+        board = Board(storage, study, space, plan.goal, patience)
+        yield Ledger(board, plan.goal, space.size, place.worker, place.stale_after)
 
 
-def _open_storage(url: str | None) -> BaseStorage:
-    if url is None:
-        return InMemoryStorage()
+def _join(storage: BaseStorage, patience: Patience, goal: Goal, place: Place, about: Mapping[str, Any]) -> int:
+    """Return the number of the study in its storage, new or the one that is there."""
+    directions = [StudyDirection.MAXIMIZE if up else StudyDirection.MINIMIZE for up in goal.is_maximised]
     try:
-        storage = RDBStorage(url)
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
-        reason = first_line(error)
+        with _quiet():
+            study: int = patience(storage.create_new_study, directions, place.name)
+    except DuplicatedStudyError:
+        study = patience(storage.get_study_id_from_name, place.name)
+        before = _about(storage, patience, study, place)
+        if before is not None:
+            _check(before, about, place)
+            return study
+    patience(storage.set_study_user_attr, study, ABOUT, dict(about))
+    return study
+
+
+def _about(storage: BaseStorage, patience: Patience, study: int, place: Place) -> Mapping[str, Any] | None:
+    """Return what a study that is there belongs to; None if whoever made it died before saying so."""
+    if not place.resume and patience(storage.get_all_trials, study, deepcopy=False):
         raise InputError(
-            f"storage must be a database URL that can be opened, got {_public(url)}: {_public(reason)}"
-        ) from None
-    if storage.engine.dialect.name == "sqlite" and storage.engine.url.database:  # a file, not memory
-        sqlalchemy.event.listen(storage.engine, "connect", _make_fast)
-        storage.engine.dispose()  # connections made so far lack the settings
-    return storage
+            f"the study {place.name!r} must be new, and it has evaluations; join it with --resume, or name another"
+        )
+    for _ in range(WAITS if place.worker else 1):
+        before: Mapping[str, Any] | None = patience(storage.get_study_user_attrs, study).get(ABOUT)
+        if before is not None:
+            return before
+        time.sleep(0.1)
+    return None
 
 
-def _public(text: str) -> str:
-    """Hide the password of any URL in a text."""
-    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
-
-
-def _make_fast(connection: Any, _record: object) -> None:
-    """A write-ahead log without fsync per commit: 12 times faster, safe against kill -9, consistent on power loss."""
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
+def _check(before: Mapping[str, Any], about: Mapping[str, Any], place: Place) -> None:
+    changed = [key for key in sorted({*before, *about}) if before.get(key) != about.get(key)]
+    if changed:
+        raise InputError(
+            f"the study {place.name!r} must be of this search, and its {', '.join(changed)} differ"
+            f"{'s' * (len(changed) == 1)}; name another {'with --study' if place.worker else 'output or delete it'}"
+        )
 
 
 def _identity(space: SearchSpace, plan: Plan) -> dict[str, Any]:
@@ -153,16 +115,3 @@ def _unusual(plan: Plan) -> dict[str, str]:
         **({"goal": " ".join(aim)} if aim != [goal.quality, PARAMETERS] else {}),
         **({"way": json.dumps(options, sort_keys=True)} if options else {}),
     }
-
-
-def _claim(study: optuna.Study, place: Place, about: dict[str, Any]) -> None:
-    before = study.user_attrs.get(ABOUT)
-    if before is None:
-        study.set_user_attr(ABOUT, about)
-    elif not place.resume and study.get_trials(deepcopy=False):
-        raise InputError(f"the study {place.name!r} must be new, and it has evaluations; resume it or delete it")
-    elif changed := [key for key in sorted({*before, *about}) if before.get(key) != about.get(key)]:
-        raise InputError(
-            f"the study {place.name!r} must be of this search, and its {', '.join(changed)} differ"
-            f"{'s' * (len(changed) == 1)}; name another output or delete it"
-        )

@@ -1,0 +1,67 @@
+"""Real second processes that need not import everything again: forks of the test's own."""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+DEADLINE = 120.0
+
+
+class Process:
+    """A fork that calls a function and exits with 0, or with 1 and the traceback; all it prints goes to a file."""
+
+    def __init__(self, log: Path, function: Callable[..., object], *arguments: object, **keywords: object) -> None:
+        self._log = log
+        self._code: int | None = None
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become(log, lambda: function(*arguments, **keywords))
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, such as SIGSTOP."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        self.send_signal(signal.SIGKILL)
+        self.wait()
+
+    def wait(self) -> int:
+        """The exit code, once it has ended."""
+        end = time.monotonic() + DEADLINE
+        while (code := self.poll()) is None:
+            assert time.monotonic() < end, f"did not end: {self.printed()}"
+            time.sleep(0.01)
+        return code
+
+    def printed(self) -> str:
+        """All it printed so far."""
+        return self._log.read_text() if self._log.exists() else ""
+
+
+def _become(log: Path, call: Callable[[], object]) -> None:
+    """In the child: call and exit, without anything of pytest."""
+    code = 1
+    try:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        call()
+        code = 0
+    finally:
+        if code:
+            os.write(2, traceback.format_exc().encode())
+        os._exit(code)
