@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from shears.errors import InputError
+from shears.notation import kept_of_every, num_bytes
+
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -33,13 +36,19 @@ def _split_shares(value: object) -> object:
 
 
 def _check_size(value: str) -> str:
-    if not re.fullmatch(r"\d{1,18}(\.\d+)?\s*([kKMGT]i?)?B?", value.strip()):
-        raise ValueError(f"must be a number with a unit such as 2GB or 512MiB, got {value!r}")
+    try:
+        num_bytes(value)
+    except InputError as error:
+        raise ValueError(str(error).removeprefix("a size ")) from None
     return value
 
 
 def _check_pattern(value: str) -> str:
-    if not re.fullmatch(r"row|layer|global|\d+:\d+", value, re.ASCII):
+    try:
+        is_known = value in ("row", "layer", "global") or kept_of_every(value) is not None
+    except InputError as error:
+        raise ValueError(str(error).removeprefix("a pattern N:M ")) from None
+    if not is_known:
         raise ValueError(f"must be row, layer, global or N:M such as 2:4, got {value!r}")
     return value
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shears.errors import InputError
+from shears.notation import num_bytes
 from shears.recipe import SparsifyConfig
-from shears.sparsity.activations import Activations, num_bytes
+from shears.sparsity.activations import Activations
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64]
 

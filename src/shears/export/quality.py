@@ -23,8 +23,9 @@ from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
 from shears.losses import IGNORED
 from shears.models import autocast
+from shears.notation import num_bytes
 from shears.recipe import ExportConfig, SparsifyConfig
-from shears.sparsity.activations import Activations, num_bytes
+from shears.sparsity.activations import Activations
 from shears.sparsity.block_run import BlockRun
 from shears.sparsity.sources import BlockSource
 from shears.sparsity.walk import Walk, walk_blocks

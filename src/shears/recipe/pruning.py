@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shears.fields import Device, Dtype, Names, Pattern, Shares, Size, StageConfig
+from shears.notation import kept_of_every
 
 
 class SparsifyConfig(StageConfig):
@@ -59,13 +60,11 @@ class SparsifyConfig(StageConfig):
             raise ValueError(
                 "pattern global needs method magnitude and says itself how sparse each linear is; use layer"
             )
-        kept, colon, size = self.pattern.partition(":")
-        if not colon:
+        groups = kept_of_every(self.pattern)
+        if groups is None:
             return self
-        if not 0 < int(kept) < int(size):
-            raise ValueError(f"pattern N:M must keep 0 < N < M weights, got {self.pattern}; 2:4 keeps two of four")
-        if abs(self.sparsity - (1 - int(kept) / int(size))) > 1e-9 or self.allocation != "uniform" or self.sparsity_of:
-            share = 1 - int(kept) / int(size)
+        share = 1 - groups[0] / groups[1]
+        if abs(self.sparsity - share) > 1e-9 or self.allocation != "uniform" or self.sparsity_of:
             raise ValueError(
                 f"pattern {self.pattern} is a sparsity of {share:g} everywhere; set sparsity={share:g} only"
             )

@@ -99,7 +99,7 @@ class Tally:
     def with_lies(self, but: Container[RankConfig] = ()) -> list[Evaluated]:
         """Return the history in which what is being evaluated, `but` some of it, counts as the worst that is known.
 
-        This is the constant liar (Ginsbourger et al., 2010, section 4.2): a strategy then proposes something else than
+        This is the constant liar (Ginsbourger et al., 2010): a strategy then proposes something else than
         what others evaluate, and goes on as if that led nowhere. Empty as long as nothing is known.
         """
         if not self.pending or not self.known:

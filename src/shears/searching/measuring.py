@@ -9,6 +9,7 @@ from shears.data.examples import Example, Tokenized, load_examples, tokenize_all
 from shears.data.fingerprints import rows_fingerprint
 from shears.evaluation.score import padding
 from shears.evaluation.scorers import ChoiceScorer, LossScorer, Parts
+from shears.notation import num_bytes
 from shears.recipe import SearchConfig
 from shears.searching.decoding import DecodingGauge
 from shears.searching.evaluators import GaugedEvaluator, Together
@@ -17,7 +18,6 @@ from shears.searching.racing import Race, parts_of
 from shears.searching.sizes import count_sizes, refuse_out_of_reach
 from shears.searching.strategy import ACCURACY, LOSS, Goal, digest
 from shears.searching.tied import TiedSpace
-from shears.sparsity.activations import num_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """Hidden states between two blocks: in memory up to a budget, the rest in files."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,19 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shears.errors import InputError
-
-UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-BINARY = {"k": 2**10, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 NAME = "states"
-
-
-def num_bytes(size: str) -> int:
-    """Return the bytes of a size such as `2GB`, `512 MiB` or `1000000`; InputError for anything else."""
-    found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([kKMGT]?)(i?)B?", size.strip())
-    if found is None or (found[3] and not found[2]):
-        raise InputError(f"a size must be a number with a unit such as 2GB or 512MiB, got {size!r}")
-    return int(float(found[1]) * (BINARY if found[3] else UNITS)[found[2]])
 
 
 class Activations:

@@ -4,7 +4,6 @@ Shapes: O output features, I input features of a linear.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -15,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shears.errors import InputError
+from shears.notation import kept_of_every
 
 Kind = Literal["row", "layer", "groups"]
 
@@ -122,10 +122,10 @@ class Pattern:
         """Return the pattern that `row`, `layer` or `N:M` names."""
         if text in get_args(Kind)[:2]:
             return cls("row" if text == "row" else "layer")
-        numbers = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
-        if numbers is None:
+        groups = kept_of_every(text)
+        if groups is None:
             raise InputError(f"a pattern must be row, layer or N:M such as 2:4, got {text!r}")
-        return cls("groups", int(numbers[1]), int(numbers[2]))
+        return cls("groups", *groups)
 
     def __str__(self) -> str:
         """Return what `parse` reads."""

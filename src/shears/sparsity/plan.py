@@ -8,6 +8,7 @@ from torch import nn
 
 from shears.errors import InputError
 from shears.models import decoder_blocks, linears, matching
+from shears.notation import kept_of_every
 from shears.recipe import SparsifyConfig
 from shears.sparsity.allocation import with_overrides, zero_counts
 from shears.sparsity.masks import Pattern
@@ -109,7 +110,7 @@ def _overrides(chosen: Chosen, sparsity_of: Mapping[str, float]) -> dict[str, fl
 
 
 def _check_groups(chosen: Chosen, pattern: str) -> None:
-    size = int(pattern.rpartition(":")[2]) if ":" in pattern else 1
+    _, size = kept_of_every(pattern) or (1, 1)
     for matrix in chosen.matrices:
         if matrix.shape[1] % size:
             raise InputError(

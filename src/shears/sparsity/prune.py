@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 
 from shears.errors import InputError
 from shears.models import autocast
+from shears.notation import num_bytes
 from shears.progress import track
 from shears.recipe import SparsifyConfig
-from shears.sparsity.activations import Activations, num_bytes
+from shears.sparsity.activations import Activations
 from shears.sparsity.block_run import BlockRun, Context
 from shears.sparsity.capture import Captured, Receive
 from shears.sparsity.masks import Pattern
