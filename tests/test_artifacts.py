@@ -22,7 +22,7 @@ from shears.artifacts import (
     write_json,
 )
 from shears.errors import InputError
-from shears.recipe import SparsifyConfig
+from shears.recipe import SearchConfig, SparsifyConfig
 
 CONFIG = {"sparsity": 0.5, "seed": 0}
 json_values = st.recursive(
@@ -41,9 +41,11 @@ with working_folder(Path(sys.argv[1]), {"sparsity": 0.5, "seed": 0}, resume=True
 """
 
 
-def finish(output: Path, resume: bool | None = None, config: dict[str, Any] | None = None) -> list[str]:
+def finish(
+    output: Path, resume: bool | None = None, config: dict[str, Any] | None = None, **defaults: object
+) -> list[str]:
     """Run a stage to its end; return the files it found at its start."""
-    with working_folder(output, config or CONFIG, resume=resume) as work:
+    with working_folder(output, config or CONFIG, resume=resume, defaults=defaults) as work:
         found = sorted(path.name for path in work.iterdir() if not path.name.startswith("."))
         (work / "whole.bin").write_bytes(b"whole")
     return found
@@ -140,6 +142,18 @@ def test_resume_continues_and_none_starts_anew(resume: bool | None, found: list[
 @pytest.mark.parametrize("resume", [True, False, None])
 def test_without_an_interrupted_run_every_resume_starts(resume: bool | None, tmp_path: Path) -> None:
     assert finish(tmp_path / "out", resume) == []
+
+
+def test_a_run_interrupted_before_a_key_existed_goes_on_where_the_key_has_its_default(tmp_path: Path) -> None:
+    interrupt(tmp_path / "out")
+    with pytest.raises(InputError, match="later was 1 and is now 5"):
+        finish(tmp_path / "out", True, {**CONFIG, "later": 5}, later=1, other=2)
+    assert finish(tmp_path / "out", True, {**CONFIG, "later": 1}, later=1, other=2) == ["half.bin"]
+
+
+def test_defaults_are_what_a_configuration_has_that_is_told_nothing_else() -> None:
+    config = SearchConfig(data="x.jsonl")
+    assert {**SearchConfig.defaults(), "data": "x.jsonl"} == config.model_dump(mode="json")
 
 
 def test_resume_false_refuses_what_could_be_resumed_and_keeps_it(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -88,12 +89,14 @@ def partial_folder(output: Path) -> Path:
 
 
 @contextmanager
-def working_folder(output: Path, config: Mapping[str, Any], *, resume: bool | None) -> Iterator[Path]:
+def working_folder(
+    output: Path, config: Mapping[str, Any], *, resume: bool | None, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[Path]:
     """Yield the folder to work in; rename it to `output` when the block ends without an error.
 
     `resume` True continues what an interrupted run left, None always starts anew, False refuses if there is something
     to resume. InputError if `output` exists, if another process works on it, or if the interrupted run was asked for
-    something else (`config`).
+    something else (`config`). A key that came after it began has its default: `defaults` are those of today.
     """
     work = partial_folder(output)
     _refuse_existing(output)
@@ -104,7 +107,8 @@ def working_folder(output: Path, config: Mapping[str, Any], *, resume: bool | No
         if had_work and resume is False:
             raise InputError(f"{work} holds an interrupted run; continue it with --resume, or delete it to start anew")
         if had_work and resume:
-            refuse_changes(work, read_json(work / CONFIG), config)
+            before = {key: value for key, value in defaults.items() if key in config} | read_json(work / CONFIG)
+            refuse_changes(work, before, config)
         else:
             _clear(work)
             write_json(work / CONFIG, config)

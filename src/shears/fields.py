@@ -1,9 +1,10 @@
 """The kinds of fields that stages are configured by: sizes, lists of names, shares by name, as people write them."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic_core import to_jsonable_python
 
 from shears.errors import InputError
 from shears.notation import kept_of_every, num_bytes
@@ -74,3 +75,11 @@ class StageConfig(BaseModel):
     """A section of a recipe; immutable, every key known."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Return every default as plain JSON data, by key."""
+        fields = {name: field for name, field in cls.model_fields.items() if not field.is_required()}
+        return {
+            name: to_jsonable_python(field.get_default(call_default_factory=True)) for name, field in fields.items()
+        }

@@ -110,6 +110,7 @@ def test_interrupted_and_resumed_it_writes_the_same_bytes(
 ) -> None:
     settings = {**SETTINGS, "data": validation, "storage": storage and f"sqlite:///{tmp_path}/shared.db"}
     whole = search(super_adapter, tmp_path / "whole", **settings)
+    (tmp_path / "shared.db").unlink(missing_ok=True)
     with monkeypatch.context() as patch:
         die_after(patch, 3)
         with pytest.raises(Killed):
@@ -174,3 +175,25 @@ def test_a_misspelt_key_is_named(super_adapter: Path, tmp_path: Path) -> None:
 def test_what_is_no_super_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must be a super-adapter"):
         search(tmp_path, tmp_path / "search", data="x.jsonl")
+
+
+def test_in_a_shared_storage_the_same_search_is_joined_and_another_one_refused_or_named(
+    super_adapter: Path, validation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**SETTINGS, "data": validation, "storage": f"journal://{tmp_path}/shared.log"}
+    first = search(super_adapter, tmp_path / "first", resume=True, **settings)
+    with pytest.raises(InputError, match="must be new, and it has evaluations; join it with --resume"):
+        search(super_adapter, tmp_path / "second", **settings)
+    with pytest.raises(InputError, match="its precision, seed differ; name another with --study"):
+        search(super_adapter, tmp_path / "third", resume=True, **{**settings, "seed": 7, "precision": "auto"})
+    search(super_adapter, tmp_path / "fourth", study="seven", **{**settings, "seed": 7})
+    with monkeypatch.context() as patch:
+        die_after(patch, 0)
+        late = search(super_adapter, tmp_path / "fifth", resume=True, **settings)
+    assert (late / "result.json").read_bytes() == (first / "result.json").read_bytes()
+    assert [path.name for path in late.iterdir()] == ["result.json"]
+
+
+def test_a_race_is_refused_in_a_shared_storage(super_adapter: Path, validation: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="race_error must be left out with storage"):
+        search(super_adapter, tmp_path / "out", data=validation, race_error=0.05, storage=f"journal://{tmp_path}/log")

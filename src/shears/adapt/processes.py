@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -70,17 +71,19 @@ def together(work: Callable[[], Result]) -> Result:
 
 
 @contextmanager
-def shared_folder(output: Path, asked: Mapping[str, Any], *, resume: bool) -> Iterator[Path]:
+def shared_folder(
+    output: Path, asked: Mapping[str, Any], *, resume: bool, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[Path]:
     """Yield the working folder of `artifacts.working_folder`, held by the first process for all of them.
 
     It is renamed once every process has left the block. InputError, raised in the first process alone, for what
     `working_folder` refuses; the others then exit with code 2.
     """
     if num_processes() == 1:
-        with working_folder(output, asked, resume=resume) as work:
+        with working_folder(output, asked, resume=resume, defaults=defaults) as work:
             yield work
     elif PartialState().is_main_process:
-        with _announced(working_folder(output, asked, resume=resume)) as work:
+        with _announced(working_folder(output, asked, resume=resume, defaults=defaults)) as work:
             yield work
             wait()
     else:

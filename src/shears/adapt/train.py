@@ -40,7 +40,7 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     asked = {"model": str(model), **as_data(settings)}
     prepare_trackers(settings.report_to, output)
     join_processes(cpu=pick_device(settings.device).type == "cpu")
-    with shared_folder(output, asked, resume=resume) as work:
+    with shared_folder(output, asked, resume=resume, defaults=TrainConfig.defaults()) as work:
         base = weights_fingerprint(model_folder(model))
         ready = together(lambda: prepare(model, settings))
         fit(ready, work, settings)

@@ -107,7 +107,7 @@ def search(
     fingerprint = trained["fingerprint"]
     pairs, tied = pairs_for(settings, Path(super_adapter), trained), _tied(settings, trained)
     asked = _asked(settings, fingerprint)
-    with working_folder(output, asked, resume=resume) as work:
+    with working_folder(output, asked, resume=resume, defaults=SearchConfig.defaults()) as work:
         adapter = load_super_adapter(super_adapter, model, device=settings.device)
         validation = open_validation(adapter, settings, tied)
         about = {"super_adapter": fingerprint, "data": validation.fingerprint}
