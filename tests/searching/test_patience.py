@@ -83,6 +83,11 @@ def test_a_storage_that_comes_back_is_used_with_one_line_of_warning(
     assert "answers again" in caplog.text
 
 
+def test_what_passes_at_once_is_not_worth_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    assert Patience("x", 60.0)(failing(1, lost)) == 2
+    assert not caplog.records
+
+
 def test_time_is_up_with_a_clear_error_that_says_how_to_go_on() -> None:
     with pytest.raises(
         OSError, match=r"me:\*\*\*@host has not answered for 0 s: .*terminating.*; start again with --resume"

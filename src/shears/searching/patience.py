@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from itertools import count
 from typing import ParamSpec, TypeVar
 
 import optuna
@@ -58,16 +59,19 @@ class Patience:
     def __call__(self, operation: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
         """Return what the operation returns. OSError, in one line, if the storage fails, or for too long."""
         start, wait = time.monotonic(), FIRST_WAIT
-        while True:
+        for attempt in count():
             try:
                 result = operation(*args, **kwargs)
             except ERRORS as error:
                 self._check(error, start)
+                if attempt:  # what passes at once, such as a deadlock, is not worth a line
+                    self._away(reason_of(error))
             else:
                 self._back()
                 return result
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT)
+        raise AssertionError("not reached")
 
     def once(self, operation: Callable[Given, object], *args: Given.args, **kwargs: Given.kwargs) -> None:
         """Try an operation that does not matter so much that it would be worth waiting for."""
@@ -87,7 +91,6 @@ class Patience:
                 f"the storage {self._name} has not answered for {self._timeout:.0f} s: {reason_of(error)}; "
                 "start again with --resume when it does"
             ) from None
-        self._away(reason_of(error))
 
     def _away(self, reason: str) -> None:
         with self._lock:

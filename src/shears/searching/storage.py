@@ -39,7 +39,7 @@ TIMEOUTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(  # seconds: a serv
     }
 )
 ATTEMPTS = 6  # workers that start at the same moment make the same tables
-MADE_BY_ANOTHER = ("exists", "duplicate", "Duplicate", "UNIQUE", "locked")
+MADE_BY_ANOTHER = ("exists", "duplicate", "Duplicate", "UNIQUE", "locked", "restarting transaction")
 
 
 @contextmanager
