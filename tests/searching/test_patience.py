@@ -83,9 +83,12 @@ def test_a_storage_that_comes_back_is_used_with_one_line_of_warning(
     assert "answers again" in caplog.text
 
 
-def test_what_passes_at_once_is_not_worth_a_line(caplog: pytest.LogCaptureFixture) -> None:
-    assert Patience("x", 60.0)(failing(1, lost)) == 2
+def test_two_who_write_at_once_are_not_worth_a_line_unless_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    patience = Patience("x", 60.0)
+    assert patience(failing(1, lambda: of_sqlite("database is locked"))) == 2
     assert not caplog.records
+    assert patience(failing(2, lambda: of_sqlite("database is locked"))) == 3
+    assert caplog.text.count("does not answer") == 1
 
 
 def test_time_is_up_with_a_clear_error_that_says_how_to_go_on() -> None:

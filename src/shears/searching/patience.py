@@ -21,6 +21,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0  # seconds; doubled from one to the other
 ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, OSError)
 PASSING = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, sqlalchemy.exc.InternalError,
            sqlalchemy.exc.TimeoutError, sqlalchemy.exc.PendingRollbackError)  # fmt: skip
+CLASHES = ("locked", "deadlock", "Deadlock", "serialize", "restarting transaction")  # pass at once: not worth a line
 PASSING_ERRNO = frozenset(
     {errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOTCONN}
 )  # of a network file system
@@ -64,7 +65,7 @@ class Patience:
                 result = operation(*args, **kwargs)
             except ERRORS as error:
                 self._check(error, start)
-                if attempt:  # what passes at once, such as a deadlock, is not worth a line
+                if attempt or not any(word in reason_of(error) for word in CLASHES):
                     self._away(reason_of(error))
             else:
                 self._back()
