@@ -55,7 +55,7 @@ def test_a_run_searches_with_the_password_and_records_it_without(
     monkeypatch.setattr(pipeline, "search", lambda adapter, output, **config: given.append(config["storage"]))
     parts = {"train": {"data": "x.jsonl"}, "search": {"data": "y.jsonl", "storage": url}}
     recipe = Recipe.model_validate({"model": "m", **parts})
-    stage = next(stage for stage in pipeline._stages(recipe, tmp_path) if stage.name == "search")
+    stage = next(stage for stage in pipeline.stages_of(recipe, tmp_path) if stage.name == "search")
     stage.make()
     assert given == [url]
     assert stage.config["storage"] == "postgresql://me:***@host/db"

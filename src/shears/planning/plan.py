@@ -11,6 +11,7 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.artifacts import EVALUATION, partial_folder
 from shears.export.choice import by_linear
 from shears.models import load_tokenizer
+from shears.notation import num_bytes
 from shears.pipeline import run_folder, stages_of
 from shears.planning.data import amount, example_tokens
 from shears.planning.needs import (
@@ -23,7 +24,6 @@ from shears.planning.needs import (
 )
 from shears.planning.shapes import Shape, shape_of
 from shears.recipe import Recipe
-from shears.sparsity.activations import num_bytes
 from shears.sparsity.methods import METHODS
 from shears.sparsity.prune import needs_inputs
 
