@@ -32,6 +32,7 @@ from shears.artifacts import (
 )
 from shears.cards.card import write_card
 from shears.errors import InputError
+from shears.evaluation.journal import journal_path
 from shears.evaluation.run import evaluate, measured
 from shears.export.choice import ranks_file
 from shears.export.peft import export_adapter
@@ -220,6 +221,7 @@ def _evaluated(file: Path, model: str, adapter: Path | None, config: EvaluateCon
     if file.is_file():
         before: dict[str, Any] = read_json(file)
         if all(before.get(key) == value for key, value in measured(model, adapter, config).items()):
+            journal_path(file).unlink(missing_ok=True)  # left by a kill between the figures and its removal
             return before
     evaluate(model, file, adapter=str(adapter) if adapter else None, **as_data(config))
     figures: dict[str, Any] = read_json(file)
