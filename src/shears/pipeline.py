@@ -195,10 +195,9 @@ def _write_figures(recipe: Recipe, folder: Path, summary: Mapping[str, Any]) -> 
     """Write what was measured into the cards of the run's models."""
     asked = {"task": summary["task"], "data": summary["data"]}
     figures = [{**asked, **row} for row in summary["models"]]
-    write_card(folder / "sparse", "sparse", figures[:2])
+    write_card(folder / "sparse", figures[:2])
     if recipe.train:
-        output, _ = exported(recipe, folder)
-        write_card(output, output.name, figures)
+        write_card(exported(recipe, folder)[0], figures)
 
 
 def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from shears.cards.card import card, write_card
+from shears.cards.origin import title
 from shears.cards.tables import table
 
 LINEARS = {"model.layers.0.self_attn.q_proj": {"shape": [4, 8], "zeros": 16, "sparsity": 0.5},
@@ -37,26 +38,25 @@ def checked(text: str) -> Any:
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_every_card_is_read_by_the_hub_and_names_no_folder_of_a_machine(kind: str) -> None:
-    text = card(kind, RECORDS[kind], "mine", FIGURES)
+    text = card(kind, RECORDS[kind], FIGURES)
     read = checked(text)
-    assert read.text.strip().startswith("# mine")
+    assert read.text.strip().startswith(f"# {title(kind, RECORDS[kind])}")
     assert read.data.library_name == ("peft" if kind in ("search_space.json", "sub_adapter.json") else "transformers")
     assert read.data.eval_results[0].metric_value == 0.5
     assert "/home/someone" not in text
-    assert text == card(kind, RECORDS[kind], "mine", FIGURES)
+    assert text == card(kind, RECORDS[kind], FIGURES)
     assert "| dense | number | 50.0% | 40.0% to 60.0% | 100 |" in text
 
 
 def test_the_metadata_holds_the_figure_of_the_artifact_alone() -> None:
-    text = card(
-        "sub_adapter.json", RECORDS["sub_adapter.json"], "sub", [*FIGURES, {**FIGURES[0], "name": "own", "value": 0.7}]
-    )
+    own = {**FIGURES[0], "name": "own", "value": 0.7}
+    text = card("sub_adapter.json", RECORDS["sub_adapter.json"], [*FIGURES, own])
     assert [result.metric_value for result in checked(text).data.eval_results] == [0.7]
     assert "| dense |" in text
 
 
 def test_a_sparse_model_says_where_its_zeros_are() -> None:
-    text = card("sparsity.json", RECORDS["sparsity.json"], "sparse")
+    text = card("sparsity.json", RECORDS["sparsity.json"])
     assert "| q_proj | 64 | 37.5% |" in text
     assert "| down_proj | 16 | 25.0% |" in text
     assert "calibrated on `text.txt`" in text
@@ -64,19 +64,19 @@ def test_a_sparse_model_says_where_its_zeros_are() -> None:
 
 
 def test_an_adapter_says_its_ranks_and_how_to_serve_it() -> None:
-    text = card("sub_adapter.json", RECORDS["sub_adapter.json"], "sub")
+    text = card("sub_adapter.json", RECORDS["sub_adapter.json"])
     assert "| `up_proj` | 32 16 |" in text
     assert "| `q_proj+k_proj` | 24 |" in text
     assert "--max-lora-rank 32" in text
     assert checked(text).data.base_model is None  # a folder of a machine is no base on the hub
-    masked = card("sub_adapter.json", {**RECORDS["sub_adapter.json"], "sparse_adapter": True}, "sub")
+    masked = card("sub_adapter.json", {**RECORDS["sub_adapter.json"], "sparse_adapter": True})
     assert "merged-sparse" in masked
     assert "PeftModel" not in masked
 
 
 def test_what_was_lost_is_said() -> None:
-    assert "0.0% zeros, 50.0% before the adapter was merged" in card("merged.json", RECORDS["merged.json"], "merged")
-    assert "| packed | 156.0 MB |" in card("package.json", RECORDS["package.json"], "package")
+    assert "0.0% zeros, 50.0% before the adapter was merged" in card("merged.json", RECORDS["merged.json"])
+    assert "| packed | 156.0 MB |" in card("package.json", RECORDS["package.json"])
 
 
 def test_a_cell_cannot_break_its_table() -> None:
@@ -85,7 +85,7 @@ def test_a_cell_cannot_break_its_table() -> None:
 
 def test_a_card_lies_beside_its_record(tmp_path: Path) -> None:
     (tmp_path / "sub_adapter.json").write_text(json.dumps(RECORDS["sub_adapter.json"]))
-    write_card(tmp_path, "mine")
+    write_card(tmp_path)
     written = (tmp_path / "README.md").read_text()
     assert yaml.safe_load(written.split("---")[1])["tags"] == ["shears", "sparse", "lora"]
     assert {path.name for path in tmp_path.iterdir()} == {"README.md", "sub_adapter.json"}

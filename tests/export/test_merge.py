@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from shears.artifacts import MERGED, SPARSITY, read_record, weights_fingerprint, write_json
+from shears.artifacts import MERGED, README, SPARSITY, read_record, weights_fingerprint, write_json
 from shears.errors import InputError
 from shears.evaluation.run import adapter_template
 from shears.export import merge
@@ -70,7 +70,7 @@ def test_all_else_is_the_bases_bit_for_bit(tmp_path: Path) -> None:
     tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (base, out)]
     assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
     assert tokenizers[0].chat_template == tokenizers[1].chat_template
-    assert {path.name for path in out.iterdir()} == {path.name for path in base.iterdir()} | {MERGED}
+    assert {path.name for path in out.iterdir()} == {path.name for path in base.iterdir()} | {MERGED, README}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

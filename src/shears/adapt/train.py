@@ -49,7 +49,7 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
             if settings.reorder:
                 reorder(ready.model)
             _save(ready, work, settings, {"base": _name_of(model), "base_fingerprint": base})
-            write_card(work, output.name)
+            write_card(work)
             shutil.rmtree(work / "checkpoints")  # last: until all is saved, they are what a resume goes on from
     logger.info("trained %s in %.0f s", output, time.monotonic() - started)
     return output

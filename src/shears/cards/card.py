@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from shears.artifacts import README, find_record, read_json, write_text
 from shears.cards.loading import loading
-from shears.cards.origin import base_of, origin
+from shears.cards.origin import base_of, origin, title
 from shears.cards.tables import figures_table, rank_table, size_table, sparsity_table
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -19,25 +19,25 @@ Figures = Sequence[Mapping[str, Any]]
 goes into the metadata; those before it are what it is compared with."""
 
 
-def write_card(folder: Path, name: str, figures: Figures = ()) -> None:
-    """Write README.md beside the record of a folder, which becomes or is the artifact `name`."""
+def write_card(folder: Path, figures: Figures = ()) -> None:
+    """Write README.md beside the record of a folder; what the folder is called does not matter."""
     path = find_record(folder)
     assert path is not None, folder
-    write_text(folder / README, card(path.name, read_json(path), name, figures))
+    write_text(folder / README, card(path.name, read_json(path), figures))
 
 
-def card(kind: str, record: Record, name: str, figures: Figures = ()) -> str:
+def card(kind: str, record: Record, figures: Figures = ()) -> str:
     """Return the card of an artifact; `kind` is the file its record has, such as sparsity.json."""
-    parts = [f"# {name}", origin(kind, record)]
+    parts = [f"# {title(kind, record)}", origin(kind, record)]
     if figures:
         parts += ["## Figures", figures_table(figures)]
     parts += [part for part in (sparsity_table(record), rank_table(record), size_table(record)) if part]
-    parts += ["## How to load it", loading(kind, record, name)]
+    parts += ["## How to load it", loading(kind, record)]
     text = "\n\n".join(parts)
-    return f"---\n{_metadata(kind, record, name, figures).to_yaml()}\n---\n\n{text}\n"
+    return f"---\n{_metadata(kind, record, figures).to_yaml()}\n---\n\n{text}\n"
 
 
-def _metadata(kind: str, record: Record, name: str, figures: Figures) -> ModelCardData:
+def _metadata(kind: str, record: Record, figures: Figures) -> ModelCardData:
     adapter = kind in ("search_space.json", "sub_adapter.json")
     base = base_of(record)
     return ModelCardData(
@@ -45,7 +45,7 @@ def _metadata(kind: str, record: Record, name: str, figures: Figures) -> ModelCa
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["shears", "sparse", *(["lora"] if adapter or "ranks" in record else [])],
-        model_name=name if figures else None,
+        model_name=title(kind, record) if figures else None,
         eval_results=[_result(row) for row in figures[-1:]] or None,
     )
 

@@ -41,9 +41,14 @@ PACKAGE = """\
     shears unpack {name} unpacked      # an ordinary model folder, and the adapter"""
 
 
-def loading(kind: str, record: Record, name: str) -> str:
+FOLDERS = {"sparsity.json": "sparse", "search_space.json": "super_adapter", "sub_adapter.json": "sub_adapter",
+           "merged.json": "merged", "package.json": "package"}  # fmt: skip
+"""What a run calls the folders of artifacts: the names that the commands of a card use."""
+
+
+def loading(kind: str, record: Record) -> str:
     """Return the code and commands that load an artifact."""
-    words = {"name": name, "base": shown(base_of(record)), "rank": record.get("max_rank", "")}
+    words = {"name": FOLDERS.get(kind, "."), "base": shown(base_of(record)), "rank": record.get("max_rank", "")}
     if kind in ("sparsity.json", "merged.json"):
         return MODEL.format(**words)
     if kind not in ("search_space.json", "sub_adapter.json"):

@@ -17,6 +17,15 @@ def shown(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
+TITLES = {"sparsity.json": "{}, sparse", "search_space.json": "LoRA super-adapter for {}", "merged.json": "{}, merged",
+          "sub_adapter.json": "LoRA adapter for {}", "package.json": "{}, packed"}  # fmt: skip
+
+
+def title(kind: str, record: Record) -> str:
+    """Return what a card is headed by."""
+    return TITLES.get(kind, "{}").format(shown(base_of(record)))
+
+
 def origin(kind: str, record: Record) -> str:
     """Return a paragraph: what it is, from what, by which method."""
     fingerprint = str(record.get("base_fingerprint", ""))[:16]

@@ -45,7 +45,7 @@ def merge_adapter(adapter: Path, output: Path, model: str | None, settings: Expo
         load_tokenizer(folder).save_pretrained(work)
         write_json(work / MERGED, {**origin(base, chosen, settings), **figures,
                                    "fingerprint": weights_fingerprint(work)})  # fmt: skip
-        write_card(work, output.name)
+        write_card(work)
     logger.info("merged into %s, %.1f %% zeros, in %.0f s", output, 100 * figures["sparsity"]["after"],
                 time.monotonic() - started)  # fmt: skip
     return output

@@ -62,7 +62,7 @@ def export_package(source: str, output: Path, model: str | None, settings: Expor
         with _opened(source, work, model, settings) as found:
             figures = _write(found, work, settings)
         write_json(work / PACKAGE, {**found.origin, **figures, "fingerprint": weights_fingerprint(work)})
-        write_card(work, output.name)
+        write_card(work)
     _log(output, figures)
     return output
 

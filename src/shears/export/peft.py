@@ -74,7 +74,7 @@ def _export(folder: Path, output: Path, settings: ExportConfig) -> Path:
         save_file(chosen, work / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         write_json(work / ADAPTER_CONFIG, _adapter_config(folder, space, ranks, settings.format))
         write_json(work / SUB_ADAPTER, _record(record, settings, ranks, work))
-        write_card(work, output.name)
+        write_card(work)
     count = sum(tensor.numel() for tensor in chosen.values())
     logger.info("exported %s: %.4g M adapter parameters, format %s", output, count / 1e6, settings.format)
     return output

@@ -55,7 +55,7 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
         base = weights_fingerprint(folder)
         origin = {"model": str(model), "base_fingerprint": base, "calibration_fingerprint": calibration}
         _write_record(work, settings, report, origin)
-        write_card(work, output.name)
+        write_card(work)
     logger.info("sparsified %s to %.1f %% in %.0f s", output, 100 * report.achieved, time.monotonic() - started)
     return output
 
