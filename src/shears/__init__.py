@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shears.pipeline import run
     from shears.planning.plan import plan
     from shears.publishing import push
+    from shears.report.compared import compare
     from shears.report.write import write_report
     from shears.searching.stage import run_search, search
     from shears.sparsity.prune import sparsify_model
@@ -32,6 +33,7 @@ _HOMES = {
     "NLSCallback": "adapt.callback",
     "RankConfig": "adapt.space",
     "SearchSpace": "adapt.space",
+    "compare": "report.compared",
     "build_space": "adapt.groups",
     "evaluate": "evaluation.run",
     "export_adapter": "export.peft",
@@ -58,6 +60,7 @@ __all__ = [
     "SearchSpace",
     "__version__",
     "build_space",
+    "compare",
     "evaluate",
     "export_adapter",
     "fetch",

@@ -1,0 +1,52 @@
+"""What the rule that reads an answer is worth: the teacher's responses of LLM-Adapters' test files, read by both rules.
+
+    python -m benchmarks.readings --data FOLDER
+
+FOLDER holds AQuA/test.json, SVAMP/test.json and gsm8k/test.json. No model is run: the responses are those of the column
+`output`, written by a large model and not always right. The same texts are read by both rules.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from shears.evaluation.extraction import READERS, is_right, response_of
+from shears.evaluation.statistics import mcnemar, wilson_interval
+from shears.recipe.paper import ANSWER_FORMS
+
+FILES = {"aqua": "AQuA", "svamp": "SVAMP", "gsm8k": "gsm8k"}
+
+
+def readings(task: str, file: Path) -> tuple[list[bool], list[bool], int]:
+    """Return which responses are right by the official and by the strict rule, and how many the strict one leaves."""
+    read, official, strict, none = READERS[ANSWER_FORMS[task]], list[bool](), list[bool](), 0
+    for row in json.loads(file.read_text(encoding="utf-8")):
+        right = row["answer"] if ANSWER_FORMS[task] == "letter" else float(row["answer"])
+        found = read(response_of(row["output"]), ())
+        official.append(is_right(found.official, right))
+        strict.append(is_right(found.strict, right))
+        none += found.strict is None
+    return official, strict, none
+
+
+def _share(bits: list[bool]) -> str:
+    low, high = wilson_interval(sum(bits), len(bits))
+    return f"{sum(bits)} = {sum(bits) / len(bits):.1%} ({low:.1%} to {high:.1%})"
+
+
+def main() -> None:
+    """Print a table of both readings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of LLM-Adapters' test files")
+    folder = parser.parse_args().data
+    print("| task | n | official | strict | only official, only strict right | no strict answer | p |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for task, name in FILES.items():
+        official, strict, none = readings(task, folder / name / "test.json")
+        test = mcnemar(official, strict)
+        print(f"| {task} | {len(official)} | {_share(official)} | {_share(strict)} | {test.won}, {test.lost} | {none} "
+              f"| {test.p_mid:.2g} |")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

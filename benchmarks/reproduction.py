@@ -1,0 +1,175 @@
+"""The paper's tables in small: LoRA against NLS, the search ablation, sparsities; several tasks and seeds, paired.
+
+    python -m benchmarks.reproduction run --data FOLDER --tasks mawps,boolq --sparsities 0,0.5 --seeds 0 --work DIR
+    python -m benchmarks.reproduction table --results FILE.jsonl
+
+FOLDER holds mawps/, ARC-Easy/, boolq/ in LLM-Adapters' form. A cell (task, sparsity, adapter, seed) is a line of the
+results; one that is there is not made again, an interrupted one goes on. All cells take days on two cores: make some
+at a time, several processes may share DIR (each with --results and cells of its own). Needs the data, so it is no test.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import shears
+from benchmarks.nls_tasks import TASKS, Task
+from benchmarks.report import environment, log_to_stderr
+from benchmarks.reproduction_table import print_tables
+
+MODEL = "smollm2-135m"
+RANKS: Mapping[str, tuple[int, ...]] = {"lora": (32,), "nls": (32, 24, 16)}
+SEARCHES: Mapping[str, Mapping[str, Any]] = {
+    "hill-climbing": {"strategy": "hill-climbing", "step": 2},
+    "rnsga2": {"strategy": "rnsga2"},
+}
+"""Strategies of the ablation, on the validation split; the heuristic, largest and smallest ranks need no search."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What holds for all cells: the model, the training and the search, and where things are kept."""
+
+    work: Path
+    model: str = MODEL
+    epochs: float = 3.0
+    init: str = "lora"
+    max_evaluations: int = 50
+    training: Mapping[str, Any] = field(default_factory=dict)
+    pruning: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Return what `shears.train` is told beside data, seed and ranks: the paper's alpha, a rate for 135 M."""
+        common = {"alpha": 64, "learning_rate": 1e-3, "batch_size": 16, "epochs": self.epochs}
+        return {**common, **self.training}
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """Return what `shears.sparsify` is told beside the sparsity and the text."""
+        return {"num_samples": 32, "sequence_length": 512, "recover_rank": 32, **self.pruning}
+
+
+def main() -> None:
+    """Run one of the commands."""
+    arguments = _arguments()
+    if arguments.command == "table":
+        print_tables([row for path in arguments.results for row in rows_of(path)])
+        return
+    log_to_stderr()
+    print(environment(), flush=True)
+    setting = Setting(arguments.work, epochs=arguments.epochs, init=arguments.init)
+    for task in (TASKS[name] for name in arguments.tasks):
+        data = task.write(arguments.data, setting.work / task.name)
+        keys = cells(task.name, arguments.sparsities, arguments.adapters, arguments.seeds, setting)
+        run_cells(keys, task, data, setting, arguments.results[0])
+
+
+def cells(
+    task: str, sparsities: list[float], adapters: list[str], seeds: list[int], setting: Setting
+) -> Iterator[dict[str, Any]]:
+    """Yield the key of every cell, seed after seed, so that what is done first is whole."""
+    for seed, sparsity, adapter in product(seeds, sparsities, adapters):
+        yield {
+            "task": task, "sparsity": sparsity, "adapter": adapter, "seed": seed, "epochs": setting.epochs,
+            "init": setting.init if sparsity else "lora",  # nothing was pruned away that could be recovered
+        }  # fmt: skip
+
+
+def run_cells(
+    keys: Iterator[dict[str, Any]], task: Task, data: Mapping[str, Path], setting: Setting, results: Path
+) -> None:
+    """Make the cells that the results have not yet; each becomes a line as soon as it is measured."""
+    for key in keys:
+        if key in [{name: row[name] for name in key} for row in rows_of(results)]:
+            continue
+        row = key | run_cell(key, task, data, setting)
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print({**key, **{name: bits.count("1") / len(bits) for name, bits in row["right"].items()}}, flush=True)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a results file; none where it is not there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run_cell(key: Mapping[str, Any], task: Task, data: Mapping[str, Path], setting: Setting) -> dict[str, Any]:
+    """Prune, train, search and measure one cell; return every answer's rightness by ranks, and the seconds."""
+    work = setting.work / task.name
+    base = _base(work, data["train"], key["sparsity"], setting)
+    adapter = work / f"{key['adapter']}-{key['sparsity']:g}-{key['init']}-seed{key['seed']}-epochs{key['epochs']:g}"
+    start = time.monotonic()
+    if not adapter.exists():
+        shears.train(
+            base, adapter, resume=True, data=str(data["train"]), seed=key["seed"], ranks=RANKS[key["adapter"]],
+            init=key["init"], max_length=task.max_length, **setting.keywords,
+        )  # fmt: skip
+    seconds = {"train": round(time.monotonic() - start, 1)}
+    chosen = {"heuristic": "heuristic"}
+    if key["adapter"] == "nls":
+        chosen |= {"maximal": "maximal", "minimal": "minimal"}
+        for name in SEARCHES:
+            start = time.monotonic()
+            chosen[name] = _search(adapter, data["validation"], name, key["seed"], setting)
+            seconds[name] = round(time.monotonic() - start, 1)
+    right = {name: _right(task, data["test"], base, adapter, ranks, name) for name, ranks in chosen.items()}
+    return {"right": right, "seconds": seconds}
+
+
+def _base(work: Path, text: Path, sparsity: float, setting: Setting) -> str:
+    """Return the model pruned by Wanda, the paper's method, or the dense one."""
+    if sparsity == 0:
+        return setting.model
+    base = work / f"sparse-{sparsity:g}"
+    if not base.exists():
+        shears.sparsify(setting.model, base, sparsity=sparsity, calibration=str(text), **setting.calibration)
+    return str(base)
+
+
+def _search(adapter: Path, validation: Path, name: str, seed: int, setting: Setting) -> str:
+    """Return the result of a search on the validation split; the test split is never seen by it."""
+    found = adapter.with_name(f"{adapter.name}-{name}")
+    if not found.exists():
+        shears.search(
+            adapter, found, resume=True, data=str(validation), objective="loss", precision="fp32", seed=seed,
+            max_evaluations=setting.max_evaluations, **SEARCHES[name],
+        )  # fmt: skip
+    return str(found / "result.json")
+
+
+def _right(task: Task, test: Path, base: str, adapter: Path, ranks: str, name: str) -> str:
+    """Return, for every test example, 1 where it is answered rightly and 0 where not."""
+    folder = adapter.with_name(f"{adapter.name}-{name}-exported")
+    if not folder.exists():
+        shears.export_adapter(adapter, folder, ranks=ranks)
+    evaluated = shears.evaluate(base, adapter=str(folder), data=str(test), **task.evaluation)
+    return "".join("01"[record["correct"]] for record in evaluated.records)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "table"])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--tasks", type=lambda text: text.split(","), default=list(TASKS))
+    parser.add_argument("--sparsities", type=_numbers, default=[0.0, 0.4, 0.5, 0.6, 0.7])
+    parser.add_argument("--adapters", type=lambda text: text.split(","), default=list(RANKS))
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--init", choices=["lora", "recovery"], default="lora", help="lora is the paper's start")
+    parser.add_argument("--work", type=Path, default=Path("runs/reproduction"), help="keep and reuse artifacts here")
+    parser.add_argument("--results", type=Path, nargs="+", default=[Path("reproduction.jsonl")])
+    return parser.parse_args()
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Prints what benchmarks.reproduction found next to the paper's figures: accuracies and paired differences."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shears.evaluation.statistics import Bits, bootstrap_difference, holm, paired_difference, pooled_accuracy
+
+Row = dict[str, Any]
+PAPER_SPARSITY = "Paper, MPT-7B on GSM8K, Shears: 0 % 36.1, 40 % 35.7, 50 % 33.4, 60 % 30.4, 70 % 22.8."
+PAPER_LORA = "Paper, LLaMA-7B, mean of four math sets: dense LoRA 46.9; at 50 % LoRA 43.3, NLS heuristic 45.3."
+PAPER_SEARCH = "Paper, LLaMA-7B at 50 %, math: heuristic 45.3, hill climbing 45.9, RNSGA-II 45.7, minimal 43.5."
+AGAINST_HEURISTIC = ("hill-climbing", "rnsga2", "maximal", "minimal")
+
+
+def print_tables(rows: Sequence[Row]) -> None:
+    """Print, for every task, start and number of epochs, the accuracies by sparsity and the differences."""
+    groups = {(row["task"], row["epochs"]) for row in rows}
+    for task, epochs in sorted(groups):
+        chosen = [row for row in rows if (row["task"], row["epochs"]) == (task, epochs)]
+        print(f"\n### {task}, {epochs:g} epochs\n")
+        print("| sparsity | adapter | start | ranks | accuracy | 95 % interval | n x seeds |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        for arm, runs in _arms(chosen).items():
+            value, low, high = pooled_accuracy(list(runs.values()))
+            sparsity, adapter, init, ranks = arm
+            size = f"{len(next(iter(runs.values())))} x {len(runs)}"
+            print(f"| {sparsity:.0%} | {adapter} | {init} | {ranks} | {value:.1%} | {low:.1%} to {high:.1%} | {size} |")
+        _print_differences(_arms(chosen))
+    print(f"\n{PAPER_SPARSITY}\n{PAPER_LORA}\n{PAPER_SEARCH}")
+
+
+Arm = tuple[float, str, str, str]
+
+
+def _arms(rows: Sequence[Row]) -> dict[Arm, dict[int, Bits]]:
+    """Return the bits of every arm by seed, in the order of sparsity."""
+    arms: dict[Arm, dict[int, Bits]] = {}
+    for row in sorted(rows, key=lambda row: (row["sparsity"], row["adapter"], row["init"], row["seed"])):
+        for ranks, bits in row["right"].items():
+            arm = (row["sparsity"], row["adapter"], row["init"], ranks)
+            arms.setdefault(arm, {})[row["seed"]] = [bit == "1" for bit in bits]
+    return arms
+
+
+def _print_differences(arms: Mapping[Arm, Mapping[int, Bits]]) -> None:
+    """Print what the paper claims: NLS against LoRA, search against the heuristic, sparse against dense LoRA."""
+    lines = [line for title, one, other in _claims(arms) if (line := _line(arms, title, one, other))]
+    if not lines:
+        return
+    print("\n| difference, paired by example | points | 95 % interval | p | p (Holm) | seeds |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for (start, p, seeds), corrected in zip(lines, holm([p for _, p, _ in lines]), strict=True):
+        print(f"{start} | {p:.4f} | {corrected:.4f} | {seeds} |")
+
+
+def _claims(arms: Mapping[Arm, object]) -> list[tuple[str, Arm, Arm]]:
+    claims = []
+    dense = (0.0, "lora", "lora", "heuristic")
+    for arm in arms:
+        sparsity, adapter, init, ranks = arm
+        if adapter != "nls":
+            continue
+        name, heuristic = f"{sparsity:.0%}, {init}", (sparsity, "nls", init, "heuristic")
+        if ranks in AGAINST_HEURISTIC:
+            claims.append((f"{name}: {ranks} against heuristic", arm, heuristic))
+        if ranks == "heuristic":
+            claims.append((f"{name}: NLS against LoRA", arm, (sparsity, "lora", init, "heuristic")))
+            claims.append((f"{name}: NLS against dense LoRA", arm, dense))
+    return claims
+
+
+def _line(arms: Mapping[Arm, Mapping[int, Bits]], title: str, one: Arm, other: Arm) -> tuple[str, float, str] | None:
+    seeds = sorted(arms.get(one, {}).keys() & arms.get(other, {}).keys())
+    if not seeds:
+        return None
+    runs, others = ([arms[arm][seed] for seed in seeds] for arm in (one, other))
+    value, low, high = (100 * each for each in paired_difference(runs, others))
+    p = bootstrap_difference(runs, others).p
+    return f"| {title} | {value:+.1f} | {low:+.1f} to {high:+.1f}", p, ", ".join(map(str, seeds))

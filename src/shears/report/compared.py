@@ -1,0 +1,116 @@
+"""A comparison of runs on the same examples as one self-contained page: accuracies and differences with intervals."""
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from shears.artifacts import write_json, write_text
+from shears.errors import InputError
+from shears.evaluation.arms import read_arms
+from shears.evaluation.comparison import compare_arms
+from shears.report.drawing import WIDTH, Scale, around, svg, text, ticks
+from shears.report.html import element, table
+from shears.report.section import note, picture, section
+from shears.report.words import percent
+
+ROW, LEFT, RIGHT, TOP = 44.0, 8.0, 64.0, 8.0
+Row = Mapping[str, Any]
+
+
+def compare(
+    runs: Sequence[str], *, against: str | None = None, seed: int = 0, output: str | Path | None = None
+) -> dict[str, Any]:
+    """Return the comparison of runs (see `read_arms` for how they are named), and write it to a .json or .html file.
+
+    Every arm is held against the first or the one named, on the same examples; seeds of an arm are pooled.
+    """
+    path = Path(output) if output is not None else None
+    if path is not None and (path.suffix not in (".json", ".html") or not path.parent.is_dir()):
+        raise InputError(f"the output must be a .json or .html file in a folder that is there, got {path}")
+    data = compare_arms(read_arms(runs), against, seed)
+    if path is not None and path.suffix == ".json":
+        write_json(path, data)
+    elif path is not None:
+        write_text(path, comparison_page(data))
+    return data
+
+
+def comparison_page(data: Row) -> str:
+    """Return the page of a comparison."""
+    style = files("shears.report").joinpath("style.css").read_text("utf-8")
+    title, base = f"{len(data['arms'])} arms on {data['n']:,} examples", data["against"]
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", f"shears: {title}"),
+        element("style", Markup(style)),  # a file of ours
+    )
+    content = section(
+        "comparison",
+        "Accuracy and differences",
+        "Whiskers are 95 % intervals over examples; seeds of an arm are pooled example by example.",
+        _accuracies(data),
+        _differences(data),
+    )
+    lead = f"Every arm against {base}, paired by example."
+    body = element("body", element("header", element("h1", title), element("p", lead)), element("main", content))
+    return Markup("<!DOCTYPE html>\n") + element("html", head, body, lang="en") + "\n"
+
+
+def _accuracies(data: Row) -> Markup:
+    head = ("arm", "runs", "accuracy", "low", "high", "spread over seeds")
+    rows = [
+        (arm["name"], arm["runs"], *map(percent, (arm["value"], *arm["ci95"])),
+         "none" if arm["spread"] is None else percent(arm["spread"]))
+        for arm in data["arms"]
+    ]  # fmt: skip
+    return picture("Accuracy", _whiskers("Accuracy", data["arms"], percent), table("Accuracy", head, rows))
+
+
+def _differences(data: Row) -> Markup:
+    name, found = f"Difference to {data['against']}, in points", data["differences"]
+    head = ("arm", "points", "low", "high", "only it right", "only the other", "p", "p (Holm)", "test")
+    rows = [
+        (row["name"], *map(_points, (row["value"], *row["ci95"])), row.get("won", "pooled"), row.get("lost", "pooled"),
+         f"{row['p']:.4f}", f"{row['p_holm']:.4f}", row["test"])
+        for row in found
+    ]  # fmt: skip
+    told = note("A whisker that crosses the line at 0 is no difference that these examples show.")
+    return picture(name, _whiskers(name, found, _points, zero=True), table(name, head, rows), told)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}" if abs(share) >= 5e-4 else "0"
+
+
+def _whiskers(name: str, rows: Sequence[Row], form: Any, zero: bool = False) -> Markup:
+    """Draw a line with a dot for each row, over one scale; with `zero`, the scale holds 0 and a line there."""
+    low, high = around([*(end for row in rows for end in row["ci95"]), *([0.0] if zero else [])])
+    scale, height = Scale(low, high, LEFT, WIDTH - RIGHT), TOP + len(rows) * ROW
+    grid = [
+        element("line", x1=scale(value), x2=scale(value), y1=TOP, y2=height,
+                class_="whisker" if zero and value == 0 else "grid")
+        for value in ticks(low, high)
+    ]  # fmt: skip
+    numbers = [text(scale(value), height + 14, form(value), "middle") for value in ticks(low, high)]
+    axes = element("g", *grid, *numbers, class_="axes", aria_hidden="true")
+    return svg(name, height + 20, axes, *(_row(row, TOP + index * ROW, scale, form) for index, row in enumerate(rows)))
+
+
+def _row(row: Row, top: float, scale: Scale, form: Any) -> Markup:
+    low, high = map(scale, row["ci95"])
+    middle, spoken = top + 26, f"{row['name']}: {form(row['value'])}, {form(row['ci95'][0])} to {form(row['ci95'][1])}"
+    line = f"M{low:.1f} {middle - 5:.1f}v10M{low:.1f} {middle:.1f}H{high:.1f}M{high:.1f} {middle - 5:.1f}v10"
+    return element(
+        "g",
+        element("title", spoken),
+        text(LEFT, top + 14, row["name"]),
+        element("path", d=line, class_="whisker"),
+        element("circle", cx=scale(row["value"]), cy=middle, r=5.0, class_="bar"),
+        text(WIDTH - RIGHT + 8, middle + 5, form(row["value"]), class_="value"),
+    )

@@ -1,0 +1,152 @@
+"""Runs are compared on the same examples, whatever their order; others are refused; seeds are pooled."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shears import compare
+from shears.errors import InputError
+from shears.evaluation.arms import read_arms
+from shears.evaluation.comparison import Measurement, compare_arms
+from shears.evaluation.statistics import bootstrap_difference, mcnemar, paired_difference, wilson_interval
+
+ONE = [True, True, False, True, True, False, True, True]
+OTHER = [True, False, False, False, True, False, False, True]
+THIRD = [False, False, False, True, False, False, False, True]
+
+
+def _records(bits: list[bool], task: str | None = None) -> list[dict[str, Any]]:
+    more = {} if task is None else {"task": task}
+    return [{"index": n, "id": f"q{n}", "correct": bit, **more} for n, bit in enumerate(bits)]
+
+
+def _file(folder: Path, name: str, records: list[dict[str, Any]]) -> str:
+    (folder / name).write_text(json.dumps({"task": "number", "metric": "accuracy", "records": records}))
+    return str(folder / name)
+
+
+def _run(folder: Path, **models: list[bool]) -> Path:
+    (folder / "evaluation").mkdir(parents=True)
+    for name, bits in models.items():
+        _file(folder / "evaluation", f"{name}.json", _records(bits))
+    (folder / "evaluation.json").write_text(json.dumps({"models": [{"name": name} for name in models]}))
+    return folder
+
+
+def test_two_runs_are_compared_pair_by_pair_whatever_their_order() -> None:
+    shuffled = _records(OTHER)[::-1]
+    found = compare_arms({"one": [Measurement("a", _records(ONE))], "other": [Measurement("b", shuffled)]})
+    (difference,) = found["differences"]
+    assert (difference["name"], difference["against"]) == ("other", "one")
+    interval = paired_difference([OTHER], [ONE])
+    assert (difference["value"], *difference["ci95"]) == pytest.approx(tuple(interval))
+    test = mcnemar(OTHER, ONE)
+    assert (difference["won"], difference["lost"], difference["p"]) == (test.won, test.lost, test.p_mid)
+    assert difference["p_holm"] == difference["p"]
+    assert found["arms"][0]["ci95"] == pytest.approx(list(wilson_interval(6, 8)))
+    assert found["n"] == 8
+
+
+def test_several_differences_are_corrected_and_the_baseline_can_be_named() -> None:
+    arms = {name: [Measurement(name, _records(bits))] for name, bits in (("a", ONE), ("b", OTHER), ("c", THIRD))}
+    found = compare_arms(arms, against="b")
+    assert [(each["name"], each["against"]) for each in found["differences"]] == [("a", "b"), ("c", "b")]
+    ps = sorted((each["p"], each["p_holm"]) for each in found["differences"])
+    assert ps[0][1] == min(1.0, 2 * ps[0][0])
+    with pytest.raises(InputError, match="against must be one of the arms \\(a, b, c\\), got 'd'"):
+        compare_arms(arms, against="d")
+
+
+def test_seeds_are_pooled_and_tested_by_resampling_examples(tmp_path: Path) -> None:
+    files = [_file(tmp_path, f"{n}.json", _records(bits)) for n, bits in enumerate((ONE, OTHER, THIRD, OTHER))]
+    found = compare([f"x={files[0]},{files[1]}", f"y={files[2]},{files[3]}"])
+    assert [(arm["name"], arm["runs"]) for arm in found["arms"]] == [("x", 2), ("y", 2)]
+    (difference,) = found["differences"]
+    assert difference["p"] == bootstrap_difference([THIRD, OTHER], [ONE, OTHER]).p
+    assert "won" not in difference
+    assert found["arms"][0]["spread"] == pytest.approx(0.375 / 2**0.5)
+
+
+def test_a_runs_folder_has_an_arm_a_model_and_runs_pool_model_by_model(tmp_path: Path) -> None:
+    one, two = _run(tmp_path / "a", dense=ONE, sparse=OTHER), _run(tmp_path / "b", dense=ONE, sparse=THIRD)
+    assert list(read_arms([str(one)])) == ["dense", "sparse"]
+    assert list(read_arms([str(one), str(two / "evaluation.json")])) == [
+        "a: dense", "a: sparse", "evaluation: dense", "evaluation: sparse",
+    ]  # fmt: skip
+    arms = read_arms([f"runs={one},{two}"])
+    assert {name: len(each) for name, each in arms.items()} == {"runs: dense": 2, "runs: sparse": 2}
+
+
+def test_tasks_of_one_file_are_arms_of_their_own(tmp_path: Path) -> None:
+    file = _file(tmp_path, "h.json", [*_records(ONE, "a"), *_records(OTHER, "b")])
+    assert list(read_arms([file])) == ["a", "b"]
+    assert list(read_arms([file, _file(tmp_path, "i.json", _records(ONE, "a"))])) == ["h: a", "h: b", "i"]
+
+
+def test_examples_that_come_twice_are_told_apart_by_their_order() -> None:
+    records = [{"id": "q", "correct": bit} for bit in (True, False, True)]
+    assert list(Measurement("a", records).by_example().values()) == [True, False, True]
+
+
+def test_older_records_are_known_by_their_prompt() -> None:
+    old = [{"prompt": f"Question: {n} pens?\nAnswer:", "correct": bit} for n, bit in enumerate(ONE)]
+    new = [{"prompt": f"### Instruction:\n{n} pens", "id": each, "correct": True} for n, each in enumerate("abcdefgh")]
+    assert compare_arms({"a": [Measurement("a", old)], "b": [Measurement("b", old[::-1])]})["n"] == 8
+    with pytest.raises(InputError, match="0 are in both"):
+        compare_arms({"a": [Measurement("a", old)], "b": [Measurement("b", new)]})
+
+
+def test_other_examples_are_refused_with_counts(tmp_path: Path) -> None:
+    files = [_file(tmp_path, "a.json", _records(ONE)), _file(tmp_path, "b.json", _records(ONE[:5]))]
+    with pytest.raises(InputError, match=r"a.json has 8, .*b.json has 5, 5 are in both"):
+        compare(files)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"records": [{"window": 0, "nll": 2.0}]}', "right or wrong; a perplexity has none"),
+        ('{"records": []}', "must hold records of examples"),
+        ('{"a": 1}', "it is neither"),
+        ("[1]", "it is neither"),
+        ("{", "must be a JSON file"),
+    ],
+)
+def test_what_is_no_measurement_is_an_error(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        compare([f"x={tmp_path / 'bad.json'}", f"y={tmp_path / 'bad.json'}"])
+
+
+def test_a_single_arm_one_that_is_not_there_and_one_twice_are_errors(tmp_path: Path) -> None:
+    file = _file(tmp_path, "a.json", _records(ONE))
+    for runs, message in (
+        ([file], "needs at least two arms, got a"),
+        ([file, str(tmp_path / "nowhere")], "must be a folder with evaluation.json or a figures file, got .*nowhere"),
+        ([f"x={file},{file}"], "given once, x has one twice"),
+    ):
+        with pytest.raises(InputError, match=message):
+            compare(runs)
+
+
+@pytest.mark.parametrize("name", ["c.json", "c.html"])
+def test_a_comparison_is_written_as_data_or_as_a_page(name: str, tmp_path: Path) -> None:
+    files = [_file(tmp_path, "a<b.json", _records(ONE)), _file(tmp_path, "b.json", _records(OTHER))]
+    data = compare(files, output=tmp_path / name)
+    text = (tmp_path / name).read_text()
+    if name.endswith("json"):
+        assert json.loads(text) == data
+        return
+    assert text.count("<svg") == 2
+    assert "a&lt;b" in text
+    assert "a<b" not in text
+    assert "http" not in text.replace("http-equiv", "")  # nothing is loaded from elsewhere
+    assert "75.0" in text
+
+
+def test_an_output_of_another_kind_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    for output in (tmp_path / "c.png", tmp_path / "nowhere" / "c.json"):
+        with pytest.raises(InputError, match="must be a .json or .html file in a folder that is there"):
+            compare(["nowhere"], output=output)

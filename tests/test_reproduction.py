@@ -1,0 +1,73 @@
+"""The script of the paper's tables: a cell is made once, an interrupted one goes on, the tables say what was found."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks import reproduction
+from benchmarks.nls_tasks import Task
+from benchmarks.reproduction import Setting, cells, rows_of, run_cells
+from benchmarks.reproduction_table import print_tables
+
+from tests.tiny import save_tiny
+
+EVALUATION = {"task": "number", "max_new_tokens": 3, "precision": "fp32", "device": "cpu"}
+
+
+def _write(source: Path, target: Path) -> dict[str, Path]:
+    """Sums of two digits, in three splits."""
+    target.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for number, split in enumerate(("train", "validation", "test")):
+        rows = [{"prompt": f"{number}{n}+1=", "completion": f" {n}", "answer": n} for n in range(8)]
+        paths[split] = target / f"{split}.jsonl"
+        paths[split].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return paths
+
+
+@pytest.fixture
+def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    monkeypatch.setattr(reproduction, "RANKS", {"lora": (4,), "nls": (4, 2)})
+    monkeypatch.setattr(reproduction, "SEARCHES", {"hill-climbing": {"strategy": "hill-climbing", "device": "cpu"}})
+    base = save_tiny(tmp_path / "base")
+    training = {"max_steps": 2, "batch_size": 4, "device": "cpu"}
+    pruning = {"num_samples": 2, "sequence_length": 16, "recover_rank": 4}
+    return Setting(tmp_path / "work", str(base), max_evaluations=2, training=training, pruning=pruning)
+
+
+def test_every_cell_is_made_once_and_becomes_a_line(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = Task("sums", _write, EVALUATION)
+    data, results = task.write(tmp_path, setting.work / "sums"), tmp_path / "results.jsonl"
+    keys = list(cells("sums", [0.0, 0.5], ["lora", "nls"], [0], setting))
+    assert len(keys) == 4
+    run_cells(iter(keys), task, data, setting, results)
+    rows = rows_of(results)
+    assert [row["right"].keys() for row in rows[:2]] == [
+        {"heuristic"}, {"heuristic", "maximal", "minimal", "hill-climbing"},
+    ]  # fmt: skip
+    assert {len(bits) for row in rows for bits in row["right"].values()} == {8}
+    monkeypatch.setattr(reproduction, "run_cell", lambda *_: pytest.fail("a cell was made twice"))
+    run_cells(iter(keys), task, data, setting, results)
+    assert rows_of(results) == rows
+    print_tables(rows)
+    text = capsys.readouterr().out
+    for words in ("### sums, 3 epochs", "| 50% | nls | lora | hill-climbing |", "50%, lora: NLS against LoRA", "Paper"):
+        assert words in text
+
+
+def test_seeds_are_pooled_and_claims_paired_by_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    def row(adapter: str, seed: int, bits: str, sparsity: float = 0.5) -> dict[str, Any]:
+        key = {"task": "t", "sparsity": sparsity, "adapter": adapter, "seed": seed, "epochs": 1.0, "init": "lora"}
+        return {**key, "right": {"heuristic": bits}, "seconds": {}}
+
+    print_tables([row("lora", 0, "1100"), row("lora", 1, "1000"), row("nls", 0, "1110"), row("nls", 1, "1100"),
+                  row("nls", 2, "0000")])  # fmt: skip
+    text = capsys.readouterr().out
+    assert "| 50% | lora | lora | heuristic | 37.5% |" in text
+    assert "| 50% | nls | lora | heuristic | 41.7% |" in text
+    assert "| 50%, lora: NLS against LoRA | +25.0 |" in text  # of the seeds that both have
+    assert "| 0, 1 |" in text
+    assert "dense LoRA | " not in text
