@@ -36,6 +36,7 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
     return Setting(tmp_path / "work", str(base), max_evaluations=2, training=training, pruning=pruning)
 
 
+@pytest.mark.slow  # four trainings, two searches
 def test_every_cell_is_made_once_and_becomes_a_line(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
