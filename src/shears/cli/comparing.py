@@ -83,7 +83,7 @@ def _range(intervals: list[list[float]]) -> tuple[float, float]:
 
 def whisker(value: float, interval: list[float], low: float, high: float, width: int = PLOT) -> str:
     """Return an interval as a line with the value as a dot, drawn over the range from low to high."""
-    line, dot, ends = ("-", "o", "||") if tables.console.options.ascii_only else ("─", "●", "├┤")
+    line, dot, ends = ("-", "o", ("|", "|")) if tables.console.options.ascii_only else ("─", "●", ("├", "┤"))
     places = [round((min(max(each, low), high) - low) / (high - low) * (width - 1)) for each in (*interval, value)]
     start, end, middle = places
     cells = [line if start <= place <= end else " " for place in range(width)]
