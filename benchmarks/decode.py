@@ -3,6 +3,7 @@
     python -m benchmarks.decode speed --model smollm2-135m --sparse FOLDER --adapter FOLDER [--threads 1]
         [--llama-cpp PYTHON --gguf FOLDER]
     python -m benchmarks.decode quality --sparse FOLDER --adapter FOLDER --data FOLDER [--questions FILE.jsonl]
+    python -m benchmarks.decode loading --packages FOLDER ...
 
 FOLDER of --sparse is a model at 50 %, that of --adapter its LoRA (un-merged everywhere). PYTHON has llama-cpp-python;
 --gguf holds its models, named NAME-bf16.gguf, NAME-q8_0.gguf, ... (convert_hf_to_gguf.py of llama.cpp makes the
@@ -38,6 +39,7 @@ from benchmarks.decode_arms import (
 from benchmarks.decode_quality import report_quality
 from benchmarks.report import environment, log_to_stderr
 from shears.models import model_folder
+from shears.runtime.native_decoder import open_native
 
 PROMPT, NEW, PREFILL = 16, 64, 512  # tokens
 WARM_UP = 1  # rounds
@@ -65,8 +67,8 @@ def main() -> None:
     log_to_stderr()
     torch.set_num_threads(arguments.threads)
     print(environment(), flush=True)
-    lines = report_quality(arguments) if arguments.command == "quality" else report_speed(arguments)
-    for line in lines:
+    reports = {"speed": report_speed, "quality": report_quality, "loading": report_loading}
+    for line in reports[arguments.command](arguments):
         print(line, flush=True)
 
 
@@ -91,6 +93,21 @@ def report_speed(arguments: argparse.Namespace) -> Iterator[str]:
     yield from table(decode, NEW, DECODE_TARGETS)
     yield f"\nPrefill, {PREFILL} tokens, {arguments.threads} threads, {arguments.rounds} rounds: tokens/s\n"
     yield from table(prefill, PREFILL, PREFILL_TARGETS)
+
+
+def report_loading(arguments: argparse.Namespace) -> Iterator[str]:
+    """Yield the seconds from a package's folder to the first logits, imports done before; files in the page cache."""
+    yield "\n| package | s to the first logits (min to max) | without its fingerprint checked |\n| --- | --- | --- |"
+    for folder in arguments.packages:
+        cells = []
+        for verify in (True, False):
+            seconds = []
+            for _ in range(WARM_UP + arguments.rounds):
+                start = time.perf_counter()
+                open_native(folder, arguments.threads, verify=verify).prefill(0, [1])
+                seconds.append(time.perf_counter() - start)
+            cells.append(_spread(seconds[WARM_UP:], 2))
+        yield f"| {Path(folder).name} | {' | '.join(cells)} |"
 
 
 def measured(arms: Mapping[str, Arm], prompt: Sequence[int], new: int, rounds: int) -> dict[str, list[float]]:
@@ -122,10 +139,11 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["speed", "quality"])
+    parser.add_argument("command", choices=["speed", "quality", "loading"])
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--sparse", required=True)
-    parser.add_argument("--adapter", required=True)
+    parser.add_argument("--sparse")
+    parser.add_argument("--adapter")
+    parser.add_argument("--packages", nargs="+", default=[])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", default=[""])

@@ -55,12 +55,12 @@ def report_quality(arguments: argparse.Namespace) -> Iterator[str]:
 def _logits(exact: Any, half: Any, backends: Mapping[str, NativeBackend], tokens: Sequence[int]) -> Iterator[str]:
     starts = np.linspace(0, len(tokens) - PROMPT, PROMPTS).astype(int).tolist()
     prompts = [list(tokens[start : start + PROMPT]) for start in starts]
-    texts = [prompt + _greedy(exact, prompt) for prompt in prompts]
+    texts = _continued_by(exact, prompts)
     yield f"\n{PROMPTS} prompts of {PROMPT} tokens of WikiText-2, then {NEW} greedy ones of transformers in float32\n"
     yield "| arm | cosine of logits, mean | least | same token, same text before | same 64 tokens, continued alone |"
     yield "| --- " * 5 + "|"
     reference = [_hf_logits(exact, text) for text in texts]
-    alone = [_greedy(half, text[:PROMPT]) == text[PROMPT:] for text in texts]
+    alone = [mine == text for mine, text in zip(_continued_by(half, prompts), texts, strict=True)]
     yield _logits_row("HF bf16", [_hf_logits(half, text) for text in texts], reference, alone)
     for name, backend in backends.items():
         got = [backend.logits(text)[PROMPT - 1 : -1] for text in texts]
@@ -95,12 +95,13 @@ def _hf_logits(model: Any, text: Sequence[int]) -> Array:
     return logits
 
 
-def _greedy(model: Any, prompt: Sequence[int]) -> list[int]:
-    ids = torch.tensor([list(prompt)])
-    tokens: list[int] = model.generate(
+def _continued_by(model: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
+    """Return the prompts with greedy tokens of transformers behind them; all are as long, so that none is padded."""
+    ids = torch.tensor(prompts)
+    texts: list[list[int]] = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
-    )[0, len(prompt) :].tolist()
-    return tokens
+    ).tolist()
+    return texts
 
 
 def _perplexities(half: Any, backends: Mapping[str, NativeBackend], tokens: Sequence[int]) -> Iterator[str]:

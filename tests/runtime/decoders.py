@@ -1,7 +1,8 @@
 """Tiny models that the native decoder covers, with weights that show every mistake, and backends of them."""
 
+import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,9 +11,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shears.packed.layout import Values
+from shears.runtime import kernels_available
 from shears.runtime.model_source import source_of_model
-from shears.runtime.native_decoder import Limits, NativeBackend
 from tests.tiny import LONGEST, VOCABULARY, WINDOW, tiny_model
+
+if TYPE_CHECKING:
+    from shears.runtime.native_decoder import NativeBackend
 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 ROPES: dict[str, dict[str, Any]] = {
@@ -35,6 +39,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3, layers without positions": ("smollm3", {"num_hidden_layers": 4}),
     **{f"llama, {name} positions": ("llama", {"rope_parameters": rope}) for name, rope in ROPES.items()},
 }
+
+
+def extension_is_missing() -> bool:
+    """Tell whether tests of it are to be skipped; in CI it must be there."""
+    return not kernels_available() and not os.environ.get("CI")
 
 
 def covered(name: str = "llama, tied head") -> PreTrainedModel:
@@ -66,7 +75,10 @@ def with_lora(model: PreTrainedModel, targets: Sequence[str]) -> PeftModel:
 
 def backend(
     model: nn.Module, values: Values = "fp32", *, threads: int = 1, sparse: bool = True, max_length: int = LONGEST
-) -> NativeBackend:
+) -> "NativeBackend":
+    """Needs the extension, which the tables of this file do not."""
+    from shears.runtime.native_decoder import Limits, NativeBackend
+
     return NativeBackend(source_of_model(model, values, sparse=sparse), Limits(max_length, 4, threads))
 
 

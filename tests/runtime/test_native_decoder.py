@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from shears.runtime.backend import Backend
-from tests.runtime.decoders import MODELS, backend, covered, expected, text, with_lora
+from tests.runtime.decoders import MODELS, backend, covered, expected, extension_is_missing, text, with_lora
+
+if extension_is_missing():
+    pytest.skip("the C++ extension is not built", allow_module_level=True)
 
 LENGTH = 150  # more than two blocks of the cache; the sliding windows are shorter
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -12,9 +12,13 @@ from shears import export_adapter
 from shears.errors import InputError
 from shears.peft_files import ADAPTER_CONFIG
 from shears.runtime.model_source import scaling_of, source_of_package
-from shears.runtime.native_decoder import open_native
-from tests.runtime.decoders import covered, expected, text, with_lora
+from tests.runtime.decoders import covered, expected, extension_is_missing, text, with_lora
 from tests.tiny import save_tiny, tiny_tokenizer
+
+if extension_is_missing():
+    pytest.skip("the C++ extension is not built", allow_module_level=True)
+
+from shears.runtime.native_decoder import open_native
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shears.errors import InputError
-from shears.runtime import native_decoder
 from shears.runtime.model_source import source_of_model
-from shears.runtime.native_decoder import Limits, NativeBackend
-from tests.runtime.decoders import backend, covered, text, with_lora
+from tests.runtime.decoders import backend, covered, extension_is_missing, text, with_lora
 from tests.tiny import VOCABULARY
+
+if extension_is_missing():
+    pytest.skip("the C++ extension is not built", allow_module_level=True)
+
+from shears.runtime import native_decoder
+from shears.runtime.native_decoder import Limits, NativeBackend
 
 
 def assert_close(got: Any, want: Any) -> None:
