@@ -35,8 +35,8 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[PeftModel, Path]:
     return adapted, folder / "adapter"
 
 
-# weights of 8 bits move these small models' logits by up to 3 % of the largest; a missing update moves them by half
-@pytest.mark.parametrize(("values", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05), ("int8", 0.05)])
+# 8 bits move these small models' logits by up to 6 % of the largest; a missing update moves them by half of it
+@pytest.mark.parametrize(("values", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05), ("int8", 0.1)])
 def test_a_package_gives_the_logits_of_its_model_and_adapter(
     adapted: tuple[PeftModel, Path], tmp_path: Path, values: str, tolerance: float
 ) -> None:
@@ -51,7 +51,7 @@ def test_int8_embeddings_are_table_and_head(adapted: tuple[PeftModel, Path], tmp
     package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values="int8", embeddings="int8")
     runtime, tokens = open_native(package, 1, max_length=120), text(100)
     want = expected(adapted[0], tokens)
-    assert np.abs(runtime.logits(tokens) - want).max() < 0.05 * np.abs(want).max()
+    assert np.abs(runtime.logits(tokens) - want).max() < 0.1 * np.abs(want).max()
     assert (runtime.describe()["head"], runtime.max_length) == ("int8", 120)
 
 

@@ -56,7 +56,7 @@ class Builder:
         if not updates:
             return
         bf16 = self.values != "fp32"
-        weights.set_down(next(iter(linears)), self._arena.down(list(updates.values()), bf16=bf16))
+        weights.set_down(next(iter(linears)), self._arena.down(list(updates.values()), self.values))
         first = 0
         for name, update in updates.items():
             rank = update.a.shape[0]

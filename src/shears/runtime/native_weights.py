@@ -56,10 +56,9 @@ class Arena:
         b = in_panels(update.b.float() * update.scaling)
         return _put(b.to(torch.bfloat16 if bf16 else torch.float32), self._rest)
 
-    def down(self, updates: Sequence[Update], *, bf16: bool) -> _native.Matrix:
-        """Copy the A of several updates of one input, row under row."""
-        together = torch.cat([update.a.float() for update in updates])
-        return self.matrix(Rows(together).as_values("bf16" if bf16 else "fp32"))
+    def down(self, updates: Sequence[Update], values: Values) -> _native.Matrix:
+        """Copy the A of several updates of one input, row under row, as `values`: the linears' inputs serve it, too."""
+        return self.matrix(Rows(torch.cat([update.a.float() for update in updates])).as_values(values))
 
 
 def _put(tensor: Tensor, buffer: HugeBuffer) -> int:
