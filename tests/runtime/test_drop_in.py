@@ -6,51 +6,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from shears.adapt.sparse_adapter import make_sparse
-from shears.errors import InputError
-from shears.export.peft import export_adapter
-from shears.models import linears, load_model
 from shears.packed.layout import Values, dense, pack
-from shears.runtime import drop_in, kernels_available
+from shears.runtime import kernels_available
 from shears.runtime import linear as runtime_linear
-from shears.runtime.backend import Backend
-from shears.runtime.drop_in import Ready, densify_linears, sparsify_linears
-from shears.runtime.drop_in_backend import DropInBackend
+from shears.runtime.drop_in import densify_linears, sparsify_linears
 from shears.runtime.linear import DenseLinear, PackedLinear
-from tests.export.made import IDS, activated, half_sparse, logits, super_adapter
+from tests.export.made import IDS, half_sparse, logits
 from tests.packed.test_layout import bits, sparse_weight
-from tests.tiny import tiny_model
-
-BOTH = ["torch"] + (["kernels"] if kernels_available() else [])
-
-
-@pytest.fixture(params=BOTH)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of multiplying."""
-    monkeypatch.setattr(runtime_linear, "kernels_available", lambda: request.param == "kernels")
-    return str(request.param)
-
-
-def sparse_model(name: str = "llama", dtype: torch.dtype = torch.float32, biases: bool = False) -> nn.Module:
-    """A tiny model, three quarters of its blocks' linear weights +0.0."""
-    model, generator = tiny_model(name), torch.Generator().manual_seed(1)
-    for linear in linears(model.base_model).values():
-        weight = linear.get_parameter("weight").data
-        weight[torch.rand(weight.shape, generator=generator) < 0.75] = 0.0
-        if biases and isinstance(linear, nn.Linear):
-            linear.bias = nn.Parameter(torch.randn(linear.out_features, generator=generator))
-    return nn.Module.to(model, dtype)
-
-
-def near(path: str, values: str = "fp32") -> dict[str, Any]:
-    """How far two ways of multiplying may lie apart."""
-    return {"rtol": 0, "atol": {"fp32": 1e-5, "bf16": 0.03}[values] if path == "kernels" or values == "bf16" else 1e-6}
+from tests.runtime.dropped_in import near, sparse_model
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "falcon", "qwen2", "zamba2", "mamba"])
@@ -209,60 +178,3 @@ def test_without_kernels_it_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog
         for _ in range(2):
             sparsify_linears(sparse_model())
     assert caplog.text.count("without its C++ kernels") == 1
-
-
-def test_a_model_is_packed_once(path: str) -> None:
-    model = sparse_model()
-    sparsify_linears(model)
-    with pytest.raises(InputError, match="densify_linears"):
-        sparsify_linears(model)
-
-
-def test_a_saved_model_is_the_dense_one(path: str, tmp_path: Path) -> None:
-    model: Any = sparse_model()
-    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    sparsify_linears(model)
-    model.save_pretrained(tmp_path / "saved")
-    loaded = load_model(tmp_path / "saved", device="cpu").state_dict()
-    assert all(torch.equal(loaded[key], tensor) for key, tensor in state.items())
-
-
-def test_weights_of_a_package_are_used_as_they_are(path: str) -> None:
-    model = nn.Sequential(nn.Linear(24, 37))
-    model[0].weight.data = sparse_weight(37, 24, 0.8)
-    other = pack(sparse_weight(37, 24, 0.5, seed=9), "int8")
-    sparsify_linears(model, ready=Ready({"0": other}))
-    packed = model[0]
-    assert isinstance(packed, PackedLinear)
-    assert torch.equal(packed.matrix.masks, other.masks)
-    assert drop_in._named({"q": other}, "model.q") is other
-    assert drop_in._named({"q": other}, "model.qq") is None
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("llama", {}),
-        ("gpt2", {}),
-        ("llama", {"values": "int8", "embeddings": "int8"}),
-        ("llama_untied", {"embeddings": "int8"}),
-    ],
-)
-def test_a_package_runs_as_a_backend(name: str, options: dict[str, Any], path: str, tmp_path: Path) -> None:
-    adapter = super_adapter(tmp_path / "super", half_sparse(tmp_path / "base", name))
-    package = export_adapter(
-        adapter, tmp_path / "package", format="package", ranks="maximal", negative_zeros="drop", **options
-    )
-    backend = DropInBackend(package, threads=1)
-    assert isinstance(backend, Backend)
-    tokens = IDS[0].tolist()
-    expected, got = activated(adapter, "maximal")[0], torch.from_numpy(backend.logits(tokens))
-    exact = not options
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4 if exact else 0.2)
-    stepped = [backend.prefill(0, tokens[:5]), *(backend.step([0], [token])[0] for token in tokens[5:])]
-    torch.testing.assert_close(torch.from_numpy(np.stack(stepped)), got[4:], rtol=0, atol=1e-4 if exact else 0.2)
-    described = backend.describe()
-    assert (described["name"], described["threads"]) == ("drop-in", 1)
-    assert described["values"] == ("int8" if options.get("values") else "fp32")
-    assert int(str(described["memory_bytes"])) > 10_000
-    assert len(backend.packed) == {"gpt2": 8}.get(name, 14)

@@ -1,0 +1,167 @@
+"""Packages of unusual sources, their sizes, and what is refused."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from shears.artifacts import MERGED, PACKAGE, read_json, read_record
+from shears.errors import InputError
+from shears.evaluation.run import load_with_adapter
+from shears.export.package import export_package
+from shears.export.peft import export_adapter
+from shears.export.unpack import unpack, write_shards
+from shears.inspection import inspect
+from shears.packed.file import read_package
+from shears.packed.index import Index
+from shears.recipe import ExportConfig
+from shears.tensor_files import TensorFiles
+from tests import parts
+from tests.export.made import activated, half_sparse, logits, stock, super_adapter
+from tests.export.packages import all_tensors, package, same_bits
+
+BF16 = torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_untied"])
+def test_embeddings_and_head_may_be_int8(name: str, tmp_path: Path) -> None:
+    base = half_sparse(tmp_path / "base", name)
+    out = package(base, tmp_path / "out", embeddings="int8")
+    index = read_package(out).index
+    quantized = {entry_name for entry_name, entry in index.dense.items() if entry.quantized}
+    assert quantized == {"model.embed_tokens.weight"} | ({"lm_head.weight"} if name == "llama_untied" else set())
+    torch.testing.assert_close(logits(load_with_adapter(out)[0]), logits(stock(base)), rtol=0.05, atol=0.05)
+
+
+def test_what_the_files_hold_twice_is_stored_once(tmp_path: Path) -> None:
+    base = half_sparse(tmp_path / "base")
+    parts.rewrite(base, lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
+    out = package(base, tmp_path / "out")
+    index: Index = read_package(out).index
+    assert len(index.tied) == 1
+    assert same_bits(all_tensors(unpack(out, tmp_path / "back") / "model"), all_tensors(base))
+    assert inspect(out)["parameters"] == stock(base).num_parameters()
+
+
+def test_a_masked_adapter_is_merged_into_its_package(tmp_path: Path) -> None:
+    base = half_sparse(tmp_path / "base")
+    adapter = super_adapter(tmp_path / "super", base, sparse_adapter=True)
+    out = package(adapter, tmp_path / "out", ranks="maximal")
+    assert read_package(out).adapter() == {}
+    torch.testing.assert_close(logits(load_with_adapter(out)[0]), activated(adapter, "maximal"), rtol=0, atol=1e-5)
+    record, merged = (
+        read_record(out, PACKAGE),
+        export_adapter(adapter, tmp_path / "m", format="merged-sparse", ranks="maximal"),
+    )
+    expected = read_json(merged / MERGED)
+    assert {record[key] == expected[key] for key in ("base_fingerprint", "super_adapter_fingerprint", "ranks")} == {
+        True
+    }
+    assert same_bits(all_tensors(unpack(out, tmp_path / "back") / "model"), all_tensors(merged))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "base", "m", "out", "super"]
+
+
+def test_another_tools_adapter_is_packed_on_its_base(tmp_path: Path) -> None:
+    base = half_sparse(tmp_path / "base")
+    model = get_peft_model(stock(base), LoraConfig(r=3, target_modules=["q_proj"], init_lora_weights=False))
+    model.save_pretrained(str(tmp_path / "adapter"))
+    out = package(tmp_path / "adapter", tmp_path / "out", model=str(base))
+    torch.testing.assert_close(logits(load_with_adapter(out)[0]), logits(model.eval()), rtol=0, atol=1e-5)
+
+
+def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
+    adapter = super_adapter(tmp_path / "super", half_sparse(tmp_path / "base"))
+    one, other = (package(adapter, tmp_path / name) for name in ("one", "other"))
+    for path in one.iterdir():
+        assert path.read_bytes() == (other / path.name).read_bytes(), path.name
+
+
+def _without_negative_zeros(base: Path) -> Path:
+    parts.rewrite(base, lambda tensors: {name: tensor + 0.0 for name, tensor in tensors.items()})
+    return base
+
+
+def test_negative_zeros_are_kept_and_named_or_dropped_as_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = half_sparse(tmp_path / "base", dtype=BF16)  # its mask was multiplied
+    with caplog.at_level(logging.WARNING):
+        kept = read_record(package(base, tmp_path / "kept"), PACKAGE)
+    assert "of the weights are -0.0" in caplog.text
+    caplog.clear()
+    dropped = read_record(package(base, tmp_path / "dropped", negative_zeros="drop"), PACKAGE)
+    warned = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert (0.2 < kept["negative_zeros"] < 0.3, dropped["negative_zeros"], warned) == (True, 0.0, [])
+    assert kept["sparsity"] == dropped["sparsity"]
+    assert dropped["bytes"]["linears"] < kept["bytes"]["linears"]
+    back = all_tensors(unpack(tmp_path / "dropped", tmp_path / "back") / "model")
+    assert all(torch.equal(tensor, back[name]) for name, tensor in all_tensors(base).items())
+
+
+def test_an_ordinary_model_meets_the_size_it_is_packed_for(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64}
+    base = _without_negative_zeros(half_sparse(tmp_path / "base", dtype=BF16, **shape))
+    ratio = {
+        values: read_record(package(base, tmp_path / values, values=values), PACKAGE)["ratio"]
+        for values in ("bf16", "int8")
+    }
+    assert (ratio["bf16"]["linears"] <= 0.60, ratio["int8"]["linears"] <= 0.36) == (True, True)
+    data = inspect(tmp_path / "bf16")
+    assert (data["kind"], data["values"], data["size_of_dense_linears"]) == (
+        "package",
+        "bf16",
+        ratio["bf16"]["linears"],
+    )
+    assert data["size_of_dense_model"] == pytest.approx(
+        data["bytes_model"] / (tmp_path / "base" / "model.safetensors").stat().st_size, abs=0.01
+    )
+    assert data["sparsity"] == pytest.approx(inspect(base)["sparsity"])
+    assert data["nonzeros"] == inspect(base)["nonzeros"]
+
+
+def test_shards_hold_every_tensor_once(tmp_path: Path) -> None:
+    tensors = {f"t{number}": torch.full((10,), float(number)) for number in range(7)}
+    specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_shards(tmp_path, specs, tensors.items(), size=100)
+    files = TensorFiles(tmp_path)
+    assert len(files.files) == 4
+    assert all(torch.equal(files.load(name), tensor) for name, tensor in tensors.items())
+
+
+def test_wrong_sources_are_refused_in_one_line(tmp_path: Path) -> None:
+    base = half_sparse(tmp_path / "base")
+    out = package(base, tmp_path / "out")
+    adapter = super_adapter(tmp_path / "super", base)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"super_adapter": out}, "got the package"),
+        ({"super_adapter": base, "model": str(base)}, "is packed as it is"),
+        ({"super_adapter": base, "ranks": "maximal"}, "has its ranks"),
+        ({"super_adapter": adapter, "ranks": "none"}, "ranks must be"),
+        ({"super_adapter": tmp_path / "nothing"}, "must exist|hub"),
+        ({"super_adapter": adapter, "model": str(out)}, "must be the one this was made from"),
+    ]
+    for words, what in cases:
+        source = words.pop("super_adapter")
+        with pytest.raises(InputError, match=what) as caught:
+            package(source, tmp_path / "no", **words)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "no").exists()
+        assert not (tmp_path / "no.partial").exists()
+    with pytest.raises(InputError, match="must be a package"):
+        unpack(base, tmp_path / "no")
+    parts.rewrite(base, lambda tensors: {name: tensor / 0.0 for name, tensor in tensors.items()})
+    with pytest.raises(InputError, match="finite"):
+        export_package(str(base), tmp_path / "no", None, ExportConfig(format="package", values="int8"))
+
+
+def test_a_package_whose_bytes_changed_is_refused(tmp_path: Path) -> None:
+    out = package(half_sparse(tmp_path / "base"), tmp_path / "out")
+    data = bytearray((out / "package.safetensors").read_bytes())
+    data[-100] ^= 1
+    (out / "package.safetensors").write_bytes(data)
+    for read in (lambda: unpack(out, tmp_path / "no"), lambda: load_with_adapter(out), lambda: inspect(out)):
+        with pytest.raises(InputError):
+            read()

@@ -1,0 +1,15 @@
+"""Fixtures of the runtime's tests."""
+
+import pytest
+
+from shears.runtime import kernels_available
+from shears.runtime import linear as runtime_linear
+
+BOTH = ["torch"] + (["kernels"] if kernels_available() else [])
+
+
+@pytest.fixture(params=BOTH)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of multiplying."""
+    monkeypatch.setattr(runtime_linear, "kernels_available", lambda: request.param == "kernels")
+    return str(request.param)
