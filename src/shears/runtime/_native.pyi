@@ -52,6 +52,9 @@ def multiply_many(
 def pack_dense(values: int, weight: int, rows: int, cols: int, data: int) -> None:
     """Write a row-major weight in panel order; `data` has room for whole panels and groups."""
 
+def read_memory(address: int, bytes: int, pool: Pool) -> int:
+    """Read memory as fast as the pool can and return the sum of its 64-bit words: the yardstick of benchmarks."""
+
 def features() -> dict[str, str | bool]:
     """Return the instruction set in use (`isa`), and which of `portable`, `avx2`, `avx512` this machine can run."""
 

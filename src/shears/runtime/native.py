@@ -31,11 +31,18 @@ MAX_INT8_COLS = 131071
 class KernelMatrix:
     """A weight in memory of the kernels: the copy in `buffer`, which lives as long as this.
 
-    `packed`, of a sparse one, is the packed weight over the same memory.
+    `num_bytes` are those that a product reads. `packed`, of a sparse one, is the packed weight over the same memory.
     """
 
-    def __init__(self, native: _native.Matrix, buffer: _native.HugeBuffer, packed: PackedMatrix | None = None) -> None:
+    def __init__(
+        self,
+        native: _native.Matrix,
+        buffer: _native.HugeBuffer,
+        num_bytes: int,
+        packed: PackedMatrix | None = None,
+    ) -> None:
         self.native = native
+        self.num_bytes = num_bytes
         self.packed = packed
         self.buffer = buffer
         self.rows = native.rows
@@ -62,7 +69,7 @@ def sparse_matrix(packed: PackedMatrix, buffer: _native.HugeBuffer | None = None
     moved: dict[str, Any] = {name: _view(place, parts[name], buffer) for name, place in places.items()}
     numbers = (_NUMBERS[packed.values_dtype], packed.rows, packed.cols)
     native = _native.Matrix(*numbers, places["masks"], places["values"], places["offsets"], places.get("scales", 0))
-    return KernelMatrix(native, buffer, replace(packed, **moved))
+    return KernelMatrix(native, buffer, packed.num_bytes, replace(packed, **moved))
 
 
 def dense_matrix(
@@ -78,11 +85,18 @@ def dense_matrix(
     rows, cols = weight.shape
     _check_columns(name, cols)
     panels, groups, _ = mask_shape(rows, cols, name)
-    place = buffer.copy(0, panels * groups * PANEL * GROUPS[name] * weight.element_size())
+    num_bytes = panels * groups * PANEL * GROUPS[name] * weight.element_size()
+    place = buffer.copy(0, num_bytes)
     weight = weight.contiguous()
     _native.pack_dense(_NUMBERS[name], weight.data_ptr(), rows, cols, place)
     factors = 0 if scales is None else _copied(scales.float(), buffer)
-    return KernelMatrix(_native.Matrix(_NUMBERS[name], rows, cols, 0, place, 0, factors), buffer)
+    num_bytes += 0 if scales is None else 4 * rows
+    return KernelMatrix(_native.Matrix(_NUMBERS[name], rows, cols, 0, place, 0, factors), buffer, num_bytes)
+
+
+def in_huge_pages(tensor: Tensor, buffer: _native.HugeBuffer) -> Tensor:
+    """Return a copy of a tensor in memory of the kernels, which it keeps alive."""
+    return _view(_copied(tensor, buffer), tensor, buffer)
 
 
 def multiply(

@@ -16,6 +16,7 @@
 #include "isa.h"
 #include "kernels.h"
 #include "pack.h"
+#include "read.h"
 
 namespace nb = nanobind;
 using namespace shears;
@@ -136,6 +137,9 @@ NB_MODULE(_native, m) {
       "pack_dense",
       [](int values, Address from, int64_t rows, int64_t cols, Address to) { pack_dense(static_cast<Values>(values), at<void>(from), rows, cols, at<void>(to)); },
       nb::arg("values"), nb::arg("weight"), nb::arg("rows"), nb::arg("cols"), nb::arg("data"), nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "read_memory", [](Address from, int64_t bytes, Pool& pool) { return read_memory(at<void>(from), bytes, pool); }, nb::arg("address"),
+      nb::arg("bytes"), nb::arg("pool"), nb::call_guard<nb::gil_scoped_release>());
   bind_decoder(m);
   m.def("features", describe);
   m.def("select_isa", use_isa, nb::arg("name"));
