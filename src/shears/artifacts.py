@@ -30,6 +30,7 @@ EVALUATION, RECOVERY, MERGED, PACKAGE = "evaluation.json", "recovery.json", "mer
 RECIPE, REPORT, README = "recipe.yaml", "report.html", "README.md"  # in a run's folder
 RECORDS = (PACKAGE, SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER, RECOVERY, MERGED, EVALUATION)
 TRAINING_LOG = "training_log.jsonl"
+TRAINING_TIMES = "training_times.jsonl"  # apart from the log, which is the same whenever it is made
 RECOVERY_FOLDER = "recovery"  # inside a sparse model's folder
 KINDS = {
     SPARSITY: "a sparse model", SEARCH_SPACE: "a super-adapter", SUB_ADAPTER: "a sub-adapter", RECOVERY: "a recovery",

@@ -42,6 +42,7 @@ from shears.models import model_folder, set_threads
 from shears.recipe import EvaluateConfig, ExportConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
 from shears.searching.stage import search
 from shears.sparsity.stage import sparsify
+from shears.timing import timed
 
 logger = logging.getLogger(__name__)
 KINDS: Mapping[str, type[StageConfig]] = {
@@ -104,7 +105,8 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
                 logger.info("[%d/%d] %s: done before, fits, skipped", number, len(stages), stage.name)
             else:
                 logger.info("[%d/%d] %s", number, len(stages), stage.name)
-                stage.make()
+                with timed(folder, stage.name):
+                    stage.make()
         return _measure(recipe, folder) if recipe.evaluate else {"models": []}
 
 
@@ -203,7 +205,7 @@ def _write_figures(recipe: Recipe, folder: Path, summary: Mapping[str, Any]) -> 
 def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     file = evaluation_file(folder, name)
     logger.info("evaluate %s", name)
-    figures = _evaluated(file, model, adapter, config)
+    figures = _measurement(file, model, adapter, config) or _evaluated(name, file, model, adapter, config)
     weights, extra = inspect(model_folder(model)), inspect(adapter) if adapter else None
     return {
         "name": name,
@@ -215,13 +217,18 @@ def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, fo
     }
 
 
-def _evaluated(file: Path, model: str, adapter: Path | None, config: EvaluateConfig) -> dict[str, Any]:
-    """Return the figures of one model, measured now unless the very same measurement is there."""
-    if file.is_file():
-        before: dict[str, Any] = read_json(file)
-        if all(before.get(key) == value for key, value in measured(model, adapter, config).items()):
-            journal_path(file).unlink(missing_ok=True)  # left by a kill between the figures and its removal
-            return before
-    evaluate(model, file, adapter=str(adapter) if adapter else None, **as_data(config))
+def _measurement(file: Path, model: str, adapter: Path | None, config: EvaluateConfig) -> dict[str, Any] | None:
+    """Return the figures of one model where the very same measurement is there, else None."""
+    before: dict[str, Any] = read_json(file) if file.is_file() else {}
+    if any(before.get(key) != value for key, value in measured(model, adapter, config).items()):
+        return None
+    journal_path(file).unlink(missing_ok=True)  # left by a kill between the figures and its removal
+    return before
+
+
+def _evaluated(name: str, file: Path, model: str, adapter: Path | None, config: EvaluateConfig) -> dict[str, Any]:
+    """Return the figures of one model, measured now."""
+    with timed(file.parent.parent, f"evaluate {name}"):
+        evaluate(model, file, adapter=str(adapter) if adapter else None, **as_data(config))
     figures: dict[str, Any] = read_json(file)
     return figures

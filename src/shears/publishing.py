@@ -11,12 +11,12 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported when imported
 
-from shears.artifacts import README, RECORDS, SPARSITY, find_record, read_json, read_record
+from shears.artifacts import README, RECORDS, SPARSITY, TRAINING_TIMES, find_record, read_json, read_record
 from shears.errors import InputError, first_line
 from shears.peft_files import ADAPTER_CONFIG
 
 logger = logging.getLogger(__name__)
-LEFT_OUT = ("study.db",)  # Optuna's own: it holds dates
+LEFT_OUT = ("study.db", TRAINING_TIMES)  # they hold dates and times
 BASE_KEYS = {ADAPTER_CONFIG: "base_model_name_or_path", **dict.fromkeys(RECORDS, "base"), SPARSITY: "model"}
 """Files that name the model an artifact was made from, and the key they do it with."""
 

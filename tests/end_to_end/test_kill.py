@@ -43,8 +43,9 @@ def finish(recipe: Path, output: Path) -> str:
 
 
 def artifacts(folder: Path) -> dict[str, bytes]:
-    """Every file of a run but Optuna's own database (it holds dates) and the lock."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("study.db", ".lock"))
+    """Every file of a run but Optuna's own database (it holds dates), the times and the lock."""
+    left_out = ("study.db", "times.jsonl", "training_times.jsonl", ".lock")
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in left_out)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

@@ -17,6 +17,7 @@ import shears
 from shears.cli import main
 from shears.errors import InputError
 from shears.recipe import Recipe
+from shears.timing import read_times
 from tests.end_to_end.recipe import write_recipe
 
 
@@ -39,12 +40,24 @@ def test_a_run_leaves_every_artifact(done: tuple[Path, Path, dict[str, Any]]) ->
     _, folder, summary = done
     names = {path.name for path in folder.iterdir()} - {".lock"}
     assert names == {
-        "recipe.yaml", "sparse", "super_adapter", "search", "sub_adapter", "evaluation", "evaluation.json"
+        "recipe.yaml", "sparse", "super_adapter", "search", "sub_adapter", "evaluation", "evaluation.json",
+        "times.jsonl",
     }  # fmt: skip
     assert [row["name"] for row in summary["models"]] == ["dense", "sparse", "sparse + sub-adapter"]
     assert all(row["n"] == 12 and row["ci95"][0] <= row["value"] <= row["ci95"][1] for row in summary["models"])
     assert [round(row["sparsity"], 2) for row in summary["models"]] == [0.0, 0.5, 0.5]
     assert summary == json.loads((folder / "evaluation.json").read_text())
+
+
+def test_a_run_keeps_the_time_of_every_stage(done: tuple[Path, Path, dict[str, Any]]) -> None:
+    path, folder, _ = done
+    shears.run(load(path), folder)  # skips all, so it adds nothing
+    times = read_times(folder)
+    assert [line["stage"] for line in times[:4]] == ["sparsify", "train", "search", "export"]
+    assert [line["stage"] for line in times[4:]] == [
+        "evaluate dense", "evaluate sparse", "evaluate sparse + sub-adapter"
+    ]  # fmt: skip
+    assert all(line["finished"] and line["seconds"] >= 0 and "threads" in line["machine"] for line in times)
 
 
 def test_the_sub_adapter_needs_nothing_of_ours(done: tuple[Path, Path, dict[str, Any]]) -> None:

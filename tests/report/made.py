@@ -42,13 +42,20 @@ def records(prompt: str = "Question") -> dict[str, Any]:
     """Every file of a run, by its path."""
     linears = {f"model.layers.{layer}.self_attn.{name}": {"shape": [4, 8], "zeros": 8 * (layer + 1), "sparsity": 0.0}
                for layer in range(LAYERS) for name in ("q_proj", "k_proj")}  # fmt: skip
+    steps = range(1, 301)
     files: dict[str, Any] = {
         "recipe.yaml": {"model": "some-model", "sparsify": {"sparsity": 0.5}, "train": {"epochs": 1.0}},
         "sparse/sparsity.json": {"shears_version": "0.1.0", "achieved": 0.5, "linears": linears, "model": "some-model",
                                  "config": {"method": "wanda", "pattern": "row", "allocation": "owl", "seed": 3}},
         "super_adapter/search_space.json": {"shears_version": "0.1.0", "config": {"seed": 5}, "fingerprint": "b" * 64},
         "super_adapter/training_log.jsonl": [{"step": step, "loss": 3.0 / step, "tokens": 100, "learning_rate": 1e-3}
-                                             for step in range(1, 301)],
+                                             for step in steps],
+        "super_adapter/training_times.jsonl": [{"step": step, "seconds": 0.5} for step in steps],
+        "times.jsonl": [
+            {"stage": "train", "began": "1", "machine": "a processor, 2 threads"},  # killed
+            {"stage": "train", "began": "2", "machine": "a processor, 2 threads"},
+            {"stage": "train", "began": "2", "seconds": 154.2, "finished": True},
+        ],
         "search/result.json": result(),
         "sub_adapter/sub_adapter.json": {"shears_version": "0.1.0", "config": {"seed": 0}, "ranks": RANKS},
         "evaluation.json": {"task": "number", "data": "test.jsonl",

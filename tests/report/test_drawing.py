@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shears.report.curves import _parts
-from shears.report.drawing import Scale, around, ticks
+from shears.report.drawing import Scale, around, stairs, ticks
 from shears.report.html import element, table
-from shears.report.words import count, times
+from shears.report.words import count, duration, times
 
 FINITE = st.floats(-1e9, 1e9, allow_nan=False)
 
@@ -32,6 +32,15 @@ def test_ticks_are_those_a_person_would_choose() -> None:
     assert ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert ticks(3.0, 17.0) == [5.0, 10.0, 15.0]
     assert ticks(5.0, 5.0) == [5.0]
+    assert ticks(0.0, 5e-324) == [0.0]
+
+
+def test_stairs_keep_their_height_until_the_next_point() -> None:
+    assert stairs([(0.0, 3.0), (2.0, 1.0), (5.0, 4.0)]) == [
+        (0.0, 3.0), (2.0, 3.0), (2.0, 1.0), (5.0, 1.0), (5.0, 4.0)
+    ]  # fmt: skip
+    assert stairs([(1.0, 1.0)]) == [(1.0, 1.0)]
+    assert stairs([]) == []
 
 
 @given(st.lists(FINITE, min_size=1))
@@ -92,3 +101,5 @@ def test_counts_are_read_in_their_unit() -> None:
     assert [count(value).replace("\N{NO-BREAK SPACE}", " ") for value in (999, 1500, 134_200_000, 7e9)] == [
         "999", "1.5 k", "134.2 M", "7 G"]  # fmt: skip
     assert (times(1.9), times(12.3)) == ("1.90x", "12x")
+    assert [duration(value).replace("\N{NO-BREAK SPACE}", " ") for value in (0.44, 42, 59.7, 93.2, 7500)] == [
+        "0.4 s", "42 s", "1 min 0 s", "1 min 33 s", "2 h 5 min"]  # fmt: skip

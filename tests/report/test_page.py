@@ -46,8 +46,11 @@ def page_of(folder: Path, files: dict[str, Any] | None = None) -> str:
 def test_the_page_says_what_the_records_say(tmp_path: Path) -> None:
     text = Reader(page_of(tmp_path)).text.replace("\N{NO-BREAK SPACE}", " ")
     assert "100 %of the dense model's accuracy, by sparse + sub-adapter50.0 % (25.0 % to 75.0 %) against 50.0 %" in text
-    assert "1.61xfewer non-zero weights" in text  # 1000 / (600 + 20)
-    assert "300 steps, 30 k tokens" in text
+    assert "1.61xfewer non-zero weights" in text
+    assert "Sparse + sub-adapter keeps 100 % of the dense model's accuracy (50.0 % against 50.0 %)" in text
+    assert "with 1.61x fewer non-zero weights" in text  # 1000 / (600 + 20)
+    assert "300 steps, 30 k tokens that carry the loss, 100 a step. The steps took 2 min 30 s: 200 of these" in text
+    assert "train2 min 34 s2, 1 stoppeda processor, 2 threads" in text
     assert "random on validation.jsonl: 4 configurations measured, 2 of them on the front" in text
     assert "sparse + sub-adapter says 1" in text
     # three of four agree; the sub-adapter has one more right: McNemar's mid-p of 1 against 0 is 1/2
@@ -141,6 +144,22 @@ def test_two_runs_are_shown_beside_each_other(tmp_path: Path) -> None:
     text = Reader(write_report(one, compare=write_run(tmp_path / "two", files)).read_text()).text
     assert "not measured on the same task and data" in text
     assert "one: dense" not in text
+
+
+def test_without_times_the_tokens_are_shown(tmp_path: Path) -> None:
+    files = {name: content for name, content in records().items() if "times" not in name}
+    page = page_of(tmp_path, files)
+    assert "Completion tokens trained on" in page
+    assert "Speed of training" not in page
+    assert "The steps took" not in page
+
+
+def test_layers_that_are_alike_share_a_row(tmp_path: Path) -> None:
+    """Ranks of up_proj fall from layer to layer in the made run; here the first two are alike."""
+    ranks = {**RANKS, "layers.1.up_proj": RANKS["layers.0.up_proj"]}
+    page = page_of(tmp_path, {"sub_adapter/sub_adapter.json": {"config": {}, "ranks": ranks}})
+    assert "<title>layers 0-1, up_proj: 6</title>" in page
+    assert "<title>layer 2, up_proj: 2</title>" in page
 
 
 def test_a_package_says_what_it_weighs(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from shears.adapt.recompute import recompute_between_products
 from shears.adapt.sampling import sampling
 from shears.adapt.step_log import StepLog
 from shears.adapt.trainer import Collator, CompletionTrainer
-from shears.artifacts import TRAINING_LOG
+from shears.artifacts import TRAINING_LOG, TRAINING_TIMES
 from shears.data.packing import PACK_TOKENS
 from shears.errors import InputError
 from shears.models import pick_device, resolved_precision
@@ -39,7 +39,8 @@ def fit(ready: Ready, work: Path, settings: TrainConfig) -> None:
         check_processes(checkpoint)
     done = int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint else 0
     if is_first_process():
-        cut_log(work / TRAINING_LOG, done)
+        for name in (TRAINING_LOG, TRAINING_TIMES):
+            cut_log(work / name, done)
     logger.info(
         "training %d examples, %d tokens, %d steps%s", len(lengths), sum(lengths), steps, f" from {done}" * (done > 0)
     )

@@ -2,22 +2,34 @@
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from shears.adapt.trainer import CompletionTrainer
+from shears.artifacts import TRAINING_TIMES
 from shears.errors import InputError
 from shears.progress import Meter
 
 
 class StepLog(TrainerCallback):
-    """Writes every step: loss, tokens, learning rate, ranks; or each example's loss and ranks, where these differ."""
+    """Writes every step: loss, tokens, learning rate, ranks; or each example's loss and ranks, where these differ.
+
+    The seconds it took go into a file of their own.
+    """
 
     def __init__(self, path: Path, trainer: CompletionTrainer, meter: Meter) -> None:
         self.path, self.trainer, self.meter = path, trainer, meter
         self.learning_rate = 0.0
+        self.before = 0.0  # when the step before ended, or training began
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note when the first step begins."""
+        self.before = time.monotonic()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -49,6 +61,16 @@ class StepLog(TrainerCallback):
         else:
             line["examples"] = [example.as_data() for example in examples]
         if args.process_index == 0:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            _append(self.path, line)
+            _append(self.path.with_name(TRAINING_TIMES), {"step": state.global_step, "seconds": self._seconds()})
         self.meter.advance(work=tokens, note=f"tokens/s, loss {loss:.3f}")
+
+    def _seconds(self) -> float:
+        """Return the time since the end of the step before, the making of the batch included."""
+        before, self.before = self.before, time.monotonic()
+        return round(self.before - before, 4)
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

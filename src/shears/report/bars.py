@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from shears.report.drawing import WIDTH, Scale, svg, text
+from shears.report.drawing import WIDTH, Scale, svg, text, whisker
 from shears.report.html import element, table
 from shears.report.records import Record
 from shears.report.section import note, picture
@@ -38,8 +38,7 @@ def _bar(row: Record, top: float, scale: Scale) -> Markup:
         text(LEFT, top + 12, row["name"]),
         element("rect", x=scale.start, y=top + 18, width=scale.end - scale.start, height=BAR, class_="track"),
         element("rect", x=scale.start, y=top + 18, width=max(end - scale.start, 1.0), height=BAR, class_="bar"),
-        element("path", d=f"M{low:.1f} {middle - 5:.1f}v10M{low:.1f} {middle:.1f}H{high:.1f}M{high:.1f} "
-                          f"{middle - 5:.1f}v10", class_="whisker"),
+        whisker(low, high, middle),
         text(WIDTH - RIGHT + 10, middle + 5, figure(row["metric"], row["value"]), class_="value"),
     )  # fmt: skip
 

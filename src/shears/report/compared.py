@@ -11,7 +11,7 @@ from shears.artifacts import write_json, write_text
 from shears.errors import InputError
 from shears.evaluation.arms import read_arms
 from shears.evaluation.comparison import compare_arms
-from shears.report.drawing import WIDTH, Scale, around, svg, text, ticks
+from shears.report.drawing import WIDTH, Scale, around, svg, text, ticks, whisker
 from shears.report.html import element, table
 from shears.report.section import note, picture, section
 from shears.report.words import percent
@@ -105,12 +105,11 @@ def _whiskers(name: str, rows: Sequence[Row], form: Any, zero: bool = False) -> 
 def _row(row: Row, top: float, scale: Scale, form: Any) -> Markup:
     low, high = map(scale, row["ci95"])
     middle, spoken = top + 26, f"{row['name']}: {form(row['value'])}, {form(row['ci95'][0])} to {form(row['ci95'][1])}"
-    line = f"M{low:.1f} {middle - 5:.1f}v10M{low:.1f} {middle:.1f}H{high:.1f}M{high:.1f} {middle - 5:.1f}v10"
     return element(
         "g",
         element("title", spoken),
         text(LEFT, top + 14, row["name"]),
-        element("path", d=line, class_="whisker"),
+        whisker(low, high, middle),
         element("circle", cx=scale(row["value"]), cy=middle, r=5.0, class_="bar"),
         text(WIDTH - RIGHT + 8, middle + 5, form(row["value"]), class_="value"),
     )

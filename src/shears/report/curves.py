@@ -1,4 +1,4 @@
-"""Figures over steps: the training loss, the tokens, the learning rate; what a search had found by each evaluation."""
+"""Figures over steps: the training loss and speed; what a search had found by each evaluation."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 
 from markupsafe import Markup
 
-from shears.report.drawing import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, around, axes, path, svg
+from shears.report.drawing import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, around, axes, path, stairs, svg
 from shears.report.html import element, table
 from shears.report.records import Record
 from shears.report.section import picture
@@ -17,18 +17,37 @@ MOST_POINTS, MOST_ROWS = 200, 24
 SMOOTHED_OVER = 0.05  # share of the steps that one point of the smooth line is the mean of
 
 
-def training_pictures(log: Sequence[Record]) -> list[Markup]:
-    """Return the loss, and the tokens and learning rate, of the steps of a training log."""
-    steps = [float(line["step"]) for line in log]
-    losses = [float(line["loss"]) for line in log]
-    width = max(1, round(SMOOTHED_OVER * len(log)))
-    smooth = [sum(part) / len(part) for part in (losses[max(0, end - width) : end] for end in range(1, len(log) + 1))]
-    total = list(accumulate(float(line["tokens"]) for line in log))
+def training_pictures(log: Sequence[Record], timed: Sequence[tuple[Record, float]]) -> list[Markup]:
+    """Return the loss of the steps of a training log, and their speed; of steps without times, the tokens in all."""
+    steps, losses = _column(log, "step"), _column(log, "loss")
     rows = _table("Training, mean over the steps named", log)
-    return [
-        _curve("Training loss", ("step", "loss per token"), steps, {"pale": losses, "line": smooth}, digits, rows),
-        _curve("Completion tokens trained on", ("step", "tokens in all"), steps, {"line": total}, count, rows),
-    ]
+    loss = _curve("Training loss", ("step", "loss per token"), steps, _smoothed(losses), digits, rows)
+    return [loss, _speed(timed, rows) if timed else _tokens(log, rows)]
+
+
+def _speed(timed: Sequence[tuple[Record, float]], rows: Markup) -> Markup:
+    steps, rates = [], list[float]()
+    for line, seconds in timed:
+        steps.append(float(line["step"]))
+        rates.append(line["tokens"] / max(seconds, 1e-9))
+    return _curve("Speed of training", ("step", "completion tokens a second"), steps, _smoothed(rates), digits, rows)
+
+
+def _tokens(log: Sequence[Record], rows: Markup) -> Markup:
+    total = list(accumulate(_column(log, "tokens")))
+    names = ("step", "tokens in all")
+    return _curve("Completion tokens trained on", names, _column(log, "step"), {"line": total}, count, rows)
+
+
+def _column(log: Sequence[Record], name: str) -> list[float]:
+    return [float(line[name]) for line in log]
+
+
+def _smoothed(values: list[float]) -> dict[str, list[float]]:
+    """Return figures as a pale line, and their mean over the last steps as a strong one."""
+    width = max(1, round(SMOOTHED_OVER * len(values)))
+    parts = (values[max(0, end - width) : end] for end in range(1, len(values) + 1))
+    return {"pale": values, "line": [sum(part) / len(part) for part in parts]}
 
 
 def history_picture(metric: str, values: Sequence[float], best: Callable[[float, float], float]) -> Markup:
@@ -42,8 +61,8 @@ def history_picture(metric: str, values: Sequence[float], best: Callable[[float,
     def form(value: float) -> str:
         return figure(metric, value)
 
-    return _curve(f"Search: {metric} by evaluation", ("evaluation", metric), numbers, {"dots": list(values),
-                  "line": ever}, form, data)  # fmt: skip
+    lines = {"dots": list(values), "stairs": ever}
+    return _curve(f"Search: {metric} by evaluation", ("evaluation", metric), numbers, lines, form, data)
 
 
 def _curve(
@@ -62,8 +81,9 @@ def _curve(
         if kind == "dots":
             parts += [element("circle", cx=a, cy=b, r=3.0, class_="dot") for a, b in points]
         else:
-            parts.append(path(points, kind))
-    drawing = svg(f"{title}, from {form(lines['line'][0])} to {form(lines['line'][-1])}", HEIGHT, *parts)
+            parts.append(path(stairs(points) if kind == "stairs" else points, "line" if kind == "stairs" else kind))
+    *_, shown = lines.values()
+    drawing = svg(f"{title}, from {form(shown[0])} to {form(shown[-1])}", HEIGHT, *parts)
     return picture(title, drawing, data)
 
 

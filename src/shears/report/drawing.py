@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, zip_longest
 
 from markupsafe import Markup
 
@@ -38,7 +39,7 @@ def around(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Return round numbers (1, 2 or 5 times a power of ten apart) between low and high, `most` at the most."""
-    if not high > low:
+    if not high - low > 1e-300:  # of smaller ones, a part may be no number any more
         return [low]
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
@@ -72,6 +73,18 @@ def axes(
     return element("g", join(parts), class_="axes", aria_hidden="true")
 
 
+def whisker(low: float, high: float, y: float) -> Markup:
+    """Return an interval as a line with an end on both sides, set off from what it crosses."""
+    line = f"M{low:.1f} {y - 5:.1f}v10M{low:.1f} {y:.1f}H{high:.1f}M{high:.1f} {y - 5:.1f}v10"
+    return element("g", *(element("path", d=line, class_=kind) for kind in ("halo", "whisker")))
+
+
 def path(points: Sequence[tuple[float, float]], class_: str) -> Markup:
     """Return a line through the points."""
     return element("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points), class_=class_)
+
+
+def stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points of a line that keeps its height until the next point: between them, nothing is known."""
+    corners = [(after[0], before[1]) for before, after in pairwise(points)]
+    return [place for pair in zip_longest(points, corners) for place in pair if place is not None]

@@ -63,8 +63,10 @@ def _example(names: Sequence[str], records: Sequence[Record]) -> Markup:
 
 
 def _said(record: Record) -> str:
-    output, prediction = record.get("output"), record["prediction"]
-    return _short(f"{output.strip()} → {_plain(prediction)}" if isinstance(output, str) else _plain(prediction))
+    output, read = record.get("output"), _plain(record["prediction"])
+    if not isinstance(output, str) or output.strip() == read:
+        return _short(read)
+    return _short(f"{output.strip()} → {read}")
 
 
 def _plain(value: object) -> str:

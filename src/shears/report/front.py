@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from shears.recipe.goals import MAXIMISED
-from shears.report.drawing import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, around, axes, path, svg
+from shears.report.drawing import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, around, axes, path, stairs, svg
 from shears.report.html import element, table
 from shears.report.records import Record
 from shears.report.section import picture, pointed_at
@@ -64,10 +64,11 @@ def _drawing(
     forms = tuple((lambda value, name=name: figure(name, value)) for name in names)
     places = [(across(entry["metrics"][names[0]]), up(entry["metrics"][names[1]])) for entry in entries]
     order = sorted(range(len(entries)), key=lambda index: ("seen", "front", "chosen").index(marks[index]))
-    line = sorted(place for place, mark in zip(places, marks, strict=True) if mark != "seen")
+    line = [place for place, mark in zip(places, marks, strict=True) if mark != "seen"]
+    line.sort(reverse=names[0] in MAXIMISED)  # stairs lead from the better figure to the worse
     points = [_point(places[index], entries[index], marks[index], (index + 1, command_of(index + 1)))
               for index in order]  # fmt: skip
-    return svg(title, HEIGHT, axes(across, up, names, (forms[0], forms[1])), path(line, "pale"), *points)
+    return svg(title, HEIGHT, axes(across, up, names, (forms[0], forms[1])), path(stairs(line), "pale"), *points)
 
 
 def _point(place: tuple[float, float], entry: Record, mark: str, export: tuple[int, str]) -> Markup:

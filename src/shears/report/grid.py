@@ -1,6 +1,7 @@
 """A map of figures: a row a layer, a column a kind of linear, darker where the figure is larger."""
 
 from collections.abc import Callable, Mapping
+from itertools import groupby
 
 from markupsafe import Markup
 
@@ -27,11 +28,9 @@ def map_picture(title: str, cells: Cells, form: Callable[[float], str]) -> Marku
 
 
 def _rows(cells: Cells) -> Rows:
-    """Return a row a layer; one row for all of them where they are all the same."""
-    layers = list(cells)
-    if len(layers) > 1 and all(row == cells[layers[0]] for row in cells.values()):
-        return {f"{layers[0]}-{layers[-1]}": cells[layers[0]]}
-    return {str(layer): row for layer, row in cells.items()}
+    """Return a row for every run of layers that are the same."""
+    runs = [list(run) for _, run in groupby(cells, key=lambda layer: cells[layer])]
+    return {f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}": cells[run[0]] for run in runs}
 
 
 def _drawing(
@@ -51,8 +50,8 @@ def _drawing(
         for column, kind in enumerate(kinds):
             if kind in row:
                 place = (LEFT + column * width, y, width)
-                parts.append(_cell(place, f"layer {layer}, {kind}: {form(row[kind])}", form(row[kind]),
-                                   _shade(row[kind], ends)))  # fmt: skip
+                spoken = f"layer{'s' * ('-' in layer)} {layer}, {kind}: {form(row[kind])}"
+                parts.append(_cell(place, spoken, form(row[kind]), _shade(row[kind], ends)))
     return svg(title, top + CELL * len(cells) + 2, element("g", join(parts), class_="cells"))
 
 

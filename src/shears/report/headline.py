@@ -29,7 +29,9 @@ def _quality(run: Run) -> Iterator[Headline]:
     last, first = run.models[-1], run.models[0]
     if last is first:
         value = figure(last["metric"], last["value"])
-        yield Headline(value, f"{last['metric']} of the {last['name']} model", f"{interval(last)}, n = {last['n']}")
+        yield Headline(
+            value, f"{last['metric']} of the {last['name']} model", f"{interval(last)}, n{GAP}={GAP}{last['n']}"
+        )
         return
     for row in (last, *run.models[1:-1]):
         yield Headline(_kept(first, row), _kept_words(first, row), _pair(first, row))
@@ -53,7 +55,7 @@ def _pair(dense: Record, other: Record) -> str:
     metric = other["metric"]
     return (
         f"{figure(metric, other['value'])} ({interval(other)}) against {figure(metric, dense['value'])} "
-        f"({interval(dense)}), n = {other['n']}"
+        f"({interval(dense)}), n{GAP}={GAP}{other['n']}"
     )
 
 
@@ -62,7 +64,7 @@ def _weights(run: Run) -> Iterator[Headline]:
         dense, last = run.models[0], run.models[-1]
         left = last["nonzeros"] + last["adapter_parameters"]
         yield Headline(
-            times(dense["nonzeros"] / left),
+            times(_fewer(dense, last)),
             "fewer non-zero weights, the adapter's counted in",
             f"{count(left)} against {count(dense['nonzeros'])}, embeddings included",
         )
@@ -93,6 +95,33 @@ def _search(run: Run) -> Iterator[Headline]:
         f"{name} on validation data of the configuration chosen",
         f"{figure(name, first[name])} of the first tried, {len(run.result['evaluations'])} tried",
     )
+
+
+def sentence(run: Run) -> str | None:
+    """Return the run in one sentence; None where no two models were measured."""
+    if len(run.models) < 2:
+        return None
+    dense, last = run.models[0], run.models[-1]
+    figures = f"{figure(last['metric'], last['value'])} against {figure(dense['metric'], dense['value'])}"
+    words = f"{_beside(dense, last)} ({figures}) with {times(_fewer(dense, last))} fewer non-zero weights"
+    if run.package is not None and (sizes := run.package.get("bytes")):
+        words += f", at {times(sizes['model'] / sizes['model_dense'])} of its size on disk"
+    untrained = " The dense model was not trained on the task." if run.space is not None else ""
+    return f"{words[0].upper()}{words[1:]}.{untrained}"
+
+
+def _beside(dense: Record, other: Record) -> str:
+    kept = _kept(dense, other)
+    if not dense["value"]:
+        return f"{other['name']} has {other['metric']} {kept}"
+    of = f"the {dense['name']} model's {other['metric']}"
+    return (
+        f"{other['name']} has {kept[:-1]} times {of}" if kept.endswith("x") else f"{other['name']} keeps {kept} of {of}"
+    )
+
+
+def _fewer(dense: Record, other: Record) -> float:
+    return float(dense["nonzeros"] / (other["nonzeros"] + other["adapter_parameters"]))
 
 
 def cards(found: list[Headline]) -> Markup:

@@ -1,6 +1,6 @@
 """Where a run comes from: the recipe, versions, seeds, fingerprints of what was made from what."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from shears.report.html import element, table
 from shears.report.records import Record, Run
+from shears.report.words import duration
 
 FINGERPRINTS = ("base_fingerprint", "calibration_fingerprint", "data_fingerprint", "super_adapter_fingerprint",
                 "ranks_fingerprint", "fingerprint")  # fmt: skip
@@ -26,6 +27,24 @@ def stages_table(run: Run) -> Markup:
 def _fingerprints(record: Record) -> str:
     named = ((name.removesuffix("_fingerprint").replace("_", " "), record.get(name)) for name in FINGERPRINTS)
     return ", ".join(f"{'itself' if name == 'fingerprint' else name} {value[:SHORT]}" for name, value in named if value)
+
+
+def times_table(run: Run) -> Markup | None:
+    """Return how long each stage took and where it ran; None where no times were kept."""
+    rows = [(stage, *_took(run.worked_at(stage))) for stage in dict.fromkeys(line["stage"] for line in run.times)]
+    total = ("all", _seconds(run.times), "", "")
+    return table("Times", ("stage", "time", "times begun", "on"), [*rows, total]) if rows else None
+
+
+def _took(lines: Sequence[Record]) -> tuple[str, str, str]:
+    """Return the time, how often it was begun, and the machines."""
+    stopped = sum(not line["finished"] for line in lines)
+    begun = f"{len(lines)}, {stopped} stopped" if stopped else f"{len(lines)}"
+    return _seconds(lines), begun, "; ".join(dict.fromkeys(str(line["machine"]) for line in lines))
+
+
+def _seconds(lines: Sequence[Record]) -> str:
+    return duration(sum(float(line["seconds"]) for line in lines))
 
 
 def recipe_text(run: Run) -> Markup:

@@ -18,17 +18,22 @@ from shears.artifacts import (
     SPARSITY,
     SUB_ADAPTER,
     TRAINING_LOG,
+    TRAINING_TIMES,
     evaluation_file,
     read_json,
 )
 from shears.errors import InputError
+from shears.timing import read_times
 
 Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """The records of a run. `figures` are the measurements by model, each with its examples."""
+    """The records of a run. `figures` are the measurements by model, each with its examples.
+
+    `times` are those at which stages were worked at, `step_times` the seconds of training steps; either may be empty.
+    """
 
     folder: Path
     recipe: Record
@@ -41,6 +46,8 @@ class Run:
     package: Record | None
     summary: Record | None
     figures: Mapping[str, Record]
+    times: Sequence[Record]
+    step_times: Mapping[int, float]
 
     @property
     def models(self) -> Sequence[Record]:
@@ -51,6 +58,14 @@ class Run:
     def exported(self) -> Record | None:
         """The record of what the run exported."""
         return self.sub_adapter or self.merged or self.package
+
+    def worked_at(self, stage: str) -> Sequence[Record]:
+        """Return each time that a stage was worked at."""
+        return [line for line in self.times if line["stage"] == stage]
+
+    def timed_steps(self) -> Sequence[tuple[Record, float]]:
+        """Return the training steps whose seconds are known, with these."""
+        return [(line, self.step_times[line["step"]]) for line in self.log if line["step"] in self.step_times]
 
     def stages(self) -> Iterator[tuple[str, Record]]:
         """Yield the stages that are there, each with its record."""
@@ -74,6 +89,8 @@ def read_run(folder: Path) -> Run:
         package=_record(folder / "package" / PACKAGE),
         summary=(summary := _record(folder / EVALUATION)),
         figures=_figures(folder, summary),
+        times=read_times(folder),
+        step_times={line["step"]: line["seconds"] for line in _lines(folder / "super_adapter" / TRAINING_TIMES)},
     )
     if not run.models and not any(run.stages()):
         raise InputError(f"a report needs the folder of a run, and {folder} holds no stage of one; see shears run")

@@ -9,13 +9,13 @@ from shears.report.bars import measurement_picture
 from shears.report.comparison import comparison
 from shears.report.curves import history_picture, training_pictures
 from shears.report.examples import agreement, differing
-from shears.report.front import front_picture, objectives_of
+from shears.report.front import counted, front_picture, objectives_of
 from shears.report.maps import rank_map, sparsity_map
-from shears.report.origin import recipe_text, stages_table
+from shears.report.origin import recipe_text, stages_table, times_table
 from shears.report.pairs import pairs_table, within
 from shears.report.records import Run
 from shears.report.section import section
-from shears.report.words import count
+from shears.report.words import count, digits, duration
 
 Made = tuple[object, ...] | None  # the words of a section, then its pictures and tables
 
@@ -41,10 +41,10 @@ def _quality(run: Run) -> Made:
     if run.summary is None or not run.models:
         return None
     first = run.models[0]
-    lead = f"Task {run.summary['task']} on {run.summary['data']}, {first['n']} samples, the same for every model."
+    lead = f"Task {run.summary['task']} on {run.summary['data']}, {first['n']:,} examples, the same for every model."
     if len(run.models) > 1 and run.space is not None:
         lead += " Only the last model was trained on the task; the others are as they are."
-    bars = measurement_picture(f"{first['metric'].capitalize()}", run.models)
+    bars = measurement_picture(f"{first['metric'].capitalize()} by model", run.models)
     tested = pairs_table(within(run.figures)) if run.figures else None
     return lead, bars, agreement(run.figures), tested
 
@@ -57,7 +57,7 @@ def _layers(run: Run) -> Made:
         words.append(f"Pruned by {config['method']}, pattern {config['pattern']}, allocation {config['allocation']}.")
         pictures.append(sparsity_map(zeros["linears"]))
     if ranks:
-        words.append("The exported sub-adapter has these ranks; a larger one says that a place needs more.")
+        words.append(f"The exported sub-adapter has {counted(ranks)}; layers that are alike share a row.")
         pictures.append(rank_map(ranks))
     return (" ".join(words), *pictures) if pictures else None
 
@@ -66,11 +66,13 @@ def _training(run: Run) -> Made:
     if not run.log:
         return None
     tokens = sum(line["tokens"] for line in run.log)
-    lead = (
-        f"{run.log[-1]['step']} steps, {count(tokens)} tokens that carry the loss, {count(tokens / len(run.log))} a "
-        "step. Records hold no times, so that equal inputs give equal bytes; the command line shows tokens a second."
-    )
-    return lead, *training_pictures(run.log)
+    each = count(tokens / len(run.log))
+    lead = f"{run.log[-1]['step']} steps, {count(tokens)} tokens that carry the loss, {each} a step."
+    timed = run.timed_steps()
+    if seconds := sum(took for _, took in timed):
+        rate = sum(line["tokens"] for line, _ in timed) / seconds
+        lead += f" The steps took {duration(seconds)}: {digits(rate)} of these tokens a second."
+    return lead, *training_pictures(run.log, timed)
 
 
 def _search(run: Run) -> Made:
@@ -89,8 +91,11 @@ def _search(run: Run) -> Made:
 
 def _examples(run: Run) -> Made:
     found = differing(run.figures)
-    return ("Questions that some of the models answer and others do not.", *found) if found else None
+    arrow = " Behind an arrow stands what is read from a text as its answer."
+    if run.summary is not None and run.summary["task"] == "equation":
+        arrow += " Of an equation, that is the value of what stands left of the equals sign."
+    return (f"Questions that some of the models answer and others do not.{arrow}", *found) if found else None
 
 
 def _origin(run: Run) -> Made:
-    return "What it takes to make this run again.", stages_table(run), recipe_text(run)
+    return "What it takes to make this run again.", stages_table(run), times_table(run), recipe_text(run)

@@ -47,3 +47,13 @@ def size(num_bytes: int | float) -> str:
 def times(ratio: float) -> str:
     """Return a ratio."""
     return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.0f}x"
+
+
+def duration(seconds: int | float) -> str:
+    """Return a time in the two units it is best read in."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f}{GAP}s" if seconds < 10 else f"{whole}{GAP}s"
+    minutes, rest = divmod(whole, 60)
+    hours, over = divmod(minutes, 60)
+    return f"{hours}{GAP}h {over}{GAP}min" if hours else f"{minutes}{GAP}min {rest}{GAP}s"

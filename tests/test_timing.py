@@ -1,0 +1,32 @@
+"""Times: a line for each time a stage was worked at, also where an error ended it; torn lines are left out."""
+
+from pathlib import Path
+
+import pytest
+
+from shears.timing import TIMES, read_times, timed
+
+
+def test_what_was_finished_and_what_was_stopped_are_told_apart(tmp_path: Path) -> None:
+    with timed(tmp_path, "sparsify"):
+        pass
+    with pytest.raises(KeyboardInterrupt), timed(tmp_path, "train"):
+        raise KeyboardInterrupt
+    assert [(line["stage"], line["finished"]) for line in read_times(tmp_path)] == [
+        ("sparsify", True), ("train", False)
+    ]  # fmt: skip
+
+
+def test_what_was_killed_is_known_to_have_begun_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
+    with timed(tmp_path, "train"):
+        killed = (tmp_path / TIMES).read_text()  # what a kill in here leaves
+    (tmp_path / TIMES).write_text(killed + '{"stage": "sea')
+    assert [(line["stage"], line["seconds"], line["finished"]) for line in read_times(tmp_path)] == [
+        ("train", 0.0, False)
+    ]  # fmt: skip
+    assert read_times(tmp_path / "nowhere") == []
+
+
+def test_an_error_is_not_hidden_by_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the stage's own"), timed(tmp_path / "gone", "train"):
+        raise ValueError("the stage's own")
