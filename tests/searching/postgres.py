@@ -46,6 +46,11 @@ class Server:
         settings = f"{SETTINGS} -c unix_socket_directories={self._folder}"
         self._run("pg_ctl", "-D", str(data), "-l", str(log), "-w", "-s", "-o", settings, *command)
 
+    def end(self) -> None:
+        """Stop it, if a test that failed has not left it stopped."""
+        if (self._folder / "data" / "postmaster.pid").exists():
+            self.control("stop", "-m", "immediate")
+
     def make(self) -> None:
         """Make an empty cluster; everyone needs the password."""
         secret = self._folder / "password"
@@ -73,6 +78,6 @@ def running_server() -> Iterator[Server]:
         try:
             yield server
         finally:
-            server.control("stop", "-m", "immediate")
+            server.end()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

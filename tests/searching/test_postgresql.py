@@ -22,7 +22,7 @@ from tests.processes import Process
 from tests.searching.postgres import PASSWORD, Server, running_server
 
 pytest.importorskip("psycopg", reason="pip install 'shears[postgresql]'")
-BUDGET = 24
+BUDGET = 80
 DEADLINE = 120.0
 
 
@@ -77,10 +77,18 @@ def num_complete(url: str) -> int:
     return sum(trial.state is TrialState.COMPLETE for trial in trials(url))
 
 
+def num_at_work(url: str) -> int:
+    """How many workers have evaluated something."""
+    return len({t.system_attrs[WORKER] for t in trials(url) if t.state is TrialState.COMPLETE})
+
+
 def is_frozen_inside_an_evaluation(worker: Process, name: str, url: str) -> bool:
-    """Stop the worker; let it go on unless it has claimed a configuration and not finished it."""
+    """Stop the worker; let it go on unless it was the first to claim a configuration and has not finished it."""
     worker.send_signal(signal.SIGSTOP)
-    if any(t.state is TrialState.RUNNING and t.system_attrs[WORKER] == name for t in trials(url)):
+    first: dict[str, FrozenTrial] = {}
+    for trial in trials(url):
+        first.setdefault(str(sorted(trial.params.items())), trial)
+    if any(t.state is TrialState.RUNNING and t.system_attrs[WORKER] == name for t in first.values()):
         return True
     worker.send_signal(signal.SIGCONT)
     return False
@@ -110,13 +118,15 @@ def test_one_worker_killed_and_the_server_restarted_nothing_is_lost_and_nothing_
     open_url, secret_url = server.url(None), server.url(PASSWORD)
     first, second, log = tmp_path / "first", tmp_path / "second", tmp_path / "log"
     given = (log, super_adapter, first)
-    killed = Process(log, search_and_log, *given, data=validation, storage=secret_url)
     other = start_as_a_user(super_adapter, second, data=validation, storage=open_url)
-    wait_for(lambda: num_complete(secret_url) >= 3, killed, other)
+    wait_for(lambda: num_at_work(secret_url) == 1, other)  # it is the slower one to start
+    killed = Process(log, search_and_log, *given, data=validation, storage=secret_url)
+    wait_for(lambda: num_at_work(secret_url) == 2, killed, other)
     server.control("stop", "-m", "fast")
     wait_for(lambda: "does not answer, trying again for up to 60 s" in log.read_text(), killed, other)
     server.control("start")
-    wait_for(lambda: num_complete(secret_url) >= 6, killed, other)
+    before = num_complete(secret_url)
+    wait_for(lambda: num_complete(secret_url) >= before + 3, killed, other)
     name = (tmp_path / "first.partial" / ".worker").read_text()
     wait_for(lambda: is_frozen_inside_an_evaluation(killed, name, secret_url), other)
     killed.kill()
