@@ -1,6 +1,8 @@
-"""How people write sizes and patterns: `2GB`, `2:4`. Pure."""
+"""How people write sizes, patterns and figures of layers: `2GB`, `2:4`, `24 in layers 0-3; 16 in layer 4`. Pure."""
 
 import re
+from collections.abc import Mapping
+from itertools import groupby
 
 from shears.errors import InputError
 
@@ -25,3 +27,22 @@ def kept_of_every(pattern: str) -> tuple[int, int] | None:
     if not 0 < kept < size:
         raise InputError(f"a pattern N:M must keep 0 < N < M weights, got {pattern}; 2:4 keeps two of four")
     return kept, size
+
+
+def by_layer(figures: Mapping[int, str]) -> str:
+    """Return which layers have which figure, the most frequent first, or `24 in all 6 layers`."""
+    layers: dict[str, list[int]] = {}
+    for layer, figure in sorted(figures.items()):
+        layers.setdefault(figure, []).append(layer)
+    if len(layers) == 1:
+        return f"{next(iter(layers))} in all {len(figures)} layers"
+    often = sorted(layers, key=lambda figure: -len(layers[figure]))
+    return "; ".join(
+        f"{figure} in layer{'s' * (len(layers[figure]) > 1)} {_ranges(layers[figure])}" for figure in often
+    )
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return rising numbers with runs of neighbours written as `first-last`."""
+    runs = ([number for _, number in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]))
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

@@ -65,8 +65,8 @@ def test_a_sparse_model_says_where_its_zeros_are() -> None:
 
 def test_an_adapter_says_its_ranks_and_how_to_serve_it() -> None:
     text = card("sub_adapter.json", RECORDS["sub_adapter.json"])
-    assert "| `up_proj` | 32 16 |" in text
-    assert "| `q_proj+k_proj` | 24 |" in text
+    assert "| `up_proj` | 32 in layer 0; 16 in layer 1 |" in text
+    assert "| `q_proj+k_proj` | 24 in all 2 layers |" in text
     assert "--max-lora-rank 32" in text
     assert checked(text).data.base_model is None  # a folder of a machine is no base on the hub
     masked = card("sub_adapter.json", {**RECORDS["sub_adapter.json"], "sparse_adapter": True})

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from shears.notation import by_layer
+
 Record = Mapping[str, Any]
 
 
@@ -28,14 +30,19 @@ def sparsity_table(record: Record) -> str | None:
 
 
 def rank_table(record: Record) -> str | None:
-    """Return the ranks of every kind of group, from the first layer to the last."""
+    """Return the ranks of every kind of group."""
     groups = record.get("ranks") or {name: group["ranks"] for name, group in record.get("groups", {}).items()}
-    kinds: dict[str, list[str]] = {}
-    for name, rank in sorted(groups.items(), key=lambda item: int(item[0].split(".")[1])):
-        text = str(rank) if isinstance(rank, int) else "/".join(map(str, rank))
-        kinds.setdefault(name.split(".", 2)[2], []).append(text)
-    rows = ((f"`{kind}`", texts[0] if len(set(texts)) == 1 else " ".join(texts)) for kind, texts in kinds.items())
-    return "## Ranks\n\n" + table(("group", "rank, first layer to last"), rows) if kinds else None
+    rows = [(f"`{kind}`", words) for kind, words in ranks_by_kind(groups).items()]
+    return "## Ranks\n\n" + table(("group", "rank"), rows) if rows else None
+
+
+def ranks_by_kind(ranks: Mapping[str, int | Sequence[int]]) -> dict[str, str]:
+    """Return in words, for every kind of group, which layers have which rank, or which list of ranks."""
+    kinds: dict[str, dict[int, str]] = {}
+    for name, rank in ranks.items():
+        _, layer, kind = name.split(".", 2)
+        kinds.setdefault(kind, {})[int(layer)] = str(rank) if isinstance(rank, int) else "/".join(map(str, rank))
+    return {kind: by_layer(texts) for kind, texts in kinds.items()}
 
 
 def size_table(record: Record) -> str | None:

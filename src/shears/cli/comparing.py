@@ -55,17 +55,19 @@ def print_comparison(data: Mapping[str, Any]) -> None:
     tables.console.print(table)
     tables.console.print(_differences(data))
     tests = sorted({row["test"] for row in data["differences"]})
-    tables.print_line(f"p: {' or '.join(tests)}, two-sided. Intervals are over examples; seeds are pooled by example.")
+    tables.print_line(f"p: {' or '.join(tests)}, two-sided; won, lost: only it, only the other is right.")
+    tables.print_line("Intervals are over examples; seeds are pooled by example.")
 
 
 def _differences(data: Mapping[str, Any]) -> Table:
     """Return the table of differences; columns that no row fills are left out."""
     rows = data["differences"]
     counted, several = any("won" in row for row in rows), len(rows) > 1
-    more = [*(["only it, only other"] if counted else []), "p", *(["p (Holm)"] if several else [])]
+    more = [*(["won, lost"] if counted else []), "p", *(["p (Holm)"] if several else [])]
     table = Table(
         "arm", "points", "95 % interval", *more, title=f"difference to {data['against']}, same examples"
     )  # fmt: skip
+    table.columns[2].no_wrap = True
     for row in rows:
         won = [f"{row['won']}, {row['lost']}" if "won" in row else "-"] if counted else []
         ends = " to ".join(f"{100 * end:+.1f}" for end in row["ci95"])

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shears.artifacts import PACKAGE, SPARSITY, read_json
+from shears.cards.tables import ranks_by_kind
 from shears.progress import is_first_process
 
 console = Console(quiet=not is_first_process())
@@ -227,11 +228,6 @@ def _short(name: str, value: Any) -> str:
 
 
 def _print_ranks(ranks: Mapping[str, Any]) -> None:
-    """Print one row per kind of group: the ranks from the first layer to the last."""
-    kinds: dict[str, list[str]] = {}
-    for name, rank in sorted(ranks.items(), key=lambda item: int(item[0].split(".")[1])):
-        text = str(rank) if isinstance(rank, int) else "/".join(map(str, rank))
-        kinds.setdefault(name.split(".", 2)[2], []).append(text)
-    for kind, texts in kinds.items():
-        same = len(set(texts)) == 1
-        print_line(f"  ranks of {kind}: " + (f"{texts[0]} in all {len(texts)} layers" if same else " ".join(texts)))
+    """Print one row per kind of group: which layers have which rank."""
+    for kind, words in ranks_by_kind(ranks).items():
+        print_line(f"  ranks of {kind}: {words}")

@@ -121,7 +121,9 @@ def export(
     *,
     values: Values,
 ) -> None:
-    """Write one sub-adapter as an ordinary PEFT adapter, merge it into its model, or pack both.
+    """Write a sub-adapter for PEFT, or merge or pack it.
+
+    As an ordinary PEFT adapter, merged into its model, or with it in one package.
 
     Stock PeftModel.from_pretrained loads an adapter, AutoModelForCausalLM a merged model.
 
@@ -151,9 +153,9 @@ def unpack(
     package: Annotated[str, typer.Argument(metavar="PACKAGE", help="Package that export wrote.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
 ) -> None:
-    """Turn a package back into an ordinary model folder and PEFT adapter.
+    """Turn a package back into ordinary folders.
 
-    Bit for bit what was packed, but for int8.
+    A model folder and a PEFT adapter, bit for bit what was packed, but for int8.
 
     shears unpack package unpacked
     """
