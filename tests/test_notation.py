@@ -19,7 +19,7 @@ def test_every_layer_is_named_once(figures: dict[int, str]) -> None:
     if len(set(figures.values())) == 1:
         assert words == f"{next(iter(figures.values()))} in all {len(figures)} layers"
         return
-    read = {}
+    read: dict[int, str] = {}
     for part in words.split("; "):
         figure, _, _, ranges = part.split(" ", 3)
         ends = ([int(end) for end in each.split("-")] for each in ranges.split(", "))
