@@ -11,6 +11,14 @@ from pathlib import Path
 DEADLINE = 120.0
 
 
+def until(true: Callable[[], object]) -> None:
+    """Wait until something holds; fail at the deadline."""
+    end = time.monotonic() + DEADLINE
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 class Process:
     """A fork that calls a function and exits with 0, or with 1 and the traceback; all it prints goes to a file."""
 

@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from shears import export_adapter
 from shears.errors import InputError
-from shears.runtime.loading import load_model_engine
-from tests.tiny import save_tiny, tiny_tokenizer
+from shears.runtime import load
+from shears.runtime.architectures import NotCoveredError
+from tests.runtime.decoders import covered, extension_is_missing
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 
 def test_a_model_folder_generates(tmp_path: Path) -> None:
-    engine = load_model_engine(str(save_tiny(tmp_path / "base")))
+    engine = load(str(save_tiny(tmp_path / "base")))
     text = engine.generate("a", max_new_tokens=3).text
     assert text == engine.generate("a", max_new_tokens=3, seed=1).text
     assert engine.generate("a", max_new_tokens=3, temperature=1.0).finish in ("stop", "length")
@@ -18,12 +21,50 @@ def test_a_model_folder_generates(tmp_path: Path) -> None:
 
 def test_every_end_token_of_a_model_ends_a_text(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base")
-    first = load_model_engine(str(folder)).generate("a", max_new_tokens=1).tokens[0]
+    first = load(str(folder)).generate("a", max_new_tokens=1).tokens[0]
     end = tiny_tokenizer().eos_token_id
     (folder / "generation_config.json").write_text(f'{{"eos_token_id": [{end}, {first}]}}')
-    assert load_model_engine(str(folder)).generate("a", max_new_tokens=3).finish == "stop"
+    assert load(str(folder)).generate("a", max_new_tokens=3).finish == "stop"
 
 
 def test_a_missing_model_is_refused() -> None:
     with pytest.raises(InputError, match="there is no nowhere/at/all"):
-        load_model_engine("nowhere/at/all")
+        load("nowhere/at/all")
+
+
+def packed(folder: Path, name: str = "llama, tied head") -> Path:
+    """Save a model, and a package of it; return the package."""
+    model = covered(name) if name.startswith("llama") else tiny_model(name)
+    model.save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    return export_adapter(str(folder / "model"), folder / "package", format="package", values="fp32")
+
+
+def test_a_package_generates_what_its_model_does(tmp_path: Path) -> None:
+    package = packed(tmp_path)
+    expected = load(tmp_path / "model").generate("Question: how many?", max_new_tokens=8)
+    found = {backend: load(package, backend=backend) for backend in ("auto", "drop-in")}
+    assert all(engine.generate("Question: how many?", max_new_tokens=8) == expected for engine in found.values())
+    if not extension_is_missing():
+        assert found["auto"].backend.describe()["name"] == "native"
+    assert found["drop-in"].backend.describe()["name"] == "drop-in"
+
+
+def test_a_package_that_the_native_decoder_does_not_cover_runs_on_packed_linears(tmp_path: Path) -> None:
+    package = packed(tmp_path, "gpt2")
+    assert load(package).backend.describe()["name"] == "drop-in"
+    if not extension_is_missing():
+        with pytest.raises(NotCoveredError, match="not gpt2"):
+            load(package, backend="native")
+
+
+def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
+    package = packed(tmp_path)
+    with pytest.raises(InputError, match="backend native runs packages"):
+        load(tmp_path / "model", backend="native")
+    with pytest.raises(InputError, match="a package comes with its adapter"):
+        load(package, "adapter")
+    file = package / "package.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match=r"must be those of package.json"):
+        load(package)

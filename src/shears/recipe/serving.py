@@ -67,11 +67,13 @@ class ServeConfig(RunningConfig):
     """How to answer requests."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets the whole network in, and there are no passwords."""
+    """Address to listen on; 0.0.0.0 lets the whole network in (then give --api-key)."""
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     name: str | None = None
     """What the model is called; by default the name of its folder."""
+    api_key: str | None = Field(None, min_length=1)
+    """Key that every request must carry; by default $SHEARS_API_KEY, else none is asked for."""
     max_waiting: int = Field(32, ge=0)
     """Requests that may wait for a place; beyond, 429 is answered."""
     max_request_bytes: int = Field(1_000_000, gt=0)

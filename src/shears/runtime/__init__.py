@@ -8,15 +8,22 @@ if TYPE_CHECKING:
     from shears.runtime.backend import Backend
     from shears.runtime.drop_in import densify_linears, sparsify_linears
     from shears.runtime.drop_in_backend import DropInBackend
+    from shears.runtime.engine import Engine
+    from shears.runtime.loading import load
+    from shears.runtime.worker import Worker
 
 _HOMES = {
     "Backend": "backend",
     "DropInBackend": "drop_in_backend",
+    "Engine": "engine",
+    "Worker": "worker",
     "densify_linears": "drop_in",
     "kernels_available": "available",
+    "load": "loading",
     "sparsify_linears": "drop_in",
 }
-__all__ = ["Backend", "DropInBackend", "densify_linears", "kernels_available", "sparsify_linears"]
+__all__ = ["Backend", "DropInBackend", "Engine", "Worker", "densify_linears", "kernels_available", "load",
+           "sparsify_linears"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

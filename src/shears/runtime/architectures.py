@@ -17,6 +17,10 @@ LONGEST_HEAD = 256  # kMaxHead in csrc/ops.h
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")  # the others change with the length of the text
 
 
+class NotCoveredError(InputError):
+    """A model, or an adapter, that the native decoder does not cover; transformers runs it."""
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """What one layer differs in: the `window` of positions that a query sees (None: all), whether it `rotates`."""
@@ -49,7 +53,7 @@ def _everywhere(config: Any) -> list[LayerPlan]:
 def _by_type(config: Any) -> list[LayerPlan]:
     types: Sequence[str] = config.layer_types
     if unknown := set(types) - {"full_attention", "sliding_attention"}:
-        raise InputError(f"layers must attend fully or in a window, got {min(unknown)}")
+        raise NotCoveredError(f"layers must attend fully or in a window, got {min(unknown)}")
     return [LayerPlan(config.sliding_window if kind == "sliding_attention" else None, True) for kind in types]
 
 
@@ -71,12 +75,14 @@ def plan_of(config: Any) -> Plan:
     """Return the plan of a transformers config; InputError, saying why, for a model that the decoder does not cover."""
     if config.model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise InputError(f"the native decoder covers {known}, not {config.model_type}")
+        raise NotCoveredError(f"the native decoder covers {known}, not {config.model_type}")
     if config.hidden_act not in {"silu", "swish"}:
-        raise InputError(f"the native decoder covers feed-forwards with silu, not {config.hidden_act}")
+        raise NotCoveredError(f"the native decoder covers feed-forwards with silu, not {config.hidden_act}")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if head_dim % 2 or not 2 <= head_dim <= LONGEST_HEAD:
-        raise InputError(f"the native decoder covers heads of an even length up to {LONGEST_HEAD}, not of {head_dim}")
+        raise NotCoveredError(
+            f"the native decoder covers heads of an even length up to {LONGEST_HEAD}, not of {head_dim}"
+        )
     frequencies, scale = rope(config, head_dim)
     return Plan(
         tuple(ARCHITECTURES[config.model_type](config)),
@@ -100,7 +106,7 @@ def rope(config: Any, head_dim: int) -> tuple[Float[Tensor, " D2"], float]:
     parameters = config.rope_parameters
     kind = parameters["rope_type"]
     if kind not in STATIC_ROPES or parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise InputError(
+        raise NotCoveredError(
             f"the native decoder covers whole rotary positions of kind {', '.join(STATIC_ROPES)}, not {kind}"
         )
     if kind == "default":

@@ -21,8 +21,8 @@ class Batch:
         """Return how many texts are waiting or running."""
         return len(self._waiting) + len(self._running)
 
-    def add(self, answer: Answer) -> None:
-        """Let a text wait for its turn; InputError for an empty prompt or one that leaves no room for an answer."""
+    def check(self, answer: Answer) -> None:
+        """Raise InputError for an empty prompt, or one that leaves no room for an answer; from any thread."""
         longest = self._backend.max_length
         if not answer.prompt:
             raise InputError("a prompt must not be empty; give at least one token")
@@ -30,6 +30,10 @@ class Batch:
             raise InputError(
                 f"a prompt must be shorter than the model's {longest} tokens, got {len(answer.prompt)}; shorten it"
             )
+
+    def add(self, answer: Answer) -> None:
+        """Let a text wait for its turn; InputError as `check`."""
+        self.check(answer)
         self._waiting.append(answer)
 
     def remove(self, answer: Answer) -> None:

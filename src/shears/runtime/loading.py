@@ -1,23 +1,93 @@
-"""From a name to an engine, for any model that transformers loads."""
+"""From a name to an engine: a package through the native decoder or packed linears, any other model by transformers."""
 
+import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from shears.artifacts import PACKAGE, read_record
+from shears.errors import InputError
 from shears.evaluation.run import load_with_adapter
-from shears.models import set_threads
+from shears.models import load_tokenizer, model_folder, set_threads
+from shears.package_models import is_package
+from shears.recipe.serving import RunningConfig
+from shears.resolve import build
+from shears.runtime.architectures import NotCoveredError
+from shears.runtime.available import kernels_available
+from shears.runtime.backend import Backend
+from shears.runtime.drop_in_backend import DropInBackend
 from shears.runtime.engine import Engine
 from shears.runtime.transformers_backend import TransformersBackend
 
+logger = logging.getLogger(__name__)
 
-def load_model_engine(
-    model: str, adapter: str | None = None, dtype: str = "auto", device: str = "auto", threads: int | None = None
-) -> Engine:
-    """Return an engine for a model that is no package, with or without an adapter, through transformers."""
+
+def load(model: str | Path, adapter: str | Path | None = None, *, threads: int | None = None, **options: Any) -> Engine:
+    """Return an engine for a package, or for a model by any name with or without an adapter.
+
+    Keywords are those of RunningConfig (`backend`, `dtype`, `device`). InputError for what is no such model, and for a
+    backend that does not run it.
+    """
+    wanted = build(RunningConfig, "", options)
     set_threads(threads)
-    loaded, tokenizer = load_with_adapter(model, adapter, dtype, device)
+    folder = model_folder(model)
+    if is_package(folder):
+        engine = _package_engine(folder, adapter, wanted)
+    elif wanted.backend == "auto":
+        engine = _model_engine(str(model), adapter, wanted)
+    else:
+        raise InputError(f"backend {wanted.backend} runs packages, {model} is none; shears export --format package")
+    logger.info("%s runs on %s", model, described(engine.backend))
+    return engine
+
+
+def described(backend: Backend) -> str:
+    """Return what runs a model, in words."""
+    found = backend.describe()
+    threads = found["threads"]
+    return f"{found['name']} ({found['isa']}, {found['values']}, {threads} thread{'' if threads == 1 else 's'})"
+
+
+def _model_engine(model: str, adapter: str | Path | None, wanted: RunningConfig) -> Engine:
+    loaded, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
     settings: Any = getattr(loaded, "generation_config", None)
     found = ends(tokenizer.eos_token_id, getattr(settings, "eos_token_id", None))
     return Engine(TransformersBackend(loaded), tokenizer, found)
+
+
+def _package_engine(folder: Path, adapter: str | Path | None, wanted: RunningConfig) -> Engine:
+    if adapter is not None:
+        raise InputError(f"a package comes with its adapter, got adapter={adapter} beside {folder}; unpack it first")
+    read_record(folder, PACKAGE)
+    tokenizer = load_tokenizer(folder)
+    return Engine(package_backend(folder, wanted), tokenizer, ends(tokenizer.eos_token_id, _end_of_package(folder)))
+
+
+def package_backend(folder: Path, wanted: RunningConfig) -> Backend:
+    """Return the backend of a package; `auto` takes the native decoder where it was built and covers the model."""
+    if wanted.backend == "drop-in":
+        return DropInBackend(folder, dtype=wanted.dtype)
+    if kernels_available():
+        from shears.runtime.native_decoder import open_native
+
+        try:
+            return open_native(folder, torch.get_num_threads(), verify=False)
+        except NotCoveredError as error:
+            if wanted.backend == "native":
+                raise
+            logger.info("%s: %s; transformers runs it, with packed linears", folder, error)
+    elif wanted.backend == "native":
+        raise InputError("backend native needs the C++ kernels, which were not built; use backend drop-in")
+    return DropInBackend(folder, dtype=wanted.dtype)
+
+
+def _end_of_package(folder: Path) -> Any:
+    from transformers import GenerationConfig
+
+    settings = folder / "generation_config.json"
+    return GenerationConfig.from_pretrained(folder).eos_token_id if settings.is_file() else None
 
 
 def ends(*found: Iterable[int] | int | None) -> frozenset[int]:

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from shears.errors import InputError
 from shears.packed.file import Package, read_package
 from shears.packed.layout import PackedMatrix, Values, pack
 from shears.packed.quantize import quantize_rows
 from shears.peft_files import ADAPTER_CONFIG, PREFIX, A, B
+from shears.runtime.architectures import NotCoveredError
 
 UNUSUAL = ("use_dora", "lora_bias", "modules_to_save", "fan_in_fan_out", "use_qalora", "trainable_token_indices")
 
@@ -87,10 +87,10 @@ def _package_updates(package: Package, config: Path) -> dict[str, Update]:
         return {}
     settings = json.loads(config.read_text())
     if unusual := [key for key in UNUSUAL if settings.get(key)]:
-        raise InputError(f"the native decoder covers plain LoRA, this adapter has {unusual[0]}; merge it first")
+        raise NotCoveredError(f"the native decoder covers plain LoRA, this adapter has {unusual[0]}; merge it first")
     names = [name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)]
     if len(tensors) != 2 * len(names):
-        raise InputError(f"the native decoder covers an adapter of A and B only, this has {len(tensors)} tensors")
+        raise NotCoveredError(f"the native decoder covers an adapter of A and B only, this has {len(tensors)} tensors")
     return {
         name: Update(tensors[f"{PREFIX}{name}{A}"], tensors[f"{PREFIX}{name}{B}"], scaling_of(settings, name))
         for name in names

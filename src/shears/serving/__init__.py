@@ -1,0 +1,1 @@
+"""A model over HTTP, as clients of OpenAI's interface expect it."""

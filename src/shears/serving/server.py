@@ -1,0 +1,97 @@
+"""`shears serve`: a socket, an engine, a worker, the application, until a signal ends it."""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from shears.errors import InputError
+from shears.recipe import ServeConfig
+from shears.recipe.serving import RunningConfig
+from shears.resolve import build
+from shears.runtime.loading import load
+from shears.runtime.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+NEEDED = ("fastapi", "uvicorn")
+KEY = "SHEARS_API_KEY"
+
+
+def serve(model: str | Path, adapter: str | Path | None = None, **config: Any) -> None:
+    """Answer requests until SIGTERM or SIGINT; keywords are those of ServeConfig.
+
+    Then no new ones are taken, and those in the making have `shutdown_seconds` to end. InputError where fastapi and
+    uvicorn are missing, for an address that cannot be had, and whatever `load` refuses.
+    """
+    wanted = build(ServeConfig, "serve", config)
+    refuse_missing()
+    with bound(wanted.host, wanted.port) as listener:
+        engine = load(model, adapter, **wanted.model_dump(include=set(RunningConfig.model_fields)))
+        with Worker(engine, wanted.max_waiting) as worker, _signals_passed_over():
+            make_server(worker, wanted.name or Path(model).resolve().name, wanted, listener).run([listener])
+    logger.info("the server has ended")
+
+
+@contextmanager
+def _signals_passed_over() -> Iterator[None]:
+    """Keep alive: uvicorn raises what has ended it once more behind its end, when the worker has not ended yet."""
+    handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def refuse_missing() -> None:
+    """Raise InputError where the extra is not installed."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise InputError(f"serve needs {' and '.join(missing)}, not installed; pip install 'shears[serve]'")
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Return a socket that has the address and does not listen yet; InputError where it cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with ExitStack() as closing:
+            listener = closing.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            closing.pop_all()
+            return listener
+    except OSError as error:
+        raise InputError(f"the address must be free and this machine's, got {host} port {port}: {error}") from None
+
+
+def make_server(worker: Worker, name: str, config: ServeConfig, listener: socket.socket) -> Any:
+    """Return a uvicorn.Server; whoever runs it passes the listener, and sets `should_exit` or sends a signal."""
+    import uvicorn
+
+    from shears.serving.app import make_app
+
+    config = config if config.api_key else config.model_copy(update={"api_key": os.environ.get(KEY) or None})
+    app = make_app(worker, name, config)
+    app.router.lifespan_context = _announced(name, listener)
+    return uvicorn.Server(
+        uvicorn.Config(
+            app, lifespan="on", log_level="warning", access_log=False, server_header=False,
+            timeout_graceful_shutdown=config.shutdown_seconds,
+        )
+    )  # fmt: skip
+
+
+def _announced(name: str, listener: socket.socket) -> Any:
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        host, port = listener.getsockname()[:2]
+        logger.info("%s answers at http://%s:%d/v1 (Ctrl-C ends it)", name, f"[{host}]" if ":" in host else host, port)
+        yield
+        logger.info("no more requests are taken")
+
+    return lifespan

@@ -1,0 +1,225 @@
+"""What a server refuses, in the form that the client reads; nothing that is refused keeps a place."""
+
+import json
+import os
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+pytest.importorskip("fastapi")
+
+from shears.errors import InputError
+from shears.runtime.engine import Engine
+from shears.serving import server as serving_server
+from shears.serving.server import bound, serve
+from tests.processes import Process, until
+from tests.runtime.backends import TOKENIZER, always, engine_of
+from tests.serving.servers import NAME, Running, running
+from tests.tiny import save_tiny
+
+LONG = 4096  # tokens; seconds of work
+LETTER = TOKENIZER("z")["input_ids"][0]
+TALK: Any = [{"role": "user", "content": "a"}]
+
+
+@pytest.fixture(scope="module")
+def endless() -> Iterator[Running]:
+    """A model that says z until it is full, in one place, with room for one more request."""
+    with running(long_engine(), max_waiting=1, max_new_tokens=10**6, max_request_bytes=20_000) as server:
+        yield server
+
+
+def long_engine() -> Engine:
+    model = always(LETTER)
+    model.config.max_position_embeddings = LONG
+    return engine_of(model, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "message", "param"),
+    [
+        ({"model": "gpt-x"}, 404, "the model must be 'tiny', got 'gpt-x'; see /v1/models", "model"),
+        ({"model": None}, 400, "model must be a valid string, got None", "model"),
+        ({"max_tokens": 10**7}, 400, "max_tokens must be at most 1000000, got 10000000", "max_tokens"),
+        ({"max_completion_tokens": 10**7}, 400, "max_completion_tokens must be at most", "max_completion_tokens"),
+        ({"max_tokens": 0}, 400, "max_tokens must be greater than or equal to 1, got 0", "max_tokens"),
+        ({"max_tokens": "5"}, 400, "max_tokens must be a valid integer, got '5'", "max_tokens"),
+        ({"temperature": 3}, 400, "temperature must be less than or equal to 2, got 3", "temperature"),
+        ({"temprature": 1}, 400, "unknown key 'temprature'; did you mean 'temperature'?", "temprature"),
+        ({"n": 2}, 400, "n=2 is not supported here; leave n out", "n"),
+        ({"logprobs": True}, 400, "logprobs=True is not supported", "logprobs"),
+        ({"tools": [{"type": "function"}]}, 400, "tools=", "tools"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format=", "response_format"),
+        ({"stop": ["x"] * 17}, 400, "stop", "stop"),
+        ({"stop": ""}, 400, "stop", "stop"),
+        ({"messages": []}, 400, "messages List should have at least 1 item", "messages"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, 400, "messages.0.role must be 'system'", "messages.0.role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages.0.content", None),
+        ({"messages": [{"role": "user", "content": "a" * LONG}]}, 400, "must be shorter than the model's", None),
+    ],
+)
+def test_a_mistake_is_told_with_its_key(
+    endless: Running, change: dict[str, Any], status: int, message: str, param: str | None
+) -> None:
+    answer = endless.post("/v1/chat/completions", json={"model": NAME, "messages": TALK, **change})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (status, "invalid_request_error")
+    assert message in error["message"]
+    assert param is None or error["param"] == param
+    assert endless.worker.num_open == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [("", "must not be empty"), ([], "prompt"), ([[]], "prompt"), ([1, 999], "must be in 0 to 256"), (5, "prompt")],
+)
+def test_a_wrong_prompt_is_refused(endless: Running, prompt: Any, message: str) -> None:
+    answer = endless.post("/v1/completions", json={"model": NAME, "prompt": prompt})
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
+
+
+def test_what_asks_for_nothing_is_passed_over(endless: Running) -> None:
+    nothing = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "user": "me", "tools": None}
+    body = {"model": NAME, "messages": TALK, "max_tokens": 2, "store": False, **nothing}
+    answer = endless.post("/v1/chat/completions", json=body)
+    assert answer.json()["choices"][0]["message"]["content"] == "zz"
+
+
+def test_errors_reach_the_client_as_its_own(endless: Running) -> None:
+    client = endless.client()
+    with pytest.raises(openai.NotFoundError, match="see /v1/models"):
+        client.chat.completions.create(model="other", messages=TALK)
+    with pytest.raises(openai.BadRequestError, match="at most 1000000") as caught:
+        client.chat.completions.create(model=NAME, messages=TALK, max_tokens=10**7)
+    assert (caught.value.param, caught.value.code) == ("max_tokens", "too_many_tokens")
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+    with pytest.raises(openai.NotFoundError, match="Not Found"):
+        client.embeddings.create(model=NAME, input="a")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[1]", b"[" * 15_000, b'{"model": NaN'])
+def test_what_is_no_json_object_is_refused(endless: Running, body: bytes) -> None:
+    answer = endless.post("/v1/completions", content=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_request_that_is_too_large_is_refused(endless: Running, announced: bool) -> None:
+    body = json.dumps({"model": NAME, "prompt": "a" * 30_000}).encode()
+    content: Any = body if announced else iter([body[:10_000], body[10_000:]])
+    answer = endless.post("/v1/completions", content=content)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+    assert "at most 20,000 bytes" in answer.json()["error"]["message"]
+
+
+def test_a_full_queue_is_told_at_once(endless: Running) -> None:
+    client = endless.client()
+    streams = [client.completions.create(model=NAME, prompt="a", max_tokens=10**6, stream=True) for _ in range(2)]
+    next(iter(streams[0]))
+    with pytest.raises(openai.RateLimitError, match="at most 2 texts are taken on at once, 2 are; wait") as caught:
+        client.completions.create(model=NAME, prompt="a")
+    assert caught.value.response.headers["retry-after"] == "1"
+    for stream in streams:
+        stream.close()
+    endless.wait_until_empty()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_gives_its_place_back(endless: Running, stream: bool) -> None:
+    body = json.dumps({"model": NAME, "messages": TALK, "max_tokens": 10**6, "stream": stream}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    clients = [socket.create_connection(("127.0.0.1", int(endless.url.rpartition(":")[2]))) for _ in range(2)]
+    for number, client in enumerate(clients, start=1):  # one that has a place, one that waits for it
+        client.sendall(head + body)
+        until(lambda number=number: endless.worker.num_open == number)
+    for client in reversed(clients):
+        client.close()
+    endless.wait_until_empty()
+    answer = endless.client().chat.completions.create(model=NAME, messages=TALK, max_tokens=2)
+    assert answer.choices[0].message.content == "zz"
+
+
+def test_a_model_that_fails_is_told_even_in_a_stream() -> None:
+    engine = engine_of(always(LETTER))
+    with running(engine) as server:
+        body = {"model": NAME, "prompt": "a", "max_tokens": 5}
+        engine.backend.step = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
+        answer = server.post("/v1/completions", json=body)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+        with pytest.raises(openai.APIError, match="the model failed"):
+            list(server.client().completions.create(**body, stream=True))
+
+
+def test_a_key_is_asked_for_where_one_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    for config in ({"api_key": "secret"}, {}):
+        monkeypatch.setenv("SHEARS_API_KEY", "" if config else "secret")
+        with running(engine_of(always(LETTER)), **config) as server:
+            with pytest.raises(openai.AuthenticationError, match="must carry"):
+                server.client("wrong").models.list()
+            assert server.post("/v1/completions", json={}).status_code == 401
+            assert server.client("secret").models.list().data[0].id == NAME
+            assert httpx2.get(f"{server.url}/health").status_code == 200
+
+
+def test_health_tells_whether_texts_are_made() -> None:
+    with running(engine_of(always(LETTER))) as server:
+        assert httpx2.get(f"{server.url}/health").json() == {"status": "ok", "requests": 0}
+        server.worker.close()
+        assert httpx2.get(f"{server.url}/health").status_code == 503
+        with pytest.raises(openai.InternalServerError, match="shutting down"):
+            server.client().completions.create(model=NAME, prompt="a")
+
+
+def test_an_address_that_is_taken_is_refused(tmp_path: Path) -> None:
+    with bound("127.0.0.1", 0) as listener:
+        listener.listen()
+        with pytest.raises(InputError, match="the address must be free"):
+            serve(tmp_path, port=listener.getsockname()[1])
+    with pytest.raises(InputError, match="the address must be free and this machine's, got no.such.host"):
+        bound("no.such.host", 1)
+
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving_server, "NEEDED", ("no_such_fastapi", "uvicorn"))
+    with pytest.raises(InputError, match=r"serve needs no_such_fastapi, not installed; pip install 'shears\[serve\]'"):
+        serve(tmp_path)
+
+
+def _served(folder: Path) -> None:
+    """In the child: what the command line does."""
+    import logging
+
+    log = os.fdopen(os.dup(2), "w")  # sys.stderr is pytest's
+    logging.basicConfig(level=logging.INFO, force=True, stream=log)
+    serve(folder, port=0, shutdown_seconds=20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_texts_in_the_making_end_and_then_the_server(tmp_path: Path, number: signal.Signals) -> None:
+    process = Process(tmp_path / "log", _served, save_tiny(tmp_path / "model", "llama_untied"))
+    try:
+        until(lambda: " answers at " in process.printed() or process.poll() is not None)
+        found = re.search(r"model answers at (\S+/v1)", process.printed())
+        assert found, process.printed()
+        client = openai.OpenAI(base_url=found[1], api_key="none", max_retries=0)
+        stream = client.completions.create(model="model", prompt="a", max_tokens=200, temperature=0, stream=True)
+        first = next(stream)
+        os.kill(process.pid, number)
+        rest = list(stream)
+        assert rest[-1].choices[0].finish_reason in ("stop", "length")
+        assert first.id == rest[-1].id
+        assert process.wait() == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+    with pytest.raises(openai.APIConnectionError):
+        client.models.list()
