@@ -34,6 +34,10 @@ class Running:
         """Send something that no client would."""
         return httpx2.post(f"{self.url}{path}", timeout=60, **options)
 
+    def wait_until_open(self, number: int) -> None:
+        """Wait until so many texts are in the making or waiting."""
+        until(lambda: self.worker.num_open == number)
+
     def wait_until_empty(self) -> None:
         """Wait until no text has a place."""
         until(lambda: not self.worker.num_open and not len(self.worker.engine.batch))

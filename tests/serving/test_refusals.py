@@ -140,7 +140,7 @@ def test_a_client_that_goes_away_gives_its_place_back(endless: Running, stream: 
     clients = [socket.create_connection(("127.0.0.1", int(endless.url.rpartition(":")[2]))) for _ in range(2)]
     for number, client in enumerate(clients, start=1):  # one that has a place, one that waits for it
         client.sendall(head + body)
-        until(lambda number=number: endless.worker.num_open == number)
+        endless.wait_until_open(number)
     for client in reversed(clients):
         client.close()
     endless.wait_until_empty()
