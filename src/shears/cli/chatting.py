@@ -1,0 +1,151 @@
+"""The verb that talks: lines in, answers out as they are made; in a terminal, in a pipe without a word more."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from shears.cli.app import app
+from shears.cli.options import Values, with_stage_options
+from shears.cli.tables import console
+from shears.cli.writing import Adapter, Model
+from shears.errors import InputError
+from shears.recipe import ChatConfig, SamplingConfig
+from shears.recipe.serving import RunningConfig
+
+if TYPE_CHECKING:
+    from shears.runtime.conversation import Conversation
+
+HELP = "/reset begins anew, /quit or Ctrl-D leaves, Ctrl-C stops an answer; a line that ends in \\ goes on"
+CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""What a model could drive a terminal with."""
+
+
+@app.command()
+@with_stage_options("chat", ChatConfig)
+def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
+    """Talk with a model through its chat template, streaming.
+
+    /reset begins anew, /quit or Ctrl-D leaves, Ctrl-C stops an answer. Without a terminal, every line of the input is
+    a turn, and only the answers are written.
+
+    shears chat package
+
+    shears chat package --system "Answer in one word." --temperature 0 < questions.txt
+    """
+    from shears.resolve import build
+    from shears.runtime.conversation import Conversation
+    from shears.runtime.loading import load
+    from shears.runtime.worker import Worker
+
+    wanted = build(ChatConfig, "chat", values)
+    sampling = build(SamplingConfig, "chat", wanted.model_dump(include=set(SamplingConfig.model_fields)))
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may know fewer characters
+    engine = load(model, adapter, **wanted.model_dump(include=set(RunningConfig.model_fields)))
+    with Worker(engine, max_waiting=0) as worker:
+        conversation = Conversation(worker, sampling, wanted.system)
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            _in_terminal(conversation)
+        else:
+            _in_pipe(conversation)
+
+
+def _in_terminal(conversation: "Conversation") -> None:
+    with suppress(ImportError):
+        import_module("readline")  # lines can be edited, and the last ones come back with the arrow keys
+    _note(HELP)
+    for text in _turns(_typed):
+        if text == "/help":
+            _note(HELP)
+            continue
+        if text == "/reset":
+            conversation.reset()
+            _note("forgotten")
+            continue
+        forgotten = conversation.num_forgotten
+        try:
+            _show(conversation, text)
+        except InputError as error:
+            _note(f"error: {error}")
+        if conversation.num_forgotten > forgotten:
+            _note(f"the oldest {conversation.num_forgotten} turns no longer fit into the model and are forgotten")
+
+
+def _in_pipe(conversation: "Conversation") -> None:
+    for text in _turns(lambda _: _line()):
+        if text == "/reset":
+            conversation.reset()
+            continue
+        for piece in conversation.say(text)[1]:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        print(flush=True)
+
+
+def _turns(read: Callable[[str], str]) -> Iterator[str]:
+    """Yield what is said, until the end or /quit; a line that ends in a backslash goes on in the next."""
+    while True:
+        try:
+            lines = [read("> ")]
+            while lines[-1].endswith("\\"):
+                lines[-1] = lines[-1][:-1]
+                lines.append(read(". "))
+        except EOFError:
+            return
+        text = "\n".join(lines).strip()
+        if text == "/quit":
+            return
+        if text:
+            yield text
+
+
+def _typed(prompt: str) -> str:
+    """Return a line; Ctrl-C begins it anew."""
+    while True:
+        try:
+            return input(prompt)
+        except KeyboardInterrupt:
+            print("  (Ctrl-D leaves)")
+        except EOFError:
+            print()
+            raise
+
+
+def _line() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\n")
+
+
+def _show(conversation: "Conversation", text: str) -> None:
+    """Write an answer as it comes, and how fast that was; Ctrl-C stops it."""
+    start = time.perf_counter()
+    answer, stream = conversation.say(text)
+    first, stopped = 0.0, False
+    try:
+        for piece in stream:
+            first = first or time.perf_counter()
+            sys.stdout.write(piece.translate(CONTROLS))
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        stopped = True
+    finally:
+        stream.close()
+    end = time.perf_counter()
+    notes = [f"{len(answer.tokens)} tokens"]
+    if len(answer.tokens) > 1 and first:
+        notes += [f"{(len(answer.tokens) - 1) / (end - first):.0f} a second", f"the first after {first - start:.2f} s"]
+    if stopped or answer.finish == "length":
+        notes.append("stopped" if stopped else "cut off at --max-new-tokens")
+    print()
+    _note(", ".join(notes))
+
+
+def _note(text: str) -> None:
+    console.print(Text(f"[{text}]", style="dim"), soft_wrap=True)

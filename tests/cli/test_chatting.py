@@ -1,0 +1,124 @@
+"""shears chat, in a pipe and in a real (pseudo) terminal."""
+
+import io
+import os
+import pty
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shears.cli import main
+from shears.runtime import load
+from tests.processes import Process, until
+from tests.runtime.backends import TOKENIZER, always
+from tests.tiny import save_tiny, tiny_tokenizer
+
+SHORT = ["--max-new-tokens", "5", "--temperature", "0"]
+LETTER = TOKENIZER("z")["input_ids"][0]
+
+
+def test_every_line_of_a_pipe_is_a_turn_and_only_answers_are_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny(tmp_path / "model")
+    engine, turns, expected = load(folder), [{"role": "system", "content": "Be short."}], ""
+    for text in ("hi", "a\nb"):
+        turns.append({"role": "user", "content": text})
+        turns.append(
+            {"role": "assistant", "content": engine.generate(engine.encode_chat(turns), max_new_tokens=5).text}
+        )
+        expected += turns[-1]["content"] + "\n"
+    lines = io.TextIOWrapper(io.BytesIO(b"hi\n\na\\\nb\n/reset\n/quit\nnever\n"))
+    monkeypatch.setattr(sys, "stdin", lines)
+    monkeypatch.setattr(sys, "argv", ["shears", "chat", str(folder), "--system", "Be short.", *SHORT])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert capfd.readouterr().out == expected
+
+
+class Terminal:
+    """A pseudo-terminal with a process in it."""
+
+    def __init__(self, log: Path, words: list[str]) -> None:
+        self._master, self._slave = pty.openpty()
+        self._read = ""
+        self.process = Process(log, self._become, words)
+
+    def _become(self, words: list[str]) -> None:
+        os.setsid()
+        os.close(os.open(os.ttyname(self._slave), os.O_RDWR))  # which makes it the terminal of this session
+        for number in range(3):
+            os.dup2(self._slave, number)
+        sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in enumerate("rww"))
+        sys.argv = ["shears", *words]
+        os.environ["TERM"] = "dumb"
+        try:
+            main()
+        except SystemExit as ended:
+            sys.stdout.flush()
+            if ended.code:
+                raise
+
+    def type(self, text: str) -> None:
+        """Press keys."""
+        os.write(self._master, text.encode())
+
+    def wait_for(self, text: str) -> str:
+        """Return what is shown from the last call to where a text appears."""
+        os.set_blocking(self._master, False)
+
+        def seen() -> bool:
+            try:
+                self._read += os.read(self._master, 65536).decode(errors="replace")
+            except BlockingIOError:
+                assert self.process.poll() is None, self._read
+            return text in self._read
+
+        until(seen)
+        before, _, self._read = self._read.partition(text)
+        return before
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        if self.process.poll() is None:
+            self.process.kill()
+        os.close(self._master)
+        os.close(self._slave)
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Iterator[Terminal]:
+    """A chat with a model that says z for ever."""
+    model = always(LETTER)
+    model.config.max_position_embeddings = 10**5
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    terminal = Terminal(tmp_path / "log", ["chat", str(tmp_path / "model"), "--max-new-tokens", "50000"])
+    yield terminal
+    terminal.close()
+
+
+def test_a_terminal_shows_the_answer_as_it_comes_and_ctrl_c_stops_it_alone(endless: Terminal) -> None:
+    endless.wait_for("Ctrl-C stops an answer")
+    endless.wait_for("> ")
+    endless.type("hello\n")
+    endless.wait_for("zzz")
+    endless.type("\x03")
+    assert "a second" in endless.wait_for("stopped]")
+    endless.wait_for("> ")
+    endless.type("\x03")
+    endless.wait_for("(Ctrl-D leaves)")
+    endless.wait_for("> ")
+    endless.type("/reset\n")
+    endless.wait_for("[forgotten]")
+    endless.wait_for("> ")
+    endless.type("a" * 3000 + "\\\n" + "again\n")
+    endless.wait_for(". ")
+    endless.wait_for("zzz")
+    endless.type("\x03")
+    endless.wait_for("> ")
+    endless.type("\x04")
+    assert endless.process.wait() == 0
