@@ -2,6 +2,7 @@
 
     python -m benchmarks.reproduction run --data FOLDER --tasks mawps,boolq --sparsities 0,0.5 --seeds 0 --work DIR
     python -m benchmarks.reproduction table --results FILE.jsonl
+    python -m benchmarks.reproduction page --results FILE.jsonl ...     # the tables of docs/reproduction.md
 
 FOLDER holds mawps/, ARC-Easy/, boolq/ in LLM-Adapters' form. A cell (task, sparsity, adapter, seed) is a line of the
 results; one that is there is not made again, an interrupted one goes on. All cells take days on two cores: make some
@@ -20,6 +21,7 @@ from typing import Any
 import shears
 from benchmarks.nls_tasks import TASKS, Task
 from benchmarks.report import environment, log_to_stderr
+from benchmarks.reproduction_page import as_cell, print_page
 from benchmarks.reproduction_table import print_tables
 
 MODEL = "smollm2-135m"
@@ -58,8 +60,10 @@ class Setting:
 def main() -> None:
     """Run one of the commands."""
     arguments = _arguments()
-    if arguments.command == "table":
-        print_tables([row for path in arguments.results for row in rows_of(path)])
+    if arguments.command != "run":
+        show = print_page if arguments.command == "page" else print_tables
+        rows = [as_cell(row) for path in arguments.results for row in rows_of(path)]
+        show([row for row in rows if row is not None])
         return
     log_to_stderr()
     print(environment(), flush=True)
@@ -154,7 +158,7 @@ def _right(task: Task, test: Path, base: str, adapter: Path, ranks: str, name: s
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "table"])
+    parser.add_argument("command", choices=["run", "table", "page"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=list(TASKS))
     parser.add_argument("--sparsities", type=_numbers, default=[0.0, 0.4, 0.5, 0.6, 0.7])

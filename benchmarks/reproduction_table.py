@@ -20,19 +20,19 @@ def print_tables(rows: Sequence[Row]) -> None:
         print(f"\n### {task}, {epochs:g} epochs\n")
         print("| sparsity | adapter | start | ranks | accuracy | 95 % interval | n x seeds |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
-        for arm, runs in _arms(chosen).items():
+        for arm, runs in arms_of(chosen).items():
             value, low, high = pooled_accuracy(list(runs.values()))
             sparsity, adapter, init, ranks = arm
             size = f"{len(next(iter(runs.values())))} x {len(runs)}"
             print(f"| {sparsity:.0%} | {adapter} | {init} | {ranks} | {value:.1%} | {low:.1%} to {high:.1%} | {size} |")
-        _print_differences(_arms(chosen))
+        _print_differences(arms_of(chosen))
     print(f"\n{PAPER_SPARSITY}\n{PAPER_LORA}\n{PAPER_SEARCH}")
 
 
 Arm = tuple[float, str, str, str]
 
 
-def _arms(rows: Sequence[Row]) -> dict[Arm, dict[int, Bits]]:
+def arms_of(rows: Sequence[Row]) -> dict[Arm, dict[int, Bits]]:
     """Return the bits of every arm by seed, in the order of sparsity."""
     arms: dict[Arm, dict[int, Bits]] = {}
     for row in sorted(rows, key=lambda row: (row["sparsity"], row["adapter"], row["init"], row["seed"])):
@@ -58,14 +58,15 @@ def _claims(arms: Mapping[Arm, object]) -> list[tuple[str, Arm, Arm]]:
     dense = (0.0, "lora", "lora", "heuristic")
     for arm in arms:
         sparsity, adapter, init, ranks = arm
-        if adapter != "nls":
+        if not adapter.startswith("nls"):
             continue
-        name, heuristic = f"{sparsity:.0%}, {init}", (sparsity, "nls", init, "heuristic")
+        name, heuristic = f"{sparsity:.0%}, {init}", (sparsity, adapter, init, "heuristic")
+        own = "NLS" if adapter == "nls" else "NLS in a curriculum"
         if ranks in AGAINST_HEURISTIC:
-            claims.append((f"{name}: {ranks} against heuristic", arm, heuristic))
+            claims.append((f"{name}: {own}, {ranks} against heuristic", arm, heuristic))
         if ranks == "heuristic":
-            claims.append((f"{name}: NLS against LoRA", arm, (sparsity, "lora", init, "heuristic")))
-            claims.append((f"{name}: NLS against dense LoRA", arm, dense))
+            claims.append((f"{name}: {own} against LoRA", arm, (sparsity, "lora", init, "heuristic")))
+            claims.append((f"{name}: {own} against dense LoRA", arm, dense))
     return claims
 
 

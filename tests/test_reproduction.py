@@ -8,6 +8,7 @@ import pytest
 from benchmarks import reproduction
 from benchmarks.nls_tasks import Task
 from benchmarks.reproduction import Setting, cells, rows_of, run_cells
+from benchmarks.reproduction_page import as_cell, print_page
 from benchmarks.reproduction_table import print_tables
 
 from tests.tiny import save_tiny
@@ -72,3 +73,27 @@ def test_seeds_are_pooled_and_claims_paired_by_seed(capsys: pytest.CaptureFixtur
     assert "| 50%, lora: NLS against LoRA | +25.0 |" in text  # of the seeds that both have
     assert "| 0, 1 |" in text
     assert "dense LoRA | " not in text
+
+
+def test_the_page_sets_ours_beside_the_papers_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines of both benchmarks; of an arm measured twice, the last counts; what is not there is a dash."""
+    nls = [
+        {"task": "t", "arm": arm, "seed": seed, "epochs": 1.0, "right": right}
+        for arm, seed, right in (
+            ("nls", 0, {"heuristic": "0000"}),
+            ("nls", 0, {"heuristic": "1100", "minimal": "1000"}),
+            ("nls", 1, {"heuristic": "1110"}),
+            ("lora-pissa", 0, {"heuristic": "1111"}),
+        )
+    ]
+    cell = {"task": "t", "sparsity": 0.0, "adapter": "lora", "seed": 0, "epochs": 1.0, "init": "lora",
+            "right": {"heuristic": "1111"}, "seconds": {}}  # fmt: skip
+    print_page([row for each in (*nls, cell) if (row := as_cell(each)) is not None])
+    text = capsys.readouterr().out
+    assert "| | paper: LLaMA-7B, mean of four math sets | t, 1 epoch, PEFT's start |" in text
+    assert "| 50 %, NLS, heuristic | 45.3 | 62.5% (" in text
+    assert "), 4 x 2 |" in text
+    assert "| smallest ranks | 43.5 | 25.0% (" in text
+    assert "| dense, LoRA | 46.9 | 100.0% (" in text
+    assert "hill climbing" not in text
+    assert as_cell(nls[-1]) is None

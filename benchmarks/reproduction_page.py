@@ -1,0 +1,89 @@
+"""The tables of docs/reproduction.md: the paper's figures beside ours, from the lines of two benchmarks.
+
+    python -m benchmarks.reproduction page --results FILE.jsonl FILE.jsonl ...
+
+FILEs are of benchmarks.reproduction or of benchmarks.nls, whose arms are named here in the words of the former.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.reproduction_table import arms_of
+from shears.evaluation.statistics import pooled_accuracy
+
+Row = dict[str, Any]
+NLS_ARMS: Mapping[str, tuple[float, str, str]] = {
+    "dense-lora": (0.0, "lora", "lora"),
+    "lora": (0.5, "lora", "lora"),
+    "nls": (0.5, "nls", "lora"),
+    "lora-moments": (0.5, "lora", "recovery by moments"),
+    "lora-moments-reordered": (0.5, "lora-reordered", "recovery by moments"),
+    "nls-moments": (0.5, "nls", "recovery by moments"),
+    "nls-moments-curriculum": (0.5, "nls-curriculum", "recovery by moments"),
+}
+"""Sparsity, adapter and start of the arms of benchmarks.nls that the paper has too, and of our own answers to it."""
+STARTS = {"lora": "PEFT's start", "recovery": "recovery by norms"}
+Line = tuple[str, str, float, str, str]  # name, paper's figure, sparsity, adapter, ranks
+LORA: Sequence[Line] = (
+    ("dense, LoRA", "46.9", 0.0, "lora", "heuristic"),
+    ("50 %, LoRA", "43.3", 0.5, "lora", "heuristic"),
+    ("50 %, NLS, heuristic", "45.3", 0.5, "nls", "heuristic"),
+    ("50 %, NLS in a curriculum, heuristic", "", 0.5, "nls-curriculum", "heuristic"),
+    ("50 %, LoRA reordered, cut to the heuristic's ranks", "", 0.5, "lora-reordered", "heuristic"),
+)
+SEARCH: Sequence[Line] = (
+    ("heuristic", "45.3", 0.5, "nls", "heuristic"),
+    ("hill climbing", "45.9", 0.5, "nls", "hill-climbing"),
+    ("RNSGA-II", "45.7", 0.5, "nls", "rnsga2"),
+    ("smallest ranks", "43.5", 0.5, "nls", "minimal"),
+    ("largest ranks", "", 0.5, "nls", "maximal"),
+)
+PAPER_BY_SPARSITY = {0.0: "36.1", 0.4: "35.7", 0.5: "33.4", 0.6: "30.4", 0.7: "22.8"}
+SPARSITY: Sequence[Line] = tuple(
+    (f"{100 * sparsity:.0f} %, {name}", figure * (adapter == "nls"), sparsity, adapter, "heuristic")
+    for sparsity, figure in PAPER_BY_SPARSITY.items()
+    for name, adapter in (("NLS", "nls"), ("LoRA", "lora"))
+)
+TABLES: Mapping[str, tuple[str, Sequence[Line]]] = {
+    "LoRA against NLS": ("paper: LLaMA-7B, mean of four math sets", LORA),
+    "Search": ("paper: LLaMA-7B at 50 %, mean of four math sets", SEARCH),
+    "Sparsity": ("paper: MPT-7B, GSM8K", SPARSITY),
+}
+
+
+def as_cell(row: Row) -> Row | None:
+    """Return a line of benchmarks.nls as one of benchmarks.reproduction, None for an arm that does not belong here."""
+    if "arm" not in row:
+        return row
+    if row["arm"] not in NLS_ARMS:
+        return None
+    sparsity, adapter, init = NLS_ARMS[row["arm"]]
+    return {**row, "sparsity": sparsity, "adapter": adapter, "init": init}
+
+
+def print_page(cells: Sequence[Row]) -> None:
+    """Print every table with a column for each task, number of epochs and start; of a cell given twice, the last."""
+    by_place: dict[tuple[str, float], list[Row]] = {}
+    for cell in cells:
+        by_place.setdefault((cell["task"], cell["epochs"]), []).append(cell)
+    columns = sorted({(cell["task"], cell["epochs"], cell["init"]) for cell in cells if cell["sparsity"]})
+    for title, (paper, lines) in TABLES.items():
+        print(f"\n## {title}\n")
+        heads = (
+            f"{task}, {epochs:g} epoch{'s' * (epochs != 1)}, {STARTS.get(init, init)}" for task, epochs, init in columns
+        )
+        print(f"| | {paper} | {' | '.join(heads)} |")
+        print("| --- " * (2 + len(columns)) + "|")
+        for name, figure, *arm in lines:
+            found = [_cell(by_place[task, epochs], init, *arm) for task, epochs, init in columns]
+            if any(found):
+                print(f"| {name} | {figure} | {' | '.join(text or '-' for text in found)} |")
+
+
+def _cell(rows: Sequence[Row], init: str, sparsity: float, adapter: str, ranks: str) -> str:
+    """Return the accuracy of an arm over its seeds with its interval; nothing where it was not measured."""
+    runs = arms_of(rows).get((sparsity, adapter, init if sparsity else "lora", ranks))
+    if not runs:
+        return ""
+    value, low, high = pooled_accuracy(list(runs.values()))
+    return f"{value:.1%} ({low:.1%} to {high:.1%}), {len(next(iter(runs.values())))} x {len(runs)}"
