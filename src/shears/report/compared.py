@@ -91,13 +91,13 @@ def _points(share: float) -> str:
 def _whiskers(name: str, rows: Sequence[Row], form: Any, zero: bool = False) -> Markup:
     """Draw a line with a dot for each row, over one scale; with `zero`, the scale holds 0 and a line there."""
     low, high = around([*(end for row in rows for end in row["ci95"]), *([0.0] if zero else [])])
-    scale, height = Scale(low, high, LEFT, WIDTH - RIGHT), TOP + len(rows) * ROW
+    scale, height, found = Scale(low, high, LEFT, WIDTH - RIGHT), TOP + len(rows) * ROW, ticks(low, high, 6)
     grid = [
         element("line", x1=scale(value), x2=scale(value), y1=TOP, y2=height,
                 class_="whisker" if zero and value == 0 else "grid")
-        for value in ticks(low, high)
+        for value in found
     ]  # fmt: skip
-    numbers = [text(scale(value), height + 14, form(value), "middle") for value in ticks(low, high)]
+    numbers = [text(scale(value), height + 14, form(value), "middle") for value in found]
     axes = element("g", *grid, *numbers, class_="axes", aria_hidden="true")
     return svg(name, height + 20, axes, *(_row(row, TOP + index * ROW, scale, form) for index, row in enumerate(rows)))
 
@@ -108,7 +108,7 @@ def _row(row: Row, top: float, scale: Scale, form: Any) -> Markup:
     return element(
         "g",
         element("title", spoken),
-        text(LEFT, top + 14, row["name"]),
+        text(LEFT, top + 14, row["name"], class_="label"),
         whisker(low, high, middle),
         element("circle", cx=scale(row["value"]), cy=middle, r=5.0, class_="bar"),
         text(WIDTH - RIGHT + 8, middle + 5, form(row["value"]), class_="value"),
