@@ -8,7 +8,7 @@ FILEs are of benchmarks.reproduction or of benchmarks.nls, whose arms are named 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.reproduction_table import arms_of
+from benchmarks.reproduction_table import Arm, arms_of
 from shears.evaluation.statistics import pooled_accuracy
 
 Row = dict[str, Any]
@@ -74,15 +74,18 @@ def print_page(cells: Sequence[Row]) -> None:
         )
         print(f"| | {paper} | {' | '.join(heads)} |")
         print("| --- " * (2 + len(columns)) + "|")
-        for name, figure, *arm in lines:
-            found = [_cell(by_place[task, epochs], init, *arm) for task, epochs, init in columns]
+        for name, figure, sparsity, adapter, ranks in lines:
+            found = [
+                _cell(by_place[task, epochs], (sparsity, adapter, init if sparsity else "lora", ranks))
+                for task, epochs, init in columns
+            ]
             if any(found):
                 print(f"| {name} | {figure} | {' | '.join(text or '-' for text in found)} |")
 
 
-def _cell(rows: Sequence[Row], init: str, sparsity: float, adapter: str, ranks: str) -> str:
+def _cell(rows: Sequence[Row], arm: Arm) -> str:
     """Return the accuracy of an arm over its seeds with its interval; nothing where it was not measured."""
-    runs = arms_of(rows).get((sparsity, adapter, init if sparsity else "lora", ranks))
+    runs = arms_of(rows).get(arm)
     if not runs:
         return ""
     value, low, high = pooled_accuracy(list(runs.values()))
