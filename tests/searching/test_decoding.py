@@ -13,7 +13,7 @@ from shears.evaluation.generate import Decoder
 from shears.recipe import SearchConfig
 from shears.searching import decoding
 from shears.searching.decoding import DecodingGauge
-from shears.searching.evaluators import GaugedEvaluator
+from shears.searching.gauged import GaugedEvaluator
 from tests.searching.adapters import make_super_adapter, walk
 
 CONFIG: dict[str, Any] = {

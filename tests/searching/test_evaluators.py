@@ -1,4 +1,4 @@
-"""Evaluators: the figures of whole evaluations; dropped candidates marked, never better; anchors; many at once."""
+"""Evaluators: the figures of whole evaluations; what a race decides is marked; anchors; many at once."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,8 @@ from shears.adapt.space import RankConfig
 from shears.evaluation.scorers import LossScorer
 from shears.recipe import SearchConfig
 from shears.recipe.goals import Constraint
-from shears.searching.evaluators import (
-    Evaluator,
-    GaugedEvaluator,
-    PlainEvaluator,
-    Together,
-    as_evaluator,
-    race_report,
-)
+from shears.searching.evaluators import Evaluator, PlainEvaluator, Together, as_evaluator
+from shears.searching.gauged import GaugedEvaluator, race_report
 from shears.searching.gauges import WholeGauge, open_gauge
 from shears.searching.measuring import Thrift, loss_evaluator
 from shears.searching.racing import Race, parts_of
@@ -37,10 +31,15 @@ class Simulated:
         self.weights = torch.full((NUM,), 3.0, dtype=torch.float64)
         self.measured: list[tuple[list[int], int]] = []
         self.anchors: list[RankConfig] = []
+        self.shifts: dict[int, float] = {}
 
     def values(self, ranks: RankConfig) -> Tensor:
         generator = torch.Generator().manual_seed(ranks["a"])
-        return ranks["a"] + 0.2 * torch.randn(NUM, generator=generator, dtype=torch.float64)
+        return (
+            ranks["a"]
+            + self.shifts.get(ranks["a"], 0.0)
+            + 0.2 * torch.randn(NUM, generator=generator, dtype=torch.float64)
+        )
 
     def measure(self, configs: Sequence[RankConfig], part: int) -> list[Tensor]:
         self.measured.append(([ranks["a"] for ranks in configs], part))
@@ -64,6 +63,12 @@ def make(quality: str = "loss", width: int = 1, race: Race | None = None) -> tup
     return GaugedEvaluator(gauge, quality, elastic, race), gauge
 
 
+def anchored(evaluator: GaugedEvaluator, rank: int) -> Figures:
+    figures = evaluator(config(rank))
+    evaluator.anchor(Evaluated(config(rank), figures))
+    return figures
+
+
 def test_figures_are_the_values_over_the_weights() -> None:
     evaluator, gauge = make()
     figures = evaluator(config(4))
@@ -76,42 +81,65 @@ def test_without_an_anchor_or_a_race_nothing_is_dropped() -> None:
     evaluator, _ = make(race=Race(0.05))
     assert not any(map(is_partial, evaluator.many([config(rank) for rank in (2, 9)])))
     evaluator, _ = make()
-    evaluator.anchor(config(2))
-    assert not is_partial(evaluator(config(9)))
+    anchored(evaluator, 2)
+    assert not is_partial(evaluator.many([config(9)])[0])
 
 
 @pytest.mark.parametrize(("quality", "worse", "better"), [("loss", 9, 2), ("accuracy", 2, 9)])
-def test_what_is_worse_than_the_anchor_is_dropped_and_never_looks_better(quality: str, worse: int, better: int) -> None:
+def test_what_is_worse_or_better_than_the_anchor_is_decided_early_and_lies_on_its_side(
+    quality: str, worse: int, better: int
+) -> None:
     evaluator, gauge = make(quality, race=Race(0.05))
-    anchor = evaluator(config(5))
-    evaluator.anchor(config(5))
-    dropped, kept = evaluator(config(worse)), evaluator(config(better))
-    assert dropped[EXAMPLES] == gauge.sizes[0]
-    assert is_partial(dropped)
-    assert not is_partial(kept)
+    anchor = anchored(evaluator, 5)
+    dropped, taken = evaluator.many([config(worse), config(better)])
+    assert dropped[EXAMPLES] == taken[EXAMPLES] == gauge.sizes[0]
     sign = 1 if quality == "loss" else -1
-    assert sign * dropped[quality] > sign * anchor[quality] > sign * kept[quality]
-    true = float(gauge.values(config(worse)).sum()) / (3 * NUM)
-    assert dropped[quality] == pytest.approx(true, abs=0.05)
+    assert sign * dropped[quality] > sign * anchor[quality] > sign * taken[quality]
+    for figures, rank in ((dropped, worse), (taken, better)):
+        assert figures[quality] == pytest.approx(float(gauge.values(config(rank)).sum()) / (3 * NUM), abs=0.05)
 
 
-def test_a_new_anchor_that_is_not_known_is_measured_whole_without_a_race() -> None:
+def test_what_is_hardly_better_is_measured_whole() -> None:
     evaluator, gauge = make(race=Race(0.05))
-    evaluator.anchor(config(2))
-    assert is_partial(evaluator(config(9)))
-    evaluator.anchor(config(9))
-    assert not is_partial(evaluator(config(9)))
-    assert gauge.anchors == [config(2), config(9)]
+    anchored(evaluator, 5)
+    gauge.shifts[6] = -1.01
+    assert not is_partial(evaluator.many([config(6)])[0])
 
 
-def test_many_are_measured_as_wide_as_the_gauge_is_and_the_dropped_fall_out() -> None:
-    evaluator, gauge = make(width=3, race=Race(0.05))
-    evaluator.anchor(config(4))
+def test_an_incumbent_that_was_taken_early_is_measured_on_what_its_candidates_need() -> None:
+    evaluator, gauge = make(race=Race(0.05))
+    anchored(evaluator, 5)
+    (taken,) = evaluator.many([config(2)])
+    evaluator.anchor(Evaluated(config(2), taken))
     gauge.measured.clear()
-    ranks = [3, 9, 4, 2, 8, 3, 1]
+    assert is_partial(evaluator.many([config(9)])[0])
+    assert gauge.measured == [([9], 0)]
+    gauge.shifts[3] = -1.0
+    (close,) = evaluator.many([config(3)])
+    assert gauge.measured[1:] == [([rank], part) for part in range(4) for rank in (2, 3)][1:]
+    assert close[EXAMPLES] == NUM, "what is compared with an estimate stays one"
+    true = evaluator(config(3))["loss"] - evaluator(config(2))["loss"]
+    assert close["loss"] - taken["loss"] == pytest.approx(true)
+
+
+def test_asked_alone_a_configuration_is_measured_whole_whatever_a_race_said() -> None:
+    evaluator, gauge = make(race=Race(0.05))
+    anchored(evaluator, 2)
+    assert is_partial(evaluator.many([config(9)])[0])
+    assert not is_partial(evaluator(config(9)))
+    assert not is_partial(evaluator.many([config(9)])[0])
+    assert gauge.anchors == [config(2)]
+
+
+def test_many_are_measured_as_wide_as_the_gauge_is_and_the_decided_fall_out() -> None:
+    evaluator, gauge = make(width=3, race=Race(0.05))
+    anchored(evaluator, 4)
+    gauge.measured.clear()
+    ranks = [5, 9, 4, 2, 8, 5, 1]
+    gauge.shifts[5] = -1.0
     figures = evaluator.many([config(rank) for rank in ranks])
-    assert [is_partial(each) for each in figures] == [rank > 4 for rank in ranks]
-    assert gauge.measured[:4] == [([3, 9, 2], 0), ([3, 2], 1), ([3, 2], 2), ([3, 2], 3)]
+    assert [is_partial(each) for each in figures] == [rank not in (4, 5) for rank in ranks]
+    assert gauge.measured == [([5, 9, 2], 0), ([5], 1), ([5], 2), ([5], 3), ([8, 1], 0)]
     assert [each["parameters"] for each in figures] == [10 * rank for rank in ranks]
 
 
@@ -121,7 +149,7 @@ def test_the_report_is_of_the_evaluations_alone() -> None:
         Evaluated(config(2), {"loss": 2.0, "parameters": 2, EXAMPLES: 20}),
     ]
     assert race_report(evaluations, 160, 0.05) == {
-        "error": 0.05, "evaluations": 2, "dropped": 1, "examples": 180, "examples_without": 320,
+        "error": 0.05, "evaluations": 2, "decided_early": 1, "examples": 180, "examples_without": 320,
     }  # fmt: skip
 
 
@@ -132,14 +160,14 @@ def test_plain_callables_are_evaluators_and_several_are_one() -> None:
     evaluator = as_evaluator(objective)
     assert isinstance(evaluator, PlainEvaluator)
     assert as_evaluator(evaluator) is evaluator
-    evaluator.anchor(config(1))
+    evaluator.anchor(Evaluated(config(1), {}))
     assert evaluator.many([config(1), config(3)]) == [{"loss": 1.0}, {"loss": 3.0}]
     gauged, gauge = make(width=3)
     both = Together([evaluator], lambda ranks: {"size": ranks["a"]}, expand=lambda ranks: config(2 * ranks["a"]))
     assert isinstance(both, Evaluator)
     assert both(config(2)) == {"loss": 4.0, "size": 4}
     both = Together([gauged, evaluator], expand=lambda ranks: config(2 * ranks["a"]))
-    both.anchor(config(3))
+    both.anchor(Evaluated(config(3), {}))
     assert gauge.anchors == [config(6)]
     assert both.width == 3
 
@@ -154,27 +182,27 @@ def test_what_breaks_a_bound_on_a_size_is_not_measured() -> None:
     assert {rank for ranks, _ in gauge.measured for rank in ranks} == {4}
 
 
-def test_on_a_model_all_ways_give_the_same_bits_and_a_race_only_drops() -> None:
+def test_on_a_model_all_ways_give_the_same_bits_and_a_race_only_decides_earlier() -> None:
     adapter, rows = make_super_adapter(), make_rows(NUM)
     whole = loss_evaluator(adapter, rows, SETTINGS, Thrift(cache_budget="0"))
     prefix = loss_evaluator(adapter, rows, SETTINGS, Thrift("2GB"))
     racing = loss_evaluator(adapter, rows, SETTINGS, Thrift("2GB", race_error=0.2))
-    best, dropped = adapter.elastic.space.heuristic(), 0
+    best, decided = adapter.elastic.space.heuristic(), 0
     losses = {best: whole(best)["loss"]}
     for ranks in walk(adapter.elastic.space, 12):
         for evaluator in (whole, prefix, racing):
-            evaluator.anchor(best)
-        expected, same, raced = (evaluator(ranks) for evaluator in (whole, prefix, racing))
+            evaluator.anchor(Evaluated(best, whole(best)))
+        expected, same, raced = (evaluator.many([ranks])[0] for evaluator in (whole, prefix, racing))
         assert same == expected
         losses[ranks] = expected["loss"]
-        dropped += is_partial(raced)
+        decided += is_partial(raced)
         if is_partial(raced):
-            assert raced["loss"] > losses[best]
             assert raced["loss"] == pytest.approx(expected["loss"], rel=0.05)
         else:
             assert raced == expected
         best = min(losses, key=losses.__getitem__)
-    assert dropped >= 1
+    assert decided >= 1
+    assert racing(best) == whole(best)
 
 
 def test_with_slopes_fewer_examples_are_enough() -> None:
@@ -191,7 +219,8 @@ def test_with_slopes_fewer_examples_are_enough() -> None:
     looked_at = []
     for gauge in (Blind(elastic, scorer, "fp32"), open_gauge(elastic, scorer, "fp32", 10**9)):
         evaluator = GaugedEvaluator(gauge, "loss", elastic, Race(0.05))
-        evaluator.anchor(elastic.space.heuristic())
+        heuristic = elastic.space.heuristic()
+        evaluator.anchor(Evaluated(heuristic, evaluator(heuristic)))
         figures = evaluator.many(list(elastic.space.neighbours(elastic.space.heuristic())))
         looked_at.append(sum(each.get(EXAMPLES, NUM) for each in figures))
     assert looked_at[1] < 0.85 * looked_at[0]

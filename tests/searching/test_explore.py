@@ -15,7 +15,7 @@ from shears.searching.place import Place
 from shears.searching.stage import STRATEGIES, make_strategy, run_search
 from shears.searching.strategy import Evaluated, Figures, Goal, Plan, proposals
 from shears.searching.study import open_ledger
-from tests.searching.formulas import a_plan, conflicting, counted, evaluated, make_space, separable, silent
+from tests.searching.formulas import a_plan, conflicting, counted, make_space, separable, silent
 
 LIMIT = 6 * 24 + 8
 BOUNDED = Goal(constraints=(Constraint("parameters", "<=", LIMIT),))
@@ -35,8 +35,8 @@ class Wide:
         self.batches.append(list(configs))
         return [self._objective(ranks) for ranks in configs]
 
-    def anchor(self, ranks: RankConfig) -> None:
-        self.anchors.append(ranks)
+    def anchor(self, evaluated: Evaluated) -> None:
+        self.anchors.append(evaluated.ranks)
 
 
 def searched(evaluator: Any, space: SearchSpace, plan: Plan) -> list[Evaluated]:
@@ -141,15 +141,24 @@ def test_what_breaks_a_bound_on_a_size_is_proposed_but_not_measured(name: str, t
     assert len(asked) == len(within)
 
 
-def test_a_dropped_candidate_is_in_the_result_but_neither_chosen_nor_on_the_front() -> None:
+class Estimating(Wide):
+    """Small configurations are estimated, and the estimates are too good; alone, each is measured whole."""
+
+    def __call__(self, ranks: RankConfig) -> Figures:
+        return {"loss": sum(ranks.values()) + 10 * (sum(ranks.values()) == 32), "parameters": sum(ranks.values())}
+
+    def many(self, configs: Sequence[RankConfig]) -> list[Figures]:
+        sizes = [sum(ranks.values()) for ranks in configs]
+        return [
+            {"loss": size / 2, "parameters": size, "examples": 3} if size < 48 else self(ranks)
+            for size, ranks in zip(sizes, configs, strict=True)
+        ]
+
+
+def test_the_best_estimates_are_measured_whole_before_one_is_chosen_and_no_estimate_is() -> None:
     space = make_space(2)
-
-    def dropping(ranks: RankConfig) -> Figures:
-        partial = {"examples": 3} if sum(ranks.values()) < 48 else {}
-        return {"loss": sum(ranks.values()), "parameters": sum(ranks.values()), **partial}
-
-    result = run_search(space, dropping, a_plan("exhaustive", 9))
+    result = run_search(space, Estimating(space, 1), a_plan("exhaustive", 9))
     assert len(result.evaluations) == 9
-    assert result.chosen.metrics["loss"] == 48
+    assert result.chosen.metrics == {"loss": 40, "parameters": 40}
+    assert [each.metrics["loss"] for each in result.evaluations if sum(each.ranks.values()) == 32] == [42]
     assert all("examples" not in each.metrics for each in result.pareto)
-    assert evaluated(space, dropping, space.minimal())[0] in result.evaluations

@@ -1,6 +1,7 @@
 """Hill climbing: finds the optimum of separable objectives, and is the climb of the textbook, step by step."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -169,3 +170,30 @@ def test_without_a_feasible_start_it_climbs_from_the_end_that_breaks_the_bound_l
     history = climb(HillClimbing, space, rugged, a_plan(goal=goal)).history
     assert [e.ranks for e in history[:3]] == [space.heuristic(), space.maximal(), space.minimal()]
     assert all(sum(rank != 16 for rank in e.ranks.values()) <= 2 for e in history[3:])
+
+
+def test_neighbours_come_in_the_predicted_order_the_most_promising_first() -> None:
+    space, seen = make_space(6), list[RankConfig]()
+
+    def flat(ranks: RankConfig) -> Figures:
+        seen.append(ranks)
+        return {"loss": float(len(seen)), "parameters": 1}
+
+    def predicted(ranks: RankConfig) -> float:
+        return sum((index + 1) * rank for index, rank in enumerate(ranks.values()))
+
+    plan = replace(a_plan(order="predicted"), predicted=predicted)
+    climb(HillClimbing, space, flat, plan)
+    neighbours = list(space.neighbours(space.heuristic()))
+    assert seen == [space.heuristic(), *sorted(neighbours, key=predicted)]
+
+
+def test_a_climb_by_good_predictions_goes_straight_to_the_optimum() -> None:
+    space = make_space(10, (8, 6, 4, 2))
+    objective = separable(space, 3)
+    plan = replace(a_plan(order="predicted"), predicted=lambda ranks: float(objective(ranks)["loss"]))
+    history = climb(HillClimbing, space, objective, plan).history
+    losses = [float(each.metrics["loss"]) for each in history]
+    summit = losses.index(0.0)
+    assert losses[: summit + 1] == sorted(losses[: summit + 1], reverse=True), "every step is one up"
+    assert len(history) == summit + 1 + len(set(space.neighbours(history[summit].ranks)) - {history[summit - 1].ranks})

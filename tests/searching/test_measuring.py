@@ -10,6 +10,7 @@ from shears.evaluation.score import mean_completion_loss
 from shears.evaluation.tasks import evaluate_examples
 from shears.recipe import EvaluateConfig, SearchConfig
 from shears.searching.measuring import Validation, open_validation
+from shears.searching.strategy import Evaluated
 from shears.searching.tied import TiedSpace, tie_layers
 from tests.searching.adapters import make_super_adapter
 
@@ -39,7 +40,7 @@ def test_the_loss_is_the_mean_completion_loss_of_the_activated_ranks(adapter: Su
     evaluator, losses = opened(adapter, cache_budget=budget).evaluator, set[float]()
     for ranks in (space.heuristic(), *list(space.neighbours(space.heuristic()))[:4], space.minimal()):
         figures = evaluator(ranks)
-        evaluator.anchor(space.heuristic())
+        evaluator.anchor(Evaluated(space.heuristic(), {}))
         adapter.elastic.activate(ranks)
         expected = mean_completion_loss(adapter.model, rows, adapter.tokenizer.pad_token_id, 32)
         assert figures["loss"] == pytest.approx(expected, rel=1e-5)  # packed rows round otherwise than padded ones

@@ -13,7 +13,7 @@ from shears.adapt.train import train
 from shears.artifacts import partial_folder
 from shears.errors import InputError
 from shears.recipe import SearchConfig
-from shears.searching.evaluators import GaugedEvaluator
+from shears.searching.gauged import GaugedEvaluator
 from shears.searching.stage import STRATEGIES, run_search, search
 from shears.searching.strategy import Figures
 from tests.searching.formulas import a_plan, conflicting, make_space, separable

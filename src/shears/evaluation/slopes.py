@@ -6,6 +6,7 @@ rank off or on is about to change. N examples, R ranks, B rows or packed example
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -31,6 +32,18 @@ class Slopes:
                 change = slopes[:, low:high].double().sum(dim=1)
                 total += change if ranks[group] == high else -change
         return total
+
+    def predict_sum(self, ranks: RankConfig) -> float:
+        """Return the sum of what `predict` gives, from sums over the examples that are made once."""
+        sums = self._sums
+        return sum(sums[group][rank] - sums[group][self.origin[group]] for group, rank in ranks.items())
+
+    @cached_property
+    def _sums(self) -> dict[str, list[float]]:
+        """Return, for each group, what its first 0, 1, ... R ranks add to the loss of all examples."""
+        return {
+            group: [0.0, *slopes.double().sum(dim=0).cumsum(dim=0).tolist()] for group, slopes in self.by_group.items()
+        }
 
 
 def measure_slopes(

@@ -83,6 +83,11 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
         if "accuracy" in self.figures and self.task is None:
             raise ValueError("task must be given with objective accuracy: choices, number or equation, got none")
         self.check_owner(self.strategy)
+        if self.order == "predicted" and (self.objectives[0] != "loss" or self.changes > 1):
+            raise ValueError(
+                "order must be random but with objective loss first and changes 1: slopes predict losses, and pairs of "
+                f"changes are too many to order; got {self.objectives[0]} and {self.changes}"
+            )
         for point in self.reference_points:
             parse_point(point, len(self.objectives))
         if self.race_error and (

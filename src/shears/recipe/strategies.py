@@ -17,6 +17,7 @@ OWNERS: Mapping[str, tuple[StrategyName, ...]] = MappingProxyType(
         "restarts": ("hill-climbing",),
         "step": ("hill-climbing",),
         "changes": ("hill-climbing",),
+        "order": ("hill-climbing",),
         "population": ("evolution", "nsga2", "rnsga2"),
         "tournament": ("evolution",),
         "reference_points": ("rnsga2",),
@@ -35,6 +36,9 @@ class StrategyOptions(StageConfig):
     """hill-climbing: most places in its list that a rank moves at once."""
     changes: int = Field(1, gt=0)
     """hill-climbing: most groups that change at once."""
+    order: Literal["random", "predicted"] = "random"
+    """hill-climbing by loss: in which order neighbours are tried; predicted: the most promising first, as the slopes of
+    the loss say, which one backward pass over the examples gives (it takes about as long as three evaluations)."""
     population: int | None = Field(None, ge=2)
     """evolution, nsga2, rnsga2: configurations in a generation; by default a fifth of max_evaluations, 4 to 50."""
     tournament: int | None = Field(None, ge=1)

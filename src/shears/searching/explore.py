@@ -6,8 +6,9 @@ from shears.adapt.space import RankConfig
 from shears.progress import Meter
 from shears.searching.evaluators import Evaluator, as_evaluator
 from shears.searching.ledger import Ledger
-from shears.searching.strategy import Evaluated, Goal, Local, Objective, Plan, Strategy, proposals
+from shears.searching.strategy import Evaluated, Goal, Local, Objective, Plan, Strategy, is_partial, proposals
 
+FINALISTS = 3  # of a race, measured whole at the end
 MAX_REPEATS = 100  # known configurations proposed in a row: the strategy has nothing new to say
 
 
@@ -65,7 +66,7 @@ def _is_wanted(claimed: Sequence[RankConfig], strategy: Strategy, ledger: Ledger
 
 
 def _evaluated(
-    claimed: Sequence[RankConfig], evaluator: Evaluator, anchor: RankConfig | None, goal: Goal
+    claimed: Sequence[RankConfig], evaluator: Evaluator, anchor: Evaluated | None, goal: Goal
 ) -> list[Evaluated]:
     """Return what is claimed with its figures."""
     if anchor is not None:
@@ -74,22 +75,21 @@ def _evaluated(
     return [Evaluated(ranks, goal.check(ranks, found)) for ranks, found in zip(claimed, figures, strict=True)]
 
 
-def _anchor(strategy: Strategy, ledger: Ledger, best: "_Best") -> RankConfig | None:
+def _anchor(strategy: Strategy, ledger: Ledger, best: "_Best") -> Evaluated | None:
     """Return what the proposals are like: the strategy's incumbent, else the best; None if that was not measured."""
     incumbent = strategy.incumbent if isinstance(strategy, Local) else None
-    if incumbent in ledger.known and best.goal.is_measured(ledger.known[incumbent].metrics):
-        return incumbent
-    return best.whole.ranks if best.whole is not None else None
+    known = ledger.known.get(incumbent) if incumbent is not None else None
+    return known if known is not None and best.goal.has_figures(known.metrics) else best.measured
 
 
 class _Best:
-    """The best evaluation so far, and the best of those that were measured on all examples."""
+    """The best evaluation so far, and the best of those that have every figure."""
 
     def __init__(self, goal: Goal, evaluations: Sequence[Evaluated]) -> None:
         self.goal = goal
         self.num_taken = 0
         self.any: Evaluated | None = None
-        self.whole: Evaluated | None = None
+        self.measured: Evaluated | None = None
         for evaluated in evaluations:
             self.take(evaluated)
 
@@ -97,16 +97,26 @@ class _Best:
         """Hear of one more."""
         self.num_taken += 1
         self.any = self._better(self.any, evaluated)
-        if self.goal.is_measured(evaluated.metrics):
-            self.whole = self._better(self.whole, evaluated)
+        if self.goal.has_figures(evaluated.metrics):
+            self.measured = self._better(self.measured, evaluated)
 
     def _better(self, one: Evaluated | None, other: Evaluated) -> Evaluated:
         return other if one is None else self.goal.best([one, other])
 
     def said(self) -> str:
         """Return the best so far in words."""
-        best = self.whole or self.any
+        best = self.measured or self.any
         assert best is not None
         value = best.metrics.get(self.goal.quality)
         unmet = ", constraints unmet" if self.goal.violation(best.metrics) else ""
         return f"best {self.goal.quality} {'not measured' if value is None else f'{value:.4g}'}{unmet}"
+
+
+def ranked(evaluations: Sequence[Evaluated], evaluator: Evaluator, goal: Goal) -> list[Evaluated]:
+    """Return the evaluations with the best FINALISTS measured on all examples, where a race only estimated them."""
+    order = sorted(goal.feasible(evaluations), key=lambda evaluated: goal.key(evaluated.metrics))
+    finalists = {evaluated.ranks for evaluated in order[:FINALISTS] if is_partial(evaluated.metrics)}
+    return [
+        Evaluated(each.ranks, goal.check(each.ranks, evaluator(each.ranks))) if each.ranks in finalists else each
+        for each in evaluations
+    ]

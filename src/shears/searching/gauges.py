@@ -6,7 +6,7 @@ N examples of a part.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float64
@@ -88,7 +88,8 @@ class PrefixGauge(WholeGauge):
     """Measures configurations one by one, each from the first block on in which it differs from the anchor.
 
     What went into the kept blocks is held for two configurations, the anchor and the one measured last, so that the
-    latter becomes the anchor at no cost; `budget` bytes are for both. The values have the bits of whole forwards.
+    latter becomes the anchor at no cost; `budget` bytes are for both. A part is known of the anchor once something is
+    measured on it. The values have the bits of whole forwards.
     """
 
     def __init__(
@@ -101,57 +102,76 @@ class PrefixGauge(WholeGauge):
         self._last: _Tape | None = None
 
     def _measure(self, ranks: RankConfig, part: int) -> Values:
+        if self._anchor is not None and self._anchor.ranks == ranks:
+            values, self._anchor.parts[part] = self._run(ranks, part, self._anchor)
+            return values
+        if self._anchor is not None:
+            self._complete(self._anchor, part)
+        if self._last is None or self._last.ranks != ranks:
+            self._last = None  # its memory is needed
+            self._last = _Tape(ranks, {})
+        values, self._last.parts[part] = self._run(ranks, part, self._anchor)
+        return values
+
+    def _complete(self, anchor: "_Tape", part: int) -> None:
+        """Learn what goes into all kept blocks of the anchor: the anchor before may have left those at the bottom."""
+        if part not in anchor.parts or anchor.parts[part].top < len(self.prefix):
+            _, anchor.parts[part] = self._run(anchor.ranks, part, anchor)
+
+    def _run(self, ranks: RankConfig, part: int, below: "_Tape | None") -> "tuple[Values, _Part]":
+        """Measure from the first block on of which the inputs are not those on a tape."""
         self.elastic.activate(ranks)
-        tape, states = self._tape(ranks), list[States]()
-        before = self._anchor.parts[part] if self._anchor is not None else None
+        before = below.parts.get(part) if below is not None else None
+        first = min(self._first_difference(ranks, below.ranks), before.top) if below and before else 0
+        start, states = max((block for block in self.kept if block <= first), default=0), list[States]()
 
         def run(forward: Callable[[], Tensor]) -> Tensor:
-            known = before[len(states)] if before is not None else {}
-            with self.prefix.starting(tape.start, known, self.kept) as seen:
+            known = _up_to(start, before.states[len(states)]) if before is not None else {}
+            with self.prefix.starting(start, known, self.kept) as seen:
                 result = forward()
             states.append({**known, **seen})
             return result
 
         with self.autocast():
             values = self.scorer.measure(part, run)
-        tape.parts[part] = states
-        return values
+        return values, _Part(len(self.prefix), states)
 
-    def _tape(self, ranks: RankConfig) -> "_Tape":
-        """Return the tape of the configuration, a new one unless it is the one measured last."""
-        if self._last is None or self._last.ranks != ranks:
-            self._last = None  # its memory is needed
-            self._last = _Tape(ranks, self._start(ranks))
-        return self._last
-
-    def _start(self, ranks: RankConfig) -> int:
-        """Return the last kept block whose inputs are the anchor's, 0 for none."""
-        if self._anchor is None:
-            return 0
-        anchor = self._anchor.ranks
-        first = min((self._first[group] for group in ranks if ranks[group] != anchor[group]), default=len(self.prefix))
-        return max((block for block in self.kept if block <= first), default=0)
+    def _first_difference(self, ranks: RankConfig, others: RankConfig) -> int:
+        """Return the first block in which two configurations differ, the number of blocks for none."""
+        return min((self._first[group] for group in ranks if ranks[group] != others[group]), default=len(self.prefix))
 
     def anchor(self, ranks: RankConfig) -> None:
-        """Keep what goes into the blocks of this configuration; what it shares with the anchor before is not redone."""
-        if self._anchor is not None and self._anchor.ranks == ranks:
+        """Keep what is known of this configuration, and below their first difference of the anchor before."""
+        before = self._anchor
+        if before is not None and before.ranks == ranks:
             return
-        missing = [part for part in range(len(self.sizes)) if part not in self._tape(ranks).parts]
-        for part in missing:
-            self._measure(ranks, part)
-        self._anchor, self._last = self._last, None
+        tape = self._last if self._last is not None and self._last.ranks == ranks else _Tape(ranks, {})
+        if before is not None:
+            first = self._first_difference(ranks, before.ranks)
+            for part, known in before.parts.items():
+                top = min(first, known.top)
+                tape.parts.setdefault(part, _Part(top, [_up_to(top, states) for states in known.states]))
+        self._anchor, self._last = tape, None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The states of each forward of a part: what went into the kept blocks up to and with block `top`."""
+
+    top: int
+    states: list[States]
 
 
 @dataclass
 class _Tape:
-    """What went into the kept blocks under a configuration: for each part, the states of each of its forwards.
-
-    Below `start` they are those of the anchor.
-    """
+    """What went into the kept blocks under a configuration, part by part."""
 
     ranks: RankConfig
-    start: int
-    parts: dict[int, list[States]] = field(default_factory=dict)
+    parts: dict[int, _Part]
+
+
+def _up_to(top: int, states: States) -> States:
+    return {block: tensor for block, tensor in states.items() if block <= top}
 
 
 def open_gauge(elastic: ElasticAdapter, scorer: Scorer, precision: str, budget: int) -> WholeGauge:

@@ -12,12 +12,14 @@ class HillClimbing:
     """The first better neighbour, or the best of all, becomes the incumbent; ends, or starts anew, when none is better.
 
     A neighbour has one group's rank one place up or down, unless the options allow more. They are tried in a random
-    order, drawn anew for every incumbent. A proposal is the first configuration that is not known on the way that a
-    climb would take: a function of what is known, in whatever order it came to be. The steps taken are kept.
+    order, drawn anew for every incumbent, or in that of the plan's predictions where it is asked for. A proposal is the
+    first configuration that is not known on the way that a climb would take: a function of what is known, in whatever
+    order it came to be. The steps taken are kept.
     """
 
     def __init__(self, space: SearchSpace, plan: Plan) -> None:
         self.space, self.plan = space, plan
+        self._order: dict[RankConfig, list[RankConfig]] = {}  # of the last incumbent's neighbours, by prediction
         self.incumbent: RankConfig | None = None
         self._forget()
 
@@ -94,4 +96,9 @@ class HillClimbing:
     def _neighbours(self, incumbent: RankConfig) -> Iterator[RankConfig]:
         generator = random.Random(self.plan.stream(tuple(incumbent.values())))
         options = self.plan.options
-        return shuffled_neighbours(self.space, incumbent, options.step, options.changes, generator)
+        shuffled = shuffled_neighbours(self.space, incumbent, options.step, options.changes, generator)
+        if options.order == "random" or self.plan.predicted is None:
+            return shuffled
+        if incumbent not in self._order:
+            self._order = {incumbent: sorted(shuffled, key=self.plan.predicted)}
+        return iter(self._order[incumbent])

@@ -12,7 +12,8 @@ from shears.evaluation.scorers import ChoiceScorer, LossScorer, Parts
 from shears.notation import num_bytes
 from shears.recipe import SearchConfig
 from shears.searching.decoding import DecodingGauge
-from shears.searching.evaluators import GaugedEvaluator, Together
+from shears.searching.evaluators import Together
+from shears.searching.gauged import GaugedEvaluator
 from shears.searching.gauges import open_gauge
 from shears.searching.racing import Race, parts_of
 from shears.searching.sizes import count_sizes, refuse_out_of_reach

@@ -1,4 +1,4 @@
-"""Racing: a candidate that is worse than the incumbent beyond doubt is dropped before all examples are looked at. Pure.
+"""Racing: a candidate that is worse or better than the incumbent beyond doubt needs not be measured further. Pure.
 
 A candidate and the incumbent are scored on the same examples, in a random order fixed beforehand, and compared after an
 eighth, a quarter and a half of them. N examples in all, n of them looked at.
@@ -31,14 +31,14 @@ def parts_of(num_examples: int, seed: int, looks: Sequence[float] = LOOKS) -> li
 
 @dataclass(frozen=True)
 class Race:
-    """The rule by which a candidate is dropped.
+    """The rule by which a candidate is dropped or taken early.
 
     `error` is the probability that a candidate is dropped though it would be no worse than the incumbent on all N
-    examples. It is shared equally by the looks (Bonferroni). At each, the n differences seen are a sample without
-    replacement of all N: their mean over its standard error s sqrt((1 - n / N) / n) is compared with Student's t,
-    one-sided. Where a few examples gain much, that says "worse" too often, so the smaller of t and Hall's transform of
-    it for skewness counts (Hall, 1992, section 3.10.6). This is the theory of large samples: tests simulate how far the
-    error holds.
+    examples, and as well that one is taken though it would be no better. It is shared equally by the looks
+    (Bonferroni). At each, the n differences seen are a sample without replacement of all N: their mean over its
+    standard error s sqrt((1 - n / N) / n) is compared with Student's t, one-sided. Where a few examples gain much, that
+    says "worse" too often, so the smaller of t and Hall's transform of it for skewness counts (Hall, 1992, section
+    3.10.6). This is the theory of large samples: tests simulate how far the error holds.
 
     Where the difference of each of the N examples was predicted beforehand, the differences seen are regressed on the
     predictions, and what that leaves is the sample (the regression estimator of survey sampling, Cochran, 1977, section
@@ -52,6 +52,10 @@ class Race:
     def __post_init__(self) -> None:
         if not 0 < self.error < 0.5:
             raise InputError(f"the error of a race must be above 0 and below 0.5, got {self.error}; 0 means no race")
+
+    def is_decided(self, worse_by: Float64[np.ndarray, " n"], predicted: Float64[np.ndarray, " N"]) -> bool:
+        """Tell whether the candidate is worse, or better, beyond doubt; see `is_lost`."""
+        return self.is_lost(worse_by, predicted) or self.is_lost(-worse_by, -predicted)
 
     def is_lost(self, worse_by: Float64[np.ndarray, " n"], predicted: Float64[np.ndarray, " N"]) -> bool:
         """Tell whether the candidate is dropped: `worse_by` holds how much worse it is on each example so far.

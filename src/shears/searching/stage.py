@@ -4,12 +4,13 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from shears.adapt.load import load_super_adapter, space_of_record
-from shears.adapt.space import SearchSpace
+from shears.adapt.space import RankConfig, SearchSpace
 from shears.artifacts import (
     RESULT,
     SEARCH_SPACE,
@@ -24,11 +25,12 @@ from shears.recipe import SearchConfig
 from shears.recipe.strategies import StrategyOptions
 from shears.resolve import build
 from shears.searching.ends import maximal, minimal
-from shears.searching.evaluators import Evaluator, race_report
+from shears.searching.evaluators import Evaluator, as_evaluator
 from shears.searching.evolution import Evolution
 from shears.searching.evolve import Nsga2
 from shears.searching.exhaustive import Exhaustive
-from shears.searching.explore import explore
+from shears.searching.explore import explore, ranked
+from shears.searching.gauged import race_report
 from shears.searching.heuristics import Heuristic
 from shears.searching.hill_climb import HillClimbing
 from shears.searching.measuring import Validation, open_validation
@@ -78,7 +80,7 @@ def run_search(
     with open_ledger(space, plan, place) as ledger, meter("search", budget, "evaluations") as progress:
         explore(strategy, objective, ledger, plan, progress)
         evaluations = ledger.evaluations
-    return conclude(evaluations, plan.goal)
+    return conclude(ranked(evaluations, as_evaluator(objective), plan.goal), plan.goal)
 
 
 def make_strategy(space: SearchSpace, plan: Plan) -> Strategy:
@@ -113,7 +115,7 @@ def search(
         about = {"super_adapter": fingerprint, "data": validation.fingerprint}
         place = place_of(settings, work, _study_name(output, asked), about, bool(resume))
         seeds = propose(pairs, adapter.elastic, settings.seeds, tied) if pairs is not None else None
-        plan = _plan(settings, seeds)
+        plan = replace(_plan(settings, seeds), predicted=_predicted(settings, validation, tied))
         result = run_search(tied.space, validation.evaluator, plan, place).expanded(tied.expand)
         record = {
             "shears_version": __version__,
@@ -138,6 +140,16 @@ def _tied(settings: SearchConfig, trained: dict[str, Any]) -> TiedSpace:
     tied = tie_layers(space_of_record(trained), settings.tie_layers)
     make_strategy(tied.space, _plan(settings, None))
     return tied
+
+
+def _predicted(settings: SearchConfig, validation: Validation, tied: TiedSpace) -> Callable[[RankConfig], float] | None:
+    """Return what orders neighbours where that is asked for; InputError where nothing predicts them."""
+    if settings.order != "predicted":
+        return None
+    predictor = validation.qualities[settings.objectives[0]].predictor()
+    if predictor is None:
+        raise InputError("order must be random with a sparse adapter, of which no slopes are had; got predicted")
+    return lambda ranks: predictor(tied.expand(ranks))
 
 
 def _race(settings: SearchConfig, validation: Validation, evaluations: Sequence[Evaluated]) -> dict[str, Any]:

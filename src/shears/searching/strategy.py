@@ -14,7 +14,7 @@ from shears.recipe.strategies import StrategyOptions
 
 PARAMETERS = "parameters"
 EXAMPLES = "examples"
-"""The figure that marks a configuration dropped in a race: how many of the examples it was measured on."""
+"""The figure that marks a configuration decided in a race: how many of the examples it was measured on."""
 GENERATIONS = 5  # in a small budget; Optuna's own population of 50 would be one random generation of 50 evaluations
 SMALLEST_POPULATION, LARGEST_POPULATION = 4, 50
 
@@ -30,7 +30,7 @@ Objective = Callable[[RankConfig], Figures]
 
 
 def is_partial(metrics: Figures) -> bool:
-    """Tell whether a configuration was dropped in a race, so that its quality is an estimate; it is never chosen."""
+    """Tell whether a configuration was decided in a race, so that its quality is an estimate; it is never chosen."""
     return EXAMPLES in metrics
 
 
@@ -108,9 +108,13 @@ class Goal:
         """Return the evaluations that meet all constraints."""
         return [evaluated for evaluated in history if self.violation(evaluated.metrics) == 0.0]
 
+    def has_figures(self, metrics: Figures) -> bool:
+        """Tell whether a configuration has every figure of the objectives, be it an estimate."""
+        return all(name in metrics for name in self.objectives)
+
     def is_measured(self, metrics: Figures) -> bool:
         """Tell whether a configuration has every figure of the objectives, measured on all examples."""
-        return not is_partial(metrics) and all(name in metrics for name in self.objectives)
+        return not is_partial(metrics) and self.has_figures(metrics)
 
     def check(self, ranks: RankConfig, metrics: Figures) -> Figures:
         """Return the figures as plain numbers, by name; InputError if one the goal needs is not finite.
@@ -136,6 +140,7 @@ class Plan:
     """How to search: strategy by name, most configurations to evaluate (each counts once), seed, goal, options.
 
     `seeds` are evaluated right after the heuristic, as many as the budget holds; the strategy goes on from there.
+    `predicted` says beforehand how configurations compare in the first objective, lower for better; None: unknown.
     """
 
     strategy: str
@@ -144,6 +149,7 @@ class Plan:
     goal: Goal = LOSS
     seeds: tuple[RankConfig, ...] = ()
     options: StrategyOptions = USUAL
+    predicted: Callable[[RankConfig], float] | None = None
 
     def __post_init__(self) -> None:
         if self.max_evaluations < 1:
