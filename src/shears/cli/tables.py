@@ -95,6 +95,13 @@ def print_search(path: Path) -> None:
             name, *(f"{value:,.5g}" if value < 1e4 else f"{value:,.0f}" for value in entry["metrics"].values())
         )
     console.print(table)
+    if gain := result.get("gain"):
+        test = gain["test"]
+        print_line(f"{gain['figure']} on {test['n']} test examples: chosen {test['chosen']:.4g}, heuristic "
+                   f"{test['heuristic']:.4g}, difference {test['difference']:+.3g} ({test['ci95'][0]:+.3g} to "
+                   f"{test['ci95'][1]:+.3g}, 95 %)")  # fmt: skip
+        for note in gain["notes"]:
+            print_line(f"  {note}")
     print_line(f"{path}: {_front(result)}.")
 
 

@@ -40,6 +40,9 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     """Bounds that the chosen configuration meets, such as parameters<=3M or accuracy>=0.6,macs<=100M."""
     task: Literal["choices", "number", "equation"] | None = None
     """Task whose accuracy is measured."""
+    test: str | None = None
+    """Test examples, which the search does not see: at its end the chosen configuration and the heuristic are measured
+    on them, once (accuracy of the task where one is named, else loss), with a paired interval of the difference."""
     strategy: StrategyName = "hill-climbing"
     """How rank configurations are proposed."""
     max_evaluations: int = Field(50, gt=0)
@@ -83,6 +86,8 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
         if "accuracy" in self.figures and self.task is None:
             raise ValueError("task must be given with objective accuracy: choices, number or equation, got none")
         self.check_owner(self.strategy)
+        if self.test == self.data:
+            raise ValueError(f"test must be other examples than data, which the search sees; both are {self.data}")
         if self.order == "predicted" and (self.objectives[0] != "loss" or self.changes > 1):
             raise ValueError(
                 "order must be random but with objective loss first and changes 1: slopes predict losses, and pairs of "

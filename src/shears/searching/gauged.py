@@ -26,10 +26,11 @@ class GaugedEvaluator:
     """
 
     def __init__(self, gauge: Gauge, quality: str, elastic: ElasticAdapter, race: Race | None = None) -> None:
-        self._gauge, self._quality, self._elastic, self._race = gauge, quality, elastic, race
+        self._gauge, self.quality, self._elastic, self._race = gauge, quality, elastic, race
         self._sign = -1.0 if quality in MAXIMISED else 1.0
         self._found: dict[RankConfig, list[Values]] = {}  # part by part
         self._anchor: Evaluated | None = None
+        self.weights: Values = gauge.weights.double().cpu().numpy()
         self._weight = float(gauge.weights.sum())
 
     @property
@@ -40,7 +41,7 @@ class GaugedEvaluator:
     @property
     def num_examples(self) -> int:
         """Examples that a whole measurement looks at."""
-        return len(self._gauge.weights)
+        return len(self.weights)
 
     def __call__(self, ranks: RankConfig) -> Figures:
         """Return the figures of a configuration, measured on all examples."""
@@ -125,8 +126,8 @@ class GaugedEvaluator:
         if not (is_partial(anchor.metrics) if is_last else self._race.is_decided(worse_by, predicted)):
             return None
         mean = estimate(worse_by, predicted) * self.num_examples / self._weight
-        quality = float(anchor.metrics[self._quality]) + self._sign * mean
-        return {self._quality: quality, PARAMETERS: self._elastic.num_parameters(ranks), EXAMPLES: len(values)}
+        quality = float(anchor.metrics[self.quality]) + self._sign * mean
+        return {self.quality: quality, PARAMETERS: self._elastic.num_parameters(ranks), EXAMPLES: len(values)}
 
     def _predicted(self, ranks: RankConfig, others: RankConfig) -> Values:
         """Return how much worse than others each example was expected to be; zeros without slopes."""
@@ -135,7 +136,7 @@ class GaugedEvaluator:
         return np.asarray(self._sign * (self._slopes.predict(ranks) - self._slopes.predict(others)).numpy())
 
     def _figures(self, values: Values, ranks: RankConfig) -> Figures:
-        return {self._quality: float(values.sum()) / self._weight, PARAMETERS: self._elastic.num_parameters(ranks)}
+        return {self.quality: float(values.sum()) / self._weight, PARAMETERS: self._elastic.num_parameters(ranks)}
 
 
 def race_report(evaluations: Sequence[Evaluated], num_examples: int, error: float) -> dict[str, float | int]:

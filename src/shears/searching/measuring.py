@@ -89,7 +89,7 @@ def open_validation(adapter: SuperAdapter, config: SearchConfig, tied: TiedSpace
 
 def _qualities(adapter: SuperAdapter, config: SearchConfig) -> tuple[str, dict[str, GaugedEvaluator]]:
     """Return the fingerprint of the validation examples and what measures each quality that is asked for."""
-    examples = load_examples(config.data, adapter.record["template"], adapter.tokenizer, config.limit)
+    examples = _examples(adapter, config.data, config.limit)
     if config.data == adapter.record["config"]["data"]:
         logger.warning("the search sees the examples the super-adapter was trained on; give it validation data")
     fingerprint, found = digest(repr(examples)), dict[str, GaugedEvaluator]()
@@ -100,6 +100,21 @@ def _qualities(adapter: SuperAdapter, config: SearchConfig) -> tuple[str, dict[s
         found[LOSS.quality] = loss_evaluator(adapter, rows, config, _thrift(config, LOSS.quality))
         fingerprint = fingerprint if len(found) > 1 else rows_fingerprint(rows)
     return fingerprint, found
+
+
+def _examples(adapter: SuperAdapter, data: str, limit: int | None = None) -> list[Example]:
+    return load_examples(data, adapter.record["template"], adapter.tokenizer, limit)
+
+
+def open_whole(
+    adapter: SuperAdapter, config: SearchConfig, quality: str, data: str, limit: int | None = None
+) -> GaugedEvaluator:
+    """Return what measures a quality on other examples than the search's, each configuration whole."""
+    examples, thrift = _examples(adapter, data, limit), Thrift("0", 0.0, config.seed)
+    if quality == ACCURACY.quality:
+        return accuracy_evaluator(adapter, examples, config, thrift)
+    rows = tokenize_all(examples, adapter.tokenizer, adapter.record["config"]["max_length"])
+    return loss_evaluator(adapter, rows, config, thrift)
 
 
 def _thrift(config: SearchConfig, figure: str) -> Thrift:

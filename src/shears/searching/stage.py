@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from shears.adapt.load import load_super_adapter, space_of_record
+from shears.adapt.load import SuperAdapter, load_super_adapter, space_of_record
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.artifacts import (
     RESULT,
@@ -33,13 +33,14 @@ from shears.searching.explore import explore, ranked
 from shears.searching.gauged import race_report
 from shears.searching.heuristics import Heuristic
 from shears.searching.hill_climb import HillClimbing
-from shears.searching.measuring import Validation, open_validation
+from shears.searching.honesty import gain_report
+from shears.searching.measuring import Validation, open_validation, open_whole
 from shears.searching.place import Place, place_of
 from shears.searching.random_search import RandomSearch
 from shears.searching.result import SearchResult, conclude
 from shears.searching.rnsga2 import rnsga2
 from shears.searching.seeds import Seeds, pairs_for, propose
-from shears.searching.strategy import Evaluated, Goal, Objective, Plan, Strategy, digest, opening
+from shears.searching.strategy import ACCURACY, LOSS, Evaluated, Goal, Objective, Plan, Strategy, digest, opening
 from shears.searching.study import open_ledger
 from shears.searching.tied import TiedSpace, tie_layers
 from shears.searching.workers import forget_name
@@ -60,7 +61,7 @@ STRATEGIES: Mapping[str, Callable[[SearchSpace, Plan], Strategy]] = MappingProxy
         "rnsga2": rnsga2,
     }
 )
-LATER = ("seeds", "study", "constraint", "tie_layers", "race_error", *StrategyOptions.model_fields)
+LATER = ("test", "seeds", "study", "constraint", "tie_layers", "race_error", *StrategyOptions.model_fields)
 WITHOUT_EFFECT = ("max_evaluations", "cache_budget", "stale_after", "storage_timeout")  # on proposals and figures
 AFTER_OPENING = {"heuristic": 0, "maximal": 1, "minimal": 1}  # evaluations of the strategies that do not search
 
@@ -127,6 +128,7 @@ def search(
             **result.as_data(),
             **({"seeds": seeds.as_data(result.evaluations, plan.goal)} if seeds else {}),
             **_race(settings, validation, result.evaluations),
+            **_gain(settings, adapter, validation, result),
         }
         write_json(work / RESULT, record)
         forget_name(work)
@@ -158,6 +160,20 @@ def _race(settings: SearchConfig, validation: Validation, evaluations: Sequence[
         return {}
     num_examples = validation.qualities[settings.objectives[0]].num_examples
     return {"race": race_report(evaluations, num_examples, settings.race_error)}
+
+
+def _gain(
+    settings: SearchConfig, adapter: SuperAdapter, validation: Validation, result: SearchResult
+) -> dict[str, Any]:
+    """Return what the choice is worth on the test examples, nothing where there are none."""
+    if settings.test is None:
+        return {}
+    quality = ACCURACY.quality if settings.task else LOSS.quality
+    test = open_whole(adapter, settings, quality, settings.test)
+    own = validation.qualities.get(quality)
+    seen = own or open_whole(adapter, settings, quality, settings.data, settings.limit)
+    pair = result.chosen.ranks, adapter.elastic.space.heuristic()
+    return {"gain": gain_report(quality, seen, test, pair, len(result.evaluations))}
 
 
 def _asked(settings: SearchConfig, fingerprint: str) -> dict[str, Any]:

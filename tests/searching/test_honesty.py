@@ -1,0 +1,86 @@
+"""The gain of a search: on test examples it did not see, with intervals that hold what they say."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shears.artifacts import read_json
+from shears.cli.tables import print_search
+from shears.errors import InputError
+from shears.searching.honesty import Gain, gain_report, ratio_difference
+from shears.searching.stage import search
+from tests.searching.test_evaluators import config, make
+from tests.searching.test_stage import SETTINGS, rows
+
+
+def test_the_interval_of_a_ratio_holds_the_truth_in_95_of_100_samples() -> None:
+    generator, hits, truth = np.random.default_rng(0), 0, 0.03
+    for _ in range(2000):
+        tokens = generator.integers(3, 20, size=200).astype(float)
+        differences = tokens * (truth + 0.2 * generator.normal(size=200))
+        value, low, high = ratio_difference(differences, tokens)
+        hits += low <= truth <= high
+        assert low < value < high
+    assert hits / 2000 == pytest.approx(0.95, abs=0.015)
+
+
+def test_with_equal_weights_it_is_the_interval_of_a_mean() -> None:
+    differences = np.random.default_rng(1).normal(size=50)
+    value, low, high = ratio_difference(differences, np.ones(50))
+    half = 1.959963984540054 * differences.std(ddof=1) / 50**0.5
+    assert (value, low, high) == pytest.approx(
+        (differences.mean(), differences.mean() - half, differences.mean() + half)
+    )
+    assert ratio_difference(np.ones(1), np.ones(1)) == (1.0, -np.inf, np.inf)
+
+
+def report(chosen: int, heuristic: int, quality: str = "loss") -> dict[str, Any]:
+    validation, test = make(quality)[0], make(quality)[0]
+    return gain_report(quality, validation, test, (config(chosen), config(heuristic)), 50)
+
+
+def test_a_clear_gain_needs_no_note_and_what_is_inside_the_noise_has_one() -> None:
+    clear = report(2, 5)
+    assert clear["notes"] == []
+    assert clear["test"]["difference"] == pytest.approx(clear["test"]["chosen"] - clear["test"]["heuristic"])
+    assert clear["test"]["ci95"][1] < 0
+    assert report(5, 2)["notes"] == [
+        "the chosen configuration is worse than the heuristic on the test examples; take the heuristic"
+    ]
+    assert report(5, 5)["notes"] == ["the heuristic is the chosen configuration: the search found nothing better"]
+    evaluator, gauge = make()
+    gauge.shifts[6] = -1.0
+    noisy = gain_report("loss", evaluator, evaluator, (config(6), config(5)), 50)
+    assert "winner's curse" in noisy["notes"][0]
+    assert "do not tell" in noisy["notes"][1]
+    assert Gain(3, 0.5, 0.5, 0.0, -0.1, 0.1).is_noise
+
+
+@pytest.mark.parametrize("settings", [{}, {"task": "number"}, {"objective": "accuracy", "task": "number"}])
+def test_the_result_holds_the_test_figures_and_a_resumed_search_the_same(
+    settings: dict[str, Any], super_adapter: Path, validation: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {**SETTINGS, "max_evaluations": 3, "max_new_tokens": 2, **settings}
+    test = rows(tmp_path / "test.jsonl", 2)
+    folder = search(super_adapter, tmp_path / "out", data=validation, test=test, **given)
+    result = read_json(folder / "result.json")
+    gain = result["gain"]
+    assert gain["figure"] == ("accuracy" if "task" in settings else "loss")
+    assert gain["test"]["n"] == gain["validation"]["n"] == 8
+    if gain["figure"] in result["chosen"]["metrics"]:
+        assert gain["validation"]["chosen"] == result["chosen"]["metrics"][gain["figure"]]
+        assert gain["validation"]["heuristic"] == result["evaluations"][0]["metrics"][gain["figure"]]
+    alone = search(super_adapter, tmp_path / "alone", data=test, **given, strategy="heuristic")
+    if not settings:
+        assert read_json(alone / "result.json")["chosen"]["metrics"]["loss"] == gain["test"]["heuristic"]
+    without = search(super_adapter, tmp_path / "without", data=validation, **given)
+    assert read_json(without / "result.json")["evaluations"] == result["evaluations"]
+    print_search(folder / "result.json")
+    assert "on 8 test examples: chosen" in capsys.readouterr().out
+
+
+def test_the_test_examples_must_not_be_those_that_the_search_sees(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="search.test must be other examples than data"):
+        search("nowhere", tmp_path, data="some.jsonl", test="some.jsonl")
