@@ -34,7 +34,8 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     """Validation examples, never the test split: a file, a hub id or the embedded arithmetic:validation."""
     objective: Names = ("loss",)
     """What to improve, one to three of: loss per completion token (fast, exact), accuracy of a task, parameters of the
-    adapter, nonzeros (of base and adapter), macs (per token). The first chooses, the next break ties; loss or accuracy
+    adapter, nonzeros (of base and adapter), macs (per token), latency (ms a token, of the packed model in the native
+    decoder on this CPU). The first chooses, the next break ties; loss or accuracy
     alone is joined by parameters."""
     constraint: Names = ()
     """Bounds that the chosen configuration meets, such as parameters<=3M or accuracy>=0.6,macs<=100M."""

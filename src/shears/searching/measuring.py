@@ -15,9 +15,10 @@ from shears.searching.decoding import DecodingGauge
 from shears.searching.evaluators import Together
 from shears.searching.gauged import GaugedEvaluator
 from shears.searching.gauges import open_gauge
+from shears.searching.latency import LatencyEvaluator
 from shears.searching.racing import Race, parts_of
 from shears.searching.sizes import count_sizes, refuse_out_of_reach
-from shears.searching.strategy import ACCURACY, LOSS, Goal, digest
+from shears.searching.strategy import ACCURACY, LATENCY, LOSS, Goal, digest
 from shears.searching.tied import TiedSpace
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,8 @@ def open_validation(adapter: SuperAdapter, config: SearchConfig, tied: TiedSpace
     goal, sizes = Goal(config.objectives, config.constraints), count_sizes(adapter.elastic, config.figures)
     refuse_out_of_reach(goal, adapter.elastic.space, sizes)
     fingerprint, qualities = _qualities(adapter, config)
-    return Validation(fingerprint, Together(tuple(qualities.values()), sizes, goal, tied.expand), qualities)
+    clocks = (LatencyEvaluator(adapter.elastic),) if LATENCY in config.figures else ()
+    return Validation(fingerprint, Together((*qualities.values(), *clocks), sizes, goal, tied.expand), qualities)
 
 
 def _qualities(adapter: SuperAdapter, config: SearchConfig) -> tuple[str, dict[str, GaugedEvaluator]]:

@@ -12,7 +12,7 @@ from shears.errors import InputError
 from shears.recipe.goals import MAXIMISED, Constraint
 from shears.recipe.strategies import StrategyOptions
 
-PARAMETERS = "parameters"
+PARAMETERS, LATENCY = "parameters", "latency"
 EXAMPLES = "examples"
 """The figure that marks a configuration decided in a race: how many of the examples it was measured on."""
 GENERATIONS = 5  # in a small budget; Optuna's own population of 50 would be one random generation of 50 evaluations
