@@ -35,11 +35,16 @@ class SamplingConfig(StageConfig):
     """Seed of the sampling."""
 
 
-class RunningConfig(StageConfig):
-    """What runs the model."""
+class BackendConfig(StageConfig):
+    """What runs a package."""
 
     backend: Literal["auto", "native", "drop-in"] = "auto"
     """For a package: native (our decoder), drop-in (transformers with packed linears), auto the faster that fits."""
+
+
+class RunningConfig(BackendConfig):
+    """What runs the model."""
+
     dtype: Dtype = "auto"
     """Number format of a model that is no package; auto keeps the model's own."""
     device: Device = "auto"
@@ -84,16 +89,16 @@ class ServeConfig(RunningConfig):
     """How long answers may go on after SIGTERM."""
 
 
-class BenchConfig(RunningConfig):
+class BenchConfig(BackendConfig):
     """How to measure speed."""
 
     threads: int | None = Field(None, gt=0)
     """CPU threads; by default one a core."""
     against: str | None = None
-    """Dense model to measure in the same run, through transformers; by default the model the package was made from."""
+    """Dense model to measure in the same run; by default the package's own, its zeros written out, no adapter."""
     prompt_tokens: int = Field(512, gt=0)
     """Tokens of the prompt that prefill reads."""
     new_tokens: int = Field(64, gt=1)
-    """Tokens that are decoded, behind a prompt of 64."""
+    """Tokens that are made behind a prompt of 64, the first of them for the time to the first token."""
     rounds: int = Field(5, gt=0)
-    """Rounds; every round measures each contestant once, in turns."""
+    """Rounds; every round measures each contestant once, in another order. One more comes first and does not count."""

@@ -100,7 +100,7 @@ class NativeBackend:
         self._decoder.drop(sequence)
 
     def describe(self) -> Mapping[str, object]:
-        """Return what runs here, as plain data; memory_bytes does not count the mapped embeddings."""
+        """Return what runs here, as plain data; memory_bytes is without the mapped embeddings."""
         return {
             "name": "native",
             "isa": _native.features()["isa"],
@@ -108,6 +108,7 @@ class NativeBackend:
             "values": self._values,
             "head": self._head_values,
             "memory_bytes": self._arena.num_bytes + self._decoder.cache_bytes,
+            "mapped_bytes": self._embeddings.values.nbytes,
         }
 
     def _ids(self, tokens: Sequence[int]) -> Int64[np.ndarray, " T"]:

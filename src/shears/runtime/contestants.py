@@ -1,0 +1,88 @@
+"""Who is measured beside a package: the same model dense, by our own kernels and by transformers."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from shears.models import load_model
+from shears.packed.file import read_package
+from shears.packed.layout import Values
+from shears.recipe.serving import BackendConfig, RunningConfig
+from shears.runtime.architectures import NotCoveredError, plan_of
+from shears.runtime.available import kernels_available
+from shears.runtime.backend import Backend
+from shears.runtime.loading import package_backend
+from shears.runtime.transformers_backend import TransformersBackend
+
+TRANSFORMERS, TUNED = "dense, transformers", "dense, transformers, oneDNN off"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A way to run a model; `tuned` keeps torch off oneDNN, whose products of one row are slow on some CPUs."""
+
+    name: str
+    backend: Backend
+    tuned: bool = False
+
+    def running(self) -> AbstractContextManager[Any]:
+        """Return what it runs in."""
+        return _without_onednn() if self.tuned else nullcontext()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Return the bytes of its weights, and of its caches where the backend knows them."""
+        found = self.backend.describe()
+        return int(str(found["memory_bytes"])) + int(str(found.get("mapped_bytes", 0)))
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TF32 acceleration", UserWarning)  # torch speaks of GPUs that are not here
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
+
+
+def contestants(folder: Path, wanted: BackendConfig, against: str | None) -> list[Contestant]:
+    """Return the package first, then the dense model in as many ways as there are; all without other sequences' memory.
+
+    InputError for what is no package.
+    """
+    values = values_of(folder)
+    package = package_backend(folder, RunningConfig(backend=wanted.backend))
+    name = f"package ({values}, {package.describe()['name']})"
+    dense = load_model(against or folder, "fp32" if values == "fp32" else "bf16", "cpu")
+    backend = TransformersBackend(dense, max_sequences=1)
+    others = [Contestant(TRANSFORMERS, backend), Contestant(TUNED, backend, tuned=True)]
+    return [Contestant(name, package), *_our_dense(dense, values), *others]
+
+
+def values_of(folder: Path) -> Values:
+    """Return the number format of most of a package's weights."""
+    entries = [entry.values for entry in read_package(folder, verify=False).index.packed.values()]
+    return max(sorted(set(entries)), key=entries.count)
+
+
+def _our_dense(dense: PreTrainedModel, values: Values) -> Iterator[Contestant]:
+    """Yield the dense model in our kernels, as its own numbers and as the package's; nothing for one not covered."""
+    if not kernels_available():
+        return
+    from shears.runtime.model_source import source_of_model
+    from shears.runtime.native_decoder import Limits, NativeBackend
+
+    try:
+        longest = plan_of(dense.config).max_positions
+    except NotCoveredError:
+        return
+    own: Values = "fp32" if dense.dtype == torch.float32 else "bf16"
+    for numbers in dict.fromkeys((own, values)):
+        source = source_of_model(dense, numbers, sparse=False)
+        backend = NativeBackend(source, Limits(longest, 1, torch.get_num_threads()))
+        yield Contestant(f"dense, our kernels ({numbers})", backend)
