@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -28,22 +28,29 @@ SCRIPT = Path(__file__).with_name("llama_cpp_decode.py")
 Run = Callable[[Sequence[int], int], list[int]]  # a prompt, and how many tokens to add (0: the prompt is read only)
 
 
+class Took(NamedTuple):
+    """Seconds on the clock, and those that the arm's process spent on a core."""
+
+    wall: float
+    cpu: float
+
+
 @dataclass(frozen=True)
 class Arm:
-    """A way to continue a prompt; `seconds` times it."""
+    """A way to continue a prompt; `run` times it."""
 
-    run: Callable[[Sequence[int], int], tuple[float, list[int]]]
+    run: Callable[[Sequence[int], int], tuple[Took, list[int]]]
 
 
 def timed(run: Run) -> Arm:
     """Return the arm of a function in this process."""
 
-    def seconds(prompt: Sequence[int], new: int) -> tuple[float, list[int]]:
-        start = time.perf_counter()
+    def took(prompt: Sequence[int], new: int) -> tuple[Took, list[int]]:
+        wall, cpu = time.perf_counter(), time.process_time()
         tokens = run(prompt, new)
-        return time.perf_counter() - start, tokens
+        return Took(time.perf_counter() - wall, time.process_time() - cpu), tokens
 
-    return Arm(seconds)
+    return Arm(took)
 
 
 def loaded(folder: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
@@ -133,11 +140,11 @@ def _answer(process: "subprocess.Popen[str]") -> dict[str, Any]:
 
 
 def _remote(process: "subprocess.Popen[str]") -> Arm:
-    def run(prompt: Sequence[int], new: int) -> tuple[float, list[int]]:
+    def run(prompt: Sequence[int], new: int) -> tuple[Took, list[int]]:
         assert process.stdin is not None
         process.stdin.write(json.dumps({"tokens": list(prompt), "new": new}) + "\n")
         process.stdin.flush()
         answer = _answer(process)
-        return answer["seconds"], answer["tokens"]
+        return Took(answer["seconds"], answer["cpu"]), answer["tokens"]
 
     return Arm(run)

@@ -5,8 +5,14 @@
     python -m benchmarks.fuzz_package --only 4711          # one mutation again, in this process
 
 What is accepted is looked at again by a slow restatement of the layout, unpacked, and multiplied by the C++ kernels
-where they are there (build these with -fsanitize=address to see every read outside). Each batch of mutations runs in a
-process of its own, so that a crash is counted and named.
+where they are there. Each batch of mutations runs in a process of its own, so that a crash is counted and named.
+
+Under AddressSanitizer a kernel that reads a byte beyond what it may ends the batch. Put such an extension in the place
+of the ordinary one (`pip install -e .` brings that back):
+
+    cmake -S src/shears/runtime/csrc -B build/asan -DSHEARS_ASAN=ON -DPython_EXECUTABLE=$(which python)
+    cmake --build build/asan && cp build/asan/_native*.so src/shears/runtime/
+    ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$(gcc -print-file-name=libasan.so) python -m benchmarks.fuzz_package
 """
 
 import argparse

@@ -3,8 +3,9 @@
     PYTHON llama_cpp_decode.py serve MODEL.gguf THREADS
     PYTHON llama_cpp_decode.py quantize MODEL.gguf OUTPUT.gguf q8_0|q4_0
 
-`serve` reads lines of JSON, {"tokens": [...], "new": N}, and answers {"seconds": s, "tokens": [...]}: the prompt is
-forgotten, read again, and continued greedily by N tokens through llama.cpp's own sampler. N = 0 reads the prompt only.
+`serve` reads lines of JSON, {"tokens": [...], "new": N}, and answers {"seconds": s, "cpu": seconds on a core,
+"tokens": [...]}: the prompt is forgotten, read again, and continued greedily by N tokens through llama.cpp's own
+sampler. N = 0 reads the prompt only.
 """
 
 import ctypes
@@ -41,9 +42,10 @@ def serve(model_file: str, threads: int) -> None:
     print(json.dumps({"ready": llama_cpp.llama_print_system_info().decode()}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         tokens = _continued(context, sampler, order["tokens"], order["new"])
-        print(json.dumps({"seconds": time.perf_counter() - start, "tokens": tokens}), flush=True)
+        took = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
+        print(json.dumps({**took, "tokens": tokens}), flush=True)
 
 
 def _continued(context: Any, sampler: Any, prompt: list[int], new: int) -> list[int]:

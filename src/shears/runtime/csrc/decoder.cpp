@@ -11,12 +11,16 @@ constexpr int64_t kWorthThreads = 8192;  // multiplications; below, waking a thr
 
 constexpr int64_t kPiece = 256;          // outputs that one thread completes at a time, whole panels
 
-/// Add bias and low-rank update to outputs [begin, end) of y.
-void complete(const Ops& ops, const Linear& linear, const float* low, int64_t begin, int64_t end, float* y) {
-  if (linear.bias != nullptr) ops.add(linear.bias + begin, end - begin, y + begin);
+/// Add bias and low-rank update to outputs [begin, end) of y; h are the outputs of all A with this input.
+void complete(const Ops& ops, const Linear& linear, Raised tokens, int64_t begin, int64_t end) {
+  if (linear.bias != nullptr)
+    for (int64_t t = 0; t < tokens.rows; ++t) ops.add(linear.bias + begin, end - begin, tokens.y + t * tokens.y_step + begin);
   if (linear.up.rank == 0) return;
-  ops.raise(linear.up, low + linear.first, begin, end, y);
+  tokens.h += linear.first;
+  ops.raise(linear.up, tokens, begin, end);
 }
+
+int64_t runs_of(int64_t rows) { return (rows + kRaisedRows - 1) / kRaisedRows; }
 }  // namespace
 
 Decoder::Decoder(const DecoderShape& shape, Weights weights, Pool& pool)
@@ -144,37 +148,49 @@ void Decoder::attention(const Layer& layer, int64_t index, const std::vector<Spa
   const int64_t kv = shape_.kv_heads, group = shape_.heads / kv;
   if (rows == static_cast<int64_t>(spans.size())) {  // one row a sequence: no row waits for another
     each(rows * kv, kWorthThreads, [&](int64_t item) {
-      prepare(layer, index, item / kv, item % kv);
+      prepare(layer, index, item / kv, 1, item % kv);
       for (int64_t tile = 0; tile * kMaxRows < group; ++tile) attend(layer, index, spans[item / kv], item % kv, tile);
     });
     return;
   }
-  each(rows * kv, kWorthThreads, [&](int64_t item) { prepare(layer, index, item / kv, item % kv); });
+  each(runs_of(rows) * kv, kWorthThreads, [&](int64_t item) {
+    const int64_t row = item / kv * kRaisedRows;
+    prepare(layer, index, row, std::min<int64_t>(kRaisedRows, rows - row), item % kv);
+  });
   for (const Span& span : spans) {
     const int64_t tiles = (span.count * group + kMaxRows - 1) / kMaxRows;
     each(tiles * kv, kWorthThreads, [&](int64_t item) { attend(layer, index, span, item / tiles, item % tiles); });
   }
 }
 
-/// Complete, normalize and rotate one row's queries, key and value of one key-value head; remember the latter two.
-void Decoder::prepare(const Layer& layer, int64_t index, int64_t row, int64_t kv_head) {
+/// Complete queries, key and value of some rows and one key-value head; turn the former two, remember the latter two.
+void Decoder::prepare(const Layer& layer, int64_t index, int64_t first, int64_t count, int64_t kv_head) {
+  const int64_t head = shape_.head, queries = shape_.heads / shape_.kv_heads * head;
+  const int64_t down = layer.down_attention.rows;
+  const auto raised = [&](std::vector<float>& y, int64_t step) {
+    return Raised{low_.data() + first * down, down, y.data() + first * step, step, count};
+  };
+  complete(ops_, layer.q, raised(query_, shape_.heads * head), kv_head * queries, (kv_head + 1) * queries);
+  complete(ops_, layer.k, raised(key_, shape_.kv_heads * head), kv_head * head, (kv_head + 1) * head);
+  complete(ops_, layer.v, raised(value_, shape_.kv_heads * head), kv_head * head, (kv_head + 1) * head);
+  for (int64_t row = first; row < first + count; ++row) turn(layer, index, row, kv_head);
+}
+
+/// Normalize and rotate one row's queries and key of one key-value head; remember key and value.
+void Decoder::turn(const Layer& layer, int64_t index, int64_t row, int64_t kv_head) {
   const int64_t head = shape_.head, group = shape_.heads / shape_.kv_heads, half = head / 2;
   float* queries = query_.data() + row * shape_.heads * head;
   float* keys = key_.data() + row * shape_.kv_heads * head;
   float* values = value_.data() + row * shape_.kv_heads * head;
-  const float* low = low_.data() + row * layer.down_attention.rows;
-  complete(ops_, layer.q, low, kv_head * group * head, (kv_head + 1) * group * head, queries);
-  complete(ops_, layer.k, low, kv_head * head, (kv_head + 1) * head, keys);
-  complete(ops_, layer.v, low, kv_head * head, (kv_head + 1) * head, values);
-  const auto turn = [&](float* x, const float* norm) {
+  const auto turned = [&](float* x, const float* norm) {
     if (norm != nullptr) ops_.rms_norm(x, norm, shape_.eps, head, x);
     if (layer.rotates) ops_.rotate(cosines_.data() + row * half, sines_.data() + row * half, head, x);
   };
   for (int64_t i = kv_head * group; i < (kv_head + 1) * group; ++i) {
-    turn(queries + i * head, layer.query_norm);
+    turned(queries + i * head, layer.query_norm);
     ops_.scale(shape_.query_scale, head, queries + i * head);
   }
-  turn(keys + kv_head * head, layer.key_norm);
+  turned(keys + kv_head * head, layer.key_norm);
   ops_.remember(cache_.at(sequence_of_[row], index, kv_head), position_of_[row], keys + kv_head * head,
                 values + kv_head * head);
 }
@@ -197,13 +213,14 @@ void Decoder::attend(const Layer& layer, int64_t index, const Span& span, int64_
 void Decoder::feed_forward(const Layer& layer, int64_t rows) {
   product({&layer.gate, &layer.up}, layer.down_gate, normed_.data(), {gate_.data(), up_.data()}, rows);
   const int64_t width = shape_.intermediate, pieces = (width + kPiece - 1) / kPiece;
-  each(rows * pieces, rows * width, [&](int64_t item) {
-    const int64_t row = item / pieces, begin = item % pieces * kPiece, end = std::min(begin + kPiece, width);
-    const float* low = low_.data() + row * layer.down_gate.rows;
+  each(runs_of(rows) * pieces, rows * width, [&](int64_t item) {
+    const int64_t row = item / pieces * kRaisedRows, count = std::min<int64_t>(kRaisedRows, rows - row);
+    const int64_t begin = item % pieces * kPiece, end = std::min(begin + kPiece, width), down = layer.down_gate.rows;
+    const float* low = low_.data() + row * down;
     float *gate = gate_.data() + row * width, *up = up_.data() + row * width;
-    complete(ops_, layer.gate, low, begin, end, gate);
-    complete(ops_, layer.up, low, begin, end, up);
-    ops_.swiglu(up + begin, end - begin, gate + begin);
+    complete(ops_, layer.gate, {low, down, gate, width, count}, begin, end);
+    complete(ops_, layer.up, {low, down, up, width, count}, begin, end);
+    for (int64_t i = begin; i < count * width; i += width) ops_.swiglu(up + i, end - begin, gate + i);
   });
 }
 
@@ -211,11 +228,13 @@ void Decoder::feed_forward(const Layer& layer, int64_t rows) {
 void Decoder::settle(const Linear& linear, const Matrix& down, const float* x, const float* next_norm, int64_t rows) {
   product({&linear}, down, x, {output_.data()}, rows);
   const int64_t width = shape_.hidden;
-  each(rows, rows * width, [&](int64_t row) {
+  each(runs_of(rows), rows * width, [&](int64_t item) {
+    const int64_t row = item * kRaisedRows, count = std::min<int64_t>(kRaisedRows, rows - row);
     float *output = output_.data() + row * width, *hidden = hidden_.data() + row * width;
-    complete(ops_, linear, low_.data() + row * down.rows, 0, width, output);
-    ops_.add(output, width, hidden);
-    ops_.rms_norm(hidden, next_norm, shape_.eps, width, normed_.data() + row * width);
+    complete(ops_, linear, {low_.data() + row * down.rows, down.rows, output, width, count}, 0, width);
+    ops_.add(output, count * width, hidden);
+    for (int64_t i = 0; i < count * width; i += width)
+      ops_.rms_norm(hidden + i, next_norm, shape_.eps, width, normed_.data() + row * width + i);
   });
 }
 

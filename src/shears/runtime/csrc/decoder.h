@@ -76,7 +76,8 @@ class Decoder {
   void embed(const std::vector<Span>& spans, const int64_t* tokens, int64_t rows);
   void look_up(int64_t token, float* x);
   void attention(const Layer& layer, int64_t index, const std::vector<Span>& spans, int64_t rows);
-  void prepare(const Layer& layer, int64_t index, int64_t row, int64_t kv_head);
+  void prepare(const Layer& layer, int64_t index, int64_t first, int64_t count, int64_t kv_head);
+  void turn(const Layer& layer, int64_t index, int64_t row, int64_t kv_head);
   void attend(const Layer& layer, int64_t index, const Span& span, int64_t kv_head, int64_t tile);
   void feed_forward(const Layer& layer, int64_t rows);
   void settle(const Linear& linear, const Matrix& down, const float* x, const float* next_norm, int64_t rows);

@@ -8,6 +8,12 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(data, size) (static_cast<void>(data), static_cast<void>(size))
+#define ASAN_UNPOISON_MEMORY_REGION(data, size) (static_cast<void>(data), static_cast<void>(size))
+#endif
 
 namespace shears {
 namespace {
@@ -41,7 +47,10 @@ void release(char* data, size_t size) {
 }  // namespace
 
 HugeBuffer::~HugeBuffer() {
-  for (const Block& block : blocks_) release(block.data, block.size);
+  for (const Block& block : blocks_) {
+    ASAN_UNPOISON_MEMORY_REGION(block.data, block.size);
+    release(block.data, block.size);
+  }
 }
 
 void* HugeBuffer::copy(const void* from, size_t bytes) {
@@ -52,9 +61,11 @@ void* HugeBuffer::copy(const void* from, size_t bytes) {
     const size_t size = std::max(kBlock, (room + kPage - 1) / kPage * kPage);
     blocks_.reserve(blocks_.size() + 1);
     blocks_.push_back({allocate(size), size, 0});
+    ASAN_POISON_MEMORY_REGION(blocks_.back().data, size);  // what no copy owns
   }
   Block& block = blocks_.back();
   char* place = block.data + block.used;
+  ASAN_UNPOISON_MEMORY_REGION(place, bytes + kOverread);
   if (from) std::memcpy(place, from, bytes);
   block.used += room, used_ += room;
   return place;

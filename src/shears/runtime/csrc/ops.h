@@ -10,12 +10,22 @@ constexpr int64_t kBlock = 64;      // positions of a block of the key-value cac
 constexpr int64_t kGroup = 16;      // positions whose keys lie side by side
 constexpr int64_t kMaxHead = 256;   // the longest head
 constexpr int kMaxRows = 4;         // queries that share one pass over keys and values
+constexpr int kRaisedRows = 4;      // rows (tokens) that share one pass over B
 
 /// B of a low-rank update, scaling multiplied in: [panel][rank][16 rows], rows beyond the last are 0.
 struct Up {
   const void* data = nullptr;
   bool is_bf16 = false;
   int64_t rank = 0;
+};
+
+/// Rows (tokens): what B multiplies, and what that is added to; a row lies `_step` numbers behind the one before.
+struct Raised {
+  const float* h;
+  int64_t h_step;
+  float* y;
+  int64_t y_step;
+  int64_t rows;
 };
 
 /// Where the keys and values of one layer and key-value head lie: in each block at `offset` bytes,
@@ -43,8 +53,8 @@ struct Ops {
   void (*add)(const float* x, int64_t n, float* y);
   /// gate = silu(gate) * up
   void (*swiglu)(const float* up, int64_t n, float* gate);
-  /// y[begin ... end) += these rows of B h
-  void (*raise)(const Up& up, const float* h, int64_t begin, int64_t end, float* y);
+  /// y[begin ... end) += these rows of B h, in every row of the tokens; a token's sum does not depend on the others
+  void (*raise)(const Up& up, const Raised& tokens, int64_t begin, int64_t end);
   /// Rotate the halves of one head by the angles whose cosines and sines are given (head / 2 of each).
   void (*rotate)(const float* cosines, const float* sines, int64_t head, float* x);
   /// x *= factor

@@ -35,45 +35,59 @@ void swiglu(const float* up, int64_t n, float* gate) {
   std::memcpy(gate + i, rest[0], bytes);
 }
 
-/// Two panels at a time, so that additions need not wait for each other.
-template <class T, int kPanels>
-inline void raise_panels(const T* data, const float* h, int64_t rank, float* out) {
+/// Several panels at a time, so that additions need not wait for each other; `out` is [kRows][kPanels * kPanel].
+template <class T, int kPanels, int kRows>
+inline void raise_panels(const T* data, const float* h, int64_t h_step, int64_t rank, float* out) {
   constexpr int kParts = kPanel / kLanes;
   constexpr int64_t kAhead = 8192 / sizeof(T);  // what a core reads while memory answers
-  Vec total[kPanels][kParts] = {};
+  Vec total[kRows][kPanels * kParts] = {};
   for (int64_t r = 0; r < rank; ++r) {
-    const Vec value = all(h[r]);
+    Vec value[kRows];
+    for (int t = 0; t < kRows; ++t) value[t] = all(h[t * h_step + r]);
     for (int p = 0; p < kPanels; ++p) __builtin_prefetch(data + (p * rank + r) * kPanel + kAhead);
     for (int p = 0; p < kPanels; ++p)
-      for (int part = 0; part < kParts; ++part)
-        total[p][part] += value * load(data + (p * rank + r) * kPanel + part * kLanes);
+      for (int part = 0; part < kParts; ++part) {
+        const Vec weights = load(data + (p * rank + r) * kPanel + part * kLanes);
+        for (int t = 0; t < kRows; ++t) total[t][p * kParts + part] += value[t] * weights;
+      }
   }
-  for (int p = 0; p < kPanels; ++p)
-    for (int part = 0; part < kParts; ++part) store(out + p * kPanel + part * kLanes, total[p][part]);
+  for (int t = 0; t < kRows; ++t)
+    for (int i = 0; i < kPanels * kParts; ++i) store(out + t * kPanels * kPanel + i * kLanes, total[t][i]);
 }
 
-template <class T>
-inline void raise_as(const Up& up, const float* h, int64_t begin, int64_t end, float* y) {
+/// Rows [row, row + kRows) of the tokens.
+template <class T, int kRows>
+inline void raise_rows(const Up& up, const Raised& tokens, int64_t row, int64_t begin, int64_t end) {
   constexpr int kTogether = kLanes == 16 ? 4 : 1;
-  float out[kTogether * kPanel];
-  const T* data = static_cast<const T*>(up.data);
+  float out[kRows * kTogether * kPanel];
+  const float* h = tokens.h + row * tokens.h_step;
+  float* y = tokens.y + row * tokens.y_step;
   for (int64_t panel = begin / kPanel; panel * kPanel < end;) {
+    const T* data = static_cast<const T*>(up.data) + panel * up.rank * kPanel;
     const int count = (panel + kTogether) * kPanel <= end ? kTogether : 1;
     if (count == 1)
-      raise_panels<T, 1>(data + panel * up.rank * kPanel, h, up.rank, out);
+      raise_panels<T, 1, kRows>(data, h, tokens.h_step, up.rank, out);
     else
-      raise_panels<T, kTogether>(data + panel * up.rank * kPanel, h, up.rank, out);
-    const int64_t first = larger_of(begin, panel * kPanel), last = smaller_of(end, (panel + count) * kPanel);
-    add(out + (first - panel * kPanel), last - first, y + first);
+      raise_panels<T, kTogether, kRows>(data, h, tokens.h_step, up.rank, out);
+    const int64_t start = panel * kPanel, first = larger_of(begin, start), last = smaller_of(end, start + count * kPanel);
+    for (int t = 0; t < kRows; ++t)
+      add(out + t * count * kPanel + first - start, last - first, y + t * tokens.y_step + first);
     panel += count;
   }
 }
 
-void raise(const Up& up, const float* h, int64_t begin, int64_t end, float* y) {
+template <class T>
+inline void raise_as(const Up& up, const Raised& tokens, int64_t begin, int64_t end) {
+  int64_t row = 0;
+  for (; row + kRaisedRows <= tokens.rows; row += kRaisedRows) raise_rows<T, kRaisedRows>(up, tokens, row, begin, end);
+  for (; row < tokens.rows; ++row) raise_rows<T, 1>(up, tokens, row, begin, end);
+}
+
+void raise(const Up& up, const Raised& tokens, int64_t begin, int64_t end) {
   if (up.is_bf16)
-    raise_as<uint16_t>(up, h, begin, end, y);
+    raise_as<uint16_t>(up, tokens, begin, end);
   else
-    raise_as<float>(up, h, begin, end, y);
+    raise_as<float>(up, tokens, begin, end);
 }
 
 void rotate(const float* cosines, const float* sines, int64_t head, float* x) {
