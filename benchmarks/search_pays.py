@@ -1,0 +1,158 @@
+"""Does search pay? Test accuracy of sub-adapters found by several strategies, over the seeds of the super-adapter.
+
+    python -m benchmarks.search_pays run --adapter NAME=FOLDER... --validation FILE --test FILE --results FILE.jsonl
+    python -m benchmarks.search_pays table FILE.jsonl
+
+FOLDERs are super-adapters that differ by their seed alone. Every strategy searches the validation loss (and parameters)
+with the same number of evaluations, sees the validation examples only, and what it chooses is measured once on the test
+examples: generated answers, as the task reads them. NSGA-II's and RNSGA-II's choice is the best loss on their fronts.
+A row a super-adapter and strategy is appended as soon as it is there, with every test answer; what is there is not done
+again. The table has test accuracies, and each strategy's paired difference to the heuristic with seeds pooled example
+by example. `hill-climbing, raced` evaluates by races in the predicted order. Needs trained super-adapters.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import log_to_stderr
+from shears.adapt.load import SuperAdapter, load_super_adapter
+from shears.adapt.space import RankConfig
+from shears.artifacts import read_json
+from shears.data.examples import load_examples
+from shears.evaluation.statistics import paired_difference, pooled_accuracy
+from shears.recipe import SearchConfig
+from shears.searching.decoding import DecodingGauge
+from shears.searching.stage import search
+
+HEURISTIC = "heuristic"
+STRATEGIES: Mapping[str, Mapping[str, Any]] = {
+    HEURISTIC: {"strategy": "heuristic"},
+    "maximal": {"strategy": "maximal"},
+    "minimal": {"strategy": "minimal"},
+    "random": {"strategy": "random"},
+    "hill-climbing": {"strategy": "hill-climbing"},
+    "hill-climbing, raced": {"strategy": "hill-climbing", "order": "predicted", "race_error": 0.05},
+    "NSGA-II": {"strategy": "nsga2"},
+    "RNSGA-II": {"strategy": "rnsga2"},
+}
+ENDS = ("maximal", "minimal")  # evaluated beside the heuristic, whatever that has
+
+
+def chosen(folder: Path, name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Search; return the chosen evaluation (of an end of the space, that end) and the whole result."""
+    with tempfile.TemporaryDirectory() as place:
+        result = read_json(search(folder, Path(place) / "found", **settings, **STRATEGIES[name]) / "result.json")
+    return result["evaluations"][-1] if name in ENDS else result["chosen"], result
+
+
+def answers(adapter: SuperAdapter, ranks: Mapping[str, int], task: str, test: str, limit: int | None) -> list[bool]:
+    """Return which test examples a sub-adapter answers rightly."""
+    config = SearchConfig(data="unused", task=task, precision="auto", device="cpu", max_new_tokens=32, batch_size=32)
+    examples = load_examples(test, adapter.record["template"], adapter.tokenizer, limit)
+    gauge = DecodingGauge(adapter, examples, config, width=1)
+    return [bool(value) for value in gauge.measure([RankConfig(dict(ranks))], 0)[0]]
+
+
+def row(name: str, folder: Path, strategy: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Search with one strategy on one super-adapter and measure the choice."""
+    settings = {
+        "data": str(arguments.validation), "limit": arguments.limit, "max_evaluations": arguments.evaluations,
+        "precision": "fp32", "device": "cpu", "model": arguments.base,
+    }  # fmt: skip
+    start = time.process_time()
+    best, result = chosen(folder, strategy, settings)
+    seconds = time.process_time() - start
+    adapter = load_super_adapter(folder, arguments.base, device="cpu")
+    right = answers(adapter, best["ranks"], arguments.task, str(arguments.test), arguments.test_limit)
+    figures = {key: best["metrics"][key] for key in ("loss", "parameters")}
+    return {
+        "adapter": name, "strategy": strategy, **figures, "evaluations": len(result["evaluations"]),
+        "seconds": round(seconds, 1), "hypervolume": result["hypervolume"], "right": right,
+        "front": [each["metrics"] for each in result["pareto"]],
+    }  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Append a row for every super-adapter and strategy that is not there."""
+    results: Path = arguments.results
+    there = {(each["adapter"], each["strategy"]) for each in read_rows(results)}
+    for spec in arguments.adapter:
+        name, folder = spec.split("=", 1)
+        for strategy in arguments.strategies or STRATEGIES:
+            if (name, strategy) not in there:
+                line = json.dumps(row(name, Path(folder), strategy, arguments))
+                with results.open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a results file, none where there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the table: strategies over the super-adapters that all of the compared have."""
+    names = list(dict.fromkeys(each["adapter"] for each in rows))
+    by_strategy = {
+        strategy: {each["adapter"]: each for each in rows if each["strategy"] == strategy} for strategy in STRATEGIES
+    }
+    heads = ["strategy", *names, "pooled (95 %)", "minus heuristic (95 %)", "loss", "parameters", "CPU s"]
+    yield f"| {' | '.join(heads)} |"
+    yield "| --- " * len(heads) + "|"
+    for strategy, found in by_strategy.items():
+        if found:
+            yield _line(strategy, found, by_strategy[HEURISTIC], names)
+
+
+def _line(
+    strategy: str, found: Mapping[str, dict[str, Any]], heuristic: Mapping[str, dict[str, Any]], names: Sequence[str]
+) -> str:
+    shares = [f"{mean(found[name]['right']):.1%}" if name in found else "-" for name in names]
+    value, low, high = pooled_accuracy([each["right"] for each in found.values()])
+    both = [name for name in found if name in heuristic]
+    against = "-"
+    if both and strategy != HEURISTIC:
+        gap = paired_difference([found[name]["right"] for name in both], [heuristic[name]["right"] for name in both])
+        against = f"{100 * gap.value:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
+    loss, size, seconds = (mean([each[key] for each in found.values()]) for key in ("loss", "parameters", "seconds"))
+    pooled, cost = f"{value:.1%} ({low:.1%} to {high:.1%})", f"{loss:.4f} | {size / 1e6:.2f} M | {seconds:.0f}"
+    return f"| {strategy} | {' | '.join(shares)} | {pooled} | {against} | {cost} |"
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean."""
+    return sum(values) / len(values)
+
+
+def main() -> None:
+    """Run, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run")
+    running.add_argument("--adapter", nargs="+", required=True, help="NAME=FOLDER")
+    running.add_argument("--validation", type=Path, required=True)
+    running.add_argument("--test", type=Path, required=True)
+    running.add_argument("--results", type=Path, required=True)
+    running.add_argument("--base", help="the sparse base where it was moved")
+    running.add_argument("--task", choices=["number", "equation"], default="equation")
+    running.add_argument("--strategies", nargs="+", choices=STRATEGIES)
+    running.add_argument("--evaluations", type=int, default=100)
+    running.add_argument("--limit", type=int, help="only the first so many validation examples")
+    running.add_argument("--test-limit", type=int, help="only the first so many test examples")
+    commands.add_parser("table").add_argument("results", type=Path)
+    arguments = parser.parse_args()
+    log_to_stderr()
+    if arguments.command == "run":
+        run(arguments)
+    else:
+        for line in table(read_rows(arguments.results)):
+            print(line)
+
+
+if __name__ == "__main__":
+    main()
