@@ -18,6 +18,7 @@ from shears.evaluation.harness import TASKS
 from shears.evaluation.harness_data import load, score
 from shears.evaluation.run import evaluate
 from shears.evaluation.statistics import wilson_interval
+from shears.export.peft import export_adapter
 from shears.recipe.paper import ANSWER_FORMS
 from tests.tiny import save_tiny, tiny_model
 
@@ -110,6 +111,11 @@ def test_an_adapter_changes_what_is_measured(made: Path) -> None:
         for adapter in (None, str(made / "adapter"))
     ]
     assert outputs[0] != outputs[1]
+
+
+def test_a_package_has_the_figures_of_its_model(made: Path, tmp_path: Path) -> None:
+    package = export_adapter(str(made / "base"), tmp_path / "package", format="package", values="fp32")
+    assert evaluate(str(package), **_options(made)).figures == evaluate(str(made / "base"), **_options(made)).figures
 
 
 def test_figures_have_counts_intervals_and_a_mean(made: Path, tmp_path: Path) -> None:
