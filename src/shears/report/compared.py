@@ -11,12 +11,11 @@ from shears.artifacts import write_json, write_text
 from shears.errors import InputError
 from shears.evaluation.arms import read_arms
 from shears.evaluation.comparison import compare_arms
-from shears.report.drawing import WIDTH, Scale, around, svg, text, ticks, whisker
 from shears.report.html import element, table
+from shears.report.intervals import intervals
 from shears.report.section import note, picture, section
 from shears.report.words import percent
 
-ROW, LEFT, RIGHT, TOP = 44.0, 8.0, 64.0, 8.0
 Row = Mapping[str, Any]
 
 
@@ -69,7 +68,7 @@ def _accuracies(data: Row) -> Markup:
          "none" if arm["spread"] is None else percent(arm["spread"]))
         for arm in data["arms"]
     ]  # fmt: skip
-    return picture("Accuracy", _whiskers("Accuracy", data["arms"], percent), table("Accuracy", head, rows))
+    return picture("Accuracy", intervals("Accuracy", data["arms"], percent), table("Accuracy", head, rows))
 
 
 def _differences(data: Row) -> Markup:
@@ -81,35 +80,8 @@ def _differences(data: Row) -> Markup:
         for row in found
     ]  # fmt: skip
     told = note("A whisker that crosses the line at 0 is no difference that these examples show.")
-    return picture(name, _whiskers(name, found, _points, zero=True), table(name, head, rows), told)
+    return picture(name, intervals(name, found, _points, zero=True), table(name, head, rows), told)
 
 
 def _points(share: float) -> str:
     return f"{100 * share:+.1f}" if abs(share) >= 5e-4 else "0"
-
-
-def _whiskers(name: str, rows: Sequence[Row], form: Any, zero: bool = False) -> Markup:
-    """Draw a line with a dot for each row, over one scale; with `zero`, the scale holds 0 and a line there."""
-    low, high = around([*(end for row in rows for end in row["ci95"]), *([0.0] if zero else [])])
-    scale, height, found = Scale(low, high, LEFT, WIDTH - RIGHT), TOP + len(rows) * ROW, ticks(low, high, 6)
-    grid = [
-        element("line", x1=scale(value), x2=scale(value), y1=TOP, y2=height,
-                class_="whisker" if zero and value == 0 else "grid")
-        for value in found
-    ]  # fmt: skip
-    numbers = [text(scale(value), height + 14, form(value), "middle") for value in found]
-    axes = element("g", *grid, *numbers, class_="axes", aria_hidden="true")
-    return svg(name, height + 20, axes, *(_row(row, TOP + index * ROW, scale, form) for index, row in enumerate(rows)))
-
-
-def _row(row: Row, top: float, scale: Scale, form: Any) -> Markup:
-    low, high = map(scale, row["ci95"])
-    middle, spoken = top + 26, f"{row['name']}: {form(row['value'])}, {form(row['ci95'][0])} to {form(row['ci95'][1])}"
-    return element(
-        "g",
-        element("title", spoken),
-        text(LEFT, top + 14, row["name"], class_="label"),
-        whisker(low, high, middle),
-        element("circle", cx=scale(row["value"]), cy=middle, r=5.0, class_="bar"),
-        text(WIDTH - RIGHT + 8, middle + 5, form(row["value"]), class_="value"),
-    )

@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from shears.report.html import element
 from shears.report.records import Record, Run
+from shears.report.speed import faster_than_stock
 from shears.report.words import GAP, count, figure, interval, percent, size, times
 
 
@@ -20,7 +21,7 @@ class Headline(NamedTuple):
 
 def headlines(run: Run) -> list[Headline]:
     """Return what can be said of a run."""
-    return [*_quality(run), *_weights(run), *_size(run), *_search(run)]
+    return [*_quality(run), *_weights(run), *_speed(run), *_size(run), *_search(run)]
 
 
 def _quality(run: Run) -> Iterator[Headline]:
@@ -78,6 +79,14 @@ def _weights(run: Run) -> Iterator[Headline]:
         )
 
 
+def _speed(run: Run) -> Iterator[Headline]:
+    if run.bench is not None and (ratio := faster_than_stock(run.bench)):
+        says = "as fast as the dense model in transformers, decoding"
+        low, high = times(ratio["min"]), times(ratio["max"])
+        threads = f"{run.bench['threads']} thread{'s' * (run.bench['threads'] != 1)}"
+        yield Headline(times(ratio["median"]), says, f"{low} to {high} over {run.bench['rounds']} rounds, {threads}")
+
+
 def _size(run: Run) -> Iterator[Headline]:
     if run.package is not None and (sizes := run.package.get("bytes")):
         packed, dense = sizes["model"], sizes["model_dense"]
@@ -105,7 +114,9 @@ def sentence(run: Run) -> str | None:
     figures = f"{figure(last['metric'], last['value'])} against {figure(dense['metric'], dense['value'])}"
     words = f"{_beside(dense, last)} ({figures}) with {times(_fewer(dense, last))} fewer non-zero weights"
     if run.package is not None and (sizes := run.package.get("bytes")):
-        words += f", at {times(sizes['model'] / sizes['model_dense'])} of its size on disk"
+        words += f", {sizes['model'] / sizes['model_dense']:.2f} of its size on disk"
+    if run.bench is not None and (ratio := faster_than_stock(run.bench)):
+        words += f", {times(ratio['median'])} as fast as the dense model in transformers"
     untrained = " The dense model was not trained on the task." if run.space is not None else ""
     return f"{words[0].upper()}{words[1:]}.{untrained}"
 

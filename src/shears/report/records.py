@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from shears.artifacts import (
+    BENCH,
     EVALUATION,
     MERGED,
     PACKAGE,
@@ -44,6 +45,7 @@ class Run:
     sub_adapter: Record | None
     merged: Record | None
     package: Record | None
+    bench: Record | None
     summary: Record | None
     figures: Mapping[str, Record]
     times: Sequence[Record]
@@ -87,6 +89,7 @@ def read_run(folder: Path) -> Run:
         sub_adapter=_record(folder / "sub_adapter" / SUB_ADAPTER),
         merged=_record(folder / "merged" / MERGED),
         package=_record(folder / "package" / PACKAGE),
+        bench=_record(folder / BENCH),
         summary=(summary := _record(folder / EVALUATION)),
         figures=_figures(folder, summary),
         times=read_times(folder),

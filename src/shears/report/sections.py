@@ -13,9 +13,10 @@ from shears.report.front import counted, front_picture, objectives_of
 from shears.report.maps import rank_map, sparsity_map
 from shears.report.origin import recipe_text, stages_table, times_table
 from shears.report.pairs import pairs_table, within
-from shears.report.records import Run
+from shears.report.records import Record, Run
 from shears.report.section import section
-from shears.report.words import count, digits, duration
+from shears.report.speed import speed_picture, speed_words
+from shears.report.words import count, digits, duration, figure
 
 Made = tuple[object, ...] | None  # the words of a section, then its pictures and tables
 
@@ -25,6 +26,7 @@ def sections_of(run: Run, other: Run | None) -> Iterator[tuple[str, str, Markup]
     makers = {
         "quality": ("Accuracy", _quality),
         "comparison": ("Comparison", lambda run: comparison(run, other) if other else None),
+        "speed": ("Speed", _speed),
         "layers": ("Layers", _layers),
         "training": ("Training", _training),
         "search": ("Search", _search),
@@ -47,6 +49,10 @@ def _quality(run: Run) -> Made:
     bars = measurement_picture(f"{first['metric'].capitalize()} by model", run.models)
     tested = pairs_table(within(run.figures)) if run.figures else None
     return lead, bars, agreement(run.figures), tested
+
+
+def _speed(run: Run) -> Made:
+    return (speed_words(run.bench), speed_picture(run.bench)) if run.bench is not None else None
 
 
 def _layers(run: Run) -> Made:
@@ -82,11 +88,24 @@ def _search(run: Run) -> Made:
     metric = objectives_of(run.result)[0]
     lead = (
         f"{config.get('strategy', 'search')} on {config.get('data', 'validation data')}: {len(entries)} configurations "
-        f"measured, {len(run.result['pareto'])} of them on the front."
+        f"measured, {len(run.result['pareto'])} of them on the front.{_gain(run.result)}"
     )
     best = max if metric in MAXIMISED else min
     values = [float(entry["metrics"][metric]) for entry in entries]
     return lead, front_picture(run.folder, run.result), history_picture(metric, values, best)
+
+
+def _gain(result: Record) -> str:
+    """Return what the choice is worth on examples that no search saw, where that was measured."""
+    if (gain := result.get("gain")) is None:
+        return ""
+    test, notes = gain["test"], "; ".join(gain["notes"])
+    chosen, heuristic = (figure(gain["figure"], test[name]) for name in ("chosen", "heuristic"))
+    low, high = test["ci95"]
+    found = f"{test['difference']:+.3g}, {low:+.3g} to {high:+.3g}"
+    words = f" {gain['figure'].capitalize()} on {test['n']:,} test examples: "
+    words += f"chosen {chosen}, heuristic {heuristic} ({found})."
+    return f"{words} Note: {notes}." if notes else words
 
 
 def _examples(run: Run) -> Made:
