@@ -68,19 +68,65 @@ void store_columns(const Job& job, int64_t p, int64_t first, const Column (&sums
   }
 }
 
+// Few tokens: the sums of several columns are kept apart, or each would wait for the one before.
 template <class T, int M>
 void stream(const Job& job, int64_t p) {
+  constexpr int g = T::kGroup, kApart = M == 1 ? 4 : M == 2 ? 2 : 1, kGroups = kApart > g ? kApart / g : 1;
   Panel panel = panel_at(*job.matrix, p);
   const int64_t count = groups(T::kValues, job.matrix->cols);
   const float* x = static_cast<const float*>(job.prepared);
   auto v = reinterpret_cast<const typename T::Element*>(panel.data);
-  Column sums[M] = {}, columns[T::kGroup];
-  for (int64_t j = 0; j < count; ++j) {
-    next<T>(panel.masks, v, columns);
+  Column part[kApart][M] = {}, columns[g];
+  int64_t j = 0;
+  for (; j + kGroups <= count; j += kGroups) {
+#pragma GCC unroll 4
+    for (int u = 0; u < kGroups; ++u) {
+      next<T>(panel.masks, v, columns);
 #pragma GCC unroll 2
-    for (int i = 0; i < T::kGroup; ++i, x += M) step<M>(columns[i], x, sums);
+      for (int i = 0; i < g; ++i, x += M) step<M>(columns[i], x, part[(u * g + i) % kApart]);
+    }
   }
-  store_columns<M>(job, p, 0, sums);
+  for (; j < count; ++j) {
+    next<T>(panel.masks, v, columns);
+    for (int i = 0; i < g; ++i, x += M) step<M>(columns[i], x, part[0]);
+  }
+#pragma GCC unroll 4
+  for (int k = 1; k < kApart; ++k)
+    for (int t = 0; t < M; ++t) {
+      part[0][t].top = _mm256_add_ps(part[0][t].top, part[k][t].top);
+      part[0][t].bottom = _mm256_add_ps(part[0][t].bottom, part[k][t].bottom);
+    }
+  store_columns<M>(job, p, 0, part[0]);
+}
+
+// One token by packed bf16 weights: the eight kept ones of a mask byte, four rows by two inputs, go at once to where fp32 numbers have
+// their upper halves, and meet the pair of inputs.
+void stream_pairs(const Job& job, int64_t p) {
+  Panel panel = panel_at(*job.matrix, p);
+  const int64_t count = groups(Values::bf16, job.matrix->cols);
+  const float* x = static_cast<const float*>(job.prepared);
+  auto v = reinterpret_cast<const uint16_t*>(panel.data);
+  const uint8_t* table = kTables.floats[0];
+  __m256 sums[4] = {};
+  for (int64_t j = 0; j < count; ++j) {
+    double pair;
+    uint32_t bits;
+    std::memcpy(&pair, x + 2 * j, 8), std::memcpy(&bits, panel.masks + 4 * j, 4);
+    const __m256 inputs = _mm256_castpd_ps(_mm256_set1_pd(pair));
+    _mm_prefetch(reinterpret_cast<const char*>(v) + kAhead, _MM_HINT_T0);
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      const uint32_t place = (q ? bits >> (8 * q - 5) : bits << 5) & 0xff << 5;  // of a mask byte's row in the table: 32 bytes each
+      const __m256i places = _mm256_load_si256(reinterpret_cast<const __m256i*>(table + place));
+      const __m256i words = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v)));
+      sums[q] = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_shuffle_epi8(words, places)), inputs, sums[q]);
+      v += __builtin_popcount(place);
+    }
+  }
+  alignas(32) float pairs[32], rows[kPanelRows];
+  for (int q = 0; q < 4; ++q) _mm256_store_ps(pairs + 8 * q, sums[q]);
+  for (int r = 0; r < kPanelRows; ++r) rows[r] = pairs[2 * r] + pairs[2 * r + 1];
+  store(job, p, 0, rows);
 }
 
 template <class T>
@@ -108,6 +154,7 @@ void from_cache(const Job& job, int64_t p, float* scratch) {
 template <class T>
 void float_panel(const Job& job, int64_t p, void* scratch) {
   if (job.tokens > 4) return from_cache<T>(job, p, static_cast<float*>(scratch));
+  if (T::kValues == Values::bf16 && job.tokens == 1 && job.matrix->masks) return stream_pairs(job, p);
   switch (tile(T::kValues, job.tokens)) {
     case 1: return stream<T, 1>(job, p);
     case 2: return stream<T, 2>(job, p);

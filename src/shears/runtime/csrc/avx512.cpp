@@ -5,8 +5,9 @@
 namespace shears {
 namespace {
 
-constexpr int64_t kAhead = 6144;  // bytes of values asked for ahead: what a core consumes while memory answers
-constexpr int64_t kMasksAhead = 1024;
+constexpr int64_t kAhead = 6144;  // bytes of values asked for ahead where one panel is read at a time
+
+constexpr int kMaxPaired = 2;     // tokens; with more, a panel keeps the multipliers busy by itself
 
 constexpr int kTiles[] = {1, 2, 3, 4, 6, 8, 12, 16};
 
@@ -23,46 +24,57 @@ size_t scratch_bytes(const Matrix& matrix, int64_t tokens) {
   return matrix.masks && tokens > max_tile(matrix.values) ? 64 * static_cast<size_t>(groups(matrix.values, matrix.cols)) : 0;
 }
 
+// Where a panel's masks and values are being read.
+template <class T>
+struct Stream {
+  const uint8_t* masks;
+  const typename T::Element* v;
+};
+
 template <class T, bool Sparse>
-inline __m512i next(const uint8_t*& masks, const typename T::Element*& v) {
-  _mm_prefetch(reinterpret_cast<const char*>(v) + kAhead, _MM_HINT_T0);
+inline __m512i next(Stream<T>& from) {
   if constexpr (!Sparse) {
-    const __m512i raw = load512(v);
-    v += 64 / sizeof(typename T::Element);
+    const __m512i raw = load512(from.v);
+    from.v += 64 / sizeof(typename T::Element);
     return raw;
   }
-  const __m512i raw = T::expand(masks, v);
-  masks += 2 * T::kGroup;
+  const __m512i raw = T::expand(from.masks, from.v);
+  from.masks += 2 * T::kGroup;
   return raw;
 }
 
-// The sums of one panel and one tile of M tokens, over all groups. Few tokens: several sums a token, or each waits for the last.
-template <class T, bool Sparse, int M>
-inline void panel_sums(const uint8_t* masks, const typename T::Element* v, int64_t count, const typename T::Input* x,
-                       typename T::Sum (&sums)[M]) {
+// The sums of P panels and one tile of M tokens, over all groups. Few tokens: several sums a token, or each waits for the last. Their
+// number does not depend on P: a panel's sums are the same bits, whatever is computed beside it.
+template <class T, bool Sparse, int M, int P>
+inline void panel_sums(Stream<T> (&from)[P], int64_t count, const typename T::Input* x, typename T::Sum (&sums)[P][M]) {
   constexpr int kChains = M == 1 ? 4 : M <= 3 ? 2 : 1;
-  typename T::Sum part[kChains][M];
+  typename T::Sum part[kChains][P][M];
   for (auto& chain : part)
-    for (auto& sum : chain) sum = T::zero();
+    for (auto& panel : chain)
+      for (auto& sum : panel) sum = T::zero();
+  auto group = [&](int u, const typename T::Input* input) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) {
+      const auto w = T::weights(next<T, Sparse>(from[p]));
+#pragma GCC unroll 16
+      for (int t = 0; t < M; ++t) T::step(part[u][p][t], w, input + t);
+    }
+  };
   int64_t j = 0;
   for (; j + kChains <= count; j += kChains) {
-    if constexpr (Sparse) _mm_prefetch(reinterpret_cast<const char*>(masks) + kMasksAhead, _MM_HINT_T0);
+    if constexpr (P == 1) _mm_prefetch(reinterpret_cast<const char*>(from[0].v) + kAhead, _MM_HINT_T0);
 #pragma GCC unroll 4
-    for (int u = 0; u < kChains; ++u) {
-      const auto w = T::weights(next<T, Sparse>(masks, v));
+    for (int u = 0; u < kChains; ++u) group(u, x + (j + u) * M);
+  }
+  for (; j < count; ++j) group(0, x + j * M);
+#pragma GCC unroll 2
+  for (int p = 0; p < P; ++p)
 #pragma GCC unroll 16
-      for (int t = 0; t < M; ++t) T::step(part[u][t], w, x + (j + u) * M + t);
+    for (int t = 0; t < M; ++t) {
+      sums[p][t] = part[0][p][t];
+#pragma GCC unroll 4
+      for (int u = 1; u < kChains; ++u) T::merge(sums[p][t], part[u][p][t]);
     }
-  }
-  for (; j < count; ++j) {
-    const auto w = T::weights(next<T, Sparse>(masks, v));
-#pragma GCC unroll 16
-    for (int t = 0; t < M; ++t) T::step(part[0][t], w, x + j * M + t);
-  }
-#pragma GCC unroll 4
-  for (int u = 1; u < kChains; ++u)
-    for (int t = 0; t < M; ++t) T::merge(part[0][t], part[u][t]);
-  for (int t = 0; t < M; ++t) sums[t] = part[0][t];
 }
 
 void store_panel(const Job& job, int64_t p, int64_t t, __m512 sum) {
@@ -76,39 +88,75 @@ void store_panel(const Job& job, int64_t p, int64_t t, __m512 sum) {
   _mm512_mask_storeu_ps(y, rows, sum);
 }
 
-template <class T, bool Sparse, int M>
-void multiply_tile(const Job& job, int64_t p, int64_t first, const char* tile, const uint8_t* masks, const void* data) {
-  typename T::Sum sums[M];
+// One tile of tokens, from `first` on, by panels p, p + apart, ...
+template <class T, bool Sparse, int M, int P>
+void multiply_tile(const Job& job, int64_t p, int64_t apart, int64_t first, const char* tile, Stream<T> (&from)[P]) {
+  typename T::Sum sums[P][M];
   const int64_t count = (job.matrix->cols + T::kGroup - 1) / T::kGroup;
-  panel_sums<T, Sparse, M>(masks, static_cast<const typename T::Element*>(data), count,
-                           reinterpret_cast<const typename T::Input*>(tile + T::header(M)), sums);
-  for (int t = 0; t < M && first + t < job.tokens; ++t) store_panel(job, p, first + t, T::result(sums[t], tile, M, t));
+  panel_sums<T, Sparse, M, P>(from, count, reinterpret_cast<const typename T::Input*>(tile + T::header(M)), sums);
+  for (int q = 0; q < P; ++q)
+    for (int t = 0; t < M && first + t < job.tokens; ++t) store_panel(job, p + q * apart, first + t, T::result(sums[q][t], tile, M, t));
 }
 
 template <class T>
-const void* expand_panel(const uint8_t* masks, const void* data, int64_t count, void* scratch) {
-  auto v = static_cast<const typename T::Element*>(data);
-  for (int64_t j = 0; j < count; ++j) _mm512_store_si512(static_cast<char*>(scratch) + 64 * j, next<T, true>(masks, v));
-  return scratch;
+Stream<T> stream_at(const Matrix& matrix, int64_t p) {
+  const auto* data = static_cast<const typename T::Element*>(matrix.data);
+  const int64_t count = groups(matrix.values, matrix.cols);
+  if (!matrix.masks) return {nullptr, data + p * count * (64 / sizeof(typename T::Element))};
+  return {matrix.masks + p * count * 2 * T::kGroup, data + matrix.offsets[p]};
+}
+
+template <class T>
+Stream<T> expand_panel(Stream<T> from, int64_t count, void* scratch) {
+  for (int64_t j = 0; j < count; ++j) {
+    _mm_prefetch(reinterpret_cast<const char*>(from.v) + kAhead, _MM_HINT_T0);
+    _mm512_store_si512(static_cast<char*>(scratch) + 64 * j, next<T, true>(from));
+  }
+  return {nullptr, static_cast<const typename T::Element*>(scratch)};
+}
+
+// Many tokens: a panel is expanded once for all tiles.
+template <class T, int M>
+void run_tiles(const Job& job, int64_t first, int64_t last, void* scratch) {
+  const Matrix& matrix = *job.matrix;
+  const size_t stride = laid_out_bytes(matrix.values, matrix.cols, M);
+  for (int64_t p = first; p < last; ++p) {
+    Stream<T> whole = stream_at<T>(matrix, p);
+    if (matrix.masks) whole = expand_panel<T>(whole, groups(matrix.values, matrix.cols), scratch);
+    const char* tile = static_cast<const char*>(job.prepared);
+    for (int64_t t = 0; t < job.tokens; t += M, tile += stride) {
+      Stream<T> from[] = {whole};
+      multiply_tile<T, false, M, 1>(job, p, 0, t, tile, from);
+    }
+  }
+}
+
+// One tile of tokens: weights are used as they come from memory. Two panels at a time, far apart, are two streams that the processor's
+// own prefetchers follow better than one: they go on where the panel before ended.
+template <class T, bool Sparse, int M>
+void run_streams(const Job& job, int64_t first, int64_t last) {
+  const Matrix& matrix = *job.matrix;
+  const char* tile = static_cast<const char*>(job.prepared);
+  int64_t p = first;
+  if constexpr (M <= kMaxPaired) {
+    const int64_t apart = (last - first) / 2;
+    for (; p < first + apart; ++p) {
+      Stream<T> from[] = {stream_at<T>(matrix, p), stream_at<T>(matrix, p + apart)};
+      multiply_tile<T, Sparse, M, 2>(job, p, apart, 0, tile, from);
+    }
+    p += apart;
+  }
+  for (; p < last; ++p) {
+    Stream<T> from[] = {stream_at<T>(matrix, p)};
+    multiply_tile<T, Sparse, M, 1>(job, p, 0, 0, tile, from);
+  }
 }
 
 template <class T, int M>
 void run_panels(const Job& job, int64_t first, int64_t last, void* scratch) {
-  const Matrix& matrix = *job.matrix;
-  const int64_t count = groups(matrix.values, matrix.cols);
-  const size_t stride = laid_out_bytes(matrix.values, matrix.cols, M);
-  const auto* data = static_cast<const typename T::Element*>(matrix.data);
-  for (int64_t p = first; p < last; ++p) {
-    const char* tile = static_cast<const char*>(job.prepared);
-    const uint8_t* masks = matrix.masks + p * count * 2 * T::kGroup;
-    if (matrix.masks && job.tokens <= M) {
-      multiply_tile<T, true, M>(job, p, 0, tile, masks, data + matrix.offsets[p]);
-      continue;
-    }
-    const void* dense = matrix.masks ? expand_panel<T>(masks, data + matrix.offsets[p], count, scratch)
-                                     : data + p * count * (64 / sizeof(typename T::Element));
-    for (int64_t t = 0; t < job.tokens; t += M, tile += stride) multiply_tile<T, false, M>(job, p, t, tile, nullptr, dense);
-  }
+  if (job.tokens > M) return run_tiles<T, M>(job, first, last, scratch);
+  if (job.matrix->masks) return run_streams<T, true, M>(job, first, last);
+  run_streams<T, false, M>(job, first, last);
 }
 
 template <class T>

@@ -12,11 +12,20 @@ namespace {
 
 static inline __m512i load512(const void* from) { return _mm512_loadu_si512(from); }
 
-// A register of zeros that the compiler cannot fold into a zero-masked instruction.
+// A register of zeros that the compiler cannot fold into a zero-masked instruction, nor copy from one it keeps.
 static inline __m512i fresh_zero() {
   __m512i zero;
-  __asm__("vpxord %0, %0, %0" : "=v"(zero));
+  __asm__ volatile("vpxord %0, %0, %0" : "=v"(zero));
   return zero;
+}
+
+// A mask word in a general register: read from memory twice, for kmov and for popcnt, it costs half a cycle more.
+template <class Word>
+static inline Word load_mask(const uint8_t* from) {
+  Word bits;
+  __builtin_memcpy(&bits, from, sizeof(bits));
+  __asm__("" : "+r"(bits));
+  return bits;
 }
 
 struct F32 {
@@ -28,8 +37,7 @@ struct F32 {
 
   static inline Sum zero() { return _mm512_setzero_ps(); }
   static inline __m512i expand(const uint8_t* mask, const Element*& v) {
-    uint16_t bits;
-    __builtin_memcpy(&bits, mask, 2);
+    const auto bits = load_mask<uint16_t>(mask);
     const __m512i wide = _mm512_mask_expand_epi32(fresh_zero(), bits, load512(v));
     v += __builtin_popcount(bits);
     return wide;
@@ -50,8 +58,7 @@ struct Bf16 {
 
   static inline Sum zero() { return _mm512_setzero_ps(); }
   static inline __m512i expand(const uint8_t* mask, const Element*& v) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, mask, 4);
+    const auto bits = load_mask<uint32_t>(mask);
     const __m512i wide = _mm512_mask_expand_epi16(fresh_zero(), bits, load512(v));
     v += __builtin_popcount(bits);
     return wide;
@@ -80,8 +87,7 @@ struct I8 {
 
   static inline Sum zero() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
   static inline __m512i expand(const uint8_t* mask, const Element*& v) {
-    uint64_t bits;
-    __builtin_memcpy(&bits, mask, 8);
+    const auto bits = load_mask<uint64_t>(mask);
     const __m512i wide = _mm512_mask_expand_epi8(fresh_zero(), bits, load512(v));
     v += __builtin_popcountll(bits);
     return wide;

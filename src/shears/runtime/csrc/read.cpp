@@ -7,18 +7,18 @@
 namespace shears {
 namespace {
 
-constexpr int64_t kPiece = 1 << 20, kLine = 64, kAhead = 6144;  // bytes
+constexpr int64_t kPiece = 4 << 20, kLine = 64;  // bytes
 
+// Both halves at once: two streams are read faster than one, and faster without prefetches of our own than with.
 uint64_t sum_words(const char* data, int64_t bytes) {
-  uint64_t sums[8] = {};
-  for (int64_t at = 0; at + kLine <= bytes; at += kLine) {
-#if defined(__GNUC__)
-    __builtin_prefetch(data + at + kAhead);
-#endif
-    const uint64_t* words = reinterpret_cast<const uint64_t*>(data + at);
-    for (int k = 0; k < 8; ++k) sums[k] += words[k];
+  uint64_t sums[16] = {};
+  const int64_t half = bytes / 2 / kLine * kLine;
+  for (int64_t at = 0; at < half; at += kLine) {
+    const auto* one = reinterpret_cast<const uint64_t*>(data + at);
+    const auto* other = reinterpret_cast<const uint64_t*>(data + half + at);
+    for (int k = 0; k < 8; ++k) sums[k] += one[k], sums[8 + k] += other[k];
   }
-  return std::accumulate(sums, sums + 8, uint64_t{0});
+  return std::accumulate(sums, sums + 16, uint64_t{0});
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 
 namespace shears {
 
-// Read `bytes` (whole cache lines are read) and return the sum of their 64-bit words, so that no read can be left out.
+// Read `bytes` (a multiple of 128) and return the sum of their 64-bit words, so that no read can be left out.
 uint64_t read_memory(const void* data, int64_t bytes, Pool& pool);
 
 }  // namespace shears
