@@ -53,6 +53,7 @@ def long_engine() -> Engine:
         ({"max_tokens": "5"}, 400, "max_tokens must be a valid integer, got '5'", "max_tokens"),
         ({"temperature": 3}, 400, "temperature must be less than or equal to 2, got 3", "temperature"),
         ({"temprature": 1}, 400, "unknown key 'temprature'; did you mean 'temperature'?", "temprature"),
+        ({"mesages": TALK, "messages": None}, 400, "unknown key 'mesages'; did you mean 'messages'?", "mesages"),
         ({"n": 2}, 400, "n=2 is not supported here; leave n out", "n"),
         ({"logprobs": True}, 400, "logprobs=True is not supported", "logprobs"),
         ({"tools": [{"type": "function"}]}, 400, "tools=", "tools"),
@@ -102,7 +103,7 @@ def test_errors_reach_the_client_as_its_own(endless: Running) -> None:
     assert (caught.value.param, caught.value.code) == ("max_tokens", "too_many_tokens")
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
-    with pytest.raises(openai.NotFoundError, match="Not Found"):
+    with pytest.raises(openai.NotFoundError, match="Not Found: POST /v1/embeddings"):
         client.embeddings.create(model=NAME, input="a")
 
 

@@ -68,7 +68,7 @@ def application() -> Any:
 
     from shears.cli.app import app
 
-    for name in ("verbs", "comparing", "writing", "chatting", "benching", "sharing"):
+    for name in ("verbs", "comparing", "writing", "chatting", "serving", "benching", "sharing"):
         import_module(f"shears.cli.{name}")
     return app
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from shears.cli.app import app
 from shears.cli.options import Values, with_stage_options
 from shears.cli.tables import console
+from shears.cli.wrapping import Wrapper
 from shears.cli.writing import Adapter, Model
 from shears.errors import InputError
 from shears.recipe import ChatConfig, SamplingConfig
@@ -20,7 +21,11 @@ from shears.recipe.serving import RunningConfig
 if TYPE_CHECKING:
     from shears.runtime.conversation import Conversation
 
-HELP = "/reset begins anew, /quit or Ctrl-D leaves, Ctrl-C stops an answer; a line that ends in \\ goes on"
+WELCOME = "Ctrl-C stops an answer, Ctrl-D leaves, /reset begins anew, /help says more"
+HELP = """Ctrl-C  stops an answer, which stays in the conversation as far as it came
+/reset  begins anew
+/quit   leaves, as Ctrl-D does
+\\       at the end of a line: the text goes on in the next"""
 CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 """What a model could drive a terminal with."""
 
@@ -35,7 +40,7 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
 
     shears chat package
 
-    shears chat package --system "Answer in one word." --temperature 0 < questions.txt
+    shears chat package --temperature 0 < questions.txt
     """
     from shears.resolve import build
     from shears.runtime.conversation import Conversation
@@ -58,10 +63,10 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
 def _in_terminal(conversation: "Conversation") -> None:
     with suppress(ImportError):
         import_module("readline")  # lines can be edited, and the last ones come back with the arrow keys
-    _note(HELP)
+    _note(WELCOME)
     for text in _turns(_typed):
         if text == "/help":
-            _note(HELP)
+            console.print(Text(HELP, style="dim"))
             continue
         if text == "/reset":
             conversation.reset()
@@ -82,9 +87,8 @@ def _in_pipe(conversation: "Conversation") -> None:
             conversation.reset()
             continue
         for piece in conversation.say(text)[1]:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        print(flush=True)
+            _write(piece)
+        _write("\n")
 
 
 def _turns(read: Callable[[str], str]) -> Iterator[str]:
@@ -127,16 +131,16 @@ def _show(conversation: "Conversation", text: str) -> None:
     """Write an answer as it comes, and how fast that was; Ctrl-C stops it."""
     start = time.perf_counter()
     answer, stream = conversation.say(text)
-    first, stopped = 0.0, False
+    first, stopped, lines = 0.0, False, Wrapper(console.width)
     try:
         for piece in stream:
             first = first or time.perf_counter()
-            sys.stdout.write(piece.translate(CONTROLS))
-            sys.stdout.flush()
+            _write(lines.add(piece.translate(CONTROLS)))
     except KeyboardInterrupt:
         stopped = True
     finally:
         stream.close()
+        _write(lines.rest())
     end = time.perf_counter()
     notes = [f"{len(answer.tokens)} tokens"]
     if len(answer.tokens) > 1 and first:
@@ -145,6 +149,11 @@ def _show(conversation: "Conversation", text: str) -> None:
         notes.append("stopped" if stopped else "cut off at --max-new-tokens")
     print()
     _note(", ".join(notes))
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _note(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The verbs that run a model: they write text."""
+"""The verb that continues a text."""
 
 import sys
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from shears.cli.app import app
 from shears.cli.options import Values, with_stage_options
-from shears.recipe import GenerateConfig, SamplingConfig, ServeConfig
+from shears.recipe import GenerateConfig, SamplingConfig
 from shears.recipe.serving import RunningConfig
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Package, model folder, hub id, .gguf or smollm2-135m.")]
@@ -38,21 +38,3 @@ def generate(
         sys.stdout.write(piece)
         sys.stdout.flush()
     print()
-
-
-@app.command()
-@with_stage_options("serve", ServeConfig)
-def serve(model: Model, adapter: Adapter = None, *, values: Values) -> None:
-    """Answer requests over HTTP, as clients of OpenAI's interface expect it.
-
-    /v1/chat/completions, /v1/completions (streamed or not), /v1/models, /health. Requests share the model, a step of
-    all of them at a time. Needs pip install 'shears[serve]'.
-
-    shears serve package
-
-    curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
-      -d '{"model": "package", "messages": [{"role": "user", "content": "Hello"}]}'
-    """
-    from shears.serving.server import serve as serve_model
-
-    serve_model(model, adapter, **values)

@@ -185,9 +185,9 @@ def _health(worker: Worker) -> dict[str, Any]:
     return {"status": "ok", "requests": worker.num_open}
 
 
-async def _as_json(_: Request, error: Exception) -> JSONResponse:
+async def _as_json(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException):
-        error = RequestError(error.status_code, str(error.detail))
+        error = RequestError(error.status_code, f"{error.detail}: {request.method} {request.url.path}")
     elif not isinstance(error, RequestError):
         error = RequestError(500, "the server failed; see its log")
     return JSONResponse(error.body(), error.status, dict(error.headers()))

@@ -132,7 +132,8 @@ def _asks_nothing(key: str, value: object) -> bool:
 
 
 def _explained(kind: type[Kind], error: ValidationError) -> RequestError:
-    detail = error.errors()[0]
+    details = error.errors()  # a misspelt key explains a missing one
+    detail = next((each for each in details if each["type"] == "extra_forbidden"), details[0])
     place = [str(part) for part in detail["loc"]]
     name = ".".join(part for part in place if part.replace("_", "").isalnum())  # without the names of alternatives
     if detail["type"] == "missing":
