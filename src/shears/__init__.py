@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from shears.publishing import push
     from shears.report.compared import compare
     from shears.report.write import write_report
+    from shears.runtime.speed import bench
     from shears.searching.stage import run_search, search
+    from shears.serving.server import serve
     from shears.sparsity.prune import sparsify_model
     from shears.sparsity.stage import sparsify
 
@@ -33,6 +35,7 @@ _HOMES = {
     "NLSCallback": "adapt.callback",
     "RankConfig": "adapt.space",
     "SearchSpace": "adapt.space",
+    "bench": "runtime.speed",
     "compare": "report.compared",
     "build_space": "adapt.groups",
     "evaluate": "evaluation.run",
@@ -46,6 +49,7 @@ _HOMES = {
     "run": "pipeline",
     "run_search": "searching.stage",
     "search": "searching.stage",
+    "serve": "serving.server",
     "sparsify": "sparsity.stage",
     "sparsify_model": "sparsity.prune",
     "train": "adapt.train",
@@ -59,6 +63,7 @@ __all__ = [
     "RankConfig",
     "SearchSpace",
     "__version__",
+    "bench",
     "build_space",
     "compare",
     "evaluate",
@@ -72,6 +77,7 @@ __all__ = [
     "run",
     "run_search",
     "search",
+    "serve",
     "sparsify",
     "sparsify_model",
     "train",

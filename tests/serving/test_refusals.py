@@ -1,6 +1,7 @@
 """What a server refuses, in the form that the client reads; nothing that is refused keeps a place."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -197,10 +198,9 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def _served(folder: Path) -> None:
     """In the child: what the command line does."""
-    import logging
-
-    log = os.fdopen(os.dup(2), "w")  # sys.stderr is pytest's
-    logging.basicConfig(level=logging.INFO, force=True, stream=log)
+    logger = logging.getLogger("shears")
+    logger.handlers, logger.propagate = [logging.StreamHandler(os.fdopen(2, "w", closefd=False))], False
+    logger.setLevel(logging.INFO)
     serve(folder, port=0, shutdown_seconds=20)
 
 

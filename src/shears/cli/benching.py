@@ -28,9 +28,9 @@ def bench(
 
     shears bench package --threads 1
     """
-    from shears.runtime.speed import bench as measure
+    import shears
 
-    data = measure(package, **values)
+    data = shears.bench(package, **values)
     if as_json:
         print(json.dumps(data, indent=2))
     else:

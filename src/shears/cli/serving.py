@@ -19,6 +19,6 @@ def serve(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     curl http://127.0.0.1:8000/v1/completions \\
         -d '{"model": "package", "prompt": "Once", "max_tokens": 20}'
     """
-    from shears.serving.server import serve as serve_model
+    import shears
 
-    serve_model(model, adapter, **values)
+    shears.serve(model, adapter, **values)

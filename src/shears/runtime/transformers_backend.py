@@ -78,14 +78,14 @@ class TransformersBackend:
     def describe(self) -> Mapping[str, object]:
         """Return what runs here, as plain data."""
         tensors = [*self._model.parameters(), *self._model.buffers()]
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        sizes = {t.data_ptr(): t.nbytes for t in tensors}  # tied ones once; a storage may be a whole mapped file
         dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
         return {
             "name": self._name,
             "isa": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
             "values": str(dtype).removeprefix("torch."),
-            "memory_bytes": sum(storages.values()),
+            "memory_bytes": sum(sizes.values()),
         }
 
     def _check(self, sequence: int, tokens: Sequence[int]) -> None:
