@@ -1,5 +1,6 @@
 """The engine: the text of the model itself, alone or in company, in pieces or whole."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 
 from shears.errors import InputError
 from shears.runtime.batch import PREFILL_CHUNK
+from shears.runtime.engine import Engine
 from tests.runtime.backends import END, TOKENIZER, always, engine_of, lively
 from tests.tiny import LONGEST, tiny_model
 
@@ -138,6 +140,57 @@ def test_long_prompts_are_read_in_pieces_while_others_go_on() -> None:
     while not (long.done and short.done):
         engine.batch.advance()
     assert short.result() == engine.generate("a", max_new_tokens=6)
+
+
+def _counting(engine: Engine) -> list[int]:
+    """Return a list that grows by the length of whatever is read."""
+    read, prefill = list[int](), engine.backend.prefill
+
+    def counted(sequence: int, tokens: Sequence[int]) -> Any:
+        read.append(len(tokens))
+        return prefill(sequence, tokens)
+
+    engine.backend.prefill = counted  # type: ignore[method-assign]
+    return read
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_a_prompt_that_goes_on_where_a_text_ended_is_read_from_there(name: str) -> None:
+    engine = engine_of(lively(name), 3)
+    engine.batch.num_kept = 2
+    read = _counting(engine)
+    first = engine.generate("hello", max_new_tokens=6)
+    prompt = [*engine.encode("hello"), *first.tokens, *engine.encode("and then?")]
+    assert engine.generate(prompt, max_new_tokens=6) == engine_of(lively(name)).generate(prompt, max_new_tokens=6)
+    assert read == [5, len(prompt) - 5 - len(first.tokens) + (first.finish == "length")]
+    other = engine.generate(prompt, max_new_tokens=6)  # what is held goes on behind it: read anew
+    assert read[2:] == [len(prompt)]
+    assert other == engine.generate(prompt, max_new_tokens=6)
+
+
+def test_kept_sequences_make_way_for_others() -> None:
+    engine = engine_of(lively(), 2)
+    engine.batch.num_kept = 2
+    alone = [engine_of(lively()).generate(prompt, max_new_tokens=5) for prompt in PROMPTS]
+    for _ in range(2):
+        assert engine.generate_all(PROMPTS, max_new_tokens=5) == alone
+        assert [engine.generate(prompt, max_new_tokens=5) for prompt in PROMPTS] == alone
+    assert engine.batch.clear() == []
+    assert engine.generate(PROMPTS[1], max_new_tokens=5) == alone[1]
+
+
+def test_a_text_that_is_left_is_gone_on_from_too() -> None:
+    engine = engine_of(lively(), 1)
+    engine.batch.num_kept = 1
+    left = engine.answer("hello", max_new_tokens=100)
+    engine.batch.add(left)
+    for _ in range(3):
+        engine.batch.advance()
+    engine.batch.remove(left)
+    read = _counting(engine)
+    prompt = [*left.prompt, *left.tokens, 7, 8]
+    assert engine.generate(prompt, max_new_tokens=5) == engine_of(lively()).generate(prompt, max_new_tokens=5)
+    assert read == [3]
 
 
 @pytest.mark.parametrize(

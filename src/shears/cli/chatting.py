@@ -52,6 +52,7 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may know fewer characters
     engine = load(model, adapter, **wanted.model_dump(include=set(RunningConfig.model_fields)))
+    engine.batch.num_kept = 1  # every turn goes on where the last one ended
     with Worker(engine, max_waiting=0) as worker:
         conversation = Conversation(worker, sampling, wanted.system)
         if sys.stdin.isatty() and sys.stdout.isatty():

@@ -10,12 +10,19 @@ PREFILL_CHUNK = 512  # tokens of a prompt that are read before the other texts g
 
 
 class Batch:
-    """The texts a backend works on, and those that wait for one of its sequences. One thread at a time."""
+    """The texts a backend works on, and those that wait for one of its sequences. One thread at a time.
+
+    The caches of the last `num_kept` texts stay: a prompt that goes on where one of them ended (the next turn of a
+    conversation) is read from there.
+    """
 
     def __init__(self, backend: Backend) -> None:
+        self.num_kept = 0
         self._backend = backend
         self._waiting: deque[Answer] = deque()
         self._running: dict[int, Answer] = {}  # by sequence
+        self._read: dict[int, int] = {}  # how many tokens of a running text its sequence holds
+        self._kept: dict[int, tuple[int, ...]] = {}  # what sequences of ended texts hold, the oldest first
 
     def __len__(self) -> int:
         """Return how many texts are waiting or running."""
@@ -54,14 +61,31 @@ class Batch:
         if ready:
             logits = self._backend.step(ready, [self._running[number].tokens[-1] for number in ready])
             for number, row in zip(ready, logits, strict=True):
+                self._read[number] += 1
                 self._accept(number, row)
         return news
 
     def _admit(self) -> None:
-        free = (number for number in range(self._backend.max_sequences) if number not in self._running)
-        for number in list(free):
-            if self._waiting:
-                self._running[number] = self._waiting.popleft()
+        while self._waiting and len(self._running) < self._backend.max_sequences:
+            answer = self._waiting.popleft()
+            number = self._place(answer.prompt)
+            answer.num_prefilled = self._read[number] = len(self._kept.pop(number, ()))
+            self._running[number] = answer
+
+    def _place(self, prompt: tuple[int, ...]) -> int:
+        """Return a sequence for a prompt: the one that holds most of its beginning, else an empty one."""
+        fitting = [number for number, held in self._kept.items() if prompt[: len(held)] == held != prompt]
+        if fitting:
+            return max(fitting, key=lambda number: len(self._kept[number]))
+        taken = self._running.keys() | self._kept.keys()
+        empty = next((number for number in range(self._backend.max_sequences) if number not in taken), None)
+        return self._forget_oldest() if empty is None else empty
+
+    def _forget_oldest(self) -> int:
+        number = next(iter(self._kept))
+        del self._kept[number]
+        self._backend.drop(number)
+        return number
 
     def _read_prompt(self) -> list[Answer]:
         """Read a piece of the oldest prompt that is not read; return its text once it has a first token."""
@@ -77,6 +101,7 @@ class Batch:
             self._release(number)
             return [answer]
         answer.num_prefilled += len(piece)
+        self._read[number] += len(piece)
         if answer.num_prefilled < len(answer.prompt):
             return []
         self._accept(number, logits)
@@ -92,13 +117,19 @@ class Batch:
             self._release(number)
 
     def _release(self, number: int) -> None:
-        del self._running[number]
-        self._backend.drop(number)
+        answer, read = self._running.pop(number), self._read.pop(number)
+        if answer.error is not None or not self.num_kept:
+            self._backend.drop(number)
+            return
+        self._kept[number] = (*answer.prompt, *answer.tokens)[:read]
+        if len(self._kept) > self.num_kept:
+            self._forget_oldest()
 
     def clear(self) -> list[Answer]:
         """Forget all texts, and return them: after an error of a whole step, or at the end."""
         answers = [*self._running.values(), *self._waiting]
-        for number in list(self._running):
-            self._release(number)
-        self._waiting.clear()
+        for number in [*self._running, *self._kept]:
+            self._backend.drop(number)
+        for table in (self._running, self._read, self._kept, self._waiting):
+            table.clear()
         return answers
