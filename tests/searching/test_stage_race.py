@@ -7,6 +7,7 @@ import pytest
 
 from shears.adapt.load import load_super_adapter
 from shears.artifacts import read_json
+from shears.cli.tables import print_search
 from shears.errors import InputError
 from shears.recipe import SearchConfig
 from shears.searching.measuring import open_validation
@@ -27,7 +28,11 @@ def examples(tmp_path: Path) -> str:
 
 
 def test_a_raced_search_is_resumed_with_the_same_bytes_and_chooses_what_was_measured_whole(
-    super_adapter: Path, examples: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    super_adapter: Path,
+    examples: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole = search(super_adapter, tmp_path / "whole", data=examples, **SETTINGS)
     with monkeypatch.context() as patch:
@@ -40,6 +45,8 @@ def test_a_raced_search_is_resumed_with_the_same_bytes_and_chooses_what_was_meas
     assert result["race"]["error"] == 0.3
     assert 0 < result["race"]["decided_early"] <= 9
     assert result["race"]["examples"] < result["race"]["examples_without"] == 9 * 128
+    print_search(whole / "result.json")
+    assert f"race: {result['race']['decided_early']} decided early, " in capsys.readouterr().out
     assert "examples" not in result["chosen"]["metrics"]
     assert result["chosen"]["metrics"]["loss"] <= result["evaluations"][0]["metrics"]["loss"]
 

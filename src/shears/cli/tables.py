@@ -95,6 +95,11 @@ def print_search(path: Path) -> None:
             name, *(f"{value:,.5g}" if value < 1e4 else f"{value:,.0f}" for value in entry["metrics"].values())
         )
     console.print(table)
+    if race := result.get("race"):
+        share = race["examples"] / race["examples_without"]
+        print_line(
+            f"race: {race['decided_early']} decided early, {share:.0%} of the examples seen, error {race['error']:g}"
+        )
     if gain := result.get("gain"):
         test = gain["test"]
         print_line(f"{gain['figure']} on {test['n']} test examples: chosen {test['chosen']:.4g}, heuristic "

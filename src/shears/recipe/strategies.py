@@ -38,7 +38,7 @@ class StrategyOptions(StageConfig):
     """hill-climbing: most groups that change at once."""
     order: Literal["random", "predicted"] = "random"
     """hill-climbing by loss: in which order neighbours are tried; predicted: the most promising first, as the slopes of
-    the loss say, which one backward pass over the examples gives (it takes about as long as three evaluations)."""
+    the loss say, which one backward pass over the examples gives (it takes as long as one to two evaluations)."""
     population: int | None = Field(None, ge=2)
     """evolution, nsga2, rnsga2: configurations in a generation; by default a fifth of max_evaluations, 4 to 50."""
     tournament: int | None = Field(None, ge=1)
