@@ -42,6 +42,18 @@ def test_values_have_the_bits_of_whole_forwards(name: str, precision: str) -> No
     assert_same_bits(gauge, WholeGauge(elastic, scorer, precision), walk(elastic.space, 6))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_parts_that_were_skipped_under_some_anchors_have_the_same_bits(seed: int) -> None:
+    elastic, generator = make_adapter(), random.Random(seed)
+    scorer = LossScorer(elastic.model, make_rows(), PAD, 4, PARTS)
+    gauge, whole = open_gauge(elastic, scorer, "fp32", PLENTY), WholeGauge(elastic, scorer, "fp32")
+    for ranks in walk(elastic.space, 14, seed):
+        for part in generator.choice([[0], [1], [0, 1], []]):
+            assert torch.equal(gauge.measure([ranks], part)[0], whole.measure([ranks], part)[0])
+        if generator.random() < 0.7:
+            gauge.anchor(ranks)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_small_budgets_keep_some_blocks_and_the_same_bits(count: int) -> None:
     elastic = make_adapter(blocks=7)

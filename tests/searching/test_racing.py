@@ -51,6 +51,18 @@ def test_a_candidate_that_is_equal_over_all_is_dropped_at_most_as_often_as_state
     assert share_dropped(draw, 0.0, num_examples) <= 0.05 + above_by_chance
 
 
+@pytest.mark.parametrize("draw", [NORMAL, TAILS, TOKENS, FEW_GAIN, FEW_LOSE])
+def test_a_candidate_that_is_equal_over_all_is_taken_early_at_most_as_often_as_stated(draw: Draw) -> None:
+    above_by_chance = 2.6 * (0.05 * 0.95 / SIMULATIONS) ** 0.5
+    mirrored: Draw = lambda generator, n: -draw(generator, n)  # noqa: E731
+    assert share_dropped(mirrored, 0.0, 225) <= 0.05 + above_by_chance
+    race, nothing = Race(0.05), np.zeros(225)
+    better = -1.0 + 0.5 * np.random.default_rng(0).normal(size=225)
+    assert race.is_decided(better[:29], nothing)
+    assert race.is_decided(-better[:29], nothing)
+    assert not race.is_decided(better[:29] + 1.0, nothing)
+
+
 @pytest.mark.parametrize("error", [0.01, 0.2])
 def test_other_errors_hold_too(error: float) -> None:
     above_by_chance = 2.6 * (error * (1 - error) / SIMULATIONS) ** 0.5
