@@ -11,6 +11,7 @@ OUT ?= runs/quickstart
 setup: .venv/.done
 
 .venv/.done: pyproject.toml
+	@echo "setting up .venv: minutes without a word, 2 GB and more"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'

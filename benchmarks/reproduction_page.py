@@ -84,9 +84,11 @@ def print_page(cells: Sequence[Row]) -> None:
 
 
 def _cell(rows: Sequence[Row], arm: Arm) -> str:
-    """Return the accuracy of an arm over its seeds with its interval; nothing where it was not measured."""
+    """Return the accuracy of an arm with its interval, and those of several seeds; nothing where there is none."""
     runs = arms_of(rows).get(arm)
     if not runs:
         return ""
     value, low, high = pooled_accuracy(list(runs.values()))
-    return f"{value:.1%} ({low:.1%} to {high:.1%}), {len(next(iter(runs.values())))} x {len(runs)}"
+    each = ", ".join(f"{sum(bits) / len(bits):.1%}" for bits in runs.values())
+    seeds = f" ({each})" if len(runs) > 1 else ""
+    return f"{value:.1%} ({low:.1%} to {high:.1%}), {len(next(iter(runs.values())))} x {len(runs)}{seeds}"

@@ -17,7 +17,7 @@ def print_tables(rows: Sequence[Row]) -> None:
     groups = {(row["task"], row["epochs"]) for row in rows}
     for task, epochs in sorted(groups):
         chosen = [row for row in rows if (row["task"], row["epochs"]) == (task, epochs)]
-        print(f"\n### {task}, {epochs:g} epochs\n")
+        print(f"\n### {task}, {epochs:g} epoch{'s' * (epochs != 1)}\n")
         print("| sparsity | adapter | start | ranks | accuracy | 95 % interval | n x seeds |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for arm, runs in arms_of(chosen).items():

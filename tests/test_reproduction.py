@@ -92,7 +92,7 @@ def test_the_page_sets_ours_beside_the_papers_figures(capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     assert "| | paper: LLaMA-7B, mean of four math sets | t, 1 epoch, PEFT's start |" in text
     assert "| 50 %, NLS, heuristic | 45.3 | 62.5% (" in text
-    assert "), 4 x 2 |" in text
+    assert "), 4 x 2 (50.0%, 75.0%) |" in text
     assert "| smallest ranks | 43.5 | 25.0% (" in text
     assert "| dense, LoRA | 46.9 | 100.0% (" in text
     assert "hill climbing" not in text

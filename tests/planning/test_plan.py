@@ -72,6 +72,17 @@ def test_a_plan_comes_true(tmp_path: Path) -> None:
         plan(load_recipe(tmp_path / "recipe.yaml", [*NO_SEARCH, "train.alpha=99"]), tmp_path / "run")
 
 
+def test_an_embedded_model_is_planned_alike_before_and_after_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies in the package index in four bits, and in the cache, once used, in fp32."""
+    monkeypatch.setenv("SHEARS_CACHE", str(tmp_path / "nothing"))
+    shape = shape_of("smollm2-135m")
+    assert shape is not None
+    assert shape.folder is None
+    assert shape.file_bytes == 4 * SIZES["smollm2-135m"]
+
+
 def test_what_is_not_here_is_said_to_be_unknown(tmp_path: Path) -> None:
     recipe = Recipe.model_validate({"model": "someone/something", "train": {"data": "nowhere.jsonl"}})
     found = plan(recipe, tmp_path / "run")

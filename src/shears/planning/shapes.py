@@ -1,7 +1,7 @@
 """The shape of a model without its weights: from its config.json where it is here, else from what is published."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,7 @@ from shears.conversion import empty_model
 from shears.errors import InputError
 from shears.fetching import EMBEDDED, cache_folder
 from shears.models import LOADING_ERRORS, decoder_blocks, linears
+from shears.planning.needs import FP32
 from shears.sparsity.matrices import linear_matrix
 
 _LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
@@ -34,7 +35,10 @@ PUBLISHED: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Shape:
-    """A model whose parameters have shapes and no memory; how many bytes its files have, where they are here."""
+    """A model whose parameters have shapes and no memory; how many bytes its files have, where that is known.
+
+    Embedded models become files in fp32 when they are first used.
+    """
 
     model: nn.Module
     folder: Path | None
@@ -86,7 +90,8 @@ def shape_of(name: str) -> Shape | None:
     if name not in PUBLISHED:
         return None
     kind, settings = PUBLISHED[name]
-    return Shape(_built(Path(name), AutoConfig.for_model(kind, **settings)), None, None)
+    shape = Shape(_built(Path(name), AutoConfig.for_model(kind, **settings)), None, None)
+    return replace(shape, file_bytes=FP32 * shape.parameters) if name in EMBEDDED else shape
 
 
 def _folder(name: str) -> Path | None:

@@ -132,8 +132,12 @@ def search(
         }
         write_json(work / RESULT, record)
         forget_name(work)
+    figures = ", ".join(
+        f"{name} {value:.5g}" if isinstance(value, float) else f"{name} {value:,}"
+        for name, value in result.chosen.metrics.items()
+    )
     logger.info("%d configurations evaluated in %.0f s, chosen: %s", len(result.evaluations),
-                time.monotonic() - started, dict(result.chosen.metrics))  # fmt: skip
+                time.monotonic() - started, figures)  # fmt: skip
     return output
 
 
