@@ -57,7 +57,8 @@ def read_times(folder: Path) -> list[dict[str, Any]]:
 def machine() -> str:
     """Return what computes: the GPU where there is one, and the processor with the threads that torch takes."""
     names = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
-    return ", ".join([*names, f"{_processor()}, {torch.get_num_threads()} threads"])
+    threads = torch.get_num_threads()
+    return ", ".join([*names, f"{_processor()}, {threads} thread{'s' * (threads != 1)}"])
 
 
 def _processor() -> str:

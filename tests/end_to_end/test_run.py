@@ -57,7 +57,7 @@ def test_a_run_keeps_the_time_of_every_stage(done: tuple[Path, Path, dict[str, A
     assert [line["stage"] for line in times[4:]] == [
         "evaluate dense", "evaluate sparse", "evaluate sparse + sub-adapter"
     ]  # fmt: skip
-    assert all(line["finished"] and line["seconds"] >= 0 and "threads" in line["machine"] for line in times)
+    assert all(line["finished"] and line["seconds"] >= 0 and "thread" in line["machine"] for line in times)
 
 
 def test_the_sub_adapter_needs_nothing_of_ours(done: tuple[Path, Path, dict[str, Any]]) -> None:

@@ -50,7 +50,7 @@ def test_the_page_says_what_the_records_say(tmp_path: Path) -> None:
     assert "Sparse + sub-adapter keeps 100 % of the dense model's accuracy (50.0 % against 50.0 %)" in text
     assert "with 1.61x fewer non-zero weights" in text  # 1000 / (600 + 20)
     assert "300 steps, 30 k tokens that carry the loss, 100 a step. The steps took 2 min 30 s: 200 of these" in text
-    assert "train2 min 34 s2, 1 stoppeda processor, 2 threads" in text
+    assert "train2 min 34 s2, 1 not finisheda processor, 2 threads" in text
     assert "random on validation.jsonl: 4 configurations measured, 2 of them on the front" in text
     assert "sparse + sub-adapter says 1" in text
     # three of four agree; the sub-adapter has one more right: McNemar's mid-p of 1 against 0 is 1/2

@@ -10,7 +10,7 @@ from shears.report.drawing import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, around
 from shears.report.html import element, table
 from shears.report.records import Record
 from shears.report.section import picture
-from shears.report.words import count, digits, figure
+from shears.report.words import GAP, count, digits, figure
 
 HEIGHT = 200.0
 MOST_POINTS, MOST_ROWS = 200, 24
@@ -22,14 +22,14 @@ def training_pictures(log: Sequence[Record], timed: Sequence[tuple[Record, float
     steps, losses = _column(log, "step"), _column(log, "loss")
     rows = _table("Training, mean over the steps named", log)
     loss = _curve("Training loss", ("step", "loss per token"), steps, _smoothed(losses), digits, rows)
-    return [loss, _speed(timed, rows) if timed else _tokens(log, rows)]
+    return [loss, _speed(timed) if timed else _tokens(log, rows)]
 
 
-def _speed(timed: Sequence[tuple[Record, float]], rows: Markup) -> Markup:
-    steps, rates = [], list[float]()
-    for line, seconds in timed:
-        steps.append(float(line["step"]))
-        rates.append(line["tokens"] / max(seconds, 1e-9))
+def _speed(timed: Sequence[tuple[Record, float]]) -> Markup:
+    steps = [float(line["step"]) for line, _ in timed]
+    rates = [float(line["tokens"]) / max(seconds, 1e-9) for line, seconds in timed]
+    parts = (timed[first:last] for first, last in _parts(len(timed), MOST_ROWS))
+    rows = table("Speed, over the steps named", ("steps", "seconds a step", "tokens a second"), map(_timed_row, parts))
     return _curve("Speed of training", ("step", "completion tokens a second"), steps, _smoothed(rates), digits, rows)
 
 
@@ -104,13 +104,22 @@ def _mean(values: Sequence[int | float]) -> float:
     return sum(values) / len(values)
 
 
+def _timed_row(part: Sequence[tuple[Record, float]]) -> tuple[str, str, str]:
+    seconds, tokens = sum(took for _, took in part), sum(line["tokens"] for line, _ in part)
+    return _named([line for line, _ in part]), digits(seconds / len(part)), digits(tokens / max(seconds, 1e-9))
+
+
+def _named(part: Sequence[Record]) -> str:
+    """Return the first and the last step of some."""
+    return " to ".join(f"{name}" for name in dict.fromkeys((part[0]["step"], part[-1]["step"]))).replace(" ", GAP)
+
+
 def _table(title: str, log: Sequence[Record]) -> Markup:
     rows = []
     for first, last in _parts(len(log), MOST_ROWS):
         part = log[first:last]
-        names = {part[0]["step"], part[-1]["step"]}
         rows.append((
-            " to ".join(f"{name}" for name in sorted(names)), digits(_mean([line["loss"] for line in part])),
+            _named(part), digits(_mean([line["loss"] for line in part])),
             digits(_mean([line["tokens"] for line in part])), digits(_mean([line["learning_rate"] for line in part])),
         ))  # fmt: skip
     return table(title, ("steps", "loss", "tokens a step", "learning rate"), rows)

@@ -13,7 +13,7 @@ from shears.report.drawing import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, around
 from shears.report.html import element, table
 from shears.report.records import Record
 from shears.report.section import picture, pointed_at
-from shears.report.words import figure
+from shears.report.words import GAP, figure
 
 HEIGHT = 250.0
 MOST_ROWS = 60
@@ -48,6 +48,12 @@ def counted(ranks: Mapping[str, int]) -> str:
     """Return how many groups have which rank."""
     counts = sorted(Counter(ranks.values()).items(), reverse=True)
     return ", ".join(f"rank {rank} in {count}" for rank, count in counts) + " groups"
+
+
+def _compact(ranks: Mapping[str, int]) -> str:
+    """Return how many groups have which rank, on one line of a table."""
+    counts = sorted(Counter(ranks.values()).items(), reverse=True)
+    return ", ".join(f"{count} x {rank}" for rank, count in counts).replace(" ", GAP)
 
 
 def _drawing(
@@ -98,11 +104,11 @@ def _table(title: str, entries: Sequence[Record], marks: Sequence[str], folder: 
     shown += [index for index in best_first if marks[index] == "seen"][: MOST_ROWS - len(shown)]
     rows = (
         (index + 1, marks[index], *(figure(name, entries[index]["metrics"][name]) for name in names),
-         counted(entries[index]["ranks"]), copy_button(command(folder, index + 1)))
+         _compact(entries[index]["ranks"]), copy_button(command(folder, index + 1)))
         for index in shown
     )  # fmt: skip
     left_out = f"; {len(entries) - len(shown)} more in result.json" if len(shown) < len(entries) else ""
-    return table(title + left_out, ("number", "", *names, "ranks", "export"), rows)
+    return table(title + left_out, ("number", "place", *names, "groups x rank", "export"), rows)
 
 
 def _cost(name: str, entry: Record) -> float:

@@ -39,7 +39,7 @@ def times_table(run: Run) -> Markup | None:
 def _took(lines: Sequence[Record]) -> tuple[str, str, str]:
     """Return the time, how often it was begun, and the machines."""
     stopped = sum(not line["finished"] for line in lines)
-    begun = f"{len(lines)}, {stopped} stopped" if stopped else f"{len(lines)}"
+    begun = f"{len(lines)}, {stopped} not finished" if stopped else f"{len(lines)}"
     return _seconds(lines), begun, "; ".join(dict.fromkeys(str(line["machine"]) for line in lines))
 
 
