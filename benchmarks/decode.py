@@ -9,8 +9,8 @@ FOLDER of --sparse is a model at 50 %, that of --adapter its LoRA (un-merged eve
 --gguf holds its models, named NAME-bf16.gguf, NAME-q8_0.gguf, ... (convert_hf_to_gguf.py of llama.cpp makes the
 first, `llama_cpp_decode.py quantize` the others). A round runs every arm once, in another order each time: the prompt
 of 16 tokens and 64 new ones (tokens/s counts the 64 over all seconds), then a prompt of 512 alone. One more round
-comes first and does not count. `--clock cpu` counts the seconds on a core, not those of waiting for one: for one
-thread on a machine that others use.
+comes first and does not count. `--clocks wall cpu` also counts the seconds on a core, not those of waiting for one: for
+one thread on a machine that others use.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from benchmarks.decode_arms import (
     NATIVE_DENSE,
     NATIVE_INT8,
     Arm,
+    Took,
     adapted,
     hugging_face,
     llama_cpp_arms,
@@ -88,13 +89,14 @@ def report_speed(arguments: argparse.Namespace) -> Iterator[str]:
             **others,
         }
         arms = {name: arm for name, arm in arms.items() if any(text in name for text in arguments.only)}
-        decode = measured(arms, prompt[:PROMPT], NEW, arguments)
-        prefill = measured(arms, prompt, 0, arguments)
-    how = f"{arguments.threads} threads, {arguments.rounds} rounds, {arguments.clock} seconds"
-    yield f"\nDecode, {PROMPT} + {NEW} tokens, {how}: tokens/s\n"
-    yield from table(decode, NEW, DECODE_TARGETS)
-    yield f"\nPrefill, {PREFILL} tokens, {how}: tokens/s\n"
-    yield from table(prefill, PREFILL, PREFILL_TARGETS)
+        decode = measured(arms, prompt[:PROMPT], NEW, arguments.rounds)
+        prefill = measured(arms, prompt, 0, arguments.rounds)
+    for clock in arguments.clocks:
+        how = f"{arguments.threads} threads, {arguments.rounds} rounds, {clock} seconds"
+        yield f"\nDecode, {PROMPT} + {NEW} tokens, {how}: tokens/s\n"
+        yield from table(on(clock, decode), NEW, DECODE_TARGETS)
+        yield f"\nPrefill, {PREFILL} tokens, {how}: tokens/s\n"
+        yield from table(on(clock, prefill), PREFILL, PREFILL_TARGETS)
 
 
 def report_loading(arguments: argparse.Namespace) -> Iterator[str]:
@@ -112,16 +114,19 @@ def report_loading(arguments: argparse.Namespace) -> Iterator[str]:
         yield f"| {Path(folder).name} | {' | '.join(cells)} |"
 
 
-def measured(
-    arms: Mapping[str, Arm], prompt: Sequence[int], new: int, arguments: argparse.Namespace
-) -> dict[str, list[float]]:
-    """Return the seconds of every arm in every round that counts."""
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for number in range(WARM_UP + arguments.rounds):
+def measured(arms: Mapping[str, Arm], prompt: Sequence[int], new: int, rounds: int) -> dict[str, list[Took]]:
+    """Return what every arm took in every round that counts."""
+    took: dict[str, list[Took]] = {name: [] for name in arms}
+    for number in range(WARM_UP + rounds):
         for name in random.Random(number).sample(list(arms), len(arms)):
-            seconds[name].append(getattr(arms[name].run(prompt, new)[0], arguments.clock))
+            took[name].append(arms[name].run(prompt, new)[0])
             time.sleep(0.01)  # threads of one arm go to sleep before the next begins
-    return {name: values[WARM_UP:] for name, values in seconds.items()}
+    return {name: values[WARM_UP:] for name, values in took.items()}
+
+
+def on(clock: str, took: Mapping[str, Sequence[Took]]) -> Seconds:
+    """Return the seconds of one clock."""
+    return {name: [getattr(one, clock) for one in values] for name, values in took.items()}
 
 
 def table(seconds: Seconds, tokens: int, targets: Sequence[tuple[str, str, float | None]]) -> Iterator[str]:
@@ -150,7 +155,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--packages", nargs="+", default=[])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--clocks", nargs="+", choices=Took._fields, default=["wall"])
     parser.add_argument("--only", nargs="+", default=[""])
     parser.add_argument("--llama-cpp", metavar="PYTHON")
     parser.add_argument("--gguf", type=Path)
