@@ -47,10 +47,10 @@ def test_the_page_says_what_the_records_say(tmp_path: Path) -> None:
     text = Reader(page_of(tmp_path)).text.replace("\N{NO-BREAK SPACE}", " ")
     assert "100 %of the dense model's accuracy, by sparse + sub-adapter50.0 % (25.0 % to 75.0 %) against 50.0 %" in text
     assert "1.61xfewer non-zero weights" in text
-    assert "Sparse + sub-adapter keeps 100 % of the dense model's accuracy (50.0 % against 50.0 %)" in text
+    assert "Sparse + sub-adapter keeps 100 % of the dense model's accuracy (50.0 % against 50.0 %, n = 4)" in text
     assert "with 1.61x fewer non-zero weights" in text  # 1000 / (600 + 20)
     assert "300 steps, 30 k tokens that carry the loss, 100 a step. The steps took 2 min 30 s: 200 of these" in text
-    assert "train2 min 34 s2, 1 not finisheda processor, 2 threads" in text
+    assert "Times on a processor, 2 threadsstagetimetimes beguntrain2 min 34 s2, 1 not finishedall2 min 34 s" in text
     assert "random on validation.jsonl: 4 configurations measured, 2 of them on the front" in text
     assert "sparse + sub-adapter says 1" in text
     # three of four agree; the sub-adapter has one more right: McNemar's mid-p of 1 against 0 is 1/2
@@ -134,11 +134,13 @@ def test_a_command_is_copied_as_a_shell_reads_it(tmp_path: Path) -> None:
 def test_two_runs_are_shown_beside_each_other(tmp_path: Path) -> None:
     one, files = write_run(tmp_path / "one"), records()
     files["recipe.yaml"]["train"]["epochs"] = 3.0
+    files["recipe.yaml"]["serve"] = {"port": 1}  # no run reads that
     other = write_run(tmp_path / "two", files)
     text = Reader(write_report(one, compare=other).read_text()).text
     assert "one: dense" in text
     assert "two: sparse + sub-adapter" in text
     assert "train.epochs1.03.0" in text
+    assert "serve.port" not in text
     assert "sparse: one against two+0.0" in text
     files["evaluation.json"]["data"] = "else.jsonl"
     text = Reader(write_report(one, compare=write_run(tmp_path / "two", files)).read_text()).text

@@ -112,6 +112,7 @@ def sentence(run: Run) -> str | None:
         return None
     dense, last = run.models[0], run.models[-1]
     figures = f"{figure(last['metric'], last['value'])} against {figure(dense['metric'], dense['value'])}"
+    figures += f", n{GAP}={GAP}{last['n']}"
     words = f"{_beside(dense, last)} ({figures}) with {times(_fewer(dense, last))} fewer non-zero weights"
     if run.package is not None and (sizes := run.package.get("bytes")):
         words += f", {sizes['model'] / sizes['model_dense']:.2f} of its size on disk"

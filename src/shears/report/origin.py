@@ -13,6 +13,7 @@ from shears.report.words import duration
 FINGERPRINTS = ("base_fingerprint", "calibration_fingerprint", "data_fingerprint", "super_adapter_fingerprint",
                 "ranks_fingerprint", "fingerprint")  # fmt: skip
 SHORT = 12
+STAGES = ("sparsify", "train", "search", "export", "evaluate")  # sections of a recipe that a run reads
 
 
 def stages_table(run: Run) -> Markup:
@@ -31,16 +32,22 @@ def _fingerprints(record: Record) -> str:
 
 def times_table(run: Run) -> Markup | None:
     """Return how long each stage took and where it ran; None where no times were kept."""
-    rows = [(stage, *_took(run.worked_at(stage))) for stage in dict.fromkeys(line["stage"] for line in run.times)]
-    total = ("all", _seconds(run.times), "", "")
-    return table("Times", ("stage", "time", "times begun", "on"), [*rows, total]) if rows else None
+    if not run.times:
+        return None
+    places = dict.fromkeys(str(line["machine"]) for line in run.times)
+    stages = dict.fromkeys(line["stage"] for line in run.times)
+    rows = [(stage, *_took(run.worked_at(stage), several=len(places) > 1)) for stage in stages]
+    total = ("all", _seconds(run.times), *[""] * (len(rows[0]) - 2))
+    if len(places) > 1:
+        return table("Times", ("stage", "time", "times begun", "on"), [*rows, total])
+    return table(f"Times on {next(iter(places))}", ("stage", "time", "times begun"), [*rows, total])
 
 
-def _took(lines: Sequence[Record]) -> tuple[str, str, str]:
-    """Return the time, how often it was begun, and the machines."""
+def _took(lines: Sequence[Record], several: bool) -> tuple[str, ...]:
+    """Return the time, how often it was begun and, of several machines, those it ran on."""
     stopped = sum(not line["finished"] for line in lines)
     begun = f"{len(lines)}, {stopped} not finished" if stopped else f"{len(lines)}"
-    return _seconds(lines), begun, "; ".join(dict.fromkeys(str(line["machine"]) for line in lines))
+    return _seconds(lines), begun, *(["; ".join(dict.fromkeys(str(line["machine"]) for line in lines))] * several)
 
 
 def _seconds(lines: Sequence[Record]) -> str:
@@ -54,10 +61,15 @@ def recipe_text(run: Run) -> Markup:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return every recipe key in which two runs differ, with both values; the output folder does not count."""
+    """Return every recipe key of a run in which two differ, with both values; the output folder does not count."""
     left, right = dict(_flat(one)), dict(_flat(other))
-    keys = [key for key in dict.fromkeys([*left, *right]) if key != "output" and left.get(key) != right.get(key)]
+    keys = [key for key in dict.fromkeys([*left, *right]) if _counts(key) and left.get(key) != right.get(key)]
     return [(key, _value(left, key), _value(right, key)) for key in keys]
+
+
+def _counts(key: str) -> bool:
+    section, dot, _ = key.partition(".")
+    return section in STAGES if dot else key != "output"
 
 
 def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
