@@ -2,7 +2,7 @@
 
     python -m benchmarks.decode speed --model smollm2-135m --sparse FOLDER --adapter FOLDER [--threads 1]
         [--llama-cpp PYTHON --gguf FOLDER]
-    python -m benchmarks.decode quality --sparse FOLDER --adapter FOLDER --data FOLDER [--questions FILE.jsonl]
+    python -m benchmarks.decode quality --sparse FOLDER [--adapter FOLDER] --data FOLDER [--questions FILE.jsonl]
     python -m benchmarks.decode loading --packages FOLDER ...
 
 FOLDER of --sparse is a model at 50 %, that of --adapter its LoRA (un-merged everywhere). PYTHON has llama-cpp-python;

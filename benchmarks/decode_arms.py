@@ -59,10 +59,12 @@ def loaded(folder: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
     return model
 
 
-def adapted(base: str, adapter: str, dtype: torch.dtype = torch.bfloat16) -> Any:
-    """Return a base with its adapter un-merged, everything in one number format."""
+def adapted(base: str, adapter: str | None, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """Return a base with its adapter, if any, un-merged, everything in one number format."""
     from peft import PeftModel
 
+    if adapter is None:
+        return loaded(base, dtype)
     return PeftModel.from_pretrained(loaded(base, dtype), adapter).to(dtype).eval()
 
 
