@@ -197,6 +197,7 @@ def test_a_text_that_is_left_is_gone_on_from_too() -> None:
     ("prompt", "options", "message"),
     [
         ("", {}, "a prompt must not be empty"),
+        ("a\ud800", {}, "a text must be Unicode"),
         ("a" * LONGEST, {}, f"shorter than the model's {LONGEST} tokens, got {LONGEST}"),
         ([1, 999], {}, r"must be in \[0, 257\)"),
         ("a", {"temperature": -1.0}, "temperature must be greater than or equal to 0"),

@@ -7,6 +7,7 @@
 One thread uses an engine at a time; shears.runtime.worker lets several share one.
 """
 
+import re
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from shears.runtime.answer import Answer, Generation, Voice
 from shears.runtime.backend import Backend
 from shears.runtime.batch import Batch
 
+SURROGATE = re.compile("[\ud800-\udfff]")
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
 
@@ -91,6 +93,8 @@ class Engine:
         return [start, *ids] if adds_start and ids and ids[0] != start else ids
 
     def _ids(self, text: str) -> list[int]:
+        if SURROGATE.search(text):
+            raise InputError("a text must be Unicode, got half of a surrogate pair; check how it was encoded")
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 

@@ -40,7 +40,7 @@ class Sampler:
         """Return the next token, and remember it for the penalty; InputError where the logits are not numbers."""
         if self._seen:
             logits = penalised(logits, self._seen, self._sampling.repetition_penalty)
-        greedy = self._sampling.temperature == 0
+        greedy = np.float32(self._sampling.temperature) == 0  # also where it is too small a number for logits
         token = likeliest(logits) if greedy else draw(logits, self._sampling, self._random)
         if self._sampling.repetition_penalty != 1.0:
             self._seen.add(token)

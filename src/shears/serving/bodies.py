@@ -20,6 +20,8 @@ async def read_object(request: Request, most: int) -> dict[str, Any]:
         raise RequestError(408, f"a request must come within {READ_SECONDS:.0f} s") from None
     try:
         content = json.loads(body)
+        if b"\\u" in body:
+            json.dumps(content, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be
     except (ValueError, RecursionError) as error:
         raise RequestError(400, f"the body must be JSON: {error}", code="invalid_json") from None
     if not isinstance(content, dict):
