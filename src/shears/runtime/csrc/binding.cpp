@@ -121,6 +121,7 @@ void describe_matrix(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // a model in a global variable outlives the interpreter: no fault of its user
   describe_matrix(m);
   nb::class_<Pool>(m, "Pool").def(nb::init<int>(), nb::arg("threads")).def_prop_ro("size", &Pool::size);
   nb::class_<HugeBuffer>(m, "HugeBuffer")

@@ -1,0 +1,128 @@
+// Products of many shapes on every instruction set of this machine, against sums in double: for sanitizers (docs/kernels.md).
+//
+// Every buffer is as long as matrix.h says and not a byte longer, so that AddressSanitizer sees the first read beyond one.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "isa.h"
+#include "kernels.h"
+#include "pack.h"
+
+using namespace shears;
+
+namespace {
+
+std::mt19937 generator(0);
+
+float normal() { return std::normal_distribution<float>()(generator); }
+
+struct Weight {
+  Values values;
+  int64_t rows, cols;
+  std::vector<double> dense;  // [rows, cols], scales applied
+  std::vector<uint8_t> data, masks;
+  std::vector<int64_t> offsets;
+  std::vector<float> scales;
+
+  Matrix matrix() const {
+    return {values, rows, cols, masks.empty() ? nullptr : masks.data(), data.data(), masks.empty() ? nullptr : offsets.data(),
+            scales.empty() ? nullptr : scales.data()};
+  }
+};
+
+// Appends a value of the weight's kind to `data`; returns what it stands for.
+double append(Weight& weight, float value) {
+  const auto put = [&](const void* from, size_t bytes) {
+    weight.data.insert(weight.data.end(), static_cast<const uint8_t*>(from), static_cast<const uint8_t*>(from) + bytes);
+  };
+  if (weight.values == Values::f32) return put(&value, 4), value;
+  if (weight.values == Values::i8) {
+    const int8_t step = static_cast<int8_t>(std::fmax(-127.0f, std::fmin(127.0f, std::round(40.0f * value))));
+    return put(&step, 1), step;
+  }
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const uint16_t upper = static_cast<uint16_t>(bits >> 16);
+  bits = uint32_t{upper} << 16;
+  std::memcpy(&value, &bits, 4);
+  return put(&upper, 2), value;
+}
+
+// kept: the share of weights that are; above 1: a dense matrix.
+Weight random_weight(Values values, int64_t rows, int64_t cols, double kept) {
+  const bool sparse = kept <= 1;
+  const int g = group_size(values);
+  Weight weight{values, rows, cols, std::vector<double>(static_cast<size_t>(rows * cols)), {}, {}, {}, {}};
+  for (int64_t row = 0; values == Values::i8 && row < rows; ++row) weight.scales.push_back(std::fabs(normal()) / 40);
+  int64_t count = 0;
+  for (int64_t top = 0; top < rows; top += kPanelRows) {
+    if (sparse) weight.offsets.push_back(count);
+    for (int64_t left = 0; left < cols; left += g) {
+      uint64_t word = 0;
+      for (int bit = 0; bit < kPanelRows * g; ++bit) {
+        const int64_t row = top + bit / g, col = left + bit % g;
+        const bool inside = row < rows && col < cols;
+        if (sparse && !(inside && std::uniform_real_distribution<>()(generator) < kept)) continue;
+        word |= uint64_t{1} << bit, ++count;
+        const double value = append(weight, inside ? normal() : 0.0f);
+        if (inside) weight.dense[static_cast<size_t>(row * cols + col)] = value * (weight.scales.empty() ? 1 : weight.scales[static_cast<size_t>(row)]);
+      }
+      for (int byte = 0; sparse && byte < 2 * g; ++byte) weight.masks.push_back(static_cast<uint8_t>(word >> (8 * byte)));
+    }
+  }
+  weight.data.insert(weight.data.end(), kOverread, 0xff);  // NaN, were it used
+  weight.data.shrink_to_fit(), weight.masks.shrink_to_fit(), weight.offsets.shrink_to_fit(), weight.scales.shrink_to_fit();
+  return weight;
+}
+
+bool right(const Weight& weight, const std::vector<float>& x, int64_t tokens, const std::vector<float>& y, double factor) {
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t row = 0; row < weight.rows; ++row) {
+      double sum = 0, size = 0;
+      for (int64_t i = 0; i < weight.cols; ++i) {
+        const double part = weight.dense[static_cast<size_t>(row * weight.cols + i)] * x[static_cast<size_t>(t * weight.cols + i)];
+        sum += part, size += std::fabs(part);
+      }
+      const double error = std::fabs(factor * sum - y[static_cast<size_t>(t * weight.rows + row)]);
+      if (!(error <= 0.005 * factor * size + 1e-2)) return false;  // inputs are rounded to bf16, or to 16-bit steps of the largest
+    }
+  return true;
+}
+
+int check(const char* isa, Pool& pool, const Weight& weight, int64_t tokens) {
+  std::vector<float> x(static_cast<size_t>(tokens * weight.cols)), y(static_cast<size_t>(tokens * weight.rows));
+  for (float& value : x) value = normal();
+  x.shrink_to_fit();
+  const Matrix matrix = weight.matrix();
+  multiply(matrix, x.data(), tokens, y.data(), pool);
+  if (right(weight, x, tokens, y, 1)) return 0;
+  std::printf("%s: wrong: values %d, %ld x %ld, %s, %ld tokens, %d threads\n", isa, static_cast<int>(weight.values), static_cast<long>(weight.rows),
+              static_cast<long>(weight.cols), weight.masks.empty() ? "dense" : "sparse", static_cast<long>(tokens), pool.size());
+  return 1;
+}
+
+}  // namespace
+
+int main() {
+  int products = 0, wrong = 0;
+  Pool one(1), three(3);
+  for (const char* isa : {"portable", "avx2", "avx512"}) {
+    if (!choose_isa(isa)) {
+      std::printf("%s: not here\n", isa);
+      continue;
+    }
+    for (Values values : {Values::f32, Values::bf16, Values::i8})
+      for (int64_t rows : {1, 16, 53, 100})
+        for (int64_t cols : {1, 3, 64, 301})
+          for (double kept : {0.0, 0.5, 1.0, 2.0}) {
+            const Weight weight = random_weight(values, rows, cols, kept);
+            for (int64_t tokens : {1, 2, 3, 7, 17, 40}) wrong += check(isa, tokens % 2 ? one : three, weight, tokens), ++products;
+          }
+  }
+  std::printf("%d products, %d wrong\n", products, wrong);
+  return wrong != 0;
+}
