@@ -205,6 +205,12 @@ def test_what_a_choice_is_worth_on_examples_that_no_search_saw_is_told(tmp_path:
     )
 
 
+def test_an_answer_without_a_text_is_called_so(tmp_path: Path) -> None:
+    files = records()
+    files["evaluation/sparse.json"]["records"][2] |= {"output": " ", "prediction": None}
+    assert "no text → nothing found" in page_of(tmp_path, files)
+
+
 def test_perplexities_are_no_percentages(tmp_path: Path) -> None:
     files = {"evaluation.json": records()["evaluation.json"]}
     for number, row in enumerate(files["evaluation.json"]["models"]):

@@ -66,7 +66,7 @@ def _said(record: Record) -> str:
     output, read = record.get("output"), _plain(record["prediction"])
     if not isinstance(output, str) or output.strip() == read:
         return _short(read)
-    return _short(f"{output.strip()} → {read}")
+    return _short(f"{output.strip() or 'no text'} → {read}")
 
 
 def _plain(value: object) -> str:
