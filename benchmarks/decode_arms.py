@@ -92,11 +92,13 @@ def native(source: ModelSource, threads: int, head: Values | None = None) -> Nat
     return NativeBackend(source, Limits(LONGEST, 1, threads), head=head)
 
 
-def continued(backend: NativeBackend, prompt: Sequence[int], new: int) -> list[int]:
-    """Continue a prompt greedily."""
+def continued(backend: NativeBackend, prompt: Sequence[int], new: int, never: int | None = None) -> list[int]:
+    """Continue a prompt greedily; `never` is a token that is not taken."""
     backend.drop(0)
     logits, tokens = backend.prefill(0, prompt), list[int]()
     while len(tokens) < new:
+        if never is not None:
+            logits[never] = -float("inf")
         tokens.append(int(logits.argmax()))
         if len(tokens) < new:
             logits = backend.step([0], tokens[-1:])[0]

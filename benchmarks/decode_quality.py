@@ -64,7 +64,8 @@ def _logits(exact: Any, half: Any, backends: Mapping[str, NativeBackend], tokens
     yield _logits_row("HF bf16", [_hf_logits(half, text) for text in texts], reference, alone)
     for name, backend in backends.items():
         got = [backend.logits(text)[PROMPT - 1 : -1] for text in texts]
-        alone = [continued(backend, text[:PROMPT], NEW) == text[PROMPT:] for text in texts]
+        end = exact.generation_config.eos_token_id  # transformers takes none before its least number of tokens
+        alone = [continued(backend, text[:PROMPT], NEW, end) == text[PROMPT:] for text in texts]
         yield _logits_row(name, got, reference, alone)
     yield from _differences(backends["native bf16"], texts, reference)
 
