@@ -3,8 +3,7 @@
 // Every buffer is as long as matrix.h says and not a byte longer, so that AddressSanitizer sees the first read beyond one.
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
-#include <memory>
+#include <cstring>
 #include <random>
 #include <vector>
 

@@ -30,7 +30,8 @@ inline void pause() {
 #endif
 }
 
-// True once `ready()` holds; false when it did not within kSpin.
+// True once `ready()` holds; false when it did not within kSpin. Yields now and then: a thread that was woken on the processor of the one that
+// waits for it would else run only when that one stops waiting.
 template <class F>
 bool spin(F ready) {
   const auto end = std::chrono::steady_clock::now() + kSpin;
@@ -39,6 +40,7 @@ bool spin(F ready) {
       if (ready()) return true;
       pause();
     }
+    std::this_thread::yield();
   } while (std::chrono::steady_clock::now() < end);
   return false;
 }
