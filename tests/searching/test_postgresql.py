@@ -20,9 +20,11 @@ from shears.searching.stage import search
 from shears.searching.storage import open_storage
 from tests.processes import Process
 from tests.searching.postgres import PASSWORD, Server, running_server
+from tests.searching.slow_worker import slow_evaluations
 
 pytest.importorskip("psycopg", reason="pip install 'shears[postgresql]'")
-BUDGET = 80
+BUDGET = 50
+ROOT = Path(__file__).parents[2]
 DEADLINE = 120.0
 
 
@@ -42,7 +44,8 @@ def start_as_a_user(adapter: Path, output: Path, **settings: str) -> subprocess.
     """Start a worker by the command line; the password is in its environment."""
     given = {**SETTINGS, **settings}
     options = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    return subprocess.Popen([sys.executable, "-m", "shears", "search", str(adapter), str(output), "--resume", *options],
+    command = [sys.executable, "-m", "tests.searching.slow_worker", "search", str(adapter), str(output), "--resume"]
+    return subprocess.Popen([*command, *options], cwd=ROOT,
                             env={**os.environ, "OMP_NUM_THREADS": "1", "SHEARS_STORAGE_PASSWORD": PASSWORD},
                             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
@@ -50,7 +53,8 @@ def start_as_a_user(adapter: Path, output: Path, **settings: str) -> subprocess.
 def search_and_log(log: Path, adapter: Path, output: Path, **settings: str) -> None:
     """A worker by the library."""
     logging.basicConfig(filename=log, level=logging.INFO, force=True)
-    search(adapter, output, resume=True, **{**SETTINGS, **settings})
+    with slow_evaluations():
+        search(adapter, output, resume=True, **{**SETTINGS, **settings})
 
 
 def trials(url: str) -> list[FrozenTrial]:
@@ -68,7 +72,9 @@ def wait_for(reached: Callable[[], bool], *workers: Process | subprocess.Popen[s
     end = time.monotonic() + DEADLINE
     while not reached():
         for worker in workers:
-            assert worker.poll() is None, "ended before the moment"
+            if worker.poll() is not None:
+                printed = worker.communicate()[0] if isinstance(worker, subprocess.Popen) else ""
+                raise AssertionError(f"ended before the moment: {printed}")
         assert time.monotonic() < end, "the moment did not come"
         time.sleep(0.05)
 
