@@ -52,7 +52,9 @@ def start_as_a_user(adapter: Path, output: Path, **settings: str) -> subprocess.
 
 def search_and_log(log: Path, adapter: Path, output: Path, **settings: str) -> None:
     """A worker by the library."""
-    logging.basicConfig(filename=log, level=logging.INFO, force=True)
+    logger = logging.getLogger("shears")  # a fork's, which the command line of another test may have set up
+    logger.handlers, logger.propagate = [logging.FileHandler(log)], False
+    logger.setLevel(logging.INFO)
     with slow_evaluations():
         search(adapter, output, resume=True, **{**SETTINGS, **settings})
 
