@@ -11,9 +11,9 @@ from pathlib import Path
 DEADLINE = 120.0
 
 
-def until(true: Callable[[], object]) -> None:
-    """Wait until something holds; fail at the deadline."""
-    end = time.monotonic() + DEADLINE
+def until(true: Callable[[], object], deadline: float = DEADLINE) -> None:
+    """Wait until something holds; fail at the deadline, in seconds."""
+    end = time.monotonic() + deadline
     while not true():
         assert time.monotonic() < end
         time.sleep(0.001)
