@@ -19,7 +19,7 @@ import shears
 from benchmarks.nls_arms import ARMS, Arm
 from benchmarks.nls_table import print_table
 from benchmarks.nls_tasks import TASKS, Task
-from benchmarks.report import environment, log_to_stderr
+from benchmarks.report import environment, log_to_stderr, rows_of
 from shears.adapt.load import load_super_adapter
 from shears.data.examples import load_examples, tokenize_all
 from shears.evaluation.score import mean_completion_loss, padding
@@ -32,7 +32,7 @@ def main() -> None:
     """Run one of the commands."""
     arguments = _arguments()
     if arguments.command == "table":
-        print_table([json.loads(line) for path in arguments.results for line in path.read_text().splitlines()])
+        print_table([row for path in arguments.results for row in rows_of(path)])
         return
     log_to_stderr()
     print(environment(), flush=True)
@@ -42,15 +42,11 @@ def main() -> None:
     for seed in arguments.seeds:
         for name in arguments.arms:
             key = {"task": task.name, "arm": name, "seed": seed, "epochs": arguments.epochs}
-            if key not in [{part: row[part] for part in key} for row in _rows(arguments.results[0])]:
+            if key not in [{part: row[part] for part in key} for row in rows_of(arguments.results[0])]:
                 base = _base(arguments.work / task.name, data["train"], ARMS[name].recover_by)
                 row = key | _run(ARMS[name], task, data, base, key, arguments.work / task.name)
                 with arguments.results[0].open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _base(work: Path, text: Path, recover_by: str) -> Path:

@@ -1,33 +1,35 @@
-"""What every benchmark says first: machine, versions, commit; and the log on stderr."""
+"""What every benchmark says first: machine, versions, commit; the log on stderr; results read again."""
 
+import json
 import logging
-import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
 import transformers
 
+from shears.timing import processor
+
 
 def environment() -> str:
     """Return one line: processor, threads, versions, commit."""
-    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "")
     capability = torch.backends.cpu.get_cpu_capability()
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False,
         cwd=Path(__file__).parent,
     ).stdout.strip()  # fmt: skip
     return (
-        f"{model or platform.processor()} ({capability}), {torch.get_num_threads()} threads, "
+        f"{processor()} ({capability}), {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, "
         f"transformers {transformers.__version__}, peft {peft.__version__}, commit {commit or 'unknown'}"
     )
 
 
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a results file; none where it is not there."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def log_to_stderr() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import shears
 from benchmarks.nls_tasks import TASKS, Task
-from benchmarks.report import environment, log_to_stderr
+from benchmarks.report import environment, log_to_stderr, rows_of
 from benchmarks.reproduction_page import as_cell, print_page
 from benchmarks.reproduction_table import print_tables
 
@@ -96,11 +96,6 @@ def run_cells(
         with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print({**key, **{name: bits.count("1") / len(bits) for name, bits in row["right"].items()}}, flush=True)
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a results file; none where it is not there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def run_cell(key: Mapping[str, Any], task: Task, data: Mapping[str, Path], setting: Setting) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import log_to_stderr
+from benchmarks.report import log_to_stderr, rows_of
 from shears.adapt.load import SuperAdapter, load_super_adapter
 from shears.adapt.space import RankConfig
 from shears.artifacts import read_json
@@ -80,7 +80,7 @@ def row(name: str, folder: Path, strategy: str, arguments: argparse.Namespace) -
 def run(arguments: argparse.Namespace) -> None:
     """Append a row for every super-adapter and strategy that is not there."""
     results: Path = arguments.results
-    there = {(each["adapter"], each["strategy"]) for each in read_rows(results)}
+    there = {(each["adapter"], each["strategy"]) for each in rows_of(results)}
     for spec in arguments.adapter:
         name, folder = spec.split("=", 1)
         for strategy in arguments.strategies or STRATEGIES:
@@ -88,11 +88,6 @@ def run(arguments: argparse.Namespace) -> None:
                 line = json.dumps(row(name, Path(folder), strategy, arguments))
                 with results.open("a", encoding="utf-8") as file:
                     file.write(line + "\n")
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a results file, none where there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -150,7 +145,7 @@ def main() -> None:
     if arguments.command == "run":
         run(arguments)
     else:
-        for line in table(read_rows(arguments.results)):
+        for line in table(rows_of(arguments.results)):
             print(line)
 
 

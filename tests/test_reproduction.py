@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from benchmarks import reproduction
 from benchmarks.nls_tasks import Task
-from benchmarks.reproduction import Setting, cells, rows_of, run_cells
+from benchmarks.report import rows_of
+from benchmarks.reproduction import Setting, cells, run_cells
 from benchmarks.reproduction_page import as_cell, print_page
 from benchmarks.reproduction_table import print_tables
 

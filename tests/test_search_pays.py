@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.search_pays import ENDS, STRATEGIES, main, read_rows, table
+from benchmarks.report import rows_of
+from benchmarks.search_pays import ENDS, STRATEGIES, main, table
 
 from shears.adapt.train import train
 from tests.searching.test_stage import rows
@@ -29,9 +30,9 @@ def test_every_strategy_is_searched_on_validation_and_measured_on_test_once(
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", ["search_pays", *command])
         main()
-    found = {each["strategy"]: each for each in read_rows(results)}
+    found = {each["strategy"]: each for each in rows_of(results)}
     assert list(found) == list(STRATEGIES)
-    assert len(read_rows(results)) == len(STRATEGIES)
+    assert len(rows_of(results)) == len(STRATEGIES)
     assert all(len(each["right"]) == 3 for each in found.values())
     sizes = [found[name]["parameters"] for name in ("minimal", "heuristic", "maximal")]
     assert sizes == sorted(set(sizes))

@@ -205,7 +205,7 @@ def _write_figures(recipe: Recipe, folder: Path, summary: Mapping[str, Any]) -> 
 def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     file = evaluation_file(folder, name)
     logger.info("evaluate %s", name)
-    figures = _measurement(file, model, adapter, config) or _evaluated(name, file, model, adapter, config)
+    figures = _measurement(file, model, adapter, config) or _evaluated(folder, name, model, adapter, config)
     weights, extra = inspect(model_folder(model)), inspect(adapter) if adapter else None
     return {
         "name": name,
@@ -226,9 +226,10 @@ def _measurement(file: Path, model: str, adapter: Path | None, config: EvaluateC
     return before
 
 
-def _evaluated(name: str, file: Path, model: str, adapter: Path | None, config: EvaluateConfig) -> dict[str, Any]:
+def _evaluated(folder: Path, name: str, model: str, adapter: Path | None, config: EvaluateConfig) -> dict[str, Any]:
     """Return the figures of one model, measured now."""
-    with timed(file.parent.parent, f"evaluate {name}"):
+    file = evaluation_file(folder, name)
+    with timed(folder, f"evaluate {name}"):
         evaluate(model, file, adapter=str(adapter) if adapter else None, **as_data(config))
     figures: dict[str, Any] = read_json(file)
     return figures

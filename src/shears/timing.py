@@ -58,10 +58,11 @@ def machine() -> str:
     """Return what computes: the GPU where there is one, and the processor with the threads that torch takes."""
     names = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     threads = torch.get_num_threads()
-    return ", ".join([*names, f"{_processor()}, {threads} thread{'s' * (threads != 1)}"])
+    return ", ".join([*names, f"{processor()}, {threads} thread{'s' * (threads != 1)}"])
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return what the machine calls its processor."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

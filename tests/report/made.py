@@ -1,10 +1,13 @@
 """The records of a run as stages write them, without the models; any of them may be left out or replaced."""
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from shears.report.write import write_report
 
 LAYERS = 3
 RANKS = {f"layers.{layer}.{kind}": rank for layer in range(LAYERS)
@@ -12,6 +15,25 @@ RANKS = {f"layers.{layer}.{kind}": rank for layer in range(LAYERS)
 MODELS = {"dense": [1, 1, 0, 0], "sparse": [1, 0, 0, 0], "sparse + sub-adapter": [1, 0, 1, 0]}
 FILES = ("recipe.yaml", "sparse/sparsity.json", "super_adapter/search_space.json", "super_adapter/training_log.jsonl",
          "search/result.json", "sub_adapter/sub_adapter.json", "evaluation.json")  # fmt: skip
+
+
+class Reader(HTMLParser):
+    """What a parser makes of the page: elements with their attributes, and the text that is read."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def record(index: int, name: str, right: int, prompt: str) -> dict[str, Any]:
@@ -77,3 +99,7 @@ def write_run(folder: Path, files: dict[str, Any] | None = None) -> Path:
         else:
             path.write_text(yaml.safe_dump(content) if name.endswith(".yaml") else json.dumps(content))
     return folder
+
+
+def page_of(folder: Path, files: dict[str, Any] | None = None) -> str:
+    return write_report(write_run(folder / "run", files)).read_text(encoding="utf-8")

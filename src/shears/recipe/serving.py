@@ -15,6 +15,8 @@ def _as_strings(value: object) -> object:
 
 Stops = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_strings), Repeated()]
 
+MAX_WAITING = 32  # texts
+
 
 class SamplingConfig(StageConfig):
     """How the next token is chosen, and where a text ends."""
@@ -79,7 +81,7 @@ class ServeConfig(RunningConfig):
     """What the model is called; by default the name of its folder."""
     api_key: str | None = Field(None, min_length=1)
     """Key that every request must carry; by default $SHEARS_API_KEY, else none is asked for."""
-    max_waiting: int = Field(32, ge=0)
+    max_waiting: int = Field(MAX_WAITING, ge=0)
     """Requests that may wait for a place; beyond, 429 is answered."""
     max_request_bytes: int = Field(1_000_000, gt=0)
     """Largest request; beyond, 413 is answered."""

@@ -1,6 +1,5 @@
 """`shears bench`: how fast a package reads and writes, and the same model dense in the same run."""
 
-import platform
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from shears.recipe import BenchConfig
 from shears.resolve import build
 from shears.runtime.backend import Backend
 from shears.runtime.contestants import Contestant, contestants
+from shears.timing import processor
 
 SHORT = 64  # tokens of the prompt that is continued
 PAUSE = 0.01  # s; threads of one contestant go to sleep before the next begins
@@ -67,7 +67,7 @@ def bench(package: str | Path, **config: Any) -> dict[str, Any]:
     ratios = [_ratios(rounds[ours], rounds[each.name], each.name) for each in found[1:]]
     keys = ("decode_tokens_per_second", "prefill_tokens_per_second", "time_to_first_token_seconds", "memory_bytes")
     sizes = wanted.model_dump(include={"prompt_tokens", "new_tokens", "rounds"})
-    machine = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine = {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     own = {key: rows[0][key] for key in keys}
     return {"package": str(package), **machine, **sizes, **own, "contestants": rows, "ratios": ratios}
 
@@ -140,11 +140,3 @@ def _ratios(ours: Sequence[Round], theirs: Sequence[Round], name: str) -> dict[s
         "prefill": asdict(Spread.of([other.prefill / own.prefill for own, other in pairs])),
         "first_token": asdict(Spread.of([other.first / own.first for own, other in pairs])),
     }
-
-
-def cpu_name() -> str:
-    """Return what the machine calls its processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

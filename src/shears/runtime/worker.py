@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from threading import Condition, Thread
 from typing import Any
 
+from shears.recipe.serving import MAX_WAITING
 from shears.runtime.answer import Answer
 from shears.runtime.engine import Engine, Prompt
 
@@ -19,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 News = Callable[[str, bool], None]
 """What the worker's thread calls with each new piece of an answer, and whether it was the last; it must not wait."""
-MAX_WAITING = 32
 
 
 class BusyError(RuntimeError):

@@ -92,13 +92,14 @@ class GaugedEvaluator:
         decided: dict[RankConfig, Figures] = {}
         racing = list(configs)
         for part in range(len(self._gauge.sizes)):
-            if self._race is not None and self._anchor is not None and racing:
+            if self._race is None or self._anchor is None:
+                self._measure_part(racing, part)
+            elif racing:
                 self._part(self._anchor.ranks, part)  # first: then it is there to go on from
-            self._measure_part(racing, part)
-            for ranks in racing if self._races else []:
-                if (figures := self._decided(ranks, part + 1)) is not None:
-                    decided[ranks] = figures
-            racing = [ranks for ranks in racing if ranks not in decided]
+                self._measure_part(racing, part)
+                found = {ranks: self._decided(ranks, part + 1, self._anchor, self._race) for ranks in racing}
+                decided |= {ranks: figures for ranks, figures in found.items() if figures is not None}
+                racing = [ranks for ranks in racing if ranks not in decided]
         return decided
 
     def _measure_part(self, configs: Sequence[RankConfig], part: int) -> None:
@@ -107,23 +108,16 @@ class GaugedEvaluator:
             for ranks, found in zip(new, self._gauge.measure(new, part), strict=True):
                 self._found[ranks].append(found.numpy())
 
-    @property
-    def _races(self) -> bool:
-        return self._race is not None and self._anchor is not None
-
-    def _decided(self, ranks: RankConfig, num_parts: int) -> Figures | None:
+    def _decided(self, ranks: RankConfig, num_parts: int, anchor: Evaluated, race: Race) -> Figures | None:
         """Return the estimated figures of a candidate if it is decided after so many parts, else None.
 
         After all parts nothing is estimated, unless the anchor's own figures are: the two must stay comparable.
         """
-        anchor = self._anchor
-        assert self._race is not None, "a race decides"
-        assert anchor is not None, "against an incumbent"
         values = np.concatenate(self._found[ranks][:num_parts])
         others = np.concatenate([self._part(anchor.ranks, part) for part in range(num_parts)])
         worse_by, predicted = self._sign * (values - others), self._predicted(ranks, anchor.ranks)
         is_last = num_parts == len(self._gauge.sizes)
-        if not (is_partial(anchor.metrics) if is_last else self._race.is_decided(worse_by, predicted)):
+        if not (is_partial(anchor.metrics) if is_last else race.is_decided(worse_by, predicted)):
             return None
         mean = estimate(worse_by, predicted) * self.num_examples / self._weight
         quality = float(anchor.metrics[self.quality]) + self._sign * mean

@@ -1,0 +1,86 @@
+"""Sections of the page: what is told of training, layers, packages, speed and choices."""
+
+import re
+from pathlib import Path
+
+from tests.report.made import RANKS, Reader, page_of, records
+
+
+def test_without_times_the_tokens_are_shown(tmp_path: Path) -> None:
+    files = {name: content for name, content in records().items() if "times" not in name}
+    page = page_of(tmp_path, files)
+    assert "Completion tokens trained on" in page
+    assert "Speed of training" not in page
+    assert "The steps took" not in page
+
+
+def test_layers_that_are_alike_share_a_row(tmp_path: Path) -> None:
+    """Ranks of up_proj fall from layer to layer in the made run; here the first two are alike."""
+    ranks = {**RANKS, "layers.1.up_proj": RANKS["layers.0.up_proj"]}
+    page = page_of(tmp_path, {"sub_adapter/sub_adapter.json": {"config": {}, "ranks": ranks}})
+    assert "<title>layers 0-1, up_proj: 6</title>" in page
+    assert "<title>layer 2, up_proj: 2</title>" in page
+
+
+def test_a_package_says_what_it_weighs(tmp_path: Path) -> None:
+    files = {"package/package.json": {"bytes": {"model": 58, "model_dense": 100}, "config": {}, "ranks": RANKS}}
+    text = Reader(page_of(tmp_path, files)).text
+    assert "0.58xon disk" in text
+    assert "Rank by layer and group" in text
+
+
+def spread(middle: float) -> dict[str, float]:
+    """A median, and a tenth of it on both sides."""
+    return {"median": middle, "min": 0.9 * middle, "max": 1.1 * middle}
+
+
+def test_a_bench_says_how_fast_the_package_is(tmp_path: Path) -> None:
+    """Of the two ways of transformers the faster counts; our own dense kernels are in the table, not in the words."""
+    speeds = {"package (bf16, native)": 120.0, "dense, our kernels (bf16)": 100.0, "dense, transformers": 20.0,
+              "dense, transformers, oneDNN off": 40.0}  # fmt: skip
+    contestants = [
+        {"name": name, "memory_bytes": 1e8, "decode_tokens_per_second": spread(speed),
+         "prefill_tokens_per_second": spread(10 * speed), "time_to_first_token_seconds": spread(0.25)}
+        for name, speed in speeds.items()
+    ]  # fmt: skip
+    ratios = [{"over": name, "decode": spread(120 / speed)} for name, speed in list(speeds.items())[1:]]
+    bench = {"package": "runs/mine/package", "cpu": "a processor", "threads": 1, "rounds": 5, "prompt_tokens": 512,
+             "new_tokens": 64, "contestants": contestants, "ratios": ratios}  # fmt: skip
+    text = Reader(page_of(tmp_path, records() | {"bench.json": bench})).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "fewer non-zero weights, 3.00x as fast as the dense model in transformers." in text
+    assert "3.00xas fast as the dense model in transformers, decoding2.70x to 3.30x over 5 rounds, 1 thread" in text
+    assert "runs/mine/package on a processor, 1 thread: 64 tokens behind a prompt" in text
+    assert "dense, transformers20 (18 to 22)200 (180 to 220)250 (225 to 275)100.0 MB" in text
+
+
+def test_what_a_choice_is_worth_on_examples_that_no_search_saw_is_told(tmp_path: Path) -> None:
+    files = records()
+    test = {"n": 50, "heuristic": 0.5, "chosen": 0.48, "difference": -0.02, "ci95": [-0.05, 0.01]}
+    files["search/result.json"]["gain"] = {"figure": "loss", "test": test, "notes": ["inside the noise"]}
+    text = Reader(page_of(tmp_path, files)).text
+    assert (
+        "Loss on 50 test examples: chosen 0.48, heuristic 0.5 (-0.02, -0.05 to +0.01). Note: inside the noise." in text
+    )
+
+
+def test_an_answer_without_a_text_is_called_so(tmp_path: Path) -> None:
+    files = records()
+    files["evaluation/sparse.json"]["records"][2] |= {"output": " ", "prediction": None}
+    assert "no text → nothing found" in page_of(tmp_path, files)
+
+
+def test_perplexities_are_no_percentages(tmp_path: Path) -> None:
+    files = {"evaluation.json": records()["evaluation.json"]}
+    for number, row in enumerate(files["evaluation.json"]["models"]):
+        row |= {"metric": "perplexity", "value": 20.0 + 10 * number, "ci95": [19.0, 45.0]}
+    text = Reader(page_of(tmp_path, files)).text
+    assert "2.00xthe dense model's perplexity, by sparse + sub-adapter40 (19 to 45) against 20" in text
+
+
+def test_a_loss_that_ran_away_still_makes_a_page(tmp_path: Path) -> None:
+    files = records()
+    files["super_adapter/training_log.jsonl"][5]["loss"] = float("inf")
+    page = page_of(tmp_path, files)
+    drawn = re.findall(r'points="([^"]*)"', page)
+    assert drawn
+    assert not any(word in line for line in drawn for word in ("nan", "inf"))
