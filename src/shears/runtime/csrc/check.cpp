@@ -1,10 +1,13 @@
-// Products of many shapes on every instruction set of this machine, against sums in double: for sanitizers (docs/kernels.md).
+// Products of many shapes on every instruction set of this machine, against sums in double, and jobs of the pool: for sanitizers (docs/kernels.md).
 //
 // Every buffer is as long as matrix.h says and not a byte longer, so that AddressSanitizer sees the first read beyond one.
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "isa.h"
@@ -104,10 +107,41 @@ int check(const char* isa, Pool& pool, const Weight& weight, int64_t tokens) {
   return 1;
 }
 
+// Short jobs one after the other, now and then after a pause in which the threads fall asleep; the number of jobs of which a task was not called
+// exactly once, or was called after the job's end.
+int wrong_jobs(Pool& pool, int jobs) {
+  int wrong = 0;
+  for (int job = 0; job < jobs; ++job) {
+    if (job % 256 == 0) std::this_thread::sleep_for(std::chrono::microseconds(400));
+    const int64_t tasks = 2 + job % 7;
+    std::vector<int> calls(static_cast<size_t>(tasks));  // not atomic: a thread sanitizer sees a task that two threads share
+    std::atomic<int> late{0};
+    pool.parallel_for(tasks, [&](int64_t i) {
+      for (int step = 0; step < (job % 3) * 100; ++step) late.fetch_add(1);
+      ++calls[static_cast<size_t>(i)];
+    });
+    bool once = late.load() == (job % 3) * 100 * tasks;
+    for (int count : calls) once = once && count == 1;
+    wrong += !once;
+  }
+  return wrong;
+}
+
+int check_pool() {
+  constexpr int kJobs = 20000;
+  Pool pool(3);
+  int wrong = 0, others_wrong = 0;
+  std::thread other([&] { others_wrong = wrong_jobs(pool, kJobs); });  // two callers: one's job waits for the other's
+  wrong = wrong_jobs(pool, kJobs);
+  other.join();
+  std::printf("%d jobs of a pool, %d wrong\n", 2 * kJobs, wrong + others_wrong);
+  return wrong + others_wrong;
+}
+
 }  // namespace
 
 int main() {
-  int products = 0, wrong = 0;
+  int products = 0, wrong = check_pool();
   Pool one(1), three(3);
   for (const char* isa : {"portable", "avx2", "avx512"}) {
     if (!choose_isa(isa)) {
@@ -122,6 +156,6 @@ int main() {
             for (int64_t tokens : {1, 2, 3, 7, 17, 40}) wrong += check(isa, tokens % 2 ? one : three, weight, tokens), ++products;
           }
   }
-  std::printf("%d products, %d wrong\n", products, wrong);
+  std::printf("%d products, %d of all wrong\n", products, wrong);
   return wrong != 0;
 }

@@ -12,6 +12,12 @@ namespace shears {
 namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(200);
+
+// state_: the lowest bits count the threads in the job, beside the one that called; then a bit that says that its tasks are all taken, so that
+// nobody may join any more; above, the job's number. One word, so that a thread cannot join a job that is over, nor another than it saw.
+constexpr uint64_t kThreads = (uint64_t{1} << 16) - 1, kOver = kThreads + 1, kJob = 2 * kOver;
+constexpr uint64_t job_of(uint64_t state) { return state / kJob; }
+
 std::atomic<int> forks{0};  // counted in the child
 thread_local bool inside_task = false;
 
@@ -47,7 +53,7 @@ bool spin(F ready) {
 
 }  // namespace
 
-Pool::Pool(int threads) {
+Pool::Pool(int threads) : state_(kOver) {
   watch_forks();
   forks_ = forks.load();
   for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
@@ -73,18 +79,18 @@ void Pool::run(int64_t n, Call call, void* context) {
     return;
   }
   std::lock_guard<std::mutex> turn(turn_);
-  tasks_ = n, call_ = call, context_ = context;
+  tasks_ = n, call_ = call, context_ = context;  // nobody reads them now: the job before is over, and all have left it
   next_.store(0);
-  running_.store(static_cast<int>(workers_.size()));
   {
     std::lock_guard<std::mutex> lock(sleep_);
-    job_.fetch_add(1);
+    state_.store((job_of(state_.load()) + 1) * kJob);
   }
   wake_.notify_all();
   inside_task = true;
   take_tasks(0);
   inside_task = false;
-  while (!spin([this] { return running_.load() == 0; })) std::this_thread::yield();
+  state_.fetch_or(kOver);
+  while (!spin([this] { return (state_.load() & kThreads) == 0; })) std::this_thread::yield();
 }
 
 void Pool::take_tasks(int thread) {
@@ -94,15 +100,24 @@ void Pool::take_tasks(int thread) {
 void Pool::work(int thread) {
   inside_task = true;
   for (uint64_t seen = 0; wait_for_job(seen);) {
-    ++seen;
+    const uint64_t state = state_.load();
+    seen = job_of(state);
+    if (!join(state)) continue;
     take_tasks(thread);
-    running_.fetch_sub(1);
+    state_.fetch_sub(1);
   }
 }
 
-// Wait for the job after `seen`; false when the pool closes. Every job waits for every worker, so none is skipped.
+// Enter the job of `state`; false when it is over.
+bool Pool::join(uint64_t state) {
+  for (uint64_t now = state; job_of(now) == job_of(state) && !(now & kOver);)
+    if (state_.compare_exchange_weak(now, now + 1)) return true;
+  return false;
+}
+
+// Wait for a job after `seen`; false when the pool closes.
 bool Pool::wait_for_job(uint64_t seen) {
-  auto ready = [&] { return job_.load() != seen || stop_.load(); };
+  auto ready = [&] { return job_of(state_.load()) != seen || stop_.load(); };
   if (!spin(ready)) {
     std::unique_lock<std::mutex> lock(sleep_);
     wake_.wait(lock, ready);

@@ -1,5 +1,7 @@
 // A small pool of threads: they spin for a while after a task, so that the next one starts within a microsecond, then sleep.
 //
+// A job waits only for the threads that joined it: one that is still waking up when the tasks are all taken is not waited for.
+//
 // Not OpenMP: a second runtime beside torch's would fight it for the cores. One parallel_for runs at a time (others wait); called from
 // inside a task, or in a process forked after the pool was made, it runs in the calling thread.
 #pragma once
@@ -42,14 +44,14 @@ class Pool {
   void work(int thread);
   void take_tasks(int thread);
   bool wait_for_job(uint64_t seen);
+  bool join(uint64_t state);
 
   std::vector<std::thread> workers_;
   std::mutex turn_;  // one parallel_for at a time
   std::mutex sleep_;
   std::condition_variable wake_;
-  std::atomic<uint64_t> job_{0};
+  std::atomic<uint64_t> state_;  // the job's number, whether it is over, the threads in it; see pool.cpp
   std::atomic<int64_t> next_{0};
-  std::atomic<int> running_{0};
   std::atomic<bool> stop_{false};
   int64_t tasks_ = 0;
   Call call_ = nullptr;
