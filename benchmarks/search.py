@@ -4,7 +4,8 @@
     python -m benchmarks.search --adapter FOLDER --data FILE --decode [--configs 8] [--batch-size 32]
 
 FOLDER is a super-adapter, FILE its validation examples. The first climbs the hill of the validation loss in turns, one
-evaluation each: from the first differing block on; with racing on top; and with neighbours in the predicted order, too.
+evaluation each: from the first differing block on; with racing on top; with neighbours in the predicted order, too;
+and with differences below `--indifference` taken for none (a way is left out by `--ways`).
 Every tenth configuration (`--naive-every`) of the first climb is also evaluated by whole forwards: the figures must
 have the same bits, and the time of all 100 is that of these times ten, for every whole evaluation runs the same blocks.
 Seconds are CPU seconds, so that one thread's do not depend on what else runs. Everything counts: trials, anchors,
@@ -39,6 +40,8 @@ from shears.searching.racing import parts_of
 from shears.searching.strategy import EXAMPLES, LOSS, Evaluated, Plan
 
 NAIVE, PREFIX, RACING, PREDICTED = "naive", "prefix", "prefix + racing", "prefix + racing, predicted order"
+INDIFFERENT = "prefix + racing with indifference, predicted order"
+WAYS = (PREFIX, RACING, PREDICTED, INDIFFERENT)
 
 
 class Blocks:
@@ -108,11 +111,12 @@ class Climb(Arm):
 
 
 def climb(
-    adapter: SuperAdapter, rows: Sequence[Tokenized], settings: SearchConfig, thrift: Thrift, every: int = 1
-) -> tuple[Arm, list[Climb]]:
-    """Climb three times, in turns, the first one checked now and then; AssertionError where prefixes change a bit."""
+    adapter: SuperAdapter, rows: Sequence[Tokenized], settings: SearchConfig, thrift: Thrift, every: int = 1,
+    names: Sequence[str] = WAYS,
+) -> tuple[Arm, list[Climb]]:  # fmt: skip
+    """Climb in several ways, in turns, the first checked now and then; AssertionError where prefixes change a bit."""
     blocks = Blocks(adapter.model)
-    climbs = [_climb(adapter, rows, settings, way, blocks) for way in _ways(thrift)]
+    climbs = [_climb(adapter, rows, settings, way, blocks) for way in _ways(thrift) if way[0] in {PREFIX, *names}]
     naive, whole = Arm(NAIVE, blocks), loss_evaluator(adapter, rows, settings, Thrift("0", 0.0, thrift.seed))
     running = {each.name: each.steps() for each in climbs}
     for turn in range(settings.max_evaluations + 1):
@@ -139,11 +143,13 @@ def _climb(
 
 
 def _ways(thrift: Thrift) -> list[tuple[str, Thrift, StrategyOptions]]:
-    usual = StrategyOptions()
+    usual, predicted = StrategyOptions(), StrategyOptions(order="predicted")
+    strict = replace(thrift, race_indifference=0.0)
     return [
-        (PREFIX, replace(thrift, race_error=0.0), usual),
-        (RACING, thrift, usual),
-        (PREDICTED, thrift, StrategyOptions(order="predicted")),
+        (PREFIX, replace(strict, race_error=0.0), usual),
+        (RACING, strict, usual),
+        (PREDICTED, strict, predicted),
+        (INDIFFERENT, thrift, predicted),
     ]
 
 
@@ -209,8 +215,8 @@ def main() -> None:
         lines = decode(adapter, examples, settings, arguments.configs)
     else:
         rows = tokenize_all(examples, adapter.tokenizer, adapter.record["config"]["max_length"])
-        thrift = Thrift(arguments.cache_budget, arguments.error)
-        naive, climbs = climb(adapter, rows, settings, thrift, arguments.naive_every)
+        thrift = Thrift(arguments.cache_budget, arguments.error, race_indifference=arguments.indifference)
+        naive, climbs = climb(adapter, rows, settings, thrift, arguments.naive_every, arguments.ways)
         whole = loss_evaluator(adapter, rows, settings, Thrift("0", 0.0, thrift.seed))
         lines = climb_report(naive, climbs, len(rows), whole)
     for line in lines:
@@ -226,6 +232,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="fp32")
     parser.add_argument("--cache-budget", default="2GB")
     parser.add_argument("--error", type=float, default=0.05, help="of a race")
+    parser.add_argument("--indifference", type=float, default=0.0005, help="of a race, in nats a token")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="the first is always there")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--naive-every", type=int, default=10, help="whole forwards for every so many of the climb")
     parser.add_argument("--limit", type=int, help="only the first so many examples")

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from benchmarks.search import NAIVE, PREDICTED, PREFIX, RACING, climb, climb_report, decode
+from benchmarks.search import INDIFFERENT, NAIVE, PREDICTED, PREFIX, RACING, climb, climb_report, decode
 
 from shears.data.examples import to_example
 from shears.recipe import SearchConfig
@@ -18,14 +18,14 @@ SETTINGS = SearchConfig(
 def test_all_arms_climb_and_prefixes_run_fewer_blocks(capsys: pytest.CaptureFixture[str]) -> None:
     adapter, rows = make_super_adapter(), make_rows(140)
     naive, climbs = climb(adapter, rows, SETTINGS, Thrift("1GB", 0.05), every=2)
-    prefix, racing, predicted = climbs
+    prefix, racing, predicted, indifferent = climbs
     assert naive.runs == round(15 / 8 * 8 * 4 * (2 + 2 + 3 + 5))  # the blocks of each part's batches
     assert prefix.runs < 0.9 * naive.runs
     assert racing.runs < prefix.runs or racing.history != prefix.history
-    assert predicted.history[:1] == prefix.history[:1]
+    assert predicted.history[:1] == indifferent.history[:1] == prefix.history[:1]
     lines = list(climb_report(naive, climbs, len(rows), loss_evaluator(adapter, rows, SETTINGS, Thrift("0"))))
-    assert [line.split(" | ")[0].strip("| ") for line in lines[2:6]] == [NAIVE, PREFIX, RACING, PREDICTED]
-    assert len(lines) == 10
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:7]] == [NAIVE, PREFIX, RACING, PREDICTED, INDIFFERENT]
+    assert len(lines) == 12
     assert capsys.readouterr().out.count("naive") == 16
 
 

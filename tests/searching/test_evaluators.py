@@ -148,9 +148,9 @@ def test_the_report_is_of_the_evaluations_alone() -> None:
         Evaluated(config(1), {"loss": 1.0, "parameters": 1}),
         Evaluated(config(2), {"loss": 2.0, "parameters": 2, EXAMPLES: 20}),
     ]
-    assert race_report(evaluations, 160, 0.05) == {
-        "error": 0.05, "evaluations": 2, "decided_early": 1, "examples": 180, "examples_without": 320,
-    }  # fmt: skip
+    expected = {"error": 0.05, "evaluations": 2, "decided_early": 1, "examples": 180, "examples_without": 320}
+    assert race_report(evaluations, 160, Race(0.05)) == expected
+    assert race_report(evaluations, 160, Race(0.05, indifference=0.1)) == expected | {"indifference": 0.1}
 
 
 def test_plain_callables_are_evaluators_and_several_are_one() -> None:

@@ -71,6 +71,8 @@ def test_an_excess_is_a_share_of_the_limit() -> None:
         ({"race_error": 0.1, "constraint": "parameters<=3M"}, "search.race_error must be left out"),
         ({"race_error": 0.1, "objective": "parameters,loss"}, "search.race_error must be left out"),
         ({"race_error": 0.5}, "search.race_error"),
+        ({"race_indifference": 0.001}, "race_indifference must be left out without race_error"),
+        ({"race_error": 0.1, "race_indifference": -0.001}, "search.race_indifference"),
         ({"cache_budget": "much"}, "search.cache_budget must be a number with a unit such as 2GB"),
         ({"reference_points": "1:2:3", "strategy": "rnsga2"}, "search.reference_points must have 2 numbers .*'1:2:3'"),
         ({"reference_points": "a:2", "strategy": "rnsga2"}, "search.reference_points must be a number .* got 'a'"),

@@ -49,6 +49,12 @@ def test_the_loss_is_the_mean_completion_loss_of_the_activated_ranks(adapter: Su
     assert len(losses) == 6
 
 
+def test_losses_are_measured_in_fp32_unless_another_precision_is_asked_for(adapter: SuperAdapter) -> None:
+    ranks = adapter.elastic.space.heuristic()
+    losses = {each: opened(adapter, precision=each).evaluator(ranks)["loss"] for each in ("auto", "fp32", "bf16")}
+    assert losses["auto"] == losses["fp32"] != losses["bf16"]
+
+
 @pytest.mark.parametrize("task", ["equation", "number"])
 def test_the_accuracy_is_that_of_the_task_on_the_activated_ranks(adapter: SuperAdapter, task: Any) -> None:
     space = adapter.elastic.space
@@ -76,7 +82,7 @@ def test_configurations_of_tied_layers_are_measured_as_those_they_stand_for(adap
 
 def test_only_the_figure_that_decides_is_raced(adapter: SuperAdapter) -> None:
     validation = opened(adapter, objective="loss,accuracy", task="number", race_error=0.1)
-    assert {name: each._race is None for name, each in validation.qualities.items()} == {
+    assert {name: each.race is None for name, each in validation.qualities.items()} == {
         "loss": False,
         "accuracy": True,
     }

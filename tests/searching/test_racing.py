@@ -63,6 +63,35 @@ def test_a_candidate_that_is_equal_over_all_is_taken_early_at_most_as_often_as_s
     assert not race.is_decided(better[:29] + 1.0, nothing)
 
 
+@pytest.mark.parametrize("draw", [NORMAL, TAILS, TOKENS, FEW_GAIN, FEW_LOSE])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_difference_at_the_edge_is_taken_for_none_at_most_as_often_as_stated(draw: Draw, side: int) -> None:
+    """Over all 225 examples the mean difference is the indifference itself, to either side."""
+    generator, count, margin = np.random.default_rng(0), 0, 0.2
+    wide, narrow = Race(0.05, indifference=margin), Race(0.05)
+    for seed in range(SIMULATIONS):
+        worse_by = draw(generator, 225)
+        worse_by = (worse_by - worse_by.mean()) / worse_by.std() + side * margin
+        order = [number for part in parts_of(225, seed) for number in part]
+        looks = [(worse_by[order[:seen]], np.zeros(225)) for seen in (29, 57, 113)]
+        count += any(wide.is_decided(*look) and not narrow.is_decided(*look) for look in looks)
+    assert count / SIMULATIONS <= 0.05 + 2.6 * (0.05 * 0.95 / SIMULATIONS) ** 0.5
+
+
+def test_an_indifference_ends_races_that_nothing_else_ends() -> None:
+    generator, nothing = np.random.default_rng(0), np.zeros(225)
+    near = 0.001 * generator.normal(size=29)
+    near -= near.mean()
+    assert not Race(0.05).is_decided(near, nothing)
+    assert Race(0.05, indifference=0.001).is_decided(near, nothing)
+    assert not Race(0.05, indifference=0.0002).is_decided(near, nothing)
+    assert Race(0.05, indifference=0.001).is_decided(near + 0.001, nothing) == Race(0.05).is_decided(
+        near + 0.001, nothing
+    )
+    with pytest.raises(InputError, match="indifference of a race must be 0 or above, got -1"):
+        Race(0.05, indifference=-1.0)
+
+
 @pytest.mark.parametrize("error", [0.01, 0.2])
 def test_other_errors_hold_too(error: float) -> None:
     above_by_chance = 2.6 * (error * (1 - error) / SIMULATIONS) ** 0.5

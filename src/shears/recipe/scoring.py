@@ -30,6 +30,9 @@ class ScoringConfig(StageConfig):
 class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     """How to find the best sub-adapter; sees validation data only."""
 
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic: auto is fp32 for losses, since neighbours differ by less than bf16 rounds, and bf16 autocast for
+    accuracies where the processor has it."""
     data: str
     """Validation examples, never the test split: a file, a hub id or the embedded arithmetic:validation."""
     objective: Names = ("loss",)
@@ -58,6 +61,9 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     race_error: float = Field(0.0, ge=0.0, lt=0.5)
     """hill-climbing: drop a candidate that is worse than the incumbent on a part of the examples already, but for this
     chance of an error, such as 0.05; 0 measures everything whole."""
+    race_indifference: float = Field(0.0, ge=0.0)
+    """With race_error: a difference of loss (nats a token) or accuracy (a share) that does not matter, such as 0.0005;
+    a candidate that differs by less beyond doubt is not measured further either."""
     seed: int = 0
     """Seed of the proposals."""
 
@@ -103,6 +109,8 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
                 "race_error must be left out but with hill-climbing by loss or accuracy, without restarts and "
                 "constraints; others need whole figures of what is worse than the incumbent too"
             )
+        if self.race_indifference and not self.race_error:
+            raise ValueError(f"race_indifference must be left out without race_error, got {self.race_indifference}")
         if self.race_error and self.storage is not None:
             raise ValueError(
                 "race_error must be left out with storage: what a race drops depends on the incumbents of one worker"

@@ -20,13 +20,14 @@ Values = Float64[np.ndarray, " N"]
 class GaugedEvaluator:
     """Figures from a gauge: one quality (`loss` or `accuracy`) and the parameters.
 
-    With a race, what is worse or better than the anchor beyond its error is decided before all examples are looked at.
+    With a race, what is worse or better than the anchor beyond its error, or equal within its indifference, is decided
+    before all examples are looked at.
     Its quality is then that of the anchor, changed by the mean difference so far, and `examples` says how many it was
     measured on. An anchor that was decided so is measured on further examples only once a candidate needs them.
     """
 
     def __init__(self, gauge: Gauge, quality: str, elastic: ElasticAdapter, race: Race | None = None) -> None:
-        self._gauge, self.quality, self._elastic, self._race = gauge, quality, elastic, race
+        self._gauge, self.quality, self._elastic, self.race = gauge, quality, elastic, race
         self._sign = -1.0 if quality in MAXIMISED else 1.0
         self._found: dict[RankConfig, list[Values]] = {}  # part by part
         self._anchor: Evaluated | None = None
@@ -92,12 +93,12 @@ class GaugedEvaluator:
         decided: dict[RankConfig, Figures] = {}
         racing = list(configs)
         for part in range(len(self._gauge.sizes)):
-            if self._race is None or self._anchor is None:
+            if self.race is None or self._anchor is None:
                 self._measure_part(racing, part)
             elif racing:
                 self._part(self._anchor.ranks, part)  # first: then it is there to go on from
                 self._measure_part(racing, part)
-                found = {ranks: self._decided(ranks, part + 1, self._anchor, self._race) for ranks in racing}
+                found = {ranks: self._decided(ranks, part + 1, self._anchor, self.race) for ranks in racing}
                 decided |= {ranks: figures for ranks, figures in found.items() if figures is not None}
                 racing = [ranks for ranks in racing if ranks not in decided]
         return decided
@@ -115,12 +116,13 @@ class GaugedEvaluator:
         """
         values = np.concatenate(self._found[ranks][:num_parts])
         others = np.concatenate([self._part(anchor.ranks, part) for part in range(num_parts)])
-        worse_by, predicted = self._sign * (values - others), self._predicted(ranks, anchor.ranks)
+        unit = self.num_examples / self._weight  # so that their mean over all examples is the difference of the figures
+        worse_by = unit * self._sign * (values - others)
+        predicted = unit * self._predicted(ranks, anchor.ranks)
         is_last = num_parts == len(self._gauge.sizes)
         if not (is_partial(anchor.metrics) if is_last else race.is_decided(worse_by, predicted)):
             return None
-        mean = estimate(worse_by, predicted) * self.num_examples / self._weight
-        quality = float(anchor.metrics[self.quality]) + self._sign * mean
+        quality = float(anchor.metrics[self.quality]) + self._sign * estimate(worse_by, predicted)
         return {self.quality: quality, PARAMETERS: self._elastic.num_parameters(ranks), EXAMPLES: len(values)}
 
     def _predicted(self, ranks: RankConfig, others: RankConfig) -> Values:
@@ -133,11 +135,12 @@ class GaugedEvaluator:
         return {self.quality: float(values.sum()) / self._weight, PARAMETERS: self._elastic.num_parameters(ranks)}
 
 
-def race_report(evaluations: Sequence[Evaluated], num_examples: int, error: float) -> dict[str, float | int]:
+def race_report(evaluations: Sequence[Evaluated], num_examples: int, race: Race) -> dict[str, float | int]:
     """Return what racing saved: a function of the evaluations alone, so that a resumed search reports the same."""
     looked_at = [int(each.metrics.get(EXAMPLES, num_examples)) for each in evaluations]
     return {
-        "error": error,
+        "error": race.error,
+        **({"indifference": race.indifference} if race.indifference else {}),
         "evaluations": len(evaluations),
         "decided_early": sum(count < num_examples for count in looked_at),
         "examples": sum(looked_at),

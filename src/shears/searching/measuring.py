@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Thrift:
-    """How an evaluation is made cheaper: bytes of hidden states to keep (0: none), and the error of a race (0: none).
+    """How an evaluation is made cheaper: bytes of hidden states to keep (0: none), and a race (error 0: none).
 
     The examples are split at the looks of a race whether there is one or not, so that a race changes no whole figure.
     """
@@ -34,11 +34,12 @@ class Thrift:
     cache_budget: str
     race_error: float = 0.0
     seed: int = 0
+    race_indifference: float = 0.0
 
     @property
     def race(self) -> Race | None:
-        """The rule by which candidates are dropped."""
-        return Race(self.race_error) if self.race_error else None
+        """The rule by which candidates are decided early."""
+        return Race(self.race_error, indifference=self.race_indifference) if self.race_error else None
 
     def parts(self, num_examples: int) -> Parts:
         """Return the examples' numbers in the parts that are looked at one after the other."""
@@ -48,9 +49,14 @@ class Thrift:
 def loss_evaluator(
     adapter: SuperAdapter, rows: Sequence[Tokenized], config: SearchConfig, thrift: Thrift
 ) -> GaugedEvaluator:
-    """Return an evaluator of `loss`, the mean over all completion tokens in nats, and `parameters`."""
+    """Return an evaluator of `loss`, the mean over all completion tokens in nats, and `parameters`.
+
+    Precision `auto` is fp32 here: what one rank changes is less than what bf16 rounds, so that a search under it would
+    compare rounding.
+    """
     scorer = LossScorer(adapter.model, rows, padding(adapter.tokenizer), config.batch_size, thrift.parts(len(rows)))
-    gauge = open_gauge(adapter.elastic, scorer, config.precision, num_bytes(thrift.cache_budget))
+    precision = "fp32" if config.precision == "auto" else config.precision
+    gauge = open_gauge(adapter.elastic, scorer, precision, num_bytes(thrift.cache_budget))
     return GaugedEvaluator(gauge, LOSS.quality, adapter.elastic, thrift.race)
 
 
@@ -121,4 +127,5 @@ def open_whole(
 
 def _thrift(config: SearchConfig, figure: str) -> Thrift:
     """Only what decides is raced: a candidate that is better there must not be dropped for another figure."""
-    return Thrift(config.cache_budget, config.race_error if figure == config.objectives[0] else 0.0)
+    error = config.race_error if figure == config.objectives[0] else 0.0
+    return Thrift(config.cache_budget, error, race_indifference=config.race_indifference)

@@ -1,4 +1,4 @@
-"""Racing: a candidate that is worse or better than the incumbent beyond doubt needs not be measured further. Pure.
+"""Racing: a candidate that is worse, better or equal beyond doubt to the incumbent needs not be measured further. Pure.
 
 A candidate and the incumbent are scored on the same examples, in a random order fixed beforehand, and compared after an
 eighth, a quarter and a half of them. N examples in all, n of them looked at.
@@ -43,19 +43,34 @@ class Race:
     Where the difference of each of the N examples was predicted beforehand, the differences seen are regressed on the
     predictions, and what that leaves is the sample (the regression estimator of survey sampling, Cochran, 1977, section
     7.1): with a far smaller standard error where predictions are good, and as good as none where they are bad.
-    InputError for an error outside of 0 to 0.5.
+    `indifference` is a mean difference that does not matter, 0 for none: a candidate is also decided once its mean
+    difference lies within it beyond doubt, by the same test on either side (two one-sided tests; Schuirmann, 1987).
+
+    InputError for an error outside of 0 to 0.5 or an indifference below 0.
     """
 
     error: float
     num_looks: int = len(LOOKS)
+    indifference: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.error < 0.5:
             raise InputError(f"the error of a race must be above 0 and below 0.5, got {self.error}; 0 means no race")
+        if not self.indifference >= 0:
+            raise InputError(f"the indifference of a race must be 0 or above, got {self.indifference}")
 
     def is_decided(self, worse_by: Float64[np.ndarray, " n"], predicted: Float64[np.ndarray, " N"]) -> bool:
-        """Tell whether the candidate is worse, or better, beyond doubt; see `is_lost`."""
-        return self.is_lost(worse_by, predicted) or self.is_lost(-worse_by, -predicted)
+        """Tell whether the candidate is worse, or better, or equal, beyond doubt; see `is_lost`."""
+        return (
+            self.is_lost(worse_by, predicted)
+            or self.is_lost(-worse_by, -predicted)
+            or self._is_equal(worse_by, predicted)
+        )
+
+    def _is_equal(self, worse_by: Float64[np.ndarray, " n"], predicted: Float64[np.ndarray, " N"]) -> bool:
+        """Tell whether the mean difference is within the indifference beyond doubt, to either side."""
+        margin = self.indifference
+        return margin > 0 and all(self.is_lost(sign * worse_by + margin, sign * predicted) for sign in (1, -1))
 
     def is_lost(self, worse_by: Float64[np.ndarray, " n"], predicted: Float64[np.ndarray, " N"]) -> bool:
         """Tell whether the candidate is dropped: `worse_by` holds how much worse it is on each example so far.

@@ -61,7 +61,16 @@ STRATEGIES: Mapping[str, Callable[[SearchSpace, Plan], Strategy]] = MappingProxy
         "rnsga2": rnsga2,
     }
 )
-LATER = ("test", "seeds", "study", "constraint", "tie_layers", "race_error", *StrategyOptions.model_fields)
+LATER = (
+    "test",
+    "seeds",
+    "study",
+    "constraint",
+    "tie_layers",
+    "race_error",
+    "race_indifference",
+    *StrategyOptions.model_fields,
+)
 WITHOUT_EFFECT = ("max_evaluations", "cache_budget", "stale_after", "storage_timeout")  # on proposals and figures
 AFTER_OPENING = {"heuristic": 0, "maximal": 1, "minimal": 1}  # evaluations of the strategies that do not search
 
@@ -160,10 +169,10 @@ def _predicted(settings: SearchConfig, validation: Validation, tied: TiedSpace) 
 
 def _race(settings: SearchConfig, validation: Validation, evaluations: Sequence[Evaluated]) -> dict[str, Any]:
     """Return what racing saved, nothing where there was no race."""
-    if not settings.race_error:
+    quality = validation.qualities.get(settings.objectives[0])
+    if quality is None or quality.race is None:
         return {}
-    num_examples = validation.qualities[settings.objectives[0]].num_examples
-    return {"race": race_report(evaluations, num_examples, settings.race_error)}
+    return {"race": race_report(evaluations, quality.num_examples, quality.race)}
 
 
 def _gain(
