@@ -50,8 +50,8 @@ class TrainConfig(StageConfig):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     recompute: bool = True
-    """Keep matrix products for the backward pass and recompute what lies between them: much less memory at about the
-    same speed. Gradient checkpointing and compile have ways of their own."""
+    """Keep matrix products for the backward pass and recompute what lies between them: much less memory, a
+    seventh more time. Gradient checkpointing and compile have ways of their own."""
     packing: bool = True
     """Join examples in one row, kept apart by their positions; off where a model cannot (it is tried first)."""
     compile: bool = False
