@@ -36,7 +36,7 @@ def _lively(name: str) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "bloom"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "bloom", "mpt"])
 def test_a_batch_answers_as_each_prompt_alone_without_cache(name: str) -> None:
     model = _lively(name)
     expected = [_greedy(model, prompt, 12) for prompt in PROMPTS]
@@ -121,3 +121,14 @@ def test_beams_find_texts_at_least_as_likely_whatever_the_batch(name: str) -> No
     ]
     assert whole
     assert all(found >= first - 1e-4 for first, found in whole)
+
+
+def test_a_model_whose_settings_have_no_cache_generates_with_one() -> None:
+    model, lengths = tiny_model("mpt"), list[int]()
+    assert model.config.use_cache is False
+    expected = generate_answers(model, TOKENIZER, PROMPTS, 6, batch_size=1)
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    assert generate_answers(model, TOKENIZER, PROMPTS, 6, batch_size=2) == expected
+    assert lengths.count(1) >= 5

@@ -32,11 +32,11 @@ def _spied(monkeypatch: pytest.MonkeyPatch, until: int) -> list[int]:
     taken: list[int] = []
     generate = Decoder._continue
 
-    def spy(self: Decoder, rows: Any, breaks: Any) -> list[str]:
+    def spy(self: Decoder, rows: Any, *others: Any) -> list[str]:
         if len(taken) == until:
             raise Killed
         taken.append(len(rows))
-        return generate(self, rows, breaks)
+        return generate(self, rows, *others)
 
     monkeypatch.setattr(Decoder, "_continue", spy)
     return taken

@@ -14,7 +14,8 @@ from shears.recipe import SearchConfig
 from shears.searching import decoding
 from shears.searching.decoding import DecodingGauge
 from shears.searching.gauged import GaugedEvaluator
-from tests.searching.adapters import make_super_adapter, walk
+from tests.searching.adapters import make_adapter, make_super_adapter, walk
+from tests.tiny import tiny_tokenizer
 
 CONFIG: dict[str, Any] = {
     "data": "unused", "objective": "accuracy", "device": "cpu", "precision": "fp32", "batch_size": 3,
@@ -55,6 +56,74 @@ def test_answers_in_one_batch_are_those_of_one_configuration_after_the_other(
             assert texts[0][number :: len(configs)] == expected
         assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
     assert len(differing) > 2  # configurations do answer differently
+
+
+def neighbours_of(adapter: SuperAdapter, num: int) -> list[RankConfig]:
+    """Return neighbours of the heuristic, those that differ in later blocks first."""
+    space = adapter.elastic.space
+    return list(space.neighbours(space.heuristic()))[::-1][:num]
+
+
+def opened(name: str) -> tuple[SuperAdapter, DecodingGauge]:
+    elastic = make_adapter(name)
+    adapter = SuperAdapter(elastic.model, tiny_tokenizer(), elastic, {})
+    return adapter, DecodingGauge(adapter, examples_of(adapter), SearchConfig(**CONFIG, task="number"))
+
+
+ATTENTION = ("llama", "mistral", "gemma2", "gpt_oss", "gpt2", "bloom", "opt", "falcon", "mpt", "phi3", "qwen3")
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("has_heuristic", [False, True])
+def test_prompts_are_read_from_the_first_difference_on_and_the_answers_are_the_same(
+    name: str, has_heuristic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, gauge = opened(name)
+    texts: list[list[str]] = []
+    answers = Decoder.answers
+
+    def spied(self: Decoder, *args: Any) -> list[str]:
+        texts.append(answers(self, *args))
+        return texts[-1]
+
+    monkeypatch.setattr(Decoder, "answers", spied)
+    configs = neighbours_of(adapter, 5) + [adapter.elastic.space.heuristic()] * has_heuristic
+    caches = gauge._caches
+    assert caches is not None
+    before, num_blocks = caches.prefix.num_runs, len(caches.prefix)
+    gauge.measure(configs, 0)
+    ways, batches = gauge._ways(configs), 3
+    expected = batches * sum(num_blocks - way.start for way in ways)
+    assert caches.prefix.num_runs - before == expected < 0.9 * batches * len(configs) * num_blocks
+    for ranks in configs:
+        gauge.measure([ranks], 0)
+    for number, alone in enumerate(texts[1:]):
+        assert texts[0][number :: len(configs)] == alone
+
+
+@pytest.mark.parametrize("name", ["bamba", "lfm2"])
+def test_a_cache_that_is_not_of_keys_and_values_is_filled_plainly(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    adapter, gauge = opened(name)
+    with caplog.at_level("INFO", logger="shears"):
+        configs = [adapter.elastic.space.heuristic(), *neighbours_of(adapter, 3)]
+        together = gauge.measure(configs, 0)
+    assert "every configuration reads the prompts from the first block on: " in caplog.text
+    alone = [gauge.measure([ranks], 0)[0] for ranks in configs]
+    assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
+
+
+def test_what_shares_nothing_is_read_plainly() -> None:
+    adapter = make_super_adapter()
+    gauge, space = (
+        DecodingGauge(adapter, examples_of(adapter), SearchConfig(**CONFIG, task="number")),
+        adapter.elastic.space,
+    )
+    assert gauge._ways([space.maximal(), space.minimal()]) == []
+    assert gauge._ways([space.heuristic()]) == []
+    short = [to_example({"prompt": "1", "completion": " 1", "answer": 1}, "question", adapter.tokenizer)]
+    one_token = DecodingGauge(adapter, short, SearchConfig(**CONFIG, task="number"))
+    one_token._prompts = [["1"]]
+    assert one_token._caches is None
 
 
 def test_right_answers_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,14 @@
 """Answers in batches, greedy or by beam search.
 
-B prompts, T tokens, V words of the vocabulary.
+B prompts, T tokens, V words of the vocabulary (or logits).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
@@ -16,6 +16,7 @@ from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Tokenized, prompt_ids
 from shears.errors import InputError
 from shears.evaluation.journal import Journal
+from shears.evaluation.prompt_caches import Fill
 from shears.evaluation.score import device_of, padding
 from shears.progress import track
 
@@ -69,36 +70,60 @@ class Decoder:
     journal: Journal | None = None
 
     def answers(
-        self, prompts: Sequence[str], batch_size: int, before: Callable[[Sequence[int]], object] = lambda _: None
+        self, prompts: Sequence[str], batch_size: int, before: Callable[[Sequence[int]], Fill | None] = lambda _: None
     ) -> list[str]:
-        """Return the continuation of every prompt; `before` hears the numbers of the prompts of each batch first."""
+        """Return the continuation of every prompt.
+
+        `before` hears the numbers of the prompts of each batch first; what it returns fills the batch's cache.
+        """
         rows = [Tokenized(ids, ids) for ids in _checked_prompts(prompts, self.tokenizer)]
         answers, breaks = [""] * len(rows), line_breaks(self.tokenizer) if self.one_line else None
         buckets = length_buckets([len(row.input_ids) for row in rows], batch_size)
         for indices in track(buckets, "generating", len(buckets), "batches"):
-            before(indices)
+            fill = before(indices)
             texts = self.journal.get(indices) if self.journal else None
             if texts is None:
-                texts = self._continue([rows[index] for index in indices], breaks)
+                texts = self._continue([rows[index] for index in indices], breaks, fill)
                 if self.journal:
                     self.journal.put(indices, texts)
             for index, answer in zip(indices, texts, strict=True):
                 answers[index] = answer
         return answers
 
+    def _continue(self, rows: Sequence[Tokenized], breaks: Tensor | None, fill: Fill | None) -> list[str]:
+        batch = self.batch(rows)
+        tokens = self.continued(batch, breaks, fill(batch) if fill else None)
+        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+    def batch(self, rows: Sequence[Tokenized]) -> dict[str, Tensor]:
+        """Return prompts as the model's inputs."""
+        device = device_of(self.model)
+        return {name: tensor.to(device) for name, tensor in pad_left(rows, padding(self.tokenizer)).items()}
+
+    def continued(
+        self, batch: Mapping[str, Tensor], breaks: Tensor | None = None, cache: Any = None
+    ) -> Int[Tensor, "B T"]:
+        """Return the tokens behind the prompts; `cache` holds all of these but the last tokens, where there is one."""
+        tokens: Tensor = self._generated(batch, breaks, cache).sequences[:, batch["input_ids"].shape[1] :]
+        return tokens
+
+    def logits(self, batch: Mapping[str, Tensor], cache: Any = None) -> Float[Tensor, "T B V"]:
+        """Return the logits of which the tokens behind the prompts are the likeliest; `cache` as in `continued`."""
+        return torch.stack(self._generated(batch, None, cache, output_logits=True).logits)
+
     @torch.no_grad()
-    def _continue(self, rows: Sequence[Tokenized], breaks: Tensor | None) -> list[str]:
+    def _generated(self, batch: Mapping[str, Tensor], breaks: Tensor | None, cache: Any, **options: bool) -> Any:
         model: Any = self.model
-        batch = pad_left(rows, padding(self.tokenizer))
-        device, length = device_of(model), batch["input_ids"].shape[1]
-        tokens = model.generate(
-            input_ids=batch["input_ids"].to(device),
-            attention_mask=batch["attention_mask"].to(device),
+        length = batch["input_ids"].shape[1]
+        return model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
             generation_config=_settings(model, self.tokenizer, self.max_new_tokens, self.num_beams),
             stopping_criteria=StoppingCriteriaList([] if breaks is None else [EndOfLine(breaks, length)]),
+            return_dict_in_generate=True,
+            **({} if cache is None else {"cache": cache}),
+            **options,
         )
-        answers: list[str] = self.tokenizer.batch_decode(tokens[:, length:], skip_special_tokens=True)
-        return answers
 
 
 def _checked_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -117,6 +142,7 @@ def _settings(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: in
         num_return_sequences=1,
         length_penalty=1.0,
         early_stopping=False,
+        use_cache=True,
         temperature=1.0,
         top_k=50,
         top_p=1.0,

@@ -150,6 +150,16 @@ def first_blocks(modules: Mapping[str, Collection[str]], prefix: str) -> dict[st
     return {group: min((_block(name, prefix) for name in names), default=0) for group, names in modules.items()}
 
 
+def first_difference(
+    first: Mapping[str, int], one: Mapping[str, int], other: Mapping[str, int], num_blocks: int
+) -> int:
+    """Return the first block in which two configurations (ranks by group) differ, the number of blocks for none.
+
+    `first` says in which block each group comes first, see `first_blocks`.
+    """
+    return min((first[group] for group in one if one[group] != other[group]), default=num_blocks)
+
+
 def _block(name: str, prefix: str) -> int:
     rest = name.removeprefix(f"{prefix}.")
     return int(rest.split(".", 1)[0]) if rest != name else 0

@@ -16,7 +16,7 @@ from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig
 from shears.adapt.sparse_adapter import is_sparse
 from shears.errors import InputError
-from shears.evaluation.prefix import Prefix, States, first_blocks, kept_blocks, open_prefix
+from shears.evaluation.prefix import Prefix, States, first_blocks, first_difference, kept_blocks, open_prefix
 from shears.evaluation.running import plainly
 from shears.evaluation.score import device_of
 from shears.evaluation.scorers import LossScorer, Scorer
@@ -137,8 +137,7 @@ class PrefixGauge(WholeGauge):
         return values, _Part(len(self.prefix), states)
 
     def _first_difference(self, ranks: RankConfig, others: RankConfig) -> int:
-        """Return the first block in which two configurations differ, the number of blocks for none."""
-        return min((self._first[group] for group in ranks if ranks[group] != others[group]), default=len(self.prefix))
+        return first_difference(self._first, ranks, others, len(self.prefix))
 
     def anchor(self, ranks: RankConfig) -> None:
         """Keep what is known of this configuration, and below their first difference of the anchor before."""
