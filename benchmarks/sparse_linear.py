@@ -8,8 +8,9 @@ A shape is outputs x inputs. Every arm goes through copies of its weight that to
 "tuned" is torch with mkldnn off: the default takes a slow path for few tokens on some processors. GB/s are those of
 the weight's bytes as the arm stores it, masks included; "of memory" is their share of what reading alone reaches in
 the same run, on 2 MB pages. The first --isa is compared at all sparsities, the others at 50 %. A round gives every arm
-a turn of a few calls, in another order each time; one round more comes first and does not count. Times are medians
-with quartiles; ratios are taken round by round.
+a turn of a few calls, in another order each time, behind a pause in which the threads of the arm before fall asleep and
+20 ms of calls that do not count, in which its own wake up. One round more comes first and does not count. Times are
+medians with quartiles; ratios are taken round by round.
 """
 
 import argparse
@@ -39,6 +40,7 @@ SHAPES = ("576x1536", "2048x8192", "4096x4096", "4096x11008")
 TOKENS = (1, 8)
 TURN_BYTES = 8 << 20  # of a dense bf16 weight: the calls of a turn
 WARM_UP = 1  # rounds
+PAUSE = 0.02  # s: the threads of one arm sleep before the next begins; those of OpenMP spin for some 5 ms first
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def measured(arms: Mapping[str, Arm], calls: int, rounds: int) -> dict[str, list
     for number in range(WARM_UP + rounds):
         for name in random.Random(number).sample(list(arms), len(arms)):
             seconds[name].append(turns[name].seconds(calls))
-            time.sleep(0.002)  # threads of one arm go to sleep before the next begins
+            time.sleep(PAUSE)
     native.select_isa(before)
     return {name: values[WARM_UP:] for name, values in seconds.items()}
 

@@ -26,6 +26,7 @@ FP32, FP32_TUNED = "torch fp32, default", "torch fp32, tuned"
 ALL_VALUES: tuple[Values, ...] = ("fp32", "bf16", "int8")
 FIRST_SPARSITY = 0.5  # the one that targets are about; instruction sets behind the first have only this one
 _PIECE = 16 << 20  # bytes of one read of memory
+WARM_UP = 0.02  # s: threads wake up, and find a processor of their own
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,14 @@ class Turns:
         self._arm, self._next = arm, 0
 
     def seconds(self, count: int) -> float:
-        """Return the mean seconds of `count` calls; one more comes first and does not count."""
+        """Return the mean seconds of `count` calls; those of WARM_UP seconds come first and do not count."""
         if self._arm.isa is not None:
             native.select_isa(self._arm.isa)
         with self._arm.inside():
+            end = time.perf_counter() + WARM_UP
             self._call()
+            while time.perf_counter() < end:
+                self._call()
             start = time.perf_counter()
             for _ in range(count):
                 self._call()

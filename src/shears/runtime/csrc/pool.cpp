@@ -1,6 +1,12 @@
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE  // sched_getcpu
+#endif
 #include "pool.h"
 
 #include <chrono>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
@@ -12,6 +18,7 @@ namespace shears {
 namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(200);
+constexpr uint64_t kMissed = 16;  // jobs in a row without a worker: it does not get to run where it is
 
 // state_: the lowest bits count the threads in the job, beside the one that called; then a bit that says that its tasks are all taken, so that
 // nobody may join any more; above, the job's number. One word, so that a thread cannot join a job that is over, nor another than it saw.
@@ -53,7 +60,48 @@ bool spin(F ready) {
 
 }  // namespace
 
-Pool::Pool(int threads) : state_(kOver) {
+// `away` is written, and the rest guarded, under sleep_, but for `joined`.
+struct Pool::Seat {
+  bool asleep = false;
+  std::atomic<bool> away{false};
+  std::atomic<uint64_t> joined{0};  // the last job that the worker took part in
+#if defined(__linux__)
+  cpu_set_t allowed;  // processors, before it was sent away
+#endif
+};
+
+// A worker on the processor of the thread that it works for waits there for that thread's work to end, though another is free: Linux was seen to
+// leave it there for hundreds of milliseconds. So it may not wake up there, nor stay there; once it runs elsewhere, it may run anywhere again.
+void Pool::send_away(int thread) {
+#if defined(__linux__)
+  Seat& seat = seats_[thread - 1];
+  if (seat.away) return;
+  const auto worker = workers_[thread - 1].native_handle();
+  const int here = sched_getcpu();
+  if (here < 0 || pthread_getaffinity_np(worker, sizeof seat.allowed, &seat.allowed) || !CPU_ISSET(here, &seat.allowed) ||
+      CPU_COUNT(&seat.allowed) < 2)
+    return;
+  cpu_set_t others = seat.allowed;
+  CPU_CLR(here, &others);
+  seat.away = pthread_setaffinity_np(worker, sizeof others, &others) == 0;
+#else
+  (void)thread;
+#endif
+}
+
+void Pool::let_back(int thread) {
+#if defined(__linux__)
+  Seat& seat = seats_[thread - 1];
+  if (!seat.away) return;
+  std::lock_guard<std::mutex> lock(sleep_);
+  pthread_setaffinity_np(pthread_self(), sizeof seat.allowed, &seat.allowed);
+  seat.away = false;
+#else
+  (void)thread;
+#endif
+}
+
+Pool::Pool(int threads) : seats_(new Seat[static_cast<size_t>(threads > 1 ? threads - 1 : 0)]), state_(kOver) {
   watch_forks();
   forks_ = forks.load();
   for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
@@ -84,6 +132,8 @@ void Pool::run(int64_t n, Call call, void* context) {
   {
     std::lock_guard<std::mutex> lock(sleep_);
     state_.store((job_of(state_.load()) + 1) * kJob);
+    for (int thread = 1; thread < size(); ++thread)
+      if (seats_[thread - 1].asleep) send_away(thread);
   }
   wake_.notify_all();
   inside_task = true;
@@ -91,6 +141,12 @@ void Pool::run(int64_t n, Call call, void* context) {
   inside_task = false;
   state_.fetch_or(kOver);
   while (!spin([this] { return (state_.load() & kThreads) == 0; })) std::this_thread::yield();
+  const uint64_t job = job_of(state_.load());
+  for (int thread = 1; thread < size(); ++thread)
+    if ((job - seats_[thread - 1].joined.load()) % kMissed == kMissed - 1) {
+      std::lock_guard<std::mutex> lock(sleep_);
+      send_away(thread);
+    }
 }
 
 void Pool::take_tasks(int thread) {
@@ -99,10 +155,12 @@ void Pool::take_tasks(int thread) {
 
 void Pool::work(int thread) {
   inside_task = true;
-  for (uint64_t seen = 0; wait_for_job(seen);) {
+  for (uint64_t seen = 0; wait_for_job(seen, thread);) {
     const uint64_t state = state_.load();
     seen = job_of(state);
+    let_back(thread);
     if (!join(state)) continue;
+    seats_[thread - 1].joined.store(seen);
     take_tasks(thread);
     state_.fetch_sub(1);
   }
@@ -116,11 +174,13 @@ bool Pool::join(uint64_t state) {
 }
 
 // Wait for a job after `seen`; false when the pool closes.
-bool Pool::wait_for_job(uint64_t seen) {
+bool Pool::wait_for_job(uint64_t seen, int thread) {
   auto ready = [&] { return job_of(state_.load()) != seen || stop_.load(); };
   if (!spin(ready)) {
     std::unique_lock<std::mutex> lock(sleep_);
+    seats_[thread - 1].asleep = true;
     wake_.wait(lock, ready);
+    seats_[thread - 1].asleep = false;
   }
   return !stop_.load();
 }

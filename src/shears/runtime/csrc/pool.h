@@ -8,6 +8,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <type_traits>
@@ -43,10 +44,15 @@ class Pool {
   void run(int64_t n, Call call, void* context);
   void work(int thread);
   void take_tasks(int thread);
-  bool wait_for_job(uint64_t seen);
+  bool wait_for_job(uint64_t seen, int thread);
   bool join(uint64_t state);
+  void send_away(int thread);
+  void let_back(int thread);
+
+  struct Seat;  // what is known of a worker while it sleeps
 
   std::vector<std::thread> workers_;
+  std::unique_ptr<Seat[]> seats_;
   std::mutex turn_;  // one parallel_for at a time
   std::mutex sleep_;
   std::condition_variable wake_;
