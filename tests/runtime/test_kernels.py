@@ -2,7 +2,9 @@
 
 import itertools
 import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +140,27 @@ def test_the_number_of_threads_changes_no_bit(values: str, tokens: int, isa: str
     assert torch.equal(one, two)
     assert torch.equal(one, three)
     assert native.features()["isa"] == isa
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
+def test_a_pool_s_threads_may_run_anywhere_again_after_they_were_kept_off_their_caller_s_processor() -> None:
+    weight, scales = sparse_weight(300, 2000, "fp32")
+    matrix, x, pool = native.dense_matrix(weight, scales), torch.ones(4, 2000), native.Pool(3)
+    expected, allowed = native.multiply(matrix, x, native.Pool(1)), os.sched_getaffinity(0)
+    for _ in range(20):
+        time.sleep(0.001)  # its threads fall asleep
+        assert torch.equal(native.multiply(matrix, x, pool), expected)
+    end = time.monotonic() + 10
+    while narrow := [task.name for task in Path("/proc/self/task").iterdir() if _allowed(task.name) != allowed]:
+        assert time.monotonic() < end, f"threads {narrow} may not run everywhere"
+        native.multiply(matrix, x, pool)  # one that had not come yet comes now
+
+
+def _allowed(thread: str) -> set[int]:
+    try:
+        return os.sched_getaffinity(int(thread))
+    except ProcessLookupError:  # it has ended
+        return os.sched_getaffinity(0)
 
 
 @pytest.mark.parametrize(("values", "tokens"), [*itertools.product(VALUES, (1, 3, 20))])
