@@ -76,17 +76,17 @@ def _interleaved(caches: Sequence[Any]) -> Any:
     return caches[-1]
 
 
-def open_prompt_caches(model: nn.Module, batch: Batch, continued: Callable[[Any], Tensor]) -> PromptCaches | None:
+def open_prompt_caches(model: nn.Module, batch: Batch, logits: Callable[[Any], Tensor]) -> PromptCaches | None:
     """Return what fills caches after a trial; None, with the reason in the log, where that does not work.
 
-    `continued(cache)` continues every prompt of the batch (B T) twice, copies together, from a cache or, for None, from
+    `logits(cache)` continues every prompt of the batch (B T) twice, copies together, from a cache or, for None, from
     the start, and returns the logits of every step: they must be equal up to rounding.
     """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     def forward(ids: Tensor) -> Tensor:
-        logits: Tensor = own_model(model)(**{**inputs, "input_ids": ids}).logits
-        return logits
+        found: Tensor = own_model(model)(**{**inputs, "input_ids": ids}).logits
+        return found
 
     ids = inputs["input_ids"]
     try:
@@ -94,7 +94,7 @@ def open_prompt_caches(model: nn.Module, batch: Batch, continued: Callable[[Any]
             prefix = open_prefix(model, lambda: forward(ids), lambda: forward(ids.flip(1)))
             caches = PromptCaches(model, prefix)
             nothing = Way(lambda: None), Way(lambda: None, len(prefix) // 2)
-            found, expected = continued(caches.fill(batch, nothing)).float(), continued(None).float()
+            found, expected = logits(caches.fill(batch, nothing)).float(), logits(None).float()
             if found.shape != expected.shape or (found - expected).abs().max() > ROUNDING * expected.std():
                 raise Irregular("from a cache that is put together, the model continues otherwise")
     except (InputError, *TRIAL_ERRORS) as error:
