@@ -42,15 +42,15 @@ class Arm:
 class Turns:
     """Calls an arm where its last turn ended, so that a copy is met again only after all others."""
 
-    def __init__(self, arm: Arm) -> None:
-        self._arm, self._next = arm, 0
+    def __init__(self, arm: Arm, warm_up: float = WARM_UP) -> None:
+        self._arm, self._next, self._warm_up = arm, 0, warm_up
 
     def seconds(self, count: int) -> float:
-        """Return the mean seconds of `count` calls; those of WARM_UP seconds come first and do not count."""
+        """Return the mean seconds of `count` calls; those of the warm-up's seconds come first and do not count."""
         if self._arm.isa is not None:
             native.select_isa(self._arm.isa)
         with self._arm.inside():
-            end = time.perf_counter() + WARM_UP
+            end = time.perf_counter() + self._warm_up
             self._call()
             while time.perf_counter() < end:
                 self._call()

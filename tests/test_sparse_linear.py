@@ -64,10 +64,12 @@ def test_the_copies_of_a_weight_fill_what_was_asked_for(weights: Weights) -> Non
 
 def test_turns_go_through_all_copies() -> None:
     called: list[int] = []
-    turns = Turns(Arm([partial(called.append, number) for number in range(4)], 1))
+    turns = Turns(Arm([partial(called.append, number) for number in range(4)], 1), warm_up=0.0)
     assert turns.seconds(2) >= 0
     turns.seconds(2)
     assert called == [0, 1, 2, 3, 0, 1]
+    Turns(Arm([partial(called.append, 4)], 1), warm_up=0.01).seconds(1)
+    assert called.count(4) > 2
 
 
 def test_the_report_has_every_arm_and_leaves_the_instruction_set_as_it_was(weights: Weights) -> None:

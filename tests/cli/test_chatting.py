@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,9 @@ class Terminal:
         os.close(os.open(os.ttyname(self._slave), os.O_RDWR))  # which makes it the terminal of this session
         for number in range(3):
             os.dup2(self._slave, number)
+        modes = termios.tcgetattr(0)
+        modes[3] |= termios.NOFLSH  # Ctrl-C throws nothing away: on a busy machine, what was written after it went, too
+        termios.tcsetattr(0, termios.TCSANOW, modes)
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in enumerate("rww"))
         sys.argv = ["shears", *words]
         os.environ["TERM"] = "dumb"
