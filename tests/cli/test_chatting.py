@@ -3,6 +3,7 @@
 import io
 import os
 import pty
+import signal
 import sys
 import termios
 import time
@@ -54,6 +55,7 @@ class Terminal:
         os.close(os.open(os.ttyname(self._slave), os.O_RDWR))  # which makes it the terminal of this session
         for number in range(3):
             os.dup2(self._slave, number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
         modes = termios.tcgetattr(0)
         modes[3] |= termios.NOFLSH  # Ctrl-C throws nothing away: on a busy machine, what was written after it went, too
         termios.tcsetattr(0, termios.TCSANOW, modes)
