@@ -29,15 +29,13 @@ def examples_of(adapter: SuperAdapter, num: int = 8) -> list[Example]:
     return [to_example(row, "question", adapter.tokenizer) for row in rows]
 
 
-@pytest.mark.parametrize("task", ["equation", "number"])
-def test_answers_in_one_batch_are_those_of_one_configuration_after_the_other(
-    task: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    adapter = make_super_adapter()
-    gauge = DecodingGauge(
-        adapter, examples_of(adapter), SearchConfig(**CONFIG, task=task), [[1, 5], [0, 2, 3, 4, 6, 7]]
-    )
-    texts: list[list[str]] = []
+Texts = list[list[str]]
+
+
+@pytest.fixture
+def texts(monkeypatch: pytest.MonkeyPatch) -> Texts:
+    """All texts that decoders give, measurement by measurement."""
+    texts: Texts = []
     answers = Decoder.answers
 
     def spied(self: Decoder, *args: Any) -> list[str]:
@@ -45,6 +43,15 @@ def test_answers_in_one_batch_are_those_of_one_configuration_after_the_other(
         return texts[-1]
 
     monkeypatch.setattr(Decoder, "answers", spied)
+    return texts
+
+
+@pytest.mark.parametrize("task", ["equation", "number"])
+def test_answers_in_one_batch_are_those_of_one_configuration_after_the_other(task: Any, texts: Texts) -> None:
+    adapter = make_super_adapter()
+    gauge = DecodingGauge(
+        adapter, examples_of(adapter), SearchConfig(**CONFIG, task=task), [[1, 5], [0, 2, 3, 4, 6, 7]]
+    )
     space, differing = adapter.elastic.space, set[str]()
     configs = [space.maximal(), space.minimal(), *(space.random(random.Random(seed)) for seed in range(3))]
     for part in range(2):
@@ -76,17 +83,9 @@ ATTENTION = ("llama", "mistral", "gemma2", "gpt_oss", "gpt2", "bloom", "opt", "f
 @pytest.mark.parametrize("name", ATTENTION)
 @pytest.mark.parametrize("has_heuristic", [False, True])
 def test_prompts_are_read_from_the_first_difference_on_and_the_answers_are_the_same(
-    name: str, has_heuristic: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, has_heuristic: bool, texts: Texts
 ) -> None:
     adapter, gauge = opened(name)
-    texts: list[list[str]] = []
-    answers = Decoder.answers
-
-    def spied(self: Decoder, *args: Any) -> list[str]:
-        texts.append(answers(self, *args))
-        return texts[-1]
-
-    monkeypatch.setattr(Decoder, "answers", spied)
     configs = neighbours_of(adapter, 5) + [adapter.elastic.space.heuristic()] * has_heuristic
     caches = gauge._caches
     assert caches is not None
@@ -113,11 +112,8 @@ def test_a_cache_that_is_not_of_keys_and_values_is_filled_plainly(name: str, cap
 
 
 def test_what_shares_nothing_is_read_plainly() -> None:
-    adapter = make_super_adapter()
-    gauge, space = (
-        DecodingGauge(adapter, examples_of(adapter), SearchConfig(**CONFIG, task="number")),
-        adapter.elastic.space,
-    )
+    adapter, gauge = opened("llama")
+    space = adapter.elastic.space
     assert gauge._ways([space.maximal(), space.minimal()]) == []
     assert gauge._ways([space.heuristic()]) == []
     short = [to_example({"prompt": "1", "completion": " 1", "answer": 1}, "question", adapter.tokenizer)]
