@@ -8,7 +8,6 @@ and several processes may share DIR (each with --results and arms of its own). N
 """
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ import shears
 from benchmarks.nls_arms import ARMS, Arm
 from benchmarks.nls_table import print_table
 from benchmarks.nls_tasks import TASKS, Task
-from benchmarks.report import environment, log_to_stderr, rows_of
+from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 from shears.adapt.load import load_super_adapter
 from shears.data.examples import load_examples, tokenize_all
 from shears.evaluation.score import mean_completion_loss, padding
@@ -45,8 +44,7 @@ def main() -> None:
             if key not in [{part: row[part] for part in key} for row in rows_of(arguments.results[0])]:
                 base = _base(arguments.work / task.name, data["train"], ARMS[name].recover_by)
                 row = key | _run(ARMS[name], task, data, base, key, arguments.work / task.name)
-                with arguments.results[0].open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                add_row(arguments.results[0], row)
 
 
 def _base(work: Path, text: Path, recover_by: str) -> Path:

@@ -3,6 +3,7 @@
 import json
 import logging
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ def environment() -> str:
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a results file; none where it is not there."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def add_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a line to a results file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def log_to_stderr() -> None:

@@ -10,7 +10,6 @@ at a time, several processes may share DIR (each with --results and cells of its
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from typing import Any
 
 import shears
 from benchmarks.nls_tasks import TASKS, Task
-from benchmarks.report import environment, log_to_stderr, rows_of
+from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 from benchmarks.reproduction_page import as_cell, print_page
 from benchmarks.reproduction_table import print_tables
 
@@ -41,6 +40,7 @@ class Setting:
     model: str = MODEL
     epochs: float = 3.0
     init: str = "lora"
+    searches: tuple[str, ...] = tuple(SEARCHES)
     max_evaluations: int = 50
     training: Mapping[str, Any] = field(default_factory=dict)
     pruning: Mapping[str, Any] = field(default_factory=dict)
@@ -67,7 +67,7 @@ def main() -> None:
         return
     log_to_stderr()
     print(environment(), flush=True)
-    setting = Setting(arguments.work, epochs=arguments.epochs, init=arguments.init)
+    setting = Setting(arguments.work, epochs=arguments.epochs, init=arguments.init, searches=arguments.searches)
     for task in (TASKS[name] for name in arguments.tasks):
         data = task.write(arguments.data, setting.work / task.name)
         keys = cells(task.name, arguments.sparsities, arguments.adapters, arguments.seeds, setting)
@@ -93,8 +93,7 @@ def run_cells(
         if key in [{name: row[name] for name in key} for row in rows_of(results)]:
             continue
         row = key | run_cell(key, task, data, setting)
-        with results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        add_row(results, row)
         print({**key, **{name: bits.count("1") / len(bits) for name, bits in row["right"].items()}}, flush=True)
 
 
@@ -113,7 +112,7 @@ def run_cell(key: Mapping[str, Any], task: Task, data: Mapping[str, Path], setti
     chosen = {"heuristic": "heuristic"}
     if key["adapter"] == "nls":
         chosen |= {"maximal": "maximal", "minimal": "minimal"}
-        for name in SEARCHES:
+        for name in setting.searches:
             start = time.monotonic()
             chosen[name] = _search(adapter, data["validation"], name, key["seed"], setting)
             seconds[name] = round(time.monotonic() - start, 1)
@@ -158,12 +157,22 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=list(TASKS))
     parser.add_argument("--sparsities", type=_numbers, default=[0.0, 0.4, 0.5, 0.6, 0.7])
     parser.add_argument("--adapters", type=lambda text: text.split(","), default=list(RANKS))
+    parser.add_argument(
+        "--searches", type=_searches, default=tuple(SEARCHES), help="of the cells with nls; an empty word for none"
+    )
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--init", choices=["lora", "recovery"], default="lora", help="lora is the paper's start")
     parser.add_argument("--work", type=Path, default=Path("runs/reproduction"), help="keep and reuse artifacts here")
     parser.add_argument("--results", type=Path, nargs="+", default=[Path("reproduction.jsonl")])
     return parser.parse_args()
+
+
+def _searches(text: str) -> tuple[str, ...]:
+    names = tuple(filter(None, text.split(",")))
+    if unknown := set(names) - set(SEARCHES):
+        raise argparse.ArgumentTypeError(f"searches are {', '.join(SEARCHES)}, got {', '.join(sorted(unknown))}")
+    return names
 
 
 def _numbers(text: str) -> list[float]:

@@ -12,14 +12,13 @@ by example. `hill-climbing, raced` evaluates by races in the predicted order. Ne
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import log_to_stderr, rows_of
+from benchmarks.report import add_row, log_to_stderr, rows_of
 from shears.adapt.load import SuperAdapter, load_super_adapter
 from shears.adapt.space import RankConfig
 from shears.artifacts import read_json
@@ -85,9 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
         name, folder = spec.split("=", 1)
         for strategy in arguments.strategies or STRATEGIES:
             if (name, strategy) not in there:
-                line = json.dumps(row(name, Path(folder), strategy, arguments))
-                with results.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+                add_row(results, row(name, Path(folder), strategy, arguments))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -24,7 +24,7 @@ import shears
 from benchmarks.memory import Usage, peak_memory
 from benchmarks.random_llama import random_llama, random_sequences
 from benchmarks.reference_wanda import reference_wanda
-from benchmarks.report import environment, log_to_stderr
+from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 from shears.data.calibration import calibration_batches
 from shears.models import load_model, load_tokenizer
 from shears.recipe import SparsifyConfig
@@ -89,21 +89,16 @@ def table(arguments: argparse.Namespace) -> None:
     size = {"num_samples": arguments.num_samples or 16, "sequence_length": 512}
     for settings in list(rows())[part - 1 :: parts]:
         if arguments.only in json.dumps(settings) and settings not in [
-            row["settings"] for row in _done(arguments.output)
+            row["settings"] for row in rows_of(arguments.output)
         ]:
             row = measure(settings, str(arguments.data / "valid.txt"), arguments.data, size)
-            with arguments.output.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            add_row(arguments.output, row)
             print(_line(row), flush=True)
     print(f"\n{size}\n\n{HEADER}")
     order = [json.dumps(settings) for settings in rows()]
-    done = [row for row in _done(arguments.output) if json.dumps(row["settings"]) in order]
+    done = [row for row in rows_of(arguments.output) if json.dumps(row["settings"]) in order]
     for row in sorted(done, key=lambda row: (row["settings"]["sparsity"], order.index(json.dumps(row["settings"])))):
         print(_line(row))
-
-
-def _done(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def measure(settings: Row, calibration: str, data: Path, size: Mapping[str, int]) -> Row:

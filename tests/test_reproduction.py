@@ -1,6 +1,7 @@
 """The script of the paper's tables: a cell is made once, an interrupted one goes on, the tables say what was found."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
     base = save_tiny(tmp_path / "base")
     training = {"max_steps": 2, "batch_size": 4, "device": "cpu"}
     pruning = {"num_samples": 2, "sequence_length": 16, "recover_rank": 4}
-    return Setting(tmp_path / "work", str(base), max_evaluations=2, training=training, pruning=pruning)
+    return Setting(
+        tmp_path / "work", str(base), searches=("hill-climbing",), max_evaluations=2, training=training,
+        pruning=pruning,
+    )  # fmt: skip
 
 
 @pytest.mark.slow  # four trainings, two searches
@@ -59,6 +63,16 @@ def test_every_cell_is_made_once_and_becomes_a_line(
     text = capsys.readouterr().out
     for words in ("### sums, 3 epochs", "| 50% | nls | lora | hill-climbing |", "50%, lora: NLS against LoRA", "Paper"):
         assert words in text
+
+
+def test_only_searches_of_the_ablation_can_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["reproduction", "run", "--searches", "rnsga2,annealing"])
+    with pytest.raises(SystemExit) as stop:
+        reproduction.main()
+    assert stop.value.code == 2
+    assert "searches are hill-climbing, rnsga2, got annealing" in capsys.readouterr().err
 
 
 def test_seeds_are_pooled_and_claims_paired_by_seed(capsys: pytest.CaptureFixture[str]) -> None:
