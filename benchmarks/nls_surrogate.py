@@ -18,7 +18,6 @@ from shears.adapt.load import SuperAdapter, load_super_adapter
 from shears.adapt.space import RankConfig
 from shears.data.examples import load_examples, tokenize_all
 from shears.evaluation.score import mean_completion_loss, padding
-from shears.models import autocast
 from shears.searching.seeds import parameters_per_rank
 from shears.searching.surrogate import fit, lowest_losses, rank_correlation
 from shears.searching.training_log import read_pairs
@@ -64,8 +63,7 @@ def _measure(adapter: SuperAdapter, data: str, limit: int) -> Measure:
 
     def measure(config: RankConfig) -> float:
         adapter.elastic.activate(config)
-        with autocast("auto", "cpu"):
-            return mean_completion_loss(adapter.model, rows, padding(adapter.tokenizer), 32)
+        return mean_completion_loss(adapter.model, rows, padding(adapter.tokenizer), 32)
 
     return measure
 
