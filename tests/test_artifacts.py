@@ -54,13 +54,13 @@ def finish(
 def interrupt(output: Path) -> None:
     """Run a stage that fails half way."""
     with pytest.raises(RuntimeError, match="half way"):
-        _fail_half_way(output)
+        _fail_half_way(output, RuntimeError("half way"))
 
 
-def _fail_half_way(output: Path) -> None:
-    with working_folder(output, CONFIG, resume=None) as work:
+def _fail_half_way(output: Path, error: Exception, resume: bool | None = None) -> None:
+    with working_folder(output, CONFIG, resume=resume) as work:
         (work / "half.bin").write_bytes(b"half")
-        raise RuntimeError("half way")
+        raise error
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -127,6 +127,20 @@ def test_a_crash_leaves_only_the_partial_folder(tmp_path: Path) -> None:
     interrupt(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
     assert (tmp_path / "out.partial" / "half.bin").read_bytes() == b"half"
+
+
+@pytest.mark.parametrize("resume", [True, False, None])
+def test_what_is_refused_before_anything_was_done_leaves_nothing(resume: bool | None, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such ranks"), working_folder(tmp_path / "out", CONFIG, resume=resume):
+        raise InputError("no such ranks")
+    assert not list(tmp_path.iterdir())
+    assert finish(tmp_path / "out", resume=False) == []
+
+
+def test_what_is_refused_after_something_was_done_keeps_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nan"):
+        _fail_half_way(tmp_path / "out", InputError("the loss is nan"), resume=False)
+    assert finish(tmp_path / "out", resume=True) == ["half.bin"]
 
 
 @pytest.mark.parametrize(("resume", "found"), [(True, ["half.bin"]), (None, [])])

@@ -117,8 +117,8 @@ def working_folder(
             with _disk_errors(work):
                 yield work
         except InputError:
-            if resume is None:
-                shutil.rmtree(work, ignore_errors=True)  # it would start anew: nothing here is of use
+            if resume is None or {path.name for path in work.iterdir()} <= {CONFIG, LOCK}:
+                shutil.rmtree(work, ignore_errors=True)  # it would start anew, or nothing was done: no use to anyone
             raise
         (work / CONFIG).unlink()
         (work / LOCK).unlink(missing_ok=True)

@@ -1,19 +1,19 @@
 """From the words of a recipe (`q_proj+k_proj+v_proj,up_proj`) to the groups of a model's search space."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from shears.adapt.space import SearchSpace
 from shears.errors import InputError
-from shears.models import decoder_blocks, linears, matching
+from shears.models import decoder_blocks, linears, matching, weight_oi
 
 
 def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:
     """Return the search space: in each decoder block, the linears joined by + share one of the ranks.
 
     Each part is a name's ending or a regex (see `models.matching`). InputError where a part matches nothing, where two
-    groups claim one linear, or where a rank exceeds what a linear can use.
+    groups claim one linear, or where a rank exceeds what every linear of its group can use, min(inputs, outputs).
     """
     prefix, blocks = decoder_blocks(model)
     by_block = {index: linears(block) for index, block in enumerate(blocks)}
@@ -26,6 +26,7 @@ def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -
             if names:
                 modules[f"layers.{index}.{spec}"] = tuple(f"{prefix}.{name}" for name in names)
     _refuse_overlap(modules)
+    _refuse_useless(model, modules, max(ranks, default=0))
     return SearchSpace(ranks=dict.fromkeys(modules, tuple(ranks)), modules=modules)
 
 
@@ -36,6 +37,18 @@ def _refuse_overlap(modules: dict[str, tuple[str, ...]]) -> None:
             if name in owner:
                 raise InputError(f"a linear must belong to one group; {name} is in {owner[name]} and {group}")
             owner[name] = group
+
+
+def _refuse_useless(model: nn.Module, modules: Mapping[str, Sequence[str]], largest: int) -> None:
+    for group, names in modules.items():
+        usable = max(min(_sides(model.get_submodule(name))) for name in names)
+        if largest > usable:
+            raise InputError(f"ranks of {group} must be at most {usable}, all its linears can use, got {largest}")
+
+
+def _sides(linear: nn.Module) -> Sequence[int]:
+    """Return the outputs and inputs of a linear, whose weight may be quantized and packed."""
+    return (linear.out_features, linear.in_features) if isinstance(linear, nn.Linear) else weight_oi(linear).shape
 
 
 def target_modules(model: nn.Module, space: SearchSpace) -> list[str]:
