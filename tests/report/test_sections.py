@@ -50,7 +50,8 @@ def test_a_bench_says_how_fast_the_package_is(tmp_path: Path) -> None:
     assert "fewer non-zero weights, 3.00x as fast as the dense model in transformers." in text
     assert "3.00xas fast as the dense model in transformers, decoding2.70x to 3.30x over 5 rounds, 1 thread" in text
     assert "runs/mine/package on a processor, 1 thread: 64 tokens behind a prompt" in text
-    assert "dense, transformers20 (18 to 22)200 (180 to 220)250 (225 to 275)100.0 MB" in text
+    assert "dense, transformers20 (18 to 22)100.0 MB" in text
+    assert "dense, transformers200 (180 to 220)250 (225 to 275)" in text  # of reading, and the first token
 
 
 def test_what_a_choice_is_worth_on_examples_that_no_search_saw_is_told(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from shears.report.origin import recipe_text, stages_table, times_table
 from shears.report.pairs import pairs_table, within
 from shears.report.records import Record, Run
 from shears.report.section import section
-from shears.report.speed import speed_picture, speed_words
+from shears.report.speed import speed_pictures, speed_words
 from shears.report.words import count, digits, duration, figure
 
 Made = tuple[object, ...] | None  # the words of a section, then its pictures and tables
@@ -52,7 +52,7 @@ def _quality(run: Run) -> Made:
 
 
 def _speed(run: Run) -> Made:
-    return (speed_words(run.bench), speed_picture(run.bench)) if run.bench is not None else None
+    return (speed_words(run.bench), *speed_pictures(run.bench)) if run.bench is not None else None
 
 
 def _layers(run: Run) -> Made:

@@ -33,6 +33,11 @@ def digits(value: int | float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
+def rate(value: int | float) -> str:
+    """Return a speed or a time with three digits: more of them are noise."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def interval(row: Mapping[str, Any]) -> str:
     """Return the 95 % interval of a measurement."""
     low, high = row["ci95"]
