@@ -25,6 +25,7 @@ from shears.artifacts import (
 from shears.errors import InputError
 from shears.package_models import is_package
 from shears.packed.file import read_package
+from shears.quantization import quantized_by
 
 IN_BLOCK = re.compile(r"(?:^|\.)(?P<layer>\d+)\.(?P<path>.+?)(?P<suffix>\.weight)?$")
 EXPERTS = "experts"
@@ -93,6 +94,7 @@ def _model(folder: Path) -> dict[str, Any]:
         "parameters": parameters,
         "nonzeros": nonzeros,
         **sparsities(counts),
+        **({"quantized": quantized} if (quantized := quantized_by(folder)) else {}),
         "fingerprint": weights_fingerprint(folder),
         "base_fingerprint": record.get("base_fingerprint"),
         "calibration_fingerprint": record.get("calibration_fingerprint"),

@@ -17,7 +17,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -25,6 +31,7 @@ from shears.errors import InputError, first_line
 from shears.fetching import EMBEDDED, convert_gguf, fetch
 from shears.package_models import is_package, load_packaged
 from shears.peft_files import ADAPTER_CONFIG
+from shears.quantization import quantized_by
 from shears.tensor_files import refuse_missing
 
 logger = logging.getLogger(__name__)
@@ -94,15 +101,22 @@ def model_folder(name: str | Path) -> Path:
         ) from error
 
 
-def load_model(name: str | Path, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
+def load_model(
+    name: str | Path, dtype: str = "auto", device: str = "auto", quantization: BitsAndBytesConfig | None = None
+) -> PreTrainedModel:
     """Return the causal language model in evaluation mode; `auto` keeps the dtype it was saved in.
 
-    Of a package it is the model without the adapter, its packed weights dense.
+    Of a package it is the model without the adapter, its packed weights dense. With `quantization`, linears are
+    quantized while they are loaded.
     InputError, in one line, for whatever keeps it from loading, missing weights included.
     """
     folder, place = model_folder(name), pick_device(device)
+    options: dict[str, Any] = {"dtype": DTYPES.get(dtype, "auto")}
+    if quantization is not None:
+        _refuse_quantized(name, folder)
+        options |= {"quantization_config": quantization, "device_map": {"": _indexed(place)}}
     try:
-        model, info = _loaded(folder, DTYPES.get(dtype, "auto"))
+        model, info = _loaded(folder, options)
     except InputError:
         raise
     except LOADING_ERRORS as error:
@@ -110,16 +124,27 @@ def load_model(name: str | Path, dtype: str = "auto", device: str = "auto") -> P
             f"{name} must be a causal language model that transformers loads: {first_line(error)}"
         ) from error
     _refuse_random_weights(name, info)
-    loaded: PreTrainedModel = model.eval().to(place)
+    loaded: PreTrainedModel = model.eval() if quantization is not None else model.eval().to(place)
     logger.info("loaded %s: %.4g M parameters, %s, %s", name, loaded.num_parameters() / 1e6, loaded.dtype, place)
     return loaded
 
 
-def _loaded(folder: Path, dtype: torch.dtype | str) -> Any:
+def _loaded(folder: Path, options: dict[str, Any]) -> Any:
     if is_package(folder):
-        return load_packaged(folder, dtype)
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        return load_packaged(folder, options["dtype"])
+    options |= {"use_safetensors": True, "output_loading_info": True}
     return cast("Any", AutoModelForCausalLM).from_pretrained(folder, **options)
+
+
+def _refuse_quantized(name: str | Path, folder: Path) -> None:
+    kind = "a package" if is_package(folder) else f"quantized by {method}" if (method := quantized_by(folder)) else ""
+    if kind:
+        raise InputError(f"a model to quantize must be a folder of plain weights, {name} is {kind}; leave quantize out")
+
+
+def _indexed(place: torch.device) -> torch.device:
+    """Return a device by its number: of several GPUs, the one this process uses."""
+    return torch.device("cuda", torch.cuda.current_device()) if place.type == "cuda" else place
 
 
 def _refuse_random_weights(name: str | Path, info: dict[str, Any]) -> None:

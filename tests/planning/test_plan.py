@@ -72,6 +72,22 @@ def test_a_plan_comes_true(tmp_path: Path) -> None:
         plan(load_recipe(tmp_path / "recipe.yaml", [*NO_SEARCH, "train.alpha=99"]), tmp_path / "run")
 
 
+@pytest.mark.parametrize(("quantize", "bits"), [("nf4", 4.5), ("int8", 8)])
+def test_a_quantized_model_takes_its_bits_while_it_is_trained(quantize: str, bits: float, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    plain, held = (
+        plan(load_recipe(recipe, [*NO_SEARCH, f"train.quantize={name}"]), tmp_path / "run").stages
+        for name in ("none", quantize)
+    )
+    shape = shape_of(load_recipe(recipe).model or "")
+    assert shape is not None
+    assert plain[1].memory is not None
+    assert held[1].memory is not None
+    saved = plain[1].memory - held[1].memory
+    assert saved == pytest.approx((4 - bits / 8) * shape.linear_weights, rel=0.15)  # the file is more than its weights
+    assert (plain[1].disk, plain[0], plain[2]) == (held[1].disk, held[0], held[2])
+
+
 def test_an_embedded_model_is_planned_alike_before_and_after_it_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

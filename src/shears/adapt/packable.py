@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from shears.losses import forward_parameters
 
 LENGTHS = (5, 7)
-CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest logit; half precision rounds more, and says less
+CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest logit; whatever rounds more says less
 CLOSE_ELSE = 5e-2
 
 
@@ -59,4 +59,6 @@ def _logits(model: nn.Module, *examples: Tensor) -> Float[Tensor, "T V"]:
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
-    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    """Return the dtype of the weights; of quantized ones, a whole number's."""
+    dtypes = [parameter.dtype for parameter in model.parameters()]
+    return next((dtype for dtype in dtypes if not dtype.is_floating_point), dtypes[0])

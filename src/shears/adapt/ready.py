@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
@@ -17,7 +17,8 @@ from shears.adapt.initial import start_from_principal, start_from_recovery
 from shears.adapt.space import SearchSpace
 from shears.adapt.sparse_adapter import make_sparse
 from shears.data.examples import Tokenized, load_examples, tokenize_all
-from shears.models import load_model, load_tokenizer, model_folder
+from shears.models import DTYPES, load_model, load_tokenizer, model_folder, pick_device, resolved_precision
+from shears.quantization import keep_as_quantized, quantization_config
 from shears.recipe import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ def prepare(model: str | Path, settings: TrainConfig) -> Ready:
     tokenizer = load_tokenizer(model)
     examples = load_examples(settings.data, settings.template, tokenizer)
     rows = tokenize_all(examples, tokenizer, settings.max_length, settings.train_on)
-    base = load_model(model, device=settings.device)
+    base = load_model(model, device=settings.device, quantization=_quantization(settings))
+    keep_as_quantized(base)
     space = build_space(base, settings.groups, settings.ranks)
     peft_model = add_lora(base, space, settings)
     start: dict[str, Tensor] = {}
@@ -58,10 +60,17 @@ def prepare(model: str | Path, settings: TrainConfig) -> Ready:
     return Ready(peft_model, tokenizer, elastic, rows, start)
 
 
+def _quantization(settings: TrainConfig) -> BitsAndBytesConfig | None:
+    if settings.quantize == "none":
+        return None
+    precision = resolved_precision(settings.precision, pick_device(settings.device))
+    return quantization_config(settings.quantize, DTYPES[precision])
+
+
 def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftModel:
     """Return the model with a fresh LoRA adapter of the largest rank on the space's linears, the base frozen."""
     targets = target_modules(model, space)
-    conv = any(isinstance(model.get_submodule(name), Conv1D) for names in space.modules.values() for name in names)
+    conv = any(_is_conv1d(model.get_submodule(name)) for names in space.modules.values() for name in names)
     lora = LoraConfig(
         r=space.max_rank,
         lora_alpha=int(settings.alpha) if settings.alpha.is_integer() else settings.alpha,
@@ -73,3 +82,8 @@ def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) 
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         return get_peft_model(model, lora)
+
+
+def _is_conv1d(linear: nn.Module) -> bool:
+    """Tell whether a linear is a Conv1D, or was one before it was quantized."""
+    return issubclass(getattr(linear, "source_cls", type(linear)), Conv1D)

@@ -25,6 +25,7 @@ from shears.export.sub_adapter import SubAdapter, origin, read_sub_adapter
 from shears.export.target import Merged, Target, merge_into
 from shears.export.updates import with_masked, with_whole
 from shears.models import load_tokenizer, model_folder
+from shears.quantization import quantized_by
 from shears.recipe import ExportConfig
 from shears.sparsity.report import LinearSparsity, SparsityReport
 from shears.sparsity.verify import check_saved
@@ -40,6 +41,8 @@ def merge_adapter(adapter: Path, output: Path, model: str | None, settings: Expo
     started, chosen = time.monotonic(), read_sub_adapter(adapter, settings)
     base = checked_base(adapter, dict(chosen.record), model)
     folder = model_folder(base)
+    if (method := quantized_by(folder)) is not None:
+        raise InputError(f"a model to merge into must have plain weights, {base} is quantized by {method}; export peft")
     with working_folder(output, {"super_adapter": str(adapter), **as_data(settings)}, resume=None) as work:
         figures = _write(folder, work, chosen, settings)
         load_tokenizer(folder).save_pretrained(work)

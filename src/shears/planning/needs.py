@@ -27,6 +27,11 @@ def training_memory(model_bytes: int, adapter: int) -> int:
     return model_bytes + ADAM * adapter
 
 
+def quantized_bytes(model_bytes: int, weights: int, others: int, bits: float) -> int:
+    """Return the size of a model in memory whose linears are quantized, `others` as they are in its files."""
+    return round(weights * bits / 8 + model_bytes * others / (weights + others))
+
+
 def packed_bytes(weights: int, others: int, sparsity: float) -> int:
     """Return the size of a package: a bit a weight of the linears and two bytes a kept one; two bytes of all others."""
     return round(weights / 8 + 2 * (1 - sparsity) * weights) + 2 * others

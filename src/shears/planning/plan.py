@@ -19,10 +19,12 @@ from shears.planning.needs import (
     adapter_parameters,
     packed_bytes,
     pruning_memory,
+    quantized_bytes,
     running_memory,
     training_memory,
 )
 from shears.planning.shapes import Shape, shape_of
+from shears.quantization import BITS
 from shears.recipe import Recipe
 from shears.sparsity.methods import METHODS
 from shears.sparsity.prune import needs_inputs
@@ -135,9 +137,12 @@ def _train(known: _Known) -> Estimate:
     tokens = f", about {each * num_steps(config, count) * config.batch_size:,.0f} tokens" if each else ""
     words = f"{steps} of {config.batch_size} examples, {found.words}{tokens}"
     largest = known.adapter(SearchSpace.maximal)
-    if known.model_bytes is None:
+    if known.model_bytes is None or known.shape is None:
         return words, None, None
-    return words, training_memory(known.model_bytes, largest), FP32 * largest
+    held, weights = known.model_bytes, known.shape.linear_weights
+    if config.quantize != "none":
+        held = quantized_bytes(held, weights, known.shape.parameters - weights, BITS[config.quantize])
+    return words, training_memory(held, largest), FP32 * largest
 
 
 def _search(known: _Known) -> Estimate:
@@ -159,7 +164,7 @@ def _export(known: _Known) -> Estimate:
     if known.shape is None:
         return words, None, None
     sizes = {"merged": known.model_bytes, "merged-sparse": known.model_bytes}
-    weights = sum(outputs * inputs for outputs, inputs in known.shape.sides.values())
+    weights = known.shape.linear_weights
     packed = packed_bytes(weights, known.shape.parameters - weights, known.recipe.sparsify.sparsity)
     sizes["package"] = packed + FP32 * heuristic
     return words, 2 * FP32 * heuristic, sizes.get(config.format, FP32 * heuristic)

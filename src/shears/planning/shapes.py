@@ -67,6 +67,11 @@ class Shape:
         return int(embeddings.weight.shape[1])  # type: ignore[index]
 
     @property
+    def linear_weights(self) -> int:
+        """Return the weights of the linears of the decoder blocks."""
+        return sum(outputs * inputs for outputs, inputs in self.sides.values())
+
+    @property
     def sides(self) -> dict[str, tuple[int, int]]:
         """Return outputs and inputs of every linear of the decoder blocks, by name."""
         prefix, blocks = decoder_blocks(self.model)

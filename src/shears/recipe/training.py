@@ -31,6 +31,9 @@ class TrainConfig(StageConfig):
     """After training at the largest ranks, order components by size, so that smaller ranks are cut at little loss."""
     curriculum: float = Field(0.0, ge=0.0, le=1.0)
     """Share of the steps over which the smaller ranks join in, one after the other; 0: all from the beginning."""
+    quantize: Literal["none", "nf4", "int8"] = "none"
+    """Hold the frozen linears in 4 (nf4) or 8 bits while training, by bitsandbytes: less memory, zeros stay zeros. The
+    adapter belongs to the model as it is in its folder."""
     sparse_adapter: bool = False
     """SparsePEFT: mask the adapter's product by the zeros of the weight, so that merging keeps every zero."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
@@ -87,6 +90,10 @@ class TrainConfig(StageConfig):
             )
         if self.reorder and self.sampling != "maximal" and len(self.ranks) > 1:
             raise ValueError(f"reorder undoes what smaller ranks learnt: sampling must be maximal, got {self.sampling}")
+        if self.quantize != "none" and (self.sparse_adapter or self.init == "pissa"):
+            raise ValueError(
+                f"sparse_adapter and init pissa need plain weights: quantize must be none, got {self.quantize}"
+            )
         if self.sparse_adapter:
             self._check_sparse_adapter()
         return self

@@ -1,0 +1,54 @@
+"""The frozen model's linears in 4 or 8 bits while adapters are trained on it, by bitsandbytes.
+
+Zeros stay zeros: both forms have an exact zero, and the nearest value of a weight that is zero is that one.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+
+from shears.errors import InputError
+
+Form = Literal["nf4", "int8"]
+PACKAGE = "bitsandbytes"
+REPACKS = "support_avx512bf16_for_cpu"
+BITS = MappingProxyType({"nf4": 4.5, "int8": 8.0})
+"""Bits a weight takes; of nf4 with an fp32 scale for every 64 weights."""
+
+
+def quantized_by(folder: Path) -> str | None:
+    """Return the method by which the weights in a model's folder are quantized, None where they are plain numbers."""
+    config = folder / "config.json"
+    found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    method = found.get("quantization_config", {}).get("quant_method")
+    return None if method is None else str(method)
+
+
+def quantization_config(form: Form, compute: torch.dtype) -> BitsAndBytesConfig:
+    """Return how transformers must quantize a model when it loads it; products of nf4 are made in `compute`.
+
+    InputError where bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec(PACKAGE) is None:
+        raise InputError(
+            f"quantize {form} needs the package {PACKAGE}, which is not installed; pip install 'shears[quantize]'"
+        )
+    if form == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+
+
+def keep_as_quantized(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights where they are first used without gradients, on some CPUs.
+
+    That rounds their scales to bf16 for good, and a model is tried so before it is trained.
+    """
+    for module in model.modules():
+        if hasattr(module, REPACKS):
+            setattr(module, REPACKS, False)
