@@ -29,6 +29,17 @@ def test_all_arms_climb_and_prefixes_run_fewer_blocks(capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.count("naive") == 16
 
 
+def test_a_raced_climb_alone_has_its_baseline() -> None:
+    adapter, rows = make_super_adapter(), make_rows(140)
+    naive, climbs = climb(adapter, rows, SETTINGS, Thrift("1GB", 0.05), every=5, names=[INDIFFERENT])
+    assert [each.name for each in climbs] == [INDIFFERENT]
+    assert naive.runs == round(15 / 3 * 3 * 4 * (2 + 2 + 3 + 5))
+    whole = loss_evaluator(adapter, rows, SETTINGS, Thrift("0"))
+    lines = list(climb_report(naive, climbs, len(rows), whole, naive_loss=0.0))
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:4]] == [NAIVE, INDIFFERENT]
+    assert lines[-1].endswith("the naive climb's loss of 0.00000 is reached (by estimate) after None evaluations")
+
+
 def test_generation_in_one_batch_gives_the_same_answers() -> None:
     adapter, generator = make_super_adapter(), random.Random(0)
     rows = [{"prompt": "1" * generator.randint(1, 9), "completion": " 1", "answer": n} for n in range(20)]
