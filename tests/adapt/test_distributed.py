@@ -28,6 +28,10 @@ SAME: dict[str, dict[str, Any]] = {
     "uniform": {},
     "uniform-padded-split": {"packing": False, "micro_batch_size": 1},
     "example": {"sampling": "per-example", "curriculum": 0.5},
+    "sharded": {"shard": True},
+    "sharded-sparse": {"shard": True, "sparse_adapter": True, "micro_batch_size": 1},
+    "sharded-example": {"shard": True, "sampling": "per-example", "recompute": False},
+    "sharded-checkpointing": {"shard": True, "gradient_checkpointing": True, "packing": False},
     "sandwich-padded-split": {"sampling": "sandwich", "packing": False, "micro_batch_size": 1},
 }
 LONG: dict[str, Any] = {**SETTINGS, "max_steps": 30, "dropout": 0.1, "sampling": "per-example"}
@@ -178,9 +182,24 @@ def test_other_verbs_are_one_process(
 
 def test_a_model_in_parts_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match="every process must hold the whole model, got FSDP"):
+    with pytest.raises(InputError, match="launcher must leave the model whole, got FSDP.*add --shard"):
         train(folder / "base", folder / "sharded", data=str(folder / "train.jsonl"), **SETTINGS)
 
 
-def test_ranks_by_example_hold_on_a_model_in_parts(folder: Path) -> None:
-    assert outcomes(folder, "fully_shard") == ["same gradients", "same gradients"]
+def test_each_process_holds_its_part_of_the_frozen_weights(folder: Path) -> None:
+    assert outcomes(folder, "sharded") == ["same gradients, half of the weights"] * 2
+
+
+def test_one_process_has_nothing_to_shard(folder: Path) -> None:
+    settings = {**SETTINGS, "max_steps": 2}
+    one, other = (
+        train(folder / "base", folder / f"alone-{shard}", data=str(folder / "train.jsonl"), shard=shard, **settings)
+        for shard in (False, True)
+    )
+    assert_same(one, other)
+
+
+@pytest.mark.parametrize("setting", [{"quantize": "nf4"}, {"compile": True}])
+def test_what_cannot_be_sharded_is_refused(folder: Path, setting: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="shard needs plain weights and blocks that are not compiled"):
+        train(folder / "base", folder / "refused", data=str(folder / "train.jsonl"), shard=True, **SETTINGS, **setting)

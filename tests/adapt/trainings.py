@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
+from shears.adapt.shards import shard_frozen
 from shears.adapt.train import train
 from shears.errors import InputError
 from tests.adapt.test_elastic import IDS, elastic_model, random_configs
@@ -30,30 +30,35 @@ def outcome(base: str, output: Path, settings: dict[str, Any]) -> str:
     return "done"
 
 
-def fully_sharded() -> str:
-    """Shard an elastic model as FSDP2 does, a row with its own ranks a process; compare the gradients with one's."""
+def sharded() -> str:
+    """Shard an elastic model, a row with its own ranks a process; compare with a whole one, and weigh the parts."""
     model, elastic = elastic_model()
     whole, elastic_whole = elastic_model()
-    mesh, index = init_device_mesh("cpu", (2,)), PartialState().process_index
-    for layer in model.get_base_model().model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    index = PartialState().process_index
+    shard_frozen(model, torch.device("cpu"))
     configs = random_configs(elastic.space, 2)
     elastic.activate_rows(configs[index : index + 1])
     model(input_ids=IDS[index : index + 1]).logits.square().sum().backward()
     elastic_whole.activate_rows(configs)
     whole(input_ids=IDS).logits.square().sum().backward()
-    for shard, parameter in zip(model.parameters(), whole.parameters(), strict=True):
-        if parameter.grad is not None:
-            torch.testing.assert_close(2 * shard.grad.full_tensor(), parameter.grad)  # FSDP has taken the mean
-    return "same gradients"
+    for part, parameter in zip(model.parameters(), whole.parameters(), strict=True):
+        if parameter.requires_grad:
+            torch.distributed.all_reduce(part.grad)
+            torch.testing.assert_close(part.grad, parameter.grad)
+        else:
+            assert isinstance(part, DTensor)
+            torch.testing.assert_close(part.full_tensor(), parameter, rtol=0, atol=0)
+    held = sum(part.to_local().numel() for part in model.parameters() if isinstance(part, DTensor))
+    frozen = sum(parameter.numel() for parameter in whole.parameters() if not parameter.requires_grad)
+    assert held <= 0.51 * frozen
+    return "same gradients, half of the weights"
 
 
 def main(folder: Path) -> None:
     """Make the trainings that folder/trainings.json names; write how they ended for this process."""
     wanted: dict[str, dict[str, Any]] = json.loads((folder / "trainings.json").read_text())
     outcomes = {name: outcome(str(folder / "base"), folder / name, settings) for name, settings in wanted.items()}
-    outcomes["fully_shard"] = fully_sharded()
+    outcomes["sharded"] = sharded()
     (folder / f"outcomes-{os.environ['RANK']}.json").write_text(json.dumps(outcomes))
 
 

@@ -13,6 +13,7 @@ from shears.adapt.processes import num_processes, wait
 from shears.adapt.ready import Ready
 from shears.adapt.recompute import recompute_between_products
 from shears.adapt.sampling import sampling
+from shears.adapt.shards import shard_frozen
 from shears.adapt.step_log import StepLog
 from shears.adapt.trainer import Collator, CompletionTrainer
 from shears.artifacts import TRAINING_LOG, TRAINING_TIMES
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 def fit(ready: Ready, work: Path, settings: TrainConfig) -> None:
     """Train until the last step, from the last whole checkpoint in `work` if there is one."""
+    if settings.shard:
+        shard_frozen(ready.model, pick_device(settings.device))
     lengths = [len(row.input_ids) for row in ready.rows]
     steps = num_steps(settings, len(lengths))
     trainer = _trainer(ready, lengths, _arguments(settings, work / "checkpoints"), settings)

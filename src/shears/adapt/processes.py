@@ -26,12 +26,12 @@ def num_processes() -> int:
 def join_processes(*, cpu: bool) -> None:
     """Connect with the other processes: gloo between CPUs, NCCL between GPUs; nothing to do for one.
 
-    InputError where they were launched to hold a part of the model each.
+    InputError where the launcher would take the model apart: `shard_frozen` does that.
     """
     for way in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{way}", "false") == "true":
             raise InputError(
-                f"every process must hold the whole model, got {way}; launch without it (torchrun will do)"
+                f"the launcher must leave the model whole, got {way}; launch without it, and add --shard to train"
             )
     if num_processes() > 1:
         PartialState(cpu=cpu)

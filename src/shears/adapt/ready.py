@@ -42,7 +42,8 @@ def prepare(model: str | Path, settings: TrainConfig) -> Ready:
     tokenizer = load_tokenizer(model)
     examples = load_examples(settings.data, settings.template, tokenizer)
     rows = tokenize_all(examples, tokenizer, settings.max_length, settings.train_on)
-    base = load_model(model, device=settings.device, quantization=_quantization(settings))
+    device = "cpu" if settings.shard else settings.device  # no GPU need hold the whole model
+    base = load_model(model, device=device, quantization=_quantization(settings))
     keep_as_quantized(base)
     space = build_space(base, settings.groups, settings.ranks)
     peft_model = add_lora(base, space, settings)

@@ -55,6 +55,9 @@ class TrainConfig(StageConfig):
     recompute: bool = True
     """Keep matrix products for the backward pass and recompute what lies between them: much less memory, a
     seventh more time. Gradient checkpointing and compile have ways of their own."""
+    shard: bool = False
+    """Of several processes, let each hold a part of the frozen weights only, block by block gathered where needed
+    (FSDP2): for models that one GPU cannot hold."""
     packing: bool = True
     """Join examples in one row, kept apart by their positions; off where a model cannot (it is tried first)."""
     compile: bool = False
@@ -90,6 +93,8 @@ class TrainConfig(StageConfig):
             )
         if self.reorder and self.sampling != "maximal" and len(self.ranks) > 1:
             raise ValueError(f"reorder undoes what smaller ranks learnt: sampling must be maximal, got {self.sampling}")
+        if self.shard and (self.quantize != "none" or self.compile):
+            raise ValueError("shard needs plain weights and blocks that are not compiled: quantize none, no compile")
         if self.quantize != "none" and (self.sparse_adapter or self.init == "pissa"):
             raise ValueError(
                 f"sparse_adapter and init pissa need plain weights: quantize must be none, got {self.quantize}"
