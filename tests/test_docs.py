@@ -60,6 +60,7 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)  # minutes on two free cores, many more on busy ones
 def test_the_tutorial_runs_on_the_real_model(tmp_path: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
