@@ -7,8 +7,7 @@ FOLDER is a super-adapter, FILE its validation examples. The first climbs the hi
 evaluation each: from the first differing block on; with racing on top; with neighbours in the predicted order, too;
 and with differences below `--indifference` taken for none (a way is left out by `--ways`).
 Every tenth configuration (`--naive-every`) of the first climb is also evaluated by whole forwards: figures by prefix
-must have the same bits, and the time of all 100 is that of these times ten, for every whole evaluation runs the same
-blocks. Without the climb by prefixes, `--naive-loss` says what a run with it found the naive one to choose.
+have the same bits, and the time of all 100 is that of these times ten, for every whole evaluation runs the same blocks.
 Seconds are CPU seconds, so that one thread's do not depend on what else runs. Everything counts: trials, anchors,
 slopes, the whole measurements of a race's finalists. The second generates answers of several configurations in one
 batch and one by one, in turns. Needs a trained super-adapter, so it is no test.
@@ -20,6 +19,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +125,8 @@ def climb(
         for name in random.Random(turn).sample(list(running), len(running)):
             next(running[name], None)
         if turn % every == 0 and turn < len(climbs[0].history):
-            one = climbs[0].history[turn]
-            found = naive.timed(lambda one=one: whole(one.ranks))  # type: ignore[misc]
-            assert found == one.metrics or climbs[0].name != PREFIX, "a prefix must not change a bit"
+            found, own = naive.timed(partial(whole, climbs[0].history[turn].ranks)), climbs[0].history[turn].metrics
+            assert found == own or climbs[0].name != PREFIX, "a prefix must not change a bit"
         print(f"{turn + 1}: " + ", ".join(f"{each.name} {each.seconds:.1f} s" for each in [naive, *climbs]), flush=True)
     share = len(climbs[0].history) / len(range(0, len(climbs[0].history), every))
     return Arm(NAIVE, blocks, naive.seconds * share, round(naive.runs * share)), climbs
@@ -157,19 +156,13 @@ def _ways(thrift: Thrift) -> list[tuple[str, Thrift, StrategyOptions]]:
 
 
 def climb_report(
-    naive: Arm, climbs: Sequence[Climb], num_examples: int, whole: GaugedEvaluator, naive_loss: float | None = None
+    naive: Arm, climbs: Sequence[Climb], num_examples: int, whole: GaugedEvaluator, naive_loss: float = math.nan
 ) -> Iterator[str]:
-    """Yield the lines of the table; `whole` evaluates what was chosen on all examples.
-
-    The naive climb's choice is that of the climb by prefixes, or else has the loss given.
-    """
-    first, found = climbs[0].history[0].metrics["loss"], math.nan if naive_loss is None else naive_loss
-    if climbs[0].name == PREFIX:
-        found = climbs[0].best.metrics["loss"]
+    """Yield the table; `whole` evaluates choices. The naive one is that by prefixes, or has the loss given."""
+    found = climbs[0].best.metrics["loss"] if climbs[0].name == PREFIX else naive_loss
     yield "\n| evaluator | evaluations | decided early | examples | block runs | CPU seconds | times as fast | chosen |"
     yield "| --- " * 8 + "|"
-    num = len(climbs[0].history)
-    own = f"{naive.runs} (1.00) | {naive.seconds:.1f} | 1.00 | {found:.5f}"
+    num, own = len(climbs[0].history), f"{naive.runs} (1.00) | {naive.seconds:.1f} | 1.00 | {found:.5f}"
     yield f"| {NAIVE} | {num} | 0 | {num * num_examples} | {own} |"
     for each in climbs:
         seen = [int(one.metrics.get(EXAMPLES, num_examples)) for one in each.history]
@@ -178,7 +171,7 @@ def climb_report(
             f"| {each.runs} ({each.runs / naive.runs:.2f}) | {each.seconds:.1f} | {naive.seconds / each.seconds:.2f} "
             f"| {whole(each.best.ranks)['loss']:.5f} |"
         )
-    yield f"\nheuristic {first:.5f}"
+    yield f"\nheuristic {climbs[0].history[0].metrics['loss']:.5f}"
     for each in climbs:
         reached = next((at for at, one in enumerate(each.history, 1) if one.metrics["loss"] <= found), None)
         yield f"{each.name}: the naive climb's loss of {found:.5f} is reached (by estimate) after {reached} evaluations"
@@ -244,7 +237,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--error", type=float, default=0.05, help="of a race")
     parser.add_argument("--indifference", type=float, default=0.0005, help="of a race, in nats a token")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    parser.add_argument("--naive-loss", type=float, help="of what the naive climb chose, where it was measured before")
+    parser.add_argument("--naive-loss", type=float, default=math.nan, help="of the naive choice, as measured before")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--naive-every", type=int, default=10, help="whole forwards for every so many of the climb")
     parser.add_argument("--limit", type=int, help="only the first so many examples")

@@ -4,17 +4,14 @@ import errno
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 from shears.artifacts import (
     as_data,
@@ -124,18 +121,6 @@ def test_a_finished_stage_leaves_its_files_and_nothing_else(tmp_path: Path) -> N
     finish(tmp_path / "deep" / "out")
     assert [path.name for path in (tmp_path / "deep" / "out").iterdir()] == ["whole.bin"]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
-def test_others_may_read_what_the_umask_lets_them(umask: int, mode: int, tmp_path: Path) -> None:
-    before = os.umask(umask)
-    try:
-        with working_folder(tmp_path / "out", CONFIG, resume=False) as work:
-            (work / "deep").mkdir()
-            save_file({"a": torch.zeros(2)}, work / "deep" / "model.safetensors")
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "out" / "deep" / "model.safetensors").stat().st_mode) == mode
 
 
 def test_a_crash_leaves_only_the_partial_folder(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,19 +120,13 @@ def working_folder(
             if resume is None or {path.name for path in work.iterdir()} <= {CONFIG, LOCK}:
                 shutil.rmtree(work, ignore_errors=True)  # it would start anew, or nothing was done: no use to anyone
             raise
-        _share(work, (work / CONFIG).stat().st_mode)
+        for path in filter(Path.is_file, work.rglob("*")):
+            shutil.copymode(work / CONFIG, path)  # that of a new file: safetensors lets nobody but its owner read
         (work / CONFIG).unlink()
         (work / LOCK).unlink(missing_ok=True)
         sync_tree(work)
         work.rename(output)
         _sync(output.parent)
-
-
-def _share(work: Path, mode: int) -> None:
-    """Give every file the permissions that a new one has here: safetensors lets nobody but its owner read."""
-    for path in work.rglob("*"):
-        if path.is_file():
-            path.chmod(stat.S_IMODE(mode))
 
 
 @contextmanager

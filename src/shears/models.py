@@ -31,7 +31,7 @@ from shears.errors import InputError, first_line
 from shears.fetching import EMBEDDED, convert_gguf, fetch
 from shears.package_models import is_package, load_packaged
 from shears.peft_files import ADAPTER_CONFIG
-from shears.quantization import quantized_by
+from shears.quantization import loading_options
 from shears.tensor_files import refuse_missing
 
 logger = logging.getLogger(__name__)
@@ -40,16 +40,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a hub repository; nothing executable
 FOREIGN_FILES = ["consolidated*", "original/*", "onnx/*"]  # second copies of the weights for other tools
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    ImportError,
-    SafetensorError,
-)
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
 
 
 def resolve_model(name: str) -> Path | str:
@@ -106,15 +97,13 @@ def load_model(
 ) -> PreTrainedModel:
     """Return the causal language model in evaluation mode; `auto` keeps the dtype it was saved in.
 
-    Of a package it is the model without the adapter, its packed weights dense. With `quantization`, linears are
-    quantized while they are loaded.
+    Of a package it is the model without the adapter, its packed weights dense; `quantization` quantizes the linears.
     InputError, in one line, for whatever keeps it from loading, missing weights included.
     """
     folder, place = model_folder(name), pick_device(device)
     options: dict[str, Any] = {"dtype": DTYPES.get(dtype, "auto")}
     if quantization is not None:
-        _refuse_quantized(name, folder)
-        options |= {"quantization_config": quantization, "device_map": {"": _indexed(place)}}
+        options |= loading_options(name, folder, quantization, place)
     try:
         model, info = _loaded(folder, options)
     except InputError:
@@ -134,17 +123,6 @@ def _loaded(folder: Path, options: dict[str, Any]) -> Any:
         return load_packaged(folder, options["dtype"])
     options |= {"use_safetensors": True, "output_loading_info": True}
     return cast("Any", AutoModelForCausalLM).from_pretrained(folder, **options)
-
-
-def _refuse_quantized(name: str | Path, folder: Path) -> None:
-    kind = "a package" if is_package(folder) else f"quantized by {method}" if (method := quantized_by(folder)) else ""
-    if kind:
-        raise InputError(f"a model to quantize must be a folder of plain weights, {name} is {kind}; leave quantize out")
-
-
-def _indexed(place: torch.device) -> torch.device:
-    """Return a device by its number: of several GPUs, the one this process uses."""
-    return torch.device("cuda", torch.cuda.current_device()) if place.type == "cuda" else place
 
 
 def _refuse_random_weights(name: str | Path, info: dict[str, Any]) -> None:

@@ -7,13 +7,14 @@ import importlib.util
 import json
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
 from shears.errors import InputError
+from shears.package_models import is_package
 
 Form = Literal["nf4", "int8"]
 PACKAGE = "bitsandbytes"
@@ -26,7 +27,7 @@ def quantized_by(folder: Path) -> str | None:
     """Return the method by which the weights in a model's folder are quantized, None where they are plain numbers."""
     config = folder / "config.json"
     found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    method = found.get("quantization_config", {}).get("quant_method")
+    method = (found.get("quantization_config") or {}).get("quant_method")
     return None if method is None else str(method)
 
 
@@ -42,6 +43,20 @@ def quantization_config(form: Form, compute: torch.dtype) -> BitsAndBytesConfig:
     if form == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+
+
+def loading_options(
+    name: str | Path, folder: Path, quantization: BitsAndBytesConfig, place: torch.device
+) -> dict[str, Any]:
+    """Return what `from_pretrained` is told to quantize a model onto a device; InputError where it cannot be.
+
+    Of several GPUs, the device is the one this process uses.
+    """
+    kind = "a package" if is_package(folder) else f"quantized by {method}" if (method := quantized_by(folder)) else ""
+    if kind:
+        raise InputError(f"a model to quantize must be a folder of plain weights, {name} is {kind}; leave quantize out")
+    device = torch.device("cuda", torch.cuda.current_device()) if place.type == "cuda" else place
+    return {"quantization_config": quantization, "device_map": {"": device}}
 
 
 def keep_as_quantized(model: nn.Module) -> None:

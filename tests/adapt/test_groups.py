@@ -1,0 +1,34 @@
+"""Groups follow the words of a recipe, and what does not fit the model is refused."""
+
+import pytest
+
+from shears.adapt.groups import build_space
+from shears.errors import InputError
+from tests.tiny import tiny_model
+
+
+def test_groups_follow_the_recipe() -> None:
+    space = build_space(tiny_model("llama"), ("q_proj+k_proj+v_proj", "up_proj"), (4, 2))
+    assert sorted(space.ranks) == [
+        "layers.0.q_proj+k_proj+v_proj", "layers.0.up_proj", "layers.1.q_proj+k_proj+v_proj", "layers.1.up_proj",
+    ]  # fmt: skip
+    assert space.modules["layers.1.q_proj+k_proj+v_proj"] == tuple(
+        f"model.layers.1.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")
+    )
+
+
+def test_groups_that_do_not_fit_the_model_are_refused() -> None:
+    with pytest.raises(InputError, match="no linear matches target 'q_porj'.*did you mean 'q_proj'"):
+        build_space(tiny_model("llama"), ("q_porj",), (4, 2))
+    with pytest.raises(InputError, match="must belong to one group"):
+        build_space(tiny_model("llama"), ("q_proj", "q_proj+k_proj"), (4, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "usable"), [("llama", "q_proj+k_proj", 32), ("llama", "k_proj", 16), ("gpt2", "c_fc", 32)]
+)
+def test_a_rank_that_no_linear_of_a_group_can_use_is_refused(name: str, group: str, usable: int) -> None:
+    """The keys of this model have 16 outputs of 32 inputs; in a group with its queries they may get more."""
+    assert build_space(tiny_model(name), (group,), (usable, 2)).max_rank == usable
+    with pytest.raises(InputError, match=f"must be at most {usable}, all its linears can use, got {usable + 1}"):
+        build_space(tiny_model(name), (group,), (usable + 1, 2))
