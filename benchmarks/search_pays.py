@@ -2,6 +2,7 @@
 
     python -m benchmarks.search_pays run --adapter NAME=FOLDER... --validation FILE --test FILE --results FILE.jsonl
     python -m benchmarks.search_pays table FILE.jsonl
+    python -m benchmarks.search_pays fronts FILE.jsonl   # how much the fronts of each super-adapter dominate
 
 FOLDERs are super-adapters that differ by their seed alone. Every strategy searches the validation loss (and parameters)
 with the same number of evaluations, sees the validation examples only, and what it chooses is measured once on the test
@@ -26,6 +27,7 @@ from shears.data.examples import load_examples
 from shears.evaluation.statistics import paired_difference, pooled_accuracy
 from shears.recipe import SearchConfig
 from shears.searching.decoding import DecodingGauge
+from shears.searching.pareto import hypervolume
 from shears.searching.stage import search
 
 HEURISTIC = "heuristic"
@@ -70,8 +72,9 @@ def row(name: str, folder: Path, strategy: str, arguments: argparse.Namespace) -
     right = answers(adapter, best["ranks"], arguments.task, str(arguments.test), arguments.test_limit)
     figures = {key: best["metrics"][key] for key in ("loss", "parameters")}
     return {
-        "adapter": name, "strategy": strategy, **figures, "evaluations": len(result["evaluations"]),
-        "seconds": round(seconds, 1), "hypervolume": result["hypervolume"], "right": right,
+        "adapter": name, "strategy": strategy, **figures, "limit": arguments.limit,
+        "evaluations": len(result["evaluations"]), "seconds": round(seconds, 1),
+        "hypervolume": result["hypervolume"], "right": right,
         "front": [each["metrics"] for each in result["pareto"]],
     }  # fmt: skip
 
@@ -116,6 +119,41 @@ def _line(
     return f"| {strategy} | {' | '.join(shares)} | {pooled} | {against} | {cost} |"
 
 
+def fronts(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield a table: the share of each super-adapter's box of losses and parameters that a strategy's front dominates.
+
+    The box is that of all the fronts found on the super-adapter, so its shares can be compared with each other only.
+    """
+    names = list(dict.fromkeys(each["adapter"] for each in rows))
+    yield f"| strategy | {' | '.join(names)} | mean | points on the front | parameters, M |"
+    yield "| --- " * (len(names) + 4) + "|"
+    corners = {name: _corners([each for each in rows if each["adapter"] == name]) for name in names}
+    for strategy in STRATEGIES:
+        found = {each["adapter"]: each for each in rows if each["strategy"] == strategy}
+        if not found:
+            continue
+        shares = {name: _share(_points(each), *corners[name]) for name, each in found.items()}
+        points = [point for each in found.values() for point in _points(each)]
+        sizes = [size / 1e6 for _, size in points]
+        cells = [f"{shares[name]:.3f}" if name in shares else "-" for name in names]
+        span = f"{min(sizes):.2f} to {max(sizes):.2f}"
+        cells += [f"{mean(list(shares.values())):.3f}", f"{len(points) / len(found):.1f}", span]
+        yield f"| {strategy} | {' | '.join(cells)} |"
+
+
+def _points(found: Mapping[str, Any]) -> list[tuple[float, float]]:
+    return [(each["loss"], each["parameters"]) for each in found["front"]]
+
+
+def _corners(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[float, float], tuple[float, float]]:
+    losses, sizes = zip(*(point for each in rows for point in _points(each)), strict=True)
+    return (min(losses), min(sizes)), (max(losses), max(sizes))
+
+
+def _share(points: Sequence[tuple[float, float]], low: tuple[float, float], high: tuple[float, float]) -> float:
+    return hypervolume(points, high) / ((high[0] - low[0]) * (high[1] - low[1]))
+
+
 def mean(values: Sequence[float]) -> float:
     """Return the mean."""
     return sum(values) / len(values)
@@ -136,13 +174,14 @@ def main() -> None:
     running.add_argument("--evaluations", type=int, default=100)
     running.add_argument("--limit", type=int, help="only the first so many validation examples")
     running.add_argument("--test-limit", type=int, help="only the first so many test examples")
-    commands.add_parser("table").add_argument("results", type=Path)
+    for name in ("table", "fronts"):
+        commands.add_parser(name).add_argument("results", type=Path)
     arguments = parser.parse_args()
     log_to_stderr()
     if arguments.command == "run":
         run(arguments)
     else:
-        for line in table(rows_of(arguments.results)):
+        for line in {"table": table, "fronts": fronts}[arguments.command](rows_of(arguments.results)):
             print(line)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.report import rows_of
-from benchmarks.search_pays import ENDS, STRATEGIES, main, table
+from benchmarks.search_pays import ENDS, STRATEGIES, fronts, main, table
 
 from shears.adapt.train import train
 from tests.searching.test_stage import rows
@@ -57,3 +57,18 @@ def test_seeds_are_pooled_and_paired_with_the_heuristic_of_the_same_super_adapte
     assert lines[3].startswith("| minimal | 0.0% | - | 0.0% (")
     assert "| -25.0 (" in lines[3]
     assert "| +25.0 (" in lines[4]
+
+
+def test_fronts_are_compared_in_one_box_a_super_adapter() -> None:
+    def row(adapter: str, strategy: str, *front: tuple[float, float]) -> dict[str, object]:
+        points = [{"loss": loss, "parameters": size} for loss, size in front]
+        return {"adapter": adapter, "strategy": strategy, "front": points}
+
+    lines = list(fronts([
+        row("a", "random", (2.0, 1e6), (1.0, 3e6)), row("a", "NSGA-II", (2.0, 2e6), (1.5, 2.5e6), (3.0, 1e6)),
+        row("b", "NSGA-II", (1.0, 1e6), (0.5, 2e6)),
+    ]))  # fmt: skip
+    # box of a: losses 1 to 3, sizes 1 to 3 M; random's corner (2, 1) covers half of it
+    assert lines[2] == "| random | 0.500 | - | 0.500 | 2.0 | 1.00 to 3.00 |"
+    # (2, 2) covers a quarter and (1.5, 2.5) half a quarter of a quarter more: .25 + .5 * .5 / 4
+    assert lines[3] == "| NSGA-II | 0.312 | 0.000 | 0.156 | 2.5 | 1.00 to 2.50 |"
