@@ -3,9 +3,6 @@
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,6 @@ from shears.artifacts import (
     as_data,
     read_json,
     refuse_changes,
-    run_lock,
     working_folder,
     write_json,
 )
@@ -30,15 +26,6 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-WORKER = """
-import os, sys, time
-from pathlib import Path
-from shears.artifacts import working_folder
-with working_folder(Path(sys.argv[1]), {"sparsity": 0.5, "seed": 0}, resume=True) as work:
-    (work / "half.bin").write_bytes(b"half")
-    print("holding", flush=True)
-    time.sleep(60)
-"""
 
 
 def finish(
@@ -213,27 +200,3 @@ def test_an_output_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> 
     with pytest.raises(OSError, match="not empty"):
         stage_overtaken_by_another()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
-
-
-def test_a_second_process_is_refused_and_a_killed_one_leaves_its_work(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "holding\n"
-            for resume in (True, False, None):
-                with pytest.raises(InputError, match="only one process may work on"):
-                    finish(tmp_path / "out", resume)
-            assert (tmp_path / "out.partial" / "half.bin").exists()
-        finally:
-            process.send_signal(signal.SIGKILL)
-    assert finish(tmp_path / "out", resume=True) == ["half.bin"]
-
-
-def test_a_run_is_locked_as_a_whole(tmp_path: Path) -> None:
-    with run_lock(tmp_path / "run"), pytest.raises(InputError, match="only one process may work on"):  # noqa: SIM117
-        with run_lock(tmp_path / "run"):
-            pass
-    with run_lock(tmp_path / "run"):
-        pass

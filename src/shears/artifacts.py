@@ -101,10 +101,10 @@ def working_folder(
     """
     work = partial_folder(output)
     _refuse_existing(output)
-    had_work = (work / CONFIG).exists()
     work.mkdir(parents=True, exist_ok=True)
     with _locked(work):
-        _refuse_existing(output)
+        _refuse_overtaken(output, work)
+        had_work = (work / CONFIG).exists()
         if had_work and resume is False:
             raise InputError(f"{work} holds an interrupted run; continue it with --resume, or delete it to start anew")
         if had_work and resume:
@@ -122,10 +122,11 @@ def working_folder(
             raise
         for path in filter(Path.is_file, work.rglob("*")):
             shutil.copymode(work / CONFIG, path)  # that of a new file: safetensors lets nobody but its owner read
-        (work / CONFIG).unlink()
-        (work / LOCK).unlink(missing_ok=True)
         sync_tree(work)
-        work.rename(output)
+        work.rename(output)  # with the lock in it, so that at no moment another process may begin
+        (output / CONFIG).unlink()
+        (output / LOCK).unlink(missing_ok=True)
+        _sync(output)
         _sync(output.parent)
 
 
@@ -148,6 +149,16 @@ def _refuse_existing(output: Path) -> None:
     """An empty folder may be there: the finished one is renamed onto it."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"the output must not exist yet, got {output}; name another folder or delete this one")
+
+
+def _refuse_overtaken(output: Path, work: Path) -> None:
+    """Refuse an output that another process finished meanwhile, and leave nothing beside it."""
+    try:
+        _refuse_existing(output)
+    except InputError:
+        if {path.name for path in work.iterdir()} <= {LOCK}:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 def _clear(work: Path) -> None:

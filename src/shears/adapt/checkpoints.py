@@ -7,13 +7,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from shears.adapt.processes import num_processes, wait
-from shears.artifacts import read_json, sync_tree, write_json
+from shears.artifacts import read_json, sync_tree, write_json, write_text
 from shears.errors import InputError
+from shears.peft_files import ADAPTER_WEIGHTS
 
 logger = logging.getLogger(__name__)
+CHECKPOINTS = "checkpoints"  # in the working folder
 MARKER = "whole.json"
 
 
@@ -25,13 +31,32 @@ class MarkWhole(TrainerCallback):
     """Marks every checkpoint once all of it is on the disk."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Flush the checkpoint of this step, then mark it, once every process has written its part."""
+        """Flush the checkpoint of this step, then mark it, once every process has written its part.
+
+        InputError, in all processes, where what was trained is not finite: the checkpoints before stay the last.
+        """
+        check_finite(kwargs["model"], state.global_step)
         wait()
         if args.process_index != 0:
             return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         sync_tree(folder)
         write_json(folder / MARKER, {"step": state.global_step, "processes": num_processes()})
+
+
+def check_finite(model: nn.Module, step: int) -> None:
+    """Raise InputError where a trained weight is not finite: a loss can be, with gradients that are not."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not torch.isfinite(weight).all():
+            raise InputError(
+                f"the trained weights must be finite, got {name} after step {step}; train to another output with a "
+                "lower learning rate (the checkpoints before are kept)"
+            )
+
+
+def load_weights(model: PeftModel, checkpoint: Path) -> None:
+    """Give a model the adapter of a checkpoint."""
+    set_peft_model_state_dict(model, load_file(checkpoint / ADAPTER_WEIGHTS))
 
 
 def drop_torn(folder: Path) -> None:
@@ -63,7 +88,7 @@ def cut_log(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= last_step]
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _logged_step(line: str) -> int:

@@ -6,7 +6,15 @@ from pathlib import Path
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from shears.adapt.callback import NLSCallback
-from shears.adapt.checkpoints import MarkWhole, check_processes, cut_log, drop_torn, last_whole_checkpoint
+from shears.adapt.checkpoints import (
+    CHECKPOINTS,
+    MarkWhole,
+    check_processes,
+    cut_log,
+    drop_torn,
+    last_whole_checkpoint,
+    load_weights,
+)
 from shears.adapt.order import Rows
 from shears.adapt.packable import keeps_apart
 from shears.adapt.processes import num_processes, wait
@@ -32,18 +40,21 @@ def fit(ready: Ready, work: Path, settings: TrainConfig) -> None:
         shard_frozen(ready.model, pick_device(settings.device))
     lengths = [len(row.input_ids) for row in ready.rows]
     steps = num_steps(settings, len(lengths))
-    trainer = _trainer(ready, lengths, _arguments(settings, work / "checkpoints"), settings)
+    trainer = _trainer(ready, lengths, _arguments(settings, work / CHECKPOINTS), settings)
     trainer.remove_callback(PrinterCallback)  # only the command line prints
     if is_first_process():
-        drop_torn(work / "checkpoints")
+        drop_torn(work / CHECKPOINTS)
     wait()  # all must go on from the same one
-    checkpoint = last_whole_checkpoint(work / "checkpoints")
+    checkpoint = last_whole_checkpoint(work / CHECKPOINTS)
     if checkpoint:
         check_processes(checkpoint)
     done = int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint else 0
     if is_first_process():
         for name in (TRAINING_LOG, TRAINING_TIMES):
             cut_log(work / name, done)
+    if checkpoint and done == steps:  # Trainer would make one step more before it stops
+        load_weights(ready.model, checkpoint)
+        return
     logger.info(
         "training %d examples, %d tokens, %d steps%s", len(lengths), sum(lengths), steps, f" from {done}" * (done > 0)
     )

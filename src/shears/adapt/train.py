@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from shears.adapt.checkpoints import CHECKPOINTS
 from shears.adapt.fit import fit
 from shears.adapt.initial import without_start
 from shears.adapt.processes import join_processes, shared_folder, together, wait
@@ -16,7 +17,7 @@ from shears.adapt.ready import Ready, prepare
 from shears.adapt.reorder import reorder
 from shears.adapt.space import SearchSpace
 from shears.adapt.trackers import prepare_trackers
-from shears.artifacts import SEARCH_SPACE, TRAINING_LOG, as_data, read_json, weights_fingerprint, write_json
+from shears.artifacts import SEARCH_SPACE, TRAINING_LOG, as_data, read_json, sync_tree, weights_fingerprint, write_json
 from shears.cards.card import write_card
 from shears.data.fingerprints import rows_fingerprint
 from shears.models import model_folder, pick_device
@@ -41,18 +42,26 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     prepare_trackers(settings.report_to, output)
     join_processes(cpu=pick_device(settings.device).type == "cpu")
     with shared_folder(output, asked, resume=resume, defaults=TrainConfig.defaults()) as work:
-        base = weights_fingerprint(model_folder(model))
-        ready = together(lambda: prepare(model, settings))
-        fit(ready, work, settings)
-        wait()  # for checkpoints that others still write
+        is_saved = (work / SEARCH_SPACE).is_file()  # and only what is last was not done
+        wait()  # before the first process goes on and takes the folder away
+        if not is_saved:
+            _fit_and_save(model, work, settings)
         if is_first_process():
-            if settings.reorder:
-                reorder(ready.model)
-            _save(ready, work, settings, {"base": _name_of(model), "base_fingerprint": base})
             write_card(work)
-            shutil.rmtree(work / "checkpoints")  # last: until all is saved, they are what a resume goes on from
+            shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # until all is saved, a resume goes on from them
     logger.info("trained %s in %.0f s", output, time.monotonic() - started)
     return output
+
+
+def _fit_and_save(model: str | Path, work: Path, settings: TrainConfig) -> None:
+    base = weights_fingerprint(model_folder(model))
+    ready = together(lambda: prepare(model, settings))
+    fit(ready, work, settings)
+    wait()  # for checkpoints that others still write
+    if is_first_process():
+        if settings.reorder:
+            reorder(ready.model)
+        _save(ready, work, settings, {"base": _name_of(model), "base_fingerprint": base})
 
 
 def _name_of(model: str | Path) -> str:
@@ -61,7 +70,7 @@ def _name_of(model: str | Path) -> str:
 
 
 def _save(ready: Ready, work: Path, settings: TrainConfig, origin: dict[str, str]) -> None:
-    """Write the vanilla PEFT adapter, then the record that makes the folder a super-adapter."""
+    """Write the vanilla PEFT adapter, then the record that makes the folder a super-adapter: with it, all is there."""
     config = ready.model.peft_config["default"]
     config.base_model_name_or_path = origin["base"]
     ready.model.save_pretrained(str(work))
@@ -83,6 +92,7 @@ def _save(ready: Ready, work: Path, settings: TrainConfig, origin: dict[str, str
             name: {"ranks": list(ranks), "modules": list(space.modules[name])} for name, ranks in space.ranks.items()
         },
     }
+    sync_tree(work)
     write_json(work / SEARCH_SPACE, record)
 
 

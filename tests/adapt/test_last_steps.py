@@ -1,0 +1,89 @@
+"""What is between the last step and the finished folder: stopped anywhere there, nothing is made twice or lost."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from shears import artifacts
+from shears.adapt import train as train_module
+from shears.adapt.checkpoints import last_whole_checkpoint
+from shears.adapt.train import train
+from shears.adapt.trainer import CompletionTrainer
+from shears.artifacts import partial_folder
+from shears.errors import InputError
+from tests.adapt.training import SETTINGS, assert_same, log, weights
+
+LENGTHS = [{"max_steps": 7}, {"max_steps": None, "epochs": 1.5}]
+
+
+def _interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_stopped_behind_the_last_checkpoint_no_step_is_made_twice(
+    length: dict[str, Any], base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**SETTINGS, **length, "data": data}
+    whole = train(base, tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_save", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(base, tmp_path / "stopped", **settings)
+    resumed = train(base, tmp_path / "stopped", resume=True, **settings)
+    assert_same(whole, resumed)
+    assert (resumed / "search_space.json").read_bytes() == (whole / "search_space.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("owner", "spoilt"),
+    [
+        (train_module, {"shutil": SimpleNamespace(rmtree=_interrupted)}),
+        (train_module, {"write_card": _interrupted}),
+        (artifacts, {"sync_tree": _interrupted}),
+    ],
+)
+def test_stopped_behind_the_record_nothing_is_trained_again(
+    owner: Any, spoilt: dict[str, Any], base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(base, tmp_path / "whole", data=data, **SETTINGS)
+    with monkeypatch.context() as patch:
+        for name, value in spoilt.items():
+            patch.setattr(owner, name, value)
+        with pytest.raises(KeyboardInterrupt):
+            train(base, tmp_path / "stopped", data=data, **SETTINGS)
+    with pytest.raises(InputError, match="--resume"):
+        train(base, tmp_path / "stopped", data=data, **SETTINGS)
+    monkeypatch.setattr(train_module, "fit", _interrupted)
+    resumed = train(base, tmp_path / "stopped", resume=True, data=data, **SETTINGS)
+    assert_same(whole, resumed)
+    assert sorted(path.name for path in resumed.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+@pytest.mark.parametrize(("step", "kept"), [(4, 2), (7, 6)])
+def test_gradients_that_are_not_finite_are_not_saved_though_the_loss_is(
+    step: int, kept: int, base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training_step = CompletionTrainer.training_step
+
+    def spoilt(self: CompletionTrainer, model: Any, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        loss = training_step(self, model, *arguments, **keywords)
+        if self.state.global_step == step - 1:
+            next(weight for weight in model.parameters() if weight.grad is not None).grad[0, 0] = float("nan")
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CompletionTrainer, "training_step", spoilt)
+        with pytest.raises(InputError, match=f"trained weights must be finite, got .*lora_.* after step {step}; train"):
+            train(base, tmp_path / "out", data=data, **SETTINGS)
+    work = partial_folder(tmp_path / "out")
+    checkpoint = last_whole_checkpoint(work / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.name == f"checkpoint-{kept}"
+    assert all(tensor.isfinite().all() for tensor in weights(checkpoint).values())
+    whole = train(base, tmp_path / "whole", data=data, **SETTINGS)
+    assert_same(whole, train(base, tmp_path / "out", data=data, resume=True, **SETTINGS))
+    assert [line["step"] for line in log(tmp_path / "out")] == list(range(1, 8))
