@@ -32,6 +32,7 @@ from shears.artifacts import (
 )
 from shears.cards.card import write_card
 from shears.errors import InputError
+from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
 from shears.evaluation.run import evaluate, measured
 from shears.export.choice import ranks_file
@@ -95,6 +96,8 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
     """
     folder = run_folder(recipe, output)
     set_threads(recipe.threads)
+    if recipe.search and recipe.evaluate:
+        check_apart(recipe.search.data, recipe.evaluate.data, recipe.search.limit, recipe.evaluate.limit)
     with run_lock(folder):
         stages = stages_of(recipe, folder)
         done = [stage.is_done() for stage in stages]  # refuse before any work is done

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import shears
 from shears.cli import main
+from shears.data.arithmetic import arithmetic_rows
 from shears.errors import InputError
 from shears.recipe import Recipe
 from shears.timing import read_times
@@ -115,6 +116,10 @@ def test_search_never_sees_the_test_split(done: tuple[Path, Path, dict[str, Any]
     path, _, _ = done
     with pytest.raises(InputError, match="never the test split"):
         shears.run(load(path, "search.data=arithmetic:test", "evaluate.data=arithmetic:test"), tmp_path / "new")
+    copy = tmp_path / "copy.jsonl"
+    copy.write_text("".join(json.dumps(row) + "\n" for row in arithmetic_rows("test")))
+    with pytest.raises(InputError, match=r"all \d+ questions of arithmetic:test stand in .*copy.jsonl"):
+        shears.run(load(path, f"search.data={copy}", "evaluate.data=arithmetic:test"), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

@@ -146,4 +146,4 @@ def test_training_data_without_test_questions_or_that_are_gone_leave_the_result_
     (model / "rows.json").unlink()
     with caplog.at_level("INFO"):
         assert evaluate(str(model), **options) == before
-    assert "could not be searched for test questions" in caplog.text
+    assert "could not be searched for questions of other data" in caplog.text

@@ -1,5 +1,6 @@
 """The gain of a search: on test examples it did not see, with intervals that hold what they say."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,30 @@ def test_the_result_holds_the_test_figures_and_a_resumed_search_the_same(
 def test_the_test_examples_must_not_be_those_that_the_search_sees(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="search.test must be other examples than data"):
         search("nowhere", tmp_path, data="some.jsonl", test="some.jsonl")
+
+
+def test_a_test_split_under_another_name_is_known_by_its_questions(
+    super_adapter: Path, validation: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = Path(validation).read_text().splitlines(keepends=True)
+    copy = tmp_path / "renamed.jsonl"
+    copy.write_text("".join(reversed(lines)))
+    asked = {**SETTINGS, "data": validation, "strategy": "heuristic"}
+    with pytest.raises(InputError, match=r"all 8 questions of .*renamed.jsonl stand in .*validation.jsonl"):
+        search(super_adapter, tmp_path / "out", test=str(copy), **asked)
+    assert not (tmp_path / "out").exists()
+    fresh = [json.dumps({"prompt": f"what is {number}?", "completion": " 5"}) + "\n" for number in range(200, 208)]
+    copy.write_text("".join([*lines[:1], *fresh]))
+    search(super_adapter, tmp_path / "some", test=str(copy), **asked)
+    assert "1 of 9 test questions of" in caplog.text
+    search(super_adapter, tmp_path / "limited", **{**asked, "data": str(copy), "test": validation, "limit": 9})
+    assert "1 of 8 test questions of" in caplog.text
+
+
+def test_a_search_on_training_examples_says_how_many_whatever_the_file_is_called(
+    super_adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained_on = rows(tmp_path / "again.jsonl", 0)
+    search(super_adapter, tmp_path / "out", data=trained_on, **{**SETTINGS, "strategy": "heuristic"})
+    assert "8 of 8 examples of" in caplog.text
+    assert "which the super-adapter was trained on" in caplog.text

@@ -14,6 +14,7 @@ from shears.errors import InputError
 from shears.searching.explore import MAX_REPEATS, explore
 from shears.searching.hill_climb import HillClimbing
 from shears.searching.place import Place
+from shears.searching.stage import run_search
 from shears.searching.storage import make_fast
 from shears.searching.strategy import ACCURACY, Evaluated, Figures, Objective, Plan
 from shears.searching.study import open_ledger
@@ -154,6 +155,19 @@ def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
     for budget in (3, 6):
         plan = a_plan(max_evaluations=budget)
         assert len(climb(HillClimbing, space, conflicting(space), plan, place).known) == budget
+
+
+@pytest.mark.parametrize(("strategy", "population"), [
+    ("hill-climbing", None), *((name, 4) for name in ("nsga2", "rnsga2", "evolution")),
+])  # fmt: skip
+def test_a_larger_budget_goes_on_with_generations_of_the_size_it_began_with(
+    strategy: str, population: int | None, tmp_path: Path
+) -> None:
+    space, place = make_space(6), Place(url_of(tmp_path), resume=True)
+    for budget in (20, 60):
+        found = run_search(space, conflicting(space), a_plan(strategy, budget), place)
+    undisturbed = run_search(space, conflicting(space), a_plan(strategy, 60, population=population))
+    assert found.evaluations == undisturbed.evaluations
 
 
 @pytest.mark.parametrize("url", ["nonsense", "sqlite:////no/such/folder/study.db", "nodatabase://host/name"])

@@ -1,4 +1,4 @@
-"""Test questions that stand in the training data: found by their words, marked in the records, told."""
+"""Questions that stand in the data of another stage, whatever the file is called: found by their words, and told."""
 
 import logging
 from collections.abc import Sequence
@@ -32,14 +32,42 @@ def mark_seen(evaluation: Evaluation, examples: Sequence[Example], source: str |
     """
     if source is None:
         return evaluation
+    seen = seen_in(source, examples)
+    return _marked(evaluation, seen, source) if any(seen) else evaluation
+
+
+def seen_in(source: str, examples: Sequence[Example]) -> list[bool]:
+    """Tell of each example whether its question stands in `source`; of none where that can no longer be read."""
+    known = set(_questions(source) or ())
+    return [bool(example.question) and question_id(example.question) in known for example in examples]
+
+
+def check_apart(data: str, test: str, limit: int | None = None, test_limit: int | None = None) -> None:
+    """Raise InputError where all test questions stand in `data`, which a search sees; warn where some do.
+
+    Only the first `limit` rows of `data` and `test_limit` rows of `test` count. Texts and what cannot be read have no
+    questions: whoever evaluates on them says what is wrong.
+    """
+    seen, asked = set((_questions(data) or [])[:limit]), (_questions(test) or [])[:test_limit]
+    shared = sum(question in seen for question in asked)
+    if shared and shared == len(asked):
+        raise InputError(
+            f"search must see validation data, never the test split; all {shared} questions of {test} stand in {data}"
+        )
+    if shared:
+        logger.warning(
+            "%d of %d test questions of %s stand in %s, which the search sees", shared, len(asked), test, data
+        )
+
+
+def _questions(source: str) -> list[str] | None:
+    """Return the ids of all questions of a source, in order; None, with a message, where it cannot be read."""
     try:
         questions = [question_of(row) for row in read_rows(source)]
     except InputError as error:
-        logger.info("the training data could not be searched for test questions: %s", error)
-        return evaluation
-    known = {question_id(question) for question in questions if question}
-    seen = [bool(example.question) and question_id(example.question) in known for example in examples]
-    return _marked(evaluation, seen, source) if any(seen) else evaluation
+        logger.info("%s could not be searched for questions of other data: %s", source, error)
+        return None
+    return [question_id(question) for question in questions if question]
 
 
 def _marked(evaluation: Evaluation, seen: Sequence[bool], source: str) -> Evaluation:

@@ -19,16 +19,18 @@ class Ledger:
     """The history of a search, kept in memory and on its board; made by `open_ledger`.
 
     A worker without a name is alone: it reads the board once. Others read it again before every proposal and after
-    every claim. `stale_after` is in seconds.
+    every claim. `stale_after` is in seconds; `population` is the size of a generation the search began with.
     """
 
-    def __init__(self, board: Board, goal: Goal, size: int, worker: str = "", stale_after: float = 60.0) -> None:
+    def __init__(
+        self, board: Board, goal: Goal, size: int, worker: str = "", stale_after: float = 60.0, *, population: int
+    ) -> None:
         self._board, self._worker, self._stale_after = board, worker, stale_after
         self._watch = Watch(stale_after)
         self._held: dict[RankConfig, Claim] = {}
         self._settled, self._num_settled, self._outages = Tally(goal), 0, 0
         self._tally = self._settled
-        self.size = size
+        self.size, self.population = size, population
         self._read()
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from shears.adapt.load import SuperAdapter
 from shears.data.examples import Example, Tokenized, load_examples, tokenize_all
 from shears.data.fingerprints import rows_fingerprint
+from shears.evaluation.contamination import seen_in
 from shears.evaluation.score import padding
 from shears.evaluation.scorers import ChoiceScorer, LossScorer, Parts
 from shears.notation import num_bytes
@@ -98,8 +99,7 @@ def open_validation(adapter: SuperAdapter, config: SearchConfig, tied: TiedSpace
 def _qualities(adapter: SuperAdapter, config: SearchConfig) -> tuple[str, dict[str, GaugedEvaluator]]:
     """Return the fingerprint of the validation examples and what measures each quality that is asked for."""
     examples = _examples(adapter, config.data, config.limit)
-    if config.data == adapter.record["config"]["data"]:
-        logger.warning("the search sees the examples the super-adapter was trained on; give it validation data")
+    _warn_of_training_data(adapter, examples, config.data)
     fingerprint, found = digest(repr(examples)), dict[str, GaugedEvaluator]()
     if ACCURACY.quality in config.figures:
         found[ACCURACY.quality] = accuracy_evaluator(adapter, examples, config, _thrift(config, ACCURACY.quality))
@@ -108,6 +108,15 @@ def _qualities(adapter: SuperAdapter, config: SearchConfig) -> tuple[str, dict[s
         found[LOSS.quality] = loss_evaluator(adapter, rows, config, _thrift(config, LOSS.quality))
         fingerprint = fingerprint if len(found) > 1 else rows_fingerprint(rows)
     return fingerprint, found
+
+
+def _warn_of_training_data(adapter: SuperAdapter, examples: Sequence[Example], data: str) -> None:
+    trained_on = adapter.record["config"]["data"]
+    if seen := sum(seen_in(trained_on, examples)):
+        logger.warning(
+            "%d of %d examples of %s stand in %s, which the super-adapter was trained on; search on validation data",
+            seen, len(examples), data, trained_on,
+        )  # fmt: skip
 
 
 def _examples(adapter: SuperAdapter, data: str, limit: int | None = None) -> list[Example]:

@@ -20,6 +20,7 @@ from shears.artifacts import (
     write_json,
 )
 from shears.errors import InputError
+from shears.evaluation.contamination import check_apart
 from shears.progress import meter
 from shears.recipe import SearchConfig
 from shears.recipe.strategies import StrategyOptions
@@ -84,11 +85,12 @@ def run_search(
     outside of the space, figures that are not finite, a storage that holds something else, or where nothing evaluated
     meets the goal's constraints.
     """
-    strategy = make_strategy(space, plan)
+    make_strategy(space, plan)  # refuses what it cannot search before there is a study
     most = len(opening(space, plan)) + AFTER_OPENING.get(plan.strategy, space.size)
     budget = min(most, space.size, plan.max_evaluations)
     with open_ledger(space, plan, place) as ledger, meter("search", budget, "evaluations") as progress:
-        explore(strategy, objective, ledger, plan, progress)
+        begun = replace(plan, options=plan.options.model_copy(update={"population": ledger.population}))
+        explore(make_strategy(space, begun), objective, ledger, plan, progress)
         evaluations = ledger.evaluations
     return conclude(ranked(evaluations, as_evaluator(objective), plan.goal), plan.goal)
 
@@ -119,6 +121,8 @@ def search(
     fingerprint = trained["fingerprint"]
     pairs, tied = pairs_for(settings, Path(super_adapter), trained), _tied(settings, trained)
     asked = _asked(settings, fingerprint)
+    if settings.test is not None:
+        check_apart(settings.data, settings.test, settings.limit)
     with working_folder(output, asked, resume=resume, defaults=SearchConfig.defaults()) as work:
         adapter = load_super_adapter(super_adapter, model, device=settings.device)
         validation = open_validation(adapter, settings, tied)

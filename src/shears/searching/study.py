@@ -18,9 +18,10 @@ from shears.searching.ledger import Ledger
 from shears.searching.patience import Patience
 from shears.searching.place import Place
 from shears.searching.storage import open_storage
-from shears.searching.strategy import PARAMETERS, Goal, Plan, digest
+from shears.searching.strategy import PARAMETERS, Plan, digest
 
 ABOUT = "shears"  # the study attribute that says which search it belongs to
+POPULATION = "population"  # the one with the size of a generation, which hangs on the budget at the beginning
 WAITS = 50  # tenths of a second in which whoever makes a study says which search it belongs to
 
 
@@ -50,14 +51,15 @@ def open_ledger(space: SearchSpace, plan: Plan, place: Place) -> Iterator[Ledger
     """
     with open_storage(place.url) as storage:
         patience = Patience(place.url or "in memory", place.timeout)
-        study = _join(storage, patience, plan.goal, place, {**place.about, **_identity(space, plan)})
+        study = _join(storage, patience, plan, place, {**place.about, **_identity(space, plan)})
         board = Board(storage, study, space, plan.goal, patience)
-        yield Ledger(board, plan.goal, space.size, place.worker, place.stale_after)
+        population = patience(storage.get_study_user_attrs, study).get(POPULATION, plan.population)
+        yield Ledger(board, plan.goal, space.size, place.worker, place.stale_after, population=population)
 
 
-def _join(storage: BaseStorage, patience: Patience, goal: Goal, place: Place, about: Mapping[str, Any]) -> int:
+def _join(storage: BaseStorage, patience: Patience, plan: Plan, place: Place, about: Mapping[str, Any]) -> int:
     """Return the number of the study in its storage, new or the one that is there."""
-    directions = [StudyDirection.MAXIMIZE if up else StudyDirection.MINIMIZE for up in goal.is_maximised]
+    directions = [StudyDirection.MAXIMIZE if up else StudyDirection.MINIMIZE for up in plan.goal.is_maximised]
     try:
         with _quiet():
             study: int = patience(storage.create_new_study, directions, place.name)
@@ -67,7 +69,8 @@ def _join(storage: BaseStorage, patience: Patience, goal: Goal, place: Place, ab
         if before is not None:
             _check(before, about, place)
             return study
-    patience(storage.set_study_user_attr, study, ABOUT, dict(about))
+    patience(storage.set_study_user_attr, study, POPULATION, plan.population)
+    patience(storage.set_study_user_attr, study, ABOUT, dict(about))  # last: whoever joins waits for it
     return study
 
 
