@@ -15,6 +15,7 @@ from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.fit import fit
 from shears.adapt.groups import build_space
 from shears.adapt.ready import add_lora, prepare
+from shears.adapt.space import SearchSpace
 from shears.errors import InputError
 from shears.recipe import TrainConfig
 from tests.adapt.test_elastic import IDS, random_configs
@@ -87,6 +88,15 @@ def test_ranks_by_row_are_refused_where_a_linear_sees_some_tokens_only(quantized
     elastic.activate_rows(random_configs(elastic.space, 2))
     with pytest.raises(InputError, match="see every token of all 2 rows, one gets 5 tokens"):
         model.get_base_model().model.layers[0].mlp.up_proj(torch.zeros(5, 32))
+
+
+def test_ranks_by_row_are_refused_for_an_expert_though_its_tokens_might_fit(
+    quantized: tuple[Any, ElasticAdapter],
+) -> None:
+    _, elastic = quantized
+    elastic.space = SearchSpace({"up": (4, 2)}, {"up": ("model.layers.0.mlp.experts.1.up_proj",)})
+    with pytest.raises(InputError, match=r"every token of all rows, .*experts\.1\.up_proj is an expert's"):
+        elastic.activate_rows([elastic.space.minimal()] * 2)
 
 
 class Int8(nn.Linear):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from peft import LoraConfig, get_peft_model
 
 from shears.errors import InputError
-from shears.evaluation.harness import TASKS
+from shears.evaluation.harness import TASKS, summary, task_figures
 from shears.evaluation.harness_data import load, score
 from shears.evaluation.run import evaluate
 from shears.evaluation.statistics import wilson_interval
@@ -130,6 +131,25 @@ def test_figures_have_counts_intervals_and_a_mean(made: Path, tmp_path: Path) ->
     assert result.value == (first["value"] + match["value"]) / 2
     assert (result.n, len(result.records)) == (10, 10)
     assert json.loads((tmp_path / "figures.json").read_text())["figures"] == result.figures
+
+
+def results_of(values: list[float], value: float, stderr: float | str = "N/A") -> dict[str, Any]:
+    """What lm-eval gives of one task, in short."""
+    samples = [{"doc_id": number, "f1": each} for number, each in enumerate(values)]
+    return {"results": {"t": {"f1,none": value, "f1_stderr,none": stderr}}, "samples": {"t": samples}}
+
+
+def test_where_lm_eval_gives_no_error_it_is_that_of_the_samples_or_not_known(caplog: pytest.LogCaptureFixture) -> None:
+    (of_samples,) = task_figures("t", results_of([0.2, 0.4, 0.9], 0.5))
+    assert of_samples["stderr"] == pytest.approx(statistics.stdev([0.2, 0.4, 0.9]) / math.sqrt(3))
+    half = 1.959964 * of_samples["stderr"]
+    assert of_samples["ci95"] == pytest.approx([0.5 - half, 0.5 + half])
+    (unknown,) = task_figures("t", results_of([0.2, 0.4, 0.9], 0.7))  # no mean of the samples
+    assert (unknown["stderr"], unknown["ci95"]) == (None, None)
+    summary([of_samples], [])
+    assert "no interval is known" not in caplog.text
+    summary([of_samples, {**unknown, "task": "odd"}], [])
+    assert "no interval is known of odd" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,10 @@ def test_the_result_of_a_search_is_taken_from_its_file(super_adapter: Path, tmp_
     (tmp_path / "result.json").write_text(json.dumps(result))
     output = export_adapter(super_adapter, tmp_path / "sub", ranks=str(tmp_path / "result.json"))
     assert read_record(output, "sub_adapter.json")["ranks"] == dict(config)
+    by_folder = export_adapter(super_adapter, tmp_path / "same", ranks=str(tmp_path))
+    records = [(folder / "sub_adapter.json").read_bytes() for folder in (output, by_folder)]
+    assert records[0] == records[1], "the search's folder means its result"
+    assert read_record(by_folder, "sub_adapter.json")["ranks_fingerprint"]
 
 
 def test_the_result_of_another_search_is_refused(super_adapter: Path, tmp_path: Path) -> None:

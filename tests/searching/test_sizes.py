@@ -12,6 +12,7 @@ from shears.errors import InputError
 from shears.recipe.goals import parse_constraint
 from shears.searching.sizes import base_macs, base_nonzeros, count_sizes, refuse_out_of_reach
 from shears.searching.strategy import Goal
+from tests.searching.adapters import make_adapter
 from tests.tiny import tiny_model
 
 
@@ -77,3 +78,11 @@ def test_a_bound_that_no_configuration_meets_is_refused_before_anything_is_evalu
     for text, end in ((f"parameters<={smallest - 1}", "smallest"), (f"parameters>={2 * smallest + 1}", "largest")):
         with pytest.raises(InputError, match=f"within reach, got {text}, and the {end} configuration has parameters"):
             refuse_out_of_reach(Goal(constraints=(parse_constraint(text),)), elastic.space, count)
+
+
+def test_of_a_sparse_adapter_only_its_own_parameters_are_counted() -> None:
+    elastic = make_adapter(sparse=True)
+    assert count_sizes(elastic, ("loss", "parameters"))(elastic.space.minimal()).keys() == {"parameters"}
+    for name in ("nonzeros", "macs"):
+        with pytest.raises(InputError, match=f"{name} must be left out with a sparse adapter: merged into its zeros"):
+            count_sizes(elastic, (name, "parameters"))

@@ -9,6 +9,7 @@ B rows of a batch, R ranks; P packed rows of L tokens.
 
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from shears.errors import InputError
 
 logger = logging.getLogger(__name__)
 MASK = "rank_mask"
+EXPERTS = "experts"  # in the names of linears that get the tokens of a router
 
 
 def _mask_ranks(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
@@ -91,8 +93,14 @@ class ElasticAdapter:
         """Make the next forwards use other ranks for every row of the batch (B configurations).
 
         With `examples`, rows are packed, and each token has the ranks of its example, an index into the configurations
-        (whichever, where there is none). InputError if they are not in the space.
+        (whichever, where there is none). InputError if they are not in the space, or where a linear sees only the
+        tokens that a router sends it.
         """
+        if routed := next((name for name in chain(*self.space.modules.values()) if EXPERTS in name.split(".")), None):
+            raise InputError(
+                f"ranks by example need linears that see every token of all rows, {routed} is an expert's; set "
+                "sampling to uniform or leave it out of groups"
+            )
         checked = [self.space.check(config) for config in configs]
         for group, layers in self._layers.items():
             ranks = torch.tensor([config[group] for config in checked])

@@ -1,5 +1,6 @@
 """What the verbs print: tables a newcomer understands, 80 columns wide."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -48,7 +49,7 @@ def package_line(folder: Path) -> str:
 
 def figure(data: Mapping[str, Any]) -> tuple[str, str]:
     """Return a figure and its interval as text: percent for shares, two places for perplexity."""
-    low, high = data["ci95"]
+    low, high = data["ci95"] or (math.nan, math.nan)
     if "perplexity" in data["metric"] or "bits_per" in data["metric"]:
         return f"{data['value']:.2f}", f"{low:.2f} to {high:.2f}"
     return f"{data['value']:.1%}", f"{low:.1%} to {high:.1%}"

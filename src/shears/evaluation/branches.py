@@ -6,6 +6,7 @@ N pairs of prompt and continuation, P rows of L tokens, K positions that predict
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -73,6 +74,14 @@ class Forest:
     places: Sequence[tuple[int, Sequence[int]]]
     shared: bool
 
+    @cached_property
+    def _pairs_of(self) -> list[list[int]]:
+        """The numbers of the pairs of each row."""
+        pairs: list[list[int]] = [[] for _ in self.trees]
+        for pair, (row, _) in enumerate(self.places):
+            pairs[row].append(pair)
+        return pairs
+
     def buckets(self, batch_size: int) -> list[list[int]]:
         """Return the numbers of the rows of each batch: of about equal lengths."""
         return length_buckets([len(tree) for tree in self.trees], batch_size)
@@ -89,11 +98,11 @@ class Forest:
         wanted = torch.zeros(len(trees), length, dtype=torch.bool)
         spots: list[tuple[int, int]] = []
         tokens, owners = list[int](), list[int]()
-        for pair, (row, places) in enumerate(self.places):
-            if row in line:
-                spots += [(line[row], place + shifts[line[row]]) for place in places]
-                tokens += self.pairs[pair][1]
-                owners += [pair] * len(places)
+        for pair in sorted(pair for row in bucket for pair in self._pairs_of[row]):
+            row, places = self.places[pair]
+            spots += [(line[row], place + shifts[line[row]]) for place in places]
+            tokens += self.pairs[pair][1]
+            owners += [pair] * len(places)
         for spot in spots:
             wanted[spot] = True
         wanted[0, -1] |= not spots  # the head needs something to do

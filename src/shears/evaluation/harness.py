@@ -3,6 +3,7 @@
 import difflib
 import logging
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,7 +67,7 @@ def _manager(config: EvaluateConfig) -> Any:
 
 
 def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
-    """Return every metric of a task: value, stderr (None where lm-eval has none), number of samples and interval."""
+    """Return every metric of a task: value, stderr, number of samples, interval; None for what is not known."""
     metrics: Mapping[str, Any] = results["results"][task]
     samples = results["samples"][task]
     figures = []
@@ -75,12 +76,12 @@ def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
         if not kind or name.endswith("_stderr"):
             continue
         stderr = metrics.get(f"{name}_stderr,{kind}")
-        stderr = float(stderr) if isinstance(stderr, int | float) else None
+        stderr = float(stderr) if isinstance(stderr, int | float) else _standard_error(samples, name, float(value))
         bits = _bits(samples, name)
         figures.append(
             {
                 "task": task, "metric": name if kind == "none" else f"{name},{kind}", "value": float(value),
-                "stderr": stderr, "n": len(samples), "ci95": list(_interval(float(value), stderr, bits)),
+                "stderr": stderr, "n": len(samples), "ci95": _interval(float(value), stderr, bits),
             }
         )  # fmt: skip
     return figures
@@ -92,11 +93,21 @@ def _bits(samples: Sequence[Mapping[str, Any]], metric: str) -> list[bool] | Non
     return [bool(value) for value in values] if all(value in (0, 1) for value in values) else None
 
 
-def _interval(value: float, stderr: float | None, bits: Sequence[bool] | None) -> tuple[float, float]:
+def _standard_error(samples: Sequence[Mapping[str, Any]], metric: str, value: float) -> float | None:
+    """Return the standard error of a metric that is the mean of the samples' own, of which lm-eval gives none."""
+    values = [sample.get(metric) for sample in samples]
+    numbers = [float(each) for each in values if isinstance(each, int | float)]
+    if len(numbers) < max(len(values), 2) or not math.isclose(statistics.fmean(numbers), value, abs_tol=1e-9):
+        return None
+    return statistics.stdev(numbers) / math.sqrt(len(numbers))
+
+
+def _interval(value: float, stderr: float | None, bits: Sequence[bool] | None) -> list[float] | None:
+    """Return the 95 % interval, None where nothing tells."""
     if bits is not None:
-        return wilson_interval(sum(bits), len(bits))
-    half = Z95 * stderr if stderr is not None else math.inf
-    return (value - half, value + half) if math.isfinite(half) else (value, value)
+        return list(wilson_interval(sum(bits), len(bits)))
+    half = Z95 * stderr if stderr is not None else math.nan
+    return [value - half, value + half] if math.isfinite(half) else None
 
 
 def summary(figures: Sequence[Figure], records: Sequence[Record]) -> Evaluation:
@@ -104,8 +115,10 @@ def summary(figures: Sequence[Figure], records: Sequence[Record]) -> Evaluation:
     firsts = list({figure["task"]: figure for figure in reversed(figures)}.values())
     value = sum(figure["value"] for figure in firsts) / len(firsts)
     n = sum(figure["n"] for figure in firsts)
+    if unknown := [figure["task"] for figure in firsts if figure["ci95"] is None]:
+        logger.warning("no interval is known of %s: it is left out of that of the value", ", ".join(unknown))
     if len(firsts) == 1:
-        low, high = firsts[0]["ci95"]
+        low, high = firsts[0]["ci95"] or (value, value)
     else:
         half = Z95 * math.sqrt(sum((figure["stderr"] or 0.0) ** 2 for figure in firsts)) / len(firsts)
         low, high = value - half, value + half

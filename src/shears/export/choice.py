@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import check_input, read_json
+from shears.artifacts import RESULT, check_input, read_json
 from shears.errors import InputError
 
 NAMED = ("heuristic", "maximal", "minimal")
@@ -32,7 +32,7 @@ def choose_ranks(ranks: str, space: SearchSpace, fingerprint: str) -> RankConfig
     if ranks in NAMED:
         named: RankConfig = getattr(space, ranks)()
         return named
-    file = ranks_file(str(Path(ranks) / "result.json") if Path(ranks).is_dir() else ranks)
+    file = ranks_file(ranks)
     if file is None:
         raise InputError(f"ranks must be {', '.join(NAMED)} or a JSON file, got {ranks!r}")
     return space.check(_ranks_in(file, fingerprint))
@@ -62,7 +62,12 @@ def _picked(result: dict[str, Any], file: RanksFile) -> Any:
 
 
 def ranks_file(ranks: str | None) -> RanksFile | None:
-    """Return the file that ranks are read from, perhaps with a number behind a colon; None for a name."""
+    """Return the file that ranks are read from, perhaps with a number behind a colon; None for a name.
+
+    Of a folder, it is the result of the search in it.
+    """
+    if ranks and ranks not in NAMED and Path(ranks).is_dir():
+        ranks = str(Path(ranks) / RESULT)
     if ranks and Path(ranks).is_file():
         return RanksFile(Path(ranks), None)
     numbered = re.fullmatch(r"(?P<path>.+):(?P<number>\d{1,9})", ranks or "", re.ASCII)

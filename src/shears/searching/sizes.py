@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig, SearchSpace
+from shears.adapt.sparse_adapter import is_sparse
 from shears.errors import InputError
 from shears.models import linears
 from shears.searching.strategy import PARAMETERS, Figures, Goal, Objective
@@ -59,7 +60,15 @@ SIZES: Mapping[str, Callable[[nn.Module], int]] = MappingProxyType(
 
 
 def count_sizes(elastic: ElasticAdapter, names: Collection[str]) -> Objective:
-    """Return an objective that gives those of the figures that are counted; the base is counted once, here."""
+    """Return an objective that gives those of the figures that are counted; the base is counted once, here.
+
+    InputError for non-zeros and products of a sparse adapter: merged into the base's zeros, its ranks add none.
+    """
+    if others := [name for name in SIZES if name in names and name != PARAMETERS and is_sparse(elastic.model)]:
+        raise InputError(
+            f"{others[0]} must be left out with a sparse adapter: merged into its zeros, no rank adds any; take "
+            "parameters"
+        )
     base = {name: count(elastic.model.get_base_model()) for name, count in SIZES.items() if name in names}
 
     def count(ranks: RankConfig) -> Figures:
