@@ -10,14 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shears.artifacts import (
-    as_data,
-    read_json,
-    refuse_changes,
-    working_folder,
-    write_json,
-)
+from shears.artifacts import as_data, read_json, refuse_changes, write_json
 from shears.errors import InputError
+from shears.folders import working_folder
 from shears.recipe import SearchConfig, SparsifyConfig
 
 CONFIG = {"sparsity": 0.5, "seed": 0}

@@ -14,12 +14,12 @@ from shears.artifacts import (
     check_input,
     file_fingerprint,
     find_record,
-    partial_folder,
     read_record,
     weights_fingerprint,
     write_json,
 )
 from shears.errors import InputError
+from shears.folders import partial_folder
 
 CONFIG = {"sparsity": 0.5, "seed": 0}
 

@@ -1,26 +1,18 @@
-"""The contract between stages: folders that appear whole, say what they were made from, and are checked when read.
+"""The contract between stages: finished folders say what they were made from, and are checked when read.
 
-A stage works in the sibling `OUT.partial` (so that an interruption leaves something to resume and nothing that looks
-finished) and renames it to `OUT` at the end. Each finished folder holds one record, a JSON file, with the stage's
-configuration and the fingerprints of its inputs and of its weights.
+Each holds one record, a JSON file, with the stage's configuration and the fingerprints of its inputs and of its
+weights. How they come to be is in `folders`.
 """
 
-import errno
 import hashlib
 import json
 import logging
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-
-from shears.errors import InputError, first_line
+from shears.errors import InputError
 from shears.fields import StageConfig
 
 logger = logging.getLogger(__name__)
@@ -36,8 +28,6 @@ KINDS = {
     SPARSITY: "a sparse model", SEARCH_SPACE: "a super-adapter", SUB_ADAPTER: "a sub-adapter", RECOVERY: "a recovery",
     MERGED: "a merged model", PACKAGE: "a package",
 }  # fmt: skip
-CONFIG = ".asked.json"  # in the working folder: what the interrupted stage was asked to do
-LOCK = ".lock"
 
 
 def write_json(path: Path, content: object) -> None:
@@ -57,7 +47,7 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync_path(path.parent)
 
 
 def read_json(path: Path) -> Any:
@@ -70,7 +60,8 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} must be a JSON file, got {error}; make it again") from None
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -81,115 +72,7 @@ def _sync(path: Path) -> None:
 def sync_tree(folder: Path) -> None:
     """Flush every file and folder below to the disk."""
     for path in [*sorted(folder.rglob("*")), folder]:
-        _sync(path)
-
-
-def partial_folder(output: Path) -> Path:
-    """Where the stage that makes `output` works until it is done."""
-    return output.with_name(output.name + ".partial")
-
-
-@contextmanager
-def working_folder(
-    output: Path, config: Mapping[str, Any], *, resume: bool | None, defaults: Mapping[str, Any] = MappingProxyType({})
-) -> Iterator[Path]:
-    """Yield the folder to work in; rename it to `output` when the block ends without an error.
-
-    `resume` True continues what an interrupted run left, None always starts anew, False refuses if there is something
-    to resume. InputError if `output` exists, if another process works on it, or if the interrupted run was asked for
-    something else (`config`). A key that came after it began has its default: `defaults` are those of today.
-    """
-    work = partial_folder(output)
-    _refuse_existing(output)
-    work.mkdir(parents=True, exist_ok=True)
-    with _locked(work):
-        _refuse_overtaken(output, work)
-        had_work = (work / CONFIG).exists()
-        if had_work and resume is False:
-            raise InputError(f"{work} holds an interrupted run; continue it with --resume, or delete it to start anew")
-        if had_work and resume:
-            before = {key: value for key, value in defaults.items() if key in config} | read_json(work / CONFIG)
-            refuse_changes(work, before, config)
-        else:
-            _clear(work)
-            write_json(work / CONFIG, config)
-        try:
-            with _disk_errors(work):
-                yield work
-        except InputError:
-            if resume is None or {path.name for path in work.iterdir()} <= {CONFIG, LOCK}:
-                shutil.rmtree(work, ignore_errors=True)  # it would start anew, or nothing was done: no use to anyone
-            raise
-        for path in filter(Path.is_file, work.rglob("*")):
-            shutil.copymode(work / CONFIG, path)  # that of a new file: safetensors lets nobody but its owner read
-        sync_tree(work)
-        work.rename(output)  # with the lock in it, so that at no moment another process may begin
-        (output / CONFIG).unlink()
-        (output / LOCK).unlink(missing_ok=True)
-        _sync(output)
-        _sync(output.parent)
-
-
-@contextmanager
-def _disk_errors(work: Path) -> Iterator[None]:
-    """Raise what safetensors and torch make of a full disk as the OSError it is."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) and error.filename is None:
-            raise OSError(f"could not write below {work}: {first_line(error)}") from error
-        raise
-    except (SafetensorError, RuntimeError) as error:
-        if any(mark in str(error) for mark in ("os error", "PytorchStreamWriter", "inline_container")):
-            raise OSError(f"could not write below {work}: {first_line(error)}") from error
-        raise
-
-
-def _refuse_existing(output: Path) -> None:
-    """An empty folder may be there: the finished one is renamed onto it."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"the output must not exist yet, got {output}; name another folder or delete this one")
-
-
-def _refuse_overtaken(output: Path, work: Path) -> None:
-    """Refuse an output that another process finished meanwhile, and leave nothing beside it."""
-    try:
-        _refuse_existing(output)
-    except InputError:
-        if {path.name for path in work.iterdir()} <= {LOCK}:
-            shutil.rmtree(work, ignore_errors=True)
-        raise
-
-
-def _clear(work: Path) -> None:
-    for path in work.iterdir():
-        if path.name == LOCK:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"only one process may work on {folder}, and another does; wait for it or stop it") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a whole run's folder; a second process is refused."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        yield
+        sync_path(path)
 
 
 def refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -216,6 +99,12 @@ def file_fingerprint(*paths: Path) -> str:
             while chunk := file.read(1 << 22):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def source_fingerprint(source: str) -> str | None:
+    """Return sha256 of a local file of examples; None for hub data sets, embedded data and what is not there."""
+    path = Path(source).expanduser()
+    return file_fingerprint(path) if path.is_file() else None
 
 
 def weights_fingerprint(folder: Path) -> str:

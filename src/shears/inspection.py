@@ -17,12 +17,12 @@ from shears.artifacts import (
     SEARCH_SPACE,
     SPARSITY,
     SUB_ADAPTER,
-    partial_folder,
     read_json,
     read_record,
     weights_fingerprint,
 )
 from shears.errors import InputError
+from shears.folders import partial_folder
 from shears.package_models import is_package
 from shears.packed.file import read_package
 from shears.quantization import quantized_by

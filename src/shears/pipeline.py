@@ -25,7 +25,7 @@ from shears.artifacts import (
     read_json,
     read_record,
     refuse_changes,
-    run_lock,
+    source_fingerprint,
     weights_fingerprint,
     write_json,
     write_text,
@@ -35,9 +35,10 @@ from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
 from shears.evaluation.run import evaluate, measured
-from shears.export.choice import ranks_file
+from shears.export.choice import name_of, ranks_file
 from shears.export.peft import export_adapter
 from shears.fields import StageConfig
+from shears.folders import run_lock
 from shears.inspection import inspect
 from shears.models import model_folder, set_threads
 from shears.recipe import EvaluateConfig, ExportConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
@@ -80,12 +81,14 @@ class Stage:
         """Raise InputError if the artifact was made from other inputs than those that are there now."""
         record = read_record(self.output, self.record)
         for key, fingerprint in self.inputs().items():
-            check_input(f"{key.removesuffix('_fingerprint')} of {self.output}", record[key], fingerprint)
+            if (before := record.get(key)) is not None:  # of what has no name, and of artifacts of earlier versions
+                name = key.removesuffix("_fingerprint").removesuffix("_sha256")
+                check_input(f"{name} of {self.output}", before, fingerprint)
 
 
 def _prefixed(section: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    # where the ranks come from is compared by content (ranks_fingerprint): a run folder may be moved
-    return {f"{section}.{key}": value for key, value in config.items() if (section, key) != ("export", "ranks")}
+    named = {"ranks": name_of(config["ranks"])} if section == "export" and config["ranks"] else {}
+    return {f"{section}.{key}": value for key, value in {**config, **named}.items()}
 
 
 def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
@@ -131,23 +134,29 @@ def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
     model = recipe.model
     sparse, adapter, found = folder / "sparse", folder / "super_adapter", folder / "search"
 
-    def weights_of(key: str, path: str | Path) -> Callable[[], dict[str, str]]:
-        return lambda: {key: weights_fingerprint(model_folder(path) if key == "base_fingerprint" else Path(path))}
+    def made_from(key: str, path: str | Path, data: str = "") -> Callable[[], dict[str, str]]:
+        def inputs() -> dict[str, str]:
+            weights = weights_fingerprint(model_folder(path) if key == "base_fingerprint" else Path(path))
+            rows = source_fingerprint(data) if data else None
+            return {key: weights, **({"data_sha256": rows} if rows else {})}
+
+        return inputs
 
     pruned, adapted = as_data(recipe.sparsify), as_data(recipe.train) if recipe.train else {}
     stages = [
-        Stage("sparsify", sparse, SPARSITY, pruned, weights_of("base_fingerprint", model),
+        Stage("sparsify", sparse, SPARSITY, pruned, made_from("base_fingerprint", model),
               lambda: sparsify(model, sparse, **pruned)),
     ]  # fmt: skip
     if recipe.train:
         stages.append(
-            Stage("train", adapter, SEARCH_SPACE, adapted, weights_of("base_fingerprint", sparse),
+            Stage("train", adapter, SEARCH_SPACE, adapted, made_from("base_fingerprint", sparse, recipe.train.data),
                   lambda: train(sparse, adapter, resume=True, **adapted))
         )  # fmt: skip
     if recipe.search:
         searched, storage = as_data(recipe.search), recipe.search.storage  # as data, the URL lacks its password
         stages.append(
-            Stage("search", found, RESULT, searched, weights_of("super_adapter_fingerprint", adapter),
+            Stage("search", found, RESULT, searched,
+                  made_from("super_adapter_fingerprint", adapter, recipe.search.data),
                   lambda: search(adapter, found, resume=True, **{**searched, "storage": storage}))
         )  # fmt: skip
     return [*stages, _export_stage(recipe, folder)] if recipe.train else stages

@@ -1,5 +1,7 @@
 """What is between the last step and the finished folder: stopped anywhere there, nothing is made twice or lost."""
 
+import hashlib
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from shears import artifacts
+from shears import folders
 from shears.adapt import train as train_module
 from shears.adapt.checkpoints import last_whole_checkpoint
 from shears.adapt.train import train
 from shears.adapt.trainer import CompletionTrainer
-from shears.artifacts import partial_folder
+from shears.artifacts import read_json
 from shears.errors import InputError
+from shears.folders import partial_folder
 from tests.adapt.training import SETTINGS, assert_same, log, weights
+from tests.tiny import save_tiny
 
 LENGTHS = [{"max_steps": 7}, {"max_steps": None, "epochs": 1.5}]
 
@@ -43,7 +47,7 @@ def test_stopped_behind_the_last_checkpoint_no_step_is_made_twice(
     [
         (train_module, {"shutil": SimpleNamespace(rmtree=_interrupted)}),
         (train_module, {"write_card": _interrupted}),
-        (artifacts, {"sync_tree": _interrupted}),
+        (folders, {"sync_tree": _interrupted}),
     ],
 )
 def test_stopped_behind_the_record_nothing_is_trained_again(
@@ -61,6 +65,31 @@ def test_stopped_behind_the_record_nothing_is_trained_again(
     resumed = train(base, tmp_path / "stopped", resume=True, data=data, **SETTINGS)
     assert_same(whole, resumed)
     assert sorted(path.name for path in resumed.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_what_a_training_began_with_must_be_there_unchanged_to_go_on(
+    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, rows = tmp_path / "own", tmp_path / "rows.jsonl"
+    shutil.copytree(base, own)
+    shutil.copy(data, rows)
+    settings = {**SETTINGS, "data": str(rows)}
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_save", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(own, tmp_path / "out", **settings)
+    rows.write_text(rows.read_text() * 2)
+    with pytest.raises(InputError, match="data_sha256 was '.*' and is now"):
+        train(own, tmp_path / "out", resume=True, **settings)
+    shutil.copy(data, rows)
+    shutil.rmtree(own)
+    save_tiny(own, seed=5)
+    with pytest.raises(InputError, match="base_fingerprint was '.*' and is now"):
+        train(own, tmp_path / "out", resume=True, **settings)
+    shutil.rmtree(own)
+    shutil.copytree(base, own)
+    record = read_json(train(own, tmp_path / "out", resume=True, **settings) / "search_space.json")
+    assert record["data_sha256"] == hashlib.sha256(rows.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(("step", "kept"), [(4, 2), (7, 6)])

@@ -15,8 +15,9 @@ from shears.adapt.ready import prepare
 from shears.adapt.sampling import Place, uniform
 from shears.adapt.train import train
 from shears.adapt.trainer import CompletionTrainer
-from shears.artifacts import partial_folder, read_json, weights_fingerprint, write_json
+from shears.artifacts import read_json, weights_fingerprint, write_json
 from shears.errors import InputError
+from shears.folders import partial_folder
 from shears.recipe import TrainConfig
 from tests.adapt.training import SETTINGS, assert_close, assert_same, log, stop_after, weights
 from tests.tiny import save_tiny

@@ -90,6 +90,33 @@ def test_a_changed_stage_is_refused_with_its_keys(done: tuple[Path, Path, dict[s
         shears.run(load(path, "sparsify.sparsity=0.6"), folder)
 
 
+def test_other_ranks_to_export_are_refused_and_not_skipped(done: tuple[Path, Path, dict[str, Any]]) -> None:
+    path, folder, _ = done
+    for ranks in ("maximal", str(folder / "search" / "result.json:1"), "heuristic"):
+        with pytest.raises(InputError, match=r"export\.ranks was 'result\.json' and is now"):
+            shears.run(load(path, f"export.ranks={ranks}"), folder)
+
+
+def test_a_test_file_that_changed_is_measured_again_and_training_data_are_refused(tmp_path: Path) -> None:
+    path, files = write_recipe(tmp_path), {name: tmp_path / f"{name}.jsonl" for name in ("train", "test")}
+    for name, file in files.items():
+        file.write_text("".join(json.dumps(row) + "\n" for row in arithmetic_rows(name)[:40]))
+    recipe = load(path, f"train.data={files['train']}", f"evaluate.data={files['test']}", "search=")
+    shears.run(recipe, tmp_path / "run")
+    measured = tmp_path / "run" / "evaluation" / "sparse.json"
+    before = json.loads(measured.read_text())
+    files["test"].write_text("".join(files["test"].read_text().splitlines(keepends=True)[::-1]))
+    shears.run(recipe, tmp_path / "run")
+    after = json.loads(measured.read_text())
+    assert [row["id"] for row in after["records"]] != [row["id"] for row in before["records"]]
+    assert after["data_sha256"] != before["data_sha256"]
+    with pytest.raises(InputError, match=r"export\.ranks was 'heuristic' and is now 'result\.json'"):
+        shears.run(load(path, f"train.data={files['train']}", f"evaluate.data={files['test']}"), tmp_path / "run")
+    files["train"].write_text(files["train"].read_text() * 2)
+    with pytest.raises(InputError, match="data of .*super_adapter must be the one this was made from"):
+        shears.run(recipe, tmp_path / "run")
+
+
 def test_a_stage_removed_is_made_again_with_the_same_bits(done: tuple[Path, Path, dict[str, Any]]) -> None:
     import shutil
 
@@ -118,7 +145,7 @@ def test_search_never_sees_the_test_split(done: tuple[Path, Path, dict[str, Any]
         shears.run(load(path, "search.data=arithmetic:test", "evaluate.data=arithmetic:test"), tmp_path / "new")
     copy = tmp_path / "copy.jsonl"
     copy.write_text("".join(json.dumps(row) + "\n" for row in arithmetic_rows("test")))
-    with pytest.raises(InputError, match=r"all \d+ questions of arithmetic:test stand in .*copy.jsonl"):
+    with pytest.raises(InputError, match=r"all \d+ rows of arithmetic:test stand in .*copy.jsonl"):
         shears.run(load(path, f"search.data={copy}", "evaluate.data=arithmetic:test"), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

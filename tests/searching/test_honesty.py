@@ -10,6 +10,7 @@ import pytest
 from shears.artifacts import read_json
 from shears.cli.tables import print_search
 from shears.errors import InputError
+from shears.evaluation.contamination import check_apart
 from shears.searching.honesty import Gain, gain_report, ratio_difference
 from shears.searching.stage import search
 from tests.searching.test_evaluators import config, make
@@ -94,7 +95,7 @@ def test_a_test_split_under_another_name_is_known_by_its_questions(
     copy = tmp_path / "renamed.jsonl"
     copy.write_text("".join(reversed(lines)))
     asked = {**SETTINGS, "data": validation, "strategy": "heuristic"}
-    with pytest.raises(InputError, match=r"all 8 questions of .*renamed.jsonl stand in .*validation.jsonl"):
+    with pytest.raises(InputError, match=r"all 8 rows of .*renamed.jsonl stand in .*validation.jsonl"):
         search(super_adapter, tmp_path / "out", test=str(copy), **asked)
     assert not (tmp_path / "out").exists()
     fresh = [json.dumps({"prompt": f"what is {number}?", "completion": " 5"}) + "\n" for number in range(200, 208)]
@@ -112,3 +113,15 @@ def test_a_search_on_training_examples_says_how_many_whatever_the_file_is_called
     search(super_adapter, tmp_path / "out", data=trained_on, **{**SETTINGS, "strategy": "heuristic"})
     assert "8 of 8 examples of" in caplog.text
     assert "which the super-adapter was trained on" in caplog.text
+
+
+def test_the_same_question_with_another_answer_is_told_and_not_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A chat's last turn, or one prompt for all rows, may be the same where nothing else is."""
+    files = [tmp_path / name for name in ("validation.jsonl", "test.jsonl")]
+    for number, file in enumerate(files):
+        rows = [{"prompt": "Go on.", "completion": f"{number}-{row}"} for row in range(3)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check_apart(str(files[0]), str(files[1]))
+    assert "3 of 3 test questions of" in caplog.text

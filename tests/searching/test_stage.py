@@ -10,8 +10,8 @@ import pytest
 
 from shears.adapt.space import RankConfig
 from shears.adapt.train import train
-from shears.artifacts import partial_folder
 from shears.errors import InputError
+from shears.folders import partial_folder
 from shears.recipe import SearchConfig
 from shears.searching.gauged import GaugedEvaluator
 from shears.searching.stage import STRATEGIES, run_search, search

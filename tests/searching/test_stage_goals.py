@@ -10,10 +10,11 @@ import pytest
 import shears.searching.stage as stage_module
 from shears.adapt.load import load_super_adapter, space_of_record
 from shears.adapt.space import SearchSpace
-from shears.artifacts import partial_folder, read_json
+from shears.artifacts import read_json
 from shears.cli.tables import print_inspection, print_search
 from shears.errors import InputError
 from shears.export.peft import export_adapter
+from shears.folders import partial_folder
 from shears.inspection import inspect
 from shears.recipe import SearchConfig
 from shears.searching.stage import search

@@ -12,8 +12,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from shears.artifacts import partial_folder, working_folder
 from shears.errors import InputError
+from shears.folders import partial_folder, working_folder
 
 Result = TypeVar("Result")
 
@@ -74,7 +74,7 @@ def together(work: Callable[[], Result]) -> Result:
 def shared_folder(
     output: Path, asked: Mapping[str, Any], *, resume: bool, defaults: Mapping[str, Any] = MappingProxyType({})
 ) -> Iterator[Path]:
-    """Yield the working folder of `artifacts.working_folder`, held by the first process for all of them.
+    """Yield the working folder of `folders.working_folder`, held by the first process for all of them.
 
     It is renamed once every process has left the block. InputError, raised in the first process alone, for what
     `working_folder` refuses; the others then exit with code 2.

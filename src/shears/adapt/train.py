@@ -17,7 +17,16 @@ from shears.adapt.ready import Ready, prepare
 from shears.adapt.reorder import reorder
 from shears.adapt.space import SearchSpace
 from shears.adapt.trackers import prepare_trackers
-from shears.artifacts import SEARCH_SPACE, TRAINING_LOG, as_data, read_json, sync_tree, weights_fingerprint, write_json
+from shears.artifacts import (
+    SEARCH_SPACE,
+    TRAINING_LOG,
+    as_data,
+    read_json,
+    source_fingerprint,
+    sync_tree,
+    weights_fingerprint,
+    write_json,
+)
 from shears.cards.card import write_card
 from shears.data.fingerprints import rows_fingerprint
 from shears.models import model_folder, pick_device
@@ -38,14 +47,18 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     cannot be used, or when the loss stops being finite.
     """
     settings, output, started = build(TrainConfig, "train", config), Path(output), time.monotonic()
-    asked = {"model": str(model), **as_data(settings)}
+    origin = {
+        "base_fingerprint": weights_fingerprint(model_folder(model)),
+        "data_sha256": source_fingerprint(settings.data),
+    }
+    asked, known = {"model": str(model), **origin, **as_data(settings)}, {**TrainConfig.defaults(), **origin}
     prepare_trackers(settings.report_to, output)
     join_processes(cpu=pick_device(settings.device).type == "cpu")
-    with shared_folder(output, asked, resume=resume, defaults=TrainConfig.defaults()) as work:
+    with shared_folder(output, asked, resume=resume, defaults=known) as work:
         is_saved = (work / SEARCH_SPACE).is_file()  # and only what is last was not done
         wait()  # before the first process goes on and takes the folder away
         if not is_saved:
-            _fit_and_save(model, work, settings)
+            _fit_and_save(model, work, settings, {"base": _name_of(model), **origin})
         if is_first_process():
             write_card(work)
             shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # until all is saved, a resume goes on from them
@@ -53,15 +66,14 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     return output
 
 
-def _fit_and_save(model: str | Path, work: Path, settings: TrainConfig) -> None:
-    base = weights_fingerprint(model_folder(model))
+def _fit_and_save(model: str | Path, work: Path, settings: TrainConfig, origin: dict[str, str | None]) -> None:
     ready = together(lambda: prepare(model, settings))
     fit(ready, work, settings)
     wait()  # for checkpoints that others still write
     if is_first_process():
         if settings.reorder:
             reorder(ready.model)
-        _save(ready, work, settings, {"base": _name_of(model), "base_fingerprint": base})
+        _save(ready, work, settings, origin)
 
 
 def _name_of(model: str | Path) -> str:
@@ -69,7 +81,7 @@ def _name_of(model: str | Path) -> str:
     return str(Path(model).resolve()) if Path(model).exists() else str(model)
 
 
-def _save(ready: Ready, work: Path, settings: TrainConfig, origin: dict[str, str]) -> None:
+def _save(ready: Ready, work: Path, settings: TrainConfig, origin: dict[str, str | None]) -> None:
     """Write the vanilla PEFT adapter, then the record that makes the folder a super-adapter: with it, all is there."""
     config = ready.model.peft_config["default"]
     config.base_model_name_or_path = origin["base"]

@@ -1,7 +1,8 @@
 """Questions that stand in the data of another stage, whatever the file is called: found by their words, and told."""
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from shears.artifacts import find_record, read_json
 from shears.data.examples import Example
 from shears.data.questions import question_id, question_of
-from shears.data.rows import read_rows
+from shears.data.rows import Row, read_rows
 from shears.errors import InputError
 from shears.evaluation.records import Evaluation
 
@@ -38,36 +39,45 @@ def mark_seen(evaluation: Evaluation, examples: Sequence[Example], source: str |
 
 def seen_in(source: str, examples: Sequence[Example]) -> list[bool]:
     """Tell of each example whether its question stands in `source`; of none where that can no longer be read."""
-    known = set(_questions(source) or ())
+    known = set(_questions(_rows(source) or ()))
     return [bool(example.question) and question_id(example.question) in known for example in examples]
 
 
 def check_apart(data: str, test: str, limit: int | None = None, test_limit: int | None = None) -> None:
-    """Raise InputError where all test questions stand in `data`, which a search sees; warn where some do.
+    """Raise InputError where all test rows stand in `data`, which a search sees; warn where some questions do.
 
-    Only the first `limit` rows of `data` and `test_limit` rows of `test` count. Texts and what cannot be read have no
-    questions: whoever evaluates on them says what is wrong.
+    A row is the same in any file and order; its question also under another answer. Only the first `limit` rows of
+    `data` and `test_limit` rows of `test` count. Texts and what cannot be read have no questions: whoever evaluates on
+    them says what is wrong.
     """
-    seen, asked = set((_questions(data) or [])[:limit]), (_questions(test) or [])[:test_limit]
-    shared = sum(question in seen for question in asked)
-    if shared and shared == len(asked):
+    seen, asked = (_rows(data) or [])[:limit], (_rows(test) or [])[:test_limit]
+    known = set(map(_identity, seen))
+    if asked and all(_identity(row) in known for row in asked):
         raise InputError(
-            f"search must see validation data, never the test split; all {shared} questions of {test} stand in {data}"
+            f"search must see validation data, never the test split; all {len(asked)} rows of {test} stand in {data}"
         )
-    if shared:
-        logger.warning(
-            "%d of %d test questions of %s stand in %s, which the search sees", shared, len(asked), test, data
-        )
+    questions = set(_questions(seen))
+    if shared := sum(question in questions for question in _questions(asked)):
+        words = "%d of %d test questions of %s stand in %s, which the search sees"
+        logger.warning(words, shared, len(asked), test, data)
 
 
-def _questions(source: str) -> list[str] | None:
-    """Return the ids of all questions of a source, in order; None, with a message, where it cannot be read."""
+def _rows(source: str) -> list[Row] | None:
+    """Return the rows of a source; None, with a message, where it cannot be read."""
     try:
-        questions = [question_of(row) for row in read_rows(source)]
+        return read_rows(source)
     except InputError as error:
         logger.info("%s could not be searched for questions of other data: %s", source, error)
         return None
-    return [question_id(question) for question in questions if question]
+
+
+def _identity(row: Row) -> str:
+    return json.dumps(row, sort_keys=True, default=str)
+
+
+def _questions(rows: Iterable[Row]) -> list[str]:
+    """Return the ids of the rows' questions; of a row without one, none."""
+    return [question_id(question) for question in map(question_of, rows) if question]
 
 
 def _marked(evaluation: Evaluation, seen: Sequence[bool], source: str) -> Evaluation:

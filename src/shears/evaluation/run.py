@@ -21,6 +21,7 @@ from shears.artifacts import (
     find_record,
     read_json,
     read_record,
+    source_fingerprint,
     weights_fingerprint,
     write_json,
 )
@@ -71,9 +72,10 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
 
 
 def measured(model: str | Path, adapter: str | Path | None, config: EvaluateConfig) -> dict[str, Any]:
-    """Return what names a measurement: its configuration and the fingerprints of what is measured."""
+    """Return what names a measurement: its configuration and the fingerprints of what is measured, on what."""
     return {
         "config": as_data(config),
+        "data_sha256": source_fingerprint(config.data),
         "model_fingerprint": weights_fingerprint(model_folder(model)),
         "adapter_fingerprint": weights_fingerprint(Path(adapter)) if adapter else None,
     }

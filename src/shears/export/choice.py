@@ -76,6 +76,12 @@ def ranks_file(ranks: str | None) -> RanksFile | None:
     return None
 
 
+def name_of(ranks: str) -> str:
+    """Return what a record calls ranks: a file by its name, for its content counts and its folder may be moved."""
+    file = ranks_file(ranks)
+    return file.name if file else Path(ranks).name
+
+
 def by_linear(space: SearchSpace, ranks: RankConfig) -> dict[str, int]:
     """Return the rank of every linear of the space."""
     return {linear: ranks[group] for group, linears in space.modules.items() for linear in linears}

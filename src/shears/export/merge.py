@@ -8,15 +8,7 @@ from typing import Any
 import torch
 
 from shears.adapt.load import checked_base
-from shears.artifacts import (
-    MERGED,
-    SPARSITY,
-    as_data,
-    read_json,
-    weights_fingerprint,
-    working_folder,
-    write_json,
-)
+from shears.artifacts import MERGED, SPARSITY, as_data, read_json, weights_fingerprint, write_json
 from shears.cards.card import write_card
 from shears.errors import InputError
 from shears.export.project import merge_projected
@@ -24,6 +16,7 @@ from shears.export.quality import Text
 from shears.export.sub_adapter import SubAdapter, origin, read_sub_adapter
 from shears.export.target import Merged, Target, merge_into
 from shears.export.updates import with_masked, with_whole
+from shears.folders import working_folder
 from shears.models import load_tokenizer, model_folder
 from shears.quantization import quantized_by
 from shears.recipe import ExportConfig

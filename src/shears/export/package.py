@@ -23,7 +23,6 @@ from shears.artifacts import (
     find_record,
     read_json,
     weights_fingerprint,
-    working_folder,
     write_json,
 )
 from shears.cards.card import write_card
@@ -32,6 +31,7 @@ from shears.errors import InputError
 from shears.export.merge import merge_adapter
 from shears.export.packing import Packing, choose_form
 from shears.export.sub_adapter import origin, read_sub_adapter, refuse_ranks
+from shears.folders import working_folder
 from shears.models import load_tokenizer, model_folder
 from shears.packed.file import PACKAGE_FILE
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS

@@ -18,7 +18,6 @@ from shears.artifacts import (
     read_json,
     read_record,
     weights_fingerprint,
-    working_folder,
     write_json,
 )
 from shears.cards.card import write_card
@@ -28,6 +27,7 @@ from shears.export.merge import merge_adapter
 from shears.export.package import export_package
 from shears.export.sub_adapter import sliced_config
 from shears.export.tensors import padded, sliced
+from shears.folders import working_folder
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.recipe import ExportConfig
 from shears.resolve import build

@@ -11,15 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shears.artifacts import (
-    PACKAGE,
-    SUB_ADAPTER,
-    read_json,
-    read_record,
-    weights_fingerprint,
-    working_folder,
-    write_json,
-)
+from shears.artifacts import PACKAGE, SUB_ADAPTER, read_json, read_record, weights_fingerprint, write_json
+from shears.folders import working_folder
 from shears.models import load_tokenizer
 from shears.packed.file import Package, read_package
 from shears.packed.index import PLAIN

@@ -8,8 +8,9 @@ from types import MappingProxyType
 from shears.adapt.fit import num_steps
 from shears.adapt.groups import build_space
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import EVALUATION, partial_folder
+from shears.artifacts import EVALUATION
 from shears.export.choice import by_linear
+from shears.folders import partial_folder
 from shears.models import load_tokenizer
 from shears.notation import num_bytes
 from shears.pipeline import run_folder, stages_of

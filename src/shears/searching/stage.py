@@ -11,16 +11,10 @@ from typing import Any
 
 from shears.adapt.load import SuperAdapter, load_super_adapter, space_of_record
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import (
-    RESULT,
-    SEARCH_SPACE,
-    as_data,
-    read_record,
-    working_folder,
-    write_json,
-)
+from shears.artifacts import RESULT, SEARCH_SPACE, as_data, read_record, source_fingerprint, write_json
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
+from shears.folders import working_folder
 from shears.progress import meter
 from shears.recipe import SearchConfig
 from shears.recipe.strategies import StrategyOptions
@@ -136,6 +130,7 @@ def search(
             "config": as_data(settings),
             "super_adapter_fingerprint": fingerprint,
             "data_fingerprint": validation.fingerprint,
+            "data_sha256": source_fingerprint(settings.data),
             "objectives": list(plan.goal.objectives),
             "constraints": list(map(str, plan.goal.constraints)),
             **result.as_data(),

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shears.artifacts import write_text
+from shears.folders import WORKER
 from shears.searching.claims import Claim
 
 BEATS = 6  # signs of life in the time after which a silent worker is given up
-NAME = ".worker"  # in the working folder
 
 
 def worker_name(folder: Path) -> str:
     """Return a name that no other worker has, kept in the working folder: who resumes there is the same worker."""
-    path = folder / NAME
+    path = folder / WORKER
     if not path.exists():
         write_text(path, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
     return path.read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ def worker_name(folder: Path) -> str:
 
 def forget_name(folder: Path) -> None:
     """Remove the name: the worker has done its work."""
-    (folder / NAME).unlink(missing_ok=True)
+    (folder / WORKER).unlink(missing_ok=True)
 
 
 class Watch:
