@@ -38,6 +38,11 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
         (SparsifyConfig, {"sparsity": -0.1}, "x.sparsity must be greater than or equal to 0, got -0.1"),
         (SparsifyConfig, {"method": "wnda"}, "'wanda', 'magnitude', 'ria', 'sparsegpt' or 'admm', got 'wnda'"),
         (SparsifyConfig, {"num_samples": "many"}, "x.num_samples must be a valid integer"),
+        (TrainConfig, {"data": "x", "seed": -1}, "x.seed must be greater than or equal to 0, got -1"),
+        (TrainConfig, {"data": "x", "seed": 2**32}, "x.seed must be less than 4294967296"),
+        (TrainConfig, {"data": "x", "epochs": float("inf")}, "x.epochs must be a finite number, got inf"),
+        (TrainConfig, {"data": "x", "alpha": "nan"}, "x.alpha must be a finite number"),
+        (TrainConfig, {"data": "x", "ranks": True}, "x.ranks must be a valid tuple, got True"),
         (SearchConfig, {"data": "x", "objective": "accuracy"}, "task must be given with objective accuracy"),
     ],
 )
@@ -98,3 +103,19 @@ def test_a_missing_file_and_a_stray_key_are_refused(tmp_path: Path) -> None:
         stage_values("sparsify", None, ["sparsfy.seed=1"], {})
     with pytest.raises(InputError, match="train must be a section of keys, got 3"):
         stage_values("train", None, ["train=3"], {})
+
+
+def test_a_pattern_is_no_number_in_the_base_of_sixty(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: m\nsparsify: {pattern: 2:4, sparsity: 0.5}\n")
+    assert load_recipe(path).sparsify.pattern == "2:4"
+    assert load_recipe(path, ["sparsify.pattern=4:8"]).sparsify.pattern == "4:8"
+    assert load_recipe(path, ["sparsify.seed=1_000", "sparsify.sparsity=5.0e-1"]).sparsify.seed == 1000
+
+
+def test_a_size_may_be_a_bare_number_and_data_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: m\nsparsify: {activation_budget: 1000000000}\n")
+    assert load_recipe(path).sparsify.activation_budget == "1000000000"
+    searched = build(SearchConfig, "search", {"data": tmp_path / "v.jsonl", "cache_budget": 0})
+    assert (searched.data, searched.cache_budget) == (f"{tmp_path}/v.jsonl", "0")

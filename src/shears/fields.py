@@ -16,7 +16,7 @@ Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 def _split_commas(value: object) -> object:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
-    return (value,) if isinstance(value, int) else value
+    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 Ranks = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_split_commas), Field(min_length=1)]
@@ -34,6 +34,11 @@ def _split_shares(value: object) -> object:
             raise ValueError(f"must be NAME=SHARE, got {part!r}; for example down_proj=0.4")
         shares[name.strip()] = share.strip()
     return shares
+
+
+def _as_text(value: object) -> object:
+    """A number of bytes, as YAML reads `0`."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _check_size(value: str) -> str:
@@ -63,7 +68,8 @@ def hide_passwords(text: str) -> str:
 StorageURL = Annotated[str, PlainSerializer(hide_passwords, when_used="json")]
 """A database's URL; whatever is written of it (JSON, YAML) lacks the password."""
 Shares = Annotated[dict[str, Annotated[float, Field(ge=0.0, lt=1.0)]], BeforeValidator(_split_shares)]
-Size = Annotated[str, AfterValidator(_check_size)]
+Size = Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_size)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
 
 
@@ -74,7 +80,8 @@ class Repeated:
 class StageConfig(BaseModel):
     """A section of a recipe; immutable, every key known."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True,
+                              allow_inf_nan=False)  # fmt: skip
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """From YAML files, `--set key=value` and flags to checked configurations, with errors a person can act on."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,27 @@ from shears.fields import StageConfig
 from shears.recipe import Recipe
 
 Config = TypeVar("Config", bound=StageConfig)
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 2:4 is a pattern, not 124 in the base of sixty that YAML 1.1 has."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [
+            (tag, re.compile(rf"(?!\S*:){known.pattern}", re.VERBOSE) if tag in NUMBERS else known)
+            for tag, known in resolvers
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _parsed(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def build(kind: type[Config], section: str, values: Mapping[str, Any]) -> Config:
@@ -22,7 +44,7 @@ def build(kind: type[Config], section: str, values: Mapping[str, Any]) -> Config
     `section` is what the messages put before a key, such as `train`; empty for a whole recipe.
     """
     try:
-        return kind.model_validate(dict(values))
+        return kind.model_validate({key: str(v) if isinstance(v, Path) else v for key, v in values.items()})
     except ValidationError as error:
         raise InputError("; ".join(_explain(kind, section, detail) for detail in error.errors())) from None
 
@@ -30,7 +52,7 @@ def build(kind: type[Config], section: str, values: Mapping[str, Any]) -> Config
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the content of a recipe file; InputError if it is missing, torn or no mapping."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = _parsed(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the recipe must be a readable YAML file, got {path}: {error}") from None
     except yaml.YAMLError as error:
@@ -57,7 +79,7 @@ def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
 
 def _value(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return _parsed(text)
     except yaml.YAMLError:
         return text
 

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,3 +128,30 @@ def test_a_mixture_of_experts_fits_beside_its_router(printed: Lines) -> None:
     lines = printed(_data({str(layer): dict.fromkeys(kinds, 0.5) for layer in range(32)}))
     assert [row[0] for row in _rows(lines)] == ["0-31", "all"]
     assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("names", "folders", "command"),
+    [
+        (
+            ["dense", "sparse", "sparse + sub-adapter"],
+            ["sub_adapter", "package"],
+            "RUN/sparse --adapter RUN/sub_adapter",
+        ),
+        (["dense", "sparse", "merged"], ["sub_adapter", "package", "merged"], "RUN/merged"),
+        (["dense", "sparse"], [], "RUN/sparse"),
+        ([], ["package"], "RUN/package"),
+    ],
+)
+def test_what_a_run_made_last_is_what_one_is_told_to_try(
+    names: list[str], folders: list[str], command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+    figures = {"metric": "accuracy", "value": 0.5, "n": 2, "ci95": [0.1, 0.9], "sparsity": 0.5, "nonzeros": 3,
+               "adapter_parameters": 0}  # fmt: skip
+    tables.print_summary(
+        {"task": "number", "data": "d", "models": [{"name": name, **figures} for name in names]}, tmp_path
+    )
+    told = " ".join(capsys.readouterr().out.split()).replace(str(tmp_path), "RUN")
+    assert f'Try it: shears generate {command} --prompt "..."' in told

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shears import cli
 from shears.cli import main
 from shears.recipe import SparsifyConfig
 from tests.end_to_end.recipe import write_recipe
@@ -166,3 +167,15 @@ def test_every_public_name_is_there() -> None:
     assert all(getattr(package, name) is not None for name in package.__all__)
     assert callable(package.sparsify)
     assert callable(package.search)
+
+
+@pytest.mark.parametrize(
+    ("verb", "hint"), [("train", "; --resume goes on"), ("run", "; the same command goes on"), ("x", "")]
+)
+def test_ctrl_c_says_how_to_go_on(
+    verb: str, hint: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Typer turns a KeyboardInterrupt into an exit code."""
+    monkeypatch.setattr(cli, "application", lambda: lambda standalone_mode: 130)
+    code, _, errors = shears(capfd, monkeypatch, verb)
+    assert (code, errors.startswith(f"error: stopped{hint}")) == (130, True)

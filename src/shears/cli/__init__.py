@@ -14,6 +14,12 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
 }
+INTERRUPTED = 130  # what shells report of a Ctrl-C, and typer makes of it
+GOING_ON = {
+    "train": "--resume goes on from the last checkpoint",
+    "search": "--resume goes on from the last evaluation",
+    "run": "the same command goes on from there",
+}
 
 
 class _ConsoleHandler(logging.Handler):
@@ -48,7 +54,10 @@ def main() -> None:
 
     usage_error = _click_exception()
     try:
-        sys.exit(application()(standalone_mode=False) or 0)
+        code = application()(standalone_mode=False) or 0
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code)
     except InputError as error:
         _fail(str(error), 2)
     except usage_error as error:
@@ -60,7 +69,8 @@ def main() -> None:
     except OSError as error:
         _fail(f"the machine said no: {error}", 1)
     except KeyboardInterrupt:
-        _fail("stopped; --resume goes on from the last checkpoint", 130)
+        verb = next(iter(sys.argv[1:]), "")
+        _fail("; ".join(filter(None, ["stopped", GOING_ON.get(verb)])), INTERRUPTED)
 
 
 def application() -> Any:

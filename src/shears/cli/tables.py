@@ -19,6 +19,7 @@ from shears.progress import is_first_process
 console = Console(quiet=not is_first_process())
 
 BARS = " ▁▂▃▄▅▆▇█"
+WHOLE = ("package", "merged")  # exports that are a model by themselves
 ENDS = ("low", "high")  # of the interval of a detail
 FEW_ZEROS, ALL_ZEROS = (247, 251, 255), (8, 48, 107)  # red, green, blue of a cell's background: near white, dark blue
 
@@ -141,8 +142,11 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     names = ("sparse", "super_adapter", "search", "sub_adapter", "merged", "package", "evaluation.json")
     for name in (name for name in names if (folder / name).exists()):
         print_line(f"  {folder / name}")
-    whole = next((folder / name for name in ("package", "merged") if (folder / name).exists()), None)
-    print_line(f'Try it: shears generate {whole or f"{folder}/sparse --adapter {folder}/sub_adapter"} --prompt "..."')
+    last = rows[-1]["name"] if rows else next((name for name in WHOLE if (folder / name).exists()), "")
+    whole = folder / last if last in WHOLE else None
+    adapter = folder / "sub_adapter"
+    parts = f"{folder / 'sparse'}{f' --adapter {adapter}' if adapter.exists() else ''}"
+    print_line(f'Try it: shears generate {whole or parts} --prompt "..."')
 
 
 def print_inspection(data: Mapping[str, Any]) -> None:

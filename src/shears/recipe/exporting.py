@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from shears.fields import Device, StageConfig
+from shears.fields import Device, Seed, StageConfig
 
 
 class ExportConfig(StageConfig):
@@ -31,7 +31,7 @@ class ExportConfig(StageConfig):
     """Tokens in a calibration sequence."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda or mps."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the choice of calibration sequences."""
 
     @property

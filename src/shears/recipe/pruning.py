@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shears.fields import Device, Dtype, Names, Pattern, Shares, Size, StageConfig
+from shears.fields import Device, Dtype, Names, Pattern, Seed, Shares, Size, StageConfig
 from shears.notation import kept_of_every
 
 
@@ -49,7 +49,7 @@ class SparsifyConfig(StageConfig):
     """Number format of the model on the disk; auto keeps the model's own."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda or mps."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the choice of calibration sequences."""
 
     @model_validator(mode="after")

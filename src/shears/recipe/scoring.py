@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from shears.fields import Device, Dtype, Names, Size, StageConfig
+from shears.fields import Device, Dtype, Names, Seed, Size, StageConfig
 from shears.recipe.goals import QUALITIES, Constraint, check_goal, complete, parse_constraint, parse_point
 from shears.recipe.paper import ANSWER_FORMS, PaperTask, with_paper_defaults
 from shears.recipe.sharing import SharingConfig
@@ -64,7 +64,7 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     race_indifference: float = Field(0.0, ge=0.0)
     """With race_error: a difference of loss (nats a token) or accuracy (a share) that does not matter, such as 0.0005;
     a candidate that differs by less beyond doubt is not measured further either."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the proposals."""
 
     @property

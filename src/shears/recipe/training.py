@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from shears.fields import Device, Names, Ranks, StageConfig
+from shears.fields import Device, Names, Ranks, Seed, StageConfig
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
@@ -76,7 +76,7 @@ class TrainConfig(StageConfig):
     """Optimizer steps between two checkpoints; an interruption loses no more than these."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda or mps."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial adapter, the order of the examples and the ranks drawn at every step."""
 
     @model_validator(mode="after")
