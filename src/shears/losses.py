@@ -16,6 +16,13 @@ from torch import Tensor, nn
 IGNORED = -100
 
 
+def within_context(model: nn.Module, tokens: int) -> int:
+    """Return so many tokens, or as many as the model has positions for where these are fewer."""
+    config = own_model(model).config
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr, operator]
+    return min(tokens, context or tokens)
+
+
 def own_model(model: nn.Module) -> nn.Module:
     """Return the model inside PEFT, distributed and compiled wrappers."""
     while isinstance(inner := getattr(model, "module", getattr(model, "_orig_mod", None)), nn.Module):

@@ -17,6 +17,7 @@ from shears.adapt.initial import start_from_principal, start_from_recovery
 from shears.adapt.space import SearchSpace
 from shears.adapt.sparse_adapter import make_sparse
 from shears.data.examples import Tokenized, load_examples, tokenize_all
+from shears.losses import within_context
 from shears.models import DTYPES, load_model, load_tokenizer, model_folder, pick_device, resolved_precision
 from shears.quantization import keep_as_quantized, quantization_config
 from shears.recipe import TrainConfig
@@ -41,9 +42,9 @@ def prepare(model: str | Path, settings: TrainConfig) -> Ready:
     """Load what `settings` ask for. InputError for what cannot be used."""
     tokenizer = load_tokenizer(model)
     examples = load_examples(settings.data, settings.template, tokenizer)
-    rows = tokenize_all(examples, tokenizer, settings.max_length, settings.train_on)
     device = "cpu" if settings.shard else settings.device  # no GPU need hold the whole model
     base = load_model(model, device=device, quantization=_quantization(settings))
+    rows = tokenize_all(examples, tokenizer, within_context(base, settings.max_length), settings.train_on)
     keep_as_quantized(base)
     space = build_space(base, settings.groups, settings.ranks)
     peft_model = add_lora(base, space, settings)

@@ -10,6 +10,7 @@ from shears.data.fingerprints import rows_fingerprint
 from shears.evaluation.contamination import seen_in
 from shears.evaluation.score import padding
 from shears.evaluation.scorers import ChoiceScorer, LossScorer, Parts
+from shears.losses import within_context
 from shears.notation import num_bytes
 from shears.recipe import SearchConfig
 from shears.searching.decoding import DecodingGauge
@@ -104,7 +105,7 @@ def _qualities(adapter: SuperAdapter, config: SearchConfig) -> tuple[str, dict[s
     if ACCURACY.quality in config.figures:
         found[ACCURACY.quality] = accuracy_evaluator(adapter, examples, config, _thrift(config, ACCURACY.quality))
     if LOSS.quality in config.figures:
-        rows = tokenize_all(examples, adapter.tokenizer, adapter.record["config"]["max_length"])
+        rows = _tokenized(adapter, examples)
         found[LOSS.quality] = loss_evaluator(adapter, rows, config, _thrift(config, LOSS.quality))
         fingerprint = fingerprint if len(found) > 1 else rows_fingerprint(rows)
     return fingerprint, found
@@ -119,6 +120,11 @@ def _warn_of_training_data(adapter: SuperAdapter, examples: Sequence[Example], d
         )  # fmt: skip
 
 
+def _tokenized(adapter: SuperAdapter, examples: Sequence[Example]) -> list[Tokenized]:
+    longest = within_context(adapter.model.get_base_model(), adapter.record["config"]["max_length"])
+    return tokenize_all(examples, adapter.tokenizer, longest)
+
+
 def _examples(adapter: SuperAdapter, data: str, limit: int | None = None) -> list[Example]:
     return load_examples(data, adapter.record["template"], adapter.tokenizer, limit)
 
@@ -130,7 +136,7 @@ def open_whole(
     examples, thrift = _examples(adapter, data, limit), Thrift("0", 0.0, config.seed)
     if quality == ACCURACY.quality:
         return accuracy_evaluator(adapter, examples, config, thrift)
-    rows = tokenize_all(examples, adapter.tokenizer, adapter.record["config"]["max_length"])
+    rows = _tokenized(adapter, examples)
     return loss_evaluator(adapter, rows, config, thrift)
 
 
