@@ -60,7 +60,8 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     changes time, no figure. 0: every evaluation is whole."""
     race_error: float = Field(0.0, ge=0.0, lt=0.5)
     """hill-climbing: drop a candidate that is worse than the incumbent on a part of the examples already, but for this
-    chance of an error, such as 0.05; 0 measures everything whole."""
+    chance of an error, such as 0.05 (up to three times that where a few examples differ by very much); 0 measures
+    everything whole."""
     race_indifference: float = Field(0.0, ge=0.0)
     """With race_error: a difference of loss (nats a token) or accuracy (a share) that does not matter, such as 0.0005;
     a candidate that differs by less beyond doubt is not measured further either."""
