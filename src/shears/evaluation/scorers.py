@@ -188,3 +188,7 @@ def check_choices(examples: Sequence[Example]) -> None:
                 f"task choices needs rows with choices and an answer among them, row {number} has not; add the column "
                 "choices (a list), or end the instruction in 'Answer format: a/b/c'"
             )
+        if not all(choice.strip() for choice in example.choices):
+            raise InputError(
+                f"every choice must have text, for none is always the likeliest; row {number} has {example.choices}"
+            )
