@@ -56,6 +56,8 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
     if wanted.template is None:
         default = TEMPLATE if wanted.task in (*ANSWER_FORMS, "harness") else DEFAULT_TEMPLATE
         wanted = wanted.model_copy(update={"template": adapter_template(adapter or model, default)})
+    if output is not None:
+        _check_output(Path(output), wanted)
     loaded, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
     if output is None:
         return _evaluate(loaded, tokenizer, wanted, adapter or model, None)
@@ -68,6 +70,20 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
         journal.close()
     logger.info("wrote %s", path)
     return evaluation
+
+
+def _check_output(output: Path, config: EvaluateConfig) -> None:
+    """Raise InputError where figures could not be written at the end, or would replace the data."""
+    if output.is_dir() or journal_path(output).is_dir():
+        raise InputError(f"the output must be a file, got the folder {output}; name such as {output}/figures.json")
+    if output.resolve() == Path(config.data).expanduser().resolve():
+        raise InputError(f"the output must be another file than the data, got {output} for both")
+    try:
+        place = next(folder for folder in output.absolute().parents if folder.exists())  # the others are made
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(f"the output must be a file that can be written, got {output}: {error.strerror}") from None
 
 
 def measured(model: str | Path, adapter: str | Path | None, config: EvaluateConfig) -> dict[str, Any]:
