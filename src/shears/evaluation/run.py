@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from shears.adapt.load import whole_record
 from shears.adapt.sparse_adapter import make_sparse
 from shears.artifacts import (
     PACKAGE,
@@ -119,7 +120,10 @@ def adapter_template(adapter: str | Path | None, default: str = DEFAULT_TEMPLATE
     """Return the template an adapter, or a model it was merged into, was trained with; the default without a record."""
     record = find_record(Path(adapter)) if adapter is not None else None
     content = read_json(record) if record is not None else {}
-    template = content.get("template") or content.get("config", {}).get("template")
+    if not isinstance(content, dict):
+        raise InputError(f"{record} must be the record that shears wrote, it is {str(content)[:40]}")
+    config = content.get("config")
+    template = content.get("template") or (config.get("template") if isinstance(config, dict) else None)
     return template if template in TEMPLATES else default
 
 
@@ -171,7 +175,7 @@ def _checked_record(adapter: Path, model: str | Path) -> dict[str, Any]:
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise InputError(f"the adapter must be a folder with {ADAPTER_CONFIG}, got {adapter}; check the path")
     path = find_record(adapter)
-    record = read_record(adapter, path.name) if path is not None else {}
+    record = whole_record(adapter, path.name) if path is not None else {}
     if "base_fingerprint" in record:
         found = weights_fingerprint(model_folder(model))
         check_input(f"the base model of {adapter}, here {model},", record["base_fingerprint"], found)
