@@ -124,7 +124,7 @@ def adapter_template(adapter: str | Path | None, default: str = DEFAULT_TEMPLATE
         raise InputError(f"{record} must be the record that shears wrote, it is {str(content)[:40]}")
     config = content.get("config")
     template = content.get("template") or (config.get("template") if isinstance(config, dict) else None)
-    return template if template in TEMPLATES else default
+    return template if isinstance(template, str) and template in TEMPLATES else default
 
 
 def load_with_adapter(
