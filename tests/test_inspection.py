@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shears.artifacts import write_json
+from shears.errors import InputError
 from shears.inspection import inspect, kinds_of
 from tests.tiny import save_tiny, tiny_model
 
@@ -123,3 +124,36 @@ def test_a_folder_without_blocks_has_no_map(tmp_path: Path) -> None:
     assert data["sparsity_by_linear"] == {}
     assert data["sparsity"] == 0.0
     assert data["nonzeros"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model-0.safetensors", "torn", "must be a whole file of safetensors, got"),
+        ("config.json", "{", "config.json must be a JSON file, got"),
+        ("config.json", "[]", "config.json must be a JSON object, got"),
+        ("sparsity.json", "[]", "sparsity.json must be a JSON object, got"),
+        ("search_space.json", "[]", "search_space.json must be a JSON object, got"),
+        ("search_space.json", '{"groups": []}', "search_space.json must be a record of shears, its groups is"),
+        ("result.json", '{"chosen": 5}', "result.json must be a record of shears, its chosen is 5"),
+        ("package.json", "{}", "package.json must be the record that shears wrote, it lacks bytes, ratio"),
+        ("package.json", "[]", "package.json must be the record that shears wrote, it is"),
+    ],
+)
+def test_what_is_torn_or_foreign_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    folder = _folder(tmp_path / "model", {"head.weight": _with_zeros(1, 2, 2)})
+    (folder / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        inspect(folder)
+
+
+def test_what_is_no_artifact_is_an_error_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text("[1]")
+    for path, message in ((".", "must be a model"), ("/", "must be a model"), ("list.json", "must be a JSON object")):
+        with pytest.raises(InputError, match=message):
+            inspect(path)
+    (tmp_path / "run.partial").mkdir()
+    monkeypatch.chdir(tmp_path / "run.partial")
+    with pytest.raises(InputError, match="its stage was interrupted"):
+        inspect(".")

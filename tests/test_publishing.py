@@ -63,12 +63,18 @@ def test_what_is_sent_is_what_a_dry_run_lists(made: Path, monkeypatch: pytest.Mo
     assert [(item.path_in_repo, item.upload_info.size) for item in operations] == [(f.name, f.size) for f in listed]
 
 
-def test_what_cannot_be_pushed_is_refused(made: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_pushed_is_refused(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="names the folder .*; push that first and give its repository as --base"):
         shears.push(made / "sub", "me/sub", dry_run=True)
     with pytest.raises(InputError, match="must be a model, an adapter or a package"):
         shears.push(tmp_path, "me/nothing", dry_run=True)
     with pytest.raises(InputError, match="must be named like owner/name, got 'a b'"):
         shears.push(made / "sub", "a b", base="me/sparse", dry_run=True)
+    for base in ("/tmp", "not/a/valid/id", "", "../sparse"):
+        with pytest.raises(InputError, match="the base must be named like owner/name, got"):
+            shears.push(made / "sub", "me/sub", base=base, dry_run=True)
     with pytest.raises(InputError, match="the hub must take me/sub, got: .*log in with hf auth login"):
         shears.push(made / "sub", "me/sub", base="me/sparse")  # offline
+    monkeypatch.chdir(made)
+    with pytest.raises(InputError, match="got sparse, which is a path of this machine"):
+        shears.push("sub", "me/sub", base="sparse", dry_run=True)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shears.errors import InputError
-from shears.recipe import Recipe, SearchConfig, SparsifyConfig, TrainConfig
+from shears.fields import StageConfig
+from shears.recipe import EvaluateConfig, ExportConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
 from shears.resolve import build, load_recipe, override, read_yaml, stage_values
 
 RECIPES = sorted(Path(__file__).parents[1].glob("recipes/*.yaml"))
@@ -44,6 +45,23 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
         (TrainConfig, {"data": "x", "alpha": "nan"}, "x.alpha must be a finite number"),
         (TrainConfig, {"data": "x", "ranks": True}, "x.ranks must be a valid tuple, got True"),
         (SearchConfig, {"data": "x", "objective": "accuracy"}, "task must be given with objective accuracy"),
+        (ExportConfig, {"values": "int8"}, "values is of packages, got int8 with format peft; add --format package"),
+        (
+            ExportConfig,
+            {"format": "merged", "embeddings": "int8"},
+            "embeddings is of packages, got int8 with format merged",
+        ),
+        (
+            EvaluateConfig,
+            {"task": "choices", "data": "x", "num_beams": 4},
+            "num_beams is of generated answers, got 4 with",
+        ),
+        (EvaluateConfig, {"harness": "arc_easy", "num_beams": 2}, "got 2 with task harness; leave it out"),
+        (
+            EvaluateConfig,
+            {"task": "boolq", "data": "x", "protocol": "choices", "num_beams": 4},
+            "with protocol choices",
+        ),
     ],
 )
 def test_mistakes_are_explained(kind: type[TrainConfig], values: dict[str, object], message: str) -> None:
@@ -51,6 +69,17 @@ def test_mistakes_are_explained(kind: type[TrainConfig], values: dict[str, objec
         build(kind, "x", values)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [ExportConfig, EvaluateConfig])
+@pytest.mark.parametrize(
+    "values", [{}, {"task": "boolq"}, {"task": "boolq", "protocol": "choices"}, {"format": "package"}]
+)
+def test_what_a_stage_wrote_of_itself_reads_back(kind: type[StageConfig], values: dict[str, object]) -> None:
+    values = {"task": "choices", "data": "x", **values} if kind is EvaluateConfig else values
+    values = {name: value for name, value in values.items() if name in kind.model_fields}
+    config = build(kind, "x", values)
+    assert build(kind, "x", config.model_dump(mode="json")) == config
 
 
 def test_mistakes_inside_a_section_of_a_recipe_are_named_with_it() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from shears.adapt.load import whole_record
 from shears.artifacts import (
     EVALUATION,
     MERGED,
@@ -18,10 +19,9 @@ from shears.artifacts import (
     SPARSITY,
     SUB_ADAPTER,
     read_json,
-    read_record,
     weights_fingerprint,
 )
-from shears.errors import InputError
+from shears.errors import InputError, first_line
 from shears.folders import partial_folder
 from shears.package_models import is_package
 from shears.packed.file import read_package
@@ -32,6 +32,7 @@ EXPERTS = "experts"
 MODELS = {SPARSITY: "sparse model", MERGED: "merged model"}  # by their records, as the next
 ADAPTERS = {SEARCH_SPACE: "super-adapter", SUB_ADAPTER: "sub-adapter", RECOVERY: "recovery"}
 READING_ORDER = ("q_", "kv_", "k_", "v_", "qkv_", "o_", "gate_", "up_", "down_")  # files have the alphabet's
+SHAPES: Mapping[str, type] = {"groups": dict, "ranks": dict, "chosen": dict, "evaluations": list, "models": list}
 
 Counts = Mapping[tuple[int, str], tuple[int, int]]  # (layer, path in the block without numbers) -> (weights, zeros)
 
@@ -50,15 +51,26 @@ def inspect(path: str | Path, against: str | Path | None = None) -> dict[str, An
 
 def _describe(path: Path) -> dict[str, Any]:
     if path.is_file() and path.suffix == ".json":
-        return {"kind": "file", "path": str(path), **read_json(path)}
+        return {"kind": "file", "path": str(path), **_object(path)}
     if not path.is_dir():
         raise InputError(f"the path must be an artifact's folder or JSON file, and there is no {path}")
     for marker, describe in KINDS.items():
         if (path / marker).is_file():
             return {"path": str(path), **describe(path), "size_bytes": folder_size(path)}
-    if partial_folder(path).exists() or path.name.endswith(".partial"):
+    whole = path.resolve()  # `.` has no name
+    if whole.name and (partial_folder(whole).exists() or whole.name.endswith(".partial")):
         raise InputError(f"{path} must be finished; its stage was interrupted, start it again with --resume")
     raise InputError(f"{path} must be a model, an adapter, a search or a run; it holds none of {', '.join(KINDS)}")
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """Return a record; InputError where it is another thing."""
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise InputError(f"{file} must be a JSON object, got {str(content)[:40]}")
+    if foreign := [key for key, kind in SHAPES.items() if key in content and not isinstance(content[key], kind)]:
+        raise InputError(f"{file} must be a record of shears, its {foreign[0]} is {str(content[foreign[0]])[:40]}")
+    return content
 
 
 def folder_size(path: Path) -> int:
@@ -73,9 +85,12 @@ def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         yield from ((name, tensor) for name, tensor in package.model_tensors() if name not in package.index.tied)
         return
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118  (safe_open is no mapping)
-                yield name, opened.get_tensor(name)
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118  (safe_open is no mapping)
+                    yield name, opened.get_tensor(name)
+        except SafetensorError as error:
+            raise InputError(f"{file} must be a whole file of safetensors, got: {first_line(error)}") from None
 
 
 def _model(folder: Path) -> dict[str, Any]:
@@ -88,7 +103,7 @@ def _model(folder: Path) -> dict[str, Any]:
             weights, zeros = counts.get(place, (0, 0))
             counts[place] = (weights + tensor.numel(), zeros + tensor.numel() - kept)
     name, kind = next(((name, kind) for name, kind in MODELS.items() if (folder / name).is_file()), ("", "model"))
-    record = read_json(folder / name) if name else {}
+    record = _object(folder / name) if name else {}
     return {
         "kind": kind,
         "parameters": parameters,
@@ -179,13 +194,14 @@ def _adapter(folder: Path) -> dict[str, Any]:
         "kind": kind,
         "parameters": sum(size for size, _ in counts.values()),
         "nonzeros": sum(kept for _, kept in counts.values()),
-        **read_json(folder / name),
+        **_object(folder / name),
         "fingerprint": weights_fingerprint(folder),
     }
 
 
 def _package(folder: Path) -> dict[str, Any]:
-    record, tensors = read_record(folder, PACKAGE), read_package(folder).adapter().values()
+    record = whole_record(folder, PACKAGE, "bytes", "ratio", "base_fingerprint", "config")
+    tensors = read_package(folder).adapter().values()
     shown = ("values", "rounding", "num_linears", "bytes", "ratio", "ranks")
     sizes = {f"bytes_{name}": size for name, size in record["bytes"].items()}
     ratios = {f"size_of_dense_{name}": ratio for name, ratio in record["ratio"].items()}
@@ -202,11 +218,11 @@ def _package(folder: Path) -> dict[str, Any]:
 
 
 def _search(folder: Path) -> dict[str, Any]:
-    return {"kind": "search", **read_json(folder / RESULT)}
+    return {"kind": "search", **_object(folder / RESULT)}
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    return {"kind": "run", **read_json(folder / EVALUATION)}
+    return {"kind": "run", **_object(folder / EVALUATION)}
 
 
 KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {

@@ -39,23 +39,31 @@ def push(
     this machine, and for what the hub refuses.
     """
     folder = Path(folder)
-    _check(folder, repo)
+    _check(folder, repo, base)
     files = list(_files(folder, repo, base))
     if not dry_run:
         _send(folder, repo, files, private)
     return files
 
 
-def _check(folder: Path, repo: str) -> None:
+def _check(folder: Path, repo: str, base: str | None) -> None:
     record = find_record(folder)
     if record is None and not (folder / "config.json").is_file():
         raise InputError(f"what is pushed must be a model, an adapter or a package, got {folder}; shears inspect it")
     if record is not None:
         read_record(folder, record.name)
+    _check_name("the repository", repo)
+    if base is not None:
+        _check_name("the base", base)
+    if base is not None and Path(base).exists():
+        raise InputError(f"the base must be named as the hub knows it, got {base}, which is a path of this machine")
+
+
+def _check_name(what: str, repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise InputError(f"the repository must be named like owner/name, got {repo!r}: {first_line(error)}") from None
+        raise InputError(f"{what} must be named like owner/name, got {repo!r}: {first_line(error)}") from None
 
 
 def _files(folder: Path, repo: str, base: str | None) -> Iterator[Upload]:

@@ -48,6 +48,16 @@ def test_the_tables_fit_and_say_everything(
     assert text.count("o" if encoding == "ascii" else "●") >= arms
 
 
+def test_names_are_printed_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = _data(tmp_path, 2)
+    for arm, name in zip(data["arms"], ("lr[bold]", "a[/b]"), strict=True):
+        arm["name"] = name
+    data["against"], data["differences"][0]["name"] = "lr[bold]", "a[/b]"
+    text = "\n".join(_printed(data, monkeypatch, "utf-8"))
+    assert text.count("lr[bold]") == 2  # an arm, and in the title of the differences
+    assert text.count("a[/b]") == 2
+
+
 def test_the_plot_shows_the_interval_where_it_is() -> None:
     assert whisker(0.5, [0.25, 1.0], 0.0, 1.0, width=5) == " ├●─┤"
     assert whisker(1.0, [1.0, 1.0], 0.0, 1.0, width=5) == "    ●"

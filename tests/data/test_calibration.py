@@ -99,7 +99,7 @@ def test_ready_token_ids_need_no_tokenizer_and_text_does(tmp_path: Path) -> None
         calibration_batches(str(tmp_path / "text.txt"), None, 8, 8, 1, 0)
 
 
-@pytest.mark.parametrize("ids", ["[]", '"text"', "[1, -2]", "[1.5]", "null"])
+@pytest.mark.parametrize("ids", ["[]", '"text"', "[1, -2]", "[1.5]", "null", str([2**70])])
 def test_ready_token_ids_that_are_none_are_an_error(tmp_path: Path, ids: str) -> None:
     path = tmp_path / "ids.jsonl"
     path.write_text('{"input_ids": [1]}\n{"input_ids": ' + ids + "}\n")

@@ -123,6 +123,10 @@ def test_text_behind_the_end_mark_of_a_chat_template_is_not_trained() -> None:
         ({"text": "x", "label": 1}, "prompt and completion.*got text, label"),
         ({}, "got none"),
         ({"prompt": [{"role": "user"}], "completion": "x"}, "prompt must be text, got list"),
+        ({"prompt": "a", "choices": 3, "answer": 0}, "choices must be a list, got '3'"),
+        ({"prompt": "a", "choices": "ab", "answer": 0}, "choices must be a list, got 'ab'"),
+        ({"prompt": "a", "choices": {"x": 1}, "answer": 0}, "choices must be a list"),
+        ({"prompt": "a", "choices": ["x", None], "answer": 0}, "a choice must be text, got NoneType"),
     ],
 )
 def test_a_row_without_known_columns_is_an_error(row: dict[str, Any], message: str) -> None:
@@ -162,6 +166,10 @@ def test_choices_at_the_end_of_the_instruction_become_completions() -> None:
         (["red", "blue"], "B", " blue"),
         (["red", "blue"], "blue", " blue"),
         (["red", "blue"], "1", " blue"),
+        (["red", "blue"], 1.0, " blue"),  # so tables write it in a column with gaps
+        (["red", "blue"], 0.5, None),
+        (["red", "blue"], "9" * 5000, None),
+        ([True, False], False, " false"),
         (["1", "0"], "0", " 0"),  # a text is a choice before it is an index
         (["1", "0"], 0, " 1"),  # a number is an index
         (["B", "A"], "A", " A"),
@@ -172,11 +180,20 @@ def test_choices_at_the_end_of_the_instruction_become_completions() -> None:
     ],
 )
 def test_the_answer_among_choices_is_a_text_a_letter_or_an_index(
-    choices: list[str], answer: object, chosen: str | None
+    choices: list[Any], answer: object, chosen: str | None
 ) -> None:
     example = to_example({"instruction": "Which?", "choices": choices, "answer": answer}, "question", TOKENIZER)
     assert example.answer == chosen
     assert example.segments[-1].text == (chosen or "")
+
+
+@pytest.mark.parametrize(
+    ("completion", "text"), [(0, "0"), (0.0, "0.0"), (False, "false"), (True, "true"), ("", ""), (None, "")]
+)
+def test_zero_and_false_are_completions(completion: object, text: str) -> None:
+    example = to_example({"prompt": "a", "completion": completion, "answer": completion}, "question", TOKENIZER)
+    assert example.segments[-1].text == text
+    assert example.answer == (None if completion is None else text)
 
 
 def test_another_completion_leaves_the_prompt() -> None:

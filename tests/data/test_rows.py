@@ -67,6 +67,12 @@ def test_json_lines_are_read_under_the_name_json(tmp_path: Path) -> None:
         ("torn.jsonl", '{"prompt": "a"}\n{"pro', "line 2"),
         ("values.json", "[1, 2]", "row 0 .* JSON object"),
         ("values.jsonl", "3\n", "line 1 .* JSON object"),
+        ("digits.jsonl", '{"prompt": ' + "9" * 5000 + "}", "line 1: .*5000 digits"),
+        ("digits.json", '[{"prompt": ' + "9" * 5000 + "}]", "5000 digits"),
+        ("deep.json", "[" * 100_000, "whole JSON list, got .*recursion"),
+        ("deep.jsonl", '{"a": ' * 100_000, "line 1: .*recursion"),
+        ("half.jsonl", '{"a": "b"}\n{"a": ["\\uD800"]}', r"line 2 of .* whole characters, got the half '\\ud800'"),
+        ("half.json", r'[{"a": "b"}, {"\udc00": 1}]', r"row 1 of .* got the half '\\udc00'"),
         ("empty.json", "[]", "at least one row"),
         ("empty.jsonl", "", "at least one row"),
         ("empty.csv", "", "at least one row"),
@@ -81,6 +87,11 @@ def test_a_broken_file_says_what_is_wrong(tmp_path: Path, name: str, content: st
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=message):
         read_rows(str(tmp_path / name))
+
+
+def test_two_halves_make_a_character(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(r'{"a": "\ud83d\ude00"}')
+    assert read_rows(str(tmp_path / "rows.jsonl")) == [{"a": "\N{GRINNING FACE}"}]
 
 
 def test_bytes_that_are_no_text_say_so(tmp_path: Path) -> None:

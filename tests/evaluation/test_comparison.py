@@ -79,6 +79,32 @@ def test_a_runs_folder_has_an_arm_a_model_and_runs_pool_model_by_model(tmp_path:
     assert {name: len(each) for name, each in arms.items()} == {"runs: dense": 2, "runs: sparse": 2}
 
 
+def test_sources_without_a_name_are_pooled_with_nothing(tmp_path: Path) -> None:
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder).mkdir()
+    one, two = (_file(tmp_path / name, "out.json", _records(bits)) for name, bits in (("a", ONE), ("b", OTHER)))
+    other = _file(tmp_path / "c", "other.json", _records(THIRD))
+    assert {name: len(each) for name, each in read_arms([one, two, other]).items()} == {
+        "a/out": 1,
+        "b/out": 1,
+        "other": 1,
+    }
+    assert list(read_arms([f"out={one}", two])) == ["out", "b/out"]
+    runs = [_run(tmp_path / name, sparse=ONE) / "evaluation.json" for name in ("x", "y")]
+    assert list(read_arms(list(map(str, runs)))) == ["x/evaluation: sparse", "y/evaluation: sparse"]
+
+
+def test_one_source_spelled_twice_is_given_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = _file(tmp_path, "x.json", _records(ONE))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.json").symlink_to(file)
+    for runs in (["x=x.json", f"x={file}"], [f"x=x.json,{file}"], ["x=link.json,x.json"], ["x.json", file]):
+        with pytest.raises(InputError, match="given once, x has one twice"):
+            read_arms(runs)
+    with pytest.raises(InputError, match="must have a file or folder behind its name, got 'x='"):
+        read_arms(["x=", "x.json"])
+
+
 def test_tasks_of_one_file_are_arms_of_their_own(tmp_path: Path) -> None:
     file = _file(tmp_path, "h.json", [*_records(ONE, "a"), *_records(OTHER, "b")])
     assert list(read_arms([file])) == ["a", "b"]
@@ -112,6 +138,11 @@ def test_other_examples_are_refused_with_counts(tmp_path: Path) -> None:
         ('{"a": 1}', "it is neither"),
         ("[1]", "it is neither"),
         ("{", "must be a JSON file"),
+        ('{"records": 5}', "the records of .* must be a list of objects, got 5"),
+        ('{"records": [5]}', "the records of .* must be a list of objects"),
+        ('{"records": null}', "the records of .* must be a list of objects, got None"),
+        ('{"models": 5}', "the models of .* must be a list of objects with a name, got 5"),
+        ('{"models": [{"x": 1}]}', "the models of .* must be a list of objects with a name"),
     ],
 )
 def test_what_is_no_measurement_is_an_error(content: str, message: str, tmp_path: Path) -> None:
@@ -150,3 +181,20 @@ def test_an_output_of_another_kind_is_refused_before_anything_is_read(tmp_path: 
     for output in (tmp_path / "c.png", tmp_path / "nowhere" / "c.json"):
         with pytest.raises(InputError, match="must be a .json or .html file in a folder that is there"):
             compare(["nowhere"], output=output)
+
+
+def test_an_output_that_is_one_of_the_inputs_is_refused(tmp_path: Path) -> None:
+    file, run = Path(_file(tmp_path, "a.json", _records(ONE))), _run(tmp_path / "run", sparse=OTHER)
+    (tmp_path / "link.json").symlink_to(file)
+    for output in (file, tmp_path / "link.json", run / "evaluation.json", run / "evaluation" / "sparse.json"):
+        before = output.read_bytes()
+        with pytest.raises(InputError, match="must be none of the files that are compared"):
+            compare([f"a={file}", str(run)], output=output)
+        assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_bounds_is_an_error(seed: int, tmp_path: Path) -> None:
+    files = [_file(tmp_path, name, _records(ONE)) for name in ("a.json", "b.json")]
+    with pytest.raises(InputError, match=f"the seed must be from 0 to 4294967295, got {seed}"):
+        compare(files, seed=seed)

@@ -13,7 +13,7 @@ TOKENIZER = tiny_tokenizer()
 PROMPTS = ["a", "Question: how many apples?\nAnswer:", "xy" * 20, "the same length!!", "and another one.."]
 
 
-def _greedy(model: PreTrainedModel, prompt: str, count: int) -> str:
+def greedy(model: PreTrainedModel, prompt: str, count: int) -> str:
     """The oracle: no cache, no padding, the whole text again for every token."""
     ids = TOKENIZER(prompt)["input_ids"]
     start = len(ids)
@@ -26,7 +26,7 @@ def _greedy(model: PreTrainedModel, prompt: str, count: int) -> str:
     return str(TOKENIZER.decode(ids[start:]))
 
 
-def _lively(name: str) -> PreTrainedModel:
+def lively(name: str) -> PreTrainedModel:
     """A random model repeats one token for ever; larger weights make it wander."""
     model = tiny_model(name)
     with torch.no_grad():
@@ -38,8 +38,8 @@ def _lively(name: str) -> PreTrainedModel:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "bloom", "mpt"])
 def test_a_batch_answers_as_each_prompt_alone_without_cache(name: str) -> None:
-    model = _lively(name)
-    expected = [_greedy(model, prompt, 12) for prompt in PROMPTS]
+    model = lively(name)
+    expected = [greedy(model, prompt, 12) for prompt in PROMPTS]
     assert generate_answers(model, TOKENIZER, PROMPTS, 12, batch_size=3) == expected
     assert generate_answers(model, TOKENIZER, PROMPTS, 12, batch_size=1) == expected
     assert len(set(expected)) > 1
@@ -71,7 +71,7 @@ def test_a_second_end_token_of_the_model_ends_an_answer_too() -> None:
 
 
 def test_a_models_own_sampling_settings_do_not_disturb_greedy_answers() -> None:
-    model = _lively("llama")
+    model = lively("llama")
     before = generate_answers(model, TOKENIZER, PROMPTS, 8, 5)
     model.generation_config.update(do_sample=True, temperature=0.1, top_p=0.5, repetition_penalty=1.5)
     assert generate_answers(model, TOKENIZER, PROMPTS, 8, 5) == before
@@ -86,8 +86,8 @@ def test_a_row_ends_at_the_line_break_behind_its_first_line() -> None:
 
 
 def test_a_peft_model_generates_like_any_other() -> None:
-    model = _lively("llama")
-    expected = [_greedy(model, prompt, 6) for prompt in PROMPTS]
+    model = lively("llama")
+    expected = [greedy(model, prompt, 6) for prompt in PROMPTS]
     wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).eval()
     assert generate_answers(wrapped, TOKENIZER, PROMPTS, 6, 5) == expected
 
@@ -107,7 +107,7 @@ def _log_likelihood(model: PreTrainedModel, prompt: str, text: str) -> float:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_beams_find_texts_at_least_as_likely_whatever_the_batch(name: str) -> None:
-    model = _lively(name)
+    model = lively(name)
     model.generation_config.eos_token_id = None
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None  # no end: all texts have the same length, so that likelihoods compare

@@ -86,3 +86,14 @@ def test_a_journal_whose_first_line_is_torn_starts_anew(tmp_path: Path) -> None:
     assert again.get([1]) is None
     again.close()
     assert not path.exists()
+
+
+def test_bytes_that_are_no_text_are_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json.partial"
+    Journal(path, {"config": 1}).put([0], ["a"])
+    with path.open("ab") as file:
+        file.write(b'\xff\xfe\n{"numbers": [1], "texts": ["b"]}\n')
+    again = Journal(path, {"config": 1})
+    assert (again.get([0]), again.get([1])) == (["a"], ["b"])
+    path.write_bytes(b"\xff\xfe")
+    assert Journal(path, {"config": 1}).get([0]) is None

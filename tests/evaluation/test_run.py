@@ -40,6 +40,26 @@ def test_the_same_inputs_give_the_same_bytes(base: Path, tmp_path: Path) -> None
     assert (data["task"], data["metric"], data["n"], len(data["records"])) == ("equation", "accuracy", 3, 3)
 
 
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("folder", "must be a file, got the folder"),
+        ("busy.json", "must be a file, got the folder"),
+        ("file/figures.json", "must be a file that can be written, got .*: Not a directory"),
+        ("/proc/figures.json", "must be a file that can be written"),
+        ("file", "must be another file than the data"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_the_model_is_loaded(
+    output: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "busy.json.partial").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=message):
+        evaluate("nowhere/at/all", tmp_path / output, **{**OPTIONS, "data": str(tmp_path / "file")})
+
+
 def test_an_adapter_is_put_on_the_model_by_stock_peft(base: Path, tmp_path: Path) -> None:
     adapter = _adapter(tmp_path / "adapter")
     ids = torch.arange(8)[None]

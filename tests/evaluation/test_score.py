@@ -16,7 +16,7 @@ ARCHITECTURES = ["llama", "gpt2", "opt", "gemma2", "bloom", "gpt_neox"]
 PAD = 256
 
 
-def _rows() -> list[Tokenized]:
+def some_rows() -> list[Tokenized]:
     pairs = [("a", "bc"), ("Question: how many?", " 12"), ("x" * 30, "y"), ("ab", "a longer completion"), ("q", "")]
     return [tokenize(Example((Segment(prompt, False), Segment(text, True))), TOKENIZER) for prompt, text in pairs]
 
@@ -40,7 +40,7 @@ def _plain_losses(model: PreTrainedModel, row: Tokenized) -> tuple[float, int]:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_batched_losses_equal_one_row_at_a_time(name: str, batch_size: int) -> None:
-    model, rows = tiny_model(name), _rows()
+    model, rows = tiny_model(name), some_rows()
     losses = completion_losses(model, rows, PAD, batch_size)
     expected = [_plain_losses(model, row) for row in rows]
     torch.testing.assert_close(losses.total, torch.tensor([total for total, _ in expected]))
@@ -48,7 +48,7 @@ def test_batched_losses_equal_one_row_at_a_time(name: str, batch_size: int) -> N
 
 
 def test_the_mean_loss_is_per_token() -> None:
-    model, rows = tiny_model(), _rows()
+    model, rows = tiny_model(), some_rows()
     expected = [_plain_losses(model, row) for row in rows]
     mean = sum(total for total, _ in expected) / sum(count for _, count in expected)
     assert mean_completion_loss(model, rows, PAD, 2) == pytest.approx(mean, rel=1e-5)  # float32 against float64
@@ -60,7 +60,7 @@ def test_rows_without_completion_have_no_mean_loss() -> None:
 
 
 def test_scoring_leaves_no_graph_and_only_asks_for_logits_that_count() -> None:
-    model, rows = tiny_model(), _rows()[:1]
+    model, rows = tiny_model(), some_rows()[:1]
     seen: list[torch.Size] = []
     hook = model.get_output_embeddings().register_forward_hook(lambda _, __, out: seen.append(out.shape))
     assert not completion_losses(model, rows, PAD, 1).total.requires_grad

@@ -45,6 +45,12 @@ def test_nothing_to_score_is_refused() -> None:
         ChoiceScorer(tiny_model(), tiny_tokenizer(), [to_example({"prompt": "a"}, "question", tiny_tokenizer())], 1)
 
 
+def test_a_choice_without_text_is_an_error() -> None:
+    row = {"prompt": "a", "choices": ["", "x"], "answer": 1}
+    with pytest.raises(InputError, match="every choice must have text.* row 1 has"):
+        ChoiceScorer(tiny_model(), tiny_tokenizer(), [to_example(row, "question", tiny_tokenizer())], 1)
+
+
 def test_choices_are_right_as_they_are_chosen() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     rows = [{"prompt": "a" * n, "choices": [" yes", " no", " rather not"], "answer": n % 3} for n in range(1, 9)]

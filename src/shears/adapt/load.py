@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.space import SearchSpace
 from shears.adapt.sparse_adapter import make_sparse
-from shears.artifacts import SEARCH_SPACE, check_input, read_record, weights_fingerprint
+from shears.artifacts import SEARCH_SPACE, check_input, read_json, read_record, weights_fingerprint
+from shears.errors import InputError
 from shears.models import load_model, load_tokenizer, model_folder
 
 
@@ -22,13 +23,35 @@ class SuperAdapter(NamedTuple):
     record: dict[str, Any]
 
 
+def whole_record(folder: Path, name: str, *needed: str) -> dict[str, Any]:
+    """Return the record of an artifact as `read_record` does; InputError also where it lacks what is needed of it."""
+    content = read_json(folder / name) if (folder / name).is_file() else dict.fromkeys(needed)
+    if not isinstance(content, dict) or (lacking := [key for key in needed if key not in content]):
+        what = f"it lacks {', '.join(lacking)}" if isinstance(content, dict) else f"it is {str(content)[:40]}"
+        raise InputError(f"{folder / name} must be the record that shears wrote, {what}; make the folder again")
+    return read_record(folder, name)
+
+
 def space_of_record(record: dict[str, Any]) -> SearchSpace:
-    """Return the search space written in a `search_space.json`."""
-    groups = record["groups"]
+    """Return the search space written in a `search_space.json`; InputError where there is none."""
+    groups = record.get("groups")
+    if not isinstance(groups, dict) or not all(map(_is_group, groups.values())):
+        raise InputError(f"{SEARCH_SPACE} must name the ranks and the linears of every group; train the adapter again")
     return SearchSpace(
         ranks={name: group["ranks"] for name, group in groups.items()},
         modules={name: group["modules"] for name, group in groups.items()},
     )
+
+
+def _is_group(group: Any) -> bool:
+    """Tell a group of a search space: ranks are whole numbers, modules are names."""
+    if not isinstance(group, dict):
+        return False
+    ranks, modules = group.get("ranks"), group.get("modules")
+    return (
+        isinstance(ranks, list) and all(type(rank) is int for rank in ranks)
+        and isinstance(modules, list) and all(isinstance(name, str) for name in modules)
+    )  # fmt: skip
 
 
 def base_of(folder: Path, record: dict[str, Any], model: str | None = None) -> str:
@@ -55,7 +78,7 @@ def load_super_adapter(
     InputError if the base is not the one it was trained on.
     """
     folder = Path(folder)
-    record = read_record(folder, SEARCH_SPACE)
+    record = whole_record(folder, SEARCH_SPACE, "groups", "base", "base_fingerprint")
     base = checked_base(folder, record, model)
     peft_model = PeftModel.from_pretrained(load_model(base, dtype, device), str(folder))
     peft_model.eval()

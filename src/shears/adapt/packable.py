@@ -32,7 +32,7 @@ def keeps_apart(model: nn.Module) -> bool:
     finally:
         model.train(was_training)
     here = slice(LENGTHS[0], None)
-    return is_apart(packed[here], neighbour[here], alone, _dtype(model))
+    return is_apart(packed[here], neighbour[here], alone, weights_dtype(model))
 
 
 def is_apart(
@@ -58,7 +58,7 @@ def _logits(model: nn.Module, *examples: Tensor) -> Float[Tensor, "T V"]:
     return logits
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
+def weights_dtype(model: nn.Module) -> torch.dtype:
     """Return the dtype of the weights; of quantized ones, a whole number's."""
     dtypes = [parameter.dtype for parameter in model.parameters()]
     return next((dtype for dtype in dtypes if not dtype.is_floating_point), dtypes[0])

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from shears.cli import tables
 from shears.cli.app import app
@@ -50,7 +51,7 @@ def print_comparison(data: Mapping[str, Any]) -> None:
     table = Table("arm", "runs", "accuracy", "95 % interval", axis, title=title)
     table.columns[-1].no_wrap = True
     for arm in data["arms"]:
-        table.add_row(arm["name"], str(arm["runs"]), *tables.figure({**arm, "metric": "accuracy"}),
+        table.add_row(Text(arm["name"]), str(arm["runs"]), *tables.figure({**arm, "metric": "accuracy"}),
                       whisker(arm["value"], arm["ci95"], low, high))  # fmt: skip
     tables.console.print(table)
     tables.console.print(_differences(data))
@@ -64,15 +65,14 @@ def _differences(data: Mapping[str, Any]) -> Table:
     rows = data["differences"]
     counted, several = any("won" in row for row in rows), len(rows) > 1
     more = [*(["won, lost"] if counted else []), "p", *(["p (Holm)"] if several else [])]
-    table = Table(
-        "arm", "points", "95 % interval", *more, title=f"difference to {data['against']}, same examples"
-    )  # fmt: skip
+    title = Text(f"difference to {data['against']}, same examples")  # an arm may be called like rich's markup
+    table = Table("arm", "points", "95 % interval", *more, title=title)
     table.columns[2].no_wrap = True
     for row in rows:
         won = [f"{row['won']}, {row['lost']}" if "won" in row else "-"] if counted else []
         ends = " to ".join(f"{100 * end:+.1f}" for end in row["ci95"])
         ps = [_p(row["p"]), *([_p(row["p_holm"])] if several else [])]
-        table.add_row(row["name"], f"{100 * row['value']:+.1f}", ends, *won, *ps)
+        table.add_row(Text(row["name"]), f"{100 * row['value']:+.1f}", ends, *won, *ps)
     return table
 
 

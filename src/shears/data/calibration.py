@@ -27,6 +27,7 @@ from shears.prompts import DEFAULT_TEMPLATE
 logger = logging.getLogger(__name__)
 
 EXAMPLES = frozenset({"messages", "prompt", "instruction"})  # columns of which an example has one
+LARGEST_ID = 2**63 - 1  # that a tensor holds
 FEW_TOKENS = 8 * 256  # up to this, input norms of a 135 M model still change visibly from draw to draw
 
 
@@ -208,7 +209,11 @@ def _ready_sequences(source: str, rows: list[Row]) -> list[list[int]]:
     sequences = []
     for number, row in enumerate(rows, start=1):
         ids = row.get("input_ids")
-        if not isinstance(ids, list) or not ids or not all(type(token) is int and token >= 0 for token in ids):
+        if (
+            not isinstance(ids, list)
+            or not ids
+            or not all(type(token) is int and 0 <= token <= LARGEST_ID for token in ids)
+        ):
             raise InputError(f"input_ids must be a list of token ids, row {number} of {source} has {str(ids)[:40]}")
         sequences.append(ids)
     return sequences

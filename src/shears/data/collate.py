@@ -4,6 +4,7 @@ B rows, T tokens.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -28,7 +29,11 @@ def pad_left(rows: Sequence[Tokenized], pad_id: int) -> dict[str, Tensor]:
     }
 
 
-def length_buckets(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Return the indices in batches of about equal lengths, longest first (too long for memory fails at once)."""
+def length_buckets(lengths: Sequence[int], batch_size: int, padded: bool = True) -> list[list[int]]:
+    """Return the indices in batches of about equal lengths, longest first (too long for memory fails at once).
+
+    Of exactly equal ones, which need no padding, if not `padded`.
+    """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    groups = [order] if padded else [list(group) for _, group in groupby(order, key=lengths.__getitem__)]
+    return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]

@@ -69,15 +69,18 @@ def _complete(row: Mapping[str, Any], prompt: str, column: str, render: Callable
     texts, answer = choices_of(row)
     choices = tuple(map(render, texts))
     answer = answer if answer is None or not choices else render(answer)
-    completion = render(_text(row, column)) if row.get(column) else (answer or "") if choices else ""
+    completion = _text(row, column)
+    completion = render(completion) if completion else (answer or "") if choices else ""
     return Example((Segment(prompt, False), Segment(completion, True)), answer, choices, question_of(row))
 
 
 def choices_of(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
     """Return the texts to choose from, if any, and the answer (one of them, or None where it is not among them)."""
-    answer = row.get("answer")
-    if row.get("choices"):
-        choices = [str(choice) for choice in row["choices"]]
+    answer, given = row.get("answer"), row.get("choices")
+    if given not in (None, "", []):
+        if not isinstance(given, list):
+            raise InputError(f"choices must be a list, got {str(given)[:40]!r}; put it into [ ]")
+        choices = [_written("a choice", choice) for choice in given]
         return choices, _chosen(choices, answer)
     match = ANSWER_FORMAT.search(str(row.get("instruction", "")))
     if match is None:
@@ -88,13 +91,14 @@ def choices_of(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
 
 
 def _chosen(choices: Sequence[str], answer: object) -> str | None:
-    """An int is an index from 0; a text is first a choice itself, then a letter, then an index."""
-    text = str(answer).lower() if isinstance(answer, bool) else str(answer).strip()
+    """A whole number is an index from 0; a text is first a choice itself, then a letter, then an index."""
+    whole = isinstance(answer, float) and answer.is_integer()  # tables make 1.0 of 1 in a column with gaps
+    text = str(answer).lower() if isinstance(answer, bool) else f"{answer:.0f}" if whole else str(answer).strip()
     if isinstance(answer, str | bool) and text in choices:
         return text
     if isinstance(answer, str) and len(text) == 1 and text.isalpha():
         index = ord(text.upper()) - ord("A")
-    elif text.isdecimal():
+    elif text.isdecimal() and len(text) < 10:  # Python refuses to read thousands of digits
         index = int(text)
     else:
         return None
@@ -103,15 +107,18 @@ def _chosen(choices: Sequence[str], answer: object) -> str | None:
 
 def _text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
-    if value is None:
-        return ""
+    return "" if value is None else _written(column, value)
+
+
+def _written(what: str, value: object) -> str:
+    """Return a text as it is, a number as Python writes it, and true and false as JSON does."""
     if not isinstance(value, str | int | float):
-        raise InputError(f"{column} must be text, got {type(value).__name__}; chats go into the column messages")
-    return str(value)
+        raise InputError(f"{what} must be text, got {type(value).__name__}; chats go into the column messages")
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _optional_text(value: object) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def prompt_of(example: Example) -> str:

@@ -25,6 +25,7 @@ Row = dict[str, Any]
 ARITHMETIC = "arithmetic"
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w\[\]%:+-]+))?")
 FILE_LIKE = re.compile(r"\.(jsonl?|csv|tsv|txt|parquet|arrow|xml|ya?ml|xlsx?|md|gz|zip|zst)$", re.IGNORECASE)
+HALF = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON writes half a character; two of them are one
 HUB_ERRORS = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
 
 
@@ -70,9 +71,10 @@ def _read_json(path: Path) -> list[Row]:
         return list(_parse_lines(path, text))
     try:
         rows = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} must be a whole JSON list, got {error}; it may be cut off: get it again") from None
-    return [_checked(row, f"row {index} of {path}") for index, row in enumerate(rows)]
+    halves = HALF.search(text) is not None
+    return [_checked(row, f"row {index} of {path}", halves) for index, row in enumerate(rows)]
 
 
 def _read_json_lines(path: Path) -> list[Row]:
@@ -85,14 +87,21 @@ def _parse_lines(path: Path, text: str) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # torn; a number of thousands of digits; brackets without end
             raise InputError(f"every line of {path} must be a JSON object, got line {number}: {error}") from None
-        yield _checked(row, f"line {number} of {path}")
+        yield _checked(row, f"line {number} of {path}", HALF.search(line) is not None)
 
 
-def _checked(row: object, where: str) -> Row:
+def _checked(row: object, where: str, halves: bool) -> Row:
+    """Return a row; `halves` says that its text may hold halves of characters, which no tokenizer takes."""
     if not isinstance(row, dict):
         raise InputError(f"{where} must be a JSON object of named columns, got {str(row)[:40]!r}")
+    try:
+        if halves:
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise InputError(f"{where} must be whole characters, got the half {half!a}; leave it out") from None
     return row
 
 

@@ -1,67 +1,120 @@
 """Which runs a comparison is of: run folders and figures files, named, pooled and told apart by model and task."""
 
+import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from shears.artifacts import EVALUATION, evaluation_file, read_json
 from shears.errors import InputError
 from shears.evaluation.comparison import Arms, Measurement
+from shears.evaluation.records import Record
 
 
 def read_arms(runs: Sequence[str]) -> Arms:
     """Return the arms that words such as `runs/a`, `figures.json` and `NLS=seed0.json,seed1.json` name.
 
-    Sources behind one name are seeds of one arm. A run's folder (or its evaluation.json) has an arm for each model
+    Sources behind one name are seeds of one arm; one without a name is called after its file or folder, and as many
+    folders above it as tell it from the others. A run's folder (or its evaluation.json) has an arm for each model
     measured in it; so has a figures file of several lm-eval tasks for each task. InputError for what is none of these.
     """
     arms: Arms = defaultdict(list)
-    for text in runs:
-        name, paths = _named(text)
-        for path in paths:
-            for part, measurement in _measurements(Path(path)):
-                arms[_label(name, path, part, alone=len(runs) == 1)].append(measurement)
-    for name, each in arms.items():
-        if len({measurement.source for measurement in each}) < len(each):
-            raise InputError(f"every source of an arm must be given once, {name} has one twice")
+    named = [_named(text) for text in runs]
+    labels = _labels([path for name, paths in named if not name for path in paths], {name for name, _ in named})
+    seen = set[tuple[str, Path]]()
+    for name, path in ((name, path) for name, paths in named for path in paths):
+        file = _figures(Path(path))
+        for part, measurement in _measurements(file):
+            arm = _arm(name or labels[path], part, alone=len(runs) == 1 and not name)
+            if (arm, file.resolve()) in seen:
+                raise InputError(f"every source of an arm must be given once, {arm} has one twice: {path}")
+            seen.add((arm, file.resolve()))
+            arms[arm].append(measurement)
     return dict(arms)
+
+
+def files_of(runs: Sequence[str], arms: Arms) -> set[Path]:
+    """Return every file that these words name or that was read for these arms, links followed."""
+    named = [_figures(Path(path)) for text in runs for path in _named(text)[1]]
+    read = [Path(measurement.source) for measurements in arms.values() for measurement in measurements]
+    return {path.resolve() for path in [*named, *read]}
 
 
 def _named(text: str) -> tuple[str, list[str]]:
     name, equals, paths = text.rpartition("=")
-    if equals and not Path(text).exists():
-        return name, [path for path in paths.split(",") if path]
-    return "", [text]
+    if not equals or Path(text).exists():
+        return "", [text]
+    found = [path for path in paths.split(",") if path]
+    if not found:
+        raise InputError(f"an arm must have a file or folder behind its name, got {text!r}")
+    return name, found
 
 
-def _label(name: str, path: str, part: str, alone: bool) -> str:
-    """Return what an arm is called: its name or the file's or folder's, and the model or task in it."""
-    own = name or (Path(path).name if Path(path).is_dir() else Path(path).stem)
+def _labels(paths: Sequence[str], names: Collection[str]) -> dict[str, str]:
+    """Return what sources without a name are called; `names` are those of others."""
+    wholes = {path: Path(os.path.abspath(path)) for path in paths}
+    return {
+        path: _label(path, _words(whole), [_words(other) for other in wholes.values() if other != whole], names)
+        for path, whole in wholes.items()
+    }
+
+
+def _words(path: Path) -> list[str]:
+    return [*path.parent.parts, path.name if path.is_dir() else path.stem]
+
+
+def _label(path: str, own: list[str], others: Sequence[list[str]], names: Collection[str]) -> str:
+    """Return the end of a path, as short as no other path ends and nothing else is called."""
+    for length in range(1, len(own) + 1):
+        label = "/".join(own[-length:])
+        if label not in names and all(other[-length:] != own[-length:] for other in others):
+            return label
+    return path
+
+
+def _arm(label: str, part: str, alone: bool) -> str:
+    """Return what an arm is called: its source, and the model or task in it."""
     if not part:
-        return own
-    return part if alone and not name else f"{own}: {part}"
+        return label
+    return part if alone else f"{label}: {part}"
 
 
-def _measurements(path: Path) -> Iterator[tuple[str, Measurement]]:
-    """Yield the parts of a source with their names; a file of one measurement is one part without a name."""
+def _figures(path: Path) -> Path:
     file = path / EVALUATION if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"a run to compare must be a folder with {EVALUATION} or a figures file, got {path}")
+    return file
+
+
+def _measurements(file: Path) -> Iterator[tuple[str, Measurement]]:
+    """Yield the parts of a source with their names; a file of one measurement is one part without a name."""
     content = read_json(file)
     if not isinstance(content, dict) or not ("models" in content or "records" in content):
         raise InputError(f"{file} must be {EVALUATION} of a run or what evaluate --output wrote; it is neither")
     if "models" in content:
-        for row in content["models"]:
-            own = evaluation_file(file.parent, row["name"])
-            yield row["name"], Measurement(str(own), _records(own))
+        for name in _models(file, content["models"]):
+            own = evaluation_file(file.parent, name)
+            yield name, Measurement(str(own), _records(own, read_json(own)))
         return
-    tasks = list(dict.fromkeys(record.get("task", "") for record in content["records"])) or [""]
+    found = _records(file, content)
+    tasks = list(dict.fromkeys(str(record.get("task", "")) for record in found)) or [""]
     for task in tasks:
-        records = [record for record in content["records"] if record.get("task", "") == task]
+        records = [record for record in found if str(record.get("task", "")) == task]
         yield task if len(tasks) > 1 else "", Measurement(f"{file}{f' ({task})' if len(tasks) > 1 else ''}", records)
 
 
-def _records(file: Path) -> list[Any]:
-    content: dict[str, Any] = read_json(file)
-    return list(content.get("records", []))
+def _models(file: Path, rows: Any) -> list[str]:
+    """Return the names of the models that a run measured."""
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("name"), str) for row in rows
+    ):
+        raise InputError(f"the models of {file} must be a list of objects with a name, got {str(rows)[:40]}")
+    return [row["name"] for row in rows]
+
+
+def _records(file: Path, content: Any) -> list[Record]:
+    found = content.get("records", []) if isinstance(content, dict) else None
+    if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
+        raise InputError(f"the records of {file} must be a list of objects, got {str(found)[:40]}; evaluate again")
+    return found

@@ -5,7 +5,7 @@ N pairs of prompt and continuation, P rows of L tokens, K positions that predict
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from shears.adapt.packable import is_apart
 from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Tokenized
+from shears.evaluation.padded import ignores_padding
 from shears.evaluation.running import TRIAL_ERRORS
 from shears.losses import forward_parameters, own_model
 
@@ -73,6 +74,8 @@ class Forest:
     trees: Sequence[Tree]
     places: Sequence[tuple[int, Sequence[int]]]
     shared: bool
+    padded: bool = True
+    """Whether rows of several lengths share a batch."""
 
     @cached_property
     def _pairs_of(self) -> list[list[int]]:
@@ -83,8 +86,8 @@ class Forest:
         return pairs
 
     def buckets(self, batch_size: int) -> list[list[int]]:
-        """Return the numbers of the rows of each batch: of about equal lengths."""
-        return length_buckets([len(tree) for tree in self.trees], batch_size)
+        """Return the numbers of the rows of each batch: of about equal lengths, or of equal ones."""
+        return length_buckets([len(tree) for tree in self.trees], batch_size, self.padded)
 
     def num_positions(self, batch_size: int) -> int:
         """Return the tokens of all batches, padding included."""
@@ -118,7 +121,9 @@ def planted(model: nn.Module, pairs: Sequence[Continuation]) -> Forest:
     apart, shared = _apart(pairs), _shared(pairs)
     before, after = (sum(map(len, forest.trees)) for forest in (apart, shared))
     saves = after <= WORTH * before and all(prompt for prompt, _ in pairs)
-    return shared if saves and keeps_branches_apart(model, max(map(len, shared.trees))) else apart
+    if saves and keeps_branches_apart(model, max(map(len, shared.trees))):
+        return shared
+    return replace(apart, padded=len(set(map(len, apart.trees))) < 2 or ignores_padding(model))
 
 
 def _apart(pairs: Sequence[Continuation]) -> Forest:

@@ -4,19 +4,31 @@ B prompts, T tokens, V words of the vocabulary (or logits).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
+from shears.adapt.packable import is_apart, weights_dtype
 from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Tokenized, prompt_ids
 from shears.errors import InputError
+from shears.evaluation.context import refuse_beyond, warn_beyond
 from shears.evaluation.journal import Journal
+from shears.evaluation.padded import LONG, SHORT, drawn, num_words
 from shears.evaluation.prompt_caches import Fill
+from shears.evaluation.running import TRIAL_ERRORS
 from shears.evaluation.score import device_of, padding
 from shears.progress import track
 
@@ -31,6 +43,17 @@ class EndOfLine(StoppingCriteria):
         """Return which rows have ended."""
         breaks = torch.isin(input_ids[:, self._start :], self._breaks.to(input_ids.device))
         return breaks[:, -1] & (~breaks).any(dim=1)
+
+
+class Always(LogitsProcessor):
+    """Makes one token the likeliest."""
+
+    def __init__(self, token: int) -> None:
+        self._token = token
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return logits of which that token's is the largest."""
+        return torch.zeros_like(scores).index_fill_(1, torch.tensor([self._token], device=scores.device), 1.0)
 
 
 def line_breaks(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " V"]:
@@ -49,8 +72,8 @@ def generate_answers(
 ) -> list[str]:
     """Return the greedy continuation of every prompt, up to the end of sequence or, if `one_line`, of its first line.
 
-    Batches are of about equal lengths, padded on the left and masked; the answers are in the order of the prompts.
-    InputError for an empty prompt.
+    Batches are of about equal lengths, padded on the left and masked, or as the model keeps
+    them apart; the answers are in the order of the prompts. InputError for a prompt that is empty or too long.
     """
     return Decoder(model, tokenizer, max_new_tokens, one_line).answers(prompts, batch_size)
 
@@ -77,8 +100,10 @@ class Decoder:
         `before` hears the numbers of the prompts of each batch first; what it returns fills the batch's cache.
         """
         rows = [Tokenized(ids, ids) for ids in _checked_prompts(prompts, self.tokenizer)]
+        lengths = [len(row.input_ids) for row in rows]
+        refuse_beyond(self.model, [length + self.max_new_tokens - 1 for length in lengths], "lower max_new_tokens")
         answers, breaks = [""] * len(rows), line_breaks(self.tokenizer) if self.one_line else None
-        buckets = length_buckets([len(row.input_ids) for row in rows], batch_size)
+        buckets = self._buckets(lengths, batch_size)
         for indices in track(buckets, "generating", len(buckets), "batches"):
             fill = before(indices)
             texts = self.journal.get(indices) if self.journal else None
@@ -89,6 +114,47 @@ class Decoder:
             for index, answer in zip(indices, texts, strict=True):
                 answers[index] = answer
         return answers
+
+    def warn(self, prompts: Sequence[str]) -> None:
+        """Log how many prompts come, with their answers, to more tokens than the model was made for."""
+        warn_beyond(self.model, [len(ids) + self.max_new_tokens - 1 for ids in prompt_ids(prompts, self.tokenizer)])
+
+    def _buckets(self, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+        """Return the numbers of the prompts of each batch: as many together as the model keeps apart."""
+        if min(batch_size, len(lengths)) == 1 or self._padded:
+            return length_buckets(lengths, batch_size)
+        return length_buckets(lengths, batch_size if self._batched else 1, padded=False)
+
+    @cached_property
+    def _padded(self) -> bool:
+        return self._keeps_apart(LONG)
+
+    @cached_property
+    def _batched(self) -> bool:
+        return self._keeps_apart(SHORT)
+
+    def _keeps_apart(self, length: int) -> bool:
+        """Tell whether a prompt is continued beside one of this length as it is alone; tried, cache and all.
+
+        RWKV of transformers, for one, mixes the rows of a batch up when it goes on from its state.
+        """
+        few = replace(self, max_new_tokens=2, num_beams=1)
+        row, other, another = drawn(self.model, SHORT, length, length)
+        try:
+            with torch.autocast(device_of(self.model).type, enabled=False):
+                beside, neighbour, alone = (few._forced(rows) for rows in ([row, other], [row, another], [row]))
+        except TRIAL_ERRORS:
+            return False
+        return is_apart(beside, neighbour, alone, weights_dtype(self.model))
+
+    def _forced(self, rows: Sequence[list[int]]) -> Float[Tensor, "T V"]:
+        """Return the logits of the tokens behind the first row, all of them the same whatever is likeliest."""
+        ends = _ends(self.model, self.tokenizer)
+        token = next(token for token in range(num_words(self.model)) if token not in ends)
+        always = LogitsProcessorList([Always(token)])
+        batch = self.batch([Tokenized(ids, ids) for ids in rows])
+        found = self._generated(batch, None, None, output_logits=True, logits_processor=always).logits
+        return torch.stack(found)[:, 0].float()
 
     def _continue(self, rows: Sequence[Tokenized], breaks: Tensor | None, fill: Fill | None) -> list[str]:
         batch = self.batch(rows)
@@ -112,18 +178,23 @@ class Decoder:
         return torch.stack(self._generated(batch, None, cache, output_logits=True).logits)
 
     @torch.no_grad()
-    def _generated(self, batch: Mapping[str, Tensor], breaks: Tensor | None, cache: Any, **options: bool) -> Any:
+    def _generated(self, batch: Mapping[str, Tensor], breaks: Tensor | None, cache: Any, **options: Any) -> Any:
         model: Any = self.model
         length = batch["input_ids"].shape[1]
-        return model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            generation_config=_settings(model, self.tokenizer, self.max_new_tokens, self.num_beams),
-            stopping_criteria=StoppingCriteriaList([] if breaks is None else [EndOfLine(breaks, length)]),
-            return_dict_in_generate=True,
-            **({} if cache is None else {"cache": cache}),
-            **options,
-        )
+        try:
+            return model.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                generation_config=_settings(model, self.tokenizer, self.max_new_tokens, self.num_beams),
+                stopping_criteria=StoppingCriteriaList([] if breaks is None else [EndOfLine(breaks, length)]),
+                return_dict_in_generate=True,
+                **({} if cache is None else {"cache": cache}),
+                **options,
+            )
+        except ValueError as error:
+            if self.num_beams > 1 and "cannot use beam search" in str(error):  # its state cannot be reordered
+                raise InputError(f"num_beams must be 1 (--num-beams 1), got {self.num_beams}: {error}") from None
+            raise
 
 
 def _checked_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -27,7 +27,7 @@ class Journal:
         self._done = self._read()
 
     def _read(self) -> dict[tuple[int, ...], list[str]]:
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.is_file() else []
+        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.is_file() else []
         whole = [content for content in map(_parsed, lines) if content is not None]
         if not whole or whole[0] != json.loads(json.dumps(self._asked)):
             if whole:
@@ -62,8 +62,8 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def _parsed(line: str) -> Any:
+def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        return json.loads(line.decode())
+    except (ValueError, RecursionError):  # torn, or no text at all
         return None

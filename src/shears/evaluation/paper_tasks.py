@@ -70,7 +70,9 @@ def generated_records(
     """Return what each example's generated response answers, by the official rule (`correct`) and by the strict one."""
     answers, read = right_answers(config.task, examples), READERS[ANSWER_FORMS[config.task]]
     decoder = Decoder(model, tokenizer, config.max_new_tokens, num_beams=config.num_beams, journal=journal)
-    texts = decoder.answers([prompt_of(example) for example in examples], config.batch_size)
+    prompts = [prompt_of(example) for example in examples]
+    decoder.warn(prompts)
+    texts = decoder.answers(prompts, config.batch_size)
     records = []
     for index, (example, text, answer) in enumerate(zip(examples, texts, answers, strict=True)):
         official, strict = read(response_of(text), LABELS.get(config.task, ()))

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from shears.adapt.load import whole_record
 from shears.adapt.sparse_adapter import make_sparse
 from shears.artifacts import (
     PACKAGE,
@@ -57,6 +58,8 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
     if wanted.template is None:
         default = TEMPLATE if wanted.task in (*ANSWER_FORMS, "harness") else DEFAULT_TEMPLATE
         wanted = wanted.model_copy(update={"template": adapter_template(adapter or model, default)})
+    if output is not None:
+        _check_output(Path(output), wanted)
     loaded, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
     if output is None:
         return _evaluate(loaded, tokenizer, wanted, adapter or model, None)
@@ -69,6 +72,20 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
         journal.close()
     logger.info("wrote %s", path)
     return evaluation
+
+
+def _check_output(output: Path, config: EvaluateConfig) -> None:
+    """Raise InputError where figures could not be written at the end, or would replace the data."""
+    if output.is_dir() or journal_path(output).is_dir():
+        raise InputError(f"the output must be a file, got the folder {output}; name such as {output}/figures.json")
+    if output.resolve() == Path(config.data).expanduser().resolve():
+        raise InputError(f"the output must be another file than the data, got {output} for both")
+    try:
+        place = next(folder for folder in output.absolute().parents if folder.exists())  # the others are made
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(f"the output must be a file that can be written, got {output}: {error.strerror}") from None
 
 
 def measured(model: str | Path, adapter: str | Path | None, config: EvaluateConfig) -> dict[str, Any]:
@@ -105,8 +122,11 @@ def adapter_template(adapter: str | Path | None, default: str = DEFAULT_TEMPLATE
     """Return the template an adapter, or a model it was merged into, was trained with; the default without a record."""
     record = find_record(Path(adapter)) if adapter is not None else None
     content = read_json(record) if record is not None else {}
-    template = content.get("template") or content.get("config", {}).get("template")
-    return template if template in TEMPLATES else default
+    if not isinstance(content, dict):
+        raise InputError(f"{record} must be the record that shears wrote, it is {str(content)[:40]}")
+    config = content.get("config")
+    template = content.get("template") or (config.get("template") if isinstance(config, dict) else None)
+    return template if isinstance(template, str) and template in TEMPLATES else default
 
 
 def load_with_adapter(
@@ -157,7 +177,7 @@ def _checked_record(adapter: Path, model: str | Path) -> dict[str, Any]:
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise InputError(f"the adapter must be a folder with {ADAPTER_CONFIG}, got {adapter}; check the path")
     path = find_record(adapter)
-    record = read_record(adapter, path.name) if path is not None else {}
+    record = whole_record(adapter, path.name) if path is not None else {}
     if "base_fingerprint" in record:
         found = weights_fingerprint(model_folder(model))
         check_input(f"the base model of {adapter}, here {model},", record["base_fingerprint"], found)

@@ -17,6 +17,8 @@ from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Example, Tokenized, encode, prompt_ids, prompt_of
 from shears.errors import InputError
 from shears.evaluation.branches import Continuation, Forest, planted
+from shears.evaluation.context import check_lengths
+from shears.evaluation.padded import ignores_padding
 from shears.evaluation.running import Run, plainly
 from shears.losses import IGNORED, logits_at
 from shears.losses import completion_losses as token_losses
@@ -46,9 +48,13 @@ def device_of(model: nn.Module) -> torch.device:
 
 @torch.no_grad()
 def completion_losses(model: nn.Module, rows: Sequence[Tokenized], pad_id: int, batch_size: int) -> RowLosses:
-    """Return the rows' losses in nats, in their order; computed in batches of about equal lengths."""
+    """Return the rows' losses in nats, in their order; computed in batches of about equal lengths.
+
+    Of equal ones where the model does not leave padding out.
+    """
     total, num_tokens = torch.zeros(len(rows)), torch.zeros(len(rows), dtype=torch.int64)
-    buckets = length_buckets([len(row.input_ids) for row in rows], batch_size)
+    lengths = [len(row.input_ids) for row in rows]
+    buckets = length_buckets(lengths, batch_size, len(set(lengths)) < 2 or ignores_padding(model))
     for indices in track(buckets, "scoring", len(buckets), "batches"):
         batch = pad_left([rows[index] for index in indices], pad_id)
         losses = token_losses(model, _on_device(model, batch))
@@ -70,7 +76,9 @@ def choose(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int
 ) -> list[Choice]:
     """Return each example's likeliest choice; the end of sequence is not scored, as in other evaluations."""
-    return Questions(model, tokenizer, examples).answer(model, batch_size)
+    questions = Questions(model, tokenizer, examples)
+    check_lengths(model, questions.lengths, "leave it out")
+    return questions.answer(model, batch_size)
 
 
 class Questions:
@@ -82,6 +90,10 @@ class Questions:
         choices = [[next(texts) for _ in example.choices] for example in examples]
         pairs = [(prompt, ids) for prompt, each in zip(prompts, choices, strict=True) for ids in each]
         self._lengths = [[max(len(ids), 1) for ids in each] for each in choices]
+        self.lengths = [
+            len(ids) + max(map(len, each), default=1) - 1 for ids, each in zip(prompts, choices, strict=True)
+        ]
+        """Of each example, the tokens of the prompt and its longest choice but the last, which is not fed in."""
         self._pad_id, self.forest = padding(tokenizer), planted(model, pairs)
 
     def answer(self, model: nn.Module, batch_size: int, run: Run = plainly) -> list[Choice]:

@@ -20,6 +20,8 @@ from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Example, Tokenized
 from shears.data.packing import PACK_TOKENS, pack
 from shears.errors import InputError
+from shears.evaluation.context import check_lengths
+from shears.evaluation.padded import ignores_padding
 from shears.evaluation.running import Run
 from shears.evaluation.score import Questions, device_of
 from shears.evaluation.slopes import Slopes, measure_slopes
@@ -77,8 +79,8 @@ class Batch:
 class LossScorer:
     """Values are negative log-likelihoods, summed over an example's labelled tokens, in nats; weights are its tokens.
 
-    Examples are packed in rows where the model keeps them apart, else padded in buckets of about equal lengths.
-    InputError where no token has a label.
+    Examples are packed in rows where the model keeps them apart, else padded in buckets of about equal lengths; where
+    it does not leave padding out either, buckets are of equal lengths. InputError where no token has a label.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class LossScorer:
         self.parts: Parts = [range(len(rows))] if parts is None else parts
         self._rows = [_first_unlabelled(row) for row in rows]
         self.packed = keeps_apart(model)
+        self._padded = self.packed or ignores_padding(model)
         self._with_gradient = max(batch_size // 4, 1)  # examples at once: the graph takes a multiple of the memory
         self.weights = torch.tensor([sum(label != IGNORED for label in row.labels) for row in self._rows]).double()
         if not self.weights.sum():
@@ -95,7 +98,7 @@ class LossScorer:
         self._batches = [self._batched([self._rows[number] for number in part], batch_size) for part in self.parts]
 
     def _batched(self, rows: Sequence[Tokenized], batch_size: int) -> list[Batch]:
-        buckets = length_buckets([len(row.input_ids) for row in rows], batch_size)
+        buckets = length_buckets([len(row.input_ids) for row in rows], batch_size, self._padded)
         return [Batch(places, self._tensors([rows[place] for place in places])) for places in buckets]
 
     def _tensors(self, rows: Sequence[Tokenized]) -> dict[str, Tensor]:
@@ -125,7 +128,7 @@ class LossScorer:
     def slopes(self, elastic: ElasticAdapter, origin: RankConfig) -> Slopes:
         """Return how the values change with the ranks around a configuration, the examples part after part."""
         rows = [self._rows[number] for part in self.parts for number in part]
-        buckets = length_buckets([len(row.input_ids) for row in rows], self._with_gradient)
+        buckets = length_buckets([len(row.input_ids) for row in rows], self._with_gradient, self._padded)
         tensors = [self._tensors([rows[place] for place in places]) for places in buckets]
         batches = [(places, each.get("examples")) for places, each in zip(buckets, tensors, strict=True)]
         return measure_slopes(elastic, origin, batches, lambda number: self._token_losses(tensors[number]).sum())
@@ -161,6 +164,9 @@ class ChoiceScorer:
         self.parts: Parts = [range(len(examples))] if parts is None else parts
         self._examples = [[examples[number] for number in part] for part in self.parts]
         self._questions = [Questions(model, tokenizer, part) for part in self._examples]
+        found = zip(self.parts, self._questions, strict=True)
+        lengths = dict(pair for part, each in found for pair in zip(part, each.lengths, strict=True))
+        check_lengths(model, [lengths[number] for number in sorted(lengths)], "leave it out")
         self.weights = torch.ones(len(examples), dtype=torch.float64)
 
     def measure(self, part: int, run: Run) -> Float64[Tensor, " N"]:
@@ -187,4 +193,8 @@ def check_choices(examples: Sequence[Example]) -> None:
             raise InputError(
                 f"task choices needs rows with choices and an answer among them, row {number} has not; add the column "
                 "choices (a list), or end the instruction in 'Answer format: a/b/c'"
+            )
+        if not all(choice.strip() for choice in example.choices):
+            raise InputError(
+                f"every choice must have text, for none is always the likeliest; row {number} has {example.choices}"
             )

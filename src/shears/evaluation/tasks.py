@@ -127,7 +127,9 @@ class Generated:
         """Return what each example gave."""
         answers = self.answers(examples)
         decoder = Decoder(model, tokenizer, config.max_new_tokens, self.one_line, config.num_beams, journal)
-        texts = decoder.answers([prompt_of(example) for example in examples], config.batch_size)
+        prompts = [prompt_of(example) for example in examples]
+        decoder.warn(prompts)
+        texts = decoder.answers(prompts, config.batch_size)
         return [
             {
                 **record(index, example, self.read(text), answer),

@@ -41,13 +41,18 @@ def choose_ranks(ranks: str, space: SearchSpace, fingerprint: str) -> RankConfig
 def _ranks_in(file: RanksFile, fingerprint: str) -> dict[str, int]:
     content: Any = read_json(file.path)
     if isinstance(content, dict) and "chosen" in content:
+        found = _picked(content, file)
+        if not isinstance(found, dict) or "super_adapter_fingerprint" not in content:
+            raise InputError(
+                f"{file.path} must be the result of a search, or map every group to its rank; it is neither"
+            )
         check_input("the super-adapter", content["super_adapter_fingerprint"], fingerprint)
-        content = _picked(content, file)["ranks"]
+        content = found.get("ranks")
     elif file.number is not None:
         raise InputError(f"{file.path} must be a search's result where a number is given, got {file.name}")
     elif isinstance(content, dict) and isinstance(content.get("ranks"), dict):
         content = content["ranks"]  # one entry of `pareto` or `evaluations`, saved on its own
-    if not isinstance(content, dict) or not all(isinstance(rank, int) for rank in content.values()):
+    if not isinstance(content, dict) or not all(type(rank) is int for rank in content.values()):
         raise InputError(f'{file.path} must map every group to its rank, such as {{"layers.0.up_proj": 24}}')
     return content
 
@@ -55,10 +60,11 @@ def _ranks_in(file: RanksFile, fingerprint: str) -> dict[str, int]:
 def _picked(result: dict[str, Any], file: RanksFile) -> Any:
     if file.number is None:
         return result["chosen"]
-    count = len(result["evaluations"])
+    evaluations = result.get("evaluations")
+    count = len(evaluations) if isinstance(evaluations, list) else 0
     if not 1 <= file.number <= count:
         raise InputError(f"ranks {file.name} must be one of the {count} configurations evaluated, from 1 to {count}")
-    return result["evaluations"][file.number - 1]
+    return evaluations[file.number - 1] if isinstance(evaluations, list) else None
 
 
 def ranks_file(ranks: str | None) -> RanksFile | None:

@@ -8,15 +8,13 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shears.adapt.load import space_of_record
+from shears.adapt.load import space_of_record, whole_record
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.artifacts import (
     SEARCH_SPACE,
     SUB_ADAPTER,
     as_data,
     file_fingerprint,
-    read_json,
-    read_record,
     weights_fingerprint,
     write_json,
 )
@@ -25,7 +23,7 @@ from shears.errors import InputError
 from shears.export.choice import by_linear, choose_ranks, ranks_file
 from shears.export.merge import merge_adapter
 from shears.export.package import export_package
-from shears.export.sub_adapter import sliced_config
+from shears.export.sub_adapter import NEEDED, read_adapter_config, sliced_config
 from shears.export.tensors import padded, sliced
 from shears.folders import working_folder
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -59,7 +57,7 @@ def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str 
 
 
 def _export(folder: Path, output: Path, settings: ExportConfig) -> Path:
-    record = read_record(folder, SEARCH_SPACE)
+    record = whole_record(folder, SEARCH_SPACE, *NEEDED, "groups", "config", "alpha", "max_rank")
     space = space_of_record(record)
     ranks = choose_ranks(settings.ranks or "heuristic", space, record["fingerprint"])
     asked = {"super_adapter": str(folder), **as_data(settings)}
@@ -81,10 +79,7 @@ def _export(folder: Path, output: Path, settings: ExportConfig) -> Path:
 
 
 def _adapter_config(folder: Path, space: SearchSpace, ranks: RankConfig, form: str) -> dict[str, Any]:
-    config: dict[str, Any] = (
-        sliced_config(folder, space, ranks) if form == "peft" else read_json(folder / ADAPTER_CONFIG)
-    )
-    return config
+    return sliced_config(folder, space, ranks) if form == "peft" else read_adapter_config(folder)
 
 
 def _record(record: Mapping[str, Any], settings: ExportConfig, ranks: RankConfig, work: Path) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file
 from torch import Tensor
 
-from shears.adapt.load import space_of_record
+from shears.adapt.load import space_of_record, whole_record
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import SEARCH_SPACE, SUB_ADAPTER, as_data, file_fingerprint, read_json, read_record
+from shears.artifacts import SEARCH_SPACE, SUB_ADAPTER, as_data, file_fingerprint, read_json
 from shears.errors import InputError
 from shears.export.choice import by_linear, choose_ranks, ranks_file
 from shears.export.tensors import sliced
@@ -17,6 +17,8 @@ from shears.export.updates import Update, updates_of
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, rank_patterns
 from shears.recipe import ExportConfig
 from shears.version import __version__
+
+NEEDED = ("base", "base_fingerprint", "fingerprint", "template")  # of a record, to say where a model comes from
 
 
 class SubAdapter(NamedTuple):
@@ -41,11 +43,11 @@ class SubAdapter(NamedTuple):
 def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
     """Read the exported sub-adapter as it is; of a super-adapter the one with the ranks asked for."""
     if (folder / SUB_ADAPTER).is_file():
-        record = read_record(folder, SUB_ADAPTER)
+        record = whole_record(folder, SUB_ADAPTER, *NEEDED, "ranks")
         refuse_ranks(settings)
         tensors = load_file(folder / ADAPTER_WEIGHTS)
-        return SubAdapter(record, dict(record["ranks"]), tensors, read_json(folder / ADAPTER_CONFIG))
-    record = read_record(folder, SEARCH_SPACE)
+        return SubAdapter(record, dict(record["ranks"]), tensors, read_adapter_config(folder))
+    record = whole_record(folder, SEARCH_SPACE, *NEEDED, "groups")
     space = space_of_record(record)
     ranks = choose_ranks(settings.ranks or "heuristic", space, record["fingerprint"])
     tensors = sliced(load_file(folder / ADAPTER_WEIGHTS), by_linear(space, ranks))
@@ -58,13 +60,23 @@ def refuse_ranks(settings: ExportConfig) -> None:
         raise InputError(f"an exported sub-adapter has its ranks, got ranks={settings.ranks} besides; leave it out")
 
 
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return PEFT's configuration of an adapter; InputError where it is none of LoRA."""
+    config = read_json(folder / ADAPTER_CONFIG)
+    rank, alpha = (config.get("r"), config.get("lora_alpha")) if isinstance(config, dict) else (None, None)
+    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
+        raise InputError(f"{folder / ADAPTER_CONFIG} must be PEFT's of a LoRA with r and lora_alpha; make it again")
+    found: dict[str, Any] = config
+    return found
+
+
 def sliced_config(folder: Path, space: SearchSpace, ranks: RankConfig) -> dict[str, Any]:
     """Return the super-adapter's own PEFT config; smaller ranks get patterns whose scaling stays alpha / max_rank.
 
     PEFT scales a linear by alpha_pattern / rank_pattern; alpha * r / max_rank keeps the constant of training. Tools
     that ignore patterns scale by lora_alpha / r, which is the same constant.
     """
-    config: dict[str, Any] = read_json(folder / ADAPTER_CONFIG)
+    config = read_adapter_config(folder)
     patterns = rank_patterns(by_linear(space, ranks), config["r"])
     config["rank_pattern"] = patterns
     config["alpha_pattern"] = {pattern: config["lora_alpha"] * rank / config["r"] for pattern, rank in patterns.items()}

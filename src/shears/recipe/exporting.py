@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shears.fields import Device, Seed, StageConfig
 
@@ -33,6 +33,14 @@ class ExportConfig(StageConfig):
     """Where to compute: auto, cpu, cuda or mps."""
     seed: Seed = 0
     """Seed of the choice of calibration sequences."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ExportConfig":
+        for name in ("values", "embeddings", "negative_zeros"):
+            given = getattr(self, name)
+            if self.format != "package" and given != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is of packages, got {given} with format {self.format}; add --format package")
+        return self
 
     @property
     def merges(self) -> bool:

@@ -164,6 +164,9 @@ class EvaluateConfig(ScoringConfig):
             raise ValueError(f"protocol is for the paper's tasks ({', '.join(ANSWER_FORMS)}), got task {self.task}")
         if self.task != "harness" and (self.harness or self.include_path):
             raise ValueError(f"harness and include_path are a task of their own, got task {self.task}; leave one out")
+        if self.num_beams > 1 and not self.generates:
+            asked = f"task {self.task}" if self.protocol is None else f"protocol {self.protocol}"
+            raise ValueError(f"num_beams is of generated answers, got {self.num_beams} with {asked}; leave it out")
         if self.task == "harness" and not self.harness:
             raise ValueError("harness must name tasks of lm-eval for task harness, got none; such as hellaswag")
         return self

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from shears.artifacts import write_json, write_text
 from shears.errors import InputError
-from shears.evaluation.arms import read_arms
+from shears.evaluation.arms import files_of, read_arms
 from shears.evaluation.comparison import compare_arms
 from shears.report.html import element, table
 from shears.report.intervals import intervals
@@ -29,7 +29,12 @@ def compare(
     path = Path(output) if output is not None else None
     if path is not None and (path.suffix not in (".json", ".html") or not path.parent.is_dir()):
         raise InputError(f"the output must be a .json or .html file in a folder that is there, got {path}")
-    data = compare_arms(read_arms(runs), against, seed)
+    if not 0 <= seed < 2**32:
+        raise InputError(f"the seed must be from 0 to {2**32 - 1}, got {seed}")
+    arms = read_arms(runs)
+    if path is not None and path.resolve() in files_of(runs, arms):
+        raise InputError(f"the output must be none of the files that are compared, got {path}; name another file")
+    data = compare_arms(arms, against, seed)
     if path is not None and path.suffix == ".json":
         write_json(path, data)
     elif path is not None:

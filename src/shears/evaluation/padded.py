@@ -1,0 +1,48 @@
+"""Does a model leave padding out? It is tried, as packing is: some recurrent ones read it like any other token.
+
+T tokens, V words of the vocabulary.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shears.adapt.packable import is_apart, weights_dtype
+from shears.data.collate import pad_left
+from shears.data.examples import Tokenized
+from shears.evaluation.running import TRIAL_ERRORS
+from shears.losses import own_model, trailing_logits
+
+SHORT, LONG = 5, 9  # tokens of the rows that are tried together
+
+
+def num_words(model: nn.Module) -> int:
+    """Return how many tokens a model knows."""
+    return int(own_model(model).get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
+
+def drawn(model: nn.Module, *lengths: int) -> list[list[int]]:
+    """Return rows of random tokens, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(num_words(model), (length,), generator=generator).tolist() for length in lengths]
+
+
+@torch.no_grad()
+def ignores_padding(model: nn.Module) -> bool:
+    """Tell whether a row that is padded on the left and masked has the logits it has alone, whatever pads it.
+
+    Where it has not, only rows of equal lengths may share a batch. Tried in the arithmetic of the weights.
+    """
+    device = next(model.parameters()).device
+    words, (short, long) = num_words(model), drawn(model, SHORT, LONG)
+
+    def logits(pad_id: int, *rows: list[int]) -> Float[Tensor, "T V"]:
+        batch = pad_left([Tokenized(ids, ids) for ids in rows], pad_id)
+        return trailing_logits(model, {name: each.to(device) for name, each in batch.items()}, SHORT)[0].float()
+
+    try:
+        with torch.autocast(device.type, enabled=False):
+            padded, otherwise, alone = logits(0, short, long), logits(words - 1, short, long), logits(0, short)
+    except TRIAL_ERRORS:
+        return False
+    return is_apart(padded, otherwise, alone, weights_dtype(model))

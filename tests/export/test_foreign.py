@@ -1,0 +1,89 @@
+"""Records, configurations and ranks that are torn or another tool's are one line, in every format."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shears.adapt.load import load_super_adapter
+from shears.artifacts import SEARCH_SPACE, SUB_ADAPTER
+from shears.errors import InputError
+from shears.evaluation.run import adapter_template, load_with_adapter
+from shears.export.peft import export_adapter
+from shears.peft_files import ADAPTER_CONFIG
+from tests.export.made import half_sparse, super_adapter
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("foreign")
+    return super_adapter(folder / "super", half_sparse(folder / "base"))
+
+
+@pytest.fixture
+def adapter(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "super"))
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ([], "must be the record that shears wrote, it is"),
+        ({}, "must be the record that shears wrote, it lacks"),
+    ],
+)
+def test_a_record_that_is_none_is_named(record: Any, message: str, adapter: Path, tmp_path: Path) -> None:
+    (adapter / SEARCH_SPACE).write_text(json.dumps(record))
+    for form in ("peft", "padded", "merged", "package"):
+        with pytest.raises(InputError, match=f"{SEARCH_SPACE} {message}"):
+            export_adapter(adapter, tmp_path / "out", format=form)
+    with pytest.raises(InputError, match=f"{SEARCH_SPACE} {message}"):
+        load_super_adapter(adapter)
+    shutil.move(adapter / SEARCH_SPACE, adapter / SUB_ADAPTER)
+    with pytest.raises(InputError, match=f"{SUB_ADAPTER} {message}"):
+        export_adapter(adapter, tmp_path / "out", format="merged")
+
+
+def test_a_list_for_a_record_is_no_record_of_an_evaluated_adapter_either(adapter: Path) -> None:
+    (adapter / SEARCH_SPACE).write_text("[]")
+    with pytest.raises(InputError, match="must be the record that shears wrote, it is"):
+        load_with_adapter("anything", adapter)
+    with pytest.raises(InputError, match="must be the record that shears wrote, it is"):
+        adapter_template(adapter)
+    (adapter / SEARCH_SPACE).write_text('{"config": []}')
+    assert adapter_template(adapter) == "question"
+
+
+@pytest.mark.parametrize("groups", [[], {"a": 5}, {"a": {"ranks": ["4"], "modules": ["x"]}}, {"a": {"ranks": [4]}}])
+def test_groups_that_are_none_are_named(groups: Any, adapter: Path, tmp_path: Path) -> None:
+    record = json.loads((adapter / SEARCH_SPACE).read_text())
+    (adapter / SEARCH_SPACE).write_text(json.dumps({**record, "groups": groups}))
+    with pytest.raises(InputError, match="must name the ranks and the linears of every group"):
+        export_adapter(adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["peft", "padded", "merged"])
+@pytest.mark.parametrize("config", ["{}", "[]", '{"r": "x", "lora_alpha": 1}'])
+def test_a_configuration_of_peft_that_is_none_is_named(config: str, form: str, adapter: Path, tmp_path: Path) -> None:
+    (adapter / ADAPTER_CONFIG).write_text(config)
+    with pytest.raises(InputError, match=f"{ADAPTER_CONFIG} must be PEFT's of a LoRA with r and lora_alpha"):
+        export_adapter(adapter, tmp_path / "out", format=form)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "number", "message"),
+    [
+        ({"chosen": 5}, "", "must be the result of a search, or map every group to its rank"),
+        ({"chosen": {"ranks": {}}}, "", "must be the result of a search"),
+        ({"chosen": {}, "evaluations": 5}, ":1", "must be one of the 0 configurations evaluated"),
+        ({"chosen": {}, "evaluations": [5]}, ":1", "must be the result of a search"),
+        ({"a": True}, "", "must map every group to its rank"),
+        ([], "", "must map every group to its rank"),
+    ],
+)
+def test_ranks_that_are_none_are_named(ranks: Any, number: str, message: str, adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "ranks.json").write_text(json.dumps(ranks))
+    with pytest.raises(InputError, match=message):
+        export_adapter(adapter, tmp_path / "out", ranks=f"{tmp_path / 'ranks.json'}{number}")
