@@ -29,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shears.errors import InputError, first_line
 from shears.fetching import EMBEDDED, convert_gguf, fetch
-from shears.package_models import is_package, load_packaged
+from shears.package_models import CONFIG_ERRORS, is_package, load_packaged
 from shears.peft_files import ADAPTER_CONFIG
 from shears.quantization import loading_options
 from shears.tensor_files import refuse_missing
@@ -40,7 +40,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a hub repository; nothing executable
 FOREIGN_FILES = ["consolidated*", "original/*", "onnx/*"]  # second copies of the weights for other tools
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
+LOADING_ERRORS = (*CONFIG_ERRORS, RuntimeError, ImportError, SafetensorError)
 
 
 def resolve_model(name: str) -> Path | str:

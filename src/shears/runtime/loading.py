@@ -61,8 +61,8 @@ def _package_engine(folder: Path, adapter: str | Path | None, wanted: RunningCon
     if adapter is not None:
         raise InputError(f"a package comes with its adapter, got adapter={adapter} beside {folder}; unpack it first")
     read_record(folder, PACKAGE)
-    tokenizer = load_tokenizer(folder)
-    return Engine(package_backend(folder, wanted), tokenizer, ends(tokenizer.eos_token_id, _end_of_package(folder)))
+    backend, tokenizer = package_backend(folder, wanted), load_tokenizer(folder)
+    return Engine(backend, tokenizer, ends(tokenizer.eos_token_id, _end_of_package(folder)))
 
 
 def package_backend(folder: Path, wanted: RunningConfig) -> Backend:
