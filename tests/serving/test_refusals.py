@@ -80,11 +80,18 @@ def test_a_mistake_is_told_with_its_key(
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [("", "must not be empty"), ([], "prompt"), ([[]], "prompt"), ([1, 999], "must be in 0 to 256"), (5, "prompt")],
+    [
+        ("", "must not be empty"),
+        ([], "prompt"),
+        ([[]], "prompt"),
+        ([1, 999], "must be in 0 to 256"),
+        (5, "prompt"),
+        (["a"] * 3, "at most 2 texts can be asked for at once, got 3"),
+    ],
 )
 def test_a_wrong_prompt_is_refused(endless: Running, prompt: Any, message: str) -> None:
     answer = endless.post("/v1/completions", json={"model": NAME, "prompt": prompt})
-    assert answer.status_code == 400
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, None)
     assert message in answer.json()["error"]["message"]
 
 
