@@ -106,6 +106,8 @@ def test_figures_fit_a_narrow_terminal_and_are_data_on_demand(
 def test_what_cannot_be_measured_is_refused(package: Path) -> None:
     with pytest.raises(InputError, match="bench measures packages"):
         bench(package.parent / "model")
+    with pytest.raises(InputError, match="threads must be 1 to 1024, got 100000"):
+        bench(package, threads=100_000)
     with pytest.raises(InputError, match="must be at most the model's 256, got 300"):
         bench(package, prompt_tokens=300)
     with pytest.raises(InputError, match="must be at most the model's 256, got 264"):
