@@ -21,6 +21,13 @@ def is_package(folder: str | Path) -> bool:
     return (Path(folder) / PACKAGE_FILE).is_file()
 
 
+def names_fingerprint(record: object) -> bool:
+    """Tell whether a package's record vouches for the bytes of its file; InputError for what is no record."""
+    if not isinstance(record, dict):
+        raise InputError(f"package.json must hold a record, got {record!r:.60}; export the package again")
+    return "fingerprint" in record
+
+
 def packaged_config(folder: Path) -> Any:
     """Return the configuration of a package's model; InputError for one that transformers does not read."""
     try:

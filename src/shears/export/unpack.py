@@ -21,6 +21,7 @@ from shears.artifacts import (
     write_json,
 )
 from shears.models import load_tokenizer
+from shears.package_models import names_fingerprint
 from shears.packed.file import Package, read_package
 from shears.packed.index import PLAIN
 from shears.packed.layout import DTYPES
@@ -44,7 +45,7 @@ def unpack(package: str | Path, output: str | Path) -> Path:
     """
     folder, output = Path(package), Path(output)
     record = read_record(folder, PACKAGE)
-    opened = read_package(folder, verify=False)  # the record's fingerprint covers every byte
+    opened = read_package(folder, verify=not names_fingerprint(record))  # which covers every byte
     with working_folder(output, {"package": str(folder)}, resume=None) as work:
         _write_model(opened, folder, work / "model")
         if opened.index.adapter:
