@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from shears.errors import InputError, first_line
 from shears.packed.file import PACKAGE_FILE, Package, read_package
+from shears.peft_files import ADAPTER_CONFIG
 
 CONFIG_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError)
 NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")  # of a block, in the name of a tensor
@@ -26,6 +27,16 @@ def names_fingerprint(record: object) -> bool:
     if not isinstance(record, dict):
         raise InputError(f"package.json must hold a record, got {record!r:.60}; export the package again")
     return "fingerprint" in record
+
+
+def settings_of_adapter(folder: Path) -> Path:
+    """Return the file of the settings of a package's adapter; InputError where it is missing."""
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        raise InputError(
+            f"a package with an adapter must hold {path.name}, {folder} does not; export the package again"
+        )
+    return path
 
 
 def packaged_config(folder: Path) -> Any:
@@ -46,6 +57,8 @@ def load_packaged(
     InputError for a file that is no whole package; whatever transformers raises for a model that it does not know.
     """
     package = package or read_package(folder)
+    if package.index.adapter:
+        settings_of_adapter(folder)
     config = packaged_config(folder)
     with torch.device("meta"):
         kind = type(AutoModelForCausalLM.from_config(config))

@@ -9,7 +9,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig
 
-from shears import export_adapter
+from shears import export_adapter, unpack
 from shears.errors import InputError
 from shears.peft_files import ADAPTER_CONFIG
 from shears.runtime import load
@@ -130,7 +130,7 @@ def test_layers_beyond_the_config_are_not_passed_over(package: Path) -> None:
         ({"lora_alpha": "x"}, "must give .* a number as lora_alpha, got 'x'"),
         ({"rank_pattern": {"(": 1}}, "must map patterns to numbers in rank_pattern"),
         ({"rank_pattern": [1]}, "must map patterns to numbers in rank_pattern"),
-        (None, "must have adapter_config.json beside it"),
+        (None, "must hold adapter_config.json"),
     ],
 )
 def test_settings_of_an_adapter_that_are_none_are_refused(package: Path, content: Any, message: str) -> None:
@@ -143,6 +143,9 @@ def test_settings_of_an_adapter_that_are_none_are_refused(package: Path, content
         file.write_text(content)
     with pytest.raises(InputError, match=message):
         load(package)
+    if content is None:
+        with pytest.raises(InputError, match=message):
+            unpack(package, package.with_name("unpacked"))
     if "rank_pattern" not in message:
         with pytest.raises(InputError):
             load(package, backend="drop-in")

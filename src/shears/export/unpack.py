@@ -21,7 +21,7 @@ from shears.artifacts import (
     write_json,
 )
 from shears.models import load_tokenizer
-from shears.package_models import names_fingerprint
+from shears.package_models import names_fingerprint, settings_of_adapter
 from shears.packed.file import Package, read_package
 from shears.packed.index import PLAIN
 from shears.packed.layout import DTYPES
@@ -113,7 +113,7 @@ def _write_adapter(package: Package, folder: Path, work: Path, record: Mapping[s
     adapter = work / "adapter"
     adapter.mkdir()
     save_file(package.adapter(), adapter / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    shutil.copyfile(folder / ADAPTER_CONFIG, adapter / ADAPTER_CONFIG)
+    shutil.copyfile(settings_of_adapter(folder), adapter / ADAPTER_CONFIG)
     if "ranks" in record:
         kept = {key: record[key] for key in OF_ADAPTER if key in record}
         prints = {"base_fingerprint": weights_fingerprint(work / "model"), "fingerprint": weights_fingerprint(adapter)}

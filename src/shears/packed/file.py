@@ -18,7 +18,6 @@ from shears.errors import InputError
 from shears.packed.index import FORMAT, PADDING, PADDING_BYTES, VERSION, DenseEntry, Index, Spec, parse_index
 from shears.packed.layout import PackedMatrix, check_matrix, dense
 from shears.packed.quantize import dequantize_rows
-from shears.peft_files import ADAPTER_CONFIG
 from shears.tensor_format import Place, as_bytes, opened, read_header, write_at, write_layout
 
 PACKAGE_FILE = "package.safetensors"
@@ -64,12 +63,7 @@ class Package:
         return packed | {name: self.index.dense[self.index.tied.get(name, name)].shape for name in named}
 
     def adapter(self) -> dict[str, Tensor]:
-        """Return the adapter's tensors by PEFT's names; none where the package has no adapter.
-
-        InputError for one whose settings are not beside the file.
-        """
-        if self.index.adapter and not self.path.with_name(ADAPTER_CONFIG).is_file():
-            raise InputError(f"{self.path} must have {ADAPTER_CONFIG} beside it; it has not, export the package again")
+        """Return the adapter's tensors by PEFT's names; none where the package has no adapter."""
         return {name: self._plain(f"adapter.{name}", entry) for name, entry in self.index.adapter.items()}
 
     def _plain(self, name: str, entry: DenseEntry) -> Tensor:

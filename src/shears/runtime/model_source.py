@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from shears.artifacts import read_json
 from shears.errors import InputError
-from shears.package_models import packaged_config
+from shears.package_models import packaged_config, settings_of_adapter
 from shears.packed.file import Package, read_package
 from shears.packed.layout import PackedMatrix, Values, pack
 from shears.packed.quantize import quantize_rows
@@ -83,7 +83,7 @@ def source_of_package(folder: str | Path, *, verify: bool = True) -> ModelSource
     """
     package = read_package(folder, verify=verify)
     config = packaged_config(Path(folder))
-    updates = _package_updates(package, Path(folder) / ADAPTER_CONFIG)
+    updates = _package_updates(package, Path(folder))
     tied = package.index.tied
     tensors = {name: _rows(package, tied.get(name, name)) for name in [*package.index.dense, *tied]}
     return ModelSource(config, package.packed, tensors, updates)
@@ -96,11 +96,11 @@ def _rows(package: Package, name: str) -> Rows | Tensor:
     return Rows(package.tensors[f"dense.{name}"], package.tensors[f"dense.{name}.scales"])
 
 
-def _package_updates(package: Package, config: Path) -> dict[str, Update]:
+def _package_updates(package: Package, folder: Path) -> dict[str, Update]:
     tensors = package.adapter()
     if not tensors:
         return {}
-    settings = _adapter_settings(config)
+    settings = _adapter_settings(settings_of_adapter(folder))
     if unusual := [key for key, value in settings.items() if value and not _is_plain(key, value)]:
         raise NotCoveredError(f"the native decoder covers plain LoRA, this adapter has {unusual[0]}; merge it first")
     names = [name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)]
