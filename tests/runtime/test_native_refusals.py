@@ -14,7 +14,7 @@ from shears.errors import InputError
 from shears.peft_files import ADAPTER_CONFIG
 from shears.runtime import load
 from shears.runtime.architectures import NotCoveredError
-from shears.runtime.model_source import source_of_package
+from shears.runtime.model_source import source_of_model, source_of_package
 from tests.runtime.decoders import covered, expected, extension_is_missing, text, with_lora
 from tests.tiny import tiny_tokenizer
 
@@ -68,6 +68,13 @@ def test_an_adapter_that_is_more_than_lora_is_left_to_peft(package: Path, settin
         source_of_package(package)
 
 
+@pytest.mark.parametrize("setting", [{"use_dora": True}, {"alora_invocation_tokens": [7, 8]}, {"lora_bias": True}])
+def test_such_an_adapter_in_memory_is_refused(setting: dict[str, Any]) -> None:
+    config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **setting)
+    with pytest.raises(NotCoveredError, match=r"covers one plain LoRA, model.layers.0.self_attn.q_proj has another"):
+        source_of_model(get_peft_model(covered("qwen2, biases"), config))
+
+
 def test_an_ordinary_adapter_is_covered(package: Path) -> None:
     settings = LoraConfig(r=5, lora_alpha=10, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM").to_dict()
     (package / ADAPTER_CONFIG).write_text(json.dumps(settings | {"target_modules": ["q_proj", "up_proj"]}))
@@ -112,6 +119,13 @@ def test_a_config_that_does_not_fit_the_tensors_is_refused(
     with pytest.raises(InputError, match=message if backend == "auto" else None) as caught:
         load(package, backend=backend)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_of_the_generation_that_are_none_are_refused(package: Path) -> None:
+    (package / "generation_config.json").write_text("{")
+    for backend in ("auto", "drop-in"):
+        with pytest.raises(InputError, match=r"generation_config.json"):
+            load(package, backend=backend)
 
 
 def test_layers_beyond_the_config_are_not_passed_over(package: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from shears.artifacts import PACKAGE, read_record
-from shears.errors import InputError
+from shears.errors import InputError, first_line
 from shears.evaluation.run import load_with_adapter
-from shears.models import load_tokenizer, model_folder, set_threads
+from shears.models import LOADING_ERRORS, load_tokenizer, model_folder, set_threads
 from shears.package_models import is_package, names_fingerprint
 from shears.recipe.serving import RunningConfig
 from shears.resolve import build
@@ -90,7 +90,10 @@ def _end_of_package(folder: Path) -> Any:
     from transformers import GenerationConfig
 
     settings = folder / "generation_config.json"
-    return GenerationConfig.from_pretrained(folder).eos_token_id if settings.is_file() else None
+    try:
+        return GenerationConfig.from_pretrained(folder).eos_token_id if settings.is_file() else None
+    except LOADING_ERRORS as error:
+        raise InputError(f"{settings} must hold settings of transformers: {first_line(error)}") from error
 
 
 def ends(*found: Iterable[int] | int | None) -> frozenset[int]:

@@ -155,11 +155,12 @@ def source_of_model(model: nn.Module, values: Values | None = None, *, sparse: b
     """Return the source of a transformers model in memory, or of PEFT's LoRA around one.
 
     `values` is the number format of the linears of the blocks, by default the model's own; `sparse` packs them.
+    NotCoveredError for an adapter that is more than scaling B A.
     """
     wrapped: Any = model
     base: Any = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
     tensors = {name.replace(".base_layer.", "."): part.detach() for name, part in base.state_dict().items()}
-    updates = {name: _update(module) for name, module in base.named_modules() if hasattr(module, "lora_A")}
+    updates = {name: _update(name, module) for name, module in base.named_modules() if hasattr(module, "lora_A")}
     tensors = {name: part for name, part in tensors.items() if ".lora_" not in name}
     names = [name.removesuffix(".weight") for name, part in tensors.items() if _is_linear(name, part)]
     kept: Values = values or ("fp32" if tensors[f"{names[0]}.weight"].dtype == torch.float32 else "bf16")
@@ -174,7 +175,9 @@ def _is_linear(name: str, tensor: Tensor) -> bool:
     return ".layers." in name and name.endswith("_proj.weight") and tensor.ndim == 2
 
 
-def _update(module: Any) -> Update:
-    (adapter,) = module.lora_A
+def _update(name: str, module: Any) -> Update:
+    adapter = next(iter(module.lora_A), None)
+    if len(module.lora_A) != 1 or adapter in module.lora_variant or module.lora_bias.get(adapter):
+        raise NotCoveredError(f"the native decoder covers one plain LoRA, {name} has another adapter; merge it first")
     a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
     return Update(a.detach(), b.detach(), module.scaling[adapter])
