@@ -199,4 +199,6 @@ def test_threads_can_be_set() -> None:
     assert torch.get_num_threads() == before + 1
     models.set_threads(before)
     models.set_threads(None)
+    with pytest.raises(InputError, match="threads must be 1 to 1024, got 100000"):
+        models.set_threads(100_000)
     assert torch.get_num_threads() == before

@@ -86,8 +86,13 @@ __all__ = [
 ]
 
 
+_PARTS = ("adapt", "data", "errors", "evaluation", "export", "runtime", "searching", "serving", "sparsity")
+
+
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `import shears` does not import torch."""
+    if name in _PARTS:
+        return import_module(f"shears.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'shears' has no attribute {name!r}")
     return getattr(import_module(f"shears.{_HOMES[name]}"), name)

@@ -29,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shears.errors import InputError, first_line
 from shears.fetching import EMBEDDED, convert_gguf, fetch
-from shears.package_models import is_package, load_packaged
+from shears.package_models import CONFIG_ERRORS, is_package, load_packaged
 from shears.peft_files import ADAPTER_CONFIG
 from shears.quantization import loading_options
 from shears.tensor_files import refuse_missing
@@ -40,7 +40,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a hub repository; nothing executable
 FOREIGN_FILES = ["consolidated*", "original/*", "onnx/*"]  # second copies of the weights for other tools
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
+MOST_THREADS = 1024
+LOADING_ERRORS = (*CONFIG_ERRORS, RuntimeError, ImportError, SafetensorError)
 
 
 def resolve_model(name: str) -> Path | str:
@@ -66,8 +67,7 @@ def resolve_model(name: str) -> Path | str:
 
 def _looks_like_hub_id(name: str) -> bool:
     """Tell `org/name` from a path: a first part that is a folder here makes it a path."""
-    owner = name.split("/", 1)[0]
-    in_local_folder = "/" in name and Path(owner).is_dir()
+    in_local_folder = "/" in name and Path(name.split("/", 1)[0]).is_dir()
     return bool(HUB_ID.fullmatch(name)) and not name.endswith(".gguf") and not in_local_folder
 
 
@@ -177,7 +177,9 @@ def autocast(precision: str, device: torch.device | str) -> AbstractContextManag
 
 
 def set_threads(count: int | None) -> None:
-    """Use that many CPU threads; None leaves torch's choice, one a core."""
+    """Use that many CPU threads; None leaves torch's choice, one a core. InputError for more than MOST_THREADS."""
+    if count is not None and not 1 <= count <= MOST_THREADS:
+        raise InputError(f"threads must be 1 to {MOST_THREADS}, got {count}; leave them out for one a core")
     if count is not None:
         torch.set_num_threads(count)
 
@@ -235,10 +237,8 @@ def matching(names: Iterable[str], targets: Sequence[str]) -> list[str]:
 
 
 def _matches(name: str, target: str) -> bool:
-    if name == target or name.endswith(f".{target}"):
-        return True
     try:
-        return re.fullmatch(target, name) is not None
+        return name == target or name.endswith(f".{target}") or re.fullmatch(target, name) is not None
     except re.error as error:
         raise InputError(f"a target must be a name or a regex, got {target!r}: {error}") from None
 

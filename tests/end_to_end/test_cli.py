@@ -161,6 +161,11 @@ def test_importing_shears_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_parts_are_there_without_an_import_of_their_own() -> None:
+    code = "import sys, shears; shears.runtime.load, shears.errors.InputError; sys.exit(hasattr(shears, 'nothing'))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_every_public_name_is_there() -> None:
     import shears as package
 

@@ -233,11 +233,15 @@ def test_a_chat_goes_through_the_template() -> None:
     assert TOKENIZER.decode(tokens) == "<user>hi<|end|><assistant>"
 
 
-def test_a_model_without_chat_template_cannot_chat() -> None:
+TEMPLATES = {"a chat needs": None, "division": "{{ 1/0 }}", "unknown tag": "{% x %}"}
+
+
+@pytest.mark.parametrize("message", TEMPLATES)
+def test_a_model_without_a_chat_template_that_works_cannot_chat(message: str) -> None:
     engine = engine_of(tiny_model())
-    engine.tokenizer.chat_template, before = None, engine.tokenizer.chat_template
+    engine.tokenizer.chat_template, before = TEMPLATES[message], engine.tokenizer.chat_template
     try:
-        with pytest.raises(InputError, match="this model has none; use generate"):
+        with pytest.raises(InputError, match=message):
             engine.encode_chat([{"role": "user", "content": "hi"}])
     finally:
         engine.tokenizer.chat_template = before

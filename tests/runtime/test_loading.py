@@ -1,11 +1,14 @@
 """An engine from names alone."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from shears import export_adapter
+from shears import export_adapter, unpack
+from shears.artifacts import PACKAGE
 from shears.errors import InputError
+from shears.package_models import names_fingerprint
 from shears.runtime import load
 from shears.runtime.architectures import NotCoveredError
 from tests.runtime.decoders import covered, extension_is_missing
@@ -68,3 +71,27 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match=r"must be those of package.json"):
         load(package)
+
+
+@pytest.mark.parametrize("backend", ["auto", "drop-in"])
+def test_bytes_that_no_record_vouches_for_are_verified(tmp_path: Path, backend: str) -> None:
+    package = packed(tmp_path)
+    record = json.loads((package / PACKAGE).read_text())
+    del record["fingerprint"]
+    (package / PACKAGE).write_text(json.dumps(record))
+    load(package, backend=backend)
+    file = package / "package.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="must be a whole package"):
+        load(package, backend=backend)
+    with pytest.raises(InputError, match="must be a whole package"):
+        unpack(package, tmp_path / "unpacked")
+
+
+def test_a_record_is_an_object() -> None:
+    with pytest.raises(InputError, match=r"package.json must hold a record, got \[\]"):
+        names_fingerprint([])
+    assert names_fingerprint({"fingerprint": "00"})
+    assert not names_fingerprint({})

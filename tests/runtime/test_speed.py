@@ -15,7 +15,7 @@ from shears.runtime.speed import Round, Spread, _figures, _measured, _ratios, be
 from shears.runtime.transformers_backend import TransformersBackend
 from tests.runtime.backends import lively
 from tests.runtime.decoders import covered, extension_is_missing
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 QUICK = {"prompt_tokens": 20, "new_tokens": 4, "rounds": 2, "threads": 1}
 
@@ -41,6 +41,12 @@ def test_a_package_is_measured_beside_the_dense_model(package: Path) -> None:
         assert row["memory_bytes"] > 0
     assert data["decode_tokens_per_second"] == data["contestants"][0]["decode_tokens_per_second"]
     assert values_of(package) == "int8"
+
+
+def test_a_package_without_a_packed_linear_is_measured(tmp_path: Path) -> None:
+    package = export_adapter(str(save_tiny(tmp_path / "model")), tmp_path / "package", format="package")
+    assert values_of(package) == "fp32"
+    assert bench(package, **QUICK)["contestants"][0]["name"].startswith("package (fp32, ")
 
 
 def test_figures_are_tokens_over_seconds() -> None:
@@ -100,6 +106,8 @@ def test_figures_fit_a_narrow_terminal_and_are_data_on_demand(
 def test_what_cannot_be_measured_is_refused(package: Path) -> None:
     with pytest.raises(InputError, match="bench measures packages"):
         bench(package.parent / "model")
+    with pytest.raises(InputError, match="threads must be 1 to 1024, got 100000"):
+        bench(package, threads=100_000)
     with pytest.raises(InputError, match="must be at most the model's 256, got 300"):
         bench(package, prompt_tokens=300)
     with pytest.raises(InputError, match="must be at most the model's 256, got 264"):

@@ -14,7 +14,8 @@ from shears.runtime.transformers_backend import TransformersBackend
 from tests.runtime.backends import lively
 from tests.tiny import LONGEST, VOCABULARY, tiny_model
 
-NAMES = ["llama", "mistral", "gemma2", "gpt2", "opt", "bloom", "mixtral", "mamba", "lfm2", "qwen3_5_text", "falcon_h1"]
+NAMES = ["llama", "mistral", "gemma2", "gpt2", "opt", "bloom", "mixtral", "mamba", "lfm2", "qwen3_5_text", "falcon_h1",
+         "rwkv"]  # fmt: skip
 TEXT = [5, 17, 200, 3, 88, 41, 7, 7, 9, 120, 33, 64]
 
 
@@ -36,6 +37,17 @@ def test_the_logits_are_the_models_own_however_the_text_is_cut(name: str) -> Non
     np.testing.assert_allclose(backend.step([0], [TEXT[9]])[0], expected[9], **close)
     backend.drop(0)
     np.testing.assert_allclose(backend.prefill(0, TEXT), expected[-1], **close)
+
+
+def test_a_model_that_keeps_its_state_to_itself_is_refused() -> None:
+    backend = TransformersBackend(tiny_model("recurrent_gemma"))
+    with pytest.raises(InputError, match="must hand back its cache to go on from, RecurrentGemmaForCausalLM does not"):
+        backend.prefill(0, TEXT)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mpt", "gptj", "gpt_neo"])
+def test_the_longest_sequence_is_found_under_every_name(name: str) -> None:
+    assert TransformersBackend(tiny_model(name)).max_length == LONGEST
 
 
 def test_a_sequence_has_the_same_bits_in_any_company() -> None:

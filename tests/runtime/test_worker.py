@@ -46,10 +46,13 @@ def test_a_text_that_is_left_gives_its_place_back() -> None:
 def test_several_texts_are_taken_on_together_or_not_at_all() -> None:
     with Worker(engine_of(always(LETTER), 2), max_waiting=1) as worker:
         answers = [worker.engine.answer("a", max_new_tokens=10**6) for _ in range(4)]
-        with pytest.raises(BusyError):
+        with pytest.raises(InputError, match="at most 3 texts can be asked for at once, got 4; ask for fewer"):
             worker.submit(answers, [lambda piece, last: None] * 4)
         assert worker.num_open == 0
-        worker.submit(answers[:3], [lambda piece, last: None] * 3)
+        worker.submit(answers[:2], [lambda piece, last: None] * 2)
+        with pytest.raises(BusyError):
+            worker.submit(answers[2:], [lambda piece, last: None] * 2)
+        assert worker.num_open == 2
         worker.cancel(answers)
         assert worker.num_open == 0
 
@@ -83,6 +86,26 @@ def test_a_step_that_fails_ends_its_texts_and_no_others(caplog: pytest.LogCaptur
         broken.clear()
         assert "".join(worker.stream("b", max_new_tokens=2)) == "zz"
     assert "a step failed" in caplog.text
+
+
+def test_a_prompt_that_fails_ends_its_own_text_only(caplog: pytest.LogCaptureFixture) -> None:
+    engine = engine_of(always(LETTER))
+    prefill = engine.backend.prefill
+
+    def sometimes(sequence: int, tokens: list[int]) -> object:
+        if len(tokens) > 5:
+            raise RuntimeError("sizes differ")
+        return prefill(sequence, tokens)
+
+    engine.backend.prefill = sometimes  # type: ignore[method-assign, assignment]
+    with Worker(engine) as worker:
+        stream = worker.stream("a", max_new_tokens=10**6)
+        next(stream)
+        with pytest.raises(RuntimeError, match="sizes differ"):
+            list(worker.stream("bbbbbb"))
+        assert next(stream) == "z"
+        stream.close()
+    assert "reading a prompt failed" in caplog.text
 
 
 def test_closing_ends_what_is_not_finished() -> None:

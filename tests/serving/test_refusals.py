@@ -1,13 +1,9 @@
 """What a server refuses, in the form that the client reads; nothing that is refused keeps a place."""
 
 import json
-import logging
-import os
-import re
-import signal
 import socket
+import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -16,14 +12,9 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from shears.errors import InputError
 from shears.runtime.engine import Engine
-from shears.serving import server as serving_server
-from shears.serving.server import bound, serve
-from tests.processes import Process, until
 from tests.runtime.backends import TOKENIZER, always, engine_of
 from tests.serving.servers import NAME, Running, running
-from tests.tiny import save_tiny
 
 LONG = 4096  # tokens; seconds of work
 LETTER = TOKENIZER("z")["input_ids"][0]
@@ -59,11 +50,19 @@ def long_engine() -> Engine:
         ({"logprobs": True}, 400, "logprobs=True is not supported", "logprobs"),
         ({"tools": [{"type": "function"}]}, 400, "tools=", "tools"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format=", "response_format"),
-        ({"stop": ["x"] * 17}, 400, "stop", "stop"),
-        ({"stop": ""}, 400, "stop", "stop"),
+        ({"stop": ["x"] * 17}, 400, "stop List should have at most 16 items after validation, not 17", "stop"),
+        ({"stop": ["x", ""]}, 400, "stop.1 String should have at least 1 character, got ''", "stop.1"),
+        ({"stop": ""}, 400, "stop String should have at least 1 character, got ''", "stop"),
+        ({"stop": 5}, 400, "stop must be a valid string, got 5", "stop"),
         ({"messages": []}, 400, "messages List should have at least 1 item", "messages"),
         ({"messages": [{"role": "robot", "content": "a"}]}, 400, "messages.0.role must be 'system'", "messages.0.role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages.0.content", None),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}]},
+            400,
+            "messages.0.content.0.type must be 'text', got 'image_url'",
+            "messages.0.content.0.type",
+        ),
+        ({"messages": [{"role": "user", "content": 5}]}, 400, "messages.0.content must be a", "messages.0.content"),
         ({"messages": [{"role": "user", "content": "a" * LONG}]}, 400, "must be shorter than the model's", None),
     ],
 )
@@ -80,11 +79,18 @@ def test_a_mistake_is_told_with_its_key(
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [("", "must not be empty"), ([], "prompt"), ([[]], "prompt"), ([1, 999], "must be in 0 to 256"), (5, "prompt")],
+    [
+        ("", "must not be empty"),
+        ([], "prompt"),
+        ([[]], "prompt"),
+        ([1, 999], "must be in 0 to 256"),
+        (5, "prompt"),
+        (["a"] * 3, "at most 2 texts can be asked for at once, got 3"),
+    ],
 )
 def test_a_wrong_prompt_is_refused(endless: Running, prompt: Any, message: str) -> None:
     answer = endless.post("/v1/completions", json={"model": NAME, "prompt": prompt})
-    assert answer.status_code == 400
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, None)
     assert message in answer.json()["error"]["message"]
 
 
@@ -102,6 +108,9 @@ def test_errors_reach_the_client_as_its_own(endless: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="at most 1000000") as caught:
         client.chat.completions.create(model=NAME, messages=TALK, max_tokens=10**7)
     assert (caught.value.param, caught.value.code) == ("max_tokens", "too_many_tokens")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=NAME, prompt="a" * LONG)
+    assert caught.value.code == "context_length_exceeded"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
     with pytest.raises(openai.NotFoundError, match="Not Found: POST /v1/embeddings"):
@@ -150,6 +159,17 @@ def test_a_client_that_goes_away_gives_its_place_back(endless: Running, stream: 
     assert answer.choices[0].message.content == "zz"
 
 
+def test_a_client_that_goes_away_within_its_request_is_no_failure(
+    endless: Running, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_connection(("127.0.0.1", int(endless.url.rpartition(":")[2]))) as client:
+        client.sendall(b'POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{"model": ')
+        time.sleep(0.3)
+    time.sleep(0.3)
+    assert endless.client().completions.create(model=NAME, prompt="a", max_tokens=2).choices[0].text == "zz"
+    assert "ClientDisconnect" not in capfd.readouterr().err + caplog.text
+
+
 def test_a_model_that_fails_is_told_even_in_a_stream() -> None:
     engine = engine_of(always(LETTER))
     with running(engine) as server:
@@ -179,48 +199,3 @@ def test_health_tells_whether_texts_are_made() -> None:
         assert httpx2.get(f"{server.url}/health").status_code == 503
         with pytest.raises(openai.InternalServerError, match="shutting down"):
             server.client().completions.create(model=NAME, prompt="a")
-
-
-def test_an_address_that_is_taken_is_refused(tmp_path: Path) -> None:
-    with bound("127.0.0.1", 0) as listener:
-        listener.listen()
-        with pytest.raises(InputError, match="the address must be free"):
-            serve(tmp_path, port=listener.getsockname()[1])
-    with pytest.raises(InputError, match="the address must be free and this machine's, got no.such.host"):
-        bound("no.such.host", 1)
-
-
-def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving_server, "NEEDED", ("no_such_fastapi", "uvicorn"))
-    with pytest.raises(InputError, match=r"serve needs no_such_fastapi, not installed; pip install 'shears\[serve\]'"):
-        serve(tmp_path)
-
-
-def _served(folder: Path) -> None:
-    """In the child: what the command line does."""
-    logger = logging.getLogger("shears")
-    logger.handlers, logger.propagate = [logging.StreamHandler(os.fdopen(2, "w", closefd=False))], False
-    logger.setLevel(logging.INFO)
-    serve(folder, port=0, shutdown_seconds=20)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_texts_in_the_making_end_and_then_the_server(tmp_path: Path, number: signal.Signals) -> None:
-    process = Process(tmp_path / "log", _served, save_tiny(tmp_path / "model", "llama_untied"))
-    try:
-        until(lambda: " answers at " in process.printed() or process.poll() is not None)
-        found = re.search(r"model answers at (\S+/v1)", process.printed())
-        assert found, process.printed()
-        client = openai.OpenAI(base_url=found[1], api_key="none", max_retries=0)
-        stream = client.completions.create(model="model", prompt="a", max_tokens=200, temperature=0, stream=True)
-        first = next(stream)
-        os.kill(process.pid, number)
-        rest = list(stream)
-        assert rest[-1].choices[0].finish_reason in ("stop", "length")
-        assert first.id == rest[-1].id
-        assert process.wait() == 0
-    finally:
-        if process.poll() is None:
-            process.kill()
-    with pytest.raises(openai.APIConnectionError):
-        client.models.list()

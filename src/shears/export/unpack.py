@@ -14,6 +14,7 @@ from torch import Tensor
 from shears.artifacts import PACKAGE, SUB_ADAPTER, read_json, read_record, weights_fingerprint, write_json
 from shears.folders import working_folder
 from shears.models import load_tokenizer
+from shears.package_models import names_fingerprint, settings_of_adapter
 from shears.packed.file import Package, read_package
 from shears.packed.index import PLAIN
 from shears.packed.layout import DTYPES
@@ -37,7 +38,7 @@ def unpack(package: str | Path, output: str | Path) -> Path:
     """
     folder, output = Path(package), Path(output)
     record = read_record(folder, PACKAGE)
-    opened = read_package(folder, verify=False)  # the record's fingerprint covers every byte
+    opened = read_package(folder, verify=not names_fingerprint(record))  # which covers every byte
     with working_folder(output, {"package": str(folder)}, resume=None) as work:
         _write_model(opened, folder, work / "model")
         if opened.index.adapter:
@@ -105,7 +106,7 @@ def _write_adapter(package: Package, folder: Path, work: Path, record: Mapping[s
     adapter = work / "adapter"
     adapter.mkdir()
     save_file(package.adapter(), adapter / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    shutil.copyfile(folder / ADAPTER_CONFIG, adapter / ADAPTER_CONFIG)
+    shutil.copyfile(settings_of_adapter(folder), adapter / ADAPTER_CONFIG)
     if "ranks" in record:
         kept = {key: record[key] for key in OF_ADAPTER if key in record}
         prints = {"base_fingerprint": weights_fingerprint(work / "model"), "fingerprint": weights_fingerprint(adapter)}

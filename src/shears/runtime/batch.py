@@ -1,12 +1,18 @@
 """Continuous batching: texts begin and end while others go on, each token of all of them in one step."""
 
+import logging
 from collections import deque
 
 from shears.errors import InputError
 from shears.runtime.answer import Answer
 from shears.runtime.backend import Backend
 
+logger = logging.getLogger(__name__)
 PREFILL_CHUNK = 512  # tokens of a prompt that are read before the other texts get their next token
+
+
+class TooLongError(InputError):
+    """A prompt that leaves the model no room for an answer."""
 
 
 class Batch:
@@ -29,12 +35,12 @@ class Batch:
         return len(self._waiting) + len(self._running)
 
     def check(self, answer: Answer) -> None:
-        """Raise InputError for an empty prompt, or one that leaves no room for an answer; from any thread."""
+        """Raise InputError for an empty prompt, TooLongError for one without room for an answer; from any thread."""
         longest = self._backend.max_length
         if not answer.prompt:
             raise InputError("a prompt must not be empty; give at least one token")
         if len(answer.prompt) >= longest:
-            raise InputError(
+            raise TooLongError(
                 f"a prompt must be shorter than the model's {longest} tokens, got {len(answer.prompt)}; shorten it"
             )
 
@@ -96,7 +102,9 @@ class Batch:
         piece = answer.prompt[answer.num_prefilled : answer.num_prefilled + PREFILL_CHUNK]
         try:
             logits = self._backend.prefill(number, piece)
-        except InputError as error:
+        except Exception as error:
+            if not isinstance(error, InputError):
+                logger.exception("reading a prompt failed")
             answer.error = error
             self._release(number)
             return [answer]

@@ -1,6 +1,8 @@
 """Who is measured beside a package: the same model dense, by our own kernels and by transformers."""
 
+import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -65,9 +67,15 @@ def contestants(folder: Path, wanted: BackendConfig, against: str | None) -> lis
 
 
 def values_of(folder: Path) -> Values:
-    """Return the number format of most of a package's weights."""
-    entries = [entry.values for entry in read_package(folder, verify=False).index.packed.values()]
-    return max(sorted(set(entries)), key=entries.count)
+    """Return the number format of most of a package's packed weights; of its other numbers where none is packed."""
+    index = read_package(folder, verify=False).index
+    entries = [entry.values for entry in index.packed.values()]
+    if entries:
+        return max(sorted(set(entries)), key=entries.count)
+    sizes = Counter[str]()
+    for entry in index.dense.values():
+        sizes[entry.dtype] += math.prod(entry.shape)
+    return "fp32" if sizes.most_common(1)[0][0] == "fp32" else "bf16"
 
 
 def _our_dense(dense: PreTrainedModel, values: Values) -> Iterator[Contestant]:

@@ -14,13 +14,15 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from shears.errors import InputError
+from shears.errors import InputError, first_line
 from shears.recipe import SamplingConfig
 from shears.resolve import build
 from shears.runtime.answer import Answer, Generation, Voice
 from shears.runtime.backend import Backend
 from shears.runtime.batch import Batch
 
+# a template is a program: it raises what Python does
+TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 SURROGATE = re.compile("[\ud800-\udfff]")
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -108,8 +110,8 @@ class Engine:
         try:
             turns = [dict(message) for message in messages]
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise InputError(f"messages must suit the tokenizer's chat template, got: {error}") from None
+        except TEMPLATE_ERRORS as error:
+            raise InputError(f"messages must suit the tokenizer's chat template, got: {first_line(error)}") from None
         return self._ids(str(text))
 
     def _decode(self, tokens: Sequence[int]) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from shears.artifacts import PACKAGE, read_record
-from shears.errors import InputError
+from shears.errors import InputError, first_line
 from shears.evaluation.run import load_with_adapter
-from shears.models import load_tokenizer, model_folder, set_threads
-from shears.package_models import is_package
+from shears.models import LOADING_ERRORS, load_tokenizer, model_folder, set_threads
+from shears.package_models import is_package, names_fingerprint
 from shears.recipe.serving import RunningConfig
 from shears.resolve import build
 from shears.runtime.architectures import NotCoveredError
@@ -60,20 +60,23 @@ def _model_engine(model: str, adapter: str | Path | None, wanted: RunningConfig)
 def _package_engine(folder: Path, adapter: str | Path | None, wanted: RunningConfig) -> Engine:
     if adapter is not None:
         raise InputError(f"a package comes with its adapter, got adapter={adapter} beside {folder}; unpack it first")
-    read_record(folder, PACKAGE)
-    tokenizer = load_tokenizer(folder)
-    return Engine(package_backend(folder, wanted), tokenizer, ends(tokenizer.eos_token_id, _end_of_package(folder)))
+    verify = not names_fingerprint(read_record(folder, PACKAGE))
+    backend, tokenizer = package_backend(folder, wanted, verify=verify), load_tokenizer(folder)
+    return Engine(backend, tokenizer, ends(tokenizer.eos_token_id, _end_of_package(folder)))
 
 
-def package_backend(folder: Path, wanted: RunningConfig) -> Backend:
-    """Return the backend of a package; `auto` takes the native decoder where it was built and covers the model."""
+def package_backend(folder: Path, wanted: RunningConfig, *, verify: bool = False) -> Backend:
+    """Return the backend of a package; `auto` takes the native decoder where it was built and covers the model.
+
+    `verify` reads every byte where no record's fingerprint has vouched for them.
+    """
     if wanted.backend == "drop-in":
         return DropInBackend(folder, dtype=wanted.dtype)
     if kernels_available():
         from shears.runtime.native_decoder import open_native
 
         try:
-            return open_native(folder, torch.get_num_threads(), verify=False)
+            return open_native(folder, torch.get_num_threads(), verify=verify)
         except NotCoveredError as error:
             if wanted.backend == "native":
                 raise
@@ -87,7 +90,10 @@ def _end_of_package(folder: Path) -> Any:
     from transformers import GenerationConfig
 
     settings = folder / "generation_config.json"
-    return GenerationConfig.from_pretrained(folder).eos_token_id if settings.is_file() else None
+    try:
+        return GenerationConfig.from_pretrained(folder).eos_token_id if settings.is_file() else None
+    except LOADING_ERRORS as error:
+        raise InputError(f"{settings} must hold settings of transformers: {first_line(error)}") from error
 
 
 def ends(*found: Iterable[int] | int | None) -> frozenset[int]:

@@ -3,7 +3,7 @@
 Shapes: O rows (outputs), I columns (inputs), R rank.
 """
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +14,28 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from shears.artifacts import read_json
+from shears.errors import InputError
+from shears.package_models import packaged_config, settings_of_adapter
 from shears.packed.file import Package, read_package
 from shears.packed.layout import PackedMatrix, Values, pack
 from shears.packed.quantize import quantize_rows
 from shears.peft_files import ADAPTER_CONFIG, PREFIX, A, B
 from shears.runtime.architectures import NotCoveredError
 
-UNUSUAL = ("use_dora", "lora_bias", "modules_to_save", "fan_in_fan_out", "use_qalora", "trainable_token_indices")
+# Keys of PEFT's LoraConfig that the tensors or `scaling_of` account for, or that matter in training only. Any other
+# key that is set may change what is computed; those of NEUTRAL do with any other value.
+UNDERSTOOD = frozenset(
+    ("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r",
+     "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "use_rslora", "layers_to_transform",
+     "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_core", "loftq_config", "eva_config",
+     "qalora_group_size")
+)  # fmt: skip
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),  # others take the start out of the base
+}
 
 
 @dataclass(frozen=True)
@@ -64,14 +79,14 @@ class ModelSource:
 def source_of_package(folder: str | Path, *, verify: bool = True) -> ModelSource:
     """Return the source of a package folder, its tensors mapped; `verify` checks its fingerprint, too.
 
-    InputError for what is no whole package, and for an adapter that is more than scaling B A.
+    InputError for what is no whole package, NotCoveredError for an adapter that is more than scaling B A.
     """
-    from transformers import AutoConfig
-
     package = read_package(folder, verify=verify)
-    config = AutoConfig.from_pretrained(folder)
-    updates = _package_updates(package, Path(folder) / ADAPTER_CONFIG)
-    return ModelSource(config, package.packed, {name: _rows(package, name) for name in package.index.dense}, updates)
+    config = packaged_config(Path(folder))
+    updates = _package_updates(package, Path(folder))
+    tied = package.index.tied
+    tensors = {name: _rows(package, tied.get(name, name)) for name in [*package.index.dense, *tied]}
+    return ModelSource(config, package.packed, tensors, updates)
 
 
 def _rows(package: Package, name: str) -> Rows | Tensor:
@@ -81,12 +96,12 @@ def _rows(package: Package, name: str) -> Rows | Tensor:
     return Rows(package.tensors[f"dense.{name}"], package.tensors[f"dense.{name}.scales"])
 
 
-def _package_updates(package: Package, config: Path) -> dict[str, Update]:
+def _package_updates(package: Package, folder: Path) -> dict[str, Update]:
     tensors = package.adapter()
     if not tensors:
         return {}
-    settings = json.loads(config.read_text())
-    if unusual := [key for key in UNUSUAL if settings.get(key)]:
+    settings = _adapter_settings(settings_of_adapter(folder))
+    if unusual := [key for key, value in settings.items() if value and not _is_plain(key, value)]:
         raise NotCoveredError(f"the native decoder covers plain LoRA, this adapter has {unusual[0]}; merge it first")
     names = [name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)]
     if len(tensors) != 2 * len(names):
@@ -97,14 +112,41 @@ def _package_updates(package: Package, config: Path) -> dict[str, Update]:
     }
 
 
+def _adapter_settings(path: Path) -> dict[str, Any]:
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} must hold the settings of an adapter, got {settings!r:.60}; export the package again")
+    return settings
+
+
+def _is_plain(key: str, value: object) -> bool:
+    """Tell whether a setting leaves an adapter scaling B A."""
+    return key in UNDERSTOOD or value in NEUTRAL.get(key, ())
+
+
 def scaling_of(settings: Mapping[str, Any], linear: str) -> float:
-    """Return alpha / rank of a linear, as PEFT reads its patterns; alpha / sqrt(rank) for rank-stabilised LoRA."""
-    alpha = _by_pattern(settings.get("alpha_pattern"), linear, settings["lora_alpha"])
-    rank = _by_pattern(settings.get("rank_pattern"), linear, settings["r"])
+    """Return alpha / rank of a linear, as PEFT reads its patterns; alpha / sqrt(rank) for rank-stabilised LoRA.
+
+    InputError where the settings name no such numbers.
+    """
+    alpha = _number(settings, "lora_alpha", "alpha_pattern", linear)
+    rank = _number(settings, "r", "rank_pattern", linear)
+    if rank <= 0:
+        raise InputError(f"{ADAPTER_CONFIG} must give {linear} a rank above 0, got {rank}; restore that file")
     return float(alpha / (rank**0.5 if settings.get("use_rslora") else rank))
 
 
-def _by_pattern(patterns: Mapping[str, int | float] | None, linear: str, otherwise: int | float) -> int | float:
+def _number(settings: Mapping[str, Any], key: str, patterns: str, linear: str) -> int | float:
+    try:
+        found = _by_pattern(settings.get(patterns), linear, settings.get(key))
+    except (re.error, AttributeError):
+        raise InputError(f"{ADAPTER_CONFIG} must map patterns to numbers in {patterns}; restore that file") from None
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        raise InputError(f"{ADAPTER_CONFIG} must give {linear} a number as {key}, got {found!r}; restore that file")
+    return found
+
+
+def _by_pattern(patterns: Any, linear: str, otherwise: Any) -> Any:
     matching = [value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", linear)]
     return matching[0] if matching else otherwise
 
@@ -113,11 +155,12 @@ def source_of_model(model: nn.Module, values: Values | None = None, *, sparse: b
     """Return the source of a transformers model in memory, or of PEFT's LoRA around one.
 
     `values` is the number format of the linears of the blocks, by default the model's own; `sparse` packs them.
+    NotCoveredError for an adapter that is more than scaling B A.
     """
     wrapped: Any = model
     base: Any = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
     tensors = {name.replace(".base_layer.", "."): part.detach() for name, part in base.state_dict().items()}
-    updates = {name: _update(module) for name, module in base.named_modules() if hasattr(module, "lora_A")}
+    updates = {name: _update(name, module) for name, module in base.named_modules() if hasattr(module, "lora_A")}
     tensors = {name: part for name, part in tensors.items() if ".lora_" not in name}
     names = [name.removesuffix(".weight") for name, part in tensors.items() if _is_linear(name, part)]
     kept: Values = values or ("fp32" if tensors[f"{names[0]}.weight"].dtype == torch.float32 else "bf16")
@@ -132,7 +175,9 @@ def _is_linear(name: str, tensor: Tensor) -> bool:
     return ".layers." in name and name.endswith("_proj.weight") and tensor.ndim == 2
 
 
-def _update(module: Any) -> Update:
-    (adapter,) = module.lora_A
+def _update(name: str, module: Any) -> Update:
+    adapter = next(iter(module.lora_A), None)
+    if len(module.lora_A) != 1 or adapter in module.lora_variant or module.lora_bias.get(adapter):
+        raise NotCoveredError(f"the native decoder covers one plain LoRA, {name} has another adapter; merge it first")
     a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
     return Update(a.detach(), b.detach(), module.scaling[adapter])

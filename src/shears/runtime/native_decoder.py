@@ -51,7 +51,10 @@ class NativeBackend:
         shape = _shape(plan, limits)
         shape.bf16_cache = (cache or self._head_values) != "fp32"
         self._pool = _native.Pool(limits.threads)
-        self._decoder = _native.Decoder(shape, weights, self._pool)
+        try:
+            self._decoder = _native.Decoder(shape, weights, self._pool)
+        except ValueError as error:
+            raise InputError(f"the model's config.json must fit its tensors: {error}; restore that file") from None
 
     @property
     def vocab_size(self) -> int:

@@ -17,6 +17,8 @@ from shears.losses import forward_parameters, own_model
 
 UNBOUNDED = 1 << 30  # tokens, where a model has no longest sequence
 MAX_SEQUENCES = 16
+CACHES = ("cache", "past_key_values", "state")  # what a forward takes and hands back; renamed in transformers 5
+LONGEST = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx")  # where configs say it
 
 
 class TransformersBackend:
@@ -29,7 +31,7 @@ class TransformersBackend:
         self._model, self._name, self._max_sequences = model, name, max_sequences
         self._config: Any = getattr(own_model(model), "config").get_text_config()  # noqa: B009  (no field of Module)
         names = forward_parameters(model)
-        self._cache_name = "cache" if "cache" in names else "past_key_values"  # renamed in transformers 5
+        self._cache_name = next((name for name in CACHES if name in names), "")
         self._takes_kept = "logits_to_keep" in names
         self._recurrent = bool(getattr(own_model(model), "_is_stateful", False))
         self._caches: dict[int, Any] = {}
@@ -43,7 +45,8 @@ class TransformersBackend:
     @property
     def max_length(self) -> int:
         """Return the longest sequence that the model was made for."""
-        return int(getattr(self._config, "max_position_embeddings", None) or UNBOUNDED)
+        found = (getattr(self._config, name, None) for name in LONGEST)
+        return int(next(filter(None, found), UNBOUNDED))
 
     @property
     def max_sequences(self) -> int:
@@ -114,10 +117,14 @@ class TransformersBackend:
             input_ids=torch.tensor([list(tokens)], device=device),
             attention_mask=mask,
             use_cache=True,
-            **{self._cache_name: self._caches.get(sequence)},
+            **({self._cache_name: self._caches.get(sequence)} if self._cache_name else {}),
             **({"logits_to_keep": 1} if self._takes_kept else {}),
         )
-        self._caches[sequence], self._lengths[sequence] = outputs[self._cache_name], length
+        cache = getattr(outputs, self._cache_name, None) if self._cache_name else None
+        if cache is None:
+            kind = type(own_model(self._model)).__name__
+            raise InputError(f"a model must hand back its cache to go on from, {kind} does not; take another model")
+        self._caches[sequence], self._lengths[sequence] = cache, length
         return self._as_numpy(outputs.logits[0, -1])
 
     def _as_numpy(self, logits: torch.Tensor) -> np.ndarray:

@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from threading import Condition, Thread
 from typing import Any
 
+from shears.errors import InputError
 from shears.recipe.serving import MAX_WAITING
 from shears.runtime.answer import Answer
 from shears.runtime.engine import Engine, Prompt
@@ -50,8 +51,11 @@ class Worker:
     def submit(self, answers: Sequence[Answer], news: Sequence[News]) -> None:
         """Take on all of these texts or none, from any thread.
 
-        InputError for a prompt that cannot be read, BusyError where the queue is full, ClosedError after `close`.
+        InputError for a prompt that cannot be read, and for more texts than are ever taken on; BusyError where the
+        queue is full, ClosedError after `close`.
         """
+        if len(answers) > self.most:
+            raise InputError(f"at most {self.most} texts can be asked for at once, got {len(answers)}; ask for fewer")
         for answer in answers:
             self.engine.batch.check(answer)
         with self._changed:

@@ -4,7 +4,7 @@ import asyncio
 import json
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from shears.serving.errors import RequestError
 
@@ -12,12 +12,17 @@ READ_SECONDS = 60.0  # for a whole body
 
 
 async def read_object(request: Request, most: int) -> dict[str, Any]:
-    """Return the object that a body holds; RequestError for one over `most` bytes, too slow, or no JSON object."""
+    """Return the object that a body holds.
+
+    RequestError for one over `most` bytes, too slow, cut off, or no JSON object.
+    """
     try:
         async with asyncio.timeout(READ_SECONDS):
             body = await _bytes(request, most)
     except TimeoutError:
         raise RequestError(408, f"a request must come within {READ_SECONDS:.0f} s") from None
+    except ClientDisconnect:
+        raise RequestError(499, "the client went away before its request was whole") from None  # nobody reads it
     try:
         content = json.loads(body)
         if b"\\u" in body:

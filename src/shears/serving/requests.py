@@ -6,10 +6,11 @@ what changes nothing is passed over.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
 
 from shears.serving.errors import RequestError
 
@@ -133,9 +134,10 @@ def _asks_nothing(key: str, value: object) -> bool:
 
 def _explained(kind: type[Kind], error: ValidationError) -> RequestError:
     details = error.errors()  # a misspelt key explains a missing one
-    detail = next((each for each in details if each["type"] == "extra_forbidden"), details[0])
+    detail = next((each for each in details if each["type"] == "extra_forbidden"), None) or _likeliest(details)
     place = [str(part) for part in detail["loc"]]
-    name = ".".join(part for part in place if part.replace("_", "").isalnum())  # without the names of alternatives
+    parts = [part for part in place[1:] if part != "str" and part.replace("_", "").isalnum()]  # without alternatives
+    name = ".".join([place[0], *parts])
     if detail["type"] == "missing":
         return RequestError(400, f"{name} must be given", param=name)
     if detail["type"] == "extra_forbidden":
@@ -144,3 +146,9 @@ def _explained(kind: type[Kind], error: ValidationError) -> RequestError:
         return RequestError(400, f"unknown key {name!r}{hint}", param=name)
     message = detail["msg"].replace("Input should be", "must be")
     return RequestError(400, f"{name} {message}, got {detail['input']!r:.60}", param=name)
+
+
+def _likeliest(details: Sequence[ErrorDetails]) -> ErrorDetails:
+    """Return what is wrong with the first wrong key: of several alternatives, that of the one which fits furthest."""
+    same = [each for each in details if each["loc"][:1] == details[0]["loc"][:1]]
+    return max(same, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))

@@ -9,6 +9,7 @@ from typing import Any
 
 from shears.errors import InputError
 from shears.runtime.answer import Answer, Generation
+from shears.runtime.batch import TooLongError
 from shears.runtime.engine import Engine, Prompt
 from shears.runtime.worker import BusyError, ClosedError, Worker
 from shears.serving.errors import RequestError
@@ -26,8 +27,10 @@ class Texts:
         self._news: asyncio.Queue[News] = asyncio.Queue()
         try:
             worker.submit(answers, [partial(self._tell, index) for index in range(len(answers))])
-        except InputError as error:
+        except TooLongError as error:
             raise RequestError(400, str(error), code="context_length_exceeded") from None
+        except InputError as error:
+            raise RequestError(400, str(error)) from None
         except BusyError as error:
             raise RequestError(429, str(error), code="queue_full") from None
         except ClosedError:

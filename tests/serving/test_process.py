@@ -1,0 +1,63 @@
+"""The server as a process: its address, its extra, how it ends."""
+
+import logging
+import os
+import re
+import signal
+from pathlib import Path
+
+import openai
+import pytest
+
+pytest.importorskip("fastapi")
+
+from shears.errors import InputError
+from shears.serving import server as serving_server
+from shears.serving.server import bound, serve
+from tests.processes import Process, until
+from tests.tiny import save_tiny
+
+
+def test_an_address_that_is_taken_is_refused(tmp_path: Path) -> None:
+    with bound("127.0.0.1", 0) as listener:
+        listener.listen()
+        with pytest.raises(InputError, match="the address must be free"):
+            serve(tmp_path, port=listener.getsockname()[1])
+    with pytest.raises(InputError, match="the address must be free and this machine's, got no.such.host"):
+        bound("no.such.host", 1)
+
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving_server, "NEEDED", ("no_such_fastapi", "uvicorn"))
+    with pytest.raises(InputError, match=r"serve needs no_such_fastapi, not installed; pip install 'shears\[serve\]'"):
+        serve(tmp_path)
+
+
+def _served(folder: Path) -> None:
+    """In the child: what the command line does."""
+    logger = logging.getLogger("shears")
+    logger.handlers, logger.propagate = [logging.StreamHandler(os.fdopen(2, "w", closefd=False))], False
+    logger.setLevel(logging.INFO)
+    serve(folder, port=0, shutdown_seconds=20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_texts_in_the_making_end_and_then_the_server(tmp_path: Path, number: signal.Signals) -> None:
+    process = Process(tmp_path / "log", _served, save_tiny(tmp_path / "model", "llama_untied"))
+    try:
+        until(lambda: " answers at " in process.printed() or process.poll() is not None)
+        found = re.search(r"model answers at (\S+/v1)", process.printed())
+        assert found, process.printed()
+        client = openai.OpenAI(base_url=found[1], api_key="none", max_retries=0)
+        stream = client.completions.create(model="model", prompt="a", max_tokens=200, temperature=0, stream=True)
+        first = next(stream)
+        os.kill(process.pid, number)
+        rest = list(stream)
+        assert rest[-1].choices[0].finish_reason in ("stop", "length")
+        assert first.id == rest[-1].id
+        assert process.wait() == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+    with pytest.raises(openai.APIConnectionError):
+        client.models.list()
