@@ -58,7 +58,7 @@ def _describe(path: Path) -> dict[str, Any]:
         if (path / marker).is_file():
             return {"path": str(path), **describe(path), "size_bytes": folder_size(path)}
     whole = path.resolve()  # `.` has no name
-    if whole.name and (partial_folder(whole).exists() or whole.name.endswith(".partial")):
+    if whole.name.endswith(".partial") or (whole.name and partial_folder(whole).exists()):
         raise InputError(f"{path} must be finished; its stage was interrupted, start it again with --resume")
     raise InputError(f"{path} must be a model, an adapter, a search or a run; it holds none of {', '.join(KINDS)}")
 

@@ -101,7 +101,9 @@ class Decoder:
         """
         rows = [Tokenized(ids, ids) for ids in _checked_prompts(prompts, self.tokenizer)]
         lengths = [len(row.input_ids) for row in rows]
-        refuse_beyond(self.model, [length + self.max_new_tokens - 1 for length in lengths], "shorten it or lower max_new_tokens")
+        refuse_beyond(
+            self.model, [length + self.max_new_tokens - 1 for length in lengths], "shorten it or lower max_new_tokens"
+        )
         answers, breaks = [""] * len(rows), line_breaks(self.tokenizer) if self.one_line else None
         buckets = self._buckets(lengths, batch_size)
         for indices in track(buckets, "generating", len(buckets), "batches"):
