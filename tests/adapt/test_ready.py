@@ -7,7 +7,7 @@ import pytest
 
 from shears.adapt.train import train
 from shears.searching.stage import search
-from tests.adapt.training import SETTINGS
+from tests.adapt.training import SETTINGS, log
 from tests.tiny import LONGEST, save_tiny
 
 
@@ -26,3 +26,18 @@ def test_examples_longer_than_the_model_has_positions_are_left_out(
     caplog.clear()
     search(adapter, tmp_path / "found", data=str(data), strategy="heuristic", device="cpu")
     assert told in caplog.text
+
+
+@pytest.mark.parametrize(("name", "groups"), [("rwkv", ("key+value",)), ("recurrent_gemma", ("up_proj",))])
+def test_a_model_that_reads_padding_learns_the_same_in_a_batch_as_row_by_row(
+    name: str, groups: tuple[str, ...], tmp_path: Path
+) -> None:
+    rows = [{"prompt": "x" * length, "completion": f" {length}"} for length in range(3, 19)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {**SETTINGS, "max_steps": 3, "groups": groups, "data": str(data), "dropout": 0.0}
+    base = save_tiny(tmp_path / "base", name)
+    together = train(base, tmp_path / "together", **settings)
+    alone = train(base, tmp_path / "alone", micro_batch_size=1, **settings)
+    losses = [[line["loss"] for line in log(folder)] for folder in (together, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

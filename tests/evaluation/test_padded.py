@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from shears.adapt.padded import ignores_padding
 from shears.data.examples import to_example
 from shears.errors import InputError
 from shears.evaluation.generate import Decoder, generate_answers
-from shears.evaluation.padded import ignores_padding
 from shears.evaluation.running import plainly
 from shears.evaluation.score import choose, completion_losses
 from shears.evaluation.scorers import LossScorer

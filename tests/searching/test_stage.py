@@ -155,7 +155,7 @@ def test_searching_on_the_training_data_is_warned_of(
 ) -> None:
     data = json.loads((super_adapter / "search_space.json").read_text())["config"]["data"]
     search(super_adapter, tmp_path / "search", data=data, strategy="heuristic", device="cpu")
-    assert "give it validation data" in caplog.text
+    assert "which the super-adapter was trained on" in caplog.text
 
 
 def test_the_accuracy_of_a_task_can_be_searched(super_adapter: Path, validation: str, tmp_path: Path) -> None:

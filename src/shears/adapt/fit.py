@@ -17,6 +17,7 @@ from shears.adapt.checkpoints import (
 )
 from shears.adapt.order import Rows
 from shears.adapt.packable import keeps_apart
+from shears.adapt.padded import ignores_padding
 from shears.adapt.processes import num_processes, wait
 from shears.adapt.ready import Ready
 from shears.adapt.recompute import recompute_between_products
@@ -79,6 +80,8 @@ def _trainer(
         round(settings.curriculum * num_steps(settings, len(lengths))),
     )  # fmt: skip
     callbacks: list[TrainerCallback] = [NLSCallback(ready.elastic, strategy=strategy), MarkWhole()]
+    behind = not packed and not ignores_padding(ready.model)
+    collator = Collator(pad, PACK_TOKENS if packed else None, behind)
     return CompletionTrainer(
         lengths=[1] * len(lengths) if packed else lengths,  # what is packed need not be of similar length
         elastic=ready.elastic,
@@ -86,7 +89,7 @@ def _trainer(
         model=ready.model,
         args=arguments,
         train_dataset=Rows(ready.rows),
-        data_collator=Collator(pad, PACK_TOKENS if packed else None),
+        data_collator=collator,
         callbacks=callbacks,
     )
 

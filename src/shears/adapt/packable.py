@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from shears.losses import forward_parameters
 
+TRIAL_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
+"""What a model's code raises where a trial asks of it what it cannot do."""
 LENGTHS = (5, 7)
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest logit; whatever rounds more says less
 CLOSE_ELSE = 5e-2

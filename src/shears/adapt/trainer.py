@@ -18,7 +18,7 @@ from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.order import BLANK, LengthBucketSampler
 from shears.adapt.sampling import Place, Sampling
 from shears.adapt.space import RankConfig
-from shears.data.collate import pad_left
+from shears.data.collate import pad_left, pad_right
 from shears.data.examples import Tokenized
 from shears.data.packing import pack
 from shears.losses import IGNORED, completion_losses, packed_losses
@@ -26,15 +26,20 @@ from shears.losses import IGNORED, completion_losses, packed_losses
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of numbered rows: packed into rows of `capacity` tokens, or padded where that is None."""
+    """Makes a batch of numbered rows: packed into rows of `capacity` tokens, or padded where that is None.
+
+    With `behind`, the padding is behind the rows, for models that would read it.
+    """
 
     pad_id: int
     capacity: int | None
+    behind: bool = False
 
     def __call__(self, numbered: Sequence[tuple[int, Tokenized]]) -> dict[str, Tensor]:
         """Return the batch, with `numbers`, the examples' numbers in the training set."""
         rows = [row for _, row in numbered]
-        batch = pad_left(rows, self.pad_id) if self.capacity is None else pack(rows, self.capacity, self.pad_id)
+        pad = pad_right if self.behind else pad_left
+        batch = pad(rows, self.pad_id) if self.capacity is None else pack(rows, self.capacity, self.pad_id)
         return {**batch, "numbers": torch.tensor([number for number, _ in numbered])}
 
 

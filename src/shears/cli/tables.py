@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
+from rich.text import Text
 
 from shears.artifacts import PACKAGE, SPARSITY, read_json
 from shears.cards.tables import ranks_by_kind
@@ -58,10 +59,10 @@ def figure(data: Mapping[str, Any]) -> tuple[str, str]:
 
 def print_evaluation(title: str, data: Mapping[str, Any]) -> None:
     """Print one measurement, and what its details add: another reading of the answers, the figures of each task."""
-    table = Table("task", "metric", "value", "95 % interval", "n", title=title)
+    table = Table("task", "metric", "value", "95 % interval", "n", title=Text(title))
     for row in data.get("figures") or [data, *_other_readings(data)]:
         value, interval = figure(row)
-        table.add_row(row["task"], row["metric"], value, interval, f"{row['n']:,}")
+        table.add_row(Text(row["task"]), Text(row["metric"]), value, interval, f"{row['n']:,}")
     if len({row["task"] for row in data.get("figures", [])}) > 1:
         table.add_section()
         table.add_row("mean of the tasks", data["metric"], *figure(data), f"{data['n']:,}")
@@ -129,7 +130,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     if rows:
         table = Table(
             "model", f"{rows[0]['metric']}", "95 % interval", "zeros", "non-zeros", "adapter",
-            title=f"{summary['task']} on {summary['data']} (n = {rows[0]['n']})",
+            title=Text(f"{summary['task']} on {summary['data']} (n = {rows[0]['n']})"),
         )  # fmt: skip
         for row in rows:
             value, interval = figure(row)
@@ -144,8 +145,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
         print_line(f"  {folder / name}")
     last = rows[-1]["name"] if rows else next((name for name in WHOLE if (folder / name).exists()), "")
     whole = folder / last if last in WHOLE else None
-    adapter = folder / "sub_adapter"
-    parts = f"{folder / 'sparse'}{f' --adapter {adapter}' if adapter.exists() else ''}"
+    parts = f"{folder}/sparse{f' --adapter {folder}/sub_adapter' if (folder / 'sub_adapter').exists() else ''}"
     print_line(f'Try it: shears generate {whole or parts} --prompt "..."')
 
 

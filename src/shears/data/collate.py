@@ -1,9 +1,9 @@
-"""Rows of tokens as batches: padded on the left, so that completions end together, and bucketed by length.
+"""Rows of tokens as batches: padded, on the left so that completions end together, and bucketed by length.
 
 B rows, T tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import torch
@@ -19,13 +19,32 @@ def pad_left(rows: Sequence[Tokenized], pad_id: int) -> dict[str, Tensor]:
     Positions count from each row's first real token, so that a row means the same in every batch.
     """
     length = max(len(row.input_ids) for row in rows)
-    missing = [length - len(row.input_ids) for row in rows]
-    mask = torch.tensor([[0] * gap + [1] * (length - gap) for gap in missing])
+
+    def padded(lines: Sequence[list[int]], value: int) -> Tensor:
+        return torch.tensor([[value] * (length - len(line)) + line for line in lines])
+
+    return _batch(rows, pad_id, padded)
+
+
+def pad_right(rows: Sequence[Tokenized], pad_id: int) -> dict[str, Tensor]:
+    """Return the same with the padding behind the rows, for models that read it: there no token comes after it."""
+    length = max(len(row.input_ids) for row in rows)
+
+    def padded(lines: Sequence[list[int]], value: int) -> Tensor:
+        return torch.tensor([line + [value] * (length - len(line)) for line in lines])
+
+    return _batch(rows, pad_id, padded)
+
+
+def _batch(
+    rows: Sequence[Tokenized], pad_id: int, padded: Callable[[Sequence[list[int]], int], Tensor]
+) -> dict[str, Tensor]:
+    mask = padded([[1] * len(row.input_ids) for row in rows], 0)
     return {
-        "input_ids": torch.tensor([[pad_id] * gap + row.input_ids for gap, row in zip(missing, rows, strict=True)]),
+        "input_ids": padded([row.input_ids for row in rows], pad_id),
         "attention_mask": mask,
         "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
-        "labels": torch.tensor([[IGNORED] * gap + row.labels for gap, row in zip(missing, rows, strict=True)]),
+        "labels": padded([row.labels for row in rows], IGNORED),
     }
 
 

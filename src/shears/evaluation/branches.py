@@ -12,11 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from shears.adapt.packable import is_apart
+from shears.adapt.packable import TRIAL_ERRORS, is_apart
+from shears.adapt.padded import ignores_padding
 from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Tokenized
-from shears.evaluation.padded import ignores_padding
-from shears.evaluation.running import TRIAL_ERRORS
 from shears.losses import forward_parameters, own_model
 
 Continuation = tuple[list[int], list[int]]  # tokens of a prompt, tokens that follow

@@ -20,15 +20,14 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from shears.adapt.packable import is_apart, weights_dtype
+from shears.adapt.packable import TRIAL_ERRORS, is_apart, weights_dtype
+from shears.adapt.padded import LONG, SHORT, drawn, num_words
 from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Tokenized, prompt_ids
 from shears.errors import InputError
 from shears.evaluation.context import refuse_beyond, warn_beyond
 from shears.evaluation.journal import Journal
-from shears.evaluation.padded import LONG, SHORT, drawn, num_words
 from shears.evaluation.prompt_caches import Fill
-from shears.evaluation.running import TRIAL_ERRORS
 from shears.evaluation.score import device_of, padding
 from shears.progress import track
 

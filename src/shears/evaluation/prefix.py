@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shears.adapt.packable import TRIAL_ERRORS
 from shears.errors import InputError, first_line
-from shears.evaluation.running import TRIAL_ERRORS
 from shears.losses import own_model
 from shears.models import decoder_blocks, replaced_forwards
 

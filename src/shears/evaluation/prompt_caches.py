@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shears.adapt.packable import TRIAL_ERRORS
 from shears.errors import InputError, first_line
 from shears.evaluation.prefix import Irregular, Prefix, States, open_prefix
-from shears.evaluation.running import TRIAL_ERRORS
 from shears.losses import forward_parameters, own_model
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-TRIAL_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
-"""What a model's code raises where a trial asks of it what it cannot do."""
 Run = Callable[[Callable[[], Tensor]], Tensor]
 """Calls a function that makes one forward of the model, and returns what it returns."""
 

@@ -13,12 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from shears.adapt.padded import ignores_padding
 from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Example, Tokenized, encode, prompt_ids, prompt_of
 from shears.errors import InputError
 from shears.evaluation.branches import Continuation, Forest, planted
 from shears.evaluation.context import check_lengths
-from shears.evaluation.padded import ignores_padding
 from shears.evaluation.running import Run, plainly
 from shears.losses import IGNORED, logits_at
 from shears.losses import completion_losses as token_losses

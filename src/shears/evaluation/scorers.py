@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.packable import keeps_apart
+from shears.adapt.padded import ignores_padding
 from shears.adapt.space import RankConfig
 from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Example, Tokenized
 from shears.data.packing import PACK_TOKENS, pack
 from shears.errors import InputError
 from shears.evaluation.context import check_lengths
-from shears.evaluation.padded import ignores_padding
 from shears.evaluation.running import Run
 from shears.evaluation.score import Questions, device_of
 from shears.evaluation.slopes import Slopes, measure_slopes

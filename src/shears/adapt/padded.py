@@ -7,10 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shears.adapt.packable import is_apart, weights_dtype
+from shears.adapt.packable import TRIAL_ERRORS, is_apart, weights_dtype
 from shears.data.collate import pad_left
 from shears.data.examples import Tokenized
-from shears.evaluation.running import TRIAL_ERRORS
 from shears.losses import own_model, trailing_logits
 
 SHORT, LONG = 5, 9  # tokens of the rows that are tried together
@@ -40,9 +39,13 @@ def ignores_padding(model: nn.Module) -> bool:
         batch = pad_left([Tokenized(ids, ids) for ids in rows], pad_id)
         return trailing_logits(model, {name: each.to(device) for name, each in batch.items()}, SHORT)[0].float()
 
+    was_training = model.training
+    model.eval()
     try:
         with torch.autocast(device.type, enabled=False):
             padded, otherwise, alone = logits(0, short, long), logits(words - 1, short, long), logits(0, short)
     except TRIAL_ERRORS:
         return False
+    finally:
+        model.train(was_training)
     return is_apart(padded, otherwise, alone, weights_dtype(model))
