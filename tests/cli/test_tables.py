@@ -154,4 +154,5 @@ def test_what_a_run_made_last_is_what_one_is_told_to_try(
         {"task": "number", "data": "d", "models": [{"name": name, **figures} for name in names]}, tmp_path
     )
     told = " ".join(capsys.readouterr().out.split()).replace(str(tmp_path), "RUN")
+    assert not names or "number on [bold]d[/b] (n = 2)" in told
     assert f'Try it: shears generate {command} --prompt "..."' in told

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
-from rich.text import Text
 
 from shears.artifacts import PACKAGE, SPARSITY, read_json
 from shears.cards.tables import ranks_by_kind
