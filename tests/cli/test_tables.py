@@ -151,7 +151,7 @@ def test_what_a_run_made_last_is_what_one_is_told_to_try(
     figures = {"metric": "accuracy", "value": 0.5, "n": 2, "ci95": [0.1, 0.9], "sparsity": 0.5, "nonzeros": 3,
                "adapter_parameters": 0}  # fmt: skip
     tables.print_summary(
-        {"task": "number", "data": "d", "models": [{"name": name, **figures} for name in names]}, tmp_path
+        {"task": "number", "data": "[bold]d[/b]", "models": [{"name": name, **figures} for name in names]}, tmp_path
     )
     told = " ".join(capsys.readouterr().out.split()).replace(str(tmp_path), "RUN")
     assert not names or "number on [bold]d[/b] (n = 2)" in told
