@@ -77,6 +77,16 @@ def test_a_folder_of_another_kind_is_refused(artifact: Path, tmp_path: Path) -> 
     assert find_record(tmp_path) is None
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [([1], r"must be a JSON object, got \[1\]"), ({"fingerprint": None}, r"must be those of sparsity.json \(None\)")],
+)
+def test_a_record_of_another_form_is_refused(content: object, message: str, artifact: Path) -> None:
+    write_json(artifact / SPARSITY, content)
+    with pytest.raises(InputError, match=message):
+        read_record(artifact, SPARSITY)
+
+
 def test_an_artifact_made_from_something_else_is_refused_with_both_fingerprints() -> None:
     check_input("the base model", "a" * 64, "a" * 64)
     with pytest.raises(InputError, match=f"the base model must be .*{'a' * 12}.*, got {'b' * 12}"):

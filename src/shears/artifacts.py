@@ -134,10 +134,12 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
         raise InputError(
             f"{folder} must be {KINDS.get(name, 'an artifact')} (a folder with {name}); it has no such file"
         )
-    record: dict[str, Any] = read_json(folder / name)
+    record: Any = read_json(folder / name)
+    if not isinstance(record, dict):
+        raise InputError(f"{folder / name} must be a JSON object, got {str(record)[:40]}; make it again")
     if "fingerprint" in record and (found := weights_fingerprint(folder)) != record["fingerprint"]:
         raise InputError(
-            f"the weights in {folder} must be those of {name} ({record['fingerprint'][:12]}), got {found[:12]}; "
+            f"the weights in {folder} must be those of {name} ({str(record['fingerprint'])[:12]}), got {found[:12]}; "
             "make it again"
         )
     return record

@@ -101,7 +101,7 @@ def stage_values(section: str, config: str | None, settings: Sequence[str], flag
     values = override(read_yaml(config) if config else {}, settings)
     for key in values:
         if key not in Recipe.model_fields:
-            raise InputError(_unknown(key, "", list(Recipe.model_fields)))
+            raise InputError(_unknown(str(key), "", list(Recipe.model_fields)))
     return {**_section(values, section), **{name: value for name, value in flags.items() if value is not None}}
 
 

@@ -111,6 +111,7 @@ def test_removing_leaves_a_plain_peft_model() -> None:
     before = logits(peft_model)
     elastic.activate(elastic.space.minimal())
     elastic.remove()
+    elastic.remove()  # once more does nothing
     assert torch.equal(logits(peft_model), before)
     assert not any("rank_mask" in name for name, _ in peft_model.named_buffers())
     make_elastic(peft_model, elastic.space)  # and it can be made elastic again

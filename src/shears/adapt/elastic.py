@@ -123,11 +123,11 @@ class ElasticAdapter:
         )
 
     def remove(self) -> None:
-        """Take the hooks and masks off; the model is a plain PEFT model at its largest ranks again."""
+        """Take the hooks and masks off, if they are on; the model is a plain PEFT model at its largest ranks again."""
         for hook in self._hooks:
             hook.remove()
         for layer in self._all_layers():
-            del layer.lora_A[self.adapter]._buffers[MASK]
+            layer.lora_A[self.adapter]._buffers.pop(MASK, None)
             layer.lora_A[self.adapter]._non_persistent_buffers_set.discard(MASK)
         self._hooks = []
 

@@ -1,6 +1,7 @@
 """The evaluation as a stage: load a model and perhaps an adapter, measure, write the figures."""
 
 import logging
+import re
 import shutil
 import tempfile
 import warnings
@@ -44,7 +45,7 @@ from shears.resolve import build
 
 logger = logging.getLogger(__name__)
 
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, re.error, SafetensorError)
 
 
 def evaluate(model: str, output: str | Path | None = None, adapter: str | None = None, **config: Any) -> Evaluation:
