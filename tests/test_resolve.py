@@ -131,7 +131,7 @@ def test_a_missing_file_and_a_stray_key_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown key 'sparsfy'; did you mean 'sparsify'"):
         stage_values("sparsify", None, ["sparsfy.seed=1"], {})
     (tmp_path / "five.yaml").write_text("5: {}\n")
-    with pytest.raises(InputError, match="unknown key '5'; known are"):
+    with pytest.raises(InputError, match=r"the sections of the recipe .*five\.yaml must have names, got 5"):
         stage_values("train", str(tmp_path / "five.yaml"), [], {})
     with pytest.raises(InputError, match="train must be a section of keys, got 3"):
         stage_values("train", None, ["train=3"], {})

@@ -59,6 +59,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise InputError(f"the recipe {path} must be YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"the recipe {path} must hold sections such as `sparsify:`, got {type(content).__name__}")
+    if others := [key for key in content if not isinstance(key, str)]:
+        raise InputError(f"the sections of the recipe {path} must have names, got {others[0]!r}")
     return content
 
 
@@ -101,7 +103,7 @@ def stage_values(section: str, config: str | None, settings: Sequence[str], flag
     values = override(read_yaml(config) if config else {}, settings)
     for key in values:
         if key not in Recipe.model_fields:
-            raise InputError(_unknown(str(key), "", list(Recipe.model_fields)))
+            raise InputError(_unknown(key, "", list(Recipe.model_fields)))
     return {**_section(values, section), **{name: value for name, value in flags.items() if value is not None}}
 
 
