@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from shears.fields import Device, Dtype, Repeated, Seed, StageConfig
+from shears.fields import Device, Dtype, Repeated, StageConfig
 
 
 def _as_strings(value: object) -> object:
@@ -33,7 +33,7 @@ class SamplingConfig(StageConfig):
     """Above 1, tokens of the prompt and the answer become less likely: positive logits are divided by it."""
     stop: Stops = ()
     """Text that ends the answer and is not shown; may be repeated (a line break is $'\\n' in a shell)."""
-    seed: Seed = 0
+    seed: int = 0
     """Seed of the sampling."""
 
 
