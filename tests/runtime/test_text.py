@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
@@ -32,6 +32,7 @@ def test_the_pieces_are_the_text(prompt: str, text: str) -> None:
 
 
 @given(st.lists(st.integers(0, 255), max_size=40))
+@example([94] * 6 + [156, 94, 94])  # six bytes that are no text, then a character of three
 def test_bytes_that_are_no_text_do_not_hold_the_stream(tokens: list[int]) -> None:
     text = "".join(_streamed(_decode, [], tokens))
     assert text.replace(BROKEN, "") == _decode(tokens).replace(BROKEN, "")

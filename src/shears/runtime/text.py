@@ -6,7 +6,8 @@ Decode = Callable[[Sequence[int]], str]
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder writes for a character whose bytes are not all there
 CONTEXT = 8  # tokens of the prompt that are decoded along: some tokenizers drop the space in front of a first word
-LONGEST_CHARACTER = 8  # tokens; what is still no character then never becomes one
+LONGEST_CHARACTER = 8  # tokens; of more that are still no character, the first never become one
+UNFINISHED_TOKENS = 3  # at the most, of a character that lacks a byte: the longest of UTF-8 has four
 
 
 class Detokenizer:
@@ -22,9 +23,9 @@ class Detokenizer:
         self._tokens.append(token)
         open_tokens = len(self._tokens) - self._shown
         text = self._new_text()
-        if text.endswith(UNFINISHED) and open_tokens < LONGEST_CHARACTER:
-            return ""
-        return self._show(text)
+        if not text.endswith(UNFINISHED):
+            return self._show(text)
+        return self._show_broken(text) if open_tokens >= LONGEST_CHARACTER else ""
 
     def rest(self) -> str:
         """Return what is left of a text that ends inside a character."""
@@ -33,6 +34,16 @@ class Detokenizer:
     def _new_text(self) -> str:
         before = self._decode(self._tokens[: self._shown])
         return self._decode(self._tokens)[len(before) :]
+
+    def _show_broken(self, text: str) -> str:
+        """Return the text before the last tokens, of which the character may still become whole."""
+        before = len(self._decode(self._tokens[: self._shown]))
+        for end in range(len(self._tokens) - UNFINISHED_TOKENS, len(self._tokens)):
+            piece = self._decode(self._tokens[:end])[before:]
+            if piece and text.startswith(piece):  # else this would cut a whole character
+                self._tokens, self._shown = self._tokens[self._shown :], end - self._shown
+                return piece
+        return self._show(text)
 
     def _show(self, text: str) -> str:
         if text:  # else keep the tokens before: a window of special tokens alone would hide a space
