@@ -63,10 +63,10 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """Return the folder, made by `make` in a temporary sibling unless it is there; safe against a second process."""
     if (folder / "config.json").is_file():
         return folder
-    _refuse_other_content(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(_lock_of(folder)):
         if not (folder / "config.json").is_file():
+            _refuse_other_content(folder)  # under the lock: else another's model, finished meanwhile, is other content
             work = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(work, ignore_errors=True)  # what a killed process left
             work.mkdir()
