@@ -69,7 +69,8 @@ StorageURL = Annotated[str, PlainSerializer(hide_passwords, when_used="json")]
 """A database's URL; whatever is written of it (JSON, YAML) lacks the password."""
 Shares = Annotated[dict[str, Annotated[float, Field(ge=0.0, lt=1.0)]], BeforeValidator(_split_shares)]
 Size = Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_size)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+SEEDS = 2**32  # what random generators of numpy and transformers take
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
 
 

@@ -16,11 +16,20 @@ from torch import Tensor, nn
 IGNORED = -100
 
 
+CONTEXT = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx")  # where configurations say it
+
+
+def num_positions(model: nn.Module) -> int | None:
+    """Return how many positions a model was made for; None where its configuration names none."""
+    config: Any = getattr(own_model(model), "config", None)
+    config = config.get_text_config() if config is not None else None
+    found = (getattr(config, name, None) for name in CONTEXT)
+    return next((length for length in found if isinstance(length, int) and length > 0), None)
+
+
 def within_context(model: nn.Module, tokens: int) -> int:
     """Return so many tokens, or as many as the model has positions for where these are fewer."""
-    config = own_model(model).config
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr, operator]
-    return min(tokens, context or tokens)
+    return min(tokens, num_positions(model) or tokens)
 
 
 def own_model(model: nn.Module) -> nn.Module:

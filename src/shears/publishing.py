@@ -53,9 +53,10 @@ def _check(folder: Path, repo: str, base: str | None) -> None:
     if record is not None:
         read_record(folder, record.name)
     _check_name("the repository", repo)
-    if base is not None:
-        _check_name("the base", base)
-    if base is not None and Path(base).exists():
+    if base is None:
+        return
+    _check_name("the base", base)
+    if Path(base).exists():
         raise InputError(f"the base must be named as the hub knows it, got {base}, which is a path of this machine")
 
 

@@ -90,11 +90,12 @@ def test_ranks_by_row_are_refused_where_a_linear_sees_some_tokens_only(quantized
         model.get_base_model().model.layers[0].mlp.up_proj(torch.zeros(5, 32))
 
 
-def test_ranks_by_row_are_refused_for_an_expert_though_its_tokens_might_fit(
-    quantized: tuple[Any, ElasticAdapter],
-) -> None:
-    _, elastic = quantized
-    elastic.space = SearchSpace({"up": (4, 2)}, {"up": ("model.layers.0.mlp.experts.1.up_proj",)})
+def test_ranks_by_row_are_refused_for_an_expert_though_its_tokens_might_fit() -> None:
+    model, name = tiny_model("llama"), "model.layers.0.mlp.experts.1.up_proj"
+    model.model.layers[0].mlp.experts = nn.ModuleList([nn.Module(), nn.Module()])
+    model.get_submodule(name.removesuffix(".up_proj")).up_proj = nn.Linear(32, 32)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=[name]))
+    elastic = make_elastic(adapted, SearchSpace({"up": (4, 2)}, {"up": (name,)}))
     with pytest.raises(InputError, match=r"every token of all rows, .*experts\.1\.up_proj is an expert's"):
         elastic.activate_rows([elastic.space.minimal()] * 2)
 

@@ -63,6 +63,7 @@ class ElasticAdapter:
             group: [_elastic_layer(layers, name, ranks[0], adapter) for name in space.modules.get(group, ())]
             for group, ranks in space.ranks.items()
         }
+        self._routed = [name for name in chain(*space.modules.values()) if EXPERTS in name.split(".")]
         self._hooks = [self._install(layer) for layer in self._all_layers()]
         self.active: RankConfig | None = self.activate(space.maximal())
 
@@ -96,10 +97,10 @@ class ElasticAdapter:
         (whichever, where there is none). InputError if they are not in the space, or where a linear sees only the
         tokens that a router sends it.
         """
-        if routed := next((name for name in chain(*self.space.modules.values()) if EXPERTS in name.split(".")), None):
+        if self._routed:
             raise InputError(
-                f"ranks by example need linears that see every token of all rows, {routed} is an expert's; set "
-                "sampling to uniform or leave it out of groups"
+                f"ranks by example need linears that see every token of all rows, {self._routed[0]} is an expert's; "
+                "set sampling to uniform or leave it out of groups"
             )
         checked = [self.space.check(config) for config in configs]
         for group, layers in self._layers.items():

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shears.losses import forward_parameters
+from shears.losses import forward_parameters, own_model
 
 TRIAL_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
 """What a model's code raises where a trial asks of it what it cannot do."""
@@ -28,7 +28,7 @@ def keeps_apart(model: nn.Module) -> bool:
     was_training = model.training
     model.eval()
     try:
-        first, other, last = _ids(0, model), _ids(1, model), _ids(2, model, LENGTHS[1])
+        first, other, last = map(torch.tensor, drawn(model, LENGTHS[0], *LENGTHS))
         packed, neighbour = _logits(model, first, last), _logits(model, other, last)
         alone = _logits(model, last)
     finally:
@@ -46,9 +46,15 @@ def is_apart(
     return bool(independent and (beside - alone).abs().max() <= CLOSE.get(dtype, CLOSE_ELSE) * scale)
 
 
-def _ids(seed: int, model: nn.Module, length: int = LENGTHS[0]) -> Tensor:
-    words = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    return torch.randint(words, (length,), generator=torch.Generator().manual_seed(seed))
+def num_words(model: nn.Module) -> int:
+    """Return how many tokens a model knows."""
+    return int(own_model(model).get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
+
+def drawn(model: nn.Module, *lengths: int) -> list[list[int]]:
+    """Return rows of random tokens, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(num_words(model), (length,), generator=generator).tolist() for length in lengths]
 
 
 def _logits(model: nn.Module, *examples: Tensor) -> Float[Tensor, "T V"]:

@@ -7,23 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shears.adapt.packable import TRIAL_ERRORS, is_apart, weights_dtype
+from shears.adapt.packable import TRIAL_ERRORS, drawn, is_apart, num_words, weights_dtype
 from shears.data.collate import pad_left
 from shears.data.examples import Tokenized
-from shears.losses import own_model, trailing_logits
+from shears.losses import trailing_logits
 
 SHORT, LONG = 5, 9  # tokens of the rows that are tried together
-
-
-def num_words(model: nn.Module) -> int:
-    """Return how many tokens a model knows."""
-    return int(own_model(model).get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-
-
-def drawn(model: nn.Module, *lengths: int) -> list[list[int]]:
-    """Return rows of random tokens, the same every time."""
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randint(num_words(model), (length,), generator=generator).tolist() for length in lengths]
 
 
 @torch.no_grad()

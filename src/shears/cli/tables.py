@@ -1,6 +1,5 @@
 """What the verbs print: tables a newcomer understands, 80 columns wide."""
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -50,10 +49,9 @@ def package_line(folder: Path) -> str:
 
 def figure(data: Mapping[str, Any]) -> tuple[str, str]:
     """Return a figure and its interval as text: percent for shares, two places for perplexity."""
-    low, high = data["ci95"] or (math.nan, math.nan)
-    if "perplexity" in data["metric"] or "bits_per" in data["metric"]:
-        return f"{data['value']:.2f}", f"{low:.2f} to {high:.2f}"
-    return f"{data['value']:.1%}", f"{low:.1%} to {high:.1%}"
+    form = ".2f" if "perplexity" in data["metric"] or "bits_per" in data["metric"] else ".1%"
+    interval = " to ".join(f"{end:{form}}" for end in data["ci95"]) if data["ci95"] else "not known"
+    return f"{data['value']:{form}}", interval
 
 
 def print_evaluation(title: str, data: Mapping[str, Any]) -> None:

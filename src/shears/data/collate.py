@@ -3,7 +3,7 @@
 B rows, T tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import torch
@@ -18,33 +18,27 @@ def pad_left(rows: Sequence[Tokenized], pad_id: int) -> dict[str, Tensor]:
 
     Positions count from each row's first real token, so that a row means the same in every batch.
     """
-    length = max(len(row.input_ids) for row in rows)
-
-    def padded(lines: Sequence[list[int]], value: int) -> Tensor:
-        return torch.tensor([[value] * (length - len(line)) + line for line in lines])
-
-    return _batch(rows, pad_id, padded)
+    return _padded(rows, pad_id, behind=False)
 
 
 def pad_right(rows: Sequence[Tokenized], pad_id: int) -> dict[str, Tensor]:
     """Return the same with the padding behind the rows, for models that read it: there no token comes after it."""
+    return _padded(rows, pad_id, behind=True)
+
+
+def _padded(rows: Sequence[Tokenized], pad_id: int, *, behind: bool) -> dict[str, Tensor]:
     length = max(len(row.input_ids) for row in rows)
 
-    def padded(lines: Sequence[list[int]], value: int) -> Tensor:
-        return torch.tensor([line + [value] * (length - len(line)) for line in lines])
+    def filled(lines: Iterable[list[int]], value: int) -> Tensor:
+        gaps = ((line, [value] * (length - len(line))) for line in lines)
+        return torch.tensor([line + gap if behind else gap + line for line, gap in gaps])
 
-    return _batch(rows, pad_id, padded)
-
-
-def _batch(
-    rows: Sequence[Tokenized], pad_id: int, padded: Callable[[Sequence[list[int]], int], Tensor]
-) -> dict[str, Tensor]:
-    mask = padded([[1] * len(row.input_ids) for row in rows], 0)
+    mask = filled(([1] * len(row.input_ids) for row in rows), 0)
     return {
-        "input_ids": padded([row.input_ids for row in rows], pad_id),
+        "input_ids": filled((row.input_ids for row in rows), pad_id),
         "attention_mask": mask,
         "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
-        "labels": padded([row.labels for row in rows], IGNORED),
+        "labels": filled((row.labels for row in rows), IGNORED),
     }
 
 

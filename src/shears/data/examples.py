@@ -93,7 +93,7 @@ def choices_of(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
 def _chosen(choices: Sequence[str], answer: object) -> str | None:
     """A whole number is an index from 0; a text is first a choice itself, then a letter, then an index."""
     whole = isinstance(answer, float) and answer.is_integer()  # tables make 1.0 of 1 in a column with gaps
-    text = str(answer).lower() if isinstance(answer, bool) else f"{answer:.0f}" if whole else str(answer).strip()
+    text = f"{answer:.0f}" if whole else _as_json(answer).strip()
     if isinstance(answer, str | bool) and text in choices:
         return text
     if isinstance(answer, str) and len(text) == 1 and text.isalpha():
@@ -114,11 +114,15 @@ def _written(what: str, value: object) -> str:
     """Return a text as it is, a number as Python writes it, and true and false as JSON does."""
     if not isinstance(value, str | int | float):
         raise InputError(f"{what} must be text, got {type(value).__name__}; chats go into the column messages")
+    return _as_json(value)
+
+
+def _as_json(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _optional_text(value: object) -> str | None:
-    return None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return None if value is None else _as_json(value)
 
 
 def prompt_of(example: Example) -> str:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from shears.adapt.packable import TRIAL_ERRORS, is_apart
+from shears.adapt.packable import TRIAL_ERRORS, drawn, is_apart
 from shears.adapt.padded import ignores_padding
 from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Tokenized
@@ -179,18 +179,13 @@ def keeps_branches_apart(model: nn.Module, longest: int) -> bool:
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     if "position_ids" not in forward_parameters(model) or any(window and longest > window for window in windows):
         return False
-    first, other, last, prompt = (_drawn(seed, model, length) for seed, length in enumerate((4, 4, 6, 5)))
+    first, other, last, prompt = map(tuple, drawn(model, 4, 4, 6, 5))
     try:
         beside, neighbour = (_last_logits(model, Tree(prompt, (near, last))) for near in (first, other))
         alone = _last_logits(model, Tree((*prompt, *last)))
     except TRIAL_ERRORS:
         return False
     return is_apart(beside, neighbour, alone, alone.dtype)
-
-
-def _drawn(seed: int, model: nn.Module, length: int) -> Ids:
-    words = own_model(model).get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    return tuple(torch.randint(words, (length,), generator=torch.Generator().manual_seed(seed)).tolist())
 
 
 def _last_logits(model: nn.Module, tree: Tree) -> Float[Tensor, "K V"]:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from shears.errors import InputError
-from shears.losses import own_model
+from shears.losses import num_positions, own_model
 
 logger = logging.getLogger(__name__)
 OFFSET = 8  # rows that a table of positions may have beyond the context; OPT's has 2
@@ -21,7 +21,7 @@ def check_lengths(model: nn.Module, lengths: Sequence[int], advice: str) -> None
 
 def refuse_beyond(model: nn.Module, lengths: Sequence[int], advice: str) -> None:
     """Raise InputError naming the first example of too many tokens for a model that has no positions for more."""
-    context = _context(model)
+    context = num_positions(model)
     if context is None or max(lengths, default=0) <= context or not _ends(model, context):
         return
     number, length = next((number, length) for number, length in enumerate(lengths, start=1) if length > context)
@@ -33,19 +33,12 @@ def refuse_beyond(model: nn.Module, lengths: Sequence[int], advice: str) -> None
 
 def warn_beyond(model: nn.Module, lengths: Sequence[int]) -> None:
     """Log how many examples have more tokens than a model was made for that computes on all the same."""
-    context = _context(model)
+    context = num_positions(model)
     if context is not None and (beyond := [length for length in lengths if length > context]):
         logger.warning(
             "%d of %d examples come to more tokens (up to %d) than the %d positions the model was made for; what it "
             "makes of them means little", len(beyond), len(lengths), max(beyond), context,
         )  # fmt: skip
-
-
-def _context(model: nn.Module) -> int | None:
-    config: Any = getattr(own_model(model), "config", None)
-    config = config.get_text_config() if config is not None else None
-    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    return longest if isinstance(longest, int) else None
 
 
 def _ends(model: nn.Module, context: int) -> bool:

@@ -20,8 +20,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from shears.adapt.packable import TRIAL_ERRORS, is_apart, weights_dtype
-from shears.adapt.padded import LONG, SHORT, drawn, num_words
+from shears.adapt.packable import TRIAL_ERRORS, drawn, is_apart, num_words, weights_dtype
+from shears.adapt.padded import LONG, SHORT
 from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Tokenized, prompt_ids
 from shears.errors import InputError

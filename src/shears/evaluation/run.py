@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -34,7 +33,7 @@ from shears.evaluation.journal import Journal, journal_path
 from shears.evaluation.records import Evaluation
 from shears.evaluation.score import device_of
 from shears.evaluation.tasks import ACCURACY_TASKS, evaluate_examples, evaluate_task, load_task_examples
-from shears.models import autocast, load_model, load_tokenizer, model_folder
+from shears.models import LOADING_ERRORS, autocast, load_model, load_tokenizer, model_folder
 from shears.package_models import is_package
 from shears.packed.file import read_package
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -45,7 +44,7 @@ from shears.resolve import build
 
 logger = logging.getLogger(__name__)
 
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, re.error, SafetensorError)
+ADAPTER_ERRORS = (*LOADING_ERRORS, re.error)  # of its patterns
 
 
 def evaluate(model: str, output: str | Path | None = None, adapter: str | None = None, **config: Any) -> Evaluation:
@@ -190,7 +189,7 @@ def _with_adapter(base: nn.Module, adapter: Path) -> PeftModel:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             loaded = PeftModel.from_pretrained(base, str(adapter), torch_device=str(device_of(base)))
-    except LOADING_ERRORS as error:
+    except ADAPTER_ERRORS as error:
         raise InputError(
             f"{adapter} must be an adapter that PEFT loads onto this model, got: {first_line(error)}"
         ) from error

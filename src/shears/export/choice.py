@@ -61,10 +61,11 @@ def _picked(result: dict[str, Any], file: RanksFile) -> Any:
     if file.number is None:
         return result["chosen"]
     evaluations = result.get("evaluations")
-    count = len(evaluations) if isinstance(evaluations, list) else 0
+    evaluations = evaluations if isinstance(evaluations, list) else []
+    count = len(evaluations)
     if not 1 <= file.number <= count:
         raise InputError(f"ranks {file.name} must be one of the {count} configurations evaluated, from 1 to {count}")
-    return evaluations[file.number - 1] if isinstance(evaluations, list) else None
+    return evaluations[file.number - 1]
 
 
 def ranks_file(ranks: str | None) -> RanksFile | None:

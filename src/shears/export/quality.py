@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from shears.data.calibration import calibration_batches
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
-from shears.losses import IGNORED
+from shears.losses import IGNORED, num_positions
 from shears.models import autocast
 from shears.notation import num_bytes
 from shears.recipe import ExportConfig, SparsifyConfig
@@ -107,7 +107,7 @@ def _batched(sequences: Sequence[Labelled], size: int) -> list[Labelled]:
 
 
 def _check_length(model: PreTrainedModel, length: int) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = num_positions(model)
     if context is not None and length > context:
         raise InputError(f"sequence_length must be at most this model's context of {context} tokens, got {length}")
 

@@ -11,6 +11,7 @@ from shears.artifacts import write_json, write_text
 from shears.errors import InputError
 from shears.evaluation.arms import files_of, read_arms
 from shears.evaluation.comparison import compare_arms
+from shears.fields import SEEDS
 from shears.report.html import element, table
 from shears.report.intervals import intervals
 from shears.report.section import note, picture, section
@@ -29,8 +30,8 @@ def compare(
     path = Path(output) if output is not None else None
     if path is not None and (path.suffix not in (".json", ".html") or not path.parent.is_dir()):
         raise InputError(f"the output must be a .json or .html file in a folder that is there, got {path}")
-    if not 0 <= seed < 2**32:
-        raise InputError(f"the seed must be from 0 to {2**32 - 1}, got {seed}")
+    if not 0 <= seed < SEEDS:
+        raise InputError(f"the seed must be from 0 to {SEEDS - 1}, got {seed}")
     arms = read_arms(runs)
     if path is not None and path.resolve() in files_of(runs, arms):
         raise InputError(f"the output must be none of the files that are compared, got {path}; name another file")

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from shears.errors import InputError
 from shears.packed.layout import PackedMatrix, Values
@@ -88,22 +89,24 @@ class Builder:
         _check_shape(HEAD, head.values.shape, (self._plan.vocab_size, self._plan.hidden_size))
         return head
 
-    def _rows(self, name: str) -> Rows:
-        """Take a matrix in a number format of the kernels; one of another format becomes fp32."""
+    def _needed(self, name: str) -> Rows | Tensor:
         found = self._tensors.pop(name, None)
         if found is None:
             raise NotCoveredError(f"the native decoder covers models that hold {name}, this one does not")
+        return found
+
+    def _rows(self, name: str) -> Rows:
+        """Take a matrix in a number format of the kernels; one of another format becomes fp32."""
+        found = self._needed(name)
         if isinstance(found, Rows):
             return found
         return Rows((found if found.dtype in (torch.float32, torch.bfloat16) else found.float()).contiguous())
 
     def _vector(self, name: str, length: int, *, needed: bool = False) -> int:
         """Take a bias or a norm; return its address, 0 for one that is not there."""
-        found = self._tensors.pop(name, None)
-        if found is None:
-            if needed:
-                raise NotCoveredError(f"the native decoder covers models that hold {name}, this one does not")
+        if not needed and name not in self._tensors:
             return 0
+        found = self._needed(name)
         numbers = found.floats() if isinstance(found, Rows) else found
         _check_shape(name, numbers.shape, (length,))
         return self._arena.floats(numbers)

@@ -13,12 +13,11 @@ from torch import nn
 
 from shears.errors import InputError
 from shears.evaluation.score import device_of
-from shears.losses import forward_parameters, own_model
+from shears.losses import forward_parameters, num_positions, own_model
 
 UNBOUNDED = 1 << 30  # tokens, where a model has no longest sequence
 MAX_SEQUENCES = 16
 CACHES = ("cache", "past_key_values", "state")  # what a forward takes and hands back; renamed in transformers 5
-LONGEST = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx")  # where configs say it
 
 
 class TransformersBackend:
@@ -45,8 +44,7 @@ class TransformersBackend:
     @property
     def max_length(self) -> int:
         """Return the longest sequence that the model was made for."""
-        found = (getattr(self._config, name, None) for name in LONGEST)
-        return int(next(filter(None, found), UNBOUNDED))
+        return num_positions(self._model) or UNBOUNDED
 
     @property
     def max_sequences(self) -> int:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from shears.adapt.elastic import ElasticAdapter
+from shears.adapt.elastic import EXPERTS, ElasticAdapter
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.adapt.sparse_adapter import is_sparse
 from shears.errors import InputError
@@ -18,7 +18,6 @@ from shears.models import linears
 from shears.searching.strategy import PARAMETERS, Figures, Goal, Objective
 
 LORA = "lora_"  # in the names of all that PEFT adds to a model
-EXPERTS = "experts"
 
 
 def base_nonzeros(model: nn.Module) -> int:

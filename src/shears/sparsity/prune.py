@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
+from shears.losses import num_positions
 from shears.models import autocast
 from shears.notation import num_bytes
 from shears.progress import track
@@ -236,7 +237,7 @@ def _check_batches(model: PreTrainedModel, batches: Batches) -> None:
     largest = max(int(batch.max()) for batch in batches)
     if largest >= vocabulary:
         raise InputError(f"calibration token ids must be below {vocabulary}, got {largest}; use this model's tokenizer")
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = num_positions(model)
     length = max(batch.shape[1] for batch in batches)
     if context is not None and length > context:
         raise InputError(f"sequence_length must be at most this model's context of {context} tokens, got {length}")
