@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,33 @@ def _mawps(source: Path, target: Path) -> dict[str, Path]:
     return {**paths, "test": both}
 
 
+Row = dict[str, Any]
+QUESTION = re.compile(
+    r"Please choose the correct answer to the question: (.*)\n\n(Answer1: .*)\n\nAnswer format:", re.S
+)
+
+
+def by_text(row: Row) -> Row:
+    """Return a question of LLM-Adapters' form with the answers' texts to choose from, not their numbers.
+
+    A model of 135 M cannot learn to name the number of the right answer; what follows a question it knows something of.
+    """
+    match = QUESTION.match(row["instruction"])
+    if match is None:
+        raise ValueError(f"a row must ask for answer1, answer2, ..., got {row['instruction'][:60]!r}")
+    texts = re.split(r"\s*\bAnswer\d: ", match[2])[1:]
+    right = int(row["answer"].removeprefix("answer")) - 1
+    choices = [f" {text.strip()}" for text in texts]
+    return {
+        "prompt": f"Question: {match[1].strip()}\nAnswer:",
+        "completion": choices[right],
+        "choices": choices,
+        "answer": right,
+    }
+
+
 def _choices(
-    folder: str, num_train: int, num_validation: int, num_test: int
+    folder: str, num_train: int, num_validation: int, num_test: int, form: Callable[[Row], Row] = lambda row: row
 ) -> Callable[[Path, Path], dict[str, Path]]:
     """Draw the splits once, by a fixed seed: validation out of train, never out of test."""
 
@@ -46,7 +72,7 @@ def _choices(
         }
         paths = {split: target / f"{split}.json" for split in parts}
         for split, rows in parts.items():
-            paths[split].write_text(json.dumps(rows))
+            paths[split].write_text(json.dumps([form(row) for row in rows]))
         return paths
 
     return write
@@ -55,5 +81,7 @@ def _choices(
 TASKS: Mapping[str, Task] = {
     "mawps": Task("mawps", _mawps, {"task": "equation", "max_new_tokens": 32}),
     "arc-easy": Task("arc-easy", _choices("ARC-Easy", 2051, 200, 1000), {"task": "choices"}),
+    "arc-easy-text": Task("arc-easy-text", _choices("ARC-Easy", 2051, 200, 1000, by_text), {"task": "choices"}),
+    "openbookqa-text": Task("openbookqa-text", _choices("openbookqa", 2000, 200, 500, by_text), {"task": "choices"}),
     "boolq": Task("boolq", _choices("boolq", 2000, 200, 1000), {"task": "choices"}),
 }
