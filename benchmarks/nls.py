@@ -3,8 +3,8 @@
     python -m benchmarks.nls run --data FOLDER --task mawps --arms lora,nls-recovery --seeds 0,1,2 --epochs 1 --work DIR
     python -m benchmarks.nls table --results FILE.jsonl
 
-FOLDER holds mawps/, ARC-Easy/, openbookqa/, boolq/ in LLM-Adapters' form. A run that is in the results already is not made again,
-and several processes may share DIR (each with --results and arms of its own). Needs the data, so it is no test.
+FOLDER holds mawps/, ARC-Easy/, openbookqa/, boolq/ in LLM-Adapters' form. A run that is in the results already is not
+made again, and several processes may share DIR (each with --results and arms of its own). Needs the data, so no test.
 """
 
 import argparse

@@ -4,9 +4,10 @@
     python -m benchmarks.reproduction table --results FILE.jsonl
     python -m benchmarks.reproduction page --results FILE.jsonl ...     # the tables of docs/reproduction.md
 
-FOLDER holds mawps/, ARC-Easy/, openbookqa/, boolq/ in LLM-Adapters' form. A cell (task, sparsity, adapter, seed) is a line of the
-results; one that is there is not made again, an interrupted one goes on. All cells take days on two cores: make some
-at a time, several processes may share DIR (each with --results and cells of its own). Needs the data, so it is no test.
+FOLDER holds mawps/, ARC-Easy/, openbookqa/, boolq/ in LLM-Adapters' form. A cell (task, sparsity, adapter, seed) is a
+line of the results; one that is there is not made again, an interrupted one goes on. All cells take days on two cores:
+make some at a time, several processes may share DIR (each with --results and cells of its own). Needs the data, so it
+is no test.
 """
 
 import argparse
