@@ -55,6 +55,8 @@ ARMS: Mapping[str, Arm] = {
             measured=("heuristic", "minimal"),
         ),
         Arm("nls-moments-curriculum", {**RECOVERY, "curriculum": 1.0}, recover_by="moments"),
+        Arm("nls-moments-curriculum-distill", {**RECOVERY, "curriculum": 1.0, "distill": 0.5}, recover_by="moments"),
+        Arm("nls-moments-sandwich-distill", {**SANDWICH, "distill": 0.5}, recover_by="moments"),
         Arm("nls-moments-sandwich-32-28-24", {**SANDWICH, "ranks": (32, 28, 24)}, recover_by="moments"),
         Arm("nls-moments-sandwich-40-32-24", {**SANDWICH, "ranks": (40, 32, 24), "alpha": 80}, recover_by="moments"),
         Arm("nls-moments-sandwich-lr2e-3", {**SANDWICH, "learning_rate": 2e-3}, recover_by="moments"),

@@ -6,7 +6,7 @@ B examples, P packed rows of L tokens, T tokens, K positions that carry labels, 
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -63,35 +63,59 @@ def trailing_logits(model: nn.Module, batch: Mapping[str, Tensor], keep: int) ->
     return logits[:, -keep:]
 
 
-def completion_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "B K"]:
-    """Return each labelled token's negative log-likelihood in float32, 0 where there is no label.
+class Predictions(NamedTuple):
+    """What a model says at K positions, what it should say there, and the row or example each of them belongs to."""
+
+    logits: Float[Tensor, "K V"]
+    targets: Int[Tensor, " K"]
+    rows: Int[Tensor, " K"]
+
+    def losses(self) -> Float[Tensor, " K"]:
+        """Return each target's negative log-likelihood in float32, 0 where there is no label."""
+        return torch.nn.functional.cross_entropy(
+            self.logits.float(), self.targets, ignore_index=IGNORED, reduction="none"
+        )
+
+
+def padded_predictions(model: nn.Module, batch: Mapping[str, Tensor]) -> Predictions:
+    """Return what is predicted from the position before the first label of any row on, row after row.
 
     `batch` holds input_ids, attention_mask, position_ids and labels, padded on the left, so that completions end
-    together and K is about the longest completion.
+    together and a row's share of K is about the longest completion.
     """
     labels = batch["labels"]
     keep = min(kept_logits(labels), labels.shape[1])
     logits = trailing_logits(model, batch, keep)[:, :-1]
     targets = labels[:, labels.shape[1] - keep + 1 :]
-    flat = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return flat.view(targets.shape)
+    rows = torch.arange(len(labels), device=labels.device)[:, None].expand(targets.shape)
+    return Predictions(logits.flatten(0, 1), targets.flatten(), rows.flatten())
 
 
-def packed_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, " K"], Int[Tensor, " K"]]:
-    """Return the losses of the K labelled tokens of packed rows, and the example each belongs to.
+def completion_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "B K"]:
+    """Return each labelled token's negative log-likelihood in float32, 0 where there is no label.
+
+    `batch` is what `padded_predictions` takes.
+    """
+    return padded_predictions(model, batch).losses().view(len(batch["labels"]), -1)
+
+
+def packed_predictions(model: nn.Module, batch: Mapping[str, Tensor]) -> Predictions:
+    """Return what is predicted at the K positions before the labels of packed rows, by example.
 
     `batch` holds input_ids, position_ids, labels and examples, each Int "P L" (see `data.packing`). The head runs on
-    the positions before a label only; where there is no label at all, on one position, whose loss is 0.
+    these positions only; where there is no label at all, on one position, without a target.
     """
     predicting = torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
     if not predicting.any():
         predicting[0, 0] = True
     logits = logits_at(model, {name: batch[name] for name in ("input_ids", "position_ids")}, predicting)
-    targets = batch["labels"].roll(-1, dims=1)[predicting]
-    losses = torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
-    return losses, batch["examples"][predicting]
+    return Predictions(logits, batch["labels"].roll(-1, dims=1)[predicting], batch["examples"][predicting])
+
+
+def packed_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, " K"], Int[Tensor, " K"]]:
+    """Return the losses of the K labelled tokens of packed rows, and the example each belongs to."""
+    found = packed_predictions(model, batch)
+    return found.losses(), found.rows
 
 
 def logits_at(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Float[Tensor, "K V"]:

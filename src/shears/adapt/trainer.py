@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
 
+from shears.adapt.distill import distilled, largest_says
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.order import BLANK, LengthBucketSampler
 from shears.adapt.sampling import Place, Sampling
@@ -21,7 +22,7 @@ from shears.adapt.space import RankConfig
 from shears.data.collate import pad_left, pad_right
 from shears.data.examples import Tokenized
 from shears.data.packing import pack
-from shears.losses import IGNORED, completion_losses, packed_losses
+from shears.losses import IGNORED, packed_predictions, padded_predictions
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,15 @@ class CompletionTrainer(Trainer):
     """A Trainer whose loss is the mean over the optimizer step's completion tokens, however they are split.
 
     `lengths` are what batches are bucketed by. `strategy` draws the ranks of every example where it is one by example;
-    else a callback has drawn those of the step.
+    else a callback has drawn those of the step. `distill` is the share of the loss that all but the largest ranks learn
+    from these; the figures of a step are of the labels alone.
     """
 
-    def __init__(self, *, lengths: list[int], elastic: ElasticAdapter, strategy: Sampling, **kwargs: Any) -> None:
+    def __init__(
+        self, *, lengths: list[int], elastic: ElasticAdapter, strategy: Sampling, distill: float = 0.0, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.lengths, self.elastic, self.strategy = lengths, elastic, strategy
+        self.lengths, self.elastic, self.strategy, self.distill = lengths, elastic, strategy, distill
         self.model_accepts_loss_kwargs = True  # makes Trainer count the step's labels and not divide again
         self.begin_step()
 
@@ -98,15 +102,14 @@ class CompletionTrainer(Trainer):
         """Return the summed loss of this forward over the number of labelled tokens in the whole step."""
         numbers: list[int] = inputs["numbers"].tolist()
         configs = self._draw(len(numbers)) if self.strategy.by_example else []
-        losses, counts = self._example_losses(model, inputs, len(numbers), configs)
-        total = num_items_in_batch if num_items_in_batch is not None else counts.sum()
-        loss = losses.sum() / max(int(total), 1)
-        self.step_loss += loss.item()
+        losses, learnt, counts = self._example_losses(model, inputs, len(numbers), configs)
+        total = max(int(num_items_in_batch if num_items_in_batch is not None else counts.sum()), 1)
+        self.step_loss += (losses.detach().sum() / total).item()
         self.step_tokens += _num_tokens(inputs)
         if not self.strategy.by_step:
             self._note(numbers, losses.detach() / counts.clamp(min=1), counts, configs)
         self._forwards += 1
-        scaled: Tensor = loss * self.accelerator.num_processes  # whose mean, not sum, the gradients will be
+        scaled: Tensor = learnt.sum() / total * self.accelerator.num_processes  # whose mean, not sum, gradients will be
         return scaled
 
     def _draw(self, count: int) -> list[RankConfig]:
@@ -117,18 +120,29 @@ class CompletionTrainer(Trainer):
 
     def _example_losses(
         self, model: nn.Module, inputs: Mapping[str, Tensor], count: int, configs: Sequence[RankConfig]
-    ) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
-        """Return each example's summed loss and its number of labelled tokens."""
-        if "examples" not in inputs:
-            if configs:
-                self.elastic.activate_rows(configs)
-            padded = completion_losses(model, inputs)
-            return padded.sum(dim=1), (inputs["labels"][:, 1:] != IGNORED).sum(dim=1)
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Int[Tensor, " B"]]:
+        """Return each example's summed loss, what it learns from (the same but for a teacher), its labelled tokens."""
+        predict = packed_predictions if "examples" in inputs else padded_predictions
+        shares = self._shares(count, configs, inputs["labels"].device)
+        teacher = largest_says(model, self.elastic, predict, inputs) if self._taught(shares) else None
         if configs:
-            self.elastic.activate_rows(configs, inputs["examples"])
-        losses, examples = packed_losses(model, inputs)
-        sums = losses.new_zeros(count).index_add(0, examples, losses)
-        return sums, torch.bincount(inputs["examples"][inputs["labels"] != IGNORED], minlength=count)
+            self.elastic.activate_rows(configs, inputs.get("examples"))
+        found = predict(model, inputs)
+        losses = found.losses()
+        learnt = losses if teacher is None else distilled(found, losses, teacher, shares)
+        sums, learnt_sums = (losses.new_zeros(count).index_add(0, found.rows, each) for each in (losses, learnt))
+        return sums, learnt_sums, torch.bincount(found.rows[found.targets != IGNORED], minlength=count)
+
+    def _shares(self, count: int, configs: Sequence[RankConfig], device: torch.device) -> Float[Tensor, " B"]:
+        """Return the share that each example learns from the largest ranks: none where it has these itself."""
+        largest = self.elastic.space.maximal()
+        each: Sequence[RankConfig | None] = configs or [self.elastic.active] * count
+        return torch.tensor([self.distill * (config != largest) for config in each], device=device)
+
+    def _taught(self, shares: Tensor) -> bool:
+        """Tell whether the largest ranks are asked: by all processes or by none, for they may share sharded weights."""
+        apart = self.accelerator.num_processes > 1 and not self.strategy.by_step
+        return bool(shares.any()) or (self.distill > 0 and apart)
 
     def _note(self, numbers: Sequence[int], losses: Tensor, counts: Tensor, configs: Sequence[RankConfig]) -> None:
         if not configs:  # all of this process have the active one
