@@ -44,6 +44,7 @@ ARMS: Mapping[str, Arm] = {
         Arm("lora-recovery", _lora(**RECOVERY)),
         Arm("nls-recovery", RECOVERY, measured=ALL),
         Arm("sparse-peft", {"sparse_adapter": True}, merged=True),
+        Arm("sparse-peft-alpha128", {"sparse_adapter": True, "alpha": 128}, merged=True),
         Arm("lora-moments", _lora(**RECOVERY), recover_by="moments"),
         Arm("nls-moments", RECOVERY, recover_by="moments", measured=ALL),
         Arm("nls-moments-sandwich", SANDWICH, recover_by="moments"),

@@ -38,6 +38,7 @@ CLAIMS = (
     ("recovery by norms against PEFT's start, LoRA", "lora-recovery", "lora"),
     ("recovery by moments against that by norms, LoRA", "lora-moments", "lora-recovery"),
     ("(c) SparsePEFT merged against NLS heuristic un-merged, PEFT's start", "sparse-peft", "nls"),
+    ("(c) the same, SparsePEFT with alpha 128 in place of 64", "sparse-peft-alpha128", "nls"),
 )
 
 
