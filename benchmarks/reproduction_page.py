@@ -62,25 +62,40 @@ def as_cell(row: Row) -> Row | None:
 
 
 def print_page(cells: Sequence[Row]) -> None:
-    """Print every table with a column for each task, number of epochs and start; of a cell given twice, the last."""
-    by_place: dict[tuple[str, float], list[Row]] = {}
+    """Print, for every title and task, a table with a column for each number of epochs and start.
+
+    Of a cell given twice, the last counts; lines and columns without figures are left out, and tables of one line.
+    """
+    by_task: dict[str, list[Row]] = {}
     for cell in cells:
-        by_place.setdefault((cell["task"], cell["epochs"]), []).append(cell)
-    columns = sorted({(cell["task"], cell["epochs"], cell["init"]) for cell in cells if cell["sparsity"]})
+        by_task.setdefault(cell["task"], []).append(cell)
     for title, (paper, lines) in TABLES.items():
-        print(f"\n## {title}\n")
-        heads = (
-            f"{task}, {epochs:g} epoch{'s' * (epochs != 1)}, {STARTS.get(init, init)}" for task, epochs, init in columns
-        )
-        print(f"| | {paper} | {' | '.join(heads)} |")
-        print("| --- " * (2 + len(columns)) + "|")
-        for name, figure, sparsity, adapter, ranks in lines:
-            found = [
-                _cell(by_place[task, epochs], (sparsity, adapter, init if sparsity else "lora", ranks))
-                for task, epochs, init in columns
-            ]
-            if any(found):
-                print(f"| {name} | {figure} | {' | '.join(text or '-' for text in found)} |")
+        print(f"\n## {title}")
+        for task in sorted(by_task):
+            _print_table(task, by_task[task], paper, lines)
+
+
+def _print_table(task: str, cells: Sequence[Row], paper: str, lines: Sequence[Line]) -> None:
+    columns = []
+    for epochs, init in sorted({(cell["epochs"], cell["init"]) for cell in cells if cell["sparsity"]}):
+        rows = [cell for cell in cells if cell["epochs"] == epochs]
+        column = [
+            _cell(rows, (sparsity, adapter, init if sparsity else "lora", ranks))
+            for *_, sparsity, adapter, ranks in lines
+        ]
+        if any(text for text, (*_, sparsity, _, _) in zip(column, lines, strict=True) if sparsity):
+            head = f"{task}, {epochs:g} epoch{'s' * (epochs != 1)}, {STARTS.get(init, init)}"
+            columns.append((head, column))
+    found = [
+        (name, figure, [column[number] for _, column in columns]) for number, (name, figure, *_) in enumerate(lines)
+    ]
+    found = [line for line in found if any(line[2])]
+    if len(found) < 2:  # nothing to compare
+        return
+    print(f"\n| | {paper} | {' | '.join(head for head, _ in columns)} |")
+    print("| --- " * (2 + len(columns)) + "|")
+    for name, figure, texts in found:
+        print(f"| {name} | {figure} | {' | '.join(text or '-' for text in texts)} |")
 
 
 def _cell(rows: Sequence[Row], arm: Arm) -> str:
