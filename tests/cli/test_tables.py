@@ -156,3 +156,9 @@ def test_what_a_run_made_last_is_what_one_is_told_to_try(
     told = " ".join(capsys.readouterr().out.split()).replace(str(tmp_path), "RUN")
     assert not names or "number on [bold]d[/b] (n = 2)" in told
     assert f'Try it: shears generate {command} --prompt "..."' in told
+
+
+def test_what_is_not_known_is_not_said(printed: Lines) -> None:
+    """A hash that embedded data have not, say."""
+    data = {"path": "found", "kind": "search", "data": "arithmetic:validation", "data_sha256": None, "seed": 0}
+    assert printed(data) == ["found: search", "  data: arithmetic:validation", "  seed: 0"]

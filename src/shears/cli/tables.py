@@ -150,7 +150,7 @@ def print_inspection(data: Mapping[str, Any]) -> None:
     """Print what an artifact is."""
     print_line(f"{data.get('path')}: {data.get('kind')}")
     for name, value in data.items():
-        if name in ("path", "kind") or isinstance(value, dict | list):
+        if name in ("path", "kind") or value is None or isinstance(value, dict | list):
             continue
         print_line(f"  {name}: {_short(name, value)}")
     if data.get("sparsity_by_linear"):
