@@ -158,5 +158,13 @@ def test_distil_needs_somebody_to_teach(base: Path, data: str, tmp_path: Path, s
     assert not any(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize("sampling", ["uniform", "sandwich"])
+def test_a_teacher_that_is_not_trained_is_warned_of(
+    base: Path, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, sampling: str
+) -> None:
+    train(base, tmp_path / "out", data=data, **{**SETTINGS, "max_steps": 1, "distill": 0.5, "sampling": sampling})
+    assert ("hardly ever trains" in caplog.text) == (sampling == "uniform")
+
+
 def test_the_default_is_none() -> None:
     assert TrainConfig(data="arithmetic:train").distill == 0.0

@@ -33,7 +33,7 @@ class TrainConfig(StageConfig):
     """Share of the steps over which the smaller ranks join in, one after the other; 0: all from the beginning."""
     distill: float = Field(0.0, ge=0.0, le=1.0)
     """Share of the loss that smaller ranks learn from what the largest say at the same step, in place of the labels
-    (in-place distillation); costs a forward more."""
+    (in-place distillation); costs a forward more. With sandwich, which trains the largest in every step."""
     quantize: Literal["none", "nf4", "int8"] = "none"
     """Hold the frozen linears in 4 (nf4) or 8 bits while training, by bitsandbytes: less memory, zeros stay zeros. The
     adapter belongs to the model as it is in its folder."""
