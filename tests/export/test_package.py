@@ -91,6 +91,14 @@ def test_only_plain_matrices_of_blocks_are_packed_and_routers_stay(tmp_path: Pat
     } < index.dense.keys()
 
 
+@pytest.mark.parametrize("name", ["granitemoe", "jetmoe"])
+def test_routers_with_a_linear_below_them_stay_too(tmp_path: Path, name: str) -> None:
+    parts.save(tmp_path / "base", name, BF16)
+    index = read_package(package(parts.tiny_tokenizer_beside(tmp_path / "base"), tmp_path / "out", values="int8")).index
+    assert not [tensor for tensor in index.packed if "router" in tensor]
+    assert [tensor for tensor in index.dense if "router" in tensor]
+
+
 def test_a_dense_model_gains_nothing_and_stays_dense(tmp_path: Path) -> None:
     base = parts.tiny_tokenizer_beside(_saved(tmp_path / "base"))
     out = package(base, tmp_path / "out")

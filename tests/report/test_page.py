@@ -139,8 +139,10 @@ def test_what_is_no_run_is_refused(tmp_path: Path, make: Any, message: str) -> N
 
 def test_torn_records_and_outputs_that_are_folders_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    with pytest.raises(InputError, match="the output must be a file"):
-        write_report(run, tmp_path)
+    for output in (tmp_path, run / "recipe.yaml", tmp_path / "none" / "report.html"):
+        with pytest.raises(InputError, match=r"the output must be an .html file"):
+            write_report(run, output)
+    assert (run / "recipe.yaml").read_text().startswith("model:")  # a record is not written over
     (run / "super_adapter" / "training_log.jsonl").write_text("{")
     with pytest.raises(InputError, match="a JSON object a line"):
         write_report(run)

@@ -85,3 +85,20 @@ def test_a_loss_that_ran_away_still_makes_a_page(tmp_path: Path) -> None:
     drawn = re.findall(r'points="([^"]*)"', page)
     assert drawn
     assert not any(word in line for line in drawn for word in ("nan", "inf"))
+
+
+def test_what_broke_a_bound_and_was_not_measured_is_counted_and_not_drawn(tmp_path: Path) -> None:
+    files = records()
+    result = files["search/result.json"]
+    result["constraints"] = ["parameters<=36"]
+    for number in (0, 3):
+        del result["evaluations"][number]["metrics"]["loss"]
+    page = page_of(tmp_path, files)
+    text = Reader(page).text
+    assert "2 configurations measured, 2 of them on the front. 2 more break parameters<=36: not measured." in text
+    assert "0.45 of the first measured, 4 tried" in text
+    copied = {each["data-copy"] for each in Reader(page).named("g") if each.get("data-copy")}
+    assert {str(words).rsplit(":", 1)[1] for words in copied} == {"2", "3"}  # their places in result.json
+    for number in (1, 2):
+        del result["evaluations"][number]["metrics"]["loss"]
+    assert "0 configurations measured" in Reader(page_of(tmp_path / "none", files)).text

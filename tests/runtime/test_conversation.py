@@ -75,4 +75,11 @@ def test_a_text_that_is_too_long_is_refused_and_not_kept(worker: Worker) -> None
     with pytest.raises(InputError, match="must be shorter than the model's"):
         conversation.say("a" * LONGEST)
     assert conversation.turns == []
+    for text in ("hi", "and?"):
+        _said(conversation, text)
+    before = list(conversation.turns)
+    with pytest.raises(InputError, match="must be shorter than the model's"):
+        conversation.say("a" * LONGEST)
+    assert conversation.turns == before  # a paste that does not fit wipes nothing
+    assert conversation.num_forgotten == 0
     assert worker.num_open == 0

@@ -179,3 +179,17 @@ def test_without_kernels_it_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog
         for _ in range(2):
             sparsify_linears(sparse_model())
     assert caplog.text.count("without its C++ kernels") == 1
+
+
+@pytest.mark.parametrize("width", [16, 64, 32 * 4096])
+def test_inputs_of_another_width_are_refused_as_torch_does(width: int, path: str) -> None:
+    """Kernels know addresses only: they would read and write beyond them."""
+    linear = nn.Linear(32, 64)
+    linear.weight.data *= torch.rand(64, 32, generator=torch.Generator().manual_seed(0)) < 0.4
+    model = nn.Sequential(linear)
+    assert sparsify_linears(model)
+    with pytest.raises(RuntimeError, match="32|shapes"), torch.no_grad():
+        model(torch.zeros(2, width))
+    compiled = torch.compile(model, backend="eager")
+    with pytest.raises(RuntimeError), torch.no_grad():
+        compiled(torch.zeros(2, width))

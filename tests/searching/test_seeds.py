@@ -179,6 +179,8 @@ def test_the_record_correlates_predictions_with_what_was_measured() -> None:
     seen = training_losses(pairs, space)
     expected = rank_correlation([seen[config] for config in configs], losses)
     assert record["lowest_losses"]["rank_correlation"] == pytest.approx(expected)
+    outside = [Evaluated(space.maximal(), {"parameters": 1}), *measured]  # breaks a bound, and was not measured
+    assert seeds.as_data(outside, LOSS) == record
     assert seeds.as_data(measured[: FEWEST - 1], LOSS)["rank_correlation"] is None
     flat = [Evaluated(config, {"loss": 1.0, "parameters": 1}) for config in configs]
     assert seeds.as_data(flat, LOSS)["rank_correlation"] is None

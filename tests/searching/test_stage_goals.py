@@ -94,6 +94,7 @@ def test_a_bound_is_met_by_the_chosen_one_and_by_the_front(
     shown = capsys.readouterr().out
     assert shown.count("on the front of loss against parameters with parameters<=") == 2
     assert shown.count("they dominate") == 2
+    assert shown.count("not measured") == 1  # the loss of the heuristic, which breaks the bound
 
 
 def test_where_nothing_is_feasible_the_study_is_kept_and_goes_on_with_a_larger_budget(

@@ -110,6 +110,17 @@ def test_a_seed_gives_the_same_text_again(served: Running) -> None:
     assert _chat(served, TALKS[0], temperature=1) != _chat(served, TALKS[0], temperature=1)
 
 
+def test_equal_prompts_give_several_samples(served: Running) -> None:
+    def ask(**options: Any) -> list[str]:
+        words = {"model": NAME, "prompt": ["Hello"] * 4, "max_tokens": 8, "temperature": 1, **options}
+        return [choice.text for choice in served.client().completions.create(**words).choices]
+
+    for options in ({}, {"seed": 5}, {"seed": 2**63 - 1}):
+        assert len(set(ask(**options))) == 4
+    assert ask(seed=5) == ask(seed=5)
+    assert ask(seed=5, prompt="Hello") == ask(seed=5)[:1]
+
+
 def test_several_prompts_are_continued_at_once(served: Running) -> None:
     def ask(prompt: Any, **options: Any) -> Any:
         return served.client().completions.create(model=NAME, prompt=prompt, max_tokens=6, temperature=0, **options)

@@ -91,9 +91,7 @@ def print_search(path: Path) -> None:
     evaluations, chosen = result["evaluations"], result["chosen"]
     table = Table("configuration", *chosen["metrics"], title=f"{len(evaluations)} configurations tried")
     for name, entry in (("first tried", evaluations[0]), ("chosen", chosen)):
-        table.add_row(
-            name, *(f"{value:,.5g}" if value < 1e4 else f"{value:,.0f}" for value in entry["metrics"].values())
-        )
+        table.add_row(name, *(_plain(entry["metrics"].get(column)) for column in chosen["metrics"]))
     console.print(table)
     if race := result.get("race"):
         share = race["examples"] / race["examples_without"]
@@ -108,6 +106,11 @@ def print_search(path: Path) -> None:
         for note in gain["notes"]:
             print_line(f"  {note}")
     print_line(f"{path}: {_front(result)}.")
+
+
+def _plain(value: float | None) -> str:
+    """A figure of a search; what breaks a bound on a size was not measured."""
+    return "not measured" if value is None else f"{value:,.5g}" if value < 1e4 else f"{value:,.0f}"
 
 
 def _front(result: Mapping[str, Any]) -> str:

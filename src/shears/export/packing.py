@@ -8,7 +8,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +23,8 @@ from shears.packed.quantize import quantize_rows
 from shears.recipe import ExportConfig
 from shears.tensor_files import TensorFiles
 
-IN_BLOCK = re.compile(r"(?:^|\.)\d+\.(?:.+\.)?(?P<last>[^.]+)\.weight$")
-ROUTERS = ("gate", "router", "shared_expert_gate")  # what decides between experts
+IN_BLOCK = re.compile(r"(?:^|\.)\d+\.(?P<path>.+)\.weight$")
+ROUTERS = {"router", "shared_expert_gate"}  # what decides between experts, with all below it; a `gate` alone does too
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,11 @@ def is_block_matrix(name: str, tensor: Tensor) -> bool:
     """Tell weights of a decoder block that may be packed: plain matrices that choose no experts."""
     found = IN_BLOCK.search(name)
     plain = tensor.ndim == 2 and tensor.is_floating_point() and tensor.element_size() <= 4 and tensor.numel() > 0
-    return found is not None and plain and found["last"] not in ROUTERS
+    return found is not None and plain and not _chooses_experts(found["path"].split("."))
+
+
+def _chooses_experts(path: Sequence[str]) -> bool:
+    return path[-1] == "gate" or not ROUTERS.isdisjoint(path)
 
 
 def _same_name(linear: str, module: str) -> bool:

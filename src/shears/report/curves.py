@@ -50,9 +50,9 @@ def _smoothed(values: list[float]) -> dict[str, list[float]]:
     return {"pale": values, "line": [sum(part) / len(part) for part in parts]}
 
 
-def history_picture(metric: str, values: Sequence[float], best: Callable[[float, float], float]) -> Markup:
-    """Return every value a search saw, in order, and the best so far (`best` is min or max)."""
-    numbers = [float(index) for index in range(1, len(values) + 1)]
+def history_picture(metric: str, seen: Mapping[int, float], best: Callable[[float, float], float]) -> Markup:
+    """Return every value a search saw, by the number of its evaluation, and the best so far (`best` is min or max)."""
+    numbers, values = [float(number) for number in seen], list(seen.values())
     ever = list(accumulate(values, best))
     rows = [(f"{index:.0f}", figure(metric, value), figure(metric, so_far))
             for index, value, so_far in zip(numbers, values, ever, strict=True)]  # fmt: skip
@@ -61,7 +61,7 @@ def history_picture(metric: str, values: Sequence[float], best: Callable[[float,
     def form(value: float) -> str:
         return figure(metric, value)
 
-    lines = {"dots": list(values), "stairs": ever}
+    lines = {"dots": values, "stairs": ever}
     return _curve(f"Search: {metric} by evaluation", ("evaluation", metric), numbers, lines, form, data)
 
 

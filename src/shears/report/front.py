@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,22 @@ HINT = "Point at a configuration to read it; click it, or press Enter, to copy t
 
 
 def front_picture(folder: Path, result: Record) -> Markup:
-    """Return the configurations of a search over its first two objectives; `folder` is the run's."""
-    entries = result["evaluations"]
+    """Return the measured configurations of a search over its first two objectives; `folder` is the run's."""
+    entries = measured(result)
     chosen, front = result["chosen"]["ranks"], [entry["ranks"] for entry in result["pareto"]]
     names = objectives_of(result)
-    marks = ["chosen" if entry["ranks"] == chosen else "front" if entry["ranks"] in front else "seen"
-             for entry in entries]  # fmt: skip
+    marks = {number: "chosen" if entry["ranks"] == chosen else "front" if entry["ranks"] in front else "seen"
+             for number, entry in entries.items()}  # fmt: skip
     title = f"{len(entries)} configurations: {names[0]} against {names[-1]}"
     drawing = _drawing(title, entries, marks, (names[-1], names[0]), lambda number: command(folder, number))
     return picture(title, drawing, _table(title, entries, marks, folder), pointed_at(HINT))
+
+
+def measured(result: Record) -> dict[int, Record]:
+    """Return the evaluations that have both objectives, by number from 1: what breaks a bound on a size has not."""
+    names = objectives_of(result)
+    numbered = enumerate(result["evaluations"], start=1)
+    return {number: entry for number, entry in numbered if all(name in entry["metrics"] for name in names)}
 
 
 def objectives_of(result: Record) -> tuple[str, str]:
@@ -58,22 +65,25 @@ def _compact(ranks: Mapping[str, int]) -> str:
 
 def _drawing(
     title: str,
-    entries: Sequence[Record],
-    marks: Sequence[str],
+    entries: Mapping[int, Record],
+    marks: Mapping[int, str],
     names: tuple[str, str],
     command_of: Callable[[int], str],
 ) -> Markup:
     across, up = (
-        Scale(*around([float(entry["metrics"][name]) for entry in entries]), *ends)
+        Scale(*around([float(entry["metrics"][name]) for entry in entries.values()]), *ends)
         for name, ends in zip(names, ((LEFT, WIDTH - RIGHT), (HEIGHT - BOTTOM, TOP + 10)), strict=True)
     )
     forms = tuple((lambda value, name=name: figure(name, value)) for name in names)
-    places = [(across(entry["metrics"][names[0]]), up(entry["metrics"][names[1]])) for entry in entries]
-    order = sorted(range(len(entries)), key=lambda index: ("seen", "front", "chosen").index(marks[index]))
-    line = [place for place, mark in zip(places, marks, strict=True) if mark != "seen"]
+    places = {
+        number: (across(entry["metrics"][names[0]]), up(entry["metrics"][names[1]]))
+        for number, entry in entries.items()
+    }
+    order = sorted(entries, key=lambda number: ("seen", "front", "chosen").index(marks[number]))
+    line = [place for number, place in places.items() if marks[number] != "seen"]
     line.sort(reverse=names[0] in MAXIMISED)  # stairs lead from the better figure to the worse
-    points = [_point(places[index], entries[index], marks[index], (index + 1, command_of(index + 1)))
-              for index in order]  # fmt: skip
+    points = [_point(places[number], entries[number], marks[number], (number, command_of(number)))
+              for number in order]  # fmt: skip
     return svg(title, HEIGHT, axes(across, up, names, (forms[0], forms[1])), path(stairs(line), "pale"), *points)
 
 
@@ -97,15 +107,19 @@ def _figures(metrics: Mapping[str, int | float]) -> str:
     return ", ".join(f"{name} {figure(name, value)}" for name, value in metrics.items())
 
 
-def _table(title: str, entries: Sequence[Record], marks: Sequence[str], folder: Path) -> Markup:
-    names = list(entries[0]["metrics"])
-    best_first = sorted(range(len(entries)), key=lambda index: _cost(names[0], entries[index]))
-    shown = [index for index in best_first if marks[index] != "seen"]
-    shown += [index for index in best_first if marks[index] == "seen"][: MOST_ROWS - len(shown)]
+def _table(title: str, entries: Mapping[int, Record], marks: Mapping[int, str], folder: Path) -> Markup:
+    names = [
+        name
+        for name in next(iter(entries.values()))["metrics"]
+        if all(name in each["metrics"] for each in entries.values())
+    ]
+    best_first = sorted(entries, key=lambda number: _cost(names[0], entries[number]))
+    shown = [number for number in best_first if marks[number] != "seen"]
+    shown += [number for number in best_first if marks[number] == "seen"][: MOST_ROWS - len(shown)]
     rows = (
-        (index + 1, marks[index], *(figure(name, entries[index]["metrics"][name]) for name in names),
-         _compact(entries[index]["ranks"]), copy_button(command(folder, index + 1)))
-        for index in shown
+        (number, marks[number], *(figure(name, entries[number]["metrics"][name]) for name in names),
+         _compact(entries[number]["ranks"]), copy_button(command(folder, number)))
+        for number in shown
     )  # fmt: skip
     left_out = f"; {len(entries) - len(shown)} more in result.json" if len(shown) < len(entries) else ""
     return table(title + left_out, ("number", "place", *names, "groups x rank", "export"), rows)

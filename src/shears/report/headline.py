@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from shears.report.front import measured, objectives_of
 from shears.report.html import element
 from shears.report.records import Record, Run
 from shears.report.speed import faster_than_stock
@@ -97,13 +98,14 @@ def _size(run: Run) -> Iterator[Headline]:
 def _search(run: Run) -> Iterator[Headline]:
     if run.result is None or len(run.result["evaluations"]) < 2:
         return
-    first, chosen = run.result["evaluations"][0]["metrics"], run.result["chosen"]["metrics"]
-    name = next(iter(chosen))
-    yield Headline(
-        figure(name, chosen[name]),
-        f"{name} on validation data of the configuration chosen",
-        f"{figure(name, first[name])} of the first tried, {len(run.result['evaluations'])} tried",
-    )
+    chosen, name = run.result["chosen"]["metrics"], objectives_of(run.result)[0]
+    tried = [entry["metrics"][name] for entry in measured(run.result).values()]
+    if tried:  # else all break a bound
+        yield Headline(
+            figure(name, chosen[name]),
+            f"{name} on validation data of the configuration chosen",
+            f"{figure(name, tried[0])} of the first measured, {len(run.result['evaluations'])} tried",
+        )
 
 
 def sentence(run: Run) -> str | None:

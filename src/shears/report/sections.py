@@ -9,7 +9,7 @@ from shears.report.bars import measurement_picture
 from shears.report.comparison import comparison
 from shears.report.curves import history_picture, training_pictures
 from shears.report.examples import agreement, differing
-from shears.report.front import counted, front_picture, objectives_of
+from shears.report.front import counted, front_picture, measured, objectives_of
 from shears.report.maps import rank_map, sparsity_map
 from shears.report.origin import recipe_text, stages_table, times_table
 from shears.report.pairs import pairs_table, within
@@ -84,15 +84,20 @@ def _training(run: Run) -> Made:
 def _search(run: Run) -> Made:
     if run.result is None:
         return None
-    config, entries = run.result.get("config", {}), run.result["evaluations"]
-    metric = objectives_of(run.result)[0]
+    config, entries = run.result.get("config", {}), measured(run.result)
+    metric, others = objectives_of(run.result)[0], len(run.result["evaluations"]) - len(entries)
+    unmeasured = (
+        f" {others} more break {' and '.join(run.result.get('constraints', []))}: not measured." if others else ""
+    )
     lead = (
         f"{config.get('strategy', 'search')} on {config.get('data', 'validation data')}: {len(entries)} configurations "
-        f"measured, {len(run.result['pareto'])} of them on the front.{_gain(run.result)}"
+        f"measured, {len(run.result['pareto'])} of them on the front.{unmeasured}{_gain(run.result)}"
     )
-    best = max if metric in MAXIMISED else min
-    values = [float(entry["metrics"][metric]) for entry in entries]
-    return lead, front_picture(run.folder, run.result), history_picture(metric, values, best)
+    if not entries:
+        return (lead,)
+    seen = {number: float(entry["metrics"][metric]) for number, entry in entries.items()}
+    pictures = front_picture(run.folder, run.result), history_picture(metric, seen, max if metric in MAXIMISED else min)
+    return lead, *pictures
 
 
 def _gain(result: Record) -> str:

@@ -20,8 +20,8 @@ def write_report(run: str | Path, output: str | Path | None = None, *, compare: 
     folder = Path(run)
     first, second = read_run(folder), read_run(Path(compare)) if compare is not None else None
     path = Path(output) if output is not None else folder / REPORT
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"the output must be a file in a folder that is there, got {path}; name such as report.html")
+    if path.suffix != ".html" or path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"the output must be an .html file in a folder that is there, got {path}")
     text = page(first, second)
     write_text(path, text)
     logger.info("wrote %s, %.1f kB", path, len(text.encode()) / 1e3)

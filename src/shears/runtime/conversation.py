@@ -2,7 +2,6 @@
 
 from collections.abc import Generator
 
-from shears.errors import InputError
 from shears.recipe import SamplingConfig
 from shears.runtime.answer import Answer
 from shears.runtime.worker import Worker
@@ -31,26 +30,26 @@ class Conversation:
     def say(self, text: str) -> tuple[Answer, Generator[str, None, None]]:
         """Return the answer to a text, and its pieces as they come; InputError for a text that is too long.
 
+        A text that is refused changes nothing.
+
         What has been said when the pieces are left is kept as a turn.
         """
-        self.turns.append({"role": "user", "content": text})
-        try:
-            answer = self._answer()
-            stream = self._worker.stream_answer(answer)
-        except InputError:
-            self.turns.pop()
-            raise
-        self._num_answers += 1
+        turns, tokens = self._fitting([*self.turns, {"role": "user", "content": text}])
+        seed = self._options.seed + self._num_answers
+        answer = Answer(tokens, self._options, self._worker.engine.voice, seed)
+        stream = self._worker.stream_answer(answer)
+        self.num_forgotten += len(self.turns) + 1 - len(turns)
+        self.turns, self._num_answers = turns, self._num_answers + 1
         return answer, self._kept(stream)
 
-    def _answer(self) -> Answer:
+    def _fitting(self, turns: list[Turn]) -> tuple[list[Turn], list[int]]:
+        """Return the latest turns that leave room for an answer, and all that the model reads with them as tokens."""
         engine = self._worker.engine
-        tokens = engine.encode_chat([*self._first, *self.turns])
-        while len(self.turns) > 1 and len(tokens) + self._room() > engine.backend.max_length:
-            del self.turns[:2]
-            self.num_forgotten += 2
-            tokens = engine.encode_chat([*self._first, *self.turns])
-        return Answer(tokens, self._options, engine.voice, self._options.seed + self._num_answers)
+        tokens = engine.encode_chat([*self._first, *turns])
+        while len(turns) > 1 and len(tokens) + self._room() > engine.backend.max_length:
+            turns = turns[2:]
+            tokens = engine.encode_chat([*self._first, *turns])
+        return turns, tokens
 
     def _room(self) -> int:
         """Return how many tokens are kept free for an answer: what it may have, at most a quarter of the model's."""

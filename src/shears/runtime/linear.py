@@ -78,6 +78,10 @@ class KernelLinear(nn.Module):
         """Return W x + scaling B (A x) by the kernels."""
         assert self.kernel is not None
         matrix, update, pool = self.kernel
+        if x.shape[-1] != self.in_features:  # the kernels would write beyond the outputs
+            raise RuntimeError(
+                f"the last dimension must be the linear's {self.in_features} inputs, got {tuple(x.shape)}"
+            )
         x = x.contiguous()
         y = x.new_empty((*x.shape[:-1], self.out_features))
         tokens = x.numel() // max(self.in_features, 1)

@@ -66,8 +66,11 @@ def _rounded(value: float) -> float:
 
 
 def _agreement(predicted: Mapping[RankConfig, float], evaluations: Sequence[Evaluated], goal: Goal) -> float | None:
-    """Return the rank correlation of predictions and measured costs; None for fewer than FEWEST or a constant side."""
-    both = [each for each in evaluations if each.ranks in predicted]
+    """Return the rank correlation of predictions and measured costs; None for fewer than FEWEST or a constant side.
+
+    What breaks a bound on a size was not measured and counts for nothing.
+    """
+    both = [each for each in evaluations if each.ranks in predicted and goal.has_figures(each.metrics)]
     if len(both) < FEWEST:
         return None
     # rounded, so that equal predictions stay equal

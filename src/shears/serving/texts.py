@@ -77,14 +77,17 @@ class Texts:
 
 
 async def answers_of(engine: Engine, prompts: Sequence[Prompt], options: dict[str, Any]) -> list[Answer]:
-    """Return texts to be made; a long prompt keeps nobody waiting while it is turned into tokens."""
-    if "seed" not in options:
-        options = {**options, "seed": random.SystemRandom().getrandbits(63)}
+    """Return texts to be made; a long prompt keeps nobody waiting while it is turned into tokens.
+
+    Each has random numbers of its own, from the request's seed and its place: equal prompts give several samples.
+    """
+    seed = options.get("seed", random.SystemRandom().getrandbits(63))
     answers = []
-    for prompt in prompts:
+    for place, prompt in enumerate(prompts):
         _check_tokens(prompt, engine.backend.vocab_size)
+        own = {**options, "seed": (seed + place) % 2**63 if place else seed}
         try:
-            answers.append(await asyncio.to_thread(engine.answer, prompt, **options))
+            answers.append(await asyncio.to_thread(engine.answer, prompt, **own))
         except InputError as error:
             raise RequestError(400, str(error)) from None
     return answers
