@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from shears.conversion import META, Conversion, Group, UnsupportedCheckpoint, empty_model, make_buffers, read_config
 from shears.errors import InputError, first_line
 from shears.models import LOADING_ERRORS, decoder_blocks
-from shears.tensor_files import TensorFiles, TensorWriter
+from shears.tensor_files import TensorFiles, TensorWriter, in_dtype_with_zeros
 
 __all__ = ["Skeleton", "UnsupportedCheckpoint"]
 
@@ -112,7 +112,7 @@ class Skeleton:
         for group in self._conversion.groups:
             if wanted.intersection(group.parameters):
                 for name, tensor in self._conversion.as_stored(group).items():
-                    writer.put(name, tensor.to(writer.dtype(name)))
+                    writer.put(name, in_dtype_with_zeros(name, tensor, writer.dtype(name)))
 
 
 def _below(name: str, prefix: str) -> bool:

@@ -16,6 +16,7 @@ from shears.tensor_format import Place, as_bytes, opened, read_at, read_header, 
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # transformers takes the first that is there
 CHUNK = 1 << 24  # bytes copied at once
+SMALLEST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}  # above zero
 
 
 def refuse_missing(name: str | Path, absent: Collection[str]) -> None:
@@ -114,6 +115,27 @@ class TensorFiles:
                 yield piece
 
 
+def in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in the dtype of its place; InputError where a number is too large for that."""
+    result = tensor.to(dtype)
+    if dtype == torch.float16 != tensor.dtype and tensor.element_size() > 1:
+        lost = result.isinf() & tensor.isfinite()
+        if lost.any():
+            largest = float(tensor[lost].abs().max())
+            raise InputError(f"dtype fp16 holds numbers up to 65,504, {name} has {largest:,.6g}; use bf16 or auto")
+    return result
+
+
+def in_dtype_with_zeros(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the same with the very zeros of the tensor: what would round to zero becomes the smallest number."""
+    result = in_dtype(name, tensor, dtype)
+    smallest = SMALLEST.get(dtype)
+    if smallest is None or dtype == tensor.dtype:
+        return result
+    lost = (result == 0) & (tensor != 0)
+    return torch.where(lost, torch.full_like(tensor, smallest).copysign(tensor).to(dtype), result)
+
+
 class TensorWriter:
     """Safetensors files in `output` with the names, tensors and metadata of `source`, laid out before any is written.
 
@@ -170,7 +192,7 @@ class TensorWriter:
         with place.path.open("r+b", buffering=0) as file:
             offset = place.offset
             for piece in self.source.chunks(name):
-                data = as_bytes(piece.to(place.dtype))
+                data = as_bytes(in_dtype(name, piece, place.dtype))
                 write_at(file, offset, data)
                 offset += len(data)
 

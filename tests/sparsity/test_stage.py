@@ -100,6 +100,37 @@ def test_the_dtype_on_disk_can_be_chosen(tmp_path: Path, text: str) -> None:
     assert load_model(folder).dtype == torch.bfloat16
 
 
+def _with_weights(folder: Path, changes: dict[str, torch.Tensor]) -> str:
+    """A tiny model whose weights begin with these values."""
+    save_tiny(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name, values in changes.items():
+        tensors[name].view(-1)[: len(values)] = values
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def test_weights_too_small_for_fp16_are_no_zeros_there(tmp_path: Path, text: str) -> None:
+    """A zero more than was meant would make the files refused, and all the work be thrown away."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    base = _with_weights(tmp_path / "base", {name: torch.linspace(-5e-8, 5e-8, 32)})
+    folder = sparsify(base, tmp_path / "sparse", calibration=text, dtype="fp16", **SMALL)
+    weight, dense = load_file(folder / "model.safetensors")[name], load_file(Path(base) / "model.safetensors")[name]
+    assert weight.dtype == torch.float16
+    assert int((weight == 0).sum()) == weight.numel() // 2
+    kept = weight != 0
+    torch.testing.assert_close(weight[kept].float(), dense[kept], rtol=1e-3, atol=2**-24)
+    assert torch.equal(weight[kept].sign(), dense[kept].sign().half())
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"])
+def test_weights_too_large_for_fp16_are_refused(tmp_path: Path, text: str, name: str) -> None:
+    base = _with_weights(tmp_path / "base", {name: torch.full((9,), 7e4)})
+    with pytest.raises(InputError, match=f"dtype fp16 holds numbers up to 65,504, {name} has 70,000"):
+        sparsify(base, tmp_path / "sparse", calibration=text, dtype="fp16", **SMALL)
+    assert not any(tmp_path.glob("sparse*"))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
