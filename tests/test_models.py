@@ -10,6 +10,7 @@ from torch import nn
 
 from shears import models
 from shears.errors import InputError
+from shears.targets import matching
 from tests.tiny import CONFIGS, save_tiny, tiny_model
 
 BLOCKS = {
@@ -148,20 +149,20 @@ NAMES = ["model.layers.0.q_proj", "model.layers.0.k_proj", "model.layers.1.q_pro
     ],
 )
 def test_targets_match_by_suffix_or_whole_regex_in_the_models_order(targets: list[str], expected: list[int]) -> None:
-    assert models.matching(NAMES, targets) == [NAMES[index] for index in expected]
+    assert matching(NAMES, targets) == [NAMES[index] for index in expected]
 
 
 @pytest.mark.parametrize("target", ["proj", "roj", "layers", "q_projx"])
 def test_parts_of_names_do_not_match(target: str) -> None:
     with pytest.raises(InputError, match="this model has q_proj, k_proj"):
-        models.matching(NAMES, [target])
+        matching(NAMES, [target])
 
 
 def test_a_misspelt_target_gets_a_suggestion_and_a_bad_regex_its_reason() -> None:
     with pytest.raises(InputError, match=r"'q_porj'; this model has q_proj, k_proj; did you mean 'q_proj'\?"):
-        models.matching(NAMES, ["q_proj", "q_porj"])
+        matching(NAMES, ["q_proj", "q_porj"])
     with pytest.raises(InputError, match=r"must be a name or a regex, got '\*'"):
-        models.matching(NAMES, ["*"])
+        matching(NAMES, ["*"])
 
 
 def test_precision_follows_the_device() -> None:

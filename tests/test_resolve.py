@@ -151,3 +151,21 @@ def test_a_size_may_be_a_bare_number_and_data_a_path(tmp_path: Path) -> None:
     assert load_recipe(path).sparsify.activation_budget == "1000000000"
     searched = build(SearchConfig, "search", {"data": tmp_path / "v.jsonl", "cache_budget": 0})
     assert (searched.data, searched.cache_budget) == (f"{tmp_path}/v.jsonl", "0")
+
+
+def test_what_yaml_cannot_construct_is_text_or_a_torn_recipe(tmp_path: Path) -> None:
+    assert override({}, ["sparsify.calibration=2024-13-45"]) == {"sparsify": {"calibration": "2024-13-45"}}
+    path = tmp_path / "recipe.yaml"
+    path.write_text("output: 2024-02-30\nmodel: 2024-02-20\n")
+    recipe = load_recipe(path)
+    assert (recipe.output, recipe.model) == ("2024-02-30", "2024-02-20")
+    for text in ("[" * 3000, "threads: 0x_"):
+        path.write_text(text)
+        with pytest.raises(InputError, match="must be YAML"):
+            load_recipe(path)
+
+
+def test_a_section_without_keys_is_one_of_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: smollm2-135m\nsparsify:\n")
+    assert load_recipe(path).sparsify == SparsifyConfig()

@@ -14,6 +14,7 @@ from typing import Any
 
 from shears.errors import InputError
 from shears.fields import StageConfig
+from shears.paths import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def file_fingerprint(*paths: Path) -> str:
 
 def source_fingerprint(source: str) -> str | None:
     """Return sha256 of a local file of examples; None for hub data sets, embedded data and what is not there."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     return file_fingerprint(path) if path.is_file() else None
 
 

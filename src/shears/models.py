@@ -3,10 +3,9 @@
 Shapes: O output features, I input features of a linear.
 """
 
-import difflib
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -30,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from shears.errors import InputError, first_line
 from shears.fetching import EMBEDDED, convert_gguf, fetch
 from shears.package_models import CONFIG_ERRORS, is_package, load_packaged
+from shears.paths import expanded
 from shears.peft_files import ADAPTER_CONFIG
 from shears.quantization import loading_options
 from shears.tensor_files import refuse_missing
@@ -49,7 +49,7 @@ def resolve_model(name: str) -> Path | str:
 
     `smollm2-135m` and .gguf files are converted once into the cache. InputError for a path that is not there.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return _checked_folder(path)
     if path.is_file():
@@ -132,13 +132,23 @@ def _refuse_random_weights(name: str | Path, info: dict[str, Any]) -> None:
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer, with a padding token (the end of sequence where it has none of its own)."""
+    tokenizer = _own_tokenizer(name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def save_tokenizer(name: str | Path, folder: Path) -> None:
+    """Write the model's tokenizer as it is: who pads with the end of sequence may mask that in training."""
+    _own_tokenizer(name).save_pretrained(folder)
+
+
+def _own_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     folder = model_folder(name)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except LOADING_ERRORS as error:
         raise InputError(f"{name} must come with a tokenizer that transformers loads: {first_line(error)}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -220,31 +230,3 @@ def weight_oi(linear: nn.Module) -> Float[Tensor, "O I"]:
     """Return a linear's weight as outputs x inputs: the same storage, transposed for Conv1D."""
     weight: Tensor = linear.get_parameter("weight")
     return weight.T if isinstance(linear, Conv1D) else weight
-
-
-def matching(names: Iterable[str], targets: Sequence[str]) -> list[str]:
-    """Return the names that a target matches, by dotted suffix or whole regex, in the order given.
-
-    InputError for a target that matches none, naming those there are.
-    """
-    known, found = list(names), set[str]()
-    for target in targets:
-        matched = {name for name in known if _matches(name, target)}
-        if not matched:
-            raise InputError(_unmatched(known, target))
-        found |= matched
-    return [name for name in known if name in found]
-
-
-def _matches(name: str, target: str) -> bool:
-    try:
-        return name == target or name.endswith(f".{target}") or re.fullmatch(target, name) is not None
-    except re.error as error:
-        raise InputError(f"a target must be a name or a regex, got {target!r}: {error}") from None
-
-
-def _unmatched(known: Sequence[str], target: str) -> str:
-    suffixes = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in known))
-    close = difflib.get_close_matches(target, suffixes, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"no linear matches target {target!r}; this model has {', '.join(suffixes) or 'none'}{hint}"

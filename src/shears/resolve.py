@@ -15,16 +15,18 @@ from shears.fields import StageConfig
 from shears.recipe import Recipe
 
 Config = TypeVar("Config", bound=StageConfig)
+UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)  # dates that are none, brackets without end
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 2:4 is a pattern, not 124 in the base of sixty that YAML 1.1 has."""
+    """YAML as people mean it: 2:4 is a pattern, not 124 in the base of sixty that YAML 1.1 has; a date is text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [
             (tag, re.compile(rf"(?!\S*:){known.pattern}", re.VERBOSE) if tag in NUMBERS else known)
             for tag, known in resolvers
+            if tag != "tag:yaml.org,2002:timestamp"
         ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -55,7 +57,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = _parsed(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the recipe must be a readable YAML file, got {path}: {error}") from None
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         raise InputError(f"the recipe {path} must be YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"the recipe {path} must hold sections such as `sparsify:`, got {type(content).__name__}")
@@ -82,7 +84,7 @@ def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
 def _value(text: str) -> Any:
     try:
         return _parsed(text)
-    except yaml.YAMLError:
+    except UNREADABLE:
         return text
 
 
@@ -94,8 +96,10 @@ def _section(values: Mapping[str, Any], section: str) -> dict[str, Any]:
 
 
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
-    """Return a whole recipe, the settings laid over the file."""
-    return build(Recipe, "", override(read_yaml(path), settings))
+    """Return a whole recipe, the settings laid over the file; sections without a key are all defaults."""
+    values = override(read_yaml(path), settings)
+    always = [name for name, field in Recipe.model_fields.items() if isinstance(field.default, StageConfig)]
+    return build(Recipe, "", values | {name: {} for name in always if values.get(name, ...) is None})
 
 
 def stage_values(section: str, config: str | None, settings: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:

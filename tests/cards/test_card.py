@@ -68,6 +68,10 @@ def test_an_adapter_says_its_ranks_and_how_to_serve_it() -> None:
     assert "| `up_proj` | 32 in layer 0; 16 in layer 1 |" in text
     assert "| `q_proj+k_proj` | 24 in all 2 layers |" in text
     assert "--max-lora-rank 32" in text
+    for rank, largest in ((4, 8), (24, 32), (512, 512), (600, 600)):  # vLLM takes some ranks only
+        assert f"--max-lora-rank {largest} " in card(
+            "sub_adapter.json", {**RECORDS["sub_adapter.json"], "max_rank": rank}
+        )
     assert checked(text).data.base_model is None  # a folder of a machine is no base on the hub
     masked = card("sub_adapter.json", {**RECORDS["sub_adapter.json"], "sparse_adapter": True})
     assert "merged-sparse" in masked

@@ -168,6 +168,7 @@ def test_choices_at_the_end_of_the_instruction_become_completions() -> None:
         (["red", "blue"], "1", " blue"),
         (["red", "blue"], 1.0, " blue"),  # so tables write it in a column with gaps
         (["red", "blue"], 0.5, None),
+        (["red", "blue"], "ß", None),  # two capital letters
         (["red", "blue"], "9" * 5000, None),
         ([True, False], False, " false"),
         (["1", "0"], "0", " 0"),  # a text is a choice before it is an index

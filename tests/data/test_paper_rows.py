@@ -90,3 +90,20 @@ def test_every_task_of_the_paper_has_both_forms() -> None:
 def test_a_row_of_another_form_is_an_error_that_names_the_columns() -> None:
     with pytest.raises(InputError, match="piqa must have the columns instruction and answer, or goal, sol1.*got text"):
         paper_row("piqa", {"text": "a"})
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("hellaswag", {"activity_label": "x", "ctx": "y", "endings": ["a", "b"], "label": ""}),
+        ("piqa", {"goal": "g", "sol1": "a", "sol2": "b", "label": -1}),
+        ("arc-easy", {"question": "q", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": ""}),
+        ("arc-easy", {"question": "q", "choices": None, "answerKey": "A"}),
+        ("arc-easy", {"question": "q", "choices": ["a", "b"], "answerKey": "A"}),
+        ("aqua", {"question": "q", "options": ["4", "5"], "correct": "A"}),
+    ],
+)
+def test_a_row_without_its_label_or_choices_is_refused(task: str, row: dict[str, Any]) -> None:
+    """As test splits of the hub are."""
+    with pytest.raises(InputError, match=f"a row of {task} must have its choices and an answer among them"):
+        paper_row(task, row)

@@ -118,3 +118,14 @@ def test_a_missing_source_says_what_would_do(source: str, message: str) -> None:
 
 def test_the_split_of_the_embedded_data_is_named_or_given() -> None:
     assert read_rows("arithmetic:test") == read_rows("arithmetic", split="test")
+
+
+def test_a_cell_of_a_csv_file_may_be_long(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    path.write_text("prompt,completion\n" + "word " * 40_000 + ",b\n")
+    assert len(read_rows(str(path))[0]["prompt"]) == 200_000
+
+
+def test_the_home_of_nobody_is_a_path_that_is_not_there() -> None:
+    with pytest.raises(InputError, match="data must be a file that exists"):
+        read_rows("~nobody-has-this-name/rows.jsonl")

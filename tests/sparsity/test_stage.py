@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shears.artifacts import SPARSITY, read_record, weights_fingerprint
 from shears.errors import InputError
-from shears.models import linears, load_model, weight_oi
+from shears.models import linears, load_model, load_tokenizer, weight_oi
 from shears.skeleton import Skeleton, UnsupportedCheckpoint
 from shears.sparsity import verify
 from shears.sparsity.report import LinearSparsity, SparsityReport
@@ -242,3 +242,14 @@ def test_a_model_without_a_tokenizer_is_pruned_on_ready_ids_and_refused_on_text(
     assert json.loads((folder / SPARSITY).read_text())["achieved"] == 0.5
     with pytest.raises(InputError, match="needs the model's tokenizer"):
         sparsify(tmp_path / "base", tmp_path / "other", calibration=text, **SMALL)
+
+
+def test_a_tokenizer_without_padding_stays_without(tmp_path: Path, text: str) -> None:
+    """Who sets padding to the end of sequence and masks it in training would no longer learn to end."""
+    base = save_tiny(tmp_path / "base")
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(base)
+    folder = sparsify(str(base), tmp_path / "sparse", calibration=text, **SMALL)
+    assert AutoTokenizer.from_pretrained(folder).pad_token is None
+    assert load_tokenizer(folder).pad_token == load_tokenizer(folder).eos_token

@@ -6,7 +6,8 @@ from torch import nn
 
 from shears.adapt.space import SearchSpace
 from shears.errors import InputError
-from shears.models import decoder_blocks, linears, matching, weight_oi
+from shears.models import decoder_blocks, linears, weight_oi
+from shears.targets import matching
 
 
 def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:

@@ -46,12 +46,21 @@ FOLDERS = {"sparsity.json": "sparse", "search_space.json": "super_adapter", "sub
 """What a run calls the folders of artifacts: the names that the commands of a card use."""
 
 
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as its largest
+
+
 def loading(kind: str, record: Record) -> str:
     """Return the code and commands that load an artifact."""
-    words = {"name": FOLDERS.get(kind, "."), "base": shown(base_of(record)), "rank": record.get("max_rank", "")}
+    words = {"name": FOLDERS.get(kind, "."), "base": shown(base_of(record)), "rank": _lora_rank(record)}
     if kind in ("sparsity.json", "merged.json"):
         return MODEL.format(**words)
     if kind not in ("search_space.json", "sub_adapter.json"):
         return PACKAGE.format(**words)
     text = MASKED if record.get("sparse_adapter") else ADAPTER
     return (text + (SUPER if kind == "search_space.json" else "")).format(**words)
+
+
+def _lora_rank(record: Record) -> int | str:
+    """Return the least of vLLM's ranks that holds the adapter; the adapter's own beyond them."""
+    largest = record.get("max_rank", "")
+    return next((rank for rank in LORA_RANKS if isinstance(largest, int) and rank >= largest), largest)

@@ -10,7 +10,6 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 import torch
 from jaxtyping import Int
@@ -22,6 +21,7 @@ from shears.data.examples import encode, prompt_ids, to_example, tokenize
 from shears.data.rows import Row, read_rows
 from shears.data.saved import is_saved, saved_rows
 from shears.errors import InputError
+from shears.paths import expanded
 from shears.prompts import DEFAULT_TEMPLATE
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def _is_text(source: str) -> bool:
 
 
 def _read_text(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    path = Path(source).expanduser()
+    path = expanded(source)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -96,7 +96,7 @@ def _chosen(choices: Sequence[str], answer: object) -> str | None:
     text = f"{answer:.0f}" if whole else _as_json(answer).strip()
     if isinstance(answer, str | bool) and text in choices:
         return text
-    if isinstance(answer, str) and len(text) == 1 and text.isalpha():
+    if isinstance(answer, str) and len(text) == 1 and text.isascii() and text.isalpha():
         index = ord(text.upper()) - ord("A")
     elif text.isdecimal() and len(text) < 10:  # Python refuses to read thousands of digits
         index = int(text)

@@ -22,7 +22,13 @@ def paper_row(task: str, row: Mapping[str, Any]) -> Row:
             f"a row of {task} must have the columns instruction and answer, or {', '.join(columns)}; "
             f"got {', '.join(map(str, row)) or 'none'}"
         )
-    instruction, answer = convert(row)
+    try:
+        instruction, answer = convert(row)
+        _, listed, choices = instruction.rpartition("Answer format: ")
+        if listed and answer not in choices.split("/"):
+            raise ValueError(f"no choice is {answer}")
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # test splits without their labels, say
+        raise InputError(f"a row of {task} must have its choices and an answer among them, got {error!r}") from None
     return {"instruction": instruction, "input": "", "answer": str(answer)}
 
 

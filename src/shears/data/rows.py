@@ -18,6 +18,7 @@ import datasets
 
 from shears.data.arithmetic import arithmetic_rows
 from shears.errors import InputError, first_line
+from shears.paths import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def read_rows(source: str, split: str = "train") -> list[Row]:
     name, _, asked = source.partition(":")
     if name == ARITHMETIC:
         return list(arithmetic_rows(asked or split))
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_file() or path.is_dir() or FILE_LIKE.search(source) or source.startswith(("/", ".", "~")):
         rows = _read_file(path)
     else:
@@ -106,6 +107,7 @@ def _checked(row: object, where: str, halves: bool) -> Row:
 
 
 def _read_csv(path: Path) -> list[Row]:
+    csv.field_size_limit(1 << 30)  # a cell may hold a book; Python's own limit is 131,072 characters
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
             rows = list(csv.DictReader(file, strict=True))

@@ -6,6 +6,7 @@ import datasets
 
 from shears.data.rows import HUB_ERRORS, Row
 from shears.errors import InputError, first_line
+from shears.paths import expanded
 
 MARKERS = ("state.json", "dataset_dict.json")  # of one set; of a set a split
 
@@ -40,6 +41,6 @@ def saved_rows(source: str, split: str = "train") -> list[Row]:
 
 def _parts(source: str) -> tuple[Path, str]:
     """Return the folder and the split asked for, empty for none."""
-    whole = Path(source).expanduser()
+    whole = expanded(source)
     name, colon, split = source.rpartition(":")
-    return (Path(name).expanduser(), split) if colon and not whole.exists() else (whole, "")
+    return (expanded(name), split) if colon and not whole.exists() else (whole, "")

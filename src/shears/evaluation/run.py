@@ -36,6 +36,7 @@ from shears.evaluation.tasks import ACCURACY_TASKS, evaluate_examples, evaluate_
 from shears.models import LOADING_ERRORS, autocast, load_model, load_tokenizer, model_folder
 from shears.package_models import is_package
 from shears.packed.file import read_package
+from shears.paths import expanded
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.prompts import DEFAULT_TEMPLATE, TEMPLATES
 from shears.recipe import EvaluateConfig
@@ -78,7 +79,7 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
     """Raise InputError where figures could not be written at the end, or would replace the data."""
     if output.is_dir() or journal_path(output).is_dir():
         raise InputError(f"the output must be a file, got the folder {output}; name such as {output}/figures.json")
-    if output.resolve() == Path(config.data).expanduser().resolve():
+    if output.resolve() == expanded(config.data).resolve():
         raise InputError(f"the output must be another file than the data, got {output} for both")
     try:
         place = next(folder for folder in output.absolute().parents if folder.exists())  # the others are made

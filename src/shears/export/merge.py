@@ -17,7 +17,7 @@ from shears.export.sub_adapter import SubAdapter, origin, read_sub_adapter
 from shears.export.target import Merged, Target, merge_into
 from shears.export.updates import with_masked, with_whole
 from shears.folders import working_folder
-from shears.models import load_tokenizer, model_folder
+from shears.models import model_folder, save_tokenizer
 from shears.quantization import quantized_by
 from shears.recipe import ExportConfig
 from shears.sparsity.report import LinearSparsity, SparsityReport
@@ -38,7 +38,7 @@ def merge_adapter(adapter: Path, output: Path, model: str | None, settings: Expo
         raise InputError(f"a model to merge into must have plain weights, {base} is quantized by {method}; export peft")
     with working_folder(output, {"super_adapter": str(adapter), **as_data(settings)}, resume=None) as work:
         figures = _write(folder, work, chosen, settings)
-        load_tokenizer(folder).save_pretrained(work)
+        save_tokenizer(folder, work)
         write_json(work / MERGED, {**origin(base, chosen, settings), **figures,
                                    "fingerprint": weights_fingerprint(work)})  # fmt: skip
         write_card(work)

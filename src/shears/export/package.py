@@ -32,7 +32,7 @@ from shears.export.merge import merge_adapter
 from shears.export.packing import Packing, choose_form
 from shears.export.sub_adapter import origin, read_sub_adapter, refuse_ranks
 from shears.folders import working_folder
-from shears.models import load_tokenizer, model_folder
+from shears.models import model_folder, save_tokenizer
 from shears.packed.file import PACKAGE_FILE
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.recipe import ExportConfig
@@ -124,7 +124,7 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
     packing = Packing(files, form, _transposed(empty), getattr(config.get_text_config(), "vocab_size", None))
     fingerprint = packing.write(work / PACKAGE_FILE, source.adapter)
     _copy_configs(source, work, DTYPE_NAMES[form.rest] if form.rest else None)
-    load_tokenizer(folder).save_pretrained(work)
+    save_tokenizer(folder, work)
     return {"values": form.values, "package_fingerprint": fingerprint, **_figures(packing, work, source)}
 
 

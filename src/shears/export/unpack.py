@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shears.artifacts import PACKAGE, SUB_ADAPTER, read_json, read_record, weights_fingerprint, write_json
 from shears.folders import working_folder
-from shears.models import load_tokenizer
+from shears.models import save_tokenizer
 from shears.package_models import names_fingerprint, settings_of_adapter
 from shears.packed.file import Package, read_package
 from shears.packed.index import PLAIN
@@ -57,7 +57,7 @@ def _write_model(package: Package, folder: Path, output: Path) -> None:
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, output / name)
-    load_tokenizer(folder).save_pretrained(output)
+    save_tokenizer(folder, output)
 
 
 def model_dtypes(package: Package, quantized: torch.dtype) -> dict[str, torch.dtype]:

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import ARITHMETIC, read_rows
+from shears.paths import expanded
 from shears.recipe import TrainConfig
 
 MOST = 500  # examples that are tokenised to know how long one is
@@ -24,7 +24,7 @@ class Amount(NamedTuple):
 
 def amount(source: str, limit: int | None = None) -> Amount:
     """Return how many examples a source holds; InputError where its rows cannot be read."""
-    if source.partition(":")[0] != ARITHMETIC and not Path(source).expanduser().is_file():
+    if source.partition(":")[0] != ARITHMETIC and not expanded(source).is_file():
         asked = f"up to {limit:,}" if limit else "an unknown number of"
         return Amount(limit, f"{asked} examples ({source} is not here yet)")
     with _quietly():

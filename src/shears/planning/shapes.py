@@ -15,6 +15,7 @@ from shears.conversion import empty_model
 from shears.errors import InputError
 from shears.fetching import EMBEDDED, cache_folder
 from shears.models import LOADING_ERRORS, decoder_blocks, linears
+from shears.paths import expanded
 from shears.planning.needs import FP32
 from shears.sparsity.matrices import linear_matrix
 
@@ -101,7 +102,7 @@ def shape_of(name: str) -> Shape | None:
 
 def _folder(name: str) -> Path | None:
     """Return the folder of a model that is here already."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"a model folder must hold config.json; {path} does not")

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from shears.errors import InputError
-from shears.models import decoder_blocks, linears, matching
+from shears.models import decoder_blocks, linears
 from shears.notation import kept_of_every
 from shears.recipe import SparsifyConfig
 from shears.sparsity.allocation import with_overrides, zero_counts
 from shears.sparsity.masks import Pattern
 from shears.sparsity.matrices import Matrix, block_matrices, kept_dense, uncovered_parameters
+from shears.targets import matching
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from shears.cards.card import write_card
 from shears.data.calibration import calibration_batches
 from shears.errors import InputError
 from shears.folders import working_folder
-from shears.models import DTYPES, load_model, load_tokenizer, model_folder, pick_device
+from shears.models import DTYPES, load_model, load_tokenizer, model_folder, pick_device, save_tokenizer
 from shears.recipe import SparsifyConfig
 from shears.resolve import build
 from shears.skeleton import Skeleton
@@ -49,7 +49,7 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
         batches, calibration = _calibration(tokenizer, settings)
         report = _prune(folder, work, batches, settings)
         if tokenizer is not None:
-            tokenizer.save_pretrained(work)
+            save_tokenizer(model, work)
         check_saved(work, report)
         if report.recovered is not None:
             write_recovery(work, output, report.recovered, settings.recover_by)
