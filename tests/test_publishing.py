@@ -97,3 +97,13 @@ def test_a_model_beside_whose_files_a_measurement_was_written_is_a_model(made: P
     (tmp_path / "base" / "recipe.yaml").write_text("")  # a run was made in the model's own folder
     with pytest.raises(InputError, match="push its sparse or sub_adapter folder"):
         shears.push(tmp_path / "base", "me/base", dry_run=True)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '"me/base"'])
+def test_settings_of_an_adapter_that_are_no_object_are_refused(content: str, made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "sub", tmp_path / "sub")
+    (tmp_path / "sub" / "adapter_config.json").write_text(content)
+    with pytest.raises(
+        InputError, match=r"adapter_config\.json must be a JSON object, got .*; make the artifact again"
+    ):
+        shears.push(tmp_path / "sub", "me/sub", base="me/sparse", dry_run=True)

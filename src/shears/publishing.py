@@ -108,6 +108,8 @@ def _content(path: Path, base: str | None) -> bytes | None:
 def _with_base(path: Path, base: str | None) -> bytes | None:
     """Return a record with the base's name on the hub in place of a folder; None where it names no folder."""
     content, key = read_json(path), BASE_KEYS[path.name]
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must be a JSON object, got {content!r:.40}; make the artifact again")
     named = content.get(key)
     if not isinstance(named, str) or not (base or Path(named).is_absolute()):
         return None
