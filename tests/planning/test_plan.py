@@ -107,6 +107,35 @@ def test_what_is_not_here_is_said_to_be_unknown(tmp_path: Path) -> None:
     assert "nowhere.jsonl is not here yet" in found.stages[1].work
 
 
+def with_config(folder: Path, **changes: object) -> Recipe:
+    """A recipe whose model has other settings."""
+    recipe = load_recipe(write_recipe(folder), NO_SEARCH)
+    path = folder / "base" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return recipe
+
+
+@pytest.mark.parametrize("changes", [{"model_type": "nosuch"}, {"hidden_size": "x"}, {"num_attention_heads": 0}])
+def test_a_folder_that_transformers_does_not_know_is_one_line(changes: dict[str, object], tmp_path: Path) -> None:
+    recipe = with_config(tmp_path, **changes)
+    with pytest.raises(InputError, match="base must be a .*(language model|transformers knows)") as caught:
+        plan(recipe, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_torn_config_is_one_line(tmp_path: Path) -> None:
+    recipe = with_config(tmp_path)
+    path = tmp_path / "base" / "config.json"
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(InputError, match="base must be a model that transformers knows: .*not a valid JSON"):
+        plan(recipe, tmp_path / "run")
+
+
+def test_a_quantised_folder_is_planned(tmp_path: Path) -> None:
+    settings = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    assert plan(with_config(tmp_path, quantization_config=settings), tmp_path / "run").parameters
+
+
 def test_groups_that_match_nothing_are_refused_before_any_work(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path), ["train.groups=c_attn"])
     with pytest.raises(InputError, match="no linear matches target 'c_attn'"):
