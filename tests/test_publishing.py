@@ -1,6 +1,7 @@
 """What would be sent to the hub: every file, nothing hidden, no folder of this machine; and what is refused."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,3 +79,29 @@ def test_what_cannot_be_pushed_is_refused(made: Path, tmp_path: Path, monkeypatc
     monkeypatch.chdir(made)
     with pytest.raises(InputError, match="got sparse, which is a path of this machine"):
         shears.push("sub", "me/sub", base="sparse", dry_run=True)
+
+
+@pytest.mark.parametrize("record", ["recipe.yaml", "evaluation.json", "result.json"])
+def test_a_run_or_a_search_is_no_artifact_to_push(record: str, made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "sub", tmp_path / "it" / "sub_adapter")
+    (tmp_path / "it" / record).write_text("{}")
+    with pytest.raises(InputError, match="got the run or search .*it; push its sparse or sub_adapter folder"):
+        shears.push(tmp_path / "it", "me/it", base="me/sparse", dry_run=True)
+
+
+def test_a_model_beside_whose_files_a_measurement_was_written_is_a_model(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "base", tmp_path / "base")
+    (tmp_path / "base" / "evaluation.json").write_text("{}")
+    sent = {file.name for file in shears.push(tmp_path / "base", "me/base", dry_run=True)}
+    assert {"config.json", "model.safetensors", "evaluation.json"} <= sent
+    (tmp_path / "base" / "recipe.yaml").write_text("")  # a run was made in the model's own folder
+    with pytest.raises(InputError, match="push its sparse or sub_adapter folder"):
+        shears.push(tmp_path / "base", "me/base", dry_run=True)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '"me/base"'])
+def test_settings_of_an_adapter_that_are_no_object_are_refused(content: str, made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "sub", tmp_path / "sub")
+    (tmp_path / "sub" / "adapter_config.json").write_text(content)
+    with pytest.raises(InputError, match=r"adapter_config\.json must be a JSON object, got .*; make the artifact"):
+        shears.push(tmp_path / "sub", "me/sub", base="me/sparse", dry_run=True)

@@ -159,12 +159,17 @@ def _no_bar() -> Iterator[None]:
         set_tqdm_hook(before)
 
 
-def read_config(folder: Path) -> Any:
-    """Return a model folder's configuration; UnsupportedCheckpoint for adapters, quantised weights and remote code."""
+def known_config(folder: Path) -> Any:
+    """Return a model folder's configuration; UnsupportedCheckpoint for what transformers does not know, remote code."""
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise UnsupportedCheckpoint(f"{folder} must be a model that transformers knows: {first_line(error)}") from error
+
+
+def read_config(folder: Path) -> Any:
+    """Return a model folder's configuration; UnsupportedCheckpoint for adapters, quantised weights and remote code."""
+    config = known_config(folder)
     if any(getattr(part, "quantization_config", None) for part in (config, config.get_text_config())):
         raise UnsupportedCheckpoint(f"a model read part by part must not be quantised, {folder} is")
     if (folder / ADAPTER_CONFIG).exists():

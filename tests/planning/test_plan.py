@@ -21,6 +21,7 @@ from tests.tiny import tiny_model
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 NO_SEARCH = ["search=null", "evaluate=null", "train.max_steps=null", "train.epochs=0.5"]
+MOVED = ["sparsify.recover_by=moments", "sparsify.recover_rank=2"]
 SIZES = {"smollm2-135m": 134_515_008, "huggyllama/llama-7b": 6_738_415_616, "huggyllama/llama-13b": 13_015_864_320,
          "mosaicml/mpt-7b": 6_649_286_656}  # fmt: skip
 
@@ -88,6 +89,30 @@ def test_a_quantized_model_takes_its_bits_while_it_is_trained(quantize: str, bit
     assert (plain[1].disk, plain[0], plain[2]) == (held[1].disk, held[0], held[2])
 
 
+def test_a_sparse_model_of_another_number_format_has_its_size(tmp_path: Path) -> None:
+    path, most = write_recipe(tmp_path), 4 * tiny_model().num_parameters()
+    settings = ["search.strategy=heuristic", "export.format=merged"]
+    plain = plan(load_recipe(path, settings), tmp_path / "plain").stages
+    halved = plan(load_recipe(path, [*settings, "sparsify.dtype=bf16"]), tmp_path / "run").stages
+    assert [stage.name for stage in halved] == ["sparsify", "train", "search", "export", "evaluate"]
+    assert halved[0].disk == halved[3].disk == most // 2
+    assert plain[0].memory == halved[0].memory  # pruned in fp32 whatever it is saved in
+    for before, after in zip(plain[1:3], halved[1:3], strict=True):
+        assert (before.memory or 0) - (after.memory or 0) == pytest.approx(most / 2, rel=0.05)
+    assert halved[4].memory == pytest.approx(most, rel=0.05)  # of the dense model, which is measured too
+    sparse = shears.sparsify(tmp_path / "base", tmp_path / "sparse", dtype="bf16", num_samples=4, sequence_length=32)
+    assert halved[0].disk == pytest.approx((sparse / "model.safetensors").stat().st_size, rel=0.05)
+
+
+def test_moments_of_a_recovery_are_held_only_where_there_is_one(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    plain, without, moved = (
+        plan(load_recipe(path, settings), tmp_path / "run").stages[0].memory or 0
+        for settings in ([], ["sparsify.recover_by=moments"], MOVED)
+    )
+    assert plain == without < moved
+
+
 def test_an_embedded_model_is_planned_alike_before_and_after_it_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +130,35 @@ def test_what_is_not_here_is_said_to_be_unknown(tmp_path: Path) -> None:
     assert found.parameters is None
     assert {(stage.memory, stage.disk) for stage in found.stages} == {(None, None)}
     assert "nowhere.jsonl is not here yet" in found.stages[1].work
+
+
+def with_config(folder: Path, **changes: object) -> Recipe:
+    """A recipe whose model has other settings."""
+    recipe = load_recipe(write_recipe(folder), NO_SEARCH)
+    path = folder / "base" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return recipe
+
+
+@pytest.mark.parametrize("changes", [{"model_type": "nosuch"}, {"hidden_size": "x"}, {"num_attention_heads": 0}])
+def test_a_folder_that_transformers_does_not_know_is_one_line(changes: dict[str, object], tmp_path: Path) -> None:
+    recipe = with_config(tmp_path, **changes)
+    with pytest.raises(InputError, match="base must be a .*(language model|transformers knows)") as caught:
+        plan(recipe, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_torn_config_is_one_line(tmp_path: Path) -> None:
+    recipe = with_config(tmp_path)
+    path = tmp_path / "base" / "config.json"
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(InputError, match="base must be a model that transformers knows: .*not a valid JSON"):
+        plan(recipe, tmp_path / "run")
+
+
+def test_a_quantised_folder_is_planned(tmp_path: Path) -> None:
+    settings = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    assert plan(with_config(tmp_path, quantization_config=settings), tmp_path / "run").parameters
 
 
 def test_groups_that_match_nothing_are_refused_before_any_work(tmp_path: Path) -> None:

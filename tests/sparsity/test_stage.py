@@ -1,5 +1,6 @@
 """A sparse model is an ordinary model folder that says what it is."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def test_the_record_names_its_inputs_and_fits_its_weights(tmp_path: Path, text: 
     record = read_record(folder, SPARSITY)
     assert record["base_fingerprint"] == weights_fingerprint(base)
     assert record["fingerprint"] == weights_fingerprint(folder) != record["base_fingerprint"]
+    assert record["calibration_sha256"] == hashlib.sha256(Path(text).read_bytes()).hexdigest()
     assert record["config"]["sparsity"] == 0.3
     assert record["model"] == str(base)
     assert sorted(path.name for path in tmp_path.iterdir() if "sparse" in path.name) == ["sparse"]
@@ -89,10 +91,12 @@ def test_ready_token_ids_reproduce_a_pruning_done_elsewhere(tmp_path: Path) -> N
         assert torch.equal(weight_oi(linears(model)[name]) == 0, pruned)
 
 
-def test_magnitude_reads_no_calibration(tmp_path: Path) -> None:
+def test_magnitude_reads_no_calibration(tmp_path: Path, text: str) -> None:
     base = save_tiny(tmp_path / "base")
-    folder = sparsify(str(base), tmp_path / "sparse", method="magnitude", calibration="missing.txt")
-    assert read_record(folder, SPARSITY)["calibration_fingerprint"] is None
+    folder = sparsify(str(base), tmp_path / "sparse", method="magnitude", calibration=text)
+    record = read_record(folder, SPARSITY)
+    assert record["calibration_fingerprint"] is record["calibration_sha256"] is None
+    sparsify(str(base), tmp_path / "other", method="magnitude", calibration="missing.txt")
 
 
 def test_the_dtype_on_disk_can_be_chosen(tmp_path: Path, text: str) -> None:

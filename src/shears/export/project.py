@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from shears.artifacts import source_fingerprint
 from shears.errors import InputError
 from shears.export.quality import BUDGET, Samples, Text, context_of, draw_samples, losses
 from shears.export.target import Changed, Merged, Target, merge_into
@@ -58,7 +59,11 @@ def merge_projected(
     samples, found = merged.made
     found["projected"] = losses(merged.source(), samples.parts, work, "loss, projected")
     _log(found)
-    return merged, {"losses": found, "calibration_fingerprint": samples.fingerprint}
+    return merged, {
+        "losses": found,
+        "calibration_fingerprint": samples.fingerprint,
+        "calibration_sha256": source_fingerprint(text.source),
+    }
 
 
 def _log(found: Mapping[str, Mapping[str, float]]) -> None:

@@ -11,7 +11,7 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.artifacts import EVALUATION
 from shears.export.choice import by_linear
 from shears.folders import partial_folder
-from shears.models import load_tokenizer
+from shears.models import DTYPES, load_tokenizer
 from shears.notation import num_bytes
 from shears.pipeline import run_folder, stages_of
 from shears.planning.data import amount, example_tokens
@@ -65,11 +65,17 @@ class _Known:
     shape: Shape | None
 
     @property
-    def model_bytes(self) -> int | None:
-        """Return the size of the model in memory and in its files."""
+    def dense_bytes(self) -> int | None:
+        """Return the size of the model that is pruned, in memory and in its files."""
         if self.shape is None:
             return None
         return self.shape.file_bytes or HALF * self.shape.parameters
+
+    @property
+    def sparse_bytes(self) -> int | None:
+        """Return the size of the pruned model, in memory and in its files: as it was, or in the format asked for."""
+        dtype = DTYPES.get(self.recipe.sparsify.dtype)
+        return self.shape.parameters * dtype.itemsize if self.shape and dtype else self.dense_bytes
 
     @property
     def space(self) -> SearchSpace | None:
@@ -117,13 +123,14 @@ def _sparsify(known: _Known) -> Estimate:
         tokens
     )
     words = f"{config.method} to {config.sparsity:.0%}{text}"
-    if shape is None or known.model_bytes is None:
+    if shape is None or known.sparse_bytes is None:
         return words, None, None
     hidden = min(num_bytes(config.activation_budget), FP32 * tokens * shape.width)
-    moments = METHODS[config.method].needs == "moments" or config.reconstruct or config.recover_by == "moments"
+    recovers_by_moments = config.recover_rank > 0 and config.recover_by == "moments"
+    moments = METHODS[config.method].needs == "moments" or config.reconstruct or recovers_by_moments
     widest = max(inputs for _, inputs in shape.sides.values()) ** 2 if moments else 0
     recovery = FP32 * adapter_parameters(shape.sides, dict.fromkeys(shape.sides, config.recover_rank))
-    return words, pruning_memory(shape.beside, shape.block, hidden, widest), known.model_bytes + recovery
+    return words, pruning_memory(shape.beside, shape.block, hidden, widest), known.sparse_bytes + recovery
 
 
 def _train(known: _Known) -> Estimate:
@@ -138,9 +145,9 @@ def _train(known: _Known) -> Estimate:
     tokens = f", about {each * num_steps(config, count) * config.batch_size:,.0f} tokens" if each else ""
     words = f"{steps} of {config.batch_size} examples, {found.words}{tokens}"
     largest = known.adapter(SearchSpace.maximal)
-    if known.model_bytes is None or known.shape is None:
+    if known.sparse_bytes is None or known.shape is None:
         return words, None, None
-    held, weights = known.model_bytes, known.shape.linear_weights
+    held, weights = known.sparse_bytes, known.shape.linear_weights
     if config.quantize != "none":
         held = quantized_bytes(held, weights, known.shape.parameters - weights, BITS[config.quantize])
     return words, training_memory(held, largest), FP32 * largest
@@ -153,9 +160,9 @@ def _search(known: _Known) -> Estimate:
     of = f" of {space.size:.3g}" if space else ""
     words = f"{config.strategy}, up to {config.max_evaluations}{of} configurations, each on "
     words += amount(config.data, config.limit).words
-    if known.model_bytes is None:
+    if known.sparse_bytes is None:
         return words, None, None
-    return words, running_memory(known.model_bytes, known.adapter(SearchSpace.maximal)), 0
+    return words, running_memory(known.sparse_bytes, known.adapter(SearchSpace.maximal)), 0
 
 
 def _export(known: _Known) -> Estimate:
@@ -164,7 +171,7 @@ def _export(known: _Known) -> Estimate:
     words = f"format {config.format}, {ranks}"
     if known.shape is None:
         return words, None, None
-    sizes = {"merged": known.model_bytes, "merged-sparse": known.model_bytes}
+    sizes = {"merged": known.sparse_bytes, "merged-sparse": known.sparse_bytes}
     weights = known.shape.linear_weights
     packed = packed_bytes(weights, known.shape.parameters - weights, known.recipe.sparsify.sparsity)
     sizes["package"] = packed + FP32 * heuristic
@@ -176,9 +183,10 @@ def _evaluate(known: _Known) -> Estimate:
     assert config is not None
     models = 2 + bool(known.recipe.train)
     words = f"{config.task}, {models} models, each on {amount(config.data, config.limit).words}"
-    if known.model_bytes is None:
+    if known.dense_bytes is None or known.sparse_bytes is None:
         return words, None, None
-    return words, running_memory(known.model_bytes, known.adapter(SearchSpace.heuristic)), 0
+    adapted = running_memory(known.sparse_bytes, known.adapter(SearchSpace.heuristic))
+    return words, max(known.dense_bytes, adapted), 0  # one model after the other
 
 
 STAGES: Mapping[str, Callable[[_Known], Estimate]] = MappingProxyType(

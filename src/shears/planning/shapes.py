@@ -11,7 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig
 
-from shears.conversion import empty_model
+from shears.conversion import empty_model, known_config
 from shears.errors import InputError
 from shears.fetching import EMBEDDED, cache_folder
 from shears.models import LOADING_ERRORS, decoder_blocks, linears
@@ -90,9 +90,8 @@ def shape_of(name: str) -> Shape | None:
     """
     folder = _folder(name)
     if folder is not None:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        return Shape(_built(folder, config), folder, files or None)
+        return Shape(_built(folder, known_config(folder)), folder, files or None)
     if name not in PUBLISHED:
         return None
     kind, settings = PUBLISHED[name]

@@ -185,7 +185,8 @@ def _gain(
     own = validation.qualities.get(quality)
     seen = own or open_whole(adapter, settings, quality, settings.data, settings.limit)
     pair = result.chosen.ranks, adapter.elastic.space.heuristic()
-    return {"gain": gain_report(quality, seen, test, pair, len(result.evaluations))}
+    report = gain_report(quality, seen, test, pair, len(result.evaluations))
+    return {"test_sha256": source_fingerprint(settings.test), "gain": report}
 
 
 def _asked(settings: SearchConfig, fingerprint: str) -> dict[str, Any]:

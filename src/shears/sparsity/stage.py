@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from shears.artifacts import SPARSITY, as_data, weights_fingerprint, write_json
+from shears.artifacts import SPARSITY, as_data, source_fingerprint, weights_fingerprint, write_json
 from shears.cards.card import write_card
 from shears.data.calibration import calibration_batches
 from shears.errors import InputError
@@ -47,14 +47,15 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
     with working_folder(output, {"model": str(model), **as_data(settings)}, resume=None) as work:
         folder, tokenizer = model_folder(model), _tokenizer(model)
         batches, calibration = _calibration(tokenizer, settings)
+        text = {"calibration_fingerprint": calibration,
+                "calibration_sha256": source_fingerprint(settings.calibration) if calibration else None}  # fmt: skip
         report = _prune(folder, work, batches, settings)
         if tokenizer is not None:
             save_tokenizer(model, work)
         check_saved(work, report)
         if report.recovered is not None:
             write_recovery(work, output, report.recovered, settings.recover_by)
-        base = weights_fingerprint(folder)
-        origin = {"model": str(model), "base_fingerprint": base, "calibration_fingerprint": calibration}
+        origin = {"model": str(model), "base_fingerprint": weights_fingerprint(folder), **text}
         _write_record(work, settings, report, origin)
         write_card(work)
     logger.info("sparsified %s to %.1f %% in %.0f s", output, 100 * report.achieved, time.monotonic() - started)
