@@ -203,3 +203,12 @@ def test_threads_can_be_set() -> None:
     with pytest.raises(InputError, match="threads must be 1 to 1024, got 100000"):
         models.set_threads(100_000)
     assert torch.get_num_threads() == before
+
+
+def test_a_card_beyond_those_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert models.pick_device("cuda:1") == torch.device("cuda:1")
+    assert models.pick_device("cuda").type == "cuda"
+    with pytest.raises(InputError, match="device must be one that this machine has, got 'cuda:2'"):
+        models.pick_device("cuda:2")

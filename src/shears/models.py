@@ -157,7 +157,8 @@ def pick_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     place = torch.device(device)
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = {"cpu": True, "cuda": (place.index or 0) < cards, "mps": torch.backends.mps.is_available()}
     if not there.get(place.type, False):
         raise InputError(f"device must be one that this machine has, got {device!r}; use auto or cpu")
     return place
