@@ -10,7 +10,7 @@ from typing import Any
 from shears.errors import InputError
 from shears.runtime.answer import Answer, Generation
 from shears.runtime.batch import TooLongError
-from shears.runtime.engine import Engine, Prompt
+from shears.runtime.engine import Prompt
 from shears.runtime.worker import BusyError, ClosedError, Worker
 from shears.serving.errors import RequestError
 
@@ -76,17 +76,22 @@ class Texts:
         raise RequestError(500, "the model failed; see the server's log") from error
 
 
-async def answers_of(engine: Engine, prompts: Sequence[Prompt], options: dict[str, Any]) -> list[Answer]:
-    """Return texts to be made; a long prompt keeps nobody waiting while it is turned into tokens."""
+async def answers_of(worker: Worker, prompts: Sequence[Prompt], options: dict[str, Any]) -> list[Answer]:
+    """Return texts to be made; a long prompt keeps nobody waiting while it is turned into tokens.
+
+    RequestError for a prompt that cannot be read, and, before any is read, for more than the worker ever takes on.
+    """
+    engine = worker.engine
     if "seed" not in options:
         options = {**options, "seed": random.SystemRandom().getrandbits(63)}
     answers = []
-    for prompt in prompts:
-        _check_tokens(prompt, engine.backend.vocab_size)
-        try:
+    try:
+        worker.check_number(len(prompts))
+        for prompt in prompts:
+            _check_tokens(prompt, engine.backend.vocab_size)
             answers.append(await asyncio.to_thread(engine.answer, prompt, **options))
-        except InputError as error:
-            raise RequestError(400, str(error)) from None
+    except InputError as error:
+        raise RequestError(400, str(error)) from None
     return answers
 
 
