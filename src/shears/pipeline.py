@@ -24,6 +24,7 @@ from shears.artifacts import (
     file_fingerprint,
     read_json,
     read_record,
+    record_in,
     refuse_changes,
     source_fingerprint,
     weights_fingerprint,
@@ -73,7 +74,7 @@ class Stage:
         """
         if not (self.output / self.record).is_file():
             return False
-        made = as_data(KINDS[self.name].model_validate(read_json(self.output / self.record)["config"]))
+        made = as_data(KINDS[self.name].model_validate(record_in(self.output / self.record)["config"]))
         refuse_changes(self.output, _prefixed(self.name, made), _prefixed(self.name, self.config))
         return True
 

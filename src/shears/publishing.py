@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported when imported
 
-from shears.artifacts import README, RECORDS, SPARSITY, TRAINING_TIMES, find_record, read_json, read_record
+from shears.artifacts import README, RECORDS, SPARSITY, TRAINING_TIMES, find_record, read_object, read_record
 from shears.errors import InputError, first_line
 from shears.peft_files import ADAPTER_CONFIG
 
@@ -88,7 +88,7 @@ def _content(path: Path, base: str | None) -> bytes | None:
 
 def _with_base(path: Path, base: str | None) -> bytes | None:
     """Return a record with the base's name on the hub in place of a folder; None where it names no folder."""
-    content, key = read_json(path), BASE_KEYS[path.name]
+    content, key = read_object(path), BASE_KEYS[path.name]
     named = content.get(key)
     if not isinstance(named, str) or not (base or Path(named).is_absolute()):
         return None

@@ -22,6 +22,8 @@ from shears.artifacts import (
     as_data,
     find_record,
     read_json,
+    read_object,
+    record_in,
     weights_fingerprint,
     write_json,
 )
@@ -99,8 +101,10 @@ def _plain(source: str, model: str | None, settings: ExportConfig) -> Source:
     elif model is not None:
         raise InputError(f"a model is packed as it is, got model={model} beside {source}; leave it out")
     record = find_record(folder if folder.is_dir() else model_folder(base))
-    content = read_json(record) if record is not None else {}
-    from_record = {key: content[key] for key in ("super_adapter_fingerprint", "template", "ranks") if key in content}
+    content = record_in(record) if record is not None else {}
+    from_record: dict[str, Any] = {
+        key: content[key] for key in ("super_adapter_fingerprint", "template", "ranks") if key in content
+    }
     return Source(model_folder(base), adapter, config, {
         "shears_version": __version__, "config": as_data(settings), "base": base,
         "base_fingerprint": weights_fingerprint(model_folder(base)), **from_record,
@@ -110,7 +114,7 @@ def _plain(source: str, model: str | None, settings: ExportConfig) -> Source:
 def _foreign(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"an adapter must hold {ADAPTER_WEIGHTS}, {folder} does not; save it as safetensors")
-    return load_file(folder / ADAPTER_WEIGHTS), read_json(folder / ADAPTER_CONFIG)
+    return load_file(folder / ADAPTER_WEIGHTS), read_object(folder / ADAPTER_CONFIG)
 
 
 def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]:
