@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -29,7 +30,7 @@ from shears.artifacts import (
 )
 from shears.cards.card import write_card
 from shears.conversion import empty_model, read_config
-from shears.errors import InputError
+from shears.errors import InputError, first_line
 from shears.export.merge import merge_adapter
 from shears.export.packing import Packing, choose_form
 from shears.export.sub_adapter import origin, read_sub_adapter, refuse_ranks
@@ -114,7 +115,13 @@ def _plain(source: str, model: str | None, settings: ExportConfig) -> Source:
 def _foreign(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"an adapter must hold {ADAPTER_WEIGHTS}, {folder} does not; save it as safetensors")
-    return load_file(folder / ADAPTER_WEIGHTS), read_object(folder / ADAPTER_CONFIG)
+    try:
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+    except SafetensorError as error:
+        raise InputError(
+            f"{folder / ADAPTER_WEIGHTS} must be a whole file of safetensors, got: {first_line(error)}; save it again"
+        ) from None
+    return tensors, read_object(folder / ADAPTER_CONFIG)
 
 
 def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]:
