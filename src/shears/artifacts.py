@@ -35,8 +35,8 @@ FIELDS: Mapping[str, type | tuple[type, ...]] = {  # of records, which whoever r
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON so that at any moment the old file or the whole new one is there."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Write JSON so that at any moment the old file or the whole new one is there; ValueError for nan and infinity."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
