@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,11 @@ from shears.recipe import SearchConfig, SparsifyConfig
 
 CONFIG = {"sparsity": 0.5, "seed": 0}
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -57,6 +62,9 @@ def test_content_that_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"old": 1})
     with pytest.raises(TypeError):
         write_json(tmp_path / "x.json", {"new": object()})
+    for number in (math.nan, math.inf):  # Python's own spelling of them is no JSON
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write_json(tmp_path / "x.json", {"new": number})
     assert read_json(tmp_path / "x.json") == {"old": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
@@ -94,6 +102,10 @@ def test_a_missing_and_a_torn_file_are_clear_errors(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"torn": ')
     with pytest.raises(InputError, match="must be a JSON file"):
         read_json(tmp_path / "x.json")
+    for text in ("[" * 100_000, f'{{"a": {"9" * 5000}}}'):  # beyond Python's depth, and its digits of a number
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(InputError, match="must be a JSON file"):
+            read_json(tmp_path / "x.json")
     (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="must be a JSON file"):
         read_json(tmp_path / "x.json")

@@ -79,7 +79,12 @@ def test_a_folder_of_another_kind_is_refused(artifact: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [([1], r"must be a JSON object, got \[1\]"), ({"fingerprint": None}, r"must be those of sparsity.json \(None\)")],
+    [
+        ([1], r"must be a JSON object, got \[1\]"),
+        ({"fingerprint": None}, r"must be those of sparsity.json \(None\)"),
+        ({"config": None}, "must be a record of shears, its config is None; make the folder again"),
+        ({"max_rank": "8"}, "must be a record of shears, its max_rank is 8"),
+    ],
 )
 def test_a_record_of_another_form_is_refused(content: object, message: str, artifact: Path) -> None:
     write_json(artifact / SPARSITY, content)
@@ -91,3 +96,5 @@ def test_an_artifact_made_from_something_else_is_refused_with_both_fingerprints(
     check_input("the base model", "a" * 64, "a" * 64)
     with pytest.raises(InputError, match=f"the base model must be .*{'a' * 12}.*, got {'b' * 12}"):
         check_input("the base model", "a" * 64, "b" * 64)
+    with pytest.raises(InputError, match=r"must be the one this was made from \(None\), got bbb"):
+        check_input("the base model", None, "b" * 64)

@@ -29,11 +29,15 @@ KINDS = {
     SPARSITY: "a sparse model", SEARCH_SPACE: "a super-adapter", SUB_ADAPTER: "a sub-adapter", RECOVERY: "a recovery",
     MERGED: "a merged model", PACKAGE: "a package",
 }  # fmt: skip
+FIELDS: Mapping[str, type | tuple[type, ...]] = {  # of records, which whoever reads one takes for granted
+    "base": str, "template": str, "config": dict, "ranks": dict, "linears": dict, "bytes": dict,
+    "ratio": dict, "alpha": (int, float), "max_rank": int,
+}  # fmt: skip
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON so that at any moment the old file or the whole new one is there."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Write JSON so that at any moment the old file or the whole new one is there; ValueError for nan and infinity."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,13 +56,30 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; InputError where it is missing or torn."""
+    """Return the content of a JSON file; InputError where it is missing, torn or beyond what Python reads."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} must exist; it does not") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} must be a JSON file, got {error}; make it again") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; InputError where it holds another thing."""
+    content: Any = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must be a JSON object, got {str(content)[:40]}; make it again")
+    return content
+
+
+def record_in(path: Path) -> dict[str, Any]:
+    """Return the record in a file, its weights not looked at; InputError where one of FIELDS is another thing."""
+    record = read_object(path)
+    if wrong := [key for key, kind in FIELDS.items() if key in record and not isinstance(record[key], kind)]:
+        shown = str(record[wrong[0]])[:40]
+        raise InputError(f"{path} must be a record of shears, its {wrong[0]} is {shown}; make the folder again")
+    return record
 
 
 def sync_path(path: Path) -> None:
@@ -135,9 +156,7 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
         raise InputError(
             f"{folder} must be {KINDS.get(name, 'an artifact')} (a folder with {name}); it has no such file"
         )
-    record: Any = read_json(folder / name)
-    if not isinstance(record, dict):
-        raise InputError(f"{folder / name} must be a JSON object, got {str(record)[:40]}; make it again")
+    record = record_in(folder / name)
     if "fingerprint" in record and (found := weights_fingerprint(folder)) != record["fingerprint"]:
         raise InputError(
             f"the weights in {folder} must be those of {name} ({str(record['fingerprint'])[:12]}), got {found[:12]}; "
@@ -146,7 +165,10 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
     return record
 
 
-def check_input(what: str, expected: str, found: str) -> None:
-    """Raise InputError naming both fingerprints where an artifact does not fit what it was made for."""
+def check_input(what: str, expected: object, found: str) -> None:
+    """Raise InputError naming both fingerprints where an artifact does not fit what it was made for.
+
+    What is expected stands in a record, and may be anything.
+    """
     if expected != found:
-        raise InputError(f"{what} must be the one this was made from ({expected[:12]}), got {found[:12]}")
+        raise InputError(f"{what} must be the one this was made from ({str(expected)[:12]}), got {found[:12]}")

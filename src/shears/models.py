@@ -41,7 +41,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a hub repository; nothing executable
 FOREIGN_FILES = ["consolidated*", "original/*", "onnx/*"]  # second copies of the weights for other tools
 MOST_THREADS = 1024
-LOADING_ERRORS = (*CONFIG_ERRORS, RuntimeError, ImportError, SafetensorError)
+LOADING_ERRORS = (*CONFIG_ERRORS, RuntimeError, ImportError, AssertionError, SafetensorError)
 
 
 def resolve_model(name: str) -> Path | str:

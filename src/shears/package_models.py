@@ -13,7 +13,9 @@ from shears.errors import InputError, first_line
 from shears.packed.file import PACKAGE_FILE, Package, read_package
 from shears.peft_files import ADAPTER_CONFIG
 
-CONFIG_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError)
+CONFIG_ERRORS = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StrictDataclassError,
+)  # fmt: skip
 NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")  # of a block, in the name of a tensor
 
 

@@ -19,7 +19,7 @@ from shears.artifacts import (
     SPARSITY,
     TRAINING_TIMES,
     find_record,
-    read_json,
+    read_object,
     read_record,
 )
 from shears.errors import InputError, first_line
@@ -107,9 +107,7 @@ def _content(path: Path, base: str | None) -> bytes | None:
 
 def _with_base(path: Path, base: str | None) -> bytes | None:
     """Return a record with the base's name on the hub in place of a folder; None where it names no folder."""
-    content, key = read_json(path), BASE_KEYS[path.name]
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must be a JSON object, got {content!r:.40}; make the artifact again")
+    content, key = read_object(path), BASE_KEYS[path.name]
     named = content.get(key)
     if not isinstance(named, str) or not (base or Path(named).is_absolute()):
         return None

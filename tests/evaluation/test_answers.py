@@ -19,6 +19,8 @@ from shears.evaluation.answers import evaluate_equation, extract_number, numbers
         (".5", 0.5),
         ("none", None),
         ("", None),
+        ("9" * 400, None),  # beyond a float
+        ("5 of -" + "9" * 400, None),
     ],
 )
 def test_the_last_number_is_the_answer(text: str, number: float | None) -> None:

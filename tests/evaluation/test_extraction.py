@@ -38,6 +38,9 @@ ANSWERS = ("answer1", "answer2", "answer3", "answer4", "answer5")
         ("", None, None),
         ("6. ", 6.0, 6.0),
         ("version 1.2.3", 3.0, 3.0),
+        ("9" * 400, None, None),  # beyond a float
+        (f"The answer is {'9' * 400}", None, None),
+        (f"The answer is {'9' * 400} or 5", 5.0, None),
     ],
 )
 def test_numbers(text: str, official: float | None, strict: float | None) -> None:

@@ -152,6 +152,15 @@ def test_where_lm_eval_gives_no_error_it_is_that_of_the_samples_or_not_known(cap
     assert "no interval is known of odd" in caplog.text
 
 
+def test_figures_that_are_no_finite_numbers_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    assert task_figures("t", results_of([0.2, 0.4], math.nan)) == []
+    assert "f1 of t is nan, no finite number: it is left out" in caplog.text
+    (figure,) = task_figures("t", results_of([0.2, 0.4, 0.9], 0.5, stderr=math.nan))
+    assert figure["stderr"] == pytest.approx(statistics.stdev([0.2, 0.4, 0.9]) / math.sqrt(3))
+    with pytest.raises(InputError, match="must give a finite figure, got none of any task"):
+        summary([], [])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -94,6 +94,7 @@ def test_a_letter_inside_a_word_counts_officially_and_not_strictly(
     ("task", "keys", "message"),
     [
         ("gsm8k", {"answer": "many"}, "gsm8k must have a number as its answer, row 1 has 'many'"),
+        ("gsm8k", {"answer": "9" * 400}, "gsm8k must have a number as its answer, row 1 has '999"),
         ("aqua", {"answer": "F"}, "aqua must have a letter A to E as its answer, row 1 has 'F'"),
         ("boolq", {"answer": "maybe"}, "boolq must have true or false as its answer, row 1"),
         ("gsm8k", {"protocol": "choices"}, "protocol choices needs a task with choices, and gsm8k asks for a number"),

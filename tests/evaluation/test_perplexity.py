@@ -79,3 +79,12 @@ def test_what_cannot_be_measured_is_an_error() -> None:
         model.get_parameter("model.norm.weight").fill_(float("nan"))
     with pytest.raises(InputError, match="must be finite"):
         perplexity(model, _tokens(20), 16)
+
+
+def test_a_loss_without_an_exponential_is_told() -> None:
+    model = tiny_model("llama_untied")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e5)
+    for count in (32, 16):  # windows, and one alone
+        with pytest.raises(InputError, match="the model's loss must be at most 709 nats for a perplexity, got"):
+            perplexity(model, _tokens(count), 16)

@@ -1,6 +1,7 @@
 """Tasks: the figures follow from the records, and rows that do not suit a task are named."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 
 from shears.data.examples import to_example
 from shears.errors import InputError
+from shears.evaluation import tasks
 from shears.evaluation.generate import Decoder
+from shears.evaluation.score import Choice
 from shears.evaluation.statistics import wilson_interval
 from shears.evaluation.tasks import evaluate_examples, evaluate_task
 from shears.recipe import EvaluateConfig
@@ -60,6 +63,17 @@ def test_choices_are_right_by_log_likelihood(tmp_path: Path) -> None:
     for record in result.records:
         true, false = record["log_likelihoods"]
         assert record["prediction"] == ("the correct answer is " + ("true" if true >= false else "false"))
+
+
+def test_a_log_likelihood_that_is_none_is_told_and_an_infinite_one_is_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = _config("choices", _file(tmp_path, [{"prompt": "2?", "choices": [" 2", " 3"], "answer": 0}]))
+    monkeypatch.setattr(tasks, "choose", lambda *_: [Choice(0, 0, (-1.0, -math.inf))])
+    assert evaluate_task(tiny_model(), TOKENIZER, config).records[0]["log_likelihoods"] == [-1.0, None]
+    monkeypatch.setattr(tasks, "choose", lambda *_: [Choice(0, 0, (math.nan, -1.0))])
+    with pytest.raises(InputError, match="must give every choice a log-likelihood, got nan in row 1"):
+        evaluate_task(tiny_model(), TOKENIZER, config)
 
 
 @pytest.mark.parametrize("task", ["choices", "number", "equation"])

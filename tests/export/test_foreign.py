@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shears.adapt.load import load_super_adapter
-from shears.artifacts import SEARCH_SPACE, SUB_ADAPTER
+from shears.artifacts import SEARCH_SPACE, SPARSITY, SUB_ADAPTER, weights_fingerprint
 from shears.errors import InputError
 from shears.evaluation.run import adapter_template, load_with_adapter
 from shears.export.peft import export_adapter
@@ -54,6 +54,52 @@ def test_a_list_for_a_record_is_no_record_of_an_evaluated_adapter_either(adapter
         adapter_template(adapter)
     (adapter / SEARCH_SPACE).write_text('{"config": []}')
     assert adapter_template(adapter) == "question"
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("config", "must be a record of shears, its config is None"),
+        ("template", "must be a record of shears, its template is None"),
+        ("base_fingerprint", r"must be the one this was made from \(None\)"),
+    ],
+)
+def test_a_key_that_is_null_is_named(key: str, message: str, adapter: Path, tmp_path: Path) -> None:
+    record = json.loads((adapter / SEARCH_SPACE).read_text())
+    (adapter / SEARCH_SPACE).write_text(json.dumps({**record, key: None}))
+    for form in ("merged", "package", *(("peft",) if key == "config" else ())):
+        with pytest.raises(InputError, match=message):
+            export_adapter(adapter, tmp_path / "out", format=form)
+    with pytest.raises(InputError, match=message):
+        load_with_adapter(record["base"], adapter)
+
+
+def test_ranks_of_a_sub_adapter_that_are_null_are_named(adapter: Path, tmp_path: Path) -> None:
+    sub_adapter = export_adapter(adapter, tmp_path / "sub")
+    record = json.loads((sub_adapter / SUB_ADAPTER).read_text())
+    (sub_adapter / SUB_ADAPTER).write_text(json.dumps({**record, "ranks": None}))
+    for form in ("merged", "package"):
+        with pytest.raises(InputError, match=f"{SUB_ADAPTER} must be a record of shears, its ranks is None"):
+            export_adapter(sub_adapter, tmp_path / "out", format=form)
+
+
+@pytest.mark.parametrize("linears", [{}, {"a": 5}, {"a": {"shape": [4], "zeros": 1}}])
+def test_a_base_whose_record_has_no_counts_is_named(linears: Any, adapter: Path, tmp_path: Path) -> None:
+    base = Path(json.loads((adapter / SEARCH_SPACE).read_text())["base"])
+    moved = Path(shutil.copytree(base, tmp_path / "base"))
+    broken = {"fingerprint": weights_fingerprint(moved), **({"linears": linears} if linears else {})}
+    (moved / SPARSITY).write_text(json.dumps(broken))
+    with pytest.raises(InputError, match=f"{SPARSITY} must have the shape and the zeros of every linear"):
+        export_adapter(adapter, tmp_path / "out", format="merged", model=str(moved))
+
+
+@pytest.mark.parametrize("tokens", ["x", [1, "x"], 5])
+def test_tokens_that_switch_an_adapter_on_are_numbers(tokens: Any, adapter: Path) -> None:
+    base = json.loads((adapter / SEARCH_SPACE).read_text())["base"]
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps({**config, "alora_invocation_tokens": tokens}))
+    with pytest.raises(InputError, match="alora_invocation_tokens"):
+        load_with_adapter(base, adapter)
 
 
 @pytest.mark.parametrize("groups", [[], {"a": 5}, {"a": {"ranks": ["4"], "modules": ["x"]}}, {"a": {"ranks": [4]}}])

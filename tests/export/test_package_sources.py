@@ -70,6 +70,10 @@ def test_another_tools_adapter_is_packed_on_its_base(tmp_path: Path) -> None:
     model.save_pretrained(str(tmp_path / "adapter"))
     out = package(tmp_path / "adapter", tmp_path / "out", model=str(base))
     torch.testing.assert_close(logits(load_with_adapter(out)[0]), logits(model.eval()), rtol=0, atol=1e-5)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"adapter_model.safetensors must be a whole file of safetensors, got: .*"):
+        package(tmp_path / "adapter", tmp_path / "torn", model=str(base))
 
 
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -143,10 +143,19 @@ def test_torn_records_and_outputs_that_are_folders_are_refused(tmp_path: Path) -
         with pytest.raises(InputError, match=r"the output must be an .html file"):
             write_report(run, output)
     assert (run / "recipe.yaml").read_text().startswith("model:")  # a record is not written over
+    recipe = (run / "recipe.yaml").read_text() if (run / "recipe.yaml").is_file() else ""
+    for torn in ("a: [1,", "a: " + "[" * 10_000, "a: " + "9" * 5000):
+        (run / "recipe.yaml").write_text(torn)
+        with pytest.raises(InputError, match=r"recipe.yaml must be a YAML file, got .*; write it again"):
+            write_report(run)
+    (run / "recipe.yaml").write_text(recipe)
     (run / "super_adapter" / "training_log.jsonl").write_text("{")
     with pytest.raises(InputError, match="a JSON object a line"):
         write_report(run)
     (run / "super_adapter" / "training_log.jsonl").write_text("")
     (run / "evaluation.json").write_text("{")
     with pytest.raises(InputError, match="must be a JSON file"):
+        write_report(run)
+    (run / "evaluation.json").write_text("[]")
+    with pytest.raises(InputError, match="must be a JSON object"):
         write_report(run)

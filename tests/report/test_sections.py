@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from tests.report.made import RANKS, Reader, page_of, records
 
@@ -56,12 +57,15 @@ def test_a_bench_says_how_fast_the_package_is(tmp_path: Path) -> None:
 
 def test_what_a_choice_is_worth_on_examples_that_no_search_saw_is_told(tmp_path: Path) -> None:
     files = records()
-    test = {"n": 50, "heuristic": 0.5, "chosen": 0.48, "difference": -0.02, "ci95": [-0.05, 0.01]}
+    test: dict[str, Any] = {"n": 50, "heuristic": 0.5, "chosen": 0.48, "difference": -0.02, "ci95": [-0.05, 0.01]}
     files["search/result.json"]["gain"] = {"figure": "loss", "test": test, "notes": ["inside the noise"]}
     text = Reader(page_of(tmp_path, files)).text
     assert (
         "Loss on 50 test examples: chosen 0.48, heuristic 0.5 (-0.02, -0.05 to +0.01). Note: inside the noise." in text
     )
+    test["ci95"] = None  # of one example
+    text = Reader(page_of(tmp_path, files)).text
+    assert "chosen 0.48, heuristic 0.5 (-0.02, no interval is known). Note: inside the noise." in text
 
 
 def test_an_answer_without_a_text_is_called_so(tmp_path: Path) -> None:

@@ -90,6 +90,22 @@ def test_bytes_that_no_record_vouches_for_are_verified(tmp_path: Path, backend: 
         unpack(package, tmp_path / "unpacked")
 
 
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path) -> None:
+    package = packed(tmp_path)
+    config = json.loads((package / "config.json").read_text())
+    (package / "config.json").write_text(json.dumps({**config, "dtype": []}))
+    with pytest.raises(InputError, match=r"must hold the config.json of a model that transformers knows"):
+        load(package)
+    (package / "config.json").write_text(json.dumps({**config, "vocab_size": -1}))
+    with pytest.raises(InputError, match="must be a causal language model|must fit"):
+        load(package, backend="drop-in")
+    (package / "config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"must hold the config.json of a model that transformers knows"):
+        load(package)
+    with pytest.raises(InputError, match=r"config.json must be a JSON object, got \[\]"):
+        unpack(package, tmp_path / "unpacked")
+
+
 def test_a_record_is_an_object() -> None:
     with pytest.raises(InputError, match=r"package.json must hold a record, got \[\]"):
         names_fingerprint([])

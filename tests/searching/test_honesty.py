@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shears.artifacts import read_json
+from shears.artifacts import read_json, write_json
 from shears.cli.tables import print_search
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
@@ -58,6 +58,18 @@ def test_a_clear_gain_needs_no_note_and_what_is_inside_the_noise_has_one() -> No
     assert "winner's curse" in noisy["notes"][0]
     assert "do not tell" in noisy["notes"][1]
     assert Gain(3, 0.5, 0.5, 0.0, -0.1, 0.1).is_noise
+
+
+def test_one_example_has_no_interval_and_its_record_is_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = Gain(1, 0.5, 0.4, *ratio_difference(np.array([-0.1]), np.ones(1)))
+    assert alone.is_noise
+    assert alone.as_data()["ci95"] is None
+    entry = {"ranks": {}, "metrics": {"loss": 0.4, "parameters": 5}}
+    gain = {"figure": "loss", "validation": alone.as_data(), "test": alone.as_data(), "notes": []}
+    result = {"evaluations": [entry], "chosen": entry, "pareto": [entry], "objectives": ["loss"], "gain": gain}
+    write_json(tmp_path / "result.json", result)
+    print_search(tmp_path / "result.json")
+    assert "difference -0.1 (no interval is known)" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("settings", [{}, {"task": "number"}, {"objective": "accuracy", "task": "number"}])

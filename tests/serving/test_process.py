@@ -25,6 +25,9 @@ def test_an_address_that_is_taken_is_refused(tmp_path: Path) -> None:
             serve(tmp_path, port=listener.getsockname()[1])
     with pytest.raises(InputError, match="the address must be free and this machine's, got no.such.host"):
         bound("no.such.host", 1)
+    for host in (".foo", "a" * 70):  # names that no domain can have
+        with pytest.raises(InputError, match="the address must be free and this machine's, got"):
+            bound(host, 1)
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ import pytest
 pytest.importorskip("fastapi")
 
 from shears.runtime.engine import Engine
+from shears.serving.errors import RequestError
+from shears.serving.requests import CompletionRequest, parse
 from tests.runtime.backends import TOKENIZER, always, engine_of
 from tests.serving.servers import NAME, Running, running
 
@@ -117,10 +119,34 @@ def test_errors_reach_the_client_as_its_own(endless: Running) -> None:
         client.embeddings.create(model=NAME, input="a")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[1]", b"[" * 15_000, b'{"model": NaN'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"\xff\xfe", b"[1]", b"[" * 15_000, b'{"model": NaN', b'{"x\xed\xa0\x80": 1}',
+        b'{"model": "tiny", "prompt": "\xed\xa0\x80"}', '{"model": "tiny", "prompt": "a"}'.encode("utf-16"),
+    ],
+)  # fmt: skip
 def test_what_is_no_json_object_is_refused(endless: Running, body: bytes) -> None:
     answer = endless.post("/v1/completions", content=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+
+
+def test_a_mark_of_byte_order_is_passed_over(endless: Running) -> None:
+    body = json.dumps({"model": NAME, "prompt": "a", "max_tokens": 2}).encode("utf-8-sig")
+    assert endless.post("/v1/completions", content=body).json()["choices"][0]["text"] == "zz"
+
+
+def test_what_is_wrong_with_the_whole_body_is_told() -> None:
+    with pytest.raises(RequestError, match="^body ") as caught:
+        parse(CompletionRequest, {"model": NAME, "prompt": "a", "x\ud800": 1})
+    assert caught.value.status == 400
+
+
+def test_too_many_prompts_are_refused_before_any_is_read(endless: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endless.worker.engine, "answer", lambda *_, **__: pytest.fail("a prompt was read"))
+    answer = endless.post("/v1/completions", json={"model": NAME, "prompt": ["a"] * 1000})
+    assert answer.status_code == 400
+    assert "at most 2 texts can be asked for at once, got 1000" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("announced", [True, False])

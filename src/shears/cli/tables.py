@@ -100,9 +100,9 @@ def print_search(path: Path) -> None:
         )
     if gain := result.get("gain"):
         test = gain["test"]
+        interval = "{:+.3g} to {:+.3g}, 95 %".format(*test["ci95"]) if test["ci95"] else "no interval is known"
         print_line(f"{gain['figure']} on {test['n']} test examples: chosen {test['chosen']:.4g}, heuristic "
-                   f"{test['heuristic']:.4g}, difference {test['difference']:+.3g} ({test['ci95'][0]:+.3g} to "
-                   f"{test['ci95'][1]:+.3g}, 95 %)")  # fmt: skip
+                   f"{test['heuristic']:.4g}, difference {test['difference']:+.3g} ({interval})")  # fmt: skip
         for note in gain["notes"]:
             print_line(f"  {note}")
     print_line(f"{path}: {_front(result)}.")

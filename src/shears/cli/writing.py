@@ -33,6 +33,7 @@ def generate(
     from shears.runtime.loading import load
 
     wanted = build(GenerateConfig, "generate", values)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may know fewer characters
     engine = load(model, adapter, **wanted.model_dump(include=set(RunningConfig.model_fields)))
     for piece in engine.stream(prompt, **wanted.model_dump(include=set(SamplingConfig.model_fields))):
         sys.stdout.write(piece)

@@ -19,9 +19,15 @@ SIGNS: Mapping[type[ast.unaryop], Callable[[float], float]] = MappingProxyType(
 
 
 def extract_number(text: str) -> float | None:
-    """Return the last number of a text, commas removed first; None where there is none."""
+    """Return the last number of a text, commas removed first; None where there is none or it is beyond a float."""
     found = NUMBER.findall(text.replace(",", ""))
-    return float(found[-1]) if found else None
+    return finite(found[-1]) if found else None
+
+
+def finite(digits: str) -> float | None:
+    """Return the number that digits spell; None beyond a float's range, whose infinity would equal nothing."""
+    number = float(digits)
+    return number if math.isfinite(number) else None
 
 
 def numbers_equal(a: float | None, b: float | None) -> bool:

@@ -5,9 +5,8 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from shears.artifacts import find_record, read_json
+from shears.artifacts import find_record, record_in
 from shears.data.examples import Example
 from shears.data.questions import question_id, question_of
 from shears.data.rows import Row, read_rows
@@ -20,7 +19,7 @@ logger = logging.getLogger(__name__)
 def training_data(artifact: str | Path) -> str | None:
     """Return the data that an adapter, or a model it was merged into, was trained on; None where no record says so."""
     path = find_record(Path(artifact))
-    content: dict[str, Any] = read_json(path) if path is not None else {}
+    content = record_in(path) if path is not None else {}
     data = content.get("data") or content.get("config", {}).get("data")
     return str(data) if data else None
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from shears.evaluation.answers import numbers_equal
+from shears.evaluation.answers import finite, numbers_equal
 
 OFFICIAL_NUMBER = re.compile(r"-?\d+\.?\d*")
 OFFICIAL_LETTER = re.compile(r"A|B|C|D|E")
@@ -45,14 +45,14 @@ def _first_answer(text: str) -> str:
 def official_number(text: str) -> float | None:
     """Return the last number of a text without its commas: a - before it is a sign, 2/3 is 3, 1,2 is 12."""
     found = OFFICIAL_NUMBER.findall(text.replace(",", ""))
-    return float(found[-1]) if found else None
+    return finite(found[-1]) if found else None
 
 
 def strict_number(text: str) -> float | None:
     """Return the number that the sentence behind the last "answer is", "answer:" or "####" states.
 
     What stands behind its last = counts where there is one, a/b is a quotient, several numbers are no answer. Without
-    such a sentence, the last number.
+    such a sentence, the last number. One beyond a float's range is none.
     """
     first = _first_answer(text)
     stated = list(STATED_NUMBER.finditer(first))
@@ -67,8 +67,8 @@ def strict_number(text: str) -> float | None:
     return numbers.pop() if len(numbers) == 1 else None
 
 
-def _number(text: str) -> float:
-    return float(text.replace(",", ""))
+def _number(text: str) -> float | None:
+    return finite(text.replace(",", ""))
 
 
 def official_letter(text: str) -> str | None:

@@ -67,7 +67,10 @@ def _manager(config: EvaluateConfig) -> Any:
 
 
 def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
-    """Return every metric of a task: value, stderr, number of samples, interval; None for what is not known."""
+    """Return every metric of a task: value, stderr, number of samples, interval; None for what is not known.
+
+    A metric that is no finite number is left out, with a warning.
+    """
     metrics: Mapping[str, Any] = results["results"][task]
     samples = results["samples"][task]
     figures = []
@@ -75,8 +78,14 @@ def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
         name, _, kind = key.partition(",")
         if not kind or name.endswith("_stderr"):
             continue
+        if not math.isfinite(float(value)):
+            logger.warning("%s of %s is %s, no finite number: it is left out", name, task, value)
+            continue
         stderr = metrics.get(f"{name}_stderr,{kind}")
-        stderr = float(stderr) if isinstance(stderr, int | float) else _standard_error(samples, name, float(value))
+        if isinstance(stderr, int | float) and math.isfinite(stderr):
+            stderr = float(stderr)
+        else:
+            stderr = _standard_error(samples, name, float(value))
         bits = _bits(samples, name)
         figures.append(
             {
@@ -111,8 +120,13 @@ def _interval(value: float, stderr: float | None, bits: Sequence[bool] | None) -
 
 
 def summary(figures: Sequence[Figure], records: Sequence[Record]) -> Evaluation:
-    """Return the evaluation whose value is the mean of the tasks' first metrics, each task counting once."""
+    """Return the evaluation whose value is the mean of the tasks' first metrics, each task counting once.
+
+    InputError where no task has one.
+    """
     firsts = list({figure["task"]: figure for figure in reversed(figures)}.values())
+    if not firsts:
+        raise InputError("harness must give a finite figure, got none of any task; the model may be damaged")
     value = sum(figure["value"] for figure in firsts) / len(firsts)
     n = sum(figure["n"] for figure in firsts)
     if unknown := [figure["task"] for figure in firsts if figure["ci95"] is None]:
@@ -148,5 +162,12 @@ def _prediction(sample: Mapping[str, Any]) -> object:
     """Return the generated text, or the number of the likeliest of several choices."""
     responses = sample["filtered_resps"]
     if len(responses) == 1:
-        return responses[0]
+        return _finite(responses[0])
     return max(range(len(responses)), key=lambda number: float(responses[number][0]))
+
+
+def _finite(response: Any) -> Any:
+    """Return a response as JSON can hold it: None for numbers that are not finite, also inside a pair."""
+    if isinstance(response, list | tuple):
+        return [_finite(part) for part in response]
+    return None if isinstance(response, float) and not math.isfinite(response) else response

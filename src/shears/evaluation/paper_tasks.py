@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.data.examples import Example, prompt_of
 from shears.errors import InputError
+from shears.evaluation.answers import finite
 from shears.evaluation.extraction import READERS, is_right, official_label, response_of
 from shears.evaluation.generate import Decoder
 from shears.evaluation.journal import Journal
@@ -50,7 +51,7 @@ def _right_answer(task: str, number: int, example: Example) -> float | str:
         found = official_label(text, LABELS[task])
     else:
         try:
-            found = float(text.replace(",", ""))
+            found = finite(text.replace(",", ""))
         except ValueError:
             found = None
     if found is None:

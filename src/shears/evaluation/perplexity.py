@@ -20,6 +20,8 @@ from shears.progress import track
 
 POSITIONS_AT_ONCE = 128  # of a window, turned into float32 log-probabilities: 25 MB for 49 k words
 
+LARGEST = 709.0  # nats; the exponential of more is no float64
+
 
 @dataclass(frozen=True)
 class Perplexity:
@@ -38,7 +40,7 @@ def perplexity(model: nn.Module, tokens: Sequence[int], sequence_length: int, li
 
     A text shorter than a window is one window. The interval is exp(mean +- 1.96 standard errors), over the windows'
     mean losses, or over the tokens' losses where there is but one window. InputError where there is nothing to predict
-    or the loss is not finite.
+    or the loss, or the end of its interval, has no exponential.
     """
     _check_length(model, sequence_length, len(tokens))
     length = min(sequence_length, len(tokens))
@@ -53,6 +55,11 @@ def perplexity(model: nn.Module, tokens: Sequence[int], sequence_length: int, li
     if not math.isfinite(mean):
         raise InputError(f"the model's loss must be finite, got {mean}; it may be damaged, or need --precision fp32")
     half = Z95 * _standard_error(losses.mean(dim=1) if len(losses) > 1 else losses[0])
+    if mean + half > LARGEST:
+        raise InputError(
+            f"the model's loss must be at most {LARGEST:.0f} nats for a perplexity, got {mean:.5g} +- {half:.5g}; "
+            "it may be damaged"
+        )
     interval = (math.exp(mean - half), math.exp(mean + half))
     return Perplexity(math.exp(mean), interval, losses.numel(), len(losses), tuple(losses.sum(dim=1).tolist()))
 

@@ -196,8 +196,19 @@ def _with_adapter(base: nn.Module, adapter: Path) -> PeftModel:
         ) from error
     for warning in (warning for warning in caught if not issubclass(warning.category, FutureWarning)):
         _refuse_or_log(adapter, str(warning.message))
+    _refuse_wrong_tokens(adapter, loaded)
     loaded.eval()
     return loaded
+
+
+def _refuse_wrong_tokens(adapter: Path, loaded: PeftModel) -> None:
+    """PEFT looks at the tokens that switch an adapter on (aLoRA) only when it computes."""
+    tokens = getattr(loaded.active_peft_config, "alora_invocation_tokens", None)
+    if tokens is not None and not (isinstance(tokens, list) and all(type(token) is int for token in tokens)):
+        raise InputError(
+            f"{adapter / ADAPTER_CONFIG} must have alora_invocation_tokens that are a list of whole numbers, got "
+            f"{tokens!r:.40}; make it again"
+        )
 
 
 def _refuse_or_log(adapter: Path, message: str) -> None:

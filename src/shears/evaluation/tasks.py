@@ -4,6 +4,7 @@ A new task on examples is one function and a line in `ACCURACY_TASKS`.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -86,10 +87,20 @@ def _choices(
                 **record(index, example, chosen.strip(), str(example.answer).strip()),
                 "correct": chosen == example.answer,
                 "correct_per_token": per_token == example.answer,
-                "log_likelihoods": [round(value, 4) for value in choice.log_likelihoods],
+                "log_likelihoods": [_shown(index, value) for value in choice.log_likelihoods],
             }
         )
     return records
+
+
+def _shown(index: int, log_likelihood: float) -> float | None:
+    """Return a log-likelihood as a record holds it, None for that of the impossible; InputError where it is none."""
+    if math.isnan(log_likelihood):
+        raise InputError(
+            f"the model must give every choice a log-likelihood, got nan in row {index + 1}; it may be damaged, "
+            "or need --precision fp32"
+        )
+    return round(log_likelihood, 4) if math.isfinite(log_likelihood) else None
 
 
 def _paper(

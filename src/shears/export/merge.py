@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from shears.adapt.load import checked_base
-from shears.artifacts import MERGED, SPARSITY, as_data, read_json, weights_fingerprint, write_json
+from shears.artifacts import MERGED, SPARSITY, as_data, record_in, weights_fingerprint, write_json
 from shears.cards.card import write_card
 from shears.errors import InputError
 from shears.export.project import merge_projected
@@ -66,7 +66,7 @@ def _write(folder: Path, work: Path, chosen: SubAdapter, settings: ExportConfig)
 
 def _text(chosen: SubAdapter, settings: ExportConfig) -> Text:
     """Return the calibration text: as asked for, or what the adapter was trained on."""
-    source = settings.calibration or chosen.record.get("data") or chosen.record["config"].get("data")
+    source = settings.calibration or chosen.record.get("data") or chosen.record.get("config", {}).get("data")
     if source is None:
         raise InputError(
             "merged-sparse must fit an adapter trained without sparse_adapter on a text, got none; add --calibration"
@@ -95,12 +95,21 @@ def merge_masked(target: Target) -> None:
 
 def _sparsity(folder: Path, merged: Merged[Any], fingerprint: str) -> tuple[float, float]:
     """Return the shares of zeros before and after, over the linears that were pruned, or else the adapted ones."""
-    record = read_json(folder / SPARSITY) if (folder / SPARSITY).is_file() else {}
+    record = record_in(folder / SPARSITY) if (folder / SPARSITY).is_file() else {}
     before, after = dict(merged.before), dict(merged.after)
     if record.get("fingerprint") == fingerprint:
-        pruned = {
-            name: LinearSparsity((linear["shape"][0], linear["shape"][1]), linear["zeros"])
-            for name, linear in record["linears"].items()
-        }
+        pruned = _pruned(folder, record)
         before, after = ({name: found.get(name, pruned[name]) for name in pruned} for found in (before, after))
     return SparsityReport(0.0, before, 0.0).achieved, SparsityReport(0.0, after, 0.0).achieved
+
+
+def _pruned(folder: Path, record: dict[str, Any]) -> dict[str, LinearSparsity]:
+    try:
+        return {
+            name: LinearSparsity((int(linear["shape"][0]), int(linear["shape"][1])), int(linear["zeros"]))
+            for name, linear in record["linears"].items()
+        }
+    except (LookupError, TypeError, ValueError):
+        raise InputError(
+            f"{folder / SPARSITY} must have the shape and the zeros of every linear, it does not; make the folder again"
+        ) from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -22,12 +23,14 @@ from shears.artifacts import (
     as_data,
     find_record,
     read_json,
+    read_object,
+    record_in,
     weights_fingerprint,
     write_json,
 )
 from shears.cards.card import write_card
 from shears.conversion import empty_model, read_config
-from shears.errors import InputError
+from shears.errors import InputError, first_line
 from shears.export.merge import merge_adapter
 from shears.export.packing import Packing, choose_form
 from shears.export.sub_adapter import origin, read_sub_adapter, refuse_ranks
@@ -99,8 +102,10 @@ def _plain(source: str, model: str | None, settings: ExportConfig) -> Source:
     elif model is not None:
         raise InputError(f"a model is packed as it is, got model={model} beside {source}; leave it out")
     record = find_record(folder if folder.is_dir() else model_folder(base))
-    content = read_json(record) if record is not None else {}
-    from_record = {key: content[key] for key in ("super_adapter_fingerprint", "template", "ranks") if key in content}
+    content = record_in(record) if record is not None else {}
+    from_record: dict[str, Any] = {
+        key: content[key] for key in ("super_adapter_fingerprint", "template", "ranks") if key in content
+    }
     return Source(model_folder(base), adapter, config, {
         "shears_version": __version__, "config": as_data(settings), "base": base,
         "base_fingerprint": weights_fingerprint(model_folder(base)), **from_record,
@@ -110,7 +115,13 @@ def _plain(source: str, model: str | None, settings: ExportConfig) -> Source:
 def _foreign(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"an adapter must hold {ADAPTER_WEIGHTS}, {folder} does not; save it as safetensors")
-    return load_file(folder / ADAPTER_WEIGHTS), read_json(folder / ADAPTER_CONFIG)
+    try:
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+    except SafetensorError as error:
+        raise InputError(
+            f"{folder / ADAPTER_WEIGHTS} must be a whole file of safetensors, got: {first_line(error)}; save it again"
+        ) from None
+    return tensors, read_object(folder / ADAPTER_CONFIG)
 
 
 def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shears.artifacts import PACKAGE, SUB_ADAPTER, read_json, read_record, weights_fingerprint, write_json
+from shears.artifacts import PACKAGE, SUB_ADAPTER, read_object, read_record, weights_fingerprint, write_json
 from shears.folders import working_folder
 from shears.models import save_tokenizer
 from shears.package_models import names_fingerprint, settings_of_adapter
@@ -49,7 +49,7 @@ def unpack(package: str | Path, output: str | Path) -> Path:
 
 def _write_model(package: Package, folder: Path, output: Path) -> None:
     output.mkdir()
-    config = read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
     dtypes = model_dtypes(package, CONFIG_DTYPES.get(str(config.get("dtype")), torch.bfloat16))
     tensors = ((name, tensor.to(dtypes[name])) for name, tensor in package.model_tensors())
     shapes = {name: (dtypes[name], shape) for name, shape in package.model_shapes().items()}

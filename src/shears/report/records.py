@@ -21,9 +21,9 @@ from shears.artifacts import (
     TRAINING_LOG,
     TRAINING_TIMES,
     evaluation_file,
-    read_json,
+    read_object,
 )
-from shears.errors import InputError
+from shears.errors import InputError, first_line
 from shears.timing import read_times
 
 Record = Mapping[str, Any]
@@ -101,16 +101,19 @@ def read_run(folder: Path) -> Run:
 
 
 def _record(path: Path) -> Record | None:
-    return read_json(path) if path.is_file() else None
+    return read_object(path) if path.is_file() else None
 
 
 def _figures(folder: Path, summary: Record | None) -> dict[str, Record]:
     files = {row["name"]: evaluation_file(folder, row["name"]) for row in (summary or {"models": []})["models"]}
-    return {name: read_json(file) for name, file in files.items() if file.is_file()}
+    return {name: read_object(file) for name, file in files.items() if file.is_file()}
 
 
 def _yaml(path: Path) -> Record:
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} must be a YAML file, got {first_line(error)}; write it again") from None
     return content if isinstance(content, dict) else {}
 
 
@@ -119,5 +122,5 @@ def _lines(path: Path) -> list[Record]:
         return []
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} must hold a JSON object a line, got {error}; train again") from None

@@ -106,8 +106,8 @@ def _gain(result: Record) -> str:
         return ""
     test, notes = gain["test"], "; ".join(gain["notes"])
     chosen, heuristic = (figure(gain["figure"], test[name]) for name in ("chosen", "heuristic"))
-    low, high = test["ci95"]
-    found = f"{test['difference']:+.3g}, {low:+.3g} to {high:+.3g}"
+    interval = "{:+.3g} to {:+.3g}".format(*test["ci95"]) if test["ci95"] else "no interval is known"
+    found = f"{test['difference']:+.3g}, {interval}"
     words = f" {gain['figure'].capitalize()} on {test['n']:,} test examples: "
     words += f"chosen {chosen}, heuristic {heuristic} ({found})."
     return f"{words} Note: {notes}." if notes else words

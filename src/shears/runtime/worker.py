@@ -54,8 +54,7 @@ class Worker:
         InputError for a prompt that cannot be read, and for more texts than are ever taken on; BusyError where the
         queue is full, ClosedError after `close`.
         """
-        if len(answers) > self.most:
-            raise InputError(f"at most {self.most} texts can be asked for at once, got {len(answers)}; ask for fewer")
+        self.check_number(len(answers))
         for answer in answers:
             self.engine.batch.check(answer)
         with self._changed:
@@ -66,6 +65,11 @@ class Worker:
             self._open.update(zip(answers, news, strict=True))
             self._new += answers
             self._changed.notify()
+
+    def check_number(self, count: int) -> None:
+        """Raise InputError for more texts than are ever taken on together."""
+        if count > self.most:
+            raise InputError(f"at most {self.most} texts can be asked for at once, got {count}; ask for fewer")
 
     def cancel(self, answers: Sequence[Answer]) -> None:
         """Forget texts, wherever they stand; their places are free before the next step."""

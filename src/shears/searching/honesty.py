@@ -37,10 +37,10 @@ class Gain(NamedTuple):
         return self.low <= 0.0 <= self.high
 
     def as_data(self) -> dict[str, Any]:
-        """Return it as plain JSON data."""
+        """Return it as plain JSON data; the interval is None where there is none."""
         return {
             "n": self.n, "heuristic": self.heuristic, "chosen": self.chosen, "difference": self.difference,
-            "ci95": [self.low, self.high],
+            "ci95": [self.low, self.high] if math.isfinite(self.low) and math.isfinite(self.high) else None,
         }  # fmt: skip
 
 

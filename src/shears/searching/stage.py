@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from shears.adapt.load import SuperAdapter, load_super_adapter, space_of_record
+from shears.adapt.load import SuperAdapter, load_super_adapter, space_of_record, whole_record
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import RESULT, SEARCH_SPACE, as_data, read_record, source_fingerprint, write_json
+from shears.artifacts import RESULT, SEARCH_SPACE, as_data, source_fingerprint, write_json
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.folders import working_folder
@@ -111,7 +111,7 @@ def search(
     budget if wanted. InputError for what cannot be used.
     """
     settings, output, started = build(SearchConfig, "search", config), Path(output), time.monotonic()
-    trained = read_record(Path(super_adapter), SEARCH_SPACE)
+    trained = whole_record(Path(super_adapter), SEARCH_SPACE, "fingerprint", "config")
     fingerprint = trained["fingerprint"]
     pairs, tied = pairs_for(settings, Path(super_adapter), trained), _tied(settings, trained)
     asked = _asked(settings, fingerprint)

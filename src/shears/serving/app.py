@@ -64,7 +64,7 @@ class Service:
         self.check_name(asked.model)
         options = {**asked.sampling(), "max_new_tokens": self._max_new_tokens(*limit)}
         start = time.perf_counter()
-        texts = Texts(self.worker, await answers_of(self.worker.engine, prompts, options))
+        texts = Texts(self.worker, await answers_of(self.worker, prompts, options))
         name = PREFIXES[kind] + uuid.uuid4().hex
         frame = Frame(kind, name, int(time.time()), self.name, with_usage=asked.include_usage)
         if asked.stream:

@@ -24,7 +24,7 @@ async def read_object(request: Request, most: int) -> dict[str, Any]:
     except ClientDisconnect:
         raise RequestError(499, "the client went away before its request was whole") from None  # nobody reads it
     try:
-        content = json.loads(body)
+        content = json.loads(body.decode("utf-8-sig"))  # of bytes, json would take halves of surrogate pairs
         if b"\\u" in body:
             json.dumps(content, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be
     except (ValueError, RecursionError) as error:

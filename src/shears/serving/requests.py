@@ -135,7 +135,7 @@ def _asks_nothing(key: str, value: object) -> bool:
 def _explained(kind: type[Kind], error: ValidationError) -> RequestError:
     details = error.errors()  # a misspelt key explains a missing one
     detail = next((each for each in details if each["type"] == "extra_forbidden"), None) or _likeliest(details)
-    place = [str(part) for part in detail["loc"]]
+    place = [str(part) for part in detail["loc"]] or ["body"]  # what is wrong with the whole has no place in it
     parts = [part for part in place[1:] if part != "str" and part.replace("_", "").isalnum()]  # without alternatives
     name = ".".join([place[0], *parts])
     if detail["type"] == "missing":

@@ -65,7 +65,7 @@ def bound(host: str, port: int) -> socket.socket:
             listener.bind(address)
             closing.pop_all()
             return listener
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of names that no domain can have
         raise InputError(f"the address must be free and this machine's, got {host} port {port}: {error}") from None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from shears.errors import InputError
 from shears.runtime.answer import Answer, Generation
 from shears.runtime.batch import TooLongError
-from shears.runtime.engine import Engine, Prompt
+from shears.runtime.engine import Prompt
 from shears.runtime.worker import BusyError, ClosedError, Worker
 from shears.serving.errors import RequestError
 
@@ -76,20 +76,23 @@ class Texts:
         raise RequestError(500, "the model failed; see the server's log") from error
 
 
-async def answers_of(engine: Engine, prompts: Sequence[Prompt], options: dict[str, Any]) -> list[Answer]:
+async def answers_of(worker: Worker, prompts: Sequence[Prompt], options: dict[str, Any]) -> list[Answer]:
     """Return texts to be made; a long prompt keeps nobody waiting while it is turned into tokens.
 
     Each has random numbers of its own, from the request's seed and its place: equal prompts give several samples.
+    RequestError for a prompt that cannot be read, and, before any is read, for more than the worker ever takes on.
     """
+    engine = worker.engine
     seed = options.get("seed", random.SystemRandom().getrandbits(63))
     answers = []
-    for place, prompt in enumerate(prompts):
-        _check_tokens(prompt, engine.backend.vocab_size)
-        own = {**options, "seed": (seed + place) % 2**63 if place else seed}
-        try:
+    try:
+        worker.check_number(len(prompts))
+        for place, prompt in enumerate(prompts):
+            _check_tokens(prompt, engine.backend.vocab_size)
+            own = {**options, "seed": (seed + place) % 2**63 if place else seed}
             answers.append(await asyncio.to_thread(engine.answer, prompt, **own))
-        except InputError as error:
-            raise RequestError(400, str(error)) from None
+    except InputError as error:
+        raise RequestError(400, str(error)) from None
     return answers
 
 
