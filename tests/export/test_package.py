@@ -16,6 +16,7 @@ from shears.tensor_files import TensorFiles
 from tests import parts
 from tests.export.made import activated, half_sparse, logits, mixed_ranks, stock, super_adapter
 from tests.export.packages import all_tensors, package, same_bits
+from tests.tiny import save_tiny
 
 BF16 = torch.bfloat16
 
@@ -93,8 +94,9 @@ def test_only_plain_matrices_of_blocks_are_packed_and_routers_stay(tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["granitemoe", "jetmoe"])
 def test_routers_with_a_linear_below_them_stay_too(tmp_path: Path, name: str) -> None:
-    parts.save(tmp_path / "base", name, BF16)
-    index = read_package(package(parts.tiny_tokenizer_beside(tmp_path / "base"), tmp_path / "out", values="int8")).index
+    save_tiny(tmp_path / "base", name)
+    index = read_package(package(tmp_path / "base", tmp_path / "out", values="int8")).index
+    assert index.packed
     assert not [tensor for tensor in index.packed if "router" in tensor]
     assert [tensor for tensor in index.dense if "router" in tensor]
 

@@ -108,7 +108,7 @@ def print_search(path: Path) -> None:
     print_line(f"{path}: {_front(result)}.")
 
 
-def _plain(value: float | None) -> str:
+def _plain(value: int | float | None) -> str:
     """A figure of a search; what breaks a bound on a size was not measured."""
     return "not measured" if value is None else f"{value:,.5g}" if value < 1e4 else f"{value:,.0f}"
 
