@@ -23,13 +23,6 @@ from tests.tiny import CONFIGS, VOCABULARY, save_tiny, tiny_model, tiny_tokenize
 SMALL = {"num_samples": 4, "sequence_length": 32, "batch_size": 2}
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> str:
-    path = tmp_path / "text.txt"
-    path.write_text("".join(f"Line {number} says {number * number}.\n" for number in range(200)))
-    return str(path)
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_folder_opens_in_stock_tools_with_the_zeros_it_states(name: str, tmp_path: Path, text: str) -> None:
     base = save_tiny(tmp_path / "base", name)

@@ -15,13 +15,6 @@ from tests.tiny import save_tiny, tiny_tokenizer
 SMALL = {"num_samples": 4, "sequence_length": 32, "batch_size": 2}
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> str:
-    path = tmp_path / "text.txt"
-    path.write_text("".join(f"Line {number} says {number * number}.\n" for number in range(200)))
-    return str(path)
-
-
 def _with_weights(folder: Path, changes: dict[str, torch.Tensor]) -> str:
     """A tiny model whose weights begin with these values."""
     save_tiny(folder)
