@@ -123,26 +123,30 @@ class CompletionTrainer(Trainer):
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Int[Tensor, " B"]]:
         """Return each example's summed loss, what it learns from (the same but for a teacher), its labelled tokens."""
         predict = packed_predictions if "examples" in inputs else padded_predictions
-        shares = self._shares(count, configs, inputs["labels"].device)
-        teacher = largest_says(model, self.elastic, predict, inputs) if self._taught(shares) else None
+        shares = self._shares(count, configs)
+        teacher = None if shares is None else largest_says(model, self.elastic, predict, inputs)
         if configs:
             self.elastic.activate_rows(configs, inputs.get("examples"))
         found = predict(model, inputs)
         losses = found.losses()
-        learnt = losses if teacher is None else distilled(found, losses, teacher, shares)
-        sums, learnt_sums = (losses.new_zeros(count).index_add(0, found.rows, each) for each in (losses, learnt))
-        return sums, learnt_sums, torch.bincount(found.rows[found.targets != IGNORED], minlength=count)
+        sums = learnt = losses.new_zeros(count).index_add(0, found.rows, losses)
+        if shares is not None and teacher is not None:
+            taught = distilled(found, losses, teacher, shares.to(losses.device))
+            learnt = losses.new_zeros(count).index_add(0, found.rows, taught)
+        return sums, learnt, torch.bincount(found.rows[found.targets != IGNORED], minlength=count)
 
-    def _shares(self, count: int, configs: Sequence[RankConfig], device: torch.device) -> Float[Tensor, " B"]:
-        """Return the share that each example learns from the largest ranks: none where it has these itself."""
+    def _shares(self, count: int, configs: Sequence[RankConfig]) -> Float[Tensor, " B"] | None:
+        """Return the share that each example learns from the largest ranks, 0 where it has these itself.
+
+        None where nobody asks them: all processes ask or none does, for they may share sharded weights.
+        """
+        if not self.distill:
+            return None
         largest = self.elastic.space.maximal()
         each: Sequence[RankConfig | None] = configs or [self.elastic.active] * count
-        return torch.tensor([self.distill * (config != largest) for config in each], device=device)
-
-    def _taught(self, shares: Tensor) -> bool:
-        """Tell whether the largest ranks are asked: by all processes or by none, for they may share sharded weights."""
+        smaller = [config != largest for config in each]
         apart = self.accelerator.num_processes > 1 and not self.strategy.by_step
-        return bool(shares.any()) or (self.distill > 0 and apart)
+        return torch.tensor(smaller) * self.distill if any(smaller) or apart else None
 
     def _note(self, numbers: Sequence[int], losses: Tensor, counts: Tensor, configs: Sequence[RankConfig]) -> None:
         if not configs:  # all of this process have the active one
