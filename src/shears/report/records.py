@@ -24,6 +24,7 @@ from shears.artifacts import (
     read_object,
 )
 from shears.errors import InputError, first_line
+from shears.resolve import UNREADABLE
 from shears.timing import read_times
 
 Record = Mapping[str, Any]
@@ -112,7 +113,7 @@ def _figures(folder: Path, summary: Record | None) -> dict[str, Record]:
 def _yaml(path: Path) -> Record:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} must be a YAML file, got {first_line(error)}; write it again") from None
     return content if isinstance(content, dict) else {}
 
