@@ -12,7 +12,6 @@ from shears.artifacts import (
     SEARCH_SPACE,
     SPARSITY,
     check_input,
-    file_fingerprint,
     find_record,
     read_record,
     weights_fingerprint,
@@ -20,6 +19,7 @@ from shears.artifacts import (
 )
 from shears.errors import InputError
 from shears.folders import partial_folder
+from shears.paths import file_fingerprint
 
 CONFIG = {"sparsity": 0.5, "seed": 0}
 

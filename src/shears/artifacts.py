@@ -4,7 +4,6 @@ Each holds one record, a JSON file, with the stage's configuration and the finge
 weights. How they come to be is in `folders`.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ from typing import Any
 
 from shears.errors import InputError
 from shears.fields import StageConfig
-from shears.paths import expanded
+from shears.paths import file_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -111,22 +110,6 @@ def refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
 def as_data(config: StageConfig) -> dict[str, Any]:
     """Return a stage's configuration as plain JSON data."""
     return config.model_dump(mode="json")
-
-
-def file_fingerprint(*paths: Path) -> str:
-    """Return sha256 over the files' bytes, in the order given."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
-def source_fingerprint(source: str) -> str | None:
-    """Return sha256 of a local file of examples; None for hub data sets, embedded data and what is not there."""
-    path = expanded(source)
-    return file_fingerprint(path) if path.is_file() else None
 
 
 def weights_fingerprint(folder: Path) -> str:

@@ -19,14 +19,13 @@ from shears.artifacts import (
     SUB_ADAPTER,
     as_data,
     evaluation_file,
-    file_fingerprint,
     read_json,
-    source_fingerprint,
     weights_fingerprint,
     write_json,
     write_text,
 )
 from shears.cards.card import write_card
+from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
@@ -36,6 +35,7 @@ from shears.export.peft import export_adapter
 from shears.folders import run_lock
 from shears.inspection import inspect
 from shears.models import model_folder, set_threads
+from shears.paths import file_fingerprint
 from shears.recipe import EvaluateConfig, Recipe
 from shears.searching.stage import search
 from shears.sparsity.stage import sparsify

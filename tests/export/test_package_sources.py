@@ -76,6 +76,22 @@ def test_another_tools_adapter_is_packed_on_its_base(tmp_path: Path) -> None:
         package(tmp_path / "adapter", tmp_path / "torn", model=str(base))
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"hidden_size": 64}, r"q_proj has \d+ outputs and \d+ inputs, .*q_proj.lora_A.weight is \(3, 64\)"),
+        ({"num_attention_heads": 8, "num_key_value_heads": 8}, r"q_proj has \d+ outputs .*lora_B.weight is \(64, 3\)"),
+        ({"num_hidden_layers": 3}, r"model.layers.2.self_attn.q_proj is not there in .*base; name its base"),
+    ],
+)
+def test_another_models_adapter_is_refused(shape: dict[str, Any], message: str, tmp_path: Path) -> None:
+    base, other = half_sparse(tmp_path / "base"), half_sparse(tmp_path / "other", **shape)
+    get_peft_model(stock(other), LoraConfig(r=3, target_modules=["q_proj"])).save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(InputError, match=f"an adapter must fit the model that it is packed with, .*{message}"):
+        package(tmp_path / "adapter", tmp_path / "out", model=str(base))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
     adapter = super_adapter(tmp_path / "super", half_sparse(tmp_path / "base"))
     one, other = (package(adapter, tmp_path / name) for name in ("one", "other"))

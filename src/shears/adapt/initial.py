@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.elastic import lora_layers
-from shears.artifacts import RECOVERY, RECOVERY_FOLDER, check_input, read_json, read_record, weights_fingerprint
+from shears.artifacts import RECOVERY, RECOVERY_FOLDER, check_input, read_record, weights_fingerprint
 from shears.errors import InputError
 from shears.models import weight_oi
-from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B
+from shears.peft_files import ADAPTER_WEIGHTS, PREFIX, A, B
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +54,14 @@ def start_from_recovery(model: PeftModel, folder: Path, adapter: str = "default"
 
 
 def _read_recovery(folder: Path) -> dict[str, Tensor]:
-    """Return the recovery's tensors, whose product needs no scaling."""
+    """Return the recovery's tensors; its alpha is its rank, so that their product needs no scaling."""
     place = folder / RECOVERY_FOLDER
     if not (place / RECOVERY).is_file():
         raise InputError(f"init recovery needs {place}; make it with shears sparsify --recover-rank N")
     record = read_record(place, RECOVERY)
     check_input(f"the base model of {place}", record["base_fingerprint"], weights_fingerprint(folder))
-    config = read_json(place / ADAPTER_CONFIG)
-    factor = (config["lora_alpha"] / config["r"]) ** 0.5
-    return {name: tensor * factor for name, tensor in load_file(place / ADAPTER_WEIGHTS).items()}
+    tensors: dict[str, Tensor] = load_file(place / ADAPTER_WEIGHTS)
+    return tensors
 
 
 @torch.no_grad()

@@ -22,13 +22,12 @@ from shears.artifacts import (
     TRAINING_LOG,
     as_data,
     read_json,
-    source_fingerprint,
     sync_tree,
     weights_fingerprint,
     write_json,
 )
 from shears.cards.card import write_card
-from shears.data.fingerprints import rows_fingerprint
+from shears.data.fingerprints import rows_fingerprint, source_fingerprint
 from shears.models import model_folder, pick_device
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.progress import is_first_process

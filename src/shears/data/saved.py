@@ -39,6 +39,16 @@ def saved_rows(source: str, split: str = "train") -> list[Row]:
     return rows
 
 
+def saved_files(source: str, split: str = "train") -> list[Path]:
+    """Return the files that hold the rows which `saved_rows` returns, in order; none where there is no such folder."""
+    if not is_saved(source):
+        return []
+    folder, asked = _parts(source)
+    if not (folder / MARKERS[0]).is_file():
+        folder /= asked or split
+    return sorted(path for path in folder.glob("*.arrow") if not path.name.startswith("cache-"))  # of map and filter
+
+
 def _parts(source: str) -> tuple[Path, str]:
     """Return the folder and the split asked for, empty for none."""
     whole = expanded(source)

@@ -22,10 +22,10 @@ from shears.artifacts import (
     find_record,
     read_json,
     read_record,
-    source_fingerprint,
     weights_fingerprint,
     write_json,
 )
+from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError, first_line
 from shears.evaluation.contamination import mark_seen, training_data
 from shears.evaluation.harness import run_harness

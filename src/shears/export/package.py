@@ -34,8 +34,9 @@ from shears.errors import InputError, first_line
 from shears.export.merge import merge_adapter
 from shears.export.packing import Packing, choose_form
 from shears.export.sub_adapter import origin, read_sub_adapter, refuse_ranks
+from shears.export.tensors import misfit
 from shears.folders import working_folder
-from shears.models import model_folder, save_tokenizer
+from shears.models import model_folder, save_tokenizer, weight_oi
 from shears.packed.file import PACKAGE_FILE
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.recipe import ExportConfig
@@ -132,11 +133,20 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
     config, files = read_config(folder), TensorFiles(folder)
     form = choose_form(files, settings)
     empty = empty_model(folder, config, torch.float32)
+    if wrong := misfit(source.adapter, _shapes(empty)):
+        raise InputError(f"an adapter must fit the model that it is packed with, {wrong} in {folder}; name its base")
     packing = Packing(files, form, _transposed(empty), getattr(config.get_text_config(), "vocab_size", None))
     fingerprint = packing.write(work / PACKAGE_FILE, source.adapter)
     _copy_configs(source, work, DTYPE_NAMES[form.rest] if form.rest else None)
     save_tokenizer(folder, work)
     return {"values": form.values, "package_fingerprint": fingerprint, **_figures(packing, work, source)}
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return outputs and inputs of every linear by name."""
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    weights = {name: weight_oi(linear) for name, linear in linears.items()}
+    return {name: (weight.shape[0], weight.shape[1]) for name, weight in weights.items()}
 
 
 def _transposed(model: nn.Module) -> list[str]:

@@ -14,7 +14,6 @@ from shears.artifacts import (
     SEARCH_SPACE,
     SUB_ADAPTER,
     as_data,
-    file_fingerprint,
     weights_fingerprint,
     write_json,
 )
@@ -26,6 +25,7 @@ from shears.export.package import export_package
 from shears.export.sub_adapter import NEEDED, read_adapter_config, sliced_config
 from shears.export.tensors import padded, sliced
 from shears.folders import working_folder
+from shears.paths import file_fingerprint
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.recipe import ExportConfig
 from shears.resolve import build

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from shears.artifacts import source_fingerprint
+from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.export.quality import BUDGET, Samples, Text, context_of, draw_samples, losses
 from shears.export.target import Changed, Merged, Target, merge_into

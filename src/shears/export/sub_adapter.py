@@ -9,11 +9,12 @@ from torch import Tensor
 
 from shears.adapt.load import space_of_record, whole_record
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import SEARCH_SPACE, SUB_ADAPTER, as_data, file_fingerprint, read_json
+from shears.artifacts import SEARCH_SPACE, SUB_ADAPTER, as_data, read_json
 from shears.errors import InputError
 from shears.export.choice import by_linear, choose_ranks, ranks_file
 from shears.export.tensors import sliced
 from shears.export.updates import Update, updates_of
+from shears.paths import file_fingerprint
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, rank_patterns
 from shears.recipe import ExportConfig
 from shears.version import __version__

@@ -1,4 +1,4 @@
-"""A sub-adapter's tensors out of the super-adapter's: sliced to each rank, or padded with zeros. Pure.
+"""An adapter's tensors: sliced to each rank, padded with zeros, or held against the linears they are for. Pure.
 
 R rank, O output and I input features of a linear. PEFT names its tensors
 `base_model.model.<linear>.lora_A.weight` (R I) and `...lora_B.weight` (O R).
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from shears.peft_files import PREFIX
+from shears.peft_files import PREFIX, A, B
 
 
 def sliced(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
@@ -24,6 +24,23 @@ def padded(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str,
         result[name] = torch.zeros_like(tensor)
         _first(name, result[name], ranks[linear_of(name)]).copy_(_first(name, tensor, ranks[linear_of(name)]))
     return result
+
+
+def misfit(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]) -> str | None:
+    """Return what keeps an adapter from fitting linears of these shapes (O I), in words; None where it fits.
+
+    Only A and B of linears are looked at: what else an adapter may hold is for PEFT to place.
+    """
+    for name, tensor in tensors.items():
+        if not name.endswith((A, B)):
+            continue
+        shape = shapes.get(linear_of(name))
+        if shape is None:
+            return f"{linear_of(name)} is not there"
+        side = 1 if name.endswith(A) else 0
+        if tensor.ndim != 2 or tensor.shape[side] != shape[side]:
+            return f"{linear_of(name)} has {shape[0]} outputs and {shape[1]} inputs, {name} is {tuple(tensor.shape)}"
+    return None
 
 
 def linear_of(name: str) -> str:

@@ -13,9 +13,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from shears.artifacts import SPARSITY, as_data, source_fingerprint, weights_fingerprint, write_json
+from shears.artifacts import SPARSITY, as_data, weights_fingerprint, write_json
 from shears.cards.card import write_card
 from shears.data.calibration import calibration_batches
+from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.folders import working_folder
 from shears.models import DTYPES, load_model, load_tokenizer, model_folder, pick_device, save_tokenizer
