@@ -10,7 +10,7 @@ from benchmarks import reproduction
 from benchmarks.nls_tasks import Task
 from benchmarks.report import rows_of
 from benchmarks.reproduction import Setting, cells, run_cells
-from benchmarks.reproduction_page import as_cell, print_page
+from benchmarks.reproduction_page import TABLES, as_cell, print_page
 from benchmarks.reproduction_table import print_tables
 
 from tests.tiny import save_tiny
@@ -90,10 +90,19 @@ def test_seeds_are_pooled_and_claims_paired_by_seed(capsys: pytest.CaptureFixtur
     assert "dense LoRA | " not in text
 
 
-def test_the_page_sets_ours_beside_the_papers_figures(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("task", "set_there", "nls_there", "minimal_there", "dense_there"),
+    [
+        ("mawps", "LLaMA-7B, mean of four math sets (of them MAWPS)", "45.3 (78.6)", "43.5", "46.9 (79.0)"),
+        ("arc-easy-text", "LLaMA-7B, mean of eight commonsense sets", "72.5", "", "74.7"),
+    ],
+)
+def test_the_page_sets_ours_beside_the_papers_figures(
+    task: str, set_there: str, nls_there: str, minimal_there: str, dense_there: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Lines of both benchmarks; of an arm measured twice, the last counts; what is not there is a dash."""
     nls = [
-        {"task": "t", "arm": arm, "seed": seed, "epochs": 1.0, "right": right}
+        {"task": task, "arm": arm, "seed": seed, "epochs": 1.0, "right": right}
         for arm, seed, right in (
             ("nls", 0, {"heuristic": "0000"}),
             ("nls", 0, {"heuristic": "1100", "minimal": "1000"}),
@@ -101,14 +110,19 @@ def test_the_page_sets_ours_beside_the_papers_figures(capsys: pytest.CaptureFixt
             ("lora-pissa", 0, {"heuristic": "1111"}),
         )
     ]
-    cell = {"task": "t", "sparsity": 0.0, "adapter": "lora", "seed": 0, "epochs": 1.0, "init": "lora",
+    cell = {"task": task, "sparsity": 0.0, "adapter": "lora", "seed": 0, "epochs": 1.0, "init": "lora",
             "right": {"heuristic": "1111"}, "seconds": {}}  # fmt: skip
     print_page([row for each in (*nls, cell) if (row := as_cell(each)) is not None])
     text = capsys.readouterr().out
-    assert "| | paper: LLaMA-7B, mean of four math sets | t, 1 epoch, PEFT's start |" in text
-    assert "| 50 %, NLS, heuristic | 45.3 | 62.5% (" in text
+    assert f"| | paper: {set_there} | {task}, 1 epoch, PEFT's start |" in text
+    assert f"| 50 %, NLS, heuristic | {nls_there} | 62.5% (" in text
     assert "), 4 x 2 (50.0%, 75.0%) |" in text
-    assert "| smallest ranks | 43.5 | 25.0% (" in text
-    assert "| dense, LoRA | 46.9 | 100.0% (" in text
+    assert f"| smallest ranks | {minimal_there} | 25.0% (" in text
+    assert f"| dense, LoRA | {dense_there} | 100.0% (" in text
     assert "hill climbing" not in text
     assert as_cell(nls[-1]) is None
+
+
+def test_every_figure_of_the_paper_belongs_to_a_line() -> None:
+    for lines, *papers in TABLES.values():
+        assert all(figures.keys() <= {name for name, *_ in lines} for _, figures in papers)
