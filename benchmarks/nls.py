@@ -10,7 +10,7 @@ made again, and several processes may share DIR (each with --results and arms of
 import argparse
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,17 @@ def _run(
         "seconds": round(time.monotonic() - start, 1),
         "losses": _losses(adapter, data["validation"]),
     }
-    measured = {ranks: _right(arm, task, data, adapter, model, ranks) for ranks in arm.measured}
-    row["right"] = {ranks: "".join("01"[bit] for bit in bits) for ranks, bits in measured.items()}
-    print({**key, "losses": row["losses"], **{name: sum(b) / len(b) for name, b in measured.items()}}, flush=True)
+    measured = {ranks: _records(arm, task, data, adapter, model, ranks) for ranks in arm.measured}
+    readings = {"right": task.correct} if task.correct == "correct" else {"right": task.correct, "summed": "correct"}
+    for name, key_of in readings.items():
+        row[name] = {ranks: _bits(records, key_of) for ranks, records in measured.items()}
+    shares = {ranks: bits.count("1") / len(bits) for ranks, bits in row["right"].items()}
+    print({**key, "losses": row["losses"], **shares}, flush=True)
     return row
+
+
+def _bits(records: Sequence[Mapping[str, Any]], correct: str) -> str:
+    return "".join("01"[bool(record[correct])] for record in records)
 
 
 def _losses(adapter: Path, validation: Path) -> dict[str, float]:
@@ -92,7 +99,9 @@ def _losses(adapter: Path, validation: Path) -> dict[str, float]:
     return losses
 
 
-def _right(arm: Arm, task: Task, data: Mapping[str, Path], adapter: Path, model: str, ranks: str) -> list[bool]:
+def _records(
+    arm: Arm, task: Task, data: Mapping[str, Path], adapter: Path, model: str, ranks: str
+) -> list[dict[str, Any]]:
     folder = adapter.with_name(f"{adapter.name}-{ranks}")
     if not folder.exists():
         shears.export_adapter(adapter, folder, ranks=ranks, format="merged-sparse" if arm.merged else "peft")
@@ -103,7 +112,7 @@ def _right(arm: Arm, task: Task, data: Mapping[str, Path], adapter: Path, model:
     )
     if arm.merged:
         shutil.rmtree(folder)  # a whole model
-    return [bool(record["correct"]) for record in evaluated.records]
+    return evaluated.records
 
 
 def _arguments() -> argparse.Namespace:

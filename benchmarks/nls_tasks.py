@@ -13,12 +13,16 @@ from benchmarks.mawps_data import write_splits
 
 @dataclass(frozen=True)
 class Task:
-    """`write(source, target)` gives the files of the three splits; `evaluation` is what `shears.evaluate` is told."""
+    """`write(source, target)` gives the files of the three splits; `evaluation` is what `shears.evaluate` is told.
+
+    `correct` names what makes a record right: of choices of very different lengths, the likeliest per token.
+    """
 
     name: str
     write: Callable[[Path, Path], Mapping[str, Path]]
     evaluation: Mapping[str, Any]
     max_length: int = 512
+    correct: str = "correct"
 
 
 def _mawps(source: Path, target: Path) -> dict[str, Path]:
@@ -82,6 +86,11 @@ TASKS: Mapping[str, Task] = {
     "mawps": Task("mawps", _mawps, {"task": "equation", "max_new_tokens": 32}),
     "arc-easy": Task("arc-easy", _choices("ARC-Easy", 2051, 200, 1000), {"task": "choices"}),
     "arc-easy-text": Task("arc-easy-text", _choices("ARC-Easy", 2051, 200, 1000, by_text), {"task": "choices"}),
-    "openbookqa-text": Task("openbookqa-text", _choices("openbookqa", 2000, 200, 500, by_text), {"task": "choices"}),
+    "openbookqa-text": Task(
+        "openbookqa-text",
+        _choices("openbookqa", 2000, 200, 500, by_text),
+        {"task": "choices"},
+        correct="correct_per_token",
+    ),
     "boolq": Task("boolq", _choices("boolq", 2000, 200, 1000), {"task": "choices"}),
 }

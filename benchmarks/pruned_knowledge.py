@@ -73,7 +73,7 @@ def _measured(way: str, task: Task, data: Mapping[str, Path], source: Path, work
 
 def _right(model: str, adapter: str | None, task: Task, test: Path) -> str:
     found = shears.evaluate(model, adapter=adapter, data=str(test), **task.evaluation)
-    return "".join("01"[bool(record["correct"])] for record in found.records)
+    return "".join("01"[bool(record[task.correct])] for record in found.records)
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -148,7 +148,7 @@ def _right(task: Task, test: Path, base: str, adapter: Path, ranks: str, name: s
     if not folder.exists():
         shears.export_adapter(adapter, folder, ranks=ranks)
     evaluated = shears.evaluate(base, adapter=str(folder), data=str(test), **task.evaluation)
-    return "".join("01"[record["correct"]] for record in evaluated.records)
+    return "".join("01"[record[task.correct]] for record in evaluated.records)
 
 
 def _arguments() -> argparse.Namespace:
