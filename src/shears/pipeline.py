@@ -20,6 +20,7 @@ from shears.artifacts import (
     as_data,
     evaluation_file,
     read_json,
+    read_object,
     weights_fingerprint,
     write_json,
     write_text,
@@ -29,7 +30,7 @@ from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
-from shears.evaluation.run import evaluate, measured
+from shears.evaluation.run import evaluate, measured, template_of
 from shears.export.choice import ranks_file
 from shears.export.peft import export_adapter
 from shears.folders import run_lock
@@ -160,11 +161,22 @@ def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
         else:
             models["sparse + sub-adapter"] = (str(folder / "sparse"), output)
     (folder / "evaluation").mkdir(exist_ok=True)
-    rows = [_row(name, *parts, recipe.evaluate, folder) for name, parts in models.items()]
-    summary = {"task": recipe.evaluate.task, "data": recipe.evaluate.data, "models": rows}
+    config = _asked(recipe.evaluate, folder / "super_adapter" if recipe.train else recipe.model)
+    rows = [_row(name, *parts, config, folder) for name, parts in models.items()]
+    summary = {"task": config.task, "data": config.data, "models": rows}
     write_json(folder / EVALUATION, summary)
     _write_figures(recipe, folder, summary)
     return summary
+
+
+def _asked(config: EvaluateConfig, trained: str | Path) -> EvaluateConfig:
+    """Return what every model of a run is asked, all in the template that `trained` was trained with or that is named.
+
+    A text, whose perplexity is measured, has no template.
+    """
+    if config.task == "perplexity":
+        return config
+    return config.model_copy(update={"template": template_of(config, trained)})
 
 
 def _write_figures(recipe: Recipe, folder: Path, summary: Mapping[str, Any]) -> None:
@@ -184,6 +196,7 @@ def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, fo
     return {
         "name": name,
         **{key: figures[key] for key in ("metric", "value", "n", "ci95")},
+        "details": figures.get("details", {}),
         "sparsity": weights["sparsity"],
         "parameters": weights["parameters"],
         "nonzeros": weights["nonzeros"],
@@ -193,8 +206,14 @@ def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, fo
 
 def _measurement(file: Path, model: str, adapter: Path | None, config: EvaluateConfig) -> dict[str, Any] | None:
     """Return the figures of one model where the very same measurement is there, else None."""
-    before: dict[str, Any] = read_json(file) if file.is_file() else {}
-    if any(before.get(key) != value for key, value in measured(model, adapter, config).items()):
+    if not file.is_file():
+        return None
+    before, asked = read_object(file), measured(model, adapter, config)
+    own = config.model_copy(update={"template": None})
+    if before.get("config") == as_data(own) and template_of(own, adapter or model) == config.template:
+        asked["config"]["template"] = None  # earlier versions asked each model in its own, here the same
+    if any(before.get(key) != value for key, value in asked.items()):
+        logger.info("%s is of another model, prompt, data or setting: measured again", file)
         return None
     journal_path(file).unlink(missing_ok=True)  # left by a kill between the figures and its removal
     return before

@@ -55,6 +55,22 @@ def test_the_metadata_holds_the_figure_of_the_artifact_alone() -> None:
     assert "| dense |" in text
 
 
+def test_the_card_of_what_saw_test_questions_says_so() -> None:
+    details = {"accuracy_strict": 0.4, "accuracy_strict_low": 0.3, "accuracy_strict_high": 0.5, "seen_in_training": 3.0,
+               "accuracy_unseen": 0.25}  # fmt: skip
+    text = card("sub_adapter.json", RECORDS["sub_adapter.json"], [*FIGURES, {**FIGURES[0], "details": details}])
+    assert "| 95 % interval | n | accuracy strict |" in text
+    assert "| dense | number | 50.0% | 40.0% to 60.0% | 100 | 40.0% (30.0% to 50.0%) |" in text
+    assert (
+        "3 of the 100 test questions stand in the training data of dense; on the others its accuracy is 25.0%" in text
+    )
+
+
+def test_lm_evals_accuracies_are_percentages_too() -> None:
+    text = card("sparsity.json", RECORDS["sparsity.json"], [{**FIGURES[0], "metric": "acc_norm"}])
+    assert "| dense | number | 50.0% | 40.0% to 60.0% | 100 |" in text
+
+
 def test_a_sparse_model_says_where_its_zeros_are() -> None:
     text = card("sparsity.json", RECORDS["sparsity.json"])
     assert "| q_proj | 64 | 37.5% |" in text

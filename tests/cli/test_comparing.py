@@ -48,6 +48,17 @@ def test_the_tables_fit_and_say_everything(
     assert text.count("o" if encoding == "ascii" else "●") >= arms
 
 
+def test_every_task_has_its_tables_and_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = _data(tmp_path, 2), _data(tmp_path, 2)
+    tasks = [{**one, "task": "arc[/b]"}, {**other, "task": "boolq", "notes": ["b saw 3 questions."]}]
+    text = "\n".join(_printed({"against": one["against"], "tasks": tasks}, monkeypatch, "utf-8"))
+    assert "accuracy on 200 examples of arc[/b]" in text
+    assert "accuracy on 200 examples of boolq" in text
+    assert text.count("b saw 3 questions.") == 1
+    assert text.count("p (Holm)") == 2  # two differences in all
+    assert text.count("p: McNemar") == 1
+
+
 def test_names_are_printed_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = _data(tmp_path, 2)
     for arm, name in zip(data["arms"], ("lr[bold]", "a[/b]"), strict=True):

@@ -158,6 +158,27 @@ def test_what_a_run_made_last_is_what_one_is_told_to_try(
     assert f'Try it: shears generate {command} --prompt "..."' in told
 
 
+def test_the_strict_reading_and_questions_seen_in_training_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"metric": "accuracy", "value": 0.5, "n": 1319, "ci95": [0.112, 0.912], "sparsity": 0.5, "nonzeros": 1e8,
+           "adapter_parameters": 1e7}  # fmt: skip
+    strict = {"accuracy_strict": 0.409, "accuracy_strict_low": 0.1, "accuracy_strict_high": 0.8}
+    seen = {**strict, "seen_in_training": 3.0, "accuracy_unseen": 0.25}
+    models = [{"name": "dense", **row}, {"name": "sparse + sub-adapter", **row, "details": seen}]
+    file = io.StringIO()
+    monkeypatch.setattr(tables, "console", Console(file=file, width=80, _environ={}))
+    tables.print_summary({"task": "gsm8k", "data": "d", "models": models}, tmp_path)
+    lines = file.getvalue().splitlines()
+    table = lines[: next(number for number, line in enumerate(lines) if line.startswith("└")) + 1]
+    assert max(map(len, table)) <= 80
+    assert "…" not in "".join(table)
+    assert "strict" in "".join(table)
+    assert "40.9%" in "".join(table)
+    told = "3 of the 1,319 test questions stand in the training data of sparse + sub-adapter; on the others its "
+    assert f"{told}accuracy is 25.0%." in lines
+
+
 def test_what_is_not_known_is_not_said(printed: Lines) -> None:
     """A hash that embedded data have not, say."""
     data = {"path": "found", "kind": "search", "data": "arithmetic:validation", "data_sha256": None, "seed": 0}

@@ -2,42 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from shears import compare
 from shears.errors import InputError
 from shears.evaluation.arms import read_arms
-from shears.evaluation.comparison import Measurement, compare_arms
+from shears.evaluation.comparison import compare_arms
+from shears.evaluation.measurements import Measurement
 from shears.evaluation.statistics import bootstrap_difference, mcnemar, paired_difference, wilson_interval
-
-ONE = [True, True, False, True, True, False, True, True]
-OTHER = [True, False, False, False, True, False, False, True]
-THIRD = [False, False, False, True, False, False, False, True]
-
-
-def _records(bits: list[bool], task: str | None = None) -> list[dict[str, Any]]:
-    more = {} if task is None else {"task": task}
-    return [{"index": n, "id": f"q{n}", "correct": bit, **more} for n, bit in enumerate(bits)]
-
-
-def _file(folder: Path, name: str, records: list[dict[str, Any]]) -> str:
-    (folder / name).write_text(json.dumps({"task": "number", "metric": "accuracy", "records": records}))
-    return str(folder / name)
-
-
-def _run(folder: Path, **models: list[bool]) -> Path:
-    (folder / "evaluation").mkdir(parents=True)
-    for name, bits in models.items():
-        _file(folder / "evaluation", f"{name}.json", _records(bits))
-    (folder / "evaluation.json").write_text(json.dumps({"models": [{"name": name} for name in models]}))
-    return folder
+from tests.evaluation.measured import ONE, OTHER, THIRD, figures_file, records, run_folder
 
 
 def test_two_runs_are_compared_pair_by_pair_whatever_their_order() -> None:
-    shuffled = _records(OTHER)[::-1]
-    found = compare_arms({"one": [Measurement("a", _records(ONE))], "other": [Measurement("b", shuffled)]})
+    shuffled = records(OTHER)[::-1]
+    found = compare_arms({"one": [Measurement("a", records(ONE))], "other": [Measurement("b", shuffled)]})
     (difference,) = found["differences"]
     assert (difference["name"], difference["against"]) == ("other", "one")
     interval = paired_difference([OTHER], [ONE])
@@ -50,7 +29,7 @@ def test_two_runs_are_compared_pair_by_pair_whatever_their_order() -> None:
 
 
 def test_several_differences_are_corrected_and_the_baseline_can_be_named() -> None:
-    arms = {name: [Measurement(name, _records(bits))] for name, bits in (("a", ONE), ("b", OTHER), ("c", THIRD))}
+    arms = {name: [Measurement(name, records(bits))] for name, bits in (("a", ONE), ("b", OTHER), ("c", THIRD))}
     found = compare_arms(arms, against="b")
     assert [(each["name"], each["against"]) for each in found["differences"]] == [("a", "b"), ("c", "b")]
     ps = sorted((each["p"], each["p_holm"]) for each in found["differences"])
@@ -60,7 +39,7 @@ def test_several_differences_are_corrected_and_the_baseline_can_be_named() -> No
 
 
 def test_seeds_are_pooled_and_tested_by_resampling_examples(tmp_path: Path) -> None:
-    files = [_file(tmp_path, f"{n}.json", _records(bits)) for n, bits in enumerate((ONE, OTHER, THIRD, OTHER))]
+    files = [figures_file(tmp_path, f"{n}.json", records(bits)) for n, bits in enumerate((ONE, OTHER, THIRD, OTHER))]
     found = compare([f"x={files[0]},{files[1]}", f"y={files[2]},{files[3]}"])
     assert [(arm["name"], arm["runs"]) for arm in found["arms"]] == [("x", 2), ("y", 2)]
     (difference,) = found["differences"]
@@ -70,7 +49,7 @@ def test_seeds_are_pooled_and_tested_by_resampling_examples(tmp_path: Path) -> N
 
 
 def test_a_runs_folder_has_an_arm_a_model_and_runs_pool_model_by_model(tmp_path: Path) -> None:
-    one, two = _run(tmp_path / "a", dense=ONE, sparse=OTHER), _run(tmp_path / "b", dense=ONE, sparse=THIRD)
+    one, two = run_folder(tmp_path / "a", dense=ONE, sparse=OTHER), run_folder(tmp_path / "b", dense=ONE, sparse=THIRD)
     assert list(read_arms([str(one)])) == ["dense", "sparse"]
     assert list(read_arms([str(one), str(two / "evaluation.json")])) == [
         "a: dense", "a: sparse", "evaluation: dense", "evaluation: sparse",
@@ -82,20 +61,20 @@ def test_a_runs_folder_has_an_arm_a_model_and_runs_pool_model_by_model(tmp_path:
 def test_sources_without_a_name_are_pooled_with_nothing(tmp_path: Path) -> None:
     for folder in ("a", "b", "c"):
         (tmp_path / folder).mkdir()
-    one, two = (_file(tmp_path / name, "out.json", _records(bits)) for name, bits in (("a", ONE), ("b", OTHER)))
-    other = _file(tmp_path / "c", "other.json", _records(THIRD))
+    one, two = (figures_file(tmp_path / name, "out.json", records(bits)) for name, bits in (("a", ONE), ("b", OTHER)))
+    other = figures_file(tmp_path / "c", "other.json", records(THIRD))
     assert {name: len(each) for name, each in read_arms([one, two, other]).items()} == {
         "a/out": 1,
         "b/out": 1,
         "other": 1,
     }
     assert list(read_arms([f"out={one}", two])) == ["out", "b/out"]
-    runs = [_run(tmp_path / name, sparse=ONE) / "evaluation.json" for name in ("x", "y")]
+    runs = [run_folder(tmp_path / name, sparse=ONE) / "evaluation.json" for name in ("x", "y")]
     assert list(read_arms(list(map(str, runs)))) == ["x/evaluation: sparse", "y/evaluation: sparse"]
 
 
 def test_one_source_spelled_twice_is_given_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = _file(tmp_path, "x.json", _records(ONE))
+    file = figures_file(tmp_path, "x.json", records(ONE))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.json").symlink_to(file)
     for runs in (["x=x.json", f"x={file}"], [f"x=x.json,{file}"], ["x=link.json,x.json"], ["x.json", file]):
@@ -106,9 +85,14 @@ def test_one_source_spelled_twice_is_given_twice(tmp_path: Path, monkeypatch: py
 
 
 def test_tasks_of_one_file_are_arms_of_their_own(tmp_path: Path) -> None:
-    file = _file(tmp_path, "h.json", [*_records(ONE, "a"), *_records(OTHER, "b")])
+    file = figures_file(tmp_path, "h.json", [*records(ONE, "a"), *records(OTHER, "b")])
     assert list(read_arms([file])) == ["a", "b"]
-    assert list(read_arms([file, _file(tmp_path, "i.json", _records(ONE, "a"))])) == ["h: a", "h: b", "i"]
+    assert list(read_arms([f"x={file}"])) == ["x: a", "x: b"]
+    alone = figures_file(tmp_path, "i.json", records(ONE, "a"))
+    assert {name: [each.task for each in of] for name, of in read_arms([file, alone]).items()} == {
+        "h": ["a", "b"],
+        "i": ["a"],
+    }
 
 
 def test_examples_that_come_twice_are_told_apart_by_their_order() -> None:
@@ -125,7 +109,7 @@ def test_older_records_are_known_by_their_prompt() -> None:
 
 
 def test_other_examples_are_refused_with_counts(tmp_path: Path) -> None:
-    files = [_file(tmp_path, "a.json", _records(ONE)), _file(tmp_path, "b.json", _records(ONE[:5]))]
+    files = [figures_file(tmp_path, "a.json", records(ONE)), figures_file(tmp_path, "b.json", records(ONE[:5]))]
     with pytest.raises(InputError, match=r"a.json has 8, .*b.json has 5, 5 are in both"):
         compare(files)
 
@@ -152,7 +136,7 @@ def test_what_is_no_measurement_is_an_error(content: str, message: str, tmp_path
 
 
 def test_a_single_arm_one_that_is_not_there_and_one_twice_are_errors(tmp_path: Path) -> None:
-    file = _file(tmp_path, "a.json", _records(ONE))
+    file = figures_file(tmp_path, "a.json", records(ONE))
     for runs, message in (
         ([file], "needs at least two arms, got a"),
         ([file, str(tmp_path / "nowhere")], "must be a folder with evaluation.json or a figures file, got .*nowhere"),
@@ -164,7 +148,7 @@ def test_a_single_arm_one_that_is_not_there_and_one_twice_are_errors(tmp_path: P
 
 @pytest.mark.parametrize("name", ["c.json", "c.html"])
 def test_a_comparison_is_written_as_data_or_as_a_page(name: str, tmp_path: Path) -> None:
-    files = [_file(tmp_path, "a<b.json", _records(ONE)), _file(tmp_path, "b.json", _records(OTHER))]
+    files = [figures_file(tmp_path, "a<b.json", records(ONE)), figures_file(tmp_path, "b.json", records(OTHER))]
     data = compare(files, output=tmp_path / name)
     text = (tmp_path / name).read_text()
     if name.endswith("json"):
@@ -184,7 +168,7 @@ def test_an_output_of_another_kind_is_refused_before_anything_is_read(tmp_path: 
 
 
 def test_an_output_that_is_one_of_the_inputs_is_refused(tmp_path: Path) -> None:
-    file, run = Path(_file(tmp_path, "a.json", _records(ONE))), _run(tmp_path / "run", sparse=OTHER)
+    file, run = Path(figures_file(tmp_path, "a.json", records(ONE))), run_folder(tmp_path / "run", sparse=OTHER)
     (tmp_path / "link.json").symlink_to(file)
     for output in (file, tmp_path / "link.json", run / "evaluation.json", run / "evaluation" / "sparse.json"):
         before = output.read_bytes()
@@ -195,6 +179,6 @@ def test_an_output_that_is_one_of_the_inputs_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_out_of_bounds_is_an_error(seed: int, tmp_path: Path) -> None:
-    files = [_file(tmp_path, name, _records(ONE)) for name in ("a.json", "b.json")]
+    files = [figures_file(tmp_path, name, records(ONE)) for name in ("a.json", "b.json")]
     with pytest.raises(InputError, match=f"the seed must be from 0 to 4294967295, got {seed}"):
         compare(files, seed=seed)

@@ -118,9 +118,9 @@ def test_two_runs_are_shown_beside_each_other(tmp_path: Path) -> None:
     assert "train.epochs1.03.0" in text
     assert "serve.port" not in text
     assert "sparse: one against two+0.0" in text
-    files["evaluation.json"]["data"] = "else.jsonl"
+    files["evaluation.json"]["task"] = "equation"
     text = Reader(write_report(one, compare=write_run(tmp_path / "two", files)).read_text()).text
-    assert "not measured on the same task and data" in text
+    assert "They were not measured alike: the tasks are number and equation." in text
     assert "one: dense" not in text
 
 

@@ -3,19 +3,23 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from shears.measures import is_share, other_readings, seen_words
 from shears.notation import by_layer
 
 Record = Mapping[str, Any]
 
 
 def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
-    """Return measurements with their intervals and counts."""
+    """Return measurements with their intervals, counts and other readings, and what was seen in training below."""
+    readings = [{reading["metric"]: reading for reading in other_readings(row)} for row in figures]
+    others = list(dict.fromkeys(name for row in readings for name in row))
     rows = (
-        (row["name"], row["task"], _figure(row["metric"], row["value"]),
-         " to ".join(_figure(row["metric"], edge) for edge in row["ci95"]), row["n"])
-        for row in figures
+        (row["name"], row["task"], _figure(row["metric"], row["value"]), _interval(row), row["n"],
+         *(_reading(reading.get(name)) for name in others))
+        for row, reading in zip(figures, readings, strict=True)
     )  # fmt: skip
-    return table(("model", "task", figures[0]["metric"], "95 % interval", "n"), rows)
+    seen = filter(None, (seen_words(row, row["name"]) for row in figures))
+    return "\n\n".join([table(("model", "task", figures[0]["metric"], "95 % interval", "n", *others), rows), *seen])
 
 
 def sparsity_table(record: Record) -> str | None:
@@ -67,5 +71,13 @@ def _cell(value: object) -> str:
     return " ".join(str(value).replace("|", "\\|").split())
 
 
+def _reading(figures: Mapping[str, Any] | None) -> str:
+    return f"{_figure(figures['metric'], figures['value'])} ({_interval(figures)})" if figures else ""
+
+
+def _interval(figures: Mapping[str, Any]) -> str:
+    return " to ".join(_figure(figures["metric"], edge) for edge in figures["ci95"])
+
+
 def _figure(metric: str, value: float) -> str:
-    return f"{value:.1%}" if metric == "accuracy" else f"{value:.4g}"
+    return f"{value:.1%}" if is_share(metric) else f"{value:.4g}"

@@ -30,7 +30,8 @@ def compare(
 ) -> None:
     """Compare evaluations on the same examples.
 
-    Accuracies with 95 % intervals, paired differences with p values. RUN is a run's folder or what evaluate wrote.
+    Accuracies with 95 % intervals, paired differences with p values, a table for each task of lm-eval. RUN is a run's
+    folder or what evaluate wrote.
 
     shears compare lora=lora-0.json,lora-1.json nls=nls-0.json,nls-1.json --output compare.html
     """
@@ -44,9 +45,20 @@ def compare(
 
 
 def print_comparison(data: Mapping[str, Any]) -> None:
-    """Print the arms with a plot of their intervals, then the differences."""
+    """Print the arms with a plot of their intervals, then the differences, task by task; what the figures mean."""
+    tasks = data.get("tasks", [data])
+    several = sum(len(task["differences"]) for task in tasks) > 1
+    for task in tasks:
+        _print_task(task, several)
+    tests = sorted({row["test"] for task in tasks for row in task["differences"]})
+    tables.print_line(f"p: {' or '.join(tests)}, two-sided; won, lost: only it, only the other is right.")
+    tables.print_line("Intervals are over examples; seeds are pooled by example.")
+
+
+def _print_task(data: Mapping[str, Any], several: bool) -> None:
     low, high = _range([arm["ci95"] for arm in data["arms"]])
-    title = f"accuracy on {data['n']:,} examples"
+    of = f" of {data['task']}" if "task" in data else ""
+    title = Text(f"accuracy on {data['n']:,} examples{of}")
     axis = f"{low:.0%}".ljust(PLOT - len(f"{high:.0%}")) + f"{high:.0%}"
     table = Table("arm", "runs", "accuracy", "95 % interval", axis, title=title)
     table.columns[-1].no_wrap = True
@@ -54,16 +66,15 @@ def print_comparison(data: Mapping[str, Any]) -> None:
         table.add_row(Text(arm["name"]), str(arm["runs"]), *tables.figure({**arm, "metric": "accuracy"}),
                       whisker(arm["value"], arm["ci95"], low, high))  # fmt: skip
     tables.console.print(table)
-    tables.console.print(_differences(data))
-    tests = sorted({row["test"] for row in data["differences"]})
-    tables.print_line(f"p: {' or '.join(tests)}, two-sided; won, lost: only it, only the other is right.")
-    tables.print_line("Intervals are over examples; seeds are pooled by example.")
+    tables.console.print(_differences(data, several))
+    for note in data.get("notes", []):
+        tables.print_line(note)
 
 
-def _differences(data: Mapping[str, Any]) -> Table:
-    """Return the table of differences; columns that no row fills are left out."""
+def _differences(data: Mapping[str, Any], several: bool) -> Table:
+    """Return the table of differences; columns that no row fills are left out, and Holm's where there is only one."""
     rows = data["differences"]
-    counted, several = any("won" in row for row in rows), len(rows) > 1
+    counted = any("won" in row for row in rows)
     more = [*(["won, lost"] if counted else []), "p", *(["p (Holm)"] if several else [])]
     title = Text(f"difference to {data['against']}, same examples")  # an arm may be called like rich's markup
     table = Table("arm", "points", "95 % interval", *more, title=title)

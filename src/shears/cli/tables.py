@@ -13,6 +13,7 @@ from rich.text import Text
 
 from shears.artifacts import PACKAGE, SPARSITY, read_json
 from shears.cards.tables import ranks_by_kind
+from shears.measures import other_readings, seen_words
 from shears.progress import is_first_process
 
 console = Console(quiet=not is_first_process())
@@ -57,32 +58,15 @@ def figure(data: Mapping[str, Any]) -> tuple[str, str]:
 def print_evaluation(title: str, data: Mapping[str, Any]) -> None:
     """Print one measurement, and what its details add: another reading of the answers, the figures of each task."""
     table = Table("task", "metric", "value", "95 % interval", "n", title=Text(title))
-    for row in data.get("figures") or [data, *_other_readings(data)]:
+    for row in data.get("figures") or [data, *other_readings(data)]:
         value, interval = figure(row)
         table.add_row(Text(row["task"]), Text(row["metric"]), value, interval, f"{row['n']:,}")
     if len({row["task"] for row in data.get("figures", [])}) > 1:
         table.add_section()
         table.add_row("mean of the tasks", data["metric"], *figure(data), f"{data['n']:,}")
     console.print(table)
-    if seen := int(data["details"].get("seen_in_training", 0)):
-        others = data["details"].get("accuracy_unseen")
-        rest = "" if others is None else f"; on the others the accuracy is {others:.1%}"
-        print_line(f"{seen} of these questions stand in the training data{rest}.")
-
-
-def _other_readings(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the details that have an interval of their own (`NAME`, `NAME_low`, `NAME_high`) as figures."""
-    details = data["details"]
-    return [
-        {
-            **data,
-            "metric": name.replace("_", " "),
-            "value": value,
-            "ci95": (details[f"{name}_low"], details[f"{name}_high"]),
-        }
-        for name, value in details.items()
-        if f"{name}_low" in details
-    ]
+    if seen := seen_words(data):
+        print_line(seen)
 
 
 def print_search(path: Path) -> None:
@@ -128,18 +112,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     """Print the end of a run: what sparsity cost, what the adapter brought back, where everything is."""
     rows = summary["models"]
     if rows:
-        table = Table(
-            "model", f"{rows[0]['metric']}", "95 % interval", "zeros", "non-zeros", "adapter",
-            title=Text(f"{summary['task']} on {summary['data']} (n = {rows[0]['n']})"),
-        )  # fmt: skip
-        for row in rows:
-            value, interval = figure(row)
-            table.add_row(
-                row["name"], value, interval, f"{row['sparsity']:.0%}", f"{row['nonzeros'] / 1e6:.1f} M",
-                f"{row['adapter_parameters'] / 1e6:.1f} M" if row["adapter_parameters"] else "-",
-            )  # fmt: skip
-        console.print(table)
-        print_line("zeros: share in the decoder blocks' linears, embeddings stay dense; non-zeros: in the whole model.")
+        _print_models(f"{summary['task']} on {summary['data']} (n = {rows[0]['n']})", rows)
     names = ("sparse", "super_adapter", "search", "sub_adapter", "merged", "package", "evaluation.json")
     for name in (name for name in names if (folder / name).exists()):
         print_line(f"  {folder / name}")
@@ -147,6 +120,25 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     whole = folder / last if last in WHOLE else None
     parts = f"{folder}/sparse{f' --adapter {folder}/sub_adapter' if (folder / 'sub_adapter').exists() else ''}"
     print_line(f'Try it: shears generate {whole or parts} --prompt "..."')
+
+
+def _print_models(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the models of a run: figures, other readings of the answers, sizes; then what they saw in training."""
+    readings = [{reading["metric"]: figure(reading)[0] for reading in other_readings(row)} for row in rows]
+    others = list(dict.fromkeys(name for row in readings for name in row))
+    short = (name.removeprefix("accuracy ") for name in others)
+    head = ("model", rows[0]["metric"], "95 % interval", *short, "zeros", "non-zeros", "adapter")
+    table = Table(*head, title=Text(title))
+    for row, reading in zip(rows, readings, strict=True):
+        table.add_row(
+            row["name"], *figure(row), *(reading.get(name, "-") for name in others), f"{row['sparsity']:.0%}",
+            f"{row['nonzeros'] / 1e6:.1f} M",
+            f"{row['adapter_parameters'] / 1e6:.1f} M" if row["adapter_parameters"] else "-",
+        )  # fmt: skip
+    console.print(table)
+    for seen in filter(None, (seen_words(row, row["name"]) for row in rows)):
+        print_line(seen)
+    print_line("zeros: share in the decoder blocks' linears, embeddings stay dense; non-zeros: in the whole model.")
 
 
 def print_inspection(data: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from shears.artifacts import EVALUATION, evaluation_file, read_json
 from shears.errors import InputError
-from shears.evaluation.comparison import Arms, Measurement
+from shears.evaluation.measurements import Arms, Measurement
 from shears.evaluation.records import Record
 
 
@@ -17,19 +17,22 @@ def read_arms(runs: Sequence[str]) -> Arms:
 
     Sources behind one name are seeds of one arm; one without a name is called after its file or folder, and as many
     folders above it as tell it from the others. A run's folder (or its evaluation.json) has an arm for each model
-    measured in it; so has a figures file of several lm-eval tasks for each task. InputError for what is none of these.
+    measured in it. Several lm-eval tasks are measurements of one arm, each with its task; of a figures file that stands
+    alone they are the arms. InputError for what is none of these.
     """
     arms: Arms = defaultdict(list)
     named = [_named(text) for text in runs]
     labels = _labels([path for name, paths in named if not name for path in paths], {name for name, _ in named})
-    seen = set[tuple[str, Path]]()
+    seen = set[tuple[str, Path, str]]()
     for name, path in ((name, path) for name, paths in named for path in paths):
         file = _figures(Path(path))
-        for part, measurement in _measurements(file):
+        found = list(_measurements(file))
+        for model, measurement in found:
+            part = model or (measurement.task if len(runs) == 1 and len(found) > 1 else "")
             arm = _arm(name or labels[path], part, alone=len(runs) == 1 and not name)
-            if (arm, file.resolve()) in seen:
+            if (arm, file.resolve(), measurement.task) in seen:
                 raise InputError(f"every source of an arm must be given once, {arm} has one twice: {path}")
-            seen.add((arm, file.resolve()))
+            seen.add((arm, file.resolve(), measurement.task))
             arms[arm].append(measurement)
     return dict(arms)
 
@@ -88,20 +91,24 @@ def _figures(path: Path) -> Path:
 
 
 def _measurements(file: Path) -> Iterator[tuple[str, Measurement]]:
-    """Yield the parts of a source with their names; a file of one measurement is one part without a name."""
+    """Yield the measurements of a source, task by task, with their models' names; a figures file has none."""
     content = read_json(file)
     if not isinstance(content, dict) or not ("models" in content or "records" in content):
         raise InputError(f"{file} must be {EVALUATION} of a run or what evaluate --output wrote; it is neither")
     if "models" in content:
         for name in _models(file, content["models"]):
             own = evaluation_file(file.parent, name)
-            yield name, Measurement(str(own), _records(own, read_json(own)))
+            yield from ((name, each) for each in _by_task(own, read_json(own)))
         return
+    yield from (("", each) for each in _by_task(file, content))
+
+
+def _by_task(file: Path, content: Any) -> Iterator[Measurement]:
     found = _records(file, content)
     tasks = list(dict.fromkeys(str(record.get("task", "")) for record in found)) or [""]
     for task in tasks:
         records = [record for record in found if str(record.get("task", "")) == task]
-        yield task if len(tasks) > 1 else "", Measurement(f"{file}{f' ({task})' if len(tasks) > 1 else ''}", records)
+        yield Measurement(str(file), records, task)
 
 
 def _models(file: Path, rows: Any) -> list[str]:

@@ -1,18 +1,17 @@
 """Runs on the same examples, aligned and compared: accuracies with intervals, paired differences with p values.
 
-An arm is a name and one or more measurements (seeds) of it; an example is known by its question, whatever its place in
-the file and the prompt around it.
+An arm is a name and one or more measurements (seeds) of it, of one task or several.
 """
 
+import logging
 import math
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from shears.data.questions import question_id
 from shears.errors import InputError
-from shears.evaluation.records import Record
+from shears.evaluation.measurements import Arms, Measurement
+from shears.evaluation.remarks import remarks
 from shears.evaluation.statistics import (
     Bits,
     bootstrap_difference,
@@ -23,52 +22,61 @@ from shears.evaluation.statistics import (
     seed_spread,
 )
 
-Key = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What one evaluation gave, and where it was read from."""
-
-    source: str
-    records: Sequence[Record]
-
-    def by_example(self) -> dict[Key, bool]:
-        """Return whether each example is right; questions that come several times are told apart by their order."""
-        seen: Counter[str] = Counter()
-        right: dict[Key, bool] = {}
-        for record in self.records:
-            if not isinstance(record, dict) or not isinstance(record.get("correct"), bool):
-                raise InputError(f"{self.source} must hold records that are right or wrong; a perplexity has none")
-            name = str(record.get("id") or question_id(str(record.get("prompt", ""))))
-            right[name, seen[name]] = record["correct"]
-            seen[name] += 1
-        return right
-
-
-Arms = dict[str, list[Measurement]]
+logger = logging.getLogger(__name__)
 
 
 def compare_arms(arms: Arms, against: str | None = None, seed: int = 0) -> dict[str, Any]:
     """Return the comparison of several arms as plain data; every other arm is held against one, by default the first.
 
     p is the mid-p of McNemar's test where both arms have one run, that of the paired bootstrap where seeds are pooled;
-    `p_holm` is corrected for the number of differences. InputError where the arms are not on the same examples.
+    `p_holm` is corrected for the number of differences. Where arms have several tasks, `tasks` holds a comparison of
+    each that all of them have, and p_holm counts the differences of all. InputError where the arms are not on the same
+    examples.
     """
     if len(arms) < 2:
         raise InputError(f"a comparison needs at least two arms, got {', '.join(arms) or 'none'}; name another run")
     base = against or next(iter(arms))
     if base not in arms:
         raise InputError(f"against must be one of the arms ({', '.join(arms)}), got {base!r}")
+    tasks = _by_task(arms)
+    each = [{**({"task": task} if task else {}), **_comparison(part, base, seed)} for task, part in tasks.items()]
+    found = [difference for comparison in each for difference in comparison["differences"]]
+    for difference, p in zip(found, holm([difference["p"] for difference in found]), strict=True):
+        difference["p_holm"] = p
+    return each[0] if len(each) == 1 else {"against": base, "tasks": each}
+
+
+def _by_task(arms: Arms) -> dict[str, Arms]:
+    """Return the arms task by task; as they are where each has one task, whatever it is called."""
+    tasks = {name: dict.fromkeys(each.task for each in measurements) for name, measurements in arms.items()}
+    if all(len(found) == 1 for found in tasks.values()):
+        return {"": arms}
+    first, *others = tasks.values()
+    shared = [task for task in first if all(task in found for found in others)]
+    if not shared:
+        told = "; ".join(f"{name} has {_listed(found)}" for name, found in tasks.items())
+        raise InputError(f"arms must have a task in common: {told}; evaluate them on the same tasks")
+    if left_out := sorted({task for found in tasks.values() for task in found} - set(shared)):
+        logger.warning("not every arm has %s: left out", _listed(left_out))
+    return {
+        task: {name: [each for each in measurements if each.task == task] for name, measurements in arms.items()}
+        for task in shared
+    }
+
+
+def _listed(tasks: Iterable[str]) -> str:
+    return ", ".join(task or "a task without a name" for task in tasks)
+
+
+def _comparison(arms: Arms, base: str, seed: int) -> dict[str, Any]:
+    """Return the comparison of arms on one task."""
     runs = _aligned(arms)
-    found = [_difference(name, runs[name], base, runs[base], seed) for name in arms if name != base]
-    for each, p in zip(found, holm([difference["p"] for difference in found]), strict=True):
-        each["p_holm"] = p
     return {
         "n": len(runs[base][0]),
         "against": base,
         "arms": [_arm(name, runs[name], arms[name]) for name in arms],
-        "differences": found,
+        "differences": [_difference(name, runs[name], base, runs[base], seed) for name in arms if name != base],
+        "notes": remarks(arms, base),
     }
 
 
@@ -77,14 +85,14 @@ def _aligned(arms: Arms) -> dict[str, list[Bits]]:
     first, *_ = (measurement for measurements in arms.values() for measurement in measurements)
     keys = list(first.by_example())
     if not keys:
-        raise InputError(f"{first.source} must hold records of examples, it holds none")
+        raise InputError(f"{first.where} must hold records of examples, it holds none")
     aligned: dict[str, list[Bits]] = defaultdict(list)
     for name, measurements in arms.items():
         for measurement in measurements:
             right = measurement.by_example()
             if right.keys() != set(keys):
                 raise InputError(
-                    f"arms must be on the same examples: {first.source} has {len(keys)}, {measurement.source} has "
+                    f"arms must be on the same examples: {first.where} has {len(keys)}, {measurement.where} has "
                     f"{len(right)}, {len(right.keys() & set(keys))} are in both; evaluate them on the same data"
                 )
             aligned[name].append([right[key] for key in keys])

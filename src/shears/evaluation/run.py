@@ -55,10 +55,8 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
     bytes. With an output, generated texts are kept beside it (`OUTPUT.partial`) until it is whole: started again after
     a kill, the evaluation goes on from there.
     """
-    given = wanted = build(EvaluateConfig, "evaluate", config)
-    if wanted.template is None:
-        default = TEMPLATE if wanted.task in (*ANSWER_FORMS, "harness") else DEFAULT_TEMPLATE
-        wanted = wanted.model_copy(update={"template": adapter_template(adapter or model, default)})
+    given = build(EvaluateConfig, "evaluate", config)
+    wanted = given.model_copy(update={"template": template_of(given, adapter or model)})
     if output is not None:
         _check_output(Path(output), wanted)
     loaded, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
@@ -117,6 +115,12 @@ def _evaluate(
         examples = load_task_examples(tokenizer, config)
         evaluation = evaluate_examples(model, tokenizer, examples, config, journal)
     return mark_seen(evaluation, examples, training_data(trained))
+
+
+def template_of(config: EvaluateConfig, artifact: str | Path) -> str:
+    """Return the template to ask in: the one named, else that of an adapter's or model's record, else the task's."""
+    default = TEMPLATE if config.task in (*ANSWER_FORMS, "harness") else DEFAULT_TEMPLATE
+    return config.template or adapter_template(artifact, default)
 
 
 def adapter_template(adapter: str | Path | None, default: str = DEFAULT_TEMPLATE) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from shears.measures import is_share, other_readings
 from shears.report.drawing import WIDTH, Scale, svg, text, whisker
 from shears.report.html import element, table
 from shears.report.records import Record
@@ -23,7 +24,7 @@ def measurement_picture(title: str, rows: Sequence[Record]) -> Markup:
 def _drawing(title: str, rows: Sequence[Record]) -> Markup:
     metric = rows[0]["metric"]
     highest = max(row["ci95"][1] for row in rows)
-    scale = Scale(0.0, 1.0 if metric == "accuracy" and highest > 0.5 else highest, LEFT, WIDTH - RIGHT)
+    scale = Scale(0.0, 1.0 if is_share(metric) and highest > 0.5 else highest, LEFT, WIDTH - RIGHT)
     bars = [_bar(row, index * ROW + 4, scale) for index, row in enumerate(rows)]
     return svg(title, len(rows) * ROW + 4, *bars)
 
@@ -44,13 +45,20 @@ def _bar(row: Record, top: float, scale: Scale) -> Markup:
 
 
 def _table(title: str, rows: Sequence[Record]) -> Markup:
-    head = ("model", rows[0]["metric"], "95 % interval", "n", "zeros", "non-zeros", "adapter")
+    readings = [{reading["metric"]: reading for reading in other_readings(row)} for row in rows]
+    others = list(dict.fromkeys(name for row in readings for name in row))
+    head = ("model", rows[0]["metric"], "95 % interval", *others, "n", "zeros", "non-zeros", "adapter")
     return table(
         title,
         head,
         (
-            (row["name"], figure(row["metric"], row["value"]), interval(row), row["n"], percent(row["sparsity"]),
+            (row["name"], figure(row["metric"], row["value"]), interval(row),
+             *(_reading(reading.get(name)) for name in others), row["n"], percent(row["sparsity"]),
              count(row["nonzeros"]), count(row["adapter_parameters"]) if row["adapter_parameters"] else "none")
-            for row in rows
+            for row, reading in zip(rows, readings, strict=True)
         ),
     )  # fmt: skip
+
+
+def _reading(row: Record | None) -> str:
+    return f"{figure(row['metric'], row['value'])} ({interval(row)})" if row else "none"

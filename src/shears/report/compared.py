@@ -46,7 +46,9 @@ def compare(
 def comparison_page(data: Row) -> str:
     """Return the page of a comparison."""
     style = files("shears.report").joinpath("style.css").read_text("utf-8")
-    title, base = f"{len(data['arms'])} arms on {data['n']:,} examples", data["against"]
+    tasks = data.get("tasks", [data])
+    examples = " and ".join(f"{task['n']:,} examples{_of(task)}" for task in tasks)
+    title, base = f"{len(tasks[0]['arms'])} arms on {examples}", data["against"]
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -55,16 +57,25 @@ def comparison_page(data: Row) -> str:
         element("title", f"shears: {title}"),
         element("style", Markup(style)),  # a file of ours
     )
-    content = section(
-        "comparison",
-        "Accuracy and differences",
-        "Whiskers are 95 % intervals over examples; seeds of an arm are pooled example by example.",
+    content = (_section(number, task) for number, task in enumerate(tasks, start=1))
+    lead = f"Every arm against {base}, paired by example."
+    body = element("body", element("header", element("h1", title), element("p", lead)), element("main", *content))
+    return Markup("<!DOCTYPE html>\n") + element("html", head, body, lang="en") + "\n"
+
+
+def _section(number: int, data: Row) -> Markup:
+    lead = "Whiskers are 95 % intervals over examples; seeds of an arm are pooled example by example."
+    return section(
+        f"comparison-{number}",
+        f"Accuracy and differences{_of(data)}",
+        " ".join([lead, *data.get("notes", [])]),
         _accuracies(data),
         _differences(data),
     )
-    lead = f"Every arm against {base}, paired by example."
-    body = element("body", element("header", element("h1", title), element("p", lead)), element("main", content))
-    return Markup("<!DOCTYPE html>\n") + element("html", head, body, lang="en") + "\n"
+
+
+def _of(data: Row) -> str:
+    return f" of {data['task']}" if "task" in data else ""
 
 
 def _accuracies(data: Row) -> Markup:

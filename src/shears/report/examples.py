@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from markupsafe import Markup
 
 from shears.report.html import element, table
-from shears.report.pairs import bits, comparable
+from shears.report.pairs import aligned, bits
 from shears.report.records import Record
 
 SHOWN, LONGEST = 8, 1500  # examples, characters of a text
@@ -22,14 +22,14 @@ def agreement(figures: Mapping[str, Record]) -> Markup | None:
 
 def differing(figures: Mapping[str, Record]) -> list[Markup]:
     """Return examples in turns of every pattern in which some models are right and some wrong."""
-    each = [figure["records"] for figure in figures.values()]
+    each = aligned(list(figures.values()))
     return [_example(list(figures), [records[index] for records in each]) for index in _spread(_patterns(figures))]
 
 
 def _patterns(figures: Mapping[str, Record]) -> list[Pattern]:
-    if len(figures) < 2 or not comparable(list(figures.values())):
+    if len(figures) < 2:
         return []
-    return list(zip(*map(bits, figures.values()), strict=True))
+    return list(zip(*map(bits, aligned(list(figures.values()))), strict=True))
 
 
 def _spread(patterns: Sequence[Pattern]) -> Iterator[int]:

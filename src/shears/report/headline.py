@@ -5,11 +5,14 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from shears.measures import is_share, seen_words
 from shears.report.front import measured, objectives_of
 from shears.report.html import element
 from shears.report.records import Record, Run
 from shears.report.speed import faster_than_stock
 from shears.report.words import GAP, count, figure, interval, percent, size, times
+
+NO_MEASURE = "Its accuracy on all of them is no measure of what was learned."
 
 
 class Headline(NamedTuple):
@@ -28,14 +31,14 @@ def headlines(run: Run) -> list[Headline]:
 def _quality(run: Run) -> Iterator[Headline]:
     if not run.models:
         return
-    last, first = run.models[-1], run.models[0]
-    if last is first:
+    (first, *others), last = run.models, run.models[-1]
+    if not others:
         value = figure(last["metric"], last["value"])
         yield Headline(
             value, f"{last['metric']} of the {last['name']} model", f"{interval(last)}, n{GAP}={GAP}{last['n']}"
         )
         return
-    for row in (last, *run.models[1:-1]):
+    for row in (last, *others[:-1]):
         yield Headline(_kept(first, row), _kept_words(first, row), _pair(first, row))
 
 
@@ -43,7 +46,7 @@ def _kept(dense: Record, other: Record) -> str:
     if not dense["value"]:
         return figure(other["metric"], other["value"])
     ratio = other["value"] / dense["value"]
-    return f"{100 * ratio:.0f}{GAP}%" if dense["metric"] == "accuracy" and ratio < 1.5 else times(ratio)
+    return f"{100 * ratio:.0f}{GAP}%" if is_share(dense["metric"]) and ratio < 1.5 else times(ratio)
 
 
 def _kept_words(dense: Record, other: Record) -> str:
@@ -122,6 +125,12 @@ def sentence(run: Run) -> str | None:
         words += f", {times(ratio['median'])} as fast as the dense model in transformers"
     untrained = " The dense model was not trained on the task." if run.space is not None else ""
     return f"{words[0].upper()}{words[1:]}.{untrained}"
+
+
+def warnings(run: Run) -> list[str]:
+    """Return for each model whose training data hold test questions how many, and its accuracy on the others."""
+    told = (seen_words(row, row["name"], percent) for row in run.models)
+    return [f"{words} {NO_MEASURE}" for words in told if words]
 
 
 def _beside(dense: Record, other: Record) -> str:

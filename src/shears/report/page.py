@@ -6,7 +6,7 @@ from importlib.resources import files
 
 from markupsafe import Markup
 
-from shears.report.headline import cards, headlines, sentence
+from shears.report.headline import cards, headlines, sentence, warnings
 from shears.report.html import element
 from shears.report.records import Run
 from shears.report.sections import sections_of
@@ -40,11 +40,23 @@ def _body(run: Run, other: Run | None, script: str) -> Markup:
         "body",
         element("a", "Skip to the figures", href="#main", class_="skip"),
         element("header", element("h1", _name(run)), element("p", _lead(run)), links),
-        element("main", _words(run), cards(headlines(run)), *(content for *_, content in sections), id="main"),
+        element(
+            "main",
+            *_warnings(run),
+            _words(run),
+            cards(headlines(run)),
+            *(content for *_, content in sections),
+            id="main",
+        ),
         element("footer", origin),
         element("div", id="copied", role="status", aria_live="polite"),
         element("script", Markup(script)),  # a file of ours
     )
+
+
+def _warnings(run: Run) -> list[Markup]:
+    """What a reader must know before the figures."""
+    return [element("p", element("strong", "Warning: "), words, class_="words", role="note") for words in warnings(run)]
 
 
 def _words(run: Run) -> Markup | None:

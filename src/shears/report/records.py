@@ -54,8 +54,9 @@ class Run:
 
     @property
     def models(self) -> Sequence[Record]:
-        """The rows of the summary: one a model, dense first."""
-        return self.summary["models"] if self.summary else ()
+        """The rows of the summary: one a model, dense first, each with the details of its measurement."""
+        rows: Sequence[Record] = self.summary["models"] if self.summary else ()
+        return [{"details": self.figures.get(row["name"], {}).get("details", {}), **row} for row in rows]
 
     @property
     def exported(self) -> Record | None:

@@ -1,9 +1,11 @@
 """What each section of the page says and shows; a section of which the run has nothing is left out."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 from markupsafe import Markup
 
+from shears.measures import other_readings
 from shears.recipe.goals import MAXIMISED
 from shears.report.bars import measurement_picture
 from shears.report.comparison import comparison
@@ -12,7 +14,7 @@ from shears.report.examples import agreement, differing
 from shears.report.front import counted, front_picture, measured, objectives_of
 from shears.report.maps import rank_map, sparsity_map
 from shears.report.origin import recipe_text, stages_table, times_table
-from shears.report.pairs import pairs_table, within
+from shears.report.pairs import apart, other_prompts, pairs_table, unpaired_words, within
 from shears.report.records import Record, Run
 from shears.report.section import section
 from shears.report.speed import speed_pictures, speed_words
@@ -43,12 +45,30 @@ def _quality(run: Run) -> Made:
     if run.summary is None or not run.models:
         return None
     first = run.models[0]
-    lead = f"Task {run.summary['task']} on {run.summary['data']}, {first['n']:,} examples, the same for every model."
+    lead = f"Task {run.summary['task']} on {run.summary['data']}, {first['n']:,} examples{_sameness(run)}."
     if len(run.models) > 1 and run.space is not None:
         lead += " Only the last model was trained on the task; the others are as they are."
     bars = measurement_picture(f"{first['metric'].capitalize()} by model", run.models)
-    tested = pairs_table(within(run.figures)) if run.figures else None
-    return lead, bars, agreement(run.figures), tested
+    pairs = within(run.figures) if run.figures else []
+    return lead + _readings(run) + unpaired_words(pairs), bars, agreement(run.figures), pairs_table(pairs)
+
+
+def _sameness(run: Run) -> str:
+    """Say whether all models were asked the same, and in the same words."""
+    known, *others = run.figures.values() or [{}]
+    if any(apart(known, other) for other in others):
+        return ", not the same for every model"
+    same, prompts = ", the same for every model", other_prompts(run.figures)
+    return f"{same}, but {' and '.join(prompts)} had other prompts, which moves figures too" if prompts else same
+
+
+def _readings(run: Run) -> str:
+    """Return the other readings of the answers: the strict one, say."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in run.models:
+        for reading in other_readings(row):
+            found[reading["metric"]].append(f"{row['name']} {figure(row['metric'], reading['value'])}")
+    return "".join(f" {metric.capitalize()}: {', '.join(figures)}." for metric, figures in found.items())
 
 
 def _speed(run: Run) -> Made:
@@ -118,6 +138,8 @@ def _examples(run: Run) -> Made:
     arrow = " Behind an arrow stands what is read from a text as its answer."
     if run.summary is not None and run.summary["task"] == "equation":
         arrow += " Of an equation, that is the value of what stands left of the equals sign."
+    if prompts := other_prompts(run.figures):
+        arrow += f" Prompts are those of {next(iter(run.figures))}; {' and '.join(prompts)} had others."
     return (f"Questions that some of the models answer and others do not.{arrow}", *found) if found else None
 
 

@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-SHARES = frozenset({"accuracy"})
+from shears.measures import is_share
+
 COUNTS = frozenset({"parameters", "nonzeros", "macs", "tokens"})
 GAP = "\N{NO-BREAK SPACE}"
 
 
 def figure(metric: str, value: int | float) -> str:
     """Return a figure with what its metric asks for: percent, thousands and millions, or a few digits."""
-    if metric in SHARES:
+    if is_share(metric):
         return percent(value)
     return count(value) if metric in COUNTS else digits(value)
 

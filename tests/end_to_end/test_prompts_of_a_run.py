@@ -1,0 +1,83 @@
+"""A run asks all of its models in one template; what earlier versions measured in that one is kept."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shears
+from shears.recipe import Recipe
+from shears.resolve import load_recipe
+from tests.end_to_end.recipe import write_recipe
+
+NAMES = ("dense", "sparse", "sparse_sub_adapter")
+
+
+def recipe_of(folder: Path, *settings: str) -> Recipe:
+    """A run on instruction rows that trains two steps and does not search."""
+    rows = [{"instruction": f"{n}+1?", "output": str(n + 1), "answer": str(n + 1)} for n in range(12)]
+    files = {name: folder / f"{name}_rows.jsonl" for name in ("train", "test")}
+    for file, part in zip(files.values(), (rows[:8], rows[8:]), strict=True):
+        file.write_text("".join(json.dumps(row) + "\n" for row in part))
+    short = [f"train.data={files['train']}", f"evaluate.data={files['test']}", "train.max_steps=2", "search="]
+    return load_recipe(write_recipe(folder), [*short, "evaluate.max_new_tokens=2", *settings])
+
+
+def measured(run: Path) -> dict[str, dict[str, Any]]:
+    """The measurements of a run's models."""
+    return {name: json.loads((run / "evaluation" / f"{name}.json").read_text()) for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    ("trained", "named", "words"),
+    [
+        ("alpaca", None, "### Instruction:\n8+1?"),
+        ("alpaca", "question", "Question: 8+1?\nAnswer:"),
+        ("question", None, "Question: 8+1?\nAnswer:"),
+    ],
+)
+def test_every_model_is_asked_in_the_template_of_the_training_or_the_recipe(
+    trained: str, named: str | None, words: str, tmp_path: Path
+) -> None:
+    settings = [f"train.template={trained}", *([f"evaluate.template={named}"] if named else [])]
+    shears.run(recipe_of(tmp_path, *settings), tmp_path / "run")
+    prompts = [[record["prompt"] for record in each["records"]] for each in measured(tmp_path / "run").values()]
+    assert prompts[0] == prompts[1] == prompts[2]
+    assert words in prompts[0][0]
+
+
+def test_a_paper_task_is_asked_as_the_adapter_was_trained(tmp_path: Path) -> None:
+    """By itself the dense model would be asked in the paper's template."""
+    paper = ["evaluate.task=svamp", "evaluate.num_beams=1", "train.template=question"]
+    shears.run(recipe_of(tmp_path, *paper), tmp_path / "run")
+    assert {each["records"][0]["prompt"] for each in measured(tmp_path / "run").values()} == {"Question: 8+1?\nAnswer:"}
+
+
+def test_what_an_earlier_version_measured_is_kept_where_it_asked_the_same(tmp_path: Path) -> None:
+    """It wrote no template and asked each model in its own: the dense one in question, the sub-adapter in alpaca."""
+    recipe, run = recipe_of(tmp_path, "train.template=alpaca"), tmp_path / "run"
+    summary = shears.run(recipe, run)
+    for name, content in measured(run).items():
+        content["config"]["template"] = None
+        content["records"][0]["output"] = "written by an earlier version"
+        (run / "evaluation" / f"{name}.json").write_text(json.dumps(content))
+    assert shears.run(recipe, run) == summary
+    told = [each["records"][0]["output"] == "written by an earlier version" for each in measured(run).values()]
+    assert told == [False, False, True]
+    before = {name: (run / "evaluation" / f"{name}.json").stat().st_mtime_ns for name in NAMES}
+    assert shears.run(recipe, run) == summary
+    assert before == {name: (run / "evaluation" / f"{name}.json").stat().st_mtime_ns for name in NAMES}
+
+
+def test_a_run_without_training_asks_as_its_model_was_trained(tmp_path: Path) -> None:
+    """The sparse model has no record of a template, the base here has."""
+    recipe = recipe_of(tmp_path, "train=")
+    (tmp_path / "base" / "merged.json").write_text(
+        json.dumps({"template": "alpaca", "super_adapter_fingerprint": "a" * 64})
+    )
+    shears.run(recipe, tmp_path / "run")
+    prompts = {json.loads((tmp_path / "run" / "evaluation" / f"{name}.json").read_text())["records"][0]["prompt"]
+               for name in NAMES[:2]}  # fmt: skip
+    assert len(prompts) == 1
+    assert "### Instruction:" in prompts.pop()
