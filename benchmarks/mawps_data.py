@@ -12,15 +12,20 @@ from shears.prompts import render_completion, render_prompt
 TEMPLATE = "question"
 
 
-def write_splits(source: Path, target: Path) -> dict[str, Path]:
-    """Write train, validation and test as JSONL; questions of the test file are dropped from the others."""
+def write_splits(source: Path, target: Path, *, keep_seen: bool = False) -> dict[str, Path]:
+    """Write train, validation and test as JSONL.
+
+    Questions of the test file are dropped from the others, and those of the training split from the validation split,
+    unless they are kept there as they were up to 2026-11-26.
+    """
     test = json.loads((source / "test.json").read_text())
-    leaked = {_key(row["instruction"]) for row in test}
+    leaked = {question_key(row["instruction"]) for row in test}
     rows = {"test": [{"prompt": render_prompt(TEMPLATE, row["instruction"]), "answer": row["answer"]} for row in test]}
     for split, name in (("train", "trainset.json"), ("validation", "validset.json")):
         given = json.loads((source / name).read_text())
-        clean = [row for row in given if _key(row["original_text"]) not in leaked]
+        clean = [row for row in given if question_key(row["original_text"]) not in leaked]
         rows[split] = [made for row in clean if (made := _row(row))]
+        leaked |= set() if keep_seen else {question_key(row["original_text"]) for row in clean if _row(row)}
         print(
             f"{split}: {len(given)} rows, {len(given) - len(clean)} leaked, {len(rows[split])} with a usable equation"
         )
@@ -31,7 +36,8 @@ def write_splits(source: Path, target: Path) -> dict[str, Path]:
     return paths
 
 
-def _key(question: str) -> str:
+def question_key(question: str) -> str:
+    """Return what two ways to write a question share: its letters and digits."""
     return re.sub(r"\W+", "", question.lower())
 
 

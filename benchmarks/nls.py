@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import shears
+from benchmarks.held_out import unseen
 from benchmarks.nls_arms import ARMS, Arm
 from benchmarks.nls_table import print_table
 from benchmarks.nls_tasks import TASKS, Task
@@ -31,7 +32,7 @@ def main() -> None:
     """Run one of the commands."""
     arguments = _arguments()
     if arguments.command == "table":
-        print_table([row for path in arguments.results for row in rows_of(path)])
+        print_table([unseen(row) for path in arguments.results for row in rows_of(path)])
         return
     log_to_stderr()
     print(environment(), flush=True)

@@ -26,7 +26,7 @@ class Task:
 
 
 def _mawps(source: Path, target: Path) -> dict[str, Path]:
-    """The test figures are of test and validation questions together (no configuration is chosen on either)."""
+    """The test figures are of test and validation questions together."""
     target.mkdir(parents=True, exist_ok=True)
     paths = write_splits(source / "mawps", target)
     both = target / "held-out.jsonl"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import shears
+from benchmarks.held_out import unseen
 from benchmarks.nls_tasks import TASKS, Task
 from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 from benchmarks.reproduction_page import as_cell, print_page
@@ -63,7 +64,7 @@ def main() -> None:
     arguments = _arguments()
     if arguments.command != "run":
         show = print_page if arguments.command == "page" else print_tables
-        rows = [as_cell(row) for path in arguments.results for row in rows_of(path)]
+        rows = [as_cell(unseen(row)) for path in arguments.results for row in rows_of(path)]
         show([row for row in rows if row is not None])
         return
     log_to_stderr()
