@@ -113,6 +113,22 @@ def test_the_keyboard_reaches_the_front_and_copies(browser: Browser, report: Pat
     assert copied(browser).endswith("/search/result.json:2")
 
 
+def test_the_keyboard_copies_whatever_the_mouse_does(browser: Browser, full: Path) -> None:
+    browser.show(full)
+    browser.run("document.querySelector('#search summary').focus()")
+    browser.press("Enter", 13, "\r")
+    browser.until("document.querySelector('#search table').checkVisibility()")
+    browser.run("document.body.tabIndex = -1; document.querySelector('#search').scrollIntoView(); "
+                "getSelection().collapse(document.querySelector('#search h2'), 0)")  # fmt: skip
+    with_mouse = set(browser.run("[...document.querySelectorAll('[data-copy]')].map(e => e.dataset.copy)"))
+    reached = set[str]()
+    for _ in range(100):
+        browser.press("Tab", 9)
+        reached.add(browser.run("document.activeElement.dataset.copy || ''"))
+    assert len(with_mouse) == 80
+    assert reached - {""} == with_mouse
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_has_the_contrast_that_wcag_asks_for(browser: Browser, full: Path, scheme: str) -> None:
     browser.show(full, scheme=scheme)

@@ -91,6 +91,25 @@ def test_a_loss_that_ran_away_still_makes_a_page(tmp_path: Path) -> None:
     assert not any(word in line for line in drawn for word in ("nan", "inf"))
 
 
+def test_what_a_race_estimated_is_marked_and_is_never_the_best(tmp_path: Path) -> None:
+    files = records()
+    raced = {"ranks": RANKS, "metrics": {"loss": 0.31, "parameters": 20, "examples": 1}}
+    files["search/result.json"]["evaluations"].insert(1, raced)
+    reader = Reader(page_of(tmp_path, files))
+    text = reader.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "4 configurations measured, 2 of them on the front; 1 more only estimated, in a race." in text
+    assert "0.5 of the first measured, 5 tried" in text
+    assert (
+        "evaluationlossmeasured onbest so far10.5all examples0.520.31raced, 1 example0.530.45all examples0.45" in text
+    )
+    assert "2raced, 1 example0.31201 x 6, 4 x 4, 1 x 2copy command" in text
+    assert [mark["class"] for mark in reader.named("circle")].count("raced") == 2  # in both pictures
+    assert text.count("Hollow: ") == 2
+    (*_, front) = (str(line["points"]).split() for line in reader.named("polyline") if line["class"] == "pale")
+    assert len(front) == 3  # two configurations and the corner between them
+    assert "Hollow" not in Reader(page_of(tmp_path / "none")).text
+
+
 def test_what_broke_a_bound_and_was_not_measured_is_counted_and_not_drawn(tmp_path: Path) -> None:
     files = records()
     result = files["search/result.json"]
