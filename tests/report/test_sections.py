@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tests.report.made import RANKS, Reader, page_of, records
+from tests.report.made import RANKS, VERSIONS, Reader, page_of, records
 
 
 def test_without_times_the_tokens_are_shown(tmp_path: Path) -> None:
@@ -108,6 +108,26 @@ def test_what_a_race_estimated_is_marked_and_is_never_the_best(tmp_path: Path) -
     (*_, front) = (str(line["points"]).split() for line in reader.named("polyline") if line["class"] == "pale")
     assert len(front) == 3  # two configurations and the corner between them
     assert "Hollow" not in Reader(page_of(tmp_path / "none")).text
+
+
+def test_versions_stand_by_stage_where_they_differ(tmp_path: Path) -> None:
+    files = records()
+    assert "Versionsstagepythontorchtransformerspeftall3.11.92.9.05.0.00.18.0" in Reader(page_of(tmp_path, files)).text
+    other = {**VERSIONS, "torch": "2.10.0"}
+    files["times.jsonl"] += [{"stage": "train", "began": "3", "machine": "", "versions": other},
+                             {"stage": "search", "began": "4", "machine": "", "versions": other},
+                             {"stage": "export", "began": "5", "machine": ""}]  # fmt: skip
+    text = Reader(page_of(tmp_path, files)).text
+    assert "train3.11.92.9.0; 2.10.05.0.00.18.0search3.11.92.10.05.0.00.18.0exportnot kept" in text
+
+
+def test_a_run_of_an_earlier_version_is_shown_without_versions(tmp_path: Path) -> None:
+    files = records()
+    for line in files["times.jsonl"]:
+        line.pop("versions", None)
+    text = Reader(page_of(tmp_path, files)).text
+    assert "Times on a processor, 2 threads" in text
+    assert "Versions" not in text
 
 
 def test_what_broke_a_bound_and_was_not_measured_is_counted_and_not_drawn(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from shears.report.curves import history_picture, training_pictures
 from shears.report.examples import agreement, differing
 from shears.report.front import counted, front_picture
 from shears.report.maps import rank_map, sparsity_map
-from shears.report.origin import recipe_text, stages_table, times_table
+from shears.report.origin import recipe_text, stages_table, times_table, versions_table
 from shears.report.pairs import pairs_table, within
 from shears.report.records import Record, Run
 from shears.report.searched import known, measured, objectives_of
@@ -126,6 +126,7 @@ def _origin(run: Run) -> Made:
     return (
         "What it takes to make this run again.",
         stages_table(run),
+        versions_table(run),
         times_table(run),
         recipe_text(run),
     )
