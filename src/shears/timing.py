@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from shears.version import versions
+
 logger = logging.getLogger(__name__)
 TIMES = "times.jsonl"
 """In a run's folder, two lines for each time that a stage was worked at."""
@@ -24,7 +26,7 @@ def timed(folder: Path, stage: str) -> Iterator[None]:
     A block that an error or Ctrl-C ends is counted as not finished; one that is killed leaves only its first line.
     """
     key = {"stage": stage, "began": datetime.now(UTC).isoformat(timespec="milliseconds")}
-    _append(folder / TIMES, {**key, "machine": machine()})
+    _append(folder / TIMES, {**key, "machine": machine(), "versions": versions()})
     start, finished = time.monotonic(), False
     try:
         yield
@@ -42,14 +44,19 @@ def _append(path: Path, line: dict[str, Any]) -> None:
 
 
 def read_times(folder: Path) -> list[dict[str, Any]]:
-    """Return each time a stage was worked at: stage, began, machine, seconds, finished; of a killed one, 0 seconds."""
+    """Return each time a stage was worked at: stage, began, machine, versions, seconds, finished.
+
+    Of a killed one, 0 seconds; of one that an earlier version kept, no versions.
+    """
     path, found = folder / TIMES, dict[tuple[str, str], dict[str, Any]]()
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:  # cut off by a kill or a full disk
             continue
-        begun = found.setdefault((line["stage"], line["began"]), {"machine": "", "seconds": 0.0, "finished": False})
+        begun = found.setdefault(
+            (line["stage"], line["began"]), {"machine": "", "versions": {}, "seconds": 0.0, "finished": False}
+        )
         begun.update(line)
     return list(found.values())
 

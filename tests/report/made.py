@@ -13,6 +13,7 @@ LAYERS = 3
 RANKS = {f"layers.{layer}.{kind}": rank for layer in range(LAYERS)
          for kind, rank in (("q_proj+k_proj", 4), ("up_proj", (6, 4, 2)[layer]))}  # fmt: skip
 MODELS = {"dense": [1, 1, 0, 0], "sparse": [1, 0, 0, 0], "sparse + sub-adapter": [1, 0, 1, 0]}
+VERSIONS = {"python": "3.11.9", "torch": "2.9.0", "transformers": "5.0.0", "peft": "0.18.0"}
 FILES = ("recipe.yaml", "sparse/sparsity.json", "super_adapter/search_space.json", "super_adapter/training_log.jsonl",
          "search/result.json", "sub_adapter/sub_adapter.json", "evaluation.json")  # fmt: skip
 
@@ -75,7 +76,7 @@ def records(prompt: str = "Question") -> dict[str, Any]:
         "super_adapter/training_times.jsonl": [{"step": step, "seconds": 0.5} for step in steps],
         "times.jsonl": [
             {"stage": "train", "began": "1", "machine": "a processor, 2 threads"},  # killed
-            {"stage": "train", "began": "2", "machine": "a processor, 2 threads"},
+            {"stage": "train", "began": "2", "machine": "a processor, 2 threads", "versions": VERSIONS},
             {"stage": "train", "began": "2", "seconds": 154.2, "finished": True},
         ],
         "search/result.json": result(),
@@ -86,6 +87,21 @@ def records(prompt: str = "Question") -> dict[str, Any]:
     for name, right in MODELS.items():
         each = [record(index, name, hit, prompt) for index, hit in enumerate(right)]
         files[f"evaluation/{name.replace(' + ', '_').replace('-', '_')}.json"] = {**row(name, right), "records": each}
+    return files
+
+
+def crowded() -> dict[str, Any]:
+    """A run with 80 configurations, the last one estimated in a race, and with linears from no zeros to all zeros."""
+    files = records()
+    found = files["search/result.json"]
+    found["evaluations"] += [
+        {"ranks": {**RANKS, "layers.0.up_proj": 5 + number}, "metrics": {"loss": 0.6 + 0.01 * number, "parameters": 50}}
+        for number in range(75)
+    ]
+    found["evaluations"].append({"ranks": RANKS, "metrics": {"loss": 0.31, "parameters": 36, "examples": 1}})
+    files["sparse/sparsity.json"]["linears"] = {
+        f"model.layers.{zeros}.self_attn.q_proj": {"shape": [4, 8], "zeros": zeros} for zeros in range(33)
+    }
     return files
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from shears.errors import InputError
 from shears.report.write import write_report
-from tests.report.made import FILES, RANKS, Reader, page_of, records, write_run
+from tests.report.made import FILES, RANKS, Reader, crowded, page_of, records, write_run
 
 HOSTILE = "</script></pre><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\"'&<b>"
 CONTENTS = {
@@ -83,6 +83,23 @@ def test_every_picture_has_a_name_and_its_table_behind_it(tmp_path: Path) -> Non
     assert all(drawing["aria-label"] for drawing in drawings)
     order = [tag for tag, _ in reader.elements if tag in ("figure", "figcaption", "svg", "details", "table")]
     assert " ".join(order).count("figure figcaption svg details table") == 7
+
+
+def test_the_table_behind_a_picture_holds_all_that_it_shows(tmp_path: Path) -> None:
+    page = page_of(tmp_path, crowded())
+    reader = Reader(page)
+    points, buttons = (
+        {each["data-copy"] for each in reader.named(tag) if "data-copy" in each} for tag in ("g", "button")
+    )
+    assert len(points) == 80
+    assert points == buttons
+    tables = {
+        name: rows.count("<tr>") - 1 for name, rows in re.findall(r"<caption>([^<]*)</caption>(.*?)</table>", page)
+    }
+    drawn = [len(str(line["points"]).split()) for line in reader.named("polyline")]
+    assert drawn[:4] == [200] * 4  # loss and speed, each as it is and smoothed
+    assert (tables["Training loss"], tables["Speed of training"], tables["Search, in order"]) == (200, 200, 80)
+    assert "mean over 15 steps" in page
 
 
 def test_ids_are_unique_and_every_link_leads_somewhere(tmp_path: Path) -> None:

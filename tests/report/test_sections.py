@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tests.report.made import RANKS, Reader, page_of, records
+from tests.report.made import RANKS, VERSIONS, Reader, page_of, records
 
 
 def test_without_times_the_tokens_are_shown(tmp_path: Path) -> None:
@@ -89,6 +89,45 @@ def test_a_loss_that_ran_away_still_makes_a_page(tmp_path: Path) -> None:
     drawn = re.findall(r'points="([^"]*)"', page)
     assert drawn
     assert not any(word in line for line in drawn for word in ("nan", "inf"))
+
+
+def test_what_a_race_estimated_is_marked_and_is_never_the_best(tmp_path: Path) -> None:
+    files = records()
+    raced = {"ranks": RANKS, "metrics": {"loss": 0.31, "parameters": 20, "examples": 1}}
+    files["search/result.json"]["evaluations"].insert(1, raced)
+    reader = Reader(page_of(tmp_path, files))
+    text = reader.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "4 configurations measured, 2 of them on the front; 1 more only estimated, in a race." in text
+    assert "0.5 of the first measured, 5 tried" in text
+    assert (
+        "evaluationlossmeasured onbest so far10.5all examples0.520.31raced, 1 example0.530.45all examples0.45" in text
+    )
+    assert "2raced, 1 example0.31201 x 6, 4 x 4, 1 x 2copy command" in text
+    assert [mark["class"] for mark in reader.named("circle")].count("raced") == 2  # in both pictures
+    assert text.count("Hollow: ") == 2
+    (*_, front) = (str(line["points"]).split() for line in reader.named("polyline") if line["class"] == "pale")
+    assert len(front) == 3  # two configurations and the corner between them
+    assert "Hollow" not in Reader(page_of(tmp_path / "none")).text
+
+
+def test_versions_stand_by_stage_where_they_differ(tmp_path: Path) -> None:
+    files = records()
+    assert "Versionsstagepythontorchtransformerspeftall3.11.92.9.05.0.00.18.0" in Reader(page_of(tmp_path, files)).text
+    other = {**VERSIONS, "torch": "2.10.0"}
+    files["times.jsonl"] += [{"stage": "train", "began": "3", "machine": "", "versions": other},
+                             {"stage": "search", "began": "4", "machine": "", "versions": other},
+                             {"stage": "export", "began": "5", "machine": ""}]  # fmt: skip
+    text = Reader(page_of(tmp_path, files)).text
+    assert "train3.11.92.9.0; 2.10.05.0.00.18.0search3.11.92.10.05.0.00.18.0exportnot kept" in text
+
+
+def test_a_run_of_an_earlier_version_is_shown_without_versions(tmp_path: Path) -> None:
+    files = records()
+    for line in files["times.jsonl"]:
+        line.pop("versions", None)
+    text = Reader(page_of(tmp_path, files)).text
+    assert "Times on a processor, 2 threads" in text
+    assert "Versions" not in text
 
 
 def test_what_broke_a_bound_and_was_not_measured_is_counted_and_not_drawn(tmp_path: Path) -> None:

@@ -9,90 +9,111 @@ from markupsafe import Markup
 from shears.report.drawing import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, around, axes, path, stairs, svg
 from shears.report.html import element, table
 from shears.report.records import Record
-from shears.report.section import picture
+from shears.report.searched import raced_on
+from shears.report.section import note, picture
 from shears.report.words import GAP, count, digits, figure
 
 HEIGHT = 200.0
-MOST_POINTS, MOST_ROWS = 200, 24
+MOST_POINTS = 200  # of a curve over steps: what a drawing can show
 SMOOTHED_OVER = 0.05  # share of the steps that one point of the smooth line is the mean of
+RACED = "Hollow: estimated in a race, which tends to flatter; the best so far is of those measured on all examples."
+
+Points = Sequence[tuple[float, float]]
 
 
 def training_pictures(log: Sequence[Record], timed: Sequence[tuple[Record, float]]) -> list[Markup]:
     """Return the loss of the steps of a training log, and their speed; of steps without times, the tokens in all."""
-    steps, losses = _column(log, "step"), _column(log, "loss")
-    rows = _table("Training, mean over the steps named", log)
-    loss = _curve("Training loss", ("step", "loss per token"), steps, _smoothed(losses), digits, rows)
-    return [loss, _speed(timed) if timed else _tokens(log, rows)]
+    others = {"tokens a step": _column(log, "tokens"), "learning rate": _column(log, "learning_rate")}
+    loss = _over_steps(("Training loss", "loss per token"), log, _column(log, "loss"), others)
+    return [loss, _speed(timed) if timed else _tokens(log)]
 
 
 def _speed(timed: Sequence[tuple[Record, float]]) -> Markup:
-    steps = [float(line["step"]) for line, _ in timed]
+    log, took = [line for line, _ in timed], [seconds for _, seconds in timed]
     rates = [float(line["tokens"]) / max(seconds, 1e-9) for line, seconds in timed]
-    parts = (timed[first:last] for first, last in _parts(len(timed), MOST_ROWS))
-    rows = table("Speed, over the steps named", ("steps", "seconds a step", "tokens a second"), map(_timed_row, parts))
-    return _curve("Speed of training", ("step", "completion tokens a second"), steps, _smoothed(rates), digits, rows)
+    return _over_steps(("Speed of training", "completion tokens a second"), log, rates, {"seconds a step": took})
 
 
-def _tokens(log: Sequence[Record], rows: Markup) -> Markup:
-    total = list(accumulate(_column(log, "tokens")))
-    names = ("step", "tokens in all")
-    return _curve("Completion tokens trained on", names, _column(log, "step"), {"line": total}, count, rows)
+def _tokens(log: Sequence[Record]) -> Markup:
+    title, total = "Completion tokens trained on", list(accumulate(_column(log, "tokens")))
+    points = [(float(log[last - 1]["step"]), total[last - 1]) for _, last in _parts(len(log), MOST_POINTS)]
+    rows = table(title, ("step", "tokens in all"), ((f"{step:.0f}", count(so_far)) for step, so_far in points))
+    return _curve(title, ("step", "tokens in all"), {"line": points}, count, (rows, None))
 
 
 def _column(log: Sequence[Record], name: str) -> list[float]:
     return [float(line[name]) for line in log]
 
 
-def _smoothed(values: list[float]) -> dict[str, list[float]]:
-    """Return figures as a pale line, and their mean over the last steps as a strong one."""
+def _over_steps(
+    names: tuple[str, str], log: Sequence[Record], values: list[float], others: Mapping[str, Sequence[float]]
+) -> Markup:
+    """Return figures of steps as a pale line, and their mean over the last steps as a strong one.
+
+    `names` are the picture's and the figures'. The table holds each point drawn, and other figures of its steps.
+    """
     width = max(1, round(SMOOTHED_OVER * len(values)))
-    parts = (values[max(0, end - width) : end] for end in range(1, len(values) + 1))
-    return {"pale": values, "line": [sum(part) / len(part) for part in parts]}
+    smooth = [_mean(values[max(0, end - width) : end]) for end in range(1, len(values) + 1)]
+    parts = [slice(first, last) for first, last in _parts(len(log), MOST_POINTS)]
+    steps, pale, line, *rest = ([_mean(column[part]) for part in parts]
+                                for column in (_column(log, "step"), values, smooth, *others.values()))  # fmt: skip
+    head = ("steps", names[1], f"mean over {width} step{'s' * (width != 1)}", *others)
+    rows = (
+        (_named(log[part]), *map(digits, figures))
+        for part, figures in zip(parts, zip(pale, line, *rest, strict=True), strict=True)
+    )
+    lines = {"pale": list(zip(steps, pale, strict=True)), "line": list(zip(steps, line, strict=True))}
+    return _curve(names[0], ("step", names[1]), lines, digits, (table(names[0], head, rows), None))
 
 
-def history_picture(metric: str, seen: Mapping[int, float], best: Callable[[float, float], float]) -> Markup:
-    """Return every value a search saw, by the number of its evaluation, and the best so far (`best` is min or max)."""
-    numbers, values = [float(number) for number in seen], list(seen.values())
-    ever = list(accumulate(values, best))
-    rows = [(f"{index:.0f}", figure(metric, value), figure(metric, so_far))
-            for index, value, so_far in zip(numbers, values, ever, strict=True)]  # fmt: skip
-    data = table("Search, in order", ("evaluation", metric, "best so far"), rows)
+def history_picture(metric: str, entries: Mapping[int, Record], best: Callable[[float, float], float]) -> Markup:
+    """Return what a search knew of each configuration, by the number of its evaluation, and the best so far.
+
+    What a race estimated has a mark of its own and is never the best. `best` is min or max.
+    """
+    values = {number: float(entry["metrics"][metric]) for number, entry in entries.items()}
+    raced = {number: words for number, entry in entries.items() if (words := raced_on(entry))}
+    worst = -best(-math.inf, math.inf)
+    ever = list(accumulate((worst if number in raced else value for number, value in values.items()), best))
 
     def form(value: float) -> str:
-        return figure(metric, value)
+        return figure(metric, value) if math.isfinite(value) else "none"
 
-    lines = {"dots": values, "stairs": ever}
-    return _curve(f"Search: {metric} by evaluation", ("evaluation", metric), numbers, lines, form, data)
+    places = [(float(number), value) for number, value in values.items()]
+    lines = {
+        "raced": [place for place in places if place[0] in raced],
+        "dot": [place for place in places if place[0] not in raced],
+        "stairs": [(number, value) for (number, _), value in zip(places, ever, strict=True)],
+    }
+    rows = ((number, form(values[number]), raced.get(number, "all examples"), form(so_far))
+            for number, so_far in zip(values, ever, strict=True))  # fmt: skip
+    data = table("Search, in order", ("evaluation", metric, "measured on", "best so far"), rows)
+    told = note(RACED) if raced else None
+    return _curve(f"Search: {metric} by evaluation", ("evaluation", metric), lines, form, (data, told))
 
 
 def _curve(
     title: str,
     names: tuple[str, str],
-    x: Sequence[float],
-    lines: Mapping[str, Sequence[float]],
+    lines: Mapping[str, Points],
     form: Callable[[float], str],
-    data: Markup,
+    below: tuple[Markup, Markup | None],
 ) -> Markup:
-    across = Scale(min(x), max(x), LEFT, WIDTH - RIGHT)
-    up = Scale(*around([value for line in lines.values() for value in line]), HEIGHT - BOTTOM, TOP + 10)
+    """`lines` are points by kind, what is drawn first first; `below` are the table and a note."""
+    drawn = {kind: [place for place in line if math.isfinite(place[1])] for kind, line in lines.items()}
+    steps = [step for line in lines.values() for step, _ in line]
+    across = Scale(min(steps), max(steps), LEFT, WIDTH - RIGHT)
+    up = Scale(*around([value for line in drawn.values() for _, value in line]), HEIGHT - BOTTOM, TOP + 10)
     parts = [axes(across, up, names, (lambda value: f"{value:,.0f}", form))]
-    for kind, line in lines.items():
-        points = [(across(a), up(b)) for a, b in zip(*_thinned(x, line), strict=True) if math.isfinite(b)]
-        if kind == "dots":
-            parts += [element("circle", cx=a, cy=b, r=3.0, class_="dot") for a, b in points]
+    for kind, line in drawn.items():
+        points = [(across(step), up(value)) for step, value in line]
+        if kind in ("dot", "raced"):
+            parts += [element("circle", cx=x, cy=y, r=3.0, class_=kind) for x, y in points]
         else:
-            parts.append(path(stairs(points) if kind == "stairs" else points, "line" if kind == "stairs" else kind))
+            parts.append(path(stairs(points) if kind == "stairs" else points, "pale" if kind == "pale" else "line"))
     *_, shown = lines.values()
-    drawing = svg(f"{title}, from {form(shown[0])} to {form(shown[-1])}", HEIGHT, *parts)
-    return picture(title, drawing, data)
-
-
-def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
-    """Return as many points as a drawing can show: means over neighbours."""
-    if len(x) <= MOST_POINTS:
-        return x, y
-    parts = [slice(first, last) for first, last in _parts(len(x), MOST_POINTS)]
-    return [_mean(x[part]) for part in parts], [_mean(y[part]) for part in parts]
+    drawing = svg(f"{title}, from {form(shown[0][1])} to {form(shown[-1][1])}", HEIGHT, *parts)
+    return picture(title, drawing, *below)
 
 
 def _parts(size: int, most: int) -> list[tuple[int, int]]:
@@ -104,22 +125,6 @@ def _mean(values: Sequence[int | float]) -> float:
     return sum(values) / len(values)
 
 
-def _timed_row(part: Sequence[tuple[Record, float]]) -> tuple[str, str, str]:
-    seconds, tokens = sum(took for _, took in part), sum(line["tokens"] for line, _ in part)
-    return _named([line for line, _ in part]), digits(seconds / len(part)), digits(tokens / max(seconds, 1e-9))
-
-
 def _named(part: Sequence[Record]) -> str:
     """Return the first and the last step of some."""
     return " to ".join(f"{name}" for name in dict.fromkeys((part[0]["step"], part[-1]["step"]))).replace(" ", GAP)
-
-
-def _table(title: str, log: Sequence[Record]) -> Markup:
-    rows = []
-    for first, last in _parts(len(log), MOST_ROWS):
-        part = log[first:last]
-        rows.append((
-            _named(part), digits(_mean([line["loss"] for line in part])),
-            digits(_mean([line["tokens"] for line in part])), digits(_mean([line["learning_rate"] for line in part])),
-        ))  # fmt: skip
-    return table(title, ("steps", "loss", "tokens a step", "learning rate"), rows)

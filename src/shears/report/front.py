@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +10,30 @@ from markupsafe import Markup
 
 from shears.recipe.goals import MAXIMISED
 from shears.report.drawing import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, around, axes, path, stairs, svg
-from shears.report.html import element, table
+from shears.report.html import element, join, table
 from shears.report.records import Record
-from shears.report.section import picture, pointed_at
+from shears.report.searched import known, objectives_of, raced_on
+from shears.report.section import note, picture, pointed_at
 from shears.report.words import GAP, figure
+from shears.searching.strategy import EXAMPLES, is_partial
 
 HEIGHT = 250.0
-MOST_ROWS = 60
-HINT = "Point at a configuration to read it; click it, or press Enter, to copy the command that exports it."
+ORDER = ("raced", "seen", "front", "chosen")  # in which points are drawn, the last on top
+HINT = (
+    "Point at a configuration to read it; click it, or press Enter, to copy the command that exports it. "
+    "All of them stand in the table."
+)
+RACED = "Hollow: decided in a race, estimated from some of the examples, which tends to flatter."
 
 
 def front_picture(folder: Path, result: Record) -> Markup:
-    """Return the measured configurations of a search over its first two objectives; `folder` is the run's."""
-    entries = measured(result)
-    chosen, front = result["chosen"]["ranks"], [entry["ranks"] for entry in result["pareto"]]
-    names = objectives_of(result)
-    marks = {number: "chosen" if entry["ranks"] == chosen else "front" if entry["ranks"] in front else "seen"
-             for number, entry in entries.items()}  # fmt: skip
+    """Return what a search knows of its configurations over its first two objectives; `folder` is the run's."""
+    entries, names = known(result), objectives_of(result)
+    marks = {number: _mark(entry, result) for number, entry in entries.items()}
     title = f"{len(entries)} configurations: {names[0]} against {names[-1]}"
     drawing = _drawing(title, entries, marks, (names[-1], names[0]), lambda number: command(folder, number))
-    return picture(title, drawing, _table(title, entries, marks, folder), pointed_at(HINT))
-
-
-def measured(result: Record) -> dict[int, Record]:
-    """Return the evaluations that have both objectives, by number from 1: what breaks a bound on a size has not."""
-    names = objectives_of(result)
-    numbered = enumerate(result["evaluations"], start=1)
-    return {number: entry for number, entry in numbered if all(name in entry["metrics"] for name in names)}
-
-
-def objectives_of(result: Record) -> tuple[str, str]:
-    """Return the two objectives that are drawn; results of earlier versions do not name them."""
-    named = list(result.get("objectives") or result["chosen"]["metrics"])
-    return named[0], named[1] if len(named) > 1 else named[0]
+    told = join([*([note(RACED)] if "raced" in marks.values() else []), pointed_at(HINT)])
+    return picture(title, drawing, _table(title, entries, marks, (folder, names[0])), told)
 
 
 def command(folder: Path, number: int) -> str:
@@ -55,6 +46,15 @@ def counted(ranks: Mapping[str, int]) -> str:
     """Return how many groups have which rank."""
     counts = sorted(Counter(ranks.values()).items(), reverse=True)
     return ", ".join(f"rank {rank} in {count}" for rank, count in counts) + " groups"
+
+
+def _mark(entry: Record, result: Record) -> str:
+    """Return how a configuration is drawn: a name of ORDER."""
+    if is_partial(entry["metrics"]):
+        return "raced"
+    if entry["ranks"] == result["chosen"]["ranks"]:
+        return "chosen"
+    return "front" if any(entry["ranks"] == other["ranks"] for other in result["pareto"]) else "seen"
 
 
 def _compact(ranks: Mapping[str, int]) -> str:
@@ -79,8 +79,8 @@ def _drawing(
         number: (across(entry["metrics"][names[0]]), up(entry["metrics"][names[1]]))
         for number, entry in entries.items()
     }
-    order = sorted(entries, key=lambda number: ("seen", "front", "chosen").index(marks[number]))
-    line = [place for number, place in places.items() if marks[number] != "seen"]
+    order = sorted(entries, key=lambda number: ORDER.index(marks[number]))
+    line = [place for number, place in places.items() if marks[number] in ("front", "chosen")]
     line.sort(reverse=names[0] in MAXIMISED)  # stairs lead from the better figure to the worse
     points = [_point(places[number], entries[number], marks[number], (number, command_of(number)))
               for number in order]  # fmt: skip
@@ -88,12 +88,11 @@ def _drawing(
 
 
 def _point(place: tuple[float, float], entry: Record, mark: str, export: tuple[int, str]) -> Markup:
-    """A configuration; those on the front are reached by the keyboard too."""
+    """A configuration; the keyboard stops at those on the front, and reaches the others in the table."""
     number, copied = export
-    spoken = f"Number {number}{'' if mark == 'seen' else f', {mark}'}: {_figures(entry['metrics'])}; " + counted(
-        entry["ranks"]
-    )
-    reach: dict[str, Any] = {} if mark == "seen" else {"tabindex": "0", "role": "button"}
+    named = f"Number {number}" if mark == "seen" else f"Number {number}, {raced_on(entry) or mark}"
+    spoken = f"{named}: {_figures(entry['metrics'])}; {counted(entry['ranks'])}"
+    reach: dict[str, Any] = {"tabindex": "0", "role": "button"} if mark in ("front", "chosen") else {}
     x, y = place
     return element(
         "g",
@@ -104,25 +103,29 @@ def _point(place: tuple[float, float], entry: Record, mark: str, export: tuple[i
 
 
 def _figures(metrics: Mapping[str, int | float]) -> str:
-    return ", ".join(f"{name} {figure(name, value)}" for name, value in metrics.items())
+    return ", ".join(f"{name} {figure(name, value)}" for name, value in metrics.items() if name != EXAMPLES)
 
 
-def _table(title: str, entries: Mapping[int, Record], marks: Mapping[int, str], folder: Path) -> Markup:
-    names = [
-        name
-        for name in next(iter(entries.values()))["metrics"]
-        if all(name in each["metrics"] for each in entries.values())
-    ]
-    best_first = sorted(entries, key=lambda number: _cost(names[0], entries[number]))
-    shown = [number for number in best_first if marks[number] != "seen"]
-    shown += [number for number in best_first if marks[number] == "seen"][: MOST_ROWS - len(shown)]
+def _table(title: str, entries: Mapping[int, Record], marks: Mapping[int, str], of: tuple[Path, str]) -> Markup:
+    """All of the configurations, the front first, then the best; `of` are the run's folder and the first objective."""
+    folder, first = of
+    names = dict.fromkeys(name for entry in entries.values() for name in entry["metrics"] if name != EXAMPLES)
+    best_first = sorted(entries, key=lambda number: (_level(marks[number]), _cost(first, entries[number])))
     rows = (
-        (number, marks[number], *(figure(name, entries[number]["metrics"][name]) for name in names),
+        (number, raced_on(entries[number]) or marks[number], *_cells(names, entries[number]["metrics"]),
          _compact(entries[number]["ranks"]), copy_button(command(folder, number)))
-        for number in shown
+        for number in best_first
     )  # fmt: skip
-    left_out = f"; {len(entries) - len(shown)} more in result.json" if len(shown) < len(entries) else ""
-    return table(title + left_out, ("number", "place", *names, "groups x rank", "export"), rows)
+    return table(title, ("number", "place", *names, "groups x rank", "export"), rows)
+
+
+def _cells(names: Iterable[str], metrics: Mapping[str, int | float]) -> list[str]:
+    return [figure(name, metrics[name]) if name in metrics else "" for name in names]
+
+
+def _level(mark: str) -> int:
+    """Order the rows: the chosen and the front together, what was seen, what was only estimated."""
+    return {"raced": 2, "seen": 1}.get(mark, 0)
 
 
 def _cost(name: str, entry: Record) -> float:

@@ -10,7 +10,8 @@ from shears.report.html import element, join, table
 from shears.report.section import note, picture
 from shears.report.words import GAP
 
-LEFT, CELL, PALE, DARK = 30.0, 15.0, 0.12, 0.92
+LEFT, CELL = 30.0, 15.0
+PALE, DARK = 0.08, 0.92  # of the style's --cell, on which every shade lets the ink be read (4.5:1)
 
 Cells = Mapping[int, Mapping[str, float]]  # layer -> kind -> figure
 Rows = Mapping[str, Mapping[str, float]]  # what stands beside a row -> kind -> figure
@@ -73,5 +74,5 @@ def _shade(value: float, ends: tuple[float, float]) -> float:
 def _cell(place: tuple[float, float, float], spoken: str, shown: str, shade: float) -> Markup:
     x, y, width = place
     box = element("rect", x=x, y=y, width=width - 1, height=CELL - 1, fill_opacity=shade)
-    words = text(x + width / 2, y + 10.5, shown.replace(f"{GAP}%", ""), "middle", "on" if shade > 0.55 else None)
+    words = text(x + width / 2, y + 10.5, shown.replace(f"{GAP}%", ""), "middle")
     return element("g", element("title", spoken), box, words)

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from shears.measures import is_share, seen_words
-from shears.report.front import measured, objectives_of
 from shears.report.html import element
 from shears.report.records import Record, Run
+from shears.report.searched import measured, objectives_of
 from shears.report.speed import faster_than_stock
 from shears.report.words import GAP, count, figure, interval, percent, size, times
 

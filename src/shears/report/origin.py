@@ -30,6 +30,25 @@ def _fingerprints(record: Record) -> str:
     return ", ".join(f"{'itself' if name == 'fingerprint' else name} {value[:SHORT]}" for name, value in named if value)
 
 
+def versions_table(run: Run) -> Markup | None:
+    """Return the versions each stage ran with, one row where they are the same; None where none were kept."""
+    by_stage = {line["stage"]: _versions(run.worked_at(line["stage"])) for line in run.times}
+    names = list(dict.fromkeys(name for found in by_stage.values() for name in found))
+    rows = {stage: tuple(found.get(name, "not kept") for name in names) for stage, found in by_stage.items()}
+    if len({*rows.values()}) == 1:
+        rows = {"all": next(iter(rows.values()))}
+    return table("Versions", ("stage", *names), ((stage, *row) for stage, row in rows.items())) if names else None
+
+
+def _versions(lines: Sequence[Record]) -> dict[str, str]:
+    """Return the version by package; several where a stage went on with another."""
+    found = dict[str, dict[str, None]]()
+    for line in lines:
+        for name, version in line.get("versions", {}).items():
+            found.setdefault(name, {})[str(version)] = None
+    return {name: "; ".join(versions) for name, versions in found.items()}
+
+
 def times_table(run: Run) -> Markup | None:
     """Return how long each stage took and where it ran; None where no times were kept."""
     if not run.times:

@@ -11,11 +11,12 @@ from shears.report.bars import measurement_picture
 from shears.report.comparison import comparison
 from shears.report.curves import history_picture, training_pictures
 from shears.report.examples import agreement, differing
-from shears.report.front import counted, front_picture, measured, objectives_of
+from shears.report.front import counted, front_picture
 from shears.report.maps import rank_map, sparsity_map
-from shears.report.origin import recipe_text, stages_table, times_table
+from shears.report.origin import recipe_text, stages_table, times_table, versions_table
 from shears.report.pairs import apart, other_prompts, pairs_table, unpaired_words, within
 from shears.report.records import Record, Run
+from shears.report.searched import known, measured, objectives_of
 from shears.report.section import section
 from shears.report.speed import speed_pictures, speed_words
 from shears.report.words import count, digits, duration, figure
@@ -104,20 +105,20 @@ def _training(run: Run) -> Made:
 def _search(run: Run) -> Made:
     if run.result is None:
         return None
-    config, entries = run.result.get("config", {}), measured(run.result)
+    config, entries, num = run.result.get("config", {}), known(run.result), len(measured(run.result))
     metric, others = objectives_of(run.result)[0], len(run.result["evaluations"]) - len(entries)
+    raced = f"; {len(entries) - num} more only estimated, in a race" if len(entries) > num else ""
     unmeasured = (
         f" {others} more break {' and '.join(run.result.get('constraints', []))}: not measured." if others else ""
     )
     lead = (
-        f"{config.get('strategy', 'search')} on {config.get('data', 'validation data')}: {len(entries)} configurations "
-        f"measured, {len(run.result['pareto'])} of them on the front.{unmeasured}{_gain(run.result)}"
+        f"{config.get('strategy', 'search')} on {config.get('data', 'validation data')}: {num} configurations "
+        f"measured, {len(run.result['pareto'])} of them on the front{raced}.{unmeasured}{_gain(run.result)}"
     )
     if not entries:
         return (lead,)
-    seen = {number: float(entry["metrics"][metric]) for number, entry in entries.items()}
-    pictures = front_picture(run.folder, run.result), history_picture(metric, seen, max if metric in MAXIMISED else min)
-    return lead, *pictures
+    history = history_picture(metric, entries, max if metric in MAXIMISED else min)
+    return lead, front_picture(run.folder, run.result), history
 
 
 def _gain(result: Record) -> str:
@@ -144,4 +145,10 @@ def _examples(run: Run) -> Made:
 
 
 def _origin(run: Run) -> Made:
-    return "What it takes to make this run again.", stages_table(run), times_table(run), recipe_text(run)
+    return (
+        "What it takes to make this run again.",
+        stages_table(run),
+        versions_table(run),
+        times_table(run),
+        recipe_text(run),
+    )
