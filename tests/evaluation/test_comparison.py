@@ -49,6 +49,23 @@ def test_two_runs_are_compared_pair_by_pair_whatever_their_order() -> None:
     assert found["n"] == 8
 
 
+def test_examples_whose_ids_an_earlier_version_made_otherwise_are_known_by_place_prompt_and_answer() -> None:
+    def records(bits: list[bool], prefix: str, prompt: str = "{}+1?") -> list[dict[str, Any]]:
+        return [
+            {**each, "id": f"{prefix}{n}", "prompt": prompt.format(n), "answer": n + 1}
+            for n, each in enumerate(_records(bits))
+        ]
+
+    def compared(others: list[dict[str, Any]]) -> dict[str, Any]:
+        return compare_arms({"one": [Measurement("a", records(ONE, ""))], "other": [Measurement("b", others)]})
+
+    assert compared(records(OTHER, "old-")) == compared(records(OTHER, ""))
+    unlike = (records(OTHER, "old-")[::-1], records(OTHER, "old-", "{}-1?"), records(OTHER, "old-", ""))
+    for others in unlike:
+        with pytest.raises(InputError, match="must be on the same examples: a has 8, b has 8, 0 are in both"):
+            compared(others)
+
+
 def test_several_differences_are_corrected_and_the_baseline_can_be_named() -> None:
     arms = {name: [Measurement(name, _records(bits))] for name, bits in (("a", ONE), ("b", OTHER), ("c", THIRD))}
     found = compare_arms(arms, against="b")

@@ -45,6 +45,11 @@ class Measurement:
             seen[name] += 1
         return right
 
+    def asked(self) -> list[tuple[Any, ...]] | None:
+        """Return index, prompt and answer of each record in order; None where one has no prompt."""
+        asked = [tuple(record.get(name) for name in ("index", "prompt", "answer")) for record in self.records]
+        return asked if all(prompt for _, prompt, _ in asked) else None
+
 
 Arms = dict[str, list[Measurement]]
 
@@ -73,7 +78,10 @@ def compare_arms(arms: Arms, against: str | None = None, seed: int = 0) -> dict[
 
 
 def _aligned(arms: Arms) -> dict[str, list[Bits]]:
-    """Return every run's bits in the order of the first run's examples; InputError with counts where they differ."""
+    """Return every run's bits in the order of the first run's examples; InputError with counts where they differ.
+
+    Examples are the same by their ids, or by index, prompt and answer where an earlier version gave other ids.
+    """
     first, *_ = (measurement for measurements in arms.values() for measurement in measurements)
     keys = list(first.by_example())
     if not keys:
@@ -82,6 +90,8 @@ def _aligned(arms: Arms) -> dict[str, list[Bits]]:
     for name, measurements in arms.items():
         for measurement in measurements:
             right = measurement.by_example()
+            if right.keys() != set(keys) and measurement.asked() == first.asked() is not None:
+                right = dict(zip(keys, right.values(), strict=True))
             if right.keys() != set(keys):
                 raise InputError(
                     f"arms must be on the same examples: {first.source} has {len(keys)}, {measurement.source} has "
