@@ -83,14 +83,49 @@ def test_the_site_names_pages_that_exist() -> None:
     assert site["strict"] is True
 
 
+def code_of(page: str) -> tuple[list[str], list[str]]:
+    """Return the lines of a page's code blocks, continued ones joined, and its code spans."""
+    text, fence = page.replace("\\\n", " "), re.compile(r"^ *```\w*\n(.*?)^ *```", flags=re.DOTALL | re.MULTILINE)
+    indented, prose = re.compile("^ {4}.*$", flags=re.MULTILINE), fence.sub("", text)
+    lines = [line for block in fence.findall(text) for line in block.splitlines()] + indented.findall(prose)
+    return lines, [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", indented.sub("", prose))]
+
+
+def shears_commands(page: str) -> Iterator[list[str]]:
+    """Yield the words behind `shears` of every command in code blocks and code spans, `...` and NAMES included."""
+    lines, spans = code_of(page)
+    for code in (*lines, *spans):
+        for command in re.split(r"[|;]|&&", re.sub(r"(?:^|\s)#.*", "", code)):
+            if found := re.search(r"(?<!from )(?<!import )(?<!install )(?<![\w./-])shears +(\S.*)", command):
+                yield found[1].split()
+
+
+def test_commands_are_found_in_blocks_and_spans() -> None:
+    page = (
+        "Shears and `shears run A --dry-run`,\nor `shears\nserve` it: shears no.\n\n"
+        "    shears fetch a   # --not\n    echo x | shears chat b --c | shears d; torchrun --n 8 -m shears train \\\n"
+        "      --shard\n    from shears import a\n\n```sh\nshears --threads 1 run\n```\n"
+    )
+    assert [" ".join(words) for words in shears_commands(page)] == [
+        "--threads 1 run", "fetch a", "chat b --c", "d", "train --shard", "run A --dry-run", "serve",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
 def test_pages_name_verbs_and_flags_that_exist(page: Path) -> None:
     group = typer.main.get_command(application())
-    flags = {verb: {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
-             for verb, command in group.commands.items()}  # type: ignore[attr-defined]  # a click group  # fmt: skip
-    for verb, words in re.findall(r"^ *shears ([a-z]+)((?: [^\n#|]*)?)$", page.read_text(), flags=re.MULTILINE):
-        assert verb in flags, verb
-        assert set(re.findall(r"(?<= )--[a-z-]+", words)) <= flags[verb] | {"--help"}, (verb, words)
+    commands = {"": group, **group.commands}  # type: ignore[attr-defined]  # a click group
+    flags = {verb: {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)} | {"--help"}
+             for verb, command in commands.items()}  # fmt: skip
+    text = page.read_text()
+    short = [words for words in map(str.split, code_of(text)[1]) if words and words[0] in flags]  # `search --test FILE`
+    for words in (*shears_commands(text), *short):
+        verb = next((word for word in words if re.fullmatch("[a-z]+", word)), "")
+        assert verb in flags, words
+        start = words.index(verb) if verb else len(words)
+        for owner, its in (("", words[:start]), (verb, words[start:])):
+            named = set(re.findall(r"(?<![^\s\[(])--[a-z][a-z-]*", " ".join(its)))
+            assert named <= flags[owner], (owner, words)
 
 
 def test_every_function_of_the_reference_exists() -> None:

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shears.data.questions import question_id, question_of
+from shears.prompts import TEMPLATES, render_prompt
 
 
 @pytest.mark.parametrize(
@@ -14,13 +15,50 @@ from shears.data.questions import question_id, question_of
         "Question: How many pens has Ann, who had 3, and got 4?\nAnswer:",
         "how many pens has ann who had 3 and got 4",
         "  How many pens has Ann,\nwho had 3, and got 4?? ",
+        "How many pens has Ann! (who had 3) and: got [4].",
+        "Question : How many pens has Ann , who had 3 , and got 4 ?",
+        render_prompt("alpaca", "How many pens has Ann, who had 3, and got 4?"),
+        render_prompt("alpaca", "How many pens has Ann,", "who had 3, and got 4?"),
+        render_prompt("alpaca", "How many pens has Ann, who had 3, and got 4?").replace("\n", "\n" + 20 * " ").upper(),
     ],
 )
 def test_spacing_case_punctuation_and_template_do_not_matter(text: str) -> None:
     assert question_id(text) == question_id("How many pens has Ann, who had 3, and got 4?")
 
 
-PAIRS = [("3 + 4", "3 - 4"), ("3.5", "4.5"), ("Ann has 3", "Ann has 4"), ("a b", "b a")]
+def test_questions_of_words_and_whole_numbers_have_the_ids_of_earlier_files() -> None:
+    assert question_id("How many pens has Ann, who had 3 - 1, and got 4?") == "04a1b88907c0602b"
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_a_full_prompt_is_the_question_in_it(template: str, instruction: str, given_input: str) -> None:
+    row = {"instruction": instruction, "input": given_input}
+    assert question_id(render_prompt(template, instruction, given_input)) == question_id(f"{instruction} {given_input}")
+    if instruction:
+        prompt = {"prompt": render_prompt(template, instruction, given_input), "choices": ["ice"]}
+        assert question_id(question_of(prompt)) == question_id(question_of({**row, "choices": ["ice"]}))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is \u22123 \u00d7 4 \u00f7 2?", "What is -3 * 4 / 2"),
+        ("what is 5 !", "What is 5!"),
+        ("What is ( 3 + 4 ) * 2 ?", "What is (3+4)*2?"),
+        ("He paid $1.50.", "he paid $ 1.50"),
+    ],
+)
+def test_how_signs_are_set_does_not_matter(one: str, other: str) -> None:
+    assert question_id(one) == question_id(other)
+
+
+PAIRS = [
+    ("3 + 4", "3 - 4"), ("3.5", "4.5"), ("Ann has 3", "Ann has 4"), ("a b", "b a"), ("1.5", "1 5"), ("1 .5", "1 5"),
+    ("1 .5", "1.5"), ("x^2", "x 2"), ("5!", "5"), ("n!", "n"), ("(2 * 3)!", "2 * 3!"), ("x\u00b2", "x2"),
+    ("-3 \u00d7 4 \u00f7 2", "-3 4 2"), ("\u22125", "5"), ("\u221a2", "2"), ("x = y", "x \u2260 y"),
+    ("3 + (4 * 2)", "(3 + 4) * 2"), ("5 \u00b1 1", "5 1"), ("Question 5", "5"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)

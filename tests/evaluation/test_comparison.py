@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,23 @@ def test_two_runs_are_compared_pair_by_pair_whatever_their_order() -> None:
     assert difference["p_holm"] == difference["p"]
     assert found["arms"][0]["ci95"] == pytest.approx(list(wilson_interval(6, 8)))
     assert found["n"] == 8
+
+
+def test_examples_whose_ids_an_earlier_version_made_otherwise_are_known_by_place_prompt_and_answer() -> None:
+    def asked(bits: list[bool], prefix: str, prompt: str = "{}+1?") -> list[dict[str, Any]]:
+        return [
+            {**each, "id": f"{prefix}{n}", "prompt": prompt.format(n), "answer": n + 1}
+            for n, each in enumerate(records(bits))
+        ]
+
+    def compared(others: list[dict[str, Any]]) -> dict[str, Any]:
+        return compare_arms({"one": [Measurement("a", asked(ONE, ""))], "other": [Measurement("b", others)]})
+
+    assert compared(asked(OTHER, "old-")) == compared(asked(OTHER, ""))
+    unlike = (asked(OTHER, "old-")[::-1], asked(OTHER, "old-", "{}-1?"), asked(OTHER, "old-", ""))
+    for others in unlike:
+        with pytest.raises(InputError, match="must be on the same examples: a has 8, b has 8, 0 are in both"):
+            compared(others)
 
 
 def test_several_differences_are_corrected_and_the_baseline_can_be_named() -> None:

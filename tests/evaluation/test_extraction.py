@@ -41,6 +41,37 @@ ANSWERS = ("answer1", "answer2", "answer3", "answer4", "answer5")
         ("9" * 400, None, None),  # beyond a float
         (f"The answer is {'9' * 400}", None, None),
         (f"The answer is {'9' * 400} or 5", 5.0, None),
+        ("The answer is 3 1/2.", 2.0, 3.5),  # a mixed number
+        ("The answer is -3 1/2 cups", 2.0, -3.5),
+        ("It takes 3 and 1/2 hours", 2.0, 3.5),
+        ("The answer is 3\u00bd.", 3.0, 3.5),  # one half as a character
+        ("The answer is 3 1/0", 0.0, None),
+        ("It is 2/3", 3.0, 2 / 3),
+        ("The answer is 2/3, or about 0.667", 0.667, 2 / 3),
+        ("The answer is 1/2 or 1/3", 3.0, None),
+        ("on 1/2/2020", 2020.0, 2020.0),
+        ("-$5", 5.0, -5.0),  # a sign before the currency
+        ("The answer is -\u20ac1,234.50", 1234.5, -1234.5),
+        ("The answer is -\\$5", 5.0, -5.0),
+        ("The answer is $-5", -5.0, -5.0),
+        ("$10-$5", 5.0, 5.0),
+        ("\u22125", 5.0, -5.0),  # typographic minus
+        ("The answer is \u20135.", 5.0, -5.0),
+        ("The answer is 10\u201315.", 15.0, None),
+        ("The answer is minus 5", 5.0, -5.0),
+        ("The answer is negative 2.5", 2.5, -2.5),
+        ("16 minus 4", 4.0, 4.0),
+        ("The answer is not 5. It is 6.", 6.0, 6.0),  # what is denied
+        ("The answer is not 5.", 5.0, None),
+        ("The answer isn't 5.", 5.0, None),
+        ("The answer isn\u2019t 5.", 5.0, None),
+        ("The answer cannot be 5", 5.0, None),
+        ("The answer is certainly not 5", 5.0, None),
+        ("The answer is 5, not 1,200 or 6", 6.0, 5.0),
+        ("The answer is 6. The answer is not 5.", 5.0, 6.0),
+        ("The answer is 5, which is not prime.", 5.0, 5.0),
+        ("5 is wrong", 5.0, None),
+        ("It is not 4 but 5 because 3 is not even", 3.0, None),
     ],
 )
 def test_numbers(text: str, official: float | None, strict: float | None) -> None:
@@ -61,7 +92,7 @@ def test_numbers(text: str, official: float | None, strict: float | None) -> Non
         ("B. 4", "B", "B"),
         ("A man buys 4", "A", None),  # no answer at all
         ("so (A) it is", "A", "A"),
-        ("(A) or (B)", "A", "A"),  # begins with one
+        ("(A) or (B)", "A", None),
         ("either (A) or (B)", "A", None),
         ("Choice: C", "C", "C"),
         ("the answer is e", None, None),
@@ -70,6 +101,33 @@ def test_numbers(text: str, official: float | None, strict: float | None) -> Non
         ("", None, None),
         ("The answer is (A).\n### Instruction:\nThe answer is (B).", "A", "A"),
         ("At first: the answer is (B). No: the answer is (C).", "A", "C"),
+        ("The answer is A or B", "A", None),  # several
+        ("The answer is (A) and (B)", "A", None),
+        ("The answer is B, or option C.", "B", None),
+        ("Answer: D/E", "A", None),
+        ("option B or option C", "B", None),
+        ("Options B and C", "B", None),
+        ("A, B and C can do it in 5 days", "A", None),
+        ("A) 5 B) 6 C) 7", "A", None),  # the choices repeated
+        ("Option C is right. Option A is too small.", "C", None),
+        ("Option A is wrong, so it must be C", "A", None),  # what is denied
+        ("Option A is wrong, therefore option C", "A", "C"),
+        ("(A) and (B) are wrong, (C) is right", "A", "C"),
+        ("The answer is not (A) but (B).", "A", "B"),
+        ("The answer isn't A. The answer is B.", "A", "B"),
+        ("The correct option can't be (A)", "A", None),
+        ("The answer is A man", "A", None),  # an article
+        ("Answer: A man buys 4", "A", None),
+        ("The answer A man gave", "A", None),
+        ("The answer is A because it is not 5", "A", "A"),
+        ("The answer is A.", "A", "A"),
+        ("The answer is A\nThe rest follows", "A", "A"),
+        ("The answer is B man", "B", "B"),
+        ("The answer is: **C**", "C", "C"),
+        ("The answer is 'C'", "C", "C"),
+        ("The answer is A's share", "A", None),
+        ("C, because 4 is not prime", "C", "C"),
+        ("the correct choice is option (D)", "D", "D"),
     ],
 )
 def test_letters(text: str, official: str | None, strict: str | None) -> None:
@@ -88,6 +146,13 @@ def test_letters(text: str, official: str | None, strict: str | None) -> None:
         ("answer 3", None, None),
         ("the correct answer is answer4\n### Response:\nanswer1", "answer4", "answer4"),
         ('the correct answer is "answer5"', "answer5", "answer5"),
+        ("answer1 or answer2", "answer1", None),  # several
+        ("the correct answer is answer1 or answer2", "answer1", None),
+        ('the correct answer is "answer1" and "answer2"', "answer1", None),
+        ("the correct answer is answer1/answer2/answer3", "answer1", None),
+        ("the correct answer is not answer1 but answer3", "answer1", "answer3"),  # what is denied
+        ("answer1 is wrong", "answer1", None),
+        ("neither answer1 nor answer2", "answer1", None),
         ("", None, None),
     ],
 )
@@ -104,6 +169,17 @@ def test_labels(text: str, official: str | None, strict: str | None) -> None:
         ("it is not true", "true", None),
         ("true or false", "true", None),
         ("falsehood", "false", None),
+        ("that isn't true", "true", None),
+        ("that isn\u2019t true", "true", None),
+        ("cannot be true", "true", None),
+        ("not at all true", "true", None),
+        ("The answer is not true", "true", None),
+        ("neither true nor false", "true", None),
+        ("it is not true, it is false", "true", "false"),
+        ("true, not false", "true", "true"),
+        ("true because it does not rain", "true", "true"),
+        ("The answer is true and not false", "true", "true"),
+        ("The answer is true or false", "true", None),
     ],
 )
 def test_true_and_false(text: str, official: str | None, strict: str | None) -> None:
@@ -130,6 +206,37 @@ def test_a_number_that_is_stated_is_read_by_both_rules(value: object) -> None:
 @given(st.sampled_from(ANSWERS), st.text("bcd ", max_size=10))
 def test_a_label_that_is_stated_is_read_whatever_stands_around_it(label: str, talk: str) -> None:
     assert read_label(f"{talk}\nthe correct answer is {label} {talk}", ANSWERS) == Reading(label, label)
+
+
+TALK = st.sampled_from(("", "So it is clear. ", "Hmm, ", "2 + 2 = 4; "))
+
+
+@pytest.mark.parametrize("denial", ["not {}", "The answer isn't {}", "it cannot be {}", "not at all {}", "never {}",
+                                    "the answer is not {}", "the answer is surely not {}", "{} is wrong",
+                                    "{} can't be right"])  # fmt: skip
+@given(TALK, st.sampled_from(ANSWERS))
+def test_what_is_denied_is_not_read(denial: str, talk: str, label: str) -> None:
+    assert read_label(talk + denial.format(label), ANSWERS).strict is None
+    assert read_letter(talk + denial.format("(C)")).strict is None
+    assert read_letter(talk + denial.format("option C")).strict is None
+    assert read_number(talk + denial.format(17)).strict != 17
+
+
+@pytest.mark.parametrize("between", [" or ", ", ", "/", " and ", ", or ", " & "])
+@given(st.sampled_from(("", "The answer is ", "Answer: ", "It is ")), st.permutations("ABCDE"))
+def test_several_are_no_answer(between: str, talk: str, letters: list[str]) -> None:
+    one, other, *_ = letters
+    assert read_letter(f"{talk}({one}){between}({other})").strict is None
+    assert read_letter(f"{talk}{one}{between}{other}").strict is None
+    assert read_label(f"{talk}answer{ord(one) - 64}{between}answer{ord(other) - 64}", ANSWERS).strict is None
+
+
+@given(
+    st.integers(0, 999), st.integers(1, 99), st.integers(1, 99), st.sampled_from(("", "-", "-$", "\u2212", "minus "))
+)
+def test_a_mixed_number_is_one_number(whole: int, top: int, bottom: int, sign: str) -> None:
+    value = (whole + top / bottom) * (-1 if sign else 1)
+    assert read_number(f"The answer is {sign}{whole} {top}/{bottom}.").strict == pytest.approx(value)
 
 
 def test_numbers_are_right_within_a_thousandth_and_others_letter_by_letter() -> None:

@@ -123,9 +123,11 @@ def test_test_questions_in_the_training_data_are_counted_and_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [_row("mawps", number) for number in range(5)]
-    trained = [
-        {"prompt": f"Question: {row['instruction'].replace('?', ' ?')}\nAnswer:", "completion": "x"} for row in rows[:2]
+    prompts = [
+        f"Question: {rows[0]['instruction'].replace('?', ' ?')}\nAnswer:",
+        render_prompt("alpaca", rows[1]["instruction"]),
     ]
+    trained = [{"prompt": prompt, "completion": "x"} for prompt in prompts]
     model = _trained(tmp_path / "model", tmp_path, trained)
     result = evaluate(str(model), task="mawps", data=_file(tmp_path, rows), max_new_tokens=2, num_beams=1)
     assert training_data(model) == str(model / "rows.json")

@@ -5,8 +5,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Signs are kept: 3 + 4 and 3 - 4 are two questions. Punctuation is not: word-tokenised files put spaces around it.
-PIECES = re.compile(r"[^\W_]+|[+\-*/=<>%]")
+from shears.prompts import without_template
+
+# 1.5 and 1 5, 3 + 4 and 3 - 4, 5! and 5 are other questions. Punctuation makes none, as word-tokenised files put spaces
+# around it; brackets do where an operator stands before an opening or behind a closing one.
+NUMBER_OR_WORD = r"(?<![\w.])\.\d+|[^\W_]+(?:(?<=\d)\.(?=\d)[^\W_]+)*"
+OPERATOR = r"!=|[+\-*/=<>%^|±·\u2200-\u22ff]|(?:(?<=[\d)])|(?<=\b[a-z]))\s*!"
+PIECES = re.compile(rf"{NUMBER_OR_WORD}|[()]|{OPERATOR}")
+SAME = str.maketrans("\u2212\u00d7\u2217\u00f7\u2044\u2215", "-**///")
 COLUMNS = ("instruction", "prompt", "question", "original_text")
 
 
@@ -17,7 +23,7 @@ def question_of(row: Mapping[str, Any]) -> str:
         asked = [turn.get("content") for turn in messages if isinstance(turn, dict) and turn.get("role") == "user"]
         return str(asked[-1]) if asked else ""
     column = next((name for name in COLUMNS if row.get(name)), None)
-    parts = [] if column is None else [row[column], row.get("input") or ""]
+    parts = [] if column is None else [without_template(str(row[column])), row.get("input") or ""]
     choices = row.get("choices")
     return " ".join(
         str(part) for part in [*parts, *(choices if isinstance(choices, list) else [])] if part != ""
@@ -25,7 +31,23 @@ def question_of(row: Mapping[str, Any]) -> str:
 
 
 def question_id(question: str) -> str:
-    """Return 16 hex digits of a question's sha256: in lower case, without punctuation or `Question: ... Answer:`."""
-    pieces = PIECES.findall(question.lower())
-    start, end = pieces[:1] == ["question"], pieces[-1:] == ["answer"]
-    return hashlib.sha256(" ".join(pieces[start : len(pieces) - end]).encode()).hexdigest()[:16]
+    """Return 16 hex digits of a question's sha256: without a template, in lower case, without punctuation.
+
+    Decimal points, operators and signs are part of it; U+2212 is -, a times or division sign * or /.
+    """
+    pieces = [piece.strip() for piece in PIECES.findall(without_template(question).lower().translate(SAME))]
+    return hashlib.sha256(" ".join(_without_plain_brackets(pieces)).encode()).hexdigest()[:16]
+
+
+def _without_plain_brackets(pieces: list[str]) -> list[str]:
+    """Leave out opening brackets that no operator stands before, and closing ones that none stands behind."""
+    around = zip(["", *pieces], pieces, [*pieces[1:], ""], strict=False)
+    return [
+        piece
+        for before, piece, behind in around
+        if piece not in {"(", ")"} or _is_operator(before if piece == "(" else behind)
+    ]
+
+
+def _is_operator(piece: str) -> bool:
+    return piece != "" and piece[-1] not in "()" and not piece[-1].isalnum()

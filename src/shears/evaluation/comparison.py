@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from shears.errors import InputError
-from shears.evaluation.measurements import Arms, Measurement
+from shears.evaluation.measurements import Arms, Measurement, with_ids_of_first
 from shears.evaluation.remarks import remarks
 from shears.evaluation.statistics import (
     Bits,
@@ -70,6 +70,7 @@ def _listed(tasks: Iterable[str]) -> str:
 
 def _comparison(arms: Arms, base: str, seed: int) -> dict[str, Any]:
     """Return the comparison of arms on one task."""
+    arms = with_ids_of_first(arms)
     runs = _aligned(arms)
     return {
         "n": len(runs[base][0]),

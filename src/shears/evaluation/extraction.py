@@ -1,10 +1,11 @@
 """What a generated response answers, by the rule that LLM-Adapters and the Shears paper use, and by a stricter one.
 
 The official rules are restated as they are, faults included, so that figures can be compared with published ones. The
-strict rules read the answer that the text states, and nothing where it states none or several.
+strict rules read the answer that the text states, and nothing where it states none or several, or denies it.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -14,14 +15,34 @@ from shears.evaluation.answers import finite, numbers_equal
 OFFICIAL_NUMBER = re.compile(r"-?\d+\.?\d*")
 OFFICIAL_LETTER = re.compile(r"A|B|C|D|E")
 # 1,234 is one number, 1,2 are two; the - of 10-15 is no sign; a full stop ends a sentence unless digits follow it.
-NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?:(?<![\w.)])-)?(?<![\d.])\.\d+")
-STATED_NUMBER = re.compile(r"(?:answer\s+is|answer\s*:|####)", re.IGNORECASE)
-LETTER = r"(?<![A-Za-z'])([A-E])(?![A-Za-z'])"
+NUMBER = re.compile(
+    r"(?P<sign>(?<![\w.)])-|(?<!\d )\b(?:minus|negative) )?(?:\\?[$€£])?"
+    r"(?:(?<!\d)(?<!\d[./,])(?:(?P<whole>\d{1,15}) +(?:and +)?)?(?P<top>\d{1,15})/(?P<bottom>\d{1,15})(?!\d|[./]\d)"
+    r"|(?P<plain>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\d.])\.\d+))",
+    re.IGNORECASE,
+)
+MINUS = str.maketrans("\u2212\u2013", "--")
+SINGLE_CHARACTER_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 SENTENCE_END = re.compile(r"\n|\.(?=\s|$)")
-FRACTION = re.compile(r"(?<![\d./])(-?\d{1,15})/(\d{1,15})(?![\d./])")
-STATED_LETTER = re.compile(rf"(?i:answer|option|choice)(?i:\s+is)?(?i:\s+option)?\s*:?\s*[(\[*\"]*{LETTER}")
-FIRST_LETTER = re.compile(r"[(\[*\"]*([A-E])(?:[)\].:,*\"]|\s*$)")
-BRACKETED_LETTER = re.compile(r"\(([A-E])\)")
+IS = r"\s+is\b(?!\s*not\b)"
+STATED_NUMBER = re.compile(rf"(?:answer{IS}|answer\s*:|####)", re.IGNORECASE)
+# A word of its clause denies an answer: one between the last stop and it, or one behind it before a stop or a reason.
+DENIAL = re.compile(r"\b(?:not|cannot|never|neither|nor|wrong|incorrect|impossible)\b|n['\u2019]t\b", re.IGNORECASE)
+CLAUSE_START = re.compile(r"[.,](?!\d)|[;!?\n]|\b(?:but|hence|thus|therefore)\b", re.IGNORECASE)
+CLAUSE_END = re.compile(CLAUSE_START.pattern + r"|\b(?:because|since|as|that|which|who|if|when|while)\b", re.IGNORECASE)
+OPENED = r"[(\[*\"']*"
+NEXT = rf"[)\]*\"']*(?:\s*[,/&]\s*|\s*,?\s+(?:and|or)\s+)(?:(?:option|choice)\s+)?{OPENED}"
+LETTER = r"(?<![A-Za-z])(?<![A-Za-z]['\u2019])[A-E](?!['\u2019]?[A-Za-z])"
+LETTERS = rf"{LETTER}(?:(?i:{NEXT}){LETTER})*"
+NO_ARTICLE = r"(?!A[ \t]+(?!(?:because|since|as|is|for|with|which|and|or)\b)[A-Za-z])"
+STATED_LETTERS = re.compile(
+    rf"(?i:(?:answer|option|choice)(?:\s*:|{IS}\s*:?)\s*(?:(?:option|choice)\s*)?{OPENED})"
+    rf"{NO_ARTICLE}({LETTERS})"
+)
+NAMED_LETTERS = re.compile(
+    rf"(?:\A{OPENED}(?=[A-E](?:[)\].:,*\"]|\s*$))|(?:\(|(?<!\S))(?=[A-E]\))"
+    rf"|(?i:\b(?:options?|choices?)\s+{OPENED})|(?i:\banswer\s+{OPENED}){NO_ARTICLE}){LETTERS}"
+)
 HEADING = re.compile(r"^\s*###\s+(?:Instruction|Input|Response)\b", re.MULTILINE)
 
 
@@ -51,24 +72,42 @@ def official_number(text: str) -> float | None:
 def strict_number(text: str) -> float | None:
     """Return the number that the sentence behind the last "answer is", "answer:" or "####" states.
 
-    What stands behind its last = counts where there is one, a/b is a quotient, several numbers are no answer. Without
-    such a sentence, the last number. One beyond a float's range is none.
+    What stands behind its last = counts where there is one, a/b is a quotient, 3 1/2 is 3.5; several numbers are no
+    answer. Without such a sentence, the last number. One that is denied ("not 5") or beyond a float's range is none.
     """
-    first = _first_answer(text)
+    first = SINGLE_CHARACTER_FRACTION.sub(_written_out, _first_answer(text)).translate(MINUS)
     stated = list(STATED_NUMBER.finditer(first))
     if not stated:
-        found = NUMBER.findall(first)
-        return _number(found[-1]) if found else None
+        found = list(NUMBER.finditer(first))
+        return _number(found[-1]) if found and not _denied(first, found[-1]) else None
     sentence = SENTENCE_END.split(first[stated[-1].end() :].lstrip(), maxsplit=1)[0]
     result = sentence.rsplit("=", 1)[-1]
-    if match := FRACTION.search(result):
-        return int(match[1]) / int(match[2]) if int(match[2]) else None
-    numbers = {_number(number) for number in NUMBER.findall(result)}
-    return numbers.pop() if len(numbers) == 1 else None
+    numbers = [_number(number) for number in NUMBER.finditer(result) if not _denied_before(result, number)]
+    return numbers[0] if numbers and all(numbers_equal(number, numbers[0]) for number in numbers) else None
 
 
-def _number(text: str) -> float | None:
-    return finite(text.replace(",", ""))
+def _written_out(fraction: re.Match[str]) -> str:
+    """Return a character such as U+00BD as 1/2, apart from a whole number before it."""
+    return " " + unicodedata.normalize("NFKC", fraction[0]).replace("\u2044", "/")
+
+
+def _number(found: re.Match[str]) -> float | None:
+    sign = -1 if found["sign"] else 1
+    if found["plain"]:
+        size = finite(found["plain"].replace(",", ""))
+        return None if size is None else sign * size
+    bottom = int(found["bottom"])
+    return sign * (int(found["whole"] or 0) + int(found["top"]) / bottom) if bottom else None
+
+
+def _denied(text: str, found: re.Match[str]) -> bool:
+    """Tell whether the clause of what was found denies it: "not 5", "option A is wrong"."""
+    behind = CLAUSE_END.split(text[found.end() :], maxsplit=1)[0]
+    return DENIAL.search(behind) is not None or _denied_before(text, found)
+
+
+def _denied_before(text: str, found: re.Match[str]) -> bool:
+    return DENIAL.search(CLAUSE_START.split(text[: found.start()])[-1]) is not None
 
 
 def official_letter(text: str) -> str | None:
@@ -80,16 +119,14 @@ def official_letter(text: str) -> str | None:
 def strict_letter(text: str) -> str | None:
     """Return the letter that the text states.
 
-    It is the one behind the last "answer is", else the one the text begins with ("C)", "(C)", "C."), else the only one
-    in brackets.
+    It is the one behind the last "answer is", else the only one that the text begins with ("C)", "(C)", "C."), has in
+    brackets or names as an option, and does not deny. "A or B" is none, and the article of "the answer is A man".
     """
     first = _first_answer(text)
-    if stated := STATED_LETTER.findall(first):
-        return str(stated[-1])
-    if match := FIRST_LETTER.match(first):
-        return match[1]
-    bracketed = set(BRACKETED_LETTER.findall(first))
-    return bracketed.pop() if len(bracketed) == 1 else None
+    stated = STATED_LETTERS.findall(first)[-1:]
+    named = [match[0] for match in NAMED_LETTERS.finditer(first) if not _denied(first, match)]
+    letters = {letter for group in stated or named for letter in re.findall(LETTER, group)}
+    return letters.pop() if len(letters) == 1 else None
 
 
 def official_label(text: str, labels: Sequence[str]) -> str | None:
@@ -99,12 +136,16 @@ def official_label(text: str, labels: Sequence[str]) -> str | None:
 
 
 def strict_label(text: str, labels: Sequence[str]) -> str | None:
-    """Return the label behind the last "answer is", else the only one that the text names; None for "not true"."""
-    first, names = _first_answer(text), "|".join(map(re.escape, labels))
-    stated = re.findall(rf"(?i)answer\s+is\s*:?\s*[\"'*(]*({names})\b", first)
-    named = {name.lower() for name in re.findall(rf"(?i)(?<!\bnot )\b({names})\b", first)}
-    found = stated[-1].lower() if stated else named.pop() if len(named) == 1 else None
-    return next((label for label in labels if label.lower() == found), None)
+    """Return the label behind the last "answer is", else the only one that the text names and does not deny.
+
+    "answer1 or answer2" is none, and so is the label of "not true".
+    """
+    first, label = _first_answer(text), rf"\b(?:{'|'.join(map(re.escape, labels))})\b"
+    group = f"{label}(?:{NEXT}{label})*"
+    stated = re.findall(rf"(?i)answer{IS}\s*:?\s*{OPENED}({group})", first)[-1:]
+    named = [match[0] for match in re.finditer(f"(?i){group}", first) if not _denied(first, match)]
+    found = {name.lower() for each in stated or named for name in re.findall(f"(?i){label}", each)}
+    return next((label for label in labels if {label.lower()} == found), None)
 
 
 def read_number(text: str, labels: Sequence[str] = ()) -> Reading:

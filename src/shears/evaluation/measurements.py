@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shears.data.questions import question_id
@@ -51,5 +51,30 @@ class Measurement:
         keys = numbered(map(example_of, self.records))
         return {key: record.get(name) for key, record in zip(keys, self.records, strict=True)}
 
+    def asked(self) -> list[tuple[Any, ...]] | None:
+        """Return index, prompt and answer of each record in order; None where one has no prompt."""
+        if not all(isinstance(record, dict) and record.get("prompt") for record in self.records):
+            return None
+        return [tuple(record.get(name) for name in ("index", "prompt", "answer")) for record in self.records]
+
 
 Arms = dict[str, list[Measurement]]
+
+
+def with_ids_of_first(arms: Arms) -> Arms:
+    """Return arms whose questions are named as in the first: an earlier version gave some questions other ids.
+
+    They are the same where index, prompt and answer are; arms on other examples stay as they are.
+    """
+    first, *_ = (measurement for measurements in arms.values() for measurement in measurements)
+    if (asked := first.asked()) is None:
+        return arms
+    names = list(map(example_of, first.records))
+    return {arm: [_renamed(each, names, asked) for each in measurements] for arm, measurements in arms.items()}
+
+
+def _renamed(measurement: Measurement, names: Sequence[str], asked: object) -> Measurement:
+    if measurement.asked() != asked:
+        return measurement
+    records = [{**record, "id": name} for record, name in zip(measurement.records, names, strict=True)]
+    return replace(measurement, records=records)
