@@ -16,7 +16,7 @@ from shears.adapt.processes import join_processes, shared_folder, together, wait
 from shears.adapt.ready import Ready, prepare
 from shears.adapt.reorder import reorder
 from shears.adapt.space import SearchSpace
-from shears.adapt.trackers import prepare_trackers
+from shears.adapt.trackers import check_trackers, tracking
 from shears.artifacts import (
     SEARCH_SPACE,
     TRAINING_LOG,
@@ -47,13 +47,13 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     """
     settings, output, started = build(TrainConfig, "train", config), Path(output), time.monotonic()
     origin = {
+    check_trackers(settings.report_to)
         "base_fingerprint": weights_fingerprint(model_folder(model)),
         "data_sha256": source_fingerprint(settings.data),
     }
     asked, known = {"model": str(model), **origin, **as_data(settings)}, {**TrainConfig.defaults(), **origin}
-    prepare_trackers(settings.report_to, output)
     join_processes(cpu=pick_device(settings.device).type == "cpu")
-    with shared_folder(output, asked, resume=resume, defaults=known) as work:
+    with tracking(settings.report_to, output), shared_folder(output, asked, resume=resume, defaults=known) as work:
         is_saved = (work / SEARCH_SPACE).is_file()  # and only what is last was not done
         wait()  # before the first process goes on and takes the folder away
         if not is_saved:
