@@ -20,7 +20,8 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", TUTORIAL, flags=re.DOTALL)
 SMALLER = {"smollm2-135m": "base", "[32, 24, 16]": "[6, 4, 2]", "recover_rank: 32": "recover_rank: 6",
-           "sequence_length: 256": "sequence_length: 64", "epochs: 8": "epochs: 1"}  # fmt: skip
+           "sequence_length: 256": "sequence_length: 64", "epochs: 8": "epochs: 1",
+           "me/sparse --dry-run": "me/sparse --base me/base --dry-run"}  # fmt: skip  # the tiny base is a folder
 
 
 def commands(block: str) -> Iterator[str]:

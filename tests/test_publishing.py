@@ -4,26 +4,52 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 
 import shears
+from shears.artifacts import KINDS
+from shears.cards.card import write_card
 from shears.errors import InputError
+from shears.paths import file_fingerprint
 from tests.tiny import save_tiny
+
+SECRET = "nobody-may-know"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sparse model with a recovery inside, and a sub-adapter on it."""
-    folder = tmp_path_factory.mktemp("made")
+    """A sparse model with a recovery inside, adapters on it, and what they were merged and packed into.
+
+    All of them were made from files in a folder called SECRET.
+    """
+    folder = tmp_path_factory.mktemp(SECRET)
     save_tiny(folder / "base")
-    sample = {"num_samples": 4, "sequence_length": 32}
+    config = json.loads((folder / "base" / "config.json").read_text())
+    (folder / "base" / "config.json").write_text(json.dumps({**config, "_name_or_path": f"{folder}/origin"}))
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"{i} and 1?", "completion": f"It is {i + 1}."}) + "\n"
+                            for i in range(40)))  # fmt: skip
+    sample: dict[str, Any] = {"num_samples": 4, "sequence_length": 32, "calibration": str(data)}
     shears.sparsify(folder / "base", folder / "sparse", recover_rank=4, **sample)
-    shears.train(folder / "sparse", folder / "super", data="arithmetic:train", ranks=(4, 2), max_steps=1, batch_size=2,
+    shears.train(folder / "sparse", folder / "super", data=str(data), ranks=(4, 2), max_steps=1, batch_size=2,
                  device="cpu")  # fmt: skip
     shears.export_adapter(folder / "super", folder / "sub")
+    shears.export_adapter(folder / "sub", folder / "merged", format="merged-sparse", **sample)
+    shears.export_adapter(folder / "sub", folder / "package", format="package")
+    shears.unpack(folder / "package", folder / "unpacked")
+    shears.evaluate(str(folder / "sparse"), folder / "sparse" / "figures.json", adapter=str(folder / "sub"),
+                    data=str(data), task="number", limit=1, max_new_tokens=2, device="cpu")  # fmt: skip
     return folder
+
+
+def sent(folder: Path, repo: str, base: str | None = None) -> dict[str, bytes]:
+    """Return the content of every file that would be sent."""
+    files = shears.push(folder, repo, base=base, dry_run=True)
+    assert all(len(file.content) == file.size for file in files if file.content is not None)
+    return {file.name: file.content or (folder / file.name).read_bytes() for file in files}
 
 
 def test_a_dry_run_lists_every_file_with_its_size(made: Path) -> None:
@@ -33,17 +59,126 @@ def test_a_dry_run_lists_every_file_with_its_size(made: Path) -> None:
     assert files["adapter_model.safetensors"] == (made / "sub" / "adapter_model.safetensors").stat().st_size
 
 
-def test_nothing_that_is_sent_names_a_folder_of_this_machine(made: Path) -> None:
-    for name, base in (("sub", "me/sparse"), ("sparse", "me/base")):
-        for file in shears.push(made / name, f"me/{name}", base=base, dry_run=True):
-            content = file.content if file.content is not None else (made / name / file.name).read_bytes()
-            assert str(made).encode() not in content, file.name
-            assert len(content) == file.size
-    sent = {file.name: file.content for file in shears.push(made / "sub", "me/sub", base="me/sparse", dry_run=True)}
-    assert json.loads(sent["adapter_config.json"] or b"")["base_model_name_or_path"] == "me/sparse"
-    assert ModelCard((sent["README.md"] or b"").decode()).data.to_dict()["base_model"] == "me/sparse"
-    nested = {file.name: file.content for file in shears.push(made / "sparse", "me/it", base="me/base", dry_run=True)}
-    assert json.loads(nested["recovery/adapter_config.json"] or b"")["base_model_name_or_path"] == "me/it"
+@pytest.mark.parametrize("name", ["sparse", "super", "sub", "merged", "package", "unpacked/adapter"])
+def test_nothing_that_is_sent_names_a_folder_of_this_machine(name: str, made: Path) -> None:
+    assert any(SECRET.encode() in file.read_bytes() for file in (made / name).rglob("*.json"))
+    files = sent(made / name, "me/it", "me/base")
+    assert [file for file, content in files.items() if SECRET.encode() in content] == []
+    record = json.loads(next(files[kind] for kind in KINDS if kind in files))
+    assert record["model" if name == "sparse" else "base"] == "me/base"
+
+
+def test_a_file_is_sent_by_its_name_and_its_hash(made: Path) -> None:
+    digest = file_fingerprint(made / "rows.jsonl")
+    pruned = json.loads(sent(made / "sparse", "me/it", "me/base")["sparsity.json"])
+    assert (pruned["config"]["calibration"], pruned["calibration_sha256"]) == ("rows.jsonl", digest)
+    trained = json.loads(sent(made / "super", "me/it", "me/base")["search_space.json"])
+    assert (trained["config"]["data"], trained["data_sha256"]) == ("rows.jsonl", digest)
+    for name, record in (("sub", "sub_adapter.json"), ("package", "package.json")):
+        content = json.loads(sent(made / name, "me/it", "me/base")[record])
+        assert (content["data"], content["data_sha256"]) == ("rows.jsonl", digest)
+    merged = json.loads(sent(made / "merged", "me/it", "me/base")["merged.json"])
+    assert (merged["config"]["calibration"], merged["calibration_sha256"]) == ("rows.jsonl", digest)
+
+
+def test_the_base_has_its_name_on_the_hub(made: Path) -> None:
+    files = sent(made / "sub", "me/sub", "me/sparse")
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/sparse"
+    assert ModelCard(files["README.md"].decode()).data.to_dict()["base_model"] == "me/sparse"
+    nested = sent(made / "sparse", "me/it", "me/base")
+    assert json.loads(nested["recovery/adapter_config.json"])["base_model_name_or_path"] == "me/it"
+
+
+LOADED = 'AutoModelForCausalLM.from_pretrained("me/base")'
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("sparse", ['model = AutoModelForCausalLM.from_pretrained("me/it")', "vllm serve me/it\n"]),
+        ("merged", ['tokenizer = AutoTokenizer.from_pretrained("me/it")', "convert_hf_to_gguf.py it "]),
+        ("sub", [f'PeftModel.from_pretrained({LOADED}, "me/it")', "vllm serve me/base ", "--lora-modules it=me/it\n"]),
+        ("super", [f'PeftModel.from_pretrained({LOADED}, "me/it")', "hf download me/it --local-dir it\n",
+                   "shears search it search"]),
+        ("package", ["hf download me/it --local-dir it\n", "shears generate it "]),
+    ],
+)  # fmt: skip
+def test_a_pushed_card_loads_from_the_hub(name: str, code: list[str], made: Path) -> None:
+    text = sent(made / name, "me/it", "me/base")["README.md"].decode()
+    title, paragraph = ModelCard(text).text.strip().split("\n\n")[:2]
+    assert "me/base" in title
+    assert "`me/base` (weights" in paragraph
+    assert [line for line in code if line not in text] == []
+    own = {"sub": "sub_adapter", "super": "super_adapter"}.get(name, name)
+    assert f'"{own}"' not in text
+    assert f" {own} --" not in text
+    assert '"sparse"' not in text
+
+
+def test_the_card_of_a_recovery_loads_it_from_inside_the_model(made: Path) -> None:
+    local = (made / "sparse" / "recovery" / "README.md").read_text()
+    assert 'AutoModelForCausalLM.from_pretrained("sparse"), "sparse/recovery")' in local
+    text = sent(made / "sparse", "me/it", "me/base")["recovery/README.md"].decode()
+    assert 'AutoModelForCausalLM.from_pretrained("me/it"), "me/it", subfolder="recovery")' in text
+    assert "--lora-modules recovery=it/recovery" in text
+    assert ModelCard(text).data.to_dict()["base_model"] == "me/it"
+
+
+def test_what_a_person_wrote_into_a_card_stays_without_paths(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "sub", tmp_path / "sub")
+    own = f"Thanks to all who wrote {made}/rows.jsonl."
+    (tmp_path / "sub" / "README.md").write_text((made / "sub" / "README.md").read_text() + f"\n## Thanks\n\n{own}\n")
+    text = sent(tmp_path / "sub", "me/it", "me/base")["README.md"].decode()
+    assert text.endswith("## Thanks\n\nThanks to all who wrote rows.jsonl.\n")
+    assert f'{LOADED}, "me/it")' in text
+
+
+def test_what_is_not_finished_is_not_sent(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "sub", tmp_path / "sub")
+    (tmp_path / "sub" / "figures.json.partial").write_text(f'{{"data": "{made}"}}')
+    assert "figures.json.partial" not in sent(tmp_path / "sub", "me/it", "me/base")
+
+
+def test_a_relative_base_is_a_folder_wherever_it_is_pushed_from(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    settings = {"method": "magnitude"}
+    shears.sparsify("base", tmp_path / "sparse", **settings)
+    shears.export_adapter("sparse", tmp_path / "package", format="package")
+    for name, base in (("sparse", "base"), ("package", "sparse")):
+        with pytest.raises(InputError, match=f"names the folder {made.resolve()}/{base}; push that first"):
+            shears.push(tmp_path / name, "me/it", dry_run=True)
+    monkeypatch.chdir(tmp_path)
+    record = json.loads((tmp_path / "sparse" / "sparsity.json").read_text())
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    for base in ("base", "runs/base", "../runs/base", "~/base", "a/b/c"):  # as earlier versions recorded them
+        (tmp_path / "sparse" / "sparsity.json").write_text(json.dumps({**record, "model": base}))
+        with pytest.raises(InputError, match="names the folder .*base|names the folder a/b/c"):
+            shears.push(tmp_path / "sparse", "me/it", dry_run=True)
+
+
+@pytest.mark.parametrize("base", ["smollm2-135m", "org/base"])
+def test_an_embedded_model_and_one_of_the_hub_stay_the_base(base: str, made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "sparse", tmp_path / "sparse")
+    shutil.rmtree(tmp_path / "sparse" / "recovery")
+    record = json.loads((made / "sparse" / "sparsity.json").read_text())
+    (tmp_path / "sparse" / "sparsity.json").write_text(json.dumps({**record, "model": base}))
+    write_card(tmp_path / "sparse")
+    files = sent(tmp_path / "sparse", "me/it")
+    assert json.loads(files["sparsity.json"])["model"] == base
+    found = ModelCard(files["README.md"].decode()).data.to_dict()["base_model"]
+    assert found == {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(base, base)
+    assert 'AutoModelForCausalLM.from_pretrained("me/it")' in files["README.md"].decode()
+
+
+def test_a_record_that_lacks_what_a_card_says_is_refused(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "sparse", tmp_path / "sparse")
+    record = json.loads((made / "sparse" / "sparsity.json").read_text())
+    del record["achieved"]
+    (tmp_path / "sparse" / "sparsity.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"sparsity\.json must be the record that shears wrote, got .*achieved"):
+        shears.push(tmp_path / "sparse", "me/it", base="me/base", dry_run=True)
 
 
 def test_what_is_sent_is_what_a_dry_run_lists(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

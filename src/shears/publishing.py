@@ -1,34 +1,29 @@
-"""Put an artifact on the hub: its files, none hidden, its base named as the hub knows it."""
+"""Put an artifact on the hub: its files, none hidden, its base named as the hub knows it, no folder of this machine."""
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from httpx2 import HTTPError
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported when imported
 
 from shears.artifacts import (
     KINDS,
-    README,
     RECIPE,
-    RECORDS,
-    SPARSITY,
     TRAINING_TIMES,
     find_record,
-    read_object,
     read_record,
 )
+from shears.cards.loading import Place
 from shears.errors import InputError, first_line
-from shears.peft_files import ADAPTER_CONFIG
+from shears.folders import PARTIAL
+from shears.public_content import public_content
 
 logger = logging.getLogger(__name__)
 LEFT_OUT = ("study.db", TRAINING_TIMES)  # they hold dates and times
-BASE_KEYS = {ADAPTER_CONFIG: "base_model_name_or_path", **dict.fromkeys(RECORDS, "base"), SPARSITY: "model"}
-"""Files that name the model an artifact was made from, and the key they do it with."""
 
 
 class Upload(NamedTuple):
@@ -87,36 +82,16 @@ def _check_name(what: str, repo: str) -> None:
 
 
 def _files(folder: Path, repo: str, base: str | None) -> Iterator[Upload]:
-    """Yield all files but hidden ones; an adapter inside a model's folder belongs to what is pushed itself."""
+    """Yield all files but hidden and unfinished ones; an adapter inside a model's folder belongs to what is pushed."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder)
-        if any(part.startswith(".") for part in name.parts) or name.name in LEFT_OUT:
+        if any(part.startswith(".") or part.endswith(PARTIAL) for part in name.parts) or name.name in LEFT_OUT:
             continue
-        content = _content(path, base if len(name.parts) == 1 else repo)
-        yield Upload(name.as_posix(), path.stat().st_size if content is None else len(content), content)
-
-
-def _content(path: Path, base: str | None) -> bytes | None:
-    """Return what a file becomes where its base has a name on the hub; None where it stays as it is."""
-    if path.name == README and base is not None:
-        card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
-        card.data.base_model = base  # type: ignore[attr-defined]  # a key of its YAML
-        return str(card).encode()
-    return _with_base(path, base) if path.name in BASE_KEYS else None
-
-
-def _with_base(path: Path, base: str | None) -> bytes | None:
-    """Return a record with the base's name on the hub in place of a folder; None where it names no folder."""
-    content, key = read_object(path), BASE_KEYS[path.name]
-    named = content.get(key)
-    if not isinstance(named, str) or not (base or Path(named).is_absolute()):
-        return None
-    if base is None:
-        raise InputError(
-            f"an artifact must name a base that others can get, {path} names the folder {named}; push that first and "
-            "give its repository as --base"
+        is_inside = len(name.parts) > 1
+        content = public_content(
+            path, repo if is_inside else base, Place(repo, name.parent.as_posix() if is_inside else "")
         )
-    return (json.dumps({**content, key: base}, indent=2, ensure_ascii=False) + "\n").encode()
+        yield Upload(name.as_posix(), path.stat().st_size if content is None else len(content), content)
 
 
 def _send(folder: Path, repo: str, files: list[Upload], private: bool) -> None:

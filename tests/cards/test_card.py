@@ -8,7 +8,8 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from shears.cards.card import card, write_card
+from shears.cards.card import card, published, write_card
+from shears.cards.loading import Place
 from shears.cards.origin import title
 from shears.cards.tables import table
 
@@ -24,9 +25,12 @@ RECORDS: dict[str, dict[str, Any]] = {
     "search_space.json": {**COMMON, "alpha": 64.0, "config": {"data": "/home/someone/train.jsonl"},
                           "groups": {"layers.0.up_proj": {"ranks": [32, 24]}}},
     "sub_adapter.json": {**COMMON, "data": "train.jsonl", "ranks": RANKS},
+    "recovery.json": {"shears_version": "0.1.0", "base_fingerprint": "f" * 64, "rank": 8, "by": "norms", "kept": 0.404,
+                      "linears": {"model.layers.0.self_attn.q_proj": {"rank": 8, "kept": 0.4}}},
     "merged.json": {**COMMON, "sparsity": {"before": 0.5, "after": 0.0}, "ranks": RANKS},
     "package.json": {**COMMON, "ranks": RANKS, "bytes": {"model": 156_000_000, "model_dense": 269_000_000}},
 }  # fmt: skip
+ADAPTERS = ("search_space.json", "sub_adapter.json", "recovery.json")
 FIGURES = [{"name": "dense", "task": "number", "data": "/home/someone/test.jsonl", "metric": "accuracy", "value": 0.5,
             "ci95": [0.4, 0.6], "n": 100}]  # fmt: skip
 
@@ -41,7 +45,7 @@ def test_every_card_is_read_by_the_hub_and_names_no_folder_of_a_machine(kind: st
     text = card(kind, RECORDS[kind], FIGURES)
     read = checked(text)
     assert read.text.strip().startswith(f"# {title(kind, RECORDS[kind])}")
-    assert read.data.library_name == ("peft" if kind in ("search_space.json", "sub_adapter.json") else "transformers")
+    assert read.data.library_name == ("peft" if kind in ADAPTERS else "transformers")
     assert read.data.eval_results[0].metric_value == 0.5
     assert "/home/someone" not in text
     assert text == card(kind, RECORDS[kind], FIGURES)
@@ -92,6 +96,43 @@ def test_an_adapter_says_its_ranks_and_how_to_serve_it() -> None:
     masked = card("sub_adapter.json", {**RECORDS["sub_adapter.json"], "sparse_adapter": True})
     assert "merged-sparse" in masked
     assert "PeftModel" not in masked
+
+
+def test_a_recovery_says_what_it_gives_back_and_loads_in_peft() -> None:
+    text = card("recovery.json", RECORDS["recovery.json"])
+    assert "of rank 8 for `sparse` (weights sha256 ffffffffffffffff...)" in text
+    assert "gives back 40.4% of what pruning took away (by norms)" in text
+    assert 'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("sparse"), "sparse/recovery")' in text
+    assert "--max-lora-rank 8 --lora-modules recovery=sparse/recovery" in text
+    assert "--init recovery" in text
+    assert "## Zeros" not in text
+
+
+def test_the_embedded_model_is_named_as_the_rounded_copy_that_it_is() -> None:
+    text = card("sparsity.json", {**RECORDS["sparsity.json"], "model": "smollm2-135m"})
+    data = checked(text).data
+    assert (data.base_model, data.base_model_relation) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "quantized")
+    assert "`smollm2-135m` (HuggingFaceTB/SmolLM2-135M-Instruct from the SmolLM2-135M-Instruct.Q4_1.gguf of" in text
+    adapter = card("sub_adapter.json", {**RECORDS["sub_adapter.json"], "base": "smollm2-135m"})
+    assert checked(adapter).data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "base_model_relation" not in adapter  # trained: the hub sees an adapter
+    assert "`shears fetch smollm2-135m --output smollm2-135m` makes its folder" in adapter
+    renamed = published(text, "sparsity.json", RECORDS["sparsity.json"], RECORDS["sparsity.json"], Place("me/it"))
+    assert "base_model_relation" not in renamed
+    assert checked(renamed).data.base_model == "org/base"
+
+
+def test_a_title_in_the_metadata_follows_the_base() -> None:
+    record = RECORDS["sub_adapter.json"]
+    text = published(card("sub_adapter.json", record, FIGURES), "sub_adapter.json", record,
+                     {**record, "base": "me/sparse"}, Place("me/it"))  # fmt: skip
+    assert checked(text).data.model_name == "LoRA adapter for me/sparse"
+    assert checked(text).data.eval_results[0].metric_value == 0.5
+
+
+def test_a_relative_folder_is_not_named() -> None:
+    record = {**RECORDS["sub_adapter.json"], "base": "secret/runs/sparse", "data": "secret/train.jsonl"}
+    assert "secret" not in card("sub_adapter.json", record)
 
 
 def test_what_was_lost_is_said() -> None:

@@ -2,7 +2,8 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from shears.errors import InputError
@@ -10,13 +11,25 @@ from shears.errors import InputError
 FOLDER = "TENSORBOARD_LOGGING_DIR"  # where Trainer's tensorboard callback writes
 
 
-def prepare_trackers(names: Sequence[str], output: Path) -> None:
-    """Check that the trackers are installed, and let tensorboard write beside the output, not into it.
-
-    Event files hold times, and artifacts hold none. InputError naming what to install.
-    """
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise InputError, naming what to install, where a tracker is not installed."""
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:  # wandb's own runs lie in ./wandb
             raise InputError(f"report_to {name} needs the package {name}, which is not installed; pip install {name}")
-    if "tensorboard" in names:
-        os.environ.setdefault(FOLDER, str(output.with_name(f"{output.name}_tensorboard")))
+
+
+@contextmanager
+def tracking(names: Sequence[str], output: Path) -> Iterator[None]:
+    """Let tensorboard write beside the output, not into it, for a while; where the user named a folder, there.
+
+    Event files hold times, and artifacts hold none.
+    """
+    if "tensorboard" not in names or FOLDER in os.environ:
+        yield
+        return
+    os.environ[FOLDER] = str(output.with_name(f"{output.name}_tensorboard"))
+    try:
+        yield
+    finally:
+        os.environ.pop(FOLDER, None)

@@ -16,7 +16,7 @@ from shears.adapt.processes import join_processes, shared_folder, together, wait
 from shears.adapt.ready import Ready, prepare
 from shears.adapt.reorder import reorder
 from shears.adapt.space import SearchSpace
-from shears.adapt.trackers import prepare_trackers
+from shears.adapt.trackers import check_trackers, tracking
 from shears.artifacts import (
     SEARCH_SPACE,
     TRAINING_LOG,
@@ -29,6 +29,7 @@ from shears.artifacts import (
 from shears.cards.card import write_card
 from shears.data.fingerprints import rows_fingerprint, source_fingerprint
 from shears.models import model_folder, pick_device
+from shears.paths import recorded_name
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.progress import is_first_process
 from shears.recipe import TrainConfig
@@ -46,18 +47,18 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     cannot be used, or when the loss stops being finite.
     """
     settings, output, started = build(TrainConfig, "train", config), Path(output), time.monotonic()
+    check_trackers(settings.report_to)
     origin = {
         "base_fingerprint": weights_fingerprint(model_folder(model)),
         "data_sha256": source_fingerprint(settings.data),
     }
     asked, known = {"model": str(model), **origin, **as_data(settings)}, {**TrainConfig.defaults(), **origin}
-    prepare_trackers(settings.report_to, output)
     join_processes(cpu=pick_device(settings.device).type == "cpu")
-    with shared_folder(output, asked, resume=resume, defaults=known) as work:
+    with tracking(settings.report_to, output), shared_folder(output, asked, resume=resume, defaults=known) as work:
         is_saved = (work / SEARCH_SPACE).is_file()  # and only what is last was not done
         wait()  # before the first process goes on and takes the folder away
         if not is_saved:
-            _fit_and_save(model, work, settings, {"base": _name_of(model), **origin})
+            _fit_and_save(model, work, settings, {"base": recorded_name(model), **origin})
         if is_first_process():
             write_card(work)
             shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # until all is saved, a resume goes on from them
@@ -73,11 +74,6 @@ def _fit_and_save(model: str | Path, work: Path, settings: TrainConfig, origin: 
         if settings.reorder:
             reorder(ready.model)
         _save(ready, work, settings, origin)
-
-
-def _name_of(model: str | Path) -> str:
-    """Folders by their absolute path, so that the adapter finds its base from anywhere; names as they are."""
-    return str(Path(model).resolve()) if Path(model).exists() else str(model)
 
 
 def _save(ready: Ready, work: Path, settings: TrainConfig, origin: dict[str, str | None]) -> None:

@@ -1,18 +1,16 @@
 """The card of an artifact: metadata of the hub, what it is, tables, how to load it. The same record, the same bytes."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from shears.artifacts import README, find_record, read_json, write_text
-from shears.cards.loading import loading
-from shears.cards.origin import base_of, origin, title
+from shears.cards.loading import Place, loading
+from shears.cards.origin import hub_base, origin, title
 from shears.cards.tables import figures_table, rank_table, size_table, sparsity_table
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 Record = Mapping[str, Any]
 Figures = Sequence[Mapping[str, Any]]
 """Measurements, each with name, task, data, metric, value, ci95, n. The last one is the artifact's own, which alone
@@ -28,20 +26,42 @@ def write_card(folder: Path, figures: Figures = ()) -> None:
 
 def card(kind: str, record: Record, figures: Figures = ()) -> str:
     """Return the card of an artifact; `kind` is the file its record has, such as sparsity.json."""
-    parts = [f"# {title(kind, record)}", origin(kind, record)]
+    head, words, code = _naming(kind, record, None)
+    parts = [head, words]
     if figures:
         parts += ["## Figures", figures_table(figures)]
     parts += [part for part in (sparsity_table(record), rank_table(record), size_table(record)) if part]
-    parts += ["## How to load it", loading(kind, record)]
+    parts += ["## How to load it", code]
     text = "\n\n".join(parts)
     return f"---\n{_metadata(kind, record, figures).to_yaml()}\n---\n\n{text}\n"
 
 
+def published(text: str, kind: str, record: Record, public: Record, place: Place) -> str:
+    """Return a card with the names that `public` has in place of those of `record`, to be loaded from its place.
+
+    What else a person wrote into it stays.
+    """
+    before, after = _naming(kind, record, None), _naming(kind, public, place)
+    for old, new in zip(before, after, strict=True):
+        text = text.replace(old, new, 1)
+    made: Any = ModelCard(text, ignore_metadata_errors=True)
+    if made.data.get("model_name") == title(kind, record):
+        made.data.model_name = title(kind, public)
+    made.data.pop("base_model_relation", None)
+    for key, value in hub_base(kind, public).items():
+        made.data[key] = value
+    return str(made)
+
+
+def _naming(kind: str, record: Record, place: Place | None) -> tuple[str, str, str]:
+    """Return the parts of a card that name the artifact or its base."""
+    return f"# {title(kind, record)}", origin(kind, record), loading(kind, record, place)
+
+
 def _metadata(kind: str, record: Record, figures: Figures) -> ModelCardData:
-    adapter = kind in ("search_space.json", "sub_adapter.json")
-    base = base_of(record)
+    adapter = kind in ("search_space.json", "sub_adapter.json", "recovery.json")
     return ModelCardData(
-        base_model=base if HUB_ID.fullmatch(base) and not Path(base).exists() else None,
+        **hub_base(kind, record),
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["shears", "sparse", *(["lora"] if adapter or "ranks" in record else [])],

@@ -1,37 +1,57 @@
 """What an artifact is and what it was made from, in words of a card."""
 
+import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
+from shears.fetching import EMBEDDED
+from shears.paths import HUB_NAME, last_part, without_folders
+
 Record = Mapping[str, Any]
+SPARSE = "sparse"  # what a run calls the folder of a sparse model, in which a recovery lies without naming it
 
 
 def base_of(record: Record) -> str:
-    """Return the name of the model that the artifact was made from."""
-    return str(record.get("model") or record.get("base") or "")
+    """Return the name of the model that the artifact was made from, without the folders of the machine it lay on."""
+    name = without_folders(str(record.get("model") or record.get("base") or SPARSE))
+    return name if HUB_NAME.fullmatch(name) else last_part(name)
 
 
-def shown(name: str) -> str:
-    """Return a model's name without the folders of the machine it lay on."""
-    return Path(name).name if Path(name).is_absolute() else name
+def hub_base(kind: str, record: Record) -> dict[str, Any]:
+    """Return the hub's metadata of the model that the artifact was made from; nothing where the hub has none.
+
+    An embedded model is a rounded copy of one of the hub: what was not trained since is called quantized.
+    """
+    base = str(record.get("model") or record.get("base") or "")
+    if base in EMBEDDED:
+        untrained = kind in ("sparsity.json", "package.json") and "ranks" not in record
+        return {"base_model": EMBEDDED[base].hub, **({"base_model_relation": "quantized"} if untrained else {})}
+    return {"base_model": base} if HUB_NAME.fullmatch(base) and not os.path.exists(base) else {}
 
 
 TITLES = {"sparsity.json": "{}, sparse", "search_space.json": "LoRA super-adapter for {}", "merged.json": "{}, merged",
-          "sub_adapter.json": "LoRA adapter for {}", "package.json": "{}, packed"}  # fmt: skip
+          "sub_adapter.json": "LoRA adapter for {}", "package.json": "{}, packed",
+          "recovery.json": "LoRA recovery for {}"}  # fmt: skip
 
 
 def title(kind: str, record: Record) -> str:
     """Return what a card is headed by."""
-    return TITLES.get(kind, "{}").format(shown(base_of(record)))
+    return TITLES.get(kind, "{}").format(base_of(record))
 
 
 def origin(kind: str, record: Record) -> str:
     """Return a paragraph: what it is, from what, by which method."""
-    fingerprint = str(record.get("base_fingerprint", ""))[:16]
-    source = f"`{shown(base_of(record))}` (weights sha256 {fingerprint}...)"
-    words = WORDS.get(kind, _package)(record, source)
+    words = WORDS.get(kind, _package)(record, _source(record))
     return f"{words} Made by shears {record.get('shears_version', '')}."
+
+
+def _source(record: Record) -> str:
+    base, weights = base_of(record), f"weights sha256 {str(record.get('base_fingerprint', ''))[:16]}..."
+    if base in EMBEDDED:
+        embedded = EMBEDDED[base]
+        weights = f"{embedded.hub} from the {PurePosixPath(embedded.file).name} of {embedded.package}; {weights}"
+    return f"`{base}` ({weights})"
 
 
 def _sparse(record: Record, source: str) -> str:
@@ -55,6 +75,13 @@ def _sub(record: Record, source: str) -> str:
     return f"A LoRA adapter for {source}, cut out of a super-adapter trained on {_data(record, 'data')}."
 
 
+def _recovery(record: Record, source: str) -> str:
+    return (
+        f"A LoRA adapter of rank {record['rank']} for {source}, not trained but computed: it gives back "
+        f"{record['kept']:.1%} of what pruning took away (by {record['by']})."
+    )
+
+
 def _merged(record: Record, source: str) -> str:
     before, after = record["sparsity"]["before"], record["sparsity"]["after"]
     zeros = f"{after:.1%} zeros" + ("" if after >= before else f", {before:.1%} before the adapter was merged")
@@ -66,9 +93,10 @@ def _package(record: Record, source: str) -> str:
 
 
 WORDS: Mapping[str, Callable[[Record, str], str]] = {
-    "sparsity.json": _sparse, "search_space.json": _super, "sub_adapter.json": _sub, "merged.json": _merged
+    "sparsity.json": _sparse, "search_space.json": _super, "sub_adapter.json": _sub, "recovery.json": _recovery,
+    "merged.json": _merged,
 }  # fmt: skip
 
 
 def _data(config: Record, key: str) -> str:
-    return f"`{shown(str(config.get(key)))}`"
+    return f"`{without_folders(str(config.get(key)))}`"

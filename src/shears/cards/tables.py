@@ -25,7 +25,8 @@ def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
 def sparsity_table(record: Record) -> str | None:
     """Return the share of zeros by kind of linear; None for a record without linears."""
     counts: dict[str, tuple[int, int]] = {}
-    for name, linear in record.get("linears", {}).items():
+    linears = {name: linear for name, linear in record.get("linears", {}).items() if "zeros" in linear}
+    for name, linear in linears.items():
         kind = next(part for part in reversed(name.split(".")) if not part.isdigit())
         weights, zeros = counts.get(kind, (0, 0))
         counts[kind] = (weights + linear["shape"][0] * linear["shape"][1], zeros + linear["zeros"])

@@ -18,14 +18,12 @@ import datasets
 
 from shears.data.arithmetic import arithmetic_rows
 from shears.errors import InputError, first_line
-from shears.paths import expanded
+from shears.paths import HUB_SOURCE, expanded, is_path
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 ARITHMETIC = "arithmetic"
-HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w\[\]%:+-]+))?")
-FILE_LIKE = re.compile(r"\.(jsonl?|csv|tsv|txt|parquet|arrow|xml|ya?ml|xlsx?|md|gz|zip|zst)$", re.IGNORECASE)
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON writes half a character; two of them are one
 HUB_ERRORS = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
 
@@ -39,11 +37,7 @@ def read_rows(source: str, split: str = "train") -> list[Row]:
     name, _, asked = source.partition(":")
     if name == ARITHMETIC:
         return list(arithmetic_rows(asked or split))
-    path = expanded(source)
-    if path.is_file() or path.is_dir() or FILE_LIKE.search(source) or source.startswith(("/", ".", "~")):
-        rows = _read_file(path)
-    else:
-        rows = _read_hub(source, split)
+    rows = _read_file(expanded(source)) if is_path(source) else _read_hub(source, split)
     if not rows:
         raise InputError(f"{source} must hold at least one row, got none")
     logger.info("read %d rows from %s", len(rows), source)
@@ -129,7 +123,7 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 def _read_hub(source: str, split: str) -> list[Row]:
-    match = HUB_ID.fullmatch(source)
+    match = HUB_SOURCE.fullmatch(source)
     if match is None:
         kinds = "a .json, .jsonl, .csv or .parquet file, a hub id org/name or arithmetic:train"
         raise InputError(f"data must be {kinds}, got {source!r}")

@@ -38,6 +38,7 @@ from shears.export.tensors import misfit
 from shears.folders import working_folder
 from shears.models import model_folder, save_tokenizer, weight_oi
 from shears.packed.file import PACKAGE_FILE
+from shears.paths import recorded_name
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.recipe import ExportConfig
 from shears.tensor_files import TensorFiles
@@ -81,7 +82,9 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
     chosen = read_sub_adapter(folder, settings)
     base = checked_base(folder, dict(chosen.record), model)
     if not chosen.masked:
-        trained = {key: chosen.record[key] for key in ("data", "alpha", "max_rank") if key in chosen.record}
+        trained = {
+            key: chosen.record[key] for key in ("data", "data_sha256", "alpha", "max_rank") if key in chosen.record
+        }
         from_where = {**trained, **origin(base, chosen, settings)}
         yield Source(model_folder(base), chosen.tensors, chosen.config, from_where)
         return
@@ -108,7 +111,7 @@ def _plain(source: str, model: str | None, settings: ExportConfig) -> Source:
         key: content[key] for key in ("super_adapter_fingerprint", "template", "ranks") if key in content
     }
     return Source(model_folder(base), adapter, config, {
-        "shears_version": __version__, "config": as_data(settings), "base": base,
+        "shears_version": __version__, "config": as_data(settings), "base": recorded_name(base),
         "base_fingerprint": weights_fingerprint(model_folder(base)), **from_record,
     })  # fmt: skip
 

@@ -95,6 +95,7 @@ def _record(record: Mapping[str, Any], settings: ExportConfig, ranks: RankConfig
         "fingerprint": weights_fingerprint(work),
         "template": record["template"],
         "data": record["config"].get("data"),
+        "data_sha256": record.get("data_sha256"),
         "alpha": record["alpha"],
         "sparse_adapter": record.get("sparse_adapter", False),
         "max_rank": record["max_rank"],

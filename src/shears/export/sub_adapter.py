@@ -14,7 +14,7 @@ from shears.errors import InputError
 from shears.export.choice import by_linear, choose_ranks, ranks_file
 from shears.export.tensors import sliced
 from shears.export.updates import Update, updates_of
-from shears.paths import file_fingerprint
+from shears.paths import file_fingerprint, recorded_name
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, rank_patterns
 from shears.recipe import ExportConfig
 from shears.version import __version__
@@ -90,7 +90,7 @@ def origin(base: str, chosen: SubAdapter, settings: ExportConfig) -> dict[str, A
     return {
         "shears_version": __version__,
         "config": as_data(settings) | ({"ranks": ranks.name} if ranks else {}),
-        "base": base,
+        "base": recorded_name(base),
         "base_fingerprint": record["base_fingerprint"],
         "super_adapter_fingerprint": record.get("super_adapter_fingerprint", record["fingerprint"]),
         "sub_adapter_fingerprint": record["fingerprint"] if "super_adapter_fingerprint" in record else None,

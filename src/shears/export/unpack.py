@@ -25,8 +25,8 @@ from shears.tensor_format import Place, as_bytes, write_at, write_layout
 logger = logging.getLogger(__name__)
 SHARD = 5_000_000_000  # bytes; transformers' own choice is 50 GB, hubs like less
 CONFIG_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-OF_ADAPTER = ("shears_version", "config", "super_adapter_fingerprint", "ranks_fingerprint", "template", "data", "alpha",
-              "sparse_adapter", "max_rank", "ranks")  # fmt: skip
+OF_ADAPTER = ("shears_version", "config", "super_adapter_fingerprint", "ranks_fingerprint", "template", "data",
+              "data_sha256", "alpha", "sparse_adapter", "max_rank", "ranks")  # fmt: skip
 Specs = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 

@@ -1,4 +1,4 @@
-"""Write the recovery as an ordinary PEFT adapter beside the sparse weights, with a record of what it is."""
+"""Write the recovery as an ordinary PEFT adapter beside the sparse weights, with a record of what it is and a card."""
 
 import logging
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from shears.artifacts import RECOVERY, RECOVERY_FOLDER, weights_fingerprint, write_json
+from shears.cards.card import write_card
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B, rank_patterns
 from shears.sparsity.report import Recovered
 from shears.version import __version__
@@ -37,6 +38,7 @@ def write_recovery(work: Path, base: Path, recovered: Recovered, by: str) -> Non
         },
     }
     write_json(folder / RECOVERY, record)
+    write_card(folder)
     size = sum(tensor.numel() for tensor in tensors.values())
     logger.info(
         "recovery of rank %d gives back %.1f %% of what pruning took away (by %s): %.4g M adapter parameters",

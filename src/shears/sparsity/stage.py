@@ -20,6 +20,7 @@ from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.folders import working_folder
 from shears.models import DTYPES, load_model, load_tokenizer, model_folder, pick_device, save_tokenizer
+from shears.paths import recorded_name
 from shears.recipe import SparsifyConfig
 from shears.resolve import build
 from shears.skeleton import Skeleton
@@ -56,7 +57,7 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
         check_saved(work, report)
         if report.recovered is not None:
             write_recovery(work, output, report.recovered, settings.recover_by)
-        origin = {"model": str(model), "base_fingerprint": weights_fingerprint(folder), **text}
+        origin = {"model": recorded_name(model), "base_fingerprint": weights_fingerprint(folder), **text}
         _write_record(work, settings, report, origin)
         write_card(work)
     logger.info("sparsified %s to %.1f %% in %.0f s", output, 100 * report.achieved, time.monotonic() - started)
