@@ -19,8 +19,8 @@ from benchmarks.mawps_data import question_key, write_splits
 SEEN = Path(__file__).parent / "results" / "mawps-seen.json"
 
 
-def unseen(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line of results whose bits are of the questions that are not in the training file."""
+def unseen(row: Mapping[str, Any], first: int | None = None) -> dict[str, Any]:
+    """Return a line of results whose bits are of the questions (the `first` so many) not in the training file."""
     if row["task"] != "mawps":
         return dict(row)
     found = json.loads(SEEN.read_text())
@@ -28,7 +28,8 @@ def unseen(row: Mapping[str, Any]) -> dict[str, Any]:
 
     def cleaned(bits: str) -> str:
         whole = len(bits) == found["questions"]
-        return "".join(bit for number, bit in enumerate(bits) if number not in left_out) if whole else bits
+        kept = "".join(bit for number, bit in enumerate(bits) if number not in left_out) if whole else bits
+        return kept[:first]
 
     return {**row, "right": {ranks: cleaned(bits) for ranks, bits in row["right"].items()}}
 

@@ -64,7 +64,8 @@ def main() -> None:
     arguments = _arguments()
     if arguments.command != "run":
         show = print_page if arguments.command == "page" else print_tables
-        rows = [as_cell(unseen(row)) for path in arguments.results for row in rows_of(path)]
+        lines = [unseen(row, arguments.first) for path in arguments.results for row in rows_of(path)]
+        rows = [as_cell(row) for row in lines]
         show([row for row in rows if row is not None])
         return
     log_to_stderr()
@@ -166,6 +167,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--init", choices=["lora", "recovery"], default="lora", help="lora is the paper's start")
     parser.add_argument("--work", type=Path, default=Path("runs/reproduction"), help="keep and reuse artifacts here")
+    parser.add_argument("--first", type=int, help="count so many questions of mawps: 238 are its test file")
     parser.add_argument("--results", type=Path, nargs="+", default=[Path("reproduction.jsonl")])
     return parser.parse_args()
 
