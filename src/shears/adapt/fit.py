@@ -3,7 +3,9 @@
 import logging
 from pathlib import Path
 
+import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.training_args import ParallelMode
 
 from shears.adapt.callback import NLSCallback
 from shears.adapt.checkpoints import (
@@ -114,9 +116,10 @@ def forward_size(settings: TrainConfig) -> int:
 
 
 def _arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
-    precision = resolved_precision(settings.precision, pick_device(settings.device))
+    device = pick_device(settings.device)
+    precision = resolved_precision(settings.precision, device)
     size = forward_size(settings)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=size,
         gradient_accumulation_steps=settings.batch_size // (size * num_processes()),
@@ -134,7 +137,7 @@ def _arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
         report_to=list(settings.report_to) or "none",
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        use_cpu=pick_device(settings.device).type == "cpu",
+        use_cpu=device.type == "cpu",
         seed=settings.seed,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
@@ -142,3 +145,17 @@ def _arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # rank masks are each process's own
     )
+    _keep_to(device, arguments)
+    return arguments
+
+
+def _keep_to(device: torch.device, arguments: TrainingArguments) -> None:
+    """Let a process without a launcher use the one GPU it was told; transformers takes all there are, cuda:0 first."""
+    if device.type != "cuda" or arguments.parallel_mode == ParallelMode.DISTRIBUTED:
+        return
+    if arguments.n_gpu > 1 and device.index is None:
+        logger.info("training on one of %d GPUs; for all of them: accelerate launch -m shears train", arguments.n_gpu)
+    device = torch.device("cuda", device.index or 0)
+    torch.cuda.set_device(device)
+    arguments.__dict__["_setup_devices"] = device  # where `arguments.device` is cached
+    arguments._n_gpu = 1
