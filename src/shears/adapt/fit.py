@@ -16,6 +16,7 @@ from shears.adapt.checkpoints import (
     drop_torn,
     last_whole_checkpoint,
     load_weights,
+    step_of,
 )
 from shears.adapt.order import Rows
 from shears.adapt.packable import keeps_apart
@@ -51,7 +52,7 @@ def fit(ready: Ready, work: Path, settings: TrainConfig) -> None:
     checkpoint = last_whole_checkpoint(work / CHECKPOINTS)
     if checkpoint:
         check_processes(checkpoint)
-    done = int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint else 0
+    done = step_of(checkpoint) if checkpoint else 0
     if is_first_process():
         for name in (TRAINING_LOG, TRAINING_TIMES):
             cut_log(work / name, done)
