@@ -82,7 +82,7 @@ def _trainer(
         settings.sampling, ready.elastic.space, settings.seed,
         round(settings.curriculum * num_steps(settings, len(lengths))),
     )  # fmt: skip
-    callbacks: list[TrainerCallback] = [NLSCallback(ready.elastic, strategy=strategy), MarkWhole()]
+    callbacks: list[TrainerCallback] = [NLSCallback(ready.elastic, strategy=strategy, trainer_draws=True), MarkWhole()]
     behind = not packed and not ignores_padding(ready.model)
     collator = Collator(pad, PACK_TOKENS if packed else None, behind)
     return CompletionTrainer(
