@@ -15,7 +15,7 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.errors import InputError
 from shears.recipe import SearchConfig
 from shears.searching.place import Place
-from shears.searching.seeds import FEWEST, Seeds, parameters_per_rank
+from shears.searching.seeds import FEWEST, Seeds, pairs_for, parameters_per_rank
 from shears.searching.stage import STRATEGIES, run_search, search
 from shears.searching.strategy import ACCURACY, LOSS, Evaluated, Figures, Plan
 from shears.searching.study import open_ledger
@@ -201,3 +201,10 @@ def test_seeds_need_room_and_a_log(super_adapter: Path, validation: str, tmp_pat
     finally:
         write(super_adapter, [], content)
     assert not list(tmp_path.glob("found*"))
+
+
+def test_one_rank_has_no_seeds() -> None:
+    """Not even a log to read: after init pissa its rank is half of that in the record."""
+    record = {"groups": {name: {"ranks": [8], "modules": [name]} for name in ("a", "b")}}
+    with pytest.raises(InputError, match="one rank in each .*pissa.* nothing to search; leave seeds out"):
+        pairs_for(SearchConfig(data="-", **SETTINGS), Path("nowhere"), record)

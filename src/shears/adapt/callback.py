@@ -6,17 +6,31 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.sampling import Place, Sampling, sampling
+from shears.errors import InputError
 
 
 class NLSCallback(TrainerCallback):
     """Neural Low-rank adapter Search: one rank configuration per optimizer step, never inside a forward.
 
-    Strategies that give every example its own need to know the rows of a batch: `train` (CompletionTrainer) has them.
+    Strategies that give every example its own need to know the rows of a batch, as `train` (CompletionTrainer) does:
+    such a trainer says so by `trainer_draws`, and InputError comes where no other would draw.
     """
 
-    def __init__(self, elastic: ElasticAdapter, seed: int = 0, strategy: Sampling | None = None) -> None:
-        self.elastic = elastic
+    def __init__(
+        self, elastic: ElasticAdapter, seed: int = 0, strategy: Sampling | None = None, *, trainer_draws: bool = False
+    ) -> None:
+        self.elastic, self.trainer_draws = elastic, trainer_draws
         self.strategy = strategy or sampling("uniform", elastic.space, seed)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse a strategy by example that nobody would draw."""
+        if self.strategy.by_example and not self.trainer_draws:
+            raise InputError(
+                "the strategy of NLSCallback must draw ranks by step or by process, got one by example; take uniform, "
+                "or shears.train, whose trainer knows the examples"
+            )
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -4,13 +4,14 @@ import json
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from shears.adapt.processes import num_processes, wait
@@ -23,7 +24,8 @@ CHECKPOINTS = "checkpoints"  # in the working folder
 MARKER = "whole.json"
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """Return after which step a checkpoint was written."""
     return int(checkpoint.name.rsplit("-", 1)[-1])
 
 
@@ -35,23 +37,35 @@ class MarkWhole(TrainerCallback):
 
         InputError, in all processes, where what was trained is not finite: the checkpoints before stay the last.
         """
-        check_finite(kwargs["model"], state.global_step)
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        check_finite(kwargs["model"], state.global_step, folder.parent)
         wait()
         if args.process_index != 0:
             return
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         sync_tree(folder)
         write_json(folder / MARKER, {"step": state.global_step, "processes": num_processes()})
 
 
-def check_finite(model: nn.Module, step: int) -> None:
+def check_finite(model: nn.Module, step: int, folder: Path) -> None:
     """Raise InputError where a trained weight is not finite: a loss can be, with gradients that are not."""
-    for name, weight in model.named_parameters():
-        if weight.requires_grad and not torch.isfinite(weight).all():
-            raise InputError(
-                f"the trained weights must be finite, got {name} after step {step}; train to another output with a "
-                "lower learning rate (the checkpoints before are kept)"
-            )
+    name = not_finite(model)
+    if name is not None:
+        raise InputError(
+            f"the trained weights must be finite, got {name} after step {step}; train to another output with a "
+            f"lower learning rate ({what_is_kept(folder)})"
+        )
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """Return the name of a trained weight that is not finite; None where all are."""
+    trained = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+    return next((name for name, weight in trained if not torch.isfinite(weight).all()), None)
+
+
+def what_is_kept(folder: Path) -> str:
+    """Say where the last good state is, for a message."""
+    kept = last_whole_checkpoint(folder)
+    return "no step before was saved" if kept is None else f"{kept} keeps the state after step {step_of(kept)}"
 
 
 def load_weights(model: PeftModel, checkpoint: Path) -> None:
@@ -61,7 +75,7 @@ def load_weights(model: PeftModel, checkpoint: Path) -> None:
 
 def drop_torn(folder: Path) -> None:
     """Delete the checkpoints that were not written to their end, with a message."""
-    for path in sorted(folder.glob("checkpoint-*"), key=_step):
+    for path in sorted(folder.glob("checkpoint-*"), key=step_of):
         if not (path / MARKER).is_file():
             logger.warning("checkpoint %s was not written to its end; skipped", path.name)
             shutil.rmtree(path)
@@ -70,7 +84,7 @@ def drop_torn(folder: Path) -> None:
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """Return the newest whole checkpoint; None where there is none."""
     whole = [path for path in folder.glob("checkpoint-*") if (path / MARKER).is_file()]
-    return max(whole, key=_step, default=None)
+    return max(whole, key=step_of, default=None)
 
 
 def check_processes(checkpoint: Path) -> None:
@@ -81,6 +95,18 @@ def check_processes(checkpoint: Path) -> None:
             f"a training must resume on as many processes as it began with ({written}), got {num_processes()}; "
             f"launch {written}, or train anew into another folder"
         )
+
+
+def random_states() -> list[Tensor]:
+    """Return the states of the generators that a step draws from: the CPU's, and that of the GPU in use."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
+
+
+def set_random_states(states: Sequence[Tensor]) -> None:
+    """Go back to what `random_states` returned."""
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state)
 
 
 def cut_log(path: Path, last_step: int) -> None:

@@ -23,6 +23,8 @@ from shears.errors import InputError
 
 logger = logging.getLogger(__name__)
 MASK = "rank_mask"
+# variants that use the weight of lora_A without calling it
+PAST_A = ("ArrowLinearVariant", "MontecloraLinearVariant", "QALoraLinearVariant", "VeloraLinearVariant")
 EXPERTS = "experts"  # in the names of linears that get the tokens of a router
 
 
@@ -64,6 +66,7 @@ class ElasticAdapter:
             for group, ranks in space.ranks.items()
         }
         self._routed = [name for name in chain(*space.modules.values()) if EXPERTS in name.split(".")]
+        self._variants = sorted({v for layer in self._all_layers() if (v := _variant(layer, adapter)) is not None})
         self._hooks = [self._install(layer) for layer in self._all_layers()]
         self.active: RankConfig | None = self.activate(space.maximal())
 
@@ -94,13 +97,18 @@ class ElasticAdapter:
         """Make the next forwards use other ranks for every row of the batch (B configurations).
 
         With `examples`, rows are packed, and each token has the ranks of its example, an index into the configurations
-        (whichever, where there is none). InputError if they are not in the space, or where a linear sees only the
-        tokens that a router sends it.
+        (whichever, where there is none). InputError if they are not in the space, for variants of LoRA (DoRA's A also
+        gets an identity), or where a linear sees only the tokens that a router sends it.
         """
         if self._routed:
             raise InputError(
                 f"ranks by example need linears that see every token of all rows, {self._routed[0]} is an expert's; "
                 "set sampling to uniform or leave it out of groups"
+            )
+        if self._variants:
+            raise InputError(
+                f"ranks by example need plain LoRA, whose A sees the rows of the batch and no others, got "
+                f"{self._variants[0]}; activate one configuration for all rows"
             )
         checked = [self.space.check(config) for config in configs]
         for group, layers in self._layers.items():
@@ -133,12 +141,20 @@ class ElasticAdapter:
         self._hooks = []
 
 
+def _variant(layer: LoraLayer, adapter: str) -> str | None:
+    """Return the name that PEFT gives to its variant of LoRA, None for plain LoRA."""
+    variant = layer.lora_variant.get(adapter)
+    return None if variant is None else type(variant).__name__
+
+
 def _elastic_layer(layers: dict[str, LoraLayer], name: str, max_rank: int, adapter: str) -> LoraLayer:
     layer = layers.get(name)
     if layer is None:
         raise InputError(f"every linear of the search space must carry the adapter {adapter!r}; {name} does not")
     if layer.use_rslora.get(adapter):
         raise InputError("rank-stabilised LoRA scales every rank otherwise and cannot be elastic; set use_rslora=False")
+    if (variant := _variant(layer, adapter)) in PAST_A:
+        raise InputError(f"ranks are masked behind lora_A, which {variant} of {name} does not call; take plain LoRA")
     if layer.lora_A[adapter].weight.shape[0] < max_rank:
         rank = layer.lora_A[adapter].weight.shape[0]
         raise InputError(f"the adapter of {name} must have the largest rank of its group ({max_rank}), got {rank}")

@@ -3,7 +3,9 @@
 import logging
 from pathlib import Path
 
+import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.training_args import ParallelMode
 
 from shears.adapt.callback import NLSCallback
 from shears.adapt.checkpoints import (
@@ -14,6 +16,7 @@ from shears.adapt.checkpoints import (
     drop_torn,
     last_whole_checkpoint,
     load_weights,
+    step_of,
 )
 from shears.adapt.order import Rows
 from shears.adapt.packable import keeps_apart
@@ -49,7 +52,7 @@ def fit(ready: Ready, work: Path, settings: TrainConfig) -> None:
     checkpoint = last_whole_checkpoint(work / CHECKPOINTS)
     if checkpoint:
         check_processes(checkpoint)
-    done = int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint else 0
+    done = step_of(checkpoint) if checkpoint else 0
     if is_first_process():
         for name in (TRAINING_LOG, TRAINING_TIMES):
             cut_log(work / name, done)
@@ -79,7 +82,7 @@ def _trainer(
         settings.sampling, ready.elastic.space, settings.seed,
         round(settings.curriculum * num_steps(settings, len(lengths))),
     )  # fmt: skip
-    callbacks: list[TrainerCallback] = [NLSCallback(ready.elastic, strategy=strategy), MarkWhole()]
+    callbacks: list[TrainerCallback] = [NLSCallback(ready.elastic, strategy=strategy, trainer_draws=True), MarkWhole()]
     behind = not packed and not ignores_padding(ready.model)
     collator = Collator(pad, PACK_TOKENS if packed else None, behind)
     return CompletionTrainer(
@@ -114,9 +117,10 @@ def forward_size(settings: TrainConfig) -> int:
 
 
 def _arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
-    precision = resolved_precision(settings.precision, pick_device(settings.device))
+    device = pick_device(settings.device)
+    precision = resolved_precision(settings.precision, device)
     size = forward_size(settings)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=size,
         gradient_accumulation_steps=settings.batch_size // (size * num_processes()),
@@ -134,7 +138,7 @@ def _arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
         report_to=list(settings.report_to) or "none",
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        use_cpu=pick_device(settings.device).type == "cpu",
+        use_cpu=device.type == "cpu",
         seed=settings.seed,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
@@ -142,3 +146,17 @@ def _arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # rank masks are each process's own
     )
+    _keep_to(device, arguments)
+    return arguments
+
+
+def _keep_to(device: torch.device, arguments: TrainingArguments) -> None:
+    """Let a process without a launcher use the one GPU it was told; transformers takes all there are, cuda:0 first."""
+    if device.type != "cuda" or arguments.parallel_mode == ParallelMode.DISTRIBUTED:
+        return
+    if arguments.n_gpu > 1 and device.index is None:
+        logger.info("training on one of %d GPUs; for all of them: accelerate launch -m shears train", arguments.n_gpu)
+    device = torch.device("cuda", device.index or 0)
+    torch.cuda.set_device(device)
+    arguments.__dict__["_setup_devices"] = device  # where `arguments.device` is cached
+    arguments._n_gpu = 1

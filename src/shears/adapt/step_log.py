@@ -6,9 +6,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from shears.adapt.trainer import CompletionTrainer
+from shears.adapt.checkpoints import (
+    last_whole_checkpoint,
+    not_finite,
+    random_states,
+    set_random_states,
+    step_of,
+    what_is_kept,
+)
+from shears.adapt.processes import wait
+from shears.adapt.trainer import CompletionTrainer, ExampleLoss
 from shears.artifacts import TRAINING_TIMES
 from shears.errors import InputError
 from shears.progress import Meter
@@ -24,6 +34,8 @@ class StepLog(TrainerCallback):
         self.path, self.trainer, self.meter = path, trainer, meter
         self.learning_rate = 0.0
         self.before = 0.0  # when the step before ended, or training began
+        self.figures: tuple[float, int, list[ExampleLoss]] = (0.0, 0, [])
+        self.random_states: list[Tensor] = []  # after the step before: a checkpoint of it goes on from them
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -38,17 +50,31 @@ class StepLog(TrainerCallback):
         self.learning_rate = kwargs["lr_scheduler"].get_last_lr()[0]
         self.trainer.begin_step()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Log the step that was just made; InputError, in all processes, where its loss is not finite.
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the figures of the step; InputError, in all processes, where its loss is not finite.
 
-        It is raised before the step is saved, so that the checkpoints are of steps whose losses were finite.
+        The update is then not made, and the state after the step before is saved, as far as it is finite itself.
         """
-        loss, tokens, examples = self.trainer.step_figures()
-        if not math.isfinite(loss):
-            raise InputError(
-                f"the loss must be finite, got {loss} at step {state.global_step}; train to another output with a "
-                f"lower learning rate ({self.path.parent} keeps the checkpoints before)"
-            )
+        self.figures = self.trainer.step_figures()
+        loss, folder = self.figures[0], Path(str(args.output_dir))
+        if math.isfinite(loss):
+            return
+        saved = last_whole_checkpoint(folder)
+        is_saved = saved is not None and step_of(saved) == state.global_step
+        if state.global_step > 0 and not is_saved and not_finite(kwargs["model"]) is None:
+            set_random_states(self.random_states)
+            self.trainer.save_state()
+        wait()  # for the mark of what the first process saved
+        raise InputError(
+            f"the loss must be finite, got {loss} at step {state.global_step + 1}; train to another output with a "
+            f"lower learning rate ({what_is_kept(folder)})"
+        )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log the step that was just made."""
+        loss, tokens, examples = self.figures
         active = self.trainer.elastic.active
         line: dict[str, Any] = {
             "step": state.global_step,
@@ -63,6 +89,7 @@ class StepLog(TrainerCallback):
         if args.process_index == 0:
             _append(self.path, line)
             _append(self.path.with_name(TRAINING_TIMES), {"step": state.global_step, "seconds": self._seconds()})
+        self.random_states = random_states()
         self.meter.advance(work=tokens, note=f"tokens/s, loss {loss:.3f}")
 
     def _seconds(self) -> float:

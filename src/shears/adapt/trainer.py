@@ -86,6 +86,11 @@ class CompletionTrainer(Trainer):
         examples = [example for part in parts for example in part[2]]
         return sum(part[0] for part in parts), sum(part[1] for part in parts), examples
 
+    def save_state(self) -> None:
+        """Save the state after the last step as a checkpoint, in all processes."""
+        self._save_checkpoint(self.model_wrapped, trial=None)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         together = self.args.train_batch_size * self.accelerator.num_processes
         size = together * self.args.gradient_accumulation_steps

@@ -86,15 +86,24 @@ def _quality(goal: Goal, evaluated: Evaluated) -> float:
 
 
 def pairs_for(settings: SearchConfig, folder: Path, record: dict[str, Any]) -> Pairs | None:
-    """Return the pairs in the super-adapter's log, None without seeds; InputError if there is no room for seeds."""
+    """Return the pairs in the super-adapter's log, None without seeds; InputError if there is no room for seeds.
+
+    InputError, too, where every group has one rank: after `init pissa` that of the log is half of what was saved.
+    """
     if not settings.seeds:
         return None
+    space = space_of_record(record)
+    if space.size == 1:
+        raise InputError(
+            "seeds need a super-adapter with several ranks in a group, got one with one rank in each (so has init "
+            "pissa), where there is nothing to search; leave seeds out"
+        )
     if settings.seeds >= settings.max_evaluations:
         raise InputError(
             f"max_evaluations must be above seeds, for the heuristic comes first, got {settings.max_evaluations} for "
             f"{settings.seeds} seeds; raise it or lower seeds"
         )
-    return read_pairs(folder, space_of_record(record))
+    return read_pairs(folder, space)
 
 
 def propose(pairs: Pairs, elastic: ElasticAdapter, num: int, tied: TiedSpace) -> Seeds:
