@@ -229,7 +229,7 @@ def _cell(share: float | None) -> Text:
 def _short(name: str, value: Any) -> str:
     if name == "size_bytes":
         return f"{value / 1e6:,.1f} MB"
-    if name.endswith("fingerprint") and value:
+    if name.endswith(("fingerprint", "_sha256")) and value:
         return str(value)[:16]
     if isinstance(value, float):
         return f"{value:.4g}"
