@@ -10,6 +10,7 @@ the splits leave them out from then on, which gives the same 425 in the same ord
 import argparse
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,15 +24,20 @@ def unseen(row: Mapping[str, Any], first: int | None = None) -> dict[str, Any]:
     """Return a line of results whose bits are of the questions (the `first` so many) not in the training file."""
     if row["task"] != "mawps":
         return dict(row)
-    found = json.loads(SEEN.read_text())
-    left_out = frozenset(found["seen"])
+    questions, left_out = _seen(SEEN)
 
     def cleaned(bits: str) -> str:
-        whole = len(bits) == found["questions"]
+        whole = len(bits) == questions
         kept = "".join(bit for number, bit in enumerate(bits) if number not in left_out) if whole else bits
         return kept[:first]
 
     return {**row, "right": {ranks: cleaned(bits) for ranks, bits in row["right"].items()}}
+
+
+@cache
+def _seen(file: Path) -> tuple[int, frozenset[int]]:
+    found = json.loads(file.read_text())
+    return found["questions"], frozenset(found["seen"])
 
 
 def seen_in_training(source: Path) -> dict[str, Any]:

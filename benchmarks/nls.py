@@ -10,7 +10,7 @@ made again, and several processes may share DIR (each with --results and arms of
 import argparse
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from benchmarks.held_out import unseen
 from benchmarks.nls_arms import ARMS, Arm
 from benchmarks.nls_table import print_table
 from benchmarks.nls_tasks import TASKS, Task
+from benchmarks.paired import as_text
 from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 from shears.adapt.load import load_super_adapter
 from shears.data.examples import load_examples, tokenize_all
@@ -78,14 +79,10 @@ def _run(
     measured = {ranks: _records(arm, task, data, adapter, model, ranks) for ranks in arm.measured}
     readings = {"right": task.correct} if task.correct == "correct" else {"right": task.correct, "summed": "correct"}
     for name, key_of in readings.items():
-        row[name] = {ranks: _bits(records, key_of) for ranks, records in measured.items()}
+        row[name] = {ranks: as_text(records, key_of) for ranks, records in measured.items()}
     shares = {ranks: bits.count("1") / len(bits) for ranks, bits in row["right"].items()}
     print({**key, "losses": row["losses"], **shares}, flush=True)
     return row
-
-
-def _bits(records: Sequence[Mapping[str, Any]], correct: str) -> str:
-    return "".join("01"[bool(record[correct])] for record in records)
 
 
 def _losses(adapter: Path, validation: Path) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.paired import difference, mean_and_interval
+from benchmarks.paired import as_bits, difference, mean_and_interval
 
 Row = dict[str, Any]
 CLAIMS = (
@@ -84,4 +84,4 @@ def _claim(rows: Sequence[Row], title: str, one: str, other: str) -> str | None:
 
 
 def _bits(row: Row, ranks: str) -> list[bool]:
-    return [bit == "1" for bit in row["right"][ranks]]
+    return as_bits(row["right"][ranks])

@@ -1,9 +1,20 @@
 """Paired comparisons of two models on the same examples, over seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 Bits = Sequence[bool]
+
+
+def as_text(records: Sequence[Mapping[str, Any]], correct: str = "correct") -> str:
+    """Return rightness as a line of results holds it: 1 for each record that is right, 0 for the others."""
+    return "".join("01"[bool(record[correct])] for record in records)
+
+
+def as_bits(text: str) -> list[bool]:
+    """Return what `as_text` wrote."""
+    return [bit == "1" for bit in text]
 
 
 def mcnemar(one: Bits, other: Bits) -> tuple[int, int, float]:

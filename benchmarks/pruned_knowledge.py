@@ -16,7 +16,7 @@ from typing import Any
 import shears
 from benchmarks.nls import MODEL
 from benchmarks.nls_tasks import TASKS, Task
-from benchmarks.paired import difference, mean_and_interval
+from benchmarks.paired import as_bits, as_text, difference, mean_and_interval
 from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
@@ -73,7 +73,7 @@ def _measured(way: str, task: Task, data: Mapping[str, Path], source: Path, work
 
 def _right(model: str, adapter: str | None, task: Task, test: Path) -> str:
     found = shears.evaluate(model, adapter=adapter, data=str(test), **task.evaluation)
-    return "".join("01"[bool(record[task.correct])] for record in found.records)
+    return as_text(found.records, task.correct)
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -89,7 +89,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 def _cells(row: Mapping[str, Any], reference: Mapping[str, Any], model: str) -> tuple[str, str]:
     if model not in row["right"]:
         return "-", "-"
-    bits, others = ([bit == "1" for bit in found["right"][model]] for found in (row, reference))
+    bits, others = (as_bits(found["right"][model]) for found in (row, reference))
     share, low, high = (100 * value for value in mean_and_interval([bits]))
     gap, below, above = (100 * value for value in difference([bits], [others]))
     apart = "-" if row is reference else f"{gap:+.1f} ({below:.1f} to {above:.1f})"

@@ -21,6 +21,7 @@ from typing import Any
 import shears
 from benchmarks.held_out import unseen
 from benchmarks.nls_tasks import TASKS, Task
+from benchmarks.paired import as_text
 from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 from benchmarks.reproduction_page import as_cell, print_page
 from benchmarks.reproduction_table import print_tables
@@ -150,7 +151,7 @@ def _right(task: Task, test: Path, base: str, adapter: Path, ranks: str, name: s
     if not folder.exists():
         shears.export_adapter(adapter, folder, ranks=ranks)
     evaluated = shears.evaluate(base, adapter=str(folder), data=str(test), **task.evaluation)
-    return "".join("01"[record[task.correct]] for record in evaluated.records)
+    return as_text(evaluated.records, task.correct)
 
 
 def _arguments() -> argparse.Namespace:

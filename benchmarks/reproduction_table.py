@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.paired import as_bits
 from shears.evaluation.statistics import Bits, bootstrap_difference, holm, paired_difference, pooled_accuracy
 
 Row = dict[str, Any]
@@ -38,7 +39,7 @@ def arms_of(rows: Sequence[Row]) -> dict[Arm, dict[int, Bits]]:
     for row in sorted(rows, key=lambda row: (row["sparsity"], row["adapter"], row["init"], row["seed"])):
         for ranks, bits in row["right"].items():
             arm = (row["sparsity"], row["adapter"], row["init"], ranks)
-            arms.setdefault(arm, {})[row["seed"]] = [bit == "1" for bit in bits]
+            arms.setdefault(arm, {})[row["seed"]] = as_bits(bits)
     return arms
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 SHARES = ("acc", "exact_match")  # ours, and lm-eval's acc_norm or `exact_match,strict-match`, begin so
-CONTAMINATION = "seen_in_training"  # how many questions of the test stand in the training data
+CONTAMINATION = "seen_in_training"  # of a record whether, of details how many test questions stand in training data
 
 
 def is_share(metric: str) -> bool:

@@ -12,6 +12,7 @@ from shears.data.questions import question_id, question_of
 from shears.data.rows import Row, read_rows
 from shears.errors import InputError
 from shears.evaluation.records import Evaluation
+from shears.measures import CONTAMINATION
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +82,9 @@ def _questions(rows: Iterable[Row]) -> list[str]:
 
 def _marked(evaluation: Evaluation, seen: Sequence[bool], source: str) -> Evaluation:
     pairs = list(zip(evaluation.records, seen, strict=True))
-    records = [{**record, "seen_in_training": flag} for record, flag in pairs]
+    records = [{**record, CONTAMINATION: flag} for record, flag in pairs]
     others = [record["correct"] for record, flag in pairs if not flag]
-    details = {**evaluation.details, "seen_in_training": float(sum(seen))}
+    details = {**evaluation.details, CONTAMINATION: float(sum(seen))}
     if others:
         details["accuracy_unseen"] = sum(others) / len(others)
     logger.warning(

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from shears.evaluation.measurements import Arms, Key, Measurement
 from shears.evaluation.statistics import pooled_accuracy
+from shears.measures import CONTAMINATION
 
 
 def remarks(arms: Arms, base: str) -> list[str]:
@@ -21,7 +22,7 @@ def _readings(arms: Arms) -> list[str]:
 
 
 def _seen(arms: Arms) -> list[str]:
-    seen = {arm: {key for each in of for key, flag in each.column("seen_in_training").items() if flag}
+    seen = {arm: {key for each in of for key, flag in each.column(CONTAMINATION).items() if flag}
             for arm, of in arms.items()}  # fmt: skip
     keys = list(next(iter(arms.values()))[0].column("id"))
     others = [key for key in keys if not any(key in of for of in seen.values())]
