@@ -35,10 +35,14 @@ CLAIMS = (
     ("(b) the same, ranks 32, 28, 24", "nls-moments-sandwich-32-28-24", "lora-moments"),
     ("(b) NLS heuristic against LoRA, both from the recovery by norms", "nls-recovery", "lora-recovery"),
     ("(b) NLS heuristic against LoRA, both from PEFT's start", "nls", "lora"),
+    ("LoRA from the recovery by moments against dense + LoRA", "lora-moments", "dense-lora"),
+    ("LoRA from PEFT's start against dense + LoRA", "lora", "dense-lora"),
+    ("recovery by moments against PEFT's start, LoRA", "lora-moments", "lora"),
     ("recovery by norms against PEFT's start, LoRA", "lora-recovery", "lora"),
     ("recovery by moments against that by norms, LoRA", "lora-moments", "lora-recovery"),
     ("(c) SparsePEFT merged against NLS heuristic un-merged, PEFT's start", "sparse-peft", "nls"),
     ("(c) the same, SparsePEFT with alpha 128 in place of 64", "sparse-peft-alpha128", "nls"),
+    ("SparsePEFT merged, alpha 128 against 64", "sparse-peft-alpha128", "sparse-peft"),
 )
 
 
