@@ -44,18 +44,18 @@ def main() -> None:
         for name in arguments.arms:
             key = {"task": task.name, "arm": name, "seed": seed, "epochs": arguments.epochs}
             if key not in [{part: row[part] for part in key} for row in rows_of(arguments.results[0])]:
-                base = _base(arguments.work / task.name, data["train"], ARMS[name].recover_by)
+                base = _base(arguments.work / task.name, data["train"], ARMS[name])
                 row = key | _run(ARMS[name], task, data, base, key, arguments.work / task.name)
                 add_row(arguments.results[0], row)
 
 
-def _base(work: Path, text: Path, recover_by: str) -> Path:
-    """Return the model at 50 % by Wanda, the method of the paper, with a recovery of either kind; equal weights."""
-    base = work / f"sparse-{recover_by}"
+def _base(work: Path, text: Path, arm: Arm) -> Path:
+    """Return the model at 50 % by Wanda, the method of the paper, with a recovery by norms or moments."""
+    base = work / arm.base
     if not base.exists():
         shears.sparsify(
             MODEL, base, calibration=str(text), num_samples=32, sequence_length=512, recover_rank=40,
-            recover_by=recover_by,
+            recover_by=arm.recover_by, reconstruct=arm.reconstruct,
         )  # fmt: skip
     return base
 

@@ -12,6 +12,8 @@ RANKS = (32, 24, 16)
 class Arm:
     """A way to train: `dense` says on the unpruned model; `measured` are the ranks whose accuracy is taken.
 
+    `reconstruct` says on a sparse model whose kept weights were fitted to the dense one's outputs.
+
     The loss on the validation examples is taken for the largest, middle and smallest ranks of every arm.
     """
 
@@ -20,12 +22,18 @@ class Arm:
     dense: bool = False
     merged: bool = False
     recover_by: str = "norms"
+    reconstruct: bool = False
     measured: tuple[str, ...] = ("heuristic",)
 
     @property
     def keywords(self) -> dict[str, Any]:
         """Return what `shears.train` is called with, beside data, seed and epochs."""
         return {**BUDGET, "ranks": RANKS, **self.settings}
+
+    @property
+    def base(self) -> str:
+        """Return the name of the sparse model that it is trained on; arms of one name share it."""
+        return f"sparse-{self.recover_by}{'-reconstruct' * self.reconstruct}"
 
 
 def _lora(rank: int = 32, **settings: Any) -> dict[str, Any]:
@@ -66,5 +74,7 @@ ARMS: Mapping[str, Arm] = {
         Arm("lora16-moments", _lora(16, alpha=32, **RECOVERY), recover_by="moments"),
         Arm("nls-recovery-sandwich", SANDWICH),
         Arm("lora-pissa", _lora(init="pissa")),
+        Arm("lora-reconstruct", _lora(), recover_by="moments", reconstruct=True),
+        Arm("lora-moments-reconstruct", _lora(**RECOVERY), recover_by="moments", reconstruct=True),
     )
 }
