@@ -19,14 +19,15 @@ logger = logging.getLogger(__name__)
 
 SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER = "sparsity.json", "search_space.json", "result.json", "sub_adapter.json"
 EVALUATION, RECOVERY, MERGED, PACKAGE = "evaluation.json", "recovery.json", "merged.json", "package.json"
+UNPACKED = "unpacked.json"
 RECIPE, REPORT, README, BENCH = "recipe.yaml", "report.html", "README.md", "bench.json"  # in a run's folder
-RECORDS = (PACKAGE, SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER, RECOVERY, MERGED, EVALUATION)
+RECORDS = (PACKAGE, SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER, RECOVERY, MERGED, UNPACKED, EVALUATION)
 TRAINING_LOG = "training_log.jsonl"
 TRAINING_TIMES = "training_times.jsonl"  # apart from the log, which is the same whenever it is made
 RECOVERY_FOLDER = "recovery"  # inside a sparse model's folder
 KINDS = {
     SPARSITY: "a sparse model", SEARCH_SPACE: "a super-adapter", SUB_ADAPTER: "a sub-adapter", RECOVERY: "a recovery",
-    MERGED: "a merged model", PACKAGE: "a package",
+    MERGED: "a merged model", PACKAGE: "a package", UNPACKED: "an unpacked model",
 }  # fmt: skip
 FIELDS: Mapping[str, type | tuple[type, ...]] = {  # of records, which whoever reads one takes for granted
     "base": str, "template": str, "config": dict, "ranks": dict, "linears": dict, "bytes": dict,
@@ -146,6 +147,13 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
             "make it again"
         )
     return record
+
+
+def training_source(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data, and their hash, that the adapter of a record was trained on: of a super-adapter as asked for."""
+    config = record.get("config")
+    asked = config.get("data") if isinstance(config, dict) else None
+    return {"data": record.get("data") or asked, "data_sha256": record.get("data_sha256")}
 
 
 def check_input(what: str, expected: object, found: str) -> None:

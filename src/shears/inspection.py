@@ -18,6 +18,7 @@ from shears.artifacts import (
     SEARCH_SPACE,
     SPARSITY,
     SUB_ADAPTER,
+    UNPACKED,
     read_json,
     weights_fingerprint,
 )
@@ -29,7 +30,7 @@ from shears.quantization import quantized_by
 
 IN_BLOCK = re.compile(r"(?:^|\.)(?P<layer>\d+)\.(?P<path>.+?)(?P<suffix>\.weight)?$")
 EXPERTS = "experts"
-MODELS = {SPARSITY: "sparse model", MERGED: "merged model"}  # by their records, as the next
+MODELS = {SPARSITY: "sparse model", MERGED: "merged model", UNPACKED: "unpacked model"}  # by their records, as the next
 ADAPTERS = {SEARCH_SPACE: "super-adapter", SUB_ADAPTER: "sub-adapter", RECOVERY: "recovery"}
 READING_ORDER = ("q_", "kv_", "k_", "v_", "qkv_", "o_", "gate_", "up_", "down_")  # files have the alphabet's
 SHAPES: Mapping[str, type] = {"groups": dict, "ranks": dict, "chosen": dict, "evaluations": list, "models": list}
@@ -113,7 +114,7 @@ def _model(folder: Path) -> dict[str, Any]:
         "fingerprint": weights_fingerprint(folder),
         "base_fingerprint": record.get("base_fingerprint"),
         "calibration_fingerprint": record.get("calibration_fingerprint"),
-        **({"super_adapter_fingerprint": record["super_adapter_fingerprint"]} if name == MERGED else {}),
+        **{key: record[key] for key in ("super_adapter_fingerprint",) if key in record},
         "config": record.get("config"),
     }
 

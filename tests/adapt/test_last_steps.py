@@ -12,6 +12,7 @@ import torch
 from shears import folders
 from shears.adapt import train as train_module
 from shears.adapt.checkpoints import last_whole_checkpoint
+from shears.adapt.step_log import StepLog
 from shears.adapt.train import train
 from shears.adapt.trainer import CompletionTrainer
 from shears.artifacts import read_json
@@ -92,27 +93,53 @@ def test_what_a_training_began_with_must_be_there_unchanged_to_go_on(
     assert record["data_sha256"] == hashlib.sha256(rows.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize(("step", "kept"), [(4, 2), (7, 6)])
-def test_gradients_that_are_not_finite_are_not_saved_though_the_loss_is(
-    step: int, kept: int, base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def _spoil_gradient(model: Any) -> None:
+    next(weight for weight in model.parameters() if weight.grad is not None).grad[0, 0] = float("nan")
+
+
+@pytest.mark.parametrize("step", [4, 7])
+def test_gradients_that_are_not_finite_are_no_step_though_the_loss_is(
+    step: int, base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training_step = CompletionTrainer.training_step
 
     def spoilt(self: CompletionTrainer, model: Any, *arguments: Any, **keywords: Any) -> torch.Tensor:
         loss = training_step(self, model, *arguments, **keywords)
         if self.state.global_step == step - 1:
-            next(weight for weight in model.parameters() if weight.grad is not None).grad[0, 0] = float("nan")
+            _spoil_gradient(model)
         return loss
 
     with monkeypatch.context() as patch:
         patch.setattr(CompletionTrainer, "training_step", spoilt)
+        with pytest.raises(InputError, match=f"norm of the gradients must be finite, got nan at step {step}; train"):
+            train(base, tmp_path / "out", data=data, **SETTINGS)
+    _assert_kept(step - 1, base, data, tmp_path)
+
+
+@pytest.mark.parametrize(("step", "kept"), [(4, 2), (7, 6)])
+def test_weights_that_are_not_finite_are_not_saved(
+    step: int, kept: int, base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_step_end = StepLog.on_step_end
+
+    def spoilt(self: StepLog, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        on_step_end(self, args, state, control, **keywords)
+        if state.global_step == step:
+            next(weight for weight in keywords["model"].parameters() if weight.requires_grad).data[0, 0] = float("inf")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepLog, "on_step_end", spoilt)
         with pytest.raises(InputError, match=f"trained weights must be finite, got .*lora_.* after step {step}; train"):
             train(base, tmp_path / "out", data=data, **SETTINGS)
-    work = partial_folder(tmp_path / "out")
-    checkpoint = last_whole_checkpoint(work / "checkpoints")
+    _assert_kept(kept, base, data, tmp_path)
+
+
+def _assert_kept(step: int, base: Path, data: str, folder: Path) -> None:
+    """Check that the state after a step is the last that was kept, and that it leads to the end it should."""
+    checkpoint = last_whole_checkpoint(partial_folder(folder / "out") / "checkpoints")
     assert checkpoint is not None
-    assert checkpoint.name == f"checkpoint-{kept}"
+    assert checkpoint.name == f"checkpoint-{step}"
     assert all(tensor.isfinite().all() for tensor in weights(checkpoint).values())
-    whole = train(base, tmp_path / "whole", data=data, **SETTINGS)
-    assert_same(whole, train(base, tmp_path / "out", data=data, resume=True, **SETTINGS))
-    assert [line["step"] for line in log(tmp_path / "out")] == list(range(1, 8))
+    whole = train(base, folder / "whole", data=data, **SETTINGS)
+    assert_same(whole, train(base, folder / "out", data=data, resume=True, **SETTINGS))
+    assert [line["step"] for line in log(folder / "out")] == list(range(1, 8))

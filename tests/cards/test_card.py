@@ -29,6 +29,7 @@ RECORDS: dict[str, dict[str, Any]] = {
                       "linears": {"model.layers.0.self_attn.q_proj": {"rank": 8, "kept": 0.4}}},
     "merged.json": {**COMMON, "sparsity": {"before": 0.5, "after": 0.0}, "ranks": RANKS},
     "package.json": {**COMMON, "ranks": RANKS, "bytes": {"model": 156_000_000, "model_dense": 269_000_000}},
+    "unpacked.json": {**COMMON, "values": "int8"},
 }  # fmt: skip
 ADAPTERS = ("search_space.json", "sub_adapter.json", "recovery.json")
 FIGURES = [{"name": "dense", "task": "number", "data": "/home/someone/test.jsonl", "metric": "accuracy", "value": 0.5,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shears.artifacts import PACKAGE, SUB_ADAPTER, read_json, read_record
+from shears.artifacts import PACKAGE, README, SUB_ADAPTER, read_json, read_record
 from shears.errors import InputError
 from shears.evaluation.run import adapter_template, load_with_adapter
 from shears.export.peft import export_adapter
@@ -45,6 +45,7 @@ def test_base_and_sub_adapter_come_back_bit_for_bit(tmp_path: Path, name: str, d
         "sparse_adapter",
     )
     assert {key: record[key] for key in same} == {key: expected[key] for key in same}
+    assert "# LoRA adapter for model\n" in (out / "adapter" / README).read_text()
     model, _ = load_with_adapter(out / "model", out / "adapter")  # the record names this very model as the base
     if dtype == torch.float32:
         torch.testing.assert_close(logits(model), activated(adapter, ranks), rtol=0, atol=1e-5)

@@ -53,14 +53,19 @@ class StepLog(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the figures of the step; InputError, in all processes, where its loss is not finite.
+        """Take the figures of the step; InputError, in all processes, where its loss or gradients are not finite.
 
-        The update is then not made, and the state after the step before is saved, as far as it is finite itself.
+        The update is then not made, and the state after the step before is saved, as far as it is finite itself. In
+        fp16 gradients may overflow: torch's scaler leaves such a step out and scales less.
         """
         self.figures = self.trainer.step_figures()
-        loss, folder = self.figures[0], Path(str(args.output_dir))
-        if math.isfinite(loss):
+        found = {"loss": self.figures[0]}
+        if not args.fp16:
+            found["norm of the gradients"] = self.trainer.gradient_norm
+        name = next((name for name, value in found.items() if not math.isfinite(value)), None)
+        if name is None:
             return
+        folder = Path(str(args.output_dir))
         saved = last_whole_checkpoint(folder)
         is_saved = saved is not None and step_of(saved) == state.global_step
         if state.global_step > 0 and not is_saved and not_finite(kwargs["model"]) is None:
@@ -68,8 +73,8 @@ class StepLog(TrainerCallback):
             self.trainer.save_state()
         wait()  # for the mark of what the first process saved
         raise InputError(
-            f"the loss must be finite, got {loss} at step {state.global_step + 1}; train to another output with a "
-            f"lower learning rate ({what_is_kept(folder)})"
+            f"the {name} must be finite, got {found[name]} at step {state.global_step + 1}; train to another "
+            f"output with a lower learning rate ({what_is_kept(folder)})"
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -77,6 +77,7 @@ class CompletionTrainer(Trainer):
         """Forget the figures of the step before."""
         self.step_loss, self.step_tokens, self._forwards = 0.0, 0, 0
         self.step_examples: list[ExampleLoss] = []
+        self.gradient_norm = 0.0
 
     def step_figures(self) -> tuple[float, int, list[ExampleLoss]]:
         """Return the step's loss, its tokens, and its examples where their ranks differ, over all processes."""
@@ -90,6 +91,11 @@ class CompletionTrainer(Trainer):
         """Save the state after the last step as a checkpoint, in all processes."""
         self._save_checkpoint(self.model_wrapped, trial=None)
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_grad_norm(*args, **kwargs)  # of all processes, before the clipping
+        self.gradient_norm = float(found)
+        return found
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         together = self.args.train_batch_size * self.accelerator.num_processes

@@ -51,7 +51,8 @@ The base is the model that shears embeds: `shears fetch {base} --output {base}` 
 
 
 FOLDERS = {"sparsity.json": SPARSE, "search_space.json": "super_adapter", "sub_adapter.json": "sub_adapter",
-           "merged.json": "merged", "package.json": "package", "recovery.json": f"{SPARSE}/recovery"}  # fmt: skip
+           "merged.json": "merged", "package.json": "package", "recovery.json": f"{SPARSE}/recovery",
+           "unpacked.json": "unpacked/model"}  # fmt: skip
 """What a run calls the folders of artifacts: the names that the commands of a card use."""
 
 
@@ -78,7 +79,7 @@ def loading(kind: str, record: Record, place: Place | None = None) -> str:
 
 
 def _template(kind: str, record: Record) -> str:
-    if kind in ("sparsity.json", "merged.json"):
+    if kind in ("sparsity.json", "merged.json", "unpacked.json"):
         return MODEL
     if kind not in ("search_space.json", "sub_adapter.json", "recovery.json"):
         return PACKAGE

@@ -25,14 +25,14 @@ def hub_base(kind: str, record: Record) -> dict[str, Any]:
     """
     base = str(record.get("model") or record.get("base") or "")
     if base in EMBEDDED:
-        untrained = kind in ("sparsity.json", "package.json") and "ranks" not in record
+        untrained = kind in ("sparsity.json", "package.json", "unpacked.json") and "ranks" not in record
         return {"base_model": EMBEDDED[base].hub, **({"base_model_relation": "quantized"} if untrained else {})}
     return {"base_model": base} if HUB_NAME.fullmatch(base) and not os.path.exists(base) else {}
 
 
 TITLES = {"sparsity.json": "{}, sparse", "search_space.json": "LoRA super-adapter for {}", "merged.json": "{}, merged",
           "sub_adapter.json": "LoRA adapter for {}", "package.json": "{}, packed",
-          "recovery.json": "LoRA recovery for {}"}  # fmt: skip
+          "recovery.json": "LoRA recovery for {}", "unpacked.json": "{}, unpacked"}  # fmt: skip
 
 
 def title(kind: str, record: Record) -> str:
@@ -85,16 +85,24 @@ def _recovery(record: Record, source: str) -> str:
 def _merged(record: Record, source: str) -> str:
     before, after = record["sparsity"]["before"], record["sparsity"]["after"]
     zeros = f"{after:.1%} zeros" + ("" if after >= before else f", {before:.1%} before the adapter was merged")
-    return f"{source} with a LoRA adapter merged into its weights: {zeros}."
+    trained = f", trained on {_data(record, 'data')}," if record.get("data") else ""
+    return f"{source} with a LoRA adapter{trained} merged into its weights: {zeros}."
 
 
 def _package(record: Record, source: str) -> str:
     return f"{source}, packed by shears: one bit a weight, and the weights that are not zero."
 
 
+def _unpacked(record: Record, source: str) -> str:
+    merged = ", with a LoRA adapter in its weights" if "ranks" in record else ""
+    is_rounded = record.get("values") == "int8"
+    rounded = "the nearest numbers to the package's int8" if is_rounded else "bit for bit the package's"
+    return f"{source}{merged}, packed by shears and unpacked again: an ordinary model folder, its weights {rounded}."
+
+
 WORDS: Mapping[str, Callable[[Record, str], str]] = {
     "sparsity.json": _sparse, "search_space.json": _super, "sub_adapter.json": _sub, "recovery.json": _recovery,
-    "merged.json": _merged,
+    "merged.json": _merged, "unpacked.json": _unpacked,
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shears.artifacts import find_record, record_in
+from shears.artifacts import find_record, record_in, training_source
 from shears.data.examples import Example
 from shears.data.questions import question_id, question_of
 from shears.data.rows import Row, read_rows
@@ -20,8 +20,7 @@ logger = logging.getLogger(__name__)
 def training_data(artifact: str | Path) -> str | None:
     """Return the data that an adapter, or a model it was merged into, was trained on; None where no record says so."""
     path = find_record(Path(artifact))
-    content = record_in(path) if path is not None else {}
-    data = content.get("data") or content.get("config", {}).get("data")
+    data = training_source(record_in(path))["data"] if path is not None else None
     return str(data) if data else None
 
 

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 
 from shears.adapt.load import checked_base
-from shears.artifacts import MERGED, SPARSITY, as_data, record_in, weights_fingerprint, write_json
+from shears.artifacts import (
+    MERGED,
+    SPARSITY,
+    as_data,
+    record_in,
+    training_source,
+    weights_fingerprint,
+    write_json,
+)
 from shears.cards.card import write_card
 from shears.errors import InputError
 from shears.export.project import merge_projected
@@ -66,7 +74,7 @@ def _write(folder: Path, work: Path, chosen: SubAdapter, settings: ExportConfig)
 
 def _text(chosen: SubAdapter, settings: ExportConfig) -> Text:
     """Return the calibration text: as asked for, or what the adapter was trained on."""
-    source = settings.calibration or chosen.record.get("data") or chosen.record.get("config", {}).get("data")
+    source = settings.calibration or training_source(chosen.record)["data"]
     if source is None:
         raise InputError(
             "merged-sparse must fit an adapter trained without sparse_adapter on a text, got none; add --calibration"

@@ -46,6 +46,8 @@ from shears.version import __version__
 
 logger = logging.getLogger(__name__)
 MANY = 0.01  # share of weights that are -0.0 from which the log says so
+OF_MERGED = ("super_adapter_fingerprint", "template", "data", "data_sha256", "ranks")
+"""Of a model's record, what stays true of its package: how the adapter that was merged into it came to be."""
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -82,9 +84,7 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
     chosen = read_sub_adapter(folder, settings)
     base = checked_base(folder, dict(chosen.record), model)
     if not chosen.masked:
-        trained = {
-            key: chosen.record[key] for key in ("data", "data_sha256", "alpha", "max_rank") if key in chosen.record
-        }
+        trained = {key: chosen.record[key] for key in ("alpha", "max_rank") if key in chosen.record}
         from_where = {**trained, **origin(base, chosen, settings)}
         yield Source(model_folder(base), chosen.tensors, chosen.config, from_where)
         return
@@ -107,9 +107,7 @@ def _plain(source: str, model: str | None, settings: ExportConfig) -> Source:
         raise InputError(f"a model is packed as it is, got model={model} beside {source}; leave it out")
     record = find_record(folder if folder.is_dir() else model_folder(base))
     content = record_in(record) if record is not None else {}
-    from_record: dict[str, Any] = {
-        key: content[key] for key in ("super_adapter_fingerprint", "template", "ranks") if key in content
-    }
+    from_record: dict[str, Any] = {key: content[key] for key in OF_MERGED if key in content}
     return Source(model_folder(base), adapter, config, {
         "shears_version": __version__, "config": as_data(settings), "base": recorded_name(base),
         "base_fingerprint": weights_fingerprint(model_folder(base)), **from_record,

@@ -14,6 +14,7 @@ from shears.artifacts import (
     SEARCH_SPACE,
     SUB_ADAPTER,
     as_data,
+    training_source,
     weights_fingerprint,
     write_json,
 )
@@ -94,8 +95,7 @@ def _record(record: Mapping[str, Any], settings: ExportConfig, ranks: RankConfig
         "ranks_fingerprint": file_fingerprint(result.path) if result else None,
         "fingerprint": weights_fingerprint(work),
         "template": record["template"],
-        "data": record["config"].get("data"),
-        "data_sha256": record.get("data_sha256"),
+        **training_source(record),
         "alpha": record["alpha"],
         "sparse_adapter": record.get("sparse_adapter", False),
         "max_rank": record["max_rank"],

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shears.adapt.load import space_of_record, whole_record
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import SEARCH_SPACE, SUB_ADAPTER, as_data, read_json
+from shears.artifacts import SEARCH_SPACE, SUB_ADAPTER, as_data, read_json, training_source
 from shears.errors import InputError
 from shears.export.choice import by_linear, choose_ranks, ranks_file
 from shears.export.tensors import sliced
@@ -97,5 +97,6 @@ def origin(base: str, chosen: SubAdapter, settings: ExportConfig) -> dict[str, A
         "ranks_fingerprint": file_fingerprint(ranks.path) if ranks else record.get("ranks_fingerprint"),
         "sparse_adapter": chosen.masked,
         "template": record["template"],
+        **training_source(record),
         "ranks": chosen.ranks,
     }

@@ -11,7 +11,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shears.artifacts import PACKAGE, SUB_ADAPTER, read_object, read_record, weights_fingerprint, write_json
+from shears.artifacts import (
+    PACKAGE,
+    SUB_ADAPTER,
+    UNPACKED,
+    read_object,
+    read_record,
+    weights_fingerprint,
+    write_json,
+)
+from shears.cards.card import write_card
+from shears.export.package import OF_MERGED
 from shears.folders import working_folder
 from shears.models import save_tokenizer
 from shears.package_models import names_fingerprint, settings_of_adapter
@@ -21,12 +31,14 @@ from shears.packed.layout import DTYPES
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.tensor_files import INDEX, SINGLE
 from shears.tensor_format import Place, as_bytes, write_at, write_layout
+from shears.version import __version__
 
 logger = logging.getLogger(__name__)
 SHARD = 5_000_000_000  # bytes; transformers' own choice is 50 GB, hubs like less
 CONFIG_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OF_ADAPTER = ("shears_version", "config", "super_adapter_fingerprint", "ranks_fingerprint", "template", "data",
               "data_sha256", "alpha", "sparse_adapter", "max_rank", "ranks")  # fmt: skip
+OF_PACKAGE = ("base", "base_fingerprint", "values")
 Specs = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
@@ -34,13 +46,14 @@ def unpack(package: str | Path, output: str | Path) -> Path:
     """Write `output`/model, an ordinary model folder, and `output`/adapter where the package has one; return `output`.
 
     Bit for bit what was packed where the values are fp32 or bf16; of int8 the nearest numbers of the model's dtype.
-    InputError for what is no whole package.
+    InputError for what is no whole package. Each folder has a record of what it is, and a card.
     """
     folder, output = Path(package), Path(output)
     record = read_record(folder, PACKAGE)
     opened = read_package(folder, verify=not names_fingerprint(record))  # which covers every byte
     with working_folder(output, {"package": str(folder)}, resume=None) as work:
         _write_model(opened, folder, work / "model")
+        _write_record(work / "model", record, has_adapter=bool(opened.index.adapter))
         if opened.index.adapter:
             _write_adapter(opened, folder, work, record)
     logger.info("unpacked %s into %s", folder, output)
@@ -58,6 +71,14 @@ def _write_model(package: Package, folder: Path, output: Path) -> None:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, output / name)
     save_tokenizer(folder, output)
+
+
+def _write_record(model: Path, record: Mapping[str, Any], has_adapter: bool) -> None:
+    """Write the model's record and card; what a package tells of an adapter is of the model where that was merged."""
+    keys = OF_PACKAGE if has_adapter else (*OF_PACKAGE, *OF_MERGED)
+    kept = {key: record[key] for key in keys if key in record}
+    write_json(model / UNPACKED, {"shears_version": __version__, **kept, "fingerprint": weights_fingerprint(model)})
+    write_card(model)
 
 
 def model_dtypes(package: Package, quantized: torch.dtype) -> dict[str, torch.dtype]:
@@ -111,3 +132,4 @@ def _write_adapter(package: Package, folder: Path, work: Path, record: Mapping[s
         kept = {key: record[key] for key in OF_ADAPTER if key in record}
         prints = {"base_fingerprint": weights_fingerprint(work / "model"), "fingerprint": weights_fingerprint(adapter)}
         write_json(adapter / SUB_ADAPTER, {**kept, "base": "model", **prints})
+        write_card(adapter)
