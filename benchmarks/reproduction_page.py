@@ -8,6 +8,15 @@ FILEs are of benchmarks.reproduction or of benchmarks.nls, whose arms are named 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.paper import (
+    LORA_CHOICES,
+    LORA_MATH,
+    SEARCH_CHOICES,
+    SEARCH_MATH,
+    SPARSITY_CHOICES,
+    SPARSITY_MATH,
+    Paper,
+)
 from benchmarks.reproduction_table import Arm, arms_of
 from shears.evaluation.statistics import pooled_accuracy
 
@@ -43,38 +52,10 @@ SPARSITY: Sequence[Line] = tuple(
     for sparsity in (0.0, 0.4, 0.5, 0.6, 0.7)
     for name, adapter in (("NLS", "nls"), ("LoRA", "lora"))
 )
-Paper = tuple[str, Mapping[str, str]]  # what was measured there, figures by the name of our line
 TABLES: Mapping[str, tuple[Sequence[Line], Paper, Paper]] = {
-    "LoRA against NLS": (
-        LORA,
-        (
-            "LLaMA-7B, mean of four math sets (of them MAWPS)",
-            {"dense, LoRA": "46.9 (79.0)", "50 %, LoRA": "43.3", "50 %, NLS, heuristic": "45.3 (78.6)"},
-        ),
-        (
-            "LLaMA-7B, mean of eight commonsense sets",
-            {"dense, LoRA": "74.7", "50 %, NLS, heuristic": "72.5"},
-        ),
-    ),
-    "Search": (
-        SEARCH,
-        (
-            "LLaMA-7B at 50 %, mean of four math sets",
-            {"heuristic": "45.3", "hill climbing": "45.9", "RNSGA-II": "45.7", "smallest ranks": "43.5"},
-        ),
-        ("LLaMA-7B at 50 %, mean of eight commonsense sets", {"heuristic": "72.5"}),
-    ),
-    "Sparsity": (
-        SPARSITY,
-        (
-            "MPT-7B, GSM8K",
-            {"0 %, NLS": "36.1", "40 %, NLS": "35.7", "50 %, NLS": "33.4", "60 %, NLS": "30.4", "70 %, NLS": "22.8"},
-        ),
-        (
-            "LLaMA-7B, mean of eight commonsense sets",
-            {"0 %, LoRA": "74.7", "40 %, NLS": "74.9", "50 %, NLS": "72.5"},
-        ),
-    ),
+    "LoRA against NLS": (LORA, LORA_MATH, LORA_CHOICES),
+    "Search": (SEARCH, SEARCH_MATH, SEARCH_CHOICES),
+    "Sparsity": (SPARSITY, SPARSITY_MATH, SPARSITY_CHOICES),
 }
 """Of every table its lines, and the paper's figures that stand beside ours on word problems and on choice sets."""
 WORD_PROBLEMS = frozenset({"mawps"})

@@ -4,12 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.paired import as_bits
+from benchmarks.paper import LORA_MATH, SEARCH_MATH, SPARSITY_MATH
 from shears.evaluation.statistics import Bits, bootstrap_difference, holm, paired_difference, pooled_accuracy
 
 Row = dict[str, Any]
-PAPER_SPARSITY = "Paper, MPT-7B on GSM8K, Shears: 0 % 36.1, 40 % 35.7, 50 % 33.4, 60 % 30.4, 70 % 22.8."
-PAPER_LORA = "Paper, LLaMA-7B, mean of four math sets: dense LoRA 46.9; at 50 % LoRA 43.3, NLS heuristic 45.3."
-PAPER_SEARCH = "Paper, LLaMA-7B at 50 %, math: heuristic 45.3, hill climbing 45.9, RNSGA-II 45.7, minimal 43.5."
 AGAINST_HEURISTIC = ("hill-climbing", "rnsga2", "maximal", "minimal")
 
 
@@ -27,7 +25,7 @@ def print_tables(rows: Sequence[Row]) -> None:
             size = f"{len(next(iter(runs.values())))} x {len(runs)}"
             print(f"| {sparsity:.0%} | {adapter} | {init} | {ranks} | {value:.1%} | {low:.1%} to {high:.1%} | {size} |")
         _print_differences(arms_of(chosen))
-    print(f"\n{PAPER_SPARSITY}\n{PAPER_LORA}\n{PAPER_SEARCH}")
+    print(f"\n{SPARSITY_MATH}\n{LORA_MATH}\n{SEARCH_MATH}")
 
 
 Arm = tuple[float, str, str, str]
