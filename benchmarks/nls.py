@@ -50,13 +50,11 @@ def main() -> None:
 
 
 def _base(work: Path, text: Path, arm: Arm) -> Path:
-    """Return the model at 50 % by Wanda, the method of the paper, with a recovery by norms or moments."""
+    """Return the model at 50 %, by Wanda where the arm names no other way, with a recovery by norms or moments."""
     base = work / arm.base
     if not base.exists():
-        shears.sparsify(
-            MODEL, base, calibration=str(text), num_samples=32, sequence_length=512, recover_rank=40,
-            recover_by=arm.recover_by, reconstruct=arm.reconstruct,
-        )  # fmt: skip
+        settings = {"num_samples": 32, "sequence_length": 512, "recover_rank": 40, **arm.pruning}
+        shears.sparsify(MODEL, base, calibration=str(text), recover_by=arm.recover_by, **settings)
     return base
 
 

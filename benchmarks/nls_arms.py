@@ -12,7 +12,7 @@ RANKS = (32, 24, 16)
 class Arm:
     """A way to train: `dense` says on the unpruned model; `measured` are the ranks whose accuracy is taken.
 
-    `reconstruct` says on a sparse model whose kept weights were fitted to the dense one's outputs.
+    `pruning` says how the sparse model came to be, where that is not Wanda on 32 sequences.
 
     The loss on the validation examples is taken for the largest, middle and smallest ranks of every arm.
     """
@@ -22,7 +22,7 @@ class Arm:
     dense: bool = False
     merged: bool = False
     recover_by: str = "norms"
-    reconstruct: bool = False
+    pruning: Mapping[str, Any] = field(default_factory=dict)
     measured: tuple[str, ...] = ("heuristic",)
 
     @property
@@ -33,7 +33,8 @@ class Arm:
     @property
     def base(self) -> str:
         """Return the name of the sparse model that it is trained on; arms of one name share it."""
-        return f"sparse-{self.recover_by}{'-reconstruct' * self.reconstruct}"
+        words = [key if value is True else str(value) for key, value in self.pruning.items()]
+        return "-".join(["sparse", self.recover_by, *words])
 
 
 def _lora(rank: int = 32, **settings: Any) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def _lora(rank: int = 32, **settings: Any) -> dict[str, Any]:
 ALL = ("heuristic", "maximal", "minimal")
 RECOVERY: dict[str, Any] = {"init": "recovery"}
 SANDWICH: dict[str, Any] = {**RECOVERY, "sampling": "sandwich"}
+RECONSTRUCT: dict[str, Any] = {"reconstruct": True}
+BEST: dict[str, Any] = {"method": "admm", "allocation": "sensitivity", "num_samples": 120}
 ARMS: Mapping[str, Arm] = {
     arm.name: arm
     for arm in (
@@ -74,7 +77,9 @@ ARMS: Mapping[str, Arm] = {
         Arm("lora16-moments", _lora(16, alpha=32, **RECOVERY), recover_by="moments"),
         Arm("nls-recovery-sandwich", SANDWICH),
         Arm("lora-pissa", _lora(init="pissa")),
-        Arm("lora-reconstruct", _lora(), recover_by="moments", reconstruct=True),
-        Arm("lora-moments-reconstruct", _lora(**RECOVERY), recover_by="moments", reconstruct=True),
+        Arm("lora-reconstruct", _lora(), recover_by="moments", pruning=RECONSTRUCT),
+        Arm("lora-moments-reconstruct", _lora(**RECOVERY), recover_by="moments", pruning=RECONSTRUCT),
+        Arm("lora-best", _lora(), recover_by="moments", pruning=BEST),
+        Arm("lora-moments-best", _lora(**RECOVERY), recover_by="moments", pruning=BEST),
     )
 }

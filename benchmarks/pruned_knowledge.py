@@ -4,8 +4,9 @@
     python -m benchmarks.pruned_knowledge table --results FILE.jsonl
 
 FOLDER as in benchmarks.nls, and wikitext-2/ beside. Calibrated on 32 x 512 tokens, or as many as a way is called by:
-120 are all that the training questions of ARC-Easy have. Every model is SmolLM2-135M at 50 %, measured as it is and with its
-recovery by moments (rank 40, not trained). Differences are to Wanda, paired by question. Needs the data, so no test.
+120 are all that the training questions of ARC-Easy have. Every model is SmolLM2-135M at 50 %, measured as it is and
+with its recovery by moments (rank 40, not trained). Differences are to Wanda, paired by question. Needs the data, so no
+test.
 """
 
 import argparse
@@ -23,8 +24,8 @@ from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "wanda": {},
     "wanda-reconstruct": {"reconstruct": True},
-    "wanda-120": {"num_samples": 120},
     "wanda-reconstruct-120": {"reconstruct": True, "num_samples": 120},
+    "admm-sensitivity-120": {"method": "admm", "allocation": "sensitivity", "num_samples": 120},
     "sparsegpt": {"method": "sparsegpt"},
     "admm": {"method": "admm"},
     "wanda-owl": {"allocation": "owl"},
