@@ -80,8 +80,8 @@ def _default_text(field: FieldInfo) -> str:
     default = field.default
     if default in (None, (), {}):
         return ""
-    if default is False:
-        return "(default: no)"
+    if isinstance(default, bool):
+        return f"(default: {'yes' if default else 'no'})"
     return f"(default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
 
 
