@@ -51,6 +51,8 @@ CLAIMS = (
     ("LoRA from the recovery, on that base, against dense + LoRA", "lora-moments-best", "dense-lora"),
     ("(c) SparsePEFT merged against NLS heuristic un-merged, PEFT's start", "sparse-peft", "nls"),
     ("(c) the same, SparsePEFT with alpha 128 in place of 64", "sparse-peft-alpha128", "nls"),
+    ("(c) SparsePEFT against NLS heuristic un-merged, both with alpha 128", "sparse-peft-alpha128", "nls-alpha128"),
+    ("NLS heuristic un-merged, alpha 128 against 64", "nls-alpha128", "nls"),
     ("SparsePEFT merged, alpha 128 against 64", "sparse-peft-alpha128", "sparse-peft"),
 )
 

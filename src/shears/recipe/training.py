@@ -38,7 +38,8 @@ class TrainConfig(StageConfig):
     """Hold the frozen linears in 4 (nf4) or 8 bits while training, by bitsandbytes: less memory, zeros stay zeros. The
     adapter belongs to the model as it is in its folder."""
     sparse_adapter: bool = False
-    """SparsePEFT: mask the adapter's product by the zeros of the weight, so that merging keeps every zero."""
+    """SparsePEFT: mask the adapter's product by the zeros of the weight, so that merging keeps every zero. At 50 %
+    the mask halves the product: take twice the alpha."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapters' inputs."""
     epochs: float = Field(1.0, gt=0)
