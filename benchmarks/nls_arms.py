@@ -12,6 +12,7 @@ RANKS = (32, 24, 16)
 class Arm:
     """A way to train: `dense` says on the unpruned model; `measured` are the ranks whose accuracy is taken.
 
+    `merged` measures one model with the base's zeros, exact where the adapter was masked, else projected.
     `pruning` says how the sparse model came to be, where that is not Wanda on 32 sequences.
 
     The loss on the validation examples is taken for the largest, middle and smallest ranks of every arm.
@@ -57,7 +58,9 @@ ARMS: Mapping[str, Arm] = {
         Arm("nls-recovery", RECOVERY, measured=ALL),
         Arm("sparse-peft", {"sparse_adapter": True}, merged=True),
         Arm("sparse-peft-alpha128", {"sparse_adapter": True, "alpha": 128}, merged=True),
+        Arm("lora-projected", _lora(), merged=True),
         Arm("lora-moments", _lora(**RECOVERY), recover_by="moments"),
+        Arm("lora-moments-projected", _lora(**RECOVERY), recover_by="moments", merged=True),
         Arm("nls-moments", RECOVERY, recover_by="moments", measured=ALL),
         Arm("nls-moments-sandwich", SANDWICH, recover_by="moments"),
         Arm("nls-moments-per-example", {**RECOVERY, "sampling": "per-example"}, recover_by="moments"),

@@ -53,6 +53,9 @@ CLAIMS = (
     ("(c) the same, SparsePEFT with alpha 128 in place of 64", "sparse-peft-alpha128", "nls"),
     ("(c) SparsePEFT against NLS heuristic un-merged, both with alpha 128", "sparse-peft-alpha128", "nls-alpha128"),
     ("NLS heuristic un-merged, alpha 128 against 64", "nls-alpha128", "nls"),
+    ("LoRA projected onto the zeros against un-merged, PEFT's start", "lora-projected", "lora"),
+    ("the same, from the recovery by moments", "lora-moments-projected", "lora-moments"),
+    ("SparsePEFT merged with alpha 128 against LoRA projected, PEFT's start", "sparse-peft-alpha128", "lora-projected"),
     ("SparsePEFT merged, alpha 128 against 64", "sparse-peft-alpha128", "sparse-peft"),
 )
 
