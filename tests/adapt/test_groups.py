@@ -3,7 +3,9 @@
 import pytest
 
 from shears.adapt.groups import build_space
+from shears.adapt.ready import add_lora
 from shears.errors import InputError
+from shears.recipe import TrainConfig
 from tests.tiny import tiny_model
 
 
@@ -32,3 +34,19 @@ def test_a_rank_that_no_linear_of_a_group_can_use_is_refused(name: str, group: s
     assert build_space(tiny_model(name), (group,), (usable, 2)).max_rank == usable
     with pytest.raises(InputError, match=f"must be at most {usable}, all its linears can use, got {usable + 1}"):
         build_space(tiny_model(name), (group,), (usable + 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "said"),
+    [
+        ("qwen3_moe", "down_proj", r"puts none on model\.layers\.0\.mlp\.down_proj.*experts\); leave it out of groups"),
+        ("deepseek_v3", "up_proj", "that PEFT takes, it says: .*up_proj without also targeting gate_proj"),
+        ("mamba", "out_proj", "that PEFT takes, it says: .*incompatible with Mamba"),
+    ],
+)
+def test_linears_that_peft_puts_no_lora_on_are_refused_in_one_line(name: str, group: str, said: str) -> None:
+    """In mixtures PEFT takes the names that experts once had for their stacks, also where a dense layer has them."""
+    model = tiny_model(name)
+    with pytest.raises(InputError, match=said) as caught:
+        add_lora(model, build_space(model, (group,), (4, 2)), TrainConfig(data="-", ranks=(4, 2), groups=(group,)))
+    assert "\n" not in str(caught.value)

@@ -99,3 +99,14 @@ def test_nothing_left_to_explain_gives_no_effect() -> None:
     found = regress(targets, features, covariates, weights, Controls(np.array([1, 1]), np.array([0, 1]), weights))
     assert np.isfinite(found.coefficients).all()
     assert found.explained == 0.0
+
+
+def test_a_feature_that_the_controls_take_has_no_effect() -> None:
+    """What floating point leaves of it is no feature."""
+    targets, features, covariates, weights = data(400, 0)
+    steps, examples = np.repeat(np.arange(50), 8), np.full(400, -1)
+    features[:, 1] = features[steps * 8, 1]
+    features[:, 2] = 3 * covariates[:, 0]
+    found = regress(targets, features, covariates, weights, Controls(steps, examples, weights))
+    assert found.coefficients[0] == pytest.approx(1.0, abs=0.2)
+    assert found.coefficients[1:].tolist() == [0.0, 0.0]

@@ -43,6 +43,20 @@ def test_planted_effects_are_recovered(make: Callable[[SearchSpace, int], Plante
     assert recovered(make(space, seed), space) > 0.9
 
 
+@pytest.mark.parametrize("num_shown", [4, 10**6], ids=["examples seen often", "examples seen once"])
+def test_planted_effects_are_recovered_where_all_examples_of_a_step_share_their_ranks(num_shown: int) -> None:
+    """So a log of sampling per-process is with one process: the control for the step would leave rounding of ranks."""
+    space, generator = make_space(30), np.random.default_rng(0)
+    steps = by_step(space, 1500, effect=0.1, noise=0.1)
+    rows = np.repeat(np.arange(1500), 4)
+    losses = steps.pairs.losses[rows] + 0.1 * generator.standard_normal(len(rows))
+    tokens = generator.integers(3, 30, len(rows)).astype(np.float64)
+    examples = np.arange(len(rows)) % num_shown
+    log = Planted(Pairs(steps.pairs.configs[rows], losses, tokens, steps.pairs.steps[rows], examples), steps.slopes)
+    assert recovered(log, space) > 0.9
+    assert fit(log.pairs, space, ones(space)).num_pairs == 1200
+
+
 def test_in_noise_there_is_nothing_to_recover() -> None:
     space = make_space(30)
     found = [recovered(planted(space, 300, seed=seed, scale=0.0), space) for seed in range(12)]

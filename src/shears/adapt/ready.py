@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -17,6 +19,7 @@ from shears.adapt.initial import start_from_principal, start_from_recovery
 from shears.adapt.space import SearchSpace
 from shears.adapt.sparse_adapter import make_sparse
 from shears.data.examples import Tokenized, load_examples, tokenize_all
+from shears.errors import InputError, first_line
 from shears.losses import within_context
 from shears.models import DTYPES, load_model, load_tokenizer, model_folder, pick_device, resolved_precision
 from shears.quantization import keep_as_quantized, quantization_config
@@ -75,7 +78,11 @@ def _quantization(settings: TrainConfig) -> BitsAndBytesConfig | None:
 
 
 def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftModel:
-    """Return the model with a fresh LoRA adapter of the largest rank on the space's linears, the base frozen."""
+    """Return the model with a fresh LoRA adapter of the largest rank on the space's linears, the base frozen.
+
+    InputError where PEFT puts none: on what the kernels of Mamba read past its module, and on linears called as the
+    experts of a mixture once were (up_proj of DeepSeek's first layers), for which it takes their stacks.
+    """
     targets = target_modules(model, space)
     conv = any(_is_conv1d(model.get_submodule(name)) for names in space.modules.values() for name in names)
     lora = LoraConfig(
@@ -88,7 +95,17 @@ def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) 
     )
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        return get_peft_model(model, lora)
+        try:
+            adapted = get_peft_model(model, lora)
+        except ValueError as error:
+            raise InputError(f"groups must be of linears that PEFT takes, it says: {first_line(error)}") from None
+    without = [name for name in chain(*space.modules.values()) if not isinstance(model.get_submodule(name), LoraLayer)]
+    if without:
+        raise InputError(
+            f"groups must be of linears that PEFT puts LoRA on, it puts none on {without[0]} (in this architecture "
+            "such a name means the experts); leave it out of groups"
+        )
+    return adapted
 
 
 def _is_conv1d(linear: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from jaxtyping import Float64, Integer
 
 NEIGHBOURS = 8  # steps on either side whose mean is the trend where a step has one pair
 ROUNDS, CLOSE = 1000, 1e-12  # of conjugate gradients; the residual at their end, relative to the values
-ABSORBED = 1e-6  # share of a covariate that is left where the other controls explain all of it but rounding
+ABSORBED = 1e-6  # share of a column that is left where the (other) controls explain all of it but rounding
 STRENGTHS = np.logspace(-4, 4, 49)  # tried, relative to the features' mean square
 
 
@@ -131,16 +131,17 @@ def regress(
 ) -> Ridge:
     """Return the b that minimises sum w (y - X b - controls)^2 + strength * |b|^2 over b and the controls.
 
-    The covariates (D of them, 0 will do) are controls beside steps and examples. Without a strength, generalised
-    cross-validation chooses it.
+    The covariates (D of them, 0 will do) are controls beside steps and examples. A feature of which the controls leave
+    only rounding gets 0. Without a strength, generalised cross-validation chooses it.
     """
     together = controls.remove(np.column_stack([targets, features, covariates]))
     free = 1 + features.shape[1]
     roots = np.sqrt(weights)[:, None]
     beside = _not_absorbed(together[:, free:], covariates)
     left = _project_out(roots * together[:, :free], roots * beside)
+    absorbed = np.linalg.norm(left[:, 1:], axis=0) <= ABSORBED * np.linalg.norm(roots * features, axis=0)
     rows = max(len(targets) - controls.num - beside.shape[1], 0.0)
-    return _solve(left[:, 0], left[:, 1:], rows, strength)
+    return _solve(left[:, 0], np.where(absorbed, 0.0, left[:, 1:]), rows, strength)
 
 
 def _not_absorbed(

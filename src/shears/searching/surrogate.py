@@ -39,6 +39,15 @@ class Pairs:
         kept = self.steps > share * self.steps.max(initial=0)
         return Pairs(self.configs[kept], self.losses[kept], self.tokens[kept], self.steps[kept], self.examples[kept])
 
+    def whole_steps(self) -> "Pairs":
+        """Return one pair a step where no step has two configurations: what differs between steps is all there is."""
+        _, first, index = np.unique(self.steps, return_index=True, return_inverse=True)
+        index = index.reshape(-1)
+        if len(first) == len(self.steps) or (self.configs != self.configs[first][index]).any():
+            return self
+        sums, tokens = (np.bincount(index, weights=each) for each in (self.tokens * self.losses, self.tokens))
+        return Pairs(self.configs[first], sums / tokens, tokens, self.steps[first], np.full(len(first), -1))
+
 
 @dataclass(frozen=True)
 class Surrogate:
@@ -119,9 +128,10 @@ def fit(
     `parameters` are those that one rank of each group has. Weights are the tokens, for a loss is a mean over them.
     Examples seen once have no mean of their own; log(tokens) and its square stand for them. The first `burn_in` of the
     steps is left out: an adapter that starts as nothing has a loss on which the ranks have no effect, and losses are
-    large and scatter most there. InputError where fewer than two configurations are left.
+    large and scatter most there. Where all examples of a step had the same ranks, the control for the step would leave
+    nothing of these: the pairs are then whole steps. InputError where fewer than two configurations are left.
     """
-    kept = pairs.after(burn_in)
+    kept = pairs.after(burn_in).whole_steps()
     if len(np.unique(kept.configs, axis=0)) < 2:
         raise InputError(
             f"the training log must hold at least two rank configurations after the first {burn_in:.0%} of the steps, "
