@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from shears.artifacts import SPARSITY, as_data, weights_fingerprint, write_json
+from shears.artifacts import SPARSITY, as_data, inherited, weights_fingerprint, write_json
 from shears.cards.card import write_card
 from shears.data.calibration import calibration_batches
 from shears.data.fingerprints import source_fingerprint
@@ -57,7 +57,8 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
         check_saved(work, report)
         if report.recovered is not None:
             write_recovery(work, output, report.recovered, settings.recover_by)
-        origin = {"model": recorded_name(model), "base_fingerprint": weights_fingerprint(folder), **text}
+        origin = {"model": recorded_name(model), "base_fingerprint": weights_fingerprint(folder),
+                  **inherited(folder), **text}  # fmt: skip
         _write_record(work, settings, report, origin)
         write_card(work)
     logger.info("sparsified %s to %.1f %% in %.0f s", output, 100 * report.achieved, time.monotonic() - started)
