@@ -36,7 +36,7 @@ from shears.export.peft import export_adapter
 from shears.folders import run_lock
 from shears.inspection import inspect
 from shears.models import model_folder, set_threads
-from shears.paths import file_fingerprint
+from shears.paths import expanded, file_fingerprint
 from shears.recipe import EvaluateConfig, Recipe
 from shears.searching.stage import search
 from shears.sparsity.stage import sparsify
@@ -80,7 +80,7 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
         raise InputError(f"search must see validation data, never the test split; both are {recipe.search.data}")
     if recipe.search and not recipe.train:
         raise InputError("a run that searches must train first; add a `train:` section to the recipe")
-    return Path(target).resolve()
+    return expanded(target).resolve()
 
 
 def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
