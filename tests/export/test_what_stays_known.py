@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from shears.artifacts import README, SEARCH_SPACE, UNPACKED, find_record, read_record, write_json
+from shears.artifacts import README, SEARCH_SPACE, UNPACKED, find_record, read_record, weights_fingerprint, write_json
 from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import training_data
@@ -101,6 +101,29 @@ def test_a_home_folder_is_the_same_folder(tmp_path: Path, monkeypatch: pytest.Mo
     package(adapter, tmp_path / "package")
     assert _trained_on(*parts_of("~/package", None)) == [data]
     assert isinstance(load_with_adapter("~/package", device="cpu")[0], PeftModel)
+
+
+@pytest.mark.parametrize("form", ["merged", "package"])
+def test_what_was_made_of_an_adapter_fits_it(form: str, tmp_path: Path) -> None:
+    _, base, adapter = _made(tmp_path, masked=False)
+    sub = export_adapter(adapter, tmp_path / "sub")
+    out = export_adapter(sub, tmp_path / "out", format=form)
+    for source in (base, adapter, sub):
+        assert inspect(out, against=source)["fits"]
+        assert inspect(source, against=out)["fits"]
+    figures = tmp_path / "figures.json"
+    write_json(figures, {"model_fingerprint": weights_fingerprint(out), "adapter_fingerprint": None})
+    assert inspect(figures, against=out)["why"].startswith("the file was made from this")
+    assert not inspect(figures, against=sub)["fits"]
+
+
+def test_a_package_is_not_pruned_without_its_adapter(tmp_path: Path) -> None:
+    _, base, adapter = _made(tmp_path, masked=False)
+    for number, source in enumerate((adapter, base)):
+        packed = package(source, tmp_path / f"package{number}")
+        with pytest.raises(InputError, match="must be a model folder, got the package .*; shears unpack it first"):
+            sparsify(packed, tmp_path / "out", method="magnitude")
+    assert sorted(path.name for path in tmp_path.glob("out*")) == []
 
 
 @pytest.mark.parametrize("there", [True, False])
