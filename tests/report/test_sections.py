@@ -52,6 +52,16 @@ def test_what_stages_left_that_the_recipe_has_no_more_is_not_of_the_run(tmp_path
     assert "Accuracy by model" in text
 
 
+def test_a_base_that_was_trained_before_is_not_called_untrained(tmp_path: Path) -> None:
+    words = ("Only the last model was trained", "The dense model was not trained on the task.")
+    files = records()
+    text = Reader(page_of(tmp_path / "one", files)).text
+    assert all(each in text for each in words)
+    files["sparse/sparsity.json"]["trained_before"] = [{"data": "first.jsonl", "data_sha256": None}]
+    text = Reader(page_of(tmp_path / "two", files)).text
+    assert not any(each in text for each in words)
+
+
 def spread(middle: float) -> dict[str, float]:
     """A median, and a tenth of it on both sides."""
     return {"median": middle, "min": 0.9 * middle, "max": 1.1 * middle}

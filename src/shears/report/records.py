@@ -18,6 +18,7 @@ from shears.artifacts import (
     SEARCH_SPACE,
     SPARSITY,
     SUB_ADAPTER,
+    TRAINED_BEFORE,
     TRAINING_LOG,
     TRAINING_TIMES,
     evaluation_file,
@@ -66,6 +67,11 @@ class Run:
         found = {PACKAGE: self.package, MERGED: self.merged, SUB_ADAPTER: self.sub_adapter}
         wanted = {"package": PACKAGE, "merged": MERGED, "merged-sparse": MERGED}.get(form, SUB_ADAPTER)
         return found[wanted] or self.sub_adapter or self.merged or self.package
+
+    @property
+    def trains_alone(self) -> bool:
+        """Whether the models before the last one were not trained: the run trains, and its base says of no training."""
+        return self.space is not None and not (self.sparsity or {}).get(TRAINED_BEFORE)
 
     def worked_at(self, stage: str) -> Sequence[Record]:
         """Return each time that a stage was worked at."""
