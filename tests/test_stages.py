@@ -8,7 +8,9 @@ import pytest
 
 import shears
 from shears.errors import InputError
+from shears.pipeline import run_folder
 from shears.planning.plan import plan
+from shears.recipe import Recipe
 from shears.resolve import load_recipe
 from tests.end_to_end.recipe import write_recipe
 
@@ -34,3 +36,8 @@ def test_a_record_of_another_version_or_a_damaged_one_is_one_line(
         with pytest.raises(InputError, match=message) as caught:
             start(recipe, tmp_path / "run")
         assert "\n" not in str(caught.value)
+
+
+def test_a_run_goes_into_the_home_folder_that_its_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert run_folder(Recipe(model="any", output="~/runs/one")) == tmp_path / "home" / "runs" / "one"

@@ -22,6 +22,7 @@ EVALUATION, RECOVERY, MERGED, PACKAGE = "evaluation.json", "recovery.json", "mer
 UNPACKED = "unpacked.json"
 RECIPE, REPORT, README, BENCH = "recipe.yaml", "report.html", "README.md", "bench.json"  # in a run's folder
 RECORDS = (PACKAGE, SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER, RECOVERY, MERGED, UNPACKED, EVALUATION)
+TRAINED_BEFORE = "trained_before"  # of a record: data and hashes of the trainings that were merged into its base
 TRAINING_LOG = "training_log.jsonl"
 TRAINING_TIMES = "training_times.jsonl"  # apart from the log, which is the same whenever it is made
 RECOVERY_FOLDER = "recovery"  # inside a sparse model's folder
@@ -154,6 +155,24 @@ def training_source(record: Mapping[str, Any]) -> dict[str, Any]:
     config = record.get("config")
     asked = config.get("data") if isinstance(config, dict) else None
     return {"data": record.get("data") or asked, "data_sha256": record.get("data_sha256")}
+
+
+def training_sources(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return all data that stand behind an artifact: what its base had been trained on, then what its adapter was."""
+    before, own = record.get(TRAINED_BEFORE), training_source(record)
+    earlier = [each for each in before if isinstance(each, dict)] if isinstance(before, list) else []
+    return [source for source in (*earlier, own) if source.get("data")]
+
+
+def inherited(model: Path) -> dict[str, Any]:
+    """Return what the record of something made from a model says of how that was trained; nothing where it was not."""
+    path = find_record(model)
+    if path is None or path.name not in KINDS:
+        return {}
+    record = record_in(path)
+    sources = training_sources(record)
+    template = {"template": record["template"]} if "template" in record else {}
+    return {**template, TRAINED_BEFORE: sources} if sources else {}
 
 
 def check_input(what: str, expected: object, found: str) -> None:

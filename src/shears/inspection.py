@@ -35,6 +35,8 @@ ADAPTERS = {SEARCH_SPACE: "super-adapter", SUB_ADAPTER: "sub-adapter", RECOVERY:
 READING_ORDER = ("q_", "kv_", "k_", "v_", "qkv_", "o_", "gate_", "up_", "down_")  # files have the alphabet's
 SHAPES: Mapping[str, type] = {"groups": dict, "ranks": dict, "chosen": dict, "evaluations": list, "models": list}
 
+ADAPTED = ("super_adapter_fingerprint", "sub_adapter_fingerprint")  # of a model or package with an adapter in it
+INPUTS = ("base_fingerprint", *ADAPTED, "model_fingerprint", "adapter_fingerprint")  # the last two of figures
 Counts = Mapping[tuple[int, str], tuple[int, int]]  # (layer, path in the block without numbers) -> (weights, zeros)
 
 
@@ -114,7 +116,7 @@ def _model(folder: Path) -> dict[str, Any]:
         "fingerprint": weights_fingerprint(folder),
         "base_fingerprint": record.get("base_fingerprint"),
         "calibration_fingerprint": record.get("calibration_fingerprint"),
-        **{key: record[key] for key in ("super_adapter_fingerprint",) if key in record},
+        **{key: record[key] for key in ADAPTED if record.get(key)},
         "config": record.get("config"),
     }
 
@@ -211,7 +213,7 @@ def _package(folder: Path) -> dict[str, Any]:
         "kind": "package",
         "adapter_parameters": sum(tensor.numel() for tensor in tensors),
         "base_fingerprint": record["base_fingerprint"],
-        **{key: record[key] for key in shown if key in record},
+        **{key: record[key] for key in (*ADAPTED, *shown) if record.get(key) is not None},
         **sizes,
         **ratios,
         "config": record["config"],
@@ -238,7 +240,7 @@ KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
 def _fit(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Two artifacts belong together when one names the other's fingerprint as its input's."""
     for made, source in ((one, other), (other, one)):
-        for key in ("base_fingerprint", "super_adapter_fingerprint"):
+        for key in INPUTS:
             if made.get(key) is not None and made[key] == source.get("fingerprint"):
                 return {"fits": True, "why": f"the {made['kind']} was made from this {source['kind']}"}
     return {

@@ -30,13 +30,13 @@ from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
-from shears.evaluation.run import evaluate, measured, template_of
+from shears.evaluation.run import evaluate, measured, parts_of, template_of
 from shears.export.choice import ranks_file
 from shears.export.peft import export_adapter
 from shears.folders import run_lock
 from shears.inspection import inspect
 from shears.models import model_folder, set_threads
-from shears.paths import file_fingerprint
+from shears.paths import expanded, file_fingerprint
 from shears.recipe import EvaluateConfig, Recipe
 from shears.searching.stage import search
 from shears.sparsity.stage import sparsify
@@ -80,7 +80,7 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
         raise InputError(f"search must see validation data, never the test split; both are {recipe.search.data}")
     if recipe.search and not recipe.train:
         raise InputError("a run that searches must train first; add a `train:` section to the recipe")
-    return Path(target).resolve()
+    return expanded(target).resolve()
 
 
 def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
@@ -161,7 +161,7 @@ def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
         else:
             models["sparse + sub-adapter"] = (str(folder / "sparse"), output)
     (folder / "evaluation").mkdir(exist_ok=True)
-    config = _asked(recipe.evaluate, folder / "super_adapter" if recipe.train else recipe.model)
+    config = _asked(recipe.evaluate, *parts_of(recipe.model, folder / "super_adapter" if recipe.train else None))
     rows = [_row(name, *parts, config, folder) for name, parts in models.items()]
     summary = {"task": config.task, "data": config.data, "models": rows}
     write_json(folder / EVALUATION, summary)
@@ -169,14 +169,14 @@ def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _asked(config: EvaluateConfig, trained: str | Path) -> EvaluateConfig:
-    """Return what every model of a run is asked, all in the template that `trained` was trained with or that is named.
+def _asked(config: EvaluateConfig, *trained: Path) -> EvaluateConfig:
+    """Return what every model of a run is asked, all in the template of the first of `trained` that has one, or named.
 
     A text, whose perplexity is measured, has no template.
     """
     if config.task == "perplexity":
         return config
-    return config.model_copy(update={"template": template_of(config, trained)})
+    return config.model_copy(update={"template": template_of(config, *trained)})
 
 
 def _write_figures(recipe: Recipe, folder: Path, summary: Mapping[str, Any]) -> None:
@@ -210,7 +210,7 @@ def _measurement(file: Path, model: str, adapter: Path | None, config: EvaluateC
         return None
     before, asked = read_object(file), measured(model, adapter, config)
     own = config.model_copy(update={"template": None})
-    if before.get("config") == as_data(own) and template_of(own, adapter or model) == config.template:
+    if before.get("config") == as_data(own) and template_of(own, *parts_of(model, adapter)) == config.template:
         asked["config"]["template"] = None  # earlier versions asked each model in its own, here the same
     if any(before.get(key) != value for key, value in asked.items()):
         logger.info("%s is of another model, prompt, data or setting: measured again", file)

@@ -200,3 +200,23 @@ def test_a_seed_out_of_bounds_is_an_error(seed: int, tmp_path: Path) -> None:
     files = [figures_file(tmp_path, name, records(ONE)) for name in ("a.json", "b.json")]
     with pytest.raises(InputError, match=f"the seed must be from 0 to 4294967295, got {seed}"):
         compare(files, seed=seed)
+
+
+def test_arms_judged_by_another_rule_or_other_right_answers_are_told(tmp_path: Path) -> None:
+    """Examples are known by their questions alone."""
+    answered = [{**record, "answer": 1.0} for record in records(ONE)]
+    others = [{**record, "answer": 2.0} for record in answered[:3]] + answered[3:]
+    files = [figures_file(tmp_path, f"{name}.json", each) for name, each in (("a", answered), ("b", others))]
+    assert _notes([files[0], files[0].replace("a.json", "b.json")]) == [
+        "Of the 8 questions, 3 have another right answer in b than in a."
+    ]
+    content = json.loads(Path(files[1]).read_text()) | {"task": "boolq", "config": {"protocol": "choices"}}
+    Path(files[1]).write_text(json.dumps(content))
+    words = "Judged by another rule than a (number): b (boolq by choices). Figures differ by that too."
+    assert _notes(files) == [words]
+    assert _notes([files[0], f"pooled={files[0]},{files[1]}"]) == [words.replace(": b", ": pooled")]
+
+
+def _notes(runs: list[str]) -> list[str]:
+    found: list[str] = compare(runs)["notes"]
+    return found

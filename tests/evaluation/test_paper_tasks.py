@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from shears.artifacts import SUB_ADAPTER, write_json
+from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import training_data
 from shears.evaluation.generate import Decoder
@@ -130,7 +131,7 @@ def test_test_questions_in_the_training_data_are_counted_and_told(
     trained = [{"prompt": prompt, "completion": "x"} for prompt in prompts]
     model = _trained(tmp_path / "model", tmp_path, trained)
     result = evaluate(str(model), task="mawps", data=_file(tmp_path, rows), max_new_tokens=2, num_beams=1)
-    assert training_data(model) == str(model / "rows.json")
+    assert [source["data"] for source in training_data(model)] == [str(model / "rows.json")]
     assert [record["seen_in_training"] for record in result.records] == [True, True, False, False, False]
     assert result.details["seen_in_training"] == 2
     assert result.details["accuracy_unseen"] == sum(record["correct"] for record in result.records[2:]) / 3
@@ -150,3 +151,17 @@ def test_training_data_without_test_questions_or_that_are_gone_leave_the_result_
     with caplog.at_level("INFO"):
         assert evaluate(str(model), **options) == before
     assert "could not be searched for questions of other data" in caplog.text
+
+
+def test_another_file_of_the_name_is_not_taken_for_the_training_data(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as one of another folder, where a record has a relative path."""
+    rows = [_row("mawps", number) for number in range(2)]
+    model = _trained(tmp_path / "model", tmp_path, [{"prompt": row["instruction"], "completion": "x"} for row in rows])
+    path = str(model / "rows.json")
+    options: dict[str, Any] = {"task": "mawps", "data": _file(tmp_path, rows), "max_new_tokens": 2, "num_beams": 1}
+    for known, seen in ((source_fingerprint(path), 2), ("0" * 64, None)):
+        write_json(model / SUB_ADAPTER, {"template": "question", "data": path, "data_sha256": known})
+        assert evaluate(str(model), **options).details.get("seen_in_training") == seen
+    assert "is not what was trained on (sha256 000000000000, now " in caplog.text

@@ -46,10 +46,10 @@ def test_a_record_that_is_none_is_named(record: Any, message: str, adapter: Path
         export_adapter(adapter, tmp_path / "out", format="merged")
 
 
-def test_a_list_for_a_record_is_no_record_of_an_evaluated_adapter_either(adapter: Path) -> None:
+def test_a_list_for_a_record_is_no_record_of_an_evaluated_adapter_either(adapter: Path, made: Path) -> None:
     (adapter / SEARCH_SPACE).write_text("[]")
     with pytest.raises(InputError, match="must be the record that shears wrote, it is"):
-        load_with_adapter("anything", adapter)
+        load_with_adapter(made.parent / "base", adapter)
     with pytest.raises(InputError, match="must be the record that shears wrote, it is"):
         adapter_template(adapter)
     (adapter / SEARCH_SPACE).write_text('{"config": []}')

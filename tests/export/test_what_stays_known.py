@@ -3,15 +3,20 @@
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, PeftModel, get_peft_model
 
-from shears.artifacts import README, UNPACKED, find_record, read_record
+from shears.artifacts import README, SEARCH_SPACE, UNPACKED, find_record, read_record, weights_fingerprint, write_json
+from shears.data.fingerprints import source_fingerprint
+from shears.errors import InputError
 from shears.evaluation.contamination import training_data
-from shears.evaluation.run import template_of
+from shears.evaluation.run import load_with_adapter, parts_of, template_of
 from shears.export.peft import export_adapter
 from shears.export.unpack import unpack
 from shears.inspection import inspect
+from shears.models import load_model
 from shears.publishing import push
 from shears.recipe import EvaluateConfig
+from shears.sparsity.stage import sparsify
 from tests.export.made import half_sparse, super_adapter
 from tests.export.packages import package
 
@@ -26,11 +31,15 @@ def _made(folder: Path, masked: bool) -> tuple[Path, Path, Path]:
     return data, base, super_adapter(folder / "super", base, masked, data)
 
 
+def _trained_on(*parts: Path) -> list[Path]:
+    return [Path(source["data"]) for source in training_data(*parts)]
+
+
 @pytest.mark.parametrize("form", ["peft", "padded", "merged", "package"])
 def test_an_export_names_its_training_data_and_template(form: str, tmp_path: Path) -> None:
     data, _, adapter = _made(tmp_path, masked=False)
     out = export_adapter(adapter, tmp_path / "out", format=form)
-    assert training_data(out) == str(data)
+    assert _trained_on(out) == [data]
     assert template_of(CONFIG, out) == "alpaca"
 
 
@@ -40,7 +49,7 @@ def test_so_do_the_package_of_a_merged_model_and_what_is_unpacked_of_it(tmp_path
     for number, packed in enumerate((package(adapter, tmp_path / "p0"), package(merged, tmp_path / "p1"))):
         model = unpack(packed, tmp_path / f"out{number}") / "model"
         for folder in (packed, model, package(model, tmp_path / f"again{number}")):
-            assert training_data(folder) == str(data)
+            assert _trained_on(folder) == [data]
             assert template_of(CONFIG, folder) == "alpaca"
         assert inspect(model, against=adapter)["fits"]
 
@@ -48,10 +57,92 @@ def test_so_do_the_package_of_a_merged_model_and_what_is_unpacked_of_it(tmp_path
 def test_beside_an_adapter_the_unpacked_model_is_what_it_was(tmp_path: Path) -> None:
     data, base, adapter = _made(tmp_path, masked=False)
     out = unpack(package(adapter, tmp_path / "package"), tmp_path / "out")
-    assert training_data(out / "model") is None
-    assert training_data(out / "adapter") == str(data)
+    assert _trained_on(out / "model") == []
+    assert _trained_on(out / "adapter") == [data]
     assert inspect(out / "model", against=base)["fits"]
     assert inspect(out / "adapter", against=out / "model")["fits"]
+
+
+def test_a_second_round_knows_the_data_of_the_first(tmp_path: Path) -> None:
+    """Trained, merged, pruned again, trained again: however that is exported, both data stand behind its weights."""
+    first, _, adapter = _made(tmp_path, masked=True)
+    merged = export_adapter(adapter, tmp_path / "merged", format="merged-sparse")
+    again = sparsify(merged, tmp_path / "again", method="magnitude", sparsity=0.7)
+    assert (_trained_on(again), template_of(CONFIG, again)) == ([first], "alpaca")
+    words = "What it was made from had been trained on `train.jsonl`."
+    assert words in (again / README).read_text()
+    second = tmp_path / "second.jsonl"
+    second.write_text(first.read_text())
+    adapter = super_adapter(tmp_path / "super2", again, False, second)
+    sub = export_adapter(adapter, tmp_path / "sub2")
+    assert set(_trained_on(again, sub)) == {first, second}
+    whole = export_adapter(sub, tmp_path / "whole2", format="merged")
+    packed = [package(source, tmp_path / f"packed{number}") for number, source in enumerate((adapter, sub, whole))]
+    for folder in (whole, *packed, unpack(packed[2], tmp_path / "out2") / "model"):
+        assert _trained_on(folder) == [first, second]
+        assert words in (folder / README).read_text()
+    out = unpack(packed[0], tmp_path / "out0")
+    assert (_trained_on(out / "model"), _trained_on(out / "adapter")) == ([first], [second])
+
+
+def test_so_does_a_package_of_another_tools_adapter_on_a_merged_model(tmp_path: Path) -> None:
+    data, _, adapter = _made(tmp_path, masked=True)
+    merged = export_adapter(adapter, tmp_path / "merged", format="merged-sparse")
+    get_peft_model(load_model(merged, device="cpu"), LoraConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path / "lo")
+    packed = package(tmp_path / "lo", tmp_path / "package")
+    assert (_trained_on(packed), template_of(CONFIG, packed)) == ([data], "alpaca")
+    assert _trained_on(unpack(packed, tmp_path / "out") / "model") == [data]
+    assert template_of(CONFIG, tmp_path / "lo", merged) == "alpaca"
+
+
+def test_a_home_folder_is_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data, _, adapter = _made(tmp_path, masked=False)
+    package(adapter, tmp_path / "package")
+    assert _trained_on(*parts_of("~/package", None)) == [data]
+    assert isinstance(load_with_adapter("~/package", device="cpu")[0], PeftModel)
+
+
+@pytest.mark.parametrize("form", ["merged", "package"])
+def test_what_was_made_of_an_adapter_fits_it(form: str, tmp_path: Path) -> None:
+    _, base, adapter = _made(tmp_path, masked=False)
+    sub = export_adapter(adapter, tmp_path / "sub")
+    out = export_adapter(sub, tmp_path / "out", format=form)
+    for source in (base, adapter, sub):
+        assert inspect(out, against=source)["fits"]
+        assert inspect(source, against=out)["fits"]
+    figures = tmp_path / "figures.json"
+    write_json(figures, {"model_fingerprint": weights_fingerprint(out), "adapter_fingerprint": None})
+    assert inspect(figures, against=out)["why"].startswith("the file was made from this")
+    assert not inspect(figures, against=sub)["fits"]
+
+
+def test_a_package_is_not_pruned_without_its_adapter(tmp_path: Path) -> None:
+    _, base, adapter = _made(tmp_path, masked=False)
+    for number, source in enumerate((adapter, base)):
+        packed = package(source, tmp_path / f"package{number}")
+        with pytest.raises(InputError, match="must be a model folder, got the package .*; shears unpack it first"):
+            sparsify(packed, tmp_path / "out", method="magnitude")
+    assert sorted(path.name for path in tmp_path.glob("out*")) == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_it_is_fitted_on_its_training_data_only_while_these_are_there(there: bool, tmp_path: Path) -> None:
+    data, _, adapter = _made(tmp_path, masked=False)
+    record = read_record(adapter, SEARCH_SPACE)
+    write_json(adapter / SEARCH_SPACE, {**record, "data_sha256": source_fingerprint(str(data))})
+    data.write_text(data.read_text() * 2) if there else data.unlink()
+    with pytest.raises(InputError, match=r"must be as it was .* add --calibration"):
+        export_adapter(adapter, tmp_path / "merged", format="merged-sparse")
+    assert sorted(path.name for path in tmp_path.glob("merged*")) == []
+
+
+@pytest.mark.parametrize("form", ["peft", "merged", "package"])
+def test_a_card_says_nothing_of_data_that_no_record_names(form: str, tmp_path: Path) -> None:
+    adapter = super_adapter(tmp_path / "super", half_sparse(tmp_path / "base"))
+    text = (export_adapter(adapter, tmp_path / "out", format=form) / README).read_text()
+    assert "trained on" not in text
+    assert "LoRA adapter" in text
 
 
 @pytest.mark.parametrize(("values", "words"), [("fp32", "bit for bit"), ("int8", "the nearest numbers")])

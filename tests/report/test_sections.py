@@ -30,6 +30,38 @@ def test_a_package_says_what_it_weighs(tmp_path: Path) -> None:
     assert "Rank by layer and group" in text
 
 
+def test_the_ranks_are_those_of_what_the_recipe_exports(tmp_path: Path) -> None:
+    """A run may hold an adapter of before its format was changed."""
+    package = {"config": {}, "ranks": dict.fromkeys(RANKS, 7), "fingerprint": "c" * 64}
+    recipe = {**records()["recipe.yaml"], "export": {"format": "package"}}
+    files = {**records(), "package/package.json": package, "recipe.yaml": recipe}
+    text = Reader(page_of(tmp_path, files)).text
+    assert "The exported sub-adapter has rank 7 in 6 groups" in text
+    assert "itself cccccccccccc" in text
+
+
+def test_what_stages_left_that_the_recipe_has_no_more_is_not_of_the_run(tmp_path: Path) -> None:
+    recipe = {**records()["recipe.yaml"], "train": None, "search": None}
+    summary = records()["evaluation.json"]
+    shown = {**summary, "models": summary["models"][:2]}
+    package = {"package/package.json": {"bytes": {"model": 58, "model_dense": 100}, "config": {}, "ranks": RANKS}}
+    text = Reader(page_of(tmp_path, {**records(), **package, "recipe.yaml": recipe, "evaluation.json": shown})).text
+    for words in ("Only the last model was trained", "not trained on the task", "exported sub-adapter", "on disk",
+                  "configurations measured", "carry the loss"):  # fmt: skip
+        assert words not in text
+    assert "Accuracy by model" in text
+
+
+def test_a_base_that_was_trained_before_is_not_called_untrained(tmp_path: Path) -> None:
+    words = ("Only the last model was trained", "The dense model was not trained on the task.")
+    files = records()
+    text = Reader(page_of(tmp_path / "one", files)).text
+    assert all(each in text for each in words)
+    files["sparse/sparsity.json"]["trained_before"] = [{"data": "first.jsonl", "data_sha256": None}]
+    text = Reader(page_of(tmp_path / "two", files)).text
+    assert not any(each in text for each in words)
+
+
 def spread(middle: float) -> dict[str, float]:
     """A median, and a tenth of it on both sides."""
     return {"median": middle, "min": 0.9 * middle, "max": 1.1 * middle}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from shears.artifacts import TRAINED_BEFORE
 from shears.fetching import EMBEDDED
 from shears.paths import HUB_NAME, last_part, without_folders
 
@@ -43,6 +44,8 @@ def title(kind: str, record: Record) -> str:
 def origin(kind: str, record: Record) -> str:
     """Return a paragraph: what it is, from what, by which method."""
     words = WORDS.get(kind, _package)(record, _source(record))
+    if names := [_data(source, "data") for source in record.get(TRAINED_BEFORE) or ()]:
+        words += f" What it was made from had been trained on {', '.join(dict.fromkeys(names))}."
     return f"{words} Made by shears {record.get('shears_version', '')}."
 
 
@@ -66,13 +69,13 @@ def _sparse(record: Record, source: str) -> str:
 
 def _super(record: Record, source: str) -> str:
     return (
-        f"A LoRA super-adapter for {source}, trained on {_data(record['config'], 'data')}: every smaller adapter "
-        f"inside it was trained too. Ranks up to {record['max_rank']}, alpha {record['alpha']:g}."
+        f"A LoRA super-adapter for {source}{_trained(record['config'])}: every smaller adapter inside it was trained "
+        f"too. Ranks up to {record['max_rank']}, alpha {record['alpha']:g}."
     )
 
 
 def _sub(record: Record, source: str) -> str:
-    return f"A LoRA adapter for {source}, cut out of a super-adapter trained on {_data(record, 'data')}."
+    return f"A LoRA adapter for {source}, cut out of a super-adapter{_trained(record, ' trained on {}')}."
 
 
 def _recovery(record: Record, source: str) -> str:
@@ -85,16 +88,16 @@ def _recovery(record: Record, source: str) -> str:
 def _merged(record: Record, source: str) -> str:
     before, after = record["sparsity"]["before"], record["sparsity"]["after"]
     zeros = f"{after:.1%} zeros" + ("" if after >= before else f", {before:.1%} before the adapter was merged")
-    trained = f", trained on {_data(record, 'data')}," if record.get("data") else ""
-    return f"{source} with a LoRA adapter{trained} merged into its weights: {zeros}."
+    return f"{source} with a LoRA adapter{_trained(record, ', trained on {},')} merged into its weights: {zeros}."
 
 
 def _package(record: Record, source: str) -> str:
-    return f"{source}, packed by shears: one bit a weight, and the weights that are not zero."
+    adapter = f" with a LoRA adapter{_trained(record, ', trained on {},')}" if "ranks" in record else ""
+    return f"{source}{adapter}, packed by shears: one bit a weight, and the weights that are not zero."
 
 
 def _unpacked(record: Record, source: str) -> str:
-    merged = ", with a LoRA adapter in its weights" if "ranks" in record else ""
+    merged = f", with a LoRA adapter{_trained(record, ', trained on {},')} in its weights" if "ranks" in record else ""
     is_rounded = record.get("values") == "int8"
     rounded = "the nearest numbers to the package's int8" if is_rounded else "bit for bit the package's"
     return f"{source}{merged}, packed by shears and unpacked again: an ordinary model folder, its weights {rounded}."
@@ -104,6 +107,11 @@ WORDS: Mapping[str, Callable[[Record, str], str]] = {
     "sparsity.json": _sparse, "search_space.json": _super, "sub_adapter.json": _sub, "recovery.json": _recovery,
     "merged.json": _merged, "unpacked.json": _unpacked,
 }  # fmt: skip
+
+
+def _trained(record: Record, words: str = ", trained on {}") -> str:
+    """Return in words what an adapter was trained on; nothing where a record, of an earlier version, does not say."""
+    return words.format(_data(record, "data")) if record.get("data") else ""
 
 
 def _data(config: Record, key: str) -> str:

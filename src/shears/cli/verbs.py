@@ -10,6 +10,7 @@ from shears.artifacts import MERGED, PACKAGE, read_json
 from shears.cli import listings, tables
 from shears.cli.app import app
 from shears.cli.options import SET, Values, refuse_launcher, with_stage_options
+from shears.paths import expanded
 from shears.recipe import (
     EvaluateConfig,
     ExportConfig,
@@ -240,4 +241,4 @@ def run(
         listings.print_plan(shears.plan(loaded, output))
         return
     summary = shears.run(loaded, output)
-    tables.print_summary(summary, Path(str(output or loaded.output)))
+    tables.print_summary(summary, expanded(str(output or loaded.output)))

@@ -108,7 +108,13 @@ def _by_task(file: Path, content: Any) -> Iterator[Measurement]:
     tasks = list(dict.fromkeys(str(record.get("task", "")) for record in found)) or [""]
     for task in tasks:
         records = [record for record in found if str(record.get("task", "")) == task]
-        yield Measurement(str(file), records, task)
+        yield Measurement(str(file), records, task, _rule(content))
+
+
+def _rule(content: Any) -> str:
+    config = content.get("config")
+    protocol = config.get("protocol") if isinstance(config, dict) else None
+    return " by ".join(str(name) for name in (content.get("task"), protocol) if name)
 
 
 def _models(file: Path, rows: Any) -> list[str]:

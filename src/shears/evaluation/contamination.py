@@ -2,12 +2,14 @@
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from shears.artifacts import find_record, record_in, training_source
+from shears.artifacts import find_record, record_in, training_sources
 from shears.data.examples import Example
+from shears.data.fingerprints import source_fingerprint
 from shears.data.questions import question_id, question_of
 from shears.data.rows import Row, read_rows
 from shears.errors import InputError
@@ -16,29 +18,31 @@ from shears.measures import CONTAMINATION
 
 logger = logging.getLogger(__name__)
 
-
-def training_data(artifact: str | Path) -> str | None:
-    """Return the data that an adapter, or a model it was merged into, was trained on; None where no record says so."""
-    path = find_record(Path(artifact))
-    data = training_source(record_in(path))["data"] if path is not None else None
-    return str(data) if data else None
+Source = Mapping[str, Any]  # of training data, as records have it: `data` and `data_sha256`
 
 
-def mark_seen(evaluation: Evaluation, examples: Sequence[Example], source: str | None) -> Evaluation:
-    """Return the evaluation with `seen_in_training` in the records of questions that the training data holds, if any.
+def training_data(*artifacts: Path) -> list[Source]:
+    """Return the data that artifacts (an adapter, its model) say they were trained on, each once."""
+    records = [record_in(path) for path in map(find_record, artifacts) if path is not None]
+    sources = [source for each in records for source in training_sources(each)]
+    return list({(str(source["data"]), source.get("data_sha256")): source for source in sources}.values())
+
+
+def mark_seen(evaluation: Evaluation, examples: Sequence[Example], sources: Sequence[Source]) -> Evaluation:
+    """Return the evaluation with `seen_in_training` in the records of questions that training data hold, if any.
 
     The details then have their number, and the accuracy on the others. A warning is logged. Data that can no longer be
-    read are named and not looked at.
+    read, or are no longer those of the training, are named and not looked at.
     """
-    if source is None:
-        return evaluation
-    seen = seen_in(source, examples)
-    return _marked(evaluation, seen, source) if any(seen) else evaluation
+    by_source = [(str(source["data"]), seen_in(source, examples)) for source in sources]
+    names = [name for name, flags in by_source if any(flags)]
+    seen = [any(flags) for flags in zip(*(flags for _, flags in by_source), strict=True)]
+    return _marked(evaluation, seen, ", ".join(names)) if names else evaluation
 
 
-def seen_in(source: str, examples: Sequence[Example]) -> list[bool]:
-    """Tell of each example whether its question stands in `source`; of none where that can no longer be read."""
-    known = set(_questions(_rows(source) or ()))
+def seen_in(source: Source, examples: Sequence[Example]) -> list[bool]:
+    """Tell of each example whether its question stands in training data; of none where these are no longer there."""
+    known = set(_questions(_trained_on(source) or ()))
     return [bool(example.question) and question_id(example.question) in known for example in examples]
 
 
@@ -59,6 +63,17 @@ def check_apart(data: str, test: str, limit: int | None = None, test_limit: int 
     if shared := sum(question in questions for question in _questions(asked)):
         words = "%d of %d test questions of %s stand in %s, which the search sees"
         logger.warning(words, shared, len(asked), test, data)
+
+
+def _trained_on(source: Source) -> list[Row] | None:
+    """Return the rows of training data; None, with a message, where what lies there now is something else."""
+    data, expected = str(source["data"]), source.get("data_sha256")
+    found = source_fingerprint(data)
+    if None not in (expected, found) and expected != found:
+        words = "%s is not what was trained on (sha256 %s, now %s): whether it held test questions is not known"
+        logger.warning(words, data, str(expected)[:12], str(found)[:12])
+        return None
+    return _rows(data)
 
 
 def _rows(source: str) -> list[Row] | None:

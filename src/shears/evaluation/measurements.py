@@ -29,11 +29,15 @@ def numbered(names: Iterable[str]) -> list[Key]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one evaluation gave on one task, and where it was read from; only lm-eval's tasks have a name here."""
+    """What one evaluation gave on one task, and where it was read from; only lm-eval's tasks have a name here.
+
+    `rule` is how it was asked and judged, in words: the task's name and, where it has several, its protocol.
+    """
 
     source: str
     records: Sequence[Record]
     task: str = ""
+    rule: str = ""
 
     @property
     def where(self) -> str:

@@ -1,4 +1,4 @@
-"""What stands beside compared accuracies: other readings of the answers, questions seen in training, other prompts."""
+"""What stands beside compared accuracies: other rules, readings, answers and prompts, questions seen in training."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,27 @@ from shears.measures import CONTAMINATION
 
 def remarks(arms: Arms, base: str) -> list[str]:
     """Return it in sentences; nothing where the records say nothing. The arms are on the same examples."""
-    return [*_readings(arms), *_seen(arms), *_prompts(arms, base)]
+    return [*_rules(arms, base), *_readings(arms), *_seen(arms), *_prompts(arms, base)]
+
+
+def _rules(arms: Arms, base: str) -> list[str]:
+    """Tell of arms that were judged by another rule than the base's, or by other right answers."""
+    first = arms[base][0]
+    others = {arm: {each.rule for each in of if each.rule != first.rule} for arm, of in arms.items()}
+    told = [f"{arm} ({', '.join(sorted(rules))})" for arm, rules in others.items() if any(rules)]
+    words = f"Judged by another rule than {base} ({first.rule}): {', '.join(told)}. Figures differ by that too."
+    return [*([words] if told and first.rule else []), *_answers(arms, base)]
+
+
+def _answers(arms: Arms, base: str) -> list[str]:
+    right, rule = arms[base][0].column("answer"), arms[base][0].rule
+    columns = [(arm, each.column("answer")) for arm, of in arms.items() for each in of if each.rule == rule]
+    counts = {arm: sum(column[key] != right[key] for key in right) for arm, column in columns}
+    return [
+        f"Of the {len(right):,} questions, {count:,} have another right answer in {arm} than in {base}."
+        for arm, count in counts.items()
+        if count
+    ]
 
 
 def _readings(arms: Arms) -> list[str]:

@@ -5,6 +5,7 @@ import re
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,16 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
     a kill, the evaluation goes on from there.
     """
     given = build(EvaluateConfig, "evaluate", config)
-    wanted = given.model_copy(update={"template": template_of(given, adapter or model)})
     if output is not None:
-        _check_output(Path(output), wanted)
+        _check_output(Path(output), given)
+    parts = parts_of(model, adapter)
+    wanted = given.model_copy(update={"template": template_of(given, *parts)})
     loaded, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
     if output is None:
-        return _evaluate(loaded, tokenizer, wanted, adapter or model, None)
+        return _evaluate(loaded, tokenizer, wanted, parts, None)
     path, asked = Path(output), measured(model, adapter, given)
     journal = Journal(journal_path(path), {**asked, "template": wanted.template}) if wanted.generates else None
-    evaluation = _evaluate(loaded, tokenizer, wanted, adapter or model, journal)
+    evaluation = _evaluate(loaded, tokenizer, wanted, parts, journal)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**asked, **evaluation.as_data()})
     if journal is not None:
@@ -101,10 +103,10 @@ def _evaluate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     config: EvaluateConfig,
-    trained: str | Path,
+    parts: Sequence[Path],
     journal: Journal | None,
 ) -> Evaluation:
-    """Measure a loaded model; `trained` is the artifact whose record names its training data."""
+    """Measure a loaded model; `parts` are the folders whose records name its training data."""
     if config.task == "harness":
         # auto is the model's own numbers here: what plain lm_eval computes in
         with autocast("fp32" if config.precision == "auto" else config.precision, device_of(model)):
@@ -114,13 +116,20 @@ def _evaluate(
             return evaluate_task(model, tokenizer, config)
         examples = load_task_examples(tokenizer, config)
         evaluation = evaluate_examples(model, tokenizer, examples, config, journal)
-    return mark_seen(evaluation, examples, training_data(trained))
+    return mark_seen(evaluation, examples, training_data(*parts))
 
 
-def template_of(config: EvaluateConfig, artifact: str | Path) -> str:
-    """Return the template to ask in: the one named, else that of an adapter's or model's record, else the task's."""
-    default = TEMPLATE if config.task in (*ANSWER_FORMS, "harness") else DEFAULT_TEMPLATE
-    return config.template or adapter_template(artifact, default)
+def parts_of(model: str | Path, adapter: str | Path | None) -> list[Path]:
+    """Return the folders of what is measured: the adapter where there is one, then the model, by whatever name."""
+    return [*([Path(adapter)] if adapter is not None else []), model_folder(model)]
+
+
+def template_of(config: EvaluateConfig, *parts: Path) -> str:
+    """Return the template to ask in: the one named, else that of the first record that has one, else the task's."""
+    found = TEMPLATE if config.task in (*ANSWER_FORMS, "harness") else DEFAULT_TEMPLATE
+    for part in reversed(parts):
+        found = adapter_template(part, found)
+    return config.template or found
 
 
 def adapter_template(adapter: str | Path | None, default: str = DEFAULT_TEMPLATE) -> str:
@@ -142,8 +151,8 @@ def load_with_adapter(
     One that was trained with sparse_adapter is masked by the model's zeros, as in its training. InputError where the
     adapter does not load, lacks weights, or was trained on another base than this model. A package brings its own.
     """
-    if is_package(model):
-        return _packaged(Path(model), adapter, dtype, device)
+    if is_package(folder := model_folder(model)):
+        return _packaged(folder, adapter, dtype, device)
     record = {} if adapter is None else _checked_record(Path(adapter), model)
     base, tokenizer = load_model(model, dtype, device), load_tokenizer(model)
     if adapter is None:

@@ -18,6 +18,7 @@ from shears.artifacts import (
     write_json,
 )
 from shears.cards.card import write_card
+from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.export.project import merge_projected
 from shears.export.quality import Text
@@ -73,11 +74,17 @@ def _write(folder: Path, work: Path, chosen: SubAdapter, settings: ExportConfig)
 
 
 def _text(chosen: SubAdapter, settings: ExportConfig) -> Text:
-    """Return the calibration text: as asked for, or what the adapter was trained on."""
-    source = settings.calibration or training_source(chosen.record)["data"]
+    """Return the calibration text: as asked for, or what the adapter was trained on, which must be there as it was."""
+    trained = training_source(chosen.record)
+    source, expected = settings.calibration or trained["data"], trained["data_sha256"]
     if source is None:
         raise InputError(
             "merged-sparse must fit an adapter trained without sparse_adapter on a text, got none; add --calibration"
+        )
+    if settings.calibration is None and expected and (found := source_fingerprint(str(source))) != expected:
+        raise InputError(
+            f"merged-sparse fits this adapter on its training data, {source}, which must be as it was (sha256 "
+            f"{str(expected)[:12]}), got {found[:12] if found else 'no such file'}; add --calibration"
         )
     return Text(str(source), chosen.record["template"])
 

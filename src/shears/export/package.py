@@ -20,8 +20,10 @@ from shears.artifacts import (
     PACKAGE,
     SEARCH_SPACE,
     SUB_ADAPTER,
+    TRAINED_BEFORE,
     as_data,
     find_record,
+    inherited,
     read_json,
     read_object,
     record_in,
@@ -46,7 +48,7 @@ from shears.version import __version__
 
 logger = logging.getLogger(__name__)
 MANY = 0.01  # share of weights that are -0.0 from which the log says so
-OF_MERGED = ("super_adapter_fingerprint", "template", "data", "data_sha256", "ranks")
+OF_MERGED = ("super_adapter_fingerprint", "template", "data", "data_sha256", "ranks", TRAINED_BEFORE)
 """Of a model's record, what stays true of its package: how the adapter that was merged into it came to be."""
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -105,13 +107,17 @@ def _plain(source: str, model: str | None, settings: ExportConfig) -> Source:
         base = model or str(config.get("base_model_name_or_path"))
     elif model is not None:
         raise InputError(f"a model is packed as it is, got model={model} beside {source}; leave it out")
-    record = find_record(folder if folder.is_dir() else model_folder(base))
-    content = record_in(record) if record is not None else {}
-    from_record: dict[str, Any] = {key: content[key] for key in OF_MERGED if key in content}
-    return Source(model_folder(base), adapter, config, {
+    place = model_folder(base)
+    return Source(place, adapter, config, {
         "shears_version": __version__, "config": as_data(settings), "base": recorded_name(base),
-        "base_fingerprint": weights_fingerprint(model_folder(base)), **from_record,
+        "base_fingerprint": weights_fingerprint(place), **(_of_merged(place) if config is None else inherited(place)),
     })  # fmt: skip
+
+
+def _of_merged(model: Path) -> dict[str, Any]:
+    record = find_record(model)
+    content = record_in(record) if record is not None else {}
+    return {key: content[key] for key in OF_MERGED if key in content}
 
 
 def _foreign(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from shears.adapt.load import space_of_record, whole_record
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import SEARCH_SPACE, SUB_ADAPTER, as_data, read_json, training_source
+from shears.artifacts import SEARCH_SPACE, SUB_ADAPTER, as_data, inherited, read_json, training_source
 from shears.errors import InputError
 from shears.export.choice import by_linear, choose_ranks, ranks_file
 from shears.export.tensors import sliced
 from shears.export.updates import Update, updates_of
+from shears.models import model_folder
 from shears.paths import file_fingerprint, recorded_name
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, rank_patterns
 from shears.recipe import ExportConfig
@@ -88,6 +89,7 @@ def origin(base: str, chosen: SubAdapter, settings: ExportConfig) -> dict[str, A
     """Return what a record says of where the model comes from."""
     record, ranks = chosen.record, ranks_file(settings.ranks)
     return {
+        **inherited(model_folder(base)),
         "shears_version": __version__,
         "config": as_data(settings) | ({"ranks": ranks.name} if ranks else {}),
         "base": recorded_name(base),

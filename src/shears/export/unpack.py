@@ -14,6 +14,7 @@ from torch import Tensor
 from shears.artifacts import (
     PACKAGE,
     SUB_ADAPTER,
+    TRAINED_BEFORE,
     UNPACKED,
     read_object,
     read_record,
@@ -38,7 +39,7 @@ SHARD = 5_000_000_000  # bytes; transformers' own choice is 50 GB, hubs like les
 CONFIG_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OF_ADAPTER = ("shears_version", "config", "super_adapter_fingerprint", "ranks_fingerprint", "template", "data",
               "data_sha256", "alpha", "sparse_adapter", "max_rank", "ranks")  # fmt: skip
-OF_PACKAGE = ("base", "base_fingerprint", "values")
+OF_PACKAGE = ("base", "base_fingerprint", "values", TRAINED_BEFORE)
 Specs = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 

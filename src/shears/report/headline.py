@@ -123,7 +123,7 @@ def sentence(run: Run) -> str | None:
         words += f", {sizes['model'] / sizes['model_dense']:.2f} of its size on disk"
     if run.bench is not None and (ratio := faster_than_stock(run.bench)):
         words += f", {times(ratio['median'])} as fast as the dense model in transformers"
-    untrained = " The dense model was not trained on the task." if run.space is not None else ""
+    untrained = " The dense model was not trained on the task." if run.trains_alone else ""
     return f"{words[0].upper()}{words[1:]}.{untrained}"
 
 

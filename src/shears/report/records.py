@@ -18,6 +18,7 @@ from shears.artifacts import (
     SEARCH_SPACE,
     SPARSITY,
     SUB_ADAPTER,
+    TRAINED_BEFORE,
     TRAINING_LOG,
     TRAINING_TIMES,
     evaluation_file,
@@ -28,6 +29,7 @@ from shears.resolve import UNREADABLE
 from shears.timing import read_times
 
 Record = Mapping[str, Any]
+TRAINED = ("search", "export")  # stages of a run that begin with what training gave
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,16 @@ class Run:
 
     @property
     def exported(self) -> Record | None:
-        """The record of what the run exported."""
-        return self.sub_adapter or self.merged or self.package
+        """The record of what the run exported, in the recipe's format where several are there."""
+        form = str((self.recipe.get("export") or {}).get("format"))
+        found = {PACKAGE: self.package, MERGED: self.merged, SUB_ADAPTER: self.sub_adapter}
+        wanted = {"package": PACKAGE, "merged": MERGED, "merged-sparse": MERGED}.get(form, SUB_ADAPTER)
+        return found[wanted] or self.sub_adapter or self.merged or self.package
+
+    @property
+    def trains_alone(self) -> bool:
+        """Whether the models before the last one were not trained: the run trains, and its base says of no training."""
+        return self.space is not None and not (self.sparsity or {}).get(TRAINED_BEFORE)
 
     def worked_at(self, stage: str) -> Sequence[Record]:
         """Return each time that a stage was worked at."""
@@ -78,24 +88,36 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Return the records of a run's folder; InputError where it is none or a record is torn."""
+    """Return the records of a run's folder; InputError where it is none or a record is torn.
+
+    What a stage left there before the recipe lost its section is of another run, and not read.
+    """
     if not folder.is_dir():
         raise InputError(f"a report needs the folder of a run, and there is no {folder}; make one with shears run")
+    recipe = _yaml(folder / RECIPE)
+    left_out = {name for name in ("train", "search", "evaluate") if name in recipe and recipe[name] is None}
+
+    def of(stage: str, path: Path) -> Record | None:
+        return _record(path) if left_out.isdisjoint((stage, "train" if stage in TRAINED else stage)) else None
+
+    def lines_of_training(name: str) -> list[Record]:
+        return _lines(folder / "super_adapter" / name) if "train" not in left_out else []
+
     run = Run(
         folder=folder,
-        recipe=_yaml(folder / RECIPE),
+        recipe=recipe,
         sparsity=_record(folder / "sparse" / SPARSITY),
-        space=_record(folder / "super_adapter" / SEARCH_SPACE),
-        log=_lines(folder / "super_adapter" / TRAINING_LOG),
-        result=_record(folder / "search" / RESULT),
-        sub_adapter=_record(folder / "sub_adapter" / SUB_ADAPTER),
-        merged=_record(folder / "merged" / MERGED),
-        package=_record(folder / "package" / PACKAGE),
-        bench=_record(folder / BENCH),
-        summary=(summary := _record(folder / EVALUATION)),
+        space=of("train", folder / "super_adapter" / SEARCH_SPACE),
+        log=lines_of_training(TRAINING_LOG),
+        result=of("search", folder / "search" / RESULT),
+        sub_adapter=of("export", folder / "sub_adapter" / SUB_ADAPTER),
+        merged=of("export", folder / "merged" / MERGED),
+        package=of("export", folder / "package" / PACKAGE),
+        bench=of("export", folder / BENCH),
+        summary=(summary := of("evaluate", folder / EVALUATION)),
         figures=_figures(folder, summary),
         times=read_times(folder),
-        step_times={line["step"]: line["seconds"] for line in _lines(folder / "super_adapter" / TRAINING_TIMES)},
+        step_times={line["step"]: line["seconds"] for line in lines_of_training(TRAINING_TIMES)},
     )
     if not run.models and not any(run.stages()):
         raise InputError(f"a report needs the folder of a run, and {folder} holds no stage of one; see shears run")

@@ -47,7 +47,7 @@ def _quality(run: Run) -> Made:
         return None
     first = run.models[0]
     lead = f"Task {run.summary['task']} on {run.summary['data']}, {first['n']:,} examples{_sameness(run)}."
-    if len(run.models) > 1 and run.space is not None:
+    if len(run.models) > 1 and run.trains_alone:
         lead += " Only the last model was trained on the task; the others are as they are."
     bars = measurement_picture(f"{first['metric'].capitalize()} by model", run.models)
     pairs = within(run.figures) if run.figures else []

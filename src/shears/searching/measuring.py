@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shears.adapt.load import SuperAdapter
+from shears.artifacts import training_source
 from shears.data.examples import Example, Tokenized, load_examples, tokenize_all
 from shears.data.fingerprints import rows_fingerprint
 from shears.evaluation.contamination import seen_in
@@ -112,11 +113,11 @@ def _qualities(adapter: SuperAdapter, config: SearchConfig) -> tuple[str, dict[s
 
 
 def _warn_of_training_data(adapter: SuperAdapter, examples: Sequence[Example], data: str) -> None:
-    trained_on = adapter.record["config"]["data"]
+    trained_on = training_source(adapter.record)
     if seen := sum(seen_in(trained_on, examples)):
         logger.warning(
             "%d of %d examples of %s stand in %s, which the super-adapter was trained on; search on validation data",
-            seen, len(examples), data, trained_on,
+            seen, len(examples), data, trained_on["data"],
         )  # fmt: skip
 
 
