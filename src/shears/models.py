@@ -92,6 +92,14 @@ def model_folder(name: str | Path) -> Path:
         ) from error
 
 
+def plain_folder(name: str | Path, use: str) -> Path:
+    """Return the model's folder; InputError for a package, whose adapter would be left out of what `use` says."""
+    folder = model_folder(name)
+    if is_package(folder):
+        raise InputError(f"a model to {use} must be a model folder, got the package {name}; shears unpack it first")
+    return folder
+
+
 def load_model(
     name: str | Path, dtype: str = "auto", device: str = "auto", quantization: BitsAndBytesConfig | None = None
 ) -> PreTrainedModel:

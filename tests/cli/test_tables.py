@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,14 @@ def test_a_mixture_of_experts_fits_beside_its_router(printed: Lines) -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_what_one_is_told_to_try_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "my run"
+    (run / "sub_adapter").mkdir(parents=True)
+    tables.print_summary({"models": []}, run)
+    command = capsys.readouterr().out.partition("Try it: ")[2]
+    assert shlex.split(command)[:5] == ["shears", "generate", f"{run}/sparse", "--adapter", f"{run}/sub_adapter"]
+
+
 @pytest.mark.parametrize(
     ("names", "folders", "command"),
     [
@@ -140,6 +149,7 @@ def test_a_mixture_of_experts_fits_beside_its_router(printed: Lines) -> None:
         ),
         (["dense", "sparse", "merged"], ["sub_adapter", "package", "merged"], "RUN/merged"),
         (["dense", "sparse"], [], "RUN/sparse"),
+        (["dense", "sparse"], ["sub_adapter"], "RUN/sparse"),  # of a run before its recipe lost the training
         ([], ["package"], "RUN/package"),
     ],
 )

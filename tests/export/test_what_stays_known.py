@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from shears.adapt.train import train
 from shears.artifacts import README, SEARCH_SPACE, UNPACKED, find_record, read_record, weights_fingerprint, write_json
 from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
@@ -117,12 +118,14 @@ def test_what_was_made_of_an_adapter_fits_it(form: str, tmp_path: Path) -> None:
     assert not inspect(figures, against=sub)["fits"]
 
 
-def test_a_package_is_not_pruned_without_its_adapter(tmp_path: Path) -> None:
+def test_a_package_is_not_pruned_or_trained_on_without_its_adapter(tmp_path: Path) -> None:
     _, base, adapter = _made(tmp_path, masked=False)
     for number, source in enumerate((adapter, base)):
         packed = package(source, tmp_path / f"package{number}")
         with pytest.raises(InputError, match="must be a model folder, got the package .*; shears unpack it first"):
             sparsify(packed, tmp_path / "out", method="magnitude")
+        with pytest.raises(InputError, match="to train must be a model folder, got the package .*; shears unpack it"):
+            train(packed, tmp_path / "out", data="arithmetic:train")
     assert sorted(path.name for path in tmp_path.glob("out*")) == []
 
 

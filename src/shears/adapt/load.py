@@ -1,5 +1,6 @@
 """Read a finished super-adapter back: its frozen base, its search space, its switch."""
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +67,8 @@ def base_of(folder: Path, record: dict[str, Any], model: str | None = None) -> s
 def checked_base(folder: Path, record: dict[str, Any], model: str | None = None) -> str:
     """Return the base model as `base_of` does; InputError if it is not the one the adapter was trained on."""
     base = base_of(folder, record, model)
+    if model is None and os.path.isabs(base) and not os.path.exists(base):
+        raise InputError(f"the base model of {folder} must be where it was, there is no {base}; name it with --model")
     check_input(f"the base model {base}", record["base_fingerprint"], weights_fingerprint(model_folder(base)))
     return base
 

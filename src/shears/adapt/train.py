@@ -28,7 +28,7 @@ from shears.artifacts import (
 )
 from shears.cards.card import write_card
 from shears.data.fingerprints import rows_fingerprint, source_fingerprint
-from shears.models import model_folder, pick_device
+from shears.models import pick_device, plain_folder
 from shears.paths import recorded_name
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.progress import is_first_process
@@ -49,7 +49,7 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     settings, output, started = build(TrainConfig, "train", config), Path(output), time.monotonic()
     check_trackers(settings.report_to)
     origin = {
-        "base_fingerprint": weights_fingerprint(model_folder(model)),
+        "base_fingerprint": weights_fingerprint(plain_folder(model, "train")),
         "data_sha256": source_fingerprint(settings.data),
     }
     asked, known = {"model": str(model), **origin, **as_data(settings)}, {**TrainConfig.defaults(), **origin}

@@ -1,5 +1,6 @@
 """What the verbs print: tables a newcomer understands, 80 columns wide."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +23,11 @@ BARS = " ▁▂▃▄▅▆▇█"
 WHOLE = ("package", "merged")  # exports that are a model by themselves
 ENDS = ("low", "high")  # of the interval of a detail
 FEW_ZEROS, ALL_ZEROS = (247, 251, 255), (8, 48, 107)  # red, green, blue of a cell's background: near white, dark blue
+
+
+def quoted(path: str | Path) -> str:
+    """Return a path as a command to copy needs it."""
+    return shlex.quote(str(path))
 
 
 def print_line(text: str) -> None:
@@ -117,9 +123,11 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     for name in (name for name in names if (folder / name).exists()):
         print_line(f"  {folder / name}")
     last = rows[-1]["name"] if rows else next((name for name in WHOLE if (folder / name).exists()), "")
-    whole = folder / last if last in WHOLE else None
-    parts = f"{folder}/sparse{f' --adapter {folder}/sub_adapter' if (folder / 'sub_adapter').exists() else ''}"
-    print_line(f'Try it: shears generate {whole or parts} --prompt "..."')
+    whole, sub_adapter = folder / last if last in WHOLE else folder / "sparse", folder / "sub_adapter"
+    beside = (
+        f" --adapter {quoted(sub_adapter)}" if last in ("", "sparse + sub-adapter") and sub_adapter.exists() else ""
+    )
+    print_line(f'Try it: shears generate {quoted(whole)}{beside} --prompt "..."')
 
 
 def _print_models(title: str, rows: Sequence[Mapping[str, Any]]) -> None:

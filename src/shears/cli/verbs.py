@@ -58,7 +58,9 @@ def sparsify(
     import shears
 
     folder = shears.sparsify(model, out, **values)
-    tables.print_line(f"{folder}: {tables.sparsity_line(folder)}. Next: shears train {folder} adapter --data FILE")
+    tables.print_line(
+        f"{folder}: {tables.sparsity_line(folder)}. Next: shears train {tables.quoted(folder)} adapter --data FILE"
+    )
 
 
 @app.command()
@@ -81,7 +83,7 @@ def train(
     import shears
 
     folder = shears.train(sparse, out, resume=resume, **values)
-    tables.print_line(f"{folder}: super-adapter. Next: shears search {folder} search --data VALIDATION")
+    tables.print_line(f"{folder}: super-adapter. Next: shears search {tables.quoted(folder)} search --data VALIDATION")
 
 
 @app.command()
@@ -104,7 +106,8 @@ def search(
 
     folder = shears.search(super_adapter, out, model=model, resume=resume, **values)
     tables.print_search(folder / "result.json")
-    tables.print_line(f"Next: shears export {super_adapter} sub_adapter --ranks {folder}/result.json")
+    ranks = tables.quoted(folder / "result.json")
+    tables.print_line(f"Next: shears export {tables.quoted(super_adapter)} sub_adapter --ranks {ranks}")
 
 
 @app.command()
@@ -137,16 +140,16 @@ def export(
     import shears
 
     folder = shears.export_adapter(super_adapter, out, model=model, **values)
+    place, what = (
+        tables.quoted(folder),
+        "PEFT adapter. Next: shears evaluate SPARSE --adapter {} --task ... --data TEST",
+    )
     if (folder / PACKAGE).is_file():
-        tables.print_line(f"{folder}: {tables.package_line(folder)}. Next: shears generate {folder} --prompt ...")
-        return
-    if (folder / MERGED).is_file():
+        what = f"{tables.package_line(folder)}. Next: shears generate {{}} --prompt ..."
+    elif (folder / MERGED).is_file():
         zeros = read_json(folder / MERGED)["sparsity"]["after"]
-        tables.print_line(
-            f"{folder}: one model, {zeros:.1%} zeros. Next: shears evaluate {folder} --task ... --data TEST"
-        )
-        return
-    tables.print_line(f"{folder}: PEFT adapter. Next: shears evaluate SPARSE --adapter {folder} --task ... --data TEST")
+        what = f"one model, {zeros:.1%} zeros. Next: shears evaluate {{}} --task ... --data TEST"
+    tables.print_line(f"{folder}: {what.format(place)}")
 
 
 @app.command()
@@ -164,8 +167,9 @@ def unpack(
 
     refuse_launcher("unpack")
     folder = shears.unpack(package, out)
-    adapter = f" --adapter {folder}/adapter" if (folder / "adapter").is_dir() else ""
-    tables.print_line(f"{folder}: unpacked. Next: shears evaluate {folder}/model{adapter} --task ... --data TEST")
+    adapter = f" --adapter {tables.quoted(folder / 'adapter')}" if (folder / "adapter").is_dir() else ""
+    model = tables.quoted(folder / "model")
+    tables.print_line(f"{folder}: unpacked. Next: shears evaluate {model}{adapter} --task ... --data TEST")
 
 
 @app.command()

@@ -19,8 +19,7 @@ from shears.data.calibration import calibration_batches
 from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.folders import working_folder
-from shears.models import DTYPES, load_model, load_tokenizer, model_folder, pick_device, save_tokenizer
-from shears.package_models import is_package
+from shears.models import DTYPES, load_model, load_tokenizer, pick_device, plain_folder, save_tokenizer
 from shears.paths import recorded_name
 from shears.recipe import SparsifyConfig
 from shears.resolve import build
@@ -48,7 +47,7 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
     """
     settings, output, started = build(SparsifyConfig, "sparsify", config), Path(output), time.monotonic()
     with working_folder(output, {"model": str(model), **as_data(settings)}, resume=None) as work:
-        folder, tokenizer = _plain_folder(model), _tokenizer(model)
+        folder, tokenizer = plain_folder(model, "prune"), _tokenizer(model)
         batches, calibration = _calibration(tokenizer, settings)
         text = {"calibration_fingerprint": calibration,
                 "calibration_sha256": source_fingerprint(settings.calibration) if calibration else None}  # fmt: skip
@@ -64,14 +63,6 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
         write_card(work)
     logger.info("sparsified %s to %.1f %% in %.0f s", output, 100 * report.achieved, time.monotonic() - started)
     return output
-
-
-def _plain_folder(model: str | Path) -> Path:
-    """Return the model's folder; InputError for a package, whose adapter pruning would leave out."""
-    folder = model_folder(model)
-    if is_package(folder):
-        raise InputError(f"a model to prune must be a model folder, got the package {model}; shears unpack it first")
-    return folder
 
 
 def _tokenizer(model: str | Path) -> PreTrainedTokenizerBase | None:
