@@ -44,6 +44,7 @@ def _lora(rank: int = 32, **settings: Any) -> dict[str, Any]:
 
 ALL = ("heuristic", "maximal", "minimal")
 RECOVERY: dict[str, Any] = {"init": "recovery"}
+CURRICULUM: dict[str, Any] = {**RECOVERY, "curriculum": 1.0}
 SANDWICH: dict[str, Any] = {**RECOVERY, "sampling": "sandwich"}
 RECONSTRUCT: dict[str, Any] = {"reconstruct": True}
 BEST: dict[str, Any] = {"method": "admm", "allocation": "sensitivity", "num_samples": 120}
@@ -70,8 +71,10 @@ ARMS: Mapping[str, Arm] = {
             recover_by="moments",
             measured=("heuristic", "minimal"),
         ),
-        Arm("nls-moments-curriculum", {**RECOVERY, "curriculum": 1.0}, recover_by="moments"),
-        Arm("nls-moments-curriculum-distill", {**RECOVERY, "curriculum": 1.0, "distill": 0.5}, recover_by="moments"),
+        Arm("nls-moments-curriculum", CURRICULUM, recover_by="moments"),
+        Arm("nls-moments-curriculum-lr2e-3", {**CURRICULUM, "learning_rate": 2e-3}, recover_by="moments"),
+        Arm("nls-moments-curriculum-32-28-24", {**CURRICULUM, "ranks": (32, 28, 24)}, recover_by="moments"),
+        Arm("nls-moments-curriculum-distill", {**CURRICULUM, "distill": 0.5}, recover_by="moments"),
         Arm("nls-moments-sandwich-distill", {**SANDWICH, "distill": 0.5}, recover_by="moments"),
         Arm("nls-moments-sandwich-32-28-24", {**SANDWICH, "ranks": (32, 28, 24)}, recover_by="moments"),
         Arm("nls-moments-sandwich-40-32-24", {**SANDWICH, "ranks": (40, 32, 24), "alpha": 80}, recover_by="moments"),
