@@ -88,5 +88,6 @@ ARMS: Mapping[str, Arm] = {
         Arm("lora-moments-reconstruct", _lora(**RECOVERY), recover_by="moments", pruning=RECONSTRUCT),
         Arm("lora-best", _lora(), recover_by="moments", pruning=BEST),
         Arm("lora-moments-best", _lora(**RECOVERY), recover_by="moments", pruning=BEST),
+        Arm("nls-moments-curriculum-best", CURRICULUM, recover_by="moments", pruning=BEST),
     )
 }
