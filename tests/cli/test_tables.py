@@ -168,6 +168,15 @@ def test_what_a_run_made_last_is_what_one_is_told_to_try(
     assert f'Try it: shears generate {command} --prompt "..."' in told
 
 
+@pytest.mark.parametrize(
+    ("metric", "value", "words"),
+    [("acc_norm", 0.25, "25.0%"), ("exact_match,strict", 1.0, "100.0%"), ("word_perplexity", 12.345, "12.35"),
+     ("bleu", 23.4567, "23.46"), ("f1", 0.4567, "0.4567"), ("mean of the first metrics", 124.94, "124.9")],
+)  # fmt: skip
+def test_only_shares_are_in_percent(metric: str, value: float, words: str) -> None:
+    assert tables.figure({"metric": metric, "value": value, "ci95": [value, value]}) == (words, f"{words} to {words}")
+
+
 def test_the_strict_reading_and_questions_seen_in_training_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

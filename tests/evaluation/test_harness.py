@@ -2,7 +2,6 @@
 
 import json
 import math
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 from peft import LoraConfig, get_peft_model
 
 from shears.errors import InputError
-from shears.evaluation.harness import TASKS, summary, task_figures
+from shears.evaluation.harness import TASKS
 from shears.evaluation.harness_data import load, score
 from shears.evaluation.run import evaluate
 from shears.evaluation.statistics import wilson_interval
@@ -126,32 +125,22 @@ def test_figures_have_counts_intervals_and_a_mean(made: Path, tmp_path: Path) ->
     assert json.loads((tmp_path / "figures.json").read_text())["figures"] == result.figures
 
 
-def results_of(values: list[float], value: float, stderr: float | str = "N/A") -> dict[str, Any]:
-    """What lm-eval gives of one task, in short."""
-    samples = [{"doc_id": number, "f1": each} for number, each in enumerate(values)]
-    return {"results": {"t": {"f1,none": value, "f1_stderr,none": stderr}}, "samples": {"t": samples}}
-
-
-def test_where_lm_eval_gives_no_error_it_is_that_of_the_samples_or_not_known(caplog: pytest.LogCaptureFixture) -> None:
-    (of_samples,) = task_figures("t", results_of([0.2, 0.4, 0.9], 0.5))
-    assert of_samples["stderr"] == pytest.approx(statistics.stdev([0.2, 0.4, 0.9]) / math.sqrt(3))
-    half = 1.959964 * of_samples["stderr"]
-    assert of_samples["ci95"] == pytest.approx([0.5 - half, 0.5 + half])
-    (unknown,) = task_figures("t", results_of([0.2, 0.4, 0.9], 0.7))  # no mean of the samples
-    assert (unknown["stderr"], unknown["ci95"]) == (None, None)
-    summary([of_samples], [])
-    assert "no interval is known" not in caplog.text
-    summary([of_samples, {**unknown, "task": "odd"}], [])
-    assert "no interval is known of odd" in caplog.text
-
-
-def test_figures_that_are_no_finite_numbers_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    assert task_figures("t", results_of([0.2, 0.4], math.nan)) == []
-    assert "f1 of t is nan, no finite number: it is left out" in caplog.text
-    (figure,) = task_figures("t", results_of([0.2, 0.4, 0.9], 0.5, stderr=math.nan))
-    assert figure["stderr"] == pytest.approx(statistics.stdev([0.2, 0.4, 0.9]) / math.sqrt(3))
-    with pytest.raises(InputError, match="must give a finite figure, got none of any task"):
-        summary([], [])
+def test_a_task_with_several_filters_counts_every_example_once(made: Path, tmp_path: Path) -> None:
+    filters = [("never", "never (.)"), ("all", "(?s)(.*)")]
+    content = yaml.safe_load((made / "tasks" / "match.yaml").read_text()) | {
+        "task": "tiny_filters",
+        "filter_list": [{"name": name, "filter": [{"function": "regex", "regex_pattern": pattern},
+                                                  {"function": "take_first"}]} for name, pattern in filters],
+    }  # fmt: skip
+    (tmp_path / "filters.yaml").write_text(yaml.safe_dump(content))
+    result = evaluate(str(made / "base"), **_options(made, harness="tiny_filters", include_path=str(tmp_path)))
+    assert [(each["metric"], each["n"]) for each in result.figures] == [
+        ("exact_match,never", 12),
+        ("exact_match,all", 12),
+    ]
+    assert all(each["ci95"] == list(wilson_interval(round(12 * each["value"]), 12)) for each in result.figures)
+    assert (result.n, [record["index"] for record in result.records]) == (12, list(range(12)))
+    assert all(record["correct"] is False and "correct_exact_match,all" in record for record in result.records)
 
 
 @pytest.mark.parametrize(

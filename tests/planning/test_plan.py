@@ -183,4 +183,5 @@ def test_a_package_is_planned_at_its_size() -> None:
     """SmolLM2-135M at 50 %, 16-bit values: a bit and half of two bytes a weight, embeddings in 16 bits beside."""
     weights, others = 106_168_320, 28_346_688
     assert packed_bytes(weights, others, 0.5) == 106_168_320 // 8 + 106_168_320 + 2 * 28_346_688
-    assert packed_bytes(8, 0, 0.0) == 17
+    assert packed_bytes(8, 0, 0.0) == 16  # what packing would make larger stays as it is
+    assert packed_bytes(16, 4, 0.5, each=1, beside=4) == 2 + 8 + 16

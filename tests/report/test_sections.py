@@ -87,6 +87,25 @@ def test_a_bench_says_how_fast_the_package_is(tmp_path: Path) -> None:
     assert "dense, transformers200 (180 to 220)250 (225 to 275)" in text  # of reading, and the first token
 
 
+def test_an_adapter_on_a_model_that_was_not_pruned_adds_weights(tmp_path: Path) -> None:
+    files = records()
+    for model in files["evaluation.json"]["models"]:
+        model["nonzeros"] = 1000
+    text = Reader(page_of(tmp_path, files)).text
+    assert "with 1.02x more non-zero weights." in text  # 1020 / 1000
+    assert "1.02xmore non-zero weights, the adapter's counted in" in text
+    assert "fewer" not in text
+
+
+def test_zeros_that_merging_filled_are_told_beside_those_of_pruning(tmp_path: Path) -> None:
+    files = records()
+    files["recipe.yaml"]["export"] = {"format": "merged"}
+    files["merged/merged.json"] = {"sparsity": {"before": 0.5, "after": 0.167}, "ranks": {}}
+    assert "6 linears; 16.7\N{NO-BREAK SPACE}% with the adapter merged" in Reader(page_of(tmp_path / "a", files)).text
+    files["merged/merged.json"]["sparsity"]["after"] = 0.5
+    assert "with the adapter merged" not in Reader(page_of(tmp_path / "b", files)).text
+
+
 def test_what_a_choice_is_worth_on_examples_that_no_search_saw_is_told(tmp_path: Path) -> None:
     files = records()
     test: dict[str, Any] = {"n": 50, "heuristic": 0.5, "chosen": 0.48, "difference": -0.02, "ci95": [-0.05, 0.01]}

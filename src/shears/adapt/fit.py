@@ -104,6 +104,13 @@ def num_steps(settings: TrainConfig, num_examples: int) -> int:
     return settings.max_steps or -int(-settings.epochs * per_epoch // 1)
 
 
+def num_seen(settings: TrainConfig, num_examples: int) -> int:
+    """Return the examples of all steps of a training; the last step of an epoch may have fewer than a batch."""
+    per_epoch = max(-(-num_examples // settings.batch_size), 1)
+    epochs, steps = divmod(num_steps(settings, num_examples), per_epoch)
+    return epochs * num_examples + steps * settings.batch_size
+
+
 def forward_size(settings: TrainConfig) -> int:
     """Return the examples of one forward of one process; InputError where a step cannot be split so."""
     processes = num_processes()

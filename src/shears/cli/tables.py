@@ -1,5 +1,6 @@
 """What the verbs print: tables a newcomer understands, 80 columns wide."""
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -14,14 +15,13 @@ from rich.text import Text
 
 from shears.artifacts import PACKAGE, SPARSITY, read_json
 from shears.cards.tables import ranks_by_kind
-from shears.measures import other_readings, seen_words
+from shears.measures import is_share, other_readings, seen_words
 from shears.progress import is_first_process
 
 console = Console(quiet=not is_first_process())
 
 BARS = " ▁▂▃▄▅▆▇█"
 WHOLE = ("package", "merged")  # exports that are a model by themselves
-ENDS = ("low", "high")  # of the interval of a detail
 FEW_ZEROS, ALL_ZEROS = (247, 251, 255), (8, 48, 107)  # red, green, blue of a cell's background: near white, dark blue
 
 
@@ -55,8 +55,8 @@ def package_line(folder: Path) -> str:
 
 
 def figure(data: Mapping[str, Any]) -> tuple[str, str]:
-    """Return a figure and its interval as text: percent for shares, two places for perplexity."""
-    form = ".2f" if "perplexity" in data["metric"] or "bits_per" in data["metric"] else ".1%"
+    """Return a figure and its interval as text: percent for shares, two places for perplexity, else four digits."""
+    form = ".1%" if is_share(data["metric"]) else ".2f" if re.search("perplexity|bits_per", data["metric"]) else ".4g"
     interval = " to ".join(f"{end:{form}}" for end in data["ci95"]) if data["ci95"] else "not known"
     return f"{data['value']:{form}}", interval
 

@@ -4,7 +4,8 @@ import difflib
 import logging
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from shears.errors import InputError, first_line
 from shears.evaluation.records import Evaluation, Record
 from shears.evaluation.statistics import Z95, wilson_interval
+from shears.measures import is_share
 from shears.recipe import EvaluateConfig
 
 logger = logging.getLogger(__name__)
@@ -72,12 +74,12 @@ def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
     A metric that is no finite number is left out, with a warning.
     """
     metrics: Mapping[str, Any] = results["results"][task]
-    samples = results["samples"][task]
     figures = []
     for key, value in metrics.items():
         name, _, kind = key.partition(",")
         if not kind or name.endswith("_stderr"):
             continue
+        samples = [sample for sample in results["samples"][task] if sample.get("filter", kind) == kind]
         if not math.isfinite(float(value)):
             logger.warning("%s of %s is %s, no finite number: it is left out", name, task, value)
             continue
@@ -136,19 +138,35 @@ def summary(figures: Sequence[Figure], records: Sequence[Record]) -> Evaluation:
     else:
         half = Z95 * math.sqrt(sum((figure["stderr"] or 0.0) ** 2 for figure in firsts)) / len(firsts)
         low, high = value - half, value + half
-    names = {figure["metric"] for figure in firsts}
-    metric = names.pop() if len(names) == 1 else "mean of the first metrics"
+    metric = _name_of_mean({figure["metric"] for figure in firsts})
     logger.info("harness: %s %.4f (%.4f to %.4f) over %d tasks", metric, value, low, high, len(firsts))
     return Evaluation("harness", metric, value, n, (low, high), list(records), figures=list(figures))
 
 
+def _name_of_mean(names: Collection[str]) -> str:
+    """Return what the mean of metrics is called; a mean of shares is a share too, and read in percent."""
+    if len(names) == 1:
+        return next(iter(names))
+    words = f"accuracy (mean of {', '.join(sorted(names))})"
+    return words if all(map(is_share, names)) else "mean of the first metrics"
+
+
 def _records(task: str, samples: Sequence[Mapping[str, Any]]) -> list[Record]:
-    return [_record(task, sample) for sample in sorted(samples, key=lambda sample: int(sample["doc_id"]))]
+    """Return a record for each example, of which lm-eval has a sample for each of the task's filters."""
+    of_example: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for sample in samples:
+        of_example[int(sample["doc_id"])].append(sample)
+    return [_record(task, of_example[number]) for number in sorted(of_example)]
 
 
-def _record(task: str, sample: Mapping[str, Any]) -> Record:
-    """Return a sample in our form; `correct` is its first metric that is 0 or 1, `correct_NAME` are the others."""
-    bits = {name: bool(sample[name]) for name in sample.get("metrics", []) if sample.get(name) in (0, 1)}
+def _record(task: str, samples: Sequence[Mapping[str, Any]]) -> Record:
+    """Return the samples of an example in our form, the first filter's text as its prediction.
+
+    `correct` is the first metric that is 0 or 1, `correct_NAME` (of several filters, `correct_NAME,FILTER`) the others.
+    """
+    sample, several = samples[0], len(samples) > 1
+    bits = {f"{name},{each['filter']}" if several else name: bool(each[name])
+            for each in samples for name in each.get("metrics", []) if each.get(name) in (0, 1)}  # fmt: skip
     record: Record = {
         "index": int(sample["doc_id"]), "task": task, "id": str(sample["doc_hash"])[:16],
         "prompt": str(sample["arguments"][0][0]), "prediction": _prediction(sample), "answer": sample["target"],

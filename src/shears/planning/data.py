@@ -22,6 +22,13 @@ class Amount(NamedTuple):
     words: str
 
 
+def text_amount(source: str, sequence_length: int, limit: int | None = None) -> str:
+    """Return in words how much of a text, or of rows as text, a perplexity is measured on."""
+    missing = source.partition(":")[0] != ARITHMETIC and not expanded(source).is_file()
+    first = f"the first {limit:,} windows" if limit else "windows"
+    return f"{first} of {sequence_length:,} tokens of {source}" + " (not here yet)" * missing
+
+
 def amount(source: str, limit: int | None = None) -> Amount:
     """Return how many examples a source holds; InputError where its rows cannot be read."""
     if source.partition(":")[0] != ARITHMETIC and not expanded(source).is_file():
@@ -32,14 +39,21 @@ def amount(source: str, limit: int | None = None) -> Amount:
     return Amount(count, f"{count:,} examples of {source}")
 
 
-def example_tokens(settings: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> float | None:
-    """Return the mean number of tokens of a training example that is here, measured on the first of them."""
+class Length(NamedTuple):
+    """The mean number of tokens of an example that is trained on, and the share of examples that are."""
+
+    tokens: float
+    kept: float
+
+
+def example_length(settings: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Length | None:
+    """Return how long a training example that is here is, measured on the first of them."""
     if amount(settings.data).examples is None:
         return None
     with _quietly():
         examples = load_examples(settings.data, settings.template, tokenizer, MOST)
         rows = tokenize_all(examples, tokenizer, settings.max_length, settings.train_on)
-    return sum(len(row.input_ids) for row in rows) / len(rows)
+    return Length(sum(len(row.input_ids) for row in rows) / len(rows), len(rows) / len(examples))
 
 
 @contextmanager

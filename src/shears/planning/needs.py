@@ -32,9 +32,13 @@ def quantized_bytes(model_bytes: int, weights: int, others: int, bits: float) ->
     return round(weights * bits / 8 + model_bytes * others / (weights + others))
 
 
-def packed_bytes(weights: int, others: int, sparsity: float) -> int:
-    """Return the size of a package: a bit a weight of the linears and two bytes a kept one; two bytes of all others."""
-    return round(weights / 8 + 2 * (1 - sparsity) * weights) + 2 * others
+def packed_bytes(weights: int, others: int, sparsity: float, each: int = 2, beside: int = 2) -> int:
+    """Return the size of a package: a bit a weight of the linears and `each` bytes a kept one, `beside` of all others.
+
+    Linears that would not become smaller stay as they are.
+    """
+    dense = max(each, beside) * weights
+    return round(min(weights / 8 + each * (1 - sparsity) * weights, dense) + beside * others)
 
 
 def running_memory(model_bytes: int, adapter: int) -> int:

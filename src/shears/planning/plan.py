@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from shears.adapt.fit import num_steps
+from shears.adapt.fit import num_seen, num_steps
 from shears.adapt.groups import build_space
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.artifacts import EVALUATION
@@ -14,7 +14,7 @@ from shears.folders import partial_folder
 from shears.models import DTYPES, load_tokenizer
 from shears.notation import num_bytes
 from shears.pipeline import run_folder, stages_of
-from shears.planning.data import amount, example_tokens
+from shears.planning.data import amount, example_length, text_amount
 from shears.planning.needs import (
     FP32,
     adapter_parameters,
@@ -26,7 +26,7 @@ from shears.planning.needs import (
 )
 from shears.planning.shapes import Shape, shape_of
 from shears.quantization import BITS
-from shears.recipe import Recipe
+from shears.recipe import EvaluateConfig, Recipe
 from shears.sparsity.methods import METHODS
 from shears.sparsity.prune import needs_inputs
 
@@ -78,6 +78,17 @@ class _Known:
         return self.shape.parameters * dtype.itemsize if self.shape and dtype else self.dense_bytes
 
     @property
+    def package_bytes(self) -> int:
+        """Return the size of the pruned model as a package, in the number formats asked for."""
+        assert self.shape is not None
+        config, shape = self.recipe.export, self.shape
+        own = FP32 if (self.sparse_bytes or 0) > 3 * shape.parameters else HALF
+        each = {"fp32": FP32, "bf16": HALF, "int8": 1}.get(config.values, own)
+        weights, rest = shape.linear_weights, max(each, HALF)
+        packed = packed_bytes(weights, shape.parameters - weights, self.recipe.sparsify.sparsity, each, rest)
+        return packed - (rest - 1) * shape.beside * (config.embeddings == "int8")
+
+    @property
     def space(self) -> SearchSpace | None:
         """Return the search space of the adapters."""
         train = self.recipe.train
@@ -122,7 +133,7 @@ def _sparsify(known: _Known) -> Estimate:
     text = f", {config.num_samples} x {config.sequence_length} = {tokens:,} tokens of {config.calibration}" * bool(
         tokens
     )
-    words = f"{config.method} to {config.sparsity:.0%}{text}"
+    words = f"{config.method} to {100 * config.sparsity:.4g}%{text}"
     if shape is None or known.sparse_bytes is None:
         return words, None, None
     hidden = min(num_bytes(config.activation_budget), FP32 * tokens * shape.width)
@@ -134,15 +145,14 @@ def _sparsify(known: _Known) -> Estimate:
 
 
 def _train(known: _Known) -> Estimate:
-    config, found = known.recipe.train, None
+    config = known.recipe.train
     assert config is not None
-    found = amount(config.data)
-    each = None
+    found, length = amount(config.data), None
     if found.examples is not None and known.shape is not None and known.shape.folder is not None:
-        each = example_tokens(config, load_tokenizer(known.shape.folder))
-    count = found.examples or 0
+        length = example_length(config, load_tokenizer(known.shape.folder))
+    count = round((found.examples or 0) * (length.kept if length else 1))
     steps = f"{num_steps(config, count):,} steps" if count or config.max_steps else f"{config.epochs:g} epochs in steps"
-    tokens = f", about {each * num_steps(config, count) * config.batch_size:,.0f} tokens" if each else ""
+    tokens = f", about {length.tokens * num_seen(config, count):,.0f} tokens" if length else ""
     words = f"{steps} of {config.batch_size} examples, {found.words}{tokens}"
     largest = known.adapter(SearchSpace.maximal)
     if known.sparse_bytes is None or known.shape is None:
@@ -171,10 +181,8 @@ def _export(known: _Known) -> Estimate:
     words = f"format {config.format}, {ranks}"
     if known.shape is None:
         return words, None, None
-    sizes = {"merged": known.sparse_bytes, "merged-sparse": known.sparse_bytes}
-    weights = known.shape.linear_weights
-    packed = packed_bytes(weights, known.shape.parameters - weights, known.recipe.sparsify.sparsity)
-    sizes["package"] = packed + FP32 * heuristic
+    sizes: dict[str, int | None] = {"merged": known.sparse_bytes, "merged-sparse": known.sparse_bytes}
+    sizes["package"] = known.package_bytes + FP32 * heuristic
     return words, 2 * FP32 * heuristic, sizes.get(config.format, FP32 * heuristic)
 
 
@@ -182,11 +190,21 @@ def _evaluate(known: _Known) -> Estimate:
     config = known.recipe.evaluate
     assert config is not None
     models = 2 + bool(known.recipe.train)
-    words = f"{config.task}, {models} models, each on {amount(config.data, config.limit).words}"
+    words = f"{config.task}, {models} models, each on {_asked(config)}"
     if known.dense_bytes is None or known.sparse_bytes is None:
         return words, None, None
     adapted = running_memory(known.sparse_bytes, known.adapter(SearchSpace.heuristic))
     return words, max(known.dense_bytes, adapted), 0  # one model after the other
+
+
+def _asked(config: EvaluateConfig) -> str:
+    """Return in words what each model is measured on."""
+    if config.task == "perplexity":
+        return text_amount(config.data, config.sequence_length, config.limit)
+    if config.task == "harness":
+        first = f"up to {config.limit:,} examples of " if config.limit else ""
+        return first + ", ".join(config.harness)
+    return amount(config.data, config.limit).words
 
 
 STAGES: Mapping[str, Callable[[_Known], Estimate]] = MappingProxyType(

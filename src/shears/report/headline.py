@@ -68,9 +68,10 @@ def _weights(run: Run) -> Iterator[Headline]:
     if len(run.models) > 1:
         dense, last = run.models[0], run.models[-1]
         left = last["nonzeros"] + last["adapter_parameters"]
+        ratio, words = _nonzeros(dense, last)
         yield Headline(
-            times(_fewer(dense, last)),
-            "fewer non-zero weights, the adapter's counted in",
+            ratio,
+            f"{words}, the adapter's counted in" if last["adapter_parameters"] else words,
             f"{count(left)} against {count(dense['nonzeros'])}, embeddings included",
         )
     if run.sparsity is not None:
@@ -79,8 +80,16 @@ def _weights(run: Run) -> Iterator[Headline]:
         yield Headline(
             percent(run.sparsity["achieved"]),
             "of the pruned linears' weights are zero",
-            f"{count(weights)} weights in {len(linears)} linears",
+            f"{count(weights)} weights in {len(linears)} linears{_merged(run)}",
         )
+
+
+def _merged(run: Run) -> str:
+    """Say where the exported model has fewer zeros than the pruned one: merging a plain adapter fills them."""
+    if run.merged is None or run.exported is not run.merged:
+        return ""
+    before, after = run.merged["sparsity"]["before"], run.merged["sparsity"]["after"]
+    return "" if after >= before else f"; {percent(after)} with the adapter merged"
 
 
 def _speed(run: Run) -> Iterator[Headline]:
@@ -118,7 +127,7 @@ def sentence(run: Run) -> str | None:
     dense, last = run.models[0], run.models[-1]
     figures = f"{figure(last['metric'], last['value'])} against {figure(dense['metric'], dense['value'])}"
     figures += f", n{GAP}={GAP}{last['n']}"
-    words = f"{_beside(dense, last)} ({figures}) with {times(_fewer(dense, last))} fewer non-zero weights"
+    words = f"{_beside(dense, last)} ({figures}) with {' '.join(_nonzeros(dense, last))}"
     if run.package is not None and (sizes := run.package.get("bytes")):
         words += f", {sizes['model'] / sizes['model_dense']:.2f} of its size on disk"
     if run.bench is not None and (ratio := faster_than_stock(run.bench)):
@@ -143,8 +152,11 @@ def _beside(dense: Record, other: Record) -> str:
     )
 
 
-def _fewer(dense: Record, other: Record) -> float:
-    return float(dense["nonzeros"] / (other["nonzeros"] + other["adapter_parameters"]))
+def _nonzeros(dense: Record, other: Record) -> tuple[str, str]:
+    """Return how many times fewer weights are not zero, or more: an adapter on an unpruned model adds some."""
+    ratio = float(dense["nonzeros"] / (other["nonzeros"] + other["adapter_parameters"]))
+    more = ratio < 1
+    return times(1 / ratio if more else ratio), f"{'more' if more else 'fewer'} non-zero weights"
 
 
 def cards(found: list[Headline]) -> Markup:
