@@ -55,6 +55,7 @@ ARMS: Mapping[str, Arm] = {
         Arm("lora", _lora()),
         Arm("nls", {}, measured=ALL),
         Arm("nls-alpha128", {"alpha": 128}),
+        Arm("lora-alpha128", _lora(alpha=128)),
         Arm("lora-recovery", _lora(**RECOVERY)),
         Arm("nls-recovery", RECOVERY, measured=ALL),
         Arm("sparse-peft", {"sparse_adapter": True}, merged=True),

@@ -57,9 +57,11 @@ def _claims(arms: Mapping[Arm, object]) -> list[tuple[str, Arm, Arm]]:
     dense = (0.0, "lora", "lora", "heuristic")
     for arm in arms:
         sparsity, adapter, init, ranks = arm
+        name, heuristic = f"{sparsity:.0%}, {init}", (sparsity, adapter, init, "heuristic")
+        if adapter == "lora" and sparsity:
+            claims.append((f"{name}: LoRA against dense LoRA", arm, dense))
         if not adapter.startswith("nls"):
             continue
-        name, heuristic = f"{sparsity:.0%}, {init}", (sparsity, adapter, init, "heuristic")
         own = "NLS" if adapter == "nls" else "NLS in a curriculum"
         if ranks in AGAINST_HEURISTIC:
             claims.append((f"{name}: {own}, {ranks} against heuristic", arm, heuristic))
