@@ -29,6 +29,9 @@ NLS_ARMS: Mapping[str, tuple[float, str, str]] = {
     "lora-moments-reordered": (0.5, "lora-reordered", "recovery by moments"),
     "nls-moments": (0.5, "nls", "recovery by moments"),
     "nls-moments-curriculum": (0.5, "nls-curriculum", "recovery by moments"),
+    "lora-best": (0.5, "lora", "PEFT's start, pruned by admm"),
+    "lora-moments-best": (0.5, "lora", "recovery by moments, pruned by admm"),
+    "nls-moments-curriculum-best": (0.5, "nls-curriculum", "recovery by moments, pruned by admm"),
 }
 """Sparsity, adapter and start of the arms of benchmarks.nls that the paper has too, and of our own answers to it."""
 STARTS = {"lora": "PEFT's start", "recovery": "recovery by norms"}
