@@ -8,7 +8,7 @@ import torch
 
 from shears.adapt.checkpoints import last_whole_checkpoint
 from shears.adapt.train import train
-from shears.adapt.trainer import CompletionTrainer
+from shears.adapt.trainer import CompletionTrainer, ExampleLoss
 from shears.errors import InputError
 from shears.folders import partial_folder
 from tests.adapt.training import SETTINGS, assert_same, log, stop_after, weights
@@ -84,9 +84,14 @@ def test_where_there_is_no_good_state_none_is_named(
     with pytest.raises(InputError, match=r"got nan at step 1; .*\(no step before was saved\)"):
         train(base, tmp_path / "first", data=data, **SETTINGS)
     step_figures = CompletionTrainer.step_figures
-    monkeypatch.setattr(CompletionTrainer, "step_figures", lambda self: (
-        step_figures(self) if self.state.global_step else (1.0, 1, [])
-    ))  # fmt: skip
+
+    def unseen_at_first(self: CompletionTrainer) -> tuple[float, int, list[ExampleLoss]]:
+        if self.state.global_step:
+            return step_figures(self)
+        self.gradient_norm = 1.0
+        return 1.0, 1, []
+
+    monkeypatch.setattr(CompletionTrainer, "step_figures", unseen_at_first)
     with pytest.raises(InputError, match=r"got nan at step 2; .*\(no step before was saved\)"):  # its weights are nan
         train(base, tmp_path / "spoilt", data=data, **RARELY)
     assert not list((partial_folder(tmp_path / "spoilt") / "checkpoints").glob("*"))
