@@ -140,16 +140,13 @@ def export(
     import shears
 
     folder = shears.export_adapter(super_adapter, out, model=model, **values)
-    place, what = (
-        tables.quoted(folder),
-        "PEFT adapter. Next: shears evaluate SPARSE --adapter {} --task ... --data TEST",
-    )
+    what, then = "PEFT adapter", f"evaluate SPARSE --adapter {tables.quoted(folder)} --task ... --data TEST"
     if (folder / PACKAGE).is_file():
-        what = f"{tables.package_line(folder)}. Next: shears generate {{}} --prompt ..."
+        what, then = tables.package_line(folder), f"generate {tables.quoted(folder)} --prompt ..."
     elif (folder / MERGED).is_file():
         zeros = read_json(folder / MERGED)["sparsity"]["after"]
-        what = f"one model, {zeros:.1%} zeros. Next: shears evaluate {{}} --task ... --data TEST"
-    tables.print_line(f"{folder}: {what.format(place)}")
+        what, then = f"one model, {zeros:.1%} zeros", f"evaluate {tables.quoted(folder)} --task ... --data TEST"
+    tables.print_line(f"{folder}: {what}. Next: shears {then}")
 
 
 @app.command()
