@@ -4,7 +4,7 @@
     python -m benchmarks.pruned_knowledge table --results FILE.jsonl
 
 FOLDER as in benchmarks.nls, and wikitext-2/ beside. Calibrated on 32 x 512 tokens, or as many as a way is called by:
-120 are all that the training questions of ARC-Easy have. Every model is SmolLM2-135M at 50 %, measured as it is and
+120 are nearly all that ARC-Easy's training has. Every model is SmolLM2-135M at 50 %, measured as it is and
 with its recovery by moments (rank 40, not trained). Differences are to Wanda, paired by question. Needs the data, so no
 test.
 """
@@ -17,15 +17,16 @@ from typing import Any
 
 import shears
 from benchmarks.nls import MODEL
+from benchmarks.nls_arms import BEST, RECONSTRUCT
 from benchmarks.nls_tasks import TASKS, Task
 from benchmarks.paired import as_bits, as_text, difference, mean_and_interval
 from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "wanda": {},
-    "wanda-reconstruct": {"reconstruct": True},
-    "wanda-reconstruct-120": {"reconstruct": True, "num_samples": 120},
-    "admm-sensitivity-120": {"method": "admm", "allocation": "sensitivity", "num_samples": 120},
+    "wanda-reconstruct": RECONSTRUCT,
+    "wanda-reconstruct-120": {**RECONSTRUCT, "num_samples": BEST["num_samples"]},
+    "admm-sensitivity-120": BEST,
     "sparsegpt": {"method": "sparsegpt"},
     "admm": {"method": "admm"},
     "wanda-owl": {"allocation": "owl"},
