@@ -52,6 +52,7 @@ ARMS: Mapping[str, Arm] = {
     arm.name: arm
     for arm in (
         Arm("dense-lora", _lora(), dense=True),
+        Arm("dense-lora-alpha128", _lora(alpha=128), dense=True),
         Arm("lora", _lora()),
         Arm("nls", {}, measured=ALL),
         Arm("nls-alpha128", {"alpha": 128}),
@@ -73,6 +74,7 @@ ARMS: Mapping[str, Arm] = {
             measured=("heuristic", "minimal"),
         ),
         Arm("nls-moments-curriculum", CURRICULUM, recover_by="moments"),
+        Arm("nls-moments-curriculum-alpha128", {**CURRICULUM, "alpha": 128}, recover_by="moments"),
         Arm("nls-moments-curriculum-lr2e-3", {**CURRICULUM, "learning_rate": 2e-3}, recover_by="moments"),
         Arm("nls-moments-curriculum-32-28-24", {**CURRICULUM, "ranks": (32, 28, 24)}, recover_by="moments"),
         Arm("nls-moments-curriculum-distill", {**CURRICULUM, "distill": 0.5}, recover_by="moments"),
