@@ -34,6 +34,6 @@ def seen_words(figures: Mapping[str, Any], of: str = "", percent: Callable[[floa
         return ""
     words = f"{seen:,} of the {figures['n']:,} test questions stand in the training data{f' of {of}' if of else ''}"
     others = details.get("accuracy_unseen")
-    return f"{words}; there are no others." if others is None else (
-        f"{words}; on the others {'its' if of else 'the'} accuracy is {percent(others)}."
-    )  # fmt: skip
+    if others is not None:
+        return f"{words}; on the others {'its' if of else 'the'} accuracy is {percent(others)}."
+    return f"{words}; there are no others." if seen >= figures["n"] else f"{words}."

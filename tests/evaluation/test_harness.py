@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 
+from shears.artifacts import SUB_ADAPTER, write_json
 from shears.errors import InputError
 from shears.evaluation.harness import TASKS
 from shears.evaluation.harness_data import load, score
@@ -95,6 +98,34 @@ def test_the_figures_are_those_of_plain_lm_eval(made: Path, adapter: str | None)
     for task, samples in plain["samples"].items():
         bits = {sample["doc_id"]: bool(sample[sample["metrics"][0]]) for sample in samples}
         assert bits == {record["index"]: record["correct"] for record in result.records if record["task"] == task}
+
+
+def test_questions_seen_in_training_are_told_of_lm_evals_tasks_too(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the row's question, or by the whole prompt that was trained on."""
+    model = Path(shutil.copytree(made / "base", tmp_path / "trained"))
+    trained = [{"instruction": "3 or 9 ?", "output": "9"}, {"prompt": "Q: 5 or 25?", "completion": " 5"}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in trained))
+    write_json(model / SUB_ADAPTER, {"data": str(tmp_path / "train.jsonl")})
+    result = evaluate(str(model), **_options(made, harness="tiny_choices"))
+    seen = [record["index"] for record in result.records if record["seen_in_training"]]
+    assert seen == [3, 5]
+    others = [record["correct"] for record in result.records if record["index"] not in seen]
+    assert result.details == {"seen_in_training": 2.0, "accuracy_unseen": sum(others) / 10}
+    assert "2 of 12 test questions stand in the training data" in caplog.text
+    both = evaluate(str(model), **_options(made)).details
+    assert both["seen_in_training"] == 4
+    assert both["accuracy_unseen"] == pytest.approx(_mean_of_tasks(evaluate(str(model), **_options(made)).records))
+    assert evaluate(str(made / "base"), **_options(made)).details == {}
+
+
+def _mean_of_tasks(records: list[dict[str, Any]]) -> float:
+    tasks = {record["task"] for record in records}
+    return sum(
+        statistics.fmean(each["correct"] for each in records if each["task"] == task and not each["seen_in_training"])
+        for task in tasks
+    ) / len(tasks)
 
 
 def test_an_adapter_changes_what_is_measured(made: Path) -> None:

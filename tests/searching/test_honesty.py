@@ -1,13 +1,14 @@
 """The gain of a search: on test examples it did not see, with intervals that hold what they say."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from shears.artifacts import read_json, write_json
+from shears.artifacts import SUB_ADAPTER, read_json, write_json
 from shears.cli.tables import print_search
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
@@ -125,6 +126,15 @@ def test_a_search_on_training_examples_says_how_many_whatever_the_file_is_called
     search(super_adapter, tmp_path / "out", data=trained_on, **{**SETTINGS, "strategy": "heuristic"})
     assert "8 of 8 examples of" in caplog.text
     assert "which the super-adapter was trained on" in caplog.text
+
+
+def test_a_search_on_what_its_base_was_trained_on_before_is_told(
+    super_adapter: Path, validation: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = shutil.copytree(super_adapter.parent / "base", tmp_path / "merged")
+    write_json(base / SUB_ADAPTER, {"data": validation})
+    search(super_adapter, tmp_path / "out", model=str(base), data=validation, **{**SETTINGS, "strategy": "heuristic"})
+    assert f"8 of 8 examples of {validation} stand in {validation}, which" in caplog.text
 
 
 def test_the_same_question_with_another_answer_is_told_and_not_refused(

@@ -10,13 +10,16 @@ from transformers import PreTrainedTokenizerBase
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.space import SearchSpace
 from shears.adapt.sparse_adapter import make_sparse
-from shears.artifacts import SEARCH_SPACE, check_input, read_json, read_record, weights_fingerprint
+from shears.artifacts import SEARCH_SPACE, check_input, inherited, read_json, read_record, weights_fingerprint
 from shears.errors import InputError
 from shears.models import load_model, load_tokenizer, model_folder
 
 
 class SuperAdapter(NamedTuple):
-    """A loaded super-adapter; `elastic.activate` chooses the ranks of the next forward."""
+    """A loaded super-adapter; `elastic.activate` chooses the ranks of the next forward.
+
+    `record` is its search_space.json, with what its base had been trained on before (`shears.artifacts.inherited`).
+    """
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -87,4 +90,5 @@ def load_super_adapter(
     peft_model.eval()
     if record.get("sparse_adapter", False):
         make_sparse(peft_model)
-    return SuperAdapter(peft_model, load_tokenizer(base), make_elastic(peft_model, space_of_record(record)), record)
+    known = {**inherited(model_folder(base)), **record}
+    return SuperAdapter(peft_model, load_tokenizer(base), make_elastic(peft_model, space_of_record(record)), known)

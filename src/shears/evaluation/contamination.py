@@ -2,7 +2,10 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from shears.data.fingerprints import source_fingerprint
 from shears.data.questions import question_id, question_of
 from shears.data.rows import Row, read_rows
 from shears.errors import InputError
-from shears.evaluation.records import Evaluation
+from shears.evaluation.records import Evaluation, Record
 from shears.measures import CONTAMINATION
 
 logger = logging.getLogger(__name__)
@@ -28,13 +31,14 @@ def training_data(*artifacts: Path) -> list[Source]:
     return list({(str(source["data"]), source.get("data_sha256")): source for source in sources}.values())
 
 
-def mark_seen(evaluation: Evaluation, examples: Sequence[Example], sources: Sequence[Source]) -> Evaluation:
+def mark_seen(evaluation: Evaluation, asked: Sequence[Collection[str]], sources: Sequence[Source]) -> Evaluation:
     """Return the evaluation with `seen_in_training` in the records of questions that training data hold, if any.
 
-    The details then have their number, and the accuracy on the others. A warning is logged. Data that can no longer be
-    read, or are no longer those of the training, are named and not looked at.
+    `asked` are the ids that each record's question goes by. The details then have their number, and the accuracy on the
+    others, where the value is one (over several tasks, each counting once). A warning is logged. Data that can no
+    longer be read, or are no longer those of the training, are named and not looked at.
     """
-    by_source = [(str(source["data"]), seen_in(source, examples)) for source in sources]
+    by_source = [(str(source["data"]), _known(source, asked)) for source in sources]
     names = [name for name, flags in by_source if any(flags)]
     seen = [any(flags) for flags in zip(*(flags for _, flags in by_source), strict=True)]
     return _marked(evaluation, seen, ", ".join(names)) if names else evaluation
@@ -42,8 +46,17 @@ def mark_seen(evaluation: Evaluation, examples: Sequence[Example], sources: Sequ
 
 def seen_in(source: Source, examples: Sequence[Example]) -> list[bool]:
     """Tell of each example whether its question stands in training data; of none where these are no longer there."""
+    return _known(source, ids_of(examples))
+
+
+def ids_of(examples: Iterable[Example]) -> list[list[str]]:
+    """Return the id of each example's question, in a list of its own; none of an example that asks nothing."""
+    return [[question_id(example.question)] if example.question else [] for example in examples]
+
+
+def _known(source: Source, asked: Sequence[Collection[str]]) -> list[bool]:
     known = set(_questions(_trained_on(source) or ()))
-    return [bool(example.question) and question_id(example.question) in known for example in examples]
+    return [not known.isdisjoint(ids) for ids in asked]
 
 
 def check_apart(data: str, test: str, limit: int | None = None, test_limit: int | None = None) -> None:
@@ -97,13 +110,23 @@ def _questions(rows: Iterable[Row]) -> list[str]:
 def _marked(evaluation: Evaluation, seen: Sequence[bool], source: str) -> Evaluation:
     pairs = list(zip(evaluation.records, seen, strict=True))
     records = [{**record, CONTAMINATION: flag} for record, flag in pairs]
-    others = [record["correct"] for record, flag in pairs if not flag]
+    whole, others = _accuracy(evaluation.records), _accuracy([record for record, flag in pairs if not flag])
     details = {**evaluation.details, CONTAMINATION: float(sum(seen))}
-    if others:
-        details["accuracy_unseen"] = sum(others) / len(others)
+    if others is not None and whole is not None and math.isclose(whole, evaluation.value):
+        details["accuracy_unseen"] = others
+    known = f"{details['accuracy_unseen']:.4f}" if "accuracy_unseen" in details else "unknown"
     logger.warning(
         "%d of %d test questions stand in the training data %s: the accuracy is no measure of what was learned; on the "
-        "others it is %s",
-        sum(seen), len(seen), source, f"{details['accuracy_unseen']:.4f}" if others else "unknown, for there are none",
+        "others it is %s", sum(seen), len(seen), source, f"{known}, for there are none" if all(seen) else known,
     )  # fmt: skip
     return replace(evaluation, records=records, details=details)
+
+
+def _accuracy(records: Sequence[Record]) -> float | None:
+    """Return the share of right answers, of several tasks the mean of theirs; None where there is none."""
+    if not records or any("correct" not in record for record in records):
+        return None
+    by_task = defaultdict[object, list[bool]](list)
+    for record in records:
+        by_task[record.get("task")].append(record["correct"])
+    return statistics.fmean(statistics.fmean(bits) for bits in by_task.values())

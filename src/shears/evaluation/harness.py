@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from shears.data.questions import question_id, question_of
 from shears.errors import InputError, first_line
 from shears.evaluation.records import Evaluation, Record
 from shears.evaluation.statistics import Z95, wilson_interval
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 TASKS = Path(__file__).parent / "harness_tasks"
 """Our own tasks, for `lm_eval --include_path` too."""
+ASKED = "question_ids"
+"""Of a record: what its question goes by where training data are searched for it."""
 Figure = dict[str, Any]
 RUNNING_ERRORS = (AssertionError, ValueError, OSError)
 """What lm-eval raises of a data set that is not there, or of texts longer than the model's context."""
@@ -170,10 +173,19 @@ def _record(task: str, samples: Sequence[Mapping[str, Any]]) -> Record:
     record: Record = {
         "index": int(sample["doc_id"]), "task": task, "id": str(sample["doc_hash"])[:16],
         "prompt": str(sample["arguments"][0][0]), "prediction": _prediction(sample), "answer": sample["target"],
+        ASKED: _asked(sample),
     }  # fmt: skip
     for number, (name, bit) in enumerate(bits.items()):
         record["correct" if number == 0 else f"correct_{name}"] = bit
     return record
+
+
+def _asked(sample: Mapping[str, Any]) -> list[str]:
+    """Return the ids a sample's question goes by: its row's, with its choices and without, and its whole prompt's."""
+    row: Mapping[str, Any] = sample["doc"]
+    alone = {name: value for name, value in row.items() if name != "choices"}
+    texts = [question_of(row), question_of(alone), str(sample["arguments"][0][0])]
+    return list(dict.fromkeys(question_id(text) for text in texts if text))
 
 
 def _prediction(sample: Mapping[str, Any]) -> object:

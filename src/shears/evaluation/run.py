@@ -28,8 +28,8 @@ from shears.artifacts import (
 )
 from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError, first_line
-from shears.evaluation.contamination import mark_seen, training_data
-from shears.evaluation.harness import run_harness
+from shears.evaluation.contamination import ids_of, mark_seen, training_data
+from shears.evaluation.harness import ASKED, run_harness
 from shears.evaluation.journal import Journal, journal_path
 from shears.evaluation.records import Evaluation
 from shears.evaluation.score import device_of
@@ -110,13 +110,14 @@ def _evaluate(
     if config.task == "harness":
         # auto is the model's own numbers here: what plain lm_eval computes in
         with autocast("fp32" if config.precision == "auto" else config.precision, device_of(model)):
-            return run_harness(model, tokenizer, config)
+            evaluation = run_harness(model, tokenizer, config)
+        return mark_seen(evaluation, [record[ASKED] for record in evaluation.records], training_data(*parts))
     with autocast(config.precision, device_of(model)):
         if config.task not in ACCURACY_TASKS:
             return evaluate_task(model, tokenizer, config)
         examples = load_task_examples(tokenizer, config)
         evaluation = evaluate_examples(model, tokenizer, examples, config, journal)
-    return mark_seen(evaluation, examples, training_data(*parts))
+    return mark_seen(evaluation, ids_of(examples), training_data(*parts))
 
 
 def parts_of(model: str | Path, adapter: str | Path | None) -> list[Path]:

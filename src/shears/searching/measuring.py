@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shears.adapt.load import SuperAdapter
-from shears.artifacts import training_source
+from shears.artifacts import training_sources
 from shears.data.examples import Example, Tokenized, load_examples, tokenize_all
 from shears.data.fingerprints import rows_fingerprint
 from shears.evaluation.contamination import seen_in
@@ -113,12 +113,12 @@ def _qualities(adapter: SuperAdapter, config: SearchConfig) -> tuple[str, dict[s
 
 
 def _warn_of_training_data(adapter: SuperAdapter, examples: Sequence[Example], data: str) -> None:
-    trained_on = training_source(adapter.record)
-    if seen := sum(seen_in(trained_on, examples)):
-        logger.warning(
-            "%d of %d examples of %s stand in %s, which the super-adapter was trained on; search on validation data",
-            seen, len(examples), data, trained_on["data"],
-        )  # fmt: skip
+    for source in training_sources(adapter.record):
+        if seen := sum(seen_in(source, examples)):
+            words = (
+                "%d of %d examples of %s stand in %s, which the super-adapter was trained on; search on validation data"
+            )
+            logger.warning(words, seen, len(examples), data, source["data"])
 
 
 def _tokenized(adapter: SuperAdapter, examples: Sequence[Example]) -> list[Tokenized]:
