@@ -55,6 +55,7 @@ ARMS: Mapping[str, Arm] = {
         Arm("dense-lora-alpha128", _lora(alpha=128), dense=True),
         Arm("lora", _lora()),
         Arm("nls", {}, measured=ALL),
+        Arm("nls-curriculum", {"curriculum": 1.0}),
         Arm("nls-alpha128", {"alpha": 128}),
         Arm("lora-alpha128", _lora(alpha=128)),
         Arm("lora-recovery", _lora(**RECOVERY)),

@@ -25,6 +25,7 @@ NLS_ARMS: Mapping[str, tuple[float, str, str]] = {
     "dense-lora": (0.0, "lora", "lora"),
     "lora": (0.5, "lora", "lora"),
     "nls": (0.5, "nls", "lora"),
+    "nls-curriculum": (0.5, "nls-curriculum", "lora"),
     "lora-moments": (0.5, "lora", "recovery by moments"),
     "lora-moments-reordered": (0.5, "lora-reordered", "recovery by moments"),
     "nls-moments": (0.5, "nls", "recovery by moments"),
