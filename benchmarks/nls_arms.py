@@ -64,6 +64,7 @@ ARMS: Mapping[str, Arm] = {
         Arm("sparse-peft-alpha128", {"sparse_adapter": True, "alpha": 128}, merged=True),
         Arm("lora-projected", _lora(), merged=True),
         Arm("lora-moments", _lora(**RECOVERY), recover_by="moments"),
+        Arm("lora-moments-alpha128", _lora(**RECOVERY, alpha=128), recover_by="moments"),
         Arm("lora-moments-projected", _lora(**RECOVERY), recover_by="moments", merged=True),
         Arm("nls-moments", RECOVERY, recover_by="moments", measured=ALL),
         Arm("nls-moments-sandwich", SANDWICH, recover_by="moments"),

@@ -86,6 +86,17 @@ CLAIMS = (
         "dense-lora-alpha128",
     ),
     (
+        "LoRA from the recovery against dense + LoRA, both with alpha 128",
+        "lora-moments-alpha128",
+        "dense-lora-alpha128",
+    ),
+    ("LoRA from the recovery, alpha 128 against 64", "lora-moments-alpha128", "lora-moments"),
+    (
+        "(b) NLS in a curriculum against LoRA, both from the recovery with alpha 128",
+        "nls-moments-curriculum-alpha128",
+        "lora-moments-alpha128",
+    ),
+    (
         "NLS in a curriculum from the recovery, alpha 128 against 64",
         "nls-moments-curriculum-alpha128",
         "nls-moments-curriculum",
