@@ -12,6 +12,7 @@ from shears.artifacts import SUB_ADAPTER, read_json, write_json
 from shears.cli.tables import print_search
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
+from shears.folders import partial_folder
 from shears.searching.honesty import Gain, gain_report, ratio_difference
 from shears.searching.stage import search
 from tests.searching.test_evaluators import config, make
@@ -94,6 +95,26 @@ def test_the_result_holds_the_test_figures_and_a_resumed_search_the_same(
     assert read_json(without / "result.json")["evaluations"] == result["evaluations"]
     print_search(folder / "result.json")
     assert "on 8 test examples: chosen" in capsys.readouterr().out
+
+
+def test_test_examples_that_cannot_be_measured_are_refused_before_the_search(
+    super_adapter: Path, validation: str, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(json.dumps({"prompt": "1+1="}) + "\n")
+    for test, message in ((str(tmp_path / "nowhere.jsonl"), "a file that exists"), (str(bad), "have a completion")):
+        with pytest.raises(InputError, match=message):
+            search(super_adapter, tmp_path / "out", data=validation, test=test, **SETTINGS)
+        assert not partial_folder(tmp_path / "out").exists(), "nothing was evaluated"
+
+
+def test_test_examples_that_stood_in_training_are_told(
+    super_adapter: Path, validation: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained_on = rows(tmp_path / "again.jsonl", 0)
+    settings = {**SETTINGS, "data": validation, "strategy": "heuristic"}
+    search(super_adapter, tmp_path / "out", test=trained_on, **settings)
+    assert f"8 of 8 examples of {trained_on} stand in" in caplog.text
 
 
 def test_the_test_examples_must_not_be_those_that_the_search_sees(tmp_path: Path) -> None:

@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 
+from shears.adapt.load import load_super_adapter
 from shears.adapt.space import RankConfig
 from shears.adapt.train import train
+from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
+from shears.evaluation.score import mean_completion_loss
 from shears.folders import partial_folder
 from shears.recipe import SearchConfig
 from shears.searching.gauged import GaugedEvaluator
 from shears.searching.stage import STRATEGIES, run_search, search
 from shears.searching.strategy import Figures
 from tests.searching.formulas import a_plan, conflicting, make_space, separable
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_model
 
 SETTINGS: dict[str, Any] = {"max_evaluations": 6, "device": "cpu", "precision": "fp32"}
 
@@ -148,6 +151,24 @@ def test_changed_validation_data_is_not_mixed_with_the_old(
     rows(Path(validation), 2)
     with pytest.raises(InputError, match="its data differs"):
         search(super_adapter, tmp_path / "search", resume=True, data=validation, **SETTINGS)
+
+
+def test_a_16_bit_model_is_searched_by_losses_of_fp32(tmp_path: Path) -> None:
+    """What one rank changes is less than what bf16 rounds, be it in the forward or in the weights it is made with."""
+    base, data = save_tiny(tmp_path / "base"), rows(tmp_path / "rows.jsonl", 0)
+    tiny_model().bfloat16().save_pretrained(base)
+    adapter = train(base, tmp_path / "adapter", data=data, ranks=(4, 2), max_steps=2, device="cpu", learning_rate=1e-2)
+    asked: dict[str, Any] = {"data": rows(tmp_path / "validation.jsonl", 1), "device": "cpu", "strategy": "heuristic"}
+    found = {}
+    for precision in ("auto", "fp32", "bf16"):
+        folder = search(adapter, tmp_path / precision, precision=precision, **asked)
+        found[precision] = json.loads((folder / "result.json").read_text())["chosen"]["metrics"]["loss"]
+    loaded = load_super_adapter(adapter, dtype="fp32", device="cpu")
+    loaded.elastic.activate(loaded.elastic.space.heuristic())
+    examples = load_examples(asked["data"], "question", loaded.tokenizer)
+    expected = mean_completion_loss(loaded.model, tokenize_all(examples, loaded.tokenizer, 256), 256, 32)
+    assert found["auto"] == found["fp32"] == pytest.approx(expected, rel=1e-6)
+    assert abs(found["bf16"] - expected) > 1e-5
 
 
 def test_searching_on_the_training_data_is_warned_of(

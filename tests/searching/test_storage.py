@@ -146,3 +146,22 @@ def test_sqlite_lets_one_of_two_end_a_trial(tmp_path: Path) -> None:
         with engine.begin() as connection:
             connection.exec_driver_sql("SELECT 1")
             assert connection.connection.driver_connection.in_transaction
+
+
+@pytest.mark.parametrize("content", ["my only copy of the notes", '["a list"]', "[1]\n", "3\n"])
+def test_a_file_of_something_else_is_no_journal_and_stays_as_it_is(content: str, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text(content)
+    assert "must be a journal file that can be opened" in refused(f"journal://{tmp_path}/notes")
+    assert (tmp_path / "notes").read_text() == content
+
+
+@pytest.mark.parametrize("line", ['{"op_code":99,"worker_id":"a"}', '{"op_code":0,"worker_id":"a"}'])
+def test_a_journal_of_unknown_lines_is_refused_in_one_line(line: str, tmp_path: Path) -> None:
+    (tmp_path / "study.log").write_text(f"{line}\n")
+    assert "must be a journal file that can be opened" in refused(f"journal://{tmp_path}/study.log")
+
+
+def test_a_journal_whose_first_line_is_half_written_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / "study.log").write_text('{"op_code":0,"work')
+    with open_storage(f"journal://{tmp_path}/study.log") as storage:
+        assert storage.create_new_study([StudyDirection.MINIMIZE], "search") == 0

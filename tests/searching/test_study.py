@@ -145,6 +145,15 @@ def test_a_study_of_another_search_is_refused_with_what_differs(
     refuse(space, plan, Place(url_of(tmp_path), resume=True, about=about), differs)
 
 
+def test_a_trial_that_another_tool_put_in_a_queue_is_passed_over(tmp_path: Path) -> None:
+    space, plan = make_space(2), a_plan(max_evaluations=3)
+    climb(HillClimbing, space, conflicting(space), plan, Place(url_of(tmp_path)))
+    optuna.load_study(study_name="search", storage=url_of(tmp_path)).enqueue_trial(dict(space.minimal()))
+    more = a_plan(max_evaluations=5)
+    ledger = climb(HillClimbing, space, conflicting(space), more, Place(url_of(tmp_path), resume=True))
+    assert ledger.evaluations == climb(HillClimbing, space, conflicting(space), more).evaluations
+
+
 def test_a_database_in_memory_will_do() -> None:
     space, plan = make_space(2), a_plan(max_evaluations=3)
     assert len(climb(HillClimbing, space, conflicting(space), plan, Place("sqlite://")).known) == 3

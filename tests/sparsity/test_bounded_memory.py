@@ -1,5 +1,6 @@
 """Pruning holds the embeddings, one block and what the method needs beside it: never the whole model."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from benchmarks.memory import peak_memory
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shears.artifacts import SPARSITY
 from shears.sparsity import activations
 from shears.sparsity.stage import sparsify
 from tests.tiny import tiny_model
@@ -93,3 +95,19 @@ def test_hidden_states_on_the_disk_give_the_same_bytes(tmp_path: Path, monkeypat
         assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     assert all(path.startswith(f"{tmp_path}/disk.partial/") for path in map(str, spilled))
     assert outputs["memory"] == outputs["disk"]
+
+
+@pytest.mark.parametrize("settings", [{"method": "sparsegpt"}, {"method": "wanda", "reconstruct": True}])
+def test_experts_measured_one_by_one_for_a_small_budget_come_out_the_same(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_model("mixtral").save_pretrained(tmp_path / "base")
+    ids = checkpoint.random_sequences(tmp_path / "ids.jsonl", "tiny", num_sequences=8, length=64)
+    outputs = list[bytes]()
+    for budget in ("2GB", "0"):
+        folder = sparsify(
+            tmp_path / "base", tmp_path / budget, calibration=str(ids), activation_budget=budget, **settings
+        )
+        assert json.loads((folder / SPARSITY).read_text())["by_magnitude"] == []
+        outputs.append((folder / "model.safetensors").read_bytes())
+    assert outputs[0] == outputs[1]

@@ -27,10 +27,12 @@ MOE = {**dict.fromkeys(GATED, ("gate_up_proj", "down_proj")), "nemotron_h": ("up
 MOE |= {"jetmoe": ("mlp.input_linear.weight", "mlp.output_linear.weight"), "llama4_text": ("gate_up_proj", "down_proj")}
 
 
-def run(model: PreTrainedModel, index: int, ids: Tensor = IDS) -> tuple[list[Matrix], dict[str, Tensor]]:
+def run(
+    model: PreTrainedModel, index: int, ids: Tensor = IDS, only: list[Matrix] | None = None
+) -> tuple[list[Matrix], dict[str, Tensor]]:
     """Return a block's matrices and what a forward of the model multiplies them with, calls one after the other."""
     prefix, blocks = decoder_blocks(model)
-    matrices = block_matrices(f"{prefix}.{index}", blocks[index])
+    matrices = only or block_matrices(f"{prefix}.{index}", blocks[index])
     found: dict[str, list[Tensor]] = {}
 
     def receive(matrix: Matrix, inputs: Tensor) -> None:
@@ -132,6 +134,20 @@ def test_experts_together_get_every_token_top_k_times(name: str) -> None:
         names = [m.name for m in matrices if m.index is not None and m.name.endswith(f"{stack}.{m.index}")]
         assert len(names) == 4
         assert sum(len(inputs[expert]) for expert in names) == TOP_K * IDS.numel()
+
+
+@pytest.mark.parametrize("implementation", ["grouped_mm", "eager"])
+@pytest.mark.parametrize("name", MOE)
+def test_one_expert_of_a_stack_is_seen_alone_as_among_all(name: str, implementation: str) -> None:
+    """A small budget measures a stack in parts, of which most lack the expert that the stack begins with."""
+    model, index = tiny_model(name), 2 if name == "nemotron_h" else 1
+    model.config._experts_implementation = implementation
+    matrices, inputs = run(model, index)
+    for matrix in matrices:
+        if matrix.index is not None:
+            alone = run(model, index, only=[matrix])[1]
+            assert alone.keys() == {matrix.name} & inputs.keys()
+            assert all(torch.equal(alone[name], inputs[name]) for name in alone)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "falcon_new", "mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"])

@@ -188,6 +188,16 @@ def test_patterns_that_contradict_the_rest_are_refused(keys: dict[str, object], 
         config(**keys)
 
 
+@pytest.mark.parametrize(("pattern", "sparsity"), [("1:3", 0.666667), ("2:3", 1 / 3), ("5:7", 0.285714)])
+def test_the_sparsity_that_a_pattern_asks_for_is_taken_as_it_is_written(pattern: str, sparsity: float) -> None:
+    with pytest.raises(InputError, match=f"set sparsity={sparsity:g} only"):
+        config(pattern=pattern)
+    chosen, zeros = counts(
+        tiny_model(hidden_size=84, intermediate_size=84, head_dim=42), pattern=pattern, sparsity=sparsity
+    )
+    assert all(zeros[name] == round(sparsity * size) for name, size in chosen.sizes.items())
+
+
 def test_groups_must_fit_the_inputs_of_every_linear() -> None:
     model = tiny_model(intermediate_size=50)
     with pytest.raises(InputError, match=r"2:4 needs a multiple of 4 inputs, model\.layers\.0\.mlp\.down_proj has 50"):

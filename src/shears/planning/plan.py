@@ -172,7 +172,8 @@ def _search(known: _Known) -> Estimate:
     words += amount(config.data, config.limit).words
     if known.sparse_bytes is None:
         return words, None, None
-    return words, running_memory(known.sparse_bytes, known.adapter(SearchSpace.maximal)), 0
+    held = known.sparse_bytes if config.weights == "auto" or known.shape is None else FP32 * known.shape.parameters
+    return words, running_memory(held, known.adapter(SearchSpace.maximal)), 0
 
 
 def _export(known: _Known) -> Estimate:

@@ -64,7 +64,7 @@ class SparsifyConfig(StageConfig):
         if groups is None:
             return self
         share = 1 - groups[0] / groups[1]
-        if abs(self.sparsity - share) > 1e-9 or self.allocation != "uniform" or self.sparsity_of:
+        if f"{self.sparsity:g}" != f"{share:g}" or self.allocation != "uniform" or self.sparsity_of:
             raise ValueError(
                 f"pattern {self.pattern} is a sparsity of {share:g} everywhere; set sparsity={share:g} only"
             )

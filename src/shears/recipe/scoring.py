@@ -32,7 +32,7 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic: auto is fp32 for losses, since neighbours differ by less than bf16 rounds, and bf16 autocast for
-    accuracies where the processor has it."""
+    accuracies where the processor has it. In fp32 a 16-bit model takes twice its memory."""
     data: str
     """Validation examples, never the test split: a file, a hub id or the embedded arithmetic:validation."""
     objective: Names = ("loss",)
@@ -82,6 +82,11 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     def figures(self) -> tuple[str, ...]:
         """Every figure that the search needs of a configuration, each once."""
         return tuple(dict.fromkeys([*self.objectives, *(constraint.figure for constraint in self.constraints)]))
+
+    @property
+    def weights(self) -> Literal["auto", "fp32"]:
+        """Number format in which the model is held: fp32 where that is the arithmetic, for 16 bits compute in 16."""
+        return "fp32" if self.precision == "fp32" or (self.precision == "auto" and "loss" in self.figures) else "auto"
 
     @property
     def options(self) -> StrategyOptions:

@@ -41,6 +41,8 @@ class Board:
 
     def _claim_of(self, trial: FrozenTrial) -> Claim:
         ident: int = trial._trial_id
+        if trial.state is TrialState.WAITING:  # of another's making, as by the dashboard; it has no parameters yet
+            return Claim(ident, RankConfig({}), State.WITHDRAWN)
         if ident not in self._finished:
             about = trial.system_attrs
             claim = Claim(ident, self._space.check(trial.params), _state(trial), about.get(WORKER, ""),
@@ -104,7 +106,7 @@ class Board:
 
 
 def _state(trial: FrozenTrial) -> State:
-    if WITHDRAWN in trial.system_attrs or trial.state is TrialState.WAITING:  # of another's making
+    if WITHDRAWN in trial.system_attrs:
         return State.WITHDRAWN
     return {
         TrialState.RUNNING: State.RUNNING,

@@ -53,7 +53,7 @@ class Exhaustive:
         self._seen.extend(new)
         self._known.update(evaluated.ranks for evaluated in new)
         self._ahead = [ranks for ranks in self._ahead if ranks not in self._known]
-        self._ahead += unknown_of(self._left, self._known, most - len(self._ahead))
+        self._ahead += unknown_of(self._left, self._known, max(most - len(self._ahead), 0))
         return self._ahead[:most]
 
 

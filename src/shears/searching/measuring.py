@@ -101,7 +101,7 @@ def open_validation(adapter: SuperAdapter, config: SearchConfig, tied: TiedSpace
 def _qualities(adapter: SuperAdapter, config: SearchConfig) -> tuple[str, dict[str, GaugedEvaluator]]:
     """Return the fingerprint of the validation examples and what measures each quality that is asked for."""
     examples = _examples(adapter, config.data, config.limit)
-    _warn_of_training_data(adapter, examples, config.data)
+    _warn_of_training_data(adapter, examples, config.data, "search on validation data")
     fingerprint, found = digest(repr(examples)), dict[str, GaugedEvaluator]()
     if ACCURACY.quality in config.figures:
         found[ACCURACY.quality] = accuracy_evaluator(adapter, examples, config, _thrift(config, ACCURACY.quality))
@@ -112,13 +112,11 @@ def _qualities(adapter: SuperAdapter, config: SearchConfig) -> tuple[str, dict[s
     return fingerprint, found
 
 
-def _warn_of_training_data(adapter: SuperAdapter, examples: Sequence[Example], data: str) -> None:
+def _warn_of_training_data(adapter: SuperAdapter, examples: Sequence[Example], data: str, advice: str) -> None:
     for source in training_sources(adapter.record):
         if seen := sum(seen_in(source, examples)):
-            words = (
-                "%d of %d examples of %s stand in %s, which the super-adapter was trained on; search on validation data"
-            )
-            logger.warning(words, seen, len(examples), data, source["data"])
+            words = "%d of %d examples of %s stand in %s, which the super-adapter was trained on; %s"
+            logger.warning(words, seen, len(examples), data, source["data"], advice)
 
 
 def _tokenized(adapter: SuperAdapter, examples: Sequence[Example]) -> list[Tokenized]:
@@ -134,11 +132,21 @@ def open_whole(
     adapter: SuperAdapter, config: SearchConfig, quality: str, data: str, limit: int | None = None
 ) -> GaugedEvaluator:
     """Return what measures a quality on other examples than the search's, each configuration whole."""
-    examples, thrift = _examples(adapter, data, limit), Thrift("0", 0.0, config.seed)
+    return _whole(adapter, config, quality, _examples(adapter, data, limit))
+
+
+def open_test(adapter: SuperAdapter, config: SearchConfig, quality: str, data: str) -> GaugedEvaluator:
+    """Return the same on test examples; a warning tells how many the super-adapter was trained on."""
+    examples = _examples(adapter, data)
+    _warn_of_training_data(adapter, examples, data, "on these a gain is no measure of what was learned")
+    return _whole(adapter, config, quality, examples)
+
+
+def _whole(adapter: SuperAdapter, config: SearchConfig, quality: str, examples: Sequence[Example]) -> GaugedEvaluator:
+    thrift = Thrift("0", 0.0, config.seed)
     if quality == ACCURACY.quality:
         return accuracy_evaluator(adapter, examples, config, thrift)
-    rows = _tokenized(adapter, examples)
-    return loss_evaluator(adapter, rows, config, thrift)
+    return loss_evaluator(adapter, _tokenized(adapter, examples), config, thrift)
 
 
 def _thrift(config: SearchConfig, figure: str) -> Thrift:

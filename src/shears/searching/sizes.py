@@ -10,12 +10,13 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from shears.adapt.elastic import EXPERTS, ElasticAdapter
+from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.adapt.sparse_adapter import is_sparse
 from shears.errors import InputError
 from shears.models import linears
 from shears.searching.strategy import PARAMETERS, Figures, Goal, Objective
+from shears.sparsity.matrices import block_matrices
 
 LORA = "lora_"  # in the names of all that PEFT adds to a model
 
@@ -39,9 +40,8 @@ def base_macs(model: nn.Module) -> int:
 
 
 def _stacks(model: nn.Module) -> Iterator[Tensor]:
-    for name, weight in model.named_parameters():
-        if EXPERTS in name.split(".") and weight.ndim == 3 and weight.is_floating_point():
-            yield weight
+    for name in dict.fromkeys(matrix.parameter for matrix in block_matrices("", model) if matrix.index is not None):
+        yield model.get_parameter(name)
 
 
 def _share(stack: Tensor, used: int | None) -> float:

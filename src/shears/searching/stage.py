@@ -26,11 +26,11 @@ from shears.searching.evolution import Evolution
 from shears.searching.evolve import Nsga2
 from shears.searching.exhaustive import Exhaustive
 from shears.searching.explore import explore, ranked
-from shears.searching.gauged import race_report
+from shears.searching.gauged import GaugedEvaluator, race_report
 from shears.searching.heuristics import Heuristic
 from shears.searching.hill_climb import HillClimbing
 from shears.searching.honesty import gain_report
-from shears.searching.measuring import Validation, open_validation, open_whole
+from shears.searching.measuring import Validation, open_test, open_validation, open_whole
 from shears.searching.place import Place, place_of
 from shears.searching.random_search import RandomSearch
 from shears.searching.result import SearchResult, conclude
@@ -119,8 +119,9 @@ def search(
     if settings.test is not None:
         check_apart(settings.data, settings.test, settings.limit)
     with working_folder(output, asked, resume=resume, defaults=SearchConfig.defaults()) as work:
-        adapter = load_super_adapter(super_adapter, model, device=settings.device)
+        adapter = load_super_adapter(super_adapter, model, settings.weights, settings.device)
         validation = open_validation(adapter, settings, tied)
+        measured = _measured_at_the_end(settings, adapter, validation)
         about = {"super_adapter": fingerprint, "data": validation.fingerprint}
         place = place_of(settings, work, _study_name(output, asked), about, bool(resume))
         seeds = propose(pairs, adapter.elastic, settings.seeds, tied) if pairs is not None else None
@@ -137,7 +138,7 @@ def search(
             **result.as_data(),
             **({"seeds": seeds.as_data(result.evaluations, plan.goal)} if seeds else {}),
             **_race(settings, validation, result.evaluations),
-            **_gain(settings, adapter, validation, result),
+            **_gain(settings, adapter, measured, result),
         }
         write_json(work / RESULT, record)
         forget_name(work)
@@ -175,18 +176,31 @@ def _race(settings: SearchConfig, validation: Validation, evaluations: Sequence[
     return {"race": race_report(evaluations, quality.num_examples, quality.race)}
 
 
-def _gain(
-    settings: SearchConfig, adapter: SuperAdapter, validation: Validation, result: SearchResult
-) -> dict[str, Any]:
-    """Return what the choice is worth on the test examples, nothing where there are none."""
+def _measured_at_the_end(
+    settings: SearchConfig, adapter: SuperAdapter, validation: Validation
+) -> tuple[GaugedEvaluator, GaugedEvaluator] | None:
+    """Return what measures the gain on validation and on test examples; None without a test.
+
+    It is opened before the search, so that examples that cannot be measured are refused before it and not behind it.
+    """
     if settings.test is None:
-        return {}
+        return None
     quality = ACCURACY.quality if settings.task else LOSS.quality
-    test = open_whole(adapter, settings, quality, settings.test)
+    test = open_test(adapter, settings, quality, settings.test)
     own = validation.qualities.get(quality)
-    seen = own or open_whole(adapter, settings, quality, settings.data, settings.limit)
+    return own or open_whole(adapter, settings, quality, settings.data, settings.limit), test
+
+
+def _gain(
+    settings: SearchConfig, adapter: SuperAdapter, measured: tuple[GaugedEvaluator, GaugedEvaluator] | None,
+    result: SearchResult,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what the choice is worth on the test examples, nothing where there are none."""
+    if settings.test is None or measured is None:
+        return {}
+    seen, test = measured
     pair = result.chosen.ranks, adapter.elastic.space.heuristic()
-    report = gain_report(quality, seen, test, pair, len(result.evaluations))
+    report = gain_report(test.quality, seen, test, pair, len(result.evaluations))
     return {"test_sha256": source_fingerprint(settings.test), "gain": report}
 
 

@@ -5,7 +5,7 @@ import os
 import random
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +20,7 @@ from shears.fields import hide_passwords
 
 logger = logging.getLogger(__name__)
 JOURNAL = "journal://"
+FIRST_BYTES = b'{"op_code":'  # of every line of Optuna's journal
 PASSWORD = "SHEARS_STORAGE_PASSWORD"  # the environment variable that completes a URL without one
 HIDDEN = "***"  # what records show of a password
 DRIVERS: Mapping[str, str] = MappingProxyType(
@@ -67,9 +68,18 @@ def _journal(url: str) -> JournalStorage:
     if not path.is_absolute() or not path.parent.is_dir():
         raise InputError(f"a journal must be {JOURNAL}/ABSOLUTE/FILE in a folder that is there, got {url}")
     try:
+        _refuse_foreign(path)
         return JournalStorage(JournalFileBackend(str(path), lock_obj=_MendingLock(str(path))))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:  # of foreign lines
         raise InputError(f"storage must be a journal file that can be opened, got {url}: {first_line(error)}") from None
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise ValueError for a file that is no journal, be its first line half written: the lock would cut lines off."""
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        begin = file.read(len(FIRST_BYTES))
+        if begin != FIRST_BYTES[: len(begin)]:
+            raise ValueError("it is a file of something else")
 
 
 class _MendingLock(JournalFileSymlinkLock):  # type: ignore[misc]  # optuna is not typed for us

@@ -7,7 +7,7 @@ it does not matter whether a linear is called or its weight used on its own, or 
 A linear whose outputs are multiplied in groups, each with inputs of its own (DeepSeek V4), is not seen.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
@@ -62,7 +62,9 @@ class Captured:
         assert 0 not in places, "matrices must not be on the meta device"
         assert len(places) == len(views), "every matrix must have memory of its own"
         self._open.enter_context(seen_experts(self._block))
-        self._open.enter_context(_Watch(places, self._receive))
+        stacks = {matrix.parameter for matrix in self._matrices if matrix.index is not None}
+        starts = frozenset(self._model.get_parameter(name).data_ptr() for name in stacks)
+        self._open.enter_context(_Watch(places, starts, self._receive))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -86,11 +88,14 @@ def seen_experts(block: nn.Module) -> Iterator[None]:
 
 
 class _Watch(TorchFunctionMode):
-    """Looks at every call of torch; torch leaves the mode off while this looks, so `receive` is not watched."""
+    """Looks at every call of torch; torch leaves the mode off while this looks, so `receive` is not watched.
 
-    def __init__(self, places: dict[int, tuple[Matrix, Tensor]], receive: Receive) -> None:
+    `stacks` are the places of whole stacks, of which not every matrix need be among `places`.
+    """
+
+    def __init__(self, places: dict[int, tuple[Matrix, Tensor]], stacks: Collection[int], receive: Receive) -> None:
         super().__init__()
-        self._places = places
+        self._places, self._stacks = places, stacks
         self._receive = receive
         self._last: tuple[Tensor, int, Tensor] | None = None
 
@@ -113,8 +118,8 @@ class _Watch(TorchFunctionMode):
         left, right = _factors(args, keywords, at)
         if not isinstance(left, Tensor) or not isinstance(right, Tensor):
             return
-        known = self._places.get(right.data_ptr())
-        if known is not None and (right.ndim == 2 or known[0].index is not None):
+        place = right.data_ptr()
+        if (right.ndim == 2 and place in self._places) or place in self._stacks:
             for weight, inputs in _pairs(left, right.mT if outputs_first else right, keywords.get("offs")):
                 self._found(weight, inputs)
         elif left.data_ptr() in self._places and left.ndim == 2 and right.ndim > 1:
