@@ -147,6 +147,12 @@ def test_what_is_torn_or_foreign_is_named(tmp_path: Path, name: str, content: st
         inspect(folder)
 
 
+def test_another_tools_adapter_is_told_that_it_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="or an adapter, a search or a run of shears"):
+        inspect(tmp_path)
+
+
 def test_what_is_no_artifact_is_an_error_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.json").write_text("[1]")

@@ -34,7 +34,6 @@ MODELS = {SPARSITY: "sparse model", MERGED: "merged model", UNPACKED: "unpacked 
 ADAPTERS = {SEARCH_SPACE: "super-adapter", SUB_ADAPTER: "sub-adapter", RECOVERY: "recovery"}
 READING_ORDER = ("q_", "kv_", "k_", "v_", "qkv_", "o_", "gate_", "up_", "down_")  # files have the alphabet's
 SHAPES: Mapping[str, type] = {"groups": dict, "ranks": dict, "chosen": dict, "evaluations": list, "models": list}
-
 ADAPTED = ("super_adapter_fingerprint", "sub_adapter_fingerprint")  # of a model or package with an adapter in it
 INPUTS = ("base_fingerprint", *ADAPTED, "model_fingerprint", "adapter_fingerprint")  # the last two of figures
 Counts = Mapping[tuple[int, str], tuple[int, int]]  # (layer, path in the block without numbers) -> (weights, zeros)
@@ -63,7 +62,8 @@ def _describe(path: Path) -> dict[str, Any]:
     whole = path.resolve()  # `.` has no name
     if whole.name.endswith(".partial") or (whole.name and partial_folder(whole).exists()):
         raise InputError(f"{path} must be finished; its stage was interrupted, start it again with --resume")
-    raise InputError(f"{path} must be a model, an adapter, a search or a run; it holds none of {', '.join(KINDS)}")
+    names = ", ".join(KINDS)
+    raise InputError(f"{path} must be a model, or an adapter, a search or a run of shears; it holds none of {names}")
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from shears.cards.card import card, published, write_card
 from shears.cards.loading import Place
-from shears.cards.origin import title
+from shears.cards.origin import hub_base, title
 from shears.cards.tables import table
 
 LINEARS = {"model.layers.0.self_attn.q_proj": {"shape": [4, 8], "zeros": 16, "sparsity": 0.5},
@@ -139,6 +139,15 @@ def test_a_relative_folder_is_not_named() -> None:
 def test_what_was_lost_is_said() -> None:
     assert "0.0% zeros, 50.0% before the adapter was merged" in card("merged.json", RECORDS["merged.json"])
     assert "| packed | 156.0 MB |" in card("package.json", RECORDS["package.json"])
+
+
+def test_a_package_tells_of_another_tools_adapter() -> None:
+    record = {**COMMON, "base": "smollm2-135m", "bytes": {"model": 2, "model_dense": 3, "adapter": 0}}
+    assert "adapter, packed" not in card("package.json", record)
+    assert hub_base("package.json", record)["base_model_relation"] == "quantized"
+    record["bytes"] = {"model": 2, "model_dense": 3, "adapter": 1}
+    assert "with an adapter, packed by shears" in card("package.json", record)
+    assert "base_model_relation" not in hub_base("package.json", record)
 
 
 def test_a_cell_cannot_break_its_table() -> None:

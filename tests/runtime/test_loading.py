@@ -53,6 +53,19 @@ def test_a_package_generates_what_its_model_does(tmp_path: Path) -> None:
     assert found["drop-in"].backend.describe()["name"] == "drop-in"
 
 
+@pytest.mark.parametrize("backend", ["auto", "drop-in"])
+def test_without_settings_of_generation_a_package_ends_where_its_config_says(tmp_path: Path, backend: str) -> None:
+    folder = save_tiny(tmp_path / "model")
+    first = load(folder).generate("a", max_new_tokens=1).tokens[0]
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": [256, first]}))
+    package = export_adapter(folder, tmp_path / "package", format="package")
+    expected = load(folder).generate("a", max_new_tokens=3)
+    assert expected.finish == "stop"
+    assert load(package, backend=backend).generate("a", max_new_tokens=3) == expected
+
+
 def test_a_package_that_the_native_decoder_does_not_cover_runs_on_packed_linears(tmp_path: Path) -> None:
     package = packed(tmp_path, "gpt2")
     assert load(package).backend.describe()["name"] == "drop-in"

@@ -1,9 +1,11 @@
 """The server as a process: its address, its extra, how it ends."""
 
+import asyncio
 import logging
 import os
 import re
 import signal
+import socket
 from pathlib import Path
 
 import openai
@@ -34,6 +36,15 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(serving_server, "NEEDED", ("no_such_fastapi", "uvicorn"))
     with pytest.raises(InputError, match=r"serve needs no_such_fastapi, not installed; pip install 'shears\[serve\]'"):
         serve(tmp_path)
+
+
+def test_who_reads_that_it_answers_may_connect_at_once() -> None:
+    async def announced(listener: socket.socket) -> None:
+        async with serving_server._announced("model", listener)(None):
+            socket.create_connection(listener.getsockname(), timeout=5).close()
+
+    with bound("127.0.0.1", 0) as listener:
+        asyncio.run(announced(listener))
 
 
 def _served(folder: Path) -> None:

@@ -45,7 +45,7 @@ def _mask_ranks(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
 def lora_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, LoraLayer]]:
     """Yield the layers with the adapter, by the names of their linears in the base model."""
     for name, layer in model.get_base_model().named_modules():
-        if isinstance(layer, LoraLayer) and adapter in layer.lora_A:
+        if LoraLayer in type(layer).__mro__ and adapter in layer.lora_A:  # no stand-in, which does not call lora_A
             yield name, layer
 
 

@@ -26,7 +26,7 @@ def hub_base(kind: str, record: Record) -> dict[str, Any]:
     """
     base = str(record.get("model") or record.get("base") or "")
     if base in EMBEDDED:
-        untrained = kind in ("sparsity.json", "package.json", "unpacked.json") and "ranks" not in record
+        untrained = kind in ("sparsity.json", "package.json", "unpacked.json") and not _adapted(record)
         return {"base_model": EMBEDDED[base].hub, **({"base_model_relation": "quantized"} if untrained else {})}
     return {"base_model": base} if HUB_NAME.fullmatch(base) and not os.path.exists(base) else {}
 
@@ -92,8 +92,14 @@ def _merged(record: Record, source: str) -> str:
 
 
 def _package(record: Record, source: str) -> str:
-    adapter = f" with a LoRA adapter{_trained(record, ', trained on {},')}" if "ranks" in record else ""
+    kind = "a LoRA adapter" if "ranks" in record else "an adapter"
+    adapter = f" with {kind}{_trained(record, ', trained on {},')}" if _adapted(record) else ""
     return f"{source}{adapter}, packed by shears: one bit a weight, and the weights that are not zero."
+
+
+def _adapted(record: Record) -> bool:
+    """Tell whether an adapter is in it: one of ours has ranks, another tool's takes room in a package."""
+    return "ranks" in record or bool(record.get("bytes", {}).get("adapter"))
 
 
 def _unpacked(record: Record, source: str) -> str:

@@ -183,7 +183,7 @@ def _with_tensors(base: nn.Module, folder: Path, tensors: dict[str, Tensor]) -> 
     with tempfile.TemporaryDirectory(prefix="shears-") as place:
         save_file(tensors, Path(place) / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         shutil.copyfile(folder / ADAPTER_CONFIG, Path(place) / ADAPTER_CONFIG)
-        adapted: nn.Module = _with_adapter(base, Path(place))
+        adapted: nn.Module = _with_adapter(base, Path(place), folder)
         return adapted
 
 
@@ -199,20 +199,29 @@ def _checked_record(adapter: Path, model: str | Path) -> dict[str, Any]:
     return record
 
 
-def _with_adapter(base: nn.Module, adapter: Path) -> PeftModel:
+def _with_adapter(base: nn.Module, adapter: Path, called: Path | None = None) -> PeftModel:
+    """Return the model with an adapter; messages name the folder that it is `called`."""
+    called = called or adapter
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             loaded = PeftModel.from_pretrained(base, str(adapter), torch_device=str(device_of(base)))
     except ADAPTER_ERRORS as error:
         raise InputError(
-            f"{adapter} must be an adapter that PEFT loads onto this model, got: {first_line(error)}"
+            f"{called} must be an adapter that PEFT loads onto this model, got: {_words(error)}"
         ) from error
     for warning in (warning for warning in caught if not issubclass(warning.category, FutureWarning)):
-        _refuse_or_log(adapter, str(warning.message))
-    _refuse_wrong_tokens(adapter, loaded)
+        _refuse_or_log(called, str(warning.message))
+    _refuse_wrong_tokens(called, loaded)
+    if loaded.active_peft_config.is_prompt_learning:
+        raise InputError(f"{called} must change weights, it puts tokens before the text; take LoRA or its like")
     loaded.eval()
     return loaded
+
+
+def _words(error: BaseException) -> str:
+    """Return what an error says in one line; torch names what does not fit in the second."""
+    return " ".join(line.strip() for line in str(error).splitlines()[:2]) or first_line(error)
 
 
 def _refuse_wrong_tokens(adapter: Path, loaded: PeftModel) -> None:

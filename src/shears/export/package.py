@@ -50,6 +50,7 @@ logger = logging.getLogger(__name__)
 MANY = 0.01  # share of weights that are -0.0 from which the log says so
 OF_MERGED = ("super_adapter_fingerprint", "template", "data", "data_sha256", "ranks", TRAINED_BEFORE)
 """Of a model's record, what stays true of its package: how the adapter that was merged into it came to be."""
+PROMPT = "prompt_embeddings"  # PEFT's name in adapters that are no weights of the model
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -104,7 +105,7 @@ def _plain(source: str, model: str | None, settings: ExportConfig) -> Source:
     base = source
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         adapter, config = _foreign(folder)
-        base = model or str(config.get("base_model_name_or_path"))
+        base = model or _named_base(folder, config)
     elif model is not None:
         raise InputError(f"a model is packed as it is, got model={model} beside {source}; leave it out")
     place = model_folder(base)
@@ -112,6 +113,13 @@ def _plain(source: str, model: str | None, settings: ExportConfig) -> Source:
         "shears_version": __version__, "config": as_data(settings), "base": recorded_name(base),
         "base_fingerprint": weights_fingerprint(place), **(_of_merged(place) if config is None else inherited(place)),
     })  # fmt: skip
+
+
+def _named_base(folder: Path, config: Mapping[str, Any]) -> str:
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise InputError(f"{folder / ADAPTER_CONFIG} must name its base model, got {base!r:.40}; give it with --model")
+    return base
 
 
 def _of_merged(model: Path) -> dict[str, Any]:
@@ -129,6 +137,8 @@ def _foreign(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(
             f"{folder / ADAPTER_WEIGHTS} must be a whole file of safetensors, got: {first_line(error)}; save it again"
         ) from None
+    if PROMPT in tensors:
+        raise InputError(f"a package holds adapters of weights, {folder} puts tokens before the text; pack its base")
     return tensors, read_object(folder / ADAPTER_CONFIG)
 
 
@@ -140,7 +150,8 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
     config, files = read_config(folder), TensorFiles(folder)
     form = choose_form(files, settings)
     empty = empty_model(folder, config, torch.float32)
-    if wrong := misfit(source.adapter, _shapes(empty)):
+    tensors = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    if wrong := misfit(source.adapter, _shapes(empty), tensors):
         raise InputError(f"an adapter must fit the model that it is packed with, {wrong} in {folder}; name its base")
     packing = Packing(files, form, _transposed(empty), getattr(config.get_text_config(), "vocab_size", None))
     fingerprint = packing.write(work / PACKAGE_FILE, source.adapter)

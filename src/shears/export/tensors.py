@@ -11,6 +11,8 @@ from torch import Tensor
 
 from shears.peft_files import PREFIX, A, B
 
+WRAPPED = ".base_layer."  # PEFT's, below a layer of its own
+
 
 def sliced(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
     """Return the first r rows of every A and the first r columns of every B; `ranks` is by linear."""
@@ -26,20 +28,36 @@ def padded(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str,
     return result
 
 
-def misfit(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]) -> str | None:
-    """Return what keeps an adapter from fitting linears of these shapes (O I), in words; None where it fits.
+def misfit(
+    tensors: Mapping[str, Tensor], linears: Mapping[str, tuple[int, int]], others: Mapping[str, tuple[int, ...]]
+) -> str | None:
+    """Return what keeps an adapter from fitting a model, in words; None where it fits.
 
-    Only A and B of linears are looked at: what else an adapter may hold is for PEFT to place.
+    `linears` are its linears' shapes (O I), `others` those of all its tensors by name. A and B of what is no linear
+    (experts, convolutions) are for PEFT to place.
     """
     for name, tensor in tensors.items():
-        if not name.endswith((A, B)):
-            continue
-        shape = shapes.get(linear_of(name))
-        if shape is None:
-            return f"{linear_of(name)} is not there"
-        side = 1 if name.endswith(A) else 0
-        if tensor.ndim != 2 or tensor.shape[side] != shape[side]:
-            return f"{linear_of(name)} has {shape[0]} outputs and {shape[1]} inputs, {name} is {tuple(tensor.shape)}"
+        found = _misfit(name, tensor, linears, others)
+        if found is not None:
+            return found
+    return None
+
+
+def _misfit(
+    name: str, tensor: Tensor, linears: Mapping[str, tuple[int, int]], others: Mapping[str, tuple[int, ...]]
+) -> str | None:
+    if not name.endswith((A, B)):
+        whole = name.removeprefix(PREFIX).replace(WRAPPED, ".")
+        fits = others.get(whole, tensor.shape) == tensor.shape
+        return None if fits else f"{whole} is {tuple(others[whole])}, {name} is {tuple(tensor.shape)}"
+    shape = linears.get(linear_of(name))
+    if shape is None:
+        module = f"{linear_of(name)}.".replace(WRAPPED, ".")
+        known = any(other.startswith(module) for other in others)
+        return None if known else f"{linear_of(name)} is not there"
+    side = 1 if name.endswith(A) else 0
+    if tensor.ndim != 2 or tensor.shape[side] != shape[side]:
+        return f"{linear_of(name)} has {shape[0]} outputs and {shape[1]} inputs, {name} is {tuple(tensor.shape)}"
     return None
 
 

@@ -16,6 +16,7 @@ from shears.adapt.sparse_adapter import SparseLinear
 from shears.errors import InputError
 from shears.models import weight_oi
 from shears.packed.layout import PackedMatrix, Values, kept, pack, packed_bytes
+from shears.runtime.fused import FusedLinear
 from shears.runtime.linear import (
     DenseLinear,
     Kernel,
@@ -59,7 +60,8 @@ def sparsify_linears(
     `values`: fp32 or bf16 (by default each weight's own dtype), or int8. `ready`: weights of a package. `threads` of
     the kernels: by default torch's. `fuse`: PEFT's LoRA layers are swapped whole, their active adapter in the same
     multiplication; otherwise, and for what is more than plain LoRA, only the base below PEFT's layer; below a masked
-    adapter (SparsePEFT) nothing. With the C++
+    adapter (SparsePEFT) nothing. A fused adapter is fixed: PEFT refuses to switch it off, exchange, merge or train it,
+    and one that is being trained is not fused. With the C++
     kernels the head is swapped too, dense. InputError for a model whose linears are swapped already.
     """
     if any(isinstance(module, KernelLinear) for module in model.modules()):
@@ -116,8 +118,9 @@ def is_plain(layer: Any) -> bool:
     if len(active) != 1 or type(layer.get_base_layer()) not in (nn.Linear, Conv1D):
         return False
     (name,) = active
-    drops = layer.training and getattr(layer.lora_dropout[name], "p", 0.0) > 0
-    return name not in layer.lora_variant and not layer.lora_bias.get(name) and not drops
+    drops = getattr(layer.lora_dropout[name], "p", 0.0) > 0
+    trains = layer.training and (drops or layer.lora_A[name].weight.requires_grad)
+    return name not in layer.lora_variant and not layer.lora_bias.get(name) and not trains
 
 
 def _head(model: nn.Module) -> nn.Module | None:
@@ -147,7 +150,7 @@ class _Maker:
             return self._dense_head(owner) if is_head else None
         update = _update_of(place.module)
         matrix, kernel = self._placed(matrix, update)
-        packed = PackedLinear(matrix, place.module, update, kernel)
+        packed = _stand_in(matrix, place.module, update, kernel)
         weight = owner.get_parameter("weight")
         owner.weight = nn.Parameter(weight.new_empty(0), requires_grad=weight.requires_grad)
         return packed.train(place.module.training)
@@ -201,6 +204,13 @@ def _update_of(module: nn.Module) -> LowRank | None:
     (name,) = [name for name in module.active_adapters if name in module.lora_A]
     a, b = module.lora_A[name].weight.detach(), module.lora_B[name].weight.detach()
     return LowRank(a, b, float(module.scaling[name]))
+
+
+def _stand_in(matrix: PackedMatrix, module: nn.Module, update: LowRank | None, kernel: Kernel | None) -> PackedLinear:
+    if update is None:
+        return PackedLinear(matrix, module, None, kernel)
+    assert isinstance(module, LoraLinear)
+    return FusedLinear(matrix, module, update, kernel)
 
 
 def _native_update(update: LowRank | None, values: Values, buffer: Any) -> Any:

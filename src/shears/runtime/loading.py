@@ -11,7 +11,7 @@ from shears.artifacts import PACKAGE, read_record
 from shears.errors import InputError, first_line
 from shears.evaluation.run import load_with_adapter
 from shears.models import LOADING_ERRORS, load_tokenizer, model_folder, set_threads
-from shears.package_models import is_package, names_fingerprint
+from shears.package_models import is_package, names_fingerprint, packaged_config
 from shears.recipe.serving import RunningConfig
 from shears.resolve import build
 from shears.runtime.architectures import NotCoveredError
@@ -87,11 +87,14 @@ def package_backend(folder: Path, wanted: RunningConfig, *, verify: bool = False
 
 
 def _end_of_package(folder: Path) -> Any:
+    """Return what transformers ends a text of this model at; without settings of generation, what its config says."""
     from transformers import GenerationConfig
 
     settings = folder / "generation_config.json"
+    if not settings.is_file():
+        return GenerationConfig.from_model_config(packaged_config(folder)).eos_token_id
     try:
-        return GenerationConfig.from_pretrained(folder).eos_token_id if settings.is_file() else None
+        return GenerationConfig.from_pretrained(folder).eos_token_id
     except LOADING_ERRORS as error:
         raise InputError(f"{settings} must hold settings of transformers: {first_line(error)}") from error
 

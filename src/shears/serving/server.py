@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 NEEDED = ("fastapi", "uvicorn")
 KEY = "SHEARS_API_KEY"
+BACKLOG = 2048  # uvicorn's own
 
 
 def serve(model: str | Path, adapter: str | Path | None = None, **config: Any) -> None:
@@ -89,6 +90,7 @@ def make_server(worker: Worker, name: str, config: ServeConfig, listener: socket
 def _announced(name: str, listener: socket.socket) -> Any:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
+        listener.listen(BACKLOG)  # uvicorn does behind this; who reads that it answers may connect at once
         host, port = listener.getsockname()[:2]
         logger.info("%s answers at http://%s:%d/v1 (Ctrl-C ends it)", name, f"[{host}]" if ":" in host else host, port)
         yield

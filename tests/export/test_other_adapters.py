@@ -1,0 +1,81 @@
+"""Adapters that PEFT made by itself, of kinds that shears does not train: packed exactly, or refused in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+
+from shears.errors import InputError
+from shears.evaluation.run import load_with_adapter
+from shears.export.peft import export_adapter
+from shears.peft_files import ADAPTER_CONFIG
+from tests.export.made import logits
+from tests.tiny import save_tiny, tiny_model
+
+TASK = "CAUSAL_LM"
+
+
+def saved(base: Path, adapter: Path, config: Any, size: int | None = None, name: str = "llama") -> Path:
+    """Save an adapter of random weights on a model, whose embeddings may have grown; return its folder."""
+    torch.manual_seed(0)
+    model: Any = tiny_model(name)
+    if size is not None:
+        model.resize_token_embeddings(size)
+    model.name_or_path = str(base)
+    model = get_peft_model(model, config)
+    for part in model.parameters():
+        if part.requires_grad:
+            part.data.add_(torch.randn_like(part), alpha=0.3)
+    model.save_pretrained(adapter, save_embedding_layers=size is not None)
+    return adapter
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_an_adapter_that_is_a_prompt_is_refused(kind: Any, tmp_path: Path) -> None:
+    """PEFT puts its tokens before every token that is generated behind a cache."""
+    base = save_tiny(tmp_path / "base")
+    adapter = saved(base, tmp_path / "adapter", kind(task_type=TASK, num_virtual_tokens=3))
+    with pytest.raises(InputError, match="adapter must change weights, it puts tokens before the text"):
+        load_with_adapter(base, adapter)
+    with pytest.raises(InputError, match="a package holds adapters of weights, "):
+        export_adapter(adapter, tmp_path / "package", format="package")
+
+
+def test_an_adapter_of_experts_is_packed(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", "mixtral")
+    lora = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"], task_type=TASK)
+    adapter = saved(base, tmp_path / "adapter", lora, name="mixtral")
+    packed, _ = load_with_adapter(export_adapter(adapter, tmp_path / "package", format="package"))
+    expected = logits(PeftModel.from_pretrained(tiny_model("mixtral"), adapter).eval())
+    torch.testing.assert_close(logits(packed), expected)
+
+
+def test_an_adapter_with_more_words_than_the_model_is_refused(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type=TASK)
+    adapter = saved(base, tmp_path / "adapter", lora, size=260)
+    with pytest.raises(InputError, match=r"an adapter must fit the model .* is \(257, 32\), .* is \(260, 32\)"):
+        export_adapter(adapter, tmp_path / "package", format="package")
+
+
+def test_an_adapter_that_names_no_base_asks_for_it(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    adapter = saved(base, tmp_path / "adapter", LoraConfig(r=2, target_modules=["q_proj"], task_type=TASK))
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    with pytest.raises(InputError, match="must name its base model, got None; give it with --model"):
+        export_adapter(adapter, tmp_path / "package", format="package")
+    assert export_adapter(adapter, tmp_path / "package", format="package", model=str(base)).is_dir()
+
+
+def test_an_adapter_that_does_not_load_is_named_by_its_package(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    adapter = saved(base, tmp_path / "adapter", LoraConfig(r=2, target_modules=["q_proj"], task_type=TASK))
+    package = export_adapter(adapter, tmp_path / "package", format="package")
+    config = json.loads((package / ADAPTER_CONFIG).read_text())
+    (package / ADAPTER_CONFIG).write_text(json.dumps({**config, "r": 3}))
+    with pytest.raises(InputError, match=r"package must be an adapter that PEFT loads .* size mismatch for .*q_proj"):
+        load_with_adapter(package)
