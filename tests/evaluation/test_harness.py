@@ -17,11 +17,10 @@ from peft import LoraConfig, get_peft_model
 from shears.artifacts import SUB_ADAPTER, write_json
 from shears.errors import InputError
 from shears.evaluation.harness import TASKS
-from shears.evaluation.harness_data import load, score
+from shears.evaluation.harness_data import load
 from shears.evaluation.run import evaluate
 from shears.evaluation.statistics import wilson_interval
 from shears.export.peft import export_adapter
-from shears.recipe.paper import ANSWER_FORMS
 from tests.tiny import save_tiny, tiny_model
 
 pytest.importorskip("lm_eval")
@@ -223,31 +222,6 @@ def test_rows_are_prompts_with_choices_and_an_answer(data: Path, monkeypatch: py
     assert rows[1]["prompt"].endswith("### Response:\n")
     monkeypatch.setenv("SHEARS_DATA", str(data))
     assert load("mawps", shears_template="question")["test"][2]["prompt"] == "Question: 2+1?\nAnswer:"
-
-
-@pytest.mark.parametrize(
-    ("task", "answer", "text", "figures"),
-    [
-        ("mawps", "3.0", "The answer is 3. 2 left", {"acc": 0.0, "acc_strict": 1.0}),
-        ("aqua", "B", "Because", {"acc": 1.0, "acc_strict": 0.0}),
-        ("boolq", "true", "the correct answer is true", {"acc": 1.0, "acc_strict": 1.0}),
-    ],
-)
-def test_generated_answers_are_scored_by_both_rules(
-    task: str, answer: str, text: str, figures: dict[str, float]
-) -> None:
-    assert score({"task": task, "answer": answer}, [text]) == figures
-
-
-def test_every_task_of_the_paper_is_a_yaml() -> None:
-    names = {path.stem for path in TASKS.glob("shears_*.yaml")}
-    expected = {f"shears_{task.replace('-', '_')}" for task in ANSWER_FORMS}
-    generated = {f"shears_{task.replace('-', '_')}_generate" for task, form in ANSWER_FORMS.items() if form == "label"}
-    assert names == expected | generated
-    for path in TASKS.glob("shears_*.yaml"):
-        content = yaml.safe_load(path.read_text())
-        assert content["task"] == path.stem
-        assert content["dataset_kwargs"]["task"].replace("-", "_") in path.stem
 
 
 @pytest.mark.slow
