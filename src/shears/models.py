@@ -195,6 +195,13 @@ def autocast(precision: str, device: torch.device | str) -> AbstractContextManag
     return nullcontext() if chosen == "fp32" else torch.autocast(torch.device(device).type, DTYPES[chosen])
 
 
+def keep_casts(model: nn.Module) -> None:
+    """Have autocast cast frozen weights once, not at every forward (it keeps casts of trained ones); no gradients."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+
+
 def set_threads(count: int | None) -> None:
     """Use that many CPU threads; None leaves torch's choice, one a core. InputError for more than MOST_THREADS."""
     if count is not None and not 1 <= count <= MOST_THREADS:

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shears.artifacts import SUB_ADAPTER, weights_fingerprint, write_json
 from shears.errors import InputError
@@ -38,6 +40,27 @@ def test_the_same_inputs_give_the_same_bytes(base: Path, tmp_path: Path) -> None
     assert files[0].read_bytes() == files[1].read_bytes()
     data = json.loads(files[0].read_text())
     assert (data["task"], data["metric"], data["n"], len(data["records"])) == ("equation", "accuracy", 3, 3)
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each parameter is cast, by its place in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator."""
+        if func is torch.ops.aten._to_copy.default and isinstance(args[0], torch.nn.Parameter):
+            self.counts[args[0].data_ptr()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_frozen_weights_under_an_adapter_are_cast_once_not_at_every_forward(base: Path, tmp_path: Path) -> None:
+    adapter = _adapter(tmp_path / "adapter")
+    with Casts() as casts:
+        evaluate(str(base), adapter=str(adapter), precision="bf16", **OPTIONS)
+    assert set(casts.counts.values()) == {1}
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from shears.evaluation.journal import Journal, journal_path
 from shears.evaluation.records import Evaluation
 from shears.evaluation.score import device_of
 from shears.evaluation.tasks import ACCURACY_TASKS, evaluate_examples, evaluate_task, load_task_examples
-from shears.models import LOADING_ERRORS, autocast, load_model, load_tokenizer, model_folder
+from shears.models import LOADING_ERRORS, autocast, keep_casts, load_model, load_tokenizer, model_folder
 from shears.package_models import is_package
 from shears.packed.file import read_package
 from shears.paths import expanded
@@ -107,6 +107,7 @@ def _evaluate(
     journal: Journal | None,
 ) -> Evaluation:
     """Measure a loaded model; `parts` are the folders whose records name its training data."""
+    keep_casts(model)  # PEFT freezes what an adapter is put on
     if config.task == "harness":
         # auto is the model's own numbers here: what plain lm_eval computes in
         with autocast("fp32" if config.precision == "auto" else config.precision, device_of(model)):
