@@ -65,6 +65,8 @@ def test_the_verbs_without_a_recipe_are_those_the_readme_names() -> None:
     from shears.cli import application
 
     group: Any = typer.main.get_command(application())
-    without = {name for name, verb in group.commands.items() if "--config" not in {o for p in verb.params for o in p.opts}}
+    without = {
+        name for name, verb in group.commands.items() if "--config" not in {o for p in verb.params for o in p.opts}
+    }
     words = README.split("Every verb that is a stage")[1].split("recipe keys are")[0]
     assert {name for name in group.commands if f"`{name}`" in words} == without

@@ -81,7 +81,9 @@ def test_ranks_of_a_sub_adapter_that_are_none_are_named(ranks: Any, adapter: Pat
     record = json.loads((sub_adapter / SUB_ADAPTER).read_text())
     (sub_adapter / SUB_ADAPTER).write_text(json.dumps({**record, "ranks": ranks}))
     for form in ("merged", "package"):
-        with pytest.raises(InputError, match=f"{SUB_ADAPTER} must be a record of shears, its ranks is {re.escape(str(ranks))}"):
+        with pytest.raises(
+            InputError, match=f"{SUB_ADAPTER} must be a record of shears, its ranks is {re.escape(str(ranks))}"
+        ):
             export_adapter(sub_adapter, tmp_path / "out", format=form)
 
 

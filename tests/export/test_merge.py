@@ -127,8 +127,8 @@ def test_weights_that_the_format_cannot_hold_are_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("weight", "odd", "form", "message"),
     [
-        ("layers.1.mlp.up_proj", float("nan"), "merged", "layers.1.mlp.up_proj has NaN or infinity before it is rounded"),
-        ("layers.1.mlp.up_proj", float("inf"), "merged", "layers.1.mlp.up_proj has NaN or infinity before it is rounded"),
+        ("layers.1.mlp.up_proj", float("nan"), "merged", "up_proj has NaN or infinity before it is rounded"),
+        ("layers.1.mlp.up_proj", float("inf"), "merged", "up_proj has NaN or infinity before it is rounded"),
         ("embed_tokens", float("nan"), "merged-sparse", "losses must be finite, loss, un-merged on calibration is nan"),
     ],
 )

@@ -87,6 +87,8 @@ def test_an_adapter_of_numbers_that_a_package_does_not_hold_is_refused(tmp_path:
     adapter = saved(base, tmp_path / "adapter", LoraConfig(r=2, target_modules=["q_proj"], task_type=TASK))
     tensors = {name: part.to(torch.float8_e4m3fn) for name, part in load_file(adapter / ADAPTER_WEIGHTS).items()}
     save_file(tensors, adapter / ADAPTER_WEIGHTS)
-    with pytest.raises(InputError, match=r"a package holds plain numbers, .*lora_A.weight is torch.float8_e4m3fn; save"):
+    with pytest.raises(
+        InputError, match=r"a package holds plain numbers, .*lora_A.weight is torch.float8_e4m3fn; save"
+    ):
         export_adapter(adapter, tmp_path / "out", format="package")
     assert not list(tmp_path.glob("out*"))

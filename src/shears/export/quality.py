@@ -142,7 +142,7 @@ def losses(source: BlockSource, parts: Mapping[str, Sequence[Labelled]], folder:
     means = {name: float(torch.cat([found.pop(0) for _ in part]).double().mean()) for name, part in parts.items()}
     if odd := [name for name, mean in means.items() if not math.isfinite(mean)]:
         raise InputError(
-            f"losses must be finite, {title} on {odd[0]} is {means[odd[0]]}; look for NaN in the model's embeddings and head"
+            f"losses must be finite, {title} on {odd[0]} is {means[odd[0]]}; look for NaN in embeddings and head"
         )
     return means
 
