@@ -57,3 +57,16 @@ def test_every_verb_has_an_example_in_the_readme() -> None:
     names = [command.name or command.callback.__name__ for command in commands if command.callback]
     assert len(names) >= 10
     assert all(f"    shears {name} " in README for name in names)
+
+
+def test_the_verbs_without_a_recipe_are_those_the_readme_names() -> None:
+    import typer
+
+    from shears.cli import application
+
+    group: Any = typer.main.get_command(application())
+    without = {
+        name for name, verb in group.commands.items() if "--config" not in {o for p in verb.params for o in p.opts}
+    }
+    words = README.split("Every verb that is a stage")[1].split("recipe keys are")[0]
+    assert {name for name in group.commands if f"`{name}`" in words} == without

@@ -7,7 +7,8 @@ weights. How they come to be is in `folders`.
 import json
 import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ FIELDS: Mapping[str, type | tuple[type, ...]] = {  # of records, which whoever r
     "base": str, "template": str, "config": dict, "ranks": dict, "linears": dict, "bytes": dict,
     "ratio": dict, "alpha": (int, float), "max_rank": int,
 }  # fmt: skip
+
+GROUP = re.compile(r"[^.]+\.\d{1,9}\..+", re.ASCII)  # what has a rank of its own, such as layers.0.up_proj
 
 
 def write_json(path: Path, content: object) -> None:
@@ -77,10 +80,18 @@ def read_object(path: Path) -> dict[str, Any]:
 def record_in(path: Path) -> dict[str, Any]:
     """Return the record in a file, its weights not looked at; InputError where one of FIELDS is another thing."""
     record = read_object(path)
-    if wrong := [key for key, kind in FIELDS.items() if key in record and not isinstance(record[key], kind)]:
+    wrong = [key for key, kind in FIELDS.items() if key in record and not isinstance(record[key], kind)]
+    if not wrong and not all(GROUP.fullmatch(name) and type(rank) is int for name, rank in _ranks(record)):
+        wrong = ["ranks"]
+    if wrong:
         shown = str(record[wrong[0]])[:40]
         raise InputError(f"{path} must be a record of shears, its {wrong[0]} is {shown}; make the folder again")
     return record
+
+
+def _ranks(record: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    ranks: dict[str, Any] = record.get("ranks", {})
+    return ranks.items()
 
 
 def sync_path(path: Path) -> None:

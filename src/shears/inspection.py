@@ -27,9 +27,9 @@ from shears.folders import partial_folder
 from shears.package_models import is_package
 from shears.packed.file import read_package
 from shears.quantization import quantized_by
+from shears.targets import EXPERTS
 
 IN_BLOCK = re.compile(r"(?:^|\.)(?P<layer>\d+)\.(?P<path>.+?)(?P<suffix>\.weight)?$")
-EXPERTS = "experts"
 MODELS = {SPARSITY: "sparse model", MERGED: "merged model", UNPACKED: "unpacked model"}  # by their records, as the next
 ADAPTERS = {SEARCH_SPACE: "super-adapter", SUB_ADAPTER: "sub-adapter", RECOVERY: "recovery"}
 READING_ORDER = ("q_", "kv_", "k_", "v_", "qkv_", "o_", "gate_", "up_", "down_")  # files have the alphabet's

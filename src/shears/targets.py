@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from shears.errors import InputError
 
+EXPERTS = "experts"  # in the names of linears that get the tokens of a router
+
 
 def matching(names: Iterable[str], targets: Sequence[str]) -> list[str]:
     """Return the names that a target matches, by dotted suffix or whole regex, in the order given.

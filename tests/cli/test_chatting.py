@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shears.cli import main
+from shears.cli.chatting import _turns
 from shears.runtime import load
 from tests.processes import DEADLINE, Process, until
 from tests.runtime.backends import TOKENIZER, always
@@ -40,6 +41,19 @@ def test_every_line_of_a_pipe_is_a_turn_and_only_answers_are_written(
         main()
     assert not ended.value.code
     assert capfd.readouterr().out == expected
+
+
+@pytest.mark.parametrize(("text", "turns"), [("hi\na\\\nb", ["hi", "a\nb"]), ("hi\\", ["hi"]), ("hi\n/quit\\", ["hi"])])
+def test_what_the_input_ends_in_is_a_turn_too(text: str, turns: list[str]) -> None:
+    lines = iter(text.splitlines())
+
+    def read(_: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    assert list(_turns(read)) == turns
 
 
 class Terminal:

@@ -168,12 +168,13 @@ def test_every_public_name_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verb", "hint"), [("train", "; --resume goes on"), ("run", "; the same command goes on"), ("x", "")]
+    ("words", "hint"),
+    [("train", "; --resume goes on"), ("--threads 1 run x", "; the same command goes on"), ("x", "")],
 )
 def test_ctrl_c_says_how_to_go_on(
-    verb: str, hint: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: str, hint: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Typer turns a KeyboardInterrupt into an exit code."""
     monkeypatch.setattr(cli, "application", lambda: lambda standalone_mode: 130)
-    code, _, errors = shears(capfd, monkeypatch, verb)
+    code, _, errors = shears(capfd, monkeypatch, *words.split())
     assert (code, errors.startswith(f"error: stopped{hint}")) == (130, True)

@@ -1,6 +1,7 @@
 """Records, configurations and ranks that are torn or another tool's are one line, in every format."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -74,12 +75,15 @@ def test_a_key_that_is_null_is_named(key: str, message: str, adapter: Path, tmp_
         load_with_adapter(record["base"], adapter)
 
 
-def test_ranks_of_a_sub_adapter_that_are_null_are_named(adapter: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [None, {"up_proj": 3}, {"layers.x.up_proj": 3}, {"layers.0.up_proj": 1.5}])
+def test_ranks_of_a_sub_adapter_that_are_none_are_named(ranks: Any, adapter: Path, tmp_path: Path) -> None:
     sub_adapter = export_adapter(adapter, tmp_path / "sub")
     record = json.loads((sub_adapter / SUB_ADAPTER).read_text())
-    (sub_adapter / SUB_ADAPTER).write_text(json.dumps({**record, "ranks": None}))
+    (sub_adapter / SUB_ADAPTER).write_text(json.dumps({**record, "ranks": ranks}))
     for form in ("merged", "package"):
-        with pytest.raises(InputError, match=f"{SUB_ADAPTER} must be a record of shears, its ranks is None"):
+        with pytest.raises(
+            InputError, match=f"{SUB_ADAPTER} must be a record of shears, its ranks is {re.escape(str(ranks))}"
+        ):
             export_adapter(sub_adapter, tmp_path / "out", format=form)
 
 
@@ -108,6 +112,17 @@ def test_groups_that_are_none_are_named(groups: Any, adapter: Path, tmp_path: Pa
     (adapter / SEARCH_SPACE).write_text(json.dumps({**record, "groups": groups}))
     with pytest.raises(InputError, match="must name the ranks and the linears of every group"):
         export_adapter(adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["peft", "padded", "merged", "package"])
+def test_a_search_space_that_lacks_a_linear_of_its_adapter_is_named(form: str, adapter: Path, tmp_path: Path) -> None:
+    record = json.loads((adapter / SEARCH_SPACE).read_text())
+    group = next(iter(record["groups"].values()))
+    absent = group["modules"].pop()
+    (adapter / SEARCH_SPACE).write_text(json.dumps(record))
+    with pytest.raises(InputError, match=f"must name every linear of its adapter, {absent} is not there"):
+        export_adapter(adapter, tmp_path / "out", format=form)
+    assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize("form", ["peft", "padded", "merged"])

@@ -124,6 +124,25 @@ def test_weights_that_the_format_cannot_hold_are_refused(tmp_path: Path) -> None
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize(
+    ("weight", "odd", "form", "message"),
+    [
+        ("layers.1.mlp.up_proj", float("nan"), "merged", "up_proj has NaN or infinity before it is rounded"),
+        ("layers.1.mlp.up_proj", float("inf"), "merged", "up_proj has NaN or infinity before it is rounded"),
+        ("embed_tokens", float("nan"), "merged-sparse", "losses must be finite, loss, un-merged on calibration is nan"),
+    ],
+)
+def test_a_base_that_is_damaged_is_called_so(weight: str, odd: float, form: str, message: str, tmp_path: Path) -> None:
+    base = half_sparse(tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors[f"model.{weight}.weight"][3, 5] = odd
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "text.txt").write_text("Words without the odd one. " * 30)
+    adapter, text = super_adapter(tmp_path / "super", base), {"calibration": str(tmp_path / "text.txt")}
+    with pytest.raises(InputError, match=message):
+        export_adapter(adapter, tmp_path / "out", format=form, num_samples=4, sequence_length=32, **text)
+
+
 def test_an_exported_sub_adapter_merges_to_the_same_bytes(tmp_path: Path) -> None:
     base = half_sparse(tmp_path / "base", "gpt2")
     adapter = super_adapter(tmp_path / "super", base)

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from shears.errors import InputError
 from shears.evaluation.run import load_with_adapter
 from shears.export.peft import export_adapter
-from shears.peft_files import ADAPTER_CONFIG
+from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tests.export.made import logits
 from tests.tiny import save_tiny, tiny_model
 
@@ -79,3 +80,15 @@ def test_an_adapter_that_does_not_load_is_named_by_its_package(tmp_path: Path) -
     (package / ADAPTER_CONFIG).write_text(json.dumps({**config, "r": 3}))
     with pytest.raises(InputError, match=r"package must be an adapter that PEFT loads .* size mismatch for .*q_proj"):
         load_with_adapter(package)
+
+
+def test_an_adapter_of_numbers_that_a_package_does_not_hold_is_refused(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    adapter = saved(base, tmp_path / "adapter", LoraConfig(r=2, target_modules=["q_proj"], task_type=TASK))
+    tensors = {name: part.to(torch.float8_e4m3fn) for name, part in load_file(adapter / ADAPTER_WEIGHTS).items()}
+    save_file(tensors, adapter / ADAPTER_WEIGHTS)
+    with pytest.raises(
+        InputError, match=r"a package holds plain numbers, .*lora_A.weight is torch.float8_e4m3fn; save"
+    ):
+        export_adapter(adapter, tmp_path / "out", format="package")
+    assert not list(tmp_path.glob("out*"))

@@ -12,6 +12,7 @@ from shears.artifacts import MERGED, PACKAGE, read_json, read_record
 from shears.errors import InputError
 from shears.evaluation.run import load_with_adapter
 from shears.export.package import export_package
+from shears.export.packing import Packing
 from shears.export.peft import export_adapter
 from shears.export.unpack import unpack, write_shards
 from shears.inspection import inspect
@@ -62,6 +63,23 @@ def test_a_masked_adapter_is_merged_into_its_package(tmp_path: Path) -> None:
     }
     assert same_bits(all_tensors(unpack(out, tmp_path / "back") / "model"), all_tensors(merged))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "base", "m", "out", "super"]
+
+
+def test_what_a_masked_adapter_is_merged_into_goes_with_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill leaves nothing that no later export would take away."""
+    adapter = super_adapter(tmp_path / "super", half_sparse(tmp_path / "base"), sparse_adapter=True)
+    seen, write = list[str](), Packing.write
+
+    def watched(self: Packing, *rest: Any) -> str:
+        seen.extend(sorted(path.name for path in tmp_path.iterdir()))
+        return write(self, *rest)
+
+    monkeypatch.setattr(Packing, "write", watched)
+    out = package(adapter, tmp_path / "out")
+    assert seen == ["base", "out.partial", "super"]
+    assert not [path for path in out.iterdir() if path.is_dir()]
 
 
 def test_another_tools_adapter_is_packed_on_its_base(tmp_path: Path) -> None:

@@ -87,6 +87,17 @@ def test_only_plain_lora_is_fused(path: str) -> None:
     torch.testing.assert_close(logits(masked), before, **near(path))
 
 
+def test_what_reads_the_weight_of_a_conv1d_finds_it_as_it_is_stored(path: str) -> None:
+    """DoRA takes norms of the base's weight; a square one would be read transposed without a word."""
+    lora = LoraConfig(
+        r=3, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, use_dora=True, init_lora_weights=False
+    )
+    model = get_peft_model(sparse_model("gpt2"), lora).eval()
+    before = logits(model)
+    assert sparsify_linears(model)
+    torch.testing.assert_close(logits(model), before, **near(path))
+
+
 @pytest.mark.parametrize("values", ["fp32", "bf16", "int8"])
 def test_one_linear_computes_the_formula(values: Values, path: str) -> None:
     weight, generator = sparse_weight(37, 24, 0.7), torch.Generator().manual_seed(3)

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from shears.errors import InputError
+from shears.evaluation.run import load_with_adapter
 from shears.export.peft import export_adapter
 from shears.models import load_model
 from shears.packed.layout import pack
@@ -77,3 +79,18 @@ def test_a_package_runs_as_a_backend(name: str, options: dict[str, Any], path: s
     assert described["values"] == ("int8" if options.get("values") else "fp32")
     assert int(str(described["memory_bytes"])) > 10_000
     assert len(backend.packed) == {"gpt2": 8}.get(name, 14)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_that_starts_from_its_base_runs_as_peft_runs_it(start: Any, path: str, tmp_path: Path) -> None:
+    """PEFT takes the start out of the base again when it loads: the package's weights are no longer the model's."""
+    base = half_sparse(tmp_path / "base")
+    config = LoraConfig(r=3, target_modules=["q_proj", "up_proj"], init_lora_weights=start, task_type="CAUSAL_LM")
+    model: Any = get_peft_model(load_model(base, device="cpu"), config)
+    model.save_pretrained(str(tmp_path / "adapter"))
+    package = export_adapter(tmp_path / "adapter", tmp_path / "package", format="package", model=str(base))
+    with torch.no_grad():
+        expected = load_with_adapter(package)[0](input_ids=IDS[:1]).logits[0]
+    backend = DropInBackend(package, threads=1)
+    torch.testing.assert_close(torch.from_numpy(backend.logits(IDS[0].tolist())), expected, rtol=0, atol=1e-5)
+    assert len(backend.packed) >= 10, "linears without an adapter are the package's"

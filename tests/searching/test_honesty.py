@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shears.artifacts import SUB_ADAPTER, read_json, write_json
+from shears.artifacts import SEARCH_SPACE, SUB_ADAPTER, read_json, write_json
 from shears.cli.tables import print_search
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
@@ -115,6 +115,21 @@ def test_test_examples_that_stood_in_training_are_told(
     settings = {**SETTINGS, "data": validation, "strategy": "heuristic"}
     search(super_adapter, tmp_path / "out", test=trained_on, **settings)
     assert f"8 of 8 examples of {trained_on} stand in" in caplog.text
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_training_data_are_read_once_for_validation_and_test(
+    there: bool, super_adapter: Path, validation: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(super_adapter, tmp_path / "adapter")
+    record = read_json(folder / SEARCH_SPACE)
+    data = rows(tmp_path / "trained.jsonl", 0 if there else 3)
+    write_json(folder / SEARCH_SPACE, {**record, "config": {**record["config"], "data": data}})
+    caplog.set_level("INFO")
+    settings = {**SETTINGS, "data": validation, "strategy": "heuristic", "test": rows(tmp_path / "test.jsonl", 2)}
+    search(folder, tmp_path / "out", model=str(super_adapter.parent / "base"), **settings)
+    assert caplog.text.count(f"rows from {data}") == there
+    assert caplog.text.count(f"{data} is not what was trained on") == (not there)
 
 
 def test_the_test_examples_must_not_be_those_that_the_search_sees(tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.errors import InputError
+from shears.targets import EXPERTS
 
 logger = logging.getLogger(__name__)
 MASK = "rank_mask"
 # variants that use the weight of lora_A without calling it
 PAST_A = ("ArrowLinearVariant", "MontecloraLinearVariant", "QALoraLinearVariant", "VeloraLinearVariant")
-EXPERTS = "experts"  # in the names of linears that get the tokens of a router
 
 
 def _mask_ranks(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:

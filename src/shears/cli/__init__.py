@@ -69,7 +69,7 @@ def main() -> None:
     except OSError as error:
         _fail(f"the machine said no: {error}", 1)
     except KeyboardInterrupt:
-        verb = next(iter(sys.argv[1:]), "")
+        verb = next((word for word in sys.argv[1:] if word.isalpha()), "")  # behind --threads N
         _fail("; ".join(filter(None, ["stopped", GOING_ON.get(verb)])), INTERRUPTED)
 
 

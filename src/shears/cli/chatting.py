@@ -94,19 +94,27 @@ def _in_pipe(conversation: "Conversation") -> None:
 
 def _turns(read: Callable[[str], str]) -> Iterator[str]:
     """Yield what is said, until the end or /quit; a line that ends in a backslash goes on in the next."""
-    while True:
-        try:
-            lines = [read("> ")]
-            while lines[-1].endswith("\\"):
-                lines[-1] = lines[-1][:-1]
-                lines.append(read(". "))
-        except EOFError:
-            return
+    over = False
+    while not over:
+        lines, over = _one_turn(read)
         text = "\n".join(lines).strip()
         if text == "/quit":
             return
         if text:
             yield text
+
+
+def _one_turn(read: Callable[[str], str]) -> tuple[list[str], bool]:
+    """Return the lines of a turn, and whether the input ended in it."""
+    lines = list[str]()
+    try:
+        lines.append(read("> "))
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            lines.append(read(". "))
+    except EOFError:
+        return lines, True
+    return lines, False
 
 
 def _typed(prompt: str) -> str:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shears.artifacts import find_record, record_in, training_sources
 from shears.data.examples import Example
@@ -22,6 +22,17 @@ from shears.measures import CONTAMINATION
 logger = logging.getLogger(__name__)
 
 Source = Mapping[str, Any]  # of training data, as records have it: `data` and `data_sha256`
+
+
+class Trained(NamedTuple):
+    """Training data by their name, and the ids of their questions: none where the data are no longer there."""
+
+    data: str
+    questions: frozenset[str]
+
+    def hold(self, asked: Iterable[Collection[str]]) -> list[bool]:
+        """Tell of each question, by the ids that it goes by, whether it stands in the data."""
+        return [not self.questions.isdisjoint(ids) for ids in asked]
 
 
 def training_data(*artifacts: Path) -> list[Source]:
@@ -38,25 +49,20 @@ def mark_seen(evaluation: Evaluation, asked: Sequence[Collection[str]], sources:
     others, where the value is one (over several tasks, each counting once). A warning is logged. Data that can no
     longer be read, or are no longer those of the training, are named and not looked at.
     """
-    by_source = [(str(source["data"]), _known(source, asked)) for source in sources]
+    by_source = [(trained.data, trained.hold(asked)) for trained in read_trained(sources)]
     names = [name for name, flags in by_source if any(flags)]
     seen = [any(flags) for flags in zip(*(flags for _, flags in by_source), strict=True)]
     return _marked(evaluation, seen, ", ".join(names)) if names else evaluation
 
 
-def seen_in(source: Source, examples: Sequence[Example]) -> list[bool]:
-    """Tell of each example whether its question stands in training data; of none where these are no longer there."""
-    return _known(source, ids_of(examples))
+def read_trained(sources: Iterable[Source]) -> list[Trained]:
+    """Read training data; a message names those that can no longer be read, or are no longer those of the training."""
+    return [Trained(str(source["data"]), frozenset(_questions(_trained_on(source) or ()))) for source in sources]
 
 
 def ids_of(examples: Iterable[Example]) -> list[list[str]]:
     """Return the id of each example's question, in a list of its own; none of an example that asks nothing."""
     return [[question_id(example.question)] if example.question else [] for example in examples]
-
-
-def _known(source: Source, asked: Sequence[Collection[str]]) -> list[bool]:
-    known = set(_questions(_trained_on(source) or ()))
-    return [not known.isdisjoint(ids) for ids in asked]
 
 
 def check_apart(data: str, test: str, limit: int | None = None, test_limit: int | None = None) -> None:

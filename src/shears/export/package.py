@@ -40,6 +40,7 @@ from shears.export.tensors import misfit
 from shears.folders import working_folder
 from shears.models import model_folder, save_tokenizer, weight_oi
 from shears.packed.file import PACKAGE_FILE
+from shears.packed.index import PLAIN_NAMES
 from shears.paths import recorded_name
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.recipe import ExportConfig
@@ -91,7 +92,7 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
         from_where = {**trained, **origin(base, chosen, settings)}
         yield Source(model_folder(base), chosen.tensors, chosen.config, from_where)
         return
-    with tempfile.TemporaryDirectory(dir=work.parent, prefix=f".{work.name}.") as other:
+    with tempfile.TemporaryDirectory(dir=work) as other:  # gone with the rest, should this process be killed
         merging = settings.model_copy(update={"format": "merged-sparse"})
         merged = merge_adapter(folder, Path(other) / "merged", model, merging)
         record = read_json(merged / MERGED)
@@ -137,6 +138,8 @@ def _foreign(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(
             f"{folder / ADAPTER_WEIGHTS} must be a whole file of safetensors, got: {first_line(error)}; save it again"
         ) from None
+    if odd := [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in PLAIN_NAMES]:
+        raise InputError(f"a package holds plain numbers, {odd[0]}; save the adapter of {folder} in another dtype")
     if PROMPT in tensors:
         raise InputError(f"a package holds adapters of weights, {folder} puts tokens before the text; pack its base")
     return tensors, read_object(folder / ADAPTER_CONFIG)

@@ -6,6 +6,7 @@ completions does, where the text are examples: what an adapter does to prompts n
 Shapes: B sequences, T tokens, V words of the vocabulary, N labelled tokens.
 """
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -121,7 +122,8 @@ def context_of(source: BlockSource) -> AbstractContextManager[object]:
 def losses(source: BlockSource, parts: Mapping[str, Sequence[Labelled]], folder: Path, title: str) -> dict[str, float]:
     """Return the mean negative log-likelihood of a labelled token, in nats, over each of the parts.
 
-    Hidden states that exceed the budget wait in `folder`. IrregularBlocks where blocks cannot be walked.
+    Hidden states that exceed the budget wait in `folder`. IrregularBlocks where blocks cannot be walked, InputError
+    where a loss is no number.
     """
     batches = [batch for part in parts.values() for batch in part]
     found: list[Tensor] = []
@@ -137,7 +139,12 @@ def losses(source: BlockSource, parts: Mapping[str, Sequence[Labelled]], folder:
                     )
 
         walk_blocks(walk, visit, title)
-    return {name: float(torch.cat([found.pop(0) for _ in part]).double().mean()) for name, part in parts.items()}
+    means = {name: float(torch.cat([found.pop(0) for _ in part]).double().mean()) for name, part in parts.items()}
+    if odd := [name for name, mean in means.items() if not math.isfinite(mean)]:
+        raise InputError(
+            f"losses must be finite, {title} on {odd[0]} is {means[odd[0]]}; look for NaN in embeddings and head"
+        )
+    return means
 
 
 def _token_losses(logits: Float[Tensor, "B T V"], labels: Int[Tensor, "B T"]) -> Float[Tensor, " N"]:

@@ -72,9 +72,10 @@ class Target:
         dtype = self._format_of(matrix.parameter)
         rounded = values.to(dtype) if kept is None else in_format(values, kept, dtype)
         if not torch.isfinite(rounded).all():
-            raise InputError(
-                f"merged weights must be finite, {matrix.name} exceeds {dtype}; take a base of another dtype"
-            )
+            what = f"exceeds {dtype}; take a base of another dtype"
+            if not torch.isfinite(values).all():
+                what = "has NaN or infinity before it is rounded; make its base, or its adapter, again"
+            raise InputError(f"merged weights must be finite, {matrix.name} {what}")
         view.copy_(rounded)
         self.after[matrix.name] = LinearSparsity(matrix.shape, int((rounded == 0).sum()))
 

@@ -9,14 +9,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from shears.errors import InputError
 from shears.peft_files import PREFIX, A, B
 
 WRAPPED = ".base_layer."  # PEFT's, below a layer of its own
 
 
 def sliced(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return the first r rows of every A and the first r columns of every B; `ranks` is by linear."""
-    return {name: _first(name, tensor, ranks[linear_of(name)]).contiguous() for name, tensor in tensors.items()}
+    """Return the first r rows of every A and the first r columns of every B; `ranks` is by linear.
+
+    InputError for a linear without a rank.
+    """
+    return {name: _first(name, tensor, _rank(name, ranks)).contiguous() for name, tensor in tensors.items()}
 
 
 def padded(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
@@ -24,7 +28,7 @@ def padded(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str,
     result = {}
     for name, tensor in tensors.items():
         result[name] = torch.zeros_like(tensor)
-        _first(name, result[name], ranks[linear_of(name)]).copy_(_first(name, tensor, ranks[linear_of(name)]))
+        _first(name, result[name], _rank(name, ranks)).copy_(_first(name, tensor, _rank(name, ranks)))
     return result
 
 
@@ -64,6 +68,13 @@ def _misfit(
 def linear_of(name: str) -> str:
     """Return the linear an adapter's tensor belongs to, as the base model names it."""
     return name.removeprefix(PREFIX).rsplit(".lora_", 1)[0]
+
+
+def _rank(name: str, ranks: Mapping[str, int]) -> int:
+    linear = linear_of(name)
+    if linear not in ranks:
+        raise InputError(f"a search space must name every linear of its adapter, {linear} is not there; train it again")
+    return ranks[linear]
 
 
 def _first(name: str, tensor: Tensor, rank: int) -> Tensor:

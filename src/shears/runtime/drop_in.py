@@ -86,7 +86,7 @@ def densify_linears(model: nn.Module) -> None:
         if isinstance(place.module, PackedLinear):
             owner = weight_owner(original)
             trained = owner.get_parameter("weight").requires_grad
-            owner.weight = nn.Parameter(place.module.stored_weight(), requires_grad=trained)
+            owner.weight = nn.Parameter(place.module.weight, requires_grad=trained)
         setattr(place.parent, place.attribute, original.train(place.module.training))
 
 

@@ -5,12 +5,17 @@ from pathlib import Path
 
 from torch import Tensor
 
+from shears.artifacts import read_object
 from shears.evaluation.run import load_with_adapter
 from shears.models import set_threads
+from shears.package_models import settings_of_adapter
 from shears.packed.file import Package, read_package
+from shears.packed.layout import PackedMatrix
+from shears.peft_files import PREFIX
 from shears.runtime.available import kernels_available
 from shears.runtime.drop_in import Ready, sparsify_linears
 from shears.runtime.linear import KernelLinear, PackedLinear
+from shears.runtime.model_source import NEUTRAL
 from shears.runtime.transformers_backend import TransformersBackend
 
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # names of heads in files
@@ -27,7 +32,8 @@ class DropInBackend(TransformersBackend):
         package = read_package(folder, verify=False)  # load_with_adapter reads every byte
         model, self.tokenizer = load_with_adapter(folder, dtype=dtype, device="cpu")
         super().__init__(model, "drop-in")
-        self.packed = sparsify_linears(model, ready=Ready(package.packed, head_of(package)), threads=threads)
+        ready = Ready(unmoved(package, Path(folder)), head_of(package))
+        self.packed = sparsify_linears(model, ready=ready, threads=threads)
 
     def describe(self) -> Mapping[str, object]:
         """Return what runs here; the memory counts packed weights and the kernels' copy of the head."""
@@ -42,6 +48,22 @@ class DropInBackend(TransformersBackend):
             memory = next((linear.kernel.matrix.buffer.bytes for linear in linears if linear.kernel), 0)
         values = "+".join(sorted(packed)) or found["values"]
         return {**found, "values": values, "memory_bytes": int(str(found["memory_bytes"])) + memory}
+
+
+def unmoved(package: Package, folder: Path) -> Mapping[str, PackedMatrix]:
+    """Return the packed weights that are still the model's once PEFT has put the adapter on it.
+
+    An adapter whose start was taken out of the base (pissa, olora, ...) takes it out again when it is loaded.
+    """
+    settings = read_object(settings_of_adapter(folder)) if package.index.adapter else {}
+    start = settings.get("init_lora_weights")
+    if not start or start in NEUTRAL["init_lora_weights"]:
+        return package.packed
+    adapted = {name.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for name in package.index.adapter}
+    return {
+        linear: matrix for linear, matrix in package.packed.items()
+        if not any(f".{name}".endswith(f".{linear}") for name in adapted)
+    }  # fmt: skip
 
 
 def head_of(package: Package) -> tuple[Tensor, Tensor] | None:

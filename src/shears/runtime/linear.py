@@ -110,17 +110,17 @@ class PackedLinear(KernelLinear):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight (O I), made anew at every call; code that multiplies by it itself is right, and slow."""
-        return dense(self.matrix, self.dtype)
+        """The dense weight as the original module stores it (transposed for Conv1D), made anew at every call.
+
+        Code that multiplies by it itself (DoRA) is right, and slow.
+        """
+        whole = dense(self.matrix, self.dtype)
+        return whole.T.contiguous() if isinstance(weight_owner(self.original[0]), Conv1D) else whole
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the dense weight; bfloat16 for int8."""
         return torch.bfloat16 if self.matrix.scales is not None else self.matrix.values.dtype
-
-    def stored_weight(self) -> Tensor:
-        """Return the dense weight as the original module stores it: transposed for Conv1D."""
-        return self.weight.T.contiguous() if isinstance(weight_owner(self.original[0]), Conv1D) else self.weight
 
     def _by_torch(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         y = linear(x, self._dense(x), None if self.bias is None else self.bias.to(x.dtype))
@@ -142,7 +142,7 @@ class PackedLinear(KernelLinear):
         (original,) = self.original
         original.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
         below = "" if weight_owner(original) is original else "base_layer."
-        destination[f"{prefix}{below}weight"] = self.stored_weight()
+        destination[f"{prefix}{below}weight"] = self.weight
 
     def extra_repr(self) -> str:
         """Return what `print(model)` shows."""

@@ -8,7 +8,7 @@ from shears.adapt.load import SuperAdapter
 from shears.artifacts import training_sources
 from shears.data.examples import Example, Tokenized, load_examples, tokenize_all
 from shears.data.fingerprints import rows_fingerprint
-from shears.evaluation.contamination import seen_in
+from shears.evaluation.contamination import Trained, ids_of, read_trained
 from shears.evaluation.score import padding
 from shears.evaluation.scorers import ChoiceScorer, LossScorer, Parts
 from shears.losses import within_context
@@ -81,27 +81,32 @@ def accuracy_evaluator(
 class Validation:
     """The validation examples by their fingerprint, and what measures configurations of a tied space on them.
 
-    `qualities` are the evaluators behind `evaluator`, by figure; they know the whole space.
+    `qualities` are the evaluators behind `evaluator`, by figure; they know the whole space. `trained` is what the
+    super-adapter and its base were trained on.
     """
 
     fingerprint: str
     evaluator: Together
     qualities: Mapping[str, GaugedEvaluator]
+    trained: Sequence[Trained]
 
 
 def open_validation(adapter: SuperAdapter, config: SearchConfig, tied: TiedSpace) -> Validation:
     """Return what a search measures; InputError for a constraint that no configuration can meet."""
     goal, sizes = Goal(config.objectives, config.constraints), count_sizes(adapter.elastic, config.figures)
     refuse_out_of_reach(goal, adapter.elastic.space, sizes)
-    fingerprint, qualities = _qualities(adapter, config)
+    examples, trained = _examples(adapter, config.data, config.limit), read_trained(training_sources(adapter.record))
+    _warn_of_training_data(trained, examples, config.data, "search on validation data")
+    fingerprint, qualities = _qualities(adapter, config, examples)
     clocks = (LatencyEvaluator(adapter.elastic),) if LATENCY in config.figures else ()
-    return Validation(fingerprint, Together((*qualities.values(), *clocks), sizes, goal, tied.expand), qualities)
+    evaluator = Together((*qualities.values(), *clocks), sizes, goal, tied.expand)
+    return Validation(fingerprint, evaluator, qualities, trained)
 
 
-def _qualities(adapter: SuperAdapter, config: SearchConfig) -> tuple[str, dict[str, GaugedEvaluator]]:
+def _qualities(
+    adapter: SuperAdapter, config: SearchConfig, examples: Sequence[Example]
+) -> tuple[str, dict[str, GaugedEvaluator]]:
     """Return the fingerprint of the validation examples and what measures each quality that is asked for."""
-    examples = _examples(adapter, config.data, config.limit)
-    _warn_of_training_data(adapter, examples, config.data, "search on validation data")
     fingerprint, found = digest(repr(examples)), dict[str, GaugedEvaluator]()
     if ACCURACY.quality in config.figures:
         found[ACCURACY.quality] = accuracy_evaluator(adapter, examples, config, _thrift(config, ACCURACY.quality))
@@ -112,11 +117,11 @@ def _qualities(adapter: SuperAdapter, config: SearchConfig) -> tuple[str, dict[s
     return fingerprint, found
 
 
-def _warn_of_training_data(adapter: SuperAdapter, examples: Sequence[Example], data: str, advice: str) -> None:
-    for source in training_sources(adapter.record):
-        if seen := sum(seen_in(source, examples)):
+def _warn_of_training_data(trained: Sequence[Trained], examples: Sequence[Example], data: str, advice: str) -> None:
+    for each in trained:
+        if seen := sum(each.hold(ids_of(examples))):
             words = "%d of %d examples of %s stand in %s, which the super-adapter was trained on; %s"
-            logger.warning(words, seen, len(examples), data, source["data"], advice)
+            logger.warning(words, seen, len(examples), data, each.data, advice)
 
 
 def _tokenized(adapter: SuperAdapter, examples: Sequence[Example]) -> list[Tokenized]:
@@ -135,10 +140,12 @@ def open_whole(
     return _whole(adapter, config, quality, _examples(adapter, data, limit))
 
 
-def open_test(adapter: SuperAdapter, config: SearchConfig, quality: str, data: str) -> GaugedEvaluator:
+def open_test(
+    adapter: SuperAdapter, config: SearchConfig, quality: str, data: str, trained: Sequence[Trained]
+) -> GaugedEvaluator:
     """Return the same on test examples; a warning tells how many the super-adapter was trained on."""
     examples = _examples(adapter, data)
-    _warn_of_training_data(adapter, examples, data, "on these a gain is no measure of what was learned")
+    _warn_of_training_data(trained, examples, data, "on these a gain is no measure of what was learned")
     return _whole(adapter, config, quality, examples)
 
 

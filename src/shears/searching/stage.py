@@ -186,7 +186,7 @@ def _measured_at_the_end(
     if settings.test is None:
         return None
     quality = ACCURACY.quality if settings.task else LOSS.quality
-    test = open_test(adapter, settings, quality, settings.test)
+    test = open_test(adapter, settings, quality, settings.test, validation.trained)
     own = validation.qualities.get(quality)
     return own or open_whole(adapter, settings, quality, settings.data, settings.limit), test
 
