@@ -61,7 +61,7 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
         _check_output(Path(output), given)
     parts = parts_of(model, adapter)
     wanted = given.model_copy(update={"template": template_of(given, *parts)})
-    loaded, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
+    loaded, tokenizer = load_with_adapter(model, adapter, wanted.weights, wanted.device)
     if output is None:
         return _evaluate(loaded, tokenizer, wanted, parts, None)
     path, asked = Path(output), measured(model, adapter, given)
@@ -79,6 +79,8 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
     """Raise InputError where figures could not be written at the end, or would replace the data."""
     if output.is_dir() or journal_path(output).is_dir():
         raise InputError(f"the output must be a file, got the folder {output}; name such as {output}/figures.json")
+    if output.exists() and not output.is_file():  # /dev/null: a rename would put a file in its place
+        raise InputError(f"the output must be a file, got {output}, which is none; name such as figures.json")
     if output.resolve() == expanded(config.data).resolve():
         raise InputError(f"the output must be another file than the data, got {output} for both")
     try:
@@ -90,9 +92,12 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
 
 
 def measured(model: str | Path, adapter: str | Path | None, config: EvaluateConfig) -> dict[str, Any]:
-    """Return what names a measurement: its configuration and the fingerprints of what is measured, on what."""
+    """Return what names a measurement: its configuration and the fingerprints of what is measured, on what.
+
+    The configuration names the number format that the model is held in.
+    """
     return {
-        "config": as_data(config),
+        "config": {**as_data(config), "dtype": config.weights},
         "data_sha256": source_fingerprint(config.data),
         "model_fingerprint": weights_fingerprint(model_folder(model)),
         "adapter_fingerprint": weights_fingerprint(Path(adapter)) if adapter else None,
