@@ -97,3 +97,15 @@ def test_bytes_that_are_no_text_are_a_torn_line(tmp_path: Path) -> None:
     assert (again.get([0]), again.get([1])) == (["a"], ["b"])
     path.write_bytes(b"\xff\xfe")
     assert Journal(path, {"config": 1}).get([0]) is None
+
+
+@pytest.mark.parametrize("line", ['{"numbers": 3, "texts": []}', '{"numbers": [0, 1], "texts": ["a"]}',
+                                  '{"numbers": [[0]], "texts": ["a"]}', '{"numbers": [0], "texts": [1]}'])  # fmt: skip
+def test_a_line_that_is_no_batch_is_left_out(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "figures.json.partial"
+    Journal(path, {"task": "mawps"}).put([2], ["two"])
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+    journal = Journal(path, {"task": "mawps"})
+    assert journal.get([2]) == ["two"]
+    assert [journal.get(numbers) for numbers in ([0], [0, 1])] == [None, None]

@@ -34,7 +34,7 @@ class Journal:
                 logger.info("%s is of another evaluation: starting anew", self.path)
             self._rewrite([])
             return {}
-        batches = [batch for batch in whole[1:] if isinstance(batch, dict) and batch.keys() == {"numbers", "texts"}]
+        batches = [content for content in whole[1:] if _is_batch(content)]
         self._rewrite(batches)
         logger.info("%s: %d batches are there, going on", self.path, len(batches))
         return {tuple(batch["numbers"]): batch["texts"] for batch in batches}
@@ -60,6 +60,16 @@ class Journal:
     def close(self) -> None:
         """Remove the file: its texts are in the output now."""
         self.path.unlink(missing_ok=True)
+
+
+def _is_batch(content: Any) -> bool:
+    """Tell numbers with a text each from whatever else may stand in a line."""
+    if not isinstance(content, dict) or content.keys() != {"numbers", "texts"}:
+        return False
+    numbers, texts = content["numbers"], content["texts"]
+    if not isinstance(numbers, list) or not isinstance(texts, list) or len(numbers) != len(texts):
+        return False
+    return all(isinstance(number, int) for number in numbers) and all(isinstance(text, str) for text in texts)
 
 
 def _parsed(line: bytes) -> Any:
