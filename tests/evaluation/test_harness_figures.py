@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from shears.errors import InputError
+from shears.evaluation.harness import _records as records_of
 from shears.evaluation.harness import summary, task_figures
 from shears.evaluation.statistics import wilson_interval
 from shears.measures import is_share
@@ -61,3 +62,15 @@ def test_figures_that_are_no_finite_numbers_are_left_out(caplog: pytest.LogCaptu
     assert figure["stderr"] == pytest.approx(statistics.stdev([0.2, 0.4, 0.9]) / math.sqrt(3))
     with pytest.raises(InputError, match="must give a finite figure, got none of any task"):
         summary([], [])
+
+
+@pytest.mark.parametrize(("metrics", "chosen"), [(["acc"], 3), (["acc", "acc_mutual_info"], 1)])
+def test_the_prediction_is_one_of_the_choices(metrics: list[str], chosen: int) -> None:
+    """For acc_mutual_info, lm-eval also asks for every choice without its question, and appends what it gets."""
+    sample = {
+        "doc_id": 0, "doc_hash": "0" * 64, "doc": {"question": "Which?"}, "target": "1", "filter": "none",
+        "arguments": [["Which?", " a"], ["Which?", " b"], ["", " a"], ["", " b"]], "metrics": metrics, "acc": 1.0,
+        "filtered_resps": [[-3.0, False], [-2.0, False], [-1.5, False], [-1.0, False]],
+    }  # fmt: skip
+    (record,) = records_of("t", [sample])
+    assert record["prediction"] == chosen

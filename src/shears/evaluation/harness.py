@@ -191,6 +191,8 @@ def _asked(sample: Mapping[str, Any]) -> list[str]:
 def _prediction(sample: Mapping[str, Any]) -> object:
     """Return the generated text, or the number of the likeliest of several choices."""
     responses = sample["filtered_resps"]
+    if "acc_mutual_info" in sample.get("metrics", []):  # behind the choices, lm-eval asks for each without its question
+        responses = responses[: len(responses) // 2]
     if len(responses) == 1:
         return _finite(responses[0])
     return max(range(len(responses)), key=lambda number: float(responses[number][0]))
