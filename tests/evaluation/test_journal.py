@@ -1,5 +1,6 @@
 """An evaluation that was killed goes on with the texts it has, and ends with the bytes of an undisturbed one."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,19 @@ def test_texts_of_another_evaluation_are_not_taken(
             evaluate(str(base), "figures.json", **OPTIONS)
     taken = _spied(monkeypatch, until=9)
     evaluate(str(base), "figures.json", **{**OPTIONS, **change})
+    assert len(taken) == 4
+
+
+def test_texts_that_ended_by_other_settings_are_not_taken(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sees texts that do not end may stop, mend where they end, and start the same command again."""
+    with monkeypatch.context() as patch:
+        _spied(patch, until=3)
+        with pytest.raises(Killed):
+            evaluate(str(base), "figures.json", **OPTIONS)
+    settings = base / "generation_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token_id": [256, 10]}))
+    taken = _spied(monkeypatch, until=9)
+    evaluate(str(base), "figures.json", **OPTIONS)
     assert len(taken) == 4
 
 

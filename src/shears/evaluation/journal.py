@@ -7,12 +7,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shears.paths import file_fingerprint
+
 logger = logging.getLogger(__name__)
+SETTINGS = (
+    "config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json",
+    "tokenizer.model", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+"""Files of a model and an adapter that change its texts, as weights do: where these end, say."""
 
 
 def journal_path(output: Path) -> Path:
     """Return where the texts of an unfinished evaluation stand."""
     return output.with_name(f"{output.name}.partial")
+
+
+def settings_fingerprint(*folders: Path) -> str:
+    """Return sha256 of what a model and an adapter have beside their weights."""
+    return file_fingerprint(*(folder / name for folder in folders for name in SETTINGS if (folder / name).is_file()))
 
 
 class Journal:

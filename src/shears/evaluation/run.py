@@ -30,7 +30,7 @@ from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError, first_line
 from shears.evaluation.contamination import ids_of, mark_seen, training_data
 from shears.evaluation.harness import ASKED, run_harness
-from shears.evaluation.journal import Journal, journal_path
+from shears.evaluation.journal import Journal, journal_path, settings_fingerprint
 from shears.evaluation.records import Evaluation
 from shears.evaluation.score import device_of
 from shears.evaluation.tasks import ACCURACY_TASKS, evaluate_examples, evaluate_task, load_task_examples
@@ -65,7 +65,8 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
     if output is None:
         return _evaluate(loaded, tokenizer, wanted, parts, None)
     path, asked = Path(output), measured(model, adapter, given)
-    journal = Journal(journal_path(path), {**asked, "template": wanted.template}) if wanted.generates else None
+    beside = {"template": wanted.template, "settings_sha256": settings_fingerprint(*parts)}
+    journal = Journal(journal_path(path), {**asked, **beside}) if wanted.generates else None
     evaluation = _evaluate(loaded, tokenizer, wanted, parts, journal)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**asked, **evaluation.as_data()})
