@@ -187,6 +187,25 @@ def test_a_mistake_is_an_error_that_says_what_to_do(made: Path, changes: dict[st
         evaluate(str(made / "base"), **_options(made, **changes))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"test_split": "tset"}, "got KeyError: 'tset'"),
+        ({"doc_to_text": "{{asked.of}}"}, "got UndefinedError: 'asked' is undefined"),
+        ({"metric_list": [{"metric": "acuracy"}]}, "got KeyError"),
+        ({"outputtype": "multiple_choice"}, "got TypeError: .* unexpected keyword argument 'outputtype'"),
+        ({"dataset_path": None}, "got TypeError"),
+    ],
+)
+def test_a_yaml_that_lm_eval_cannot_run_is_one_line(
+    made: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    content = yaml.safe_load((made / "tasks" / "choices.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content | {"task": "mine"} | change))
+    with pytest.raises(InputError, match=f"lm-eval must be able to run mine, {message}"):
+        evaluate(str(made / "base"), **_options(made, harness="mine", include_path=str(tmp_path)))
+
+
 @pytest.mark.slow  # lm-eval reads thousands of its own tasks
 def test_an_unknown_task_is_an_error_that_names_the_nearest(made: Path) -> None:
     with pytest.raises(InputError, match="got 'tiny_choises'; did you mean 'tiny_choices'"):
