@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import torch
 from jinja2 import TemplateError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -18,8 +19,10 @@ from transformers import PreTrainedTokenizerBase
 from shears.data.questions import question_id, question_of
 from shears.errors import InputError, first_line
 from shears.evaluation.records import Evaluation, Record
+from shears.evaluation.score import device_of
 from shears.evaluation.statistics import Z95, wilson_interval
 from shears.measures import is_share
+from shears.models import DTYPES, resolved_precision
 from shears.recipe import EvaluateConfig
 
 logger = logging.getLogger(__name__)
@@ -47,7 +50,12 @@ def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: Ev
     from lm_eval.models.huggingface import HFLM
 
     manager = _manager(config)
-    loaded = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch_size)
+    loaded = HFLM(
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=config.batch_size,
+        mixed_precision_dtype=_autocast_dtype(config.precision, device_of(model)),
+    )
     try:
         results: Any = simple_evaluate(loaded, tasks=list(config.harness), task_manager=manager, limit=config.limit)
     except (*RUNNING_ERRORS, *TASK_ERRORS) as error:
@@ -57,6 +65,15 @@ def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: Ev
     figures = [figure for task in results["samples"] for figure in task_figures(task, results)]
     records = [record for task, samples in results["samples"].items() for record in _records(task, samples)]
     return summary(figures, records)
+
+
+def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return what lm-eval's own autocast is to compute in, which it opens around every forward, inside any of ours.
+
+    None, which is none, for fp32, and for auto: the model's own numbers are what plain lm_eval computes in.
+    """
+    chosen = resolved_precision("fp32" if precision == "auto" else precision, device)
+    return None if chosen == "fp32" else DTYPES[chosen]
 
 
 def _manager(config: EvaluateConfig) -> Any:

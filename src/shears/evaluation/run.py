@@ -114,9 +114,7 @@ def _evaluate(
 ) -> Evaluation:
     """Measure a loaded model; `parts` are the folders whose records name its training data."""
     if config.task == "harness":
-        # auto is the model's own numbers here: what plain lm_eval computes in
-        with autocast("fp32" if config.precision == "auto" else config.precision, device_of(model)):
-            evaluation = run_harness(model, tokenizer, config)
+        evaluation = run_harness(model, tokenizer, config)
         return mark_seen(evaluation, [record[ASKED] for record in evaluation.records], training_data(*parts))
     with autocast(config.precision, device_of(model)):
         if config.task not in ACCURACY_TASKS:
