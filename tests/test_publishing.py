@@ -282,3 +282,11 @@ def test_a_repository_needs_its_owner(made: Path) -> None:
     """The hub would make one of the user's, take no commit under the short name, and the card could not load it."""
     with pytest.raises(InputError, match="the repository must be named like owner/name, got 'sub'"):
         shears.push(made / "sub", "sub", base="me/sparse", dry_run=True)
+
+
+def test_an_adapter_that_names_no_base_gets_the_one_given(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "sub", tmp_path / "sub")
+    path = tmp_path / "sub" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
+    found = json.loads(sent(tmp_path / "sub", "me/it", "me/base")["adapter_config.json"])
+    assert found["base_model_name_or_path"] == "me/base"

@@ -89,8 +89,8 @@ def _with_base(path: Path, content: dict[str, Any], base: str | None) -> dict[st
     """Return a record without folders, its base by its name on the hub; InputError where that is not known."""
     key = BASE_KEYS[path.name]
     named, public = content.get(key), _without_folders(content)
-    if not isinstance(named, str):
-        return dict(public)
+    if not isinstance(named, str):  # PEFT writes null of a model that was made in memory
+        return {**public, key: base} if base is not None and path.name == ADAPTER_CONFIG else dict(public)
     if base is None and not _is_public(named, path.parent):
         raise InputError(
             f"an artifact must name a base that others can get, {path} names the folder {named}; push that first and "
