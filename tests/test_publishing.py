@@ -255,7 +255,7 @@ def test_what_a_training_leaves_beside_a_model_is_not_sent(made: Path, tmp_path:
     assert {"config.json", "model.safetensors", "checkpoint.md"} <= files
 
 
-@pytest.mark.parametrize("key", ["tokenizer_name_or_path", "tokenizer", "dataset", "cache_file"])
+@pytest.mark.parametrize("key", ["tokenizer_name_or_path", "tokenizer", "cache_file", "covariance_file"])
 def test_settings_of_other_tools_name_no_folder(key: str, made: Path, tmp_path: Path) -> None:
     """Of PEFT's prompt tuning and CorDA, of GPTQ's quantization."""
     shutil.copytree(made / "sub", tmp_path / "sub")

@@ -21,7 +21,7 @@ BASE_KEYS = {ADAPTER_CONFIG: "base_model_name_or_path", **dict.fromkeys(RECORDS,
 SOURCES = frozenset(
     ("data", "calibration", "test", "ranks", "include_path", "model", "base", "adapter", "super_adapter", "package",
      "path", "base_model_name_or_path", "_name_or_path", "name_or_path", "tokenizer_name_or_path", "model_name_or_path",
-     "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "tokenizer", "dataset", "cache_file",
+     "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "tokenizer", "cache_file",
      "covariance_file")
 )  # fmt: skip
 """Keys under which a JSON file, of ours or of another tool, may name a file or folder."""
