@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
+from yaml import YAMLError
 
 from shears.artifacts import KINDS, README, RECORDS, SPARSITY, find_record, read_object
 from shears.cards.card import published
@@ -19,8 +20,9 @@ BASE_KEYS = {ADAPTER_CONFIG: "base_model_name_or_path", **dict.fromkeys(RECORDS,
 """Files that name the model an artifact was made from, and the key they do it with."""
 SOURCES = frozenset(
     ("data", "calibration", "test", "ranks", "include_path", "model", "base", "adapter", "super_adapter", "package",
-     "path", "base_model_name_or_path", "_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file",
-     "special_tokens_map_file")
+     "path", "base_model_name_or_path", "_name_or_path", "name_or_path", "tokenizer_name_or_path", "model_name_or_path",
+     "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "tokenizer", "cache_file",
+     "covariance_file")
 )  # fmt: skip
 """Keys under which a JSON file, of ours or of another tool, may name a file or folder."""
 
@@ -54,7 +56,14 @@ def _json(path: Path) -> Any:
 
 def _card(path: Path, base: str | None, place: Place) -> bytes | None:
     """Return a card with the hub's names in metadata, words and code; one that is not ours with its base alone."""
-    text, found = path.read_text(encoding="utf-8"), find_record(path.parent)
+    try:
+        text, found = path.read_text(encoding="utf-8"), find_record(path.parent)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} must be UTF-8 text, got {error}; save it as UTF-8") from None
+    try:
+        ModelCard(text, ignore_metadata_errors=True)
+    except (YAMLError, ValueError) as error:
+        raise InputError(f"{path} must begin with metadata in YAML, got {first_line(error)}; mend it") from None
     if found is None or found.name not in KINDS:
         return _based(text, base) if base else None
     record, key = read_object(found), BASE_KEYS[found.name]
@@ -80,8 +89,8 @@ def _with_base(path: Path, content: dict[str, Any], base: str | None) -> dict[st
     """Return a record without folders, its base by its name on the hub; InputError where that is not known."""
     key = BASE_KEYS[path.name]
     named, public = content.get(key), _without_folders(content)
-    if not isinstance(named, str):
-        return dict(public)
+    if not isinstance(named, str):  # PEFT writes null of a model that was made in memory
+        return {**public, key: base} if base is not None and path.name == ADAPTER_CONFIG else dict(public)
     if base is None and not _is_public(named, path.parent):
         raise InputError(
             f"an artifact must name a base that others can get, {path} names the folder {named}; push that first and "

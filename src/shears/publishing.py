@@ -1,6 +1,7 @@
 """Put an artifact on the hub: its files, none hidden, its base named as the hub knows it, no folder of this machine."""
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,11 @@ from shears.public_content import public_content
 
 logger = logging.getLogger(__name__)
 LEFT_OUT = ("study.db", TRAINING_TIMES)  # they hold dates and times
+OF_TRAINING = re.compile(
+    r"checkpoint-\d+|(?:optimizer|scheduler|scaler)\.(?:pt|bin)|rng_state\S*\.pth|training_args\.bin|trainer_state\.json"
+    r"|events\.out\.tfevents\.\S+"
+)
+"""What transformers' Trainer leaves beside a model to go on from, paths of this machine in it."""
 
 
 class Upload(NamedTuple):
@@ -54,6 +60,8 @@ def push(
 def _check(folder: Path, repo: str, base: str | None) -> None:
     _check_single(folder)
     _check_name("the repository", repo)
+    if "/" not in repo:  # the hub would make one of the user's, and the card could not name it
+        raise InputError(f"the repository must be named like owner/name, got {repo!r}; hf auth whoami says the owner")
     if base is None:
         return
     _check_name("the base", base)
@@ -82,16 +90,22 @@ def _check_name(what: str, repo: str) -> None:
 
 
 def _files(folder: Path, repo: str, base: str | None) -> Iterator[Upload]:
-    """Yield all files but hidden and unfinished ones; an adapter inside a model's folder belongs to what is pushed."""
+    """Yield all files but hidden, unfinished and a training's own; an adapter inside a model's folder belongs to it."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder)
-        if any(part.startswith(".") or part.endswith(PARTIAL) for part in name.parts) or name.name in LEFT_OUT:
+        if any(map(_is_left_out, name.parts)):
             continue
         is_inside = len(name.parts) > 1
         content = public_content(
             path, repo if is_inside else base, Place(repo, name.parent.as_posix() if is_inside else "")
         )
         yield Upload(name.as_posix(), path.stat().st_size if content is None else len(content), content)
+
+
+def _is_left_out(part: str) -> bool:
+    """Tell by a part of a file's name whether it stays here."""
+    unfinished = part.startswith(".") or part.endswith(PARTIAL)
+    return unfinished or part in LEFT_OUT or OF_TRAINING.fullmatch(part) is not None
 
 
 def _send(folder: Path, repo: str, files: list[Upload], private: bool) -> None:

@@ -160,3 +160,15 @@ def test_a_card_lies_beside_its_record(tmp_path: Path) -> None:
     written = (tmp_path / "README.md").read_text()
     assert yaml.safe_load(written.split("---")[1])["tags"] == ["shears", "sparse", "lora"]
     assert {path.name for path in tmp_path.iterdir()} == {"README.md", "sub_adapter.json"}
+
+
+@pytest.mark.parametrize(
+    ("data", "called"),
+    [("/home/someone/test.jsonl", "test.jsonl"), ("openai/gsm8k/main:test", "openai/gsm8k"), (".", "harness"),
+     ("google/boolq:validation", "google/boolq"), ("arithmetic:test", "arithmetic:test"),
+     ("data/test.json", "test.json")],
+)  # fmt: skip
+def test_the_metadata_names_the_data_set_as_the_hub_does_and_never_leaves_it_empty(data: str, called: str) -> None:
+    figures = [{**FIGURES[0], "task": "harness", "data": data}]
+    (result,) = checked(card("sub_adapter.json", RECORDS["sub_adapter.json"], figures)).data.eval_results
+    assert result.dataset_type == called

@@ -83,6 +83,7 @@ def test_every_verb_on_the_road(
         (["export", "base", "out"], "must be a super-adapter"),
         (["evaluate", "base", "--task", "nmber", "--data", "x"], "evaluate.task must be 'perplexity', 'choices'"),
         (["evaluate", "base", "--adapter", "base", "--task", "number", "--data", "arithmetic:test"], "adapter_config.json"),
+        (["evaluate", "base", "--task", "number", "--data", "arithmetic:test", "--output", ""], "must be a file, got the folder ."),
         (["inspect", "nowhere"], "there is no nowhere"),
         (["run", "nowhere.yaml"], "readable YAML"),
         (["trian"], "Did you mean 'train'?"),

@@ -81,3 +81,17 @@ def test_a_run_without_training_asks_as_its_model_was_trained(tmp_path: Path) ->
                for name in NAMES[:2]}  # fmt: skip
     assert len(prompts) == 1
     assert "### Instruction:" in prompts.pop()
+
+
+def test_what_an_earlier_version_computed_in_16_bits_under_the_name_of_fp32_is_measured_again(tmp_path: Path) -> None:
+    """Its records name the format that the model was held in: its own."""
+    recipe, run = recipe_of(tmp_path, "train=", "evaluate.precision=fp32"), tmp_path / "run"
+    shears.run(recipe, run)
+    files = {name: run / "evaluation" / f"{name}.json" for name in NAMES[:2]}
+    found = {name: file.read_text() for name, file in files.items()}
+    for name, file in files.items():
+        before = json.loads(found[name])
+        assert before["config"]["dtype"] == "fp32"
+        file.write_text(json.dumps({**before, "config": {**before["config"], "dtype": "auto"}, "value": 0.123}))
+    shears.run(recipe, run)
+    assert {name: file.read_text() for name, file in files.items()} == found

@@ -220,3 +220,23 @@ def test_arms_judged_by_another_rule_or_other_right_answers_are_told(tmp_path: P
 def _notes(runs: list[str]) -> list[str]:
     found: list[str] = compare(runs)["notes"]
     return found
+
+
+def test_a_path_of_a_named_arm_may_hold_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1").mkdir()
+    for name in ("one.json", "two.json", "lr=0.1/one.json", "lr=0.1/two.json"):
+        figures_file(tmp_path, name, records(ONE))
+    words = ["nls=lr=0.1/one.json,lr=0.1/two.json", "lr=0.1=one.json", "plain=two.json", "lr=0.1/one.json"]
+    assert {name: [each.source for each in of] for name, of in read_arms(words).items()} == {
+        "nls": ["lr=0.1/one.json", "lr=0.1/two.json"], "lr=0.1": ["one.json"], "plain": ["two.json"],
+        "one": ["lr=0.1/one.json"],
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"got lr=0\.1/none\.json|got 0\.1/none\.json"):
+        read_arms(["nls=lr=0.1/none.json"])
+
+
+def test_an_output_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(InputError, match=r"must be a \.json or \.html file"):
+        compare(["a.json", "b.json"], output=tmp_path / "page.html")

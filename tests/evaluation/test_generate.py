@@ -132,3 +132,21 @@ def test_a_model_whose_settings_have_no_cache_generates_with_one() -> None:
     )
     assert generate_answers(model, TOKENIZER, PROMPTS, 6, batch_size=2) == expected
     assert lengths.count(1) >= 5
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize(("model_ends", "one_line"), [(False, True), (True, False), (True, True)])
+def test_a_text_ends_in_a_batch_where_it_ends_alone_though_the_tokenizer_has_no_end(
+    model_ends: bool, one_line: bool, num_beams: int
+) -> None:
+    """What a batch puts behind a text is padding that reads as a word then, or more text where nothing is padded."""
+    tokenizer, model = tiny_tokenizer(), lively("llama_untied")
+    breaks = line_breaks(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token = None
+    model.generation_config.eos_token_id = [*set(range(0, 256, 5)) - set(breaks.tolist())] if model_ends else None
+    with torch.no_grad():
+        model.get_parameter("lm_head.weight")[breaks] *= 2  # lines end
+    prompts = [*PROMPTS, *(f"{number} apples\n" for number in range(8))]
+    alone, beside = (Decoder(model, tokenizer, 12, one_line, num_beams).answers(prompts, size) for size in (1, 13))
+    assert beside == alone
+    assert len(set(map(len, alone))) > 1

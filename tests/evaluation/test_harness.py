@@ -16,11 +16,12 @@ from peft import LoraConfig, get_peft_model
 
 from shears.artifacts import SUB_ADAPTER, write_json
 from shears.errors import InputError
-from shears.evaluation.harness import TASKS
+from shears.evaluation.harness import TASKS, run_harness
 from shears.evaluation.harness_data import load
-from shears.evaluation.run import evaluate
+from shears.evaluation.run import evaluate, load_with_adapter
 from shears.evaluation.statistics import wilson_interval
 from shears.export.peft import export_adapter
+from shears.recipe import EvaluateConfig
 from tests.tiny import save_tiny, tiny_model
 
 pytest.importorskip("lm_eval")
@@ -185,6 +186,41 @@ def test_a_task_with_several_filters_counts_every_example_once(made: Path, tmp_p
 def test_a_mistake_is_an_error_that_says_what_to_do(made: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         evaluate(str(made / "base"), **_options(made, **changes))
+
+
+@pytest.mark.parametrize("harness", ["tiny_choices", "tiny_match"])
+def test_the_precision_is_that_of_lm_evals_forwards(made: Path, harness: str) -> None:
+    """lm-eval opens an autocast of its own around them, which ended ours."""
+    model, tokenizer = load_with_adapter(made / "base")
+    found = []
+    for precision in ("auto", "fp32", "bf16"):
+        config = EvaluateConfig.model_validate(_options(made, harness=harness, precision=precision, limit=1))
+        dtypes: set[torch.dtype] = set()
+        up = model.get_submodule("model.layers.0.mlp.up_proj")
+        hook = up.register_forward_hook(lambda _, __, output, seen=dtypes: seen.add(output.dtype))
+        run_harness(model, tokenizer, config)
+        hook.remove()
+        found.append(dtypes)
+    assert found == [{torch.float32}, {torch.float32}, {torch.bfloat16}]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"test_split": "tset"}, "got KeyError: 'tset'"),
+        ({"doc_to_text": "{{asked.of}}"}, "got UndefinedError: 'asked' is undefined"),
+        ({"metric_list": [{"metric": "acuracy"}]}, "got KeyError"),
+        ({"outputtype": "multiple_choice"}, "got TypeError: .* unexpected keyword argument 'outputtype'"),
+        ({"dataset_path": None}, "got TypeError"),
+    ],
+)
+def test_a_yaml_that_lm_eval_cannot_run_is_one_line(
+    made: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    content = yaml.safe_load((made / "tasks" / "choices.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content | {"task": "mine"} | change))
+    with pytest.raises(InputError, match=f"lm-eval must be able to run mine, {message}"):
+        evaluate(str(made / "base"), **_options(made, harness="mine", include_path=str(tmp_path)))
 
 
 @pytest.mark.slow  # lm-eval reads thousands of its own tasks

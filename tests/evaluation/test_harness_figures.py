@@ -1,12 +1,16 @@
 """Figures of lm-eval's results: of the samples they are of, with errors and intervals where something tells."""
 
+import datetime
+import json
 import math
 import statistics
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shears.errors import InputError
+from shears.evaluation.harness import _records as records_of
 from shears.evaluation.harness import summary, task_figures
 from shears.evaluation.statistics import wilson_interval
 from shears.measures import is_share
@@ -57,7 +61,32 @@ def test_where_lm_eval_gives_no_error_it_is_that_of_the_samples_or_not_known(cap
 def test_figures_that_are_no_finite_numbers_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     assert task_figures("t", results_of([0.2, 0.4], math.nan)) == []
     assert "f1 of t is nan, no finite number: it is left out" in caplog.text
+    for other in ("N/A", [0.1, 0.2], None):
+        assert task_figures("t", results_of([0.2, 0.4], other)) == []  # type: ignore[arg-type]  # as tasks may give it
     (figure,) = task_figures("t", results_of([0.2, 0.4, 0.9], 0.5, stderr=math.nan))
     assert figure["stderr"] == pytest.approx(statistics.stdev([0.2, 0.4, 0.9]) / math.sqrt(3))
     with pytest.raises(InputError, match="must give a finite figure, got none of any task"):
         summary([], [])
+
+
+@pytest.mark.parametrize(("metrics", "chosen"), [(["acc"], 3), (["acc", "acc_mutual_info"], 1)])
+def test_the_prediction_is_one_of_the_choices(metrics: list[str], chosen: int) -> None:
+    """For acc_mutual_info, lm-eval also asks for every choice without its question, and appends what it gets."""
+    sample = {
+        "doc_id": 0, "doc_hash": "0" * 64, "doc": {"question": "Which?"}, "target": "1", "filter": "none",
+        "arguments": [["Which?", " a"], ["Which?", " b"], ["", " a"], ["", " b"]], "metrics": metrics, "acc": 1.0,
+        "filtered_resps": [[-3.0, False], [-2.0, False], [-1.5, False], [-1.0, False]],
+    }  # fmt: skip
+    (record,) = records_of("t", [sample])
+    assert record["prediction"] == chosen
+
+
+def test_a_record_is_json_whatever_a_task_makes_of_its_rows() -> None:
+    target = {"day": datetime.date(2026, 1, 2), 3: [np.int64(4), np.float32(0.5), math.nan, True], "none": None}
+    sample = {
+        "doc_id": 0, "doc_hash": "0" * 64, "doc": {"question": "When?"}, "target": target, "filter": "none",
+        "arguments": [["When?", {}]], "metrics": [], "filtered_resps": [{"1", }],
+    }  # fmt: skip
+    (record,) = json.loads(json.dumps([records_of("t", [sample])[0]], allow_nan=False))
+    assert record["answer"] == {"day": "2026-01-02", "3": [4, 0.5, None, True], "none": None}
+    assert record["prediction"] == "{'1'}"

@@ -1,5 +1,6 @@
 """An evaluation that was killed goes on with the texts it has, and ends with the bytes of an undisturbed one."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,19 @@ def test_texts_of_another_evaluation_are_not_taken(
     assert len(taken) == 4
 
 
+def test_texts_that_ended_by_other_settings_are_not_taken(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sees texts that do not end may stop, mend where they end, and start the same command again."""
+    with monkeypatch.context() as patch:
+        _spied(patch, until=3)
+        with pytest.raises(Killed):
+            evaluate(str(base), "figures.json", **OPTIONS)
+    settings = base / "generation_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token_id": [256, 10]}))
+    taken = _spied(monkeypatch, until=9)
+    evaluate(str(base), "figures.json", **OPTIONS)
+    assert len(taken) == 4
+
+
 def test_a_journal_whose_first_line_is_torn_starts_anew(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "figures.json.partial"
     path.parent.mkdir()
@@ -97,3 +111,15 @@ def test_bytes_that_are_no_text_are_a_torn_line(tmp_path: Path) -> None:
     assert (again.get([0]), again.get([1])) == (["a"], ["b"])
     path.write_bytes(b"\xff\xfe")
     assert Journal(path, {"config": 1}).get([0]) is None
+
+
+@pytest.mark.parametrize("line", ['{"numbers": 3, "texts": []}', '{"numbers": [0, 1], "texts": ["a"]}',
+                                  '{"numbers": [[0]], "texts": ["a"]}', '{"numbers": [0], "texts": [1]}'])  # fmt: skip
+def test_a_line_that_is_no_batch_is_left_out(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "figures.json.partial"
+    Journal(path, {"task": "mawps"}).put([2], ["two"])
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+    journal = Journal(path, {"task": "mawps"})
+    assert journal.get([2]) == ["two"]
+    assert [journal.get(numbers) for numbers in ([0], [0, 1])] == [None, None]

@@ -12,6 +12,7 @@ from shears.errors import InputError
 from shears.evaluation.contamination import training_data
 from shears.evaluation.generate import Decoder
 from shears.evaluation.run import evaluate
+from shears.evaluation.score import log_likelihoods
 from shears.evaluation.statistics import wilson_interval
 from shears.evaluation.tasks import evaluate_task
 from shears.prompts import render_prompt
@@ -165,3 +166,16 @@ def test_another_file_of_the_name_is_not_taken_for_the_training_data(
         write_json(model / SUB_ADAPTER, {"template": "question", "data": path, "data_sha256": known})
         assert evaluate(str(model), **options).details.get("seen_in_training") == seen
     assert "is not what was trained on (sha256 000000000000, now " in caplog.text
+
+
+@pytest.mark.parametrize(("template", "space"), [("alpaca", ""), ("question", " ")])
+def test_choices_of_letters_follow_the_prompt_as_in_training(template: Any, space: str, tmp_path: Path) -> None:
+    """The question template ends in "Answer:", behind which completions begin with a space."""
+    config = _config(task="aqua", data=_file(tmp_path, [_row("aqua")]), protocol="choices", template=template)
+    model = tiny_model()
+    (record,) = evaluate_task(model, TOKENIZER, config).records
+    texts = [f"{space}The answer is ({letter})." for letter in "ABCDE"]
+    prompt = TOKENIZER(render_prompt(template, "What is 0?"))["input_ids"]
+    pairs = [(prompt, TOKENIZER(text)["input_ids"]) for text in texts]
+    assert record["log_likelihoods"] == pytest.approx(log_likelihoods(model, pairs, 256, 1).tolist(), abs=1e-3)
+    assert record["answer"] == "The answer is (B)."

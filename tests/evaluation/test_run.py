@@ -1,6 +1,7 @@
 """The stage: stock PEFT adapters load, wrong ones are refused, the same inputs give the same bytes."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -71,6 +72,7 @@ def test_frozen_weights_under_an_adapter_are_cast_once_not_at_every_forward(base
         ("file/figures.json", "must be a file that can be written, got .*: Not a directory"),
         ("/proc/figures.json", "must be a file that can be written"),
         ("file", "must be another file than the data"),
+        ("pipe", "must be a file, got .*pipe, which is none"),  # as /dev/null, in whose place a file was put
     ],
 )
 def test_an_output_that_cannot_be_is_refused_before_the_model_is_loaded(
@@ -79,6 +81,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_model_is_loaded(
     (tmp_path / "folder").mkdir()
     (tmp_path / "busy.json.partial").mkdir()
     (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match=message):
         evaluate("nowhere/at/all", tmp_path / output, **{**OPTIONS, "data": str(tmp_path / "file")})
 
@@ -92,6 +95,22 @@ def test_an_adapter_is_put_on_the_model_by_stock_peft(base: Path, tmp_path: Path
     assert not torch.equal(plain(input_ids=ids).logits, adapted(input_ids=ids).logits)
     options = {**OPTIONS, "task": "perplexity", "sequence_length": 64}
     assert evaluate(str(base), adapter=str(adapter), **options).value != evaluate(str(base), **options).value
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_fp32_is_the_arithmetic_of_a_16_bit_model_too(adapted: bool, base: Path, tmp_path: Path) -> None:
+    tiny_model().bfloat16().save_pretrained(base)
+    adapter = str(_adapter(tmp_path / "adapter")) if adapted else None
+    wide = tmp_path / "wide"
+    shutil.copytree(base, wide)
+    tiny_model().bfloat16().float().save_pretrained(wide)
+    options = {**OPTIONS, "task": "perplexity", "sequence_length": 64, "device": "cpu"}
+    expected = evaluate(str(wide), adapter=adapter, precision="fp32", **options).value
+    assert evaluate(str(base), tmp_path / "one.json", adapter, precision="fp32", **options).value == expected
+    options["dtype"] = "bf16"
+    assert evaluate(str(base), tmp_path / "two.json", adapter, precision="fp32", **options).value != expected
+    configs = [json.loads((tmp_path / name).read_text())["config"] for name in ("one.json", "two.json")]
+    assert [config["dtype"] for config in configs] == ["fp32", "bf16"]  # what the figures are of
 
 
 def test_an_adapter_of_another_base_is_refused_with_both_fingerprints(base: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tokenizers import normalizers
 from transformers import PreTrainedModel
 
 from shears.data.examples import Example, Segment, Tokenized, to_example, tokenize
@@ -110,3 +111,19 @@ def test_examples_keep_their_own_choices_when_their_numbers_differ() -> None:
     assert [len(choice.log_likelihoods) for choice in together] == [3, 1, 2]
     for one, other in zip(together, alone, strict=True):
         assert one.log_likelihoods == pytest.approx(other.log_likelihoods, rel=1e-5)  # batches round differently
+
+
+@pytest.mark.parametrize("neighbour", ["a longer prompt", ""])
+def test_choices_behind_nothing_are_refused(neighbour: str) -> None:
+    """Nothing predicts a first token: what was read as its likelihood hung on the rest of the batch."""
+    examples = [Example((Segment(text, False), Segment("", True)), "ab", ("ab", "c")) for text in (neighbour, "")]
+    with pytest.raises(InputError, match=f"a prompt must not be empty, number {2 if neighbour else 1} is"):
+        choose(tiny_model(), tiny_tokenizer(), examples, 2)
+
+
+def test_a_choice_that_the_tokenizer_makes_nothing_of_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    example = Example((Segment("Which?", False), Segment("", True)), "a", ("a", "\u200b"))
+    with pytest.raises(InputError, match="every choice must have tokens, .* one of number 1 has none"):
+        choose(tiny_model(), tokenizer, [example], 2)

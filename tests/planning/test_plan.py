@@ -106,6 +106,20 @@ def test_a_sparse_model_of_another_number_format_has_its_size(tmp_path: Path) ->
     assert halved[0].disk == pytest.approx((sparse / "model.safetensors").stat().st_size, rel=0.05)
 
 
+def test_models_are_evaluated_in_the_number_format_asked_for(tmp_path: Path) -> None:
+    path, most = write_recipe(tmp_path), 4 * tiny_model().num_parameters()
+    tiny_model().bfloat16().save_pretrained(tmp_path / "base")
+
+    def memory(*settings: str) -> int:
+        return plan(load_recipe(path, ["search=null", *settings]), tmp_path / "run").stages[-1].memory or 0
+
+    own, wide = memory(), memory("evaluate.precision=fp32")  # in 16 bits it would compute in 16
+    assert wide - own == pytest.approx(most / 2, rel=0.1)
+    assert memory("evaluate.precision=bf16") == own
+    assert memory("evaluate.dtype=fp32") == wide
+    assert memory("evaluate.precision=fp32", "evaluate.dtype=bf16") == pytest.approx(own, rel=0.05)
+
+
 def test_moments_of_a_recovery_are_held_only_where_there_is_one(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
     plain, without, moved = (

@@ -1,5 +1,6 @@
 """The page says what the records say, leaves out what is not there, and lets no text become markup."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,41 @@ def test_torn_records_and_outputs_that_are_folders_are_refused(tmp_path: Path) -
     (run / "evaluation.json").write_text("[]")
     with pytest.raises(InputError, match="must be a JSON object"):
         write_report(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("evaluation.json", {"task": "number", "data": "t", "models": [{"name": "dense"}]}),
+        ("evaluation.json", {"task": "number", "data": "t", "models": 3}),
+        ("evaluation/dense.json", {"records": [1, 2]}),
+        ("sparse/sparsity.json", {"achieved": 0.5}),
+        ("sparse/sparsity.json", {"achieved": "half", "linears": {}, "config": {}}),
+        ("super_adapter/training_log.jsonl", [{"step": 1}]),
+        ("super_adapter/training_log.jsonl", [[]]),
+        ("super_adapter/training_times.jsonl", [{"step": 1}]),
+        ("search/result.json", {"evaluations": {}}),
+        ("search/result.json", {**records()["search/result.json"], "chosen": None}),
+        ("sub_adapter/sub_adapter.json", {"ranks": [1]}),
+        ("bench.json", {"ratios": []}),
+        ("recipe.yaml", {"export": [1]}),
+    ],
+)
+def test_records_that_lack_what_stages_write_are_one_line(name: str, content: Any, tmp_path: Path) -> None:
+    run, other = write_run(tmp_path / "run"), write_run(tmp_path / "other")
+    write_run(run, {name: content})
+    for compare in (None, other):
+        with pytest.raises(InputError, match=r"^the records in .* must be as shears wrote them, got .*; make them"):
+            write_report(run, compare=compare)
+    assert not (run / "report.html").exists()
+
+
+def test_half_a_character_and_a_folder_whose_name_is_no_text_are_question_marks(tmp_path: Path) -> None:
+    files = records()
+    files["recipe.yaml"]["model"] = "model"
+    run = write_run(tmp_path / os.fsdecode(b"run-\xff"), files)
+    path = run / "evaluation" / "dense.json"
+    path.write_text(path.read_text().replace("dense says 1", "dense says \\ud800"))
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "<h1>run-?</h1>" in text
+    assert "dense says ?" in text

@@ -10,6 +10,7 @@ from shears.artifacts import README, find_record, read_json, write_text
 from shears.cards.loading import Place, loading
 from shears.cards.origin import hub_base, origin, title
 from shears.cards.tables import figures_table, rank_table, size_table, sparsity_table
+from shears.paths import HUB_SOURCE, is_path
 
 Record = Mapping[str, Any]
 Figures = Sequence[Mapping[str, Any]]
@@ -71,5 +72,13 @@ def _metadata(kind: str, record: Record, figures: Figures) -> ModelCardData:
 
 
 def _result(row: Mapping[str, Any]) -> EvalResult:
-    return EvalResult(task_type="text-generation", dataset_type=Path(row["data"]).name, dataset_name=row["task"],
+    return EvalResult(task_type="text-generation", dataset_type=_dataset(row), dataset_name=row["task"],
                       metric_type=row["metric"], metric_value=row["value"])  # fmt: skip
+
+
+def _dataset(row: Mapping[str, Any]) -> str:
+    """Return a data set's name on the hub, a file's without its folders, or the task: of the hub, none is empty."""
+    data = str(row["data"])
+    if (found := HUB_SOURCE.fullmatch(data)) and not is_path(data):
+        return found["name"]
+    return Path(data).name or str(row["task"])

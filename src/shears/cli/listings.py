@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def print_plan(plan: "Plan") -> None:
     """Print what a run will do, need and leave."""
     size = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "size unknown until downloaded"
-    table = Table("stage", "state", "work", "memory", "disk", title=f"{plan.model}, {size}")
+    table = Table("stage", "state", "work", "memory", "disk", title=Text(f"{plan.model}, {size}"))
     for stage in plan.stages:
         table.add_row(stage.name, stage.state, Text(stage.work), _bytes(stage.memory), _bytes(stage.disk))
     console.print(table)

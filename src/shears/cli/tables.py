@@ -69,7 +69,7 @@ def print_evaluation(title: str, data: Mapping[str, Any]) -> None:
         table.add_row(Text(row["task"]), Text(row["metric"]), value, interval, f"{row['n']:,}")
     if len({row["task"] for row in data.get("figures", [])}) > 1:
         table.add_section()
-        table.add_row("mean of the tasks", data["metric"], *figure(data), f"{data['n']:,}")
+        table.add_row("mean of the tasks", Text(data["metric"]), *figure(data), f"{data['n']:,}")
     console.print(table)
     if seen := seen_words(data):
         print_line(seen)

@@ -188,7 +188,7 @@ def evaluate(
     """
     import shears
 
-    result = shears.evaluate(model, Path(output) if output else None, adapter=adapter, **values)
+    result = shears.evaluate(model, Path(output) if output is not None else None, adapter=adapter, **values)
     tables.print_evaluation(f"{model}{f' + {adapter}' if adapter else ''}", result.as_data())
 
 

@@ -45,13 +45,19 @@ def files_of(runs: Sequence[str], arms: Arms) -> set[Path]:
 
 
 def _named(text: str) -> tuple[str, list[str]]:
-    name, equals, paths = text.rpartition("=")
-    if not equals or Path(text).exists():
+    """Return an arm's name and its sources: behind the last =, or an earlier one where that finds all of them."""
+    if "=" not in text or Path(text).exists():
         return "", [text]
-    found = [path for path in paths.split(",") if path]
+    places = [place for place, character in enumerate(text) if character == "="]
+    splits = [(text[:place], [path for path in text[place + 1 :].split(",") if path]) for place in reversed(places)]
+    name, found = next((split for split in splits if split[1] and _are_there(split[1])), splits[0])
     if not found:
         raise InputError(f"an arm must have a file or folder behind its name, got {text!r}")
     return name, found
+
+
+def _are_there(paths: Sequence[str]) -> bool:
+    return all(Path(path).exists() for path in paths)
 
 
 def _labels(paths: Sequence[str], names: Collection[str]) -> dict[str, str]:

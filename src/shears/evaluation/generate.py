@@ -3,7 +3,7 @@
 B prompts, T tokens, V words of the vocabulary (or logits).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -160,7 +160,9 @@ class Decoder:
     def _continue(self, rows: Sequence[Tokenized], breaks: Tensor | None, fill: Fill | None) -> list[str]:
         batch = self.batch(rows)
         tokens = self.continued(batch, breaks, fill(batch) if fill else None)
-        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        ends, line_ends = _ends(self.model, self.tokenizer), set() if breaks is None else set(breaks.tolist())
+        whole = [_until_end(row, ends, line_ends) for row in tokens.tolist()]
+        return self.tokenizer.batch_decode(whole, skip_special_tokens=True)
 
     def batch(self, rows: Sequence[Tokenized]) -> dict[str, Tensor]:
         """Return prompts as the model's inputs."""
@@ -223,6 +225,16 @@ def _settings(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: in
         eos_token_id=sorted(_ends(model, tokenizer)) or None,
         pad_token_id=padding(tokenizer),
     )
+
+
+def _until_end(tokens: list[int], ends: Collection[int], line_ends: Collection[int]) -> list[int]:
+    """Return a text's tokens as far as it goes alone; in a batch, padding or more text may stand behind its end."""
+    has_text = False
+    for place, token in enumerate(tokens, start=1):
+        if token in ends or (has_text and token in line_ends):
+            return tokens[:place]
+        has_text |= token not in line_ends
+    return tokens
 
 
 def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:

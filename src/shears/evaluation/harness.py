@@ -7,17 +7,22 @@ import statistics
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import torch
+from jinja2 import TemplateError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from shears.data.questions import question_id, question_of
 from shears.errors import InputError, first_line
 from shears.evaluation.records import Evaluation, Record
+from shears.evaluation.score import device_of
 from shears.evaluation.statistics import Z95, wilson_interval
 from shears.measures import is_share
+from shears.models import DTYPES, resolved_precision
 from shears.recipe import EvaluateConfig
 
 logger = logging.getLogger(__name__)
@@ -29,6 +34,8 @@ ASKED = "question_ids"
 Figure = dict[str, Any]
 RUNNING_ERRORS = (AssertionError, ValueError, OSError)
 """What lm-eval raises of a data set that is not there, or of texts longer than the model's context."""
+TASK_ERRORS = (LookupError, TypeError, AttributeError, ImportError, TemplateError)
+"""What it raises of a YAML with a key, split, column, metric or function that is not there."""
 
 
 def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:
@@ -43,14 +50,30 @@ def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: Ev
     from lm_eval.models.huggingface import HFLM
 
     manager = _manager(config)
-    loaded = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch_size)
+    loaded = HFLM(
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=config.batch_size,
+        mixed_precision_dtype=_autocast_dtype(config.precision, device_of(model)),
+    )
     try:
         results: Any = simple_evaluate(loaded, tasks=list(config.harness), task_manager=manager, limit=config.limit)
-    except RUNNING_ERRORS as error:
-        raise InputError(f"lm-eval must be able to run {', '.join(config.harness)}, got {first_line(error)}") from error
+    except (*RUNNING_ERRORS, *TASK_ERRORS) as error:
+        kind = f"{type(error).__name__}: " if isinstance(error, TASK_ERRORS) else ""  # a bare 'test' says little
+        words = f"{kind}{first_line(error)}"
+        raise InputError(f"lm-eval must be able to run {', '.join(config.harness)}, got {words}") from error
     figures = [figure for task in results["samples"] for figure in task_figures(task, results)]
     records = [record for task, samples in results["samples"].items() for record in _records(task, samples)]
     return summary(figures, records)
+
+
+def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return what lm-eval's own autocast is to compute in, which it opens around every forward, inside any of ours.
+
+    None, which is none, for fp32, and for auto: the model's own numbers are what plain lm_eval computes in.
+    """
+    chosen = resolved_precision("fp32" if precision == "auto" else precision, device)
+    return None if chosen == "fp32" else DTYPES[chosen]
 
 
 def _manager(config: EvaluateConfig) -> Any:
@@ -74,7 +97,7 @@ def _manager(config: EvaluateConfig) -> Any:
 def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
     """Return every metric of a task: value, stderr, number of samples, interval; None for what is not known.
 
-    A metric that is no finite number is left out, with a warning.
+    A metric that is no finite number (lm-eval has "N/A" and lists, too) is left out, with a warning.
     """
     metrics: Mapping[str, Any] = results["results"][task]
     figures = []
@@ -83,7 +106,7 @@ def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
         if not kind or name.endswith("_stderr"):
             continue
         samples = [sample for sample in results["samples"][task] if sample.get("filter", kind) == kind]
-        if not math.isfinite(float(value)):
+        if not _is_finite(value):
             logger.warning("%s of %s is %s, no finite number: it is left out", name, task, value)
             continue
         stderr = metrics.get(f"{name}_stderr,{kind}")
@@ -99,6 +122,10 @@ def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
             }
         )  # fmt: skip
     return figures
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def _bits(samples: Sequence[Mapping[str, Any]], metric: str) -> list[bool] | None:
@@ -172,7 +199,7 @@ def _record(task: str, samples: Sequence[Mapping[str, Any]]) -> Record:
             for each in samples for name in each.get("metrics", []) if each.get(name) in (0, 1)}  # fmt: skip
     record: Record = {
         "index": int(sample["doc_id"]), "task": task, "id": str(sample["doc_hash"])[:16],
-        "prompt": str(sample["arguments"][0][0]), "prediction": _prediction(sample), "answer": sample["target"],
+        "prompt": str(sample["arguments"][0][0]), "prediction": _prediction(sample), "answer": _plain(sample["target"]),
         ASKED: _asked(sample),
     }  # fmt: skip
     for number, (name, bit) in enumerate(bits.items()):
@@ -191,13 +218,24 @@ def _asked(sample: Mapping[str, Any]) -> list[str]:
 def _prediction(sample: Mapping[str, Any]) -> object:
     """Return the generated text, or the number of the likeliest of several choices."""
     responses = sample["filtered_resps"]
+    if "acc_mutual_info" in sample.get("metrics", []):  # behind the choices, lm-eval asks for each without its question
+        responses = responses[: len(responses) // 2]
     if len(responses) == 1:
-        return _finite(responses[0])
+        return _plain(responses[0])
     return max(range(len(responses)), key=lambda number: float(responses[number][0]))
 
 
-def _finite(response: Any) -> Any:
-    """Return a response as JSON can hold it: None for numbers that are not finite, also inside a pair."""
-    if isinstance(response, list | tuple):
-        return [_finite(part) for part in response]
-    return None if isinstance(response, float) and not math.isfinite(response) else response
+def _plain(value: Any) -> Any:
+    """Return a response or a target as JSON can hold it: None for numbers that are not finite, also inside a list.
+
+    What a task makes of its rows may be anything: what JSON has no form for is written out.
+    """
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, Integral):  # numpy's
+        return int(value)
+    return (float(value) if math.isfinite(value) else None) if isinstance(value, Real) else str(value)

@@ -7,12 +7,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shears.paths import file_fingerprint
+
 logger = logging.getLogger(__name__)
+SETTINGS = (
+    "config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json",
+    "tokenizer.model", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+"""Files of a model and an adapter that change its texts, as weights do: where these end, say."""
 
 
 def journal_path(output: Path) -> Path:
     """Return where the texts of an unfinished evaluation stand."""
     return output.with_name(f"{output.name}.partial")
+
+
+def settings_fingerprint(*folders: Path) -> str:
+    """Return sha256 of what a model and an adapter have beside their weights."""
+    return file_fingerprint(*(folder / name for folder in folders for name in SETTINGS if (folder / name).is_file()))
 
 
 class Journal:
@@ -34,7 +46,7 @@ class Journal:
                 logger.info("%s is of another evaluation: starting anew", self.path)
             self._rewrite([])
             return {}
-        batches = [batch for batch in whole[1:] if isinstance(batch, dict) and batch.keys() == {"numbers", "texts"}]
+        batches = [content for content in whole[1:] if _is_batch(content)]
         self._rewrite(batches)
         logger.info("%s: %d batches are there, going on", self.path, len(batches))
         return {tuple(batch["numbers"]): batch["texts"] for batch in batches}
@@ -60,6 +72,16 @@ class Journal:
     def close(self) -> None:
         """Remove the file: its texts are in the output now."""
         self.path.unlink(missing_ok=True)
+
+
+def _is_batch(content: Any) -> bool:
+    """Tell numbers with a text each from whatever else may stand in a line."""
+    if not isinstance(content, dict) or content.keys() != {"numbers", "texts"}:
+        return False
+    numbers, texts = content["numbers"], content["texts"]
+    if not isinstance(numbers, list) or not isinstance(texts, list) or len(numbers) != len(texts):
+        return False
+    return all(isinstance(number, int) for number in numbers) and all(isinstance(text, str) for text in texts)
 
 
 def _parsed(line: bytes) -> Any:

@@ -17,6 +17,7 @@ from shears.evaluation.extraction import READERS, is_right, official_label, resp
 from shears.evaluation.generate import Decoder
 from shears.evaluation.journal import Journal
 from shears.evaluation.records import Record, record
+from shears.prompts import render_completion
 from shears.recipe import EvaluateConfig
 from shears.recipe.paper import ANSWER_FORMS
 
@@ -89,16 +90,19 @@ def generated_records(
     return records
 
 
-def with_choices(task: str, examples: Sequence[Example]) -> list[Example]:
-    """Return the examples with what to choose from; InputError for a task whose answer is a number."""
+def with_choices(task: str, examples: Sequence[Example], template: str) -> list[Example]:
+    """Return the examples with what to choose from, as it follows a prompt of the template.
+
+    InputError for a task whose answer is a number.
+    """
     form = ANSWER_FORMS[task]
     if form == "number":
         raise InputError(f"protocol choices needs a task with choices, and {task} asks for a number; use generate")
     if form == "label":
         return list(examples)  # they stand at the end of the instruction
     answers = right_answers(task, examples)
-    choices = tuple(map(LETTER_COMPLETION.format, LETTERS))
+    choices = {letter: render_completion(template, LETTER_COMPLETION.format(letter)) for letter in LETTERS}
     return [
-        replace(example, choices=choices, answer=LETTER_COMPLETION.format(answer))
+        replace(example, choices=tuple(choices.values()), answer=choices[str(answer)])
         for example, answer in zip(examples, answers, strict=True)
     ]

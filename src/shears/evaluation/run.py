@@ -30,7 +30,7 @@ from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError, first_line
 from shears.evaluation.contamination import ids_of, mark_seen, training_data
 from shears.evaluation.harness import ASKED, run_harness
-from shears.evaluation.journal import Journal, journal_path
+from shears.evaluation.journal import Journal, journal_path, settings_fingerprint
 from shears.evaluation.records import Evaluation
 from shears.evaluation.score import device_of
 from shears.evaluation.tasks import ACCURACY_TASKS, evaluate_examples, evaluate_task, load_task_examples
@@ -61,11 +61,12 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
         _check_output(Path(output), given)
     parts = parts_of(model, adapter)
     wanted = given.model_copy(update={"template": template_of(given, *parts)})
-    loaded, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
+    loaded, tokenizer = load_with_adapter(model, adapter, wanted.weights, wanted.device)
     if output is None:
         return _evaluate(loaded, tokenizer, wanted, parts, None)
     path, asked = Path(output), measured(model, adapter, given)
-    journal = Journal(journal_path(path), {**asked, "template": wanted.template}) if wanted.generates else None
+    beside = {"template": wanted.template, "settings_sha256": settings_fingerprint(*parts)}
+    journal = Journal(journal_path(path), {**asked, **beside}) if wanted.generates else None
     evaluation = _evaluate(loaded, tokenizer, wanted, parts, journal)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**asked, **evaluation.as_data()})
@@ -79,6 +80,8 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
     """Raise InputError where figures could not be written at the end, or would replace the data."""
     if output.is_dir() or journal_path(output).is_dir():
         raise InputError(f"the output must be a file, got the folder {output}; name such as {output}/figures.json")
+    if output.exists() and not output.is_file():  # /dev/null: a rename would put a file in its place
+        raise InputError(f"the output must be a file, got {output}, which is none; name such as figures.json")
     if output.resolve() == expanded(config.data).resolve():
         raise InputError(f"the output must be another file than the data, got {output} for both")
     try:
@@ -90,9 +93,12 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
 
 
 def measured(model: str | Path, adapter: str | Path | None, config: EvaluateConfig) -> dict[str, Any]:
-    """Return what names a measurement: its configuration and the fingerprints of what is measured, on what."""
+    """Return what names a measurement: its configuration and the fingerprints of what is measured, on what.
+
+    The configuration names the number format that the model is held in.
+    """
     return {
-        "config": as_data(config),
+        "config": {**as_data(config), "dtype": config.weights},
         "data_sha256": source_fingerprint(config.data),
         "model_fingerprint": weights_fingerprint(model_folder(model)),
         "adapter_fingerprint": weights_fingerprint(Path(adapter)) if adapter else None,
@@ -109,9 +115,7 @@ def _evaluate(
     """Measure a loaded model; `parts` are the folders whose records name its training data."""
     keep_casts(model)  # PEFT freezes what an adapter is put on
     if config.task == "harness":
-        # auto is the model's own numbers here: what plain lm_eval computes in
-        with autocast("fp32" if config.precision == "auto" else config.precision, device_of(model)):
-            evaluation = run_harness(model, tokenizer, config)
+        evaluation = run_harness(model, tokenizer, config)
         return mark_seen(evaluation, [record[ASKED] for record in evaluation.records], training_data(*parts))
     with autocast(config.precision, device_of(model)):
         if config.task not in ACCURACY_TASKS:

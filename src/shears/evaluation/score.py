@@ -88,6 +88,7 @@ class Questions:
         prompts = prompt_ids([prompt_of(example) for example in examples], tokenizer)
         texts = iter(encode([choice for example in examples for choice in example.choices], tokenizer))
         choices = [[next(texts) for _ in example.choices] for example in examples]
+        _check_tokens(prompts, choices)
         pairs = [(prompt, ids) for prompt, each in zip(prompts, choices, strict=True) for ids in each]
         self._lengths = [[max(len(ids), 1) for ids in each] for each in choices]
         self.lengths = [
@@ -106,6 +107,17 @@ class Questions:
         trees = self.forest.trees
         rows = self.forest.of(sorted(range(len(trees)), key=lambda row: -len(trees[row]))[-2:])
         return _on_device(model, rows.batch(self._pad_id)), rows.wanted.to(device_of(model))
+
+
+def _check_tokens(prompts: Sequence[list[int]], choices: Sequence[list[list[int]]]) -> None:
+    """Raise InputError for a prompt without tokens, behind which nothing is predicted, and for such a choice."""
+    for number, (prompt, each) in enumerate(zip(prompts, choices, strict=True), start=1):
+        if not prompt:
+            raise InputError(f"a prompt must not be empty, number {number} is; nothing says how likely its choices are")
+        if not all(each):
+            raise InputError(
+                f"every choice must have tokens, for none is always the likeliest; one of number {number} has none"
+            )
 
 
 def _choice(scored: list[tuple[float, int]]) -> Choice:

@@ -112,7 +112,8 @@ def _paper(
 ) -> list[Record]:
     """A task of the paper, by the protocol asked for."""
     if config.protocol == "choices":
-        return _choices(model, tokenizer, with_choices(config.task, examples), config)
+        template = config.template or DEFAULT_TEMPLATE
+        return _choices(model, tokenizer, with_choices(config.task, examples, template), config)
     return generated_records(model, tokenizer, examples, config, journal)
 
 

@@ -194,8 +194,11 @@ def _evaluate(known: _Known) -> Estimate:
     words = f"{config.task}, {models} models, each on {_asked(config)}"
     if known.dense_bytes is None or known.sparse_bytes is None:
         return words, None, None
-    adapted = running_memory(known.sparse_bytes, known.adapter(SearchSpace.heuristic))
-    return words, max(known.dense_bytes, adapted), 0  # one model after the other
+    dense, sparse = known.dense_bytes, known.sparse_bytes
+    if known.shape is not None and (dtype := DTYPES.get(config.weights)):
+        dense = sparse = dtype.itemsize * known.shape.parameters
+    adapted = running_memory(sparse, known.adapter(SearchSpace.heuristic))
+    return words, max(dense, adapted), 0  # one model after the other
 
 
 def _asked(config: EvaluateConfig) -> str:

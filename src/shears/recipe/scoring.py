@@ -22,7 +22,8 @@ class ScoringConfig(StageConfig):
     max_new_tokens: int = Field(64, gt=0)
     """Longest generated answer, in tokens."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic: auto is bf16 autocast where the processor has it, else fp32."""
+    """Arithmetic: auto is bf16 autocast where the processor has it, else that of the model's own number format; in fp32
+    a 16-bit model takes twice its memory."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda or mps."""
 
@@ -144,11 +145,16 @@ class EvaluateConfig(ScoringConfig):
     """Prompt template of instruction rows; by default the one the adapter was trained with, else question, and alpaca
     for the paper's tasks."""
     dtype: Dtype = "auto"
-    """Number format of the model; auto keeps the model's own."""
+    """Number format of the model; auto keeps the model's own, but for precision fp32."""
     harness: Names = ()
     """Tasks of lm-eval to run in place of a task, such as hellaswag,arc_easy (pip install 'shears[harness]')."""
     include_path: str | None = None
     """Folder with further YAML tasks of lm-eval; those of shears are known (shears_boolq, ...)."""
+
+    @property
+    def weights(self) -> Dtype:
+        """Number format in which the model is held: fp32 where that is the arithmetic, for 16 bits compute in 16."""
+        return "fp32" if self.precision == "fp32" and self.dtype == "auto" else self.dtype
 
     @property
     def generates(self) -> bool:

@@ -28,7 +28,7 @@ def compare(
     Every arm is held against the first or the one named, on the same examples; seeds of an arm are pooled.
     """
     path = Path(output) if output is not None else None
-    if path is not None and (path.suffix not in (".json", ".html") or not path.parent.is_dir()):
+    if path is not None and (path.suffix not in (".json", ".html") or path.is_dir() or not path.parent.is_dir()):
         raise InputError(f"the output must be a .json or .html file in a folder that is there, got {path}")
     if not 0 <= seed < SEEDS:
         raise InputError(f"the seed must be from 0 to {SEEDS - 1}, got {seed}")
@@ -39,7 +39,7 @@ def compare(
     if path is not None and path.suffix == ".json":
         write_json(path, data)
     elif path is not None:
-        write_text(path, comparison_page(data))
+        write_text(path, comparison_page(data).encode(errors="replace").decode())  # a folder's name may be no text
     return data
 
 
