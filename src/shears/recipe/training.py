@@ -58,7 +58,8 @@ class TrainConfig(StageConfig):
     """Recompute activations in the backward pass: less memory, about a third slower."""
     recompute: bool = True
     """Keep matrix products for the backward pass and recompute what lies between them: much less memory, a
-    seventh to a third more time (most on processors with AMX). Gradient checkpointing and compile have ways of their own."""
+    seventh to a third more time (most on processors with AMX). Gradient checkpointing and compile have ways of
+    their own."""
     shard: bool = False
     """Of several processes, let each hold a part of the frozen weights only, block by block gathered where needed
     (FSDP2): for models that one GPU cannot hold."""
