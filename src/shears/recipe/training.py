@@ -74,7 +74,8 @@ class TrainConfig(StageConfig):
     template: Literal["question", "alpaca"] = "question"
     """Prompt template of instruction/input/output rows, in training and in evaluation."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic: auto is bf16 autocast where the processor has it, else fp32."""
+    """Arithmetic: auto is bf16 autocast where the processor has it, else fp32; in fp32 a 16-bit base, held as it is,
+    still computes in its own number format."""
     report_to: Names = ()
     """Trackers that see loss and learning rate of every step: tensorboard, trackio, wandb; by default none."""
     save_steps: int = Field(50, gt=0)
