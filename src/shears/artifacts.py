@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +81,13 @@ def record_in(path: Path) -> dict[str, Any]:
     """Return the record in a file, its weights not looked at; InputError where one of FIELDS is another thing."""
     record = read_object(path)
     wrong = [key for key, kind in FIELDS.items() if key in record and not isinstance(record[key], kind)]
-    if not wrong and not all(GROUP.fullmatch(name) and type(rank) is int for name, rank in _ranks(record)):
-        wrong = ["ranks"]
+    if not wrong:
+        ranks = record.get("ranks", {})
+        wrong = ["ranks"] * any(not GROUP.fullmatch(name) or type(rank) is not int for name, rank in ranks.items())
     if wrong:
         shown = str(record[wrong[0]])[:40]
         raise InputError(f"{path} must be a record of shears, its {wrong[0]} is {shown}; make the folder again")
     return record
-
-
-def _ranks(record: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    ranks: dict[str, Any] = record.get("ranks", {})
-    return ranks.items()
 
 
 def sync_path(path: Path) -> None:

@@ -15,3 +15,8 @@ def rank_patterns(ranks: Mapping[str, int], largest: int) -> dict[str, int]:
         if rank < largest:
             linears.setdefault(rank, []).append(re.escape(linear))
     return {f"^(?:{'|'.join(sorted(names))})": rank for rank, names in sorted(linears.items())}
+
+
+def linear_of(name: str) -> str:
+    """Return the linear an adapter's tensor belongs to, as the base model names it."""
+    return name.removeprefix(PREFIX).rsplit(".lora_", 1)[0]

@@ -90,7 +90,7 @@ class Questions:
         choices = [[next(texts) for _ in example.choices] for example in examples]
         _check_tokens(prompts, choices)
         pairs = [(prompt, ids) for prompt, each in zip(prompts, choices, strict=True) for ids in each]
-        self._lengths = [[max(len(ids), 1) for ids in each] for each in choices]
+        self._lengths = [[len(ids) for ids in each] for each in choices]
         self.lengths = [
             len(ids) + max(map(len, each), default=1) - 1 for ids, each in zip(prompts, choices, strict=True)
         ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shears.errors import InputError
-from shears.peft_files import PREFIX, A, B
+from shears.peft_files import PREFIX, A, B, linear_of
 
 WRAPPED = ".base_layer."  # PEFT's, below a layer of its own
 
@@ -63,11 +63,6 @@ def _misfit(
     if tensor.ndim != 2 or tensor.shape[side] != shape[side]:
         return f"{linear_of(name)} has {shape[0]} outputs and {shape[1]} inputs, {name} is {tuple(tensor.shape)}"
     return None
-
-
-def linear_of(name: str) -> str:
-    """Return the linear an adapter's tensor belongs to, as the base model names it."""
-    return name.removeprefix(PREFIX).rsplit(".lora_", 1)[0]
 
 
 def _rank(name: str, ranks: Mapping[str, int]) -> int:

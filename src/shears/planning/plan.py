@@ -172,8 +172,14 @@ def _search(known: _Known) -> Estimate:
     words += amount(config.data, config.limit).words
     if known.sparse_bytes is None:
         return words, None, None
-    held = known.sparse_bytes if config.weights == "auto" or known.shape is None else FP32 * known.shape.parameters
+    held = _held(known.sparse_bytes, config.weights, known)
     return words, running_memory(held, known.adapter(SearchSpace.maximal)), 0
+
+
+def _held(stored: int, weights: str, known: _Known) -> int:
+    """Return the bytes of a model that is held in a number format, those of its files where that is auto."""
+    dtype = DTYPES.get(weights)
+    return stored if dtype is None or known.shape is None else dtype.itemsize * known.shape.parameters
 
 
 def _export(known: _Known) -> Estimate:
@@ -194,9 +200,7 @@ def _evaluate(known: _Known) -> Estimate:
     words = f"{config.task}, {models} models, each on {_asked(config)}"
     if known.dense_bytes is None or known.sparse_bytes is None:
         return words, None, None
-    dense, sparse = known.dense_bytes, known.sparse_bytes
-    if known.shape is not None and (dtype := DTYPES.get(config.weights)):
-        dense = sparse = dtype.itemsize * known.shape.parameters
+    dense, sparse = (_held(stored, config.weights, known) for stored in (known.dense_bytes, known.sparse_bytes))
     adapted = running_memory(sparse, known.adapter(SearchSpace.heuristic))
     return words, max(dense, adapted), 0  # one model after the other
 

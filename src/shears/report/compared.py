@@ -12,7 +12,7 @@ from shears.errors import InputError
 from shears.evaluation.arms import files_of, read_arms
 from shears.evaluation.comparison import compare_arms
 from shears.fields import SEEDS
-from shears.report.html import element, table
+from shears.report.html import document, element, table
 from shears.report.intervals import intervals
 from shears.report.section import note, picture, section
 from shears.report.words import percent
@@ -39,7 +39,7 @@ def compare(
     if path is not None and path.suffix == ".json":
         write_json(path, data)
     elif path is not None:
-        write_text(path, comparison_page(data).encode(errors="replace").decode())  # a folder's name may be no text
+        write_text(path, comparison_page(data))
     return data
 
 
@@ -60,7 +60,7 @@ def comparison_page(data: Row) -> str:
     content = (_section(number, task) for number, task in enumerate(tasks, start=1))
     lead = f"Every arm against {base}, paired by example."
     body = element("body", element("header", element("h1", title), element("p", lead)), element("main", *content))
-    return Markup("<!DOCTYPE html>\n") + element("html", head, body, lang="en") + "\n"
+    return document(head, body)
 
 
 def _section(number: int, data: Row) -> Markup:

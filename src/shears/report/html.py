@@ -4,8 +4,14 @@ from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup, escape
 
-__all__ = ["Markup", "element", "join", "number", "table"]
+__all__ = ["Markup", "document", "element", "join", "number", "table"]
 VOID = frozenset({"meta", "br", "link"})
+
+
+def document(head: Markup, body: Markup) -> str:
+    """Return a whole page, with ? for what is no character (half of one, a byte of a folder's name)."""
+    text = f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+    return text.encode(errors="replace").decode()
 
 
 def element(name: str, /, *children: object, **attributes: object) -> Markup:

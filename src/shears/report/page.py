@@ -7,7 +7,7 @@ from importlib.resources import files
 from markupsafe import Markup
 
 from shears.report.headline import cards, headlines, sentence, warnings
-from shears.report.html import element
+from shears.report.html import document, element
 from shears.report.records import Run
 from shears.report.sections import sections_of
 from shears.version import __version__
@@ -16,8 +16,7 @@ from shears.version import __version__
 def page(run: Run, other: Run | None = None) -> str:
     """Return the report of a run as one HTML file, compared with another run where one is given."""
     style, script = (files("shears.report").joinpath(name).read_text("utf-8") for name in ("style.css", "script.js"))
-    content = element("html", _head(run, style, script), _body(run, other, script), lang="en")
-    return Markup("<!DOCTYPE html>\n") + content + "\n"
+    return document(_head(run, style, script), _body(run, other, script))
 
 
 def _head(run: Run, style: str, script: str) -> Markup:

@@ -30,16 +30,12 @@ def write_report(run: str | Path, output: str | Path | None = None, *, compare: 
 
 
 def _page(folder: Path, other: Path | None) -> str:
-    """Return the page, with ? for what is no character (half of one, a byte of a folder's name).
-
-    InputError where records are whole JSON but lack what stages write.
-    """
+    """Return the page; InputError where records are whole JSON but lack what stages write."""
     try:
-        text = page(read_run(folder), read_run(other) if other is not None else None)
+        return page(read_run(folder), read_run(other) if other is not None else None)
     except InputError:
         raise
     except RECORD_ERRORS as error:
         where = f"{folder} and {other}" if other is not None else f"{folder}"
         what = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"the records in {where} must be as shears wrote them, got {what}; make them again") from error
-    return text.encode(errors="replace").decode()

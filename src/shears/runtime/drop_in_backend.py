@@ -11,7 +11,7 @@ from shears.models import set_threads
 from shears.package_models import settings_of_adapter
 from shears.packed.file import Package, read_package
 from shears.packed.layout import PackedMatrix
-from shears.peft_files import PREFIX
+from shears.peft_files import linear_of
 from shears.runtime.available import kernels_available
 from shears.runtime.drop_in import Ready, sparsify_linears
 from shears.runtime.linear import KernelLinear, PackedLinear
@@ -59,7 +59,7 @@ def unmoved(package: Package, folder: Path) -> Mapping[str, PackedMatrix]:
     start = settings.get("init_lora_weights")
     if not start or start in NEUTRAL["init_lora_weights"]:
         return package.packed
-    adapted = {name.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for name in package.index.adapter}
+    adapted = set(map(linear_of, package.index.adapter))
     return {
         linear: matrix for linear, matrix in package.packed.items()
         if not any(f".{name}".endswith(f".{linear}") for name in adapted)
