@@ -1,5 +1,6 @@
 """What a model folder is, is counted in its files: by layer, by kind of linear, by both; experts of a layer are one."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shears.artifacts import write_json
+from shears.cli import main
 from shears.errors import InputError
 from shears.inspection import inspect, kinds_of
 from tests.tiny import save_tiny, tiny_model
@@ -145,6 +147,27 @@ def test_what_is_torn_or_foreign_is_named(tmp_path: Path, name: str, content: st
     (folder / name).write_text(content)
     with pytest.raises(InputError, match=message):
         inspect(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"groups": {"a": 1}}',
+        '{"ranks": {"a": 8}}',
+        '{"chosen": {"ranks": 1}, "evaluations": []}',
+        '{"chosen": {}, "evaluations": [1]}',
+        '{"models": [{"name": "gpt"}]}',
+    ],
+)
+def test_what_is_foreign_within_a_record_is_one_line(
+    tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    monkeypatch.setattr(sys, "argv", ["shears", "inspect", str(path)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "error: " + str(path) + " must be as shears writes it, got " in capfd.readouterr()[1]
 
 
 def test_another_tools_adapter_is_told_that_it_is_not_ours(tmp_path: Path) -> None:

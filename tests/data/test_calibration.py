@@ -55,6 +55,11 @@ def test_windows_of_a_text_are_full_and_do_not_overlap(text: Path) -> None:
     assert all(abs(a - b) >= 20 for a in starts for b in starts if a != b)
 
 
+def test_a_mark_of_byte_order_is_no_text(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbf" + text.read_bytes())
+    assert text_tokens(str(tmp_path / "marked.txt"), TOKENIZER) == text_tokens(str(text), TOKENIZER)
+
+
 @pytest.mark.parametrize("kind", ["text", "rows"])
 def test_the_seed_decides_what_is_drawn_and_nothing_else_does(kind: str, request: pytest.FixtureRequest) -> None:
     source = request.getfixturevalue(kind)

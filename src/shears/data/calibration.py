@@ -93,7 +93,7 @@ def _is_text(source: str) -> bool:
 def _read_text(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     path = expanded(source)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"the text must be a file that can be read, got {source}: {error.strerror}") from None
     except UnicodeDecodeError as error:

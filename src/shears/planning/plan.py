@@ -14,7 +14,7 @@ from shears.folders import partial_folder
 from shears.models import DTYPES, load_tokenizer
 from shears.notation import num_bytes
 from shears.pipeline import run_folder, stages_of
-from shears.planning.data import amount, example_length, text_amount
+from shears.planning.data import amount, example_length, refuse_shared_rows, text_amount
 from shears.planning.needs import (
     FP32,
     adapter_parameters,
@@ -30,6 +30,7 @@ from shears.recipe import EvaluateConfig, Recipe
 from shears.sparsity.methods import METHODS
 from shears.sparsity.prune import needs_inputs
 
+CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others are reckoned like the heuristic
 HALF = 2  # bytes of a weight in the files of a model that is not here: most are published in 16 bits
 
 
@@ -84,7 +85,7 @@ class _Known:
         config, shape = self.recipe.export, self.shape
         own = FP32 if (self.sparse_bytes or 0) > 3 * shape.parameters else HALF
         each = {"fp32": FP32, "bf16": HALF, "int8": 1}.get(config.values, own)
-        weights, rest = shape.linear_weights, max(each, HALF)
+        weights, rest = shape.packed_weights, max(each, HALF)
         packed = packed_bytes(weights, shape.parameters - weights, self.recipe.sparsify.sparsity, each, rest)
         return packed - (rest - 1) * shape.beside * (config.embeddings == "int8")
 
@@ -109,6 +110,7 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
     """
     folder = run_folder(recipe, output)
     assert recipe.model is not None
+    refuse_shared_rows(recipe)
     known = _Known(recipe, shape_of(recipe.model))
     stages = [_planned(stage.name, _state(stage.is_done(), stage.output), known) for stage in stages_of(recipe, folder)]
     if recipe.evaluate:
@@ -183,14 +185,16 @@ def _held(stored: int, weights: str, known: _Known) -> int:
 
 
 def _export(known: _Known) -> Estimate:
-    config, heuristic = known.recipe.export, known.adapter(SearchSpace.heuristic)
+    config = known.recipe.export
+    choice = CHOICES.get("maximal" if config.format == "padded" else config.ranks or "", SearchSpace.heuristic)
+    adapter = known.adapter(choice)
     ranks = config.ranks or ("the ranks that search chose" if known.recipe.search else "the heuristic's ranks")
     words = f"format {config.format}, {ranks}"
     if known.shape is None:
         return words, None, None
     sizes: dict[str, int | None] = {"merged": known.sparse_bytes, "merged-sparse": known.sparse_bytes}
-    sizes["package"] = known.package_bytes + FP32 * heuristic
-    return words, 2 * FP32 * heuristic, sizes.get(config.format, FP32 * heuristic)
+    sizes["package"] = known.package_bytes + FP32 * adapter
+    return words, 2 * FP32 * adapter, sizes.get(config.format, FP32 * adapter)
 
 
 def _evaluate(known: _Known) -> Estimate:
