@@ -121,6 +121,11 @@ def test_no_two_paths_share_a_kind_and_every_kind_ends_its_path(paths: list[str]
     assert all(f".{path}".endswith(f".{kind}") for path, kind in names.items())
 
 
+def test_weights_of_8_bit_floats_are_counted(tmp_path: Path) -> None:
+    tensors = {"layers.0.up_proj.weight": _with_zeros(3, 2, 4).to(torch.float8_e4m3fn)}
+    assert inspect(_folder(tmp_path / "model", tensors))["sparsity"] == 3 / 8
+
+
 def test_a_folder_without_blocks_has_no_map(tmp_path: Path) -> None:
     data = inspect(_folder(tmp_path / "model", {"head.weight": _with_zeros(1, 2, 2)}))
     assert data["sparsity_by_linear"] == {}

@@ -99,7 +99,7 @@ def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def _model(folder: Path) -> dict[str, Any]:
     parameters, nonzeros, counts = 0, 0, dict[tuple[int, str], tuple[int, int]]()
     for name, tensor in tensors_of(folder):
-        kept = int(torch.count_nonzero(tensor))
+        kept = int(torch.count_nonzero(tensor != 0))  # 8-bit floats cannot be counted as they are
         parameters, nonzeros = parameters + tensor.numel(), nonzeros + kept
         place = _place(name, tensor)
         if place is not None:
