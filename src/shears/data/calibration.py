@@ -53,8 +53,8 @@ def calibration_batches(
     A .txt file gives windows that do not overlap; rows (`text`, or any form of example, of anything `read_rows` reads
     or of a folder of `save_to_disk`) are shuffled and packed with the end of sequence between them, of each a random
     piece of at most one sequence, more only where that is not enough. Chats need no turn of the assistant; rows without
-    text are left out. Rows that hold `input_ids` are used as they are, but for padding that an `attention_mask` leaves out,
-    all of them, in order, and need no tokenizer.
+    text are left out. Rows that hold `input_ids` are used as they are (without padding that an
+    `attention_mask` leaves out), all of them, in order, and need no tokenizer.
     InputError where there is too little text, or text and no tokenizer.
     """
     generator = random.Random(f"calibration {seed}")

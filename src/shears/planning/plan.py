@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from shears.adapt.fit import num_seen, num_steps
 from shears.adapt.groups import build_space
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import EVALUATION
+from shears.artifacts import EVALUATION, as_data, evaluation_file, read_object
+from shears.data.fingerprints import source_fingerprint
 from shears.export.choice import by_linear
 from shears.folders import partial_folder
 from shears.models import DTYPES, load_tokenizer
@@ -114,8 +116,24 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
     known = _Known(recipe, shape_of(recipe.model))
     stages = [_planned(stage.name, _state(stage.is_done(), stage.output), known) for stage in stages_of(recipe, folder)]
     if recipe.evaluate:
-        stages.append(_planned("evaluate", _state((folder / EVALUATION).is_file(), folder / EVALUATION), known))
+        is_done = all(stage.state == "done" for stage in stages) and _is_measured(recipe.evaluate, folder)
+        stages.append(_planned("evaluate", _state(is_done, folder / EVALUATION), known))
     return Plan(recipe.model, folder, known.shape.parameters if known.shape else None, stages)
+
+
+def _is_measured(config: EvaluateConfig, folder: Path) -> bool:
+    """Tell whether the figures of a run are there, of these data and settings; `run` looks at the weights, too."""
+    if not (folder / EVALUATION).is_file():
+        return False
+    files = [evaluation_file(folder, row["name"]) for row in read_object(folder / EVALUATION)["models"]]
+    asked = {**as_data(config), "dtype": config.weights}
+
+    def fits(record: Mapping[str, Any]) -> bool:
+        before = record.get("config") or {}
+        named = {} if config.template else {"template": before.get("template")}  # that of the training
+        return before == {**asked, **named} and record.get("data_sha256") == source_fingerprint(config.data)
+
+    return all(file.is_file() and fits(read_object(file)) for file in files)
 
 
 def _state(is_done: bool, output: Path) -> str:
