@@ -120,3 +120,11 @@ def test_a_search_on_the_test_rows_is_refused_whatever_their_file_is_called(tmp_
     with pytest.raises(InputError, match="all 1 rows of .*test.jsonl stand in .*validation.jsonl"):
         planned(tmp_path, **sections)
     assert planned(tmp_path, **sections | {"evaluate": {"task": "number", "data": "org/name"}})
+
+
+def test_a_package_is_refused_and_a_text_that_is_not_here_is_told(tmp_path: Path) -> None:
+    found = planned(tmp_path, sparsify={"calibration": "nowhere.txt", "num_samples": 2, "sequence_length": 8})
+    assert found.stages[0].work == "wanda to 50%, 2 x 8 = 16 tokens of nowhere.txt (not here yet)"
+    shears.export_adapter(tmp_path / "base", tmp_path / "package", format="package")
+    with pytest.raises(InputError, match="a model to prune must be a model folder, got the package"):
+        plan(Recipe.model_validate({"model": str(tmp_path / "package"), "output": str(tmp_path / "run")}))

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import ARITHMETIC, read_rows
+from shears.data.saved import is_saved
 from shears.evaluation.contamination import check_apart
 from shears.paths import expanded
 from shears.recipe import Recipe, TrainConfig
@@ -25,7 +26,12 @@ class Amount(NamedTuple):
 
 def is_here(source: str) -> bool:
     """Tell whether a source can be read without a download."""
-    return source.partition(":")[0] == ARITHMETIC or expanded(source).is_file()
+    return source.partition(":")[0] == ARITHMETIC or expanded(source).is_file() or is_saved(source)
+
+
+def shown(source: str) -> str:
+    """Return a source, and whether it is still to come."""
+    return source if is_here(source) else f"{source} (not here yet)"
 
 
 def refuse_shared_rows(recipe: Recipe) -> None:
@@ -39,7 +45,7 @@ def refuse_shared_rows(recipe: Recipe) -> None:
 def text_amount(source: str, sequence_length: int, limit: int | None = None) -> str:
     """Return in words how much of a text, or of rows as text, a perplexity is measured on."""
     first = f"the first {limit:,} windows" if limit else "windows"
-    return f"{first} of {sequence_length:,} tokens of {source}" + " (not here yet)" * (not is_here(source))
+    return f"{first} of {sequence_length:,} tokens of {shown(source)}"
 
 
 def amount(source: str, limit: int | None = None) -> Amount:

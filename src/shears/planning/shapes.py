@@ -12,10 +12,9 @@ from torch import nn
 from transformers import AutoConfig
 
 from shears.conversion import META, empty_model, known_config
-from shears.errors import InputError
 from shears.export.packing import is_block_matrix
 from shears.fetching import EMBEDDED, cache_folder
-from shears.models import LOADING_ERRORS, decoder_blocks, linears
+from shears.models import LOADING_ERRORS, decoder_blocks, linears, plain_folder
 from shears.paths import expanded
 from shears.planning.needs import FP32
 from shears.sparsity.matrices import linear_matrix
@@ -114,9 +113,7 @@ def _folder(name: str) -> Path | None:
     """Return the folder of a model that is here already."""
     path = expanded(name)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"a model folder must hold config.json; {path} does not")
-        return path
+        return plain_folder(path, "prune")
     if name in EMBEDDED:
         cached = cache_folder() / name
         return cached if (cached / "config.json").is_file() else None
