@@ -125,6 +125,19 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
         read_yaml(path)
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """YAML would take the last one without a word; a key that is merged in may be written over."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("sparsify: {num_samples: 4}\ntrain: {data: a}\nsparsify: {sparsity: 0.9}\n")
+    with pytest.raises(InputError, match=r"must be YAML: the key 'sparsify' stands twice .*line 3, column 1"):
+        read_yaml(path)
+    path.write_text("sparsify: {seed: 1, sparsity: 0.5, seed: 2}\n")
+    with pytest.raises(InputError, match="the key 'seed' stands twice"):
+        read_yaml(path)
+    path.write_text("evaluate: &all {limit: 4, data: a}\nsearch: {<<: *all, limit: 5}\ntrain: {<<: *all}\n")
+    assert read_yaml(path)["search"] == {"limit": 5, "data": "a"}
+
+
 def test_a_missing_file_and_a_stray_key_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="readable YAML"):
         read_yaml(tmp_path / "nowhere.yaml")

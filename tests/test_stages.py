@@ -41,3 +41,14 @@ def test_a_record_of_another_version_or_a_damaged_one_is_one_line(
 def test_a_run_goes_into_the_home_folder_that_its_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert run_folder(Recipe(model="any", output="~/runs/one")) == tmp_path / "home" / "runs" / "one"
+
+
+def test_a_run_goes_into_a_folder_and_nowhere_else(tmp_path: Path) -> None:
+    """An empty name, as of a shell's variable that is not set, is not that of the recipe."""
+    (tmp_path / "file").touch()
+    recipe = Recipe(model="any", output=str(tmp_path / "run"))
+    with pytest.raises(InputError, match="must be a folder, got the file .*file"):
+        run_folder(recipe, tmp_path / "file")
+    with pytest.raises(InputError, match="must have a model and an output folder"):
+        run_folder(recipe, "")
+    assert run_folder(recipe) == tmp_path / "run"

@@ -1,6 +1,7 @@
 """Say what a folder or file is, by reading it: counts from the tensors themselves, not from what a record claims."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,6 @@ IN_BLOCK = re.compile(r"(?:^|\.)(?P<layer>\d+)\.(?P<path>.+?)(?P<suffix>\.weight
 MODELS = {SPARSITY: "sparse model", MERGED: "merged model", UNPACKED: "unpacked model"}  # by their records, as the next
 ADAPTERS = {SEARCH_SPACE: "super-adapter", SUB_ADAPTER: "sub-adapter", RECOVERY: "recovery"}
 READING_ORDER = ("q_", "kv_", "k_", "v_", "qkv_", "o_", "gate_", "up_", "down_")  # files have the alphabet's
-SHAPES: Mapping[str, type] = {"groups": dict, "ranks": dict, "chosen": dict, "evaluations": list, "models": list}
 ADAPTED = ("super_adapter_fingerprint", "sub_adapter_fingerprint")  # of a model or package with an adapter in it
 INPUTS = ("base_fingerprint", *ADAPTED, "model_fingerprint", "adapter_fingerprint")  # the last two of figures
 Counts = Mapping[tuple[int, str], tuple[int, int]]  # (layer, path in the block without numbers) -> (weights, zeros)
@@ -71,8 +71,6 @@ def _object(file: Path) -> dict[str, Any]:
     content = read_json(file)
     if not isinstance(content, dict):
         raise InputError(f"{file} must be a JSON object, got {str(content)[:40]}")
-    if foreign := [key for key, kind in SHAPES.items() if key in content and not isinstance(content[key], kind)]:
-        raise InputError(f"{file} must be a record of shears, its {foreign[0]} is {str(content[foreign[0]])[:40]}")
     return content
 
 
@@ -97,12 +95,14 @@ def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _model(folder: Path) -> dict[str, Any]:
-    parameters, nonzeros, counts = 0, 0, dict[tuple[int, str], tuple[int, int]]()
+    parameters, nonzeros = 0, 0
+    lists = defaultdict[str, dict[tuple[int, str], tuple[int, int]]](dict)  # of blocks; that of images is no decoder
     for name, tensor in tensors_of(folder):
-        kept = int(torch.count_nonzero(tensor))
+        kept = int(torch.count_nonzero(tensor != 0))  # 8-bit floats cannot be counted as they are
         parameters, nonzeros = parameters + tensor.numel(), nonzeros + kept
         place = _place(name, tensor)
         if place is not None:
+            counts = lists[f".{name}".partition(f".{place[0]}.")[0]]
             weights, zeros = counts.get(place, (0, 0))
             counts[place] = (weights + tensor.numel(), zeros + tensor.numel() - kept)
     name, kind = next(((name, kind) for name, kind in MODELS.items() if (folder / name).is_file()), ("", "model"))
@@ -111,7 +111,7 @@ def _model(folder: Path) -> dict[str, Any]:
         "kind": kind,
         "parameters": parameters,
         "nonzeros": nonzeros,
-        **sparsities(counts),
+        **sparsities(max(lists.values(), key=lambda counts: sum(size for size, _ in counts.values()), default={})),
         **({"quantized": quantized} if (quantized := quantized_by(folder)) else {}),
         "fingerprint": weights_fingerprint(folder),
         "base_fingerprint": record.get("base_fingerprint"),

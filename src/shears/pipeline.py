@@ -73,14 +73,17 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
 
 def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     """Return the folder of a run; InputError for a recipe that lacks what a run needs."""
-    target = output or recipe.output
-    if recipe.model is None or target is None:
+    target = recipe.output if output is None else output
+    if not recipe.model or not target:
         raise InputError("a run must have a model and an output folder; add `model:` and `output:` to the recipe")
     if recipe.search and recipe.evaluate and recipe.search.data == recipe.evaluate.data:
         raise InputError(f"search must see validation data, never the test split; both are {recipe.search.data}")
     if recipe.search and not recipe.train:
         raise InputError("a run that searches must train first; add a `train:` section to the recipe")
-    return expanded(target).resolve()
+    folder = expanded(target).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"the output of a run must be a folder, got the file {folder}; name another")
+    return folder
 
 
 def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:

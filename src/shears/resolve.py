@@ -20,7 +20,10 @@ NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 2:4 is a pattern, not 124 in the base of sixty that YAML 1.1 has; a date is text."""
+    """YAML as people mean it: 2:4 is a pattern, not 124 in the base of sixty that YAML 1.1 has; a date is text.
+
+    A key that stands twice is an error, as YAML has it; PyYAML takes the last one without a word.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [
@@ -30,6 +33,16 @@ class _Loader(yaml.SafeLoader):
         ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return a mapping as it is written; an error for a key that stands twice."""
+        node = super().compose_mapping_node(anchor)
+        keys = set[str]()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in keys:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            keys.add(key.value)
+        return node
 
 
 def _parsed(text: str) -> Any:

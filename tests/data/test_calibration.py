@@ -55,6 +55,11 @@ def test_windows_of_a_text_are_full_and_do_not_overlap(text: Path) -> None:
     assert all(abs(a - b) >= 20 for a in starts for b in starts if a != b)
 
 
+def test_a_mark_of_byte_order_is_no_text(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbf" + text.read_bytes())
+    assert text_tokens(str(tmp_path / "marked.txt"), TOKENIZER) == text_tokens(str(text), TOKENIZER)
+
+
 @pytest.mark.parametrize("kind", ["text", "rows"])
 def test_the_seed_decides_what_is_drawn_and_nothing_else_does(kind: str, request: pytest.FixtureRequest) -> None:
     source = request.getfixturevalue(kind)
@@ -143,3 +148,22 @@ def test_unusable_text_is_an_error(tmp_path: Path, name: str, content: bytes | N
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         calibrate(tmp_path / name)
+
+
+def test_padding_that_a_tokenizer_left_is_not_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "ids.jsonl"
+    padded = TOKENIZER(["one text", "a longer text"], padding="max_length", max_length=24)
+    rows = [
+        {"input_ids": ids, "attention_mask": mask}
+        for ids, mask in zip(padded["input_ids"], padded["attention_mask"], strict=True)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert sequences_of(calibrate(path)) == TOKENIZER(["one text", "a longer text"])["input_ids"]
+
+
+@pytest.mark.parametrize("mask", ["[1]", "[0, 0]", "[1, 2]", "[[1], [1]]", '"11"'])
+def test_an_attention_mask_that_is_none_is_refused(tmp_path: Path, mask: str) -> None:
+    path = tmp_path / "ids.jsonl"
+    path.write_text('{"input_ids": [1, 2], "attention_mask": ' + mask + "}\n")
+    with pytest.raises(InputError, match="attention_mask must be a 0 or 1 an id, and not 0 for all, row 1 of"):
+        calibrate(path)

@@ -77,6 +77,7 @@ def test_json_lines_are_read_under_the_name_json(tmp_path: Path) -> None:
         ("empty.jsonl", "", "at least one row"),
         ("empty.csv", "", "at least one row"),
         ("ragged.csv", "a,b\n1\n", "row 1 has not"),
+        ("twice.csv", "a,b,,,a\n1,2,,,3\n", "a name of its own, 'a' is there twice"),
         ("open.csv", 'a,b\n"1,2\n', "CSV file"),
         ("noise.parquet", "not parquet", "Parquet file"),
         ("text.txt", "words", "must be rows, got the plain text"),

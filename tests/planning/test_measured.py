@@ -8,6 +8,7 @@ import pytest
 
 import shears
 from shears.data.examples import load_examples, tokenize_all
+from shears.errors import InputError
 from shears.models import load_tokenizer
 from shears.planning.plan import Plan, plan
 from shears.recipe import Recipe
@@ -76,3 +77,54 @@ def test_what_a_number_format_of_a_package_saves_is_planned(tmp_path: Path) -> N
         files.append((package / "package.safetensors").stat().st_size)
     saved, found = ([sizes[0] - size for size in sizes[1:]] for sizes in (disks, files))
     assert saved == pytest.approx(found, rel=0.15)  # int8 has a scale a row
+
+
+@pytest.mark.parametrize(
+    ("export", "ranks"), [({"format": "padded"}, 4), ({"ranks": "maximal"}, 4), ({"ranks": "minimal"}, 2)]
+)
+def test_an_adapter_is_planned_at_the_ranks_it_is_written_in(
+    export: dict[str, str], ranks: int, tmp_path: Path
+) -> None:
+    train = {"data": "arithmetic:train", "ranks": [4, 2], "groups": ["q_proj"], "max_steps": 1}
+    assert planned(tmp_path, train=train, export=export).stages[2].disk == 4 * ranks * (32 + 32) * 2
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_a_package_of_experts_is_planned_at_its_size(name: str, tmp_path: Path) -> None:
+    """Those of Mixtral lie one by one in its files and are packed, those of GPT-OSS in a stack, which stays dense."""
+    save_tiny(tmp_path / "base", name, hidden_size=64, intermediate_size=128)
+    train = {"data": "arithmetic:train", "ranks": [4], "groups": ["o_proj"], "max_steps": 1}
+    recipe = Recipe.model_validate(
+        {
+            "model": str(tmp_path / "base"),
+            "output": str(tmp_path / "run"),
+            "sparsify": {"method": "magnitude"},
+            "train": train,
+            "export": {"format": "package"},
+        }
+    )
+    disk = plan(recipe).stages[2].disk
+    shears.run(recipe)
+    assert disk == pytest.approx((tmp_path / "run" / "package" / "package.safetensors").stat().st_size, rel=0.1)
+
+
+def test_a_search_on_the_test_rows_is_refused_whatever_their_file_is_called(tmp_path: Path) -> None:
+    """As `run` refuses it; a hub set is not fetched to find out."""
+    for name in ("validation.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text('{"prompt": "1+1?", "completion": " 2", "answer": 2}\n')
+    sections = {
+        "train": {"data": "arithmetic:train", "ranks": [4, 2], "max_steps": 1},
+        "search": {"data": str(tmp_path / "validation.jsonl")},
+        "evaluate": {"task": "number", "data": str(tmp_path / "test.jsonl")},
+    }
+    with pytest.raises(InputError, match="all 1 rows of .*test.jsonl stand in .*validation.jsonl"):
+        planned(tmp_path, **sections)
+    assert planned(tmp_path, **sections | {"evaluate": {"task": "number", "data": "org/name"}})
+
+
+def test_a_package_is_refused_and_a_text_that_is_not_here_is_told(tmp_path: Path) -> None:
+    found = planned(tmp_path, sparsify={"calibration": "nowhere.txt", "num_samples": 2, "sequence_length": 8})
+    assert found.stages[0].work == "wanda to 50%, 2 x 8 = 16 tokens of nowhere.txt (not here yet)"
+    shears.export_adapter(tmp_path / "base", tmp_path / "package", format="package")
+    with pytest.raises(InputError, match="a model to prune must be a model folder, got the package"):
+        plan(Recipe.model_validate({"model": str(tmp_path / "package"), "output": str(tmp_path / "run")}))

@@ -73,6 +73,20 @@ def test_a_plan_comes_true(tmp_path: Path) -> None:
         plan(load_recipe(tmp_path / "recipe.yaml", [*NO_SEARCH, "train.alpha=99"]), tmp_path / "run")
 
 
+def test_figures_of_other_settings_or_data_are_still_to_be_measured(tmp_path: Path) -> None:
+    no_search = ["search=null", "export.ranks=heuristic"]
+    path, folder = write_recipe(tmp_path), tmp_path / "run"
+    shears.run(load_recipe(path, no_search), folder)
+
+    def states(*settings: str) -> list[str]:
+        return [stage.state for stage in plan(load_recipe(path, [*no_search, *settings]), folder).stages]
+
+    assert states() == states("evaluate.template=question") == ["done"] * 4
+    assert states("evaluate.limit=3") == states("evaluate.template=alpaca") == ["done"] * 3 + ["to do"]
+    (tmp_path / "test.jsonl").write_text((tmp_path / "validation.jsonl").read_text())
+    assert states() == ["done"] * 3 + ["to do"]
+
+
 @pytest.mark.parametrize(("quantize", "bits"), [("nf4", 4.5), ("int8", 8)])
 def test_a_quantized_model_takes_its_bits_while_it_is_trained(quantize: str, bits: float, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)

@@ -10,6 +10,7 @@ from shears.artifacts import MERGED, PACKAGE, read_json
 from shears.cli import listings, tables
 from shears.cli.app import app
 from shears.cli.options import SET, Values, refuse_launcher, with_stage_options
+from shears.errors import InputError
 from shears.paths import expanded
 from shears.recipe import (
     EvaluateConfig,
@@ -214,8 +215,11 @@ def inspect(
     data = shears.inspect(path, build(InspectConfig, "inspect", values).against)
     if as_json:
         print(json.dumps(data, indent=2))
-    else:
+        return
+    try:
         tables.print_inspection(data)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{path} must be as shears writes it, got {error!r} in it; --json shows it as it is") from None
 
 
 @app.command()

@@ -53,7 +53,8 @@ def calibration_batches(
     A .txt file gives windows that do not overlap; rows (`text`, or any form of example, of anything `read_rows` reads
     or of a folder of `save_to_disk`) are shuffled and packed with the end of sequence between them, of each a random
     piece of at most one sequence, more only where that is not enough. Chats need no turn of the assistant; rows without
-    text are left out. Rows that hold `input_ids` are used as they are, all of them, in order, and need no tokenizer.
+    text are left out. Rows that hold `input_ids` are used as they are (without padding that an
+    `attention_mask` leaves out), all of them, in order, and need no tokenizer.
     InputError where there is too little text, or text and no tokenizer.
     """
     generator = random.Random(f"calibration {seed}")
@@ -93,7 +94,7 @@ def _is_text(source: str) -> bool:
 def _read_text(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     path = expanded(source)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"the text must be a file that can be read, got {source}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -215,8 +216,17 @@ def _ready_sequences(source: str, rows: list[Row]) -> list[list[int]]:
             or not all(type(token) is int and 0 <= token <= LARGEST_ID for token in ids)
         ):
             raise InputError(f"input_ids must be a list of token ids, row {number} of {source} has {str(ids)[:40]}")
-        sequences.append(ids)
+        sequences.append(_unpadded(ids, row.get("attention_mask"), f"row {number} of {source}"))
     return sequences
+
+
+def _unpadded(ids: list[int], mask: object, where: str) -> list[int]:
+    """Return the ids that an attention mask, where a tokenizer left one beside them, calls text."""
+    if mask is None:
+        return ids
+    if not isinstance(mask, list) or len(mask) != len(ids) or not all(bit in (0, 1) for bit in mask) or not any(mask):
+        raise InputError(f"attention_mask must be a 0 or 1 an id, and not 0 for all, {where} has {str(mask)[:40]}")
+    return [token for token, bit in zip(ids, mask, strict=True) if bit]
 
 
 def _batched(source: str, sequences: list[list[int]], batch_size: int) -> Calibration:

@@ -104,9 +104,12 @@ def _read_csv(path: Path) -> list[Row]:
     csv.field_size_limit(1 << 30)  # a cell may hold a book; Python's own limit is 131,072 characters
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
-            rows = list(csv.DictReader(file, strict=True))
+            reader = csv.DictReader(file, strict=True)
+            rows, names = list(reader), list(reader.fieldnames or ())
         except csv.Error as error:
             raise InputError(f"{path} must be a CSV file with a header line, got {error}") from None
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise InputError(f"every column of {path} must have a name of its own, {twice[0]!r} is there twice; rename one")
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise InputError(f"every row of {path} must have as many cells as the header, row {number} has not")

@@ -9,8 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import ARITHMETIC, read_rows
+from shears.data.saved import is_saved
+from shears.evaluation.contamination import check_apart
 from shears.paths import expanded
-from shears.recipe import TrainConfig
+from shears.recipe import Recipe, TrainConfig
 
 MOST = 500  # examples that are tokenised to know how long one is
 
@@ -22,16 +24,33 @@ class Amount(NamedTuple):
     words: str
 
 
+def is_here(source: str) -> bool:
+    """Tell whether a source can be read without a download."""
+    return source.partition(":")[0] == ARITHMETIC or expanded(source).is_file() or is_saved(source)
+
+
+def shown(source: str) -> str:
+    """Return a source, and whether it is still to come."""
+    return source if is_here(source) else f"{source} (not here yet)"
+
+
+def refuse_shared_rows(recipe: Recipe) -> None:
+    """Raise InputError where the search would see the test rows, as `run` does; of data that are here."""
+    search, test = recipe.search, recipe.evaluate
+    if search and test and is_here(search.data) and is_here(test.data):
+        with _quietly():
+            check_apart(search.data, test.data, search.limit, test.limit)
+
+
 def text_amount(source: str, sequence_length: int, limit: int | None = None) -> str:
     """Return in words how much of a text, or of rows as text, a perplexity is measured on."""
-    missing = source.partition(":")[0] != ARITHMETIC and not expanded(source).is_file()
     first = f"the first {limit:,} windows" if limit else "windows"
-    return f"{first} of {sequence_length:,} tokens of {source}" + " (not here yet)" * missing
+    return f"{first} of {sequence_length:,} tokens of {shown(source)}"
 
 
 def amount(source: str, limit: int | None = None) -> Amount:
     """Return how many examples a source holds; InputError where its rows cannot be read."""
-    if source.partition(":")[0] != ARITHMETIC and not expanded(source).is_file():
+    if not is_here(source):
         asked = f"up to {limit:,}" if limit else "an unknown number of"
         return Amount(limit, f"{asked} examples ({source} is not here yet)")
     with _quietly():

@@ -4,17 +4,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from shears.adapt.fit import num_seen, num_steps
 from shears.adapt.groups import build_space
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import EVALUATION
+from shears.artifacts import EVALUATION, as_data, evaluation_file, read_object
+from shears.data.fingerprints import source_fingerprint
 from shears.export.choice import by_linear
 from shears.folders import partial_folder
 from shears.models import DTYPES, load_tokenizer
 from shears.notation import num_bytes
 from shears.pipeline import run_folder, stages_of
-from shears.planning.data import amount, example_length, text_amount
+from shears.planning.data import amount, example_length, refuse_shared_rows, shown, text_amount
 from shears.planning.needs import (
     FP32,
     adapter_parameters,
@@ -30,6 +32,7 @@ from shears.recipe import EvaluateConfig, Recipe
 from shears.sparsity.methods import METHODS
 from shears.sparsity.prune import needs_inputs
 
+CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others are reckoned like the heuristic
 HALF = 2  # bytes of a weight in the files of a model that is not here: most are published in 16 bits
 
 
@@ -84,7 +87,7 @@ class _Known:
         config, shape = self.recipe.export, self.shape
         own = FP32 if (self.sparse_bytes or 0) > 3 * shape.parameters else HALF
         each = {"fp32": FP32, "bf16": HALF, "int8": 1}.get(config.values, own)
-        weights, rest = shape.linear_weights, max(each, HALF)
+        weights, rest = shape.packed_weights, max(each, HALF)
         packed = packed_bytes(weights, shape.parameters - weights, self.recipe.sparsify.sparsity, each, rest)
         return packed - (rest - 1) * shape.beside * (config.embeddings == "int8")
 
@@ -109,11 +112,28 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
     """
     folder = run_folder(recipe, output)
     assert recipe.model is not None
+    refuse_shared_rows(recipe)
     known = _Known(recipe, shape_of(recipe.model))
     stages = [_planned(stage.name, _state(stage.is_done(), stage.output), known) for stage in stages_of(recipe, folder)]
     if recipe.evaluate:
-        stages.append(_planned("evaluate", _state((folder / EVALUATION).is_file(), folder / EVALUATION), known))
+        is_done = all(stage.state == "done" for stage in stages) and _is_measured(recipe.evaluate, folder)
+        stages.append(_planned("evaluate", _state(is_done, folder / EVALUATION), known))
     return Plan(recipe.model, folder, known.shape.parameters if known.shape else None, stages)
+
+
+def _is_measured(config: EvaluateConfig, folder: Path) -> bool:
+    """Tell whether the figures of a run are there, of these data and settings; `run` looks at the weights, too."""
+    if not (folder / EVALUATION).is_file():
+        return False
+    files = [evaluation_file(folder, row["name"]) for row in read_object(folder / EVALUATION)["models"]]
+    asked = {**as_data(config), "dtype": config.weights}
+
+    def fits(record: Mapping[str, Any]) -> bool:
+        before = record.get("config") or {}
+        named = {} if config.template else {"template": before.get("template")}  # that of the training
+        return before == {**asked, **named} and record.get("data_sha256") == source_fingerprint(config.data)
+
+    return all(file.is_file() and fits(read_object(file)) for file in files)
 
 
 def _state(is_done: bool, output: Path) -> str:
@@ -130,10 +150,10 @@ Estimate = tuple[str, int | None, int | None]  # the work in words, memory, disk
 def _sparsify(known: _Known) -> Estimate:
     config, shape = known.recipe.sparsify, known.shape
     tokens = config.num_samples * config.sequence_length if needs_inputs(config) else 0
-    text = f", {config.num_samples} x {config.sequence_length} = {tokens:,} tokens of {config.calibration}" * bool(
-        tokens
-    )
-    words = f"{config.method} to {100 * config.sparsity:.4g}%{text}"
+    words = f"{config.method} to {100 * config.sparsity:.4g}%"
+    if tokens:
+        text = shown(config.calibration)
+        words += f", {config.num_samples} x {config.sequence_length} = {tokens:,} tokens of {text}"
     if shape is None or known.sparse_bytes is None:
         return words, None, None
     hidden = min(num_bytes(config.activation_budget), FP32 * tokens * shape.width)
@@ -183,14 +203,16 @@ def _held(stored: int, weights: str, known: _Known) -> int:
 
 
 def _export(known: _Known) -> Estimate:
-    config, heuristic = known.recipe.export, known.adapter(SearchSpace.heuristic)
+    config = known.recipe.export
+    choice = CHOICES.get("maximal" if config.format == "padded" else config.ranks or "", SearchSpace.heuristic)
+    adapter = known.adapter(choice)
     ranks = config.ranks or ("the ranks that search chose" if known.recipe.search else "the heuristic's ranks")
     words = f"format {config.format}, {ranks}"
     if known.shape is None:
         return words, None, None
     sizes: dict[str, int | None] = {"merged": known.sparse_bytes, "merged-sparse": known.sparse_bytes}
-    sizes["package"] = known.package_bytes + FP32 * heuristic
-    return words, 2 * FP32 * heuristic, sizes.get(config.format, FP32 * heuristic)
+    sizes["package"] = known.package_bytes + FP32 * adapter
+    return words, 2 * FP32 * adapter, sizes.get(config.format, FP32 * adapter)
 
 
 def _evaluate(known: _Known) -> Estimate:

@@ -11,13 +11,14 @@ from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig
 
-from shears.conversion import empty_model, known_config
-from shears.errors import InputError
+from shears.conversion import META, empty_model, known_config
+from shears.export.packing import is_block_matrix
 from shears.fetching import EMBEDDED, cache_folder
-from shears.models import LOADING_ERRORS, decoder_blocks, linears
+from shears.models import LOADING_ERRORS, decoder_blocks, linears, plain_folder
 from shears.paths import expanded
 from shears.planning.needs import FP32
 from shears.sparsity.matrices import linear_matrix
+from shears.tensor_files import TensorFiles
 
 _LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
 _SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
@@ -73,6 +74,15 @@ class Shape:
         return sum(outputs * inputs for outputs, inputs in self.sides.values())
 
     @property
+    def packed_weights(self) -> int:
+        """Return the weights that a package packs: those of linears, and experts that lie one by one in the files."""
+        if self.folder is None or self.file_bytes is None:
+            return self.linear_weights
+        files = TensorFiles(self.folder)
+        tensors = {name: torch.empty(files.shape(name), dtype=files.dtype(name), device=META) for name in files.names}
+        return sum(tensor.numel() for name, tensor in tensors.items() if is_block_matrix(name, tensor))
+
+    @property
     def sides(self) -> dict[str, tuple[int, int]]:
         """Return outputs and inputs of every linear of the decoder blocks, by name."""
         prefix, blocks = decoder_blocks(self.model)
@@ -103,9 +113,7 @@ def _folder(name: str) -> Path | None:
     """Return the folder of a model that is here already."""
     path = expanded(name)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"a model folder must hold config.json; {path} does not")
-        return path
+        return plain_folder(path, "prune")
     if name in EMBEDDED:
         cached = cache_folder() / name
         return cached if (cached / "config.json").is_file() else None
