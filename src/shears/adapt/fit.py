@@ -153,6 +153,7 @@ def _arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # rank masks are each process's own
     )
+    arguments.mixed_precision = {"fp32": "no"}.get(precision, precision)  # else a launcher's settings decide
     _keep_to(device, arguments)
     return arguments
 
