@@ -14,19 +14,20 @@ from tests.adapt.training import SETTINGS
 
 
 @pytest.mark.parametrize(
-    ("precision", "has_bf16", "launcher", "expected"),
+    ("asked", "launcher", "expected"),
     [
-        ("auto", True, "no", torch.bfloat16),
-        ("auto", False, "no", torch.float32),
-        ("fp32", True, "no", torch.float32),
-        ("fp32", True, "bf16", torch.float32),
+        (("auto", True), "no", torch.bfloat16),
+        (("auto", False), "no", torch.float32),
+        (("fp32", True), "no", torch.float32),
+        (("fp32", True), "bf16", torch.float32),
     ],
 )
 @pytest.mark.usefixtures("base")
 def test_forwards_of_a_training_run_in(
-    precision: str, has_bf16: bool, launcher: str, expected: torch.dtype, data: str, tmp_path: Path,
+    asked: tuple[str, bool], launcher: str, expected: torch.dtype, data: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    precision, has_bf16 = asked
     found: list[torch.dtype] = []
     trained = fit._trainer
 
