@@ -22,8 +22,9 @@ from benchmarks.nls_tasks import TASKS, Task
 from benchmarks.paired import as_text
 from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 from shears.adapt.load import load_super_adapter
+from shears.data.collate import padding
 from shears.data.examples import load_examples, tokenize_all
-from shears.evaluation.score import mean_completion_loss, padding
+from shears.evaluation.score import mean_completion_loss
 from shears.models import autocast
 
 MODEL = "smollm2-135m"

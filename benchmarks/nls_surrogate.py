@@ -16,8 +16,9 @@ from pathlib import Path
 from benchmarks.report import environment, log_to_stderr
 from shears.adapt.load import SuperAdapter, load_super_adapter
 from shears.adapt.space import RankConfig
+from shears.data.collate import padding
 from shears.data.examples import load_examples, tokenize_all
-from shears.evaluation.score import mean_completion_loss, padding
+from shears.evaluation.score import mean_completion_loss
 from shears.searching.seeds import parameters_per_rank
 from shears.searching.surrogate import fit, lowest_losses, rank_correlation
 from shears.searching.training_log import read_pairs

@@ -57,6 +57,7 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
             "num_beams is of generated answers, got 4 with",
         ),
         (EvaluateConfig, {"harness": "arc_easy", "num_beams": 2}, "got 2 with task harness; leave it out"),
+        (TrainConfig, {"data": "x", "epochs": 1e308}, "x.epochs must be less than or equal to 1000000, got 1e+308"),
         (
             EvaluateConfig,
             {"task": "boolq", "data": "x", "protocol": "choices", "num_beams": 4},

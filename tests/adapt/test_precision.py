@@ -14,13 +14,20 @@ from tests.adapt.training import SETTINGS
 
 
 @pytest.mark.parametrize(
-    ("precision", "has_bf16", "expected"),
-    [("auto", True, torch.bfloat16), ("auto", False, torch.float32), ("fp32", True, torch.float32)],
+    ("asked", "launcher", "expected"),
+    [
+        (("auto", True), "no", torch.bfloat16),
+        (("auto", False), "no", torch.float32),
+        (("fp32", True), "no", torch.float32),
+        (("fp32", True), "bf16", torch.float32),
+    ],
 )
 @pytest.mark.usefixtures("base")
 def test_forwards_of_a_training_run_in(
-    precision: str, has_bf16: bool, expected: torch.dtype, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    asked: tuple[str, bool], launcher: str, expected: torch.dtype, data: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    precision, has_bf16 = asked
     found: list[torch.dtype] = []
     trained = fit._trainer
 
@@ -30,6 +37,7 @@ def test_forwards_of_a_training_run_in(
         linear.register_forward_hook(lambda _, __, output: found.append(output.dtype))
         return trainer
 
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)  # as accelerate launch sets it from its own file
     monkeypatch.setattr(models, "_has_bf16", lambda kind: has_bf16)
     monkeypatch.setattr(fit, "_trainer", listening)
     settings = {**SETTINGS, "max_steps": 2, "precision": precision, "recompute": False}

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from shears.adapt.train import train
 from shears.searching.stage import search
 from tests.adapt.training import SETTINGS, log
-from tests.tiny import LONGEST, save_tiny
+from tests.tiny import LONGEST, save_tiny, tiny_tokenizer
 
 
 @pytest.mark.parametrize(("name", "groups"), [("gpt2", ("c_attn",)), ("opt", ("q_proj",))])
@@ -41,3 +42,14 @@ def test_a_model_that_reads_padding_learns_the_same_in_a_batch_as_row_by_row(
     alone = train(base, tmp_path / "alone", micro_batch_size=1, **settings)
     losses = [[line["loss"] for line in log(folder)] for folder in (together, alone)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_tokenizer_without_an_end_and_a_padding_token_will_do(
+    base: Path, data: str, tmp_path: Path, packing: bool
+) -> None:
+    wanted = train(base, tmp_path / "wanted", data=data, packing=packing, **SETTINGS)
+    PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer().backend_tokenizer).save_pretrained(base)
+    found = train(base, tmp_path / "found", data=data, packing=packing, **SETTINGS)
+    for with_end, without in zip(log(wanted), log(found), strict=True):
+        assert without["tokens"] == with_end["tokens"] - min(4, 18 - (without["step"] - 1) % 5 * 4)

@@ -48,6 +48,12 @@ def test_answers_of_mixed_types_stay_what_they_are(tmp_path: Path) -> None:
     assert read_rows(str(_write(tmp_path / "rows.json", rows))) == rows
 
 
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_an_empty_cell_that_pandas_wrote_is_no_text(tmp_path: Path, suffix: str) -> None:
+    rows = [{"instruction": "a", "input": float("nan"), "output": "b"}]
+    assert read_rows(str(_write(tmp_path / f"rows{suffix}", rows))) == [{**rows[0], "input": None}]
+
+
 def test_csv_words_are_not_turned_into_other_types(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("prompt,answer\nIs it?,true\nWhere?,NA\nWhich?,007\n")

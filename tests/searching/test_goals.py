@@ -62,6 +62,8 @@ def test_an_excess_is_a_share_of_the_limit() -> None:
         ({"objective": "accuracy"}, "search.task must be given with objective accuracy"),
         ({"constraint": "accuracy>=0.5"}, "search.task must be given with objective accuracy"),
         ({"constraint": "parameters<3M"}, "search.constraint must be FIGURE<=NUMBER .* got 'parameters<3M'"),
+        ({"constraint": "parameters>=1e400"}, "search.constraint must be a finite number, got '1e400'"),
+        ({"reference_points": "1:1e308T", "strategy": "rnsga2"}, "search.reference_points must be a finite number"),
         ({"constraint": "size<=3M"}, "search.constraint must be of loss, .* got 'size'"),
         ({"improvement": "best", "strategy": "random"}, "search.improvement must be left out with strategy random"),
         ({"population": 5}, "search.population must be left out with strategy hill-climbing; it is of evolution"),

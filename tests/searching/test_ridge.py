@@ -85,6 +85,19 @@ def test_where_a_step_has_one_row_a_smooth_trend_goes() -> None:
     controls = Controls(np.arange(num)[order], np.full(num, -1), weights[order])
     assert controls.is_trend
     np.testing.assert_allclose(controls.remove(values[order]), (values - smoother @ values)[order], atol=1e-12)
+    assert controls.num == pytest.approx(np.trace(smoother))
+
+
+@pytest.mark.parametrize(("num", "num_features"), [(10, 6), (20, 18)])
+def test_noise_in_a_short_log_explains_nothing(num: int, num_features: int) -> None:
+    """A running mean of few rows takes most of them: that of the first and the last is the row itself."""
+    explained = []
+    for seed in range(50):
+        targets, features, covariates, weights = data(num, seed, num_features)
+        targets = np.random.default_rng(1000 + seed).standard_normal(num)
+        controls = Controls(np.arange(num), np.full(num, -1), weights)
+        explained.append(regress(targets, features, covariates, weights, controls).explained)
+    assert np.mean(explained) < 0.2
 
 
 def test_a_line_is_no_more_than_trend() -> None:

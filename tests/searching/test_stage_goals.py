@@ -123,6 +123,8 @@ def test_what_cannot_be_searched_is_refused_before_the_model_is_loaded(
     monkeypatch.setattr(stage_module, "load_super_adapter", None)
     with pytest.raises(InputError, match="an exhaustive search evaluates all 729 configurations"):
         search(super_adapter, tmp_path / "found", data="x.jsonl", strategy="exhaustive")
+    with pytest.raises(InputError, match="precision fp16 needs a CUDA device"):
+        search(super_adapter, tmp_path / "found", data="x.jsonl", precision="fp16", device="cpu")
     monkeypatch.setitem(sys.modules, "pymoo.core.population", None)
     with pytest.raises(InputError, match="pip install"):
         search(super_adapter, tmp_path / "found", data="x.jsonl", strategy="rnsga2")

@@ -29,6 +29,7 @@ from shears.adapt.shards import shard_frozen
 from shears.adapt.step_log import StepLog
 from shears.adapt.trainer import Collator, CompletionTrainer
 from shears.artifacts import TRAINING_LOG, TRAINING_TIMES
+from shears.data.collate import padding
 from shears.data.packing import PACK_TOKENS
 from shears.errors import InputError
 from shears.models import pick_device, resolved_precision
@@ -71,8 +72,6 @@ def fit(ready: Ready, work: Path, settings: TrainConfig) -> None:
 def _trainer(
     ready: Ready, lengths: list[int], arguments: TrainingArguments, settings: TrainConfig
 ) -> CompletionTrainer:
-    pad = ready.tokenizer.pad_token_id
-    assert isinstance(pad, int)
     packed = settings.packing and keeps_apart(ready.model)
     if settings.packing and not packed:
         logger.info("this model does not keep packed examples apart: batches are padded")
@@ -84,7 +83,7 @@ def _trainer(
     )  # fmt: skip
     callbacks: list[TrainerCallback] = [NLSCallback(ready.elastic, strategy=strategy, trainer_draws=True), MarkWhole()]
     behind = not packed and not ignores_padding(ready.model)
-    collator = Collator(pad, PACK_TOKENS if packed else None, behind)
+    collator = Collator(padding(ready.tokenizer), PACK_TOKENS if packed else None, behind)
     return CompletionTrainer(
         lengths=[1] * len(lengths) if packed else lengths,  # what is packed need not be of similar length
         elastic=ready.elastic,
@@ -153,6 +152,7 @@ def _arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # rank masks are each process's own
     )
+    arguments.mixed_precision = {"fp32": "no"}.get(precision, precision)  # else a launcher's settings decide
     _keep_to(device, arguments)
     return arguments
 

@@ -8,9 +8,16 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from shears.data.examples import Tokenized
 from shears.losses import IGNORED
+
+
+def padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that fills up batches; any will do, for it is masked."""
+    pad = tokenizer.pad_token_id
+    return 0 if pad is None else int(pad)
 
 
 def pad_left(rows: Sequence[Tokenized], pad_id: int) -> dict[str, Tensor]:

@@ -65,7 +65,7 @@ def _read_json(path: Path) -> list[Row]:
     if not text.lstrip().startswith("["):
         return list(_parse_lines(path, text))
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} must be a whole JSON list, got {error}; it may be cut off: get it again") from None
     halves = HALF.search(text) is not None
@@ -81,10 +81,15 @@ def _parse_lines(path: Path, text: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=_constant)
         except (ValueError, RecursionError) as error:  # torn; a number of thousands of digits; brackets without end
             raise InputError(f"every line of {path} must be a JSON object, got line {number}: {error}") from None
         yield _checked(row, f"line {number} of {path}", HALF.search(line) is not None)
+
+
+def _constant(name: str) -> float | None:
+    """Return no value for NaN, which JSON does not know: Python's writer makes it of a table's empty cell."""
+    return None if name == "NaN" else float(name)
 
 
 def _checked(row: object, where: str, halves: bool) -> Row:

@@ -22,13 +22,13 @@ from transformers import (
 
 from shears.adapt.packable import TRIAL_ERRORS, drawn, is_apart, num_words, weights_dtype
 from shears.adapt.padded import LONG, SHORT
-from shears.data.collate import length_buckets, pad_left
+from shears.data.collate import length_buckets, pad_left, padding
 from shears.data.examples import Tokenized, prompt_ids
 from shears.errors import InputError
 from shears.evaluation.context import refuse_beyond, warn_beyond
 from shears.evaluation.journal import Journal
 from shears.evaluation.prompt_caches import Fill
-from shears.evaluation.score import device_of, padding
+from shears.evaluation.score import device_of
 from shears.progress import track
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.padded import ignores_padding
-from shears.data.collate import length_buckets, pad_left
+from shears.data.collate import length_buckets, pad_left, padding
 from shears.data.examples import Example, Tokenized, encode, prompt_ids, prompt_of
 from shears.errors import InputError
 from shears.evaluation.branches import Continuation, Forest, planted
@@ -124,12 +124,6 @@ def _choice(scored: list[tuple[float, int]]) -> Choice:
     sums = [total for total, _ in scored]
     means = [total / length for total, length in scored]
     return Choice(sums.index(max(sums)), means.index(max(means)), tuple(sums))
-
-
-def padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that fills up batches; any will do, for it is masked."""
-    pad = tokenizer.pad_token_id
-    return 0 if pad is None else int(pad)
 
 
 def log_likelihoods(

@@ -1,5 +1,6 @@
 """What a search aims at, as people write it: figures by name, constraints (`parameters<=3M`), reference points."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -35,7 +36,10 @@ def parse_number(text: str) -> float:
     if not re.fullmatch(NUMBER, text.strip(), re.ASCII):
         raise ValueError(f"must be a number such as 0.5, 1.5e6 or 3M, got {text!r}")
     digits = text.strip().rstrip("kKMGT")
-    return float(digits) * UNITS[text.strip()[len(digits) :]]
+    number = float(digits) * UNITS[text.strip()[len(digits) :]]
+    if math.isinf(number):
+        raise ValueError(f"must be a finite number, got {text!r}")
+    return number
 
 
 def parse_constraint(text: str) -> Constraint:
@@ -44,7 +48,11 @@ def parse_constraint(text: str) -> Constraint:
     if not found:
         raise ValueError(f"constraint must be FIGURE<=NUMBER or FIGURE>=NUMBER such as parameters<=3M, got {text!r}")
     check_figure("constraint", found[1])
-    return Constraint(found[1], "<=" if found[2] == "<=" else ">=", parse_number(found[3]))
+    try:
+        limit = parse_number(found[3])
+    except ValueError as error:
+        raise ValueError(f"constraint {error}") from None
+    return Constraint(found[1], "<=" if found[2] == "<=" else ">=", limit)
 
 
 def parse_point(text: str, num_objectives: int) -> tuple[float, ...]:

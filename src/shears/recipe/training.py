@@ -42,7 +42,7 @@ class TrainConfig(StageConfig):
     the mask halves the product: take twice the alpha."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapters' inputs."""
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(1.0, gt=0, le=1e6)
     """Passes over the training examples."""
     max_steps: int | None = Field(None, gt=0)
     """Optimizer steps; overrides epochs."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from shears.adapt.load import SuperAdapter
 from shears.artifacts import training_sources
+from shears.data.collate import padding
 from shears.data.examples import Example, Tokenized, load_examples, tokenize_all
 from shears.data.fingerprints import rows_fingerprint
 from shears.evaluation.contamination import Trained, ids_of, read_trained
-from shears.evaluation.score import padding
 from shears.evaluation.scorers import ChoiceScorer, LossScorer, Parts
 from shears.losses import within_context
 from shears.notation import num_bytes

@@ -47,8 +47,7 @@ class Controls:
         self._order = np.argsort(steps, kind="stable")
         self.is_trend = self._steps.num == len(steps)
         # one too many where the log hangs together: then the dummies of steps and examples have one sum
-        steps_taken = len(steps) / (2 * NEIGHBOURS + 1) if self.is_trend else self._steps.num
-        self.num = float(steps_taken + self._examples.num)
+        self.num = float((self._trend_taken() if self.is_trend else self._steps.num) + self._examples.num)
 
     def remove(self, values: Float64[np.ndarray, "N C"]) -> Float64[np.ndarray, "N C"]:
         """Return what weighted least squares on the controls leave, to about 1e-9 of the values."""
@@ -82,16 +81,24 @@ class Controls:
         return np.asarray((self._weights[:, None] * a * b).sum(axis=0))
 
     def _without_trend(self, values: Float64[np.ndarray, "N C"]) -> Float64[np.ndarray, "N C"]:
-        """Subtract the running mean; windows stay symmetric at both ends, so that a linear trend goes entirely."""
-        size, place = len(values), np.arange(len(values))
-        reach = np.minimum(np.minimum(place, size - 1 - place), NEIGHBOURS)
-        weights = self._weights[self._order][:, None]
-        sums = np.vstack([np.zeros((1, values.shape[1])), np.cumsum(weights * values[self._order], axis=0)])
-        totals = np.vstack([np.zeros((1, 1)), np.cumsum(weights, axis=0)])
-        low, high = place - reach, place + reach + 1
-        left = np.empty_like(values)
-        left[self._order] = values[self._order] - (sums[high] - sums[low]) / (totals[high] - totals[low])
+        """Subtract the running mean."""
+        weights, left = self._weights[self._order][:, None], np.empty_like(values)
+        means = _neighbours_sum(weights * values[self._order]) / _neighbours_sum(weights)
+        left[self._order] = values[self._order] - means
         return left
+
+    def _trend_taken(self) -> float:
+        """Return the degrees of freedom of the running mean, its trace: rows at the ends have few neighbours."""
+        weights = self._weights[self._order][:, None]
+        return float((weights / _neighbours_sum(weights)).sum())
+
+
+def _neighbours_sum(values: Float64[np.ndarray, "N C"]) -> Float64[np.ndarray, "N C"]:
+    """Return the sum over each row and its neighbours: symmetric at both ends, so that a linear trend goes entirely."""
+    size, place = len(values), np.arange(len(values))
+    reach = np.minimum(np.minimum(place, size - 1 - place), NEIGHBOURS)
+    sums = np.vstack([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
+    return np.asarray(sums[place + reach + 1] - sums[place - reach])
 
 
 def _ratio(a: Float64[np.ndarray, " C"], b: Float64[np.ndarray, " C"]) -> Float64[np.ndarray, " C"]:

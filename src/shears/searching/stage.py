@@ -16,6 +16,7 @@ from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.folders import working_folder
+from shears.models import pick_device, resolved_precision
 from shears.progress import meter
 from shears.recipe import SearchConfig
 from shears.recipe.strategies import StrategyOptions
@@ -116,6 +117,7 @@ def search(
     fingerprint = trained["fingerprint"]
     pairs, tied = pairs_for(settings, Path(super_adapter), trained), _tied(settings, trained)
     asked = _asked(settings, fingerprint)
+    resolved_precision(settings.precision, pick_device(settings.device))  # refuses what is not there before a study
     if settings.test is not None:
         check_apart(settings.data, settings.test, settings.limit)
     with working_folder(output, asked, resume=resume, defaults=SearchConfig.defaults()) as work:
