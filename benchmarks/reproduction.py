@@ -12,7 +12,7 @@ is no test.
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -32,7 +32,9 @@ SEARCHES: Mapping[str, Mapping[str, Any]] = {
     "hill-climbing": {"strategy": "hill-climbing", "step": 2},
     "rnsga2": {"strategy": "rnsga2"},
 }
-"""Strategies of the ablation, on the validation split; the heuristic, largest and smallest ranks need no search."""
+"""Strategies of the ablation, on the validation split."""
+UNSEARCHED = ("heuristic", "maximal", "minimal")
+"""Ranks of the ablation that need no search."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Setting:
     epochs: float = 3.0
     init: str = "lora"
     searches: tuple[str, ...] = tuple(SEARCHES)
+    ranks: tuple[str, ...] = UNSEARCHED
     max_evaluations: int = 50
     training: Mapping[str, Any] = field(default_factory=dict)
     pruning: Mapping[str, Any] = field(default_factory=dict)
@@ -71,7 +74,9 @@ def main() -> None:
         return
     log_to_stderr()
     print(environment(), flush=True)
-    setting = Setting(arguments.work, epochs=arguments.epochs, init=arguments.init, searches=arguments.searches)
+    setting = Setting(
+        arguments.work, epochs=arguments.epochs, init=arguments.init, searches=arguments.searches, ranks=arguments.ranks
+    )
     for task in (TASKS[name] for name in arguments.tasks):
         data = task.write(arguments.data, setting.work / task.name)
         keys = cells(task.name, arguments.sparsities, arguments.adapters, arguments.seeds, setting)
@@ -115,7 +120,7 @@ def run_cell(key: Mapping[str, Any], task: Task, data: Mapping[str, Path], setti
     seconds = {"train": round(time.monotonic() - start, 1)}
     chosen = {"heuristic": "heuristic"}
     if key["adapter"] == "nls":
-        chosen |= {"maximal": "maximal", "minimal": "minimal"}
+        chosen |= {name: name for name in setting.ranks}
         for name in setting.searches:
             start = time.monotonic()
             chosen[name] = _search(adapter, data["validation"], name, key["seed"], setting)
@@ -164,6 +169,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--searches", type=_searches, default=tuple(SEARCHES), help="of the cells with nls; an empty word for none"
     )
+    parser.add_argument("--ranks", type=_ranks, default=UNSEARCHED, help="measured beside the heuristic's, with nls")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--init", choices=["lora", "recovery"], default="lora", help="lora is the paper's start")
@@ -174,9 +180,17 @@ def _arguments() -> argparse.Namespace:
 
 
 def _searches(text: str) -> tuple[str, ...]:
+    return _names(text, SEARCHES)
+
+
+def _ranks(text: str) -> tuple[str, ...]:
+    return _names(text, UNSEARCHED)
+
+
+def _names(text: str, known: Collection[str]) -> tuple[str, ...]:
     names = tuple(filter(None, text.split(",")))
-    if unknown := set(names) - set(SEARCHES):
-        raise argparse.ArgumentTypeError(f"searches are {', '.join(SEARCHES)}, got {', '.join(sorted(unknown))}")
+    if unknown := set(names) - set(known):
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(known)}, got {', '.join(sorted(unknown))}")
     return names
 
 
