@@ -65,14 +65,21 @@ def test_every_cell_is_made_once_and_becomes_a_line(
         assert words in text
 
 
-def test_only_searches_of_the_ablation_can_be_asked_for(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "known", "words"),
+    [
+        ("--searches", "rnsga2", "must be of hill-climbing, rnsga2, got annealing"),
+        ("--ranks", "maximal", "must be of heuristic, maximal, minimal, got annealing"),
+    ],
+)
+def test_only_searches_and_ranks_of_the_ablation_can_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str, known: str, words: str
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["reproduction", "run", "--searches", "rnsga2,annealing"])
+    monkeypatch.setattr(sys, "argv", ["reproduction", "run", option, f"{known},annealing"])
     with pytest.raises(SystemExit) as stop:
         reproduction.main()
     assert stop.value.code == 2
-    assert "searches are hill-climbing, rnsga2, got annealing" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_seeds_are_pooled_and_claims_paired_by_seed(capsys: pytest.CaptureFixture[str]) -> None:
