@@ -42,7 +42,7 @@ def arms_of(rows: Sequence[Row]) -> dict[Arm, dict[int, Bits]]:
 
 
 def _print_differences(arms: Mapping[Arm, Mapping[int, Bits]]) -> None:
-    """Print what the paper claims: NLS against LoRA, search against the heuristic, sparse against dense LoRA."""
+    """Print NLS against LoRA, search against the heuristic, sparse against dense LoRA, the recovery against PEFT's start."""
     lines = [line for title, one, other in _claims(arms) if (line := _line(arms, title, one, other))]
     if not lines:
         return
@@ -60,6 +60,9 @@ def _claims(arms: Mapping[Arm, object]) -> list[tuple[str, Arm, Arm]]:
         name, heuristic = f"{sparsity:.0%}, {init}", (sparsity, adapter, init, "heuristic")
         if adapter == "lora" and sparsity:
             claims.append((f"{name}: LoRA against dense LoRA", arm, dense))
+            claims.append(
+                (f"{name}: LoRA against LoRA from PEFT's start", arm, (sparsity, adapter, _plain(init), ranks))
+            )
         if not adapter.startswith("nls"):
             continue
         own = "NLS" if adapter == "nls" else "NLS in a curriculum"
@@ -68,7 +71,13 @@ def _claims(arms: Mapping[Arm, object]) -> list[tuple[str, Arm, Arm]]:
         if ranks == "heuristic":
             claims.append((f"{name}: {own} against LoRA", arm, (sparsity, "lora", init, "heuristic")))
             claims.append((f"{name}: {own} against dense LoRA", arm, dense))
-    return claims
+    return [claim for claim in claims if claim[1] != claim[2]]
+
+
+def _plain(init: str) -> str:
+    """Return PEFT's start on the same pruned model."""
+    _, comma, base = init.partition(", ")
+    return f"PEFT's start, {base}" if comma else "lora"
 
 
 def _line(arms: Mapping[Arm, Mapping[int, Bits]], title: str, one: Arm, other: Arm) -> tuple[str, float, str] | None:

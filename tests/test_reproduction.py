@@ -97,6 +97,22 @@ def test_seeds_are_pooled_and_claims_paired_by_seed(capsys: pytest.CaptureFixtur
     assert "dense LoRA | " not in text
 
 
+@pytest.mark.parametrize("base", ["", ", pruned by admm"])
+def test_the_recovery_is_compared_with_pefts_start_on_the_same_base(
+    base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def row(init: str, bits: str) -> dict[str, Any]:
+        key = {"task": "t", "sparsity": 0.5, "adapter": "lora", "seed": 0, "epochs": 1.0, "init": init}
+        return {**key, "right": {"heuristic": bits}, "seconds": {}}
+
+    plain = f"PEFT's start{base}" if base else "lora"
+    print_tables([row(plain, "1100"), row(f"recovery by moments{base}", "1110")])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "LoRA from PEFT's start" in line]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        [f"| 50%, recovery by moments{base}: LoRA against LoRA from PEFT's start", "+25.0"]
+    ]
+
+
 @pytest.mark.parametrize(
     ("task", "set_there", "nls_there", "minimal_there", "dense_there"),
     [
