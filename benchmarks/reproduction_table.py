@@ -42,7 +42,7 @@ def arms_of(rows: Sequence[Row]) -> dict[Arm, dict[int, Bits]]:
 
 
 def _print_differences(arms: Mapping[Arm, Mapping[int, Bits]]) -> None:
-    """Print NLS against LoRA, search against the heuristic, sparse against dense LoRA, the recovery against PEFT's start."""
+    """Print NLS against LoRA, search against the heuristic, sparse against dense, the recovery against PEFT's start."""
     lines = [line for title, one, other in _claims(arms) if (line := _line(arms, title, one, other))]
     if not lines:
         return
