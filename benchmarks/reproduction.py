@@ -14,6 +14,7 @@ import argparse
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -167,9 +168,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sparsities", type=_numbers, default=[0.0, 0.4, 0.5, 0.6, 0.7])
     parser.add_argument("--adapters", type=lambda text: text.split(","), default=list(RANKS))
     parser.add_argument(
-        "--searches", type=_searches, default=tuple(SEARCHES), help="of the cells with nls; an empty word for none"
+        "--searches",
+        type=partial(_names, SEARCHES),
+        default=tuple(SEARCHES),
+        help="of the cells with nls; an empty word for none",
     )
-    parser.add_argument("--ranks", type=_ranks, default=UNSEARCHED, help="measured beside the heuristic's, with nls")
+    parser.add_argument(
+        "--ranks",
+        type=partial(_names, UNSEARCHED),
+        default=UNSEARCHED,
+        help="measured beside the heuristic's, with nls",
+    )
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--init", choices=["lora", "recovery"], default="lora", help="lora is the paper's start")
@@ -179,15 +188,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _searches(text: str) -> tuple[str, ...]:
-    return _names(text, SEARCHES)
-
-
-def _ranks(text: str) -> tuple[str, ...]:
-    return _names(text, UNSEARCHED)
-
-
-def _names(text: str, known: Collection[str]) -> tuple[str, ...]:
+def _names(known: Collection[str], text: str) -> tuple[str, ...]:
     names = tuple(filter(None, text.split(",")))
     if unknown := set(names) - set(known):
         raise argparse.ArgumentTypeError(f"must be of {', '.join(known)}, got {', '.join(sorted(unknown))}")

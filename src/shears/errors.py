@@ -1,5 +1,8 @@
 """The one exception a user can cause: what must hold, what came, what to do, in one line."""
 
+RECORD_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+"""What comes of a record without a key, or with another thing in its place."""
+
 
 class InputError(ValueError):
     """What the user gave cannot be used; the command line prints it and exits with code 2."""

@@ -10,7 +10,7 @@ from shears.artifacts import MERGED, PACKAGE, read_json
 from shears.cli import listings, tables
 from shears.cli.app import app
 from shears.cli.options import SET, Values, refuse_launcher, with_stage_options
-from shears.errors import InputError
+from shears.errors import RECORD_ERRORS, InputError
 from shears.paths import expanded
 from shears.recipe import (
     EvaluateConfig,
@@ -218,7 +218,7 @@ def inspect(
         return
     try:
         tables.print_inspection(data)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except RECORD_ERRORS as error:
         raise InputError(f"{path} must be as shears writes it, got {error!r} in it; --json shows it as it is") from None
 
 

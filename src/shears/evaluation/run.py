@@ -93,15 +93,19 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
 
 
 def measured(model: str | Path, adapter: str | Path | None, config: EvaluateConfig) -> dict[str, Any]:
-    """Return what names a measurement: its configuration and the fingerprints of what is measured, on what.
+    """Return what names a measurement: its configuration and the fingerprints of what is measured, on what."""
+    return {
+        **settings_and_data(config),
+        "model_fingerprint": weights_fingerprint(model_folder(model)),
+        "adapter_fingerprint": weights_fingerprint(Path(adapter)) if adapter else None,
+    }
 
-    The configuration names the number format that the model is held in.
-    """
+
+def settings_and_data(config: EvaluateConfig) -> dict[str, Any]:
+    """Return what a measurement is of but for the model: settings, with the number format it is held in, and data."""
     return {
         "config": {**as_data(config), "dtype": config.weights},
         "data_sha256": source_fingerprint(config.data),
-        "model_fingerprint": weights_fingerprint(model_folder(model)),
-        "adapter_fingerprint": weights_fingerprint(Path(adapter)) if adapter else None,
     }
 
 

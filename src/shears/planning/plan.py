@@ -9,8 +9,8 @@ from typing import Any
 from shears.adapt.fit import num_seen, num_steps
 from shears.adapt.groups import build_space
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import EVALUATION, as_data, evaluation_file, read_object
-from shears.data.fingerprints import source_fingerprint
+from shears.artifacts import EVALUATION, evaluation_file, read_object
+from shears.evaluation.run import settings_and_data
 from shears.export.choice import by_linear
 from shears.folders import partial_folder
 from shears.models import DTYPES, load_tokenizer
@@ -126,12 +126,13 @@ def _is_measured(config: EvaluateConfig, folder: Path) -> bool:
     if not (folder / EVALUATION).is_file():
         return False
     files = [evaluation_file(folder, row["name"]) for row in read_object(folder / EVALUATION)["models"]]
-    asked = {**as_data(config), "dtype": config.weights}
+    asked = settings_and_data(config)
 
     def fits(record: Mapping[str, Any]) -> bool:
         before = record.get("config") or {}
-        named = {} if config.template else {"template": before.get("template")}  # that of the training
-        return before == {**asked, **named} and record.get("data_sha256") == source_fingerprint(config.data)
+        template = config.template or before.get("template")  # that of the training
+        found = {"config": before, "data_sha256": record.get("data_sha256")}
+        return found == {**asked, "config": {**asked["config"], "template": template}}
 
     return all(file.is_file() and fits(read_object(file)) for file in files)
 

@@ -4,13 +4,11 @@ import logging
 from pathlib import Path
 
 from shears.artifacts import REPORT, write_text
-from shears.errors import InputError, first_line
+from shears.errors import RECORD_ERRORS, InputError, first_line
 from shears.report.page import page
 from shears.report.records import read_run
 
 logger = logging.getLogger(__name__)
-RECORD_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
-"""What comes of a record without a key, or with another thing in its place."""
 
 
 def write_report(run: str | Path, output: str | Path | None = None, *, compare: str | Path | None = None) -> Path:
