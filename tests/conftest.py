@@ -1,18 +1,27 @@
 """Shapes and types in signatures are checked while the tests run; nothing reaches a hub."""
 
 import os
+import warnings
+from importlib import import_module
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers that share a core slow each other down many times over
 
-from jaxtyping import install_import_hook
-
-install_import_hook("shears", "beartype.beartype")
-
 import pytest
 import torch
 import transformers
+
+from tests.checking import begin_test, install
+
+# While a module of shears is executed under the hook, all that it imports is compiled anew, as it was never
+# cached under the hook's name: 20 seconds of a worker. So what is large is imported before.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    for name in ("torch._inductor.compile_fx", "peft", "datasets", "optuna", "fastapi"):
+        import_module(name)
+
+install()
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
@@ -23,3 +32,8 @@ transformers.logging.disable_progress_bar()
 def _own_cache(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the user's cache out of the tests."""
     monkeypatch.setenv("SHEARS_CACHE", f"{tmp_path}/cache")
+
+
+@pytest.fixture(autouse=True)
+def _types_are_checked() -> None:
+    begin_test()

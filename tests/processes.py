@@ -1,6 +1,7 @@
 """Real second processes that need not import everything again: forks of the test's own."""
 
 import os
+import random
 import signal
 import sys
 import time
@@ -8,7 +9,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import torch
+
+import shears
+from shears.cli import main
+
 DEADLINE = 120.0
+READY = [getattr(shears, name) for name in shears.__all__]  # what a fork finds imported
 
 
 def until(true: Callable[[], object], deadline: float = DEADLINE) -> None:
@@ -60,6 +68,25 @@ class Process:
         return self._log.read_text() if self._log.exists() else ""
 
 
+def command_line(log: Path, folder: Path, *words: str, before: Callable[[], object] = lambda: None) -> Process:
+    """Start `shears WORDS` in a folder, its chances as new as those of a process that imports everything itself.
+
+    `before` is called in the process.
+    """
+
+    def call() -> None:
+        os.chdir(folder)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        sys.argv = ["shears", *words]
+        random.seed()
+        np.random.seed()
+        torch.seed()
+        before()
+        main()
+
+    return Process(log, call)
+
+
 def _become(log: Path, call: Callable[[], object]) -> None:
     """In the child: call and exit, without anything of pytest."""
     code = 1
@@ -69,7 +96,9 @@ def _become(log: Path, call: Callable[[], object]) -> None:
         os.dup2(file, 2)
         call()
         code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     finally:
-        if code:
+        if sys.exc_info()[0]:
             os.write(2, traceback.format_exc().encode())
         os._exit(code)

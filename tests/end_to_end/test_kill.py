@@ -1,6 +1,5 @@
 """kill -9 in every stage of `shears run`, started again each time, ends with the bits of an undisturbed run."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,35 +10,37 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.recipe import write_recipe
-
-COMMAND = [sys.executable, "-m", "shears", "run"]
-DEADLINE = 120.0
+from tests.processes import DEADLINE, Process, command_line, until
 
 
-def start(recipe: Path, output: Path) -> subprocess.Popen[bytes]:
-    """Start the run as a user would, in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*COMMAND, str(recipe), "--output", str(output)], env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+def start(recipe: Path, output: Path) -> Process:
+    """Start the run."""
+    log = recipe.with_name("log")
+    log.unlink(missing_ok=True)
+    return command_line(log, recipe.parent, "run", str(recipe), "--output", str(output))
 
 
-def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
+def kill_when(process: Process, reached: Callable[[], bool]) -> None:
     """kill -9 as soon as the moment has come; fail if the run ends before."""
     end = time.monotonic() + DEADLINE
     while not reached():
-        assert process.poll() is None, f"ended before the moment: {process.communicate()[0].decode()}"
+        assert process.poll() is None, f"ended before the moment: {process.printed()}"
         assert time.monotonic() < end, "the moment did not come"
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
 
 
-def finish(recipe: Path, output: Path) -> str:
-    """Run to the end; return what it printed."""
+def finish(recipe: Path, output: Path) -> None:
+    """Run to the end."""
     process = start(recipe, output)
-    printed = process.communicate(timeout=DEADLINE)[0].decode()
-    assert process.returncode == 0, printed
-    return printed
+    assert process.wait() == 0, process.printed()
+
+
+def finish_as_a_user(recipe: Path, output: Path) -> None:
+    """Run to the end in a process that shares nothing with the others: not even the order of sets of words."""
+    words = [sys.executable, "-m", "shears", "run", str(recipe), "--output", str(output)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=DEADLINE)
+    assert done.returncode == 0, done.stderr
 
 
 def artifacts(folder: Path) -> dict[str, bytes]:
@@ -58,7 +59,7 @@ def enough_evaluations(run: Path) -> bool:
 @pytest.mark.parametrize("strategy", ["hill-climbing", "nsga2"])
 def test_a_run_killed_in_every_stage_ends_with_the_same_bits(tmp_path: Path, strategy: str) -> None:
     recipe, run = write_recipe(tmp_path, strategy), tmp_path / "run"
-    finish(recipe, run)
+    finish_as_a_user(recipe, run)
     run.rename(tmp_path / "undisturbed")  # both runs in the same place: an adapter names its base by path
     moments: list[Callable[[], bool]] = [
         (run / "sparse.partial" / ".asked.json").exists,
@@ -80,15 +81,13 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_bits(tmp_path: Path, str
 def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
     recipe, run = write_recipe(tmp_path), tmp_path / "run"
     first = start(recipe, run)
-    end = time.monotonic() + DEADLINE
-    while not (run / "sparse.partial").exists():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    until((run / "sparse.partial").exists)
     first.send_signal(signal.SIGSTOP)
-    second = start(recipe, run)
-    printed = second.communicate(timeout=DEADLINE)[0].decode()
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    assert second.returncode == 2
+    try:
+        second = command_line(tmp_path / "second", tmp_path, "run", str(recipe), "--output", str(run))
+        assert second.wait() == 2
+    finally:
+        first.kill()
+    printed = second.printed()
     assert "only one process may work on" in printed
     assert "Traceback" not in printed
