@@ -4,14 +4,17 @@ Not at all calls: simulations call some functions a million times, and nine tent
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import jaxtyping
 
-CALLS = 50  # of a function in a test that are checked
+CALLS = 20  # of a function in a test that are checked
+MADE = 20  # functions of one text that are checked: those within a function are made anew whenever it is called
 _jaxtyped, _test = jaxtyping.jaxtyped, [0]
+_made: Counter[CodeType] = Counter()
 
 
 def install() -> None:
@@ -29,8 +32,10 @@ def _checked_at_first(*, typechecker: Any) -> Callable[[Any], Any]:
     decorate = _jaxtyped(typechecker=typechecker)
 
     def decorate_sparingly(what: Any) -> Any:
-        checked = decorate(what)
-        return _sparing(what, checked) if isinstance(what, FunctionType) else checked
+        if not isinstance(what, FunctionType):
+            return decorate(what)
+        _made[what.__code__] += 1
+        return _sparing(what, decorate(what)) if _made[what.__code__] <= MADE else what
 
     return decorate_sparingly
 

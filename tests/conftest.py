@@ -1,5 +1,6 @@
 """Shapes and types in signatures are checked while the tests run; nothing reaches a hub."""
 
+import gc
 import os
 import warnings
 from importlib import import_module
@@ -26,6 +27,11 @@ install()
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+
+
+def pytest_collection_finish() -> None:
+    """Spare garbage collections all that was imported: every training begins with one, of half a second."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -61,7 +61,7 @@ def test_a_budget_smaller_than_the_seeds_is_kept(strategy: str) -> None:
 @pytest.mark.parametrize("strategy", SEARCHES)
 @pytest.mark.parametrize("stop", [1, 3, 6, 9, 14])
 def test_stopped_anywhere_a_seeded_search_goes_on_as_undisturbed(strategy: str, stop: int, tmp_path: Path) -> None:
-    space, place = make_space(6), Place(url_of(tmp_path), resume=True)
+    space, place = make_space(6), Place(f"journal://{tmp_path}/study.log", resume=True)
     make, plan = STRATEGIES[strategy], seeded(strategy, drawn(space, 4))
     whole = climb(make, space, conflicting(space), plan).history
     with open_ledger(space, plan, place) as ledger:
