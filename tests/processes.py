@@ -15,7 +15,7 @@ import torch
 import shears
 from shears.cli import main
 
-DEADLINE = 120.0
+DEADLINE = 300.0
 READY = [getattr(shears, name) for name in shears.__all__]  # what a fork finds imported
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from shears.adapt.load import load_super_adapter
 from shears.adapt.sampling import Place, per_process
@@ -19,11 +20,12 @@ from shears.adapt.train import train
 from shears.cli import main
 from shears.errors import InputError
 from tests.adapt.training import SETTINGS, assert_close, assert_same, log
+from tests.processes import Process, command_line
 from tests.tiny import save_tiny
 
 PYTHON = sys.executable
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-DEADLINE = 120
+DEADLINE = 300
 SAME: dict[str, dict[str, Any]] = {
     "uniform": {},
     "uniform-padded-split": {"packing": False, "micro_batch_size": 1},
@@ -132,7 +134,7 @@ def test_what_fails_in_one_process_ends_the_others_with_its_reason(folder: Path)
 
 
 def test_killed_processes_go_on_to_the_same_bits(folder: Path) -> None:
-    kill_all_when(start_two(verb(folder, "killed")), folder / "killed.partial" / "checkpoints" / "checkpoint-6")
+    kill_all_when(start_two(folder, verb(folder, "killed")), folder / "killed.partial" / "checkpoints" / "checkpoint-6")
     launch = [PYTHON, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2", "-m"]
     command = [*launch, *verb(folder, "killed"), "--resume"]  # multi_gpu: its word for torchrun; here there is none
     done = subprocess.run(command, env=ENVIRONMENT, timeout=DEADLINE, text=True, capture_output=True, check=False)
@@ -143,36 +145,40 @@ def test_killed_processes_go_on_to_the_same_bits(folder: Path) -> None:
     assert_same(folder / "whole", folder / "killed")
 
 
-def start_two(words: list[str]) -> list[subprocess.Popen[str]]:
+def start_two(folder: Path, words: list[str]) -> list[Process]:
     """Start two processes as a launcher would, without one that would start or stop them by itself."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen([PYTHON, "-m", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                         env={**ENVIRONMENT, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]  # fmt: skip
+
+    def start(rank: int) -> Process:
+        def begin() -> None:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            os.environ.update({**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+
+        return command_line(folder / f"log-{port}-{rank}", folder, *words[1:], before=begin)
+
+    return [start(rank) for rank in range(2)]
 
 
-def kill_all_when(processes: list[subprocess.Popen[str]], exists: Path) -> None:
+def kill_all_when(processes: list[Process], exists: Path) -> None:
     """kill -9 as soon as a file is there."""
     end = time.monotonic() + DEADLINE
     while not exists.exists():
-        assert processes[0].poll() is None, processes[0].communicate()[0]
+        assert processes[0].poll() is None, processes[0].printed()
         assert time.monotonic() < end
         time.sleep(0.002)
     for process in processes:
         process.send_signal(signal.SIGKILL)
     for process in processes:
-        process.communicate()
+        process.wait()
 
 
 def test_a_taken_output_ends_all_with_one_line(folder: Path) -> None:
-    processes = start_two(verb(folder, "taken"))
-    printed = [process.communicate(timeout=DEADLINE)[0] for process in processes]
-    assert [process.returncode for process in processes] == [2, 2]
+    processes = start_two(folder, verb(folder, "taken"))
+    assert [process.wait() for process in processes] == [2, 2]
+    printed = [process.printed() for process in processes]
     assert printed[0].count("\n") == 1
     assert printed[0].startswith("error: the output must not exist yet")
     assert printed[1] == ""
