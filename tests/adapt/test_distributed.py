@@ -61,10 +61,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainings["diverging"] = {**SETTINGS, **data, "learning_rate": 1e30, "max_steps": 30}
     trainings["half-broken"] = {**SETTINGS, "data": str(folder / "train.jsonl"), "of_second": {"groups": ["no_proj"]}}
     (folder / "trainings.json").write_text(json.dumps(trainings))
-    finished = subprocess.run(torchrun("tests.adapt.trainings", str(folder)), env=ENVIRONMENT, timeout=DEADLINE,
-                              text=True, capture_output=True, check=False)  # fmt: skip
-    assert finished.returncode == 0, finished.stderr
+    launch(torchrun("tests.adapt.trainings", str(folder)))
     return folder
+
+
+def launch(command: list[str]) -> tuple[str, str]:
+    """Run a launcher to its end; return what was printed. One that takes too long is asked to end its processes."""
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        try:
+            printed = running.communicate(timeout=DEADLINE)
+        finally:
+            running.terminate()
+    assert running.returncode == 0, printed[1]
+    return printed
 
 
 def torchrun(*words: str) -> list[str]:
@@ -135,13 +146,12 @@ def test_what_fails_in_one_process_ends_the_others_with_its_reason(folder: Path)
 
 def test_killed_processes_go_on_to_the_same_bits(folder: Path) -> None:
     kill_all_when(start_two(folder, verb(folder, "killed")), folder / "killed.partial" / "checkpoints" / "checkpoint-6")
-    launch = [PYTHON, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2", "-m"]
-    command = [*launch, *verb(folder, "killed"), "--resume"]  # multi_gpu: its word for torchrun; here there is none
-    done = subprocess.run(command, env=ENVIRONMENT, timeout=DEADLINE, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "30 steps from" in done.stderr
-    assert done.stderr.count("training 18 examples") == 1  # only the first process speaks
-    assert done.stdout.count("Next:") == 1
+    words = ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2", "-m"]
+    command = [PYTHON, "-m", *words, *verb(folder, "killed"), "--resume"]  # multi_gpu: its word for torchrun
+    written, said = launch(command)
+    assert "30 steps from" in said
+    assert said.count("training 18 examples") == 1  # only the first process speaks
+    assert written.count("Next:") == 1
     assert_same(folder / "whole", folder / "killed")
 
 
