@@ -156,6 +156,9 @@ def test_what_a_race_estimated_is_marked_and_is_never_the_best(tmp_path: Path) -
     assert "2raced, 1 example0.31201 x 6, 4 x 4, 1 x 2copy command" in text
     assert [mark["class"] for mark in reader.named("circle")].count("raced") == 2  # in both pictures
     assert text.count("Hollow: ") == 2
+    assert text.count("Large and ringed: the one chosen. On the line: the front") == 1
+    circles = [mark["class"] for mark in reader.named("circle")]
+    assert (circles.count("chosen"), circles.count("front")) == (1, 1)
     (*_, front) = (str(line["points"]).split() for line in reader.named("polyline") if line["class"] == "pale")
     assert len(front) == 3  # two configurations and the corner between them
     assert "Hollow" not in Reader(page_of(tmp_path / "none")).text

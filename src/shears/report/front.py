@@ -23,6 +23,7 @@ HINT = (
     "Point at a configuration to read it; click it, or press Enter, to copy the command that exports it. "
     "All of them stand in the table."
 )
+KEY = "Large and ringed: the one chosen. On the line: the front, which no other beats in both."
 RACED = "Hollow: decided in a race, estimated from some of the examples, which tends to flatter."
 
 
@@ -32,7 +33,7 @@ def front_picture(folder: Path, result: Record) -> Markup:
     marks = {number: _mark(entry, result) for number, entry in entries.items()}
     title = f"{len(entries)} configurations: {names[0]} against {names[-1]}"
     drawing = _drawing(title, entries, marks, (names[-1], names[0]), lambda number: command(folder, number))
-    told = join([*([note(RACED)] if "raced" in marks.values() else []), pointed_at(HINT)])
+    told = join([note(KEY), *([note(RACED)] if "raced" in marks.values() else []), pointed_at(HINT)])
     return picture(title, drawing, _table(title, entries, marks, (folder, names[0])), told)
 
 
