@@ -55,6 +55,14 @@ class Process:
         self.send_signal(signal.SIGKILL)
         self.wait()
 
+    def until(self, true: Callable[[], object]) -> None:
+        """Wait until something holds, looking often; fail if the process ends before."""
+        end = time.monotonic() + DEADLINE
+        while not true():
+            assert self.poll() is None, f"ended before the moment: {self.printed()}"
+            assert time.monotonic() < end, "the moment did not come"
+            time.sleep(0.001)
+
     def wait(self) -> int:
         """The exit code, once it has ended."""
         end = time.monotonic() + DEADLINE

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,11 @@ from shears.adapt.train import train
 from shears.cli import main
 from shears.errors import InputError
 from tests.adapt.training import SETTINGS, assert_close, assert_same, log
-from tests.processes import Process, command_line
+from tests.processes import DEADLINE, Process, command_line
 from tests.tiny import save_tiny
 
 PYTHON = sys.executable
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-DEADLINE = 300
 SAME: dict[str, dict[str, Any]] = {
     "uniform": {},
     "uniform-padded-split": {"packing": False, "micro_batch_size": 1},
@@ -145,7 +143,12 @@ def test_what_fails_in_one_process_ends_the_others_with_its_reason(folder: Path)
 
 
 def test_killed_processes_go_on_to_the_same_bits(folder: Path) -> None:
-    kill_all_when(start_two(folder, verb(folder, "killed")), folder / "killed.partial" / "checkpoints" / "checkpoint-6")
+    processes = start_two(folder, verb(folder, "killed"))
+    processes[0].until((folder / "killed.partial" / "checkpoints" / "checkpoint-6").exists)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    for process in processes:
+        process.wait()
     words = ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2", "-m"]
     command = [PYTHON, "-m", *words, *verb(folder, "killed"), "--resume"]  # multi_gpu: its word for torchrun
     written, said = launch(command)
@@ -170,19 +173,6 @@ def start_two(folder: Path, words: list[str]) -> list[Process]:
         return command_line(folder / f"log-{port}-{rank}", folder, *words[1:], before=begin)
 
     return [start(rank) for rank in range(2)]
-
-
-def kill_all_when(processes: list[Process], exists: Path) -> None:
-    """kill -9 as soon as a file is there."""
-    end = time.monotonic() + DEADLINE
-    while not exists.exists():
-        assert processes[0].poll() is None, processes[0].printed()
-        assert time.monotonic() < end
-        time.sleep(0.002)
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-    for process in processes:
-        process.wait()
 
 
 def test_a_taken_output_ends_all_with_one_line(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """A disk that takes no more ends a stage with one line; the output is not there, and the work goes on afterwards."""
 
 import json
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +20,22 @@ TRAIN = (
 
 
 def shears(folder: Path, command: str, before: Callable[[], object] = lambda: None) -> tuple[int, str]:
-    """Run a verb in a process of its own, `before` called in it; return its exit code and what it printed."""
-    log = folder / "log"
-    log.unlink(missing_ok=True)
-    process = command_line(log, folder, *command.split(), before=before)
-    return process.wait(), process.printed()
+    """Run a verb in a process of its own, `before` called in it; return its exit code and what it printed.
+
+    It prints to a pipe: a file could not be written either.
+    """
+    reader, writer = os.pipe()
+
+    def begin() -> None:
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        before()
+
+    process = command_line(folder / "log", folder, *command.split(), before=begin)
+    os.close(writer)
+    code = process.wait()
+    with open(reader) as printed:
+        return code, printed.read()
 
 
 def fill(largest_file: int) -> None:
@@ -49,27 +61,26 @@ def test_pruning_onto_a_full_disk(folder: Path) -> None:
     assert json.loads((folder / "out" / "sparsity.json").read_text())["achieved"] == 0.5
 
 
-def fill_at_the_second_checkpoint(largest_file: int) -> None:
-    """Fill the disk behind the first checkpoint; with 0, only while the second one is marked as whole."""
-    on_save, saved = MarkWhole.on_save, []
+def fill_at_the_second_checkpoint(largest_file: int, at_the_mark: bool) -> None:
+    """Fill the disk behind the first checkpoint, or between the second one and what marks it as whole."""
+    on_save, saved = MarkWhole.on_save, list[int]()
 
     def mark(self: MarkWhole, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        saved.append(state.global_step)
-        if len(saved) == 2:
+        if saved and at_the_mark:
             fill(largest_file)
-        try:
-            on_save(self, args, state, control, **keywords)
-        finally:
-            fill(largest_file or resource.RLIM_INFINITY)  # what is printed goes to a file, too
+        on_save(self, args, state, control, **keywords)
+        saved.append(state.global_step)
+        if not at_the_mark:
+            fill(largest_file)
 
     MarkWhole.on_save = mark  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("largest", [20_000, 30_000, 0])
-def test_training_onto_a_disk_full_at_the_second_checkpoint(folder: Path, largest: int) -> None:
+@pytest.mark.parametrize(("largest", "at_the_mark"), [(20_000, False), (30_000, False), (0, True)])
+def test_training_onto_a_disk_full_at_the_second_checkpoint(folder: Path, largest: int, at_the_mark: bool) -> None:
     """In its weights, in its optimizer's state, or in what marks it as whole."""
     command = TRAIN.format(out="out")
-    code, printed = shears(folder, command, lambda: fill_at_the_second_checkpoint(largest))
+    code, printed = shears(folder, command, lambda: fill_at_the_second_checkpoint(largest, at_the_mark))
     assert code == 1, printed
     last = printed.strip().splitlines()[-1]
     assert last.startswith("error: the machine said no: ")

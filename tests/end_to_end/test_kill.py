@@ -1,16 +1,16 @@
 """kill -9 in every stage of `shears run`, started again each time, ends with the bits of an undisturbed run."""
 
+import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.recipe import write_recipe
-from tests.processes import DEADLINE, Process, command_line, until
+from tests.processes import DEADLINE, Process, command_line
 
 
 def start(recipe: Path, output: Path) -> Process:
@@ -18,16 +18,6 @@ def start(recipe: Path, output: Path) -> Process:
     log = recipe.with_name("log")
     log.unlink(missing_ok=True)
     return command_line(log, recipe.parent, "run", str(recipe), "--output", str(output))
-
-
-def kill_when(process: Process, reached: Callable[[], bool]) -> None:
-    """kill -9 as soon as the moment has come; fail if the run ends before."""
-    end = time.monotonic() + DEADLINE
-    while not reached():
-        assert process.poll() is None, f"ended before the moment: {process.printed()}"
-        assert time.monotonic() < end, "the moment did not come"
-        time.sleep(0.001)
-    process.kill()
 
 
 def finish(recipe: Path, output: Path) -> None:
@@ -39,7 +29,8 @@ def finish(recipe: Path, output: Path) -> None:
 def finish_as_a_user(recipe: Path, output: Path) -> None:
     """Run to the end in a process that shares nothing with the others: not even the order of sets of words."""
     words = [sys.executable, "-m", "shears", "run", str(recipe), "--output", str(output)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=DEADLINE)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many as a fork has
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=DEADLINE, env=environment)
     assert done.returncode == 0, done.stderr
 
 
@@ -70,7 +61,9 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_bits(tmp_path: Path, str
         (run / "evaluation" / "dense.json").exists,
     ]
     for moment in moments:
-        kill_when(start(recipe, run), moment)
+        process = start(recipe, run)
+        process.until(moment)
+        process.kill()
     finish(recipe, run)
     one, other = artifacts(tmp_path / "undisturbed"), artifacts(run)
     assert one.keys() == other.keys()
@@ -81,7 +74,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_bits(tmp_path: Path, str
 def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
     recipe, run = write_recipe(tmp_path), tmp_path / "run"
     first = start(recipe, run)
-    until((run / "sparse.partial").exists)
+    first.until((run / "sparse.partial").exists)
     first.send_signal(signal.SIGSTOP)
     try:
         second = command_line(tmp_path / "second", tmp_path, "run", str(recipe), "--output", str(run))

@@ -128,7 +128,7 @@ def test_what_breaks_a_bound_on_a_size_is_proposed_but_not_measured(name: str, t
     space = make_space(6)
     objective, asked = counted(conflicting(space))
     evaluator = Together([PlainEvaluator(objective)], lambda ranks: {"parameters": sum(ranks.values())}, BOUNDED)
-    plan, place = a_plan(name, 40, goal=BOUNDED), Place(f"journal://{tmp_path}/study.log", resume=True)
+    plan, place = a_plan(name, 40, goal=BOUNDED), Place(f"sqlite:///{tmp_path}/study.db", resume=True)
     result = run_search(space, evaluator, plan, place)
     within = [each for each in result.evaluations if sum(each.ranks.values()) <= LIMIT]
     assert asked == [each.ranks for each in within]

@@ -23,7 +23,10 @@ HINT = (
     "Point at a configuration to read it; click it, or press Enter, to copy the command that exports it. "
     "All of them stand in the table."
 )
-KEY = "Large and ringed: the one chosen. On the line: the front, which no other beats in both."
+KEY = (
+    "Large and ringed: the one chosen. On the line: the front; no other is better in one figure and no worse in the "
+    "rest."
+)
 RACED = "Hollow: decided in a race, estimated from some of the examples, which tends to flatter."
 
 
