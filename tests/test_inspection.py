@@ -5,15 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
 from shears.artifacts import write_json
 from shears.cli import main
 from shears.errors import InputError
-from shears.inspection import inspect, kinds_of
+from shears.inspection import inspect
 from tests.tiny import save_tiny, tiny_model
 
 
@@ -96,29 +94,6 @@ def test_a_stack_of_experts_counts_and_its_biases_norms_and_embeddings_do_not(tm
     assert data["sparsity_by_linear"] == {"0": {"experts.gate_up_proj": 6 / 24}}
     assert data["sparsity"] == 6 / 24
     assert data["nonzeros"] == 8 + 2 + 18 + 2 + 0 + 3
-
-
-def test_kinds_are_told_apart_by_as_little_of_the_name_as_it_takes() -> None:
-    assert kinds_of(["mlp.down_proj", "mlp.experts.down_proj", "mlp.shared_experts.down_proj", "self_attn.q_proj"]) == {
-        "self_attn.q_proj": "q_proj",
-        "mlp.down_proj": "mlp.down_proj",
-        "mlp.experts.down_proj": "experts.down_proj",
-        "mlp.shared_experts.down_proj": "shared_experts.down_proj",
-    }
-    assert kinds_of(["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]) == {
-        "attn.c_attn": "c_attn",
-        "attn.c_proj": "attn.c_proj",
-        "mlp.c_fc": "c_fc",
-        "mlp.c_proj": "mlp.c_proj",
-    }
-
-
-@given(st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(".".join), max_size=8))
-def test_no_two_paths_share_a_kind_and_every_kind_ends_its_path(paths: list[str]) -> None:
-    names = kinds_of(paths)
-    assert names.keys() == set(paths)
-    assert len(set(names.values())) == len(names)
-    assert all(f".{path}".endswith(f".{kind}") for path, kind in names.items())
 
 
 def test_blocks_of_an_image_encoder_are_no_layers_of_the_decoder(tmp_path: Path) -> None:

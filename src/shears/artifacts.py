@@ -157,6 +157,15 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
     return record
 
 
+def whole_record(folder: Path, name: str, *needed: str) -> dict[str, Any]:
+    """Return the record of an artifact as `read_record` does; InputError also where it lacks what is needed of it."""
+    content = read_json(folder / name) if (folder / name).is_file() else dict.fromkeys(needed)
+    if not isinstance(content, dict) or (lacking := [key for key in needed if key not in content]):
+        what = f"it lacks {', '.join(lacking)}" if isinstance(content, dict) else f"it is {str(content)[:40]}"
+        raise InputError(f"{folder / name} must be the record that shears wrote, {what}; make the folder again")
+    return read_record(folder, name)
+
+
 def training_source(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data, and their hash, that the adapter of a record was trained on: of a super-adapter as asked for."""
     config = record.get("config")

@@ -28,7 +28,8 @@ from transformers.pytorch_utils import Conv1D
 
 from shears.errors import InputError, first_line
 from shears.fetching import EMBEDDED, convert_gguf, fetch
-from shears.package_models import CONFIG_ERRORS, is_package, load_packaged
+from shears.model_files import is_package
+from shears.package_models import CONFIG_ERRORS, load_packaged
 from shears.paths import expanded
 from shears.peft_files import ADAPTER_CONFIG
 from shears.quantization import loading_options

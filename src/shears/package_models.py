@@ -10,18 +10,13 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from shears.errors import InputError, first_line
-from shears.packed.file import PACKAGE_FILE, Package, read_package
+from shears.packed.file import Package, read_package
 from shears.peft_files import ADAPTER_CONFIG
 
 CONFIG_ERRORS = (
     OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StrictDataclassError,
 )  # fmt: skip
 NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")  # of a block, in the name of a tensor
-
-
-def is_package(folder: str | Path) -> bool:
-    """Tell whether a folder holds a package."""
-    return (Path(folder) / PACKAGE_FILE).is_file()
 
 
 def names_fingerprint(record: object) -> bool:

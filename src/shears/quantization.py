@@ -4,7 +4,6 @@ Zeros stay zeros: both forms have an exact zero, and the nearest value of a weig
 """
 
 import importlib.util
-import json
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -14,30 +13,13 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from shears.errors import InputError
-from shears.package_models import is_package
+from shears.model_files import is_package, quantized_by
 
 Form = Literal["nf4", "int8"]
 PACKAGE = "bitsandbytes"
 REPACKS = "support_avx512bf16_for_cpu"
 BITS = MappingProxyType({"nf4": 4.5, "int8": 8.0})
 """Bits a weight takes; of nf4 with an fp32 scale for every 64 weights."""
-
-
-def quantized_by(folder: Path) -> str | None:
-    """Return the method by which the weights in a model's folder are quantized, None where they are plain numbers.
-
-    InputError where the folder's configuration is none.
-    """
-    config = folder / "config.json"
-    try:
-        found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{config} must be a JSON file, got {error}; get the model again") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{config} must be a JSON object, got {str(found)[:40]}; get the model again")
-    quantization = found.get("quantization_config")
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    return None if method is None else str(method)
 
 
 def quantization_config(form: Form, compute: torch.dtype) -> BitsAndBytesConfig:

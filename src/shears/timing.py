@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from shears.version import versions
 
 logger = logging.getLogger(__name__)
@@ -63,6 +61,8 @@ def read_times(folder: Path) -> list[dict[str, Any]]:
 
 def machine() -> str:
     """Return what computes: the GPU where there is one, and the processor with the threads that torch takes."""
+    import torch  # what reads times needs none of it
+
     names = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     threads = torch.get_num_threads()
     return ", ".join([*names, f"{processor()}, {threads} thread{'s' * (threads != 1)}"])

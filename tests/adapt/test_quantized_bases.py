@@ -17,8 +17,9 @@ import shears
 from shears.adapt.load import load_super_adapter
 from shears.errors import InputError
 from shears.inspection import inspect
+from shears.model_files import quantized_by
 from shears.models import linears, load_model, weight_oi
-from shears.quantization import Form, quantization_config, quantized_by
+from shears.quantization import Form, quantization_config
 from tests.adapt.test_elastic import IDS
 from tests.adapt.training import SETTINGS, log, weights
 from tests.tiny import save_tiny

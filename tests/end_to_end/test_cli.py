@@ -155,6 +155,23 @@ def test_importing_shears_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "needless"),
+    [
+        (["compare", "one.json", "two.json"], ("torch", "transformers", "peft", "datasets")),
+        (["report", "nothing"], ("torch", "transformers", "peft", "datasets")),
+        (["inspect", "nothing"], ("transformers", "peft", "datasets")),
+    ],
+)
+def test_what_only_reads_files_waits_for_no_library(words: list[str], needless: tuple[str, ...]) -> None:
+    code = (
+        "import sys; from shears.cli import main; sys.argv = ['shears', *sys.argv[1:]]\n"
+        "try: main()\n"
+        f"except SystemExit as end: sys.exit(end.code if not {{*{needless}}} & {{*sys.modules}} else 3)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, *words], check=False).returncode == 2
+
+
 def test_parts_are_there_without_an_import_of_their_own() -> None:
     code = "import sys, shears; shears.runtime.load, shears.errors.InputError; sys.exit(hasattr(shears, 'nothing'))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.space import SearchSpace
 from shears.adapt.sparse_adapter import make_sparse
-from shears.artifacts import SEARCH_SPACE, check_input, inherited, read_json, read_record, weights_fingerprint
+from shears.artifacts import SEARCH_SPACE, check_input, inherited, weights_fingerprint, whole_record
 from shears.errors import InputError
 from shears.models import load_model, load_tokenizer, model_folder
 
@@ -25,15 +25,6 @@ class SuperAdapter(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
     elastic: ElasticAdapter
     record: dict[str, Any]
-
-
-def whole_record(folder: Path, name: str, *needed: str) -> dict[str, Any]:
-    """Return the record of an artifact as `read_record` does; InputError also where it lacks what is needed of it."""
-    content = read_json(folder / name) if (folder / name).is_file() else dict.fromkeys(needed)
-    if not isinstance(content, dict) or (lacking := [key for key in needed if key not in content]):
-        what = f"it lacks {', '.join(lacking)}" if isinstance(content, dict) else f"it is {str(content)[:40]}"
-        raise InputError(f"{folder / name} must be the record that shears wrote, {what}; make the folder again")
-    return read_record(folder, name)
 
 
 def space_of_record(record: dict[str, Any]) -> SearchSpace:

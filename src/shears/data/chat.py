@@ -1,23 +1,15 @@
 """Chat conversations as text segments, through the tokenizer's own chat template; every assistant turn is trained."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from shears.data.example import Segment
 from shears.errors import InputError
 
 Messages = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of text, and whether its tokens carry the loss."""
-
-    text: str
-    trained: bool
 
 
 def chat_segments(messages: object, tokenizer: PreTrainedTokenizerBase) -> tuple[Segment, ...]:

@@ -6,12 +6,12 @@ The same segments serve training and evaluation, each tokenised by itself, so th
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from shears.data.chat import Segment, chat_segments
+from shears.data.chat import chat_segments
+from shears.data.example import Example, Segment, Tokenized, completion_of, prompt_of, with_completion
 from shears.data.questions import question_of
 from shears.data.rows import Row, read_rows
 from shears.errors import InputError
@@ -27,25 +27,6 @@ ANSWER_FORMAT = re.compile(r"Answer format:\s*(\S+(?:/\S+)+)\s*$")
 CHOICE_COMPLETION = "the correct answer is {}"
 TrainOn = Literal["completion", "all"]
 COLUMNS = "prompt and completion, instruction (input) and output, or messages"
-
-
-@dataclass(frozen=True)
-class Tokenized:
-    """Token ids and, for each, itself as the label or -100 where it carries no loss."""
-
-    input_ids: list[int]
-    labels: list[int]
-
-
-@dataclass(frozen=True)
-class Example:
-    """A prompt and what should follow it; for choices, also every completion to choose from, the answer among them."""
-
-    segments: tuple[Segment, ...]
-    answer: str | None = None
-    choices: tuple[str, ...] = ()
-    question: str = field(default="", compare=False)
-    """What is asked, without a template: by it an example is known again in another file or under another prompt."""
 
 
 def to_example(row: Mapping[str, Any], template: str, tokenizer: PreTrainedTokenizerBase) -> Example:
@@ -123,22 +104,6 @@ def _as_json(value: object) -> str:
 
 def _optional_text(value: object) -> str | None:
     return None if value is None else _as_json(value)
-
-
-def prompt_of(example: Example) -> str:
-    """Return all text before the last trained segment."""
-    last = max(index for index, segment in enumerate(example.segments) if segment.trained)
-    return "".join(segment.text for segment in example.segments[:last])
-
-
-def completion_of(example: Example) -> str:
-    """Return the text of the last trained segment."""
-    return next(segment.text for segment in reversed(example.segments) if segment.trained)
-
-
-def with_completion(example: Example, completion: str) -> Example:
-    """Return the example with another text to follow its prompt."""
-    return replace(example, segments=(Segment(prompt_of(example), False), Segment(completion, True)))
 
 
 def load_examples(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from shears.data.examples import Example, prompt_of
+from shears.data.example import Example, prompt_of
 from shears.data.questions import question_id
 from shears.evaluation.statistics import wilson_interval
 

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from shears.adapt.load import whole_record
 from shears.adapt.sparse_adapter import make_sparse
 from shears.artifacts import (
     PACKAGE,
@@ -24,6 +23,7 @@ from shears.artifacts import (
     read_json,
     read_record,
     weights_fingerprint,
+    whole_record,
     write_json,
 )
 from shears.data.fingerprints import source_fingerprint
@@ -34,8 +34,8 @@ from shears.evaluation.journal import Journal, journal_path, settings_fingerprin
 from shears.evaluation.records import Evaluation
 from shears.evaluation.score import device_of
 from shears.evaluation.tasks import ACCURACY_TASKS, evaluate_examples, evaluate_task, load_task_examples
+from shears.model_files import is_package
 from shears.models import LOADING_ERRORS, autocast, keep_casts, load_model, load_tokenizer, model_folder
-from shears.package_models import is_package
 from shears.packed.file import read_package
 from shears.paths import expanded
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS

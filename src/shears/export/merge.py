@@ -26,8 +26,8 @@ from shears.export.sub_adapter import SubAdapter, origin, read_sub_adapter
 from shears.export.target import Merged, Target, merge_into
 from shears.export.updates import with_masked, with_whole
 from shears.folders import working_folder
+from shears.model_files import quantized_by
 from shears.models import model_folder, save_tokenizer
-from shears.quantization import quantized_by
 from shears.recipe import ExportConfig
 from shears.sparsity.report import LinearSparsity, SparsityReport
 from shears.sparsity.verify import check_saved

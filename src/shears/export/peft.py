@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shears.adapt.load import space_of_record, whole_record
+from shears.adapt.load import space_of_record
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.artifacts import (
     SEARCH_SPACE,
@@ -16,6 +16,7 @@ from shears.artifacts import (
     as_data,
     training_source,
     weights_fingerprint,
+    whole_record,
     write_json,
 )
 from shears.cards.card import write_card

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file
 from torch import Tensor
 
-from shears.adapt.load import space_of_record, whole_record
+from shears.adapt.load import space_of_record
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import SEARCH_SPACE, SUB_ADAPTER, as_data, inherited, read_json, training_source
+from shears.artifacts import SEARCH_SPACE, SUB_ADAPTER, as_data, inherited, read_json, training_source, whole_record
 from shears.errors import InputError
 from shears.export.choice import by_linear, choose_ranks, ranks_file
 from shears.export.tensors import sliced

@@ -10,8 +10,9 @@ import torch
 from shears.artifacts import PACKAGE, read_record
 from shears.errors import InputError, first_line
 from shears.evaluation.run import load_with_adapter
+from shears.model_files import is_package
 from shears.models import LOADING_ERRORS, load_tokenizer, model_folder, set_threads
-from shears.package_models import is_package, names_fingerprint, packaged_config
+from shears.package_models import names_fingerprint, packaged_config
 from shears.recipe.serving import RunningConfig
 from shears.resolve import build
 from shears.runtime.architectures import NotCoveredError

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from shears.errors import InputError
+from shears.model_files import is_package
 from shears.models import model_folder, set_threads
-from shears.package_models import is_package
 from shears.progress import meter
 from shears.recipe import BenchConfig
 from shears.resolve import build

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from shears.adapt.load import SuperAdapter, load_super_adapter, space_of_record, whole_record
+from shears.adapt.load import SuperAdapter, load_super_adapter, space_of_record
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import RESULT, SEARCH_SPACE, as_data, write_json
+from shears.artifacts import RESULT, SEARCH_SPACE, as_data, whole_record, write_json
 from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart

@@ -1,0 +1,46 @@
+"""An example: text segments, of which some carry the loss. No library needed: records of old runs are read with it."""
+
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of text, and whether its tokens carry the loss."""
+
+    text: str
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Token ids and, for each, itself as the label or -100 where it carries no loss."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and what should follow it; for choices, also every completion to choose from, the answer among them."""
+
+    segments: tuple[Segment, ...]
+    answer: str | None = None
+    choices: tuple[str, ...] = ()
+    question: str = field(default="", compare=False)
+    """What is asked, without a template: by it an example is known again in another file or under another prompt."""
+
+
+def prompt_of(example: Example) -> str:
+    """Return all text before the last trained segment."""
+    last = max(index for index, segment in enumerate(example.segments) if segment.trained)
+    return "".join(segment.text for segment in example.segments[:last])
+
+
+def completion_of(example: Example) -> str:
+    """Return the text of the last trained segment."""
+    return next(segment.text for segment in reversed(example.segments) if segment.trained)
+
+
+def with_completion(example: Example, completion: str) -> Example:
+    """Return the example with another text to follow its prompt."""
+    return replace(example, segments=(Segment(prompt_of(example), False), Segment(completion, True)))
