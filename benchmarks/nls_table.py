@@ -34,6 +34,11 @@ CLAIMS = (
     ("(a) LoRA reordered and cut to the heuristic ranks, against dense + LoRA", "lora-moments-reordered", "dense-lora"),
     ("(b) the same, ranks 32, 28, 24", "nls-moments-sandwich-32-28-24", "lora-moments"),
     ("(b) NLS in a curriculum, ranks 32, 28, 24, against LoRA", "nls-moments-curriculum-32-28-24", "lora-moments"),
+    (
+        "NLS in a curriculum, ranks 32, 28, 24 against 32, 24, 16",
+        "nls-moments-curriculum-32-28-24",
+        "nls-moments-curriculum",
+    ),
     ("NLS in a curriculum, twice the rate against not", "nls-moments-curriculum-lr2e-3", "nls-moments-curriculum"),
     ("LoRA from the recovery, twice the rate against not", "lora-moments-lr2e-3", "lora-moments"),
     (
