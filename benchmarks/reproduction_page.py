@@ -33,6 +33,8 @@ NLS_ARMS: Mapping[str, tuple[float, str, str]] = {
     "lora-best": (0.5, "lora", "PEFT's start, pruned by admm"),
     "lora-moments-best": (0.5, "lora", "recovery by moments, pruned by admm"),
     "nls-moments-curriculum-best": (0.5, "nls-curriculum", "recovery by moments, pruned by admm"),
+    "sparse-peft": (0.5, "SparsePEFT", "lora"),
+    "sparse-peft-alpha128": (0.5, "SparsePEFT, alpha 128", "lora"),
 }
 """Sparsity, adapter and start of the arms of benchmarks.nls that the paper has too, and of our own answers to it."""
 STARTS = {"lora": "PEFT's start", "recovery": "recovery by norms"}
@@ -43,6 +45,8 @@ LORA: Sequence[Line] = (
     ("50 %, NLS, heuristic", 0.5, "nls", "heuristic"),
     ("50 %, NLS in a curriculum, heuristic", 0.5, "nls-curriculum", "heuristic"),
     ("50 %, LoRA reordered, cut to the heuristic's ranks", 0.5, "lora-reordered", "heuristic"),
+    ("50 %, SparsePEFT merged, heuristic", 0.5, "SparsePEFT", "heuristic"),
+    ("50 %, the same with alpha 128", 0.5, "SparsePEFT, alpha 128", "heuristic"),
 )
 SEARCH: Sequence[Line] = (
     ("heuristic", 0.5, "nls", "heuristic"),

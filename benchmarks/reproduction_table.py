@@ -63,6 +63,8 @@ def _claims(arms: Mapping[Arm, object]) -> list[tuple[str, Arm, Arm]]:
             claims.append(
                 (f"{name}: LoRA against LoRA from PEFT's start", arm, (sparsity, adapter, _plain(init), ranks))
             )
+        if adapter.startswith("SparsePEFT"):
+            claims.append((f"{name}: {adapter}, merged, against NLS un-merged", arm, (sparsity, "nls", init, ranks)))
         if not adapter.startswith("nls"):
             continue
         own = "NLS" if adapter == "nls" else "NLS in a curriculum"

@@ -113,6 +113,17 @@ def test_the_recovery_is_compared_with_pefts_start_on_the_same_base(
     ]
 
 
+def test_a_masked_adapter_merged_is_compared_with_nls_un_merged(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"task": "t", "arm": arm, "seed": 0, "epochs": 1.0, "right": {"heuristic": bits}, "seconds": 0.0}
+        for arm, bits in (("nls", "1110"), ("sparse-peft", "1100"), ("sparse-peft-alpha128", "1111"))
+    ]
+    print_tables([row for each in rows if (row := as_cell(each)) is not None])
+    text = capsys.readouterr().out
+    assert "| 50%, lora: SparsePEFT, merged, against NLS un-merged | -25.0 |" in text
+    assert "| 50%, lora: SparsePEFT, alpha 128, merged, against NLS un-merged | +25.0 |" in text
+
+
 @pytest.mark.parametrize(
     ("task", "set_there", "nls_there", "minimal_there", "dense_there"),
     [
