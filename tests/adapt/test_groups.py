@@ -50,3 +50,10 @@ def test_linears_that_peft_puts_no_lora_on_are_refused_in_one_line(name: str, gr
     with pytest.raises(InputError, match=said) as caught:
         add_lora(model, build_space(model, (group,), (4, 2)), TrainConfig(data="-", ranks=(4, 2), groups=(group,)))
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_called_a_linear_and_gives_something_else_is_refused() -> None:
+    """Routers of Llama 4 return their choice beside the logits; linears of Falcon are linears by another name."""
+    with pytest.raises(InputError, match=r"layers\.1\.feed_forward\.router of .* is a Llama4Router.*leave it out"):
+        build_space(tiny_model("llama4_text"), ("q_proj", "router"), (4, 2))
+    assert build_space(tiny_model("falcon"), ("query_key_value",), (4, 2)).size == 4

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import shears
+from shears.data.calibration import calibration_batches
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
 from shears.models import load_tokenizer
@@ -128,3 +129,13 @@ def test_a_package_is_refused_and_a_text_that_is_not_here_is_told(tmp_path: Path
     shears.export_adapter(tmp_path / "base", tmp_path / "package", format="package")
     with pytest.raises(InputError, match="a model to prune must be a model folder, got the package"):
         plan(Recipe.model_validate({"model": str(tmp_path / "package"), "output": str(tmp_path / "run")}))
+
+
+def test_rows_of_token_ids_are_planned_as_they_are_calibrated_on(tmp_path: Path) -> None:
+    """All of them, without their padding, whatever `num_samples` says."""
+    file = tmp_path / "ids.jsonl"
+    padded = {"input_ids": [5, 6, 7, 0, 0], "attention_mask": [1, 1, 1, 0, 0]}
+    file.write_text("".join(json.dumps(row) + "\n" for row in [padded, {"input_ids": [1, 2, 3, 4]}]))
+    found = planned(tmp_path, sparsify={"calibration": str(file), "num_samples": 64, "sequence_length": 512})
+    assert found.stages[0].work == f"wanda to 50%, all 2 rows of {file}, 7 tokens"
+    assert calibration_batches(str(file), None, 64, 512, batch_size=4, seed=0).num_tokens == 7

@@ -1,6 +1,7 @@
 """A whole search: on formulas through the library call, and as the stage on a tiny super-adapter."""
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,6 +152,25 @@ def test_changed_validation_data_is_not_mixed_with_the_old(
     rows(Path(validation), 2)
     with pytest.raises(InputError, match="its data differs"):
         search(super_adapter, tmp_path / "search", resume=True, data=validation, **SETTINGS)
+
+
+@pytest.mark.parametrize("good", [0, 2])
+def test_a_search_that_is_refused_leaves_its_study_only_if_something_was_evaluated(
+    good: int, super_adapter: Path, validation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many, asked = GaugedEvaluator.many, list[RankConfig]()
+
+    def broken(self: GaugedEvaluator, configs: Sequence[RankConfig]) -> list[Figures]:
+        asked.extend(configs)
+        return [figures if len(asked) <= good else {"loss": math.nan} for figures in many(self, configs)]
+
+    monkeypatch.setattr(GaugedEvaluator, "many", broken)
+    with pytest.raises(InputError, match="must return a finite 'loss'"):
+        search(super_adapter, tmp_path / "search", data=validation, **SETTINGS)
+    assert partial_folder(tmp_path / "search").exists() == (good > 0)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("search")] == ["search.partial"] * bool(
+        good
+    )
 
 
 def test_a_16_bit_model_is_searched_by_losses_of_fp32(tmp_path: Path) -> None:

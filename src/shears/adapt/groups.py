@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from shears.adapt.space import SearchSpace
 from shears.errors import InputError
@@ -14,7 +15,8 @@ def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -
     """Return the search space: in each decoder block, the linears joined by + share one of the ranks.
 
     Each part is a name's ending or a regex (see `models.matching`). InputError where a part matches nothing, where two
-    groups claim one linear, or where a rank exceeds what every linear of its group can use, min(inputs, outputs).
+    groups claim one linear, where one is no plain linear (routers that return their choice, grouped products), or where
+    a rank exceeds what every linear of its group can use, min(inputs, outputs).
     """
     prefix, blocks = decoder_blocks(model)
     by_block = {index: linears(block) for index, block in enumerate(blocks)}
@@ -27,6 +29,7 @@ def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -
             if names:
                 modules[f"layers.{index}.{spec}"] = tuple(f"{prefix}.{name}" for name in names)
     _refuse_overlap(modules)
+    _refuse_others(model, modules)
     _refuse_useless(model, modules, max(ranks, default=0))
     return SearchSpace(ranks=dict.fromkeys(modules, tuple(ranks)), modules=modules)
 
@@ -38,6 +41,30 @@ def _refuse_overlap(modules: dict[str, tuple[str, ...]]) -> None:
             if name in owner:
                 raise InputError(f"a linear must belong to one group; {name} is in {owner[name]} and {group}")
             owner[name] = group
+
+
+def _refuse_others(model: nn.Module, modules: Mapping[str, Sequence[str]]) -> None:
+    """Refuse what transformers makes of nn.Linear and is none: LoRA adds to a tensor of all outputs."""
+    for group, names in modules.items():
+        for name in names:
+            linear = model.get_submodule(name)
+            if type(linear).__module__.startswith("transformers.") and not _is_linear(linear):
+                raise InputError(
+                    f"groups must be of linears, and {name} of {group} is a {type(linear).__name__}, which does "
+                    "something else; leave it out of groups"
+                )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Tell whether a module gives one tensor with all of its outputs, as what is called a Conv1D there does."""
+    if not isinstance(module, nn.Linear):
+        return True
+    try:
+        with torch.no_grad():
+            found = module(module.weight.new_zeros(1, module.in_features))
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    return isinstance(found, Tensor) and found.shape == (1, module.out_features)
 
 
 def _refuse_useless(model: nn.Module, modules: Mapping[str, Sequence[str]], largest: int) -> None:

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from shears.data.examples import encode, prompt_ids, to_example, tokenize
 from shears.data.rows import Row, read_rows
 from shears.data.saved import is_saved, saved_rows
+from shears.data.token_rows import token_rows
 from shears.errors import InputError
 from shears.paths import expanded
 from shears.prompts import DEFAULT_TEMPLATE
@@ -27,7 +28,6 @@ from shears.prompts import DEFAULT_TEMPLATE
 logger = logging.getLogger(__name__)
 
 EXAMPLES = frozenset({"messages", "prompt", "instruction"})  # columns of which an example has one
-LARGEST_ID = 2**63 - 1  # that a tensor holds
 FEW_TOKENS = 8 * 256  # up to this, input norms of a 135 M model still change visibly from draw to draw
 
 
@@ -63,11 +63,17 @@ def calibration_batches(
     else:
         rows = _rows(source)
         if "input_ids" in rows[0]:
-            sequences = _ready_sequences(source, rows)
+            sequences = token_rows(source, rows)
         else:
             packed = _packed(source, rows, _needed(tokenizer), num_samples, sequence_length, generator)
             sequences = _windows(packed, num_samples, sequence_length)
     return _batched(source, sequences, batch_size)
+
+
+def token_row_lengths(source: str) -> list[int] | None:
+    """Return the lengths of the rows of a source of `input_ids`, which are all used; None where it holds text."""
+    rows = [] if _is_text(source) else _rows(source)
+    return [len(ids) for ids in token_rows(source, rows)] if rows and "input_ids" in rows[0] else None
 
 
 def _needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
@@ -203,30 +209,6 @@ def _chat_tokens(messages: object, tokenizer: PreTrainedTokenizerBase) -> list[i
         raise InputError(f"messages must suit the tokenizer's chat template, got: {error}") from None
     ended = bool(tokenizer.eos_token) and text.rstrip().endswith(str(tokenizer.eos_token))
     return prompt_ids([text], tokenizer)[0] + ([] if ended else _end(tokenizer))
-
-
-def _ready_sequences(source: str, rows: list[Row]) -> list[list[int]]:
-    logger.info("%s holds input_ids: all %d rows are used as they are", source, len(rows))
-    sequences = []
-    for number, row in enumerate(rows, start=1):
-        ids = row.get("input_ids")
-        if (
-            not isinstance(ids, list)
-            or not ids
-            or not all(type(token) is int and 0 <= token <= LARGEST_ID for token in ids)
-        ):
-            raise InputError(f"input_ids must be a list of token ids, row {number} of {source} has {str(ids)[:40]}")
-        sequences.append(_unpadded(ids, row.get("attention_mask"), f"row {number} of {source}"))
-    return sequences
-
-
-def _unpadded(ids: list[int], mask: object, where: str) -> list[int]:
-    """Return the ids that an attention mask, where a tokenizer left one beside them, calls text."""
-    if mask is None:
-        return ids
-    if not isinstance(mask, list) or len(mask) != len(ids) or not all(bit in (0, 1) for bit in mask) or not any(mask):
-        raise InputError(f"attention_mask must be a 0 or 1 an id, and not 0 for all, {where} has {str(mask)[:40]}")
-    return [token for token, bit in zip(ids, mask, strict=True) if bit]
 
 
 def _batched(source: str, sequences: list[list[int]], batch_size: int) -> Calibration:

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from shears.data.calibration import token_row_lengths
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import ARITHMETIC, read_rows
 from shears.data.saved import is_saved
 from shears.evaluation.contamination import check_apart
 from shears.paths import expanded
-from shears.recipe import Recipe, TrainConfig
+from shears.recipe import Recipe, SparsifyConfig, TrainConfig
 
 MOST = 500  # examples that are tokenised to know how long one is
 
@@ -46,6 +47,17 @@ def text_amount(source: str, sequence_length: int, limit: int | None = None) -> 
     """Return in words how much of a text, or of rows as text, a perplexity is measured on."""
     first = f"the first {limit:,} windows" if limit else "windows"
     return f"{first} of {sequence_length:,} tokens of {shown(source)}"
+
+
+def calibration_amount(settings: SparsifyConfig) -> tuple[int, str]:
+    """Return how many tokens are calibrated on, and that in words; InputError where rows here cannot be read."""
+    text, count, length = settings.calibration, settings.num_samples, settings.sequence_length
+    if is_here(text):
+        with _quietly():
+            lengths = token_row_lengths(text)
+        if lengths is not None:
+            return sum(lengths), f"all {len(lengths):,} rows of {text}, {sum(lengths):,} tokens"
+    return count * length, f"{count} x {length} = {count * length:,} tokens of {shown(text)}"
 
 
 def amount(source: str, limit: int | None = None) -> Amount:

@@ -16,7 +16,7 @@ from shears.folders import partial_folder
 from shears.models import DTYPES, load_tokenizer
 from shears.notation import num_bytes
 from shears.pipeline import run_folder, stages_of
-from shears.planning.data import amount, example_length, refuse_shared_rows, shown, text_amount
+from shears.planning.data import amount, calibration_amount, example_length, refuse_shared_rows, text_amount
 from shears.planning.needs import (
     FP32,
     adapter_parameters,
@@ -150,11 +150,10 @@ Estimate = tuple[str, int | None, int | None]  # the work in words, memory, disk
 
 def _sparsify(known: _Known) -> Estimate:
     config, shape = known.recipe.sparsify, known.shape
-    tokens = config.num_samples * config.sequence_length if needs_inputs(config) else 0
-    words = f"{config.method} to {100 * config.sparsity:.4g}%"
-    if tokens:
-        text = shown(config.calibration)
-        words += f", {config.num_samples} x {config.sequence_length} = {tokens:,} tokens of {text}"
+    tokens, words = 0, f"{config.method} to {100 * config.sparsity:.4g}%"
+    if needs_inputs(config):
+        tokens, source = calibration_amount(config)
+        words += f", {source}"
     if shape is None or known.sparse_bytes is None:
         return words, None, None
     hidden = min(num_bytes(config.activation_budget), FP32 * tokens * shape.width)

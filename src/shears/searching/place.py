@@ -38,8 +38,7 @@ def place_of(settings: SearchConfig, work: Path, name: str, about: Mapping[str, 
     study of its own; `about` then holds all that figures depend on.
     """
     if settings.storage is None:
-        beside = URL.create("sqlite", database=str(work.resolve() / STUDY))
-        return Place(beside.render_as_string(hide_password=False), name, resume, {"data": about["data"]})
+        return Place(own_url(work), name, resume, {"data": about["data"]})
     scoring = {
         "precision": settings.precision,
         **({"task": str(settings.task), "max_new_tokens": str(settings.max_new_tokens)} if settings.task else {}),
@@ -47,3 +46,8 @@ def place_of(settings: SearchConfig, work: Path, name: str, about: Mapping[str, 
     shared = settings.study or f"search-{about['super_adapter'][:12]}"
     return Place(settings.storage, shared, resume, {**about, **scoring}, worker_name(work), settings.stale_after,
                  settings.storage_timeout)  # fmt: skip
+
+
+def own_url(work: Path) -> str:
+    """Return the storage URL of the study file in the folder `work`."""
+    return URL.create("sqlite", database=str(work.resolve() / STUDY)).render_as_string(hide_password=False)

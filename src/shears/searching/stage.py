@@ -38,7 +38,7 @@ from shears.searching.result import SearchResult, conclude
 from shears.searching.rnsga2 import rnsga2
 from shears.searching.seeds import Seeds, pairs_for, propose
 from shears.searching.strategy import ACCURACY, LOSS, Evaluated, Goal, Objective, Plan, Strategy, digest, opening
-from shears.searching.study import open_ledger
+from shears.searching.study import dropped_if_unused, open_ledger
 from shears.searching.tied import TiedSpace, tie_layers
 from shears.searching.workers import forget_name
 from shears.version import __version__
@@ -128,7 +128,8 @@ def search(
         place = place_of(settings, work, _study_name(output, asked), about, bool(resume))
         seeds = propose(pairs, adapter.elastic, settings.seeds, tied) if pairs is not None else None
         plan = replace(_plan(settings, seeds), predicted=_predicted(settings, validation, tied))
-        result = run_search(tied.space, validation.evaluator, plan, place).expanded(tied.expand)
+        with dropped_if_unused(work):
+            result = run_search(tied.space, validation.evaluator, plan, place).expanded(tied.expand)
         record = {
             "shears_version": __version__,
             "config": as_data(settings),

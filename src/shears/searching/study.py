@@ -3,20 +3,22 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 from shears.adapt.space import SearchSpace
 from shears.errors import InputError
 from shears.searching.board import Board
 from shears.searching.ledger import Ledger
 from shears.searching.patience import Patience
-from shears.searching.place import Place
+from shears.searching.place import STUDY, Place, own_url
 from shears.searching.storage import open_storage
 from shears.searching.strategy import PARAMETERS, Plan, digest
 
@@ -55,6 +57,25 @@ def open_ledger(space: SearchSpace, plan: Plan, place: Place) -> Iterator[Ledger
         board = Board(storage, study, space, plan.goal, patience)
         population = patience(storage.get_study_user_attrs, study).get(POPULATION, plan.population)
         yield Ledger(board, plan.goal, space.size, place.worker, place.stale_after, population=population)
+
+
+@contextmanager
+def dropped_if_unused(work: Path) -> Iterator[None]:
+    """Delete the study in the folder `work` where the search is refused before anything is evaluated."""
+    try:
+        yield
+    except InputError:
+        with suppress(InputError):  # a file that is no study stays for whoever put it there
+            if (work / STUDY).is_file() and not _num_evaluated(work):
+                for path in work.glob(f"{STUDY}*"):
+                    path.unlink()
+        raise
+
+
+def _num_evaluated(work: Path) -> int:
+    with open_storage(own_url(work)) as storage:
+        studies = storage.get_all_studies()
+        return sum(storage.get_n_trials(study._study_id, (TrialState.COMPLETE,)) for study in studies)
 
 
 def _join(storage: BaseStorage, patience: Patience, plan: Plan, place: Place, about: Mapping[str, Any]) -> int:
