@@ -84,6 +84,7 @@ def test_every_verb_on_the_road(
         (["evaluate", "base", "--task", "nmber", "--data", "x"], "evaluate.task must be 'perplexity', 'choices'"),
         (["evaluate", "base", "--adapter", "base", "--task", "number", "--data", "arithmetic:test"], "adapter_config.json"),
         (["evaluate", "base", "--task", "number", "--data", "arithmetic:test", "--output", ""], "must be a file, got the folder ."),
+        (["fetch", "smollm2-135m", "--output", "o\udcff"], "names and texts must be UTF-8, got 'o\\udcff'"),
         (["inspect", "nowhere"], "there is no nowhere"),
         (["run", "nowhere.yaml"], "readable YAML"),
         (["trian"], "Did you mean 'train'?"),

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 QUIET = {
@@ -54,6 +55,7 @@ def main() -> None:
 
     usage_error = _click_exception()
     try:
+        _check_words(sys.argv[1:])
         code = application()(standalone_mode=False) or 0
         if code == INTERRUPTED:
             raise KeyboardInterrupt
@@ -71,6 +73,17 @@ def main() -> None:
     except KeyboardInterrupt:
         verb = next((word for word in sys.argv[1:] if word.isalpha()), "")  # behind --threads N
         _fail("; ".join(filter(None, ["stopped", GOING_ON.get(verb)])), INTERRUPTED)
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse bytes that are no UTF-8, which no record can hold and no other library opens."""
+    from shears.errors import InputError
+
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"names and texts must be UTF-8, got {word!a}; rename what it stands for") from None
 
 
 def application() -> Any:
