@@ -75,7 +75,7 @@ ARMS: Mapping[str, Arm] = {
             recover_by="moments",
             measured=("heuristic", "minimal"),
         ),
-        Arm("nls-moments-curriculum", CURRICULUM, recover_by="moments"),
+        Arm("nls-moments-curriculum", CURRICULUM, recover_by="moments", measured=ALL),
         Arm("nls-moments-curriculum-alpha128", {**CURRICULUM, "alpha": 128}, recover_by="moments"),
         Arm("nls-moments-curriculum-lr2e-3", {**CURRICULUM, "learning_rate": 2e-3}, recover_by="moments"),
         Arm("nls-moments-curriculum-32-28-24", {**CURRICULUM, "ranks": (32, 28, 24)}, recover_by="moments"),
