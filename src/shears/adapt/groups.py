@@ -56,7 +56,7 @@ def _refuse_others(model: nn.Module, modules: Mapping[str, Sequence[str]]) -> No
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Tell whether a module gives one tensor with all of its outputs, as what is called a Conv1D there does."""
+    """Tell whether a module gives one tensor with all of its outputs; a Conv1D, which is no nn.Linear, does."""
     if not isinstance(module, nn.Linear):
         return True
     try:
