@@ -52,6 +52,8 @@ CLAIMS = (
     ("LoRA from PEFT's start against dense + LoRA", "lora", "dense-lora"),
     ("recovery by moments against PEFT's start, LoRA", "lora-moments", "lora"),
     ("recovery by norms against PEFT's start, LoRA", "lora-recovery", "lora"),
+    ("PiSSA (the control) against PEFT's start, LoRA", "lora-pissa", "lora"),
+    ("recovery by moments against PiSSA, LoRA", "lora-moments", "lora-pissa"),
     ("recovery by moments against that by norms, LoRA", "lora-moments", "lora-recovery"),
     ("on kept weights fitted to the dense outputs against not, LoRA, PEFT's start", "lora-reconstruct", "lora"),
     ("the same, LoRA from the recovery by moments", "lora-moments-reconstruct", "lora-moments"),
@@ -116,7 +118,11 @@ CLAIMS = (
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Print one table of arms and one of differences for every task and number of epochs."""
+    """Print one table of arms and one of differences for every task and number of epochs.
+
+    Of a run given twice, the last counts.
+    """
+    rows = list({(row["task"], row["arm"], row["seed"], row["epochs"]): row for row in rows}.values())
     for task, epochs in sorted({(row["task"], row["epochs"]) for row in rows}):
         chosen = [row for row in rows if (row["task"], row["epochs"]) == (task, epochs)]
         print(f"\n### {task}, {epochs:g} epochs\n")

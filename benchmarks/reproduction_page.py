@@ -44,6 +44,8 @@ LORA: Sequence[Line] = (
     ("50 %, LoRA", 0.5, "lora", "heuristic"),
     ("50 %, NLS, heuristic", 0.5, "nls", "heuristic"),
     ("50 %, NLS in a curriculum, heuristic", 0.5, "nls-curriculum", "heuristic"),
+    ("50 %, the same, largest ranks", 0.5, "nls-curriculum", "maximal"),
+    ("50 %, the same, smallest ranks", 0.5, "nls-curriculum", "minimal"),
     ("50 %, LoRA reordered, cut to the heuristic's ranks", 0.5, "lora-reordered", "heuristic"),
     ("50 %, SparsePEFT merged, heuristic", 0.5, "SparsePEFT", "heuristic"),
     ("50 %, the same with alpha 128", 0.5, "SparsePEFT, alpha 128", "heuristic"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from benchmarks import reproduction
+from benchmarks.nls_table import print_table
 from benchmarks.nls_tasks import Task
 from benchmarks.report import rows_of
 from benchmarks.reproduction import Setting, cells, run_cells
@@ -122,6 +123,21 @@ def test_a_masked_adapter_merged_is_compared_with_nls_un_merged(capsys: pytest.C
     text = capsys.readouterr().out
     assert "| 50%, lora: SparsePEFT, merged, against NLS un-merged | -25.0 |" in text
     assert "| 50%, lora: SparsePEFT, alpha 128, merged, against NLS un-merged | +25.0 |" in text
+
+
+def test_of_a_run_made_again_the_last_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    key = {"task": "t", "arm": "nls-moments-curriculum", "seed": 0, "epochs": 1.0, "seconds": 0.0}
+    losses = {"maximal": 1.0, "heuristic": 1.0}
+    first = {**key, "losses": losses, "right": {"heuristic": "0000"}}
+    again = {**key, "losses": losses, "right": {"heuristic": "1100", "maximal": "1110"}}
+    other = {**again, "seed": 1}
+    print_table([first, other, again])
+    text = capsys.readouterr().out
+    assert "| nls-moments-curriculum | heuristic | 50.0% |" in text
+    assert "| nls-moments-curriculum | maximal | 75.0% |" in text
+    assert text.count("| 4 x 2 |") == 2
+    print_tables([row for each in (first, other, again) if (row := as_cell(each)) is not None])
+    assert "NLS in a curriculum, maximal against heuristic | +25.0 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
