@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.report import environment
 from shears.artifacts import SPARSITY
+from shears.blocks import decoder_blocks
 from shears.errors import InputError
-from shears.models import decoder_blocks
 from shears.sparsity.matrices import Matrix, block_matrices, kept_dense
 from shears.sparsity.plan import linear_name
 from shears.sparsity.stage import sparsify

@@ -28,9 +28,10 @@ from torch import nn
 from benchmarks.report import environment, log_to_stderr
 from shears.adapt.load import SuperAdapter, load_super_adapter
 from shears.adapt.space import RankConfig, SearchSpace
+from shears.blocks import decoder_blocks
 from shears.data.examples import Example, Tokenized, load_examples, tokenize_all
 from shears.losses import own_model
-from shears.models import decoder_blocks, linears
+from shears.models import linears
 from shears.recipe import SearchConfig
 from shears.recipe.strategies import StrategyOptions
 from shears.searching.decoding import DecodingGauge

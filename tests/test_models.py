@@ -11,14 +11,7 @@ from torch import nn
 from shears import models
 from shears.errors import InputError
 from shears.targets import matching
-from tests.tiny import CONFIGS, save_tiny, tiny_model
-
-BLOCKS = {
-    "gpt_neox": "gpt_neox.layers",
-    "opt": "model.decoder.layers",
-    "gpt2": "transformer.h",
-    "bloom": "transformer.h",
-}
+from tests.tiny import save_tiny, tiny_model
 
 
 def test_a_folder_is_itself_and_a_hub_id_stays_a_name(tmp_path: Path) -> None:
@@ -105,25 +98,6 @@ def test_a_missing_tokenizer_is_one_line(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(InputError, match="must come with a tokenizer"):
         models.load_tokenizer(folder)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_blocks_and_linears_are_found_in_every_architecture(name: str) -> None:
-    prefix, blocks = models.decoder_blocks(tiny_model(name))
-    assert prefix == BLOCKS.get(name, "model.layers")
-    assert len(blocks) == (3 if name == "gemma2" else 2)
-    assert all(len(models.linears(block)) >= 4 for block in blocks)
-
-
-def test_a_model_without_blocks_is_refused() -> None:
-    with pytest.raises(InputError, match="must have a list of decoder blocks, Linear has none"):
-        models.decoder_blocks(nn.Linear(2, 2))
-
-
-def test_a_plain_list_of_blocks_will_do_and_the_outer_one_is_meant() -> None:
-    block = nn.Sequential(nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]), nn.Linear(2, 2))
-    model = nn.ModuleDict({"towers": nn.ModuleList([nn.Linear(1, 1)]), "blocks": nn.ModuleList([block])})
-    assert models.decoder_blocks(model)[0] == "blocks"
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -5,8 +5,7 @@ Shapes: O output features, I input features of a linear.
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,7 +22,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from shears.errors import InputError, first_line
@@ -209,33 +207,6 @@ def set_threads(count: int | None) -> None:
         raise InputError(f"threads must be 1 to {MOST_THREADS}, got {count}; leave them out for one a core")
     if count is not None:
         torch.set_num_threads(count)
-
-
-def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the decoder blocks and their name, such as `model.layers`; InputError where there are none.
-
-    They are the largest list (by parameters) of GradientCheckpointingLayer, else the largest list of modules.
-    """
-    lists = [(name, child) for name, child in model.named_modules() if isinstance(child, nn.ModuleList) and len(child)]
-    layers = [pair for pair in lists if all(isinstance(block, GradientCheckpointingLayer) for block in pair[1])]
-    if not lists:
-        raise InputError(f"the model must have a list of decoder blocks, {type(model).__name__} has none")
-    return max(layers or lists, key=lambda pair: sum(parameter.numel() for parameter in pair[1].parameters()))
-
-
-@contextmanager
-def replaced_forwards(blocks: Iterable[nn.Module], forward: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
-    """Put `forward(index)` in the place of the blocks' forwards for a while."""
-    before = [(block, block.__dict__.get("forward")) for block in blocks]  # a wrapper others put on the instance
-    try:
-        for index, (block, _) in enumerate(before):
-            block.forward = forward(index)
-        yield
-    finally:
-        for block, own in before:
-            block.__dict__.pop("forward", None)
-            if own is not None:
-                block.forward = own
 
 
 def linears(module: nn.Module) -> dict[str, nn.Module]:

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from shears.blocks import decoder_blocks
 from shears.conversion import META, Conversion, Group, UnsupportedCheckpoint, empty_model, make_buffers, read_config
 from shears.errors import InputError, first_line
-from shears.models import LOADING_ERRORS, decoder_blocks
+from shears.models import LOADING_ERRORS
 from shears.tensor_files import TensorFiles, TensorWriter, in_dtype_with_zeros
 
 __all__ = ["Skeleton", "UnsupportedCheckpoint"]

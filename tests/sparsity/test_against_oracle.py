@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shears.models import decoder_blocks
+from shears.blocks import decoder_blocks
 from shears.recipe import SparsifyConfig
 from shears.sparsity.matrices import block_matrices
 from shears.sparsity.plan import linear_name

@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shears.artifacts import SPARSITY
+from shears.blocks import decoder_blocks
 from shears.errors import InputError
-from shears.models import DTYPES, decoder_blocks
+from shears.models import DTYPES
 from shears.recipe import SparsifyConfig
 from shears.sparsity.matrices import Matrix, block_matrices
 from shears.sparsity.plan import linear_name

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shears.blocks import decoder_blocks
 from shears.errors import InputError
-from shears.models import decoder_blocks
 from shears.sparsity.capture import Captured
 from shears.sparsity.matrices import Matrix, block_matrices
 from tests.tiny import VOCABULARY, tiny_model

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from shears.models import decoder_blocks
+from shears.blocks import decoder_blocks
 from shears.sparsity.capture import Captured
 from shears.sparsity.matrices import Matrix, block_matrices
 from tests.oracles import wanda

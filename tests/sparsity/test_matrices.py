@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from shears.models import decoder_blocks
+from shears.blocks import decoder_blocks
 from shears.sparsity.matrices import Matrix, block_matrices, kept_dense, uncovered_parameters
 from tests.tiny import CONFIGS, MORE_CONFIGS, tiny_model
 

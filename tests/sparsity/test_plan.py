@@ -8,8 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
+from shears.blocks import decoder_blocks
 from shears.errors import InputError
-from shears.models import decoder_blocks
 from shears.recipe import SparsifyConfig
 from shears.resolve import build
 from shears.sparsity.allocation import uniform

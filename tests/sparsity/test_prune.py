@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from shears.blocks import decoder_blocks
 from shears.errors import InputError
-from shears.models import decoder_blocks, linears, weight_oi
+from shears.models import linears, weight_oi
 from shears.recipe import SparsifyConfig
 from shears.sparsity.plan import choose
 from shears.sparsity.prune import sparsify_model

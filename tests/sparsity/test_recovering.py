@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shears.models import decoder_blocks, linears, weight_oi
+from shears.blocks import decoder_blocks
+from shears.models import linears, weight_oi
 from shears.recipe import SparsifyConfig
 from shears.sparsity import prune
 from shears.sparsity.prune import sparsify_model

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from shears.blocks import decoder_blocks
 from shears.errors import InputError
-from shears.models import decoder_blocks
 from shears.recipe import SparsifyConfig
 from shears.skeleton import Skeleton
 from shears.sparsity.activations import Activations

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from shears.blocks import decoder_blocks
 from shears.errors import InputError
-from shears.models import decoder_blocks, linears
+from shears.models import linears
 from shears.sparsity.activations import Activations
 from shears.sparsity.block_run import BlockRun
 from shears.sparsity.matrices import Matrix, block_matrices

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from shears.adapt.space import SearchSpace
+from shears.blocks import decoder_blocks
 from shears.errors import InputError
-from shears.models import decoder_blocks, linears, weight_oi
+from shears.models import linears, weight_oi
 from shears.targets import matching
 
 

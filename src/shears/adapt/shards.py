@@ -7,7 +7,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from shears.adapt.processes import num_processes
-from shears.models import decoder_blocks
+from shears.blocks import decoder_blocks
 
 
 def shard_frozen(model: PeftModel, device: torch.device) -> None:

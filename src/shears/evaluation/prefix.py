@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from shears.adapt.packable import TRIAL_ERRORS
+from shears.blocks import decoder_blocks, replaced_forwards
 from shears.errors import InputError, first_line
 from shears.losses import own_model
-from shears.models import decoder_blocks, replaced_forwards
 
 HIDDEN = "hidden_states"
 States = dict[int, Tensor]

@@ -11,10 +11,11 @@ from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig
 
+from shears.blocks import decoder_blocks
 from shears.conversion import META, empty_model, known_config
 from shears.export.packing import is_block_matrix
 from shears.fetching import EMBEDDED, cache_folder
-from shears.models import LOADING_ERRORS, decoder_blocks, linears, plain_folder
+from shears.models import LOADING_ERRORS, linears, plain_folder
 from shears.paths import expanded
 from shears.planning.needs import FP32
 from shears.sparsity.matrices import linear_matrix

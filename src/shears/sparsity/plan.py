@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from shears.blocks import decoder_blocks
 from shears.errors import InputError
-from shears.models import decoder_blocks, linears
+from shears.models import linears
 from shears.notation import kept_of_every
 from shears.recipe import SparsifyConfig
 from shears.sparsity.allocation import with_overrides, zero_counts

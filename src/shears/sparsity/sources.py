@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from shears.models import decoder_blocks
+from shears.blocks import decoder_blocks
 from shears.skeleton import Skeleton
 from shears.tensor_files import TensorWriter
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from shears.blocks import decoder_blocks
 from shears.errors import InputError
-from shears.models import decoder_blocks, load_model
+from shears.models import load_model
 from shears.skeleton import Skeleton, UnsupportedCheckpoint
 from shears.sparsity.matrices import Matrix, block_matrices
 from shears.sparsity.plan import linear_name

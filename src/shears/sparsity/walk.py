@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from shears.blocks import decoder_blocks, replaced_forwards
 from shears.errors import InputError
-from shears.models import decoder_blocks, replaced_forwards
 from shears.progress import track
 from shears.skeleton import UnsupportedCheckpoint
 from shears.sparsity.activations import Activations
