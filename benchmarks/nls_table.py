@@ -137,8 +137,7 @@ def _print_arm(rows: Sequence[Row]) -> None:
     seconds = ", ".join(f"{row['seconds']:.0f}" for row in rows)
     for ranks in rows[0]["losses"]:
         losses = ", ".join(f"{row['losses'][ranks]:.4f}" for row in rows)
-        if ranks in rows[0]["right"]:
-            runs = [_bits(row, ranks) for row in rows]
+        if runs := [_bits(row, ranks) for row in rows if ranks in row["right"]]:
             mean, low, high = mean_and_interval(runs)
             figures = f"{mean:.1%} | {low:.1%} to {high:.1%} | {len(runs[0])} x {len(runs)}"
         else:

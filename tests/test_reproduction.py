@@ -130,12 +130,13 @@ def test_of_a_run_made_again_the_last_counts(capsys: pytest.CaptureFixture[str])
     losses = {"maximal": 1.0, "heuristic": 1.0}
     first = {**key, "losses": losses, "right": {"heuristic": "0000"}}
     again = {**key, "losses": losses, "right": {"heuristic": "1100", "maximal": "1110"}}
-    other = {**again, "seed": 1}
+    other = {**first, "seed": 1, "right": {"heuristic": "1100"}}
     print_table([first, other, again])
     text = capsys.readouterr().out
     assert "| nls-moments-curriculum | heuristic | 50.0% |" in text
-    assert "| nls-moments-curriculum | maximal | 75.0% |" in text
-    assert text.count("| 4 x 2 |") == 2
+    assert "| 4 x 2 |" in text
+    assert "| nls-moments-curriculum | maximal | 75.0% |" in text  # of the one seed that has it
+    assert "| 4 x 1 |" in text
     print_tables([row for each in (first, other, again) if (row := as_cell(each)) is not None])
     assert "NLS in a curriculum, maximal against heuristic | +25.0 |" in capsys.readouterr().out
 
