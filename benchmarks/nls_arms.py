@@ -89,6 +89,7 @@ ARMS: Mapping[str, Arm] = {
         Arm("lora16-moments", _lora(16, alpha=32, **RECOVERY), recover_by="moments"),
         Arm("nls-recovery-sandwich", SANDWICH),
         Arm("lora-pissa", _lora(init="pissa")),
+        Arm("dense-lora-pissa", _lora(init="pissa"), dense=True),
         Arm("lora-reconstruct", _lora(), recover_by="moments", pruning=RECONSTRUCT),
         Arm("lora-moments-reconstruct", _lora(**RECOVERY), recover_by="moments", pruning=RECONSTRUCT),
         Arm("lora-best", _lora(), recover_by="moments", pruning=BEST),
