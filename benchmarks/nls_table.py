@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.paired import as_bits, difference, mean_and_interval
+from benchmarks.paired import as_bits, difference
+from shears.evaluation.statistics import pooled_accuracy
 
 Row = dict[str, Any]
 CLAIMS = (
@@ -142,8 +143,8 @@ def _print_arm(rows: Sequence[Row]) -> None:
     for ranks in rows[0]["losses"]:
         losses = ", ".join(f"{row['losses'][ranks]:.4f}" for row in rows)
         if runs := [_bits(row, ranks) for row in rows if ranks in row["right"]]:
-            mean, low, high = mean_and_interval(runs)
-            figures = f"{mean:.1%} | {low:.1%} to {high:.1%} | {len(runs[0])} x {len(runs)}"
+            value, low, high = pooled_accuracy(runs)
+            figures = f"{value:.1%} | {low:.1%} to {high:.1%} | {len(runs[0])} x {len(runs)}"
         else:
             figures = "- | - | -"
         print(f"| {rows[0]['arm']} | {ranks} | {figures} | {losses} | {seconds} |")

@@ -1,4 +1,4 @@
-"""A causal language model and its tokenizer from any name; its decoder blocks; its linears by target name.
+"""A causal language model and its tokenizer from any name; its linears and their weights.
 
 Shapes: O output features, I input features of a linear.
 """
