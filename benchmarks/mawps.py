@@ -14,8 +14,8 @@ from typing import Any
 
 import shears
 from benchmarks.mawps_data import write_splits
-from benchmarks.paired import mcnemar
 from benchmarks.report import environment, log_to_stderr
+from shears.evaluation.statistics import mcnemar
 from shears.evaluation.tasks import Evaluation
 
 MODEL = "smollm2-135m"
@@ -108,8 +108,8 @@ def _print(results: dict[str, Evaluation], seconds: dict[str, float]) -> None:
 def _versus(one: Evaluation, other: Evaluation) -> str:
     """Paired on the same questions; exact two-sided McNemar test on the discordant pairs."""
     bits = [[record["correct"] for record in evaluation.records] for evaluation in (one, other)]
-    won, lost, p = mcnemar(*bits)
-    return f"{won}, {lost}, p = {p:.2f}"
+    test = mcnemar(*bits)
+    return f"{test.won}, {test.lost}, p = {test.p_exact:.2f}"
 
 
 def _arguments() -> argparse.Namespace:

@@ -19,8 +19,8 @@ from benchmarks.held_out import unseen
 from benchmarks.nls_arms import ARMS, Arm
 from benchmarks.nls_table import print_table
 from benchmarks.nls_tasks import TASKS, Task
-from benchmarks.paired import as_text
 from benchmarks.report import add_row, environment, log_to_stderr, rows_of
+from benchmarks.rightness import as_text
 from shears.adapt.load import load_super_adapter
 from shears.data.collate import padding
 from shears.data.examples import load_examples, tokenize_all

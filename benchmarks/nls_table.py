@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.paired import as_bits, difference
-from shears.evaluation.statistics import pooled_accuracy
+from benchmarks.rightness import as_bits
+from shears.evaluation.statistics import paired_difference, pooled_accuracy
 
 Row = dict[str, Any]
 CLAIMS = (
@@ -162,8 +162,9 @@ def _claim(rows: Sequence[Row], title: str, one: str, other: str) -> str | None:
     seeds = sorted(by_arm[one].keys() & by_arm[other].keys())
     if not seeds:
         return None
-    mean, low, high = difference(*[[_bits(by_arm[arm][seed], "heuristic") for seed in seeds] for arm in (one, other)])
-    return f"| {title} | {100 * mean:+.1f} | {100 * low:+.1f} to {100 * high:+.1f} | {', '.join(map(str, seeds))} |"
+    runs = [[_bits(by_arm[arm][seed], "heuristic") for seed in seeds] for arm in (one, other)]
+    value, low, high = paired_difference(*runs)
+    return f"| {title} | {100 * value:+.1f} | {100 * low:+.1f} to {100 * high:+.1f} | {', '.join(map(str, seeds))} |"
 
 
 def _bits(row: Row, ranks: str) -> list[bool]:

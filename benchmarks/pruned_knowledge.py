@@ -19,8 +19,9 @@ import shears
 from benchmarks.nls import MODEL
 from benchmarks.nls_arms import BEST, RECONSTRUCT
 from benchmarks.nls_tasks import TASKS, Task
-from benchmarks.paired import as_bits, as_text, difference, mean_and_interval
 from benchmarks.report import add_row, environment, log_to_stderr, rows_of
+from benchmarks.rightness import as_bits, as_text
+from shears.evaluation.statistics import paired_difference, pooled_accuracy
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "wanda": {},
@@ -95,8 +96,8 @@ def _cells(row: Mapping[str, Any], reference: Mapping[str, Any], model: str) -> 
     if model not in row["right"]:
         return "-", "-"
     bits, others = (as_bits(found["right"][model]) for found in (row, reference))
-    share, low, high = (100 * value for value in mean_and_interval([bits]))
-    gap, below, above = (100 * value for value in difference([bits], [others]))
+    share, low, high = (100 * value for value in pooled_accuracy([bits]))
+    gap, below, above = (100 * value for value in paired_difference([bits], [others]))
     apart = "-" if row is reference else f"{gap:+.1f} ({below:.1f} to {above:.1f})"
     return f"{share:.1f} % ({low:.1f} to {high:.1f}), {len(bits)}", apart
 

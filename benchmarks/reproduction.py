@@ -22,10 +22,10 @@ from typing import Any
 import shears
 from benchmarks.held_out import unseen
 from benchmarks.nls_tasks import TASKS, Task
-from benchmarks.paired import as_text
 from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 from benchmarks.reproduction_page import as_cell, print_page
 from benchmarks.reproduction_table import print_tables
+from benchmarks.rightness import as_text
 
 MODEL = "smollm2-135m"
 RANKS: Mapping[str, tuple[int, ...]] = {"lora": (32,), "nls": (32, 24, 16)}

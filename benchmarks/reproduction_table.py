@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.paired import as_bits
 from benchmarks.paper import LORA_MATH, SEARCH_MATH, SPARSITY_MATH
+from benchmarks.rightness import as_bits
 from shears.evaluation.statistics import Bits, bootstrap_difference, holm, paired_difference, pooled_accuracy
 
 Row = dict[str, Any]
