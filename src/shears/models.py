@@ -100,11 +100,17 @@ def plain_folder(name: str | Path, use: str) -> Path:
 
 
 def load_model(
-    name: str | Path, dtype: str = "auto", device: str = "auto", quantization: BitsAndBytesConfig | None = None
+    name: str | Path,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantization: BitsAndBytesConfig | None = None,
+    *,
+    to_save: bool = False,
 ) -> PreTrainedModel:
     """Return the causal language model in evaluation mode; `auto` keeps the dtype it was saved in.
 
     Of a package it is the model without the adapter, its packed weights dense; `quantization` quantizes the linears.
+    On a CPU fp16 LayerNorms are widened (`widen_norms`), unless the model is loaded to be saved again.
     InputError, in one line, for whatever keeps it from loading, missing weights included.
     """
     folder, place = model_folder(name), pick_device(device)
@@ -121,6 +127,8 @@ def load_model(
         ) from error
     _refuse_random_weights(name, info)
     loaded: PreTrainedModel = model.eval() if quantization is not None else model.eval().to(place)
+    if not to_save:
+        widen_norms(loaded)
     logger.info("loaded %s: %.4g M parameters, %s, %s", name, loaded.num_parameters() / 1e6, loaded.dtype, place)
     return loaded
 
@@ -199,6 +207,16 @@ def keep_casts(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
+
+
+def widen_norms(model: nn.Module) -> list[nn.Module]:
+    """Hold the fp16 LayerNorms of a model on a CPU in fp32, and return them; their values stay as they are.
+
+    The CPU's kernel takes fp16 weights beside fp16 inputs only, and under bf16 autocast its inputs are of others.
+    """
+    norms = [norm for norm in model.modules() if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine]
+    half = [norm for norm in norms if (norm.weight.dtype, norm.weight.device.type) == (torch.float16, "cpu")]
+    return [norm.float() for norm in half]
 
 
 def set_threads(count: int | None) -> None:

@@ -144,7 +144,7 @@ def merge_into(
     """
 
     def whole() -> Merged[Made]:
-        network = load_model(folder, "auto", device)
+        network = load_model(folder, "auto", device, to_save=True)
         target = Target(WholeModel(network), updates, lambda name: network.get_parameter(name).dtype)
         made = merge(target)
         network.save_pretrained(work)

@@ -93,7 +93,7 @@ def _prune(folder: Path, work: Path, batches: Batches, settings: SparsifyConfig)
     """Write the pruned model to `work`: block by block, or, where it cannot be read so, from memory."""
 
     def whole() -> SparsityReport:
-        network = load_model(folder, settings.dtype, settings.device)
+        network = load_model(folder, settings.dtype, settings.device, to_save=True)
         report = sparsify_model(network, batches, settings)
         network.save_pretrained(work)
         return report

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from shears.blocks import decoder_blocks, replaced_forwards
 from shears.errors import InputError
+from shears.models import widen_norms
 from shears.progress import track
 from shears.skeleton import UnsupportedCheckpoint
 from shears.sparsity.activations import Activations
@@ -175,11 +176,15 @@ def by_block_or_whole(work: Path, by_block: Callable[[], Written], whole: Callab
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off for a while, and RWKV's halving of hidden states and weights, which is for float16 alone."""
+    """Switch dropout off for a while, and RWKV's halving of hidden states and weights, which is for float16 alone.
+
+    LayerNorms are widened meanwhile (`widen_norms`).
+    """
     training = [module for module in model.modules() if module.training]
     config = getattr(model, "config", None)
     halving = getattr(config, "rescale_every", None)
     model.eval()
+    widened = widen_norms(model)
     if halving is not None:
         config.rescale_every = 0  # type: ignore[union-attr]
     try:
@@ -187,6 +192,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         if halving is not None:
             config.rescale_every = halving  # type: ignore[union-attr]
+        for norm in widened:
+            norm.half()
         for module in training:
             module.training = True
 
