@@ -38,7 +38,7 @@ class LengthBucketSampler(Sampler[int]):
         self.missing = -len(lengths) % multiple
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next (accelerate calls this, also when resuming)."""
+        """Choose the epoch whose order comes next."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from shears.adapt.distill import distilled, largest_says
 from shears.adapt.elastic import ElasticAdapter
@@ -71,6 +71,7 @@ class CompletionTrainer(Trainer):
         super().__init__(**kwargs)
         self.lengths, self.elastic, self.strategy, self.distill = lengths, elastic, strategy, distill
         self.model_accepts_loss_kwargs = True  # makes Trainer count the step's labels and not divide again
+        self.add_callback(_EpochOrder(self))
         self.begin_step()
 
     def begin_step(self) -> None:
@@ -101,7 +102,8 @@ class CompletionTrainer(Trainer):
         together = self.args.train_batch_size * self.accelerator.num_processes
         size = together * self.args.gradient_accumulation_steps
         multiple = together if self.accelerator.num_processes > 1 else 1
-        return LengthBucketSampler(self.lengths, size, self.args.seed, multiple)
+        self.order = LengthBucketSampler(self.lengths, size, self.args.seed, multiple)
+        return self.order
 
     def compute_loss(
         self,
@@ -169,6 +171,23 @@ class CompletionTrainer(Trainer):
             for number, loss, tokens, ranks in figures
             if number != BLANK
         ]
+
+
+class _EpochOrder(TrainerCallback):
+    """Has the examples come in the order of the epoch that begins or is gone on with.
+
+    Trainer and accelerate tell a sampler so too, but not through all that they wrap it in: several processes that
+    resumed in the middle of an epoch went on in the order of the first one.
+    """
+
+    def __init__(self, trainer: CompletionTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Choose the order before the first batch is drawn."""
+        self.trainer.order.set_epoch(int(state.epoch or 0))
 
 
 def _num_tokens(inputs: Mapping[str, Tensor]) -> int:
