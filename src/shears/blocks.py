@@ -31,6 +31,18 @@ def _towers(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}." for name, takes in parts if name and takes != "input_ids")
 
 
+def sharing_a_weight(model: nn.Module, linears: Iterable[str]) -> tuple[str, str] | None:
+    """Return the first of the named linears whose weight is another module's too, and that one; None where none is."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name.removesuffix(".weight"))
+    for linear in linears:
+        shared = owners[id(model.get_parameter(f"{linear}.weight"))]
+        if len(shared) > 1:
+            return linear, next(name for name in shared if name != linear)
+    return None
+
+
 @contextmanager
 def replaced_forwards(blocks: Iterable[nn.Module], forward: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
     """Put `forward(index)` in the place of the blocks' forwards for a while."""

@@ -17,7 +17,10 @@ from shears.models import linears, load_model
 from tests.tiny import tiny_model, tiny_tokenizer
 
 IDS = torch.arange(24).view(2, 12)
-GROUPS = {"llama": ("q_proj+k_proj+v_proj", "up_proj", "down_proj"), "gpt2": ("c_attn", "mlp.c_fc+mlp.c_proj")}
+GROUPS = {
+    "llama": ("q_proj+k_proj+v_proj", "up_proj", "down_proj"), "gpt2": ("c_attn", "mlp.c_fc+mlp.c_proj"),
+    "zamba2": ("q_proj+k_proj",),
+}  # fmt: skip
 ALPHA, RANKS = 9, (6, 4, 3, 1)
 
 
@@ -37,7 +40,7 @@ def half_sparse(folder: Path, name: str = "llama", dtype: torch.dtype = torch.fl
 def super_adapter(folder: Path, base: Path, sparse_adapter: bool = False, data: Path | None = None) -> Path:
     """Save a random super-adapter of ranks 6, 4, 3, 1 with its record."""
     model = load_model(base, device="cpu")
-    name = "gpt2" if model.config.model_type == "gpt2" else "llama"
+    name = model.config.model_type if model.config.model_type in GROUPS else "llama"
     space = build_space(model, GROUPS[name], RANKS)
     lora = LoraConfig(
         r=RANKS[0], lora_alpha=ALPHA, target_modules=target_modules(model, space), fan_in_fan_out=name == "gpt2",

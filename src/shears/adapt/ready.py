@@ -18,6 +18,7 @@ from shears.adapt.groups import build_space, target_modules
 from shears.adapt.initial import start_from_principal, start_from_recovery
 from shears.adapt.space import SearchSpace
 from shears.adapt.sparse_adapter import make_sparse
+from shears.blocks import sharing_a_weight
 from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.errors import InputError, first_line
 from shears.losses import within_context
@@ -50,6 +51,8 @@ def prepare(model: str | Path, settings: TrainConfig) -> Ready:
     rows = tokenize_all(examples, tokenizer, within_context(base, settings.max_length), settings.train_on)
     keep_as_quantized(base)
     space = build_space(base, settings.groups, settings.ranks)
+    if settings.sparse_adapter and (pair := sharing_a_weight(base, chain(*space.modules.values()))) is not None:
+        logger.warning("%s shares its weight with %s: export format peft will do, a merge will not", *pair)
     peft_model = add_lora(base, space, settings)
     start: dict[str, Tensor] = {}
     if settings.init == "recovery":

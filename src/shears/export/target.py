@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from shears.blocks import sharing_a_weight
 from shears.errors import InputError
 from shears.export.updates import Update, in_format
 from shears.models import load_model, pick_device
@@ -29,7 +30,8 @@ Made = TypeVar("Made")
 class Target:
     """A model to merge into. `before` and `after` are the zeros of the linears merged so far.
 
-    InputError where the model lacks a linear that has an update.
+    InputError where the model lacks a linear that has an update, or where its weight is another linear's too: what
+    becomes of one would become of both.
     """
 
     def __init__(
@@ -37,6 +39,10 @@ class Target:
     ) -> None:
         self.source, self.updates, self._format_of = source, updates, format_of
         self.by_block = _by_block(source, updates)
+        if (pair := sharing_a_weight(source.model, updates)) is not None:
+            raise InputError(
+                f"a merge must give each linear a weight of its own, {pair[0]} shares its with {pair[1]}; export peft"
+            )
         self.before: dict[str, LinearSparsity] = {}
         self.after: dict[str, LinearSparsity] = {}
 
