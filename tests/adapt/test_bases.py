@@ -1,5 +1,6 @@
 """Any frozen base: half precision, Conv1D, models that cannot be packed, quantized linears; only adapters change."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,15 @@ def test_masked_ranks_of_quantized_linears_get_no_gradient(quantized: tuple[Any,
         if "lora_A" in name:
             assert parameter.grad[:2].any()
             assert not parameter.grad[2:].any()
+
+
+def test_rows_of_packed_examples_stay_within_the_models_positions(tmp_path: Path) -> None:
+    """GPT-Neo has a causal mask of as many tokens as it has positions, and fails beyond."""
+    base = save_tiny(tmp_path / "base", "gpt_neo")
+    rows = [{"prompt": "a" * length, "completion": " b"} for length in (240, 100, 90, 60)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"groups": ("q_proj", "v_proj"), "max_steps": 2, "max_length": 256, "batch_size": 4}
+    settings = TrainConfig(data=str(tmp_path / "long.jsonl"), **{**SETTINGS, **changes})
+    (tmp_path / "work").mkdir()
+    fit(prepare(base, settings), tmp_path / "work", settings)
+    assert [line["tokens"] for line in log(tmp_path / "work")] == [sum((240, 100, 90, 60)) + 4 * 3] * 2

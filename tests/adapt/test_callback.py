@@ -1,5 +1,6 @@
 """NLSCallback on anybody's Trainer: ranks by step, and what it cannot draw is refused."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,16 @@ def test_ranks_by_example_are_refused_where_nobody_draws_them(tmp_path: Path, na
     with pytest.raises(InputError, match=r"by step or by process, got one by example; take uniform, or shears\.train"):
         trainer.train()
     assert not seen
+
+
+@pytest.mark.parametrize(("broadcast", "refused"), [(None, True), (True, True), (False, False)])
+def test_ranks_by_process_need_masks_that_are_not_broadcast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broadcast: bool | None, refused: bool
+) -> None:
+    trainer, callback, _ = plain_trainer(tmp_path)
+    callback.strategy = sampling("per-process", callback.elastic.space, 0)
+    trainer.args.ddp_broadcast_buffers = broadcast
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control)  # alone there is nobody to take them from
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    with pytest.raises(InputError, match="ddp_broadcast_buffers=False") if refused else nullcontext():
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control)

@@ -19,6 +19,17 @@ def test_groups_hold_every_index_once_and_are_balanced(lengths: list[int], capac
     assert max(sums) <= sum(lengths) / len(groups) + max(lengths)  # list scheduling (Graham, 1966)
 
 
+@given(LENGTHS, st.integers(1, 100), st.integers(1, 90))
+def test_no_row_has_more_than_a_model_has_positions(lengths: list[int], capacity: int, limit: int) -> None:
+    groups = balanced(lengths, capacity, limit)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    sums = [sum(lengths[index] for index in group) for group in groups]
+    assert max(sums) <= max(limit, *lengths)
+    free = balanced(lengths, capacity)
+    if max(sum(lengths[index] for index in group) for group in free) <= limit:
+        assert groups == free
+
+
 @given(LENGTHS, st.integers(1, 100))
 def test_a_pack_says_of_every_token_whose_it_is(lengths: list[int], capacity: int) -> None:
     rows = [

@@ -32,6 +32,7 @@ from shears.artifacts import TRAINING_LOG, TRAINING_TIMES
 from shears.data.collate import padding
 from shears.data.packing import PACK_TOKENS
 from shears.errors import InputError
+from shears.losses import num_positions
 from shears.models import pick_device, resolved_precision
 from shears.progress import is_first_process, meter
 from shears.recipe import TrainConfig
@@ -83,7 +84,7 @@ def _trainer(
     )  # fmt: skip
     callbacks: list[TrainerCallback] = [NLSCallback(ready.elastic, strategy=strategy, trainer_draws=True), MarkWhole()]
     behind = not packed and not ignores_padding(ready.model)
-    collator = Collator(padding(ready.tokenizer), PACK_TOKENS if packed else None, behind)
+    collator = Collator(padding(ready.tokenizer), PACK_TOKENS if packed else None, behind, num_positions(ready.model))
     return CompletionTrainer(
         lengths=[1] * len(lengths) if packed else lengths,  # what is packed need not be of similar length
         elastic=ready.elastic,

@@ -29,18 +29,20 @@ from shears.losses import IGNORED, packed_predictions, padded_predictions
 class Collator:
     """Makes a batch of numbered rows: packed into rows of `capacity` tokens, or padded where that is None.
 
-    With `behind`, the padding is behind the rows, for models that would read it.
+    With `behind`, the padding is behind the rows, for models that would read it. `limit` is what a row may hold at
+    most, the model's positions.
     """
 
     pad_id: int
     capacity: int | None
     behind: bool = False
+    limit: int | None = None
 
     def __call__(self, numbered: Sequence[tuple[int, Tokenized]]) -> dict[str, Tensor]:
         """Return the batch, with `numbers`, the examples' numbers in the training set."""
         rows = [row for _, row in numbered]
         pad = pad_right if self.behind else pad_left
-        batch = pad(rows, self.pad_id) if self.capacity is None else pack(rows, self.capacity, self.pad_id)
+        batch = pad(rows, self.pad_id) if self.capacity is None else pack(rows, self.capacity, self.pad_id, self.limit)
         return {**batch, "numbers": torch.tensor([number for number, _ in numbered])}
 
 

@@ -25,7 +25,7 @@ from shears.evaluation.context import check_lengths
 from shears.evaluation.running import Run
 from shears.evaluation.score import Questions, device_of
 from shears.evaluation.slopes import Slopes, measure_slopes
-from shears.losses import IGNORED, completion_losses, logits_at, packed_losses
+from shears.losses import IGNORED, completion_losses, logits_at, num_positions, packed_losses
 
 Parts = Sequence[Sequence[int]]
 """The examples' numbers, split in parts that are scored one after the other."""
@@ -102,7 +102,8 @@ class LossScorer:
         return [Batch(places, self._tensors([rows[place] for place in places])) for places in buckets]
 
     def _tensors(self, rows: Sequence[Tokenized]) -> dict[str, Tensor]:
-        batch = pack(rows, PACK_TOKENS, self._pad_id) if self.packed else pad_left(rows, self._pad_id)
+        limit = num_positions(self.model)
+        batch = pack(rows, PACK_TOKENS, self._pad_id, limit) if self.packed else pad_left(rows, self._pad_id)
         return {name: tensor.to(device_of(self.model)) for name, tensor in batch.items()}
 
     def measure(self, part: int, run: Run) -> Float64[Tensor, " N"]:
