@@ -12,7 +12,8 @@ from shears.adapt.space import SearchSpace
 from shears.adapt.sparse_adapter import make_sparse
 from shears.artifacts import SEARCH_SPACE, check_input, inherited, weights_fingerprint, whole_record
 from shears.errors import InputError
-from shears.models import load_model, load_tokenizer, model_folder
+from shears.models import model_folder
+from shears.vocabulary import load_both
 
 
 class SuperAdapter(NamedTuple):
@@ -77,9 +78,10 @@ def load_super_adapter(
     folder = Path(folder)
     record = whole_record(folder, SEARCH_SPACE, "groups", "base", "base_fingerprint")
     base = checked_base(folder, record, model)
-    peft_model = PeftModel.from_pretrained(load_model(base, dtype, device), str(folder))
+    network, tokenizer = load_both(base, dtype, device)
+    peft_model = PeftModel.from_pretrained(network, str(folder))
     peft_model.eval()
     if record.get("sparse_adapter", False):
         make_sparse(peft_model)
     known = {**inherited(model_folder(base)), **record}
-    return SuperAdapter(peft_model, load_tokenizer(base), make_elastic(peft_model, space_of_record(record)), known)
+    return SuperAdapter(peft_model, tokenizer, make_elastic(peft_model, space_of_record(record)), known)

@@ -25,6 +25,7 @@ from shears.losses import within_context
 from shears.models import DTYPES, load_model, load_tokenizer, model_folder, pick_device, resolved_precision
 from shears.quantization import keep_as_quantized, quantization_config
 from shears.recipe import TrainConfig
+from shears.vocabulary import num_embeddings, refuse_unknown
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def prepare(model: str | Path, settings: TrainConfig) -> Ready:
     device = "cpu" if settings.shard else settings.device  # no GPU need hold the whole model
     base = load_model(model, device=device, quantization=_quantization(settings))
     rows = tokenize_all(examples, tokenizer, within_context(base, settings.max_length), settings.train_on)
+    refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(base))
     keep_as_quantized(base)
     space = build_space(base, settings.groups, settings.ranks)
     if settings.sparse_adapter and (pair := sharing_a_weight(base, chain(*space.modules.values()))) is not None:

@@ -35,7 +35,7 @@ from shears.evaluation.records import Evaluation
 from shears.evaluation.score import device_of
 from shears.evaluation.tasks import ACCURACY_TASKS, evaluate_examples, evaluate_task, load_task_examples
 from shears.model_files import is_package
-from shears.models import LOADING_ERRORS, autocast, keep_casts, load_model, load_tokenizer, model_folder
+from shears.models import LOADING_ERRORS, autocast, keep_casts, model_folder
 from shears.packed.file import read_package
 from shears.paths import expanded
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -43,6 +43,7 @@ from shears.prompts import DEFAULT_TEMPLATE, TEMPLATES
 from shears.recipe import EvaluateConfig
 from shears.recipe.paper import ANSWER_FORMS, TEMPLATE
 from shears.resolve import build
+from shears.vocabulary import load_both
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ def load_with_adapter(
     if is_package(folder := model_folder(model)):
         return _packaged(folder, adapter, dtype, device)
     record = {} if adapter is None else _checked_record(Path(adapter), model)
-    base, tokenizer = load_model(model, dtype, device), load_tokenizer(model)
+    base, tokenizer = load_both(model, dtype, device)
     if adapter is None:
         return base, tokenizer
     adapted = _with_adapter(base, Path(adapter))
@@ -182,7 +183,7 @@ def _packaged(
             f"a package comes with its adapter, got adapter={adapter} beside {folder}; unpack it to change it"
         )
     read_record(folder, PACKAGE)
-    base, tokenizer = load_model(folder, dtype, device), load_tokenizer(folder)
+    base, tokenizer = load_both(folder, dtype, device)
     tensors = read_package(folder, verify=False).adapter()
     return (_with_tensors(base, folder, tensors) if tensors else base), tokenizer
 
@@ -216,9 +217,7 @@ def _with_adapter(base: nn.Module, adapter: Path, called: Path | None = None) ->
             warnings.simplefilter("always")
             loaded = PeftModel.from_pretrained(base, str(adapter), torch_device=str(device_of(base)))
     except ADAPTER_ERRORS as error:
-        raise InputError(
-            f"{called} must be an adapter that PEFT loads onto this model, got: {_words(error)}"
-        ) from error
+        raise InputError(f"{called} must be an adapter that PEFT loads onto this model, got: {_words(error)}") from error
     for warning in (warning for warning in caught if not issubclass(warning.category, FutureWarning)):
         _refuse_or_log(called, str(warning.message))
     _refuse_wrong_tokens(called, loaded)
