@@ -61,9 +61,9 @@ def working_folder(
         _refuse_overtaken(output, work)
         _begin(work, config, resume, defaults)
         try:
-            with _disk_errors(work):
+            with _disk_errors(work, resume):
                 yield work
-        except InputError:
+        except (InputError, OSError):
             if resume is None or {path.name for path in work.iterdir()} <= NOTHING_DONE:
                 shutil.rmtree(work, ignore_errors=True)  # it would start anew, or nothing was done: no use to anyone
             raise
@@ -98,17 +98,23 @@ def _finish(work: Path, output: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(work: Path) -> Iterator[None]:
+def _disk_errors(work: Path, resume: bool | None) -> Iterator[None]:
     """Raise what safetensors and torch make of a full disk as the OSError it is."""
+
+    def said(error: Exception) -> OSError:
+        free = shutil.disk_usage(work).free / 1e6
+        later = "" if resume is None else "; once there is room, --resume goes on"
+        return OSError(f"could not write below {work}, where {free:,.1f} MB are free: {first_line(error)}{later}")
+
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) and error.filename is None:
-            raise OSError(f"could not write below {work}: {first_line(error)}") from error
+            raise said(error) from error
         raise
     except (SafetensorError, RuntimeError) as error:
         if any(mark in str(error) for mark in ("os error", "PytorchStreamWriter", "inline_container")):
-            raise OSError(f"could not write below {work}: {first_line(error)}") from error
+            raise said(error) from error
         raise
 
 

@@ -1,4 +1,7 @@
-"""Checkpoints that are whole or not there: a folder counts once its marker is written, after an fsync of the rest."""
+"""Checkpoints that are whole or not there: a folder counts once its marker is written, after an fsync of the rest.
+
+The marker holds the files' sizes, so that one that was cut short afterwards does not count either.
+"""
 
 import json
 import logging
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from shears.adapt.processes import num_processes, wait
-from shears.artifacts import read_json, sync_tree, write_json, write_text
+from shears.artifacts import read_json, read_object, sync_tree, write_json, write_text
 from shears.errors import InputError
 from shears.peft_files import ADAPTER_WEIGHTS
 
@@ -43,7 +46,23 @@ class MarkWhole(TrainerCallback):
         if args.process_index != 0:
             return
         sync_tree(folder)
-        write_json(folder / MARKER, {"step": state.global_step, "processes": num_processes()})
+        write_json(folder / MARKER, {"step": state.global_step, "processes": num_processes(), "sizes": _sizes(folder)})
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes of every file of a checkpoint but its marker."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint is marked and its files are as long as they were then."""
+    try:
+        marker = read_object(checkpoint / MARKER)
+    except InputError:
+        return False
+    found = _sizes(checkpoint)
+    return all(found.get(name) == size for name, size in dict(marker.get("sizes") or {}).items())
 
 
 def check_finite(model: nn.Module, step: int, folder: Path) -> None:
@@ -76,14 +95,14 @@ def load_weights(model: PeftModel, checkpoint: Path) -> None:
 def drop_torn(folder: Path) -> None:
     """Delete the checkpoints that were not written to their end, with a message."""
     for path in sorted(folder.glob("checkpoint-*"), key=step_of):
-        if not (path / MARKER).is_file():
-            logger.warning("checkpoint %s was not written to its end; skipped", path.name)
+        if not _is_whole(path):
+            logger.warning("checkpoint %s was not written to its end, or is damaged; skipped", path.name)
             shutil.rmtree(path)
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """Return the newest whole checkpoint; None where there is none."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / MARKER).is_file()]
+    whole = [path for path in folder.glob("checkpoint-*") if _is_whole(path)]
     return max(whole, key=step_of, default=None)
 
 

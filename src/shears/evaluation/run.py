@@ -217,7 +217,8 @@ def _with_adapter(base: nn.Module, adapter: Path, called: Path | None = None) ->
             warnings.simplefilter("always")
             loaded = PeftModel.from_pretrained(base, str(adapter), torch_device=str(device_of(base)))
     except ADAPTER_ERRORS as error:
-        raise InputError(f"{called} must be an adapter that PEFT loads onto this model, got: {_words(error)}") from error
+        words = _words(error)
+        raise InputError(f"{called} must be an adapter that PEFT loads onto this model, got: {words}") from error
     for warning in (warning for warning in caught if not issubclass(warning.category, FutureWarning)):
         _refuse_or_log(called, str(warning.message))
     _refuse_wrong_tokens(called, loaded)
