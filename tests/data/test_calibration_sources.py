@@ -64,7 +64,11 @@ def test_a_chat_needs_no_assistant_and_keeps_every_turn(tmp_path: Path, turns: R
 
 @pytest.mark.parametrize(
     ("messages", "message"),
-    [("hi", "list of"), ([{"content": "hi"}], "list of"), ([{"role": "user"}], "must suit .* no content")],
+    [
+        ("hi", "list of"),
+        ([{"content": "hi"}], "list of"),
+        ([{"role": "user", "content": ""}], "must suit .* no content"),
+    ],
 )
 def test_messages_that_are_no_chat_are_one_line(tmp_path: Path, messages: object, message: str) -> None:
     strict = tiny_tokenizer()

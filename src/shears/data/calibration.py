@@ -7,7 +7,7 @@ import hashlib
 import logging
 import random
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,6 +17,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from shears.data.chat import turns_of
 from shears.data.examples import encode, prompt_ids, to_example, tokenize
 from shears.data.rows import Row, read_rows
 from shears.data.saved import is_saved, saved_rows
@@ -201,10 +202,9 @@ def _chat_tokens(messages: object, tokenizer: PreTrainedTokenizerBase) -> list[i
     """Return a whole conversation as the chat template renders it; whoever spoke last, an end of sequence closes it."""
     if tokenizer.chat_template is None:
         raise InputError("messages need a tokenizer with a chat template, got one without; use the column text")
-    if not isinstance(messages, list) or not all(isinstance(turn, Mapping) and "role" in turn for turn in messages):
-        raise InputError("messages must be a list of {role, content}, got something else")
+    turns = turns_of(messages)
     try:
-        text = str(tokenizer.apply_chat_template([dict(turn) for turn in messages], tokenize=False))
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
     except (TemplateError, TypeError, ValueError) as error:
         raise InputError(f"messages must suit the tokenizer's chat template, got: {error}") from None
     ended = bool(tokenizer.eos_token) and text.rstrip().endswith(str(tokenizer.eos_token))

@@ -1,7 +1,7 @@
 """Chat conversations as text segments, through the tokenizer's own chat template; every assistant turn is trained."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -12,19 +12,44 @@ from shears.errors import InputError
 Messages = Sequence[Mapping[str, Any]]
 
 
+def turns_of(messages: object) -> list[dict[str, Any]]:
+    """Return the turns of a conversation with texts as content, parts of type text joined by line ends.
+
+    Content may be missing beside tool calls. InputError for what is no list of turns, and for any other content.
+    """
+    if not isinstance(messages, list | tuple) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
+        raise InputError("messages must be a list of {role, content}, got something else")
+    return [_turn(number, message) for number, message in enumerate(messages, start=1)]
+
+
+def _turn(number: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    if isinstance(content, str) or (content is None and message.get("tool_calls")):
+        return dict(message)
+    parts = content if isinstance(content, list) else []
+    texts = [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+    if not texts or len(texts) < len(parts):
+        shown = "none" if content is None else repr(content)[:60]
+        raise InputError(f"messages must have text as content, turn {number} ({message['role']}) has {shown}")
+    return {**message, "content": "\n".join(texts)}
+
+
 def chat_segments(messages: object, tokenizer: PreTrainedTokenizerBase) -> tuple[Segment, ...]:
     """Return a conversation as segments; each assistant turn is trained up to the mark that ends it.
 
-    InputError where there is no chat template, no assistant turn, or a template that renders the start of a
-    conversation otherwise once it goes on (turns could then not be told apart).
+    A turn that says and calls nothing is not trained. InputError where there is no chat template, no assistant turn, or
+    a template that renders the start of a conversation otherwise once it goes on (turns could then not be told apart),
+    or leaves out the tools that are called.
     """
     if tokenizer.chat_template is None:
         raise InputError("messages need a tokenizer with a chat template, got one without; use prompt and completion")
-    if not isinstance(messages, list | tuple) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
-        raise InputError("messages must be a list of {role, content}, got something else")
-    if not any(message["role"] == "assistant" for message in messages):
+    turns = turns_of(messages)
+    if not any(turn["role"] == "assistant" for turn in turns):
         raise InputError("messages must have a turn of the assistant to learn from, got none")
-    return tuple(segment for segment in _segments(messages, tokenizer) if segment.text)
+    segments = [segment for segment in _segments(turns, tokenizer) if segment.text]
+    _check_parts(cast("Messages", messages), turns, "".join(segment.text for segment in segments))
+    said_nothing = not any(segment.trained for segment in segments)
+    return (*segments, Segment("", True)) if said_nothing else tuple(segments)
 
 
 def _segments(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> Iterator[Segment]:
@@ -35,9 +60,27 @@ def _segments(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> Iterato
             after = _render(messages[: index + 1], tokenizer, answering=False)
             yield Segment(_rest(before, done), False)
             answer, tail = _split_after(_rest(after, before), tokenizer.eos_token or "")
-            yield Segment(answer, True)
+            _check_calls(message, answer)
+            yield Segment(answer, bool(str(message.get("content") or "").strip() or message.get("tool_calls")))
             yield Segment(tail, False)
             done = after
+
+
+def _check_parts(messages: Messages, turns: Messages, rendered: str) -> None:
+    """Refuse a template that wants content in parts: it makes nothing of the texts that were joined."""
+    last = max(number for number, turn in enumerate(turns) if turn["role"] == "assistant")  # what follows is left out
+    pairs = zip(messages[: last + 1], turns, strict=False)
+    joined = [turn["content"] for message, turn in pairs if message.get("content") != turn.get("content")]
+    if not all(text.strip() in rendered for text in joined):
+        raise InputError("the chat template must take text as content, this one takes parts; use one of a text model")
+
+
+def _check_calls(message: Mapping[str, Any], rendered: str) -> None:
+    calls = message.get("tool_calls") or []
+    functions = [call.get("function", call) for call in calls if isinstance(call, Mapping)]
+    names = [str(function.get("name")) for function in functions if isinstance(function, Mapping)]
+    if len(names) < len(calls) or not all(name in rendered for name in names):
+        raise InputError("the chat template must render the tools that are called, this one does not; leave such out")
 
 
 def _render(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, answering: bool) -> str:
