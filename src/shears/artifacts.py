@@ -113,7 +113,9 @@ def refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
         if before.get(key) != now.get(key)
     ]
     if changes:
-        raise InputError(f"{folder} was made otherwise: {'; '.join(changes)}. Delete it or choose another output")
+        raise InputError(
+            f"{folder} was made otherwise: {'; '.join(changes)}. Ask for what it was, delete it, or choose another output"
+        )
 
 
 def as_data(config: StageConfig) -> dict[str, Any]:

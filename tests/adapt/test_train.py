@@ -1,6 +1,7 @@
 """Training: the base never changes, a step is a step however it is split, and an interruption leaves no trace."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,21 @@ def test_an_interrupted_run_is_never_overwritten_silently(
         train(base, tmp_path / "out", data=data, **SETTINGS)
     with pytest.raises(InputError, match=r"alpha was 12\.0 and is now 13\.0"):
         train(base, tmp_path / "out", data=data, resume=True, **{**SETTINGS, "alpha": 13})
+
+
+def test_a_resume_may_call_the_same_things_by_other_names(
+    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(base, tmp_path / "whole", data=data, **SETTINGS)
+    stop_after(5, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(base, tmp_path / "stopped", data=data, **SETTINGS)
+    monkeypatch.undo()
+    shutil.copytree(base, tmp_path / "moved")
+    shutil.copyfile(data, tmp_path / "renamed.jsonl")
+    monkeypatch.chdir(tmp_path)
+    changes = {"data": "./renamed.jsonl", "save_steps": SETTINGS["save_steps"] + 1}
+    assert_same(whole, train("moved", "./stopped", resume=True, **{**SETTINGS, **changes}))
 
 
 @pytest.mark.parametrize("damaged", [MARKER, "optimizer.pt", "trainer_state.json", "adapter_model.safetensors"])

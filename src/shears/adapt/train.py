@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,12 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
         "base_fingerprint": weights_fingerprint(plain_folder(model, "train")),
         "data_sha256": source_fingerprint(settings.data),
     }
-    asked, known = {"model": str(model), **origin, **as_data(settings)}, {**TrainConfig.defaults(), **origin}
+    asked, known = _asked(settings, origin), {**TrainConfig.defaults(), **origin}
     join_processes(cpu=pick_device(settings.device).type == "cpu")
-    with tracking(settings.report_to, output), shared_folder(output, asked, resume=resume, defaults=known) as work:
+    with (
+        tracking(settings.report_to, output),
+        shared_folder(output, asked, resume=resume, defaults=known) as work,
+    ):
         is_saved = (work / SEARCH_SPACE).is_file()  # and only what is last was not done
         wait()  # before the first process goes on and takes the folder away
         if not is_saved:
@@ -64,6 +68,15 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
             shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # until all is saved, a resume goes on from them
     logger.info("trained %s in %.0f s", output, time.monotonic() - started)
     return output
+
+
+def _asked(settings: TrainConfig, origin: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return what a resume must agree in: what makes the weights, not what files are called or what is kept of steps.
+
+    A model is known by its weights; so is local data by its content.
+    """
+    changeable = {"save_steps", "report_to"} | ({"data"} if origin["data_sha256"] is not None else set())
+    return {**origin, **{name: value for name, value in as_data(settings).items() if name not in changeable}}
 
 
 def _fit_and_save(model: str | Path, work: Path, settings: TrainConfig, origin: dict[str, str | None]) -> None:
