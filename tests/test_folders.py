@@ -75,3 +75,14 @@ def test_an_output_that_is_a_link_means_where_it_points(is_there: bool, tmp_path
     assert [path.name for path in (tmp_path / "large_disk" / "out").iterdir()] == ["whole.bin"]
     with pytest.raises(InputError, match="must not exist yet"):
         finish(tmp_path / "out")
+
+
+def test_the_folder_one_is_in_is_not_to_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    with (
+        pytest.raises(InputError, match=r"must not exist yet, got \S+here; name a new one$"),
+        working_folder(Path(), CONFIG, resume=False),
+    ):
+        pass

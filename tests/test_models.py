@@ -96,7 +96,7 @@ def test_a_missing_tokenizer_is_one_line(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "m")
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(InputError, match="must come with a tokenizer"):
+    with pytest.raises(InputError, match=r"must come with a tokenizer .*[^:]$"):
         models.load_tokenizer(folder)
 
 

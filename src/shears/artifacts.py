@@ -113,9 +113,8 @@ def refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
         if before.get(key) != now.get(key)
     ]
     if changes:
-        raise InputError(
-            f"{folder} was made otherwise: {'; '.join(changes)}. Ask for what it was, delete it, or choose another output"
-        )
+        todo = "Ask for what it was, delete it, or choose another output"
+        raise InputError(f"{folder} was made otherwise: {'; '.join(changes)}. {todo}")
 
 
 def as_data(config: StageConfig) -> dict[str, Any]:

@@ -121,7 +121,8 @@ def _disk_errors(work: Path, resume: bool | None) -> Iterator[None]:
 def _refuse_existing(output: Path) -> None:
     """An empty folder may be there: the finished one is renamed onto it."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"the output must not exist yet, got {output}; name another folder or delete this one")
+        todo = "name a new one" if output.resolve() == Path.cwd() else "name another folder or delete this one"
+        raise InputError(f"the output must not exist yet, got {output}; {todo}")
 
 
 def _refuse_foreign(work: Path) -> None:

@@ -163,7 +163,8 @@ def _own_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except LOADING_ERRORS as error:
-        raise InputError(f"{name} must come with a tokenizer that transformers loads: {first_line(error)}") from error
+        words = " ".join(str(error).split())[:200] or first_line(error)
+        raise InputError(f"{name} must come with a tokenizer that transformers loads, got: {words}") from error
     return tokenizer
 
 

@@ -33,7 +33,7 @@ from shears.evaluation.journal import journal_path
 from shears.evaluation.run import evaluate, measured, parts_of, template_of
 from shears.export.choice import ranks_file
 from shears.export.peft import export_adapter
-from shears.folders import run_lock
+from shears.folders import partial_folder, run_lock
 from shears.inspection import inspect
 from shears.models import model_folder, set_threads
 from shears.paths import expanded, file_fingerprint
@@ -86,6 +86,11 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     return folder
 
 
+def _is_begun(output: Path) -> bool:
+    """Tell whether an interrupted run left something to go on from."""
+    return partial_folder(output).exists()
+
+
 def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
     """The recipe's stages in order; each reads the artifact of the one before."""
     assert recipe.model is not None
@@ -109,7 +114,7 @@ def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
         stages.append(
             Stage("train", adapter, SEARCH_SPACE, adapted,
                   made_from("base_fingerprint", sparse, data=recipe.train.data),
-                  lambda: train(sparse, adapter, resume=True, **adapted))
+                  lambda: train(sparse, adapter, resume=_is_begun(adapter), **adapted))
         )  # fmt: skip
     if recipe.search:
         searched, storage = as_data(recipe.search), recipe.search.storage  # as data, the URL lacks its password

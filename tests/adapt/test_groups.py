@@ -20,7 +20,10 @@ def test_groups_follow_the_recipe() -> None:
 
 
 def test_groups_that_do_not_fit_the_model_are_refused() -> None:
-    with pytest.raises(InputError, match="no linear matches target 'q_porj'.*did you mean 'q_proj'"):
+    with pytest.raises(
+        InputError,
+        match="groups must name linears of this model: no linear matches target 'q_porj'.*did you mean 'q_proj'",
+    ):
         build_space(tiny_model("llama"), ("q_porj",), (4, 2))
     with pytest.raises(InputError, match="must belong to one group"):
         build_space(tiny_model("llama"), ("q_proj", "q_proj+k_proj"), (4, 2))

@@ -1,6 +1,7 @@
 """Training: the base never changes, a step is a step however it is split, and an interruption leaves no trace."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from shears.artifacts import read_json, weights_fingerprint, write_json
 from shears.errors import InputError
 from shears.folders import partial_folder
 from shears.recipe import TrainConfig
-from tests.adapt.training import SETTINGS, assert_close, assert_same, stop_after
+from tests.adapt.training import SETTINGS, assert_close, assert_same, log, stop_after
 from tests.tiny import save_tiny
 
 
@@ -167,3 +168,41 @@ def test_a_moved_run_still_finds_its_base(base: Path, data: str, tmp_path: Path)
     base.rename(moved / "base")
     (tmp_path / "out").rename(moved / "out")
     assert load_super_adapter(moved / "out").elastic.space.max_rank == 6
+
+
+@pytest.mark.parametrize(("warmup_steps", "warned"), [(7, True), (6, False)])
+def test_a_learning_rate_that_never_rises_is_told(
+    base: Path, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, warmup_steps: int, warned: bool
+) -> None:
+    with caplog.at_level(logging.WARNING, "shears"):
+        out = train(base, tmp_path / "out", data=data, **{**SETTINGS, "warmup_steps": warmup_steps})
+    said = "does not get to 0.01 in 7 steps, it rises over 7 (warmup_steps): take fewer of these"
+    assert (said in caplog.text) == warned
+    peak = max(line["learning_rate"] for line in log(out))
+    assert (peak < 0.01) == warned
+
+
+def test_a_resume_of_nothing_says_that_it_starts_anew(
+    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop_after(3, monkeypatch)
+    with caplog.at_level(logging.INFO, "shears"), pytest.raises(KeyboardInterrupt):
+        train(base, tmp_path / "out", data=data, resume=True, **SETTINGS)
+    monkeypatch.undo()
+    assert "no interrupted training of" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "shears"):
+        train(base, tmp_path / "out", data=data, resume=True, **SETTINGS)
+    assert "no interrupted training" not in caplog.text
+    assert "7 steps from 2" in caplog.text
+
+
+def test_an_output_below_home_is_there_and_not_in_a_folder_called_so(
+    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    assert train(base, "~/out", data=data, **{**SETTINGS, "max_steps": 1}) == tmp_path / "home" / "out"
+    assert not list((tmp_path / "here").iterdir())

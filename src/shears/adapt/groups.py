@@ -24,7 +24,10 @@ def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -
     everywhere = [f"{index}.{name}" for index, names in by_block.items() for name in names]
     modules: dict[str, tuple[str, ...]] = {}
     for spec in groups:
-        matched = matching(everywhere, [part.strip() for part in spec.split("+")])
+        try:
+            matched = matching(everywhere, [part.strip() for part in spec.split("+")])
+        except InputError as error:
+            raise InputError(f"groups must name linears of this model: {error}") from None
         for index in by_block:
             names = [name for name in matched if name.startswith(f"{index}.")]
             if names:

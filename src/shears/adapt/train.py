@@ -29,8 +29,9 @@ from shears.artifacts import (
 )
 from shears.cards.card import write_card
 from shears.data.fingerprints import rows_fingerprint, source_fingerprint
+from shears.folders import partial_folder
 from shears.models import pick_device, plain_folder
-from shears.paths import recorded_name
+from shears.paths import expanded, recorded_name
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.progress import is_first_process
 from shears.recipe import TrainConfig
@@ -47,13 +48,15 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     its last whole checkpoint. Under a launcher all processes call this, and the first one writes. InputError for what
     cannot be used, or when the loss stops being finite.
     """
-    settings, output, started = build(TrainConfig, "train", config), Path(output), time.monotonic()
+    settings, output, started = build(TrainConfig, "train", config), expanded(output), time.monotonic()
     check_trackers(settings.report_to)
     origin = {
         "base_fingerprint": weights_fingerprint(plain_folder(model, "train")),
         "data_sha256": source_fingerprint(settings.data),
     }
     asked, known = _asked(settings, origin), {**TrainConfig.defaults(), **origin}
+    if resume and not partial_folder(output).exists():
+        logger.info("there is no interrupted training of %s to go on from: starting anew", output)
     join_processes(cpu=pick_device(settings.device).type == "cpu")
     with (
         tracking(settings.report_to, output),

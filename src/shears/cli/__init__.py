@@ -49,7 +49,18 @@ def _quieten() -> None:
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 the machine failed (disk, permission), 2 the input was wrong."""
+    """Run the command line and exit: 0 done, 1 the machine failed (disk, permission), 2 the input was wrong.
+
+    130 where it was interrupted by Ctrl-C, be it while libraries are imported.
+    """
+    try:
+        _run()
+    except KeyboardInterrupt:
+        verb = next((word for word in sys.argv[1:] if word.isalpha()), "")  # behind --threads N
+        _fail("; ".join(filter(None, ["stopped", GOING_ON.get(verb)])), INTERRUPTED)
+
+
+def _run() -> None:
     _quieten()
     from shears.errors import InputError
 
@@ -70,9 +81,6 @@ def main() -> None:
         _fail(f"{error.format_message()} See {path} --help", 2)  # type: ignore[attr-defined]
     except OSError as error:
         _fail(f"the machine said no: {error}", 1)
-    except KeyboardInterrupt:
-        verb = next((word for word in sys.argv[1:] if word.isalpha()), "")  # behind --threads N
-        _fail("; ".join(filter(None, ["stopped", GOING_ON.get(verb)])), INTERRUPTED)
 
 
 def _check_words(words: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ from shears.export.package import export_package
 from shears.export.sub_adapter import NEEDED, read_adapter_config, sliced_config
 from shears.export.tensors import padded, sliced
 from shears.folders import working_folder
-from shears.paths import file_fingerprint
+from shears.paths import expanded, file_fingerprint
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.recipe import ExportConfig
 from shears.resolve import build
@@ -48,7 +48,7 @@ def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str 
     sub-adapter that was exported before, too. A package takes also a model without an adapter, by any name.
     InputError for ranks outside the search space and for another base.
     """
-    settings, folder, output = build(ExportConfig, "export", config), Path(super_adapter), Path(output)
+    settings, folder, output = build(ExportConfig, "export", config), Path(super_adapter), expanded(output)
     if settings.format == "package":
         return export_package(str(super_adapter), output, model, settings)
     if settings.merges:
@@ -61,7 +61,7 @@ def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str 
 def _export(folder: Path, output: Path, settings: ExportConfig) -> Path:
     record = whole_record(folder, SEARCH_SPACE, *NEEDED, "groups", "config", "alpha", "max_rank")
     space = space_of_record(record)
-    ranks = choose_ranks(settings.ranks or "heuristic", space, record["fingerprint"])
+    ranks = choose_ranks("heuristic" if settings.ranks is None else settings.ranks, space, record["fingerprint"])
     asked = {"super_adapter": str(folder), **as_data(settings)}
     if record.get("sparse_adapter", False):
         logger.warning(

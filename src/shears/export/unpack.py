@@ -29,6 +29,7 @@ from shears.package_models import names_fingerprint, settings_of_adapter
 from shears.packed.file import Package, read_package
 from shears.packed.index import PLAIN
 from shears.packed.layout import DTYPES
+from shears.paths import expanded
 from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.tensor_files import INDEX, SINGLE
 from shears.tensor_format import Place, as_bytes, write_at, write_layout
@@ -49,7 +50,7 @@ def unpack(package: str | Path, output: str | Path) -> Path:
     Bit for bit what was packed where the values are fp32 or bf16; of int8 the nearest numbers of the model's dtype.
     InputError for what is no whole package. Each folder has a record of what it is, and a card.
     """
-    folder, output = Path(package), Path(output)
+    folder, output = Path(package), expanded(output)
     record = read_record(folder, PACKAGE)
     opened = read_package(folder, verify=not names_fingerprint(record))  # which covers every byte
     with working_folder(output, {"package": str(folder)}, resume=None) as work:

@@ -17,12 +17,13 @@ class TrainConfig(StageConfig):
     ranks: Ranks = (32, 24, 16)
     """Allowed ranks of every group, largest first; a single one is plain LoRA."""
     groups: Names = ("q_proj+k_proj+v_proj", "up_proj", "down_proj")
-    """Linears that carry an adapter; those joined by + share one rank in each decoder block."""
+    """Linears that carry an adapter; those joined by + share one rank in each decoder block. These are Llama's: name
+    those of other architectures (c_attn and c_proj, fc1 and fc2) as inspect lists them; stacked experts take none."""
     alpha: float = Field(64.0, gt=0)
     """LoRA alpha; every rank is scaled by alpha / max_rank."""
     init: Literal["lora", "recovery", "pissa"] = "lora"
     """Start: lora (PEFT's own, no change of the model), recovery (what pruning took away, see sparsify --recover-rank)
-    or pissa (the sparse weights' principal components; a control, one rank only)."""
+    or pissa (the sparse weights' principal components; a control, one rank only, saved at twice the rank)."""
     sampling: Literal["uniform", "sandwich", "per-example", "per-process", "maximal"] = "uniform"
     """Rank configurations: uniform (one a step), per-process (one a step and process), per-example (one an example),
     sandwich (a quarter of the examples at the largest ranks, a quarter at the smallest, the others at random) or
@@ -49,7 +50,7 @@ class TrainConfig(StageConfig):
     learning_rate: float = Field(3e-4, gt=0)
     """Peak learning rate (AdamW, linear decay)."""
     warmup_steps: int = Field(10, ge=0)
-    """Steps over which the learning rate rises to its peak."""
+    """Steps over which the learning rate rises to its peak, from 0 at the first; a training must have more."""
     batch_size: int = Field(16, gt=0)
     """Examples in an optimizer step."""
     micro_batch_size: int | None = Field(None, gt=0)
@@ -64,7 +65,8 @@ class TrainConfig(StageConfig):
     """Of several processes, let each hold a part of the frozen weights only, block by block gathered where needed
     (FSDP2): for models that one GPU cannot hold."""
     packing: bool = True
-    """Join examples in one row, kept apart by their positions; off where a model cannot (it is tried first)."""
+    """Join examples in one row, kept apart by their positions; off where a model cannot (it is tried first). Batches
+    are then of about equal lengths, so that examples come in another order."""
     compile: bool = False
     """Compile the model with torch.compile: slow to start, worth it on a GPU."""
     max_length: int = Field(512, gt=1)

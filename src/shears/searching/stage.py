@@ -17,6 +17,7 @@ from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.folders import working_folder
 from shears.models import pick_device, resolved_precision
+from shears.paths import expanded
 from shears.progress import meter
 from shears.recipe import SearchConfig
 from shears.recipe.strategies import StrategyOptions
@@ -112,7 +113,7 @@ def search(
     interrupted search of the same configuration, or of one that ended without a feasible configuration, with a larger
     budget if wanted. InputError for what cannot be used.
     """
-    settings, output, started = build(SearchConfig, "search", config), Path(output), time.monotonic()
+    settings, output, started = build(SearchConfig, "search", config), expanded(output), time.monotonic()
     trained = whole_record(Path(super_adapter), SEARCH_SPACE, "fingerprint", "config")
     fingerprint = trained["fingerprint"]
     pairs, tied = pairs_for(settings, Path(super_adapter), trained), _tied(settings, trained)

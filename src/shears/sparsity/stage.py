@@ -20,7 +20,7 @@ from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.folders import working_folder
 from shears.models import DTYPES, load_model, load_tokenizer, pick_device, plain_folder, save_tokenizer
-from shears.paths import recorded_name
+from shears.paths import expanded, recorded_name
 from shears.recipe import SparsifyConfig
 from shears.resolve import build
 from shears.skeleton import Skeleton
@@ -45,7 +45,7 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
     The keywords are the fields of `SparsifyConfig`. The model is read and written block by block: memory holds the
     embeddings, one block and the hidden states. InputError for what cannot be used.
     """
-    settings, output, started = build(SparsifyConfig, "sparsify", config), Path(output), time.monotonic()
+    settings, output, started = build(SparsifyConfig, "sparsify", config), expanded(output), time.monotonic()
     with working_folder(output, {"model": str(model), **as_data(settings)}, resume=None) as work:
         folder, tokenizer = plain_folder(model, "prune"), _tokenizer(model)
         batches, calibration = _calibration(tokenizer, settings)
