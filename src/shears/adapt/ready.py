@@ -103,7 +103,13 @@ def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) 
         try:
             adapted = get_peft_model(model, lora)
         except ValueError as error:
-            raise InputError(f"groups must be of linears that PEFT takes, it says: {first_line(error)}") from None
+            said = first_line(error)
+            if "without also targeting" in said:  # with those it puts none on either
+                raise InputError(
+                    f"groups must be of linears that PEFT puts LoRA on; in this architecture it takes their names for "
+                    f"the experts, leave them out of groups (it says: {said})"
+                ) from None
+            raise InputError(f"groups must be of linears that PEFT takes, it says: {said}") from None
     without = [name for name in chain(*space.modules.values()) if not isinstance(model.get_submodule(name), LoraLayer)]
     if without:
         raise InputError(
