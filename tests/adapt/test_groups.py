@@ -46,7 +46,7 @@ def test_a_rank_that_no_linear_of_a_group_can_use_is_refused(name: str, group: s
         (
             "deepseek_v3",
             "up_proj",
-            "takes their names for the experts, leave them out of groups .*up_proj without also",
+            "for the experts, leave them out of groups .*up_proj without also",
         ),
         ("mamba", "out_proj", "that PEFT takes, it says: .*incompatible with Mamba"),
     ],
