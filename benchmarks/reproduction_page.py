@@ -48,7 +48,7 @@ LORA: Sequence[Line] = (
     ("50 %, the same, smallest ranks", 0.5, "nls-curriculum", "minimal"),
     ("50 %, LoRA reordered, cut to the heuristic's ranks", 0.5, "lora-reordered", "heuristic"),
     ("50 %, SparsePEFT merged, heuristic", 0.5, "SparsePEFT", "heuristic"),
-    ("50 %, the same with alpha 128", 0.5, "SparsePEFT, alpha 128", "heuristic"),
+    ("50 %, SparsePEFT merged with alpha 128, heuristic", 0.5, "SparsePEFT, alpha 128", "heuristic"),
 )
 SEARCH: Sequence[Line] = (
     ("heuristic", 0.5, "nls", "heuristic"),
