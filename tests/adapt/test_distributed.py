@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_all_at_the_same_step(folder: Path) -> N
 def test_what_fails_in_one_process_ends_the_others_with_its_reason(folder: Path) -> None:
     first, second = outcomes(folder, "half-broken")
     assert first == second
-    assert first.startswith("process 1: no linear matches target 'no_proj'")
+    assert first.startswith("process 1: groups must name linears of this model: no linear matches target 'no_proj'")
 
 
 def test_killed_processes_go_on_to_the_same_bits(folder: Path) -> None:
