@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
@@ -39,7 +40,8 @@ def test_training_refuses_before_the_first_step(base: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("task", ["number", "perplexity"])
 def test_evaluation_says_so_in_the_place_of_an_index_error(base: Path, tmp_path: Path, task: str) -> None:
-    options = {"task": task, "sequence_length": 8} if task == "perplexity" else {"task": task, "max_new_tokens": 2}
+    more: dict[str, Any] = {"sequence_length": 8} if task == "perplexity" else {"max_new_tokens": 2}
+    options = {"task": task, **more}
     shears.evaluate(str(base), data=_data(tmp_path, "1+1="), **options)
     with pytest.raises(InputError, match=SAYS):
         shears.evaluate(str(base), data=_data(tmp_path, "1+1=", "<new>="), **options)
