@@ -197,3 +197,14 @@ def test_ctrl_c_says_how_to_go_on(
     monkeypatch.setattr(cli, "application", lambda: lambda standalone_mode: 130)
     code, _, errors = shears(capfd, monkeypatch, *words.split())
     assert (code, errors.startswith(f"error: stopped{hint}")) == (130, True)
+
+
+def test_other_libraries_add_no_line_to_a_mistake(tmp_path: Path) -> None:
+    """In a process of its own: what libraries print is set when they are imported."""
+    save_tiny(tmp_path / "base")
+    (tmp_path / "bad.parquet").write_text("no Parquet")
+    words = [sys.executable, "-m", "shears", "train", "base", "out", "--data", "bad.parquet"]
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: bad.parquet must be a Parquet file")
+    assert ended.stderr.count("\n") == 1

@@ -9,6 +9,7 @@ from typing import Any
 
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "critical",  # its errors are raised, and then said in one line
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
