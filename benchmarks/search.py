@@ -4,13 +4,13 @@
     python -m benchmarks.search --adapter FOLDER --data FILE --decode [--configs 8] [--batch-size 32]
 
 FOLDER is a super-adapter, FILE its validation examples. The first climbs the hill of the validation loss in turns, one
-evaluation each: from the first differing block on; with racing on top; with neighbours in the predicted order, too;
-and with differences below `--indifference` taken for none (a way is left out by `--ways`).
-Every tenth configuration (`--naive-every`) of the first climb is also evaluated by whole forwards: figures by prefix
-have the same bits, and the time of all 100 is that of these times ten, for every whole evaluation runs the same blocks.
-Seconds are CPU seconds, so that one thread's do not depend on what else runs. Everything counts: trials, anchors,
-slopes, the whole measurements of a race's finalists. The second generates answers of several configurations in one
-batch and one by one, in turns. Needs a trained super-adapter, so it is no test.
+evaluation each: from the first differing block on; racing on top; neighbours in the predicted order, too; and
+differences below `--indifference` taken for none (a way is left out by `--ways`). Every tenth configuration
+(`--naive-every`) of the first climb is also evaluated by whole forwards: figures by prefix have the same bits, and the
+time of all 100 is that of these times ten, for every whole evaluation runs the same blocks. Seconds are CPU seconds, so
+that one thread's do not depend on what else runs. Everything counts: trials, anchors, slopes, the whole measurements of
+a race's finalists. The second generates answers of several configurations in one batch and one by one, in turns. Needs
+a super-adapter: no test.
 """
 
 import argparse

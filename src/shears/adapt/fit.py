@@ -46,7 +46,7 @@ def fit(ready: Ready, work: Path, settings: TrainConfig) -> None:
         shard_frozen(ready.model, pick_device(settings.device))
     lengths = [len(row.input_ids) for row in ready.rows]
     steps = num_steps(settings, len(lengths))
-    if 0 < steps <= settings.warmup_steps:
+    if steps <= settings.warmup_steps:
         logger.warning(
             "the learning rate does not get to %g in %d steps, it rises over %d (warmup_steps): take fewer of these",
             settings.learning_rate, steps, settings.warmup_steps,

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.elastic import lora_layers
 from shears.artifacts import RECOVERY, RECOVERY_FOLDER, check_input, read_record, weights_fingerprint
+from shears.blocks import sharing_a_weight
 from shears.errors import InputError
 from shears.models import weight_oi
 from shears.peft_files import ADAPTER_WEIGHTS, PREFIX, A, B
@@ -69,15 +70,15 @@ def start_from_principal(model: PeftModel, adapter: str = "default") -> dict[str
     """Move the first singular triplets of every weight W into its adapter: W becomes W - scaling * B A, in place.
 
     Return the initial tensors by PEFT's names (CPU); `without_start` needs them. The model computes what it did.
-    InputError where a weight is quantized, is no linear's, or is shared by two adapters.
+    InputError where a weight is quantized, is no linear's, or is another module's too.
     """
+    weights = {name: _plain_weight(name, layer) for name, layer in lora_layers(model, adapter)}
+    if (pair := sharing_a_weight(model.get_base_model(), [f"{name}.base_layer" for name in weights])) is not None:
+        name = pair[1].removesuffix(".base_layer")
+        raise InputError(f"init pissa changes weights, {name} shares its own with another linear; leave it out")
     start: dict[str, Tensor] = {}
-    seen: set[int] = set()
     for name, layer in lora_layers(model, adapter):
-        weight = _plain_weight(name, layer)
-        if weight.data_ptr() in seen:
-            raise InputError(f"init pissa changes weights, {name} shares its own with another linear; leave it out")
-        seen.add(weight.data_ptr())
+        weight = weights[name]
         inputs, outputs = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
         scaling = layer.scaling[adapter]
         b, a = _principal(weight, inputs.shape[0])

@@ -58,10 +58,7 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     if resume and not partial_folder(output).exists():
         logger.info("there is no interrupted training of %s to go on from: starting anew", output)
     join_processes(cpu=pick_device(settings.device).type == "cpu")
-    with (
-        tracking(settings.report_to, output),
-        shared_folder(output, asked, resume=resume, defaults=known) as work,
-    ):
+    with tracking(settings.report_to, output), shared_folder(output, asked, resume=resume, defaults=known) as work:
         is_saved = (work / SEARCH_SPACE).is_file()  # and only what is last was not done
         wait()  # before the first process goes on and takes the folder away
         if not is_saved:

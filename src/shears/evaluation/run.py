@@ -59,13 +59,13 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
     """
     given = build(EvaluateConfig, "evaluate", config)
     if output is not None:
-        _check_output(Path(output), given)
+        _check_output(expanded(output), given)
     parts = parts_of(model, adapter)
     wanted = given.model_copy(update={"template": template_of(given, *parts)})
     loaded, tokenizer = load_with_adapter(model, adapter, wanted.weights, wanted.device)
     if output is None:
         return _evaluate(loaded, tokenizer, wanted, parts, None)
-    path, asked = Path(output), measured(model, adapter, given)
+    path, asked = expanded(output), measured(model, adapter, given)
     beside = {"template": wanted.template, "settings_sha256": settings_fingerprint(*parts)}
     journal = Journal(journal_path(path), {**asked, **beside}) if wanted.generates else None
     evaluation = _evaluate(loaded, tokenizer, wanted, parts, journal)

@@ -23,12 +23,13 @@ class RanksFile(NamedTuple):
         return self.path.name if self.number is None else f"{self.path.name}:{self.number}"
 
 
-def choose_ranks(ranks: str, space: SearchSpace, fingerprint: str) -> RankConfig:
-    """Return the ranks named: heuristic, maximal, minimal, a search's RESULT.json or a RANKS.json {group: rank}.
+def choose_ranks(ranks: str | None, space: SearchSpace, fingerprint: str) -> RankConfig:
+    """Return the ranks named: heuristic (None), maximal, minimal, a search's RESULT.json or a RANKS.json {group: rank}.
 
     RESULT.json:N is the Nth configuration evaluated, from 1. `fingerprint` is the super-adapter's: a result found on
     another one is refused.
     """
+    ranks = "heuristic" if ranks is None else ranks
     if ranks in NAMED:
         named: RankConfig = getattr(space, ranks)()
         return named

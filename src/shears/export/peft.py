@@ -61,7 +61,7 @@ def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str 
 def _export(folder: Path, output: Path, settings: ExportConfig) -> Path:
     record = whole_record(folder, SEARCH_SPACE, *NEEDED, "groups", "config", "alpha", "max_rank")
     space = space_of_record(record)
-    ranks = choose_ranks("heuristic" if settings.ranks is None else settings.ranks, space, record["fingerprint"])
+    ranks = choose_ranks(settings.ranks, space, record["fingerprint"])
     asked = {"super_adapter": str(folder), **as_data(settings)}
     if record.get("sparse_adapter", False):
         logger.warning(

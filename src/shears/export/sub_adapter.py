@@ -51,7 +51,7 @@ def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
         return SubAdapter(record, dict(record["ranks"]), tensors, read_adapter_config(folder))
     record = whole_record(folder, SEARCH_SPACE, *NEEDED, "groups")
     space = space_of_record(record)
-    ranks = choose_ranks("heuristic" if settings.ranks is None else settings.ranks, space, record["fingerprint"])
+    ranks = choose_ranks(settings.ranks, space, record["fingerprint"])
     tensors = sliced(load_file(folder / ADAPTER_WEIGHTS), by_linear(space, ranks))
     return SubAdapter(record, dict(ranks), tensors, sliced_config(folder, space, ranks))
 

@@ -12,6 +12,7 @@ from shears.errors import InputError
 from shears.evaluation.arms import files_of, read_arms
 from shears.evaluation.comparison import compare_arms
 from shears.fields import SEEDS
+from shears.paths import expanded
 from shears.report.html import document, element, table
 from shears.report.intervals import intervals
 from shears.report.section import note, picture, section
@@ -27,7 +28,7 @@ def compare(
 
     Every arm is held against the first or the one named, on the same examples; seeds of an arm are pooled.
     """
-    path = Path(output) if output is not None else None
+    path = expanded(output) if output is not None else None
     if path is not None and (path.suffix not in (".json", ".html") or path.is_dir() or not path.parent.is_dir()):
         raise InputError(f"the output must be a .json or .html file in a folder that is there, got {path}")
     if not 0 <= seed < SEEDS:

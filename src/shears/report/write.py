@@ -5,6 +5,7 @@ from pathlib import Path
 
 from shears.artifacts import REPORT, write_text
 from shears.errors import RECORD_ERRORS, InputError, first_line
+from shears.paths import expanded
 from shears.report.page import page
 from shears.report.records import read_run
 
@@ -18,7 +19,7 @@ def write_report(run: str | Path, output: str | Path | None = None, *, compare: 
     folder is no run or the output is one.
     """
     folder, other = Path(run), Path(compare) if compare is not None else None
-    path = Path(output) if output is not None else folder / REPORT
+    path = expanded(output) if output is not None else folder / REPORT
     text = _page(folder, other)
     if path.suffix != ".html" or path.is_dir() or not path.parent.is_dir():
         raise InputError(f"the output must be an .html file in a folder that is there, got {path}")

@@ -29,6 +29,7 @@ from shears.sparsity.shares import allocate
 from shears.sparsity.sources import BlockSource, WholeModel
 from shears.sparsity.statistics import InputMoments, InputNorms
 from shears.sparsity.walk import Batches, IrregularBlocks, Walk, evaluating, walk_blocks
+from shears.vocabulary import num_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +234,7 @@ def check_weights(model: nn.Module, matrices: Sequence[Matrix]) -> None:
 def _check_batches(model: PreTrainedModel, batches: Batches) -> None:
     if not batches:
         raise InputError("there must be at least one batch of calibration tokens, got none; give a calibration text")
-    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    vocabulary = num_embeddings(model)
     largest = max(int(batch.max()) for batch in batches)
     if largest >= vocabulary:
         raise InputError(f"calibration token ids must be below {vocabulary}, got {largest}; use this model's tokenizer")
