@@ -9,8 +9,7 @@ differences below `--indifference` taken for none (a way is left out by `--ways`
 (`--naive-every`) of the first climb is also evaluated by whole forwards: figures by prefix have the same bits, and the
 time of all 100 is that of these times ten, for every whole evaluation runs the same blocks. Seconds are CPU seconds, so
 that one thread's do not depend on what else runs. Everything counts: trials, anchors, slopes, the whole measurements of
-a race's finalists. The second generates answers of several configurations in one batch and one by one, in turns. Needs
-a super-adapter: no test.
+a race's finalists. The second generates answers of several configurations in one batch and one by one, in turns.
 """
 
 import argparse
