@@ -1,11 +1,15 @@
 """What chats may hold: texts, parts of text, tools that are called; nothing else is turned into text in silence."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from shears.data.examples import completion_of, to_example, tokenize, tokenize_all
+from shears.data.calibration import calibration_batches
+from shears.data.examples import completion_of, prompts_of, to_example, tokenize, tokenize_all
 from shears.errors import InputError
 from tests.tiny import END, tiny_tokenizer
 
@@ -75,3 +79,41 @@ def test_a_turn_that_says_nothing_is_not_learnt() -> None:
     assert completion_of(silent) == ""
     with pytest.raises(InputError, match="got 1 without one"):
         tokenize_all([silent], tokenizer, 64)
+
+
+TALK = [ASKED, {"role": "assistant", "content": "Hello"}, ASKED, {"role": "assistant", "content": "a"}]
+
+
+def test_a_chat_starts_as_its_template_says_in_training_evaluation_and_calibration(tmp_path: Path) -> None:
+    core = tiny_tokenizer().backend_tokenizer
+    core.add_special_tokens(["<s>"])
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", core.token_to_id("<s>"))]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token=END, pad_token=END)
+    for template in (str(tiny_tokenizer().chat_template), "<s>" + str(tiny_tokenizer().chat_template)):
+        tokenizer.chat_template = template
+        example = to_example({"messages": TALK}, "question", tokenizer)
+        whole = tokenizer.apply_chat_template(TALK, tokenize=True, return_dict=False)
+        asked = tokenizer.apply_chat_template(TALK[:-1], add_generation_prompt=True, return_dict=False)
+        assert tokenize(example, tokenizer).input_ids == whole
+        assert prompts_of([example], tokenizer) == [asked]
+        (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": TALK}) + "\n")
+        calibration = calibration_batches(str(tmp_path / "chats.jsonl"), tokenizer, 1, len(whole), 1, 0)
+        assert calibration.batches[0].tolist() == [whole]
+    assert prompts_of([to_example({"prompt": "a"}, "question", tokenizer)], tokenizer)[0][0] == tokenizer.bos_token_id
+
+
+def test_a_prompt_of_several_turns_is_the_tokens_that_are_trained() -> None:
+    core = tiny_tokenizer().backend_tokenizer
+    core.model = models.WordLevel({"[a]": 0, "[b]": 1, "Hello": 2, ":Hello": 3}, unk_token="[a]")  # merges over a turn
+    core.pre_tokenizer = pre_tokenizers.Split("|", "removed")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END)
+    tokenizer.chat_template = (
+        "{% for m in messages %}|{{ m.role }}:{{ m.content }}{% endfor %}{% if add_generation_prompt %}|assistant:"
+        "{% endif %}"
+    )
+    example = to_example({"messages": TALK}, "question", tokenizer)
+    (prompt,), tokens = prompts_of([example], tokenizer), tokenize(example, tokenizer)
+    assert tokens.input_ids[: len(prompt)] == prompt
+    assert all(label == -100 or index >= len(prompt) or label == 2 for index, label in enumerate(tokens.labels))

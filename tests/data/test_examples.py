@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from shears.data.examples import (
     Example,
     Segment,
+    choices_of,
     load_examples,
     prompt_ids,
     prompt_of,
@@ -224,3 +225,29 @@ def test_loading_names_the_row_that_fails(tmp_path: Any) -> None:
     with pytest.raises(InputError, match=r"row 2 of .*rows.jsonl: .* got question"):
         load_examples(str(path), "question", TOKENIZER)
     assert len(load_examples(str(path), "question", TOKENIZER, limit=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "expected"),
+    [
+        ([" 1", " 2", " 3"], " 1", " 1"),
+        ([" 1", " 2", " 3"], "1", " 1"),
+        ([" 1", " 2", " 3"], 1, " 2"),  # a number is an index
+        ([" Paris", " Rome"], " Paris", " Paris"),
+        ([" Paris", " Rome"], "Rome", " Rome"),
+        ([" a", "a"], "a", "a"),
+        ([" b", " a"], "B", " a"),
+    ],
+)
+def test_spaces_around_a_choice_do_not_make_its_text_an_index(
+    choices: list[str], answer: object, expected: str
+) -> None:
+    assert choices_of({"prompt": "x", "choices": choices, "answer": answer}) == (choices, expected)
+
+
+def test_an_empty_prompt_column_does_not_hide_the_instruction() -> None:
+    columns = {"prompt": None, "completion": None, "instruction": "Say hi", "output": "hi"}
+    assert to_example(columns, "question", TOKENIZER) == to_example(
+        {"instruction": "Say hi", "output": "hi"}, "question", TOKENIZER
+    )
+    assert prompt_of(to_example({"prompt": None, "completion": "b"}, "question", TOKENIZER)) == ""

@@ -87,3 +87,20 @@ def test_any_text_has_a_name_of_its_own_words(text: str) -> None:
 )
 def test_what_a_row_asks(row: dict[str, object], question: str) -> None:
     assert question_of(row) == question
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("\u0915\u0940 \u0909\u092e\u094d\u0930", "\u0915\u093e \u0909\u092e\u094d\u0930"),  # Hindi: ki, ka
+        ("\u0e17\u0e35\u0e48", "\u0e17\u0e31\u0e48"),  # Thai
+        ("\U0001f600", "!!"),
+        ("x\u0304?", "x?"),  # an accent that no letter is composed with
+    ],
+)
+def test_marks_and_lone_symbols_tell_questions_apart(one: str, other: str) -> None:
+    assert question_id(one) != question_id(other)
+
+
+def test_composed_and_decomposed_letters_are_the_same_question() -> None:
+    assert question_id("caf\u00e9?") == question_id("Cafe\u0301") != question_id("cafe")

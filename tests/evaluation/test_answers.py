@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.evaluation.answers import evaluate_equation, extract_number, numbers_equal
+from shears.evaluation.answers import evaluate_equation, extract_number, numbers_equal, right_number
 
 
 @pytest.mark.parametrize(
@@ -112,3 +112,33 @@ def test_anything_but_short_arithmetic_has_no_value(text: str, value: float | No
 def test_no_text_makes_the_parser_fail(text: str) -> None:
     evaluate_equation(text)
     extract_number(text)
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        ("72", 72.0),
+        (" 1,234.5 ", 1234.5),
+        ("1e-05", 1e-5),
+        ("1e+16", 1e16),
+        ("2.5e3", 2500.0),
+        ("\u22125", -5.0),
+        ("$1,200", 1200.0),
+        ("48/2 = <<48/2=24>>24 and 48 more\n#### 72", 72.0),
+        ("12 apples", 12.0),
+        ("1/2", None),
+        ("3 1/2 cups", None),
+        ("1 \u2044 2", None),
+        ("3\u00bd", None),
+        ("nan", None),
+        ("inf", None),
+        ("many", None),
+    ],
+)
+def test_a_right_answer_is_the_number_it_says_or_none(answer: str, number: float | None) -> None:
+    assert right_number(answer) == number
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_any_number_of_a_row_is_read_back(value: float) -> None:
+    assert right_number(str(value)) == value

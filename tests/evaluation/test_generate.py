@@ -6,7 +6,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
-from shears.evaluation.generate import Decoder, EndOfLine, generate_answers, line_breaks
+from shears.evaluation.generate import Decoder, generate_answers
+from shears.evaluation.stopping import EndOfLine, line_breaks
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

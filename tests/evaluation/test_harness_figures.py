@@ -90,3 +90,15 @@ def test_a_record_is_json_whatever_a_task_makes_of_its_rows() -> None:
     (record,) = json.loads(json.dumps([records_of("t", [sample])[0]], allow_nan=False))
     assert record["answer"] == {"day": "2026-01-02", "3": [4, 0.5, None, True], "none": None}
     assert record["prediction"] == "{'1'}"
+
+
+def test_what_is_correct_is_one_metric_for_all_examples() -> None:
+    given = [{"f1": 1.0, "em": 0.0}, {"f1": 0.67, "em": 1.0}, {"f1": 0.0, "em": 0.0}]
+    samples = [
+        {"doc_id": number, "doc": {}, "doc_hash": "h", "arguments": [["p"]], "filtered_resps": ["a"], "target": "t",
+         "filter": "none", "metrics": ["f1", "em"], **each}
+        for number, each in enumerate(given)
+    ]  # fmt: skip
+    records = records_of("t", samples)
+    assert [record["correct"] for record in records] == [False, True, False]
+    assert not any("correct_em" in record or "correct_f1" in record for record in records)

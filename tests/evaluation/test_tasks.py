@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 
 from shears.data.examples import to_example
 from shears.errors import InputError
@@ -71,9 +72,22 @@ def test_a_log_likelihood_that_is_none_is_told_and_an_infinite_one_is_json(
     config = _config("choices", _file(tmp_path, [{"prompt": "2?", "choices": [" 2", " 3"], "answer": 0}]))
     monkeypatch.setattr(tasks, "choose", lambda *_: [Choice(0, 0, (-1.0, -math.inf))])
     assert evaluate_task(tiny_model(), TOKENIZER, config).records[0]["log_likelihoods"] == [-1.0, None]
-    monkeypatch.setattr(tasks, "choose", lambda *_: [Choice(0, 0, (math.nan, -1.0))])
+    monkeypatch.undo()
     with pytest.raises(InputError, match="must give every choice a log-likelihood, got nan in row 1"):
-        evaluate_task(tiny_model(), TOKENIZER, config)
+        evaluate_task(_damaged(), TOKENIZER, config)
+
+
+@pytest.mark.parametrize("task", ["number", "equation", "gsm8k"])
+def test_texts_of_a_model_without_numbers_are_refused_not_scored(task: str) -> None:
+    row = {"instruction": "1+1?", "output": " 1+1 = 2", "answer": "2"}
+    with pytest.raises(InputError, match="must give finite logits, got nan for a token; it may be damaged"):
+        evaluate_examples(_damaged(), TOKENIZER, [to_example(row, "question", TOKENIZER)], _config(task))
+
+
+def _damaged() -> PreTrainedModel:
+    model = tiny_model("llama_untied")
+    model.get_parameter("lm_head.weight").data[:] = math.nan
+    return model
 
 
 @pytest.mark.parametrize("task", ["choices", "number", "equation"])
@@ -107,6 +121,7 @@ def test_perplexity_is_of_a_text_or_of_rows_of_text(tmp_path: Path) -> None:
         ("choices", {"prompt": "a", "choices": ["b"], "answer": "c"}, "answer among them"),
         ("number", {"prompt": "a", "completion": "b"}, "row 1 has None"),
         ("equation", {"prompt": "a", "answer": "many"}, "row 1 has 'many'"),
+        ("number", {"prompt": "a", "answer": "1/2"}, "a number as its answer, in decimals, row 1 has '1/2'"),
     ],
 )
 def test_a_row_that_does_not_suit_the_task_is_named(

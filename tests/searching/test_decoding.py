@@ -5,16 +5,21 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
+from shears.adapt.elastic import make_elastic
+from shears.adapt.groups import build_space, target_modules
 from shears.adapt.load import SuperAdapter
 from shears.adapt.space import RankConfig
 from shears.data.examples import Example, to_example
 from shears.evaluation.generate import Decoder
+from shears.evaluation.scorers import LossScorer
 from shears.recipe import SearchConfig
 from shears.searching import decoding
 from shears.searching.decoding import DecodingGauge
 from shears.searching.gauged import GaugedEvaluator
-from tests.searching.adapters import make_adapter, make_super_adapter, walk
+from shears.searching.gauges import WholeGauge
+from tests.searching.adapters import PAD, deep_model, make_adapter, make_rows, make_super_adapter, walk
 from tests.tiny import tiny_tokenizer
 
 CONFIG: dict[str, Any] = {
@@ -118,7 +123,7 @@ def test_what_shares_nothing_is_read_plainly() -> None:
     assert gauge._ways([space.heuristic()]) == []
     short = [to_example({"prompt": "1", "completion": " 1", "answer": 1}, "question", adapter.tokenizer)]
     one_token = DecodingGauge(adapter, short, SearchConfig(**CONFIG, task="number"))
-    one_token._prompts = [["1"]]
+    one_token._prompts = [[[49]]]
     assert one_token._caches is None
 
 
@@ -153,3 +158,18 @@ def test_masked_super_adapters_come_one_by_one() -> None:
     configs = walk(adapter.elastic.space, 2)
     figures = GaugedEvaluator(gauge, "accuracy", adapter.elastic).many(configs)
     assert all(0 <= each["accuracy"] <= 1 for each in figures)
+
+
+def test_adapters_without_ranks_by_row_come_one_by_one() -> None:
+    model = deep_model("llama")
+    space = build_space(model, ("q_proj", "up_proj"), (6, 4, 2))
+    targets = target_modules(model, space)
+    peft_model = get_peft_model(model, LoraConfig(r=6, target_modules=targets, init_lora_weights=False, use_dora=True))
+    elastic = make_elastic(peft_model.eval().requires_grad_(False), space)
+    adapter = SuperAdapter(peft_model, tiny_tokenizer(), elastic, {})
+    gauge = DecodingGauge(adapter, examples_of(adapter, 4), SearchConfig(**CONFIG, task="number"))
+    figures = GaugedEvaluator(gauge, "accuracy", elastic).many(walk(space, 2))
+    assert gauge.width == 1
+    assert all(0 <= each["accuracy"] <= 1 for each in figures)
+    scorer = LossScorer(peft_model, make_rows(), PAD, 4)
+    assert WholeGauge(elastic, scorer, "fp32").slopes(space.heuristic()) is None

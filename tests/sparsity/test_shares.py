@@ -13,7 +13,9 @@ from shears.blocks import decoder_blocks
 from shears.errors import InputError
 from shears.recipe import SparsifyConfig
 from shears.skeleton import Skeleton
+from shears.sparsity import shares
 from shears.sparsity.activations import Activations
+from shears.sparsity.allocation import outlier_share
 from shears.sparsity.plan import choose
 from shears.sparsity.prune import prune_blocks, sparsify_model
 from shears.sparsity.shares import allocate
@@ -165,3 +167,14 @@ def test_global_refuses_to_empty_a_linear_and_says_which() -> None:
         model.get_parameter("model.layers.1.mlp.up_proj.weight").mul_(1e-4)
     with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj.*skip"):
         sparsify_model(model, [], GLOBAL)
+
+
+def test_experts_that_no_token_reached_do_not_count_as_outliers_or_as_none() -> None:
+    weights = [torch.randn(6, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    weights[0][0, :3] *= 40
+    norms = torch.full((8,), 200.0)
+    reached = [(weights[0], norms), (weights[1], norms)]
+    share = outlier_share(shares._scores(reached))
+    assert outlier_share(shares._scores([*reached, (weights[2], None)])) == share == 3 / 96
+    alone = shares._scores([(weight, None) for weight in weights])
+    assert all(torch.equal(found, weight.abs()) for found, weight in zip(alone, weights, strict=True))

@@ -93,6 +93,21 @@ class ElasticAdapter:
         self.active = config
         return config
 
+    @property
+    def refuses_rows(self) -> str:
+        """Why `activate_rows` is not to be had; empty where it is."""
+        if self._routed:
+            return (
+                f"ranks by example need linears that see every token of all rows, {self._routed[0]} is an expert's; "
+                "set sampling to uniform or leave it out of groups"
+            )
+        if self._variants:
+            return (
+                "ranks by example need plain LoRA, whose A sees the rows of the batch and no others, got "
+                f"{self._variants[0]}; activate one configuration for all rows"
+            )
+        return ""
+
     def activate_rows(self, configs: Sequence[RankConfig], examples: Int[Tensor, "P L"] | None = None) -> None:
         """Make the next forwards use other ranks for every row of the batch (B configurations).
 
@@ -100,16 +115,8 @@ class ElasticAdapter:
         (whichever, where there is none). InputError if they are not in the space, for variants of LoRA (DoRA's A also
         gets an identity), or where a linear sees only the tokens that a router sends it.
         """
-        if self._routed:
-            raise InputError(
-                f"ranks by example need linears that see every token of all rows, {self._routed[0]} is an expert's; "
-                "set sampling to uniform or leave it out of groups"
-            )
-        if self._variants:
-            raise InputError(
-                f"ranks by example need plain LoRA, whose A sees the rows of the batch and no others, got "
-                f"{self._variants[0]}; activate one configuration for all rows"
-            )
+        if self.refuses_rows:
+            raise InputError(self.refuses_rows)
         checked = [self.space.check(config) for config in configs]
         for group, layers in self._layers.items():
             ranks = torch.tensor([config[group] for config in checked])

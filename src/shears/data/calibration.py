@@ -208,7 +208,7 @@ def _chat_tokens(messages: object, tokenizer: PreTrainedTokenizerBase) -> list[i
     except (TemplateError, TypeError, ValueError) as error:
         raise InputError(f"messages must suit the tokenizer's chat template, got: {error}") from None
     ended = bool(tokenizer.eos_token) and text.rstrip().endswith(str(tokenizer.eos_token))
-    return prompt_ids([text], tokenizer)[0] + ([] if ended else _end(tokenizer))
+    return encode([text], tokenizer)[0] + ([] if ended else _end(tokenizer))
 
 
 def _batched(source: str, sequences: list[list[int]], batch_size: int) -> Calibration:

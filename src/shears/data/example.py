@@ -28,12 +28,19 @@ class Example:
     choices: tuple[str, ...] = ()
     question: str = field(default="", compare=False)
     """What is asked, without a template: by it an example is known again in another file or under another prompt."""
+    is_chat: bool = field(default=False, repr=False)
+    """The text is a chat template's, which writes the start of sequence itself where the model is to see one."""
+
+
+def segments_before(example: Example) -> tuple[Segment, ...]:
+    """Return the segments before the last trained one."""
+    last = max(index for index, segment in enumerate(example.segments) if segment.trained)
+    return example.segments[:last]
 
 
 def prompt_of(example: Example) -> str:
     """Return all text before the last trained segment."""
-    last = max(index for index, segment in enumerate(example.segments) if segment.trained)
-    return "".join(segment.text for segment in example.segments[:last])
+    return "".join(segment.text for segment in segments_before(example))
 
 
 def completion_of(example: Example) -> str:

@@ -1,6 +1,7 @@
 """Examples: rows of any known form turned into text segments, of which some carry the loss, and those into tokens.
 
 The same segments serve training and evaluation, each tokenised by itself, so that a prompt is the same tokens in both.
+Chats get no start of sequence but the one that their template writes, as in transformers and in servers.
 """
 
 import logging
@@ -11,7 +12,15 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from shears.data.chat import chat_segments
-from shears.data.example import Example, Segment, Tokenized, completion_of, prompt_of, with_completion
+from shears.data.example import (
+    Example,
+    Segment,
+    Tokenized,
+    completion_of,
+    prompt_of,
+    segments_before,
+    with_completion,
+)
 from shears.data.questions import question_of
 from shears.data.rows import Row, read_rows
 from shears.errors import InputError
@@ -20,7 +29,8 @@ from shears.prompts import render_completion, render_prompt
 
 logger = logging.getLogger(__name__)
 __all__ = ["Example", "Segment", "Tokenized", "choices_of", "completion_of", "encode", "load_examples",
-           "prompt_ids", "prompt_of", "to_example", "tokenize", "tokenize_all", "with_completion"]  # fmt: skip
+           "prompt_ids", "prompt_of", "prompts_of", "to_example", "tokenize", "tokenize_all",
+           "with_completion"]  # fmt: skip
 
 # The form of LLM-Adapters' commonsense sets: the choices stand at the end of the instruction.
 ANSWER_FORMAT = re.compile(r"Answer format:\s*(\S+(?:/\S+)+)\s*$")
@@ -37,8 +47,8 @@ def to_example(row: Mapping[str, Any], template: str, tokenizer: PreTrainedToken
     """
     if row.get("messages"):
         segments, answer = chat_segments(row["messages"], tokenizer), _optional_text(row.get("answer"))
-        return Example(segments, answer, question=question_of(row))
-    if "prompt" in row:
+        return Example(segments, answer, question=question_of(row), is_chat=True)
+    if row.get("prompt") is not None or ("prompt" in row and row.get("instruction") is None):
         return _complete(row, _text(row, "prompt"), "completion", str)
     if "instruction" in row:
         prompt = render_prompt(template, _text(row, "instruction"), _text(row, "input"))
@@ -72,11 +82,15 @@ def choices_of(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
 
 
 def _chosen(choices: Sequence[str], answer: object) -> str | None:
-    """A whole number is an index from 0; a text is first a choice itself, then a letter, then an index."""
+    """A whole number is an index from 0; a text is first a choice itself (spaces around it aside), then a letter, then
+    an index.
+    """
     whole = isinstance(answer, float) and answer.is_integer()  # tables make 1.0 of 1 in a column with gaps
     text = f"{answer:.0f}" if whole else _as_json(answer).strip()
-    if isinstance(answer, str | bool) and text in choices:
-        return text
+    if isinstance(answer, str | bool):
+        same = [choice for choice in choices if choice.strip() == text]
+        if same:
+            return _as_json(answer) if _as_json(answer) in same else same[0]
     if isinstance(answer, str) and len(text) == 1 and text.isascii() and text.isalpha():
         index = ord(text.upper()) - ord("A")
     elif text.isdecimal() and len(text) < 10:  # Python refuses to read thousands of digits
@@ -145,6 +159,16 @@ def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> li
     return [_with_start(ids, tokenizer) for ids in encode(prompts, tokenizer)]
 
 
+def prompts_of(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the tokens of the examples' prompts: those that `tokenize` puts before the last trained segment."""
+    before = [segments_before(example) for example in examples]
+    pieces = iter(encode([segment.text for each in before for segment in each], tokenizer))
+    rows = [[token for _ in each for token in next(pieces)] for each in before]
+    return [
+        row if example.is_chat else _with_start(row, tokenizer) for example, row in zip(examples, rows, strict=True)
+    ]
+
+
 def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Return each text's tokens without special ones; `verbose=False` because windows are cut later."""
     if not texts:
@@ -175,7 +199,7 @@ def _joined(
     end = tokenizer.eos_token_id
     if end is not None and pieces[last][-1:] != [end]:
         pieces[last] = [*pieces[last], end]
-    first = _with_start(pieces[0], tokenizer)
+    first = pieces[0] if example.is_chat else _with_start(pieces[0], tokenizer)
     labels = [IGNORED] * (len(first) - len(pieces[0]))
     for flag, piece in zip(trained, pieces, strict=True):
         labels += piece if flag else [IGNORED] * len(piece)

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ NUMBER_OR_WORD = r"(?<![\w.])\.\d+|[^\W_]+(?:(?<=\d)\.(?=\d)[^\W_]+)*"
 OPERATOR = r"!=|[+\-*/=<>%^|±·\u2200-\u22ff]|(?:(?<=[\d)])|(?<=\b[a-z]))\s*!"
 PIECES = re.compile(rf"{NUMBER_OR_WORD}|[()]|{OPERATOR}")
 SAME = str.maketrans("\u2212\u00d7\u2217\u00f7\u2044\u2215", "-**///")
+MARKS = {"Mn", "Mc"}  # vowel signs and accents that stand alone: part of a word, for re they are punctuation
 COLUMNS = ("instruction", "prompt", "question", "original_text")
 
 
@@ -33,10 +35,18 @@ def question_of(row: Mapping[str, Any]) -> str:
 def question_id(question: str) -> str:
     """Return 16 hex digits of a question's sha256: without a template, in lower case, without punctuation.
 
-    Decimal points, operators and signs are part of it; U+2212 is -, a times or division sign * or /.
+    Decimal points, operators and signs are part of it; U+2212 is -, a times or division sign * or /. Composed and
+    decomposed letters are the same, and a text of neither words nor operators goes by its characters.
     """
-    pieces = [piece.strip() for piece in PIECES.findall(without_template(question).lower().translate(SAME))]
+    text = unicodedata.normalize("NFC", without_template(question)).lower().translate(SAME)
+    pieces = [piece.strip() for piece in PIECES.findall(_with_marks_as_letters(text))] or text.split()
     return hashlib.sha256(" ".join(_without_plain_brackets(pieces)).encode()).hexdigest()[:16]
+
+
+def _with_marks_as_letters(text: str) -> str:
+    if text.isascii():
+        return text
+    return "".join(f"m{ord(char):x}m" if unicodedata.category(char) in MARKS else char for char in text)
 
 
 def _without_plain_brackets(pieces: list[str]) -> list[str]:

@@ -69,7 +69,7 @@ def _read_json(path: Path) -> list[Row]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} must be a whole JSON list, got {error}; it may be cut off: get it again") from None
     halves = HALF.search(text) is not None
-    return [_checked(row, f"row {index} of {path}", halves) for index, row in enumerate(rows)]
+    return [_checked(row, f"row {index} of {path}", halves) for index, row in enumerate(rows, start=1)]
 
 
 def _read_json_lines(path: Path) -> list[Row]:

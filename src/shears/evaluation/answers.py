@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
+FRACTION = re.compile(r"(?:\d\s*[/\u2044]\s*\d+(?:\.\d+)?|[\u00bc-\u00be\u2150-\u215e])\D*$")  # at a text's end
 TOLERANCE = 1e-3  # |difference| that still counts as equal, as in LLM-Adapters and the Shears paper
 LONGEST_EQUATION = 200  # characters; the parser's own recursion would fail on thousands of brackets
 OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = MappingProxyType(
@@ -22,6 +23,18 @@ def extract_number(text: str) -> float | None:
     """Return the last number of a text, commas removed first; None where there is none or it is beyond a float."""
     found = NUMBER.findall(text.replace(",", ""))
     return finite(found[-1]) if found else None
+
+
+def right_number(answer: str) -> float | None:
+    """Return the number that a row's answer is, else its last one; None for a fraction, and where there is none.
+
+    An answer may be text that ends in the number, as GSM8K's do; "1/2" would be read as 2.
+    """
+    text = answer.strip().replace(",", "").replace("\u2212", "-")
+    try:
+        return finite(text)
+    except ValueError:
+        return None if FRACTION.search(text) else extract_number(text)
 
 
 def finite(digits: str) -> float | None:

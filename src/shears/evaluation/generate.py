@@ -9,16 +9,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from shears.adapt.packable import TRIAL_ERRORS, drawn, is_apart, num_words, weights_dtype
 from shears.adapt.padded import LONG, SHORT
@@ -29,36 +22,11 @@ from shears.evaluation.context import refuse_beyond, warn_beyond
 from shears.evaluation.journal import Journal
 from shears.evaluation.prompt_caches import Fill
 from shears.evaluation.score import device_of
+from shears.evaluation.stopping import Always, EndOfLine, Numbers, line_breaks
 from shears.progress import track
 
-
-class EndOfLine(StoppingCriteria):
-    """Stops a row at the first line break behind a line that is not empty."""
-
-    def __init__(self, line_breaks: Int[Tensor, " V"], prompt_length: int) -> None:
-        self._breaks, self._start = line_breaks, prompt_length
-
-    def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Bool[Tensor, " B"]:
-        """Return which rows have ended."""
-        breaks = torch.isin(input_ids[:, self._start :], self._breaks.to(input_ids.device))
-        return breaks[:, -1] & (~breaks).any(dim=1)
-
-
-class Always(LogitsProcessor):
-    """Makes one token the likeliest."""
-
-    def __init__(self, token: int) -> None:
-        self._token = token
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return logits of which that token's is the largest."""
-        return torch.zeros_like(scores).index_fill_(1, torch.tensor([self._token], device=scores.device), 1.0)
-
-
-def line_breaks(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " V"]:
-    """Return every token whose text holds a line break."""
-    vocabulary = tokenizer.get_vocab()
-    return torch.tensor([i for token, i in vocabulary.items() if "\n" in tokenizer.convert_tokens_to_string([token])])
+Prompts = Sequence[str] | Sequence[list[int]]
+"""Texts, or tokens as they are."""
 
 
 def generate_answers(
@@ -92,7 +60,7 @@ class Decoder:
     journal: Journal | None = None
 
     def answers(
-        self, prompts: Sequence[str], batch_size: int, before: Callable[[Sequence[int]], Fill | None] = lambda _: None
+        self, prompts: Prompts, batch_size: int, before: Callable[[Sequence[int]], Fill | None] = lambda _: None
     ) -> list[str]:
         """Return the continuation of every prompt.
 
@@ -116,9 +84,9 @@ class Decoder:
                 answers[index] = answer
         return answers
 
-    def warn(self, prompts: Sequence[str]) -> None:
+    def warn(self, prompts: Prompts) -> None:
         """Log how many prompts come, with their answers, to more tokens than the model was made for."""
-        warn_beyond(self.model, [len(ids) + self.max_new_tokens - 1 for ids in prompt_ids(prompts, self.tokenizer)])
+        warn_beyond(self.model, [len(ids) + self.max_new_tokens - 1 for ids in _tokens(prompts, self.tokenizer)])
 
     def _buckets(self, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
         """Return the numbers of the prompts of each batch: as many together as the model keeps apart."""
@@ -172,8 +140,12 @@ class Decoder:
     def continued(
         self, batch: Mapping[str, Tensor], breaks: Tensor | None = None, cache: Any = None
     ) -> Int[Tensor, "B T"]:
-        """Return the tokens behind the prompts; `cache` holds all of these but the last tokens, where there is one."""
-        tokens: Tensor = self._generated(batch, breaks, cache).sequences[:, batch["input_ids"].shape[1] :]
+        """Return the tokens behind the prompts; `cache` holds all of these but the last tokens, where there is one.
+
+        InputError where the model's logits are no numbers.
+        """
+        found = self._generated(batch, breaks, cache, logits_processor=LogitsProcessorList([Numbers()]))
+        tokens: Tensor = found.sequences[:, batch["input_ids"].shape[1] :]
         return tokens
 
     def logits(self, batch: Mapping[str, Tensor], cache: Any = None) -> Float[Tensor, "T B V"]:
@@ -200,8 +172,14 @@ class Decoder:
             raise
 
 
-def _checked_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    rows = prompt_ids(prompts, tokenizer)
+def _tokens(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    made = iter(prompt_ids(texts, tokenizer))
+    return [next(made) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+
+def _checked_prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    rows = _tokens(prompts, tokenizer)
     if not all(rows):
         raise InputError(f"a prompt must not be empty, number {rows.index([]) + 1} is")
     return rows

@@ -186,17 +186,26 @@ def _records(task: str, samples: Sequence[Mapping[str, Any]]) -> list[Record]:
     of_example: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for sample in samples:
         of_example[int(sample["doc_id"])].append(sample)
-    return [_record(task, of_example[number]) for number in sorted(of_example)]
+    counted = _counted(samples)
+    return [_record(task, of_example[number], counted) for number in sorted(of_example)]
 
 
-def _record(task: str, samples: Sequence[Mapping[str, Any]]) -> Record:
+def _counted(samples: Sequence[Mapping[str, Any]]) -> set[tuple[str, object]]:
+    """Return the metrics, with their filters, that are 0 or 1 of every example: of others, 1 is no right answer."""
+    values = [
+        (name, sample.get("filter"), sample.get(name)) for sample in samples for name in sample.get("metrics", [])
+    ]
+    return {key[:2] for key in values} - {key[:2] for key in values if key[2] not in (0, 1)}
+
+
+def _record(task: str, samples: Sequence[Mapping[str, Any]], counted: Collection[tuple[str, object]]) -> Record:
     """Return the samples of an example in our form, the first filter's text as its prediction.
 
-    `correct` is the first metric that is 0 or 1, `correct_NAME` (of several filters, `correct_NAME,FILTER`) the others.
+    `correct` is the first that is counted, `correct_NAME` (of several filters, `correct_NAME,FILTER`) the others.
     """
     sample, several = samples[0], len(samples) > 1
-    bits = {f"{name},{each['filter']}" if several else name: bool(each[name])
-            for each in samples for name in each.get("metrics", []) if each.get(name) in (0, 1)}  # fmt: skip
+    bits = {f"{name},{each['filter']}" if several else name: bool(each[name]) for each in samples
+            for name in each.get("metrics", []) if (name, each.get("filter")) in counted}  # fmt: skip
     record: Record = {
         "index": int(sample["doc_id"]), "task": task, "id": str(sample["doc_hash"])[:16],
         "prompt": str(sample["arguments"][0][0]), "prediction": _prediction(sample), "answer": _plain(sample["target"]),

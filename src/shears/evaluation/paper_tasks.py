@@ -10,7 +10,7 @@ from types import MappingProxyType
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from shears.data.examples import Example, prompt_of
+from shears.data.examples import Example, prompts_of
 from shears.errors import InputError
 from shears.evaluation.answers import finite
 from shears.evaluation.extraction import READERS, is_right, official_label, response_of
@@ -72,7 +72,7 @@ def generated_records(
     """Return what each example's generated response answers, by the official rule (`correct`) and by the strict one."""
     answers, read = right_answers(config.task, examples), READERS[ANSWER_FORMS[config.task]]
     decoder = Decoder(model, tokenizer, config.max_new_tokens, num_beams=config.num_beams, journal=journal)
-    prompts = [prompt_of(example) for example in examples]
+    prompts = prompts_of(examples, tokenizer)
     decoder.warn(prompts)
     texts = decoder.answers(prompts, config.batch_size)
     records = []

@@ -3,6 +3,7 @@
 N rows, B rows of a batch, K trailing positions, V words of the vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.padded import ignores_padding
 from shears.data.collate import length_buckets, pad_left, padding
-from shears.data.examples import Example, Tokenized, encode, prompt_ids, prompt_of
+from shears.data.examples import Example, Tokenized, encode, prompts_of
 from shears.errors import InputError
 from shears.evaluation.branches import Continuation, Forest, planted
 from shears.evaluation.context import check_lengths
@@ -85,7 +86,7 @@ class Questions:
     """The choices of examples as rows to score, planned once: `answer` always makes the same forwards."""
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> None:
-        prompts = prompt_ids([prompt_of(example) for example in examples], tokenizer)
+        prompts = prompts_of(examples, tokenizer)
         texts = iter(encode([choice for example in examples for choice in example.choices], tokenizer))
         choices = [[next(texts) for _ in example.choices] for example in examples]
         _check_tokens(prompts, choices)
@@ -100,7 +101,10 @@ class Questions:
     def answer(self, model: nn.Module, batch_size: int, run: Run = plainly) -> list[Choice]:
         """Return each example's likeliest choice; `run` makes the forwards."""
         sums = iter(forest_log_likelihoods(model, self.forest, self._pad_id, batch_size, run).tolist())
-        return [_choice([(next(sums), length) for length in lengths]) for lengths in self._lengths]
+        return [
+            _choice(number, [(next(sums), length) for length in lengths])
+            for number, lengths in enumerate(self._lengths, start=1)
+        ]
 
     def sample(self, model: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
         """Return a small batch as `answer` makes them: the inputs, and the positions whose logits are wanted."""
@@ -120,8 +124,13 @@ def _check_tokens(prompts: Sequence[list[int]], choices: Sequence[list[list[int]
             )
 
 
-def _choice(scored: list[tuple[float, int]]) -> Choice:
+def _choice(number: int, scored: list[tuple[float, int]]) -> Choice:
     sums = [total for total, _ in scored]
+    if any(map(math.isnan, sums)):
+        raise InputError(
+            f"the model must give every choice a log-likelihood, got nan in row {number}; it may be damaged, "
+            "or need --precision fp32"
+        )
     means = [total / length for total, length in scored]
     return Choice(sums.index(max(sums)), means.index(max(means)), tuple(sums))
 

@@ -14,10 +14,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from shears.data.calibration import text_tokens
-from shears.data.examples import Example, completion_of, load_examples, prompt_of
+from shears.data.examples import Example, completion_of, load_examples, prompts_of
 from shears.data.paper_rows import paper_row
 from shears.errors import InputError
-from shears.evaluation.answers import evaluate_equation, extract_number, numbers_equal
+from shears.evaluation.answers import evaluate_equation, extract_number, numbers_equal, right_number
 from shears.evaluation.generate import Decoder
 from shears.evaluation.journal import Journal
 from shears.evaluation.paper_tasks import generated_records, with_choices
@@ -87,19 +87,14 @@ def _choices(
                 **record(index, example, chosen.strip(), str(example.answer).strip()),
                 "correct": chosen == example.answer,
                 "correct_per_token": per_token == example.answer,
-                "log_likelihoods": [_shown(index, value) for value in choice.log_likelihoods],
+                "log_likelihoods": [_shown(value) for value in choice.log_likelihoods],
             }
         )
     return records
 
 
-def _shown(index: int, log_likelihood: float) -> float | None:
-    """Return a log-likelihood as a record holds it, None for that of the impossible; InputError where it is none."""
-    if math.isnan(log_likelihood):
-        raise InputError(
-            f"the model must give every choice a log-likelihood, got nan in row {index + 1}; it may be damaged, "
-            "or need --precision fp32"
-        )
+def _shown(log_likelihood: float) -> float | None:
+    """Return a log-likelihood as a record holds it, None for that of the impossible."""
     return round(log_likelihood, 4) if math.isfinite(log_likelihood) else None
 
 
@@ -139,7 +134,7 @@ class Generated:
         """Return what each example gave."""
         answers = self.answers(examples)
         decoder = Decoder(model, tokenizer, config.max_new_tokens, self.one_line, config.num_beams, journal)
-        prompts = [prompt_of(example) for example in examples]
+        prompts = prompts_of(examples, tokenizer)
         decoder.warn(prompts)
         texts = decoder.answers(prompts, config.batch_size)
         return [
@@ -154,9 +149,11 @@ class Generated:
 
 def _right_number(number: int, example: Example, read: Callable[[str], float | None]) -> float:
     """The answer of a row is a number; without one, what the same reader finds in its completion."""
-    answer = read(completion_of(example)) if example.answer is None else extract_number(example.answer)
+    answer = read(completion_of(example)) if example.answer is None else right_number(example.answer)
     if answer is None:
-        raise InputError(f"every row must have a number as its answer, row {number} has {example.answer!r}")
+        raise InputError(
+            f"every row must have a number as its answer, in decimals, row {number} has {example.answer!r}"
+        )
     return answer
 
 

@@ -67,7 +67,7 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     """With race_error: a difference of loss (nats a token) or accuracy (a share) that does not matter, such as 0.0005;
     a candidate that differs by less beyond doubt is not measured further either."""
     seed: Seed = 0
-    """Seed of the proposals."""
+    """Seed of the proposals, and of the order in which a race asks the examples."""
 
     @property
     def objectives(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from shears.adapt.load import SuperAdapter
 from shears.adapt.space import RankConfig
 from shears.adapt.sparse_adapter import is_sparse
-from shears.data.examples import Example, Tokenized, prompt_ids, prompt_of
+from shears.data.examples import Example, Tokenized, prompts_of
 from shears.evaluation.answers import numbers_equal
 from shears.evaluation.generate import Decoder
 from shears.evaluation.prefix import first_blocks, first_difference
@@ -39,7 +39,8 @@ class DecodingGauge:
     A batch holds `batch_size` prompts for each of up to `width` configurations. Each row is what it would be in a batch
     of one configuration: the same prompts, the same padding; only kernels may round otherwise in larger batches. Where
     the configurations differ in a few blocks, prompts are read from the first of these on. A sparse adapter has one
-    product for all rows, so that there its configurations come one by one.
+    product for all rows, DoRA and adapters of routed experts know no ranks by row: there, configurations come one by
+    one.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class DecodingGauge:
         self._elastic, self._read, self._config = adapter.elastic, task.read, config
         self._device = device_of(adapter.model)
         self._decoder = Decoder(adapter.model, adapter.tokenizer, config.max_new_tokens, task.one_line)
-        self.width = 1 if is_sparse(adapter.model) else width
+        self.width = 1 if is_sparse(adapter.model) or self._elastic.refuses_rows else width
         answers, parts = task.answers(examples), [range(len(examples))] if parts is None else parts
-        self._prompts = [[prompt_of(examples[number]) for number in part] for part in parts]
+        prompts = prompts_of(examples, adapter.tokenizer)
+        self._prompts = [[prompts[number] for number in part] for part in parts]
         self._answers = [[answers[number] for number in part] for part in parts]
         self.sizes = [len(part) for part in parts]
         self.weights = torch.ones(len(examples), dtype=torch.float64)
@@ -108,9 +110,8 @@ class DecodingGauge:
     @cached_property
     def _caches(self) -> PromptCaches | None:
         """What fills caches of prompts; None where the model does not allow it. Tried with two prompts."""
-        tokenizer = self._decoder.tokenizer
-        prompts = sorted({prompt for part in self._prompts for prompt in part}, key=len)
-        rows = [Tokenized(ids, ids) for ids in prompt_ids([prompts[0], prompts[-1]], tokenizer)]
+        prompts = sorted((prompt for part in self._prompts for prompt in part), key=len)
+        rows = [Tokenized(ids, ids) for ids in (prompts[0], prompts[-1])]
         if min(len(row.input_ids) for row in rows) < 2:
             return None  # all but the last token would be none
         batch = self._decoder.batch(rows)

@@ -77,8 +77,8 @@ class WholeGauge:
         """Nothing is kept."""
 
     def slopes(self, ranks: RankConfig) -> Slopes | None:
-        """Return how the losses change around a configuration; None for accuracies, and for a sparse adapter."""
-        if not isinstance(self.scorer, LossScorer) or is_sparse(self.elastic.model):
+        """Return how the losses change around a configuration; None for accuracies, and if rows share their ranks."""
+        if not isinstance(self.scorer, LossScorer) or is_sparse(self.elastic.model) or self.elastic.refuses_rows:
             return None  # accuracies jump, and a sparse adapter has one product for all rows
         with self.autocast():
             return self.scorer.slopes(self.elastic, ranks)

@@ -159,4 +159,4 @@ def _whole(adapter: SuperAdapter, config: SearchConfig, quality: str, examples: 
 def _thrift(config: SearchConfig, figure: str) -> Thrift:
     """Only what decides is raced: a candidate that is better there must not be dropped for another figure."""
     error = config.race_error if figure == config.objectives[0] else 0.0
-    return Thrift(config.cache_budget, error, race_indifference=config.race_indifference)
+    return Thrift(config.cache_budget, error, config.seed, config.race_indifference)

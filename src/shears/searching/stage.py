@@ -168,7 +168,10 @@ def _predicted(settings: SearchConfig, validation: Validation, tied: TiedSpace) 
         return None
     predictor = validation.qualities[settings.objectives[0]].predictor()
     if predictor is None:
-        raise InputError("order must be random with a sparse adapter, of which no slopes are had; got predicted")
+        raise InputError(
+            "order must be random with a sparse adapter, DoRA or adapters of experts, of which no slopes are had; got "
+            "predicted"
+        )
     return lambda ranks: predictor(tied.expand(ranks))
 
 

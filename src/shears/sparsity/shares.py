@@ -1,6 +1,6 @@
 """The sparsity of every weight by the named rule, with what the rule has to measure."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -66,7 +66,8 @@ def _owl(
         norms, matrices = InputNorms(), chosen.by_block[run.name]
         if matrices:
             run.measure(matrices, norms.receive)
-            shares[run.name] = outlier_share([_scores(matrix.view(run.model), norms.of(matrix)) for matrix in matrices])
+            found = [(matrix.view(run.model), norms.of(matrix)) for matrix in matrices]
+            shares[run.name] = outlier_share(_scores(found))
 
     with new_activations() as hidden:
         walk_blocks(Walk(source, batches, hidden, context), visit, "outliers")
@@ -76,5 +77,10 @@ def _owl(
 
 
 @torch.no_grad()
-def _scores(weight: Float[Tensor, "O I"], norms: Float[Tensor, " I"] | None) -> Float[Tensor, "O I"]:
-    return magnitude_scores(weight) if norms is None else wanda_scores(weight, norms)
+def _scores(found: Sequence[tuple[Float[Tensor, "_ _"], Float[Tensor, " _"] | None]]) -> list[Float[Tensor, "_ _"]]:
+    """Return the Wanda scores of a block's weights that tokens reached, for magnitudes are of another scale.
+
+    Where none was reached, magnitudes of all.
+    """
+    reached = [wanda_scores(weight, norms) for weight, norms in found if norms is not None]
+    return reached or [magnitude_scores(weight) for weight, _ in found]
