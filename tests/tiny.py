@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 END = "<|end|>"
@@ -184,6 +184,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     return tokenizer
+
+
+def starting_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer that puts a start of sequence in front, as Llama's and Gemma's do."""
+    core = tiny_tokenizer().backend_tokenizer
+    core.add_special_tokens(["<s>"])
+    start = ("<s>", core.token_to_id("<s>"))
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[start])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token=END, pad_token=END)
 
 
 def save_tiny(folder: Path, name: str = "llama", seed: int = 0, **changes: Any) -> Path:

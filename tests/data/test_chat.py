@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import models, pre_tokenizers, processors
+from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from shears.data.calibration import calibration_batches
 from shears.data.examples import completion_of, prompts_of, to_example, tokenize, tokenize_all
 from shears.errors import InputError
-from tests.tiny import END, tiny_tokenizer
+from tests.tiny import END, starting_tokenizer, tiny_tokenizer
 
 ASKED: dict[str, Any] = {"role": "user", "content": "u"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
@@ -85,12 +85,7 @@ TALK = [ASKED, {"role": "assistant", "content": "Hello"}, ASKED, {"role": "assis
 
 
 def test_a_chat_starts_as_its_template_says_in_training_evaluation_and_calibration(tmp_path: Path) -> None:
-    core = tiny_tokenizer().backend_tokenizer
-    core.add_special_tokens(["<s>"])
-    core.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", core.token_to_id("<s>"))]
-    )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token=END, pad_token=END)
+    tokenizer = starting_tokenizer()
     for template in (str(tiny_tokenizer().chat_template), "<s>" + str(tiny_tokenizer().chat_template)):
         tokenizer.chat_template = template
         example = to_example({"messages": TALK}, "question", tokenizer)
@@ -106,7 +101,7 @@ def test_a_chat_starts_as_its_template_says_in_training_evaluation_and_calibrati
 
 def test_a_prompt_of_several_turns_is_the_tokens_that_are_trained() -> None:
     core = tiny_tokenizer().backend_tokenizer
-    core.model = models.WordLevel({"[a]": 0, "[b]": 1, "Hello": 2, ":Hello": 3}, unk_token="[a]")  # merges over a turn
+    core.model = models.WordLevel({"[a]": 0, "[b]": 1, "Hello": 2}, unk_token="[a]")  # a turn and its mark are one word
     core.pre_tokenizer = pre_tokenizers.Split("|", "removed")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END)
     tokenizer.chat_template = (

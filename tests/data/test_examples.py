@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import processors
-from transformers import PreTrainedTokenizerFast
 
 from shears.data.examples import (
     Example,
@@ -22,19 +20,10 @@ from shears.data.examples import (
     with_completion,
 )
 from shears.errors import InputError
-from tests.tiny import END, tiny_tokenizer
+from tests.tiny import END, starting_tokenizer, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 END_ID = 256
-
-
-def _starting_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer that puts a start of sequence in front, as Llama's and Gemma's do."""
-    core = tiny_tokenizer().backend_tokenizer
-    core.add_special_tokens(["<s>"])
-    start = ("<s>", core.token_to_id("<s>"))
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[start])
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token=END, pad_token=END)
 
 
 def _trained_text(example: Example) -> str:
@@ -82,7 +71,7 @@ def test_a_prompt_is_the_same_tokens_alone_and_in_front_of_its_completion(prompt
 
 
 def test_the_start_of_sequence_comes_once_where_the_tokenizer_puts_one() -> None:
-    tokenizer = _starting_tokenizer()
+    tokenizer = starting_tokenizer()
     example = to_example({"prompt": "ab", "completion": "cd"}, "question", tokenizer)
     tokens = tokenize(example, tokenizer)
     assert tokens.input_ids[0] == tokenizer.bos_token_id

@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
+from shears.data.examples import prompt_ids
 from shears.errors import InputError
 from shears.evaluation.generate import Decoder, generate_answers
 from shears.evaluation.stopping import EndOfLine, line_breaks
@@ -113,8 +114,9 @@ def test_beams_find_texts_at_least_as_likely_whatever_the_batch(name: str) -> No
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None  # no end: all texts have the same length, so that likelihoods compare
     one, four = (Decoder(model, tokenizer, 3, num_beams=beams) for beams in (1, 4))
-    greedy, beams = one.answers(PROMPTS, 5), four.answers(PROMPTS, 5)
-    assert four.answers(PROMPTS, 1) == beams
+    rows = prompt_ids(PROMPTS, tokenizer)
+    greedy, beams = one.answers(rows, 5), four.answers(rows, 5)
+    assert four.answers(rows, 1) == beams
     whole = [
         (_log_likelihood(model, *each[:2]), _log_likelihood(model, each[0], each[2]))
         for each in zip(PROMPTS, greedy, beams, strict=True)
@@ -147,7 +149,7 @@ def test_a_text_ends_in_a_batch_where_it_ends_alone_though_the_tokenizer_has_no_
     model.generation_config.eos_token_id = [*set(range(0, 256, 5)) - set(breaks.tolist())] if model_ends else None
     with torch.no_grad():
         model.get_parameter("lm_head.weight")[breaks] *= 2  # lines end
-    prompts = [*PROMPTS, *(f"{number} apples\n" for number in range(8))]
+    prompts = prompt_ids([*PROMPTS, *(f"{number} apples\n" for number in range(8))], tokenizer)
     alone, beside = (Decoder(model, tokenizer, 12, one_line, num_beams).answers(prompts, size) for size in (1, 13))
     assert beside == alone
     assert len(set(map(len, alone))) > 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from shears.adapt.padded import ignores_padding
-from shears.data.examples import to_example
+from shears.data.examples import prompt_ids, to_example
 from shears.errors import InputError
 from shears.evaluation.generate import Decoder, generate_answers
 from shears.evaluation.running import plainly
@@ -47,4 +47,4 @@ def test_beams_where_the_state_cannot_be_reordered_are_an_error() -> None:
     with pytest.raises(
         InputError, match=r"num_beams must be 1 \(--num-beams 1\), got 4: Rwkv.* cannot use beam search"
     ):
-        Decoder(tiny_model("rwkv"), TOKENIZER, 4, num_beams=4).answers(PROMPTS, 2)
+        Decoder(tiny_model("rwkv"), TOKENIZER, 4, num_beams=4).answers(prompt_ids(PROMPTS, TOKENIZER), 2)

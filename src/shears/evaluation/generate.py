@@ -25,9 +25,6 @@ from shears.evaluation.score import device_of
 from shears.evaluation.stopping import Always, EndOfLine, Numbers, line_breaks
 from shears.progress import track
 
-Prompts = Sequence[str] | Sequence[list[int]]
-"""Texts, or tokens as they are."""
-
 
 def generate_answers(
     model: nn.Module,
@@ -42,7 +39,8 @@ def generate_answers(
     Batches are of about equal lengths, padded on the left and masked, or as the model keeps
     them apart; the answers are in the order of the prompts. InputError for a prompt that is empty or too long.
     """
-    return Decoder(model, tokenizer, max_new_tokens, one_line).answers(prompts, batch_size)
+    decoder = Decoder(model, tokenizer, max_new_tokens, one_line)
+    return decoder.answers(prompt_ids(prompts, tokenizer), batch_size)
 
 
 @dataclass(frozen=True)
@@ -60,13 +58,18 @@ class Decoder:
     journal: Journal | None = None
 
     def answers(
-        self, prompts: Prompts, batch_size: int, before: Callable[[Sequence[int]], Fill | None] = lambda _: None
+        self,
+        prompts: Sequence[list[int]],
+        batch_size: int,
+        before: Callable[[Sequence[int]], Fill | None] = lambda _: None,
     ) -> list[str]:
-        """Return the continuation of every prompt.
+        """Return the continuation of every prompt, which is given as its tokens.
 
         `before` hears the numbers of the prompts of each batch first; what it returns fills the batch's cache.
         """
-        rows = [Tokenized(ids, ids) for ids in _checked_prompts(prompts, self.tokenizer)]
+        if not all(prompts):
+            raise InputError(f"a prompt must not be empty, number {[*prompts].index([]) + 1} is")
+        rows = [Tokenized(ids, ids) for ids in prompts]
         lengths = [len(row.input_ids) for row in rows]
         refuse_beyond(
             self.model, [length + self.max_new_tokens - 1 for length in lengths], "shorten it or lower max_new_tokens"
@@ -84,9 +87,9 @@ class Decoder:
                 answers[index] = answer
         return answers
 
-    def warn(self, prompts: Prompts) -> None:
+    def warn(self, prompts: Sequence[list[int]]) -> None:
         """Log how many prompts come, with their answers, to more tokens than the model was made for."""
-        warn_beyond(self.model, [len(ids) + self.max_new_tokens - 1 for ids in _tokens(prompts, self.tokenizer)])
+        warn_beyond(self.model, [len(ids) + self.max_new_tokens - 1 for ids in prompts])
 
     def _buckets(self, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
         """Return the numbers of the prompts of each batch: as many together as the model keeps apart."""
@@ -170,19 +173,6 @@ class Decoder:
             if self.num_beams > 1 and "cannot use beam search" in str(error):  # its state cannot be reordered
                 raise InputError(f"num_beams must be 1 (--num-beams 1), got {self.num_beams}: {error}") from None
             raise
-
-
-def _tokens(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    made = iter(prompt_ids(texts, tokenizer))
-    return [next(made) if isinstance(prompt, str) else prompt for prompt in prompts]
-
-
-def _checked_prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    rows = _tokens(prompts, tokenizer)
-    if not all(rows):
-        raise InputError(f"a prompt must not be empty, number {rows.index([]) + 1} is")
-    return rows
 
 
 def _settings(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, num_beams: int) -> GenerationConfig:
