@@ -40,8 +40,8 @@ from benchmarks.decode_arms import (
 )  # fmt: skip
 from benchmarks.decode_quality import report_quality
 from benchmarks.report import environment, log_to_stderr
-from shears.models import model_folder
-from shears.runtime.native_decoder import open_native
+from shears.models.load import model_folder
+from shears.runtime.native.decoder import open_native
 
 PROMPT, NEW, PREFILL = 16, 64, 512  # tokens
 WARM_UP = 1  # rounds

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shears.packed.layout import Values
-from shears.runtime.model_source import ModelSource, source_of_model
-from shears.runtime.native_decoder import Limits, NativeBackend
+from shears.checkpoints.packed.layout import Values
+from shears.runtime.native.decoder import Limits, NativeBackend
+from shears.runtime.native.model_source import ModelSource, source_of_model
 
 LONGEST = 1024  # tokens of a sequence in every arm
 HF_DEFAULT, HF_TUNED = "HF bf16, default", "HF bf16, tuned"

@@ -16,12 +16,12 @@ from transformers import AutoTokenizer
 from benchmarks.decode_arms import adapted, continued, native
 from shears.data.calibration import text_tokens
 from shears.data.examples import load_examples, prompt_of
-from shears.evaluation.answers import numbers_equal
+from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.evaluation.statistics import paired_difference
-from shears.evaluation.tasks import GENERATED
-from shears.prompts import DEFAULT_TEMPLATE
-from shears.runtime.model_source import source_of_model
-from shears.runtime.native_decoder import NativeBackend
+from shears.evaluation.tasks.answers import numbers_equal
+from shears.evaluation.tasks.registry import GENERATED
+from shears.runtime.native.decoder import NativeBackend
+from shears.runtime.native.model_source import source_of_model
 
 PROMPTS, PROMPT, NEW = 50, 32, 64
 WINDOWS, WINDOW = 16, 1024

@@ -23,11 +23,11 @@ from peft import LoraConfig, get_peft_model
 
 import shears
 from benchmarks.report import environment, log_to_stderr
-from shears.artifacts import PACKAGE, read_json
+from shears.checkpoints.packed.file import read_package
 from shears.evaluation.run import load_with_adapter
-from shears.models import load_model
-from shears.packed.file import read_package
-from shears.runtime.drop_in import sparsify_linears
+from shears.models.load import load_model
+from shears.records.artifacts import PACKAGE, read_json
+from shears.runtime.drop_in.convert import sparsify_linears
 
 PROMPT, NEW, RANK = 16, 64, 24
 Clock = Callable[[], float]

@@ -10,7 +10,7 @@ where they are there. Each batch of mutations runs in a process of its own, so t
 Under AddressSanitizer a kernel that reads a byte beyond what it may ends the batch. Put such an extension in the place
 of the ordinary one (`pip install -e .` brings that back):
 
-    cmake -S src/shears/runtime/csrc -B build/asan -DSHEARS_ASAN=ON -DPython_EXECUTABLE=$(which python)
+    cmake -S src/shears/runtime/native/csrc -B build/asan -DSHEARS_ASAN=ON -DPython_EXECUTABLE=$(which python)
     cmake --build build/asan && cp build/asan/_native*.so src/shears/runtime/
     ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$(gcc -print-file-name=libasan.so) python -m benchmarks.fuzz_package
 """
@@ -27,9 +27,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.mutations import SEEDS, mutated, write_seed
+from shears.checkpoints.packed.file import PACKAGE_FILE, Package, read_package
+from shears.checkpoints.packed.layout import GROUPS, PANEL, PackedMatrix, dense
 from shears.errors import InputError
-from shears.packed.file import PACKAGE_FILE, Package, read_package
-from shears.packed.layout import GROUPS, PANEL, PackedMatrix, dense
 from shears.runtime import kernels_available
 
 BATCH = 5000
@@ -137,7 +137,7 @@ def check_bounds(matrix: PackedMatrix) -> None:
 
 
 def _multiply(matrix: PackedMatrix) -> None:
-    from shears.runtime import native
+    from shears.runtime.native import kernels as native
 
     loaded = native.sparse_matrix(matrix)
     for tokens in (1, 3):

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from shears.evaluation.answers import evaluate_equation, numbers_equal
-from shears.prompts import render_completion, render_prompt
+from shears.data.prompts import render_completion, render_prompt
+from shears.evaluation.tasks.answers import evaluate_equation, numbers_equal
 
 TEMPLATE = "question"
 

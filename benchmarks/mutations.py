@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from shears.packed.file import NO_FINGERPRINT, PACKAGE_FILE, PackageWriter
-from shears.packed.index import DenseEntry, Index, PackedEntry
-from shears.packed.layout import Values, pack
-from shears.packed.quantize import quantize_rows
+from shears.checkpoints.packed.file import NO_FINGERPRINT, PACKAGE_FILE, PackageWriter
+from shears.checkpoints.packed.index import DenseEntry, Index, PackedEntry
+from shears.checkpoints.packed.layout import Values, pack
+from shears.checkpoints.packed.quantize import quantize_rows
 
 ODD: tuple[Any, ...] = (
     0, 1, -1, 2, 3, 15, 16, 17, 1 << 31, 1 << 48, 1 << 62, 1 << 63, 1 << 64, -(1 << 63), 0.5, 1e300, True, None, "",

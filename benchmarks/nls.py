@@ -24,8 +24,8 @@ from benchmarks.rightness import as_text
 from shears.adapt.load import load_super_adapter
 from shears.data.collate import padding
 from shears.data.examples import load_examples, tokenize_all
-from shears.evaluation.score import mean_completion_loss
-from shears.models import autocast
+from shears.evaluation.scoring.score import mean_completion_loss
+from shears.models.load import autocast
 
 MODEL = "smollm2-135m"
 

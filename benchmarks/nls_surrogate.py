@@ -18,7 +18,7 @@ from shears.adapt.load import SuperAdapter, load_super_adapter
 from shears.adapt.space import RankConfig
 from shears.data.collate import padding
 from shears.data.examples import load_examples, tokenize_all
-from shears.evaluation.score import mean_completion_loss
+from shears.evaluation.scoring.score import mean_completion_loss
 from shears.searching.seeds import parameters_per_rank
 from shears.searching.surrogate import fit, lowest_losses, rank_correlation
 from shears.searching.training_log import read_pairs

@@ -10,9 +10,9 @@ import argparse
 import json
 from pathlib import Path
 
-from shears.evaluation.extraction import READERS, is_right, response_of
+from shears.config.paper import ANSWER_FORMS
 from shears.evaluation.statistics import mcnemar, wilson_interval
-from shears.recipe.paper import ANSWER_FORMS
+from shears.evaluation.tasks.extraction import READERS, is_right, response_of
 
 FILES = {"aqua": "AQuA", "svamp": "SVAMP", "gsm8k": "gsm8k"}
 

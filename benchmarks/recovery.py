@@ -12,8 +12,8 @@ from pathlib import Path
 
 import shears
 from benchmarks.report import environment, log_to_stderr
-from shears.artifacts import read_json
-from shears.evaluation.tasks import Evaluation
+from shears.evaluation.tasks.registry import Evaluation
+from shears.records.artifacts import read_json
 
 MODEL = "smollm2-135m"
 

@@ -11,7 +11,7 @@ import peft
 import torch
 import transformers
 
-from shears.timing import processor
+from shears.records.timing import processor
 
 
 def environment() -> str:

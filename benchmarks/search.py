@@ -27,19 +27,19 @@ from torch import nn
 from benchmarks.report import environment, log_to_stderr
 from shears.adapt.load import SuperAdapter, load_super_adapter
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.blocks import decoder_blocks
+from shears.config import SearchConfig
+from shears.config.strategies import StrategyOptions
 from shears.data.examples import Example, Tokenized, load_examples, tokenize_all
-from shears.losses import own_model
-from shears.models import linears
-from shears.recipe import SearchConfig
-from shears.recipe.strategies import StrategyOptions
-from shears.searching.decoding import DecodingGauge
+from shears.models.blocks import decoder_blocks
+from shears.models.load import linears
+from shears.models.losses import own_model
 from shears.searching.explore import ranked
-from shears.searching.gauged import GaugedEvaluator
-from shears.searching.hill_climb import HillClimbing
-from shears.searching.measuring import Thrift, loss_evaluator
-from shears.searching.racing import parts_of
-from shears.searching.strategy import EXAMPLES, LOSS, Evaluated, Plan
+from shears.searching.measure.decoding import DecodingGauge
+from shears.searching.measure.gauged import GaugedEvaluator
+from shears.searching.measure.measuring import Thrift, loss_evaluator
+from shears.searching.measure.racing import parts_of
+from shears.searching.strategies.base import EXAMPLES, LOSS, Evaluated, Plan
+from shears.searching.strategies.hill_climb import HillClimbing
 
 NAIVE, PREFIX, RACING, PREDICTED = "naive", "prefix", "prefix + racing", "prefix + racing, predicted order"
 INDIFFERENT = "prefix + racing with indifference, predicted order"

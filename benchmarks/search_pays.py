@@ -22,11 +22,11 @@ from typing import Any
 from benchmarks.report import add_row, log_to_stderr, rows_of
 from shears.adapt.load import SuperAdapter, load_super_adapter
 from shears.adapt.space import RankConfig
-from shears.artifacts import read_json
+from shears.config import SearchConfig
 from shears.data.examples import load_examples
 from shears.evaluation.statistics import paired_difference, pooled_accuracy
-from shears.recipe import SearchConfig
-from shears.searching.decoding import DecodingGauge
+from shears.records.artifacts import read_json
+from shears.searching.measure.decoding import DecodingGauge
 from shears.searching.pareto import hypervolume
 from shears.searching.stage import search
 

@@ -13,11 +13,11 @@ from statistics import mean
 
 from benchmarks.report import environment
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.recipe.strategies import StrategyOptions
+from shears.config.strategies import StrategyOptions
 from shears.searching.pareto import hypervolume
 from shears.searching.result import SearchResult
 from shears.searching.stage import run_search
-from shears.searching.strategy import LOSS, Figures, Objective, Plan
+from shears.searching.strategies.base import LOSS, Figures, Objective, Plan
 
 RANKS, NUM_GROUPS = (32, 24, 16), 6
 BUDGET, LANDSCAPES, SEEDS = 100, 20, 3

@@ -34,7 +34,7 @@ from benchmarks.sparse_linear_arms import (
     dense_name,
     sparse_name,
 )
-from shears.runtime import native
+from shears.runtime.native import kernels as native
 
 SHAPES = ("576x1536", "2048x8192", "4096x4096", "4096x11008")
 TOKENS = (1, 8)

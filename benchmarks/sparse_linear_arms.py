@@ -16,9 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
-from shears.packed.layout import DTYPES, Values, pack
-from shears.packed.quantize import quantize_rows
-from shears.runtime import _native, native
+from shears.checkpoints.packed.layout import DTYPES, Values, pack
+from shears.checkpoints.packed.quantize import quantize_rows
+from shears.runtime.native import _native
+from shears.runtime.native import kernels as native
 
 MEMORY = "memory read, 2 MB pages"
 DEFAULT, TUNED, TUNED_PAGES = "torch bf16, default", "torch bf16, tuned", "torch bf16, tuned, 2 MB pages"
@@ -154,7 +155,7 @@ def _kernel_arm(matrices: Sequence[native.KernelMatrix], x: Float[Tensor, "M I"]
 
 
 def _multiply(matrix: native.KernelMatrix, x: Tensor, pool: native.Pool) -> Tensor:
-    """Multiply as the linears of shears.runtime.linear do."""
+    """Multiply as the linears of shears.runtime.drop_in.linear do."""
     y = x.new_empty(x.shape[0], matrix.rows)
     _native.multiply(matrix.native, x.data_ptr(), x.shape[0], y.data_ptr(), pool, x.dtype == torch.bfloat16)
     return y

@@ -13,12 +13,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.plain_peft import BATCH_SIZE, LEARNING_RATE, plain_trainer
-from shears.adapt.fit import fit
-from shears.adapt.order import LengthBucketSampler
 from shears.adapt.ready import prepare
+from shears.adapt.training.fit import fit
+from shears.adapt.training.order import LengthBucketSampler
+from shears.config import TrainConfig
 from shears.data.examples import Tokenized, load_examples, tokenize_all
-from shears.models import load_tokenizer, resolved_precision
-from shears.recipe import TrainConfig
+from shears.models.load import load_tokenizer, resolved_precision
 
 PLAIN, LORA, HOOKLESS = "plain PEFT", "LoRA, packed", "LoRA, packed, hooks off"
 NLS, SPARSE = "NLS uniform, packed", "SparsePEFT, packed"

@@ -3,7 +3,7 @@
 import pytest
 from jaxtyping import TypeCheckError
 
-from shears.searching.racing import student_quantile
+from shears.searching.measure.racing import student_quantile
 from tests.checking import CALLS, begin_test
 
 

@@ -10,10 +10,10 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 
 import shears
-from shears.artifacts import KINDS
-from shears.cards.card import write_card
 from shears.errors import InputError
-from shears.paths import file_fingerprint
+from shears.records.artifacts import KINDS
+from shears.records.cards.card import write_card
+from shears.records.paths import file_fingerprint
 from tests.tiny import save_tiny
 
 SECRET = "nobody-may-know"

@@ -3,26 +3,26 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from shears.version import __version__
+from shears.records.version import __version__
 
 if TYPE_CHECKING:
-    from shears.adapt.callback import NLSCallback
     from shears.adapt.elastic import ElasticAdapter, make_elastic
     from shears.adapt.groups import build_space
     from shears.adapt.load import load_super_adapter
     from shears.adapt.space import RankConfig, SearchSpace
     from shears.adapt.train import train
+    from shears.adapt.training.callback import NLSCallback
     from shears.errors import InputError
     from shears.evaluation.run import evaluate
     from shears.export.peft import export_adapter
     from shears.export.unpack import unpack
-    from shears.fetching import fetch
     from shears.inspection import inspect
-    from shears.pipeline import run
-    from shears.planning.plan import plan
+    from shears.models.fetching import fetch
     from shears.publishing import push
     from shears.report.compared import compare
     from shears.report.write import write_report
+    from shears.runs.pipeline import run
+    from shears.runs.planning.plan import plan
     from shears.runtime.speed import bench
     from shears.searching.stage import run_search, search
     from shears.serving.server import serve
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ElasticAdapter": "adapt.elastic",
     "InputError": "errors",
-    "NLSCallback": "adapt.callback",
+    "NLSCallback": "adapt.training.callback",
     "RankConfig": "adapt.space",
     "SearchSpace": "adapt.space",
     "bench": "runtime.speed",
@@ -40,13 +40,13 @@ _HOMES = {
     "build_space": "adapt.groups",
     "evaluate": "evaluation.run",
     "export_adapter": "export.peft",
-    "fetch": "fetching",
+    "fetch": "models.fetching",
     "inspect": "inspection",
     "load_super_adapter": "adapt.load",
     "make_elastic": "adapt.elastic",
-    "plan": "planning.plan",
+    "plan": "runs.planning.plan",
     "push": "publishing",
-    "run": "pipeline",
+    "run": "runs.pipeline",
     "run_search": "searching.stage",
     "search": "searching.stage",
     "serve": "serving.server",

@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from shears.artifacts import (
+from shears.checkpoints.packed.file import read_package
+from shears.checkpoints.zeros import place_in_block, sparsities
+from shears.config.targets import EXPERTS
+from shears.errors import InputError, first_line
+from shears.models.files import is_package, quantized_by
+from shears.records.artifacts import (
     EVALUATION,
     MERGED,
     PACKAGE,
@@ -22,12 +27,7 @@ from shears.artifacts import (
     weights_fingerprint,
     whole_record,
 )
-from shears.errors import InputError, first_line
-from shears.folders import partial_folder
-from shears.model_files import is_package, quantized_by
-from shears.packed.file import read_package
-from shears.targets import EXPERTS
-from shears.zeros import place_in_block, sparsities
+from shears.records.folders import partial_folder
 
 MODELS = {SPARSITY: "sparse model", MERGED: "merged model", UNPACKED: "unpacked model"}  # by their records, as the next
 ADAPTERS = {SEARCH_SPACE: "super-adapter", SUB_ADAPTER: "sub-adapter", RECOVERY: "recovery"}

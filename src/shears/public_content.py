@@ -8,13 +8,13 @@ from typing import Any
 from huggingface_hub import ModelCard
 from yaml import YAMLError
 
-from shears.artifacts import KINDS, README, RECORDS, SPARSITY, find_record, read_object
-from shears.cards.card import published
-from shears.cards.loading import Place
+from shears.config.embedded import EMBEDDED
 from shears.errors import InputError, first_line
-from shears.fetching import EMBEDDED
-from shears.paths import HUB_NAME, SEPARATOR, is_path, last_part, without_folders
-from shears.peft_files import ADAPTER_CONFIG
+from shears.records.artifacts import KINDS, README, RECORDS, SPARSITY, find_record, read_object
+from shears.records.cards.card import published
+from shears.records.cards.loading import Place
+from shears.records.paths import HUB_NAME, SEPARATOR, is_path, last_part, without_folders
+from shears.records.peft_files import ADAPTER_CONFIG
 
 BASE_KEYS = {ADAPTER_CONFIG: "base_model_name_or_path", **dict.fromkeys(RECORDS, "base"), SPARSITY: "model"}
 """Files that name the model an artifact was made from, and the key they do it with."""

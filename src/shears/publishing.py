@@ -11,17 +11,17 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported when imported
 
-from shears.artifacts import (
+from shears.errors import InputError, first_line
+from shears.public_content import public_content
+from shears.records.artifacts import (
     KINDS,
     RECIPE,
     TRAINING_TIMES,
     find_record,
     read_record,
 )
-from shears.cards.loading import Place
-from shears.errors import InputError, first_line
-from shears.folders import PARTIAL
-from shears.public_content import public_content
+from shears.records.cards.loading import Place
+from shears.records.folders import PARTIAL
 
 logger = logging.getLogger(__name__)
 LEFT_OUT = ("study.db", TRAINING_TIMES)  # they hold dates and times

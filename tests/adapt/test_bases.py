@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
-from shears.adapt.fit import fit
 from shears.adapt.groups import build_space
 from shears.adapt.ready import add_lora, prepare
 from shears.adapt.space import SearchSpace
+from shears.adapt.training.fit import fit
+from shears.config import TrainConfig
 from shears.errors import InputError
-from shears.recipe import TrainConfig
+from tests.adapt.small_training import SETTINGS, log
 from tests.adapt.test_elastic import IDS, random_configs
-from tests.adapt.training import SETTINGS, log
 from tests.tiny import save_tiny, tiny_model
 
 GPT2 = ("c_attn", "mlp.c_fc+mlp.c_proj")

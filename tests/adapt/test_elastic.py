@@ -12,11 +12,11 @@ from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.groups import build_space
 from shears.adapt.ready import add_lora
 from shears.adapt.space import RankConfig, SearchSpace
+from shears.config import TrainConfig
 from shears.data.examples import Tokenized
 from shears.data.packing import pack
 from shears.errors import InputError
-from shears.losses import IGNORED
-from shears.recipe import TrainConfig
+from shears.models.losses import IGNORED
 from tests.tiny import tiny_model
 
 IDS = torch.arange(12).view(2, 6)

@@ -4,8 +4,8 @@ import pytest
 
 from shears.adapt.groups import build_space
 from shears.adapt.ready import add_lora
+from shears.config import TrainConfig
 from shears.errors import InputError
-from shears.recipe import TrainConfig
 from tests.tiny import tiny_model
 
 

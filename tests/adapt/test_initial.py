@@ -16,9 +16,9 @@ from shears.adapt.elastic import make_elastic
 from shears.adapt.groups import build_space, target_modules
 from shears.adapt.initial import start_from_principal, start_from_recovery, without_start
 from shears.adapt.space import RankConfig
-from shears.artifacts import RECOVERY_FOLDER
 from shears.errors import InputError
-from shears.models import linears, load_model, weight_oi
+from shears.models.load import linears, load_model, weight_oi
+from shears.records.artifacts import RECOVERY_FOLDER
 from shears.sparsity.stage import sparsify
 from tests.tiny import VOCABULARY, save_tiny
 

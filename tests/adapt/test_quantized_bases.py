@@ -17,11 +17,11 @@ import shears
 from shears.adapt.load import load_super_adapter
 from shears.errors import InputError
 from shears.inspection import inspect
-from shears.model_files import quantized_by
-from shears.models import linears, load_model, weight_oi
-from shears.quantization import Form, quantization_config
+from shears.models.files import quantized_by
+from shears.models.load import linears, load_model, weight_oi
+from shears.models.quantization import Form, quantization_config
+from tests.adapt.small_training import SETTINGS, log, weights
 from tests.adapt.test_elastic import IDS
-from tests.adapt.training import SETTINGS, log, weights
 from tests.tiny import save_tiny
 
 FORMS: list[Form] = ["nf4", "int8"]

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from shears.adapt.train import train
 from shears.searching.stage import search
-from tests.adapt.training import SETTINGS, log
+from tests.adapt.small_training import SETTINGS, log
 from tests.tiny import LONGEST, save_tiny, tiny_tokenizer
 
 

@@ -10,17 +10,17 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from shears.adapt.checkpoints import MARKER, last_whole_checkpoint
-from shears.adapt.fit import fit
 from shears.adapt.load import load_super_adapter
 from shears.adapt.ready import prepare
 from shears.adapt.sampling import Place, uniform
 from shears.adapt.train import train
-from shears.artifacts import read_json, weights_fingerprint, write_json
+from shears.adapt.training.checkpoints import MARKER, last_whole_checkpoint
+from shears.adapt.training.fit import fit
+from shears.config import TrainConfig
 from shears.errors import InputError
-from shears.folders import partial_folder
-from shears.recipe import TrainConfig
-from tests.adapt.training import SETTINGS, assert_close, assert_same, log, stop_after
+from shears.records.artifacts import read_json, weights_fingerprint, write_json
+from shears.records.folders import partial_folder
+from tests.adapt.small_training import SETTINGS, assert_close, assert_same, log, stop_after
 from tests.tiny import save_tiny
 
 

@@ -10,8 +10,8 @@ import torch
 from accelerate import PartialState
 from torch.distributed.tensor import DTensor
 
-from shears.adapt.shards import shard_frozen
 from shears.adapt.train import train
+from shears.adapt.training.shards import shard_frozen
 from shears.errors import InputError
 from tests.adapt.test_elastic import IDS, elastic_model, random_configs
 

@@ -10,7 +10,7 @@ import pytest
 from shears.data.arithmetic import DRAWS, SPLITS, arithmetic_rows
 from shears.data.stories import STORIES
 from shears.errors import InputError
-from shears.evaluation.answers import evaluate_equation
+from shears.evaluation.tasks.answers import evaluate_equation
 
 ALL = {split: arithmetic_rows(split) for split in SPLITS}
 

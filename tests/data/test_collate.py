@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from shears.data.collate import length_buckets, pad_left
 from shears.data.examples import Tokenized
-from shears.losses import kept_logits
+from shears.models.losses import kept_logits
 
 ROWS = [Tokenized([5, 6, 7], [-100, 6, 7]), Tokenized([8], [8])]
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from shears.data.examples import Tokenized
 from shears.data.packing import NONE, balanced, pack
-from shears.losses import IGNORED
+from shears.models.losses import IGNORED
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=30)
 

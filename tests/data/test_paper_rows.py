@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from shears.config.paper import ANSWER_FORMS
 from shears.data.paper_rows import HUB_FORMS, paper_row
 from shears.errors import InputError
-from shears.recipe.paper import ANSWER_FORMS
 
 ANSWER = "Please choose the correct answer to the question: "
 SCIENCE = {"choices": {"text": ["ice", "fire"], "label": ["A", "B"]}, "answerKey": "B"}

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shears.data.prompts import TEMPLATES, render_prompt
 from shears.data.questions import question_id, question_of
-from shears.prompts import TEMPLATES, render_prompt
 
 
 @pytest.mark.parametrize(

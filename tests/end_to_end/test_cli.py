@@ -10,7 +10,7 @@ import typer
 
 from shears import cli
 from shears.cli import application, main
-from shears.recipe import SparsifyConfig
+from shears.config import SparsifyConfig
 from tests.end_to_end.recipe import write_recipe
 from tests.tiny import save_tiny
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import shears
-from shears.resolve import load_recipe
+from shears.config.resolve import load_recipe
 from tests.end_to_end.recipe import write_recipe
 
 MERGED = ["sparsify.recover_rank=4", "train.sparse_adapter=true", "export.format=merged-sparse"]

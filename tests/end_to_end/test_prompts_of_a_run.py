@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import shears
-from shears.recipe import Recipe
-from shears.resolve import load_recipe
+from shears.config import Recipe
+from shears.config.resolve import load_recipe
 from tests.end_to_end.recipe import write_recipe
 
 NAMES = ("dense", "sparse", "sparse_sub_adapter")

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 
 import shears
 from shears.cli import main
+from shears.config import Recipe
 from shears.data.arithmetic import arithmetic_rows
 from shears.errors import InputError
-from shears.recipe import Recipe
-from shears.timing import read_times
+from shears.records.timing import read_times
 from tests.end_to_end.recipe import write_recipe
 
 
@@ -32,7 +32,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str
 
 def load(path: Path, *settings: str) -> Recipe:
     """The recipe with settings laid over it."""
-    from shears.resolve import load_recipe
+    from shears.config.resolve import load_recipe
 
     return load_recipe(path, settings)
 

@@ -12,9 +12,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shears.artifacts import SUB_ADAPTER, weights_fingerprint, write_json
 from shears.errors import InputError
 from shears.evaluation.run import adapter_template, evaluate, load_with_adapter
+from shears.records.artifacts import SUB_ADAPTER, weights_fingerprint, write_json
 from tests.tiny import save_tiny, tiny_model
 
 OPTIONS: dict[str, Any] = {"task": "equation", "data": "arithmetic:test", "limit": 3, "max_new_tokens": 4}

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shears.checkpoints.tensor_files import TensorFiles
 from shears.export.peft import export_adapter
-from shears.tensor_files import TensorFiles
-from tests.packed.test_layout import bits
+from tests.checkpoints.packed.test_layout import bits
 
 
 def package(source: Path | str, output: Path, **config: Any) -> Path:

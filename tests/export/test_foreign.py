@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from shears.adapt.load import load_super_adapter
-from shears.artifacts import SEARCH_SPACE, SPARSITY, SUB_ADAPTER, weights_fingerprint
 from shears.errors import InputError
 from shears.evaluation.run import adapter_template, load_with_adapter
 from shears.export.peft import export_adapter
-from shears.peft_files import ADAPTER_CONFIG
+from shears.records.artifacts import SEARCH_SPACE, SPARSITY, SUB_ADAPTER, weights_fingerprint
+from shears.records.peft_files import ADAPTER_CONFIG
 from tests.export.made import half_sparse, super_adapter
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from shears.errors import InputError
 from shears.evaluation.run import load_with_adapter
 from shears.export.peft import export_adapter
-from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tests.export.made import logits
 from tests.tiny import save_tiny, tiny_model
 

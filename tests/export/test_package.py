@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from shears.artifacts import PACKAGE, README, SUB_ADAPTER, read_json, read_record
+from shears.checkpoints.packed.file import read_package
+from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
 from shears.evaluation.run import adapter_template, load_with_adapter
 from shears.export.peft import export_adapter
 from shears.export.unpack import unpack
-from shears.packed.file import read_package
-from shears.tensor_files import TensorFiles
+from shears.records.artifacts import PACKAGE, README, SUB_ADAPTER, read_json, read_record
 from tests import parts
 from tests.export.made import activated, half_sparse, logits, mixed_ranks, stock, super_adapter
 from tests.export.packages import all_tensors, package, same_bits

@@ -8,7 +8,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from shears.artifacts import MERGED, PACKAGE, read_json, read_record
+from shears.checkpoints.packed.file import read_package
+from shears.checkpoints.packed.index import Index
+from shears.checkpoints.tensor_files import TensorFiles
+from shears.config import ExportConfig
 from shears.errors import InputError
 from shears.evaluation.run import load_with_adapter
 from shears.export.package import export_package
@@ -16,10 +19,7 @@ from shears.export.packing import Packing
 from shears.export.peft import export_adapter
 from shears.export.unpack import unpack, write_shards
 from shears.inspection import inspect
-from shears.packed.file import read_package
-from shears.packed.index import Index
-from shears.recipe import ExportConfig
-from shears.tensor_files import TensorFiles
+from shears.records.artifacts import MERGED, PACKAGE, read_json, read_record
 from tests import parts
 from tests.export.made import activated, half_sparse, logits, stock, super_adapter
 from tests.export.packages import all_tensors, package, same_bits

@@ -6,7 +6,7 @@ import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from shears.adapt.train import train
-from shears.artifacts import README, SEARCH_SPACE, UNPACKED, find_record, read_record, weights_fingerprint, write_json
+from shears.config import EvaluateConfig
 from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import training_data
@@ -14,9 +14,17 @@ from shears.evaluation.run import load_with_adapter, parts_of, template_of
 from shears.export.peft import export_adapter
 from shears.export.unpack import unpack
 from shears.inspection import inspect
-from shears.models import load_model
+from shears.models.load import load_model
 from shears.publishing import push
-from shears.recipe import EvaluateConfig
+from shears.records.artifacts import (
+    README,
+    SEARCH_SPACE,
+    UNPACKED,
+    find_record,
+    read_record,
+    weights_fingerprint,
+    write_json,
+)
 from shears.sparsity.stage import sparsify
 from tests.export.made import half_sparse, super_adapter
 from tests.export.packages import package

@@ -3,7 +3,7 @@
 import pytest
 
 from shears.runtime import kernels_available
-from shears.runtime import linear as runtime_linear
+from shears.runtime.drop_in import linear as runtime_linear
 
 BOTH = ["torch"] + (["kernels"] if kernels_available() else [])
 

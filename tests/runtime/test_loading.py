@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from shears import export_adapter, unpack
-from shears.artifacts import PACKAGE
 from shears.errors import InputError
-from shears.package_models import names_fingerprint
+from shears.models.packages import names_fingerprint
+from shears.records.artifacts import PACKAGE
 from shears.runtime import load
-from shears.runtime.architectures import NotCoveredError
-from tests.runtime.decoders import covered, extension_is_missing
+from shears.runtime.native.architectures import NotCoveredError
+from tests.runtime.native.decoders import covered, extension_is_missing
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shears.packed.layout import Values, dense, pack
+from shears.checkpoints.packed.layout import Values, dense, pack
 from shears.runtime import kernels_available
-from shears.runtime.linear import Kernel, PackedLinear
+from shears.runtime.drop_in.linear import Kernel, PackedLinear
 
 ISAS = ["torch"]
 if kernels_available():
-    from shears.runtime import native
+    from shears.runtime.native import kernels as native
 
     ISAS += [name for name in ("portable", "avx2", "avx512") if native.features()[name]]
 VALUES: tuple[Values, ...] = ("fp32", "bf16", "int8")

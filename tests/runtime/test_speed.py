@@ -8,13 +8,13 @@ import pytest
 
 from shears import export_adapter
 from shears.cli import main
+from shears.config import BenchConfig
 from shears.errors import InputError
-from shears.recipe import BenchConfig
 from shears.runtime.contestants import TRANSFORMERS, TUNED, Contestant, values_of
+from shears.runtime.engine.transformers_backend import TransformersBackend
 from shears.runtime.speed import Round, Spread, _figures, _measured, _ratios, bench
-from shears.runtime.transformers_backend import TransformersBackend
-from tests.runtime.backends import lively
-from tests.runtime.decoders import covered, extension_is_missing
+from tests.runtime.engine.backends import lively
+from tests.runtime.native.decoders import covered, extension_is_missing
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 QUICK = {"prompt_tokens": 20, "new_tokens": 4, "rounds": 2, "threads": 1}

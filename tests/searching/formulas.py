@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from shears.adapt.space import RankConfig, SearchSpace
+from shears.config.strategies import StrategyOptions
 from shears.progress import Meter
-from shears.recipe.strategies import StrategyOptions
-from shears.searching.evolution import Evolution
-from shears.searching.evolve import Nsga2
 from shears.searching.explore import explore
-from shears.searching.hill_climb import HillClimbing
-from shears.searching.ledger import Ledger
-from shears.searching.place import Place
-from shears.searching.random_search import RandomSearch
-from shears.searching.rnsga2 import rnsga2
-from shears.searching.strategy import LOSS, Evaluated, Figures, Goal, Objective, Plan, Strategy
-from shears.searching.study import open_ledger
+from shears.searching.shared.ledger import Ledger
+from shears.searching.shared.place import Place
+from shears.searching.shared.study import open_ledger
+from shears.searching.strategies.base import LOSS, Evaluated, Figures, Goal, Objective, Plan, Strategy
+from shears.searching.strategies.evolution import Evolution
+from shears.searching.strategies.evolve import Nsga2
+from shears.searching.strategies.hill_climb import HillClimbing
+from shears.searching.strategies.random_search import RandomSearch
+from shears.searching.strategies.rnsga2 import rnsga2
 
 STRATEGIES: Mapping[str, Callable[[SearchSpace, Plan], Strategy]] = {
     "hill-climbing": HillClimbing,

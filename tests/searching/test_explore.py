@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.recipe.goals import Constraint
-from shears.searching.evaluators import PlainEvaluator, Together
+from shears.config.goals import Constraint
 from shears.searching.explore import explore
-from shears.searching.place import Place
+from shears.searching.measure.evaluators import PlainEvaluator, Together
+from shears.searching.shared.place import Place
+from shears.searching.shared.study import open_ledger
 from shears.searching.stage import STRATEGIES, make_strategy, run_search
-from shears.searching.strategy import Evaluated, Figures, Goal, Plan, proposals
-from shears.searching.study import open_ledger
+from shears.searching.strategies.base import Evaluated, Figures, Goal, Plan, proposals
 from tests.searching.formulas import a_plan, conflicting, counted, make_space, separable, silent
 
 LIMIT = 6 * 24 + 8

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig
+from shears.config import SearchConfig
+from shears.config.goals import Constraint, parse_constraint, parse_number
+from shears.config.resolve import build
 from shears.errors import InputError
-from shears.recipe import SearchConfig
-from shears.recipe.goals import Constraint, parse_constraint, parse_number
-from shears.resolve import build
-from shears.searching.place import Place
+from shears.searching.shared.place import Place
 from shears.searching.stage import STRATEGIES, run_search
-from shears.searching.strategy import LOSS, Evaluated, Figures, Goal
+from shears.searching.strategies.base import LOSS, Evaluated, Figures, Goal
 from tests.searching.formulas import a_plan, climb, conflicting, make_space
-from tests.searching.test_study import refuse, url_of
+from tests.searching.shared.test_study import refuse, url_of
 
 SIX = make_space(6)
 THREE = Goal(("accuracy", "loss", "parameters"), (Constraint("parameters", "<=", 100), Constraint("loss", "<=", 0.5)))

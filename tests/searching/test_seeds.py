@@ -12,18 +12,18 @@ import shears.searching.seeds as seeds_module
 import shears.searching.stage as stage_module
 from shears.adapt.load import load_super_adapter
 from shears.adapt.space import RankConfig, SearchSpace
+from shears.config import SearchConfig
 from shears.errors import InputError
-from shears.recipe import SearchConfig
-from shears.searching.place import Place
 from shears.searching.seeds import FEWEST, Seeds, pairs_for, parameters_per_rank
+from shears.searching.shared.place import Place
+from shears.searching.shared.study import open_ledger
 from shears.searching.stage import STRATEGIES, run_search, search
-from shears.searching.strategy import ACCURACY, LOSS, Evaluated, Figures, Plan
-from shears.searching.study import open_ledger
+from shears.searching.strategies.base import ACCURACY, LOSS, Evaluated, Figures, Plan
 from shears.searching.surrogate import fit, rank_correlation, training_losses
 from tests.searching.formulas import BUDGET, a_plan, climb, conflicting, make_space, separable
 from tests.searching.logs import planted, write
+from tests.searching.shared.test_study import refuse, url_of
 from tests.searching.test_stage import Killed, die_after
-from tests.searching.test_study import refuse, url_of
 
 SETTINGS: dict[str, Any] = {"max_evaluations": 8, "seeds": 3, "device": "cpu", "precision": "fp32"}
 

@@ -12,14 +12,14 @@ import pytest
 from shears.adapt.load import load_super_adapter
 from shears.adapt.space import RankConfig
 from shears.adapt.train import train
+from shears.config import SearchConfig
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
-from shears.evaluation.score import mean_completion_loss
-from shears.folders import partial_folder
-from shears.recipe import SearchConfig
-from shears.searching.gauged import GaugedEvaluator
+from shears.evaluation.scoring.score import mean_completion_loss
+from shears.records.folders import partial_folder
+from shears.searching.measure.gauged import GaugedEvaluator
 from shears.searching.stage import STRATEGIES, run_search, search
-from shears.searching.strategy import Figures
+from shears.searching.strategies.base import Figures
 from tests.searching.formulas import a_plan, conflicting, make_space, separable
 from tests.tiny import save_tiny, tiny_model
 

@@ -10,15 +10,15 @@ import pytest
 import shears.searching.stage as stage_module
 from shears.adapt.load import load_super_adapter, space_of_record
 from shears.adapt.space import SearchSpace
-from shears.artifacts import read_json
 from shears.cli.tables import print_inspection, print_search
+from shears.config import SearchConfig
 from shears.errors import InputError
 from shears.export.peft import export_adapter
-from shears.folders import partial_folder
 from shears.inspection import inspect
-from shears.recipe import SearchConfig
+from shears.records.artifacts import read_json
+from shears.records.folders import partial_folder
 from shears.searching.stage import search
-from shears.searching.strategy import Goal
+from shears.searching.strategies.base import Goal
 
 SETTINGS: dict[str, Any] = {"max_evaluations": 6, "device": "cpu", "precision": "fp32"}
 

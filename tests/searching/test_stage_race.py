@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from shears.adapt.load import load_super_adapter
-from shears.artifacts import read_json
 from shears.cli.tables import print_search
+from shears.config import SearchConfig
 from shears.errors import InputError
-from shears.recipe import SearchConfig
-from shears.searching.measuring import open_validation
+from shears.records.artifacts import read_json
+from shears.searching.measure.measuring import open_validation
 from shears.searching.stage import search
 from shears.searching.tied import tie_layers
 from tests.searching.test_stage import Killed, die_after, rows

@@ -9,9 +9,9 @@ from typing import Any
 import httpx2
 from openai import OpenAI
 
-from shears.recipe import ServeConfig
-from shears.runtime.engine import Engine
-from shears.runtime.worker import Worker
+from shears.config import ServeConfig
+from shears.runtime.engine.engine import Engine
+from shears.runtime.engine.worker import Worker
 from shears.serving.server import bound, make_server
 from tests.processes import until
 

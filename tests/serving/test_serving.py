@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from shears.runtime.engine import Engine
-from tests.runtime.backends import END, TOKENIZER, always, engine_of, lively
-from tests.runtime.decoders import backend, covered, extension_is_missing
+from shears.runtime.engine.engine import Engine
+from tests.runtime.engine.backends import END, TOKENIZER, always, engine_of, lively
+from tests.runtime.native.decoders import backend, covered, extension_is_missing
 from tests.serving.servers import NAME, Running, running
 
 LETTER = TOKENIZER("z")["input_ids"][0]

@@ -12,12 +12,12 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shears.artifacts import SPARSITY
-from shears.blocks import decoder_blocks
+from shears.blockwise.matrices import Matrix, block_matrices
+from shears.config import SparsifyConfig
 from shears.errors import InputError
-from shears.models import DTYPES
-from shears.recipe import SparsifyConfig
-from shears.sparsity.matrices import Matrix, block_matrices
+from shears.models.blocks import decoder_blocks
+from shears.models.load import DTYPES
+from shears.records.artifacts import SPARSITY
 from shears.sparsity.plan import linear_name
 from shears.sparsity.prune import sparsify_model
 from shears.sparsity.stage import sparsify

@@ -8,12 +8,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from shears.blocks import decoder_blocks
+from shears.blockwise.matrices import kept_dense, uncovered_parameters
+from shears.config import SparsifyConfig
+from shears.config.resolve import build
 from shears.errors import InputError
-from shears.recipe import SparsifyConfig
-from shears.resolve import build
-from shears.sparsity.allocation import uniform
-from shears.sparsity.matrices import kept_dense, uncovered_parameters
+from shears.models.blocks import decoder_blocks
+from shears.sparsity.allocation.formulas import uniform
 from shears.sparsity.plan import Chosen, choose, linear_name, zeros_by_weight
 from tests.tiny import tiny_model
 

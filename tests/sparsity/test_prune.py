@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shears.blocks import decoder_blocks
+from shears.config import SparsifyConfig
 from shears.errors import InputError
-from shears.models import linears, weight_oi
-from shears.recipe import SparsifyConfig
+from shears.models.blocks import decoder_blocks
+from shears.models.load import linears, weight_oi
 from shears.sparsity.plan import choose
 from shears.sparsity.prune import sparsify_model
 from tests.tiny import CONFIGS, LONGEST, VOCABULARY, tiny_model

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shears.artifacts import SPARSITY, read_record, weights_fingerprint
+from shears.blockwise.skeleton import Skeleton, UnsupportedCheckpoint
 from shears.errors import InputError
-from shears.models import linears, load_model, weight_oi
-from shears.skeleton import Skeleton, UnsupportedCheckpoint
+from shears.models.load import linears, load_model, weight_oi
+from shears.records.artifacts import SPARSITY, read_record, weights_fingerprint
 from shears.sparsity import verify
 from shears.sparsity.report import LinearSparsity, SparsityReport
 from shears.sparsity.stage import sparsify

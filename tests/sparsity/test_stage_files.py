@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from shears.errors import InputError
-from shears.models import load_tokenizer
+from shears.models.load import load_tokenizer
 from shears.sparsity.stage import sparsify
 from tests.tiny import save_tiny, tiny_tokenizer
 

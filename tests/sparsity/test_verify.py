@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shears.artifacts import SPARSITY
 from shears.errors import InputError
+from shears.records.artifacts import SPARSITY
 from shears.sparsity.report import LinearSparsity, SparsityReport
 from shears.sparsity.stage import sparsify
 from shears.sparsity.verify import check_saved

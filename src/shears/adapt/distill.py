@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shears.adapt.elastic import ElasticAdapter
-from shears.losses import IGNORED, Predictions
+from shears.models.losses import IGNORED, Predictions
 
 Predict = Callable[[nn.Module, Mapping[str, Tensor]], Predictions]
 

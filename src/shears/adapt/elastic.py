@@ -19,8 +19,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from shears.adapt.space import RankConfig, SearchSpace
+from shears.config.targets import EXPERTS
 from shears.errors import InputError
-from shears.targets import EXPERTS
 
 logger = logging.getLogger(__name__)
 MASK = "rank_mask"

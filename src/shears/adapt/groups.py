@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from shears.adapt.space import SearchSpace
-from shears.blocks import decoder_blocks
+from shears.config.targets import matching
 from shears.errors import InputError
-from shears.models import linears, weight_oi
-from shears.targets import matching
+from shears.models.blocks import decoder_blocks
+from shears.models.load import linears, weight_oi
 
 
 def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.elastic import lora_layers
-from shears.artifacts import RECOVERY, RECOVERY_FOLDER, check_input, read_record, weights_fingerprint
-from shears.blocks import sharing_a_weight
 from shears.errors import InputError
-from shears.models import weight_oi
-from shears.peft_files import ADAPTER_WEIGHTS, PREFIX, A, B
+from shears.models.blocks import sharing_a_weight
+from shears.models.load import weight_oi
+from shears.records.artifacts import RECOVERY, RECOVERY_FOLDER, check_input, read_record, weights_fingerprint
+from shears.records.peft_files import ADAPTER_WEIGHTS, PREFIX, A, B
 
 logger = logging.getLogger(__name__)
 

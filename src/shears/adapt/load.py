@@ -10,16 +10,16 @@ from transformers import PreTrainedTokenizerBase
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.space import SearchSpace
 from shears.adapt.sparse_adapter import make_sparse
-from shears.artifacts import SEARCH_SPACE, check_input, inherited, weights_fingerprint, whole_record
 from shears.errors import InputError
-from shears.models import model_folder
-from shears.vocabulary import load_both
+from shears.models.load import model_folder
+from shears.models.vocabulary import load_both
+from shears.records.artifacts import SEARCH_SPACE, check_input, inherited, weights_fingerprint, whole_record
 
 
 class SuperAdapter(NamedTuple):
     """A loaded super-adapter; `elastic.activate` chooses the ranks of the next forward.
 
-    `record` is its search_space.json, with what its base had been trained on before (`shears.artifacts.inherited`).
+    `record` is its search_space.json, with what its base had been trained on before (records/artifacts.py).
     """
 
     model: PeftModel

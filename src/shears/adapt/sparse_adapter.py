@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.elastic import MASK
 from shears.errors import InputError
-from shears.models import weight_oi
+from shears.models.load import weight_oi
 
 
 def masked_product(

@@ -10,15 +10,20 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from shears.adapt.checkpoints import CHECKPOINTS
-from shears.adapt.fit import fit
 from shears.adapt.initial import without_start
-from shears.adapt.processes import join_processes, shared_folder, together, wait
 from shears.adapt.ready import Ready, prepare
 from shears.adapt.reorder import reorder
 from shears.adapt.space import SearchSpace
-from shears.adapt.trackers import check_trackers, tracking
-from shears.artifacts import (
+from shears.adapt.training.checkpoints import CHECKPOINTS
+from shears.adapt.training.fit import fit
+from shears.adapt.training.processes import join_processes, shared_folder, together, wait
+from shears.adapt.training.trackers import check_trackers, tracking
+from shears.config import TrainConfig
+from shears.config.resolve import build
+from shears.data.fingerprints import rows_fingerprint, source_fingerprint
+from shears.models.load import pick_device, plain_folder
+from shears.progress import is_first_process
+from shears.records.artifacts import (
     SEARCH_SPACE,
     TRAINING_LOG,
     as_data,
@@ -27,16 +32,11 @@ from shears.artifacts import (
     weights_fingerprint,
     write_json,
 )
-from shears.cards.card import write_card
-from shears.data.fingerprints import rows_fingerprint, source_fingerprint
-from shears.folders import partial_folder
-from shears.models import pick_device, plain_folder
-from shears.paths import expanded, recorded_name
-from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from shears.progress import is_first_process
-from shears.recipe import TrainConfig
-from shears.resolve import build
-from shears.version import __version__
+from shears.records.cards.card import write_card
+from shears.records.folders import partial_folder
+from shears.records.paths import expanded, recorded_name
+from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
 

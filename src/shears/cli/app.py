@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from shears.version import __version__
+from shears.records.version import __version__
 
 HELP = """Sparse fine-tuning that stays sparse.
 
@@ -39,6 +39,6 @@ def settings(
     """Apply what holds for every verb."""
     if threads is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        from shears.models import set_threads
+        from shears.models.load import set_threads
 
         set_threads(threads)

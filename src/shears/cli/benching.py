@@ -10,7 +10,7 @@ from rich.table import Table
 from shears.cli.app import app
 from shears.cli.options import Values, with_stage_options
 from shears.cli.tables import console, print_line
-from shears.recipe import BenchConfig
+from shears.config import BenchConfig
 
 
 @app.command()

@@ -14,12 +14,12 @@ from shears.cli.options import Values, with_stage_options
 from shears.cli.tables import console
 from shears.cli.wrapping import Wrapper
 from shears.cli.writing import Adapter, Model
+from shears.config import ChatConfig, SamplingConfig
+from shears.config.serve import RunningConfig
 from shears.errors import InputError
-from shears.recipe import ChatConfig, SamplingConfig
-from shears.recipe.serving import RunningConfig
 
 if TYPE_CHECKING:
-    from shears.runtime.conversation import Conversation
+    from shears.runtime.engine.conversation import Conversation
 
 WELCOME = "Ctrl-C stops an answer, Ctrl-D leaves, /reset begins anew, /help says more"
 HELP = """Ctrl-C  stops an answer, which stays in the conversation as far as it came
@@ -42,10 +42,10 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
 
     shears chat package --temperature 0 < questions.txt
     """
-    from shears.resolve import build
-    from shears.runtime.conversation import Conversation
+    from shears.config.resolve import build
+    from shears.runtime.engine.conversation import Conversation
+    from shears.runtime.engine.worker import Worker
     from shears.runtime.loading import load
-    from shears.runtime.worker import Worker
 
     wanted = build(ChatConfig, "chat", values)
     sampling = build(SamplingConfig, "chat", wanted.model_dump(include=set(SamplingConfig.model_fields)))

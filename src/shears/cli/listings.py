@@ -9,7 +9,7 @@ from rich.text import Text
 from shears.cli.tables import console, print_line
 
 if TYPE_CHECKING:
-    from shears.planning.plan import Plan
+    from shears.runs.planning.plan import Plan
 
 
 def print_plan(plan: "Plan") -> None:

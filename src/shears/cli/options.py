@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from shears.config.fields import Repeated, StageConfig
+from shears.config.resolve import stage_values
 from shears.errors import InputError
-from shears.fields import Repeated, StageConfig
-from shears.resolve import stage_values
 
 CONFIG = Annotated[
     str | None, typer.Option("--config", metavar="RECIPE.yaml", help="Take this stage's keys from a recipe; flags win.")

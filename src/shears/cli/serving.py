@@ -3,7 +3,7 @@
 from shears.cli.app import app
 from shears.cli.options import Values, with_stage_options
 from shears.cli.writing import Adapter, Model
-from shears.recipe import ServeConfig
+from shears.config import ServeConfig
 
 
 @app.command()

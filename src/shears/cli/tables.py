@@ -13,10 +13,10 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from shears.artifacts import PACKAGE, SPARSITY, read_json
-from shears.cards.tables import ranks_by_kind
-from shears.measures import is_share, other_readings, seen_words
 from shears.progress import is_first_process
+from shears.records.artifacts import PACKAGE, SPARSITY, read_json
+from shears.records.cards.tables import ranks_by_kind
+from shears.records.measures import is_share, other_readings, seen_words
 
 console = Console(quiet=not is_first_process())
 

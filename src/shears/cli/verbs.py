@@ -6,13 +6,10 @@ from typing import Annotated
 
 import typer
 
-from shears.artifacts import MERGED, PACKAGE, read_json
 from shears.cli import listings, tables
 from shears.cli.app import app
 from shears.cli.options import SET, Values, refuse_launcher, with_stage_options
-from shears.errors import RECORD_ERRORS, InputError
-from shears.paths import expanded
-from shears.recipe import (
+from shears.config import (
     EvaluateConfig,
     ExportConfig,
     FetchConfig,
@@ -21,6 +18,9 @@ from shears.recipe import (
     SparsifyConfig,
     TrainConfig,
 )
+from shears.errors import RECORD_ERRORS, InputError
+from shears.records.artifacts import MERGED, PACKAGE, read_json
+from shears.records.paths import expanded
 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from where an interrupted run of the same keys stopped.")]
 
@@ -35,7 +35,7 @@ def fetch(
     shears fetch smollm2-135m
     """
     import shears
-    from shears.resolve import build
+    from shears.config.resolve import build
 
     output = build(FetchConfig, "fetch", values).output
     print(shears.fetch(name, Path(output) if output else None))
@@ -210,7 +210,7 @@ def inspect(
     shears inspect sub_adapter --against sparse
     """
     import shears
-    from shears.resolve import build
+    from shears.config.resolve import build
 
     data = shears.inspect(path, build(InspectConfig, "inspect", values).against)
     if as_json:
@@ -238,7 +238,7 @@ def run(
     shears run recipes/quickstart.yaml --output runs/quickstart --set train.epochs=2
     """
     import shears
-    from shears.resolve import load_recipe
+    from shears.config.resolve import load_recipe
 
     refuse_launcher("run")
     loaded = load_recipe(recipe, set_ or [])

@@ -7,8 +7,8 @@ import typer
 
 from shears.cli.app import app
 from shears.cli.options import Values, with_stage_options
-from shears.recipe import GenerateConfig, SamplingConfig
-from shears.recipe.serving import RunningConfig
+from shears.config import GenerateConfig, SamplingConfig
+from shears.config.serve import RunningConfig
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Package, model folder, hub id, .gguf or smollm2-135m.")]
 Adapter = Annotated[str | None, typer.Option(help="PEFT adapter to put on the model; a package comes with its own.")]
@@ -29,7 +29,7 @@ def generate(
 
     shears generate sparse --adapter sub_adapter --prompt "Question: Ann has 3 pens and buys 4. How many? Answer:"
     """
-    from shears.resolve import build
+    from shears.config.resolve import build
     from shears.runtime.loading import load
 
     wanted = build(GenerateConfig, "generate", values)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from types import MappingProxyType
 
+from shears.data.prompts import render_completion, render_prompt
 from shears.data.stories import NAMES, STORIES, THINGS
 from shears.errors import InputError
-from shears.prompts import render_completion, render_prompt
 
 Numbers = Mapping[str, str]
 # Of 16 equal parts of all questions: the parts of a split, and how many rows it has.

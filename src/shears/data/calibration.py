@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.data.chat import turns_of
 from shears.data.examples import encode, prompt_ids, to_example, tokenize
+from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.data.rows import Row, read_rows
 from shears.data.saved import is_saved, saved_rows
 from shears.data.token_rows import token_rows
 from shears.errors import InputError
-from shears.paths import expanded
-from shears.prompts import DEFAULT_TEMPLATE
+from shears.records.paths import expanded
 
 logger = logging.getLogger(__name__)
 

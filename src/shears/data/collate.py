@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shears.data.examples import Tokenized
-from shears.losses import IGNORED
+from shears.models.losses import IGNORED
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -21,11 +21,11 @@ from shears.data.example import (
     segments_before,
     with_completion,
 )
+from shears.data.prompts import render_completion, render_prompt
 from shears.data.questions import question_of
 from shears.data.rows import Row, read_rows
 from shears.errors import InputError
-from shears.losses import IGNORED
-from shears.prompts import render_completion, render_prompt
+from shears.models.losses import IGNORED
 
 logger = logging.getLogger(__name__)
 __all__ = ["Example", "Segment", "Tokenized", "choices_of", "completion_of", "encode", "load_examples",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from shears.data.examples import Tokenized
 from shears.data.saved import saved_files
-from shears.paths import expanded, file_fingerprint
+from shears.records.paths import expanded, file_fingerprint
 
 
 def source_fingerprint(source: str) -> str | None:

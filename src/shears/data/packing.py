@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shears.data.examples import Tokenized
-from shears.losses import IGNORED
+from shears.models.losses import IGNORED
 
 PACK_TOKENS = 256  # of a row: attention is quadratic in it, and shorter rows waste more on filling up
 NONE = -1  # the example of a position that only fills a row up

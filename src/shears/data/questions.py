@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from shears.prompts import without_template
+from shears.data.prompts import without_template
 
 # 1.5 and 1 5, 3 + 4 and 3 - 4, 5! and 5 are other questions. Punctuation makes none, as word-tokenised files put spaces
 # around it; brackets do where an operator stands before an opening or behind a closing one.

@@ -18,7 +18,7 @@ import datasets
 
 from shears.data.arithmetic import arithmetic_rows
 from shears.errors import InputError, first_line
-from shears.paths import HUB_SOURCE, expanded, is_path
+from shears.records.paths import HUB_SOURCE, expanded, is_path
 
 logger = logging.getLogger(__name__)
 

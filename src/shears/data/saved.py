@@ -6,7 +6,7 @@ import datasets
 
 from shears.data.rows import HUB_ERRORS, Row
 from shears.errors import InputError, first_line
-from shears.paths import expanded
+from shears.records.paths import expanded
 
 MARKERS = ("state.json", "dataset_dict.json")  # of one set; of a set a split
 

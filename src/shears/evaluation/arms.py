@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from shears.artifacts import EVALUATION, evaluation_file, read_json
 from shears.errors import InputError
 from shears.evaluation.measurements import Arms, Measurement
 from shears.evaluation.records import Record
+from shears.records.artifacts import EVALUATION, evaluation_file, read_json
 
 
 def read_arms(runs: Sequence[str]) -> Arms:

@@ -11,7 +11,6 @@ from typing import Any
 
 from shears.errors import InputError
 from shears.evaluation.measurements import Arms, Measurement, with_ids_of_first
-from shears.evaluation.remarks import remarks
 from shears.evaluation.statistics import (
     Bits,
     bootstrap_difference,
@@ -21,6 +20,7 @@ from shears.evaluation.statistics import (
     pooled_accuracy,
     seed_spread,
 )
+from shears.evaluation.tasks.remarks import remarks
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shears.artifacts import find_record, record_in, training_sources
 from shears.data.examples import Example
 from shears.data.fingerprints import source_fingerprint
 from shears.data.questions import question_id, question_of
 from shears.data.rows import Row, read_rows
 from shears.errors import InputError
 from shears.evaluation.records import Evaluation, Record
-from shears.measures import CONTAMINATION
+from shears.records.artifacts import find_record, record_in, training_sources
+from shears.records.measures import CONTAMINATION
 
 logger = logging.getLogger(__name__)
 

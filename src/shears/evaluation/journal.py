@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shears.paths import file_fingerprint
+from shears.records.paths import file_fingerprint
 
 logger = logging.getLogger(__name__)
 SETTINGS = (

@@ -15,7 +15,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.sparse_adapter import make_sparse
-from shears.artifacts import (
+from shears.checkpoints.loading_errors import LOADING_ERRORS
+from shears.checkpoints.packed.file import read_package
+from shears.config import EvaluateConfig
+from shears.config.paper import ANSWER_FORMS, TEMPLATE
+from shears.config.resolve import build
+from shears.data.fingerprints import source_fingerprint
+from shears.data.prompts import DEFAULT_TEMPLATE, TEMPLATES
+from shears.errors import InputError, first_line
+from shears.evaluation.contamination import ids_of, mark_seen, training_data
+from shears.evaluation.harness.run import ASKED, run_harness
+from shears.evaluation.journal import Journal, journal_path, settings_fingerprint
+from shears.evaluation.records import Evaluation
+from shears.evaluation.scoring.score import device_of
+from shears.evaluation.tasks.registry import ACCURACY_TASKS, evaluate_examples, evaluate_task, load_task_examples
+from shears.models.files import is_package
+from shears.models.load import autocast, keep_casts, model_folder
+from shears.models.vocabulary import load_both
+from shears.records.artifacts import (
     PACKAGE,
     as_data,
     check_input,
@@ -26,24 +43,8 @@ from shears.artifacts import (
     whole_record,
     write_json,
 )
-from shears.data.fingerprints import source_fingerprint
-from shears.errors import InputError, first_line
-from shears.evaluation.contamination import ids_of, mark_seen, training_data
-from shears.evaluation.harness import ASKED, run_harness
-from shears.evaluation.journal import Journal, journal_path, settings_fingerprint
-from shears.evaluation.records import Evaluation
-from shears.evaluation.score import device_of
-from shears.evaluation.tasks import ACCURACY_TASKS, evaluate_examples, evaluate_task, load_task_examples
-from shears.model_files import is_package
-from shears.models import LOADING_ERRORS, autocast, keep_casts, model_folder
-from shears.packed.file import read_package
-from shears.paths import expanded
-from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from shears.prompts import DEFAULT_TEMPLATE, TEMPLATES
-from shears.recipe import EvaluateConfig
-from shears.recipe.paper import ANSWER_FORMS, TEMPLATE
-from shears.resolve import build
-from shears.vocabulary import load_both
+from shears.records.paths import expanded
+from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import RESULT, check_input, read_json
 from shears.errors import InputError
+from shears.records.artifacts import RESULT, check_input, read_json
 
 NAMED = ("heuristic", "maximal", "minimal")
 

@@ -8,7 +8,17 @@ from typing import Any
 import torch
 
 from shears.adapt.load import checked_base
-from shears.artifacts import (
+from shears.config import ExportConfig
+from shears.data.fingerprints import source_fingerprint
+from shears.errors import InputError
+from shears.export.project import merge_projected
+from shears.export.quality import Text
+from shears.export.sub_adapter import SubAdapter, origin, read_sub_adapter
+from shears.export.target import Merged, Target, merge_into
+from shears.export.updates import with_masked, with_whole
+from shears.models.files import quantized_by
+from shears.models.load import model_folder, save_tokenizer
+from shears.records.artifacts import (
     MERGED,
     SPARSITY,
     as_data,
@@ -17,18 +27,8 @@ from shears.artifacts import (
     weights_fingerprint,
     write_json,
 )
-from shears.cards.card import write_card
-from shears.data.fingerprints import source_fingerprint
-from shears.errors import InputError
-from shears.export.project import merge_projected
-from shears.export.quality import Text
-from shears.export.sub_adapter import SubAdapter, origin, read_sub_adapter
-from shears.export.target import Merged, Target, merge_into
-from shears.export.updates import with_masked, with_whole
-from shears.folders import working_folder
-from shears.model_files import quantized_by
-from shears.models import model_folder, save_tokenizer
-from shears.recipe import ExportConfig
+from shears.records.cards.card import write_card
+from shears.records.folders import working_folder
 from shears.sparsity.report import LinearSparsity, SparsityReport
 from shears.sparsity.verify import check_saved
 

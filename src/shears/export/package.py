@@ -15,7 +15,18 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.load import checked_base
-from shears.artifacts import (
+from shears.checkpoints.conversion import empty_model, read_config
+from shears.checkpoints.packed.file import PACKAGE_FILE
+from shears.checkpoints.packed.index import PLAIN_NAMES
+from shears.checkpoints.tensor_files import TensorFiles
+from shears.config import ExportConfig
+from shears.errors import InputError, first_line
+from shears.export.merge import merge_adapter
+from shears.export.packing import Packing, choose_form
+from shears.export.sub_adapter import origin, read_sub_adapter, refuse_ranks
+from shears.export.tensors import misfit
+from shears.models.load import model_folder, save_tokenizer, weight_oi
+from shears.records.artifacts import (
     MERGED,
     PACKAGE,
     SEARCH_SPACE,
@@ -30,22 +41,11 @@ from shears.artifacts import (
     weights_fingerprint,
     write_json,
 )
-from shears.cards.card import write_card
-from shears.conversion import empty_model, read_config
-from shears.errors import InputError, first_line
-from shears.export.merge import merge_adapter
-from shears.export.packing import Packing, choose_form
-from shears.export.sub_adapter import origin, read_sub_adapter, refuse_ranks
-from shears.export.tensors import misfit
-from shears.folders import working_folder
-from shears.models import model_folder, save_tokenizer, weight_oi
-from shears.packed.file import PACKAGE_FILE
-from shears.packed.index import PLAIN_NAMES
-from shears.paths import recorded_name
-from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from shears.recipe import ExportConfig
-from shears.tensor_files import TensorFiles
-from shears.version import __version__
+from shears.records.cards.card import write_card
+from shears.records.folders import working_folder
+from shears.records.paths import recorded_name
+from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
 MANY = 0.01  # share of weights that are -0.0 from which the log says so

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shears.checkpoints.packed.file import PackageWriter
+from shears.checkpoints.packed.index import PLAIN, PLAIN_NAMES, DenseEntry, Index, PackedEntry
+from shears.checkpoints.packed.layout import Values, dense, kept, pack, packed_bytes
+from shears.checkpoints.packed.quantize import quantize_rows
+from shears.checkpoints.tensor_files import TensorFiles
+from shears.config import ExportConfig
 from shears.errors import InputError
-from shears.packed.file import PackageWriter
-from shears.packed.index import PLAIN, PLAIN_NAMES, DenseEntry, Index, PackedEntry
-from shears.packed.layout import Values, dense, kept, pack, packed_bytes
-from shears.packed.quantize import quantize_rows
-from shears.recipe import ExportConfig
-from shears.tensor_files import TensorFiles
 
 IN_BLOCK = re.compile(r"(?:^|\.)\d+\.(?P<path>.+)\.weight$")
 ROUTERS = {"router", "shared_expert_gate"}  # what decides between experts, with all below it; a `gate` alone does too

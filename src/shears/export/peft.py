@@ -10,7 +10,15 @@ from torch import Tensor
 
 from shears.adapt.load import space_of_record
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import (
+from shears.config import ExportConfig
+from shears.config.resolve import build
+from shears.errors import InputError
+from shears.export.choice import by_linear, choose_ranks, ranks_file
+from shears.export.merge import merge_adapter
+from shears.export.package import export_package
+from shears.export.sub_adapter import NEEDED, read_adapter_config, sliced_config
+from shears.export.tensors import padded, sliced
+from shears.records.artifacts import (
     SEARCH_SPACE,
     SUB_ADAPTER,
     as_data,
@@ -19,19 +27,11 @@ from shears.artifacts import (
     whole_record,
     write_json,
 )
-from shears.cards.card import write_card
-from shears.errors import InputError
-from shears.export.choice import by_linear, choose_ranks, ranks_file
-from shears.export.merge import merge_adapter
-from shears.export.package import export_package
-from shears.export.sub_adapter import NEEDED, read_adapter_config, sliced_config
-from shears.export.tensors import padded, sliced
-from shears.folders import working_folder
-from shears.paths import expanded, file_fingerprint
-from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from shears.recipe import ExportConfig
-from shears.resolve import build
-from shears.version import __version__
+from shears.records.cards.card import write_card
+from shears.records.folders import working_folder
+from shears.records.paths import expanded, file_fingerprint
+from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
 FORMATS: Mapping[str, Callable[[Mapping[str, Tensor], Mapping[str, int]], dict[str, Tensor]]] = {

@@ -15,19 +15,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from shears.blockwise.activations import Activations
+from shears.blockwise.block_run import BlockRun
+from shears.blockwise.matrices import Matrix
+from shears.blockwise.statistics import InputMoments
+from shears.blockwise.walk import IrregularBlocks, Walk, walk_blocks
+from shears.config import ExportConfig, SparsifyConfig
 from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.export.quality import BUDGET, Samples, Text, context_of, draw_samples, losses
 from shears.export.target import Changed, Merged, Target, merge_into
 from shears.export.updates import Update, with_masked, with_whole
-from shears.models import load_tokenizer
-from shears.recipe import ExportConfig, SparsifyConfig
-from shears.sparsity.activations import Activations
-from shears.sparsity.block_run import BlockRun
-from shears.sparsity.matrices import Matrix
-from shears.sparsity.refit import refit
-from shears.sparsity.statistics import InputMoments
-from shears.sparsity.walk import IrregularBlocks, Walk, walk_blocks
+from shears.models.load import load_tokenizer
+from shears.sparsity.methods.refit import refit
 
 logger = logging.getLogger(__name__)
 DAMPING: float = SparsifyConfig.model_fields["damping"].default

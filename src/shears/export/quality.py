@@ -19,17 +19,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from shears.blockwise.activations import Activations
+from shears.blockwise.block_run import BlockRun
+from shears.blockwise.sources import BlockSource
+from shears.blockwise.walk import Walk, walk_blocks
+from shears.config import ExportConfig, SparsifyConfig
+from shears.config.notation import num_bytes
 from shears.data.calibration import calibration_batches
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
-from shears.losses import IGNORED, num_positions
-from shears.models import autocast
-from shears.notation import num_bytes
-from shears.recipe import ExportConfig, SparsifyConfig
-from shears.sparsity.activations import Activations
-from shears.sparsity.block_run import BlockRun
-from shears.sparsity.sources import BlockSource
-from shears.sparsity.walk import Walk, walk_blocks
+from shears.models.load import autocast
+from shears.models.losses import IGNORED, num_positions
 
 BUDGET = num_bytes(SparsifyConfig.model_fields["activation_budget"].default)  # hidden states in memory
 BATCH = 2  # sequences in a forward: their logits are of the vocabulary's size

@@ -9,16 +9,24 @@ from torch import Tensor
 
 from shears.adapt.load import space_of_record
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import SEARCH_SPACE, SUB_ADAPTER, as_data, inherited, read_json, training_source, whole_record
+from shears.config import ExportConfig
 from shears.errors import InputError
 from shears.export.choice import by_linear, choose_ranks, ranks_file
 from shears.export.tensors import sliced
 from shears.export.updates import Update, updates_of
-from shears.models import model_folder
-from shears.paths import file_fingerprint, recorded_name
-from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, rank_patterns
-from shears.recipe import ExportConfig
-from shears.version import __version__
+from shears.models.load import model_folder
+from shears.records.artifacts import (
+    SEARCH_SPACE,
+    SUB_ADAPTER,
+    as_data,
+    inherited,
+    read_json,
+    training_source,
+    whole_record,
+)
+from shears.records.paths import file_fingerprint, recorded_name
+from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, rank_patterns
+from shears.records.version import __version__
 
 NEEDED = ("base", "base_fingerprint", "fingerprint", "template")  # of a record, to say where a model comes from
 

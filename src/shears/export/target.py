@@ -12,16 +12,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shears.blocks import sharing_a_weight
+from shears.blockwise.matrices import Matrix, linear_matrix
+from shears.blockwise.skeleton import Skeleton
+from shears.blockwise.sources import BlockSource, StreamedModel, WholeModel
+from shears.blockwise.walk import by_block_or_whole
+from shears.checkpoints.tensor_files import TensorWriter
 from shears.errors import InputError
 from shears.export.updates import Update, in_format
-from shears.models import load_model, pick_device
-from shears.skeleton import Skeleton
-from shears.sparsity.matrices import Matrix, linear_matrix
+from shears.models.blocks import sharing_a_weight
+from shears.models.load import load_model, pick_device
 from shears.sparsity.report import LinearSparsity
-from shears.sparsity.sources import BlockSource, StreamedModel, WholeModel
-from shears.sparsity.walk import by_block_or_whole
-from shears.tensor_files import TensorWriter
 
 COPIED = ("config.json", "generation_config.json")
 Made = TypeVar("Made")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shears.errors import InputError
-from shears.peft_files import PREFIX, A, B, linear_of
+from shears.records.peft_files import PREFIX, A, B, linear_of
 
 WRAPPED = ".base_layer."  # PEFT's, below a layer of its own
 

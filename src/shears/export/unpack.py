@@ -11,7 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shears.artifacts import (
+from shears.checkpoints.packed.file import Package, read_package
+from shears.checkpoints.packed.index import PLAIN
+from shears.checkpoints.packed.layout import DTYPES
+from shears.checkpoints.tensor_files import INDEX, SINGLE
+from shears.checkpoints.tensor_format import Place, as_bytes, write_at, write_layout
+from shears.export.package import OF_MERGED
+from shears.models.load import save_tokenizer
+from shears.models.packages import names_fingerprint, settings_of_adapter
+from shears.records.artifacts import (
     PACKAGE,
     SUB_ADAPTER,
     TRAINED_BEFORE,
@@ -21,19 +29,11 @@ from shears.artifacts import (
     weights_fingerprint,
     write_json,
 )
-from shears.cards.card import write_card
-from shears.export.package import OF_MERGED
-from shears.folders import working_folder
-from shears.models import save_tokenizer
-from shears.package_models import names_fingerprint, settings_of_adapter
-from shears.packed.file import Package, read_package
-from shears.packed.index import PLAIN
-from shears.packed.layout import DTYPES
-from shears.paths import expanded
-from shears.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from shears.tensor_files import INDEX, SINGLE
-from shears.tensor_format import Place, as_bytes, write_at, write_layout
-from shears.version import __version__
+from shears.records.cards.card import write_card
+from shears.records.folders import working_folder
+from shears.records.paths import expanded
+from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
 SHARD = 5_000_000_000  # bytes; transformers' own choice is 50 GB, hubs like less

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shears.adapt.sparse_adapter import masked_product
-from shears.peft_files import linear_of
+from shears.records.peft_files import linear_of
 
 
 class Update(NamedTuple):

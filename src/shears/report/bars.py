@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from shears.measures import is_share, other_readings
+from shears.records.measures import is_share, other_readings
 from shears.report.drawing import WIDTH, Scale, svg, text, whisker
 from shears.report.html import element, table
 from shears.report.records import Record

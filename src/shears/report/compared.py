@@ -7,12 +7,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from shears.artifacts import write_json, write_text
+from shears.config.fields import SEEDS
 from shears.errors import InputError
 from shears.evaluation.arms import files_of, read_arms
 from shears.evaluation.comparison import compare_arms
-from shears.fields import SEEDS
-from shears.paths import expanded
+from shears.records.artifacts import write_json, write_text
+from shears.records.paths import expanded
 from shears.report.html import document, element, table
 from shears.report.intervals import intervals
 from shears.report.section import note, picture, section

@@ -8,14 +8,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from shears.recipe.goals import MAXIMISED
+from shears.config.goals import MAXIMISED
 from shears.report.drawing import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, around, axes, path, stairs, svg
 from shears.report.html import element, join, table
 from shears.report.records import Record
 from shears.report.searched import known, objectives_of, raced_on
 from shears.report.section import note, picture, pointed_at
 from shears.report.words import GAP, figure
-from shears.searching.strategy import EXAMPLES, is_partial
+from shears.searching.strategies.base import EXAMPLES, is_partial
 
 HEIGHT = 250.0
 ORDER = ("raced", "seen", "front", "chosen")  # in which points are drawn, the last on top

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from shears.measures import is_share, seen_words
+from shears.records.measures import is_share, seen_words
 from shears.report.html import element
 from shears.report.records import Record, Run
 from shears.report.searched import measured, objectives_of

@@ -6,9 +6,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from shears.checkpoints.zeros import kinds_of, place_in_block, sparsities
 from shears.report.grid import Cells, map_picture
 from shears.report.words import percent
-from shears.zeros import kinds_of, place_in_block, sparsities
 
 GROUP = re.compile(r"^(?:.*\.)?(?P<layer>\d+)\.(?P<kind>.+)$")
 

@@ -6,11 +6,11 @@ from importlib.resources import files
 
 from markupsafe import Markup
 
+from shears.records.version import __version__
 from shears.report.headline import cards, headlines, sentence, warnings
 from shears.report.html import document, element
 from shears.report.records import Run
 from shears.report.sections import sections_of
-from shears.version import __version__
 
 
 def page(run: Run, other: Run | None = None) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 
 import yaml
 
-from shears.artifacts import (
+from shears.config.resolve import UNREADABLE
+from shears.errors import InputError, first_line
+from shears.records.artifacts import (
     BENCH,
     EVALUATION,
     MERGED,
@@ -24,9 +26,7 @@ from shears.artifacts import (
     evaluation_file,
     read_object,
 )
-from shears.errors import InputError, first_line
-from shears.resolve import UNREADABLE
-from shears.timing import read_times
+from shears.records.timing import read_times
 
 Record = Mapping[str, Any]
 TRAINED = ("search", "export")  # stages of a run that begin with what training gave

@@ -1,7 +1,7 @@
 """What a search knows of its configurations: measured on all examples, or estimated where a race ended early."""
 
 from shears.report.records import Record
-from shears.searching.strategy import EXAMPLES, is_partial
+from shears.searching.strategies.base import EXAMPLES, is_partial
 
 
 def measured(result: Record) -> dict[int, Record]:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from shears.measures import other_readings
-from shears.recipe.goals import MAXIMISED
+from shears.config.goals import MAXIMISED
+from shears.records.measures import other_readings
 from shears.report.bars import measurement_picture
 from shears.report.comparison import comparison
 from shears.report.curves import history_picture, training_pictures

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from shears.measures import is_share
+from shears.records.measures import is_share
 
 COUNTS = frozenset({"parameters", "nonzeros", "macs", "tokens"})
 GAP = "\N{NO-BREAK SPACE}"

@@ -3,9 +3,9 @@
 import logging
 from pathlib import Path
 
-from shears.artifacts import REPORT, write_text
 from shears.errors import RECORD_ERRORS, InputError, first_line
-from shears.paths import expanded
+from shears.records.artifacts import REPORT, write_text
+from shears.records.paths import expanded
 from shears.report.page import page
 from shears.report.records import read_run
 

@@ -4,23 +4,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shears.runtime.available import kernels_available
-    from shears.runtime.backend import Backend
-    from shears.runtime.drop_in import densify_linears, sparsify_linears
-    from shears.runtime.drop_in_backend import DropInBackend
-    from shears.runtime.engine import Engine
+    from shears.runtime.drop_in.backend import DropInBackend
+    from shears.runtime.drop_in.convert import densify_linears, sparsify_linears
+    from shears.runtime.engine.backend import Backend
+    from shears.runtime.engine.engine import Engine
+    from shears.runtime.engine.worker import Worker
     from shears.runtime.loading import load
-    from shears.runtime.worker import Worker
+    from shears.runtime.native.available import kernels_available
 
 _HOMES = {
-    "Backend": "backend",
-    "DropInBackend": "drop_in_backend",
-    "Engine": "engine",
-    "Worker": "worker",
-    "densify_linears": "drop_in",
-    "kernels_available": "available",
+    "Backend": "engine.backend",
+    "DropInBackend": "drop_in.backend",
+    "Engine": "engine.engine",
+    "Worker": "engine.worker",
+    "densify_linears": "drop_in.convert",
+    "kernels_available": "native.available",
     "load": "loading",
-    "sparsify_linears": "drop_in",
+    "sparsify_linears": "drop_in.convert",
 }
 __all__ = ["Backend", "DropInBackend", "Engine", "Worker", "densify_linears", "kernels_available", "load",
            "sparsify_linears"]  # fmt: skip

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from shears.models import load_model
-from shears.packed.file import read_package
-from shears.packed.layout import Values
-from shears.recipe.serving import BackendConfig, RunningConfig
-from shears.runtime.architectures import NotCoveredError, plan_of
-from shears.runtime.available import kernels_available
-from shears.runtime.backend import Backend
+from shears.checkpoints.packed.file import read_package
+from shears.checkpoints.packed.layout import Values
+from shears.config.serve import BackendConfig, RunningConfig
+from shears.models.load import load_model
+from shears.runtime.engine.backend import Backend
+from shears.runtime.engine.transformers_backend import TransformersBackend
 from shears.runtime.loading import package_backend
-from shears.runtime.transformers_backend import TransformersBackend
+from shears.runtime.native.architectures import NotCoveredError, plan_of
+from shears.runtime.native.available import kernels_available
 
 TRANSFORMERS, TUNED = "dense, transformers", "dense, transformers, oneDNN off"
 
@@ -82,8 +82,8 @@ def _our_dense(dense: PreTrainedModel, values: Values) -> Iterator[Contestant]:
     """Yield the dense model in our kernels, as its own numbers and as the package's; nothing for one not covered."""
     if not kernels_available():
         return
-    from shears.runtime.model_source import source_of_model
-    from shears.runtime.native_decoder import Limits, NativeBackend
+    from shears.runtime.native.decoder import Limits, NativeBackend
+    from shears.runtime.native.model_source import source_of_model
 
     try:
         longest = plan_of(dense.config).max_positions

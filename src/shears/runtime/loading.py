@@ -7,20 +7,21 @@ from typing import Any
 
 import torch
 
-from shears.artifacts import PACKAGE, read_record
+from shears.checkpoints.loading_errors import LOADING_ERRORS
+from shears.config.resolve import build
+from shears.config.serve import RunningConfig
 from shears.errors import InputError, first_line
 from shears.evaluation.run import load_with_adapter
-from shears.model_files import is_package
-from shears.models import LOADING_ERRORS, load_tokenizer, model_folder, set_threads
-from shears.package_models import names_fingerprint, packaged_config
-from shears.recipe.serving import RunningConfig
-from shears.resolve import build
-from shears.runtime.architectures import NotCoveredError
-from shears.runtime.available import kernels_available
-from shears.runtime.backend import Backend
-from shears.runtime.drop_in_backend import DropInBackend
-from shears.runtime.engine import Engine
-from shears.runtime.transformers_backend import TransformersBackend
+from shears.models.files import is_package
+from shears.models.load import load_tokenizer, model_folder, set_threads
+from shears.models.packages import names_fingerprint, packaged_config
+from shears.records.artifacts import PACKAGE, read_record
+from shears.runtime.drop_in.backend import DropInBackend
+from shears.runtime.engine.backend import Backend
+from shears.runtime.engine.engine import Engine
+from shears.runtime.engine.transformers_backend import TransformersBackend
+from shears.runtime.native.architectures import NotCoveredError
+from shears.runtime.native.available import kernels_available
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def package_backend(folder: Path, wanted: RunningConfig, *, verify: bool = False
     if wanted.backend == "drop-in":
         return DropInBackend(folder, dtype=wanted.dtype)
     if kernels_available():
-        from shears.runtime.native_decoder import open_native
+        from shears.runtime.native.decoder import open_native
 
         try:
             return open_native(folder, torch.get_num_threads(), verify=verify)

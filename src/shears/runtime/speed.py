@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
+from shears.config import BenchConfig
+from shears.config.resolve import build
 from shears.errors import InputError
-from shears.model_files import is_package
-from shears.models import model_folder, set_threads
+from shears.models.files import is_package
+from shears.models.load import model_folder, set_threads
 from shears.progress import meter
-from shears.recipe import BenchConfig
-from shears.resolve import build
-from shears.runtime.backend import Backend
+from shears.records.timing import processor
 from shears.runtime.contestants import Contestant, contestants
-from shears.timing import processor
+from shears.runtime.engine.backend import Backend
 
 SHORT = 64  # tokens of the prompt that is continued
 PAUSE = 0.01  # s; threads of one contestant go to sleep before the next begins

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from shears.adapt.space import RankConfig
 from shears.progress import Meter
-from shears.searching.evaluators import Evaluator, as_evaluator
-from shears.searching.ledger import Ledger
-from shears.searching.strategy import Evaluated, Goal, Local, Objective, Plan, Strategy, is_partial, proposals
+from shears.searching.measure.evaluators import Evaluator, as_evaluator
+from shears.searching.shared.ledger import Ledger
+from shears.searching.strategies.base import Evaluated, Goal, Local, Objective, Plan, Strategy, is_partial, proposals
 
 FINALISTS = 3  # of a race, measured whole at the end
 MAX_REPEATS = 100  # known configurations proposed in a row: the strategy has nothing new to say

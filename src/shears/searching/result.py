@@ -7,7 +7,7 @@ from typing import Any
 from shears.adapt.space import RankConfig
 from shears.errors import InputError
 from shears.searching.pareto import hypervolume, pareto_front
-from shears.searching.strategy import Evaluated, Goal
+from shears.searching.strategies.base import Evaluated, Goal
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from peft.tuners.lora import LoraLayer
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.load import space_of_record
 from shears.adapt.space import RankConfig
+from shears.config import SearchConfig
+from shears.config.goals import QUALITIES
 from shears.errors import InputError
-from shears.recipe import SearchConfig
-from shears.recipe.goals import QUALITIES
-from shears.searching.strategy import Evaluated, Goal
+from shears.searching.strategies.base import Evaluated, Goal
 from shears.searching.surrogate import Pairs, Surrogate, fit, lowest_losses, rank_correlation, training_losses
 from shears.searching.tied import TiedSpace
 from shears.searching.training_log import read_pairs

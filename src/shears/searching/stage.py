@@ -11,38 +11,38 @@ from typing import Any
 
 from shears.adapt.load import SuperAdapter, load_super_adapter, space_of_record
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.artifacts import RESULT, SEARCH_SPACE, as_data, whole_record, write_json
+from shears.config import SearchConfig
+from shears.config.resolve import build
+from shears.config.strategies import StrategyOptions
 from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
-from shears.folders import working_folder
-from shears.models import pick_device, resolved_precision
-from shears.paths import expanded
+from shears.models.load import pick_device, resolved_precision
 from shears.progress import meter
-from shears.recipe import SearchConfig
-from shears.recipe.strategies import StrategyOptions
-from shears.resolve import build
-from shears.searching.ends import maximal, minimal
-from shears.searching.evaluators import Evaluator, as_evaluator
-from shears.searching.evolution import Evolution
-from shears.searching.evolve import Nsga2
-from shears.searching.exhaustive import Exhaustive
+from shears.records.artifacts import RESULT, SEARCH_SPACE, as_data, whole_record, write_json
+from shears.records.folders import working_folder
+from shears.records.paths import expanded
+from shears.records.version import __version__
 from shears.searching.explore import explore, ranked
-from shears.searching.gauged import GaugedEvaluator, race_report
-from shears.searching.heuristics import Heuristic
-from shears.searching.hill_climb import HillClimbing
-from shears.searching.honesty import gain_report
-from shears.searching.measuring import Validation, open_test, open_validation, open_whole
-from shears.searching.place import Place, place_of
-from shears.searching.random_search import RandomSearch
+from shears.searching.held_out_gain import gain_report
+from shears.searching.measure.evaluators import Evaluator, as_evaluator
+from shears.searching.measure.gauged import GaugedEvaluator, race_report
+from shears.searching.measure.measuring import Validation, open_test, open_validation, open_whole
 from shears.searching.result import SearchResult, conclude
-from shears.searching.rnsga2 import rnsga2
 from shears.searching.seeds import Seeds, pairs_for, propose
-from shears.searching.strategy import ACCURACY, LOSS, Evaluated, Goal, Objective, Plan, Strategy, digest, opening
-from shears.searching.study import dropped_if_unused, open_ledger
+from shears.searching.shared.place import Place, place_of
+from shears.searching.shared.study import dropped_if_unused, open_ledger
+from shears.searching.shared.workers import forget_name
+from shears.searching.strategies.base import ACCURACY, LOSS, Evaluated, Goal, Objective, Plan, Strategy, digest, opening
+from shears.searching.strategies.ends import maximal, minimal
+from shears.searching.strategies.evolution import Evolution
+from shears.searching.strategies.evolve import Nsga2
+from shears.searching.strategies.exhaustive import Exhaustive
+from shears.searching.strategies.heuristics import Heuristic
+from shears.searching.strategies.hill_climb import HillClimbing
+from shears.searching.strategies.random_search import RandomSearch
+from shears.searching.strategies.rnsga2 import rnsga2
 from shears.searching.tied import TiedSpace, tie_layers
-from shears.searching.workers import forget_name
-from shears.version import __version__
 
 logger = logging.getLogger(__name__)
 IN_MEMORY = Place()

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shears.adapt.space import SearchSpace
-from shears.artifacts import TRAINING_LOG
 from shears.errors import InputError
+from shears.records.artifacts import TRAINING_LOG
 from shears.searching.surrogate import Pairs
 
 WHOLE_STEP = -1  # stands for the example where a loss is of a whole step

@@ -13,11 +13,11 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from shears.config import ServeConfig
 from shears.errors import InputError
-from shears.recipe import ServeConfig
-from shears.runtime.answer import Generation
-from shears.runtime.engine import Prompt
-from shears.runtime.worker import Worker
+from shears.runtime.engine.answer import Generation
+from shears.runtime.engine.engine import Prompt
+from shears.runtime.engine.worker import Worker
 from shears.serving.bodies import read_object
 from shears.serving.errors import RequestError
 from shears.serving.requests import ChatRequest, CompletionRequest, TextRequest, parse

@@ -10,12 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from shears.config import ServeConfig
+from shears.config.resolve import build
+from shears.config.serve import RunningConfig
 from shears.errors import InputError
-from shears.recipe import ServeConfig
-from shears.recipe.serving import RunningConfig
-from shears.resolve import build
+from shears.runtime.engine.worker import Worker
 from shears.runtime.loading import load
-from shears.runtime.worker import Worker
 
 logger = logging.getLogger(__name__)
 

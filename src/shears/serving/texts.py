@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from shears.errors import InputError
-from shears.runtime.answer import Answer, Generation
-from shears.runtime.batch import TooLongError
-from shears.runtime.engine import Prompt
-from shears.runtime.worker import BusyError, ClosedError, Worker
+from shears.runtime.engine.answer import Answer, Generation
+from shears.runtime.engine.batch import TooLongError
+from shears.runtime.engine.engine import Prompt
+from shears.runtime.engine.worker import BusyError, ClosedError, Worker
 from shears.serving.errors import RequestError
 
 News = tuple[int, str, bool]  # which text, its new piece, whether that was the last

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from shears.config.notation import kept_of_every
 from shears.errors import InputError
-from shears.notation import kept_of_every
 
 Kind = Literal["row", "layer", "groups"]
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from shears.blocks import decoder_blocks
+from shears.blockwise.matrices import Matrix, block_matrices, kept_dense, uncovered_parameters
+from shears.config import SparsifyConfig
+from shears.config.notation import kept_of_every
+from shears.config.targets import matching
 from shears.errors import InputError
-from shears.models import linears
-from shears.notation import kept_of_every
-from shears.recipe import SparsifyConfig
-from shears.sparsity.allocation import with_overrides, zero_counts
+from shears.models.blocks import decoder_blocks
+from shears.models.load import linears
+from shears.sparsity.allocation.formulas import with_overrides, zero_counts
 from shears.sparsity.masks import Pattern
-from shears.sparsity.matrices import Matrix, block_matrices, kept_dense, uncovered_parameters
-from shears.targets import matching
 
 logger = logging.getLogger(__name__)
 

@@ -10,26 +10,26 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from shears.blockwise.activations import Activations
+from shears.blockwise.block_run import BlockRun, Context
+from shears.blockwise.capture import Captured, Receive
+from shears.blockwise.matrices import Matrix
+from shears.blockwise.sources import BlockSource, WholeModel
+from shears.blockwise.statistics import InputMoments, InputNorms
+from shears.blockwise.walk import Batches, IrregularBlocks, Walk, evaluating, walk_blocks
+from shears.config import SparsifyConfig
+from shears.config.notation import num_bytes
 from shears.errors import InputError
-from shears.losses import num_positions
-from shears.models import autocast
-from shears.notation import num_bytes
+from shears.models.load import autocast
+from shears.models.losses import num_positions
+from shears.models.vocabulary import num_embeddings
 from shears.progress import track
-from shears.recipe import SparsifyConfig
-from shears.sparsity.activations import Activations
-from shears.sparsity.block_run import BlockRun, Context
-from shears.sparsity.capture import Captured, Receive
+from shears.sparsity.allocation.shares import allocate
 from shears.sparsity.masks import Pattern
-from shears.sparsity.matrices import Matrix
-from shears.sparsity.methods import METHODS, Needs, Task, prune_weight
+from shears.sparsity.methods.registry import METHODS, Needs, Task, prune_weight
 from shears.sparsity.plan import Chosen, choose, linear_name, zeros_by_weight
-from shears.sparsity.recovering import Recoveries
+from shears.sparsity.recovery.recovering import Recoveries
 from shears.sparsity.report import LinearSparsity, SparsityReport
-from shears.sparsity.shares import allocate
-from shears.sparsity.sources import BlockSource, WholeModel
-from shears.sparsity.statistics import InputMoments, InputNorms
-from shears.sparsity.walk import Batches, IrregularBlocks, Walk, evaluating, walk_blocks
-from shears.vocabulary import num_embeddings
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shears.sparsity.recovery import Recovery
+from shears.sparsity.recovery.factors import Recovery
 
 
 @dataclass(frozen=True)

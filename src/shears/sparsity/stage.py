@@ -13,25 +13,25 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from shears.artifacts import SPARSITY, as_data, inherited, weights_fingerprint, write_json
-from shears.cards.card import write_card
+from shears.blockwise.skeleton import Skeleton
+from shears.blockwise.sources import StreamedModel
+from shears.blockwise.walk import by_block_or_whole
+from shears.checkpoints.tensor_files import TensorWriter
+from shears.config import SparsifyConfig
+from shears.config.resolve import build
 from shears.data.calibration import calibration_batches
 from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
-from shears.folders import working_folder
-from shears.models import DTYPES, load_model, load_tokenizer, pick_device, plain_folder, save_tokenizer
-from shears.paths import expanded, recorded_name
-from shears.recipe import SparsifyConfig
-from shears.resolve import build
-from shears.skeleton import Skeleton
+from shears.models.load import DTYPES, load_model, load_tokenizer, pick_device, plain_folder, save_tokenizer
+from shears.records.artifacts import SPARSITY, as_data, inherited, weights_fingerprint, write_json
+from shears.records.cards.card import write_card
+from shears.records.folders import working_folder
+from shears.records.paths import expanded, recorded_name
+from shears.records.version import __version__
 from shears.sparsity.prune import needs_inputs, prune_blocks, sparsify_model
-from shears.sparsity.recovery_folder import write_recovery
+from shears.sparsity.recovery.folder import write_recovery
 from shears.sparsity.report import SparsityReport
-from shears.sparsity.sources import StreamedModel
 from shears.sparsity.verify import check_saved
-from shears.sparsity.walk import by_block_or_whole
-from shears.tensor_files import TensorWriter
-from shears.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from shears.blocks import decoder_blocks
+from shears.blockwise.matrices import Matrix, block_matrices
+from shears.blockwise.skeleton import Skeleton, UnsupportedCheckpoint
+from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
-from shears.models import load_model
-from shears.skeleton import Skeleton, UnsupportedCheckpoint
-from shears.sparsity.matrices import Matrix, block_matrices
+from shears.models.blocks import decoder_blocks
+from shears.models.load import load_model
 from shears.sparsity.plan import linear_name
 from shears.sparsity.report import LinearSparsity, SparsityReport
-from shears.tensor_files import TensorFiles
 
 
 def check_saved(folder: Path, report: SparsityReport) -> None:

@@ -1,0 +1,143 @@
+"""Checkpoints that are whole or not there: a folder counts once its marker is written, after an fsync of the rest.
+
+The marker holds the files' sizes, so that one that was cut short afterwards does not count either.
+"""
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from shears.adapt.training.processes import num_processes, wait
+from shears.errors import InputError
+from shears.records.artifacts import read_json, read_object, sync_tree, write_json, write_text
+from shears.records.peft_files import ADAPTER_WEIGHTS
+
+logger = logging.getLogger(__name__)
+CHECKPOINTS = "checkpoints"  # in the working folder
+MARKER = "whole.json"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return after which step a checkpoint was written."""
+    return int(checkpoint.name.rsplit("-", 1)[-1])
+
+
+class MarkWhole(TrainerCallback):
+    """Marks every checkpoint once all of it is on the disk."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Flush the checkpoint of this step, then mark it, once every process has written its part.
+
+        InputError, in all processes, where what was trained is not finite: the checkpoints before stay the last.
+        """
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        check_finite(kwargs["model"], state.global_step, folder.parent)
+        wait()
+        if args.process_index != 0:
+            return
+        sync_tree(folder)
+        write_json(folder / MARKER, {"step": state.global_step, "processes": num_processes(), "sizes": _sizes(folder)})
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes of every file of a checkpoint but its marker."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint is marked and its files are as long as they were then."""
+    try:
+        marker = read_object(checkpoint / MARKER)
+    except InputError:
+        return False
+    found = _sizes(checkpoint)
+    return all(found.get(name) == size for name, size in dict(marker.get("sizes") or {}).items())
+
+
+def check_finite(model: nn.Module, step: int, folder: Path) -> None:
+    """Raise InputError where a trained weight is not finite: a loss can be, with gradients that are not."""
+    name = not_finite(model)
+    if name is not None:
+        raise InputError(
+            f"the trained weights must be finite, got {name} after step {step}; train to another output with a "
+            f"lower learning rate ({what_is_kept(folder)})"
+        )
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """Return the name of a trained weight that is not finite; None where all are."""
+    trained = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+    return next((name for name, weight in trained if not torch.isfinite(weight).all()), None)
+
+
+def what_is_kept(folder: Path) -> str:
+    """Say where the last good state is, for a message."""
+    kept = last_whole_checkpoint(folder)
+    return "no step before was saved" if kept is None else f"{kept} keeps the state after step {step_of(kept)}"
+
+
+def load_weights(model: PeftModel, checkpoint: Path) -> None:
+    """Give a model the adapter of a checkpoint."""
+    set_peft_model_state_dict(model, load_file(checkpoint / ADAPTER_WEIGHTS))
+
+
+def drop_torn(folder: Path) -> None:
+    """Delete the checkpoints that were not written to their end, with a message."""
+    for path in sorted(folder.glob("checkpoint-*"), key=step_of):
+        if not _is_whole(path):
+            logger.warning("checkpoint %s was not written to its end, or is damaged; skipped", path.name)
+            shutil.rmtree(path)
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint; None where there is none."""
+    whole = [path for path in folder.glob("checkpoint-*") if _is_whole(path)]
+    return max(whole, key=step_of, default=None)
+
+
+def check_processes(checkpoint: Path) -> None:
+    """Raise InputError for a checkpoint of another number of processes: each goes on from its own random state."""
+    written = read_json(checkpoint / MARKER).get("processes", num_processes())
+    if written != num_processes():
+        raise InputError(
+            f"a training must resume on as many processes as it began with ({written}), got {num_processes()}; "
+            f"launch {written}, or train anew into another folder"
+        )
+
+
+def random_states() -> list[Tensor]:
+    """Return the states of the generators that a step draws from: the CPU's, and that of the GPU in use."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
+
+
+def set_random_states(states: Sequence[Tensor]) -> None:
+    """Go back to what `random_states` returned."""
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state)
+
+
+def cut_log(path: Path, last_step: int) -> None:
+    """Drop the lines of a training log past a step, so that the steps made again are not in it twice."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= last_step]
+    write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _logged_step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError):  # the line the interruption tore
+        return sys.maxsize

@@ -1,0 +1,175 @@
+"""The training loop: transformers' Trainer with our loss, our order, our ranks, our log."""
+
+import logging
+from pathlib import Path
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.training_args import ParallelMode
+
+from shears.adapt.ready import Ready
+from shears.adapt.sampling import sampling
+from shears.adapt.training.callback import NLSCallback
+from shears.adapt.training.checkpoints import (
+    CHECKPOINTS,
+    MarkWhole,
+    check_processes,
+    cut_log,
+    drop_torn,
+    last_whole_checkpoint,
+    load_weights,
+    step_of,
+)
+from shears.adapt.training.order import Rows
+from shears.adapt.training.packable import keeps_apart
+from shears.adapt.training.padded import ignores_padding
+from shears.adapt.training.processes import num_processes, wait
+from shears.adapt.training.recompute import recompute_between_products
+from shears.adapt.training.shards import shard_frozen
+from shears.adapt.training.step_log import StepLog
+from shears.adapt.training.trainer import Collator, CompletionTrainer
+from shears.config import TrainConfig
+from shears.data.collate import padding
+from shears.data.packing import PACK_TOKENS
+from shears.errors import InputError
+from shears.models.load import pick_device, resolved_precision
+from shears.models.losses import num_positions
+from shears.progress import is_first_process, meter
+from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES
+
+logger = logging.getLogger(__name__)
+
+
+def fit(ready: Ready, work: Path, settings: TrainConfig) -> None:
+    """Train until the last step, from the last whole checkpoint in `work` if there is one."""
+    if settings.shard:
+        shard_frozen(ready.model, pick_device(settings.device))
+    lengths = [len(row.input_ids) for row in ready.rows]
+    steps = num_steps(settings, len(lengths))
+    if steps <= settings.warmup_steps:
+        logger.warning(
+            "the learning rate does not get to %g in %d steps, it rises over %d (warmup_steps): take fewer of these",
+            settings.learning_rate, steps, settings.warmup_steps,
+        )  # fmt: skip
+    trainer = _trainer(ready, lengths, _arguments(settings, work / CHECKPOINTS), settings)
+    trainer.remove_callback(PrinterCallback)  # only the command line prints
+    if is_first_process():
+        drop_torn(work / CHECKPOINTS)
+    wait()  # all must go on from the same one
+    checkpoint = last_whole_checkpoint(work / CHECKPOINTS)
+    if checkpoint:
+        check_processes(checkpoint)
+    done = step_of(checkpoint) if checkpoint else 0
+    if is_first_process():
+        for name in (TRAINING_LOG, TRAINING_TIMES):
+            cut_log(work / name, done)
+    if checkpoint and done == steps:  # Trainer would make one step more before it stops
+        load_weights(ready.model, checkpoint)
+        return
+    logger.info(
+        "training %d examples, %d tokens, %d steps%s", len(lengths), sum(lengths), steps, f" from {done}" * (done > 0)
+    )
+    with meter("train", steps, "step") as progress:
+        progress.skip(done)
+        trainer.add_callback(StepLog(work / TRAINING_LOG, trainer, progress))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _trainer(
+    ready: Ready, lengths: list[int], arguments: TrainingArguments, settings: TrainConfig
+) -> CompletionTrainer:
+    packed = settings.packing and keeps_apart(ready.model)
+    if settings.packing and not packed:
+        logger.info("this model does not keep packed examples apart: batches are padded")
+    if settings.recompute and not (settings.gradient_checkpointing or settings.compile):
+        recompute_between_products(ready.model)
+    strategy = sampling(
+        settings.sampling, ready.elastic.space, settings.seed,
+        round(settings.curriculum * num_steps(settings, len(lengths))),
+    )  # fmt: skip
+    callbacks: list[TrainerCallback] = [NLSCallback(ready.elastic, strategy=strategy, trainer_draws=True), MarkWhole()]
+    behind = not packed and not ignores_padding(ready.model)
+    collator = Collator(padding(ready.tokenizer), PACK_TOKENS if packed else None, behind, num_positions(ready.model))
+    return CompletionTrainer(
+        lengths=[1] * len(lengths) if packed else lengths,  # what is packed need not be of similar length
+        elastic=ready.elastic,
+        strategy=strategy,
+        distill=settings.distill,
+        model=ready.model,
+        args=arguments,
+        train_dataset=Rows(ready.rows),
+        data_collator=collator,
+        callbacks=callbacks,
+    )
+
+
+def num_steps(settings: TrainConfig, num_examples: int) -> int:
+    """Return the optimizer steps of a training."""
+    per_epoch = -(-num_examples // settings.batch_size)
+    return settings.max_steps or -int(-settings.epochs * per_epoch // 1)
+
+
+def num_seen(settings: TrainConfig, num_examples: int) -> int:
+    """Return the examples of all steps of a training; the last step of an epoch may have fewer than a batch."""
+    per_epoch = max(-(-num_examples // settings.batch_size), 1)
+    epochs, steps = divmod(num_steps(settings, num_examples), per_epoch)
+    return epochs * num_examples + steps * settings.batch_size
+
+
+def forward_size(settings: TrainConfig) -> int:
+    """Return the examples of one forward of one process; InputError where a step cannot be split so."""
+    processes = num_processes()
+    size = settings.micro_batch_size or settings.batch_size // processes
+    if size < 1 or settings.batch_size % (size * processes):
+        raise InputError(
+            f"batch_size must be a multiple of micro_batch_size x processes, got {settings.batch_size} for "
+            f"{max(size, 1)} x {processes}"
+        )
+    return size
+
+
+def _arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
+    device = pick_device(settings.device)
+    precision = resolved_precision(settings.precision, device)
+    size = forward_size(settings)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=settings.batch_size // (size * num_processes()),
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        torch_compile=settings.compile,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        save_steps=settings.save_steps,
+        save_total_limit=2,  # the one before must live until the new one is whole
+        logging_strategy="steps" if settings.report_to else "no",
+        logging_steps=1,
+        report_to=list(settings.report_to) or "none",
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=device.type == "cpu",
+        seed=settings.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # rank masks are each process's own
+    )
+    arguments.mixed_precision = {"fp32": "no"}.get(precision, precision)  # else a launcher's settings decide
+    _keep_to(device, arguments)
+    return arguments
+
+
+def _keep_to(device: torch.device, arguments: TrainingArguments) -> None:
+    """Let a process without a launcher use the one GPU it was told; transformers takes all there are, cuda:0 first."""
+    if device.type != "cuda" or arguments.parallel_mode == ParallelMode.DISTRIBUTED:
+        return
+    if arguments.n_gpu > 1 and device.index is None:
+        logger.info("training on one of %d GPUs; for all of them: accelerate launch -m shears train", arguments.n_gpu)
+    device = torch.device("cuda", device.index or 0)
+    torch.cuda.set_device(device)
+    arguments.__dict__["_setup_devices"] = device  # where `arguments.device` is cached
+    arguments._n_gpu = 1

@@ -1,0 +1,200 @@
+"""The Trainer of the frozen sparse model: completion-only logits, packed rows, ranks by example.
+
+B examples of a forward, K labelled tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import gather_object
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from shears.adapt.distill import distilled, largest_says
+from shears.adapt.elastic import ElasticAdapter
+from shears.adapt.sampling import Place, Sampling
+from shears.adapt.space import RankConfig
+from shears.adapt.training.order import BLANK, LengthBucketSampler
+from shears.data.collate import pad_left, pad_right
+from shears.data.examples import Tokenized
+from shears.data.packing import pack
+from shears.models.losses import IGNORED, packed_predictions, padded_predictions
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes a batch of numbered rows: packed into rows of `capacity` tokens, or padded where that is None.
+
+    With `behind`, the padding is behind the rows, for models that would read it. `limit` is what a row may hold at
+    most, the model's positions.
+    """
+
+    pad_id: int
+    capacity: int | None
+    behind: bool = False
+    limit: int | None = None
+
+    def __call__(self, numbered: Sequence[tuple[int, Tokenized]]) -> dict[str, Tensor]:
+        """Return the batch, with `numbers`, the examples' numbers in the training set."""
+        rows = [row for _, row in numbered]
+        pad = pad_right if self.behind else pad_left
+        batch = pad(rows, self.pad_id) if self.capacity is None else pack(rows, self.capacity, self.pad_id, self.limit)
+        return {**batch, "numbers": torch.tensor([number for number, _ in numbered])}
+
+
+class ExampleLoss(NamedTuple):
+    """What a training example lost (nats per labelled token) under which ranks."""
+
+    example: int
+    loss: float
+    tokens: int
+    ranks: tuple[int, ...]
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it as plain JSON data."""
+        return {**self._asdict(), "loss": round(self.loss, 5), "ranks": list(self.ranks)}
+
+
+class CompletionTrainer(Trainer):
+    """A Trainer whose loss is the mean over the optimizer step's completion tokens, however they are split.
+
+    `lengths` are what batches are bucketed by. `strategy` draws the ranks of every example where it is one by example;
+    else a callback has drawn those of the step. `distill` is the share of the loss that all but the largest ranks learn
+    from these; the figures of a step are of the labels alone.
+    """
+
+    def __init__(
+        self, *, lengths: list[int], elastic: ElasticAdapter, strategy: Sampling, distill: float = 0.0, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.lengths, self.elastic, self.strategy, self.distill = lengths, elastic, strategy, distill
+        self.model_accepts_loss_kwargs = True  # makes Trainer count the step's labels and not divide again
+        self.add_callback(_EpochOrder(self))
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        """Forget the figures of the step before."""
+        self.step_loss, self.step_tokens, self._forwards = 0.0, 0, 0
+        self.step_examples: list[ExampleLoss] = []
+        self.gradient_norm = 0.0
+
+    def step_figures(self) -> tuple[float, int, list[ExampleLoss]]:
+        """Return the step's loss, its tokens, and its examples where their ranks differ, over all processes."""
+        if self.accelerator.num_processes == 1:
+            return self.step_loss, self.step_tokens, self.step_examples
+        parts = gather_object([(self.step_loss, self.step_tokens, self.step_examples)])
+        examples = [example for part in parts for example in part[2]]
+        return sum(part[0] for part in parts), sum(part[1] for part in parts), examples
+
+    def save_state(self) -> None:
+        """Save the state after the last step as a checkpoint, in all processes."""
+        self._save_checkpoint(self.model_wrapped, trial=None)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_grad_norm(*args, **kwargs)  # of all processes, before the clipping
+        self.gradient_norm = float(found)
+        return found
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        together = self.args.train_batch_size * self.accelerator.num_processes
+        size = together * self.args.gradient_accumulation_steps
+        multiple = together if self.accelerator.num_processes > 1 else 1
+        self.order = LengthBucketSampler(self.lengths, size, self.args.seed, multiple)
+        return self.order
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Return the summed loss of this forward over the number of labelled tokens in the whole step."""
+        numbers: list[int] = inputs["numbers"].tolist()
+        configs = self._draw(len(numbers)) if self.strategy.by_example else []
+        losses, learnt, counts = self._example_losses(model, inputs, len(numbers), configs)
+        total = max(int(num_items_in_batch if num_items_in_batch is not None else counts.sum()), 1)
+        self.step_loss += (losses.detach().sum() / total).item()
+        self.step_tokens += _num_tokens(inputs)
+        if not self.strategy.by_step:
+            self._note(numbers, losses.detach() / counts.clamp(min=1), counts, configs)
+        self._forwards += 1
+        scaled: Tensor = learnt.sum() / total * self.accelerator.num_processes  # whose mean, not sum, gradients will be
+        return scaled
+
+    def _draw(self, count: int) -> list[RankConfig]:
+        """Draw the ranks of this forward's examples, the same for any number of processes and forwards a step."""
+        forward = self._forwards * self.accelerator.num_processes + self.accelerator.process_index
+        first, step = forward * self.args.train_batch_size, self.state.global_step
+        return [self.strategy.config(Place(step, row=row)) for row in range(first, first + count)]
+
+    def _example_losses(
+        self, model: nn.Module, inputs: Mapping[str, Tensor], count: int, configs: Sequence[RankConfig]
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Int[Tensor, " B"]]:
+        """Return each example's summed loss, what it learns from (the same but for a teacher), its labelled tokens."""
+        predict = packed_predictions if "examples" in inputs else padded_predictions
+        shares = self._shares(count, configs)
+        teacher = None if shares is None else largest_says(model, self.elastic, predict, inputs)
+        if configs:
+            self.elastic.activate_rows(configs, inputs.get("examples"))
+        found = predict(model, inputs)
+        losses = found.losses()
+        sums = learnt = losses.new_zeros(count).index_add(0, found.rows, losses)
+        if shares is not None and teacher is not None:
+            taught = distilled(found, losses, teacher, shares.to(losses.device))
+            learnt = losses.new_zeros(count).index_add(0, found.rows, taught)
+        return sums, learnt, torch.bincount(found.rows[found.targets != IGNORED], minlength=count)
+
+    def _shares(self, count: int, configs: Sequence[RankConfig]) -> Float[Tensor, " B"] | None:
+        """Return the share that each example learns from the largest ranks, 0 where it has these itself.
+
+        None where nobody asks them: all processes ask or none does, for they may share sharded weights.
+        """
+        if not self.distill:
+            return None
+        largest = self.elastic.space.maximal()
+        each: Sequence[RankConfig | None] = configs or [self.elastic.active] * count
+        smaller = [config != largest for config in each]
+        apart = self.accelerator.num_processes > 1 and not self.strategy.by_step
+        return torch.tensor(smaller) * self.distill if any(smaller) or apart else None
+
+    def _note(self, numbers: Sequence[int], losses: Tensor, counts: Tensor, configs: Sequence[RankConfig]) -> None:
+        if not configs:  # all of this process have the active one
+            assert self.elastic.active is not None
+            configs = [self.elastic.active] * len(numbers)
+        figures = zip(numbers, losses.tolist(), counts.tolist(), configs, strict=True)
+        self.step_examples += [
+            ExampleLoss(number, loss, tokens, tuple(ranks.values()))
+            for number, loss, tokens, ranks in figures
+            if number != BLANK
+        ]
+
+
+class _EpochOrder(TrainerCallback):
+    """Has the examples come in the order of the epoch that begins or is gone on with.
+
+    Trainer and accelerate tell a sampler so too, but not through all that they wrap it in: several processes that
+    resumed in the middle of an epoch went on in the order of the first one.
+    """
+
+    def __init__(self, trainer: CompletionTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Choose the order before the first batch is drawn."""
+        self.trainer.order.set_epoch(int(state.epoch or 0))
+
+
+def _num_tokens(inputs: Mapping[str, Tensor]) -> int:
+    """Count the tokens of this forward without what only fills up a row or a batch."""
+    real = inputs["numbers"] != BLANK
+    if "examples" not in inputs:
+        return int(inputs["attention_mask"][real].sum())
+    return int((real[inputs["examples"]] & (inputs["examples"] >= 0)).sum())

@@ -1,0 +1,205 @@
+"""The one block walk: every method that looks at inputs goes through a model with it, whatever the architecture.
+
+A block's statistics are taken on the outputs of the already changed blocks before it. The keyword arguments of every
+block are recorded per block and per batch, because blocks of one model may get different ones (sliding windows).
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from shears.blockwise.activations import Activations
+from shears.blockwise.block_run import BlockRun, Calls, Context, Stop
+from shears.blockwise.skeleton import UnsupportedCheckpoint
+from shears.blockwise.sources import BlockSource
+from shears.errors import InputError
+from shears.models.blocks import decoder_blocks, replaced_forwards
+from shears.models.load import widen_norms
+from shears.progress import track
+
+logger = logging.getLogger(__name__)
+
+PROBE_TOKENS = 2
+Written = TypeVar("Written")
+Batches = Sequence[Int[Tensor, "_ _"]]
+Visit = Callable[[BlockRun], None]
+
+
+class IrregularBlocks(InputError):  # noqa: N818  # says what it is, and InputError that it is an error
+    """The blocks of the model cannot be computed one after the other from what went into them."""
+
+
+class Walk:
+    """A model's blocks and calibration batches, recorded: what goes into the first block, and how each is called.
+
+    `activations` receive the hidden states; `context` is what forwards run in (autocast). IrregularBlocks, which is an
+    InputError, where a block does not run exactly once in a forward or gets more than the hidden states of the last.
+    """
+
+    def __init__(
+        self,
+        source: BlockSource,
+        batches: Batches,
+        activations: Activations | None = None,
+        context: Context | None = None,
+    ) -> None:
+        self.source, self.batches = source, batches
+        self.hidden = Activations() if activations is None else activations
+        self._context: Context = nullcontext if context is None else context
+        self._blocks = decoder_blocks(source.model)[1]
+        self._calls = [Calls() for _ in self._blocks]
+        with torch.no_grad(), evaluating(source.model):
+            self._extras = self._further_outputs()
+            self._record()
+        _check_finite(self.hidden, "the embeddings")
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    @contextmanager
+    def opened(self, index: int) -> Iterator[BlockRun]:
+        """Hold a block in memory."""
+        with self.source.opened(index) as block, evaluating(self.source.model):
+            name = f"{self.source.prefix}.{index}"
+            yield BlockRun(name, self.source.model, block, self.hidden, self._calls[index], self._context)
+
+    def advance(self, run: BlockRun) -> None:
+        """Send the hidden states through a block. InputError, with its name, where they do not stay finite."""
+        for batch, states in enumerate(run.outputs()):
+            self.hidden[batch] = states
+        _check_finite(self.hidden, run.name)
+
+    def logits(self, batch: int, states: Tensor) -> Tensor:
+        """Return the model's logits of a batch (B T V) for the given outputs of the last block."""
+
+        def shadow(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                return self._as_output(states)
+
+            return forward
+
+        with replaced_forwards(self._blocks, shadow), evaluating(self.source.model), self._context():
+            logits: Tensor = self.source.model(self.batches[batch].to(self.source.device), use_cache=False).logits
+        return logits
+
+    def _as_output(self, states: Tensor) -> Any:
+        if self._extras is None:
+            return states
+        return [states, *self._extras] if isinstance(self._extras, list) else (states, *self._extras)
+
+    def _further_outputs(self) -> tuple[Any, ...] | list[Any] | None:
+        """Return what a block returns behind its hidden states, or None where it returns a bare tensor."""
+        seen: list[Any] = []
+
+        def stop(_: nn.Module, args: Any, output: Any) -> None:
+            seen.append(output)
+            raise Stop
+
+        handle = self._blocks[0].register_forward_hook(stop)
+        try:
+            with self.source.opened(0), suppress(Stop):
+                self.source.model(self.batches[0][:1, :PROBE_TOKENS].to(self.source.device), use_cache=False)
+        finally:
+            handle.remove()
+        if not seen:
+            raise self._irregular()
+        return seen[0][1:] if isinstance(seen[0], tuple | list) else None
+
+    def _record(self) -> None:
+        """Collect every block's calls and the first one's hidden states, without computing any block."""
+        left: list[Tensor] = []  # the hidden states that the block before passed on
+
+        def shadow(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                states = self._calls[index].add(args, kwargs)
+                if index == 0:
+                    self.hidden.append(states)
+                else:
+                    self._check_chain(states, left[0], (*args[1:], *kwargs.values()))
+                left[:] = [states]
+                if index + 1 == len(self._blocks):
+                    raise Stop
+                return self._as_output(states)
+
+            return forward
+
+        with replaced_forwards(self._blocks, shadow):
+            for batch in self.batches:
+                with suppress(Stop):
+                    self.source.model(batch.to(self.source.device), use_cache=False)
+        if any(len(recorded.args) != len(self.batches) for recorded in self._calls):
+            raise self._irregular()
+
+    def _check_chain(self, states: Tensor, before: Tensor, others: Sequence[Any]) -> None:
+        """Refuse what a walk cannot repeat: work between two blocks, and blocks that pass on more than their states."""
+        name = type(self.source.model).__name__
+        if states is not before and not torch.equal(states, before):
+            raise IrregularBlocks(f"nothing must be computed between two decoder blocks; {name} does compute there")
+        passed = [extra for extra in self._extras or () if isinstance(extra, Tensor)]
+        if any(value is extra for extra in passed for value in others):
+            raise IrregularBlocks(f"decoder blocks must pass on hidden states alone; those of {name} pass on more")
+
+    def _irregular(self) -> IrregularBlocks:
+        name = type(self.source.model).__name__
+        return IrregularBlocks(f"every decoder block must run once in a forward; those of {name} do not")
+
+
+@torch.no_grad()
+def walk_blocks(walk: Walk, visit: Visit, title: str = "sparsify") -> None:
+    """Go through the decoder blocks in order: let `visit` measure and change a block, feed the next with its outputs.
+
+    The model is left without hooks, also after an error. InputError where hidden states are not finite.
+    """
+    for index in track(range(len(walk)), title, len(walk), "block"):
+        with walk.opened(index) as run:
+            visit(run)
+            if index + 1 < len(walk):
+                walk.advance(run)
+
+
+def by_block_or_whole(work: Path, by_block: Callable[[], Written], whole: Callable[[], Written]) -> Written:
+    """Write a model's files to `work` block by block, or, where it cannot be read or walked so, from memory."""
+    try:
+        return by_block()
+    except (UnsupportedCheckpoint, IrregularBlocks) as error:
+        logger.warning("%s; the whole model is loaded into memory", error)
+    for file in work.glob("*.safetensors*"):
+        file.unlink()  # begun block by block
+    return whole()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off for a while, and RWKV's halving of hidden states and weights, which is for float16 alone.
+
+    LayerNorms are widened meanwhile (`widen_norms`).
+    """
+    training = [module for module in model.modules() if module.training]
+    config = getattr(model, "config", None)
+    halving = getattr(config, "rescale_every", None)
+    model.eval()
+    widened = widen_norms(model)
+    if halving is not None:
+        config.rescale_every = 0  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        if halving is not None:
+            config.rescale_every = halving  # type: ignore[union-attr]
+        for norm in widened:
+            norm.half()
+        for module in training:
+            module.training = True
+
+
+def _check_finite(hidden: Activations, name: str) -> None:
+    if not all(bool(torch.isfinite(states).all()) for states in hidden):
+        raise InputError(
+            f"hidden states must be finite, those after {name} are not; check the model's weights, or use dtype fp32"
+        )

@@ -1,0 +1,158 @@
+"""A sparse weight as one bit a weight and the values of the kept ones, in the order in which a kernel reads them. Pure.
+
+A weight (O I) is cut into panels of 16 rows, its inputs into groups of g = 1 (fp32), 2 (bf16) or 4 (int8). For panel p
+and group j there is one little-endian mask word of 16 g bits: bit r g + i stands for weight[16 p + r, g j + i], and is
+set where that weight is kept. Rows and inputs beyond the weight have bit 0. The kept values follow in the order
+(p, j, bit). docs/package-format.md has the same byte by byte.
+
+Shapes: O rows (outputs), I columns (inputs), P = ceil(O / 16) panels, G = ceil(I / g) groups, N kept weights.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
+from torch import Tensor
+
+from shears.checkpoints.packed.quantize import quantize_rows
+from shears.errors import InputError
+
+Values = Literal["fp32", "bf16", "int8"]
+PANEL = 16
+DTYPES: dict[Values, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+GROUPS: dict[Values, int] = {"fp32": 1, "bf16": 2, "int8": 4}
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """A packed weight. `check_matrix` says whether its parts belong together; `pack` makes only such ones."""
+
+    rows: int
+    cols: int
+    values_dtype: Values
+    masks: UInt8[Tensor, "P G B"]  # B = 2 g bytes, the mask word
+    values: Shaped[Tensor, " N"]  # float32, bfloat16 or int8
+    offsets: Int64[Tensor, " P1"]  # P + 1; where a panel's first value lies in `values`
+    scales: Float[Tensor, " O"] | None  # float32, of int8 alone: weight = value * scale of its row
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all parts."""
+        parts = (self.masks, self.values, self.offsets, self.scales)
+        return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+
+def mask_shape(rows: int, cols: int, values: Values) -> tuple[int, int, int]:
+    """Return the shape of the masks, P x G x bytes of a word."""
+    group = GROUPS[values]
+    return math.ceil(rows / PANEL), math.ceil(cols / group), 2 * group
+
+
+def packed_bytes(rows: int, cols: int, kept: int, values: Values) -> int:
+    """Return the bytes that a weight takes when packed."""
+    scales = 4 * rows if values == "int8" else 0
+    panels = math.ceil(rows / PANEL)
+    return math.prod(mask_shape(rows, cols, values)) + kept * DTYPES[values].itemsize + 8 * (panels + 1) + scales
+
+
+def kept(weight: Float[Tensor, "O I"]) -> Bool[Tensor, "O I"]:
+    """Return where a weight's bits are not those of +0.0: -0.0, NaN and infinities are kept."""
+    return weight.contiguous().view(_BITS[weight.element_size()]) != 0
+
+
+def pack(weight: Float[Tensor, "O I"], values: Values) -> PackedMatrix:
+    """Return the packed weight, its kept values converted to `values`.
+
+    Bit for bit lossless where that is the weight's own dtype. A kept weight that becomes zero in `values` stays kept.
+    InputError for NaN or infinity in int8.
+    """
+    rows, cols = weight.shape
+    panels, groups, _ = mask_shape(rows, cols, values)
+    converted, scales = quantize_rows(weight) if values == "int8" else (weight.to(DTYPES[values]), None)
+    bits = _in_panels(kept(weight), values)
+    counts = bits.reshape(panels, -1).sum(1) if panels else torch.zeros(0, dtype=torch.int64)
+    masks = torch.from_numpy(np.packbits(bits.numpy(), axis=-1, bitorder="little"))
+    return PackedMatrix(
+        rows, cols, values,
+        masks=masks.reshape(panels, groups, -1) if masks.numel() else masks.new_zeros(mask_shape(rows, cols, values)),
+        values=_in_panels(converted, values)[bits],
+        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
+        scales=scales,
+    )  # fmt: skip
+
+
+def unpack(matrix: PackedMatrix) -> Shaped[Tensor, "O I"]:
+    """Return the weight as its values are stored; +0.0 where not kept. int8 still lacks its scales."""
+    panels, groups, _ = mask_shape(matrix.rows, matrix.cols, matrix.values_dtype)
+    group = GROUPS[matrix.values_dtype]
+    bits = np.unpackbits(matrix.masks.numpy(), axis=-1, bitorder="little").view(bool)
+    spread = torch.zeros(bits.shape, dtype=matrix.values.dtype)
+    spread[torch.from_numpy(bits)] = matrix.values
+    whole = spread.view(panels, groups, PANEL, group).transpose(1, 2).reshape(panels * PANEL, groups * group)
+    return whole[: matrix.rows, : matrix.cols].contiguous()
+
+
+def dense(matrix: PackedMatrix, dtype: torch.dtype | None = None) -> Float[Tensor, "O I"]:
+    """Return the weight the matrix stands for, scales applied; by default in its own dtype, float32 for int8."""
+    whole = unpack(matrix)
+    if matrix.scales is not None:
+        whole = whole.float() * matrix.scales[:, None]
+    return whole if dtype is None else whole.to(dtype)
+
+
+def _in_panels(weight: Shaped[Tensor, "O I"], values: Values) -> Shaped[Tensor, "P G W"]:
+    """Return the weight in the order (panel, group, bit), W = 16 g; zeros beyond it."""
+    rows, cols = weight.shape
+    panels, groups, _ = mask_shape(rows, cols, values)
+    group = GROUPS[values]
+    padded = torch.zeros(panels * PANEL, groups * group, dtype=weight.dtype)
+    padded[:rows, :cols] = weight
+    return padded.view(panels, PANEL, groups, group).transpose(1, 2).reshape(panels, groups, PANEL * group)
+
+
+def check_matrix(name: str, matrix: PackedMatrix) -> None:
+    """Raise InputError where offsets, masks and values do not belong together: what a kernel reads stays inside.
+
+    The tensors' shapes and dtypes are those of `rows`, `cols` and `values_dtype` already.
+    """
+    offsets, panels = matrix.offsets, matrix.masks.shape[0]
+    counts = _popcounts(matrix.masks.reshape(panels, -1).numpy())
+    if int(offsets[0]) != 0 or int(offsets[-1]) != matrix.values.numel():
+        raise _unfit(name, f"its offsets must go from 0 to {matrix.values.numel()}")
+    if not np.array_equal(np.diff(offsets.numpy()), counts):
+        raise _unfit(name, "its offsets must count the bits of its masks")
+    if _beyond(matrix):
+        raise _unfit(name, "its masks must be 0 beyond the weight")
+    if matrix.scales is not None and not bool((torch.isfinite(matrix.scales) & (matrix.scales >= 0)).all()):
+        raise _unfit(name, "its scales must be finite and at least 0")
+
+
+def _popcounts(
+    masks: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]",
+) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
+    """Return the number of bits by panel; eight bytes at once where the panels divide so."""
+    wide = masks.view(np.uint64) if masks.shape[1] % 8 == 0 and masks.ctypes.data % 8 == 0 else masks
+    counts: np.ndarray[tuple[int, ...], np.dtype[np.int64]] = np.bitwise_count(wide).sum(1, dtype=np.int64)
+    return counts
+
+
+def _beyond(matrix: PackedMatrix) -> bool:
+    """Tell whether a bit is set for a row or an input that the weight does not have."""
+    group = GROUPS[matrix.values_dtype]
+    panels, groups, _ = matrix.masks.shape
+    inside = torch.ones(PANEL, group, dtype=torch.uint8)
+    rows, inputs = inside.clone(), inside.clone()
+    rows[matrix.rows - PANEL * (panels - 1) :] = 0
+    inputs[:, matrix.cols - group * (groups - 1) :] = 0
+    words = [
+        torch.from_numpy(np.packbits(~part.view(-1).numpy().astype(bool), bitorder="little")) for part in (rows, inputs)
+    ]
+    return bool((matrix.masks[-1] & words[0]).any()) or bool((matrix.masks[:, -1] & words[1]).any())
+
+
+def _unfit(name: str, what: str) -> InputError:
+    return InputError(f"the packed weight {name} must be whole, but {what}; export the package again")

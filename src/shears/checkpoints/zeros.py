@@ -1,0 +1,66 @@
+"""How many of a model's weights are zeros, by layer and kind of linear: pure counting, from files or from records."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from shears.config.targets import EXPERTS
+
+IN_BLOCK = re.compile(r"(?:^|\.)(?P<layer>\d+)\.(?P<path>.+?)(?P<suffix>\.weight)?$")
+READING_ORDER = ("q_", "kv_", "k_", "v_", "qkv_", "o_", "gate_", "up_", "down_")  # files have the alphabet's
+Counts = Mapping[tuple[int, str], tuple[int, int]]  # (layer, path in the block without numbers) -> (weights, zeros)
+
+
+def place_in_block(name: str) -> tuple[int, str] | None:
+    """Return the layer and the path of a tensor or module of a block, numbers of experts left out; else None."""
+    found = IN_BLOCK.search(name)
+    if found is None:
+        return None
+    return int(found["layer"]), ".".join(part for part in found["path"].split(".") if not part.isdigit())
+
+
+def sparsities(counts: Counts) -> dict[str, Any]:
+    """Return the shares of zeros: of all block weights, by layer, by kind, by both; experts of a layer are one."""
+    names = kinds_of(path for _, path in counts)
+    order = list(dict.fromkeys(names.values()))
+    by_both: dict[int, dict[str, float]] = {layer: {} for layer in sorted({layer for layer, _ in counts})}
+    for (layer, path), pair in sorted(counts.items(), key=lambda item: order.index(names[item[0][1]])):
+        by_both[layer][names[path]] = _share([pair])
+    return {
+        "sparsity": _share(counts.values()),
+        "sparsity_by_layer": {
+            str(layer): _share(pair for (other, _), pair in counts.items() if other == layer) for layer in by_both
+        },
+        "sparsity_by_kind": {
+            kind: _share(pair for (_, path), pair in counts.items() if names[path] == kind) for kind in order
+        },
+        "sparsity_by_linear": {str(layer): shares for layer, shares in by_both.items()},
+    }
+
+
+def kinds_of(paths: Iterable[str]) -> dict[str, str]:
+    """Return a short name for every path: its last part, and as many before it as tell it from all other paths.
+
+    What lies below `experts` says so. The paths come in the order of a block: attention, network, experts.
+    """
+    split = {path: path.split(".") for path in dict.fromkeys(paths)}
+    names = {path: _kind(parts, [other for other in split.values() if other != parts]) for path, parts in split.items()}
+    return dict(sorted(names.items(), key=lambda item: _reading_order(item[1])))
+
+
+def _kind(parts: list[str], others: list[list[str]]) -> str:
+    size = len(parts) - parts.index(EXPERTS) if EXPERTS in parts else 1
+    while size < len(parts) and any(other[-size:] == parts[-size:] for other in others):
+        size += 1
+    return ".".join(parts[-size:])
+
+
+def _reading_order(kind: str) -> tuple[str, int]:
+    parent, _, leaf = kind.rpartition(".")
+    known = [rank for rank, start in enumerate(READING_ORDER) if leaf.startswith(start)]
+    return parent if "expert" in parent else "", min(known, default=len(READING_ORDER))
+
+
+def _share(counts: Iterable[tuple[int, int]]) -> float:
+    pairs = list(counts)
+    return sum(zeros for _, zeros in pairs) / max(sum(weights for weights, _ in pairs), 1)

@@ -1,0 +1,159 @@
+"""From YAML files, `--set key=value` and flags to checked configurations, with errors a person can act on."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from shears.config import Recipe
+from shears.config.fields import StageConfig
+from shears.errors import InputError
+
+Config = TypeVar("Config", bound=StageConfig)
+UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)  # dates that are none, brackets without end
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 2:4 is a pattern, not 124 in the base of sixty that YAML 1.1 has; a date is text.
+
+    A key that stands twice is an error, as YAML has it; PyYAML takes the last one without a word.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [
+            (tag, re.compile(rf"(?!\S*:){known.pattern}", re.VERBOSE) if tag in NUMBERS else known)
+            for tag, known in resolvers
+            if tag != "tag:yaml.org,2002:timestamp"
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return a mapping as it is written; an error for a key that stands twice."""
+        node = super().compose_mapping_node(anchor)
+        keys = set[str]()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in keys:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            keys.add(key.value)
+        return node
+
+
+def _parsed(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def build(kind: type[Config], section: str, values: Mapping[str, Any]) -> Config:
+    """Return the configuration; InputError in one line per wrong key (joined by `;`) where it cannot be built.
+
+    `section` is what the messages put before a key, such as `train`; empty for a whole recipe.
+    """
+    try:
+        return kind.model_validate({key: str(v) if isinstance(v, Path) else v for key, v in values.items()})
+    except ValidationError as error:
+        raise InputError("; ".join(_explain(kind, section, detail) for detail in error.errors())) from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the content of a recipe file; InputError if it is missing, torn or no mapping."""
+    try:
+        content = _parsed(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the recipe must be a readable YAML file, got {path}: {error}") from None
+    except UNREADABLE as error:
+        raise InputError(f"the recipe {path} must be YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"the recipe {path} must hold sections such as `sparsify:`, got {type(content).__name__}")
+    if others := [key for key in content if not isinstance(key, str)]:
+        raise InputError(f"the sections of the recipe {path} must have names, got {others[0]!r}")
+    return content
+
+
+def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Return the recipe with `section.key=value` settings laid over it; values are read as YAML."""
+    result: dict[str, Any] = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        section, _, name = key.strip().partition(".")
+        if not equals or not section:
+            raise InputError(f"--set must be section.key=value, got {setting!r}; for example --set train.alpha=32")
+        if name:
+            result[section] = {**_section(result, section), name: _value(value)}
+        else:
+            result[section] = _value(value)
+    return result
+
+
+def _value(text: str) -> Any:
+    try:
+        return _parsed(text)
+    except UNREADABLE:
+        return text
+
+
+def _section(values: Mapping[str, Any], section: str) -> dict[str, Any]:
+    found = values.get(section) or {}
+    if not isinstance(found, dict):
+        raise InputError(f"{section} must be a section of keys, got {found!r}")
+    return found
+
+
+def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """Return a whole recipe, the settings laid over the file; sections without a key are all defaults."""
+    values = override(read_yaml(path), settings)
+    always = [name for name, field in Recipe.model_fields.items() if isinstance(field.default, StageConfig)]
+    return build(Recipe, "", values | {name: {} for name in always if values.get(name, ...) is None})
+
+
+def stage_values(section: str, config: str | None, settings: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one stage's keys: those of the recipe file, then of --set, then the flags given."""
+    values = override(read_yaml(config) if config else {}, settings)
+    for key in values:
+        if key not in Recipe.model_fields:
+            raise InputError(_unknown(key, "", list(Recipe.model_fields)))
+    return {**_section(values, section), **{name: value for name, value in flags.items() if value is not None}}
+
+
+def _explain(kind: type[BaseModel], section: str, detail: ErrorDetails) -> str:
+    location = [str(part) for part in detail["loc"]]
+    name = ".".join(filter(None, [section, *location]))
+    if detail["type"] == "extra_forbidden":
+        owner = _owner(kind, location[:-1])
+        return _unknown(location[-1], name.rpartition(".")[0], list(owner.model_fields))
+    if detail["type"] == "missing":
+        field = _owner(kind, location[:-1]).model_fields[location[-1]]
+        return f"{name} must be given (--{location[-1].replace('_', '-')}): {field.description}"
+    message = detail["msg"].replace("Input should be", "must be").replace("String should match", "must match")
+    if detail["type"] == "value_error":
+        text = str(detail["ctx"]["error"])
+        if text.startswith("must "):  # said of the field itself, not of several fields of the section
+            return f"{name} {text}"
+        return ".".join(filter(None, [section, *location, text]))
+    return f"{name} {message}, got {detail['input']!r}"
+
+
+def _owner(kind: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:
+    """Return the model class of a section of `kind`."""
+    for part in location:
+        annotation: Any = kind.model_fields[part].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        kind = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return kind
+
+
+def _unknown(key: str, section: str, known: Sequence[str]) -> str:
+    full = ".".join(filter(None, [section, key]))
+    close = difflib.get_close_matches(key, known, n=1)
+    if close:
+        return f"unknown key {full!r}; did you mean {'.'.join(filter(None, [section, close[0]]))!r}?"
+    return f"unknown key {full!r}; known are {', '.join(known)}"

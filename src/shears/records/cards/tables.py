@@ -1,0 +1,84 @@
+"""The tables of a card, in Markdown."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from shears.config.notation import by_layer
+from shears.records.measures import is_share, other_readings, seen_words
+
+Record = Mapping[str, Any]
+
+
+def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
+    """Return measurements with their intervals, counts and other readings, and what was seen in training below."""
+    readings = [{reading["metric"]: reading for reading in other_readings(row)} for row in figures]
+    others = list(dict.fromkeys(name for row in readings for name in row))
+    rows = (
+        (row["name"], row["task"], _figure(row["metric"], row["value"]), _interval(row), row["n"],
+         *(_reading(reading.get(name)) for name in others))
+        for row, reading in zip(figures, readings, strict=True)
+    )  # fmt: skip
+    seen = filter(None, (seen_words(row, row["name"]) for row in figures))
+    return "\n\n".join([table(("model", "task", figures[0]["metric"], "95 % interval", "n", *others), rows), *seen])
+
+
+def sparsity_table(record: Record) -> str | None:
+    """Return the share of zeros by kind of linear; None for a record without linears."""
+    counts: dict[str, tuple[int, int]] = {}
+    linears = {name: linear for name, linear in record.get("linears", {}).items() if "zeros" in linear}
+    for name, linear in linears.items():
+        kind = next(part for part in reversed(name.split(".")) if not part.isdigit())
+        weights, zeros = counts.get(kind, (0, 0))
+        counts[kind] = (weights + linear["shape"][0] * linear["shape"][1], zeros + linear["zeros"])
+    rows = ((kind, f"{weights:,}", f"{zeros / weights:.1%}") for kind, (weights, zeros) in counts.items())
+    return "## Zeros\n\n" + table(("linear", "weights", "zeros"), rows) if counts else None
+
+
+def rank_table(record: Record) -> str | None:
+    """Return the ranks of every kind of group."""
+    groups = record.get("ranks") or {name: group["ranks"] for name, group in record.get("groups", {}).items()}
+    rows = [(f"`{kind}`", words) for kind, words in ranks_by_kind(groups).items()]
+    return "## Ranks\n\n" + table(("group", "rank"), rows) if rows else None
+
+
+def ranks_by_kind(ranks: Mapping[str, int | Sequence[int]]) -> dict[str, str]:
+    """Return in words, for every kind of group, which layers have which rank, or which list of ranks."""
+    kinds: dict[str, dict[int, str]] = {}
+    for name, rank in ranks.items():
+        _, layer, kind = name.split(".", 2)
+        kinds.setdefault(kind, {})[int(layer)] = str(rank) if isinstance(rank, int) else "/".join(map(str, rank))
+    return {kind: by_layer(texts) for kind, texts in kinds.items()}
+
+
+def size_table(record: Record) -> str | None:
+    """Return what a package weighs beside the dense model."""
+    sizes = record.get("bytes")
+    if not sizes:
+        return None
+    rows = [
+        ("packed", f"{sizes['model'] / 1e6:,.1f} MB"),
+        ("dense, same number format", f"{sizes['model_dense'] / 1e6:,.1f} MB"),
+    ]
+    return "## Size\n\n" + table(("model", "on disk"), rows)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table; what would end a cell is escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).replace("|", "\\|").split())
+
+
+def _reading(figures: Mapping[str, Any] | None) -> str:
+    return f"{_figure(figures['metric'], figures['value'])} ({_interval(figures)})" if figures else ""
+
+
+def _interval(figures: Mapping[str, Any]) -> str:
+    return " to ".join(_figure(figures["metric"], edge) for edge in figures["ci95"])
+
+
+def _figure(metric: str, value: float) -> str:
+    return f"{value:.1%}" if is_share(metric) else f"{value:.4g}"

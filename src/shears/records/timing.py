@@ -1,0 +1,76 @@
+"""How long a run's stages took, in a file of its own: records hold no times, so that equal inputs give equal bytes."""
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from shears.records.version import versions
+
+logger = logging.getLogger(__name__)
+TIMES = "times.jsonl"
+"""In a run's folder, two lines for each time that a stage was worked at."""
+
+
+@contextmanager
+def timed(folder: Path, stage: str) -> Iterator[None]:
+    """Add a line to the folder's times when the block begins, and one when it ends: seconds, whether it was finished.
+
+    A block that an error or Ctrl-C ends is counted as not finished; one that is killed leaves only its first line.
+    """
+    key = {"stage": stage, "began": datetime.now(UTC).isoformat(timespec="milliseconds")}
+    _append(folder / TIMES, {**key, "machine": machine(), "versions": versions()})
+    start, finished = time.monotonic(), False
+    try:
+        yield
+        finished = True
+    finally:
+        _append(folder / TIMES, {**key, "seconds": round(time.monotonic() - start, 3), "finished": finished})
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:  # a full disk: what the stage itself says of it matters more
+        logger.warning("no time was written to %s: %s", path, error)
+
+
+def read_times(folder: Path) -> list[dict[str, Any]]:
+    """Return each time a stage was worked at: stage, began, machine, versions, seconds, finished.
+
+    Of a killed one, 0 seconds; of one that an earlier version kept, no versions.
+    """
+    path, found = folder / TIMES, dict[tuple[str, str], dict[str, Any]]()
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:  # cut off by a kill or a full disk
+            continue
+        begun = found.setdefault(
+            (line["stage"], line["began"]), {"machine": "", "versions": {}, "seconds": 0.0, "finished": False}
+        )
+        begun.update(line)
+    return list(found.values())
+
+
+def machine() -> str:
+    """Return what computes: the GPU where there is one, and the processor with the threads that torch takes."""
+    import torch  # what reads times needs none of it
+
+    names = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    threads = torch.get_num_threads()
+    return ", ".join([*names, f"{processor()}, {threads} thread{'s' * (threads != 1)}"])
+
+
+def processor() -> str:
+    """Return what the machine calls its processor."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

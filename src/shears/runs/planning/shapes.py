@@ -1,0 +1,133 @@
+"""The shape of a model without its weights: from its config.json where it is here, else from what is published."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import nn
+from transformers import AutoConfig
+
+from shears.models.blocks import decoder_blocks
+from shears.checkpoints.conversion import META, empty_model, known_config
+from shears.export.packing import is_block_matrix
+from shears.config.embedded import EMBEDDED
+from shears.models.fetching import cache_folder
+from shears.checkpoints.loading_errors import LOADING_ERRORS
+from shears.models.load import linears, plain_folder
+from shears.records.paths import expanded
+from shears.runs.planning.needs import FP32
+from shears.blockwise.matrices import linear_matrix
+from shears.checkpoints.tensor_files import TensorFiles
+
+_LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
+_SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+            "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}  # fmt: skip
+_MPT_7B = {"d_model": 4096, "n_heads": 32, "n_layers": 32, "expansion_ratio": 4, "vocab_size": 50432}
+PUBLISHED: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "smollm2-135m": ("llama", _SMOLLM2),
+        "huggyllama/llama-7b": ("llama", {}),  # transformers' own defaults of llama
+        "huggyllama/llama-13b": ("llama", _LLAMA_13B),
+        "mosaicml/mpt-7b": ("mpt", _MPT_7B),
+    }
+)
+"""The models of our recipes: their type in transformers, and what differs from its defaults."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model whose parameters have shapes and no memory; how many bytes its files have, where that is known.
+
+    Embedded models become files in fp32 when they are first used.
+    """
+
+    model: nn.Module
+    folder: Path | None
+    file_bytes: int | None
+
+    @property
+    def parameters(self) -> int:
+        """Return the number of weights, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def block(self) -> int:
+        """Return the weights of the largest decoder block."""
+        return max(sum(weight.numel() for weight in block.parameters()) for block in decoder_blocks(self.model)[1])
+
+    @property
+    def beside(self) -> int:
+        """Return the weights that lie in no decoder block."""
+        blocks = decoder_blocks(self.model)[1]
+        return self.parameters - sum(weight.numel() for weight in blocks.parameters())
+
+    @property
+    def width(self) -> int:
+        """Return the size of the hidden states."""
+        embeddings: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]  # of a PreTrainedModel
+        return int(embeddings.weight.shape[1])  # type: ignore[index]
+
+    @property
+    def linear_weights(self) -> int:
+        """Return the weights of the linears of the decoder blocks."""
+        return sum(outputs * inputs for outputs, inputs in self.sides.values())
+
+    @property
+    def packed_weights(self) -> int:
+        """Return the weights that a package packs: those of linears, and experts that lie one by one in the files."""
+        if self.folder is None or self.file_bytes is None:
+            return self.linear_weights
+        files = TensorFiles(self.folder)
+        tensors = {name: torch.empty(files.shape(name), dtype=files.dtype(name), device=META) for name in files.names}
+        return sum(tensor.numel() for name, tensor in tensors.items() if is_block_matrix(name, tensor))
+
+    @property
+    def sides(self) -> dict[str, tuple[int, int]]:
+        """Return outputs and inputs of every linear of the decoder blocks, by name."""
+        prefix, blocks = decoder_blocks(self.model)
+        return {
+            f"{prefix}.{index}.{name}": linear_matrix(name, linear).shape
+            for index, block in enumerate(blocks)
+            for name, linear in linears(block).items()
+        }
+
+
+def shape_of(name: str) -> Shape | None:
+    """Return the shape of a model by its name; None where it must be downloaded first and its shape is not known.
+
+    InputError for a folder that holds no model transformers knows.
+    """
+    folder = _folder(name)
+    if folder is not None:
+        files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        return Shape(_built(folder, known_config(folder)), folder, files or None)
+    if name not in PUBLISHED:
+        return None
+    kind, settings = PUBLISHED[name]
+    shape = Shape(_built(Path(name), AutoConfig.for_model(kind, **settings)), None, None)
+    return replace(shape, file_bytes=FP32 * shape.parameters) if name in EMBEDDED else shape
+
+
+def _folder(name: str) -> Path | None:
+    """Return the folder of a model that is here already."""
+    path = expanded(name)
+    if path.is_dir():
+        return plain_folder(path, "prune")
+    if name in EMBEDDED:
+        cached = cache_folder() / name
+        return cached if (cached / "config.json").is_file() else None
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except LOADING_ERRORS:  # no hub id: a .gguf file, for example
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _built(folder: Path, config: Any) -> nn.Module:
+    model = empty_model(folder, config, torch.float32)
+    model.tie_weights()  # left untied by empty_model; parameters() then counts a tied one once
+    return model

@@ -1,0 +1,119 @@
+"""A model that answers: prompts in, text out, whole or in pieces, one or many at once.
+
+    engine = shears.runtime.load("package")
+    print(engine.generate("The capital of France is", max_new_tokens=8).text)
+    for piece in engine.stream("Once upon a time", temperature=0.7, seed=1): ...
+
+One thread uses an engine at a time; shears.runtime.engine.worker lets several share one.
+"""
+
+import re
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from shears.config import SamplingConfig
+from shears.config.resolve import build
+from shears.errors import InputError, first_line
+from shears.runtime.engine.answer import Answer, Generation, Voice
+from shears.runtime.engine.backend import Backend
+from shears.runtime.engine.batch import Batch
+
+# a template is a program: it raises what Python does
+TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+SURROGATE = re.compile("[\ud800-\udfff]")
+Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+
+
+class Engine:
+    """A backend, a tokenizer, and the texts in the making."""
+
+    def __init__(self, backend: Backend, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> None:
+        self.backend, self.tokenizer = backend, tokenizer
+        self.batch = Batch(backend)
+        self.voice = Voice(self._decode, ends, backend.max_length)
+
+    def generate(self, prompt: Prompt, **options: Any) -> Generation:
+        """Return the continuation of a prompt (text, or tokens); keywords are those of SamplingConfig.
+
+        InputError for an empty prompt, one that is too long for the model, or an option out of range.
+        """
+        return self.generate_all([prompt], **options)[0]
+
+    def generate_all(self, prompts: Sequence[Prompt], **options: Any) -> list[Generation]:
+        """Return the continuations of several prompts, in their order; they are worked on together.
+
+        Each has the text that it has alone (where the backend's rounding does not depend on the company).
+        """
+        answers = [self.answer(prompt, **options) for prompt in prompts]
+        try:
+            for answer in answers:
+                self.batch.add(answer)
+            while not all(answer.done for answer in answers):
+                self.batch.advance()
+        finally:
+            self._forget(answers)
+        return [answer.result() for answer in answers]
+
+    def stream(self, prompt: Prompt, **options: Any) -> Generator[str, None, None]:
+        """Yield the continuation of a prompt in pieces, each as soon as it is certain; joined, `generate`'s text."""
+        answer = self.answer(prompt, **options)
+        self.batch.add(answer)
+        return self._pieces(answer)
+
+    def _pieces(self, answer: Answer) -> Generator[str, None, None]:
+        try:
+            while not answer.done:
+                if piece := answer.take():
+                    yield piece
+                else:
+                    self.batch.advance()  # which may finish it on behalf of another stream
+            if piece := answer.take():
+                yield piece
+            answer.result()  # raises what made it fail
+        finally:
+            self._forget([answer])
+
+    def _forget(self, answers: Sequence[Answer]) -> None:
+        for answer in answers:
+            self.batch.remove(answer)
+
+    def answer(self, prompt: Prompt, **options: Any) -> Answer:
+        """Return a text to be made, which nobody works on yet."""
+        return Answer(self.encode(prompt), build(SamplingConfig, "", options), self.voice)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Return a text's tokens, behind the start of sequence where the tokenizer puts one; tokens as they are."""
+        if not isinstance(prompt, str):
+            return list(prompt)
+        start = self.tokenizer.bos_token_id
+        ids = self._ids(prompt)
+        adds_start = start is not None and self.tokenizer("a", verbose=False)["input_ids"][:1] == [start]
+        return [start, *ids] if adds_start and ids and ids[0] != start else ids
+
+    def _ids(self, text: str) -> list[int]:
+        if SURROGATE.search(text):
+            raise InputError("a text must be Unicode, got half of a surrogate pair; check how it was encoded")
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def encode_chat(self, messages: Messages) -> list[int]:
+        """Return the tokens of a conversation that the model is to answer, through the tokenizer's chat template.
+
+        InputError where there is no template, or the messages do not suit it.
+        """
+        if self.tokenizer.chat_template is None:
+            raise InputError("a chat needs a tokenizer with a chat template, and this model has none; use generate")
+        try:
+            turns = [dict(message) for message in messages]
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TEMPLATE_ERRORS as error:
+            raise InputError(f"messages must suit the tokenizer's chat template, got: {first_line(error)}") from None
+        return self._ids(str(text))
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        text = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)

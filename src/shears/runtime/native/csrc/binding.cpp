@@ -1,0 +1,148 @@
+// shears.runtime.native._native: addresses and sizes come as integers, checked in Python (runtime/native/kernels.py) before they come here.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "bf16.h"
+#include "decoder_binding.h"
+#include "huge.h"
+#include "isa.h"
+#include "kernels.h"
+#include "pack.h"
+#include "read.h"
+
+namespace nb = nanobind;
+using namespace shears;
+
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void make_matrix(Matrix* place, int values, int64_t rows, int64_t cols, Address masks, Address data, Address offsets, Address scales) {
+  if (values < 0 || values > 2) throw std::invalid_argument("values must be 0 (f32), 1 (bf16) or 2 (i8)");
+  if (rows < 0 || cols < 0 || rows > (int64_t{1} << 40) || cols > (int64_t{1} << 31)) throw std::invalid_argument("a shape out of range");
+  if ((masks == 0) != (offsets == 0)) throw std::invalid_argument("masks and offsets go together");
+  if ((values == 2) != (scales != 0)) throw std::invalid_argument("scales belong to i8 values, and to these only");
+  if (values == 2 && cols > kMaxInt8Columns) throw std::invalid_argument("an i8 matrix has at most 131071 columns");
+  new (place) Matrix{static_cast<Values>(values), rows, cols, at<uint8_t>(masks), at<void>(data), at<int64_t>(offsets), at<float>(scales)};
+}
+
+// x and y as fp32: themselves, or copies of bf16 ones that are converted back when done.
+class Floats {
+ public:
+  Floats(Address address, int64_t count, bool bf16, bool input) : address_(address), bf16_(bf16) {
+    if (!bf16) return;
+    copy_.resize(static_cast<size_t>(count));
+    if (input) widen(at<uint16_t>(address), copy_.data(), count);
+  }
+  float* data() { return bf16_ ? copy_.data() : at<float>(address_); }
+  void finish() {
+    if (bf16_) narrow(copy_.data(), at<uint16_t>(address_), static_cast<int64_t>(copy_.size()));
+  }
+
+ private:
+  Address address_;
+  bool bf16_;
+  std::vector<float> copy_;
+};
+
+void multiply_one(const Matrix& matrix, Address x, int64_t m, Address y, Pool& pool, bool bf16, const LowRank* update) {
+  Floats in(x, m * matrix.cols, bf16, true), out(y, m * matrix.rows, bf16, false);
+  const Matrix* matrices[] = {&matrix};
+  float* outputs[] = {out.data()};
+  multiply_adapted(matrices, &update, 1, in.data(), m, outputs, pool);
+  out.finish();
+}
+
+void multiply_several(const std::vector<const Matrix*>& matrices, Address x, int64_t m, const std::vector<Address>& y, Pool& pool,
+                      bool bf16, const std::vector<const LowRank*>& updates) {
+  const size_t count = matrices.size();
+  if (count == 0) return;
+  if (y.size() != count || (!updates.empty() && updates.size() != count)) throw std::invalid_argument("one y and one update a matrix");
+  for (const Matrix* matrix : matrices)
+    if (matrix->cols != matrices[0]->cols) throw std::invalid_argument("matrices that share an input have as many columns");
+  Floats in(x, m * matrices[0]->cols, bf16, true);
+  std::vector<Floats> out;
+  std::vector<float*> outputs;
+  for (size_t k = 0; k < count; ++k) out.emplace_back(y[k], m * matrices[k]->rows, bf16, false);
+  for (Floats& one : out) outputs.push_back(one.data());
+  multiply_adapted(matrices.data(), updates.empty() ? nullptr : updates.data(), static_cast<int>(count), in.data(), m, outputs.data(), pool);
+  for (Floats& one : out) one.finish();
+}
+
+nb::dict describe() {
+  const Features now = features();
+  nb::dict result;
+  result["isa"] = now.isa;
+  result["portable"] = true;
+  result["avx2"] = now.avx2;
+  result["avx512"] = now.avx512;
+  return result;
+}
+
+void use_isa(const std::string& name) {
+  if (!choose_isa(name.c_str()))
+    throw std::invalid_argument("SHEARS_ISA must be avx512, avx2 or portable, and this machine must have it, got '" + name + "'");
+}
+
+void check_update(const Matrix* a, const Matrix* b) {
+  if (a->rows != b->cols) throw std::invalid_argument("a has as many rows as b has columns");
+}
+
+void describe_matrix(nb::module_& m) {
+  nb::class_<Matrix>(m, "Matrix")
+      .def("__init__", make_matrix, nb::arg("values"), nb::arg("rows"), nb::arg("cols"), nb::arg("masks"), nb::arg("data"),
+           nb::arg("offsets"), nb::arg("scales"))
+      .def_ro("rows", &Matrix::rows)
+      .def_ro("cols", &Matrix::cols)
+      .def_prop_ro("values", [](const Matrix& matrix) { return static_cast<int>(matrix.values); });
+  nb::class_<LowRank>(m, "LowRank")
+      .def(
+          "__init__",
+          [](LowRank* place, const Matrix* a, const Matrix* b, float scaling) {
+            check_update(a, b);
+            new (place) LowRank{a, b, scaling};
+          },
+          nb::arg("a"), nb::arg("b"), nb::arg("scaling"), nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>());
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // a model in a global variable outlives the interpreter: no fault of its user
+  describe_matrix(m);
+  nb::class_<Pool>(m, "Pool").def(nb::init<int>(), nb::arg("threads")).def_prop_ro("size", &Pool::size);
+  nb::class_<HugeBuffer>(m, "HugeBuffer")
+      .def(nb::init<>())
+      .def(
+          "copy", [](HugeBuffer& buffer, Address from, size_t bytes) { return reinterpret_cast<Address>(buffer.copy(at<void>(from), bytes)); },
+          nb::arg("address"), nb::arg("bytes"), nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("bytes", &HugeBuffer::bytes);
+  m.def("multiply", multiply_one, nb::arg("matrix"), nb::arg("x"), nb::arg("m"), nb::arg("y"), nb::arg("pool"), nb::arg("bf16") = false,
+        nb::arg("update") = nb::none(), nb::call_guard<nb::gil_scoped_release>());
+  m.def("multiply_many", multiply_several, nb::arg("matrices"), nb::arg("x"), nb::arg("m"), nb::arg("y"), nb::arg("pool"),
+        nb::arg("bf16") = false, nb::arg("updates") = std::vector<const LowRank*>{}, nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "pack_dense",
+      [](int values, Address from, int64_t rows, int64_t cols, Address to) { pack_dense(static_cast<Values>(values), at<void>(from), rows, cols, at<void>(to)); },
+      nb::arg("values"), nb::arg("weight"), nb::arg("rows"), nb::arg("cols"), nb::arg("data"), nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "read_memory", [](Address from, int64_t bytes, Pool& pool) { return read_memory(at<void>(from), bytes, pool); }, nb::arg("address"),
+      nb::arg("bytes"), nb::arg("pool"), nb::call_guard<nb::gil_scoped_release>());
+  bind_decoder(m);
+  m.def("features", describe);
+  m.def("select_isa", use_isa, nb::arg("name"));
+  if (const char* name = std::getenv("SHEARS_ISA")) use_isa(name);
+}

@@ -1,0 +1,83 @@
+"""Measured decode latency of the packed model: each configuration decodes in the native decoder, on this machine's CPU.
+
+The base is packed once; for each configuration the update's ranks are cut, and the decoder is built anew around it.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+
+import torch
+
+from shears.adapt.elastic import ElasticAdapter
+from shears.adapt.space import RankConfig
+from shears.adapt.sparse_adapter import is_sparse
+from shears.checkpoints.packed.layout import Values
+from shears.errors import InputError
+from shears.runtime.native.available import kernels_available
+from shears.runtime.native.model_source import ModelSource, Update, source_of_model
+from shears.searching.strategies.base import LATENCY, Evaluated, Figures
+
+PROMPT = 16  # tokens before the first measured one
+ROUNDS, STEPS = 5, 16  # the median of so many rounds, each the mean of so many tokens
+INSTEAD = "take macs, which count the same products"
+
+
+class LatencyEvaluator:
+    """Gives `latency`: milliseconds a decoded token of one sequence, in bf16 values, on torch's number of threads.
+
+    A figure of a clock: measured again it is another, and machines differ. InputError where the decoder is not there,
+    does not cover the model, or the adapter is masked by the base's zeros: it is merged, and no rank costs time.
+    """
+
+    width = 1
+
+    def __init__(self, elastic: ElasticAdapter, values: Values = "bf16") -> None:
+        if not kernels_available():
+            raise InputError(
+                f"latency needs the C++ extension, which was not built; install with a compiler or {INSTEAD}"
+            )
+        if is_sparse(elastic.model):
+            raise InputError(
+                "latency must be left out with a sparse adapter: merged into its zeros, no rank costs time"
+            )
+        self._elastic = elastic
+        self._source = source_of_model(elastic.model, values)
+        self._groups = {name: group for group, names in elastic.space.modules.items() for name in names}
+        self(elastic.space.heuristic())  # covered? and everything is warm
+
+    def __call__(self, ranks: RankConfig) -> Figures:
+        """Return the latency of a configuration, measured now."""
+        from shears.runtime.native.decoder import Limits, NativeBackend
+
+        limits = Limits(PROMPT + ROUNDS * STEPS, 1, torch.get_num_threads())
+        backend = NativeBackend(self.source(ranks), limits)
+        tokens = [1 + number % (backend.vocab_size - 1) for number in range(PROMPT)]
+        backend.prefill(0, tokens)
+        rounds = list[float]()
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            for token in (tokens * STEPS)[:STEPS]:
+                backend.step([0], [token])
+            rounds.append(1000 * (time.perf_counter() - start) / STEPS)
+        return {LATENCY: median(rounds)}
+
+    def source(self, ranks: RankConfig) -> ModelSource:
+        """Return the packed model with an update cut to the ranks."""
+        return replace(
+            self._source,
+            updates={name: _cut(each, ranks[self._groups[name]]) for name, each in self._source.updates.items()},
+        )
+
+    def many(self, configs: Sequence[RankConfig]) -> list[Figures]:
+        """Return the latency of each configuration."""
+        return list(map(self, configs))
+
+    def anchor(self, evaluated: Evaluated) -> None:
+        """Nothing is kept."""
+
+
+def _cut(update: Update, rank: int) -> Update:
+    """Return the first ranks; the scaling stays, alpha over the largest rank."""
+    return Update(update.a[:rank], update.b[:, :rank], update.scaling)

@@ -1,0 +1,45 @@
+"""The arithmetic of a training's forwards is the one asked for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shears.adapt.ready import Ready
+from shears.adapt.train import train
+from shears.adapt.training import fit
+from shears.models import load as models
+from tests.adapt.small_training import SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("asked", "launcher", "expected"),
+    [
+        (("auto", True), "no", torch.bfloat16),
+        (("auto", False), "no", torch.float32),
+        (("fp32", True), "no", torch.float32),
+        (("fp32", True), "bf16", torch.float32),
+    ],
+)
+@pytest.mark.usefixtures("base")
+def test_forwards_of_a_training_run_in(
+    asked: tuple[str, bool], launcher: str, expected: torch.dtype, data: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    precision, has_bf16 = asked
+    found: list[torch.dtype] = []
+    trained = fit._trainer
+
+    def listening(ready: Ready, *arguments: Any) -> Any:
+        trainer = trained(ready, *arguments)  # what it tries of the model is over
+        linear = ready.model.get_base_model().get_submodule("model.layers.0.mlp.gate_proj")
+        linear.register_forward_hook(lambda _, __, output: found.append(output.dtype))
+        return trainer
+
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)  # as accelerate launch sets it from its own file
+    monkeypatch.setattr(models, "_has_bf16", lambda kind: has_bf16)
+    monkeypatch.setattr(fit, "_trainer", listening)
+    settings = {**SETTINGS, "max_steps": 2, "precision": precision, "recompute": False}
+    train(tmp_path / "base", tmp_path / "out", data=data, **settings)
+    assert found == [expected] * 2

@@ -1,0 +1,124 @@
+"""Trackers are off by default, write beside the artifact, and are refused where they are not installed."""
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shears
+from shears.adapt.training.fit import _arguments
+from shears.adapt.training.trackers import FOLDER, check_trackers, tracking
+from shears.config import TrainConfig
+from shears.config.resolve import build
+from shears.config.train import TRACKERS
+from shears.errors import InputError
+from tests.tiny import save_tiny
+
+TINY: dict[str, Any] = {"data": "arithmetic:train", "ranks": (4, 2), "max_steps": 2, "batch_size": 2, "device": "cpu"}
+
+
+def test_no_tracker_sees_a_training_unless_asked() -> None:
+    assert TrainConfig(data="-").report_to == ()
+    with pytest.raises(InputError, match="train.report_to must be of tensorboard, trackio, wandb, got 'mlflow'"):
+        build(TrainConfig, "train", {"data": "-", "report_to": "mlflow"})
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_tracker_that_is_missing_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    message = f"report_to {name} needs the package {name}, which is not installed; pip install {name}"
+    with pytest.raises(InputError, match=f"^{message}$"):
+        shears.train("base", tmp_path / "super", data="arithmetic:train", report_to=(name,))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_runs_is_no_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trackio").mkdir()  # wandb leaves one of its name in the working folder
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="needs the package trackio"):
+        check_trackers(["trackio"])
+
+
+def test_tensorboard_writes_beside_every_output_of_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FOLDER, raising=False)
+    base = str(save_tiny(tmp_path / "base"))
+    for name in ("one", "two"):
+        shears.train(base, tmp_path / name, **TINY, report_to=("tensorboard",))
+        assert FOLDER not in os.environ
+    for name in ("one", "two"):
+        assert [path.name.split(".")[0] for path in (tmp_path / f"{name}_tensorboard").rglob("events*")] == ["events"]
+        assert not list((tmp_path / name).rglob("events*"))
+
+
+def test_a_folder_that_the_user_named_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDER, "mine")
+    with tracking(["tensorboard"], tmp_path / "one"):
+        assert os.environ[FOLDER] == "mine"
+    assert os.environ[FOLDER] == "mine"
+
+
+def test_the_folder_is_forgotten_where_training_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FOLDER, raising=False)
+    seen: list[str | None] = []
+
+    def fail() -> None:
+        with tracking(["tensorboard"], tmp_path / "one"):
+            seen.append(os.environ.get(FOLDER))
+            raise InputError("no")
+
+    with pytest.raises(InputError, match="no"):
+        fail()
+    assert seen == [str(tmp_path / "one_tensorboard")]
+    assert FOLDER not in os.environ
+    with tracking(["wandb"], tmp_path / "one"):
+        assert FOLDER not in os.environ
+
+
+FAKE = """
+import json
+from types import SimpleNamespace
+
+__version__ = "1.0"
+config, run = {}, None
+context_vars = SimpleNamespace(current_space_id=SimpleNamespace(get=lambda: None))
+
+def init(*args, **kwargs):
+    pass
+
+def log(line, *args, **kwargs):
+    with open("LOG", "a") as file:
+        file.write(json.dumps(line) + "\\n")
+
+def finish(*args, **kwargs):
+    pass
+"""
+
+
+def test_a_tracker_sees_the_loss_of_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trackio").mkdir()
+    (tmp_path / "trackio" / "__init__.py").write_text(FAKE.replace("LOG", str(tmp_path / "log.jsonl")))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    config = type("Config", (dict,), {"update": lambda self, other, **_: dict.update(self, other)})()
+    monkeypatch.setattr(importlib.import_module("trackio"), "config", config)
+    base = str(save_tiny(tmp_path / "base"))
+    shears.train(base, tmp_path / "super", **TINY, report_to=("trackio",))
+    monkeypatch.delitem(sys.modules, "trackio")
+    seen = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    steps = [json.loads(line) for line in (tmp_path / "super" / "training_log.jsonl").read_text().splitlines()]
+    assert [line["train/loss"] for line in seen if "train/loss" in line] == pytest.approx(
+        [line["loss"] for line in steps], abs=1e-3
+    )
+
+
+def test_trackers_are_handed_to_the_trainer(tmp_path: Path) -> None:
+    asked = TrainConfig(data="-", report_to=("wandb", "trackio"), device="cpu")
+    arguments = _arguments(asked, tmp_path)
+    assert arguments.report_to == ["wandb", "trackio"]
+    assert (arguments.logging_strategy, arguments.logging_steps) == ("steps", 1)
+    assert _arguments(TrainConfig(data="-", device="cpu"), tmp_path).report_to == []

@@ -1,0 +1,151 @@
+"""What the benchmarks measure with is right: the reference prunes as the paper says, peaks are seen, files open."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from benchmarks.memory import Usage, peak_memory
+from benchmarks.random_llama import BLOCKS_PER_FILE, PRESETS, random_llama, random_sequences
+from benchmarks.reference_wanda import InputStatistic, reference_wanda
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from benchmarks import memory
+from shears.data.calibration import calibration_batches
+from tests.oracles import wanda
+from tests.tiny import VOCABULARY, tiny_model
+
+MB = 1_000_000
+
+
+def _llama() -> LlamaForCausalLM:
+    model = tiny_model("llama", num_hidden_layers=3)
+    assert isinstance(model, LlamaForCausalLM)
+    return model
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.7])
+def test_the_reference_prunes_what_the_paper_says(sparsity: float) -> None:
+    tokens = torch.randint(0, VOCABULARY, (5, 24), generator=torch.Generator().manual_seed(1))
+    expected = wanda.prune(tiny_model("llama", num_hidden_layers=3), list(tokens), sparsity)
+    model = _llama()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    masks = reference_wanda(model, [row.unsqueeze(0) for row in tokens], sparsity)
+    assert masks.keys() == expected.keys()
+    for name, mask in masks.items():
+        scores, pruned = expected[name]
+        threshold = scores.masked_fill(~pruned, 0.0).amax(1, keepdim=True)
+        ties = (scores - threshold).abs() <= 1e-6 * threshold  # equal to float32 rounding
+        assert torch.equal(mask | ties, pruned | ties), name
+        assert torch.equal(mask.sum(1), pruned.sum(1)), name
+    for name, weight in model.state_dict().items():
+        linear = name.removesuffix(".weight")
+        assert torch.equal(weight, before[name].masked_fill(masks[linear], 0.0) if linear in masks else before[name])
+
+
+def test_the_reference_leaves_no_hooks_and_feeds_pruned_outputs_on() -> None:
+    model = _llama()
+    tokens = torch.randint(0, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(1))
+    reference_wanda(model, list(tokens), 0.5)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_running_statistic_is_the_mean_square_norm_over_samples() -> None:
+    linear, samples = torch.nn.Linear(6, 2), torch.randn(5, 7, 6, generator=torch.Generator().manual_seed(0))
+    statistic = InputStatistic(linear)
+    for part in samples.split((1, 3, 1)):
+        statistic.add(part)
+    torch.testing.assert_close(statistic.mean_square, samples.square().sum((0, 1)) / 5)
+
+
+def _allocate(num_bytes: int) -> str:
+    return f"held = bytearray({num_bytes}); held[::4096] = bytes(len(held[::4096])); del held"
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_peak_is_seen_although_its_memory_is_free_again(sampled: bool) -> None:
+    setup = "import time; from benchmarks import memory\n" + _allocate(300 * MB)
+    work = f"{_allocate(100 * MB)}\ntime.sleep(0.1)"
+    if sampled:
+        work = f"held = bytearray({100 * MB}); held[::4096] = bytes(len(held[::4096])); time.sleep(0.2); del held"
+        usage = _sampled_usage(setup, work)
+    else:
+        usage = peak_memory(setup, work)
+        assert usage.source == "VmHWM"
+    assert 99 * MB < usage.peak < 110 * MB
+    assert 0.1 < usage.seconds < 60
+    assert 0 < usage.baseline < 100 * MB
+
+
+def _sampled_usage(setup: str, work: str) -> Usage:
+    unwritable = "import pathlib; memory.CLEAR = pathlib.Path('/nowhere/clear_refs')"
+    child = f"from benchmarks import memory; {unwritable}; memory._child()"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "CHILD", child)
+        usage = peak_memory(setup, work)
+    assert usage.source == "VmRSS, sampled"
+    return usage
+
+
+def test_work_that_needs_nothing_has_no_peak_and_prints_do_not_matter() -> None:
+    assert peak_memory("", "print('noise')").peak < 5 * MB
+
+
+def test_imports_are_not_part_of_the_work() -> None:
+    assert peak_memory("import torch", "torch.ones(10)").peak < 20 * MB
+
+
+def test_work_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match="must end well, got 1: (.|\n)*ZeroDivisionError"):
+        peak_memory("zero = 0", "1 / zero")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_random_llama_is_an_ordinary_checkpoint(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = random_llama(tmp_path / "model", "tiny", dtype=dtype)
+    model, info = cast("Any", AutoModelForCausalLM).from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    assert isinstance(model, LlamaForCausalLM)
+    assert model.dtype == dtype
+    weight = model.get_parameter("model.layers.1.mlp.down_proj.weight").detach().float()
+    assert 0.018 < weight.std() < 0.022
+    assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    assert torch.isfinite(model(torch.arange(8).unsqueeze(0)).logits).all()
+    assert len(list(folder.glob("*.safetensors"))) == 2 + -(-3 // BLOCKS_PER_FILE)
+
+
+def test_a_random_llama_is_the_same_for_a_seed_and_another_for_another(tmp_path: Path) -> None:
+    first, again, other = (random_llama(tmp_path / name, "tiny", seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    names = sorted(path.name for path in first.iterdir())
+    assert all((first / name).read_bytes() == (again / name).read_bytes() for name in names)
+    file = next(name for name in names if name.endswith(".safetensors"))
+    assert (first / file).read_bytes() != (other / file).read_bytes()
+
+
+def test_no_two_weights_of_a_random_llama_are_alike(tmp_path: Path) -> None:
+    firsts = []
+    for path in random_llama(tmp_path / "model", "tiny").glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118  # safe_open is no mapping
+            firsts += [float(tensor.flatten()[0]) for tensor in tensors if tensor.ndim == 2]
+    assert len(firsts) == len(set(firsts)) == 3 * 7 + 2
+
+
+def test_the_large_preset_has_about_1_1_billion_parameters() -> None:
+    from transformers import LlamaConfig
+
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**PRESETS["1b"], tie_word_embeddings=False))
+    assert 1.09e9 < sum(parameter.numel() for parameter in model.parameters()) < 1.11e9
+
+
+def test_random_sequences_calibrate_a_model_without_a_tokenizer(tmp_path: Path) -> None:
+    path = random_sequences(tmp_path / "ids.jsonl", "tiny", num_sequences=5, length=16)
+    calibration = calibration_batches(str(path), None, 5, 16, 2, 0)
+    assert [tuple(batch.shape) for batch in calibration.batches] == [(2, 16), (2, 16), (1, 16)]
+    assert max(int(batch.max()) for batch in calibration.batches) < PRESETS["tiny"]["vocab_size"]
+    again = random_sequences(tmp_path / "again.jsonl", "tiny", num_sequences=5, length=16)
+    assert again.read_bytes() == path.read_bytes()

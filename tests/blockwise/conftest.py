@@ -1,0 +1,5 @@
+"""A text to calibrate on."""
+
+from tests.sparsity.conftest import text
+
+__all__ = ["text"]

@@ -1,0 +1,113 @@
+"""Pruning holds the embeddings, one block and what the method needs beside it: never the whole model."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.memory import peak_memory
+from safetensors.torch import save_file
+from torch import Tensor
+
+from benchmarks import random_llama as checkpoint
+from shears.blockwise import activations
+from shears.records.artifacts import SPARSITY
+from shears.sparsity.stage import sparsify
+from tests.tiny import tiny_model
+
+MB = 1_000_000
+HIDDEN, KEYS, VOCABULARY, BLOCKS = 512, 256, 2048, 32
+SHAPE = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": HIDDEN,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": VOCABULARY,
+}
+NUM_SEQUENCES, LENGTH = 8, 64
+# bytes of the model's parts, all fp32, and of the hidden states
+BLOCK = 4 * (5 * HIDDEN * HIDDEN + 2 * HIDDEN * KEYS + 2 * HIDDEN)
+EMBEDDINGS = 4 * (2 * VOCABULARY * HIDDEN + HIDDEN)  # with the head and the last norm
+STATES = 4 * NUM_SEQUENCES * LENGTH * HIDDEN
+ALLOWANCE = {  # 16 MiB is the piece in which files are copied; ADMM factors moments (I x I) in fp64
+    "wanda": 18 * MB,
+    "admm": 18 * MB + 8 * 8 * HIDDEN * HIDDEN,
+}
+SETUP = """
+import torch
+torch.set_num_threads(1)
+from shears.sparsity.stage import sparsify
+def prune(name):
+    model = {folder!r} + "/" + name
+    sparsify(model, model + "-{method}-{targets}", calibration=model + ".jsonl", precision="fp32", device="cpu",
+             num_samples={samples}, sequence_length={length}, method={method!r}, targets={targets!r})
+prune("tiny")  # loads what is loaded late
+"""
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a random model of 200 MB, beside it its calibration and a tiny model with its own."""
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "PRESETS", {**checkpoint.PRESETS, "big": SHAPE})
+        for name in ("big", "tiny"):
+            checkpoint.random_llama(folder / name, name)
+            checkpoint.random_sequences(folder / f"{name}.jsonl", name, NUM_SEQUENCES, LENGTH)
+        yield folder / "big"
+
+
+@pytest.mark.parametrize(
+    ("method", "targets"),
+    [
+        ("wanda", ""),
+        pytest.param("admm", "k_proj", marks=pytest.mark.slow),
+        pytest.param("admm", "", marks=pytest.mark.slow),
+    ],
+)
+def test_the_peak_is_the_embeddings_two_blocks_and_the_hidden_states(method: str, targets: str, big: Path) -> None:
+    whole = sum(path.stat().st_size for path in big.glob("*.safetensors"))
+    assert whole > 200 * MB
+    setup = SETUP.format(folder=str(big.parent), samples=NUM_SEQUENCES, length=LENGTH, method=method, targets=targets)
+    usage = peak_memory(setup, "prune('big')")
+    assert EMBEDDINGS < usage.peak < 2 * BLOCK + EMBEDDINGS + STATES + ALLOWANCE[method]
+    assert usage.peak < whole / 3
+
+
+def test_hidden_states_on_the_disk_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model().save_pretrained(tmp_path / "base")
+    ids = checkpoint.random_sequences(tmp_path / "ids.jsonl", "tiny", num_sequences=48, length=256)
+    settings: dict[str, Any] = {"calibration": str(ids), "num_samples": 48, "sequence_length": 256, "batch_size": 8}
+    spilled = list[str]()
+
+    def save(tensors: dict[str, Tensor], path: str) -> None:
+        spilled.append(path)
+        save_file(tensors, path)
+
+    monkeypatch.setattr(activations, "save_file", save)
+    outputs = dict[str, bytes]()
+    for name, budget in (("memory", "2GB"), ("disk", "1MB")):
+        folder = sparsify(tmp_path / "base", tmp_path / name, activation_budget=budget, **settings)
+        outputs[name] = (folder / "model.safetensors").read_bytes()
+        assert bool(spilled) == (name == "disk")
+        assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert all(path.startswith(f"{tmp_path}/disk.partial/") for path in map(str, spilled))
+    assert outputs["memory"] == outputs["disk"]
+
+
+@pytest.mark.parametrize("settings", [{"method": "sparsegpt"}, {"method": "wanda", "reconstruct": True}])
+def test_experts_measured_one_by_one_for_a_small_budget_come_out_the_same(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_model("mixtral").save_pretrained(tmp_path / "base")
+    ids = checkpoint.random_sequences(tmp_path / "ids.jsonl", "tiny", num_sequences=8, length=64)
+    outputs = list[bytes]()
+    for budget in ("2GB", "0"):
+        folder = sparsify(
+            tmp_path / "base", tmp_path / budget, calibration=str(ids), activation_budget=budget, **settings
+        )
+        assert json.loads((folder / SPARSITY).read_text())["by_magnitude"] == []
+        outputs.append((folder / "model.safetensors").read_bytes())
+    assert outputs[0] == outputs[1]

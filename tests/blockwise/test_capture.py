@@ -1,0 +1,217 @@
+"""Multiplications are seen however they are written, the model computes the same, and nothing is left behind."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shears.blockwise.capture import Captured
+from shears.blockwise.matrices import Matrix, block_matrices
+from shears.errors import InputError
+from shears.models.blocks import decoder_blocks
+from tests.tiny import VOCABULARY, tiny_model
+
+IDS = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
+Seen = dict[str, list[Tensor]]
+
+
+@contextmanager
+def captured(model: nn.Module, block: nn.Module, matrices: list[Matrix]) -> Iterator[Seen]:
+    found: Seen = {}
+    with Captured(model, block, matrices, lambda matrix, inputs: found.setdefault(matrix.name, []).append(inputs)):
+        yield found
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "mamba", "zamba2"])
+def test_the_model_computes_what_it_computes_otherwise(name: str) -> None:
+    model = tiny_model(name)
+    prefix, blocks = decoder_blocks(model)
+    with torch.no_grad():
+        expected = model(IDS, use_cache=False).logits
+        with captured(model, blocks[0], block_matrices(f"{prefix}.0", blocks[0])):
+            assert torch.equal(model(IDS, use_cache=False).logits, expected)
+
+
+def test_only_the_given_matrices_are_received() -> None:
+    model = tiny_model()
+    prefix, blocks = decoder_blocks(model)
+    chosen = [matrix for matrix in block_matrices(f"{prefix}.0", blocks[0]) if matrix.name.endswith("up_proj")]
+    with torch.no_grad(), captured(model, blocks[0], chosen) as found:
+        model(IDS, use_cache=False)
+    assert found.keys() == {"model.layers.0.mlp.up_proj"}
+
+
+def test_linears_fed_the_same_tensor_get_the_same_object() -> None:
+    model = tiny_model()
+    prefix, blocks = decoder_blocks(model)
+    with torch.no_grad(), captured(model, blocks[0], block_matrices(f"{prefix}.0", blocks[0])) as found:
+        model(IDS, use_cache=False)
+    parts = {name.rsplit(".", 1)[-1]: inputs[0] for name, inputs in found.items()}
+    assert parts["q_proj"] is parts["k_proj"] is parts["v_proj"]
+    assert parts["gate_proj"] is parts["up_proj"]
+    assert parts["o_proj"] is not parts["v_proj"]
+
+
+class Twice(nn.Module):
+    """Two linears on the same tensor, changed in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> None:
+        self.first(inputs)
+        self.second(inputs.mul_(2))
+
+
+def test_a_tensor_changed_in_place_between_two_linears_is_another() -> None:
+    block, seen = nn.ModuleDict({"block": Twice()}), list[tuple[str, float, Tensor]]()
+
+    def receive(matrix: Matrix, inputs: Tensor) -> None:
+        seen.append((matrix.name, float(inputs.sum()), inputs))
+
+    with torch.no_grad(), Captured(block, block, block_matrices("block", block["block"]), receive):
+        block["block"](torch.ones(3, 4))
+    assert [part[:2] for part in seen] == [("block.first", 12.0), ("block.second", 24.0)]
+    assert seen[0][2] is not seen[1][2]
+
+
+SHAPES = st.lists(st.integers(1, 3), min_size=0, max_size=3)
+WAYS: dict[str, Callable[[nn.Linear, Tensor], Tensor]] = {
+    "call": lambda linear, x: linear(x),
+    "linear": lambda linear, x: F.linear(x, linear.weight, linear.bias),
+    "linear by keywords": lambda linear, x: F.linear(weight=linear.weight, input=x),
+    "@": lambda linear, x: x @ linear.weight.T,
+    "matmul": lambda linear, x: torch.matmul(x, linear.weight.mT),
+    "matmul method": lambda linear, x: x.matmul(linear.weight.t()),
+    "mm": lambda linear, x: x.flatten(0, -2).mm(linear.weight.T) if x.ndim > 1 else linear(x),
+    "addmm": lambda linear, x: torch.addmm(linear.bias, x.reshape(-1, x.shape[-1]), linear.weight.T),
+    "addmm by keywords": lambda linear, x: torch.addmm(
+        linear.bias, mat1=x.reshape(-1, x.shape[-1]), mat2=linear.weight.T
+    ),
+    "weight first": lambda linear, x: linear.weight @ x.mT if x.ndim > 1 else linear(x),
+}
+
+
+@settings(deadline=None, max_examples=15)
+@given(lead=SHAPES, outputs=st.integers(2, 4), inputs=st.integers(1, 3))
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_multiply_is_seen(way: str, lead: list[int], outputs: int, inputs: int) -> None:
+    linear, tokens = nn.Linear(inputs, outputs), torch.randn(*lead, inputs)
+    model = nn.ModuleDict({"it": linear})
+    with torch.no_grad(), captured(model, model, block_matrices("", model)) as found:
+        WAYS[way](linear, tokens)
+    (seen,) = found["it"]
+    assert torch.equal(seen, tokens.reshape(-1, inputs))
+
+
+def test_a_part_of_the_outputs_used_on_its_own_is_seen_and_other_tensors_are_not() -> None:
+    linear, tokens = nn.Linear(4, 6), torch.randn(3, 4)
+    model, weight = nn.ModuleDict({"it": linear}), linear.weight.detach()
+    with torch.no_grad(), captured(model, model, block_matrices("", model)) as found:
+        tokens @ weight.clone().T
+        tokens @ torch.randn(4, 4)
+        assert not found
+        F.linear(tokens, weight[:2])
+    assert torch.equal(found["it"][0], tokens)
+
+
+def test_groups_of_outputs_with_inputs_of_their_own_are_no_linear() -> None:
+    linear, tokens = nn.Linear(4, 6), torch.randn(3, 5, 4)  # three groups, as DeepSeek V4's grouped linears
+    model = nn.ModuleDict({"it": linear})
+    with torch.no_grad(), captured(model, model, block_matrices("", model)) as found:
+        torch.bmm(tokens, linear.weight.view(3, 2, 4).mT)
+    assert not found  # no one norm or second moment belongs to the whole weight
+
+
+def test_autocast_and_gradients_do_not_reach_the_receiver() -> None:
+    model, seen = tiny_model(), list[tuple[bool, bool, torch.dtype]]()
+    prefix, blocks = decoder_blocks(model)
+
+    def receive(matrix: Matrix, inputs: Tensor) -> None:
+        product = inputs.float().T @ inputs.float()
+        seen.append((torch.is_grad_enabled(), inputs.requires_grad, product.dtype))
+
+    with (
+        Captured(model, blocks[0], block_matrices(f"{prefix}.0", blocks[0]), receive),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        model(IDS, use_cache=False)
+    assert seen == [(False, False, torch.float32)] * 7
+
+
+def test_weights_changed_in_place_while_open_are_still_recognised() -> None:
+    model = tiny_model("mixtral")
+    prefix, blocks = decoder_blocks(model)
+    matrices = block_matrices(f"{prefix}.0", blocks[0])
+    with torch.no_grad(), captured(model, blocks[0], matrices) as found:
+        for matrix in matrices:
+            matrix.view(model).mul_(0.5)
+        model(IDS, use_cache=False)
+    assert len(found) == len(matrices)
+
+
+def test_nothing_is_watched_any_more_after_an_error() -> None:
+    model = tiny_model("mixtral")
+    model.config._experts_implementation = "batched_mm"
+    prefix, blocks = decoder_blocks(model)
+
+    def refuse(matrix: Matrix, inputs: Tensor) -> None:
+        raise RuntimeError("full")
+
+    with (
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match="full"),
+        Captured(model, blocks[0], block_matrices(f"{prefix}.0", blocks[0]), refuse),
+    ):
+        model(IDS, use_cache=False)
+    assert model.config._experts_implementation == "batched_mm"
+    model(IDS, use_cache=False)
+
+
+def test_a_weight_multiplied_along_its_outputs_is_refused_also_if_it_is_square() -> None:
+    for side in (5, 4):
+        linear = nn.Linear(4, side)
+        model = nn.ModuleDict({"it": linear})
+        with (
+            torch.no_grad(),
+            captured(model, model, block_matrices("", model)) as found,
+            pytest.raises(InputError, match=r"it must be multiplied along its 4 inputs"),
+        ):
+            torch.ones(2, side) @ linear.weight
+        assert not found
+
+
+def test_experts_taken_for_transposed_are_refused() -> None:
+    model = tiny_model("mixtral", moe_intermediate_size=32, intermediate_size=32)
+    prefix, blocks = decoder_blocks(model)
+    experts = blocks[0].mlp.experts  # type: ignore[union-attr]
+    experts.is_transposed = True  # type: ignore[union-attr]
+    matrices = [matrix for matrix in block_matrices(f"{prefix}.0", blocks[0]) if matrix.index is not None]
+    experts.is_transposed = False  # type: ignore[union-attr]
+    with torch.no_grad(), captured(model, blocks[0], matrices), pytest.raises(InputError, match="it cannot be pruned"):
+        model(IDS, use_cache=False)
+
+
+def test_matrices_on_the_meta_device_or_given_twice_are_a_mistake_of_ours() -> None:
+    model = nn.ModuleDict({"it": nn.Linear(4, 2)})
+    matrices = block_matrices("", model)
+    with pytest.raises(AssertionError, match="memory of its own"), captured(model, model, matrices * 2):
+        pass
+    with pytest.raises(AssertionError, match="meta"), captured(model.to("meta"), model, matrices):
+        pass
+
+
+def test_a_copy_of_the_model_is_not_taken_for_it() -> None:
+    model = tiny_model()
+    prefix, blocks = decoder_blocks(model)
+    other = copy.deepcopy(model)
+    with torch.no_grad(), captured(model, blocks[0], block_matrices(f"{prefix}.0", blocks[0])) as found:
+        other(IDS, use_cache=False)
+    assert not found

@@ -1,0 +1,189 @@
+"""Every weight of every architecture is seen with the inputs that it is multiplied with, experts one by one."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from shears.blockwise.capture import Captured
+from shears.blockwise.matrices import Matrix, block_matrices
+from shears.models.blocks import decoder_blocks
+from tests.oracles import wanda
+from tests.tiny import CONFIGS, MORE_CONFIGS, VOCABULARY, tiny_model
+
+IDS = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
+TOP_K = 2
+ALL = [*CONFIGS, *MORE_CONFIGS]
+WITHOUT_CALL = {"mamba": ("dt_proj",), "falcon_mamba": ("dt_proj",), "jamba": ("dt_proj",)}  # weight used on its own
+GATED = ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "olmoe", "granitemoe", "deepseek_v2", "deepseek_v3", "jamba"]
+GATED += ["granitemoehybrid", "qwen3_next"]
+# architectures with experts and the ends of their stacks' names
+MOE = {**dict.fromkeys(GATED, ("gate_up_proj", "down_proj")), "nemotron_h": ("up_proj", "down_proj")}
+MOE |= {"jetmoe": ("mlp.input_linear.weight", "mlp.output_linear.weight"), "llama4_text": ("gate_up_proj", "down_proj")}
+
+
+def run(
+    model: PreTrainedModel, index: int, ids: Tensor = IDS, only: list[Matrix] | None = None
+) -> tuple[list[Matrix], dict[str, Tensor]]:
+    """Return a block's matrices and what a forward of the model multiplies them with, calls one after the other."""
+    prefix, blocks = decoder_blocks(model)
+    matrices = only or block_matrices(f"{prefix}.{index}", blocks[index])
+    found: dict[str, list[Tensor]] = {}
+
+    def receive(matrix: Matrix, inputs: Tensor) -> None:
+        found.setdefault(matrix.name, []).append(inputs.clone())  # models go on to change tensors in place
+
+    with torch.no_grad(), Captured(model, blocks[index], matrices, receive):
+        model(ids, use_cache=False)
+    return matrices, {name: torch.cat(parts) for name, parts in found.items()}
+
+
+@contextmanager
+def outputs_of(model: nn.Module) -> Iterator[dict[int, list[Tensor]]]:
+    """Collect the outputs of all linears, by where their weight lies: modules may share it (Zamba)."""
+    found: dict[int, list[Tensor]] = {}
+
+    def collect(linear: nn.Module, args: Any, output: Tensor) -> None:
+        found.setdefault(linear.get_parameter("weight").data_ptr(), []).append(output.flatten(0, -2).clone())
+
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
+    handles = [linear.register_forward_hook(collect) for linear in linears if "Router" not in type(linear).__name__]
+    yield found
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_inputs_times_the_weight_are_the_outputs_of_every_linear(name: str) -> None:
+    model = tiny_model(name)
+    for index in range(len(decoder_blocks(model)[1])):
+        with outputs_of(model) as outputs:
+            matrices, inputs = run(model, index)
+        assert inputs.keys() == {matrix.name for matrix in matrices}
+        for matrix in (matrix for matrix in matrices if matrix.index is None):
+            weight = matrix.view(model)
+            assert inputs[matrix.name].shape[1] == matrix.shape[1]
+            if weight.data_ptr() in outputs:
+                bias = dict(model.get_submodule(matrix.name).named_parameters()).get("bias", torch.zeros(1)).detach()
+                found = inputs[matrix.name] @ weight.T + bias
+                torch.testing.assert_close(found, torch.cat(outputs[weight.data_ptr()]))
+            else:
+                assert matrix.name.endswith(WITHOUT_CALL[name])
+
+
+@contextmanager
+def calls_of_experts(block: nn.Module) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
+    """Collect (experts, hidden states, chosen experts) of every call of a module with experts."""
+    found: list[tuple[nn.Module, Tensor, Tensor]] = []
+    handles = [
+        module.register_forward_pre_hook(lambda experts, args: found.append((experts, args[0], args[1])))
+        for name, module in block.named_modules()
+        if name.rsplit(".", 1)[-1] == "experts"
+    ]
+    yield found
+    for handle in handles:
+        handle.remove()
+
+
+def by_hand(hidden: Tensor, chosen: Tensor, expert: int) -> Tensor:
+    """Return the hidden states of the tokens that chose an expert, found token by token."""
+    rows = [hidden[token] for token in range(len(hidden)) if expert in chosen[token].tolist()]
+    return torch.stack(rows) if rows else hidden[:0]
+
+
+def in_order(rows: Tensor) -> Tensor:
+    return torch.tensor(sorted(rows.tolist())).reshape(rows.shape)
+
+
+def activated(experts: nn.Module, expert: int, inputs: Tensor) -> Tensor:
+    """Return what the second matrix of an expert is multiplied with, for inputs of the first."""
+    parameters = {name: parameter.detach()[expert] for name, parameter in experts.named_parameters()}
+    first = parameters["gate_up_proj"]
+    product = inputs @ (first if experts.is_transposed else first.T) + parameters.get("gate_up_proj_bias", 0.0)
+    apply_gate: Callable[[Tensor], Tensor] = experts._apply_gate  # type: ignore[assignment]
+    return apply_gate(product)
+
+
+@pytest.mark.parametrize("implementation", ["grouped_mm", "eager", "batched_mm"])
+@pytest.mark.parametrize("name", GATED)
+def test_every_expert_gets_the_tokens_that_are_routed_to_it(name: str, implementation: str) -> None:
+    model = tiny_model(name)
+    model.config._experts_implementation = implementation
+    block = decoder_blocks(model)[1][-1]
+    with calls_of_experts(block) as calls:
+        matrices, inputs = run(model, len(decoder_blocks(model)[1]) - 1)
+    ((experts, hidden, chosen),) = calls
+    prefix = next(matrix for matrix in matrices if matrix.index is not None).name.rsplit(".", 2)[0]
+    for expert in range(4):
+        first, second = (inputs[f"{prefix}.{key}.{expert}"] for key in ("gate_up_proj", "down_proj"))
+        assert torch.equal(in_order(first), in_order(by_hand(hidden, chosen, expert)))
+        torch.testing.assert_close(second, activated(experts, expert, first))
+    assert model.config._experts_implementation == implementation
+
+
+@pytest.mark.parametrize("name", MOE)
+def test_experts_together_get_every_token_top_k_times(name: str) -> None:
+    index = 2 if name == "nemotron_h" else 1
+    matrices, inputs = run(tiny_model(name), index)
+    for stack in MOE[name]:
+        names = [m.name for m in matrices if m.index is not None and m.name.endswith(f"{stack}.{m.index}")]
+        assert len(names) == 4
+        assert sum(len(inputs[expert]) for expert in names) == TOP_K * IDS.numel()
+
+
+@pytest.mark.parametrize("implementation", ["grouped_mm", "eager"])
+@pytest.mark.parametrize("name", MOE)
+def test_one_expert_of_a_stack_is_seen_alone_as_among_all(name: str, implementation: str) -> None:
+    """A small budget measures a stack in parts, of which most lack the expert that the stack begins with."""
+    model, index = tiny_model(name), 2 if name == "nemotron_h" else 1
+    model.config._experts_implementation = implementation
+    matrices, inputs = run(model, index)
+    for matrix in matrices:
+        if matrix.index is not None:
+            alone = run(model, index, only=[matrix])[1]
+            assert alone.keys() == {matrix.name} & inputs.keys()
+            assert all(torch.equal(alone[name], inputs[name]) for name in alone)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon_new", "mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"])
+def test_input_norms_are_those_of_the_oracle(name: str) -> None:
+    model = tiny_model(name)
+    prefix, blocks = decoder_blocks(model)
+    _, inputs = run(model, 1)
+    expected = wanda.input_norms(model, f"{prefix}.1", blocks[1], list(IDS))
+    assert inputs.keys() == expected.keys()
+    for key, norms in expected.items():
+        torch.testing.assert_close(inputs[key].double().norm(dim=0), norms, rtol=1e-5, atol=1e-6)  # float32 inputs
+
+
+def test_llama_4_experts_get_their_tokens_weighed_by_the_router() -> None:
+    model = tiny_model("llama4_text")
+    block = decoder_blocks(model)[1][1]
+    calls: list[tuple[Tensor, Tensor]] = []
+    router = block.feed_forward.router  # type: ignore[union-attr]
+    router.register_forward_hook(lambda _, args, output: calls.append((args[0], output[0])))  # type: ignore[union-attr]
+    _, inputs = run(model, 1)
+    hidden, scores = calls[0]
+    for expert in range(4):
+        weighed = hidden * scores[:, expert, None]
+        expected = weighed[scores[:, expert] > 0]
+        torch.testing.assert_close(inputs[f"model.layers.1.feed_forward.experts.gate_up_proj.{expert}"], expected)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "llama4_text", "jetmoe"])
+def test_an_expert_without_tokens_is_not_received(name: str) -> None:
+    matrices, found = run(tiny_model(name), 1, IDS[:1, :1])  # one token chooses two of the four experts
+    for stack in MOE[name]:
+        names = [m.name for m in matrices if m.index is not None and m.name.endswith(f"{stack}.{m.index}")]
+        assert sum(expert in found for expert in names) == TOP_K
+
+
+def test_half_precision_inputs_come_as_they_are() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        _, inputs = run(tiny_model("mixtral", dtype=dtype), 0)
+        assert {part.dtype for part in inputs.values()} == {dtype}

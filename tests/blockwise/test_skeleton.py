@@ -1,0 +1,171 @@
+"""A model read and written part by part is the model that from_pretrained reads and save_pretrained writes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from shears.blockwise.skeleton import Skeleton
+from shears.checkpoints.tensor_files import SINGLE, TensorWriter
+from shears.errors import InputError
+from tests.parts import ARCHITECTURES, BF16, FP32, assert_same, block_names, copied, reference, save
+from tests.tiny import tiny_model
+
+
+@pytest.mark.parametrize(("stored", "dtype"), [(FP32, None), (BF16, FP32)], ids=["fp32", "bf16 as fp32"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_skeleton_with_all_parts_is_what_from_pretrained_gives(
+    name: str, stored: torch.dtype, dtype: torch.dtype | None, tmp_path: Path
+) -> None:
+    save(tmp_path, name, stored)
+    expected, skeleton = reference(tmp_path, dtype or "auto"), Skeleton.open(tmp_path, dtype)
+    skeleton.load_rest()
+    for block in block_names(skeleton):
+        skeleton.load(block)
+    assert not skeleton.model.training
+    assert_same(expected.state_dict(), skeleton.model.state_dict())
+    assert_same(dict(expected.named_buffers()), dict(skeleton.model.named_buffers()))
+    ids = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        assert torch.equal(expected(ids, use_cache=False).logits, skeleton.model(ids, use_cache=False).logits)
+
+
+@pytest.mark.parametrize(("stored", "dtype"), [(FP32, None), (BF16, FP32)], ids=["fp32", "bf16 as fp32"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_blocks_that_come_and_go_leave_the_same_files(
+    name: str, stored: torch.dtype, dtype: torch.dtype | None, tmp_path: Path
+) -> None:
+    save(tmp_path / "m", name, stored)
+    skeleton = Skeleton.open(tmp_path / "m", dtype)
+    writer = TensorWriter(skeleton.files, copied(tmp_path / "m", tmp_path / "out"))
+    put: set[str] = set()
+    for block in block_names(skeleton):
+        skeleton.load(block)
+        skeleton.store(block, writer)
+        put.update(tensor for key, _ in skeleton.model.get_submodule(block).named_parameters(prefix=block)
+                   for tensor in skeleton.disk_names(key))  # fmt: skip
+        skeleton.evict(block)
+    assert writer._written == put  # so that the copy at the end cannot have done it
+    assert len(put) > len(skeleton.files.names) / 2
+    writer.finish()
+    for path in (tmp_path / "m").glob("*.safetensors*"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("stored", [FP32, BF16])
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", "bloom", "phi3", "mixtral", "qwen3_moe", "gpt_oss", "mamba", "jamba"]
+)
+def test_a_changed_block_is_what_from_pretrained_then_loads(name: str, stored: torch.dtype, tmp_path: Path) -> None:
+    save(tmp_path / "m", name, stored)
+    skeleton = Skeleton.open(tmp_path / "m", FP32)
+    writer = TensorWriter(skeleton.files, copied(tmp_path / "m", tmp_path / "out"))
+    expected = reference(tmp_path / "m", FP32).state_dict()
+    for block in block_names(skeleton)[::-1]:
+        skeleton.load(block)
+        changed = [key for key, p in skeleton.model.get_submodule(block).named_parameters(prefix=block) if p.ndim > 1]
+        assert changed
+        for key in changed:
+            for weight in (skeleton.model.get_parameter(key).data, expected[key]):
+                weight[weight < 0] = 0
+        skeleton.store(block, writer, changed)
+        skeleton.evict(block)
+    writer.finish()
+    assert_same(expected, reference(tmp_path / "out", FP32).state_dict())
+
+
+def test_no_more_than_the_rest_and_one_block_is_alive(tmp_path: Path) -> None:
+    model = save(tmp_path, "mixtral")
+    skeleton = Skeleton.open(tmp_path)
+
+    def alive(module: nn.Module) -> int:
+        return sum(p.nbytes for p in module.parameters() if not p.is_meta)
+
+    assert alive(skeleton.model) == 0
+    skeleton.load_rest()
+    blocks = block_names(skeleton)
+    each = {block: sum(p.nbytes for p in model.get_submodule(block).parameters()) for block in blocks}
+    rest = sum(p.nbytes for p in model.parameters()) - sum(each.values())
+    assert alive(skeleton.model) == rest
+    for block in blocks:
+        skeleton.load(block)
+        assert alive(skeleton.model) == rest + each[block]
+        skeleton.evict(block)
+        assert alive(skeleton.model) == rest
+
+
+WALK = """
+import sys
+from pathlib import Path
+import torch
+from shears.blockwise.skeleton import Skeleton
+from shears.checkpoints.tensor_files import TensorWriter
+
+torch.set_num_threads(1)
+source, output = map(Path, sys.argv[1:])
+def peak():
+    status = Path("/proc/self/status").read_text()  # not getrusage, which begins with the parent's peak
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+skeleton = Skeleton.open(source, torch.float32)
+before = peak()
+skeleton.load_rest()
+writer = TensorWriter(skeleton.files, output)
+for index in range(skeleton.model.config.num_hidden_layers):
+    name = f"model.layers.{index}"
+    skeleton.load(name)
+    for parameter in skeleton.model.get_submodule(name).parameters():
+        parameter.data.mul_(2)
+    skeleton.store(name, writer)
+    skeleton.evict(name)
+writer.finish()
+print(peak() - before)
+"""
+
+
+def test_the_whole_checkpoint_is_never_in_memory(tmp_path: Path) -> None:
+    shape = {
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 16,
+        "head_dim": 128,
+        "vocab_size": 8192,
+    }
+    model = tiny_model("llama", **shape)
+    model.save_pretrained(tmp_path / "m", max_shard_size="50MB")
+    whole = sum(p.nbytes for p in model.parameters())
+    block = sum(p.nbytes for p in model.get_submodule("model.layers.0").parameters())
+    embeddings = model.get_parameter("model.embed_tokens.weight").nbytes
+    del model
+    walk = [sys.executable, "-c", WALK, str(tmp_path / "m"), str(copied(tmp_path / "m", tmp_path / "out"))]
+    used = int(subprocess.run(walk, capture_output=True, text=True, check=True).stdout)
+    assert whole > 200e6
+    assert embeddings + block < used < 2 * block + embeddings + 20e6  # beside it, the last copy's 16 MiB piece
+    assert used < whole / 3
+    before, after = reference(tmp_path / "m").state_dict(), reference(tmp_path / "out").state_dict()
+    assert all(torch.equal(after[key], tensor * (1 + ("layers" in key))) for key, tensor in before.items())
+
+
+def test_a_name_that_is_not_in_the_part_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "m", "llama")
+    skeleton = Skeleton.open(tmp_path / "m")
+    writer = TensorWriter(skeleton.files, copied(tmp_path / "m", tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"below model\.layers\.0, got model\.layers\.1\.mlp"):
+        skeleton.store("model.layers.0", writer, ["model.layers.1.mlp.up_proj.weight"])
+
+
+def test_opening_a_model_draws_no_random_numbers(tmp_path: Path) -> None:
+    save(tmp_path, "mamba")
+    before = torch.get_rng_state()
+    Skeleton.open(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_files_that_went_away_are_an_error_when_a_block_is_read(tmp_path: Path) -> None:
+    save(tmp_path, "llama", shard="1GB")
+    skeleton = Skeleton.open(tmp_path)
+    (tmp_path / SINGLE).write_bytes((tmp_path / SINGLE).read_bytes()[:3000])
+    with pytest.raises(InputError, match="became shorter"):
+        skeleton.load("model.layers.1")

@@ -1,0 +1,84 @@
+"""Norms and moments are those of all tokens together, whatever the batches, the precision and the sharing."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from shears.blockwise.capture import Captured
+from shears.blockwise.matrices import Matrix, block_matrices
+from shears.blockwise.statistics import InputMoments, InputNorms
+
+
+def matrix(name: str, inputs: int = 4) -> Matrix:
+    return Matrix(name, f"{name}.weight", None, False, (2, inputs))
+
+
+@settings(deadline=None, max_examples=30)
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 99))
+def test_both_are_those_of_all_tokens_together(sizes: list[int], seed: int) -> None:
+    tokens = torch.randn(sum(sizes), 4, generator=torch.Generator().manual_seed(seed))
+    norms, moments = InputNorms(), InputMoments()
+    for batch in tokens.split(sizes):
+        norms.receive(matrix("it"), batch)
+        moments.receive(matrix("it"), batch)
+    found, products = norms.of(matrix("it")), moments.of(matrix("it"))
+    assert found is not None
+    assert products is not None
+    torch.testing.assert_close(found.float(), tokens.norm(dim=0))
+    torch.testing.assert_close(products, torch.einsum("ti,tj->ij", tokens, tokens))
+
+
+def test_weights_fed_the_same_tensors_share_what_is_computed() -> None:
+    norms, moments = InputNorms(), InputMoments()
+    for batch in (torch.randn(5, 4), torch.randn(3, 4)):
+        for name in ("q", "k"):
+            norms.receive(matrix(name), batch)
+            moments.receive(matrix(name), batch)
+    assert moments.of(matrix("q")) is moments.of(matrix("k"))
+    assert torch.equal(norms.of(matrix("q")), norms.of(matrix("k")))  # type: ignore[arg-type]
+
+
+def test_the_order_of_the_sharing_may_change() -> None:
+    moments, first, second = InputMoments(), torch.randn(5, 4), torch.randn(3, 4)
+    for name in ("q", "k"):
+        moments.receive(matrix(name), first)
+    for name in ("k", "q"):
+        moments.receive(matrix(name), second)
+    both = torch.cat([first, second])
+    torch.testing.assert_close(moments.of(matrix("k")), both.T @ both)
+    torch.testing.assert_close(moments.of(matrix("q")), both.T @ both)
+
+
+def test_different_tensors_are_not_shared() -> None:
+    norms, moments, tokens = InputNorms(), InputMoments(), torch.ones(2, 4)
+    for name, inputs in (("one", tokens), ("other", 2 * tokens)):
+        norms.receive(matrix(name), inputs)
+        moments.receive(matrix(name), inputs)
+    assert torch.equal(norms.of(matrix("other")), 2 * norms.of(matrix("one")))  # type: ignore[arg-type, operator]
+    assert torch.equal(moments.of(matrix("other")), 4 * moments.of(matrix("one")))  # type: ignore[arg-type, operator]
+
+
+def test_half_precision_inputs_are_summed_in_float32() -> None:
+    inputs = torch.full((10, 2), 300.0).half()  # 300 ** 2 is beyond float16
+    norms, moments = InputNorms(), InputMoments()
+    norms.receive(matrix("it", 2), inputs)
+    moments.receive(matrix("it", 2), inputs)
+    torch.testing.assert_close(norms.of(matrix("it", 2)).float(), inputs.float().norm(dim=0))  # type: ignore[union-attr]
+    assert torch.equal(moments.of(matrix("it", 2)), torch.full((2, 2), 900000.0))  # type: ignore[arg-type]
+
+
+def test_autocast_around_the_forward_does_not_touch_them() -> None:
+    model, inputs = nn.Sequential(nn.Linear(4, 2)), 1 + torch.rand(4000, 4)
+    weights = block_matrices("0", model[0])
+    norms, moments = InputNorms(), InputMoments()
+    for receive in (norms.receive, moments.receive):
+        with torch.autocast("cpu", torch.bfloat16), Captured(model, model, weights, receive):
+            model(inputs)
+    torch.testing.assert_close(norms.of(weights[0]).float(), inputs.norm(dim=0))  # type: ignore[union-attr]
+    torch.testing.assert_close(moments.of(weights[0]), inputs.T @ inputs, rtol=1e-5, atol=0)
+
+
+def test_a_weight_that_no_token_reached_has_none() -> None:
+    assert InputNorms().of(matrix("idle")) is None
+    assert InputMoments().of(matrix("idle")) is None

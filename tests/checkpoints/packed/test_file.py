@@ -1,0 +1,212 @@
+"""A package file comes back as it was written, and is refused where anything in it does not fit."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from shears.checkpoints.packed.file import PACKAGE_FILE, PackageWriter, read_package
+from shears.checkpoints.packed.index import DenseEntry, Index, PackedEntry
+from shears.checkpoints.packed.layout import PackedMatrix, Values, pack
+from shears.checkpoints.packed.quantize import quantize_rows
+from shears.errors import InputError
+from tests.checkpoints.packed.test_layout import bits, sparse_weight
+
+WEIGHT = sparse_weight(37, 23, 0.5)
+EMBEDDING = sparse_weight(20, 23, 0.0, seed=3)
+
+
+def write(folder: Path, values: Values = "bf16") -> Path:
+    """A package with a packed linear, a norm, quantized embeddings with a tied head, and an adapter."""
+    folder.mkdir(exist_ok=True)
+    matrix, (steps, scales) = pack(WEIGHT, values), quantize_rows(EMBEDDING)
+    index = Index(
+        packed={"layers.0.up": PackedEntry(rows=37, cols=23, values=values, kept=matrix.values.numel())},
+        dense={
+            "norm.weight": DenseEntry(dtype="fp32", shape=(23,)),
+            "count": DenseEntry(dtype="int64", shape=()),
+            "none": DenseEntry(dtype="bf16", shape=(0, 3)),
+            "embed.weight": DenseEntry(dtype="bf16", shape=(20, 23), quantized=True),
+        },
+        adapter={"base_model.model.layers.0.up.lora_A.weight": DenseEntry(dtype="fp32", shape=(2, 23))},
+        tied={"head.weight": "embed.weight"},
+    )
+    writer = PackageWriter(folder / PACKAGE_FILE, index)
+    writer.put_packed("layers.0.up", matrix)
+    writer.put("dense.norm.weight", torch.arange(23.0))
+    writer.put("dense.count", torch.tensor(7))
+    writer.put("dense.none", torch.zeros(0, 3, dtype=torch.bfloat16))
+    writer.put("dense.embed.weight", steps)
+    writer.put("dense.embed.weight.scales", scales)
+    writer.put("adapter.base_model.model.layers.0.up.lora_A.weight", torch.ones(2, 23))
+    writer.finish()
+    return folder
+
+
+def same(one: PackedMatrix, other: PackedMatrix) -> bool:
+    parts = ("rows", "cols", "values_dtype")
+    tensors = ("masks", "offsets", "values")
+    return all(getattr(one, part) == getattr(other, part) for part in parts) and all(
+        torch.equal(getattr(one, part), getattr(other, part)) for part in tensors
+    )
+
+
+@pytest.mark.parametrize("values", ["fp32", "bf16", "int8"])
+def test_a_package_comes_back_as_it_was_written(values: Values, tmp_path: Path) -> None:
+    package = read_package(write(tmp_path, values))
+    assert same(package.packed["layers.0.up"], pack(WEIGHT, values))
+    found = dict(package.model_tensors())
+    assert list(found) == ["layers.0.up.weight", "norm.weight", "count", "none", "embed.weight", "head.weight"]
+    assert torch.equal(found["norm.weight"], torch.arange(23.0))
+    assert (found["count"].item(), found["none"].shape) == (7, (0, 3))
+    assert torch.allclose(found["embed.weight"], EMBEDDING, atol=float(EMBEDDING.abs().max()) / 250)
+    assert torch.equal(found["head.weight"], found["embed.weight"])
+    if values == "fp32":
+        assert torch.equal(bits(found["layers.0.up.weight"]), bits(WEIGHT))
+    assert list(package.adapter()) == ["base_model.model.layers.0.up.lora_A.weight"]
+
+
+def test_stock_safetensors_reads_the_file_and_its_data_are_aligned(tmp_path: Path) -> None:
+    path = write(tmp_path) / PACKAGE_FILE
+    with safe_open(path, framework="pt") as opened:
+        assert opened.metadata()["format"] == "shears-package"
+        stock: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    package = read_package(tmp_path)
+    assert stock.keys() == package.tensors.keys()
+    assert all(torch.equal(stock[name], tensor) for name, tensor in package.tensors.items())
+    assert (8 + int.from_bytes(path.read_bytes()[:8], "little")) % 64 == 0
+    assert path.read_bytes()[-64:] == bytes(64)
+
+
+def test_the_same_package_has_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (write(tmp_path / name) / PACKAGE_FILE for name in ("one", "two"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_writing_into_a_tensor_never_reaches_the_file(tmp_path: Path) -> None:
+    before = (write(tmp_path) / PACKAGE_FILE).read_bytes()
+    read_package(tmp_path).tensors["dense.norm.weight"].fill_(3.0)
+    assert (tmp_path / PACKAGE_FILE).read_bytes() == before
+
+
+def test_a_package_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+    whole = (write(tmp_path) / PACKAGE_FILE).read_bytes()
+    for size in [*range(0, len(whole), 97), len(whole) - 1]:
+        (tmp_path / PACKAGE_FILE).write_bytes(whole[:size])
+        with pytest.raises(InputError) as caught:
+            read_package(tmp_path, verify=False)
+        assert "\n" not in str(caught.value)
+
+
+def test_every_flipped_byte_is_seen_by_the_fingerprint(tmp_path: Path) -> None:
+    whole = (write(tmp_path) / PACKAGE_FILE).read_bytes()
+    for place in range(0, len(whole), 61):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        (tmp_path / PACKAGE_FILE).write_bytes(changed)
+        with pytest.raises(InputError):
+            read_package(tmp_path)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """Change the header and the index of a package file; both stay consistent JSON."""
+    data = (folder / PACKAGE_FILE).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    index = json.loads(header["__metadata__"]["index"])
+    change(header, index)
+    if "index" in header.get("__metadata__", {}):
+        header["__metadata__"]["index"] = json.dumps(index)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    (folder / PACKAGE_FILE).write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+PART = "packed.layers.0.up."
+Change = Callable[[dict[str, Any], dict[str, Any]], Any]
+EDITS: list[tuple[Change, str]] = [
+    (lambda header, _: header["__metadata__"].update(format="pt"), "another kind"),
+    (lambda header, _: header.pop("__metadata__"), "another kind"),
+    (lambda header, _: header["__metadata__"].update(version="2"), "newer shears"),
+    (lambda header, _: header["__metadata__"].update(extra="1"), "metadata"),
+    (lambda header, _: header["__metadata__"].update(fingerprint=3), "metadata"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(rows=36), "it is torch|beyond|must be"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(rows=10**9), "it is torch"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(cols=25), "it is torch|its index"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(rows=-1), "its index"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(rows=True), "its index"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(values="fp32"), "it is torch"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(values="int8"), "in one of them only"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(kept=3), "it is torch"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(kept=10**12), "at most all"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(other=3), "its index"),
+    (lambda _, index: index["packed"].clear(), "in one of them only"),
+    (lambda _, index: index["dense"]["embed.weight"].update(shape=[460]), "must be matrices"),
+    (lambda _, index: index["dense"]["norm.weight"].update(dtype="bf16"), "it is torch"),
+    (lambda _, index: index["dense"].update({"layers.0.up.weight": {"dtype": "fp32", "shape": [1]}}), "twice"),
+    (lambda _, index: index["tied"].update({"a": "b"}), "tied"),
+    (lambda _, index: index["tied"].update({"norm.weight": "embed.weight"}), "twice"),
+    (lambda header, _: header[PART + "offsets"].update(dtype="F64"), "it is torch"),
+    (lambda header, _: header[PART + "offsets"].update(shape=[2, 2]), "it is torch"),
+    (lambda header, _: header.pop("padding"), "whole safetensors file"),
+]
+
+
+@pytest.mark.parametrize(("change", "what"), EDITS, ids=[str(number) for number in range(len(EDITS))])
+def test_a_header_that_contradicts_itself_is_refused(change: Change, what: str, tmp_path: Path) -> None:
+    rewrite(write(tmp_path), change)
+    with pytest.raises(InputError, match=what) as caught:
+        read_package(tmp_path, verify=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_header_written_anew_reads_without_its_fingerprint_only(tmp_path: Path) -> None:
+    rewrite(write(tmp_path), lambda header, index: None)
+    assert same(read_package(tmp_path, verify=False).packed["layers.0.up"], pack(WEIGHT, "bf16"))
+    with pytest.raises(InputError, match="fingerprint"):
+        read_package(tmp_path)
+
+
+def test_scales_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "int8") / PACKAGE_FILE
+    place = read_package(tmp_path).tensors["dense.embed.weight.scales"].storage_offset() * 4
+    data = bytearray(path.read_bytes())
+    data[place : place + 4] = struct.pack("<f", float("nan"))
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="finite"):
+        read_package(tmp_path, verify=False)
+
+
+def test_a_folder_without_the_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must hold package.safetensors"):
+        read_package(tmp_path)
+
+
+def test_the_writer_takes_exactly_what_its_index_says(tmp_path: Path) -> None:
+    writer = PackageWriter(tmp_path / PACKAGE_FILE, Index(dense={"a": DenseEntry(dtype="fp32", shape=(2,))}))
+    with pytest.raises(ValueError, match=r"dense\.a must be"):
+        writer.put("dense.a", torch.zeros(3))
+    with pytest.raises(ValueError, match=r"dense\.b must be"):
+        writer.put("dense.b", torch.zeros(2))
+    with pytest.raises(ValueError, match="every tensor must be put"):
+        writer.finish()
+
+
+def test_names_and_sizes_of_strangers_are_refused_in_one_line(tmp_path: Path) -> None:
+    write(tmp_path)
+    edits: list[Change] = [
+        lambda header, _: header["__metadata__"].update(fingerprint="\ud800"),
+        lambda _, index: index["dense"].update({"a\nb\ud800": {"dtype": "fp32", "shape": [1]}}),
+        lambda _, index: index["dense"]["none"].update(shape=[0, 2**47, 2**47]),
+    ]
+    for change in edits:
+        rewrite(write(tmp_path / str(edits.index(change))), change)
+        with pytest.raises(InputError) as caught:
+            read_package(tmp_path / str(edits.index(change)), verify=False)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,185 @@
+"""A recipe's mistakes are named so that a person can mend them; flags win over --set over the file over defaults."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shears.config import EvaluateConfig, ExportConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
+from shears.config.fields import StageConfig
+from shears.config.resolve import build, load_recipe, override, read_yaml, stage_values
+from shears.errors import InputError
+
+RECIPES = sorted(Path(__file__).parents[2].glob("recipes/*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_shipped_recipe_loads(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.model
+    assert recipe.train
+
+
+def test_a_resolved_recipe_reads_back_as_itself() -> None:
+    recipe = load_recipe(RECIPES[0])
+    assert build(Recipe, "", yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json")))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (TrainConfig, {"data": "x", "alhpa": 3}, "unknown key 'x.alhpa'; did you mean 'x.alpha'?"),
+        (TrainConfig, {}, "x.data must be given (--data)"),
+        (TrainConfig, {"data": "x", "ranks": "16,32"}, "x.ranks must be distinct and largest first, got 16,32"),
+        (TrainConfig, {"data": "x", "ranks": "a"}, "x.ranks.0 must be a valid integer"),
+        (TrainConfig, {"data": "x", "micro_batch_size": 5}, "micro_batch_size must divide batch_size (16), got 5"),
+        (SparsifyConfig, {"sparsity": 1.5}, "x.sparsity must be less than 1, got 1.5"),
+        (SparsifyConfig, {"sparsity": -0.1}, "x.sparsity must be greater than or equal to 0, got -0.1"),
+        (SparsifyConfig, {"method": "wnda"}, "'wanda', 'magnitude', 'ria', 'sparsegpt' or 'admm', got 'wnda'"),
+        (SparsifyConfig, {"num_samples": "many"}, "x.num_samples must be a valid integer"),
+        (TrainConfig, {"data": "x", "seed": -1}, "x.seed must be greater than or equal to 0, got -1"),
+        (TrainConfig, {"data": "x", "seed": 2**32}, "x.seed must be less than 4294967296"),
+        (TrainConfig, {"data": "x", "epochs": float("inf")}, "x.epochs must be a finite number, got inf"),
+        (TrainConfig, {"data": "x", "alpha": "nan"}, "x.alpha must be a finite number"),
+        (TrainConfig, {"data": "x", "ranks": True}, "x.ranks must be a valid tuple, got True"),
+        (SearchConfig, {"data": "x", "objective": "accuracy"}, "task must be given with objective accuracy"),
+        (ExportConfig, {"values": "int8"}, "values is of packages, got int8 with format peft; add --format package"),
+        (
+            ExportConfig,
+            {"format": "merged", "embeddings": "int8"},
+            "embeddings is of packages, got int8 with format merged",
+        ),
+        (
+            EvaluateConfig,
+            {"task": "choices", "data": "x", "num_beams": 4},
+            "num_beams is of generated answers, got 4 with",
+        ),
+        (EvaluateConfig, {"harness": "arc_easy", "num_beams": 2}, "got 2 with task harness; leave it out"),
+        (TrainConfig, {"data": "x", "epochs": 1e308}, "x.epochs must be less than or equal to 1000000, got 1e+308"),
+        (
+            EvaluateConfig,
+            {"task": "boolq", "data": "x", "protocol": "choices", "num_beams": 4},
+            "with protocol choices",
+        ),
+    ],
+)
+def test_mistakes_are_explained(kind: type[TrainConfig], values: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build(kind, "x", values)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [ExportConfig, EvaluateConfig])
+@pytest.mark.parametrize(
+    "values", [{}, {"task": "boolq"}, {"task": "boolq", "protocol": "choices"}, {"format": "package"}]
+)
+def test_what_a_stage_wrote_of_itself_reads_back(kind: type[StageConfig], values: dict[str, object]) -> None:
+    values = {"task": "choices", "data": "x", **values} if kind is EvaluateConfig else values
+    values = {name: value for name, value in values.items() if name in kind.model_fields}
+    config = build(kind, "x", values)
+    assert build(kind, "x", config.model_dump(mode="json")) == config
+
+
+def test_mistakes_inside_a_section_of_a_recipe_are_named_with_it() -> None:
+    with pytest.raises(InputError) as caught:
+        build(Recipe, "", {"trian": {}, "train": {"data": "x", "epoch": 2}})
+    assert "unknown key 'trian'; did you mean 'train'?" in str(caught.value)
+    assert "unknown key 'train.epoch'; did you mean 'train.epochs'?" in str(caught.value)
+
+
+def test_flags_win_over_set_over_file_over_default(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("sparsify:\n  sparsity: 0.1\n  num_samples: 1\n  seed: 1\n")
+    values = stage_values("sparsify", str(path), ["sparsify.num_samples=2", "sparsify.seed=2"], {"seed": "3"})
+    config = build(SparsifyConfig, "sparsify", values)
+    assert (config.sparsity, config.num_samples, config.seed, config.sequence_length) == (0.1, 2, 3, 512)
+
+
+@given(st.integers(1, 999), st.floats(0.001, 0.9))
+def test_set_reads_values_as_yaml(number: int, share: float) -> None:
+    values = override({}, [f"sparsify.num_samples={number}", f"sparsify.sparsity={share!r}"])
+    config = build(SparsifyConfig, "sparsify", values["sparsify"])
+    assert (config.num_samples, config.sparsity) == (number, share)
+
+
+def test_lists_and_exponents_are_read_from_set() -> None:
+    values = override({}, ["train.ranks=[8, 4]", "train.learning_rate=1e-3", "model=m", "train.data=x"])
+    config = build(Recipe, "", values)
+    assert config.train is not None
+    assert (config.model, config.train.ranks, config.train.learning_rate) == ("m", (8, 4), 0.001)
+
+
+@pytest.mark.parametrize("setting", ["alpha", "=3", ""])
+def test_a_setting_without_key_or_value_is_refused(setting: str) -> None:
+    with pytest.raises(InputError, match=r"--set must be section\.key=value"):
+        override({}, [setting])
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\0", ""])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"the recipe .*recipe\.yaml must"):
+        read_yaml(path)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """YAML would take the last one without a word; a key that is merged in may be written over."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("sparsify: {num_samples: 4}\ntrain: {data: a}\nsparsify: {sparsity: 0.9}\n")
+    with pytest.raises(InputError, match=r"must be YAML: the key 'sparsify' stands twice .*line 3, column 1"):
+        read_yaml(path)
+    path.write_text("sparsify: {seed: 1, sparsity: 0.5, seed: 2}\n")
+    with pytest.raises(InputError, match="the key 'seed' stands twice"):
+        read_yaml(path)
+    path.write_text("evaluate: &all {limit: 4, data: a}\nsearch: {<<: *all, limit: 5}\ntrain: {<<: *all}\n")
+    assert read_yaml(path)["search"] == {"limit": 5, "data": "a"}
+
+
+def test_a_missing_file_and_a_stray_key_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="readable YAML"):
+        read_yaml(tmp_path / "nowhere.yaml")
+    with pytest.raises(InputError, match="unknown key 'sparsfy'; did you mean 'sparsify'"):
+        stage_values("sparsify", None, ["sparsfy.seed=1"], {})
+    (tmp_path / "five.yaml").write_text("5: {}\n")
+    with pytest.raises(InputError, match=r"the sections of the recipe .*five\.yaml must have names, got 5"):
+        stage_values("train", str(tmp_path / "five.yaml"), [], {})
+    with pytest.raises(InputError, match="train must be a section of keys, got 3"):
+        stage_values("train", None, ["train=3"], {})
+
+
+def test_a_pattern_is_no_number_in_the_base_of_sixty(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: m\nsparsify: {pattern: 2:4, sparsity: 0.5}\n")
+    assert load_recipe(path).sparsify.pattern == "2:4"
+    assert load_recipe(path, ["sparsify.pattern=4:8"]).sparsify.pattern == "4:8"
+    assert load_recipe(path, ["sparsify.seed=1_000", "sparsify.sparsity=5.0e-1"]).sparsify.seed == 1000
+
+
+def test_a_size_may_be_a_bare_number_and_data_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: m\nsparsify: {activation_budget: 1000000000}\n")
+    assert load_recipe(path).sparsify.activation_budget == "1000000000"
+    searched = build(SearchConfig, "search", {"data": tmp_path / "v.jsonl", "cache_budget": 0})
+    assert (searched.data, searched.cache_budget) == (f"{tmp_path}/v.jsonl", "0")
+
+
+def test_what_yaml_cannot_construct_is_text_or_a_torn_recipe(tmp_path: Path) -> None:
+    assert override({}, ["sparsify.calibration=2024-13-45"]) == {"sparsify": {"calibration": "2024-13-45"}}
+    path = tmp_path / "recipe.yaml"
+    path.write_text("output: 2024-02-30\nmodel: 2024-02-20\n")
+    recipe = load_recipe(path)
+    assert (recipe.output, recipe.model) == ("2024-02-30", "2024-02-20")
+    for text in ("[" * 3000, "threads: 0x_"):
+        path.write_text(text)
+        with pytest.raises(InputError, match="must be YAML"):
+            load_recipe(path)
+
+
+def test_a_section_without_keys_is_one_of_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: smollm2-135m\nsparsify:\n")
+    assert load_recipe(path).sparsify == SparsifyConfig()

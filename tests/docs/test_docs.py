@@ -1,0 +1,137 @@
+"""The tutorial's commands run from top to bottom; pages link to pages that exist, and name verbs and flags that do."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from shears.cli import application, main
+from tests.end_to_end.recipe import write_recipe
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", TUTORIAL, flags=re.DOTALL)
+SMALLER = {"smollm2-135m": "base", "[32, 24, 16]": "[6, 4, 2]", "recover_rank: 32": "recover_rank: 6",
+           "sequence_length: 256": "sequence_length: 64", "epochs: 8": "epochs: 1",
+           "me/sparse --dry-run": "me/sparse --base me/base --dry-run"}  # fmt: skip  # the tiny base is a folder
+
+
+def commands(block: str) -> Iterator[str]:
+    """Yield the commands of a shell script: quotes and here-documents may hold line ends."""
+    lines = iter(block.splitlines(keepends=True))
+    for line in lines:
+        command = line
+        if "<<'EOF'" in line:
+            command += "".join(iter(lambda: next(lines), "EOF\n")) + "EOF\n"
+        while command.count('"') % 2 and "EOF" not in command:
+            command += next(lines)
+        yield command
+
+
+def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a tiny model, in this process; the slow test below does it as a reader would."""
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    recipe.rename(tmp_path / "recipes" / "quickstart.yaml")
+    monkeypatch.chdir(tmp_path)
+    text = "".join(BLOCKS)
+    for real, tiny in SMALLER.items():
+        assert real in text
+        text = text.replace(real, tiny)
+    seen = []
+    for command in commands(text):
+        if not command.startswith("shears "):
+            subprocess.run(["bash", "-ec", command], check=True)
+            continue
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0, command
+        seen.append(command.split()[1])
+    assert seen == ["run", "report", "run", "run", "report", "inspect", "generate", "push"]
+    assert (tmp_path / "runs" / "mine" / "report.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)  # minutes on two free cores, many more on busy ones
+def test_the_tutorial_runs_on_the_real_model(tmp_path: Path) -> None:
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    cache = {key: value for key, value in os.environ.items() if key != "SHEARS_CACHE"}
+    subprocess.run(["bash", "-ec", "".join(BLOCKS)], cwd=tmp_path, env={**cache, "PATH": path}, check=True)
+    assert "paired differences" in (tmp_path / "runs" / "mine" / "report.html").read_text().lower()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_pages_that_exist(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+def test_the_site_names_pages_that_exist() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    named = re.findall(r"[\w/-]+\.md", str(site["nav"]))
+    assert named
+    assert all((ROOT / "docs" / name).is_file() for name in named)
+    assert site["strict"] is True
+
+
+def code_of(page: str) -> tuple[list[str], list[str]]:
+    """Return the lines of a page's code blocks, continued ones joined, and its code spans."""
+    text, fence = page.replace("\\\n", " "), re.compile(r"^ *```\w*\n(.*?)^ *```", flags=re.DOTALL | re.MULTILINE)
+    indented, prose = re.compile("^ {4}.*$", flags=re.MULTILINE), fence.sub("", text)
+    lines = [line for block in fence.findall(text) for line in block.splitlines()] + indented.findall(prose)
+    return lines, [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", indented.sub("", prose))]
+
+
+def shears_commands(page: str) -> Iterator[list[str]]:
+    """Yield the words behind `shears` of every command in code blocks and code spans, `...` and NAMES included."""
+    lines, spans = code_of(page)
+    for code in (*lines, *spans):
+        for command in re.split(r"[|;]|&&", re.sub(r"(?:^|\s)#.*", "", code)):
+            if found := re.search(r"(?<!from )(?<!import )(?<!install )(?<![\w./-])shears +(\S.*)", command):
+                yield found[1].split()
+
+
+def test_commands_are_found_in_blocks_and_spans() -> None:
+    page = (
+        "Shears and `shears run A --dry-run`,\nor `shears\nserve` it: shears no.\n\n"
+        "    shears fetch a   # --not\n    echo x | shears chat b --c | shears d; torchrun --n 8 -m shears train \\\n"
+        "      --shard\n    from shears import a\n\n```sh\nshears --threads 1 run\n```\n"
+    )
+    assert [" ".join(words) for words in shears_commands(page)] == [
+        "--threads 1 run", "fetch a", "chat b --c", "d", "train --shard", "run A --dry-run", "serve",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_pages_name_verbs_and_flags_that_exist(page: Path) -> None:
+    group = typer.main.get_command(application())
+    commands = {"": group, **group.commands}  # type: ignore[attr-defined]  # a click group
+    flags = {verb: {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)} | {"--help"}
+             for verb, command in commands.items()}  # fmt: skip
+    text = page.read_text()
+    short = [words for words in map(str.split, code_of(text)[1]) if words and words[0] in flags]  # `search --test FILE`
+    for words in (*shears_commands(text), *short):
+        verb = next((word for word in words if re.fullmatch("[a-z]+", word)), "")
+        assert verb in flags, words
+        start = words.index(verb) if verb else len(words)
+        for owner, its in (("", words[:start]), (verb, words[start:])):
+            named = set(re.findall(r"(?<![^\s\[(])--[a-z][a-z-]*", " ".join(its)))
+            assert named <= flags[owner], (owner, words)
+
+
+def test_every_function_of_the_reference_exists() -> None:
+    from importlib import import_module
+
+    for path in re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "reference.md").read_text(), flags=re.MULTILINE):
+        module, _, name = path.rpartition(".")
+        assert getattr(import_module(module), name) is not None

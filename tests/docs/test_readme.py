@@ -1,0 +1,72 @@
+"""The README's Python runs, from top to bottom, on a tiny model."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import Trainer, TrainingArguments
+
+import shears
+from shears.adapt.groups import build_space
+from shears.adapt.ready import add_lora
+from shears.config import TrainConfig
+from tests.end_to_end.recipe import write_recipe
+from tests.tiny import save_tiny, tiny_model
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_recipe(tmp_path)
+    save_tiny(tmp_path / "base", max_position_embeddings=1024)
+    (tmp_path / "text.txt").write_text("Some text to calibrate on, at least sixteen thousand tokens. " * 300)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    assert len(BLOCKS) == 3
+    exec(BLOCKS[0].replace('"smollm2-135m"', '"base"'), names)
+    assert shears.inspect("sub_adapter", "sparse")["fits"]
+    exec(BLOCKS[1], names | _own_model_and_trainer(tmp_path))
+    exec(BLOCKS[2], names)
+    assert names["model"].peft_config["default"].r == 32
+
+
+def _own_model_and_trainer(folder: Path) -> dict[str, Any]:
+    """What a user of the second block has: a model, PEFT on it, a Trainer."""
+    model = tiny_model()
+    space = build_space(model, ("q_proj+k_proj+v_proj", "up_proj"), (32, 24, 16))
+    peft_model = add_lora(model, space, TrainConfig(data="-"))
+    trainer = Trainer(peft_model, TrainingArguments(str(folder / "trainer"), report_to="none", use_cpu=True))
+    return {"model": tiny_model(), "peft_model": peft_model, "trainer": trainer}
+
+
+def test_every_file_of_the_tree_in_the_readme_exists() -> None:
+    root = Path(__file__).parents[2]
+    tree = README.split("## The tree")[1]
+    files = re.findall(r"\b(\w+\.py)\b", tree)
+    known = {path.name for path in [*root.glob("src/**/*.py"), *root.glob("benchmarks/*.py")]}
+    assert files
+    assert set(files) <= known
+
+
+def test_every_verb_has_an_example_in_the_readme() -> None:
+    from shears.cli import application
+
+    commands = application().registered_commands
+    names = [command.name or command.callback.__name__ for command in commands if command.callback]
+    assert len(names) >= 10
+    assert all(f"    shears {name} " in README for name in names)
+
+
+def test_the_verbs_without_a_recipe_are_those_the_readme_names() -> None:
+    import typer
+
+    from shears.cli import application
+
+    group: Any = typer.main.get_command(application())
+    without = {
+        name for name, verb in group.commands.items() if "--config" not in {o for p in verb.params for o in p.opts}
+    }
+    words = README.split("Every verb that is a stage")[1].split("recipe keys are")[0]
+    assert {name for name in group.commands if f"`{name}`" in words} == without

@@ -1,0 +1,236 @@
+"""lm-eval on a loaded model: the figures of plain lm_eval, in our form; our own tasks work in both."""
+
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+
+from shears.config import EvaluateConfig
+from shears.evaluation.harness.data import load
+from shears.evaluation.harness.run import TASKS, run_harness
+from shears.evaluation.run import evaluate, load_with_adapter
+from shears.evaluation.statistics import wilson_interval
+from shears.export.peft import export_adapter
+from shears.records.artifacts import SUB_ADAPTER, write_json
+from tests.tiny import save_tiny, tiny_model
+
+pytest.importorskip("lm_eval")
+pytestmark = pytest.mark.filterwarnings("default")  # lm-eval's own
+
+YAML = """
+task: tiny_{kind}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+doc_to_text: "Q: {{{{question}}}}"
+"""
+CHOICES = YAML + """
+output_type: multiple_choice
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""  # fmt: skip
+MATCH = YAML + """
+output_type: generate_until
+doc_to_target: "{{{{choices[0]}}}}"
+generation_kwargs: {{max_gen_toks: 4, until: []}}
+metric_list: [{{metric: exact_match}}]
+"""  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base, an adapter that changes it, and two YAML tasks on a file of 12 questions."""
+    folder = tmp_path_factory.mktemp("harness")
+    save_tiny(folder / "base")
+    options: dict[str, Any] = {"r": 2, "lora_alpha": 256, "init_lora_weights": False}
+    config = LoraConfig(target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        get_peft_model(tiny_model(), config).save_pretrained(str(folder / "adapter"))
+    rows = [
+        {"question": f"{n} or {n * n}?", "choices": [str(n), str(n * n), "none of the two"], "answer": n % 3}
+        for n in range(12)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "tasks").mkdir()
+    for kind, text in (("choices", CHOICES), ("match", MATCH)):
+        (folder / "tasks" / f"{kind}.yaml").write_text(text.format(kind=kind, file=folder / "rows.jsonl"))
+    return folder
+
+
+def _options(made: Path, **changes: Any) -> dict[str, Any]:
+    return {"harness": "tiny_choices,tiny_match", "include_path": str(made / "tasks"), "device": "cpu", **changes}
+
+
+@pytest.mark.parametrize("adapter", [None, "adapter"])
+def test_the_figures_are_those_of_plain_lm_eval(made: Path, adapter: str | None) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    result = evaluate(str(made / "base"), adapter=str(made / adapter) if adapter else None, **_options(made))
+    arguments = f"pretrained={made / 'base'}" + (f",peft={made / adapter}" if adapter else "")
+    manager = TaskManager(include_path=str(made / "tasks"), include_defaults=False)
+    plain: Any = simple_evaluate(
+        "hf", arguments, ["tiny_choices", "tiny_match"], task_manager=manager, device="cpu", batch_size=1
+    )
+    expected = {
+        (task, key.removesuffix(",none")): (value, figures[f"{key.removesuffix(',none')}_stderr,none"])
+        for task, figures in plain["results"].items()
+        for key, value in figures.items()
+        if key.endswith(",none") and "_stderr" not in key
+    }
+    found = {(each["task"], each["metric"]): (each["value"], each["stderr"]) for each in result.figures}
+    assert found == expected
+    assert len(found) == 3
+    for task, samples in plain["samples"].items():
+        bits = {sample["doc_id"]: bool(sample[sample["metrics"][0]]) for sample in samples}
+        assert bits == {record["index"]: record["correct"] for record in result.records if record["task"] == task}
+
+
+def test_questions_seen_in_training_are_told_of_lm_evals_tasks_too(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the row's question, or by the whole prompt that was trained on."""
+    model = Path(shutil.copytree(made / "base", tmp_path / "trained"))
+    trained = [{"instruction": "3 or 9 ?", "output": "9"}, {"prompt": "Q: 5 or 25?", "completion": " 5"}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in trained))
+    write_json(model / SUB_ADAPTER, {"data": str(tmp_path / "train.jsonl")})
+    result = evaluate(str(model), **_options(made, harness="tiny_choices"))
+    seen = [record["index"] for record in result.records if record["seen_in_training"]]
+    assert seen == [3, 5]
+    others = [record["correct"] for record in result.records if record["index"] not in seen]
+    assert result.details == {"seen_in_training": 2.0, "accuracy_unseen": sum(others) / 10}
+    assert "2 of 12 test questions stand in the training data" in caplog.text
+    both = evaluate(str(model), **_options(made))
+    assert both.details["seen_in_training"] == 4
+    assert both.details["accuracy_unseen"] == pytest.approx(_mean_of_tasks(both.records))
+    assert evaluate(str(made / "base"), **_options(made)).details == {}
+
+
+def _mean_of_tasks(records: list[dict[str, Any]]) -> float:
+    tasks = {record["task"] for record in records}
+    return sum(
+        statistics.fmean(each["correct"] for each in records if each["task"] == task and not each["seen_in_training"])
+        for task in tasks
+    ) / len(tasks)
+
+
+def test_an_adapter_changes_what_is_measured(made: Path) -> None:
+    options = _options(made, harness="tiny_match")
+    outputs = [
+        [record["prediction"] for record in evaluate(str(made / "base"), adapter=adapter, **options).records]
+        for adapter in (None, str(made / "adapter"))
+    ]
+    assert outputs[0] != outputs[1]
+
+
+def test_a_package_has_the_figures_of_its_model(made: Path, tmp_path: Path) -> None:
+    package = export_adapter(str(made / "base"), tmp_path / "package", format="package", values="fp32")
+    assert evaluate(str(package), **_options(made)).figures == evaluate(str(made / "base"), **_options(made)).figures
+
+
+def test_figures_have_counts_intervals_and_a_mean(made: Path, tmp_path: Path) -> None:
+    result = evaluate(str(made / "base"), tmp_path / "figures.json", **_options(made, limit=5))
+    assert [(each["task"], each["metric"], each["n"]) for each in result.figures] == [
+        ("tiny_choices", "acc", 5), ("tiny_choices", "acc_norm", 5), ("tiny_match", "exact_match", 5),
+    ]  # fmt: skip
+    first, _, match = result.figures
+    assert first["ci95"] == list(wilson_interval(round(5 * first["value"]), 5))
+    share = first["value"]
+    assert first["stderr"] == pytest.approx(math.sqrt(share * (1 - share) / 4))
+    assert result.value == (first["value"] + match["value"]) / 2
+    assert (result.n, len(result.records)) == (10, 10)
+    assert json.loads((tmp_path / "figures.json").read_text())["figures"] == result.figures
+
+
+def test_a_task_with_several_filters_counts_every_example_once(made: Path, tmp_path: Path) -> None:
+    filters = [("never", "never (.)"), ("all", "(?s)(.*)")]
+    content = yaml.safe_load((made / "tasks" / "match.yaml").read_text()) | {
+        "task": "tiny_filters",
+        "filter_list": [{"name": name, "filter": [{"function": "regex", "regex_pattern": pattern},
+                                                  {"function": "take_first"}]} for name, pattern in filters],
+    }  # fmt: skip
+    (tmp_path / "filters.yaml").write_text(yaml.safe_dump(content))
+    result = evaluate(str(made / "base"), **_options(made, harness="tiny_filters", include_path=str(tmp_path)))
+    assert [(each["metric"], each["n"]) for each in result.figures] == [
+        ("exact_match,never", 12),
+        ("exact_match,all", 12),
+    ]
+    assert all(each["ci95"] == list(wilson_interval(round(12 * each["value"]), 12)) for each in result.figures)
+    assert (result.n, [record["index"] for record in result.records]) == (12, list(range(12)))
+    assert all(record["correct"] is False and "correct_exact_match,all" in record for record in result.records)
+
+
+@pytest.mark.parametrize("harness", ["tiny_choices", "tiny_match"])
+def test_the_precision_is_that_of_lm_evals_forwards(made: Path, harness: str) -> None:
+    """lm-eval opens an autocast of its own around them, which ended ours."""
+    model, tokenizer = load_with_adapter(made / "base")
+    found = []
+    for precision in ("auto", "fp32", "bf16"):
+        config = EvaluateConfig.model_validate(_options(made, harness=harness, precision=precision, limit=1))
+        dtypes: set[torch.dtype] = set()
+        up = model.get_submodule("model.layers.0.mlp.up_proj")
+        hook = up.register_forward_hook(lambda _, __, output, seen=dtypes: seen.add(output.dtype))
+        run_harness(model, tokenizer, config)
+        hook.remove()
+        found.append(dtypes)
+    assert found == [{torch.float32}, {torch.float32}, {torch.bfloat16}]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder of files in LLM-Adapters' form, short enough for the tiny tokenizer's 256 bytes."""
+    boolq = [
+        {"instruction": f"{n}?\n\nAnswer format: true/false", "answer": ["true", "false"][n % 2]} for n in range(4)
+    ]
+    mawps = [{"instruction": f"{n}+1?", "answer": f"{n + 1}.0"} for n in range(3)]
+    for name, rows in (("boolq", boolq), ("mawps", mawps)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "test.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def test_our_tasks_choose_as_our_own_protocol_does(made: Path, data: Path) -> None:
+    ours = evaluate(str(made / "base"), task="boolq", protocol="choices", data=str(data / "boolq" / "test.json"),
+                    template="question", precision="fp32")  # fmt: skip
+    options = {"harness": "shears_boolq", "data": str(data), "template": "question"}
+    theirs = evaluate(str(made / "base"), **options)
+    assert [record["correct"] for record in theirs.records] == [record["correct"] for record in ours.records]
+    assert theirs.value == ours.value
+
+
+def test_rows_are_prompts_with_choices_and_an_answer(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = load("boolq", shears_data=str(data), pretrained="a model's argument")["test"]
+    assert rows[1]["choices"] == ["the correct answer is true", "the correct answer is false"]
+    assert (rows[1]["gold"], rows[1]["answer"]) == (1, "false")
+    assert rows[1]["prompt"].endswith("### Response:\n")
+    monkeypatch.setenv("SHEARS_DATA", str(data))
+    assert load("mawps", shears_template="question")["test"][2]["prompt"] == "Question: 2+1?\nAnswer:"
+
+
+@pytest.mark.slow
+def test_the_command_line_of_lm_eval_agrees_and_knows_our_tasks(made: Path, data: Path, tmp_path: Path) -> None:
+    words = [
+        "--model", "hf", "--model_args", f"pretrained={made / 'base'},peft={made / 'adapter'}", "--device", "cpu",
+        "--tasks", "shears_boolq", "--include_path", str(TASKS), "--output_path", str(tmp_path / "out"),
+        "--metadata", json.dumps({"shears_data": str(data), "shears_template": "question"}),
+    ]  # fmt: skip
+    subprocess.run([sys.executable, "-m", "lm_eval", *words], check=True, capture_output=True)
+    (file,) = (tmp_path / "out").rglob("results_*.json")
+    plain = json.loads(file.read_text())["results"]["shears_boolq"]
+    ours = evaluate(str(made / "base"), adapter=str(made / "adapter"), harness="shears_boolq", data=str(data),
+                    template="question", device="cpu")  # fmt: skip
+    figures = {each["metric"]: (each["value"], each["stderr"]) for each in ours.figures}
+    assert figures == {name: (plain[f"{name},none"], plain[f"{name}_stderr,none"]) for name in ("acc", "acc_norm")}

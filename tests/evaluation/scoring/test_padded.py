@@ -1,0 +1,50 @@
+"""A row's figures do not depend on the batch it is in, also of models that read padding like any token."""
+
+import pytest
+import torch
+
+from shears.adapt.training.padded import ignores_padding
+from shears.data.examples import prompt_ids, to_example
+from shears.errors import InputError
+from shears.evaluation.generation.generate import Decoder, generate_answers
+from shears.evaluation.generation.running import plainly
+from shears.evaluation.scoring.score import choose, completion_losses
+from shears.evaluation.scoring.scorers import LossScorer
+from tests.evaluation.generation.test_generate import PROMPTS, greedy, lively
+from tests.evaluation.scoring.test_score import PAD, some_rows
+from tests.tiny import tiny_model, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+READING = ["rwkv", "recurrent_gemma"]  # padding, like any other token
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "mamba", "bamba", "mixtral", *READING])
+def test_whether_padding_is_left_out_is_found_out(name: str) -> None:
+    assert ignores_padding(tiny_model(name)) == (name not in READING)
+
+
+@pytest.mark.parametrize("name", READING)
+def test_losses_and_choices_are_those_of_each_row_alone(name: str) -> None:
+    model = tiny_model(name)
+    alone = completion_losses(model, some_rows(), PAD, 1).total
+    torch.testing.assert_close(completion_losses(model, some_rows(), PAD, 8).total, alone, rtol=1e-4, atol=1e-4)
+    scorer = LossScorer(model, some_rows(), PAD, 8)
+    torch.testing.assert_close(scorer.measure(0, plainly).float(), alone, rtol=1e-4, atol=1e-4)
+    asked = [{"prompt": "a" * n, "choices": [" yes", " no", " rather not"], "answer": 0} for n in range(1, 9)]
+    examples = [to_example(row, "question", TOKENIZER) for row in asked]
+    for one, other in zip(choose(model, TOKENIZER, examples, 8), choose(model, TOKENIZER, examples, 1), strict=True):
+        assert one.log_likelihoods == pytest.approx(other.log_likelihoods, rel=1e-4)
+
+
+def test_a_recurrent_model_answers_in_a_batch_as_alone() -> None:
+    model = lively("rwkv")
+    expected = [greedy(model, prompt, 8) for prompt in PROMPTS]
+    assert generate_answers(model, TOKENIZER, PROMPTS, 8, batch_size=3) == expected
+    assert len(set(expected)) > 1
+
+
+def test_beams_where_the_state_cannot_be_reordered_are_an_error() -> None:
+    with pytest.raises(
+        InputError, match=r"num_beams must be 1 \(--num-beams 1\), got 4: Rwkv.* cannot use beam search"
+    ):
+        Decoder(tiny_model("rwkv"), TOKENIZER, 4, num_beams=4).answers(prompt_ids(PROMPTS, TOKENIZER), 2)

@@ -1,0 +1,248 @@
+"""Reading responses: the official rules with their known faults, and the strict ones that have them not."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shears.evaluation.tasks.extraction import Reading, is_right, read_label, read_letter, read_number, response_of
+
+ANSWERS = ("answer1", "answer2", "answer3", "answer4", "answer5")
+
+
+@pytest.mark.parametrize(
+    ("text", "official", "strict"),
+    [
+        ("The answer is 42.", 42.0, 42.0),
+        ("The answer is 42. Check: 40 + 2 = 42, in 3 steps", 3.0, 42.0),  # talk goes on behind the answer
+        ("5 apples and 7 pears make 12", 12.0, 12.0),
+        ("it costs $1,234,567.50", 1234567.5, 1234567.5),
+        ("choose from 1,2,3", 123.0, 3.0),  # a list becomes one number
+        ("the answer is 1,2", 12.0, None),  # two numbers are no answer
+        ("between 10-15", -15.0, 15.0),  # a range becomes negative
+        ("it fell to -15", -15.0, -15.0),
+        ("3 -2 = 1", 1.0, 1.0),
+        ("The answer is 2/3", 3.0, 2 / 3),  # a fraction's denominator
+        ("The answer is 1/0", 0.0, None),
+        ("half is .5", 5.0, 0.5),  # the point in front is lost
+        ("The answer is 58 + 94 = 152 inches.", 152.0, 152.0),
+        ("The answer is 4 red and 3 blue ones.", 3.0, None),
+        ("16 - 3 = <<16-3=13>>13 eggs\n#### 13", 13.0, 13.0),
+        ("#### 18\nEach of the 4 got it", 4.0, 18.0),
+        ("Answer: 7\n### Instruction:\nAdd 3 to 9", 9.0, 7.0),  # the model invents a further instruction
+        ("The answer is 8.\n\n### Response:\nThe answer is 9.", 8.0, 8.0),  # the papers stop there, too
+        ("1e5", 5.0, 5.0),
+        ("the answer is five", None, None),
+        ("none", None, None),
+        ("", None, None),
+        ("6. ", 6.0, 6.0),
+        ("version 1.2.3", 3.0, 3.0),
+        ("9" * 400, None, None),  # beyond a float
+        (f"The answer is {'9' * 400}", None, None),
+        (f"The answer is {'9' * 400} or 5", 5.0, None),
+        ("The answer is 3 1/2.", 2.0, 3.5),  # a mixed number
+        ("The answer is -3 1/2 cups", 2.0, -3.5),
+        ("It takes 3 and 1/2 hours", 2.0, 3.5),
+        ("The answer is 3\u00bd.", 3.0, 3.5),  # one half as a character
+        ("The answer is 3 1/0", 0.0, None),
+        ("It is 2/3", 3.0, 2 / 3),
+        ("The answer is 2/3, or about 0.667", 0.667, 2 / 3),
+        ("The answer is 1/2 or 1/3", 3.0, None),
+        ("on 1/2/2020", 2020.0, 2020.0),
+        ("-$5", 5.0, -5.0),  # a sign before the currency
+        ("The answer is -\u20ac1,234.50", 1234.5, -1234.5),
+        ("The answer is -\\$5", 5.0, -5.0),
+        ("The answer is $-5", -5.0, -5.0),
+        ("$10-$5", 5.0, 5.0),
+        ("\u22125", 5.0, -5.0),  # typographic minus
+        ("The answer is \u20135.", 5.0, -5.0),
+        ("The answer is 10\u201315.", 15.0, None),
+        ("The answer is minus 5", 5.0, -5.0),
+        ("The answer is negative 2.5", 2.5, -2.5),
+        ("16 minus 4", 4.0, 4.0),
+        ("The answer is not 5. It is 6.", 6.0, 6.0),  # what is denied
+        ("The answer is not 5.", 5.0, None),
+        ("The answer isn't 5.", 5.0, None),
+        ("The answer isn\u2019t 5.", 5.0, None),
+        ("The answer cannot be 5", 5.0, None),
+        ("The answer is certainly not 5", 5.0, None),
+        ("The answer is 5, not 1,200 or 6", 6.0, 5.0),
+        ("The answer is 6. The answer is not 5.", 5.0, 6.0),
+        ("The answer is 5, which is not prime.", 5.0, 5.0),
+        ("5 is wrong", 5.0, None),
+        ("It is not 4 but 5 because 3 is not even", 3.0, None),
+    ],
+)
+def test_numbers(text: str, official: float | None, strict: float | None) -> None:
+    assert read_number(response_of(text)) == Reading(official, strict)
+
+
+@pytest.mark.parametrize(
+    ("text", "official", "strict"),
+    [
+        ("The answer is (D).", "D", "D"),
+        ("Because 3 > 2, the answer is (C).", "B", "C"),  # a letter inside a word
+        ("A train travels 60 km. The answer is (E).", "A", "E"),  # an article
+        ("Cost: Rs. 7.5.The answer is (B).", "C", "B"),
+        ("Dividing by 4 gives 5, so option E is right", "D", "E"),
+        ("C", "C", "C"),
+        ("(B) 30", "B", "B"),
+        ("D) 12 m", "D", "D"),
+        ("B. 4", "B", "B"),
+        ("A man buys 4", "A", None),  # no answer at all
+        ("so (A) it is", "A", "A"),
+        ("(A) or (B)", "A", None),
+        ("either (A) or (B)", "A", None),
+        ("Choice: C", "C", "C"),
+        ("the answer is e", None, None),
+        ("Hence it is 12", None, None),
+        ("Answer is 4, that is (C).", "A", "C"),
+        ("", None, None),
+        ("The answer is (A).\n### Instruction:\nThe answer is (B).", "A", "A"),
+        ("At first: the answer is (B). No: the answer is (C).", "A", "C"),
+        ("The answer is A or B", "A", None),  # several
+        ("The answer is (A) and (B)", "A", None),
+        ("The answer is B, or option C.", "B", None),
+        ("Answer: D/E", "A", None),
+        ("option B or option C", "B", None),
+        ("Options B and C", "B", None),
+        ("A, B and C can do it in 5 days", "A", None),
+        ("A) 5 B) 6 C) 7", "A", None),  # the choices repeated
+        ("Option C is right. Option A is too small.", "C", None),
+        ("Option A is wrong, so it must be C", "A", None),  # what is denied
+        ("Option A is wrong, therefore option C", "A", "C"),
+        ("(A) and (B) are wrong, (C) is right", "A", "C"),
+        ("The answer is not (A) but (B).", "A", "B"),
+        ("The answer isn't A. The answer is B.", "A", "B"),
+        ("The correct option can't be (A)", "A", None),
+        ("The answer is A man", "A", None),  # an article
+        ("Answer: A man buys 4", "A", None),
+        ("The answer A man gave", "A", None),
+        ("The answer is A because it is not 5", "A", "A"),
+        ("The answer is A.", "A", "A"),
+        ("The answer is A\nThe rest follows", "A", "A"),
+        ("The answer is B man", "B", "B"),
+        ("The answer is: **C**", "C", "C"),
+        ("The answer is 'C'", "C", "C"),
+        ("The answer is A's share", "A", None),
+        ("C, because 4 is not prime", "C", "C"),
+        ("the correct choice is option (D)", "D", "D"),
+    ],
+)
+def test_letters(text: str, official: str | None, strict: str | None) -> None:
+    assert read_letter(response_of(text)) == Reading(official, strict)
+
+
+@pytest.mark.parametrize(
+    ("text", "official", "strict"),
+    [
+        ("the correct answer is answer3", "answer3", "answer3"),
+        ("answer1 is wrong, the correct answer is answer2", "answer1", "answer2"),  # the first one named
+        ("answer1/answer2/answer3/answer4", "answer1", None),  # the format repeated
+        ("The correct answer is Answer2", None, "answer2"),  # capitals
+        ("answer12", "answer1", None),  # inside a longer word
+        ("answer3", "answer3", "answer3"),
+        ("answer 3", None, None),
+        ("the correct answer is answer4\n### Response:\nanswer1", "answer4", "answer4"),
+        ('the correct answer is "answer5"', "answer5", "answer5"),
+        ("answer1 or answer2", "answer1", None),  # several
+        ("the correct answer is answer1 or answer2", "answer1", None),
+        ('the correct answer is "answer1" and "answer2"', "answer1", None),
+        ("the correct answer is answer1/answer2/answer3", "answer1", None),
+        ("the correct answer is not answer1 but answer3", "answer1", "answer3"),  # what is denied
+        ("answer1 is wrong", "answer1", None),
+        ("neither answer1 nor answer2", "answer1", None),
+        ("", None, None),
+    ],
+)
+def test_labels(text: str, official: str | None, strict: str | None) -> None:
+    assert read_label(response_of(text), ANSWERS) == Reading(official, strict)
+
+
+@pytest.mark.parametrize(
+    ("text", "official", "strict"),
+    [
+        ("the correct answer is true", "true", "true"),
+        ("that is untrue, it is false", "true", "false"),  # inside a word
+        ("False", None, "false"),
+        ("it is not true", "true", None),
+        ("true or false", "true", None),
+        ("falsehood", "false", None),
+        ("that isn't true", "true", None),
+        ("that isn\u2019t true", "true", None),
+        ("cannot be true", "true", None),
+        ("not at all true", "true", None),
+        ("The answer is not true", "true", None),
+        ("neither true nor false", "true", None),
+        ("it is not true, it is false", "true", "false"),
+        ("true, not false", "true", "true"),
+        ("true because it does not rain", "true", "true"),
+        ("The answer is true and not false", "true", "true"),
+        ("The answer is true or false", "true", None),
+    ],
+)
+def test_true_and_false(text: str, official: str | None, strict: str | None) -> None:
+    assert read_label(text, ("true", "false")) == Reading(official, strict)
+
+
+@given(st.text(max_size=60))
+def test_the_official_rules_are_the_published_ones(text: str) -> None:
+    """Restated from LLM-Adapters' evaluate.py and commonsense_evaluate.py."""
+    numbers = re.findall(r"-?\d+\.?\d*", text.replace(",", ""))
+    assert read_number(text).official == (float(numbers[-1]) if numbers else None)
+    letters = re.findall(r"A|B|C|D|E", text.strip())
+    assert read_letter(text).official == (letters[0] if letters else None)
+    labels = re.findall(r"answer1|answer2|answer3|answer4|answer5", text.strip())
+    assert read_label(text, ANSWERS).official == (labels[0] if labels else None)
+
+
+@given(st.decimals(-(10**6), 10**6, places=3))
+def test_a_number_that_is_stated_is_read_by_both_rules(value: object) -> None:
+    for text in (f"17 days and 3,000 words: the answer is {value}", f"####{value:,}"):
+        assert read_number(text) == Reading(float(str(value)), float(str(value)))
+
+
+@given(st.sampled_from(ANSWERS), st.text("bcd ", max_size=10))
+def test_a_label_that_is_stated_is_read_whatever_stands_around_it(label: str, talk: str) -> None:
+    assert read_label(f"{talk}\nthe correct answer is {label} {talk}", ANSWERS) == Reading(label, label)
+
+
+TALK = st.sampled_from(("", "So it is clear. ", "Hmm, ", "2 + 2 = 4; "))
+
+
+@pytest.mark.parametrize("denial", ["not {}", "The answer isn't {}", "it cannot be {}", "not at all {}", "never {}",
+                                    "the answer is not {}", "the answer is surely not {}", "{} is wrong",
+                                    "{} can't be right"])  # fmt: skip
+@given(TALK, st.sampled_from(ANSWERS))
+def test_what_is_denied_is_not_read(denial: str, talk: str, label: str) -> None:
+    assert read_label(talk + denial.format(label), ANSWERS).strict is None
+    assert read_letter(talk + denial.format("(C)")).strict is None
+    assert read_letter(talk + denial.format("option C")).strict is None
+    assert read_number(talk + denial.format(17)).strict != 17
+
+
+@pytest.mark.parametrize("between", [" or ", ", ", "/", " and ", ", or ", " & "])
+@given(st.sampled_from(("", "The answer is ", "Answer: ", "It is ")), st.permutations("ABCDE"))
+def test_several_are_no_answer(between: str, talk: str, letters: list[str]) -> None:
+    one, other, *_ = letters
+    assert read_letter(f"{talk}({one}){between}({other})").strict is None
+    assert read_letter(f"{talk}{one}{between}{other}").strict is None
+    assert read_label(f"{talk}answer{ord(one) - 64}{between}answer{ord(other) - 64}", ANSWERS).strict is None
+
+
+@given(
+    st.integers(0, 999), st.integers(1, 99), st.integers(1, 99), st.sampled_from(("", "-", "-$", "\u2212", "minus "))
+)
+def test_a_mixed_number_is_one_number(whole: int, top: int, bottom: int, sign: str) -> None:
+    value = (whole + top / bottom) * (-1 if sign else 1)
+    assert read_number(f"The answer is {sign}{whole} {top}/{bottom}.").strict == pytest.approx(value)
+
+
+def test_numbers_are_right_within_a_thousandth_and_others_letter_by_letter() -> None:
+    assert is_right(1.8334, 1.8333)
+    assert not is_right(1.9, 1.8)
+    assert not is_right(None, 1.0)
+    assert not is_right(None, "A")
+    assert not is_right("A", 1.0)
+    assert is_right("A", "A")

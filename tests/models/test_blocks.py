@@ -1,0 +1,65 @@
+"""The decoder blocks are found by structure, not by architecture."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import GitConfig, GitForCausalLM, GitVisionConfig
+
+from shears.errors import InputError
+from shears.models.blocks import decoder_blocks
+from shears.models.load import linears
+from tests.tiny import CONFIGS, tiny_model
+
+BLOCKS = {
+    "gpt_neox": "gpt_neox.layers",
+    "opt": "model.decoder.layers",
+    "gpt2": "transformer.h",
+    "bloom": "transformer.h",
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_blocks_and_linears_are_found_in_every_architecture(name: str) -> None:
+    prefix, blocks = decoder_blocks(tiny_model(name))
+    assert prefix == BLOCKS.get(name, "model.layers")
+    assert len(blocks) == (3 if name == "gemma2" else 2)
+    assert all(len(linears(block)) >= 4 for block in blocks)
+
+
+def test_a_model_without_blocks_is_refused() -> None:
+    with pytest.raises(InputError, match="must have a list of decoder blocks, Linear has none"):
+        decoder_blocks(nn.Linear(2, 2))
+
+
+def test_a_plain_list_of_blocks_will_do_and_the_outer_one_is_meant() -> None:
+    block = nn.Sequential(nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]), nn.Linear(2, 2))
+    model = nn.ModuleDict({"towers": nn.ModuleList([nn.Linear(1, 1)]), "blocks": nn.ModuleList([block])})
+    assert decoder_blocks(model)[0] == "blocks"
+
+
+def _seeing() -> nn.Module:
+    """GIT: a small text decoder behind an image encoder that is larger than it."""
+    vision = GitVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=4, image_size=32, patch_size=16,
+                             num_attention_heads=4)  # fmt: skip
+    config = GitConfig(
+        vision_config=vision.to_dict(), vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return GitForCausalLM(config)
+
+
+def test_an_image_encoder_larger_than_the_decoder_is_not_taken_for_it() -> None:
+    model = _seeing()
+    prefix, blocks = decoder_blocks(model)
+    assert prefix == "git.encoder.layer"
+    encoder = model.get_submodule("git.image_encoder")
+    assert sum(each.numel() for each in encoder.parameters()) > sum(each.numel() for each in blocks.parameters())
+    seen = []
+    blocks[0].register_forward_hook(lambda *_: seen.append(True))
+    model(input_ids=torch.tensor([[3, 4, 5]]))
+    assert seen  # what text passes through
+
+
+def test_where_nothing_else_is_there_a_tower_will_do() -> None:
+    assert decoder_blocks(_seeing().get_submodule("git.image_encoder"))[0] == "vision_model.encoder.layers"
+    assert decoder_blocks(nn.ModuleDict({"eye": _seeing().get_submodule("git.image_encoder")}))[0].startswith("eye.")

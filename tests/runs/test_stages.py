@@ -1,0 +1,54 @@
+"""What lies in the place of a stage's artifact is taken for done, or refused in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shears
+from shears.errors import InputError
+from shears.runs.pipeline import run_folder
+from shears.runs.planning.plan import plan
+from shears.config import Recipe
+from shears.config.resolve import load_recipe
+from tests.end_to_end.recipe import write_recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"config": {"sparsity": 0.5, "of_tomorrow": 1}}, r"of another version \(9\.0\) .*'sparsify\.of_tomorrow'"),
+        ({"config": {"sparsity": "much"}}, r"damaged record: sparsify\.sparsity must be"),
+        ({"config": ["sparsity"]}, r"must hold the configuration of sparsify, got \['sparsity'\]"),
+        ({}, "must hold the configuration of sparsify, got None: it is damaged or another's; delete"),
+        ([], "must hold the configuration of sparsify, got None"),
+    ],
+)
+def test_a_record_of_another_version_or_a_damaged_one_is_one_line(
+    content: dict[str, Any] | list[Any], message: str, tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe(tmp_path))
+    (tmp_path / "run" / "sparse").mkdir(parents=True)
+    record = {"shears_version": "9.0", **content} if isinstance(content, dict) else content
+    (tmp_path / "run" / "sparse" / "sparsity.json").write_text(json.dumps(record))
+    for start in (plan, shears.run):
+        with pytest.raises(InputError, match=message) as caught:
+            start(recipe, tmp_path / "run")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_run_goes_into_the_home_folder_that_its_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert run_folder(Recipe(model="any", output="~/runs/one")) == tmp_path / "home" / "runs" / "one"
+
+
+def test_a_run_goes_into_a_folder_and_nowhere_else(tmp_path: Path) -> None:
+    """An empty name, as of a shell's variable that is not set, is not that of the recipe."""
+    (tmp_path / "file").touch()
+    recipe = Recipe(model="any", output=str(tmp_path / "run"))
+    with pytest.raises(InputError, match="must be a folder, got the file .*file"):
+        run_folder(recipe, tmp_path / "file")
+    with pytest.raises(InputError, match="must have a model and an output folder"):
+        run_folder(recipe, "")
+    assert run_folder(recipe) == tmp_path / "run"

@@ -1,0 +1,144 @@
+"""Sampling does what transformers' logits processors do, follows its seed, and costs little."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from shears.errors import InputError
+from shears.runtime.engine.sampling import Sampler, Sampling, draw, in_nucleus, penalised, pick, top_k_floor
+
+GREEDY = Sampling(0.0, 0, 1.0, 1.0)
+
+
+def _logits(size: int, seed: int = 0, spread: float = 3.0) -> np.ndarray:
+    numbers: np.ndarray = np.random.default_rng(seed).standard_normal(size).astype(np.float32) * np.float32(spread)
+    return numbers
+
+
+def _oracle(logits: np.ndarray, sampling: Sampling, seen: list[int]) -> np.ndarray:
+    """The probabilities that transformers draws from."""
+    ids, scores = torch.tensor([seen]), torch.from_numpy(logits.copy())[None]
+    scores = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(ids, scores)
+    scores = TemperatureLogitsWarper(sampling.temperature)(ids, scores)
+    if sampling.top_k:
+        scores = TopKLogitsWarper(sampling.top_k)(ids, scores)
+    if sampling.top_p < 1:
+        scores = TopPLogitsWarper(sampling.top_p)(ids, scores)
+    probabilities: np.ndarray = scores.softmax(dim=-1)[0].numpy()
+    return probabilities
+
+
+CASES = [
+    Sampling(1.0, 0, 1.0, 1.0),
+    Sampling(0.7, 0, 1.0, 1.0),
+    Sampling(1.0, 5, 1.0, 1.0),
+    Sampling(1.0, 0, 0.8, 1.0),
+    Sampling(1.5, 0, 0.3, 1.0),
+    Sampling(0.8, 12, 0.9, 1.3),
+    Sampling(2.0, 300, 0.5, 0.7),
+]
+
+
+@pytest.mark.parametrize("sampling", CASES)
+def test_words_are_drawn_as_often_as_transformers_would(sampling: Sampling) -> None:
+    logits, seen, draws = _logits(600), [3, 5, 5, 8], 4000
+    expected = _oracle(logits, sampling, seen)
+    random = np.random.default_rng(0)
+    scores = penalised(logits, set(seen), sampling.repetition_penalty)
+    counts = np.bincount([draw(scores, sampling, random) for _ in range(draws)], minlength=600)
+    assert counts[expected == 0].sum() == 0
+    deviation = np.sqrt(draws * expected * (1 - expected))
+    assert (np.abs(counts - draws * expected) <= 5 * deviation + 1).all()
+
+
+@pytest.mark.parametrize("p", [0.05, 0.3, 0.9, 0.999])
+def test_the_nucleus_is_that_of_transformers(p: float) -> None:
+    logits = _logits(400)
+    weights = np.exp(logits - logits.max())
+    ours = [in_nucleus(weights, logits > logit, p * float(weights.sum())) for logit in logits]
+    assert ours == (_oracle(logits, Sampling(1.0, 0, p, 1.0), [0]) > 0).tolist()
+
+
+@pytest.mark.parametrize("size", [10, 256, 5000])
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_the_k_th_largest_is_found_without_sorting_all(size: int, k: int) -> None:
+    logits = _logits(size)
+    assert top_k_floor(logits, k) == np.sort(logits)[-k]
+
+
+def test_words_that_tie_with_the_k_th_are_all_kept() -> None:
+    logits = np.array([2.0, 1.0, 1.0, 0.0], dtype=np.float32)
+    drawn = {draw(logits, Sampling(1.0, 2, 1.0, 1.0), np.random.default_rng(seed)) for seed in range(100)}
+    assert drawn == {0, 1, 2}
+
+
+@given(st.integers(1, 2000), st.floats(0, 1, exclude_max=True), st.integers(0, 9))
+def test_a_word_is_picked_by_its_place_in_the_running_sum(size: int, uniform: float, seed: int) -> None:
+    weights = np.random.default_rng(seed).integers(0, 3, size).astype(np.float32)
+    weights[seed % size] = 1.0
+    running = np.cumsum(weights.astype(np.float64))
+    assert pick(weights, uniform) == np.searchsorted(running, uniform * running[-1], side="right")
+
+
+def test_greedy_takes_the_first_of_the_largest() -> None:
+    assert Sampler(GREEDY, 0, []).next(np.array([1.0, 3.0, 3.0], dtype=np.float32)) == 1
+
+
+def test_the_penalty_counts_prompt_and_answer() -> None:
+    sampler = Sampler(Sampling(0.0, 0, 1.0, 10.0), 0, [0])
+    logits = np.array([5.0, 4.0, 3.0, -1.0], dtype=np.float32)
+    assert [sampler.next(logits) for _ in range(4)] == [1, 2, 0, 0]
+    assert logits.tolist() == [5.0, 4.0, 3.0, -1.0]
+
+
+def test_a_seed_gives_the_same_words() -> None:
+    logits, sampling = _logits(1000), Sampling(1.0, 0, 0.9, 1.0)
+
+    def words(seed: int) -> list[int]:
+        sampler = Sampler(sampling, seed, [])
+        return [sampler.next(logits) for _ in range(20)]
+
+    assert words(1) == words(1) != words(2)
+    assert words(-1) == words(-1)
+
+
+def test_a_tiny_temperature_is_greedy() -> None:
+    assert Sampler(Sampling(1e-8, 0, 1.0, 1.0), 0, []).next(_logits(1000)) == _logits(1000).argmax()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_refused(value: float) -> None:
+    logits = _logits(300)
+    logits[7] = value
+    for sampling in (GREEDY, Sampling(1.0, 5, 0.9, 1.0)):
+        with pytest.raises(InputError, match="must be numbers"):
+            Sampler(sampling, 0, []).next(logits)
+
+
+def test_words_of_no_probability_are_never_drawn() -> None:
+    logits = np.full(1000, -np.inf, dtype=np.float32)
+    logits[[5, 700]] = 0.0
+    sampler = Sampler(Sampling(1.0, 0, 1.0, 1.0), 0, [])
+    assert {sampler.next(logits) for _ in range(50)} == {5, 700}
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(0.7, 0, 0.95, 1.1), Sampling(1.0, 50, 1.0, 1.0), Sampling(5.0, 0, 0.9, 1.0)]
+)
+def test_a_vocabulary_of_49_thousand_costs_under_a_millisecond(sampling: Sampling) -> None:
+    sampler, logits, times = Sampler(sampling, 0, range(300)), _logits(49152), []
+    for _ in range(50):
+        start = time.perf_counter()
+        sampler.next(logits)
+        times.append(time.perf_counter() - start)
+    assert sorted(times)[10] < 1e-3  # of a machine that others use too, its better moments

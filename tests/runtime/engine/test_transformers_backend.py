@@ -1,0 +1,104 @@
+"""Any model of transformers as a backend: the logits of the model itself, a cache a sequence, mistakes refused."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
+
+from shears.errors import InputError
+from shears.runtime.engine.backend import Backend
+from shears.runtime.engine.transformers_backend import TransformersBackend
+from tests.runtime.engine.backends import lively
+from tests.tiny import LONGEST, VOCABULARY, tiny_model
+
+NAMES = ["llama", "mistral", "gemma2", "gpt2", "opt", "bloom", "mixtral", "mamba", "lfm2", "qwen3_5_text", "falcon_h1",
+         "rwkv"]  # fmt: skip
+TEXT = [5, 17, 200, 3, 88, 41, 7, 7, 9, 120, 33, 64]
+
+
+def _oracle(model: PreTrainedModel, tokens: list[int]) -> np.ndarray:
+    with torch.no_grad():
+        numbers: np.ndarray = model(input_ids=torch.tensor([tokens])).logits[0].numpy()
+    return numbers
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_logits_are_the_models_own_however_the_text_is_cut(name: str) -> None:
+    model = lively(name)
+    backend: Backend = TransformersBackend(model)
+    expected = _oracle(model, TEXT)
+    close: Any = {"rtol": 1e-3, "atol": 1e-3 * float(np.abs(expected).max())}  # other order of sums, weights times 8
+    np.testing.assert_allclose(backend.logits(TEXT), expected, **close)
+    np.testing.assert_allclose(backend.prefill(0, TEXT[:5]), expected[4], **close)
+    np.testing.assert_allclose(backend.prefill(0, TEXT[5:9]), expected[8], **close)
+    np.testing.assert_allclose(backend.step([0], [TEXT[9]])[0], expected[9], **close)
+    backend.drop(0)
+    np.testing.assert_allclose(backend.prefill(0, TEXT), expected[-1], **close)
+
+
+def test_a_model_that_keeps_its_state_to_itself_is_refused() -> None:
+    backend = TransformersBackend(tiny_model("recurrent_gemma"))
+    with pytest.raises(InputError, match="must hand back its cache to go on from, RecurrentGemmaForCausalLM does not"):
+        backend.prefill(0, TEXT)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mpt", "gptj", "gpt_neo"])
+def test_the_longest_sequence_is_found_under_every_name(name: str) -> None:
+    assert TransformersBackend(tiny_model(name)).max_length == LONGEST
+
+
+def test_a_sequence_has_the_same_bits_in_any_company() -> None:
+    backend = TransformersBackend(lively())
+    for sequence, tokens in enumerate((TEXT, TEXT[:3], TEXT[4:])):
+        backend.prefill(sequence, tokens)
+    together = backend.step([2, 0, 1], [1, 2, 3])
+    alone = TransformersBackend(lively())
+    alone.prefill(5, TEXT)
+    assert np.array_equal(alone.step([5], [2])[0], together[1])
+
+
+def test_a_peft_model_is_a_backend() -> None:
+    wrapped = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).eval()
+    backend = TransformersBackend(wrapped)
+    np.testing.assert_allclose(backend.logits(TEXT), _oracle(tiny_model(), TEXT), rtol=1e-4, atol=1e-5)
+    assert (backend.vocab_size, backend.max_length) == (VOCABULARY, LONGEST)
+
+
+@pytest.mark.parametrize(
+    ("sequence", "tokens", "message"),
+    [
+        (16, [1], "must be one of 0 to 15"),
+        (-1, [1], "must be one of 0 to 15"),
+        (0, [], "must have 1 to 256 tokens, got 3"),
+        (0, [1] * 254, "must have 1 to 256 tokens, got 257"),
+        (0, [257], r"must be in \[0, 257\)"),
+        (0, [-1], r"must be in \[0, 257\)"),
+    ],
+)
+def test_a_mistake_is_refused_and_changes_nothing(sequence: int, tokens: list[int], message: str) -> None:
+    backend, other = TransformersBackend(tiny_model()), TransformersBackend(tiny_model())
+    for each in (backend, other):
+        each.prefill(0, [1, 2, 3])
+    with pytest.raises(InputError, match=message):
+        backend.prefill(sequence, tokens)
+    with pytest.raises(InputError, match=message if len(tokens) == 1 else "one token for each"):
+        backend.step([0, sequence] if len(tokens) != 1 or sequence else [0], [1, *tokens] if sequence else tokens)
+    assert np.array_equal(backend.step([0], [4]), other.step([0], [4]))
+
+
+def test_a_step_of_one_sequence_twice_is_refused() -> None:
+    backend = TransformersBackend(tiny_model())
+    backend.prefill(0, [1])
+    with pytest.raises(InputError, match="several sequences"):
+        backend.step([0, 0], [1, 2])
+
+
+def test_a_backend_says_what_it_is() -> None:
+    description = TransformersBackend(tiny_model(), "drop-in").describe()
+    parameters = sum(parameter.nbytes for parameter in tiny_model().parameters())
+    assert description["name"] == "drop-in"
+    assert description["values"] == "float32"
+    assert parameters <= int(str(description["memory_bytes"])) < parameters + 1000

@@ -1,0 +1,95 @@
+"""Tiny models that the native decoder covers, with weights that show every mistake, and backends of them."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from shears.checkpoints.packed.layout import Values
+from shears.runtime import kernels_available
+from shears.runtime.native.model_source import source_of_model
+from tests.tiny import LONGEST, VOCABULARY, WINDOW, tiny_model
+
+if TYPE_CHECKING:
+    from shears.runtime.native.decoder import NativeBackend
+
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
+    "llama3": {**LLAMA3, "rope_theta": 1e4, "original_max_position_embeddings": 32},
+    "yarn": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64},
+}
+WINDOWED = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama, tied head": ("llama", {}),
+    "llama, own head": ("llama_untied", {}),
+    "llama, biases, heads of 12": ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 12}),
+    "llama, heads of 40, all their own keys": ("llama", {"head_dim": 40, "num_key_value_heads": 4}),
+    "llama, five queries a key": ("llama", {"num_attention_heads": 5, "num_key_value_heads": 1, "hidden_size": 40}),
+    "mistral, window": ("mistral", {}),
+    "mistral, no window": ("mistral", {"sliding_window": None}),
+    "qwen2, biases": ("qwen2", {}),
+    "qwen2, window in one layer": ("qwen2", WINDOWED),
+    "qwen3, norms of queries and keys": ("qwen3", {}),
+    "smollm3, layers without positions": ("smollm3", {"num_hidden_layers": 4}),
+    **{f"llama, {name} positions": ("llama", {"rope_parameters": rope}) for name, rope in ROPES.items()},
+}
+
+
+def extension_is_missing() -> bool:
+    """Tell whether tests of it are to be skipped; in CI it must be there."""
+    return not kernels_available() and not os.environ.get("CI")
+
+
+def covered(name: str = "llama, tied head") -> PreTrainedModel:
+    """Return a model of MODELS: half its weights 0, the others large, norms and biases of every size."""
+    kind, changes = MODELS[name]
+    model = tiny_model(kind, **changes)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter_name.endswith("_proj.weight"):
+                parameter.copy_(torch.where(noise > 0, 8 * parameter, 0.0))
+            elif "norm" in parameter_name or parameter_name.endswith("bias"):
+                parameter.add_(0.3 * noise)
+    return model
+
+
+def with_lora(model: PreTrainedModel, targets: Sequence[str]) -> PeftModel:
+    """Put a LoRA of rank 5, 3 on the first linear, on linears; its B is random."""
+    config = LoraConfig(r=5, lora_alpha=10, target_modules=list(targets), rank_pattern={targets[0]: 3})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        adapted: PeftModel = get_peft_model(model, config).eval()
+        for name, parameter in adapted.named_parameters():
+            if ".lora_B." in name:
+                nn.init.normal_(parameter, std=0.3)
+    return adapted
+
+
+def backend(
+    model: nn.Module, values: Values = "fp32", *, threads: int = 1, sparse: bool = True, max_length: int = LONGEST
+) -> "NativeBackend":
+    """Needs the extension, which the tables of this file do not."""
+    from shears.runtime.native.decoder import Limits, NativeBackend
+
+    return NativeBackend(source_of_model(model, values, sparse=sparse), Limits(max_length, 4, threads))
+
+
+def text(length: int, seed: int = 0) -> list[int]:
+    """Return random tokens."""
+    tokens: list[int] = torch.randint(0, VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return tokens
+
+
+@torch.no_grad()
+def expected(model: nn.Module, tokens: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Return what transformers computes, as float32."""
+    logits: torch.Tensor = model(torch.tensor([list(tokens)])).logits[0]
+    return logits.float().numpy()

@@ -1,0 +1,58 @@
+"""Which models the native decoder takes, and why it leaves others."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from shears.errors import InputError
+from shears.runtime.native.architectures import ARCHITECTURES, LayerPlan, plan_of
+from tests.runtime.native.decoders import MODELS, ROPES
+from tests.tiny import CONFIGS, MORE_CONFIGS, WINDOW, tiny_model
+
+ALL_CONFIGS = CONFIGS | MORE_CONFIGS
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+
+
+def config_of(name: str, **changes: Any) -> Any:
+    kind, settings = ALL_CONFIGS[name]
+    return AutoConfig.for_model(kind, **{**settings, **changes})
+
+
+@pytest.mark.parametrize("name", [name for name, (kind, _) in ALL_CONFIGS.items() if kind not in ARCHITECTURES])
+def test_other_architectures_are_left_to_transformers(name: str) -> None:
+    with pytest.raises(InputError, match="the native decoder covers llama, mistral, qwen2, qwen3, smollm3, not "):
+        plan_of(config_of(name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_act": "gelu"}, "feed-forwards with silu, not gelu"),
+        ({"head_dim": 512}, "heads of an even length up to 256, not of 512"),
+        ({"rope_parameters": DYNAMIC}, "positions of kind default, linear, llama3, yarn, not dynamic"),
+    ],
+)
+def test_what_a_covered_architecture_may_not_have(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan_of(config_of("llama", **changes))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_frequencies_are_those_of_the_model(name: str) -> None:
+    kind, changes = MODELS[name]
+    model = tiny_model(kind, **changes)
+    plan = plan_of(model.config)
+    theirs: Any = model.get_submodule("model.rotary_emb")
+    assert torch.equal(plan.inverse_frequencies, theirs.inv_freq)
+    assert plan.rope_scale == theirs.attention_scaling
+    assert (plan.rope_scale != 1) == (changes.get("rope_parameters") == ROPES["yarn"])
+
+
+def test_layers_differ_where_the_config_says_so() -> None:
+    assert plan_of(config_of("mistral")).layers == (LayerPlan(WINDOW, True),) * 2
+    changes = MODELS["qwen2, window in one layer"][1]
+    assert plan_of(config_of("qwen2", **changes)).layers == (LayerPlan(None, True), LayerPlan(WINDOW, True))
+    four = plan_of(config_of("smollm3", num_hidden_layers=4)).layers
+    assert [layer.rotates for layer in four] == [True, True, True, False]

@@ -1,0 +1,80 @@
+"""The native decoder against transformers and PEFT."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from shears.runtime.engine.backend import Backend
+from tests.runtime.native.decoders import MODELS, backend, covered, expected, extension_is_missing, text, with_lora
+
+if extension_is_missing():
+    pytest.skip("the C++ extension is not built", allow_module_level=True)
+
+LENGTH = 150  # more than two blocks of the cache; the sliding windows are shorter
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_of_a_text_are_those_of_transformers(name: str) -> None:
+    model, tokens = covered(name), text(LENGTH)
+    np.testing.assert_allclose(backend(model).logits(tokens), expected(model, tokens), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_token_by_token_the_logits_are_the_same(name: str) -> None:
+    model, tokens = covered(name), text(LENGTH)
+    runtime = backend(model)
+    whole = runtime.logits(tokens)
+    steps = [runtime.prefill(0, tokens[:1]), *(runtime.step([0], [token])[0] for token in tokens[1:])]
+    np.testing.assert_allclose(np.stack(steps), whole, rtol=1e-4, atol=1e-5)  # tiles of tokens add in another order
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("name", ["llama, own head", "qwen2, biases", "qwen3, norms of queries and keys"])
+def test_bf16_is_as_near_to_exact_as_transformers_in_bf16(name: str, sparse: bool) -> None:
+    model, tokens = covered(name).bfloat16(), text(LENGTH)
+    exact = expected(copy.deepcopy(model).float(), tokens)
+    ours = np.abs(backend(model, "bf16", sparse=sparse).logits(tokens) - exact).mean()
+    assert ours <= np.abs(expected(model, tokens) - exact).mean()
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_int8_is_the_model_of_the_rounded_weights(sparse: bool) -> None:
+    model, tokens = covered("llama, own head"), text(LENGTH)
+    runtime = backend(model, "int8", sparse=sparse)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("_proj.weight"):
+                scales = parameter.abs().amax(1, keepdim=True) / 127
+                parameter.copy_((parameter / scales).round() * scales)
+    exact = expected(model, tokens)
+    assert np.abs(runtime.logits(tokens) - exact).max() < 1e-3 * np.abs(exact).max()  # 16-bit inputs
+
+
+@pytest.mark.parametrize("targets", [ALL, ["q_proj", "v_proj"], ["k_proj", "up_proj", "down_proj"]])
+@pytest.mark.parametrize("name", ["llama, biases, heads of 12", "qwen3, norms of queries and keys"])
+def test_an_unmerged_lora_gives_what_peft_gives(name: str, targets: list[str]) -> None:
+    adapted, tokens = with_lora(covered(name), targets), text(LENGTH)
+    runtime, want = backend(adapted), expected(adapted, tokens)
+    np.testing.assert_allclose(runtime.logits(tokens), want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(runtime.prefill(0, tokens[:-1]), want[-2], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(runtime.step([0], tokens[-1:])[0], want[-1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_lora_in_bf16_stays_within_rounding_of_peft() -> None:
+    adapted, tokens = with_lora(covered(), ALL), text(LENGTH)
+    got, want = backend(adapted, "bf16").logits(tokens), expected(adapted, tokens)
+    cosines = (got * want).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1)
+    assert cosines.min() > 0.999  # bf16 keeps 8 bits; a wrong scaling or a missing update gives 0.6
+
+
+def test_it_is_a_backend_that_says_what_it_is() -> None:
+    runtime = backend(covered(), "bf16")
+    assert isinstance(runtime, Backend)
+    described = runtime.describe()
+    assert (described["name"], described["values"], described["threads"]) == ("native", "bf16", 1)
+    before = described["memory_bytes"]
+    runtime.prefill(0, text(3))
+    assert runtime.describe()["memory_bytes"] > before  # type: ignore[operator]

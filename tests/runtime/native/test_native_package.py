@@ -1,0 +1,112 @@
+"""A package folder through the native decoder."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from shears import export_adapter
+from shears.errors import InputError
+from shears.records.peft_files import ADAPTER_CONFIG
+from shears.runtime.native.model_source import scaling_of, source_of_package
+from tests.runtime.native.decoders import covered, expected, extension_is_missing, text, with_lora
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+if extension_is_missing():
+    pytest.skip("the C++ extension is not built", allow_module_level=True)
+
+from shears.runtime.native.decoder import open_native
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[PeftModel, Path]:
+    """A model with an adapter, and the adapter's folder beside the model's."""
+    folder = tmp_path_factory.mktemp("adapted")
+    model = covered()
+    model.save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    model.name_or_path = str(folder / "model")
+    adapted = with_lora(model, ["q_proj", "up_proj", "down_proj"])
+    adapted.peft_config["default"].base_model_name_or_path = str(folder / "model")
+    adapted.save_pretrained(folder / "adapter")
+    return adapted, folder / "adapter"
+
+
+# 8 bits move these small models' logits by up to 6 % of the largest; a missing update moves them by half of it
+@pytest.mark.parametrize(("values", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05), ("int8", 0.1)])
+def test_a_package_gives_the_logits_of_its_model_and_adapter(
+    adapted: tuple[PeftModel, Path], tmp_path: Path, values: str, tolerance: float
+) -> None:
+    package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values=values)
+    runtime, tokens = open_native(package, 1), text(100)
+    want = expected(adapted[0], tokens)
+    assert np.abs(runtime.logits(tokens) - want).max() < tolerance * np.abs(want).max()
+    assert (runtime.max_length, runtime.max_sequences, runtime.describe()["values"]) == (256, 16, values)
+
+
+def test_int8_embeddings_are_table_and_head(adapted: tuple[PeftModel, Path], tmp_path: Path) -> None:
+    package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values="int8", embeddings="int8")
+    runtime, tokens = open_native(package, 1, max_length=120), text(100)
+    want = expected(adapted[0], tokens)
+    assert np.abs(runtime.logits(tokens) - want).max() < 0.1 * np.abs(want).max()
+    assert (runtime.describe()["head"], runtime.max_length) == ("int8", 120)
+
+
+@pytest.mark.parametrize("dense", ["one layer", "all"])
+@pytest.mark.parametrize(("values", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05), ("int8", 0.1)])
+def test_linears_that_packing_makes_no_smaller_are_computed_as_they_are(
+    tmp_path: Path, dense: str, values: str, tolerance: float
+) -> None:
+    model = covered()
+    for name, parameter in model.named_parameters():
+        if name.endswith("_proj.weight") and (dense == "all" or ".layers.0." in name):
+            torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(3))
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    package = export_adapter(str(tmp_path / "model"), tmp_path / "package", format="package", values=values)
+    runtime, tokens = open_native(package, 1), text(100)
+    want = expected(model, tokens)
+    assert np.abs(runtime.logits(tokens) - want).max() < tolerance * np.abs(want).max()
+    assert runtime.describe()["values"] == values
+    if values != "int8":  # 8 bits are smaller without zeros too
+        assert "model.layers.0.self_attn.q_proj" not in source_of_package(package).linears
+
+
+def test_an_update_of_a_dense_linear_is_computed(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    model.name_or_path = str(tmp_path / "model")
+    adapted = with_lora(model, ["q_proj", "up_proj"])
+    adapted.save_pretrained(tmp_path / "adapter")
+    package = export_adapter(str(tmp_path / "adapter"), tmp_path / "package", format="package")
+    tokens = text(50)
+    want = expected(adapted, tokens)
+    assert np.abs(open_native(package, 1).logits(tokens) - want).max() < 1e-5 * np.abs(want).max()
+
+
+def test_a_package_of_another_architecture_is_refused_with_the_reason(tmp_path: Path) -> None:
+    package = export_adapter(str(save_tiny(tmp_path / "model", "gpt2")), tmp_path / "package", format="package")
+    with pytest.raises(InputError, match="the native decoder covers .*, not gpt2"):
+        open_native(package, 1)
+
+
+def test_scalings_are_those_peft_computes(adapted: tuple[PeftModel, Path]) -> None:
+    settings = json.loads((adapted[1] / ADAPTER_CONFIG).read_text())
+    modules = {
+        name: module for name, module in adapted[0].get_base_model().named_modules() if hasattr(module, "lora_A")
+    }
+    assert {scaling_of(settings, name) for name in modules} == {2.0, 10 / 3}
+    assert all(scaling_of(settings, name) == module.scaling["default"] for name, module in modules.items())
+    assert scaling_of({"r": 16, "lora_alpha": 8, "use_rslora": True}, "x") == 2.0
+
+
+def test_numbers_stay_what_they_were(adapted: tuple[PeftModel, Path], tmp_path: Path) -> None:
+    package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values="fp32")
+    source = source_of_package(package, verify=False)
+    weights = dict(adapted[0].get_base_model().named_parameters())
+    name = "model.layers.1.self_attn.q_proj"
+    assert torch.equal(source.updates[name].a, weights[f"{name}.lora_A.default.weight"])

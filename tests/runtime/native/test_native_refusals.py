@@ -1,0 +1,165 @@
+"""What the native decoder leaves to transformers, and packages whose files contradict each other."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig
+
+from shears import export_adapter, unpack
+from shears.errors import InputError
+from shears.records.peft_files import ADAPTER_CONFIG
+from shears.runtime import load
+from shears.runtime.native.architectures import NotCoveredError
+from shears.runtime.native.model_source import source_of_model, source_of_package
+from tests.runtime.native.decoders import covered, expected, extension_is_missing, text, with_lora
+from tests.tiny import tiny_tokenizer
+
+if extension_is_missing():
+    pytest.skip("the C++ extension is not built", allow_module_level=True)
+
+from shears.runtime.native.decoder import open_native
+
+
+def _saved(folder: Path, name: str = "llama, tied head") -> Path:
+    """Save a model with its tokenizer; return its folder."""
+    covered(name).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A package of a model and an adapter, free to be changed."""
+    model = covered()
+    model.name_or_path = str(_saved(tmp_path / "model"))
+    with_lora(model, ["q_proj", "up_proj"]).save_pretrained(tmp_path / "adapter")
+    return export_adapter(str(tmp_path / "adapter"), tmp_path / "package", format="package")
+
+
+def _change(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"use_dora": True},
+        {"lora_bias": True},
+        {"bias": "all"},
+        {"modules_to_save": ["lm_head"]},
+        {"layer_replication": [[0, 2], [1, 2]]},
+        {"alora_invocation_tokens": [1, 2]},
+        {"use_bdlora": BdLoraConfig(nblocks=2).__dict__},
+        {"kasa_config": KasaConfig().__dict__},
+        {"monteclora_config": MontecloraConfig().__dict__},
+        {"init_lora_weights": "pissa"},
+        {"peft_type": "VERA"},
+        {"a_setting_of_tomorrow": True},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_an_adapter_that_is_more_than_lora_is_left_to_peft(package: Path, setting: dict[str, Any]) -> None:
+    _change(package / ADAPTER_CONFIG, **setting)
+    with pytest.raises(NotCoveredError, match=f"covers plain LoRA, this adapter has {next(iter(setting))}"):
+        source_of_package(package)
+
+
+@pytest.mark.parametrize("setting", [{"use_dora": True}, {"alora_invocation_tokens": [7, 8]}, {"lora_bias": True}])
+def test_such_an_adapter_in_memory_is_refused(setting: dict[str, Any]) -> None:
+    config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **setting)
+    with pytest.raises(NotCoveredError, match=r"covers one plain LoRA, model.layers.0.self_attn.q_proj has another"):
+        source_of_model(get_peft_model(covered("qwen2, biases"), config))
+
+
+def test_an_ordinary_adapter_is_covered(package: Path) -> None:
+    settings = LoraConfig(r=5, lora_alpha=10, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM").to_dict()
+    (package / ADAPTER_CONFIG).write_text(json.dumps(settings | {"target_modules": ["q_proj", "up_proj"]}))
+    assert len(source_of_package(package).updates) == 4
+
+
+@pytest.mark.parametrize("change", [{"alora_invocation_tokens": [7, 8]}, {"target_modules": ["q_proj", "lm_head"]}])
+def test_what_is_left_to_transformers_has_the_logits_of_peft(tmp_path: Path, change: dict[str, Any]) -> None:
+    model = covered("llama, own head")
+    model.name_or_path = str(_saved(tmp_path / "model", "llama, own head"))
+    settings = {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+    adapted = get_peft_model(model, LoraConfig(**{**settings, **change})).eval()
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    package = export_adapter(str(tmp_path / "adapter"), tmp_path / "package", format="package")
+    tokens = [*text(20), 7, 8, *text(20, seed=1)]
+    engine = load(package)
+    assert engine.backend.describe()["name"] == "drop-in"
+    want = expected(adapted, tokens)
+    assert np.abs(engine.backend.logits(tokens) - want).max() < 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 64}, "model.embed_tokens.weight must be .257, 64. by the model's config"),
+        ({"vocab_size": 1000}, "model.embed_tokens.weight must be .1000, 32. by the model's config"),
+        ({"num_attention_heads": 8}, "q_proj.weight must be .64, 32. by"),
+        ({"num_key_value_heads": 4}, "k_proj.weight must be .32, 32. by"),
+        ({"intermediate_size": 47}, "gate_proj.weight must be .47, 32. by"),
+        ({"num_attention_heads": 0}, "must hold the config.json of a model that transformers knows"),
+        ({"num_hidden_layers": 1}, "must have all its blocks in config.json, model.layers.1.* is beyond them"),
+        ({"num_hidden_layers": 3}, "must hold every weight"),
+        ({"model_type": "nosuch"}, "must hold the config.json of a model that transformers knows"),
+        ({"hidden_size": "x"}, "must hold the config.json of a model that transformers knows"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "drop-in"])
+def test_a_config_that_does_not_fit_the_tensors_is_refused(
+    package: Path, change: dict[str, Any], message: str, backend: str
+) -> None:
+    _change(package / "config.json", **change)
+    with pytest.raises(InputError, match=message if backend == "auto" else None) as caught:
+        load(package, backend=backend)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_of_the_generation_that_are_none_are_refused(package: Path) -> None:
+    (package / "generation_config.json").write_text("{")
+    for backend in ("auto", "drop-in"):
+        with pytest.raises(InputError, match=r"generation_config.json"):
+            load(package, backend=backend)
+
+
+def test_layers_beyond_the_config_are_not_passed_over(package: Path) -> None:
+    _change(package / "config.json", num_hidden_layers=1)
+    with pytest.raises(NotCoveredError, match=r"must know every part .*, not model.layers.1"):
+        open_native(package, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "must be a JSON file"),
+        ("[1]", "must hold the settings of an adapter"),
+        ({"r": None}, "must give .* a number as r, got None"),
+        ({"r": 0, "rank_pattern": {}}, "a rank above 0, got 0"),
+        ({"lora_alpha": "x"}, "must give .* a number as lora_alpha, got 'x'"),
+        ({"rank_pattern": {"(": 1}}, "must map patterns to numbers in rank_pattern"),
+        ({"rank_pattern": [1]}, "must map patterns to numbers in rank_pattern"),
+        (None, "must hold adapter_config.json"),
+    ],
+)
+def test_settings_of_an_adapter_that_are_none_are_refused(package: Path, content: Any, message: str) -> None:
+    file = package / ADAPTER_CONFIG
+    if isinstance(content, dict):
+        _change(file, **content)
+    elif content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+    with pytest.raises(InputError, match=message):
+        load(package)
+    if content is None:
+        with pytest.raises(InputError, match=message):
+            unpack(package, package.with_name("unpacked"))
+    if "rank_pattern" not in message:
+        with pytest.raises(InputError):
+            load(package, backend="drop-in")

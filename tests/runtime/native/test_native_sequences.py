@@ -1,0 +1,140 @@
+"""Sequences of the native decoder: apart from each other, in pieces, on several threads; and what is refused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shears.errors import InputError
+from shears.runtime.native.model_source import source_of_model
+from tests.runtime.native.decoders import backend, covered, extension_is_missing, text, with_lora
+from tests.tiny import VOCABULARY
+
+if extension_is_missing():
+    pytest.skip("the C++ extension is not built", allow_module_level=True)
+
+from shears.runtime.native import decoder as native_decoder
+from shears.runtime.native.decoder import Limits, NativeBackend
+
+
+def assert_close(got: Any, want: Any) -> None:
+    """Several tokens together are summed in another order than one."""
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def runtime() -> NativeBackend:
+    """A model with windows of 8 positions."""
+    return backend(with_lora(covered("mistral, window"), ["q_proj", "o_proj", "up_proj"]))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_remembered(runtime: NativeBackend) -> None:
+    for sequence in range(runtime.max_sequences):
+        runtime.drop(sequence)
+
+
+@settings(max_examples=25, deadline=None)
+@given(cuts=st.lists(st.integers(1, 149), max_size=6, unique=True))
+def test_a_text_may_come_in_any_pieces(runtime: NativeBackend, cuts: list[int]) -> None:
+    tokens, start = text(150), 0
+    runtime.drop(0)
+    whole = runtime.logits(tokens)
+    for end in [*sorted(cuts), 150]:
+        assert_close(runtime.prefill(0, tokens[start:end]), whole[end - 1])
+        start = end
+
+
+def test_sequences_stepped_together_do_not_see_each_other(runtime: NativeBackend) -> None:
+    lengths, alone = [1, 64, 65, 130], []
+    for sequence, length in enumerate(lengths):
+        tokens = text(length + 5, seed=sequence)
+        alone.append(runtime.logits(tokens)[length:])
+        runtime.prefill(sequence, tokens[:length])
+    order = [2, 0, 3, 1]
+    for step in range(5):
+        tokens = [text(lengths[sequence] + 5, seed=sequence)[lengths[sequence] + step] for sequence in order]
+        together = runtime.step(order, tokens)
+        for row, sequence in enumerate(order):
+            assert_close(together[row], alone[sequence][step])
+
+
+def test_a_dropped_sequence_starts_anew_in_used_memory(runtime: NativeBackend) -> None:
+    runtime.prefill(1, text(200, seed=1))
+    runtime.drop(1)
+    fresh = runtime.prefill(1, text(20, seed=2))
+    memory = runtime.describe()["memory_bytes"]
+    assert np.array_equal(fresh, runtime.prefill(2, text(20, seed=2)))
+    assert runtime.describe()["memory_bytes"] == memory  # blocks that the first sequence left
+
+
+def test_scoring_a_text_leaves_sequences_alone(runtime: NativeBackend) -> None:
+    tokens = text(40)
+    runtime.prefill(0, tokens[:39])
+    runtime.logits(text(100, seed=1))
+    assert_close(runtime.step([0], tokens[39:])[0], runtime.logits(tokens)[39])
+
+
+@pytest.mark.parametrize("values", ["fp32", "bf16", "int8"])
+def test_two_threads_give_the_bits_of_one(values: str) -> None:
+    model, tokens = with_lora(covered("qwen2, biases"), ["q_proj", "k_proj", "gate_proj", "down_proj"]), text(150)
+    one, two = (backend(model, values, threads=threads) for threads in (1, 2))  # type: ignore[arg-type]
+    assert np.array_equal(one.logits(tokens), two.logits(tokens))
+    for runtime in (one, two):
+        runtime.prefill(0, tokens[:100])
+        runtime.prefill(3, tokens[:7])
+    assert np.array_equal(one.step([3, 0], [1, 2]), two.step([3, 0], [1, 2]))
+
+
+def test_a_text_longer_than_a_chunk_is_computed_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = covered(), text(150)
+    whole = backend(model).logits(tokens)
+    monkeypatch.setattr(native_decoder, "CHUNK", 64)
+    small = backend(model)
+    assert_close(small.logits(tokens), whole)
+    assert_close(small.prefill(0, tokens), whole[-1])
+
+
+WRONG: dict[str, tuple[Callable[[NativeBackend], object], str]] = {
+    "no token": (lambda it: it.prefill(0, []), "at least one token must be given"),
+    "negative token": (lambda it: it.prefill(0, [3, -1]), "tokens must be in 0 to 256, got -1"),
+    "large token": (lambda it: it.logits([VOCABULARY]), "tokens must be in 0 to 256, got 257"),
+    "sequence too high": (lambda it: it.prefill(4, [1]), "a sequence must be in 0 to 3, got 4"),
+    "negative sequence": (lambda it: it.drop(-1), "a sequence must be in 0 to 3, got -1"),
+    "same sequence twice": (lambda it: it.step([1, 1], [2, 3]), "a step takes different sequences"),
+    "tokens missing": (lambda it: it.step([1, 2], [2]), "a step takes different sequences and a token for each"),
+    "text too long": (lambda it: it.logits([1] * 257), "at most 256 tokens, got 257; raise max_length"),
+    "sequence full": (lambda it: (it.prefill(0, [1] * 256), it.step([0], [1])), "at most 256 tokens, got 257"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_computed_is_refused(runtime: NativeBackend, name: str) -> None:
+    call, message = WRONG[name]
+    with pytest.raises(InputError, match=message):
+        call(runtime)
+
+
+def test_a_refused_step_changes_nothing(runtime: NativeBackend) -> None:
+    tokens = text(20)
+    runtime.prefill(0, tokens[:19])
+    runtime.prefill(1, [1] * 256)
+    with pytest.raises(InputError, match="at most 256"):
+        runtime.step([0, 1], [5, 5])
+    assert_close(runtime.step([0], tokens[19:])[0], runtime.logits(tokens)[19])
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (Limits(257, 1, 1), "max_length must be in 1 to the model's 256, got 257"),
+        (Limits(8, 17, 1), "max_sequences must be in 1 to 16, got 17"),
+        (Limits(8, 1, 0), "threads must be at least 1, got 0"),
+    ],
+)
+def test_limits_have_bounds(limits: Limits, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        NativeBackend(source_of_model(covered()), limits)

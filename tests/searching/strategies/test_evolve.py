@@ -1,0 +1,76 @@
+"""NSGA-II: a function of the history, better than chance, children of the fittest."""
+
+import pytest
+
+from shears.adapt.space import RankConfig
+from shears.searching.pareto import hypervolume
+from shears.searching.strategies.base import Evaluated, Figures, Objective, Plan
+from shears.searching.strategies.evolve import Nsga2
+from shears.searching.strategies.random_search import RandomSearch
+from tests.searching.formulas import a_plan, climb, conflicting, counted, make_space
+
+
+def dominated_share(history: list[Evaluated], objective: Objective, plan: Plan) -> float:
+    """Hypervolume with both ends of the front added, so that knowing them is no one's advantage."""
+    space = make_space(30)
+    costs = [plan.goal.cost(metrics) for metrics in (objective(space.minimal()), objective(space.maximal()))]
+    reference = (costs[0][0] * 1.01, costs[1][1] * 1.01)
+    return hypervolume([*costs, *(plan.goal.cost(e.metrics) for e in history)], reference)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_dominates_more_than_random_search_at_the_same_budget(seed: int) -> None:
+    space, plan = make_space(30), a_plan(max_evaluations=60, seed=seed)
+    objective = conflicting(space)
+    evolved = climb(Nsga2, space, objective, plan).history
+    drawn = climb(RandomSearch, space, objective, plan).history
+    assert dominated_share(evolved, objective, plan) > 1.1 * dominated_share(drawn, objective, plan)
+
+
+def test_every_proposal_is_a_function_of_the_history_alone() -> None:
+    space, plan = make_space(6), a_plan(max_evaluations=25)
+    history = climb(Nsga2, space, conflicting(space), plan).history
+    kept = Nsga2(space, plan)
+    for length in range(len(history)):
+        assert kept.propose(history[:length]) == history[length].ranks
+        assert kept.propose(history[:length]) == history[length].ranks, "asking twice changes nothing"
+        assert Nsga2(space, plan).propose(history[:length]) == history[length].ranks, "nor does a fresh object"
+
+
+def test_another_history_is_another_study() -> None:
+    space, plan = make_space(6), a_plan(max_evaluations=25)
+    history = climb(Nsga2, space, conflicting(space), plan).history
+    strategy = Nsga2(space, plan)
+    strategy.propose(list(reversed(history)))
+    assert strategy.propose(history[:12]) == history[12].ranks
+
+
+def test_children_come_from_the_fittest() -> None:
+    """One group decides; after a generation that shows it, no parent has the bad rank, so few children have."""
+    space, plan = make_space(20), a_plan(max_evaluations=60)
+    decisive = "layers.0.up_proj"
+
+    def objective(ranks: RankConfig) -> Figures:
+        return {"loss": float(32 - ranks[decisive]), "parameters": 1}
+
+    history = climb(Nsga2, space, objective, plan).history
+    assert sum(e.ranks[decisive] == 32 for e in history[36:]) > 0.8 * len(history[36:])
+
+
+def test_it_starts_from_the_heuristic_and_both_ends() -> None:
+    space, plan = make_space(5), a_plan(max_evaluations=3)
+    ranks = [e.ranks for e in climb(Nsga2, space, conflicting(space), plan).history]
+    assert ranks == [space.heuristic(), space.maximal(), space.minimal()]
+
+
+def test_a_repeated_proposal_is_told_the_known_figures_and_costs_nothing() -> None:
+    space, plan = make_space(2), a_plan()
+    objective, asked = counted(conflicting(space))
+    ledger = climb(Nsga2, space, objective, plan)
+    assert len(ledger.history) > len(asked) == len(set(asked)) == len(ledger.known)
+    assert all(e.metrics == ledger.known[e.ranks].metrics for e in ledger.history)
+
+
+def test_groups_of_a_single_rank_take_part() -> None:
+    space, plan = make_space(3, (8,)), a_plan()
+    assert [e.ranks for e in climb(Nsga2, space, conflicting(space), plan).history] == [space.heuristic()]

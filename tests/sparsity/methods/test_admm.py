@@ -1,0 +1,140 @@
+"""ADMM is that of tests/oracles/admm.py, has exact counts, and beats a mask that is chosen once."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from shears.errors import InputError
+from shears.sparsity.masks import Pattern, pruned_mask
+from shears.sparsity.methods.admm import DAMPING, prune_admm
+from shears.sparsity.methods.refit import refit
+from shears.sparsity.methods.scores import wanda_scores
+from shears.sparsity.methods.sparsegpt import inverse_factor, prune_obs
+from tests.oracles import admm, obs
+from tests.sparsity.methods.hessians import problem
+
+PATTERNS = [("row", 24), ("row", 27), ("layer", 29), ("2:4", 24), ("1:4", 36)]
+
+
+def small(seed: int, outputs: int = 6, inputs: int = 8) -> tuple[Tensor, Tensor]:
+    weight, hessian = problem(seed, outputs, inputs)
+    return weight.float(), hessian.float()
+
+
+@pytest.mark.parametrize("iterations", [20, 15, 6, 1])
+@pytest.mark.parametrize(("kind", "zeros"), PATTERNS)
+def test_weights_and_masks_are_those_of_the_paper(kind: str, zeros: int, iterations: int) -> None:
+    for seed in range(6):
+        weight, hessian = small(seed)
+        found, pruned = prune_admm(weight, hessian, Pattern.parse(kind), zeros, iterations)
+        expected, mask = admm.prune(weight, hessian, kind, zeros, iterations, DAMPING)
+        assert torch.equal(pruned, mask), seed
+        torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-3)  # ten steps in float32
+
+
+def test_the_number_of_zeros_rises_to_its_end_when_the_ramp_does() -> None:
+    counts = [admm.now(iteration, "row", 1000, 20) for iteration in range(15)]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[7], counts[-1]) == (187, 898, 1000)  # 1 - (14/15)^3, 1 - (7/15)^3, all
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10_000), outputs=st.integers(1, 6), groups=st.integers(1, 4), data=st.data())
+def test_counts_are_exact(seed: int, outputs: int, groups: int, data: st.DataObject) -> None:
+    weight, hessian = small(seed, outputs, 4 * groups)
+    kind = data.draw(st.sampled_from(["row", "layer", "2:4", "1:4"]))
+    pattern = Pattern.parse(kind)
+    zeros = data.draw(st.integers(0, weight.numel())) if ":" not in kind else pattern.num_zeros(0.0, weight.shape)
+    iterations = data.draw(st.sampled_from([1, 5, 20]))
+    found, pruned = prune_admm(weight, hessian, pattern, zeros, iterations)
+    assert found.dtype == torch.float32
+    assert torch.isfinite(found).all()
+    assert torch.equal(found == 0, pruned)
+    assert int(pruned.sum()) == zeros
+    if kind == "row":
+        assert set(pruned.sum(1).tolist()) <= {zeros // outputs, -(-zeros // outputs)}
+    if ":" in kind:
+        assert (pruned.reshape(-1, 4).sum(1) == 4 - pattern.kept).all()
+
+
+def test_no_zeros_give_the_dense_weight() -> None:
+    weight, hessian = small(1)
+    found, pruned = prune_admm(weight, hessian, Pattern.parse("row"), 0)
+    assert not pruned.any()
+    torch.testing.assert_close(found, weight, rtol=1e-3, atol=1e-3)  # through an inverse and back
+
+
+def relative(weight: Tensor, found: Tensor, hessian: Tensor) -> float:
+    """Return the squared output error as a share of the squared outputs."""
+    lost = obs.output_error(weight, found, hessian).sum()
+    return float(lost / obs.output_error(weight, torch.zeros_like(weight), hessian).sum())
+
+
+@pytest.mark.parametrize(("kind", "share"), [("row", 0.5), ("row", 0.7), ("layer", 0.5), ("2:4", 0.5)])
+def test_it_beats_a_wanda_mask_with_refitted_weights_on_average(kind: str, share: float) -> None:
+    pattern, ours, theirs = Pattern.parse(kind), list[float](), list[float]()
+    for seed in range(8):
+        weight, hessian = small(seed, 32, 64)
+        zeros = pattern.num_zeros(share, weight.shape)
+        mask = pruned_mask(wanda_scores(weight, hessian.diagonal().sqrt()), pattern, zeros)
+        fitted = refit(weight, weight.masked_fill(mask, 0.0), ~mask, hessian)
+        ours.append(relative(weight, prune_admm(weight, hessian, pattern, zeros)[0], hessian))
+        theirs.append(relative(weight, fitted, hessian))
+    assert sum(ours) < sum(theirs)
+    assert sum(mine < other for mine, other in zip(ours, theirs, strict=True)) >= 7  # of 8
+
+
+@pytest.mark.parametrize("kind", ["row", "2:4"])
+def test_it_beats_the_sweep_of_sparsegpt_on_average(kind: str) -> None:
+    pattern, ours, theirs = Pattern.parse(kind), 0.0, 0.0
+    for seed in range(8):
+        weight, hessian = small(seed, 32, 64)
+        zeros = weight.numel() // 2
+        ours += relative(weight, prune_admm(weight, hessian, pattern, zeros)[0], hessian)
+        theirs += relative(weight, prune_obs(weight, inverse_factor(hessian, 0.01)[0], pattern, zeros)[0], hessian)
+    assert ours < theirs
+
+
+@pytest.mark.parametrize("kind", ["row", "layer"])
+def test_weights_of_inputs_that_are_always_zero_go_first(kind: str) -> None:
+    weight, hessian = small(2, 6, 16)
+    dead = [1, 5, 11]
+    hessian[dead], hessian[:, dead] = 0.0, 0.0
+    weight[:, dead] *= 100  # whatever their size
+    found, pruned = prune_admm(weight, hessian, Pattern.parse(kind), 6 * 8)
+    assert pruned[:, dead].all()
+    assert torch.isfinite(found).all()
+    few = prune_admm(weight, hessian, Pattern.parse(kind), 6 * 2)[1]
+    assert few[:, dead].sum() == few.sum() == 12
+
+
+def test_moments_that_are_all_zero_give_a_mask_by_magnitude() -> None:
+    weight, hessian = small(3)
+    found, pruned = prune_admm(weight, torch.zeros_like(hessian), Pattern.parse("row"), 24)
+    assert torch.equal(pruned, pruned_mask(weight.abs(), Pattern.parse("row"), 24))
+    torch.testing.assert_close(found, weight.masked_fill(pruned, 0.0))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_moments_that_are_not_finite_are_refused(value: float) -> None:
+    weight, hessian = small(4)
+    hessian[2, 3] = value
+    with pytest.raises(InputError, match="second moments of the inputs must be finite"):
+        prune_admm(weight, hessian, Pattern.parse("row"), 24)
+
+
+def test_a_weight_that_is_nan_is_refused() -> None:
+    weight, hessian = small(4)
+    weight[2, 3] = torch.nan
+    with pytest.raises(InputError, match="must be numbers, got NaN"):
+        prune_admm(weight, hessian, Pattern.parse("row"), 24)
+
+
+def test_the_arguments_stay_as_they_are() -> None:
+    weight, hessian = small(5)
+    before = weight.clone(), hessian.clone()
+    prune_admm(weight, hessian, Pattern.parse("layer"), 24)
+    assert torch.equal(weight, before[0])
+    assert torch.equal(hessian, before[1])

@@ -1,0 +1,138 @@
+"""Kept weights are refitted to the least-squares optimum of tests/oracles/least_squares.py, and zeros stay."""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from shears.sparsity.methods.refit import refit
+from tests.oracles import least_squares
+
+DAMPING = 0.01
+
+
+def problem(seed: int, outputs: int = 6, inputs: int = 12, tokens: int = 40) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a weight, correlated inputs of different sizes (tokens x inputs) and a random mask of what is kept."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(inputs, inputs, generator=generator) * (0.2 + torch.rand(inputs, generator=generator))
+    seen = torch.randn(tokens, inputs, generator=generator) @ mixing
+    weight = torch.randn(outputs, inputs, generator=generator)
+    return weight, seen, torch.rand(outputs, inputs, generator=generator) < 0.5
+
+
+def moments(seen: Tensor) -> Tensor:
+    return (seen.double().T @ seen.double()).float()
+
+
+@pytest.mark.parametrize("damping", [0.01, 0.3])
+@pytest.mark.parametrize("seed", range(5))
+def test_enough_steps_reach_the_exact_optimum(seed: int, damping: float) -> None:
+    weight, seen, kept = problem(seed)
+    found = refit(weight, weight * kept, kept, moments(seen), damping, steps=60)
+    expected = least_squares.fit(weight, kept, seen, damping)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-4)  # float32 on condition numbers of 1e3
+    assert (found[~kept] == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_default_steps_come_within_a_percent_of_the_optimum(seed: int) -> None:
+    weight, seen, kept = problem(seed, 16, 64, 256)
+    before = least_squares.errors(weight, weight * kept, seen, DAMPING).sum()
+    found = least_squares.errors(weight, refit(weight, weight * kept, kept, moments(seen), DAMPING), seen, DAMPING)
+    best = least_squares.errors(weight, least_squares.fit(weight, kept, seen, DAMPING), seen, DAMPING)
+    assert best.sum() <= found.sum() <= best.sum() + 0.01 * (before - best.sum())
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+def test_every_step_is_one_of_conjugate_gradients(steps: int) -> None:
+    weight, seen, kept = problem(7)
+    start = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * kept
+    found = refit(weight, start, kept, moments(seen), DAMPING, steps)
+    expected = least_squares.descend(weight, start, kept, moments(seen), DAMPING, steps)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-4)  # rounding grows from step to step
+
+
+def test_no_step_raises_the_error_of_a_row() -> None:
+    weight, seen, kept = problem(3, 8, 32, 24)  # fewer tokens than inputs
+    errors = torch.stack([
+        least_squares.errors(weight, refit(weight, weight * kept, kept, moments(seen), DAMPING, steps), seen, DAMPING)
+        for steps in range(30)
+    ])  # fmt: skip
+    assert (errors[1:] <= errors[:-1] * (1 + 1e-5)).all()
+    assert (errors[-1] < 0.9 * errors[0]).all()
+
+
+@settings(deadline=None, max_examples=60)
+@example(seed=30, shape=(5, 18, 18), size=1.0, steps=200, damping=0.01)  # long after the optimum is reached
+@example(seed=30, shape=(5, 18, 18), size=1e-4, steps=200, damping=0.0)
+@given(
+    seed=st.integers(0, 10_000), shape=st.tuples(st.integers(1, 5), st.integers(1, 20), st.integers(1, 30)),
+    size=st.sampled_from([1e-4, 1.0, 1e4]), steps=st.sampled_from([1, 3, 20, 200]),
+    damping=st.sampled_from([0.0, 0.01, 1.0]),
+)  # fmt: skip
+def test_a_row_never_ends_worse_than_it_began(
+    seed: int, shape: tuple[int, int, int], size: float, steps: int, damping: float
+) -> None:
+    weight, seen, kept = problem(seed, *shape)
+    start = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) * kept
+    found = refit(weight, start, kept, moments(seen * size), damping, steps)
+    assert torch.isfinite(found).all()
+    assert (found[~kept] == 0).all()
+    before = least_squares.errors(weight, start, seen * size, damping)
+    scale = least_squares.errors(weight, torch.zeros_like(weight), seen * size, damping)
+    after = least_squares.errors(weight, found, seen * size, damping)
+    assert (after <= before * (1 + 1e-5) + 1e-6 * scale).all()
+
+
+def test_a_start_at_the_optimum_stays_there() -> None:
+    weight, seen, kept = problem(4)
+    best = least_squares.fit(weight, kept, seen, DAMPING).float()
+    torch.testing.assert_close(refit(weight, best, kept, moments(seen), DAMPING, 200), best, rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_start_holds_outside_the_mask_is_dropped() -> None:
+    weight, seen, kept = problem(5)
+    clean = refit(weight, weight * kept, kept, moments(seen), DAMPING)
+    assert torch.equal(refit(weight, weight, kept, moments(seen), DAMPING), clean)
+
+
+def test_rows_of_all_or_no_weights() -> None:
+    weight, seen, kept = problem(6)
+    kept[0], kept[1] = True, False
+    found = refit(weight, torch.where(kept, 0.5 * weight, 0.0), kept, moments(seen), DAMPING, 60)
+    torch.testing.assert_close(found[0], weight[0], rtol=1e-3, atol=1e-3)  # nothing to make up for: the dense row
+    assert (found[1] == 0).all()
+    torch.testing.assert_close(
+        found[2:], least_squares.fit(weight, kept, seen, DAMPING)[2:].float(), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.01])
+def test_weights_of_an_input_that_is_always_zero_are_not_touched(damping: float) -> None:
+    weight, seen, kept = problem(8)
+    seen[:, 3], kept[:, 3] = 0.0, torch.arange(len(weight)) % 2 == 0
+    found = refit(weight, weight * kept, kept, moments(seen), damping, 60)
+    assert torch.equal(found[:, 3], weight[:, 3] * kept[:, 3])
+    expected = least_squares.fit(weight, kept, seen, damping).float()
+    alive = torch.arange(weight.shape[1]) != 3
+    torch.testing.assert_close(found[:, alive], expected[:, alive], rtol=1e-2, atol=1e-2)  # undamped: badly conditioned
+
+
+def test_no_inputs_at_all_leave_the_start() -> None:
+    weight, _, kept = problem(9)
+    assert torch.equal(refit(weight, weight * kept, kept, torch.zeros(12, 12)), weight * kept)
+
+
+def test_damping_pulls_to_the_dense_weight_not_to_zero() -> None:
+    weight, seen, kept = problem(10)
+    found = refit(weight, torch.zeros_like(weight), kept, moments(seen), damping=1e4, steps=60)
+    torch.testing.assert_close(found, weight * kept, rtol=1e-2, atol=1e-2)  # damping 1e4 is not yet infinite
+
+
+def test_the_arguments_stay_as_they_are() -> None:
+    weight, seen, kept = problem(11)
+    start, hessian = (weight * kept).bfloat16(), moments(seen)
+    before = [tensor.clone() for tensor in (weight, start, kept, hessian)]
+    assert refit(weight, start, kept, hessian).dtype == torch.float32
+    assert all(torch.equal(*pair) for pair in zip(before, (weight, start, kept, hessian), strict=True))
