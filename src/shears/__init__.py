@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from shears.inspection import inspect
     from shears.models.fetching import fetch
     from shears.publishing import push
-    from shears.report.compared import compare
-    from shears.report.write import write_report
+    from shears.report.compare import compare
+    from shears.report.page import write_report
     from shears.runs.pipeline import run
     from shears.runs.planning.plan import plan
     from shears.runtime.speed import bench
@@ -36,7 +36,7 @@ _HOMES = {
     "RankConfig": "adapt.space",
     "SearchSpace": "adapt.space",
     "bench": "runtime.speed",
-    "compare": "report.compared",
+    "compare": "report.compare",
     "build_space": "adapt.groups",
     "evaluate": "evaluation.run",
     "export_adapter": "export.peft",
@@ -54,7 +54,7 @@ _HOMES = {
     "sparsify_model": "sparsity.prune",
     "train": "adapt.train",
     "unpack": "export.unpack",
-    "write_report": "report.write",
+    "write_report": "report.page",
 }
 __all__ = [
     "ElasticAdapter",

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from shears.report.write import write_report
+from shears.report.page import write_report
 
 LAYERS = 3
 RANKS = {f"layers.{layer}.{kind}": rank for layer in range(LAYERS)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from shears.report.grid import DARK, PALE
-from shears.report.write import write_report
+from shears.report.charts import DARK, PALE
+from shears.report.page import write_report
 from tests.report.browser import CHROMIUM, DESKTOP, PHONE, Browser, chromium
 from tests.report.made import crowded, records, write_run
 from tests.report.test_page import HOSTILE

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shears.errors import InputError
-from shears.report.write import write_report
+from shears.report.page import write_report
 from tests.report.made import FILES, RANKS, Reader, crowded, page_of, records, write_run
 
 HOSTILE = "</script></pre><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\"'&<b>"

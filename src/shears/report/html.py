@@ -1,26 +1,23 @@
-"""Elements of HTML and SVG, safe by construction: a text is escaped, an element is not escaped twice."""
+"""Elements of HTML and SVG, and the parts that pages are made of: tables, sections and pictures.
+
+Safe by construction: texts are escaped, elements are never escaped twice.
+"""
 
 from collections.abc import Iterable, Sequence
+from importlib.resources import files
 
 from markupsafe import Markup, escape
 
-__all__ = ["Markup", "document", "element", "join", "number", "table"]
-VOID = frozenset({"meta", "br", "link"})
-
-
-def document(head: Markup, body: Markup) -> str:
-    """Return a whole page, with ? for what is no character (half of one, a byte of a folder's name)."""
-    text = f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
-    return text.encode(errors="replace").decode()
+VOID = frozenset({"meta"})  # elements without an end tag
 
 
 def element(name: str, /, *children: object, **attributes: object) -> Markup:
     """Return `<name attributes>children</name>`.
 
-    `class_` is written class, `text_anchor` text-anchor; an attribute that is None is left out, as is such a child.
+    `class_` is written as class and `text_anchor` as text-anchor. Attributes and children that are None are left out.
     """
     written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(number(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{escape(_shortened(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -29,26 +26,65 @@ def element(name: str, /, *children: object, **attributes: object) -> Markup:
 
 
 def join(parts: Iterable[object]) -> Markup:
-    """Return the parts behind one another, texts among them escaped."""
+    """Return the concatenation of elements and texts; texts are escaped."""
     return Markup("").join(map(escape, parts))
 
 
-def number(value: object) -> object:
-    """Return a float as short as a picture needs it, anything else as it is."""
+def _shortened(value: object) -> object:
+    """Return a float with at most two decimals, which is enough for a drawing, and any other value unchanged."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
 
 
+def asset(name: str) -> str:
+    """Return the text of a file that is shipped with this package, such as style.css."""
+    return files("shears.report").joinpath(name).read_text("utf-8")
+
+
+def document(title: str, body: Markup, style: str, policy: str | None = None) -> str:
+    """Return a whole page; `policy` is its content security policy.
+
+    What is no character, such as half a surrogate pair or a stray byte in a folder's name, becomes a question mark.
+    """
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy) if policy else None,
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", f"shears: {title}"),
+        element("style", Markup(style)),  # not escaped: a file of this package
+    )
+    text = f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+    return text.encode(errors="replace").decode()
+
+
 def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]) -> Markup:
-    """Return a table that scrolls by itself where it is wider than the page; the first cell of a row names the row."""
+    """Return a table in a box that scrolls when the table is wider than the page; a row's first cell is its heading."""
+    columns = element("tr", *(element("th", title, scope="col") for title in head))
     body = (
         element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in rest))
         for first, *rest in rows
     )
-    columns = (element("th", title, scope="col") for title in head)
-    content = element(
-        "table",
-        element("caption", caption),
-        element("thead", element("tr", *columns)),
-        element("tbody", *body),
-    )
+    content = element("table", element("caption", caption), element("thead", columns), element("tbody", *body))
     return element("div", content, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def section(key: str, title: str, lead: object, *content: object) -> Markup:
+    """Return a section: heading, lead paragraph, then its parts, side by side if the page is wide enough.
+
+    `key` is the id that links point at.
+    """
+    heading = element("h2", title, id=f"{key}-title")
+    parts = element("div", *content, class_="pair")
+    return element("section", heading, element("p", lead), parts, id=key, aria_labelledby=f"{key}-title")
+
+
+def picture(name: str, drawing: Markup, data: Markup, note: Markup | None = None) -> Markup:
+    """Return a drawing with its caption, a note below it, and the table of its figures, which a click opens."""
+    details = element("details", element("summary", "As a table", aria_label=f"As a table: {name}"), data)
+    return element("figure", element("figcaption", name), drawing, note, details)
+
+
+def note(words: str) -> Markup:
+    """Return a line below a drawing."""
+    return element("p", words, class_="note")

@@ -1,124 +1,180 @@
-"""Whether two models differ on the same examples: what keeps them apart, the paired difference, McNemar's test."""
+"""Pairs of measurements: whether they can be compared, paired differences with McNemar's test, two runs side by side.
+
+Two measurements are comparable if they have the same task and protocol, and the same examples or data.
+"""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from markupsafe import Markup
 
 from shears.evaluation.measurements import Key, example_of, numbered
 from shears.evaluation.statistics import mcnemar, paired_difference
+from shears.report.charts import measurement_bars
 from shears.report.html import element, table
-from shears.report.records import Record
+from shears.report.records import Record, Run
 from shears.report.words import GAP
 
-Pair = tuple[str, Record, Record]  # a name, and the measurements of two models, the better known one second
+Pair = tuple[str, Record, Record]  # a name, and two measurements; the difference is the first minus the second
+STAGES = ("sparsify", "train", "search", "export", "evaluate")  # the sections of a recipe that a run reads
+
+SAME_RECIPES = Markup("<p>Their recipes are the same.</p>")
 
 
-def within(figures: Mapping[str, Record]) -> list[Pair]:
-    """Return the last model of a run against every other one."""
-    *others, last = figures
-    return [(f"{last} against {other}", figures[last], figures[other]) for other in others]
+def comparison(run: Run, other: Run) -> tuple[object, ...]:
+    """Return the lead, pictures and tables of the section that compares two runs."""
+    names = _names(run, other)
+    shared = [name for name in run.figures if name in other.figures]
+    pairs = [(f"{name}: {' against '.join(names)}", run.figures[name], other.figures[name]) for name in shared]
+    lead = f"{names[0]} beside {names[1]}."
+    tables = (pairs_table(pairs), _recipe_differences(run.recipe, other.recipe, names))
+    if reason := _why_not_drawn(run, other):
+        return f"{lead} They were not measured alike: {reason}.", *tables
+    if moved := [name for name, *pair in pairs if other_prompts(dict(zip(names, pair, strict=True)))]:
+        lead += f" The questions are the same, the prompts are not ({'; '.join(moved)})."
+    rows = [{**row, "name": f"{names[0]}: {row['name']}"} for row in run.models]
+    rows += [{**row, "name": f"{names[1]}: {row['name']}"} for row in other.models]
+    return lead + unpaired_words(pairs), measurement_bars("Both runs with 95 % intervals", rows), *tables
 
 
-def across(names: tuple[str, str], one: Mapping[str, Record], other: Mapping[str, Record]) -> list[Pair]:
-    """Return every model that two runs have, of the first against the second."""
-    return [(f"{name}: {names[0]} against {names[1]}", one[name], other[name]) for name in one if name in other]
+def _names(run: Run, other: Run) -> tuple[str, str]:
+    """Return the names of the runs' folders, with the folders above them if the names are equal."""
+    one, two = (each.folder.resolve() for each in (run, other))
+    if one.name != two.name:
+        return one.name, two.name
+    return f"{one.parent.name}/{one.name}", f"{two.parent.name}/{two.name}"
 
 
-def apart(one: Record, other: Record) -> str | None:
-    """Return what keeps two measurements from being compared, such as their protocols; None where nothing does.
+def _why_not_drawn(run: Run, other: Run) -> str | None:
+    """Return why the figures of two runs do not belong in one picture; None if they do."""
+    if not run.models or not other.models:
+        return "one of them has no figures"
+    left, right = map(_measurements, (run, other))
+    pairs = [(left[name], right[name]) for name in left if name in right]
+    pairs = pairs or [(next(iter(left.values())), next(iter(right.values())))]
+    return next(filter(None, (incomparable(*pair) for pair in pairs)), None)
 
-    Examples are known by their questions, whatever the file, the order and the prompt; without them, the data count by
-    their hash, and by their path where a hash is not recorded.
+
+def _measurements(run: Run) -> dict[str, Record]:
+    """Return the measurement of each model; if its file is gone, what evaluation.json holds of it."""
+    shared = {key: (run.summary or {}).get(key) for key in ("task", "data")}
+    return {row["name"]: {**shared, "n": row["n"], **run.figures.get(row["name"], {})} for row in run.models}
+
+
+def _recipe_differences(recipe: Record, other: Record, names: tuple[str, str]) -> Markup:
+    """Return the recipe keys in which two runs differ, without the output folder and sections that no run reads."""
+    left, right = (dict(_keys(each)) for each in (recipe, other))
+    keys = [key for key in dict.fromkeys([*left, *right]) if left.get(key) != right.get(key)]
+    rows = [(key, str(left.get(key, "not set")), str(right.get(key, "not set"))) for key in keys]
+    return table("Recipe keys that differ", ("key", *names), rows) if rows else SAME_RECIPES
+
+
+def _keys(recipe: Record, section: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the keys that a run reads, such as `train.epochs`, with their values."""
+    for key, value in recipe.items():
+        if isinstance(value, Mapping):
+            if section or key in STAGES:
+                yield from _keys(value, f"{section}{key}.")
+        elif section or key != "output":
+            yield f"{section}{key}", value
+
+
+def incomparable(one: Record, other: Record) -> str | None:
+    """Return why two measurements cannot be compared, such as their protocols; None if they can.
+
+    Examples are identified by their questions, whatever the file, the order and the prompt. Without examples, the data
+    are identified by their hash, or by their path if no hash is recorded.
     """
     for name in ("task", "protocol"):
-        if (found := _asked(one, name)) != (wanted := _asked(other, name)):
-            return f"the {name}s are {found} and {wanted}"
+        if (left := _setting(one, name)) != (right := _setting(other, name)):
+            return f"the {name}s are {left} and {right}"
     return _other_examples(one, other) if _is_judged(one) and _is_judged(other) else _other_data(one, other)
 
 
-def unpaired(one: Record, other: Record) -> str | None:
-    """Return why the answers of two measurements are not paired; None where they can be."""
+def _setting(measurement: Record, name: str) -> object:
+    return measurement.get("config", {}).get(name, measurement.get(name))
+
+
+def _is_judged(measurement: Record) -> bool:
+    records = measurement.get("records", [])
+    return bool(records) and all(isinstance(record.get("correct"), bool) for record in records)
+
+
+def _other_examples(one: Record, other: Record) -> str | None:
+    left, right = map(_by_example, (one, other))
+    if left.keys() != right.keys():
+        both = len(left.keys() & right.keys())
+        have_ids = all("id" in record for record in (*left.values(), *right.values()))
+        known = "" if have_ids else ", known by their prompts where records have no id"
+        return f"the examples are {len(left):,} and {len(right):,}, {both:,} of them in both{known}"
+    changed = sum(left[key].get("answer") != right[key].get("answer") for key in left)
+    return f"{changed:,} of the {len(left):,} examples have another right answer" if changed else None
+
+
+def _by_example(measurement: Record) -> dict[Key, Record]:
+    records = measurement["records"]
+    names = (f"{record.get('task', '')} {example_of(record)}" for record in records)
+    return dict(zip(numbered(names), records, strict=True))
+
+
+def _other_data(one: Record, other: Record) -> str | None:
+    hashes, paths = ([_setting(each, name) for each in (one, other)] for name in ("data_sha256", "data"))
+    left, right = hashes if all(hashes) else paths
+    if left != right:
+        return f"{paths[0]} had another content" if paths[0] == paths[1] else f"the data are {paths[0]} and {paths[1]}"
+    for name in ("n", "sequence_length"):
+        if (left := _setting(one, name)) != (right := _setting(other, name)):
+            return f"{name} is {left} and {right}"
+    return None
+
+
+def _why_unpaired(one: Record, other: Record) -> str | None:
+    """Return why the answers of two measurements cannot be paired; None if they can."""
     judged = _is_judged(one) and _is_judged(other)
-    return apart(one, other) or (None if judged else "no single answers are kept that are right or wrong")
+    return incomparable(one, other) or (None if judged else "no single answers are kept that are right or wrong")
 
 
-def aligned(figures: Sequence[Record]) -> list[list[Record]]:
-    """Return the records of every measurement in the order of the first one's; none where they cannot be paired."""
-    if not figures or any(unpaired(figures[0], each) for each in figures):
+def unpaired_words(pairs: Iterable[Pair]) -> str:
+    """Return sentences that name the pairs without a test, and why."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for name, one, other in pairs:
+        if reason := _why_unpaired(one, other):
+            reasons[reason].append(name)
+    return "".join(f" Not paired ({'; '.join(names)}): {reason}." for reason, names in reasons.items())
+
+
+def aligned(measurements: Sequence[Record]) -> list[list[Record]]:
+    """Return the records of each measurement in the order of the first one's; empty if they cannot be paired."""
+    if not measurements or any(_why_unpaired(measurements[0], each) for each in measurements):
         return []
-    return [[found[key] for key in _keyed(figures[0])] for found in map(_keyed, figures)]
+    by_example = [_by_example(each) for each in measurements]
+    return [[records[key] for key in by_example[0]] for records in by_example]
 
 
 def other_prompts(figures: Mapping[str, Record]) -> list[str]:
-    """Return the models that were asked the first one's questions in other prompts."""
+    """Return the models that were asked the first model's questions in other prompts."""
     records = aligned(list(figures.values()))
-    prompts = {name: [record.get("prompt") for record in of] for name, of in zip(figures, records, strict=False)}
-    return [name for name in prompts if prompts[name] != prompts[next(iter(prompts))]]
+    prompts = [[record.get("prompt") for record in each] for each in records]
+    return [name for name, each in zip(figures, prompts, strict=False) if each != prompts[0]]
 
 
-def bits(records: Sequence[Record]) -> list[bool]:
-    """Return which examples a model answers rightly."""
+def correct(records: Sequence[Record]) -> list[bool]:
+    """Return whether a model's answer is right, example by example."""
     return [bool(record["correct"]) for record in records]
 
 
 def pairs_table(pairs: Iterable[Pair]) -> Markup | None:
-    """Return the differences in points with their 95 % intervals and p values; None where nothing can be paired."""
-    found = [(name, aligned([one, other])) for name, one, other in pairs]
-    rows = [(name, *_tested(*map(bits, records))) for name, records in found if records]
+    """Return the paired differences in points with 95 % intervals and p values; None if nothing can be paired."""
+    rows = [(name, *_difference(*records)) for name, *pair in pairs if (records := aligned(pair))]
     head = ("models", "difference, points", "95 % interval", "only the first right", "only the second", "p (McNemar)")
     tested = table("Paired differences on the same examples", head, rows)
     return element("div", tested, class_="wide") if rows else None
 
 
-def unpaired_words(pairs: Iterable[Pair]) -> str:
-    """Return in sentences which pairs are not tested, and why."""
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for name, one, other in pairs:
-        if reason := unpaired(one, other):
-            reasons[reason].append(name)
-    return "".join(f" Not paired ({'; '.join(names)}): {reason}." for reason, names in reasons.items())
-
-
-def _asked(figure: Record, name: str) -> object:
-    return figure.get("config", {}).get(name, figure.get(name))
-
-
-def _is_judged(figure: Record) -> bool:
-    records = figure.get("records", [])
-    return bool(records) and all(isinstance(record.get("correct"), bool) for record in records)
-
-
-def _keyed(figure: Record) -> dict[Key, Record]:
-    records = figure["records"]
-    names = (f"{record.get('task', '')} {example_of(record)}" for record in records)
-    return dict(zip(numbered(names), records, strict=True))
-
-
-def _other_examples(one: Record, other: Record) -> str | None:
-    found, wanted = _keyed(one), _keyed(other)
-    if found.keys() != wanted.keys():
-        both = len(found.keys() & wanted.keys())
-        named = all("id" in record for record in (*found.values(), *wanted.values()))
-        known = "" if named else ", known by their prompts where records have no id"
-        return f"the examples are {len(found):,} and {len(wanted):,}, {both:,} of them in both{known}"
-    changed = sum(found[key].get("answer") != wanted[key].get("answer") for key in found)
-    return f"{changed:,} of the {len(found):,} examples have another right answer" if changed else None
-
-
-def _other_data(one: Record, other: Record) -> str | None:
-    hashes, paths = ([_asked(each, name) for each in (one, other)] for name in ("data_sha256", "data"))
-    by = hashes if all(hashes) else paths
-    if by[0] != by[1]:
-        return f"{paths[0]} had another content" if paths[0] == paths[1] else f"the data are {paths[0]} and {paths[1]}"
-    for name in ("n", "sequence_length"):
-        if (found := _asked(one, name)) != (wanted := _asked(other, name)):
-            return f"{name} is {found} and {wanted}"
-    return None
-
-
-def _tested(one: list[bool], other: list[bool]) -> tuple[str, str, int, int, str]:
-    gap, test = paired_difference([one], [other]), mcnemar(one, other)
+def _difference(one: Sequence[Record], other: Sequence[Record]) -> tuple[str, str, int, int, str]:
+    gap = paired_difference([correct(one)], [correct(other)])
+    test = mcnemar(correct(one), correct(other))
     edges = f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}".replace(" ", GAP)
     p = "below 0.0001" if test.p_mid < 1e-4 else f"{test.p_mid:.2g}"
     return f"{100 * gap.value:+.1f}", edges, test.won, test.lost, p

@@ -1,4 +1,4 @@
-"""What a run's folder holds, read as it lies there; a stage that is not there is None."""
+"""The records in a run's folder, read as they are; the record of a stage that did not run is None."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,33 +10,19 @@ import yaml
 
 from shears.config.resolve import UNREADABLE
 from shears.errors import InputError, first_line
-from shears.records.artifacts import (
-    BENCH,
-    EVALUATION,
-    MERGED,
-    PACKAGE,
-    RECIPE,
-    RESULT,
-    SEARCH_SPACE,
-    SPARSITY,
-    SUB_ADAPTER,
-    TRAINED_BEFORE,
-    TRAINING_LOG,
-    TRAINING_TIMES,
-    evaluation_file,
-    read_object,
-)
+from shears.records import artifacts
+from shears.records.artifacts import evaluation_file, read_object
 from shears.records.timing import read_times
 
 Record = Mapping[str, Any]
-TRAINED = ("search", "export")  # stages of a run that begin with what training gave
 
 
 @dataclass(frozen=True)
 class Run:
-    """The records of a run. `figures` are the measurements by model, each with its examples.
+    """The records of a run.
 
-    `times` are those at which stages were worked at, `step_times` the seconds of training steps; either may be empty.
+    `figures` holds the measurement of each model, with its examples; `times` when and where each stage was worked at;
+    `step_times` the seconds of each training step. All three may be empty.
     """
 
     folder: Path
@@ -56,80 +42,79 @@ class Run:
 
     @property
     def models(self) -> Sequence[Record]:
-        """The rows of the summary: one a model, dense first, each with the details of its measurement."""
+        """The rows of the summary, one for each model, the dense one first, with the details of its measurement."""
         rows: Sequence[Record] = self.summary["models"] if self.summary else ()
         return [{"details": self.figures.get(row["name"], {}).get("details", {}), **row} for row in rows]
 
     @property
     def exported(self) -> Record | None:
-        """The record of what the run exported, in the recipe's format where several are there."""
+        """The record of what the run exported; if several are there, that of the recipe's format."""
         form = str((self.recipe.get("export") or {}).get("format"))
-        found = {PACKAGE: self.package, MERGED: self.merged, SUB_ADAPTER: self.sub_adapter}
-        wanted = {"package": PACKAGE, "merged": MERGED, "merged-sparse": MERGED}.get(form, SUB_ADAPTER)
-        return found[wanted] or self.sub_adapter or self.merged or self.package
+        records = {"package": self.package, "merged": self.merged, "merged-sparse": self.merged}
+        return records.get(form, self.sub_adapter) or self.sub_adapter or self.merged or self.package
 
     @property
-    def trains_alone(self) -> bool:
-        """Whether the models before the last one were not trained: the run trains, and its base says of no training."""
-        return self.space is not None and not (self.sparsity or {}).get(TRAINED_BEFORE)
+    def only_last_is_trained(self) -> bool:
+        """Whether the run trains its last model and its base has no record of an earlier training."""
+        return self.space is not None and not (self.sparsity or {}).get(artifacts.TRAINED_BEFORE)
 
-    def worked_at(self, stage: str) -> Sequence[Record]:
-        """Return each time that a stage was worked at."""
+    def times_of(self, stage: str) -> Sequence[Record]:
+        """Return a record for each time that a stage was begun or resumed."""
         return [line for line in self.times if line["stage"] == stage]
 
     def timed_steps(self) -> Sequence[tuple[Record, float]]:
-        """Return the training steps whose seconds are known, with these."""
+        """Return the training steps whose time is known, with their seconds."""
         return [(line, self.step_times[line["step"]]) for line in self.log if line["step"] in self.step_times]
 
     def stages(self) -> Iterator[tuple[str, Record]]:
-        """Yield the stages that are there, each with its record."""
+        """Yield the name and record of each stage that has one."""
         named = {"sparsify": self.sparsity, "train": self.space, "search": self.result, "export": self.exported}
         yield from ((name, record) for name, record in named.items() if record)
 
 
 def read_run(folder: Path) -> Run:
-    """Return the records of a run's folder; InputError where it is none or a record is torn.
+    """Return the records of a run's folder; InputError if it is not one or a record cannot be read.
 
-    What a stage left there before the recipe lost its section is of another run, and not read.
+    Records of stages whose recipe section is null are not read: they are from before the recipe was changed.
     """
     if not folder.is_dir():
         raise InputError(f"a report needs the folder of a run, and there is no {folder}; make one with shears run")
-    recipe = _yaml(folder / RECIPE)
-    left_out = {name for name in ("train", "search", "evaluate") if name in recipe and recipe[name] is None}
+    recipe = _yaml(folder / artifacts.RECIPE)
+    omitted = {name for name in ("train", "search", "evaluate") if name in recipe and recipe[name] is None}
+    if "train" in omitted:
+        omitted |= {"search", "export"}
 
-    def of(stage: str, path: Path) -> Record | None:
-        return _record(path) if left_out.isdisjoint((stage, "train" if stage in TRAINED else stage)) else None
+    def record(stage: str, path: Path) -> Record | None:
+        return read_object(path) if stage not in omitted and path.is_file() else None
 
-    def lines_of_training(name: str) -> list[Record]:
-        return _lines(folder / "super_adapter" / name) if "train" not in left_out else []
+    def training_lines(name: str) -> list[Record]:
+        return _lines(folder / "super_adapter" / name) if "train" not in omitted else []
 
+    summary = record("evaluate", folder / artifacts.EVALUATION)
     run = Run(
         folder=folder,
         recipe=recipe,
-        sparsity=_record(folder / "sparse" / SPARSITY),
-        space=of("train", folder / "super_adapter" / SEARCH_SPACE),
-        log=lines_of_training(TRAINING_LOG),
-        result=of("search", folder / "search" / RESULT),
-        sub_adapter=of("export", folder / "sub_adapter" / SUB_ADAPTER),
-        merged=of("export", folder / "merged" / MERGED),
-        package=of("export", folder / "package" / PACKAGE),
-        bench=of("export", folder / BENCH),
-        summary=(summary := of("evaluate", folder / EVALUATION)),
+        sparsity=record("sparsify", folder / "sparse" / artifacts.SPARSITY),
+        space=record("train", folder / "super_adapter" / artifacts.SEARCH_SPACE),
+        log=training_lines(artifacts.TRAINING_LOG),
+        result=record("search", folder / "search" / artifacts.RESULT),
+        sub_adapter=record("export", folder / "sub_adapter" / artifacts.SUB_ADAPTER),
+        merged=record("export", folder / "merged" / artifacts.MERGED),
+        package=record("export", folder / "package" / artifacts.PACKAGE),
+        bench=record("export", folder / artifacts.BENCH),
+        summary=summary,
         figures=_figures(folder, summary),
         times=read_times(folder),
-        step_times={line["step"]: line["seconds"] for line in lines_of_training(TRAINING_TIMES)},
+        step_times={line["step"]: line["seconds"] for line in training_lines(artifacts.TRAINING_TIMES)},
     )
     if not run.models and not any(run.stages()):
         raise InputError(f"a report needs the folder of a run, and {folder} holds no stage of one; see shears run")
     return run
 
 
-def _record(path: Path) -> Record | None:
-    return read_object(path) if path.is_file() else None
-
-
 def _figures(folder: Path, summary: Record | None) -> dict[str, Record]:
-    files = {row["name"]: evaluation_file(folder, row["name"]) for row in (summary or {"models": []})["models"]}
+    names = [row["name"] for row in summary["models"]] if summary is not None else []
+    files = {name: evaluation_file(folder, name) for name in names}
     return {name: read_object(file) for name, file in files.items() if file.is_file()}
 
 

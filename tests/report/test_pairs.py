@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from shears.report.write import write_report
+from shears.report.page import write_report
 from tests.report.made import MODELS, Reader, page_of, records, write_run
 
 PAIRED, DRAWN = "Paired differences on the same examples", "Both runs with 95 % intervals"

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.report.curves import _parts
-from shears.report.drawing import Scale, around, stairs, ticks
+from shears.report.charts import Scale, around, stairs, ticks
 from shears.report.html import element, table
+from shears.report.stages import MOST_POINTS, parts_of
 from shears.report.words import count, duration, times
 
 FINITE = st.floats(-1e9, 1e9, allow_nan=False)
@@ -60,10 +60,11 @@ def test_a_range_is_finite(values: list[float]) -> None:
     assert low < high
 
 
-@given(st.integers(1, 2000), st.integers(1, 300))
-def test_parts_cover_every_step_once(size: int, most: int) -> None:
-    covered = [index for first, last in _parts(size, most) for index in range(first, last)]
-    assert covered == list(range(size))
+@given(st.integers(1, 2000))
+def test_parts_cover_every_step_once(size: int) -> None:
+    parts = parts_of(size)
+    assert [index for part in parts for index in range(size)[part]] == list(range(size))
+    assert len(parts) <= MOST_POINTS
 
 
 class _Texts(HTMLParser):

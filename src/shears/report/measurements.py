@@ -1,0 +1,173 @@
+"""The sections about what evaluation and bench measured: Accuracy, Examples and Speed."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import islice, zip_longest
+
+from markupsafe import Markup
+
+from shears.records.measures import other_readings
+from shears.report.charts import interval_dots, measurement_bars
+from shears.report.html import element, note, picture, table
+from shears.report.pairs import aligned, correct, incomparable, other_prompts, pairs_table, unpaired_words
+from shears.report.records import Record, Run
+from shears.report.words import figure, plural, rate, size
+
+MOST_EXAMPLES = 8
+MOST_CHARACTERS = 1500  # of a text
+DENSE_IN_TRANSFORMERS = "dense, transformers"  # prefix of the names of two contestants of a bench
+
+Pattern = tuple[bool, ...]  # of an example: which models are right
+Spread = Mapping[str, float]  # median, min and max over the rounds of a bench
+
+
+def accuracy_section(run: Run) -> tuple[object, ...] | None:
+    """Return the lead, pictures and tables of the models' figures; None if no model was measured."""
+    if run.summary is None or not run.models:
+        return None
+    first = run.models[0]
+    lead = f"Task {run.summary['task']} on {run.summary['data']}, {first['n']:,} examples{_sameness(run)}."
+    if len(run.models) > 1 and run.only_last_is_trained:
+        lead += " Only the last model was trained on the task; the others are as they are."
+    *others, last = run.figures or [""]
+    pairs = [(f"{last} against {other}", run.figures[last], run.figures[other]) for other in others]
+    bars = measurement_bars(f"{first['metric'].capitalize()} by model", run.models)
+    return lead + _readings(run) + unpaired_words(pairs), bars, _agreement(run.figures), pairs_table(pairs)
+
+
+def _sameness(run: Run) -> str:
+    """Return whether all models were asked the same questions in the same prompts, as the end of a sentence."""
+    first, *others = run.figures.values() or [{}]
+    if any(incomparable(first, other) for other in others):
+        return ", not the same for every model"
+    prompts = other_prompts(run.figures)
+    same = ", the same for every model"
+    return f"{same}, but {' and '.join(prompts)} had other prompts, which moves figures too" if prompts else same
+
+
+def _readings(run: Run) -> str:
+    """Return the figures of other readings of the answers, such as the strict one, in sentences."""
+    figures: dict[str, list[str]] = defaultdict(list)
+    for row in run.models:
+        for reading in other_readings(row):
+            figures[reading["metric"]].append(f"{row['name']} {figure(row['metric'], reading['value'])}")
+    return "".join(f" {metric.capitalize()}: {', '.join(values)}." for metric, values in figures.items())
+
+
+def _agreement(figures: Mapping[str, Record]) -> Markup | None:
+    """Return a table that counts the examples on which the same models are right; None if answers cannot be paired."""
+    patterns = _patterns(figures)
+    rows = ((count, *map(_verdict, pattern)) for pattern, count in Counter(patterns).most_common())
+    return table("How often which models are right", ("examples", *figures), rows) if patterns else None
+
+
+def _patterns(figures: Mapping[str, Record]) -> list[Pattern]:
+    if len(figures) < 2:
+        return []
+    return list(zip(*map(correct, aligned(list(figures.values()))), strict=True))
+
+
+def _verdict(is_right: bool) -> Markup:
+    word = "right" if is_right else "wrong"
+    return element("span", word, class_=word)
+
+
+def examples_section(run: Run) -> tuple[object, ...] | None:
+    """Return the lead of the section, then examples on which some models are right and others wrong; None without any.
+
+    The examples alternate between the patterns of right and wrong.
+    """
+    records = aligned(list(run.figures.values()))
+    indices = _alternating(_patterns(run.figures))
+    examples = [_example(list(run.figures), [each[index] for each in records]) for index in indices]
+    if not examples:
+        return None
+    lead = "Questions that some of the models answer and others do not."
+    lead += " Behind an arrow stands what is read from a text as its answer."
+    if run.summary is not None and run.summary["task"] == "equation":
+        lead += " Of an equation, that is the value of what stands left of the equals sign."
+    if prompts := other_prompts(run.figures):
+        lead += f" Prompts are those of {next(iter(run.figures))}; {' and '.join(prompts)} had others."
+    return lead, *examples
+
+
+def _alternating(patterns: Sequence[Pattern]) -> list[int]:
+    """Return the indices of up to MOST_EXAMPLES examples on which models differ, one of each pattern in turn."""
+    differing = sorted(pattern for pattern in set(patterns) if len(set(pattern)) > 1)
+    queues = [[index for index, pattern in enumerate(patterns) if pattern == each] for each in differing]
+    in_turn = (index for turn in zip_longest(*queues) for index in turn if index is not None)
+    return list(islice(in_turn, MOST_EXAMPLES))
+
+
+def _example(names: Sequence[str], records: Sequence[Record]) -> Markup:
+    first = records[0]
+    answers = (
+        element("div", element("dt", name, " ", _verdict(bool(record["correct"]))), element("dd", _answer(record)))
+        for name, record in zip(names, records, strict=True)
+    )
+    expected = element("div", element("dt", "answer"), element("dd", _plain(first["answer"])))
+    prompt = element("pre", _shortened(first["prompt"]), tabindex="0")
+    return element("article", element("h3", f"Example {first['index']}"), prompt, element("dl", expected, *answers))
+
+
+def _answer(record: Record) -> str:
+    """Return the text that a model wrote and the answer that was read from it."""
+    output = record.get("output")
+    answer = _plain(record["prediction"])
+    if not isinstance(output, str) or output.strip() == answer:
+        return _shortened(answer)
+    return _shortened(f"{output.strip() or 'no text'} → {answer}")
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "nothing found"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _shortened(content: object) -> str:
+    text = str(content)
+    rest = len(text) - MOST_CHARACTERS
+    return text if rest <= 0 else f"{text[:MOST_CHARACTERS]} … ({rest} characters more)"
+
+
+def speed_section(run: Run) -> tuple[object, ...] | None:
+    """Return the lead and pictures of bench.json, which `shears bench --json` wrote; None without it."""
+    if (bench := run.bench) is None:
+        return None
+    lead = (
+        f"{bench['package']} on {bench['cpu']}, {plural(bench['threads'], 'thread')}: {bench['new_tokens']} tokens "
+        f"behind a prompt, and a prompt of {bench['prompt_tokens']} tokens read. All in one run, in turns."
+    )
+    memory = [size(row["memory_bytes"]) for row in bench["contestants"]]
+    first_token = [_spread(row["time_to_first_token_seconds"], 1e3) for row in bench["contestants"]]
+    decoding = _speed_picture("decoding", "decode_tokens_per_second", bench, ("memory", memory))
+    reading = _speed_picture("reading a prompt", "prefill_tokens_per_second", bench, ("first token, ms", first_token))
+    return lead, decoding, reading
+
+
+def _speed_picture(task: str, key: str, bench: Record, other: tuple[str, Sequence[str]]) -> Markup:
+    """Return the speeds of the contestants; `other` is a further column of the table."""
+    title = f"Tokens a second, {task}"
+    speeds = {row["name"]: row[key] for row in bench["contestants"]}
+    dots = [
+        {"name": name, "value": speed["median"], "ci95": [speed["min"], speed["max"]]} for name, speed in speeds.items()
+    ]
+    rows = [(name, _spread(speed), cell) for (name, speed), cell in zip(speeds.items(), other[1], strict=True)]
+    below = note(f"Dots are medians of {bench['rounds']} rounds in turns, whiskers the least and the most of them.")
+    data = table(title, ("model", "tokens/s", other[0]), rows)
+    return picture(title, interval_dots(title, dots, rate, zero=True), data, below)
+
+
+def _spread(spread: Spread, factor: float = 1.0) -> str:
+    middle, low, high = (rate(factor * spread[key]) for key in ("median", "min", "max"))
+    return f"{middle} ({low} to {high})"
+
+
+def speedup_over_dense(bench: Record) -> Spread | None:
+    """Return how many times as fast as the dense model the package decodes.
+
+    Of the ways in which the bench runs the dense model in transformers, the fastest counts; None if it has none.
+    """
+    ratios = [row["decode"] for row in bench["ratios"] if row["over"].startswith(DENSE_IN_TRANSFORMERS)]
+    return min(ratios, key=lambda spread: float(spread["median"])) if ratios else None

@@ -1,0 +1,208 @@
+"""The Search section: each configuration as a point, the front and the chosen one, and the search in order.
+
+An evaluation in a result.json is known if it has both objectives. It is measured if they are of all examples, and
+raced if they were estimated because a race ended early.
+"""
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+
+from markupsafe import Markup
+
+from shears.config.goals import MAXIMISED
+from shears.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, around, axes, curves, polyline, stairs, svg
+from shears.report.html import element, join, note, picture, table
+from shears.report.records import Record, Run
+from shears.report.words import GAP, figure, plural, rank_counts
+from shears.searching.strategies.base import EXAMPLES, is_partial
+
+HEIGHT = 250.0
+RADII = {"raced": 3.0, "seen": 3.0, "front": 5.0, "chosen": 6.5}  # by mark, in the order of drawing: the last on top
+HINT = """Point at a configuration to read it; click it, or press Enter, to copy the command that exports it. \
+All of them stand in the table."""
+KEY = """Large and ringed: the one chosen. On the line: the front; no other is better in one figure and no worse in \
+the rest."""
+RACED = "Hollow: decided in a race, estimated from some of the examples, which tends to flatter."
+RACED_IN_HISTORY = (
+    "Hollow: estimated in a race, which tends to flatter; the best so far is of those measured on all examples."
+)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A rank configuration with both objectives.
+
+    `number` is its place in the search, from 1; `mark`, a key of RADII, says how it is drawn; `command` exports it.
+    """
+
+    number: int
+    metrics: Mapping[str, int | float]
+    ranks: Mapping[str, int]
+    mark: str
+    command: str
+
+    @property
+    def status(self) -> str:
+        """The mark; of a raced configuration also how many examples its figures are estimated from."""
+        return f"raced, {plural(int(self.metrics[EXAMPLES]), 'example')}" if self.mark == "raced" else self.mark
+
+
+def objectives_of(result: Record) -> tuple[str, str]:
+    """Return the two objectives that are drawn; a result of an earlier version names its objectives by its metrics."""
+    names = list(result.get("objectives") or result["chosen"]["metrics"])
+    return names[0], names[1] if len(names) > 1 else names[0]
+
+
+def known(result: Record) -> dict[int, Record]:
+    """Return the evaluations with both objectives; one that breaks a bound on a size was not measured."""
+    names = objectives_of(result)
+    numbered = enumerate(result["evaluations"], start=1)
+    return {number: entry for number, entry in numbered if all(name in entry["metrics"] for name in names)}
+
+
+def measured(result: Record) -> dict[int, Record]:
+    """Return the evaluations with both objectives measured on all examples."""
+    return {number: entry for number, entry in known(result).items() if not is_partial(entry["metrics"])}
+
+
+def search_section(run: Run) -> tuple[object, ...] | None:
+    """Return the lead and pictures of a search; None if the run has none."""
+    if (result := run.result) is None:
+        return None
+    config = result.get("config", {})
+    entries = known(result)
+    num_measured = len(measured(result))
+    num_raced = len(entries) - num_measured
+    num_unmeasured = len(result["evaluations"]) - len(entries)
+    lead = (
+        f"{config.get('strategy', 'search')} on {config.get('data', 'validation data')}: "
+        f"{num_measured} configurations measured, {len(result['pareto'])} of them on the front"
+    )
+    lead += f"; {num_raced} more only estimated, in a race." if num_raced else "."
+    if num_unmeasured:
+        lead += f" {num_unmeasured} more break {' and '.join(result.get('constraints', []))}: not measured."
+    lead += _gain_words(result)
+    if not entries:
+        return (lead,)
+    configurations = [_configuration(number, entry, run.folder, result) for number, entry in entries.items()]
+    objectives = objectives_of(result)
+    return lead, _front_picture(configurations, *objectives), _history_picture(configurations, objectives[0])
+
+
+def _gain_words(result: Record) -> str:
+    """Return the gain of the chosen configuration over the heuristic on test data; empty if it was not measured."""
+    if (gain := result.get("gain")) is None:
+        return ""
+    test = gain["test"]
+    chosen = figure(gain["figure"], test["chosen"])
+    heuristic = figure(gain["figure"], test["heuristic"])
+    interval = "{:+.3g} to {:+.3g}".format(*test["ci95"]) if test["ci95"] else "no interval is known"
+    words = (
+        f" {gain['figure'].capitalize()} on {test['n']:,} test examples: chosen {chosen}, heuristic {heuristic} "
+        f"({test['difference']:+.3g}, {interval})."
+    )
+    return f"{words} Note: {'; '.join(gain['notes'])}." if gain["notes"] else words
+
+
+def _configuration(number: int, entry: Record, folder: Path, result: Record) -> Configuration:
+    mark = "seen"
+    if is_partial(entry["metrics"]):
+        mark = "raced"
+    elif entry["ranks"] == result["chosen"]["ranks"]:
+        mark = "chosen"
+    elif any(entry["ranks"] == other["ranks"] for other in result["pareto"]):
+        mark = "front"
+    super_adapter = shlex.quote(str(folder / "super_adapter"))
+    ranks = shlex.quote(f"{folder / 'search' / 'result.json'}:{number}")
+    command = f"shears export {super_adapter} sub_adapter --ranks {ranks}"
+    return Configuration(number, entry["metrics"], entry["ranks"], mark, command)
+
+
+def _front_picture(configurations: Sequence[Configuration], quality: str, cost: str) -> Markup:
+    """Return the configurations as points over both objectives, with the front as a line."""
+    title = f"{len(configurations)} configurations: {quality} against {cost}"
+    xs, ys = ([float(each.metrics[name]) for each in configurations] for name in (cost, quality))
+    across = Scale(*around(xs), LEFT, WIDTH - RIGHT)
+    up = Scale(*around(ys), HEIGHT - BOTTOM, TOP + 10)
+    axis = axes(across, up, (cost, quality), (partial(figure, cost), partial(figure, quality)))
+    placed = [(each, across(x), up(y)) for each, x, y in zip(configurations, xs, ys, strict=True)]
+    placed.sort(key=lambda item: list(RADII).index(item[0].mark))
+    front = [(x, y) for each, x, y in placed if each.mark in ("front", "chosen")]
+    front.sort(reverse=cost in MAXIMISED)  # a step curve leads from the better figure to the worse
+    drawing = svg(title, HEIGHT, axis, polyline(stairs(front), "pale"), *(_point(*item) for item in placed))
+    raced = note(RACED) if any(each.mark == "raced" for each in configurations) else ""
+    hint = element("output", HINT, class_="note said", aria_live="polite")
+    return picture(title, drawing, _front_table(title, configurations, quality), join([note(KEY), raced, hint]))
+
+
+def _point(configuration: Configuration, x: float, y: float) -> Markup:
+    """Return a configuration as a point that can be clicked.
+
+    The keyboard stops at the points of the front; it reaches all others in the table.
+    """
+    name = f"Number {configuration.number}"
+    if configuration.mark != "seen":
+        name += f", {configuration.status}"
+    figures = [f"{key} {figure(key, value)}" for key, value in configuration.metrics.items() if key != EXAMPLES]
+    label = f"{name}: {', '.join(figures)}; {rank_counts(configuration.ranks)}"
+    attributes = {"class_": "point", "data_said": label, "data_copy": configuration.command, "aria_label": label}
+    if configuration.mark in ("front", "chosen"):
+        attributes |= {"tabindex": "0", "role": "button"}
+    target = element("circle", cx=x, cy=y, r=9.0, class_="target")
+    point = element("circle", cx=x, cy=y, r=RADII[configuration.mark], class_=configuration.mark)
+    return element("g", target, point, **attributes)
+
+
+def _front_table(title: str, configurations: Sequence[Configuration], quality: str) -> Markup:
+    """Return a row for each configuration: first the front, then the others that were measured, then the raced ones.
+
+    Each part is ordered by the first objective, the best first.
+    """
+    names = dict.fromkeys(name for each in configurations for name in each.metrics if name != EXAMPLES)
+    sign = -1.0 if quality in MAXIMISED else 1.0
+
+    def order(configuration: Configuration) -> tuple[int, float]:
+        level = {"seen": 1, "raced": 2}.get(configuration.mark, 0)
+        return level, sign * float(configuration.metrics[quality])
+
+    rows = []
+    for each in sorted(configurations, key=order):
+        cells = [figure(name, each.metrics[name]) if name in each.metrics else "" for name in names]
+        ranks = sorted(Counter(each.ranks.values()).items(), reverse=True)
+        groups = ", ".join(f"{count} x {rank}" for rank, count in ranks).replace(" ", GAP)
+        button = element("button", "copy command", type="button", data_copy=each.command)
+        rows.append((each.number, each.status, *cells, groups, button))
+    return table(title, ("number", "place", *names, "groups x rank", "export"), rows)
+
+
+def _history_picture(configurations: Sequence[Configuration], metric: str) -> Markup:
+    """Return the first objective of each configuration in the order of evaluation, and the best so far.
+
+    Raced configurations have a mark of their own and are never the best.
+    """
+    best = max if metric in MAXIMISED else min
+    worst = -best(-math.inf, math.inf)
+    values = {each.number: float(each.metrics[metric]) for each in configurations}
+    raced = {each.number: each.status for each in configurations if each.mark == "raced"}
+    best_so_far = accumulate((worst if number in raced else value for number, value in values.items()), best)
+    history = dict(zip(values, best_so_far, strict=True))
+
+    def form(value: float) -> str:
+        return figure(metric, value) if math.isfinite(value) else "none"
+
+    lines = {
+        "raced": [(float(number), value) for number, value in values.items() if number in raced],
+        "dot": [(float(number), value) for number, value in values.items() if number not in raced],
+        "stairs": [(float(number), value) for number, value in history.items()],
+    }
+    title = f"Search: {metric} by evaluation"
+    drawing = curves(title, ("evaluation", metric), lines, form)
+    rows = ((num, form(value), raced.get(num, "all examples"), form(history[num])) for num, value in values.items())
+    data = table("Search, in order", ("evaluation", metric, "measured on", "best so far"), rows)
+    return picture(title, drawing, data, note(RACED_IN_HISTORY) if raced else None)
