@@ -181,7 +181,7 @@ def test_a_comparison_is_written_as_data_or_as_a_page(name: str, tmp_path: Path)
 
 def test_an_output_of_another_kind_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     for output in (tmp_path / "c.png", tmp_path / "nowhere" / "c.json"):
-        with pytest.raises(InputError, match="must be a .json or .html file in a folder that is there"):
+        with pytest.raises(InputError, match="must be a .json or .html file in an existing folder"):
             compare(["nowhere"], output=output)
 
 
@@ -190,7 +190,7 @@ def test_an_output_that_is_one_of_the_inputs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to(file)
     for output in (file, tmp_path / "link.json", run / "evaluation.json", run / "evaluation" / "sparse.json"):
         before = output.read_bytes()
-        with pytest.raises(InputError, match="must be none of the files that are compared"):
+        with pytest.raises(InputError, match="must not be one of the compared files"):
             compare([f"a={file}", str(run)], output=output)
         assert output.read_bytes() == before
 

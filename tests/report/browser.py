@@ -1,4 +1,4 @@
-"""A real headless Chromium, spoken to through the DevTools protocol over a pipe: no port, no driver, no network."""
+"""A headless Chromium, driven by the DevTools protocol over a pipe: no port, no driver, no network."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ DEADLINE = 30.0
 
 
 class Browser:
-    """One page of a Chromium; `errors` are what its console and its policy complained of."""
+    """One page of a Chromium; `errors` are the errors of its console and of its security policy."""
 
     def __init__(self, commands: int, answers: int) -> None:
         self._commands, self._answers = commands, answers

@@ -1,4 +1,4 @@
-"""The records of a run as stages write them, without the models; any of them may be left out or replaced."""
+"""The records of a run as its stages write them, without models; tests leave some out or change them."""
 
 import json
 from html.parser import HTMLParser
@@ -19,7 +19,7 @@ FILES = ("recipe.yaml", "sparse/sparsity.json", "super_adapter/search_space.json
 
 
 class Reader(HTMLParser):
-    """What a parser makes of the page: elements with their attributes, and the text that is read."""
+    """Parses a page into its elements, with their attributes, and its text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -38,13 +38,13 @@ class Reader(HTMLParser):
 
 
 def record(index: int, name: str, right: int, prompt: str) -> dict[str, Any]:
-    """What one model gave on one example."""
+    """Return the record of one model on one example."""
     return {"index": index, "prompt": f"{prompt} {index}", "prediction": float(right), "answer": 1.0,
             "correct": bool(right), "output": f"{name} says {right}"}  # fmt: skip
 
 
 def row(name: str, right: list[int]) -> dict[str, Any]:
-    """One model's row of evaluation.json."""
+    """Return one model's row of evaluation.json."""
     value = sum(right) / len(right)
     return {"name": name, "metric": "accuracy", "value": value, "n": len(right), "ci95": [value / 2, (1 + value) / 2],
             "sparsity": 0.0 if name == "dense" else 0.5, "parameters": 1000,
@@ -52,7 +52,7 @@ def row(name: str, right: list[int]) -> dict[str, Any]:
 
 
 def result() -> dict[str, Any]:
-    """Four configurations; the third is chosen, and the second on the front too."""
+    """Return the result of a search: four configurations, the third chosen, the second also on the front."""
     tried = [(0.5, 40), (0.45, 30), (0.4, 35), (0.6, 50)]
     entries = [{"ranks": {**RANKS, "layers.0.up_proj": number + 1}, "metrics": {"loss": loss, "parameters": size}}
                for number, (loss, size) in enumerate(tried)]  # fmt: skip
@@ -62,7 +62,7 @@ def result() -> dict[str, Any]:
 
 
 def records(prompt: str = "Question") -> dict[str, Any]:
-    """Every file of a run, by its path."""
+    """Return the content of every file of a run by its path."""
     linears = {f"model.layers.{layer}.self_attn.{name}": {"shape": [4, 8], "zeros": 8 * (layer + 1), "sparsity": 0.0}
                for layer in range(LAYERS) for name in ("q_proj", "k_proj")}  # fmt: skip
     steps = range(1, 301)
@@ -91,7 +91,7 @@ def records(prompt: str = "Question") -> dict[str, Any]:
 
 
 def crowded() -> dict[str, Any]:
-    """A run with 80 configurations, the last one estimated in a race, and with linears from no zeros to all zeros."""
+    """Return a run with 80 configurations, the last one raced, and with linears from no zeros to all zeros."""
     files = records()
     found = files["search/result.json"]
     found["evaluations"] += [

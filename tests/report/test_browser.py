@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing complained of, pictures there, a click and a key copy, dark, on a phone."""
+"""The page in a real browser: no errors, every picture, copying by click and key, dark mode, a phone."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +64,7 @@ def contrast(one: list[float], other: list[float]) -> float:
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_picture_is_there_and_nothing_is_complained_of(
+def test_every_picture_is_shown_without_errors(
     browser: Browser, report: Path, size: tuple[int, int], scheme: str
 ) -> None:
     browser.show(report, size, scheme)
@@ -80,7 +80,7 @@ def test_every_picture_is_there_and_nothing_is_complained_of(
 
 
 def copied(browser: Browser) -> str:
-    """What lies on the clipboard once the page says that it copied."""
+    """Return the content of the clipboard once the page says that it copied."""
     browser.until("document.getElementById('copied').textContent.startsWith('Copied')")
     return str(browser.run("navigator.clipboard.readText()"))
 
@@ -91,8 +91,8 @@ def test_a_click_copies_the_command_that_exports_a_configuration(browser: Browse
     browser.run(f"{CHOSEN}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
     browser.click(*browser.run(f"{PLACE}({CHOSEN})"))
     assert copied(browser).endswith("/search/result.json:3")
-    said = browser.run("document.querySelector('output.said').textContent")
-    assert said.startswith("Number 3, chosen: loss 0.4")
+    label = browser.run("document.querySelector('output.pointed').textContent")
+    assert label.startswith("Number 3, chosen: loss 0.4")
 
 
 def test_the_keyboard_reaches_the_front_and_copies(browser: Browser, report: Path) -> None:
@@ -108,7 +108,7 @@ def test_the_keyboard_reaches_the_front_and_copies(browser: Browser, report: Pat
             break
     assert reached[0] == "A"  # the link that skips to the figures
     assert reached[-1].startswith("Number 2, front")
-    assert browser.run("document.querySelector('output.said').textContent") == reached[-1]
+    assert browser.run("document.querySelector('output.pointed').textContent") == reached[-1]
     browser.press("Enter", 13, "\r")
     assert copied(browser).endswith("/search/result.json:2")
 

@@ -1,4 +1,4 @@
-"""The page says what the records say, leaves out what is not there, and lets no text become markup."""
+"""The page shows what the records hold, leaves out missing stages, and escapes every text."""
 
 import logging
 import os
@@ -21,14 +21,14 @@ CONTENTS = {
 }
 
 
-def test_the_page_says_what_the_records_say(tmp_path: Path) -> None:
+def test_the_page_shows_what_the_records_hold(tmp_path: Path) -> None:
     text = Reader(page_of(tmp_path)).text.replace("\N{NO-BREAK SPACE}", " ")
     assert "100 %of the dense model's accuracy, by sparse + sub-adapter50.0 % (25.0 % to 75.0 %) against 50.0 %" in text
     assert "1.61xfewer non-zero weights" in text
     assert "Sparse + sub-adapter keeps 100 % of the dense model's accuracy (50.0 % against 50.0 %, n = 4)" in text
     assert "with 1.61x fewer non-zero weights" in text  # 1000 / (600 + 20)
-    assert "300 steps, 30 k tokens that carry the loss, 100 a step. The steps took 2 min 30 s: 200 of these" in text
-    assert "Times on a processor, 2 threadsstagetimetimes beguntrain2 min 34 s2, 1 not finishedall2 min 34 s" in text
+    assert "300 steps on 30 k completion tokens, 100 a step. The steps took 2 min 30 s, 200 completion tokens" in text
+    assert "Times on a processor, 2 threadsstagetimestartstrain2 min 34 s2, 1 not finishedall2 min 34 s" in text
     assert "random on validation.jsonl: 4 configurations measured, 2 of them on the front" in text
     assert "sparse + sub-adapter says 1" in text
     # three of four agree; the sub-adapter has one more right: McNemar's mid-p of 1 against 0 is 1/2
@@ -126,7 +126,7 @@ def test_a_command_is_copied_as_a_shell_reads_it(tmp_path: Path) -> None:
     assert [point.get("tabindex") for point in points] == [None, None, "0", "0"]
 
 
-def test_two_runs_are_shown_beside_each_other(tmp_path: Path) -> None:
+def test_two_runs_are_compared(tmp_path: Path) -> None:
     one, files = write_run(tmp_path / "one"), records()
     files["recipe.yaml"]["train"]["epochs"] = 3.0
     files["recipe.yaml"]["serve"] = {"port": 1}  # no run reads that
@@ -139,27 +139,27 @@ def test_two_runs_are_shown_beside_each_other(tmp_path: Path) -> None:
     assert "sparse: one against two+0.0" in text
     files["evaluation.json"]["task"] = "equation"
     text = Reader(write_report(one, compare=write_run(tmp_path / "two", files)).read_text()).text
-    assert "They were not measured alike: the tasks are number and equation." in text
+    assert "Their figures are not comparable: the tasks are number and equation." in text
     assert "one: dense" not in text
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: folder / "nowhere", "there is no"),
-        (lambda folder: folder, "holds no stage of one"),
+        (lambda folder: folder / "nowhere", "which is not a folder"),
+        (lambda folder: folder, "which has no records"),
     ],
 )
-def test_what_is_no_run_is_refused(tmp_path: Path, make: Any, message: str) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, make: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         write_report(make(tmp_path))
     assert not (tmp_path / "report.html").exists()
 
 
-def test_torn_records_and_outputs_that_are_folders_are_refused(tmp_path: Path) -> None:
+def test_torn_records_and_unusable_outputs_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     for output in (tmp_path, run / "recipe.yaml", tmp_path / "none" / "report.html"):
-        with pytest.raises(InputError, match=r"the output must be an .html file"):
+        with pytest.raises(InputError, match=r"the output must be an .html file in an existing folder"):
             write_report(run, output)
     assert (run / "recipe.yaml").read_text().startswith("model:")  # a record is not written over
     recipe = (run / "recipe.yaml").read_text() if (run / "recipe.yaml").is_file() else ""
@@ -169,7 +169,7 @@ def test_torn_records_and_outputs_that_are_folders_are_refused(tmp_path: Path) -
             write_report(run)
     (run / "recipe.yaml").write_text(recipe)
     (run / "super_adapter" / "training_log.jsonl").write_text("{")
-    with pytest.raises(InputError, match="a JSON object a line"):
+    with pytest.raises(InputError, match="one JSON object per line"):
         write_report(run)
     (run / "super_adapter" / "training_log.jsonl").write_text("")
     (run / "evaluation.json").write_text("{")
@@ -198,7 +198,7 @@ def test_torn_records_and_outputs_that_are_folders_are_refused(tmp_path: Path) -
         ("recipe.yaml", {"export": [1]}),
     ],
 )
-def test_records_that_lack_what_stages_write_are_one_line(name: str, content: Any, tmp_path: Path) -> None:
+def test_incomplete_records_give_an_error_of_one_line(name: str, content: Any, tmp_path: Path) -> None:
     run, other = write_run(tmp_path / "run"), write_run(tmp_path / "other")
     write_run(run, {name: content})
     for compare in (None, other):
@@ -207,7 +207,7 @@ def test_records_that_lack_what_stages_write_are_one_line(name: str, content: An
     assert not (run / "report.html").exists()
 
 
-def test_half_a_character_and_a_folder_whose_name_is_no_text_are_question_marks(
+def test_half_a_character_and_undecodable_folder_names_become_question_marks(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, logger="shears")  # xdist cannot pass on such a name

@@ -29,12 +29,12 @@ def compare(
     """
     path = expanded(output) if output is not None else None
     if path is not None and (path.suffix not in (".json", ".html") or path.is_dir() or not path.parent.is_dir()):
-        raise InputError(f"the output must be a .json or .html file in a folder that is there, got {path}")
+        raise InputError(f"the output must be a .json or .html file in an existing folder, got {path}; name another")
     if not 0 <= seed < SEEDS:
         raise InputError(f"the seed must be from 0 to {SEEDS - 1}, got {seed}")
     arms = read_arms(runs)
     if path is not None and path.resolve() in files_of(runs, arms):
-        raise InputError(f"the output must be none of the files that are compared, got {path}; name another file")
+        raise InputError(f"the output must not be one of the compared files, got {path}; name another")
     data = compare_arms(arms, against, seed)
     if path is not None and path.suffix == ".json":
         write_json(path, data)
@@ -47,7 +47,7 @@ def _page(data: Comparison) -> str:
     tasks = data.get("tasks", [data])
     examples = " and ".join(f"{task['n']:,} examples{_of_task(task)}" for task in tasks)
     title = f"{len(tasks[0]['arms'])} arms on {examples}"
-    lead = f"Every arm against {data['against']}, paired by example."
+    lead = f"Each arm is compared with {data['against']}, example by example."
     sections = (_section(number, task) for number, task in enumerate(tasks, start=1))
     header = element("header", element("h1", title), element("p", lead))
     return document(title, element("body", header, element("main", *sections)), asset("style.css"))
@@ -55,13 +55,9 @@ def _page(data: Comparison) -> str:
 
 def _section(number: int, data: Comparison) -> Markup:
     lead = "Whiskers are 95 % intervals over examples; seeds of an arm are pooled example by example."
-    return section(
-        f"comparison-{number}",
-        f"Accuracy and differences{_of_task(data)}",
-        " ".join([lead, *data.get("notes", [])]),
-        _accuracies(data),
-        _differences(data),
-    )
+    lead = " ".join([lead, *data.get("notes", [])])
+    title = f"Accuracy and differences{_of_task(data)}"
+    return section(f"comparison-{number}", title, lead, _accuracies(data), _differences(data))
 
 
 def _of_task(data: Comparison) -> str:
@@ -79,14 +75,14 @@ def _accuracies(data: Comparison) -> Markup:
 
 def _differences(data: Comparison) -> Markup:
     title = f"Difference to {data['against']}, in points"
-    head = ("arm", "points", "low", "high", "only it right", "only the other", "p", "p (Holm)", "test")
+    head = ("arm", "points", "low", "high", "only this arm right", "only the other right", "p", "p (Holm)", "test")
     rows = []
     for row in data["differences"]:
         difference = map(_points, (row["value"], *row["ci95"]))
         examples = (row.get("won", "pooled"), row.get("lost", "pooled"))
         rows.append((row["name"], *difference, *examples, f"{row['p']:.4f}", f"{row['p_holm']:.4f}", row["test"]))
     drawing = interval_dots(title, data["differences"], _points, zero=True)
-    below = note("A whisker that crosses the line at 0 is no difference that these examples show.")
+    below = note("If a whisker crosses the line at 0, these examples show no difference.")
     return picture(title, drawing, table(title, head, rows), below)
 
 

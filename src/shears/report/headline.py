@@ -12,7 +12,7 @@ from shears.report.records import Record, Run
 from shears.report.search import measured, objectives_of
 from shears.report.words import GAP, count, figure, interval, percent, plural, size, times
 
-NO_MEASURE = "Its accuracy on all of them is no measure of what was learned."
+NO_MEASURE = "Its accuracy on all of them does not show what it learned."
 
 
 class Headline(NamedTuple):
@@ -69,7 +69,7 @@ def _weights(run: Run) -> Iterator[Headline]:
         dense, *_, last = run.models
         ratio, meaning = _nonzeros(dense, last)
         if last["adapter_parameters"]:
-            meaning += ", the adapter's counted in"
+            meaning += ", including the adapter's"
         weights = count(last["nonzeros"] + last["adapter_parameters"])
         yield Headline(ratio, meaning, f"{weights} against {count(dense['nonzeros'])}, embeddings included")
     if run.sparsity is not None:
@@ -96,7 +96,7 @@ def _merged(run: Run) -> str:
 
 
 def _speed(run: Run) -> Iterator[Headline]:
-    if run.bench is not None and (ratio := speedup_over_dense(run.bench)):
+    if run.bench is not None and (ratio := speedup_over_dense(run)):
         conditions = f"{run.bench['rounds']} rounds, {plural(run.bench['threads'], 'thread')}"
         source = f"{times(ratio['min'])} to {times(ratio['max'])} over {conditions}"
         yield Headline(times(ratio["median"]), "as fast as the dense model in transformers, decoding", source)
@@ -105,7 +105,7 @@ def _speed(run: Run) -> Iterator[Headline]:
 def _size(run: Run) -> Iterator[Headline]:
     if run.package is not None and (sizes := run.package.get("bytes")):
         packed, dense = sizes["model"], sizes["model_dense"]
-        meaning = "on disk: the packed model beside the dense one of the same number format"
+        meaning = "the size on disk of the dense model in the same number format"
         yield Headline(times(packed / dense), meaning, f"{size(packed)} against {size(dense)}")
 
 
@@ -116,8 +116,8 @@ def _search(run: Run) -> Iterator[Headline]:
     values = [entry["metrics"][name] for entry in measured(run.result).values()]
     if values:  # none if every configuration breaks a bound
         value = figure(name, run.result["chosen"]["metrics"][name])
-        source = f"{figure(name, values[0])} of the first measured, {len(run.result['evaluations'])} tried"
-        yield Headline(value, f"{name} on validation data of the configuration chosen", source)
+        source = f"{figure(name, values[0])} of the first one measured, {len(run.result['evaluations'])} tried"
+        yield Headline(value, f"{name} of the chosen configuration on validation data", source)
 
 
 def sentence(run: Run) -> str | None:
@@ -129,7 +129,7 @@ def sentence(run: Run) -> str | None:
     words += f" with {' '.join(_nonzeros(dense, last))}"
     if run.package is not None and (sizes := run.package.get("bytes")):
         words += f", {sizes['model'] / sizes['model_dense']:.2f} of its size on disk"
-    if run.bench is not None and (ratio := speedup_over_dense(run.bench)):
+    if ratio := speedup_over_dense(run):
         words += f", {times(ratio['median'])} as fast as the dense model in transformers"
     untrained = " The dense model was not trained on the task." if run.only_last_is_trained else ""
     return f"{words[0].upper()}{words[1:]}.{untrained}"

@@ -41,10 +41,7 @@ def asset(name: str) -> str:
 
 
 def document(title: str, body: Markup, style: str, policy: str | None = None) -> str:
-    """Return a whole page; `policy` is its content security policy.
-
-    What is no character, such as half a surrogate pair or a stray byte in a folder's name, becomes a question mark.
-    """
+    """Return a whole page; `policy` is its content security policy. Invalid characters become question marks."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -70,10 +67,7 @@ def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]
 
 
 def section(key: str, title: str, lead: object, *content: object) -> Markup:
-    """Return a section: heading, lead paragraph, then its parts, side by side if the page is wide enough.
-
-    `key` is the id that links point at.
-    """
+    """Return a section, its parts side by side if the page is wide enough; links point at `key`."""
     heading = element("h2", title, id=f"{key}-title")
     parts = element("div", *content, class_="pair")
     return element("section", heading, element("p", lead), parts, id=key, aria_labelledby=f"{key}-title")

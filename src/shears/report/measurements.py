@@ -28,7 +28,7 @@ def accuracy_section(run: Run) -> tuple[object, ...] | None:
     first = run.models[0]
     lead = f"Task {run.summary['task']} on {run.summary['data']}, {first['n']:,} examples{_sameness(run)}."
     if len(run.models) > 1 and run.only_last_is_trained:
-        lead += " Only the last model was trained on the task; the others are as they are."
+        lead += " Only the last model was trained on the task."
     *others, last = run.figures or [""]
     pairs = [(f"{last} against {other}", run.figures[last], run.figures[other]) for other in others]
     bars = measurement_bars(f"{first['metric'].capitalize()} by model", run.models)
@@ -42,7 +42,7 @@ def _sameness(run: Run) -> str:
         return ", not the same for every model"
     prompts = other_prompts(run.figures)
     same = ", the same for every model"
-    return f"{same}, but {' and '.join(prompts)} had other prompts, which moves figures too" if prompts else same
+    return f"{same}, but {' and '.join(prompts)} had other prompts, which also changes figures" if prompts else same
 
 
 def _readings(run: Run) -> str:
@@ -58,7 +58,7 @@ def _agreement(figures: Mapping[str, Record]) -> Markup | None:
     """Return a table that counts the examples on which the same models are right; None if answers cannot be paired."""
     patterns = _patterns(figures)
     rows = ((count, *map(_verdict, pattern)) for pattern, count in Counter(patterns).most_common())
-    return table("How often which models are right", ("examples", *figures), rows) if patterns else None
+    return table("Examples by which models are right", ("examples", *figures), rows) if patterns else None
 
 
 def _patterns(figures: Mapping[str, Record]) -> list[Pattern]:
@@ -82,12 +82,12 @@ def examples_section(run: Run) -> tuple[object, ...] | None:
     examples = [_example(list(run.figures), [each[index] for each in records]) for index in indices]
     if not examples:
         return None
-    lead = "Questions that some of the models answer and others do not."
-    lead += " Behind an arrow stands what is read from a text as its answer."
+    lead = "Questions that some models answer correctly and others do not."
+    lead += " After an arrow stands the answer that was read from the model's text."
     if run.summary is not None and run.summary["task"] == "equation":
-        lead += " Of an equation, that is the value of what stands left of the equals sign."
+        lead += " For an equation, that is the value of its left side."
     if prompts := other_prompts(run.figures):
-        lead += f" Prompts are those of {next(iter(run.figures))}; {' and '.join(prompts)} had others."
+        lead += f" The prompts are those of {next(iter(run.figures))}; {' and '.join(prompts)} had other ones."
     return lead, *examples
 
 
@@ -121,7 +121,7 @@ def _answer(record: Record) -> str:
 
 def _plain(value: object) -> str:
     if value is None:
-        return "nothing found"
+        return "no answer found"
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
@@ -136,8 +136,8 @@ def speed_section(run: Run) -> tuple[object, ...] | None:
     if (bench := run.bench) is None:
         return None
     lead = (
-        f"{bench['package']} on {bench['cpu']}, {plural(bench['threads'], 'thread')}: {bench['new_tokens']} tokens "
-        f"behind a prompt, and a prompt of {bench['prompt_tokens']} tokens read. All in one run, in turns."
+        f"{bench['package']} on {bench['cpu']}, {plural(bench['threads'], 'thread')}: decoding {bench['new_tokens']} "
+        f"tokens after a prompt, and reading a prompt of {bench['prompt_tokens']} tokens. The models took turns."
     )
     memory = [size(row["memory_bytes"]) for row in bench["contestants"]]
     first_token = [_spread(row["time_to_first_token_seconds"], 1e3) for row in bench["contestants"]]
@@ -154,7 +154,7 @@ def _speed_picture(task: str, key: str, bench: Record, other: tuple[str, Sequenc
         {"name": name, "value": speed["median"], "ci95": [speed["min"], speed["max"]]} for name, speed in speeds.items()
     ]
     rows = [(name, _spread(speed), cell) for (name, speed), cell in zip(speeds.items(), other[1], strict=True)]
-    below = note(f"Dots are medians of {bench['rounds']} rounds in turns, whiskers the least and the most of them.")
+    below = note(f"Dots are medians of {bench['rounds']} rounds, whiskers the slowest and the fastest round.")
     data = table(title, ("model", "tokens/s", other[0]), rows)
     return picture(title, interval_dots(title, dots, rate, zero=True), data, below)
 
@@ -164,10 +164,8 @@ def _spread(spread: Spread, factor: float = 1.0) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def speedup_over_dense(bench: Record) -> Spread | None:
-    """Return how many times as fast as the dense model the package decodes.
-
-    Of the ways in which the bench runs the dense model in transformers, the fastest counts; None if it has none.
-    """
-    ratios = [row["decode"] for row in bench["ratios"] if row["over"].startswith(DENSE_IN_TRANSFORMERS)]
+def speedup_over_dense(run: Run) -> Spread | None:
+    """Return how many times as fast as the dense model's faster run in transformers the package decodes, if known."""
+    ratios = run.bench["ratios"] if run.bench is not None else []
+    ratios = [row["decode"] for row in ratios if row["over"].startswith(DENSE_IN_TRANSFORMERS)]
     return min(ratios, key=lambda spread: float(spread["median"])) if ratios else None

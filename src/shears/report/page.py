@@ -34,7 +34,7 @@ def write_report(run: str | Path, output: str | Path | None = None, *, compare: 
     path = expanded(output) if output is not None else folder / REPORT
     text = _page(folder, other)
     if path.suffix != ".html" or path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"the output must be an .html file in a folder that is there, got {path}")
+        raise InputError(f"the output must be an .html file in an existing folder, got {path}; name another")
     write_text(path, text)
     logger.info("wrote %s, %.1f kB", path, len(text.encode()) / 1e3)
     return path

@@ -27,12 +27,12 @@ def comparison(run: Run, other: Run) -> tuple[object, ...]:
     names = _names(run, other)
     shared = [name for name in run.figures if name in other.figures]
     pairs = [(f"{name}: {' against '.join(names)}", run.figures[name], other.figures[name]) for name in shared]
-    lead = f"{names[0]} beside {names[1]}."
+    lead = f"{names[0]} compared with {names[1]}."
     tables = (pairs_table(pairs), _recipe_differences(run.recipe, other.recipe, names))
     if reason := _why_not_drawn(run, other):
-        return f"{lead} They were not measured alike: {reason}.", *tables
+        return f"{lead} Their figures are not comparable: {reason}.", *tables
     if moved := [name for name, *pair in pairs if other_prompts(dict(zip(names, pair, strict=True)))]:
-        lead += f" The questions are the same, the prompts are not ({'; '.join(moved)})."
+        lead += f" The questions are the same but the prompts differ ({'; '.join(moved)})."
     rows = [{**row, "name": f"{names[0]}: {row['name']}"} for row in run.models]
     rows += [{**row, "name": f"{names[1]}: {row['name']}"} for row in other.models]
     return lead + unpaired_words(pairs), measurement_bars("Both runs with 95 % intervals", rows), *tables
@@ -49,7 +49,7 @@ def _names(run: Run, other: Run) -> tuple[str, str]:
 def _why_not_drawn(run: Run, other: Run) -> str | None:
     """Return why the figures of two runs do not belong in one picture; None if they do."""
     if not run.models or not other.models:
-        return "one of them has no figures"
+        return "one of them has none"
     left, right = map(_measurements, (run, other))
     pairs = [(left[name], right[name]) for name in left if name in right]
     pairs = pairs or [(next(iter(left.values())), next(iter(right.values())))]
@@ -106,8 +106,8 @@ def _other_examples(one: Record, other: Record) -> str | None:
     if left.keys() != right.keys():
         both = len(left.keys() & right.keys())
         have_ids = all("id" in record for record in (*left.values(), *right.values()))
-        known = "" if have_ids else ", known by their prompts where records have no id"
-        return f"the examples are {len(left):,} and {len(right):,}, {both:,} of them in both{known}"
+        known = "" if have_ids else " (examples without an id are identified by their prompts)"
+        return f"they have {len(left):,} and {len(right):,} examples, {both:,} of them in common{known}"
     changed = sum(left[key].get("answer") != right[key].get("answer") for key in left)
     return f"{changed:,} of the {len(left):,} examples have another right answer" if changed else None
 
@@ -122,7 +122,7 @@ def _other_data(one: Record, other: Record) -> str | None:
     hashes, paths = ([_setting(each, name) for each in (one, other)] for name in ("data_sha256", "data"))
     left, right = hashes if all(hashes) else paths
     if left != right:
-        return f"{paths[0]} had another content" if paths[0] == paths[1] else f"the data are {paths[0]} and {paths[1]}"
+        return f"{paths[0]} had other content" if paths[0] == paths[1] else f"the data are {paths[0]} and {paths[1]}"
     for name in ("n", "sequence_length"):
         if (left := _setting(one, name)) != (right := _setting(other, name)):
             return f"{name} is {left} and {right}"
@@ -132,7 +132,7 @@ def _other_data(one: Record, other: Record) -> str | None:
 def _why_unpaired(one: Record, other: Record) -> str | None:
     """Return why the answers of two measurements cannot be paired; None if they can."""
     judged = _is_judged(one) and _is_judged(other)
-    return incomparable(one, other) or (None if judged else "no single answers are kept that are right or wrong")
+    return incomparable(one, other) or (None if judged else "no answers are recorded as right or wrong")
 
 
 def unpaired_words(pairs: Iterable[Pair]) -> str:

@@ -77,8 +77,9 @@ def read_run(folder: Path) -> Run:
 
     Records of stages whose recipe section is null are not read: they are from before the recipe was changed.
     """
+    needs = f"a report needs the folder of a run, got {folder}"
     if not folder.is_dir():
-        raise InputError(f"a report needs the folder of a run, and there is no {folder}; make one with shears run")
+        raise InputError(f"{needs}, which is not a folder; make one with shears run")
     recipe = _yaml(folder / artifacts.RECIPE)
     omitted = {name for name in ("train", "search", "evaluate") if name in recipe and recipe[name] is None}
     if "train" in omitted:
@@ -108,7 +109,7 @@ def read_run(folder: Path) -> Run:
         step_times={line["step"]: line["seconds"] for line in training_lines(artifacts.TRAINING_TIMES)},
     )
     if not run.models and not any(run.stages()):
-        raise InputError(f"a report needs the folder of a run, and {folder} holds no stage of one; see shears run")
+        raise InputError(f"{needs}, which has no records; make one with shears run")
     return run
 
 
@@ -132,4 +133,4 @@ def _lines(path: Path) -> list[Record]:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} must hold a JSON object a line, got {error}; train again") from None
+        raise InputError(f"{path} must hold one JSON object per line, got {error}; train again") from None

@@ -3,7 +3,7 @@
   const status = document.getElementById("copied");
   let timer = 0;
 
-  function tell(text) {
+  function notify(text) {
     status.textContent = text;
     clearTimeout(timer);
     timer = setTimeout(() => { status.textContent = ""; }, 8000);
@@ -12,27 +12,27 @@
   async function copy(text) {
     try {
       await navigator.clipboard.writeText(text);
-      tell("Copied: " + text);
+      notify("Copied: " + text);
     } catch {
-      tell("Copy it from here: " + text);
+      notify("Copy it from here: " + text);
     }
   }
 
-  function say(event) {
-    const point = event.target.closest("[data-said]");
-    if (point) point.closest("figure").querySelector("output").textContent = point.dataset.said;
+  function showLabel(event) {
+    const point = event.target.closest("[data-label]");
+    if (point) point.closest("figure").querySelector("output").textContent = point.dataset.label;
   }
 
-  for (const kind of ["pointerover", "focusin"]) document.addEventListener(kind, say);
+  for (const kind of ["pointerover", "focusin"]) document.addEventListener(kind, showLabel);
   document.addEventListener("click", (event) => {
-    const found = event.target.closest("[data-copy]");
-    if (found) copy(found.dataset.copy);
+    const target = event.target.closest("[data-copy]");
+    if (target) copy(target.dataset.copy);
   });
   document.addEventListener("keydown", (event) => {
-    const found = event.target.closest("g[data-copy]");
-    if (found && (event.key === "Enter" || event.key === " ")) {
+    const target = event.target.closest("g[data-copy]");
+    if (target && (event.key === "Enter" || event.key === " ")) {
       event.preventDefault();
-      copy(found.dataset.copy);
+      copy(target.dataset.copy);
     }
   });
 })();

@@ -24,14 +24,12 @@ from shears.searching.strategies.base import EXAMPLES, is_partial
 
 HEIGHT = 250.0
 RADII = {"raced": 3.0, "seen": 3.0, "front": 5.0, "chosen": 6.5}  # by mark, in the order of drawing: the last on top
-HINT = """Point at a configuration to read it; click it, or press Enter, to copy the command that exports it. \
-All of them stand in the table."""
-KEY = """Large and ringed: the one chosen. On the line: the front; no other is better in one figure and no worse in \
-the rest."""
-RACED = "Hollow: decided in a race, estimated from some of the examples, which tends to flatter."
-RACED_IN_HISTORY = (
-    "Hollow: estimated in a race, which tends to flatter; the best so far is of those measured on all examples."
-)
+HINT = """Point at a configuration to see its figures; click it or press Enter to copy the command that exports \
+it. The table lists all configurations."""
+KEY = """Large and ringed: the chosen configuration. On the line: the Pareto front, where no other configuration is \
+better in one figure and at least as good in the other."""
+RACED = "Hollow: its race ended before all examples were used; its figures are estimates that tend to be too good."
+RACED_IN_HISTORY = "Hollow: an estimate from some of the examples, which does not count for the best so far."
 
 
 @dataclass(frozen=True)
@@ -84,9 +82,9 @@ def search_section(run: Run) -> tuple[object, ...] | None:
         f"{config.get('strategy', 'search')} on {config.get('data', 'validation data')}: "
         f"{num_measured} configurations measured, {len(result['pareto'])} of them on the front"
     )
-    lead += f"; {num_raced} more only estimated, in a race." if num_raced else "."
+    lead += f"; {num_raced} more estimated in a race." if num_raced else "."
     if num_unmeasured:
-        lead += f" {num_unmeasured} more break {' and '.join(result.get('constraints', []))}: not measured."
+        lead += f" {num_unmeasured} more exceed {' and '.join(result.get('constraints', []))} and were not measured."
     lead += _gain_words(result)
     if not entries:
         return (lead,)
@@ -102,10 +100,10 @@ def _gain_words(result: Record) -> str:
     test = gain["test"]
     chosen = figure(gain["figure"], test["chosen"])
     heuristic = figure(gain["figure"], test["heuristic"])
-    interval = "{:+.3g} to {:+.3g}".format(*test["ci95"]) if test["ci95"] else "no interval is known"
+    interval = "95 % interval {:+.3g} to {:+.3g}".format(*test["ci95"]) if test["ci95"] else "no interval"
     words = (
         f" {gain['figure'].capitalize()} on {test['n']:,} test examples: chosen {chosen}, heuristic {heuristic} "
-        f"({test['difference']:+.3g}, {interval})."
+        f"(difference {test['difference']:+.3g}, {interval})."
     )
     return f"{words} Note: {'; '.join(gain['notes'])}." if gain["notes"] else words
 
@@ -137,21 +135,18 @@ def _front_picture(configurations: Sequence[Configuration], quality: str, cost: 
     front.sort(reverse=cost in MAXIMISED)  # a step curve leads from the better figure to the worse
     drawing = svg(title, HEIGHT, axis, polyline(stairs(front), "pale"), *(_point(*item) for item in placed))
     raced = note(RACED) if any(each.mark == "raced" for each in configurations) else ""
-    hint = element("output", HINT, class_="note said", aria_live="polite")
+    hint = element("output", HINT, class_="note pointed", aria_live="polite")
     return picture(title, drawing, _front_table(title, configurations, quality), join([note(KEY), raced, hint]))
 
 
 def _point(configuration: Configuration, x: float, y: float) -> Markup:
-    """Return a configuration as a point that can be clicked.
-
-    The keyboard stops at the points of the front; it reaches all others in the table.
-    """
+    """Return a configuration as a point to click; the keyboard stops at the front and reaches others in the table."""
     name = f"Number {configuration.number}"
     if configuration.mark != "seen":
         name += f", {configuration.status}"
     figures = [f"{key} {figure(key, value)}" for key, value in configuration.metrics.items() if key != EXAMPLES]
     label = f"{name}: {', '.join(figures)}; {rank_counts(configuration.ranks)}"
-    attributes = {"class_": "point", "data_said": label, "data_copy": configuration.command, "aria_label": label}
+    attributes = {"class_": "point", "data_label": label, "data_copy": configuration.command, "aria_label": label}
     if configuration.mark in ("front", "chosen"):
         attributes |= {"tabindex": "0", "role": "button"}
     target = element("circle", cx=x, cy=y, r=9.0, class_="target")
@@ -178,7 +173,7 @@ def _front_table(title: str, configurations: Sequence[Configuration], quality: s
         groups = ", ".join(f"{count} x {rank}" for rank, count in ranks).replace(" ", GAP)
         button = element("button", "copy command", type="button", data_copy=each.command)
         rows.append((each.number, each.status, *cells, groups, button))
-    return table(title, ("number", "place", *names, "groups x rank", "export"), rows)
+    return table(title, ("number", "status", *names, "groups x rank", "export"), rows)
 
 
 def _history_picture(configurations: Sequence[Configuration], metric: str) -> Markup:

@@ -18,7 +18,7 @@ GROUP = re.compile(r"^(?:.*\.)?(?P<layer>\d+)\.(?P<kind>.+)$")
 MOST_POINTS = 200  # of a curve: as many as a drawing can show
 SMOOTHED_OVER = 0.05  # share of the steps over which the smooth curve is a mean
 INPUTS = ("base", "calibration", "data", "super_adapter", "ranks")  # of stages, as far as records name them
-FINGERPRINTS = {**{f"{name}_fingerprint": name.replace("_", " ") for name in INPUTS}, "fingerprint": "itself"}
+FINGERPRINTS = {**{f"{name}_fingerprint": name.replace("_", " ") for name in INPUTS}, "fingerprint": "output"}
 FINGERPRINT_DIGITS = 12
 
 
@@ -28,11 +28,11 @@ def layers_section(run: Run) -> tuple[object, ...] | None:
     maps = list[Markup]()
     if run.sparsity is not None:
         config = run.sparsity["config"]
-        words.append(f"Pruned by {config['method']}, pattern {config['pattern']}, allocation {config['allocation']}.")
+        words.append(f"Pruned with {config['method']}, pattern {config['pattern']}, allocation {config['allocation']}.")
         maps.append(_sparsity_map(run.sparsity["linears"]))
     ranks = (run.exported or {}).get("ranks") or (run.result or {}).get("chosen", {}).get("ranks")
     if ranks:
-        words.append(f"The exported sub-adapter has {rank_counts(ranks)}; layers that are alike share a row.")
+        words.append(f"The exported sub-adapter has {rank_counts(ranks)}; equal layers share a row.")
         maps.append(_rank_map(ranks))
     return (" ".join(words), *maps) if maps else None
 
@@ -62,19 +62,16 @@ def _rank_map(ranks: Mapping[str, int]) -> Markup:
 
 
 def training_section(run: Run) -> tuple[object, ...] | None:
-    """Return the loss and the speed of the training steps; None without a training log.
-
-    If no step has a time, the tokens trained on take the place of the speed.
-    """
+    """Return the loss and the speed over the steps, or the tokens if no step has a time; None without a log."""
     if not run.log:
         return None
     tokens = sum(line["tokens"] for line in run.log)
     mean = count(tokens / len(run.log))
-    lead = f"{run.log[-1]['step']} steps, {count(tokens)} tokens that carry the loss, {mean} a step."
+    lead = f"{run.log[-1]['step']} steps on {count(tokens)} completion tokens, {mean} a step."
     timed = run.timed_steps()
     if seconds := sum(took for _, took in timed):
         speed = sum(line["tokens"] for line, _ in timed) / seconds
-        lead += f" The steps took {duration(seconds)}: {digits(speed)} of these tokens a second."
+        lead += f" The steps took {duration(seconds)}, {digits(speed)} completion tokens a second."
     others = {"tokens a step": _column(run.log, "tokens"), "learning rate": _column(run.log, "learning_rate")}
     loss = _smoothed_picture(("Training loss", "loss per token"), run.log, _column(run.log, "loss"), others)
     if not timed:
@@ -131,7 +128,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def recipe_section(run: Run) -> tuple[object, ...]:
     """Return what it takes to make the run again: its recipe, versions and seeds, and how long its stages took."""
-    lead = "What it takes to make this run again."
+    lead = "What is needed to repeat this run."
     return lead, _stages_table(run), _versions_table(run), _times_table(run), _recipe_text(run)
 
 
@@ -142,14 +139,14 @@ def _stages_table(run: Run) -> Markup:
         fingerprints = ", ".join(f"{name} {value[:FINGERPRINT_DIGITS]}" for name, value in values.items() if value)
         seed = record.get("config", {}).get("seed", "")
         rows.append((stage, record.get("shears_version", ""), seed, fingerprints))
-    return table("Stages", ("stage", "shears", "seed", "made from, and itself (sha256)"), rows)
+    return table("Stages", ("stage", "shears", "seed", "inputs and output (sha256)"), rows)
 
 
 def _versions_table(run: Run) -> Markup | None:
     """Return the versions that each stage ran with, in one row if all are equal; None if none are recorded."""
     by_stage = {line["stage"]: _versions(run.times_of(line["stage"])) for line in run.times}
     names = list(dict.fromkeys(name for versions in by_stage.values() for name in versions))
-    rows = {stage: tuple(versions.get(name, "not kept") for name in names) for stage, versions in by_stage.items()}
+    rows = {stage: tuple(versions.get(name, "not recorded") for name in names) for stage, versions in by_stage.items()}
     if len({*rows.values()}) == 1:
         rows = {"all": next(iter(rows.values()))}
     return table("Versions", ("stage", *names), ((stage, *row) for stage, row in rows.items())) if names else None
@@ -168,7 +165,7 @@ def _times_table(run: Run) -> Markup | None:
     """Return how long each stage took, and where it ran if there were several machines; None if none are recorded."""
     if not run.times:
         return None
-    head = ["stage", "time", "times begun"]
+    head = ["stage", "time", "starts"]
     rows = []
     for stage in dict.fromkeys(line["stage"] for line in run.times):
         lines = run.times_of(stage)
@@ -177,7 +174,7 @@ def _times_table(run: Run) -> Markup | None:
         rows.append([stage, _total_time(lines), begun, _machines(lines)])
     rows.append(["all", _total_time(run.times), "", ""])
     if len({str(line["machine"]) for line in run.times}) > 1:
-        return table("Times", [*head, "on"], rows)
+        return table("Times", [*head, "machine"], rows)
     return table(f"Times on {_machines(run.times)}", head, [row[:-1] for row in rows])
 
 

@@ -62,9 +62,9 @@ def plural(number: int, noun: str) -> str:
 
 
 def rank_counts(ranks: Mapping[str, int]) -> str:
-    """Return how many groups have which rank, such as `rank 6 in 2, rank 4 in 1 groups`."""
+    """Return how many groups have which rank, such as `rank 6 in 2 groups, rank 4 in 1 group`."""
     counts = sorted(Counter(ranks.values()).items(), reverse=True)
-    return ", ".join(f"rank {rank} in {number}" for rank, number in counts) + " groups"
+    return ", ".join(f"rank {rank} in {plural(number, 'group')}" for rank, number in counts)
 
 
 def duration(seconds: int | float) -> str:
