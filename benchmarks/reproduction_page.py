@@ -2,7 +2,7 @@
 
     python -m benchmarks.reproduction page --results FILE.jsonl FILE.jsonl ...
 
-FILEs are of benchmarks.reproduction or of benchmarks.nls, whose arms are named here in the words of the former.
+Each FILE is written by benchmarks.reproduction or by benchmarks.nls; NLS_ARMS translates the arms of the latter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ from benchmarks.paper import (
     SPARSITY_MATH,
     Paper,
 )
-from benchmarks.reproduction_table import Arm, arms_of
-from shears.evaluation.statistics import pooled_accuracy
+from benchmarks.reproduction_table import STARTS, Arm, arms_of
+from shears.evaluation.statistics import Bits, pooled_accuracy
 
 Row = dict[str, Any]
 NLS_ARMS: Mapping[str, tuple[float, str, str]] = {
@@ -36,16 +36,18 @@ NLS_ARMS: Mapping[str, tuple[float, str, str]] = {
     "sparse-peft": (0.5, "SparsePEFT", "lora"),
     "sparse-peft-alpha128": (0.5, "SparsePEFT, alpha 128", "lora"),
 }
-"""Sparsity, adapter and start of the arms of benchmarks.nls that the paper has too, and of our own answers to it."""
-STARTS = {"lora": "PEFT's start", "recovery": "recovery by norms"}
+"""Sparsity, adapter and start of those arms of benchmarks.nls that are on the page."""
+MARKS = {1: " \\*", 2: " \\*\\*"}
+"""What follows an accuracy of one seed or of two."""
+Runs = Mapping[int, Bits]  # rightness by seed
 Line = tuple[str, float, str, str]  # name, sparsity, adapter, ranks
 LORA: Sequence[Line] = (
     ("dense, LoRA", 0.0, "lora", "heuristic"),
     ("50 %, LoRA", 0.5, "lora", "heuristic"),
     ("50 %, NLS, heuristic", 0.5, "nls", "heuristic"),
     ("50 %, NLS in a curriculum, heuristic", 0.5, "nls-curriculum", "heuristic"),
-    ("50 %, the same, largest ranks", 0.5, "nls-curriculum", "maximal"),
-    ("50 %, the same, smallest ranks", 0.5, "nls-curriculum", "minimal"),
+    ("50 %, NLS in a curriculum, largest ranks", 0.5, "nls-curriculum", "maximal"),
+    ("50 %, NLS in a curriculum, smallest ranks", 0.5, "nls-curriculum", "minimal"),
     ("50 %, LoRA reordered, cut to the heuristic's ranks", 0.5, "lora-reordered", "heuristic"),
     ("50 %, SparsePEFT merged, heuristic", 0.5, "SparsePEFT", "heuristic"),
     ("50 %, SparsePEFT merged with alpha 128, heuristic", 0.5, "SparsePEFT, alpha 128", "heuristic"),
@@ -67,12 +69,12 @@ TABLES: Mapping[str, tuple[Sequence[Line], Paper, Paper]] = {
     "Search": (SEARCH, SEARCH_MATH, SEARCH_CHOICES),
     "Sparsity": (SPARSITY, SPARSITY_MATH, SPARSITY_CHOICES),
 }
-"""Of every table its lines, and the paper's figures that stand beside ours on word problems and on choice sets."""
+"""The lines of each table, and the paper's figures on word problems and on choice sets."""
 WORD_PROBLEMS = frozenset({"mawps"})
 
 
 def as_cell(row: Row) -> Row | None:
-    """Return a line of benchmarks.nls as one of benchmarks.reproduction, None for an arm that does not belong here."""
+    """Return a line of benchmarks.nls in the form of benchmarks.reproduction; None if its arm is not on the page."""
     if "arm" not in row:
         return row
     if row["arm"] not in NLS_ARMS:
@@ -82,50 +84,42 @@ def as_cell(row: Row) -> Row | None:
 
 
 def print_page(cells: Sequence[Row]) -> None:
-    """Print, for every title and task, a table with a column for each number of epochs and start.
+    """Print, for each title, task and number of epochs, a table with a column for each start.
 
-    Of a cell given twice, the last counts; lines and columns without figures are left out, and tables of one line.
+    If a cell is given twice, the last one counts. Lines and columns without figures and tables of one line are left
+    out.
     """
-    by_task: dict[str, list[Row]] = {}
-    for cell in cells:
-        by_task.setdefault(cell["task"], []).append(cell)
     for title, (lines, problems, choices) in TABLES.items():
         print(f"\n## {title}")
-        for task in sorted(by_task):
-            _print_table(task, by_task[task], problems if task in WORD_PROBLEMS else choices, lines)
+        for task, epochs in sorted({(cell["task"], cell["epochs"]) for cell in cells}):
+            rows = [cell for cell in cells if (cell["task"], cell["epochs"]) == (task, epochs)]
+            paper = problems if task in WORD_PROBLEMS else choices
+            _print_table(f"{task}, {epochs:g} epoch{'s' * (epochs != 1)}", arms_of(rows), paper, lines)
 
 
-def _print_table(task: str, cells: Sequence[Row], paper: Paper, lines: Sequence[Line]) -> None:
-    columns = []
-    for epochs, init in sorted({(cell["epochs"], cell["init"]) for cell in cells if cell["sparsity"]}):
-        rows = [cell for cell in cells if cell["epochs"] == epochs]
-        column = [
-            _cell(rows, (sparsity, adapter, init if sparsity else "lora", ranks))
-            for *_, sparsity, adapter, ranks in lines
-        ]
-        if any(text for text, (*_, sparsity, _, _) in zip(column, lines, strict=True) if sparsity):
-            head = f"{task}, {epochs:g} epoch{'s' * (epochs != 1)}, {STARTS.get(init, init)}"
-            columns.append((head, column))
-    heading, figures = paper
-    found = [
-        (name, figures.get(name, ""), [column[number] for _, column in columns])
-        for number, (name, *_) in enumerate(lines)
-    ]
-    found = [line for line in found if any(line[2])]
-    if len(found) < 2:  # nothing to compare
+def _print_table(name: str, arms: Mapping[Arm, Runs], paper: Paper, lines: Sequence[Line]) -> None:
+    columns = {}
+    for init in sorted({init for sparsity, _, init, _ in arms if sparsity}, key=lambda init: STARTS.get(init, init)):
+        keys = [(sparsity, adapter, init if sparsity else "lora", ranks) for *_, sparsity, adapter, ranks in lines]
+        column = [arms.get(key, {}) for key in keys]
+        if any(runs for runs, key in zip(column, keys, strict=True) if key[0]):
+            columns[STARTS.get(init, init)] = column
+    shown = [number for number in range(len(lines)) if any(column[number] for column in columns.values())]
+    if len(shown) < 2:  # nothing to compare
         return
-    print(f"\n| | paper: {heading} | {' | '.join(head for head, _ in columns)} |")
+    sizes = {len(bits) for column in columns.values() for runs in column for bits in runs.values()}
+    questions = " or ".join(f"{size:,}" for size in sorted(sizes))
+    print(f"\n| {name}, {questions} questions | paper: {paper.measured} | {' | '.join(columns)} |")
     print("| --- " * (2 + len(columns)) + "|")
-    for name, figure, texts in found:
-        print(f"| {name} | {figure} | {' | '.join(text or '-' for text in texts)} |")
+    for number in shown:
+        line, *_ = lines[number]
+        cells = [_cell(column[number]) for column in columns.values()]
+        print(f"| {line} | {paper.figures.get(line, '')} | {' | '.join(cells)} |")
 
 
-def _cell(rows: Sequence[Row], arm: Arm) -> str:
-    """Return the accuracy of an arm with its interval, and those of several seeds; nothing where there is none."""
-    runs = arms_of(rows).get(arm)
+def _cell(runs: Runs) -> str:
+    """Return the accuracy of an arm with its interval, marked if it has one or two seeds; a dash if it has none."""
     if not runs:
-        return ""
-    value, low, high = pooled_accuracy(list(runs.values()))
-    each = ", ".join(f"{sum(bits) / len(bits):.1%}" for bits in runs.values())
-    seeds = f" ({each})" if len(runs) > 1 else ""
-    return f"{value:.1%} ({low:.1%} to {high:.1%}), {len(next(iter(runs.values())))} x {len(runs)}{seeds}"
+        return "-"
+    value, low, high = (100 * each for each in pooled_accuracy(list(runs.values())))
+    return f"{value:.1f} % ({low:.1f} to {high:.1f}){MARKS.get(len(runs), '')}"

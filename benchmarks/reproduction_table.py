@@ -1,4 +1,4 @@
-"""Prints what benchmarks.reproduction found next to the paper's figures: accuracies and paired differences."""
+"""Prints the accuracies and paired differences of benchmarks.reproduction, and the paper's figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,22 +8,26 @@ from benchmarks.rightness import as_bits
 from shears.evaluation.statistics import Bits, bootstrap_difference, holm, paired_difference, pooled_accuracy
 
 Row = dict[str, Any]
+STARTS = {"lora": "PEFT's start", "recovery": "recovery by norms"}
+"""Names of the starts that the results call otherwise."""
 AGAINST_HEURISTIC = ("hill-climbing", "rnsga2", "maximal", "minimal")
 
 
 def print_tables(rows: Sequence[Row]) -> None:
-    """Print, for every task, start and number of epochs, the accuracies by sparsity and the differences."""
+    """Print the accuracies and the paired differences of each task and number of epochs."""
     groups = {(row["task"], row["epochs"]) for row in rows}
     for task, epochs in sorted(groups):
         chosen = [row for row in rows if (row["task"], row["epochs"]) == (task, epochs)]
         print(f"\n### {task}, {epochs:g} epoch{'s' * (epochs != 1)}\n")
-        print("| sparsity | adapter | start | ranks | accuracy | 95 % interval | n x seeds |")
-        print("| --- | --- | --- | --- | --- | --- | --- |")
+        print("| sparsity | adapter | start | ranks | accuracy | 95 % interval | n x seeds | accuracy by seed |")
+        print("| --- " * 8 + "|")
         for arm, runs in arms_of(chosen).items():
             value, low, high = pooled_accuracy(list(runs.values()))
             sparsity, adapter, init, ranks = arm
             size = f"{len(next(iter(runs.values())))} x {len(runs)}"
-            print(f"| {sparsity:.0%} | {adapter} | {init} | {ranks} | {value:.1%} | {low:.1%} to {high:.1%} | {size} |")
+            seeds = ", ".join(f"{sum(bits) / len(bits):.1%}" for bits in runs.values())
+            line = f"| {sparsity:.0%} | {adapter} | {STARTS.get(init, init)} | {ranks} | {value:.1%}"
+            print(f"{line} | {low:.1%} to {high:.1%} | {size} | {seeds} |")
         _print_differences(arms_of(chosen))
     print(f"\n{SPARSITY_MATH}\n{LORA_MATH}\n{SEARCH_MATH}")
 
@@ -57,7 +61,8 @@ def _claims(arms: Mapping[Arm, object]) -> list[tuple[str, Arm, Arm]]:
     dense = (0.0, "lora", "lora", "heuristic")
     for arm in arms:
         sparsity, adapter, init, ranks = arm
-        name, heuristic = f"{sparsity:.0%}, {init}", (sparsity, adapter, init, "heuristic")
+        name = f"{sparsity:.0%}, {STARTS.get(init, init)}"
+        heuristic = (sparsity, adapter, init, "heuristic")
         if adapter == "lora" and sparsity:
             claims.append((f"{name}: LoRA against dense LoRA", arm, dense))
             claims.append(
