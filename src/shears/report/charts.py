@@ -22,7 +22,7 @@ BAR_HEIGHT = 14.0
 CURVE_HEIGHT = 200.0
 CELL_HEIGHT = 15.0
 LABEL_WIDTH = 30.0  # left of a map
-PALE, DARK = 0.08, 0.92  # opacity of a map's cells; between them, letters have a contrast of at least 4.5:1
+PALE, DARK = 0.08, 0.92  # opacity of a map's cells, at which letters have a contrast of 4.5:1
 
 Measured = Mapping[str, Any]
 Format = Callable[[float], str]
@@ -47,7 +47,7 @@ class Scale:
 
 
 def around(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]:
-    """Return the range of the finite values, widened on both sides by `margin`, a share of the range."""
+    """Return the range of the finite values, widened on both sides by a share of it."""
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     low, high = min(finite), max(finite)
     spare = (high - low) * margin or abs(high) * margin or 1.0
@@ -55,7 +55,7 @@ def around(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Return about `most` round numbers from low to high, which are 1, 2 or 5 times a power of ten apart."""
+    """Return about `most` round numbers, 1, 2 or 5 times a power of ten apart."""
     if not high - low > 1e-300:  # a fifth of a smaller range may be 0
         return [low]
     rough = (high - low) / most
@@ -76,7 +76,7 @@ def text(x: float, y: float, content: object, anchor: str = "start", class_: str
 
 
 def axes(across: Scale, up: Scale, names: tuple[str, str], formats: tuple[Format, Format]) -> Markup:
-    """Return the grid lines, numbers and names of the two axes; `names` and `formats` are those of x and of y."""
+    """Return grid lines, numbers and names of both axes; pairs are those of x and of y."""
     bottom = up.start
     parts = list[Markup]()
     for value in ticks(up.low, up.high):
@@ -104,7 +104,7 @@ def stairs(points: Points) -> list[tuple[float, float]]:
 
 
 def _whisker(low: float, high: float, y: float) -> Markup:
-    """Return an interval as a line with a bar at each end, on a halo that sets it off from what it crosses."""
+    """Return an interval as a line with ends, on a halo that sets it off."""
     line = f"M{low:.1f} {y - 5:.1f}v10M{low:.1f} {y:.1f}H{high:.1f}M{high:.1f} {y - 5:.1f}v10"
     return element("g", *(element("path", d=line, class_=kind) for kind in ("halo", "whisker")))
 
@@ -158,7 +158,7 @@ def _reading(row: Measured) -> str:
 
 
 def interval_dots(name: str, rows: Sequence[Measured], form: Format, zero: bool = False) -> Markup:
-    """Return a drawing with a dot on its interval for each row (name, value, ci95) on a common scale.
+    """Return a dot on its interval for each row (name, value, ci95), on a common scale.
 
     `form` formats a figure. If `zero`, the scale includes 0 and has a line there.
     """
@@ -190,10 +190,10 @@ def _dot(row: Measured, top: float, scale: Scale, form: Format) -> Markup:
 
 
 def curves(title: str, names: tuple[str, str], lines: Mapping[str, Points], form: Format) -> Markup:
-    """Return a drawing of figures over steps; `names` are those of the axes, `form` formats a figure.
+    """Return figures over steps; `names` are those of the axes, `form` formats a figure.
 
-    `lines` has points by kind: line, pale, stairs (lines) or dot, raced (marks). Later kinds cover earlier ones, and
-    the last one names the first and last figure of the drawing. Points that are not finite are left out.
+    `lines` has points by kind: line, pale, stairs (lines) or dot, raced (marks). Later kinds cover
+    earlier ones; the last one gives the ends in the drawing's name. Infinite points are left out.
     """
     finite = {kind: [point for point in line if math.isfinite(point[1])] for kind, line in lines.items()}
     steps = [step for line in lines.values() for step, _ in line]
@@ -212,7 +212,7 @@ def curves(title: str, names: tuple[str, str], lines: Mapping[str, Points], form
 
 
 def map_picture(title: str, cells: Cells, form: Format) -> Markup:
-    """Return a map with its table: a row for each layer, a column for each kind of linear, stronger if larger.
+    """Return a map by layer (rows) and kind of linear (columns), with its table.
 
     Consecutive layers with equal figures share a row of the drawing. `form` formats a figure.
     """
@@ -250,7 +250,7 @@ def _map(title: str, cells: Cells, kinds: Sequence[str], opacity: Scale, form: F
 
 
 def _broken(kind: str, width: float) -> list[str]:
-    """Return the name of a kind of linear as lines that fit a column, broken between the parts of the name."""
+    """Return a name as lines that fit a column, broken between its parts."""
     lines = [""]
     for part in kind.replace("+", "+ ").replace(".", ". ").replace("_proj", "_ proj").split():
         if lines[-1] and 5.6 * len(lines[-1] + part) > width:

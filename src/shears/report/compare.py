@@ -1,4 +1,4 @@
-"""The comparison of several runs on the same examples (`shears compare`), as data and as a self-contained page."""
+"""The comparison of runs on the same examples (`shears compare`), as data and as one page."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,10 +22,10 @@ Comparison = Mapping[str, Any]  # what `compare_arms` returns, or its part of on
 def compare(
     runs: Sequence[str], *, against: str | None = None, seed: int = 0, output: str | Path | None = None
 ) -> dict[str, Any]:
-    """Return the comparison of runs as data; also write it to `output`, a .json file or an .html page.
+    """Return the comparison of runs; also write it to `output`, a .json or .html file.
 
-    `read_arms` explains how runs are named. Every arm is compared with the arm `against`, by default the first, on the
-    same examples; seeds of an arm are pooled.
+    `read_arms` explains how runs are named. Every arm is compared with the arm `against`, by default
+    the first, on the same examples; seeds of an arm are pooled.
     """
     path = expanded(output) if output is not None else None
     if path is not None and (path.suffix not in (".json", ".html") or path.is_dir() or not path.parent.is_dir()):

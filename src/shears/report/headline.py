@@ -1,4 +1,4 @@
-"""The run in a few figures and a sentence: only what was measured, each figure beside what it is compared with."""
+"""The run in a few measured figures and a sentence, each with what it is compared with."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -57,7 +57,7 @@ def _examples(row: Record) -> str:
 
 
 def _kept(dense: Record, other: Record) -> str:
-    """Return a model's figure in relation to the dense model's; as it is if the dense model's is 0."""
+    """Return a figure relative to the dense model's, or by itself if that is 0."""
     if not dense["value"]:
         return _value(other)
     ratio = other["value"] / dense["value"]
@@ -80,7 +80,7 @@ def _weights(run: Run) -> Iterator[Headline]:
 
 
 def _nonzeros(dense: Record, other: Record) -> tuple[str, str]:
-    """Return how many times fewer non-zero weights a model has; or more, as an adapter on an unpruned model gives."""
+    """Return how many times fewer (or more) non-zero weights a model has than the dense one."""
     ratio = float(dense["nonzeros"] / (other["nonzeros"] + other["adapter_parameters"]))
     if ratio < 1:
         return times(1 / ratio), "more non-zero weights"
@@ -88,7 +88,7 @@ def _nonzeros(dense: Record, other: Record) -> tuple[str, str]:
 
 
 def _merged(run: Run) -> str:
-    """Return the zeros left after the export if merging filled some of them, as merging a plain adapter does."""
+    """Return the zeros left if merging filled some of them, as with a plain adapter."""
     if run.merged is None or run.exported is not run.merged:
         return ""
     after = run.merged["sparsity"]["after"]
@@ -144,6 +144,6 @@ def _beside(dense: Record, other: Record) -> str:
 
 
 def warnings(run: Run) -> list[str]:
-    """Return a warning for each model whose training data contain test questions, with its accuracy on the others."""
+    """Return a warning for each model that was trained on test questions."""
     warned = (seen_words(row, row["name"], percent) for row in run.models)
     return [f"{words} {NO_MEASURE}" for words in warned if words]

@@ -14,7 +14,7 @@ VOID = frozenset({"meta"})  # elements without an end tag
 def element(name: str, /, *children: object, **attributes: object) -> Markup:
     """Return `<name attributes>children</name>`.
 
-    `class_` is written as class and `text_anchor` as text-anchor. Attributes and children that are None are left out.
+    `class_` becomes class, and `text_anchor` text-anchor. None leaves an attribute or child out.
     """
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(_shortened(value))}"'
@@ -31,7 +31,7 @@ def join(parts: Iterable[object]) -> Markup:
 
 
 def _shortened(value: object) -> object:
-    """Return a float with at most two decimals, which is enough for a drawing, and any other value unchanged."""
+    """Return a float with at most two decimals, enough for a drawing; others unchanged."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
 
 
@@ -41,7 +41,7 @@ def asset(name: str) -> str:
 
 
 def document(title: str, body: Markup, style: str, policy: str | None = None) -> str:
-    """Return a whole page; `policy` is its content security policy. Invalid characters become question marks."""
+    """Return a page with its content security policy; invalid characters become `?`."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -56,7 +56,7 @@ def document(title: str, body: Markup, style: str, policy: str | None = None) ->
 
 
 def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]) -> Markup:
-    """Return a table in a box that scrolls when the table is wider than the page; a row's first cell is its heading."""
+    """Return a table that scrolls if it is wide; the first cell of a row is its heading."""
     columns = element("tr", *(element("th", title, scope="col") for title in head))
     body = (
         element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in rest))
@@ -74,7 +74,7 @@ def section(key: str, title: str, lead: object, *content: object) -> Markup:
 
 
 def picture(name: str, drawing: Markup, data: Markup, note: Markup | None = None) -> Markup:
-    """Return a drawing with its caption, a note below it, and the table of its figures, which a click opens."""
+    """Return a drawing with its caption, a note, and its table, which a click opens."""
     details = element("details", element("summary", "As a table", aria_label=f"As a table: {name}"), data)
     return element("figure", element("figcaption", name), drawing, note, details)
 

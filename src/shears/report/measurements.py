@@ -22,7 +22,7 @@ Spread = Mapping[str, float]  # median, min and max over the rounds of a bench
 
 
 def accuracy_section(run: Run) -> tuple[object, ...] | None:
-    """Return the lead, pictures and tables of the models' figures; None if no model was measured."""
+    """Return the lead, picture and tables of accuracies; None if there are none."""
     if run.summary is None or not run.models:
         return None
     first = run.models[0]
@@ -36,7 +36,7 @@ def accuracy_section(run: Run) -> tuple[object, ...] | None:
 
 
 def _sameness(run: Run) -> str:
-    """Return whether all models were asked the same questions in the same prompts, as the end of a sentence."""
+    """Return in words whether all models had the same questions and prompts."""
     first, *others = run.figures.values() or [{}]
     if any(incomparable(first, other) for other in others):
         return ", not the same for every model"
@@ -55,7 +55,7 @@ def _readings(run: Run) -> str:
 
 
 def _agreement(figures: Mapping[str, Record]) -> Markup | None:
-    """Return a table that counts the examples on which the same models are right; None if answers cannot be paired."""
+    """Return how many examples which models answer rightly; None if they cannot be paired."""
     patterns = _patterns(figures)
     rows = ((count, *map(_verdict, pattern)) for pattern, count in Counter(patterns).most_common())
     return table("Examples by which models are right", ("examples", *figures), rows) if patterns else None
@@ -73,7 +73,7 @@ def _verdict(is_right: bool) -> Markup:
 
 
 def examples_section(run: Run) -> tuple[object, ...] | None:
-    """Return the lead of the section, then examples on which some models are right and others wrong; None without any.
+    """Return a lead and examples on which some models are right and others wrong; None without any.
 
     The examples alternate between the patterns of right and wrong.
     """
@@ -92,7 +92,7 @@ def examples_section(run: Run) -> tuple[object, ...] | None:
 
 
 def _alternating(patterns: Sequence[Pattern]) -> list[int]:
-    """Return the indices of up to MOST_EXAMPLES examples on which models differ, one of each pattern in turn."""
+    """Return indices of examples on which models differ, one of each pattern in turn."""
     differing = sorted(pattern for pattern in set(patterns) if len(set(pattern)) > 1)
     queues = [[index for index, pattern in enumerate(patterns) if pattern == each] for each in differing]
     in_turn = (index for turn in zip_longest(*queues) for index in turn if index is not None)
@@ -132,7 +132,7 @@ def _shortened(content: object) -> str:
 
 
 def speed_section(run: Run) -> tuple[object, ...] | None:
-    """Return the lead and pictures of bench.json, which `shears bench --json` wrote; None without it."""
+    """Return the lead and pictures of `shears bench --json`; None without a bench.json."""
     if (bench := run.bench) is None:
         return None
     lead = (
@@ -165,7 +165,7 @@ def _spread(spread: Spread, factor: float = 1.0) -> str:
 
 
 def speedup_over_dense(run: Run) -> Spread | None:
-    """Return how many times as fast as the dense model's faster run in transformers the package decodes, if known."""
+    """Return the package's speed over the fastest dense model in transformers; None if unknown."""
     ratios = run.bench["ratios"] if run.bench is not None else []
     ratios = [row["decode"] for row in ratios if row["over"].startswith(DENSE_IN_TRANSFORMERS)]
     return min(ratios, key=lambda spread: float(spread["median"])) if ratios else None

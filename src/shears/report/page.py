@@ -1,4 +1,4 @@
-"""The report of a run (`shears report`): one HTML file with one style, one script, and a policy against all else."""
+"""The report of a run (`shears report`): one HTML file that loads nothing else."""
 
 import base64
 import hashlib
@@ -53,7 +53,7 @@ def _page(folder: Path, other: Path | None) -> str:
 
 
 def page(run: Run, other: Run | None = None) -> str:
-    """Return the report of a run as the text of an HTML file; with `other`, the two runs are compared."""
+    """Return the report of a run as HTML, compared with `other` if it is given."""
     style = asset("style.css")
     script = asset("script.js")
     sections = list(_sections(run, other))

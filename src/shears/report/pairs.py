@@ -1,4 +1,4 @@
-"""Pairs of measurements: whether they can be compared, paired differences with McNemar's test, two runs side by side.
+"""Pairs of measurements: are they comparable, paired differences, two runs side by side.
 
 Two measurements are comparable if they have the same task and protocol, and the same examples or data.
 """
@@ -16,9 +16,8 @@ from shears.report.html import element, table
 from shears.report.records import Record, Run
 from shears.report.words import GAP
 
-Pair = tuple[str, Record, Record]  # a name, and two measurements; the difference is the first minus the second
-STAGES = ("sparsify", "train", "search", "export", "evaluate")  # the sections of a recipe that a run reads
-
+Pair = tuple[str, Record, Record]  # name, measurement, its reference
+STAGES = ("sparsify", "train", "search", "export", "evaluate")  # recipe sections that a run reads
 SAME_RECIPES = Markup("<p>Their recipes are the same.</p>")
 
 
@@ -31,7 +30,7 @@ def comparison(run: Run, other: Run) -> tuple[object, ...]:
     tables = (pairs_table(pairs), _recipe_differences(run.recipe, other.recipe, names))
     if reason := _why_not_drawn(run, other):
         return f"{lead} Their figures are not comparable: {reason}.", *tables
-    if moved := [name for name, *pair in pairs if other_prompts(dict(zip(names, pair, strict=True)))]:
+    if moved := [name for name, *pair in pairs if other_prompts(dict(zip("ab", pair, strict=True)))]:
         lead += f" The questions are the same but the prompts differ ({'; '.join(moved)})."
     rows = [{**row, "name": f"{names[0]}: {row['name']}"} for row in run.models]
     rows += [{**row, "name": f"{names[1]}: {row['name']}"} for row in other.models]
@@ -49,7 +48,7 @@ def _names(run: Run, other: Run) -> tuple[str, str]:
 def _why_not_drawn(run: Run, other: Run) -> str | None:
     """Return why the figures of two runs do not belong in one picture; None if they do."""
     if not run.models or not other.models:
-        return "one of them has none"
+        return "one run has none"
     left, right = map(_measurements, (run, other))
     pairs = [(left[name], right[name]) for name in left if name in right]
     pairs = pairs or [(next(iter(left.values())), next(iter(right.values())))]
@@ -57,13 +56,13 @@ def _why_not_drawn(run: Run, other: Run) -> str | None:
 
 
 def _measurements(run: Run) -> dict[str, Record]:
-    """Return the measurement of each model; if its file is gone, what evaluation.json holds of it."""
+    """Return each model's measurement; without its file, what evaluation.json has."""
     shared = {key: (run.summary or {}).get(key) for key in ("task", "data")}
     return {row["name"]: {**shared, "n": row["n"], **run.figures.get(row["name"], {})} for row in run.models}
 
 
 def _recipe_differences(recipe: Record, other: Record, names: tuple[str, str]) -> Markup:
-    """Return the recipe keys in which two runs differ, without the output folder and sections that no run reads."""
+    """Return the keys in which two recipes differ, as far as a run reads them."""
     left, right = (dict(_keys(each)) for each in (recipe, other))
     keys = [key for key in dict.fromkeys([*left, *right]) if left.get(key) != right.get(key)]
     rows = [(key, str(left.get(key, "not set")), str(right.get(key, "not set"))) for key in keys]
@@ -145,7 +144,7 @@ def unpaired_words(pairs: Iterable[Pair]) -> str:
 
 
 def aligned(measurements: Sequence[Record]) -> list[list[Record]]:
-    """Return the records of each measurement in the order of the first one's; empty if they cannot be paired."""
+    """Return all records in the order of the first measurement's; empty if unpaired."""
     if not measurements or any(_why_unpaired(measurements[0], each) for each in measurements):
         return []
     by_example = [_by_example(each) for each in measurements]
@@ -165,7 +164,7 @@ def correct(records: Sequence[Record]) -> list[bool]:
 
 
 def pairs_table(pairs: Iterable[Pair]) -> Markup | None:
-    """Return the paired differences in points with 95 % intervals and p values; None if nothing can be paired."""
+    """Return paired differences with 95 % intervals and p; None if nothing can be paired."""
     rows = [(name, *_difference(*records)) for name, *pair in pairs if (records := aligned(pair))]
     head = ("models", "difference, points", "95 % interval", "only the first right", "only the second", "p (McNemar)")
     tested = table("Paired differences on the same examples", head, rows)

@@ -42,20 +42,20 @@ class Run:
 
     @property
     def models(self) -> Sequence[Record]:
-        """The rows of the summary, one for each model, the dense one first, with the details of its measurement."""
+        """One row per model, the dense one first, with the details of its measurement."""
         rows: Sequence[Record] = self.summary["models"] if self.summary else ()
         return [{"details": self.figures.get(row["name"], {}).get("details", {}), **row} for row in rows]
 
     @property
     def exported(self) -> Record | None:
-        """The record of what the run exported; if several are there, that of the recipe's format."""
+        """The record of the run's export; of several, the one in the recipe's format."""
         form = str((self.recipe.get("export") or {}).get("format"))
         records = {"package": self.package, "merged": self.merged, "merged-sparse": self.merged}
         return records.get(form, self.sub_adapter) or self.sub_adapter or self.merged or self.package
 
     @property
     def only_last_is_trained(self) -> bool:
-        """Whether the run trains its last model and its base has no record of an earlier training."""
+        """Whether the run trains its last model and its base was not trained before."""
         return self.space is not None and not (self.sparsity or {}).get(artifacts.TRAINED_BEFORE)
 
     def times_of(self, stage: str) -> Sequence[Record]:
@@ -75,7 +75,7 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Return the records of a run's folder; InputError if it is not one or a record cannot be read.
 
-    Records of stages whose recipe section is null are not read: they are from before the recipe was changed.
+    A record is not read if the recipe's section is null: it is from before the recipe was changed.
     """
     needs = f"a report needs the folder of a run, got {folder}"
     if not folder.is_dir():

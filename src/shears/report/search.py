@@ -1,7 +1,7 @@
-"""The Search section: each configuration as a point, the front and the chosen one, and the search in order.
+"""The Search section: configurations as points, the front, the chosen one, the history.
 
-An evaluation in a result.json is known if it has both objectives. It is measured if they are of all examples, and
-raced if they were estimated because a race ended early.
+An evaluation in a result.json is known if it has both objectives. It is measured if they are of all
+examples, and raced if they were estimated because a race ended early.
 """
 
 import math
@@ -23,7 +23,7 @@ from shears.report.words import GAP, figure, plural, rank_counts
 from shears.searching.strategies.base import EXAMPLES, is_partial
 
 HEIGHT = 250.0
-RADII = {"raced": 3.0, "seen": 3.0, "front": 5.0, "chosen": 6.5}  # by mark, in the order of drawing: the last on top
+RADII = {"raced": 3.0, "seen": 3.0, "front": 5.0, "chosen": 6.5}  # by mark, in drawing order
 HINT = """Point at a configuration to see its figures; click it or press Enter to copy the command that exports \
 it. The table lists all configurations."""
 KEY = """Large and ringed: the chosen configuration. On the line: the Pareto front, where no other configuration is \
@@ -36,7 +36,7 @@ RACED_IN_HISTORY = "Hollow: an estimate from some of the examples, which does no
 class Configuration:
     """A rank configuration with both objectives.
 
-    `number` is its place in the search, from 1; `mark`, a key of RADII, says how it is drawn; `command` exports it.
+    `number` is its place in the search, from 1; `mark` is a key of RADII; `command` exports it.
     """
 
     number: int
@@ -47,18 +47,18 @@ class Configuration:
 
     @property
     def status(self) -> str:
-        """The mark; of a raced configuration also how many examples its figures are estimated from."""
+        """The mark; if raced, also how many examples the figures are estimated from."""
         return f"raced, {plural(int(self.metrics[EXAMPLES]), 'example')}" if self.mark == "raced" else self.mark
 
 
 def objectives_of(result: Record) -> tuple[str, str]:
-    """Return the two objectives that are drawn; a result of an earlier version names its objectives by its metrics."""
+    """Return the two objectives that are drawn; earlier versions recorded them as metrics only."""
     names = list(result.get("objectives") or result["chosen"]["metrics"])
     return names[0], names[1] if len(names) > 1 else names[0]
 
 
 def known(result: Record) -> dict[int, Record]:
-    """Return the evaluations with both objectives; one that breaks a bound on a size was not measured."""
+    """Return the evaluations with both objectives; those beyond a bound have none."""
     names = objectives_of(result)
     numbered = enumerate(result["evaluations"], start=1)
     return {number: entry for number, entry in numbered if all(name in entry["metrics"] for name in names)}
@@ -94,7 +94,7 @@ def search_section(run: Run) -> tuple[object, ...] | None:
 
 
 def _gain_words(result: Record) -> str:
-    """Return the gain of the chosen configuration over the heuristic on test data; empty if it was not measured."""
+    """Return the gain over the heuristic on test data; empty if it was not measured."""
     if (gain := result.get("gain")) is None:
         return ""
     test = gain["test"]
@@ -140,7 +140,7 @@ def _front_picture(configurations: Sequence[Configuration], quality: str, cost: 
 
 
 def _point(configuration: Configuration, x: float, y: float) -> Markup:
-    """Return a configuration as a point to click; the keyboard stops at the front and reaches others in the table."""
+    """Return a point to click; the keyboard stops at the front and reaches others in the table."""
     name = f"Number {configuration.number}"
     if configuration.mark != "seen":
         name += f", {configuration.status}"
@@ -155,7 +155,7 @@ def _point(configuration: Configuration, x: float, y: float) -> Markup:
 
 
 def _front_table(title: str, configurations: Sequence[Configuration], quality: str) -> Markup:
-    """Return a row for each configuration: first the front, then the others that were measured, then the raced ones.
+    """Return a row for each configuration: first the front, then others measured, then raced ones.
 
     Each part is ordered by the first objective, the best first.
     """
@@ -177,7 +177,7 @@ def _front_table(title: str, configurations: Sequence[Configuration], quality: s
 
 
 def _history_picture(configurations: Sequence[Configuration], metric: str) -> Markup:
-    """Return the first objective of each configuration in the order of evaluation, and the best so far.
+    """Return the first objective by the order of evaluation, and the best so far.
 
     Raced configurations have a mark of their own and are never the best.
     """

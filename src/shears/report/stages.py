@@ -23,7 +23,7 @@ FINGERPRINT_DIGITS = 12
 
 
 def layers_section(run: Run) -> tuple[object, ...] | None:
-    """Return a map of the zeros after pruning and one of the exported ranks, with their lead; None without both."""
+    """Return maps of the zeros and of the exported ranks, with a lead; None without both."""
     words = list[str]()
     maps = list[Markup]()
     if run.sparsity is not None:
@@ -38,13 +38,12 @@ def layers_section(run: Run) -> tuple[object, ...] | None:
 
 
 def _sparsity_map(linears: Mapping[str, Mapping[str, Any]]) -> Markup:
-    """Return the share of zeros of each linear of a sparsity.json; the experts of a layer are counted together."""
+    """Return the share of zeros of each linear; the experts of a layer are counted together."""
     counts: dict[tuple[int, str], tuple[int, int]] = {}
     for name, linear in linears.items():
         if (place := place_in_block(name)) is not None:
             weights, zeros = counts.get(place, (0, 0))
-            rows, columns = linear["shape"]
-            counts[place] = weights + rows * columns, zeros + linear["zeros"]
+            counts[place] = weights + linear["shape"][0] * linear["shape"][1], zeros + linear["zeros"]
     cells = {int(layer): row for layer, row in sparsities(counts)["sparsity_by_linear"].items()}
     return map_picture("Share of zeros by layer and kind of linear", cells, percent) if cells else Markup()
 
@@ -62,7 +61,7 @@ def _rank_map(ranks: Mapping[str, int]) -> Markup:
 
 
 def training_section(run: Run) -> tuple[object, ...] | None:
-    """Return the loss and the speed over the steps, or the tokens if no step has a time; None without a log."""
+    """Return the loss and speed by step (the tokens if steps have no times); None without a log."""
     if not run.log:
         return None
     tokens = sum(line["tokens"] for line in run.log)
@@ -98,10 +97,10 @@ def _tokens_picture(log: Sequence[Record]) -> Markup:
 def _smoothed_picture(
     names: tuple[str, str], log: Sequence[Record], values: list[float], others: Mapping[str, Sequence[float]]
 ) -> Markup:
-    """Return figures of the steps as a pale curve, and their mean over the last steps as a strong one.
+    """Return the steps' figures as a pale curve and their moving mean as a strong one.
 
-    `names` are those of the picture and of the figures. The table has each point of the curves, and `others`, further
-    figures of the same steps.
+    `names` are those of the picture and of the figures. The table has the points of the curves
+    and `others`, further figures of the same steps.
     """
     width = max(1, round(SMOOTHED_OVER * len(values)))
     smooth = [_mean(values[max(0, end - width) : end]) for end in range(1, len(values) + 1)]
@@ -117,7 +116,7 @@ def _smoothed_picture(
 
 
 def parts_of(size: int) -> list[slice]:
-    """Return at most MOST_POINTS slices of about equal length that cover a sequence of this size."""
+    """Return at most MOST_POINTS slices of similar length that cover a sequence."""
     num = min(MOST_POINTS, size)
     return [slice(first, last) for first, last in pairwise(size * index // num for index in range(num + 1))]
 
@@ -127,7 +126,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def recipe_section(run: Run) -> tuple[object, ...]:
-    """Return what it takes to make the run again: its recipe, versions and seeds, and how long its stages took."""
+    """Return what is needed to repeat the run, and how long its stages took."""
     lead = "What is needed to repeat this run."
     return lead, _stages_table(run), _versions_table(run), _times_table(run), _recipe_text(run)
 
@@ -143,7 +142,7 @@ def _stages_table(run: Run) -> Markup:
 
 
 def _versions_table(run: Run) -> Markup | None:
-    """Return the versions that each stage ran with, in one row if all are equal; None if none are recorded."""
+    """Return the versions of each stage, in one row if all are equal; None without any."""
     by_stage = {line["stage"]: _versions(run.times_of(line["stage"])) for line in run.times}
     names = list(dict.fromkeys(name for versions in by_stage.values() for name in versions))
     rows = {stage: tuple(versions.get(name, "not recorded") for name in names) for stage, versions in by_stage.items()}
@@ -162,7 +161,7 @@ def _versions(lines: Sequence[Record]) -> dict[str, str]:
 
 
 def _times_table(run: Run) -> Markup | None:
-    """Return how long each stage took, and where it ran if there were several machines; None if none are recorded."""
+    """Return how long each stage took, and on which of several machines; None without times."""
     if not run.times:
         return None
     head = ["stage", "time", "starts"]

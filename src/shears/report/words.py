@@ -11,7 +11,7 @@ GAP = "\N{NO-BREAK SPACE}"
 
 
 def figure(metric: str, value: int | float) -> str:
-    """Return a figure in the format of its metric: a share in percent, a count with its unit, others in four digits."""
+    """Return a figure: shares in percent, counts with a unit, others in four digits."""
     if is_share(metric):
         return percent(value)
     return count(value) if metric in COUNTS else digits(value)
@@ -31,7 +31,7 @@ def count(value: int | float) -> str:
 
 
 def digits(value: int | float) -> str:
-    """Return a number with four digits, or all digits before the decimal point if there are more."""
+    """Return a number with four digits, or with all digits of a larger whole number."""
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
