@@ -1,4 +1,4 @@
-"""The tutorial's commands run from top to bottom; pages link to pages that exist, and name verbs and flags that do."""
+"""The tutorial's commands run from top to bottom; every page, verb and flag that a page names exists."""
 
 import os
 import re
@@ -93,7 +93,7 @@ def code_of(page: str) -> tuple[list[str], list[str]]:
 
 
 def shears_commands(page: str) -> Iterator[list[str]]:
-    """Yield the words behind `shears` of every command in code blocks and code spans, `...` and NAMES included."""
+    """Yield the words after `shears` of each command in code blocks and code spans, with `...` and NAMES."""
     lines, spans = code_of(page)
     for code in (*lines, *spans):
         for command in re.split(r"[|;]|&&", re.sub(r"(?:^|\s)#.*", "", code)):

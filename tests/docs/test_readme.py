@@ -33,7 +33,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def _own_model_and_trainer(folder: Path) -> dict[str, Any]:
-    """What a user of the second block has: a model, PEFT on it, a Trainer."""
+    """Return what a user of the second block has: a model, a PEFT model on it, a Trainer."""
     model = tiny_model()
     space = build_space(model, ("q_proj+k_proj+v_proj", "up_proj"), (32, 24, 16))
     peft_model = add_lora(model, space, TrainConfig(data="-"))

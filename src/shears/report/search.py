@@ -27,7 +27,7 @@ RADII = {"raced": 3.0, "seen": 3.0, "front": 5.0, "chosen": 6.5}  # by mark, in 
 HINT = """Point at a configuration to see its figures; click it or press Enter to copy the command that exports \
 it. The table lists all configurations."""
 KEY = """Large and ringed: the chosen configuration. On the line: the Pareto front, where no other configuration is \
-better in one figure and at least as good in the other."""
+better in one figure and as good in the rest."""
 RACED = "Hollow: its race ended before all examples were used; its figures are estimates that tend to be too good."
 RACED_IN_HISTORY = "Hollow: an estimate from some of the examples, which does not count for the best so far."
 
