@@ -15,17 +15,6 @@ CLAIMS = (
     ("(b) the same, sampled as a sandwich", "nls-moments-sandwich", "lora-moments"),
     ("(a) the same, in a curriculum", "nls-moments-curriculum", "dense-lora"),
     ("(b) NLS heuristic in a curriculum, against LoRA", "nls-moments-curriculum", "lora-moments"),
-    ("(b) the same, distilled from the largest ranks", "nls-moments-curriculum-distill", "lora-moments"),
-    (
-        "in a curriculum, distilled from the largest ranks against not",
-        "nls-moments-curriculum-distill",
-        "nls-moments-curriculum",
-    ),
-    (
-        "as a sandwich, distilled from the largest ranks against not",
-        "nls-moments-sandwich-distill",
-        "nls-moments-sandwich",
-    ),
     (
         "(b) NLS heuristic in a curriculum, against LoRA reordered and cut",
         "nls-moments-curriculum",

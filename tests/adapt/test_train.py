@@ -19,7 +19,7 @@ from shears.adapt.training.fit import fit
 from shears.config import TrainConfig
 from shears.errors import InputError
 from shears.records.artifacts import read_json, weights_fingerprint, write_json
-from shears.records.folders import partial_folder
+from shears.records.folders import CONFIG, partial_folder
 from tests.adapt.small_training import SETTINGS, assert_close, assert_same, log, stop_after
 from tests.tiny import save_tiny
 
@@ -103,7 +103,7 @@ def test_an_interrupted_run_is_never_overwritten_silently(
         train(base, tmp_path / "out", data=data, resume=True, **{**SETTINGS, "alpha": 13})
 
 
-def test_a_resume_may_call_the_same_things_by_other_names(
+def test_a_resume_may_rename_files_and_know_fewer_keys(
     base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(base, tmp_path / "whole", data=data, **SETTINGS)
@@ -111,6 +111,8 @@ def test_a_resume_may_call_the_same_things_by_other_names(
     with pytest.raises(KeyboardInterrupt):
         train(base, tmp_path / "stopped", data=data, **SETTINGS)
     monkeypatch.undo()
+    config = read_json(partial_folder(tmp_path / "stopped") / CONFIG)
+    write_json(partial_folder(tmp_path / "stopped") / CONFIG, config | {"distill": 0.0})  # a removed key
     shutil.copytree(base, tmp_path / "moved")
     shutil.copyfile(data, tmp_path / "renamed.jsonl")
     monkeypatch.chdir(tmp_path)

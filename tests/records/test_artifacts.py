@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shears.config import SearchConfig, SparsifyConfig
 from shears.errors import InputError
 from shears.records.artifacts import as_data, read_json, refuse_changes, write_json
-from shears.records.folders import working_folder
+from shears.records.folders import partial_folder, working_folder
 
 CONFIG = {"sparsity": 0.5, "seed": 0}
 json_values = st.recursive(
@@ -157,6 +157,14 @@ def test_a_run_interrupted_before_a_key_existed_goes_on_where_the_key_has_its_de
     with pytest.raises(InputError, match="later was 1 and is now 5"):
         finish(tmp_path / "out", True, {**CONFIG, "later": 5}, later=1, other=2)
     assert finish(tmp_path / "out", True, {**CONFIG, "later": 1}, later=1, other=2) == ["half.bin"]
+
+
+def test_a_run_interrupted_before_a_key_was_removed_goes_on_where_the_key_had_its_default(tmp_path: Path) -> None:
+    interrupt(tmp_path / "out")
+    write_json(partial_folder(tmp_path / "out") / ".asked.json", {**CONFIG, "removed": 1})
+    with pytest.raises(InputError, match="removed was 1 and is now None"):
+        finish(tmp_path / "out", True, removed=0)
+    assert finish(tmp_path / "out", True, removed=1) == ["half.bin"]
 
 
 def test_defaults_are_what_a_configuration_has_that_is_told_nothing_else() -> None:

@@ -66,11 +66,6 @@ def prepare(model: str | Path, settings: TrainConfig) -> Ready:
         if settings.init == "recovery":
             logger.warning("the mask of sparse_adapter removes what the recovery gives back: init lora is as good")
         make_sparse(peft_model)
-    if settings.distill and settings.sampling != "sandwich":
-        logger.warning(
-            "distill has smaller ranks learn from the largest, which sampling %s hardly ever trains: sandwich does",
-            settings.sampling,
-        )
     logger.info("%d groups of ranks %s: %s sub-adapters", len(space.ranks), settings.ranks, f"{space.size:.3g}")
     return Ready(peft_model, tokenizer, elastic, rows, start)
 

@@ -1,7 +1,9 @@
 """The kinds of fields that stages are configured by: sizes, lists of names, shares by name, as people write them."""
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 from pydantic_core import to_jsonable_python
@@ -84,10 +86,21 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True,
                               allow_inf_nan=False)  # fmt: skip
 
+    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Keys that only earlier versions have, and the default of each: a record may still hold them at that value."""
+
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """Return every default as plain JSON data, by key."""
+        """Return every default as plain JSON data, by key; those of removed keys too."""
         fields = {name: field for name, field in cls.model_fields.items() if not field.is_required()}
         return {
-            name: to_jsonable_python(field.get_default(call_default_factory=True)) for name, field in fields.items()
+            **cls.REMOVED,
+            **{
+                name: to_jsonable_python(field.get_default(call_default_factory=True)) for name, field in fields.items()
+            },
         }
+
+    @classmethod
+    def without_removed(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a recorded configuration without the removed keys that have their default."""
+        return {key: value for key, value in recorded.items() if key not in cls.REMOVED or value != cls.REMOVED[key]}

@@ -1,5 +1,6 @@
 """How to train the super-adapter."""
 
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,6 +13,7 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 class TrainConfig(StageConfig):
     """How to train the super-adapter on the frozen sparse model."""
 
+    REMOVED = MappingProxyType({"distill": 0.0})
     data: str
     """Training examples: a JSON, JSONL, CSV or Parquet file, a hub id, or the embedded arithmetic:train."""
     ranks: Ranks = (32, 24, 16)
@@ -32,9 +34,6 @@ class TrainConfig(StageConfig):
     """After training at the largest ranks, order components by size, so that smaller ranks are cut at little loss."""
     curriculum: float = Field(0.0, ge=0.0, le=1.0)
     """Share of the steps over which the smaller ranks join in, one after the other; 0: all from the beginning."""
-    distill: float = Field(0.0, ge=0.0, le=1.0)
-    """Share of the loss that smaller ranks learn from what the largest say at the same step, in place of the labels
-    (in-place distillation); costs a forward more. With sandwich, which trains the largest in every step."""
     quantize: Literal["none", "nf4", "int8"] = "none"
     """Hold the frozen linears in 4 (nf4) or 8 bits while training, by bitsandbytes: less memory, zeros stay zeros. The
     adapter belongs to the model as it is in its folder."""
@@ -101,7 +100,6 @@ class TrainConfig(StageConfig):
             )
         if self.reorder and self.sampling != "maximal" and len(self.ranks) > 1:
             raise ValueError(f"reorder undoes what smaller ranks learnt: sampling must be maximal, got {self.sampling}")
-        self._check_distill()
         if self.shard and (self.quantize != "none" or self.compile):
             raise ValueError("shard needs plain weights and blocks that are not compiled: quantize none, no compile")
         if self.quantize != "none" and (self.sparse_adapter or self.init == "pissa"):
@@ -118,13 +116,6 @@ class TrainConfig(StageConfig):
         if unknown := [name for name in value if name not in TRACKERS]:
             raise ValueError(f"must be of {', '.join(TRACKERS)}, got {unknown[0]!r}")
         return value
-
-    def _check_distill(self) -> None:
-        if self.distill and (len(self.ranks) == 1 or self.sampling == "maximal"):
-            raise ValueError(
-                f"distill needs smaller ranks that learn from the largest: two ranks or more and a sampling that draws "
-                f"them, got ranks {','.join(map(str, self.ranks))} and sampling {self.sampling}"
-            )
 
     def _check_sparse_adapter(self) -> None:
         if self.sampling in ("per-example", "sandwich"):

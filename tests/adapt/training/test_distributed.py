@@ -33,11 +33,8 @@ SAME: dict[str, dict[str, Any]] = {
     "sharded-sparse": {"shard": True, "sparse_adapter": True, "micro_batch_size": 1},
     "sharded-example": {"shard": True, "sampling": "per-example", "recompute": False},
     "sharded-checkpointing": {"shard": True, "gradient_checkpointing": True, "packing": False},
-    "sharded-distilled": {"shard": True, "sampling": "sandwich", "distill": 0.5, "micro_batch_size": 1},
-    "distilled": {"distill": 1.0, "curriculum": 0.5},
     "sandwich-padded-split": {"sampling": "sandwich", "packing": False, "micro_batch_size": 1},
 }
-SMALL: dict[str, Any] = {"ranks": (6, 4), "groups": ["down_proj"], "seed": 4}  # of four configurations
 LONG: dict[str, Any] = {**SETTINGS, "max_steps": 30, "dropout": 0.1, "sampling": "per-example"}
 
 
@@ -54,7 +51,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = {"data": str(folder / "train.jsonl")}
     trainings = {f"two-{name}": {**SETTINGS, **data, **changes} for name, changes in SAME.items()}
     trainings["process"] = {**SETTINGS, **data, "sampling": "per-process"}
-    trainings["some-taught"] = {**SETTINGS, **data, "sampling": "per-process", "shard": True, "distill": 0.5} | SMALL
     trainings["whole"] = {**LONG, **data}
     trainings["taken"] = {**SETTINGS, **data}
     trainings["diverging"] = {**SETTINGS, **data, "learning_rate": 1e30, "max_steps": 30}
@@ -116,12 +112,6 @@ def test_ranks_per_process_are_logged_with_their_examples(folder: Path) -> None:
         first, second = (list(per_process(space, 0, Place(line["step"] - 1, process)).values()) for process in range(2))
         drawn = [first, first, second, second]
         assert [example["ranks"] for example in line["examples"]] == drawn[: len(line["examples"])]
-
-
-def test_processes_of_which_one_has_the_largest_ranks_ask_these_together(folder: Path) -> None:
-    assert outcomes(folder, "some-taught") == ["done", "done"]
-    steps = [[min(each["ranks"]) for each in line["examples"]] for line in log(folder / "some-taught")]
-    assert any(set(step) == {4, 6} for step in steps)
 
 
 def test_only_the_first_process_is_told_why_a_folder_is_refused(folder: Path) -> None:

@@ -37,7 +37,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "per-process": {"sampling": "per-process", "gradient_checkpointing": True},
     "recovery, per-example": {"init": "recovery", "sampling": "per-example"},
     "sparse adapter": {"sparse_adapter": True},
-    "distilled": {"sampling": "sandwich", "distill": 0.5, "dropout": 0.1},
     "pissa": {"init": "pissa", "ranks": (4,)},
 }
 

@@ -94,7 +94,6 @@ def _trainer(
         lengths=[1] * len(lengths) if packed else lengths,  # what is packed need not be of similar length
         elastic=ready.elastic,
         strategy=strategy,
-        distill=settings.distill,
         model=ready.model,
         args=arguments,
         train_dataset=Rows(ready.rows),

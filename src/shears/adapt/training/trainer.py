@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from shears.adapt.distill import distilled, largest_says
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.sampling import Place, Sampling
 from shears.adapt.space import RankConfig
@@ -63,15 +62,14 @@ class CompletionTrainer(Trainer):
     """A Trainer whose loss is the mean over the optimizer step's completion tokens, however they are split.
 
     `lengths` are what batches are bucketed by. `strategy` draws the ranks of every example where it is one by example;
-    else a callback has drawn those of the step. `distill` is the share of the loss that all but the largest ranks learn
-    from these; the figures of a step are of the labels alone.
+    else a callback has drawn those of the step.
     """
 
-    def __init__(
-        self, *, lengths: list[int], elastic: ElasticAdapter, strategy: Sampling, distill: float = 0.0, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, lengths: list[int], elastic: ElasticAdapter, strategy: Sampling, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.lengths, self.elastic, self.strategy, self.distill = lengths, elastic, strategy, distill
+        self.lengths = lengths
+        self.elastic = elastic
+        self.strategy = strategy
         self.model_accepts_loss_kwargs = True  # makes Trainer count the step's labels and not divide again
         self.add_callback(_EpochOrder(self))
         self.begin_step()
@@ -117,14 +115,14 @@ class CompletionTrainer(Trainer):
         """Return the summed loss of this forward over the number of labelled tokens in the whole step."""
         numbers: list[int] = inputs["numbers"].tolist()
         configs = self._draw(len(numbers)) if self.strategy.by_example else []
-        losses, learnt, counts = self._example_losses(model, inputs, len(numbers), configs)
+        losses, counts = self._example_losses(model, inputs, len(numbers), configs)
         total = max(int(num_items_in_batch if num_items_in_batch is not None else counts.sum()), 1)
         self.step_loss += (losses.detach().sum() / total).item()
         self.step_tokens += _num_tokens(inputs)
         if not self.strategy.by_step:
             self._note(numbers, losses.detach() / counts.clamp(min=1), counts, configs)
         self._forwards += 1
-        scaled: Tensor = learnt.sum() / total * self.accelerator.num_processes  # whose mean, not sum, gradients will be
+        scaled: Tensor = losses.sum() / total * self.accelerator.num_processes  # whose mean, not sum, gradients will be
         return scaled
 
     def _draw(self, count: int) -> list[RankConfig]:
@@ -135,33 +133,16 @@ class CompletionTrainer(Trainer):
 
     def _example_losses(
         self, model: nn.Module, inputs: Mapping[str, Tensor], count: int, configs: Sequence[RankConfig]
-    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Int[Tensor, " B"]]:
-        """Return each example's summed loss, what it learns from (the same but for a teacher), its labelled tokens."""
-        predict = packed_predictions if "examples" in inputs else padded_predictions
-        shares = self._shares(count, configs)
-        teacher = None if shares is None else largest_says(model, self.elastic, predict, inputs)
+    ) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
+        """Return each example's summed loss and its number of labelled tokens."""
         if configs:
             self.elastic.activate_rows(configs, inputs.get("examples"))
-        found = predict(model, inputs)
-        losses = found.losses()
-        sums = learnt = losses.new_zeros(count).index_add(0, found.rows, losses)
-        if shares is not None and teacher is not None:
-            taught = distilled(found, losses, teacher, shares.to(losses.device))
-            learnt = losses.new_zeros(count).index_add(0, found.rows, taught)
-        return sums, learnt, torch.bincount(found.rows[found.targets != IGNORED], minlength=count)
-
-    def _shares(self, count: int, configs: Sequence[RankConfig]) -> Float[Tensor, " B"] | None:
-        """Return the share that each example learns from the largest ranks, 0 where it has these itself.
-
-        None where nobody asks them: all processes ask or none does, for they may share sharded weights.
-        """
-        if not self.distill:
-            return None
-        largest = self.elastic.space.maximal()
-        each: Sequence[RankConfig | None] = configs or [self.elastic.active] * count
-        smaller = [config != largest for config in each]
-        apart = self.accelerator.num_processes > 1 and not self.strategy.by_step
-        return torch.tensor(smaller) * self.distill if any(smaller) or apart else None
+        predict = packed_predictions if "examples" in inputs else padded_predictions
+        predictions = predict(model, inputs)
+        losses = predictions.losses()
+        sums = losses.new_zeros(count).index_add(0, predictions.rows, losses)
+        labelled = predictions.rows[predictions.targets != IGNORED]
+        return sums, torch.bincount(labelled, minlength=count)
 
     def _note(self, numbers: Sequence[int], losses: Tensor, counts: Tensor, configs: Sequence[RankConfig]) -> None:
         if not configs:  # all of this process have the active one
