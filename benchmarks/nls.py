@@ -22,7 +22,7 @@ from benchmarks.nls_tasks import TASKS, Task
 from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 from benchmarks.rightness import as_text
 from shears.adapt.load import load_super_adapter
-from shears.data.collate import padding
+from shears.data.batches import padding
 from shears.data.examples import load_examples, tokenize_all
 from shears.evaluation.scoring.score import mean_completion_loss
 from shears.models.load import autocast

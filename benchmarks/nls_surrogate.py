@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.report import environment, log_to_stderr
 from shears.adapt.load import SuperAdapter, load_super_adapter
 from shears.adapt.space import RankConfig
-from shears.data.collate import padding
+from shears.data.batches import padding
 from shears.data.examples import load_examples, tokenize_all
 from shears.evaluation.scoring.score import mean_completion_loss
 from shears.searching.seeds import parameters_per_rank

@@ -13,9 +13,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.plain_peft import BATCH_SIZE, LEARNING_RATE, plain_trainer
-from shears.adapt.ready import prepare
+from shears.adapt.prepare import prepare
 from shears.adapt.training.fit import fit
-from shears.adapt.training.order import LengthBucketSampler
+from shears.adapt.training.trainer import LengthBucketSampler
 from shears.config import TrainConfig
 from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.models.load import load_tokenizer, resolved_precision

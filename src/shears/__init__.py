@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from shears.adapt.elastic import ElasticAdapter, make_elastic
     from shears.adapt.groups import build_space
     from shears.adapt.load import load_super_adapter
+    from shears.adapt.sampling import NLSCallback
     from shears.adapt.space import RankConfig, SearchSpace
     from shears.adapt.train import train
-    from shears.adapt.training.callback import NLSCallback
     from shears.errors import InputError
     from shears.evaluation.run import evaluate
     from shears.export.peft import export_adapter
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ElasticAdapter": "adapt.elastic",
     "InputError": "errors",
-    "NLSCallback": "adapt.training.callback",
+    "NLSCallback": "adapt.sampling",
     "RankConfig": "adapt.space",
     "SearchSpace": "adapt.space",
     "bench": "runtime.speed",

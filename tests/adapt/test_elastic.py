@@ -10,11 +10,11 @@ from torch import Tensor
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.groups import build_space
-from shears.adapt.ready import add_lora
+from shears.adapt.prepare import add_lora
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import TrainConfig
+from shears.data.batches import pack
 from shears.data.examples import Tokenized
-from shears.data.packing import pack
 from shears.errors import InputError
 from shears.models.losses import IGNORED
 from tests.tiny import tiny_model

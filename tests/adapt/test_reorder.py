@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from shears.adapt.elastic import by_size, reorder
 from shears.adapt.load import load_super_adapter
-from shears.adapt.reorder import by_size, reorder
 from shears.adapt.train import train
 from shears.config import TrainConfig
 from tests.adapt.small_training import SETTINGS

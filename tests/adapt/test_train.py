@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from shears.adapt.load import load_super_adapter
-from shears.adapt.ready import prepare
+from shears.adapt.prepare import prepare
 from shears.adapt.sampling import Place, uniform
 from shears.adapt.train import train
 from shears.adapt.training.checkpoints import MARKER, last_whole_checkpoint

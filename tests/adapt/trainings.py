@@ -11,7 +11,7 @@ from accelerate import PartialState
 from torch.distributed.tensor import DTensor
 
 from shears.adapt.train import train
-from shears.adapt.training.shards import shard_frozen
+from shears.adapt.training.processes import shard_frozen
 from shears.errors import InputError
 from tests.adapt.test_elastic import IDS, elastic_model, random_configs
 

@@ -7,8 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from shears.data.arithmetic import DRAWS, SPLITS, arithmetic_rows
-from shears.data.stories import STORIES
+from shears.data.arithmetic import DRAWS, SPLITS, STORIES, arithmetic_rows
 from shears.errors import InputError
 from shears.evaluation.tasks.answers import evaluate_equation
 

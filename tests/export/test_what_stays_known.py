@@ -7,7 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from shears.adapt.train import train
 from shears.config import EvaluateConfig
-from shears.data.fingerprints import source_fingerprint
+from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import training_data
 from shears.evaluation.run import load_with_adapter, parts_of, template_of

@@ -10,17 +10,18 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from shears.adapt.elastic import reorder
 from shears.adapt.initial import without_start
-from shears.adapt.ready import Ready, prepare
-from shears.adapt.reorder import reorder
+from shears.adapt.prepare import Ready, prepare
 from shears.adapt.space import SearchSpace
 from shears.adapt.training.checkpoints import CHECKPOINTS
 from shears.adapt.training.fit import fit
 from shears.adapt.training.processes import join_processes, shared_folder, together, wait
-from shears.adapt.training.trackers import check_trackers, tracking
+from shears.adapt.training.step_log import check_trackers, tracking
 from shears.config import TrainConfig
 from shears.config.resolve import build
-from shears.data.fingerprints import rows_fingerprint, source_fingerprint
+from shears.data.examples import rows_fingerprint
+from shears.data.rows import source_fingerprint
 from shears.models.load import pick_device, plain_folder
 from shears.progress import is_first_process
 from shears.records.artifacts import (

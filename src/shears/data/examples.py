@@ -4,6 +4,7 @@ The same segments serve training and evaluation, each tokenised by itself, so th
 Chats get no start of sequence but the one that their template writes, as in transformers and in servers.
 """
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -232,3 +233,11 @@ def tokenize_all(
         logger.warning("left out %d of %d examples: %d longer than %d tokens, %d without a completion",
                        empty + long, len(examples), long, max_length, empty)  # fmt: skip
     return fitting
+
+
+def rows_fingerprint(rows: Sequence[Tokenized]) -> str:
+    """Return sha256 over the token ids and labels of all rows, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr((list(row.input_ids), list(row.labels))).encode())
+    return digest.hexdigest()

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shears.data.examples import Example
-from shears.data.fingerprints import source_fingerprint
 from shears.data.questions import question_id, question_of
-from shears.data.rows import Row, read_rows
+from shears.data.rows import Row, read_rows, source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.records import Evaluation, Record
 from shears.records.artifacts import find_record, record_in, training_sources

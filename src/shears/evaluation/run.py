@@ -20,8 +20,8 @@ from shears.checkpoints.packed.file import read_package
 from shears.config import EvaluateConfig
 from shears.config.paper import ANSWER_FORMS, TEMPLATE
 from shears.config.resolve import build
-from shears.data.fingerprints import source_fingerprint
 from shears.data.prompts import DEFAULT_TEMPLATE, TEMPLATES
+from shears.data.rows import source_fingerprint
 from shears.errors import InputError, first_line
 from shears.evaluation.contamination import ids_of, mark_seen, training_data
 from shears.evaluation.harness.run import ASKED, run_harness

@@ -9,7 +9,7 @@ import torch
 
 from shears.adapt.load import checked_base
 from shears.config import ExportConfig
-from shears.data.fingerprints import source_fingerprint
+from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.export.project import merge_projected
 from shears.export.quality import Text

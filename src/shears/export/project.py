@@ -21,7 +21,7 @@ from shears.blockwise.matrices import Matrix
 from shears.blockwise.statistics import InputMoments
 from shears.blockwise.walk import IrregularBlocks, Walk, walk_blocks
 from shears.config import ExportConfig, SparsifyConfig
-from shears.data.fingerprints import source_fingerprint
+from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.export.quality import BUDGET, Samples, Text, context_of, draw_samples, losses
 from shears.export.target import Changed, Merged, Target, merge_into

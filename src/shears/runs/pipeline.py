@@ -26,7 +26,7 @@ from shears.records.artifacts import (
     write_text,
 )
 from shears.records.cards.card import write_card
-from shears.data.fingerprints import source_fingerprint
+from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path

@@ -14,7 +14,7 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import SearchConfig
 from shears.config.resolve import build
 from shears.config.strategies import StrategyOptions
-from shears.data.fingerprints import source_fingerprint
+from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.models.load import pick_device, resolved_precision

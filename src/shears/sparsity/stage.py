@@ -20,7 +20,7 @@ from shears.checkpoints.tensor_files import TensorWriter
 from shears.config import SparsifyConfig
 from shears.config.resolve import build
 from shears.data.calibration import calibration_batches
-from shears.data.fingerprints import source_fingerprint
+from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.models.load import DTYPES, load_model, load_tokenizer, pick_device, plain_folder, save_tokenizer
 from shears.records.artifacts import SPARSITY, as_data, inherited, weights_fingerprint, write_json

@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from shears.adapt.ready import Ready
+from shears.adapt.prepare import Ready
 from shears.adapt.train import train
 from shears.adapt.training import fit
-from shears.data.collate import pad_left
+from shears.data.batches import pack, pad_left
 from shears.data.examples import Tokenized, load_examples, to_example, tokenize_all
-from shears.data.packing import pack
 from shears.evaluation.generation.running import plainly
 from shears.evaluation.scoring.score import completion_losses
 from shears.evaluation.scoring.scorers import ChoiceScorer, LossScorer

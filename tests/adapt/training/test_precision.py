@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from shears.adapt.ready import Ready
+from shears.adapt.prepare import Ready
 from shears.adapt.train import train
 from shears.adapt.training import fit
 from shears.models import load as models

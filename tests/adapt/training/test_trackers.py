@@ -12,7 +12,7 @@ import pytest
 
 import shears
 from shears.adapt.training.fit import _arguments
-from shears.adapt.training.trackers import FOLDER, check_trackers, tracking
+from shears.adapt.training.step_log import FOLDER, check_trackers, tracking
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.config.train import TRACKERS

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from shears.adapt import train as train_module
 from shears.adapt.load import load_super_adapter
-from shears.adapt.ready import Ready
+from shears.adapt.prepare import Ready
 from shears.adapt.train import train
 from shears.adapt.training import fit
 from shears.config import TrainConfig

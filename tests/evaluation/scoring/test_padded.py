@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shears.adapt.training.padded import ignores_padding
+from shears.data.batch_trials import ignores_padding
 from shears.data.examples import prompt_ids, to_example
 from shears.errors import InputError
 from shears.evaluation.generation.generate import Decoder, generate_answers

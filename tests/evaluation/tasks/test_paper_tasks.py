@@ -8,8 +8,8 @@ import pytest
 
 from shears.config import EvaluateConfig
 from shears.config.paper import ANSWER_FORMS
-from shears.data.fingerprints import source_fingerprint
 from shears.data.prompts import render_prompt
+from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import training_data
 from shears.evaluation.generation.generate import Decoder

@@ -7,9 +7,8 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.training_args import ParallelMode
 
-from shears.adapt.ready import Ready
-from shears.adapt.sampling import sampling
-from shears.adapt.training.callback import NLSCallback
+from shears.adapt.prepare import Ready
+from shears.adapt.sampling import NLSCallback, sampling
 from shears.adapt.training.checkpoints import (
     CHECKPOINTS,
     MarkWhole,
@@ -20,17 +19,13 @@ from shears.adapt.training.checkpoints import (
     load_weights,
     step_of,
 )
-from shears.adapt.training.order import Rows
-from shears.adapt.training.packable import keeps_apart
-from shears.adapt.training.padded import ignores_padding
-from shears.adapt.training.processes import num_processes, wait
+from shears.adapt.training.processes import num_processes, shard_frozen, wait
 from shears.adapt.training.recompute import recompute_between_products
-from shears.adapt.training.shards import shard_frozen
 from shears.adapt.training.step_log import StepLog
-from shears.adapt.training.trainer import Collator, CompletionTrainer
+from shears.adapt.training.trainer import Collator, CompletionTrainer, Rows
 from shears.config import TrainConfig
-from shears.data.collate import padding
-from shears.data.packing import PACK_TOKENS
+from shears.data.batch_trials import ignores_padding, keeps_apart
+from shears.data.batches import PACK_TOKENS, padding
 from shears.errors import InputError
 from shears.models.load import pick_device, resolved_precision
 from shears.models.losses import num_positions

@@ -1,8 +1,12 @@
 """One JSON line per optimizer step, and the progress bar."""
 
+import importlib.util
 import json
 import math
+import os
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +110,30 @@ class StepLog(TrainerCallback):
 def _append(path: Path, line: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+FOLDER = "TENSORBOARD_LOGGING_DIR"  # where Trainer's tensorboard callback writes
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise InputError, naming what to install, where a tracker is not installed."""
+    for name in names:
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:  # wandb's own runs lie in ./wandb
+            raise InputError(f"report_to {name} needs the package {name}, which is not installed; pip install {name}")
+
+
+@contextmanager
+def tracking(names: Sequence[str], output: Path) -> Iterator[None]:
+    """Let tensorboard write beside the output, not into it, for a while; where the user named a folder, there.
+
+    Event files hold times, and artifacts hold none.
+    """
+    if "tensorboard" not in names or FOLDER in os.environ:
+        yield
+        return
+    os.environ[FOLDER] = str(output.with_name(f"{output.name}_tensorboard"))
+    try:
+        yield
+    finally:
+        os.environ.pop(FOLDER, None)

@@ -3,7 +3,8 @@
 B examples of a forward, K labelled tokens.
 """
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,16 +12,14 @@ import torch
 from accelerate.utils import gather_object
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.sampling import Place, Sampling
 from shears.adapt.space import RankConfig
-from shears.adapt.training.order import BLANK, LengthBucketSampler
-from shears.data.collate import pad_left, pad_right
+from shears.data.batches import pack, pad_left, pad_right
 from shears.data.examples import Tokenized
-from shears.data.packing import pack
 from shears.models.losses import IGNORED, packed_predictions, padded_predictions
 
 
@@ -179,3 +178,54 @@ def _num_tokens(inputs: Mapping[str, Tensor]) -> int:
     if "examples" not in inputs:
         return int(inputs["attention_mask"][real].sum())
     return int((real[inputs["examples"]] & (inputs["examples"] >= 0)).sum())
+
+
+BATCHES_PER_POOL = 16  # examples are sorted by length within pools this large: little padding, still a random mix
+BLANK = -1  # the number of an example without labels, which fills up the last batch of several processes
+
+
+class Rows(Dataset[tuple[int, Tokenized]]):
+    """Training examples with their numbers; BLANK gives two tokens that carry no loss."""
+
+    def __init__(self, rows: Sequence[Tokenized]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, Tokenized]:
+        if index == BLANK:
+            return BLANK, Tokenized(self.rows[0].input_ids[:1] * 2, [IGNORED, IGNORED])
+        return index, self.rows[index]
+
+
+class LengthBucketSampler(Sampler[int]):
+    """Yields indices so that consecutive runs of `batch_size` have similar lengths; reshuffled by `set_epoch`.
+
+    Equal lengths are as good as none: a plain shuffle. At the end BLANK fills up to a multiple of `multiple`.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, multiple: int = 1) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+        self.missing = -len(lengths) % multiple
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths) + self.missing
+
+    def __iter__(self) -> Iterator[int]:
+        generator = random.Random(f"order/{self.seed}/{self.epoch}")
+        order = list(range(len(self.lengths)))
+        generator.shuffle(order)
+        size = self.batch_size * BATCHES_PER_POOL
+        pools = [sorted(order[i : i + size], key=self.lengths.__getitem__) for i in range(0, len(order), size)]
+        batches = [pool[i : i + self.batch_size] for pool in pools for i in range(0, len(pool), self.batch_size)]
+        # only the very last pool can end in a short batch; it must stay last, since a loader cuts equal runs
+        short = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
+        generator.shuffle(batches)
+        for batch in batches + short:
+            yield from batch
+        yield from [BLANK] * self.missing

@@ -13,9 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
-from shears.adapt.training.packable import TRIAL_ERRORS, drawn, is_apart, num_words, weights_dtype
-from shears.adapt.training.padded import LONG, SHORT
-from shears.data.collate import length_buckets, pad_left, padding
+from shears.data.batch_trials import LONG, SHORT, TRIAL_ERRORS, drawn, is_apart, num_words, weights_dtype
+from shears.data.batches import length_buckets, pad_left, padding
 from shears.data.examples import Tokenized, prompt_ids
 from shears.errors import InputError
 from shears.evaluation.generation.prompt_caches import Fill

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shears.adapt.training.packable import TRIAL_ERRORS
+from shears.data.batch_trials import TRIAL_ERRORS
 from shears.errors import InputError, first_line
 from shears.evaluation.scoring.prefix import Irregular, Prefix, States, open_prefix
 from shears.models.losses import forward_parameters, own_model

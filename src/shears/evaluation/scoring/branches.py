@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from shears.adapt.training.packable import TRIAL_ERRORS, drawn, is_apart
-from shears.adapt.training.padded import ignores_padding
-from shears.data.collate import length_buckets, pad_left
+from shears.data.batch_trials import TRIAL_ERRORS, drawn, ignores_padding, is_apart
+from shears.data.batches import length_buckets, pad_left
 from shears.data.examples import Tokenized
 from shears.models.losses import forward_parameters, own_model
 

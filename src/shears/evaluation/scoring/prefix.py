@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shears.adapt.training.packable import TRIAL_ERRORS
+from shears.data.batch_trials import TRIAL_ERRORS
 from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks, replaced_forwards
 from shears.models.losses import own_model

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from shears.adapt.training.padded import ignores_padding
-from shears.data.collate import length_buckets, pad_left, padding
+from shears.data.batch_trials import ignores_padding
+from shears.data.batches import length_buckets, pad_left, padding
 from shears.data.examples import Example, Tokenized, encode, prompts_of
 from shears.errors import InputError
 from shears.evaluation.generation.running import Run, plainly

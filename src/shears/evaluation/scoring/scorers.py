@@ -15,11 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig
-from shears.adapt.training.packable import keeps_apart
-from shears.adapt.training.padded import ignores_padding
-from shears.data.collate import length_buckets, pad_left
+from shears.data.batch_trials import ignores_padding, keeps_apart
+from shears.data.batches import PACK_TOKENS, length_buckets, pack, pad_left
 from shears.data.examples import Example, Tokenized
-from shears.data.packing import PACK_TOKENS, pack
 from shears.errors import InputError
 from shears.evaluation.generation.running import Run
 from shears.evaluation.scoring.context import check_lengths

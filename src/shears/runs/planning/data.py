@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from shears.data.calibration import token_row_lengths
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import ARITHMETIC, read_rows
-from shears.data.saved import is_saved
+from shears.data.rows import is_saved
 from shears.evaluation.contamination import check_apart
 from shears.records.paths import expanded
 from shears.config import Recipe, SparsifyConfig, TrainConfig

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from shears.adapt.load import SuperAdapter
 from shears.config import SearchConfig
 from shears.config.notation import num_bytes
-from shears.data.collate import padding
-from shears.data.examples import Example, Tokenized, load_examples, tokenize_all
-from shears.data.fingerprints import rows_fingerprint
+from shears.data.batches import padding
+from shears.data.examples import Example, Tokenized, load_examples, rows_fingerprint, tokenize_all
 from shears.evaluation.contamination import Trained, ids_of, read_trained
 from shears.evaluation.scoring.scorers import ChoiceScorer, LossScorer, Parts
 from shears.models.losses import within_context

@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shears.models.losses import forward_parameters, own_model
+from shears.data.batches import pad_left
+from shears.data.examples import Tokenized
+from shears.models.losses import forward_parameters, own_model, trailing_logits
 
 TRIAL_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
 """What a model's code raises where a trial asks of it what it cannot do."""
@@ -70,3 +72,31 @@ def weights_dtype(model: nn.Module) -> torch.dtype:
     """Return the dtype of the weights; of quantized ones, a whole number's."""
     dtypes = [parameter.dtype for parameter in model.parameters()]
     return next((dtype for dtype in dtypes if not dtype.is_floating_point), dtypes[0])
+
+
+SHORT, LONG = 5, 9  # tokens of the rows that are tried together
+
+
+@torch.no_grad()
+def ignores_padding(model: nn.Module) -> bool:
+    """Tell whether a row that is padded on the left and masked has the logits it has alone, whatever pads it.
+
+    Where it has not, only rows of equal lengths may share a batch. Tried in the arithmetic of the weights.
+    """
+    device = next(model.parameters()).device
+    words, (short, long) = num_words(model), drawn(model, SHORT, LONG)
+
+    def logits(pad_id: int, *rows: list[int]) -> Float[Tensor, "T V"]:
+        batch = pad_left([Tokenized(ids, ids) for ids in rows], pad_id)
+        return trailing_logits(model, {name: each.to(device) for name, each in batch.items()}, SHORT)[0].float()
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.autocast(device.type, enabled=False):
+            padded, otherwise, alone = logits(0, short, long), logits(words - 1, short, long), logits(0, short)
+    except TRIAL_ERRORS:
+        return False
+    finally:
+        model.train(was_training)
+    return is_apart(padded, otherwise, alone, weights_dtype(model))

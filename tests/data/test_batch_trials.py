@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from shears.adapt.training.packable import keeps_apart
-from shears.data.collate import pad_left
+from shears.data.batch_trials import keeps_apart
+from shears.data.batches import pack, pad_left
 from shears.data.examples import Tokenized
-from shears.data.packing import pack
 from shears.models.losses import IGNORED, completion_losses, packed_losses
 from tests.tiny import tiny_model
 

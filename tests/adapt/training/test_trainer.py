@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.adapt.training.order import BATCHES_PER_POOL, BLANK, LengthBucketSampler, Rows
+from shears.adapt.training.trainer import BATCHES_PER_POOL, BLANK, LengthBucketSampler, Rows
 from shears.data.examples import Tokenized
 from shears.models.losses import IGNORED
 
