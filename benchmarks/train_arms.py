@@ -77,12 +77,12 @@ def loaded(arm: str, job: Job) -> Callable[[], object]:
         trainer = plain_trainer(job.base, [asdict(rows[number]) for number in job.order()], work, bf16=bf16)
         _read(trainer.model)
         return trainer.train
-    ready = prepare(job.base, settings)
-    _read(ready.model)
+    prepared = prepare(job.base, settings)
+    _read(prepared.model)
     if arm == HOOKLESS:
-        for hook in ready.elastic._hooks:
+        for hook in prepared.elastic._hooks:
             hook.remove()
-    return partial(fit, ready, work, settings)
+    return partial(fit, prepared, work, settings)
 
 
 def _read(model: nn.Module | None) -> None:

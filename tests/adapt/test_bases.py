@@ -46,13 +46,13 @@ def test_only_the_adapter_changes(name: str, kind: str, changes: dict[str, Any],
     base = save_tiny(tmp_path / "base", name)
     AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[kind]).save_pretrained(base)
     settings = TrainConfig(data=data, **{**SETTINGS, "max_steps": 25, **changes})
-    ready = prepare(base, settings)
-    before = {key: tensor.clone() for key, tensor in ready.model.state_dict().items() if "lora_" not in key}
+    prepared = prepare(base, settings)
+    before = {key: tensor.clone() for key, tensor in prepared.model.state_dict().items() if "lora_" not in key}
     formats = {tensor.dtype for key, tensor in before.items() if tensor.is_floating_point() and not _is_norm(key)}
     assert formats == {DTYPES[kind]}
     (tmp_path / "work").mkdir()
-    fit(ready, tmp_path / "work", settings)
-    after = ready.model.state_dict()
+    fit(prepared, tmp_path / "work", settings)
+    after = prepared.model.state_dict()
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
     assert {tensor.dtype for key, tensor in after.items() if "lora_" in key} == {torch.float32}
     losses = [line["loss"] for line in log(tmp_path / "work")]

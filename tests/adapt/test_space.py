@@ -154,8 +154,8 @@ def test_a_space_without_groups_is_refused() -> None:
     ("config", "message"),
     [
         ({"a": 3}, "rank of a must be one of \\[4, 2\\], got 3"),
-        ({}, "must name the 1 groups; check a"),
-        ({"a": 4, "b": 4}, "must name the 1 groups; check b"),
+        ({}, "must name the 1 groups of its space, got 0; missing or unknown: a"),
+        ({"a": 4, "b": 4}, "must name the 1 groups of its space, got 2; missing or unknown: b"),
     ],
 )
 def test_a_configuration_of_another_space_is_refused(config: dict[str, int], message: str) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from shears.adapt.load import load_super_adapter
 from shears.adapt.prepare import prepare
-from shears.adapt.sampling import Place, uniform
+from shears.adapt.sampling import RowPosition, uniform
 from shears.adapt.train import train
 from shears.adapt.training.checkpoints import MARKER, last_whole_checkpoint
 from shears.adapt.training.fit import fit
@@ -26,11 +26,11 @@ from tests.tiny import save_tiny
 
 def test_training_leaves_every_bit_of_the_base_and_lowers_the_loss(base: Path, data: str, tmp_path: Path) -> None:
     settings = TrainConfig(data=data, **{**SETTINGS, "max_steps": 40})
-    ready = prepare(base, settings)
-    before = {name: tensor.clone() for name, tensor in ready.model.state_dict().items() if "lora_" not in name}
+    prepared = prepare(base, settings)
+    before = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items() if "lora_" not in name}
     (tmp_path / "work").mkdir()
-    fit(ready, tmp_path / "work", settings)
-    after = ready.model.state_dict()
+    fit(prepared, tmp_path / "work", settings)
+    after = prepared.model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     zeros = sum(int((tensor == 0).sum()) for name, tensor in before.items() if "mlp" in name)
     assert zeros > 4000
@@ -53,7 +53,7 @@ def test_the_log_holds_every_step_with_the_ranks_of_seed_and_step(base: Path, da
     lines = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
     space = load_super_adapter(output).elastic.space
     assert [line["step"] for line in lines] == list(range(1, 8))
-    assert [line["ranks"] for line in lines] == [dict(uniform(space, 5, Place(step))) for step in range(7)]
+    assert [line["ranks"] for line in lines] == [dict(uniform(space, 5, RowPosition(step))) for step in range(7)]
     assert all(line["tokens"] > 0 and line["learning_rate"] >= 0 for line in lines)
 
 
@@ -135,7 +135,7 @@ def test_a_torn_checkpoint_is_skipped(
     torn = checkpoints / "checkpoint-4"
     (torn / damaged).write_bytes((torn / damaged).read_bytes()[:-20])
     assert_same(whole, train(base, tmp_path / "stopped", data=data, resume=True, **SETTINGS))
-    assert "checkpoint-4 was not written to its end" in caplog.text
+    assert "checkpoint-4 is incomplete or damaged" in caplog.text
 
 
 def test_a_resume_on_another_number_of_processes_is_refused(
@@ -173,13 +173,13 @@ def test_a_moved_run_still_finds_its_base(base: Path, data: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("warmup_steps", "warned"), [(7, True), (6, False)])
-def test_a_learning_rate_that_never_rises_is_told(
+def test_a_learning_rate_that_never_reaches_its_peak_is_warned_of(
     base: Path, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, warmup_steps: int, warned: bool
 ) -> None:
     with caplog.at_level(logging.WARNING, "shears"):
         out = train(base, tmp_path / "out", data=data, **{**SETTINGS, "warmup_steps": warmup_steps})
-    said = "does not get to 0.01 in 7 steps, it rises over 7 (warmup_steps): take fewer of these"
-    assert (said in caplog.text) == warned
+    message = "warmup_steps (7) must be below the number of steps (7) for the learning rate to reach 0.01; lower warm"
+    assert (message in caplog.text) == warned
     peak = max(line["learning_rate"] for line in log(out))
     assert (peak < 0.01) == warned
 

@@ -1,13 +1,12 @@
 """Elastic LoRA: ranks beyond the active one are masked by a forward hook on PEFT's own `lora_A`.
 
 Rank r means the first r rows of A and the first r columns of B. Zeroing A's output beyond r equals slicing both, gives
-the unused ranks a gradient of exactly zero, and leaves PEFT's layers, files and merging as they are. A mask may be one
-for all (R), or one for each row of a batch, so that one forward trains or scores many sub-adapters at once.
+the unused ranks a gradient of exactly zero, and leaves PEFT's layers, files and merging as they are. Rows of a batch
+share one mask, or each has its own, so that one forward trains or scores many sub-adapters at once.
 
-B rows of a batch, R ranks; P packed rows of L tokens.
+B rows of a batch, R ranks, O output and I input features of a linear; P packed rows of L tokens.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -22,10 +21,9 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.targets import EXPERTS
 from shears.errors import InputError
 
-logger = logging.getLogger(__name__)
 MASK = "rank_mask"
-# variants that use the weight of lora_A without calling it
-PAST_A = ("ArrowLinearVariant", "MontecloraLinearVariant", "QALoraLinearVariant", "VeloraLinearVariant")
+# variants that use the weight of lora_A without calling it, so that no hook on it runs
+BYPASSING_A = ("ArrowLinearVariant", "MontecloraLinearVariant", "QALoraLinearVariant", "VeloraLinearVariant")
 
 
 def _mask_ranks(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
@@ -33,33 +31,35 @@ def _mask_ranks(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
     mask = module.get_buffer(MASK).to(output.dtype)
     if mask.ndim in (1, output.ndim):
         return output * mask
-    rows, length, _ = mask.shape  # and all their tokens in one dimension, as some blocks flatten them (OPT)
+    rows, length, _ = mask.shape  # some blocks (OPT's) flatten rows and tokens into one dimension
     if output.shape[0] % (rows * length):
         raise InputError(
             f"ranks by example need linears that see every token of all {rows} rows, one gets {output.shape[0]} tokens "
-            "(an expert?); set sampling to uniform or leave it out of groups"
+            "(an expert?); set sampling to uniform, or leave the linear out of groups"
         )
     return (output.reshape(rows, -1, output.shape[-1]) * mask).view(output.shape)
 
 
 def lora_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, LoraLayer]]:
-    """Yield the layers with the adapter, by the names of their linears in the base model."""
+    """Yield the layers with the adapter and the names of their linears in the base model."""
     for name, layer in model.get_base_model().named_modules():
-        if LoraLayer in type(layer).__mro__ and adapter in layer.lora_A:  # no stand-in, which does not call lora_A
+        if LoraLayer in type(layer).__mro__ and adapter in layer.lora_A:  # a stand-in does not call lora_A
             yield name, layer
 
 
-def _mask_none(linear: nn.Module) -> None:
-    """Give lora_A a mask that is one for all rows and lets every rank through."""
+def _set_full_mask(linear: nn.Module) -> None:
+    """Give lora_A one mask for all rows that keeps every rank."""
     weight = linear.get_parameter("weight")
     linear.register_buffer(MASK, torch.ones(weight.shape[0], device=weight.device), persistent=False)
 
 
 class ElasticAdapter:
-    """The handle on a PEFT model whose LoRA ranks can be switched; `remove` takes the hooks off again."""
+    """The handle on a PEFT model whose LoRA ranks can be switched; `remove` undoes it."""
 
     def __init__(self, model: PeftModel, space: SearchSpace, adapter: str = "default") -> None:
-        self.model, self.space, self.adapter = model, space, adapter
+        self.model = model
+        self.space = space
+        self.adapter = adapter
         layers = dict(lora_layers(model, adapter))
         self._layers = {
             group: [_elastic_layer(layers, name, ranks[0], adapter) for name in space.modules.get(group, ())]
@@ -77,43 +77,43 @@ class ElasticAdapter:
         linear = layer.lora_A[self.adapter]
         if MASK in dict(linear.named_buffers(recurse=False)):
             raise InputError("a model can be elastic only once; call remove() on its ElasticAdapter first")
-        _mask_none(linear)
+        _set_full_mask(linear)
         return linear.register_forward_hook(_mask_ranks)  # type: ignore[no-any-return]
 
     def activate(self, config: RankConfig) -> RankConfig:
-        """Make every following forward use these ranks; InputError if they are not in the space."""
+        """Use these ranks in every following forward; InputError if they are not in the space."""
         config = self.space.check(config)
         for group, layers in self._layers.items():
             for layer in layers:
                 linear = layer.lora_A[self.adapter]
                 if linear.get_buffer(MASK).ndim > 1:
-                    _mask_none(linear)
-                mask = linear.get_buffer(MASK)  # written in place: compiled code keeps its buffer
+                    _set_full_mask(linear)
+                mask = linear.get_buffer(MASK)  # written in place, because compiled code keeps its buffer
                 mask.copy_(torch.arange(len(mask), device=mask.device) < config[group])
         self.active = config
         return config
 
     @property
     def refuses_rows(self) -> str:
-        """Why `activate_rows` is not to be had; empty where it is."""
+        """Why ranks per row are unsupported here; empty if they are supported."""
         if self._routed:
             return (
                 f"ranks by example need linears that see every token of all rows, {self._routed[0]} is an expert's; "
-                "set sampling to uniform or leave it out of groups"
+                "set sampling to uniform, or leave the linear out of groups"
             )
         if self._variants:
             return (
-                "ranks by example need plain LoRA, whose A sees the rows of the batch and no others, got "
+                "ranks by example need plain LoRA, whose A sees only the rows of the batch, got "
                 f"{self._variants[0]}; activate one configuration for all rows"
             )
         return ""
 
     def activate_rows(self, configs: Sequence[RankConfig], examples: Int[Tensor, "P L"] | None = None) -> None:
-        """Make the next forwards use other ranks for every row of the batch (B configurations).
+        """Use one configuration per row of the batch (B configurations) in the next forwards.
 
-        With `examples`, rows are packed, and each token has the ranks of its example, an index into the configurations
-        (whichever, where there is none). InputError if they are not in the space, for variants of LoRA (DoRA's A also
-        gets an identity), or where a linear sees only the tokens that a router sends it.
+        With `examples`, rows are packed: each token has the ranks of its example, an index into the configurations
+        (tokens of no example may have any). InputError if the ranks are not in the space, for variants of LoRA (DoRA's
+        A also gets an identity), or if a linear sees only the tokens that a router sends it.
         """
         if self.refuses_rows:
             raise InputError(self.refuses_rows)
@@ -121,17 +121,18 @@ class ElasticAdapter:
         for group, layers in self._layers.items():
             ranks = torch.tensor([config[group] for config in checked])
             ranks = (ranks[:, None] if examples is None else ranks[examples.cpu()])[..., None]
-            masks: dict[tuple[int, torch.device], Tensor] = {}  # the linears of a group share theirs
+            masks: dict[tuple[int, torch.device], Tensor] = {}  # shared by the linears of a group
             for layer in layers:
                 linear = layer.lora_A[self.adapter]
-                size, device = linear.weight.shape[0], linear.weight.device
+                size = linear.weight.shape[0]
+                device = linear.weight.device
                 if (size, device) not in masks:
                     masks[size, device] = (torch.arange(size) < ranks).float().to(device)
                 linear.register_buffer(MASK, masks[size, device], persistent=False)
         self.active = None
 
     def num_parameters(self, config: RankConfig) -> int:
-        """Return the parameters of the sub-adapter: rank * (in_features + out_features) over its linears."""
+        """Return the number of parameters of the sub-adapter: rank * (inputs + outputs), summed over its linears."""
         return sum(
             config[group] * (layer.in_features + layer.out_features)
             for group, layers in self._layers.items()
@@ -139,7 +140,7 @@ class ElasticAdapter:
         )
 
     def remove(self) -> None:
-        """Take the hooks and masks off, if they are on; the model is a plain PEFT model at its largest ranks again."""
+        """Remove the hooks and masks, if any; the model is then a plain PEFT model at its largest ranks."""
         for hook in self._hooks:
             hook.remove()
         for layer in self._all_layers():
@@ -149,7 +150,7 @@ class ElasticAdapter:
 
 
 def _variant(layer: LoraLayer, adapter: str) -> str | None:
-    """Return the name that PEFT gives to its variant of LoRA, None for plain LoRA."""
+    """Return PEFT's name of the layer's variant of LoRA, None for plain LoRA."""
     variant = layer.lora_variant.get(adapter)
     return None if variant is None else type(variant).__name__
 
@@ -159,44 +160,49 @@ def _elastic_layer(layers: dict[str, LoraLayer], name: str, max_rank: int, adapt
     if layer is None:
         raise InputError(f"every linear of the search space must carry the adapter {adapter!r}; {name} does not")
     if layer.use_rslora.get(adapter):
-        raise InputError("rank-stabilised LoRA scales every rank otherwise and cannot be elastic; set use_rslora=False")
-    if (variant := _variant(layer, adapter)) in PAST_A:
-        raise InputError(f"ranks are masked behind lora_A, which {variant} of {name} does not call; take plain LoRA")
-    if layer.lora_A[adapter].weight.shape[0] < max_rank:
-        rank = layer.lora_A[adapter].weight.shape[0]
+        raise InputError(
+            f"an elastic adapter must scale all ranks alike, {name} uses rank-stabilised LoRA; set use_rslora=False"
+        )
+    if (variant := _variant(layer, adapter)) in BYPASSING_A:
+        raise InputError(f"ranks are masked behind lora_A, which {variant} of {name} does not call; use plain LoRA")
+    rank = layer.lora_A[adapter].weight.shape[0]
+    if rank < max_rank:
         raise InputError(f"the adapter of {name} must have the largest rank of its group ({max_rank}), got {rank}")
     return layer
 
 
 def make_elastic(model: PeftModel, space: SearchSpace, adapter: str = "default") -> ElasticAdapter:
-    """Make a PEFT model's LoRA adapter elastic; the largest ranks are active at first."""
+    """Return the handle that switches the ranks of a PEFT model's LoRA adapter; the largest are active at first."""
     return ElasticAdapter(model, space, adapter)
 
 
 @torch.no_grad()
 def reorder(model: PeftModel, adapter: str = "default") -> None:
-    """Put the singular value decomposition of every B A in the place of B and A, in place; the product stays.
+    """Order every layer's components by size, in place: B and A become the singular value decomposition of B A.
 
-    Of all adapters of a smaller rank, the first r components then have the nearest product (Eckart and Young). Both
-    vectors of a component are equally long.
+    The product stays. Of all adapters of rank r, the first r components then have the nearest product (Eckart and
+    Young). Both vectors of a component are equally long.
     """
     for _, layer in lora_layers(model, adapter):
-        a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        a = layer.lora_A[adapter].weight
+        b = layer.lora_B[adapter].weight
         ordered_a, ordered_b = by_size(a, b)
         a.copy_(ordered_a)
         b.copy_(ordered_b)
 
 
 def by_size(a: Float[Tensor, "R I"], b: Float[Tensor, "O R"]) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]]:
-    """Return A and B with the same product, its singular values falling, each value's root in both.
+    """Return A and B with the same product, its singular values falling, the root of each value in both factors.
 
-    Computed in float64 from the R x R core between two orthonormal bases; where R exceeds O or I, the rest is zero.
+    Computed in float64 from the R x R core between two orthonormal bases; components beyond min(O, I) are zero.
     """
     left, left_core = torch.linalg.qr(b.double())
     right, right_core = torch.linalg.qr(a.double().T)
     turn, values, turn_back = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
-    count, roots = len(values), values.sqrt()
-    ordered_a, ordered_b = torch.zeros_like(a), torch.zeros_like(b)
+    count = len(values)
+    roots = values.sqrt()
+    ordered_a = torch.zeros_like(a)
+    ordered_b = torch.zeros_like(b)
     ordered_a[:count] = ((right @ turn_back.T) * roots).T.to(a.dtype)
     ordered_b[:, :count] = ((left @ turn) * roots).to(b.dtype)
     return ordered_a, ordered_b

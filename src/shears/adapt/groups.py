@@ -1,4 +1,4 @@
-"""From the words of a recipe (`q_proj+k_proj+v_proj,up_proj`) to the groups of a model's search space."""
+"""The groups of a model's search space, from a recipe's list of linears (`q_proj+k_proj+v_proj,up_proj`)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,9 +15,9 @@ from shears.models.load import linears, weight_oi
 def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:
     """Return the search space: in each decoder block, the linears joined by + share one of the ranks.
 
-    Each part is a name's ending or a regex (see `models.matching`). InputError where a part matches nothing, where two
-    groups claim one linear, where one is no plain linear (routers that return their choice, grouped products), or where
-    a rank exceeds what every linear of its group can use, min(inputs, outputs).
+    Each part is a name's ending or a regex (see `config.targets.matching`). InputError if a part matches nothing, if
+    two groups claim one linear, if a linear does not return one tensor of its outputs (routers that return their
+    choice, grouped products), or if a rank exceeds min(inputs, outputs) of every linear in its group.
     """
     prefix, blocks = decoder_blocks(model)
     by_block = {index: linears(block) for index, block in enumerate(blocks)}
@@ -33,8 +33,8 @@ def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -
             if names:
                 modules[f"layers.{index}.{spec}"] = tuple(f"{prefix}.{name}" for name in names)
     _refuse_overlap(modules)
-    _refuse_others(model, modules)
-    _refuse_useless(model, modules, max(ranks, default=0))
+    _refuse_non_linears(model, modules)
+    _refuse_unusable_ranks(model, modules, max(ranks, default=0))
     return SearchSpace(ranks=dict.fromkeys(modules, tuple(ranks)), modules=modules)
 
 
@@ -47,35 +47,38 @@ def _refuse_overlap(modules: dict[str, tuple[str, ...]]) -> None:
             owner[name] = group
 
 
-def _refuse_others(model: nn.Module, modules: Mapping[str, Sequence[str]]) -> None:
-    """Refuse what transformers makes of nn.Linear and is none: LoRA adds to a tensor of all outputs."""
+def _refuse_non_linears(model: nn.Module, modules: Mapping[str, Sequence[str]]) -> None:
+    """Refuse transformers' subclasses of nn.Linear that return something else: LoRA adds to a tensor of all outputs."""
     for group, names in modules.items():
         for name in names:
             linear = model.get_submodule(name)
             if type(linear).__module__.startswith("transformers.") and not _is_linear(linear):
                 raise InputError(
-                    f"groups must be of linears, and {name} of {group} is a {type(linear).__name__}, which does "
+                    f"groups must be of linears, {name} of {group} is a {type(linear).__name__}, which returns "
                     "something else; leave it out of groups"
                 )
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Tell whether a module gives one tensor with all of its outputs; a Conv1D, which is no nn.Linear, does."""
+    """Tell whether a module returns one tensor with all of its outputs; a Conv1D, not an nn.Linear, does."""
     if not isinstance(module, nn.Linear):
         return True
     try:
         with torch.no_grad():
-            found = module(module.weight.new_zeros(1, module.in_features))
+            output = module(module.weight.new_zeros(1, module.in_features))
     except (RuntimeError, ValueError, TypeError, IndexError):
         return False
-    return isinstance(found, Tensor) and found.shape == (1, module.out_features)
+    return isinstance(output, Tensor) and output.shape == (1, module.out_features)
 
 
-def _refuse_useless(model: nn.Module, modules: Mapping[str, Sequence[str]], largest: int) -> None:
+def _refuse_unusable_ranks(model: nn.Module, modules: Mapping[str, Sequence[str]], largest: int) -> None:
     for group, names in modules.items():
         usable = max(min(_sides(model.get_submodule(name))) for name in names)
         if largest > usable:
-            raise InputError(f"ranks of {group} must be at most {usable}, all its linears can use, got {largest}")
+            raise InputError(
+                f"ranks of {group} must be at most {usable}, the most that one of its linears can use, got {largest}; "
+                "lower the largest rank"
+            )
 
 
 def _sides(linear: nn.Module) -> Sequence[int]:
@@ -84,7 +87,7 @@ def _sides(linear: nn.Module) -> Sequence[int]:
 
 
 def target_modules(model: nn.Module, space: SearchSpace) -> list[str]:
-    """Return PEFT's target_modules: the short endings where they mean exactly the space's linears, else full names."""
+    """Return PEFT's target_modules: name endings if they match exactly the space's linears, else full names."""
     chosen = {name for names in space.modules.values() for name in names}
     endings = sorted({name.rsplit(".", 1)[-1] for name in chosen})
     meant = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in endings}

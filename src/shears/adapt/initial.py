@@ -1,4 +1,4 @@
-"""Where an adapter starts: from what pruning took away, or from the principal components of the weights (PiSSA).
+"""How an adapter is initialised: from what pruning removed (recovery), or from the weights' components (PiSSA).
 
 Shapes: R rank, O output and I input features of a linear. A linear computes (W + scaling * B A) x.
 """
@@ -27,41 +27,45 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def start_from_recovery(model: PeftModel, folder: Path, adapter: str = "default") -> None:
-    """Set the adapter to the first components of the recovery in `folder`, the sparse base's.
+    """Set the adapter to the first components of the recovery in `folder`, that of the sparse base.
 
-    The adapter's scaling is folded in, so that scaling * B A is the recovery's product of that rank. Where the recovery
-    has fewer components than the adapter, or none with energy, A's rows stay as they are and B's columns are zero.
-    InputError where the recovery is missing, was made for other weights, or lacks a linear of the adapter.
+    The adapter's scaling is folded in, so that scaling * B A is the recovery's product of that rank. For ranks beyond
+    the recovery's components with energy, A's rows stay as they are and B's columns are zero.
+    InputError if the recovery is missing, was made for other weights, or lacks a linear of the adapter.
     """
     tensors = _read_recovery(folder)
-    short: list[int] = []  # components of each linear that has too few
+    short: list[int] = []  # the number of components of each linear that has too few
     for name, layer in lora_layers(model, adapter):
         if PREFIX + name + A not in tensors:
             raise InputError(
                 f"init recovery needs a recovery of every linear with an adapter, {folder / RECOVERY_FOLDER} has none "
                 f"of {name}; leave it out of groups, or let sparsify prune it"
             )
-        a, b = tensors[PREFIX + name + A], tensors[PREFIX + name + B]
-        inputs, outputs = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-        alive = a[: inputs.shape[0]].any(1)  # those without energy come last
-        count, factor = int(alive.sum()), layer.scaling[adapter] ** -0.5
-        inputs[:count].copy_(a[:count] * factor)
-        outputs.zero_()
-        outputs[:, :count].copy_(b[:, :count] * factor)
-        if count < inputs.shape[0]:
+        recovered_a = tensors[PREFIX + name + A]
+        recovered_b = tensors[PREFIX + name + B]
+        a = layer.lora_A[adapter].weight
+        b = layer.lora_B[adapter].weight
+        count = int(recovered_a[: a.shape[0]].any(1).sum())  # components without energy come last
+        factor = layer.scaling[adapter] ** -0.5
+        a[:count].copy_(recovered_a[:count] * factor)
+        b.zero_()
+        b[:, :count].copy_(recovered_b[:, :count] * factor)
+        if count < a.shape[0]:
             short.append(count)
     if short:
-        logger.warning("%d linears start from fewer components than their rank, from %d on", len(short), min(short))
+        logger.warning(
+            "the recovery has fewer components than the rank for %d linears, at least %d", len(short), min(short)
+        )
 
 
 def _read_recovery(folder: Path) -> dict[str, Tensor]:
     """Return the recovery's tensors; its alpha is its rank, so that their product needs no scaling."""
-    place = folder / RECOVERY_FOLDER
-    if not (place / RECOVERY).is_file():
-        raise InputError(f"init recovery needs {place}; make it with shears sparsify --recover-rank N")
-    record = read_record(place, RECOVERY)
-    check_input(f"the base model of {place}", record["base_fingerprint"], weights_fingerprint(folder))
-    tensors: dict[str, Tensor] = load_file(place / ADAPTER_WEIGHTS)
+    recovery = folder / RECOVERY_FOLDER
+    if not (recovery / RECOVERY).is_file():
+        raise InputError(f"init recovery needs {recovery}; make it with shears sparsify --recover-rank N")
+    record = read_record(recovery, RECOVERY)
+    check_input(f"the base model of {recovery}", record["base_fingerprint"], weights_fingerprint(folder))
+    tensors: dict[str, Tensor] = load_file(recovery / ADAPTER_WEIGHTS)
     return tensors
 
 
@@ -69,44 +73,47 @@ def _read_recovery(folder: Path) -> dict[str, Tensor]:
 def start_from_principal(model: PeftModel, adapter: str = "default") -> dict[str, Tensor]:
     """Move the first singular triplets of every weight W into its adapter: W becomes W - scaling * B A, in place.
 
-    Return the initial tensors by PEFT's names (CPU); `without_start` needs them. The model computes what it did.
-    InputError where a weight is quantized, is no linear's, or is another module's too.
+    Return the initial tensors by PEFT's names (on the CPU), which `without_start` needs. The model's outputs stay.
+    InputError if a weight is quantized, does not belong to a linear, or is shared with another module.
     """
     weights = {name: _plain_weight(name, layer) for name, layer in lora_layers(model, adapter)}
     if (pair := sharing_a_weight(model.get_base_model(), [f"{name}.base_layer" for name in weights])) is not None:
         name = pair[1].removesuffix(".base_layer")
-        raise InputError(f"init pissa changes weights, {name} shares its own with another linear; leave it out")
+        raise InputError(
+            f"init pissa changes weights, {name} shares its weight with another linear; leave it out of groups"
+        )
     start: dict[str, Tensor] = {}
     for name, layer in lora_layers(model, adapter):
         weight = weights[name]
-        inputs, outputs = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        a = layer.lora_A[adapter].weight
+        b = layer.lora_B[adapter].weight
         scaling = layer.scaling[adapter]
-        b, a = _principal(weight, inputs.shape[0])
-        inputs.copy_(a * scaling**-0.5)
-        outputs.copy_(b * scaling**-0.5)
-        weight.copy_(weight.float() - scaling * outputs.float() @ inputs.float())
-        start |= {PREFIX + name + A: inputs.cpu().clone(), PREFIX + name + B: outputs.cpu().clone()}
+        principal_b, principal_a = _principal(weight, a.shape[0])
+        a.copy_(principal_a * scaling**-0.5)
+        b.copy_(principal_b * scaling**-0.5)
+        weight.copy_(weight.float() - scaling * b.float() @ a.float())
+        start |= {PREFIX + name + A: a.cpu().clone(), PREFIX + name + B: b.cpu().clone()}
     return start
 
 
 def without_start(tensors: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a LoRA of twice the rank that does on the original base what `tensors` does on the one PiSSA changed.
+    """Return a LoRA of twice the rank on the original base, equal to `tensors` on the base that PiSSA changed.
 
     B' = [B, -B0] and A' = [A; A0], so that B' A' = B A - B0 A0. The scaling is the same: alpha doubles with the rank.
-    `start` is what `start_from_principal` returned. KeyError where it lacks one of the tensors.
+    `start` is what `start_from_principal` returned. KeyError if it lacks one of the tensors.
     """
-    found = {}
+    doubled = {}
     for name, tensor in tensors.items():
         first = start[name].to(tensor)
-        found[name] = torch.cat([tensor, first], 0) if name.endswith(A) else torch.cat([tensor, -first], 1)
-    return found
+        doubled[name] = torch.cat([tensor, first], 0) if name.endswith(A) else torch.cat([tensor, -first], 1)
+    return doubled
 
 
 def _plain_weight(name: str, layer: LoraLayer) -> Float[Tensor, "O I"]:
     linear: nn.Module = layer.get_base_layer()
     if not isinstance(linear, nn.Linear | Conv1D) or not linear.weight.is_floating_point():
         raise InputError(
-            f"init pissa needs linears with plain weights, {name} is quantized or none; load it unquantized"
+            f"init pissa needs linears with plain weights, {name} is quantized or not a linear; load it unquantized"
         )
     return weight_oi(linear)
 
@@ -114,7 +121,10 @@ def _plain_weight(name: str, layer: LoraLayer) -> Float[Tensor, "O I"]:
 def _principal(weight: Float[Tensor, "O I"], rank: int) -> tuple[Float[Tensor, "O R"], Float[Tensor, "R I"]]:
     """Return B and A with the weight's first singular triplets, the values' roots in both; zero beyond min(O, I)."""
     left, values, right = torch.linalg.svd(weight.float(), full_matrices=False)
-    count, roots = min(rank, len(values)), values.sqrt()
-    b, a = weight.new_zeros(weight.shape[0], rank).float(), weight.new_zeros(rank, weight.shape[1]).float()
-    b[:, :count], a[:count] = left[:, :count] * roots[:count], roots[:count, None] * right[:count]
+    count = min(rank, len(values))
+    roots = values.sqrt()
+    b = weight.new_zeros(weight.shape[0], rank).float()
+    a = weight.new_zeros(rank, weight.shape[1]).float()
+    b[:, :count] = left[:, :count] * roots[:count]
+    a[:count] = roots[:count, None] * right[:count]
     return b, a

@@ -1,4 +1,4 @@
-"""All that training needs, loaded: the frozen model with its adapter, the examples."""
+"""What a training needs, loaded: the frozen model with its adapter, the tokenizer, the tokenized examples."""
 
 import logging
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ from shears.models.vocabulary import num_embeddings, refuse_unknown
 logger = logging.getLogger(__name__)
 
 
-class Ready(NamedTuple):
-    """A model to train, its tokenizer, the switch of its ranks, the examples.
+class Prepared(NamedTuple):
+    """A model to train, its tokenizer, the handle on its ranks, the examples.
 
-    `start` holds the adapter's first tensors where they were taken out of the model itself (init pissa), else nothing.
+    `start` holds the adapter's first tensors if they were moved out of the model's weights (init pissa), else nothing.
     """
 
     model: PeftModel
@@ -43,18 +43,18 @@ class Ready(NamedTuple):
     start: dict[str, Tensor]
 
 
-def prepare(model: str | Path, settings: TrainConfig) -> Ready:
-    """Load what `settings` ask for. InputError for what cannot be used."""
+def prepare(model: str | Path, settings: TrainConfig) -> Prepared:
+    """Load the model, adapter and examples of `settings`. InputError for anything unusable."""
     tokenizer = load_tokenizer(model)
     examples = load_examples(settings.data, settings.template, tokenizer)
-    device = "cpu" if settings.shard else settings.device  # no GPU need hold the whole model
+    device = "cpu" if settings.shard else settings.device  # sharding: no GPU may have room for the whole model
     base = load_model(model, device=device, quantization=_quantization(settings))
     rows = tokenize_all(examples, tokenizer, within_context(base, settings.max_length), settings.train_on)
     refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(base))
     keep_as_quantized(base)
     space = build_space(base, settings.groups, settings.ranks)
     if settings.sparse_adapter and (pair := sharing_a_weight(base, chain(*space.modules.values()))) is not None:
-        logger.warning("%s shares its weight with %s: export format peft will do, a merge will not", *pair)
+        logger.warning("%s shares its weight with %s: export as format peft works, a merge does not", *pair)
     peft_model = add_lora(base, space, settings)
     start: dict[str, Tensor] = {}
     if settings.init == "recovery":
@@ -64,10 +64,10 @@ def prepare(model: str | Path, settings: TrainConfig) -> Ready:
     elastic = make_elastic(peft_model, space)
     if settings.sparse_adapter:
         if settings.init == "recovery":
-            logger.warning("the mask of sparse_adapter removes what the recovery gives back: init lora is as good")
+            logger.warning("sparse_adapter masks out what init recovery restores: init lora is as good")
         make_sparse(peft_model)
     logger.info("%d groups of ranks %s: %s sub-adapters", len(space.ranks), settings.ranks, f"{space.size:.3g}")
-    return Ready(peft_model, tokenizer, elastic, rows, start)
+    return Prepared(peft_model, tokenizer, elastic, rows, start)
 
 
 def _quantization(settings: TrainConfig) -> BitsAndBytesConfig | None:
@@ -78,19 +78,18 @@ def _quantization(settings: TrainConfig) -> BitsAndBytesConfig | None:
 
 
 def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftModel:
-    """Return the model with a fresh LoRA adapter of the largest rank on the space's linears, the base frozen.
+    """Return the model with a new LoRA adapter of the largest rank on the space's linears, the base frozen.
 
-    InputError where PEFT puts none: on what the kernels of Mamba read past its module, and on linears called as the
-    experts of a mixture once were (up_proj of DeepSeek's first layers), for which it takes their stacks.
+    InputError if PEFT adds none to one of them: it skips linears whose weights Mamba's kernels read directly, and
+    linears with the names of a mixture's experts (up_proj of DeepSeek's first layers), which it reads as the experts'
+    stacked weights.
     """
-    targets = target_modules(model, space)
-    conv = any(_is_conv1d(model.get_submodule(name)) for names in space.modules.values() for name in names)
     lora = LoraConfig(
         r=space.max_rank,
         lora_alpha=int(settings.alpha) if settings.alpha.is_integer() else settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=targets,
-        fan_in_fan_out=conv,
+        target_modules=target_modules(model, space),
+        fan_in_fan_out=any(_is_conv1d(model.get_submodule(name)) for name in chain(*space.modules.values())),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
@@ -98,13 +97,7 @@ def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) 
         try:
             adapted = get_peft_model(model, lora)
         except ValueError as error:
-            said = first_line(error)
-            if "without also targeting" in said:  # with those it puts none on either
-                raise InputError(
-                    f"groups must be of linears that PEFT puts LoRA on; in this architecture it takes their names for "
-                    f"the experts, leave them out of groups (it says: {said})"
-                ) from None
-            raise InputError(f"groups must be of linears that PEFT takes, it says: {said}") from None
+            raise InputError(_peft_refusal(first_line(error))) from None
     without = [name for name in chain(*space.modules.values()) if not isinstance(model.get_submodule(name), LoraLayer)]
     if without:
         raise InputError(
@@ -112,6 +105,15 @@ def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) 
             "such a name means the experts); leave it out of groups"
         )
     return adapted
+
+
+def _peft_refusal(message: str) -> str:
+    if "without also targeting" in message:  # the linears that PEFT names would get no LoRA either
+        return (
+            "groups must be of linears that PEFT puts LoRA on; in this architecture it reads their names as the "
+            f"experts', leave them out of groups (PEFT's error: {message})"
+        )
+    return f"groups must be of linears that PEFT supports, got its error: {message}; leave them out of groups"
 
 
 def _is_conv1d(linear: nn.Module) -> bool:

@@ -1,7 +1,8 @@
-"""Which ranks are trained: strategies of drawing a rank configuration, functions of (seed, place) alone.
+"""Which ranks are trained: strategies that draw a rank configuration, and the callback that activates it.
 
-A place is a step, a process and a row, so that the draws depend neither on the order of the data nor on how a step is
-split into forwards, and resuming goes on with the same sequence. Uniform is the paper's (Shears, section 3.2).
+A draw is a function of the seed and of a position (step, process, row) alone. So it depends neither on the order of
+the data nor on how a step is split into forwards, and a resumed training continues the same sequence. `uniform` is
+the paper's strategy (Shears, section 3.2).
 """
 
 import random
@@ -18,7 +19,7 @@ from shears.errors import InputError
 
 
 @dataclass(frozen=True)
-class Place:
+class RowPosition:
     """An optimizer step, a process, and a row: the number of an example in the step, over all processes."""
 
     step: int
@@ -27,49 +28,49 @@ class Place:
 
 
 Reach = Literal["step", "process", "example"]
-Draw = Callable[[SearchSpace, int, Place], RankConfig]
+Draw = Callable[[SearchSpace, int, RowPosition], RankConfig]
 
 
-def uniform(space: SearchSpace, seed: int, place: Place) -> RankConfig:
-    """One random configuration a step."""
-    return space.random(random.Random(f"ranks/{seed}/{place.step}"))
+def uniform(space: SearchSpace, seed: int, position: RowPosition) -> RankConfig:
+    """Return one random configuration per step."""
+    return space.random(random.Random(f"ranks/{seed}/{position.step}"))
 
 
-def per_process(space: SearchSpace, seed: int, place: Place) -> RankConfig:
-    """One random configuration a step and process: as many as there are processes, at no extra cost."""
-    return space.random(random.Random(f"ranks/{seed}/{place.step}/process {place.process}"))
+def per_process(space: SearchSpace, seed: int, position: RowPosition) -> RankConfig:
+    """Return one random configuration per step and process; the more processes, the more are trained at no cost."""
+    return space.random(random.Random(f"ranks/{seed}/{position.step}/process {position.process}"))
 
 
-def per_example(space: SearchSpace, seed: int, place: Place) -> RankConfig:
-    """One random configuration an example."""
-    return space.random(random.Random(f"ranks/{seed}/{place.step}/row {place.row}"))
+def per_example(space: SearchSpace, seed: int, position: RowPosition) -> RankConfig:
+    """Return one random configuration per example."""
+    return space.random(random.Random(f"ranks/{seed}/{position.step}/row {position.row}"))
 
 
-def maximal(space: SearchSpace, seed: int, place: Place) -> RankConfig:
-    """The largest ranks always: plain LoRA, to be cut afterwards (see reorder.py)."""
+def maximal(space: SearchSpace, seed: int, position: RowPosition) -> RankConfig:
+    """Return the largest ranks: plain LoRA, whose ranks are cut after training (see `elastic.reorder`)."""
     return space.maximal()
 
 
-def sandwich(space: SearchSpace, seed: int, place: Place) -> RankConfig:
-    """A quarter of the examples at the largest ranks, a quarter at the smallest, the others at random.
+def sandwich(space: SearchSpace, seed: int, position: RowPosition) -> RankConfig:
+    """Return the largest ranks for a quarter of the examples, the smallest for a quarter, random ones for the rest.
 
     After the sandwich rule of slimmable networks (Yu and Huang, 2019), with rows of one batch in place of three
     forwards.
     """
-    match (place.step + place.row) % 4:
+    match (position.step + position.row) % 4:
         case 0:
             return space.maximal()
         case 1:
             return space.minimal()
         case _:
-            return per_example(space, seed, place)
+            return per_example(space, seed, position)
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """A strategy on a space; what shares one draw is a step, a process in it, or an example.
+class RankSampling:
+    """A strategy on a search space; `reach` is what shares one draw: a step, a process in a step, or an example.
 
-    Over the first `curriculum` steps the smaller ranks join in, one after the other, largest first.
+    Over the first `curriculum` steps the smaller ranks are added one after the other, largest first.
     """
 
     space: SearchSpace
@@ -85,20 +86,20 @@ class Sampling:
 
     @property
     def by_example(self) -> bool:
-        """Tell whether every row of a batch has its own configuration; in a space of one, no row needs a mask."""
+        """Tell whether every row of a batch has its own configuration; False for a space of one configuration."""
         return self.reach == "example" and self.space.size > 1
 
-    def config(self, place: Place) -> RankConfig:
-        """Return the ranks to train at a place."""
-        return self.draw(self._allowed(place.step), self.seed, place)
+    def config(self, position: RowPosition) -> RankConfig:
+        """Return the ranks to train at a position."""
+        return self.draw(self._allowed(position.step), self.seed, position)
 
     def _allowed(self, step: int) -> SearchSpace:
         if step >= self.curriculum:
             return self.space
-        groups = self.space.ranks.items()
-        return replace(
-            self.space, ranks={name: ranks[: 1 + step * len(ranks) // self.curriculum] for name, ranks in groups}
-        )
+        allowed = {
+            group: ranks[: 1 + step * len(ranks) // self.curriculum] for group, ranks in self.space.ranks.items()
+        }
+        return replace(self.space, ranks=allowed)
 
 
 STRATEGIES: Mapping[str, tuple[Draw, Reach]] = MappingProxyType(
@@ -112,62 +113,58 @@ STRATEGIES: Mapping[str, tuple[Draw, Reach]] = MappingProxyType(
 )
 
 
-def sampling(name: str, space: SearchSpace, seed: int, curriculum: int = 0) -> Sampling:
+def rank_sampling(name: str, space: SearchSpace, seed: int, curriculum: int = 0) -> RankSampling:
     """Return the strategy of that name."""
     draw, reach = STRATEGIES[name]
-    return Sampling(space, draw, reach, seed, curriculum)
+    return RankSampling(space, draw, reach, seed, curriculum)
 
 
 class NLSCallback(TrainerCallback):
-    """Neural Low-rank adapter Search: one rank configuration per optimizer step, never inside a forward.
+    """Neural Low-rank adapter Search in any `transformers.Trainer`: draws ranks per step, never inside a forward.
 
-    Strategies that give every example its own need to know the rows of a batch, as `train` (CompletionTrainer) does:
-    such a trainer says so by `trainer_draws`, and InputError comes where no other would draw. So it does where several
-    processes are to have ranks of their own and DDP would give them those of the first.
+    A strategy that draws per example needs a trainer that knows the rows of a batch, such as `CompletionTrainer`;
+    `trainer_draws` declares that the trainer is one. InputError when training begins if a strategy per example has no
+    such trainer, or if DDP would overwrite ranks per process by those of the first process.
     """
 
     def __init__(
-        self, elastic: ElasticAdapter, seed: int = 0, strategy: Sampling | None = None, *, trainer_draws: bool = False
+        self,
+        elastic: ElasticAdapter,
+        seed: int = 0,
+        strategy: RankSampling | None = None,
+        *,
+        trainer_draws: bool = False,
     ) -> None:
-        self.elastic, self.trainer_draws = elastic, trainer_draws
-        self.strategy = strategy or sampling("uniform", elastic.space, seed)
+        self.elastic = elastic
+        self.strategy = strategy or rank_sampling("uniform", elastic.space, seed)
+        self.trainer_draws = trainer_draws
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Refuse a strategy by example that nobody would draw, and one by process that DDP would undo."""
+    def on_train_begin(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
+        """Refuse a strategy whose draws this trainer would not make, or would overwrite."""
         if self.strategy.by_example and not self.trainer_draws:
             raise InputError(
-                "the strategy of NLSCallback must draw ranks by step or by process, got one by example; take uniform, "
+                "the strategy of NLSCallback must draw ranks by step or by process, got one by example; use uniform, "
                 "or shears.train, whose trainer knows the examples"
             )
         by_process = not (self.strategy.by_step or self.strategy.by_example)
         if by_process and args.world_size > 1 and args.ddp_broadcast_buffers is not False:
             raise InputError(
-                "ranks by process need TrainingArguments(ddp_broadcast_buffers=False), else all processes train those "
-                f"of the first; got {args.ddp_broadcast_buffers}"
+                "ranks by process need TrainingArguments(ddp_broadcast_buffers=False), else every process trains the "
+                f"ranks of the first; got {args.ddp_broadcast_buffers}; set it to False"
             )
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Draw the ranks of this step."""
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        """Activate the ranks of this step."""
         if not self.strategy.by_example:
-            self.elastic.activate(self.strategy.config(Place(state.global_step, args.process_index)))
+            self.elastic.activate(self.strategy.config(RowPosition(state.global_step, args.process_index)))
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Evaluate the heuristic sub-adapter, not whatever was drawn last."""
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
+        """Activate the heuristic ranks before an evaluation, not those of the last draw."""
         if control.should_evaluate:
             self.elastic.activate(self.elastic.space.heuristic())
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Evaluate the heuristic sub-adapter, not whatever was drawn last."""
-        self.on_step_end(args, state, control, **kwargs)
+    on_epoch_end = on_step_end
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         """Leave the largest ranks active."""
         self.elastic.activate(self.elastic.space.maximal())

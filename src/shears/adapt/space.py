@@ -1,5 +1,6 @@
-"""Rank configurations and the space they live in: immutable values, no torch, no files."""
+"""Rank configurations and their search space: immutable values, no torch, no files."""
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ class RankConfig(Mapping[str, int]):
 
     def __init__(self, ranks: Mapping[str, int]) -> None:
         self._items = dict(sorted(ranks.items()))
-        self._hash: int | None = None  # searches look configurations up all the time
+        self._hash: int | None = None  # kept, because searches look configurations up all the time
 
     def __getitem__(self, group: str) -> int:
         return self._items[group]
@@ -42,9 +43,10 @@ class RankConfig(Mapping[str, int]):
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Allowed ranks of every group, largest first, and the linears each group ties together.
+    """Allowed ranks of every group, largest first, and the linears that share a group's rank.
 
-    Raises InputError where a group has no rank, a rank below 1, or ranks that are not strictly falling.
+    Raises InputError if there is no group, or if a group has no rank, a rank below 1, or ranks that are not strictly
+    falling.
     """
 
     ranks: Mapping[str, Sequence[int]]
@@ -62,16 +64,13 @@ class SearchSpace:
 
     @property
     def max_rank(self) -> int:
-        """Largest rank of any group."""
+        """The largest rank of any group."""
         return max(ranks[0] for ranks in self.ranks.values())
 
     @property
     def size(self) -> int:
-        """Number of rank configurations."""
-        count = 1
-        for ranks in self.ranks.values():
-            count *= len(ranks)
-        return count
+        """The number of rank configurations."""
+        return math.prod(len(ranks) for ranks in self.ranks.values())
 
     def maximal(self) -> RankConfig:
         """Return the largest rank of every group."""
@@ -90,19 +89,22 @@ class SearchSpace:
         return RankConfig({group: generator.choice(ranks) for group, ranks in self.ranks.items()})
 
     def neighbours(self, config: RankConfig) -> Iterator[RankConfig]:
-        """Yield every configuration that differs in one group by one place in its list of ranks."""
+        """Yield every configuration that differs in one group, by one step in its list of ranks."""
         self.check(config)
         for group, ranks in self.ranks.items():
-            place = ranks.index(config[group])
-            for other in (place - 1, place + 1):
+            index = ranks.index(config[group])
+            for other in (index - 1, index + 1):
                 if 0 <= other < len(ranks):
                     yield RankConfig({**config, group: ranks[other]})
 
     def check(self, config: Mapping[str, int]) -> RankConfig:
-        """Return the configuration as a RankConfig; raise InputError if it does not belong to this space."""
+        """Return the configuration as a RankConfig; InputError if it does not belong to this space."""
         if config.keys() != self.ranks.keys():
             odd = sorted(config.keys() ^ self.ranks.keys())[:3]
-            raise InputError(f"a rank configuration must name the {len(self.ranks)} groups; check {', '.join(odd)}")
+            raise InputError(
+                f"a rank configuration must name the {len(self.ranks)} groups of its space, got {len(config)}; "
+                f"missing or unknown: {', '.join(odd)}"
+            )
         for group, rank in config.items():
             if rank not in self.ranks[group]:
                 raise InputError(f"rank of {group} must be one of {list(self.ranks[group])}, got {rank!r}")

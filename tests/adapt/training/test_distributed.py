@@ -15,7 +15,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from shears.adapt.load import load_super_adapter
-from shears.adapt.sampling import Place, per_process
+from shears.adapt.sampling import RowPosition, per_process
 from shears.adapt.train import train
 from shears.cli import main
 from shears.errors import InputError
@@ -109,7 +109,9 @@ def test_ranks_per_process_are_logged_with_their_examples(folder: Path) -> None:
     lines = log(folder / "process")
     assert [len(line["examples"]) for line in lines] == [4, 4, 4, 4, 2, 4, 4]  # the step of two is the first process's
     for line in lines:
-        first, second = (list(per_process(space, 0, Place(line["step"] - 1, process)).values()) for process in range(2))
+        first, second = (
+            list(per_process(space, 0, RowPosition(line["step"] - 1, process)).values()) for process in range(2)
+        )
         drawn = [first, first, second, second]
         assert [example["ranks"] for example in line["examples"]] == drawn[: len(line["examples"])]
 

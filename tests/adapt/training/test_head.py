@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from shears.adapt.prepare import Ready
+from shears.adapt.prepare import Prepared
 from shears.adapt.train import train
 from shears.adapt.training import fit
 from shears.data.batches import pack, pad_left
@@ -56,9 +56,9 @@ def test_a_training_step_has_no_other_logits(
     counts: list[list[int]] = []
     trained = fit._trainer
 
-    def listening(ready: Ready, *arguments: Any) -> Any:
-        trainer = trained(ready, *arguments)  # what it tries of the model is over
-        counts.append(heard(ready.model.get_base_model()))
+    def listening(prepared: Prepared, *arguments: Any) -> Any:
+        trainer = trained(prepared, *arguments)  # what it tries of the model is over
+        counts.append(heard(prepared.model.get_base_model()))
         return trainer
 
     monkeypatch.setattr(fit, "_trainer", listening)

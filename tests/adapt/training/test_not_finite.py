@@ -81,7 +81,7 @@ def test_where_there_is_no_good_state_none_is_named(
     base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(1, monkeypatch)
-    with pytest.raises(InputError, match=r"got nan at step 1; .*\(no step before was saved\)"):
+    with pytest.raises(InputError, match=r"got nan at step 1; .*\(no earlier step was saved\)"):
         train(base, tmp_path / "first", data=data, **SETTINGS)
     step_figures = CompletionTrainer.step_figures
 
@@ -92,6 +92,6 @@ def test_where_there_is_no_good_state_none_is_named(
         return 1.0, 1, []
 
     monkeypatch.setattr(CompletionTrainer, "step_figures", unseen_at_first)
-    with pytest.raises(InputError, match=r"got nan at step 2; .*\(no step before was saved\)"):  # its weights are nan
+    with pytest.raises(InputError, match=r"got nan at step 2; .*\(no earlier step was saved\)"):  # its weights are nan
         train(base, tmp_path / "spoilt", data=data, **RARELY)
     assert not list((partial_folder(tmp_path / "spoilt") / "checkpoints").glob("*"))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from shears.adapt.prepare import Ready
+from shears.adapt.prepare import Prepared
 from shears.adapt.train import train
 from shears.adapt.training import fit
 from shears.models import load as models
@@ -31,9 +31,9 @@ def test_forwards_of_a_training_run_in(
     found: list[torch.dtype] = []
     trained = fit._trainer
 
-    def listening(ready: Ready, *arguments: Any) -> Any:
-        trainer = trained(ready, *arguments)  # what it tries of the model is over
-        linear = ready.model.get_base_model().get_submodule("model.layers.0.mlp.gate_proj")
+    def listening(prepared: Prepared, *arguments: Any) -> Any:
+        trainer = trained(prepared, *arguments)  # what it tries of the model is over
+        linear = prepared.model.get_base_model().get_submodule("model.layers.0.mlp.gate_proj")
         linear.register_forward_hook(lambda _, __, output: found.append(output.dtype))
         return trainer
 

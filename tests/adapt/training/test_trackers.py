@@ -12,7 +12,7 @@ import pytest
 
 import shears
 from shears.adapt.training.fit import _arguments
-from shears.adapt.training.step_log import FOLDER, check_trackers, tracking
+from shears.adapt.training.step_log import TENSORBOARD_FOLDER, check_trackers, tracking
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.config.train import TRACKERS
@@ -45,38 +45,38 @@ def test_a_folder_of_runs_is_no_tracker(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_tensorboard_writes_beside_every_output_of_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(FOLDER, raising=False)
+    monkeypatch.delenv(TENSORBOARD_FOLDER, raising=False)
     base = str(save_tiny(tmp_path / "base"))
     for name in ("one", "two"):
         shears.train(base, tmp_path / name, **TINY, report_to=("tensorboard",))
-        assert FOLDER not in os.environ
+        assert TENSORBOARD_FOLDER not in os.environ
     for name in ("one", "two"):
         assert [path.name.split(".")[0] for path in (tmp_path / f"{name}_tensorboard").rglob("events*")] == ["events"]
         assert not list((tmp_path / name).rglob("events*"))
 
 
 def test_a_folder_that_the_user_named_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(FOLDER, "mine")
+    monkeypatch.setenv(TENSORBOARD_FOLDER, "mine")
     with tracking(["tensorboard"], tmp_path / "one"):
-        assert os.environ[FOLDER] == "mine"
-    assert os.environ[FOLDER] == "mine"
+        assert os.environ[TENSORBOARD_FOLDER] == "mine"
+    assert os.environ[TENSORBOARD_FOLDER] == "mine"
 
 
 def test_the_folder_is_forgotten_where_training_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(FOLDER, raising=False)
+    monkeypatch.delenv(TENSORBOARD_FOLDER, raising=False)
     seen: list[str | None] = []
 
     def fail() -> None:
         with tracking(["tensorboard"], tmp_path / "one"):
-            seen.append(os.environ.get(FOLDER))
+            seen.append(os.environ.get(TENSORBOARD_FOLDER))
             raise InputError("no")
 
     with pytest.raises(InputError, match="no"):
         fail()
     assert seen == [str(tmp_path / "one_tensorboard")]
-    assert FOLDER not in os.environ
+    assert TENSORBOARD_FOLDER not in os.environ
     with tracking(["wandb"], tmp_path / "one"):
-        assert FOLDER not in os.environ
+        assert TENSORBOARD_FOLDER not in os.environ
 
 
 FAKE = """

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.adapt.training.trainer import BATCHES_PER_POOL, BLANK, LengthBucketSampler, Rows
+from shears.adapt.training.trainer import BATCHES_PER_POOL, BLANK, LengthBucketSampler, NumberedExamples
 from shears.data.examples import Tokenized
 from shears.models.losses import IGNORED
 
@@ -40,7 +40,7 @@ def test_the_last_batch_of_several_processes_is_filled_up_with_blanks() -> None:
     order = list(sampler)
     assert len(order) == len(sampler) == 12
     assert order[-2:] == [BLANK, BLANK]
-    rows = Rows([Tokenized([5, 6], [IGNORED, 6])] * 10)
+    rows = NumberedExamples([Tokenized([5, 6], [IGNORED, 6])] * 10)
     assert rows[BLANK] == (BLANK, Tokenized([5, 5], [IGNORED, IGNORED]))
     assert rows[3] == (3, rows.rows[3])
     assert len(rows) == 10

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shears.adapt.groups import build_space
-from shears.adapt.sampling import Place, sampling
+from shears.adapt.sampling import RowPosition, rank_sampling
 from shears.adapt.train import train
 from shears.data.examples import load_examples, tokenize_all
 from shears.models.load import load_model, load_tokenizer
@@ -38,9 +38,9 @@ def test_ranks_are_those_of_seed_step_and_row(base: Path, data: str, tmp_path: P
     settings = {**SETTINGS, **way, "seed": 3}
     output = train(base, tmp_path / "out", data=data, **settings)
     space = build_space(load_model(base), ("q_proj+k_proj+v_proj", "up_proj", "down_proj"), SETTINGS["ranks"])
-    strategy = sampling(settings["sampling"], space, 3, curriculum=round(settings.get("curriculum", 0) * 7))
+    strategy = rank_sampling(settings["sampling"], space, 3, curriculum=round(settings.get("curriculum", 0) * 7))
     for step, line in enumerate(log(output)):
-        drawn = [strategy.config(Place(step, row=row)) for row, _ in enumerate(line["examples"])]
+        drawn = [strategy.config(RowPosition(step, row=row)) for row, _ in enumerate(line["examples"])]
         # in the order of the space, as `read_pairs` takes them
         assert [example["ranks"] for example in line["examples"]] == [
             [c[group] for group in space.ranks] for c in drawn

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from shears.adapt import train as train_module
 from shears.adapt.load import load_super_adapter
-from shears.adapt.prepare import Ready
+from shears.adapt.prepare import Prepared
 from shears.adapt.train import train
 from shears.adapt.training import fit
 from shears.config import TrainConfig
@@ -58,11 +58,11 @@ def test_an_interruption_leaves_no_trace_in(
 def test_what_is_loaded_is_what_was_trained(
     sparse: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    trained: list[Ready] = []
+    trained: list[Prepared] = []
 
-    def keep(ready: Ready, work: Path, settings: TrainConfig) -> None:
-        trained.append(ready)
-        fit.fit(ready, work, settings)
+    def keep(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
+        trained.append(prepared)
+        fit.fit(prepared, work, settings)
 
     monkeypatch.setattr(train_module, "fit", keep)
     loaded = load_super_adapter(train(sparse, tmp_path / "out", data=data, **{**SETTINGS, **WAYS[way]}))

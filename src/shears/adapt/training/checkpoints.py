@@ -1,6 +1,6 @@
-"""Checkpoints that are whole or not there: a folder counts once its marker is written, after an fsync of the rest.
+"""Checkpoints that are whole or do not count: a folder counts once its marker is written, after an fsync of the rest.
 
-The marker holds the files' sizes, so that one that was cut short afterwards does not count either.
+The marker holds the files' sizes, so that a checkpoint whose files were cut short afterwards does not count either.
 """
 
 import json
@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from shears.adapt.training.processes import num_processes, wait
 from shears.errors import InputError
@@ -28,20 +28,26 @@ MARKER = "whole.json"
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return after which step a checkpoint was written."""
+    """Return the step after which a checkpoint was written."""
     return int(checkpoint.name.rsplit("-", 1)[-1])
 
 
 class MarkWhole(TrainerCallback):
     """Marks every checkpoint once all of it is on the disk."""
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Flush the checkpoint of this step, then mark it, once every process has written its part.
 
-        InputError, in all processes, where what was trained is not finite: the checkpoints before stay the last.
+        InputError, in all processes, if a trained weight is not finite: a loss can be finite while the gradients are
+        not. The earlier checkpoints then remain the last.
         """
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        check_finite(kwargs["model"], state.global_step, folder.parent)
+        name = first_non_finite(kwargs["model"])
+        if name is not None:
+            raise InputError(
+                f"the trained weights must be finite, got {name} after step {state.global_step}; train to another "
+                f"output with a lower learning rate ({describe_last_checkpoint(folder.parent)})"
+            )
         wait()
         if args.process_index != 0:
             return
@@ -50,64 +56,54 @@ class MarkWhole(TrainerCallback):
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Return the bytes of every file of a checkpoint but its marker."""
+    """Return the bytes of every file of a checkpoint except its marker."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint is marked and its files are as long as they were then."""
+    """Tell whether a checkpoint is marked and its files have the sizes in the marker."""
     try:
         marker = read_object(checkpoint / MARKER)
     except InputError:
         return False
-    found = _sizes(checkpoint)
-    return all(found.get(name) == size for name, size in dict(marker.get("sizes") or {}).items())
+    sizes = _sizes(checkpoint)
+    return all(sizes.get(name) == size for name, size in dict(marker.get("sizes") or {}).items())
 
 
-def check_finite(model: nn.Module, step: int, folder: Path) -> None:
-    """Raise InputError where a trained weight is not finite: a loss can be, with gradients that are not."""
-    name = not_finite(model)
-    if name is not None:
-        raise InputError(
-            f"the trained weights must be finite, got {name} after step {step}; train to another output with a "
-            f"lower learning rate ({what_is_kept(folder)})"
-        )
-
-
-def not_finite(model: nn.Module) -> str | None:
-    """Return the name of a trained weight that is not finite; None where all are."""
+def first_non_finite(model: nn.Module) -> str | None:
+    """Return the name of the first trained weight that is not finite; None if all are finite."""
     trained = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
     return next((name for name, weight in trained if not torch.isfinite(weight).all()), None)
 
 
-def what_is_kept(folder: Path) -> str:
-    """Say where the last good state is, for a message."""
-    kept = last_whole_checkpoint(folder)
-    return "no step before was saved" if kept is None else f"{kept} keeps the state after step {step_of(kept)}"
+def describe_last_checkpoint(folder: Path) -> str:
+    """Return a clause for an error message: where the last good state is, if any was saved."""
+    last = last_whole_checkpoint(folder)
+    return "no earlier step was saved" if last is None else f"{last} keeps the state after step {step_of(last)}"
 
 
 def load_weights(model: PeftModel, checkpoint: Path) -> None:
-    """Give a model the adapter of a checkpoint."""
+    """Load the adapter of a checkpoint into a model."""
     set_peft_model_state_dict(model, load_file(checkpoint / ADAPTER_WEIGHTS))
 
 
-def drop_torn(folder: Path) -> None:
-    """Delete the checkpoints that were not written to their end, with a message."""
+def delete_torn(folder: Path) -> None:
+    """Delete the checkpoints that were not completely written, with a warning."""
     for path in sorted(folder.glob("checkpoint-*"), key=step_of):
         if not _is_whole(path):
-            logger.warning("checkpoint %s was not written to its end, or is damaged; skipped", path.name)
+            logger.warning("checkpoint %s is incomplete or damaged; skipped", path.name)
             shutil.rmtree(path)
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint; None where there is none."""
+    """Return the newest whole checkpoint; None if there is none."""
     whole = [path for path in folder.glob("checkpoint-*") if _is_whole(path)]
     return max(whole, key=step_of, default=None)
 
 
 def check_processes(checkpoint: Path) -> None:
-    """Raise InputError for a checkpoint of another number of processes: each goes on from its own random state."""
+    """Raise InputError if another number of processes wrote the checkpoint: each has its own random state."""
     written = read_json(checkpoint / MARKER).get("processes", num_processes())
     if written != num_processes():
         raise InputError(
@@ -122,14 +118,14 @@ def random_states() -> list[Tensor]:
 
 
 def set_random_states(states: Sequence[Tensor]) -> None:
-    """Go back to what `random_states` returned."""
+    """Restore what `random_states` returned."""
     torch.set_rng_state(states[0])
     for state in states[1:]:
         torch.cuda.set_rng_state(state)
 
 
-def cut_log(path: Path, last_step: int) -> None:
-    """Drop the lines of a training log past a step, so that the steps made again are not in it twice."""
+def truncate_log(path: Path, last_step: int) -> None:
+    """Drop the lines of a training log after a step, so that repeated steps are not logged twice."""
     if not path.exists():
         return
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= last_step]
@@ -139,5 +135,5 @@ def cut_log(path: Path, last_step: int) -> None:
 def _logged_step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):  # the line the interruption tore
+    except (json.JSONDecodeError, KeyError):  # the line that the interruption cut short
         return sys.maxsize

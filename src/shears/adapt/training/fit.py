@@ -1,4 +1,4 @@
-"""The training loop: transformers' Trainer with our loss, our order, our ranks, our log."""
+"""The training loop: transformers' Trainer with our loss, order of examples, ranks, checkpoints and log."""
 
 import logging
 from pathlib import Path
@@ -7,22 +7,22 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.training_args import ParallelMode
 
-from shears.adapt.prepare import Ready
-from shears.adapt.sampling import NLSCallback, sampling
+from shears.adapt.prepare import Prepared
+from shears.adapt.sampling import NLSCallback, rank_sampling
 from shears.adapt.training.checkpoints import (
     CHECKPOINTS,
     MarkWhole,
     check_processes,
-    cut_log,
-    drop_torn,
+    delete_torn,
     last_whole_checkpoint,
     load_weights,
     step_of,
+    truncate_log,
 )
 from shears.adapt.training.processes import num_processes, shard_frozen, wait
 from shears.adapt.training.recompute import recompute_between_products
 from shears.adapt.training.step_log import StepLog
-from shears.adapt.training.trainer import Collator, CompletionTrainer, Rows
+from shears.adapt.training.trainer import Collator, CompletionTrainer, NumberedExamples
 from shears.config import TrainConfig
 from shears.data.batch_trials import ignores_padding, keeps_apart
 from shears.data.batches import PACK_TOKENS, padding
@@ -35,31 +35,34 @@ from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES
 logger = logging.getLogger(__name__)
 
 
-def fit(ready: Ready, work: Path, settings: TrainConfig) -> None:
+def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
     """Train until the last step, from the last whole checkpoint in `work` if there is one."""
     if settings.shard:
-        shard_frozen(ready.model, pick_device(settings.device))
-    lengths = [len(row.input_ids) for row in ready.rows]
+        shard_frozen(prepared.model, pick_device(settings.device))
+    lengths = [len(row.input_ids) for row in prepared.rows]
     steps = num_steps(settings, len(lengths))
     if steps <= settings.warmup_steps:
         logger.warning(
-            "the learning rate does not get to %g in %d steps, it rises over %d (warmup_steps): take fewer of these",
-            settings.learning_rate, steps, settings.warmup_steps,
-        )  # fmt: skip
-    trainer = _trainer(ready, lengths, _arguments(settings, work / CHECKPOINTS), settings)
+            "warmup_steps (%d) must be below the number of steps (%d) for the learning rate to reach %g; "
+            "lower warmup_steps",
+            settings.warmup_steps,
+            steps,
+            settings.learning_rate,
+        )
+    trainer = _trainer(prepared, lengths, _arguments(settings, work / CHECKPOINTS), settings)
     trainer.remove_callback(PrinterCallback)  # only the command line prints
     if is_first_process():
-        drop_torn(work / CHECKPOINTS)
-    wait()  # all must go on from the same one
+        delete_torn(work / CHECKPOINTS)
+    wait()  # all processes must continue from the same checkpoint
     checkpoint = last_whole_checkpoint(work / CHECKPOINTS)
     if checkpoint:
         check_processes(checkpoint)
     done = step_of(checkpoint) if checkpoint else 0
     if is_first_process():
         for name in (TRAINING_LOG, TRAINING_TIMES):
-            cut_log(work / name, done)
-    if checkpoint and done == steps:  # Trainer would make one step more before it stops
-        load_weights(ready.model, checkpoint)
+            truncate_log(work / name, done)
+    if checkpoint and done == steps:  # Trainer would make one more step before it stops
+        load_weights(prepared.model, checkpoint)
         return
     logger.info(
         "training %d examples, %d tokens, %d steps%s", len(lengths), sum(lengths), steps, f" from {done}" * (done > 0)
@@ -71,27 +74,32 @@ def fit(ready: Ready, work: Path, settings: TrainConfig) -> None:
 
 
 def _trainer(
-    ready: Ready, lengths: list[int], arguments: TrainingArguments, settings: TrainConfig
+    prepared: Prepared, lengths: list[int], arguments: TrainingArguments, settings: TrainConfig
 ) -> CompletionTrainer:
-    packed = settings.packing and keeps_apart(ready.model)
+    packed = settings.packing and keeps_apart(prepared.model)
     if settings.packing and not packed:
         logger.info("this model does not keep packed examples apart: batches are padded")
     if settings.recompute and not (settings.gradient_checkpointing or settings.compile):
-        recompute_between_products(ready.model)
-    strategy = sampling(
-        settings.sampling, ready.elastic.space, settings.seed,
-        round(settings.curriculum * num_steps(settings, len(lengths))),
-    )  # fmt: skip
-    callbacks: list[TrainerCallback] = [NLSCallback(ready.elastic, strategy=strategy, trainer_draws=True), MarkWhole()]
-    behind = not packed and not ignores_padding(ready.model)
-    collator = Collator(padding(ready.tokenizer), PACK_TOKENS if packed else None, behind, num_positions(ready.model))
+        recompute_between_products(prepared.model)
+    curriculum = round(settings.curriculum * num_steps(settings, len(lengths)))
+    strategy = rank_sampling(settings.sampling, prepared.elastic.space, settings.seed, curriculum)
+    callbacks: list[TrainerCallback] = [
+        NLSCallback(prepared.elastic, strategy=strategy, trainer_draws=True),
+        MarkWhole(),
+    ]
+    collator = Collator(
+        padding(prepared.tokenizer),
+        PACK_TOKENS if packed else None,
+        behind=not packed and not ignores_padding(prepared.model),
+        limit=num_positions(prepared.model),
+    )
     return CompletionTrainer(
-        lengths=[1] * len(lengths) if packed else lengths,  # what is packed need not be of similar length
-        elastic=ready.elastic,
+        lengths=[1] * len(lengths) if packed else lengths,  # packed examples need not be of similar length
+        elastic=prepared.elastic,
         strategy=strategy,
-        model=ready.model,
+        model=prepared.model,
         args=arguments,
-        train_dataset=Rows(ready.rows),
+        train_dataset=NumberedExamples(prepared.rows),
         data_collator=collator,
         callbacks=callbacks,
     )
@@ -111,13 +119,13 @@ def num_seen(settings: TrainConfig, num_examples: int) -> int:
 
 
 def forward_size(settings: TrainConfig) -> int:
-    """Return the examples of one forward of one process; InputError where a step cannot be split so."""
+    """Return the examples of one forward of one process; InputError if a step cannot be split evenly."""
     processes = num_processes()
     size = settings.micro_batch_size or settings.batch_size // processes
     if size < 1 or settings.batch_size % (size * processes):
         raise InputError(
             f"batch_size must be a multiple of micro_batch_size x processes, got {settings.batch_size} for "
-            f"{max(size, 1)} x {processes}"
+            f"{max(size, 1)} x {processes}; change one of them"
         )
     return size
 
@@ -138,7 +146,7 @@ def _arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
         save_steps=settings.save_steps,
-        save_total_limit=2,  # the one before must live until the new one is whole
+        save_total_limit=2,  # the previous checkpoint must exist until the new one is whole
         logging_strategy="steps" if settings.report_to else "no",
         logging_steps=1,
         report_to=list(settings.report_to) or "none",
@@ -153,12 +161,12 @@ def _arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
         ddp_broadcast_buffers=False,  # rank masks are each process's own
     )
     arguments.mixed_precision = {"fp32": "no"}.get(precision, precision)  # else a launcher's settings decide
-    _keep_to(device, arguments)
+    _use_one_gpu(device, arguments)
     return arguments
 
 
-def _keep_to(device: torch.device, arguments: TrainingArguments) -> None:
-    """Let a process without a launcher use the one GPU it was told; transformers takes all there are, cuda:0 first."""
+def _use_one_gpu(device: torch.device, arguments: TrainingArguments) -> None:
+    """Restrict a process without a launcher to one GPU; transformers would use all GPUs, cuda:0 first."""
     if device.type != "cuda" or arguments.parallel_mode == ParallelMode.DISTRIBUTED:
         return
     if arguments.n_gpu > 1 and device.index is None:

@@ -1,4 +1,4 @@
-"""Several processes of one training (`accelerate launch -m shears train ...`): one of them owns the folder."""
+"""Several processes of one training (`accelerate launch -m shears train ...`): the first one owns the folder."""
 
 import atexit
 import os
@@ -20,49 +20,49 @@ from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
 from shears.records.folders import partial_folder, working_folder
 
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
 def num_processes() -> int:
-    """Return how many processes a launcher (torchrun, accelerate) started; 1 without one."""
+    """Return how many processes a launcher (torchrun, accelerate) started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join_processes(*, cpu: bool) -> None:
-    """Connect with the other processes: gloo between CPUs, NCCL between GPUs; nothing to do for one.
+    """Connect the processes: gloo between CPUs, NCCL between GPUs; a single process has nothing to connect.
 
-    InputError where the launcher would take the model apart: `shard_frozen` does that.
+    InputError if the launcher would shard the model itself; `shard_frozen` does that.
     """
-    for way in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{way}", "false") == "true":
+    for engine in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false") == "true":
             raise InputError(
-                f"the launcher must leave the model whole, got {way}; launch without it, and add --shard to train"
+                f"the launcher must leave the model whole, got {engine}; launch without it, and add --shard to train"
             )
     if num_processes() > 1:
         PartialState(cpu=cpu)
-        atexit.register(_leave)
+        atexit.register(_disconnect)
 
 
-def _leave() -> None:
-    """Stop the threads of the connection before the interpreter goes; else they may abort a process that is done."""
+def _disconnect() -> None:
+    """Stop the connection's threads before the interpreter exits; they may otherwise abort a finished process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def wait() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     if num_processes() > 1:
         PartialState().wait_for_everyone()
 
 
-def together(work: Callable[[], Result]) -> Result:
+def raise_in_all(work: Callable[[], Returned]) -> Returned:
     """Return what `work` returns in this process; the first InputError of any process is raised in all of them.
 
-    Otherwise those without one would wait for the others for ever.
+    Otherwise the processes without an error would wait for the others forever.
     """
     if num_processes() == 1:
         return work()
-    results: list[Result] = []
+    results: list[Returned] = []
     failure = None
     try:
         results.append(work())
@@ -77,18 +77,18 @@ def together(work: Callable[[], Result]) -> Result:
 
 @contextmanager
 def shared_folder(
-    output: Path, asked: Mapping[str, Any], *, resume: bool, defaults: Mapping[str, Any] = MappingProxyType({})
+    output: Path, config: Mapping[str, Any], *, resume: bool, defaults: Mapping[str, Any] = MappingProxyType({})
 ) -> Iterator[Path]:
-    """Yield the working folder of `folders.working_folder`, held by the first process for all of them.
+    """Yield the working folder of `folders.working_folder`, which the first process opens for all of them.
 
-    It is renamed once every process has left the block. InputError, raised in the first process alone, for what
+    The folder is renamed once every process has left the block. InputError, in the first process alone, for what
     `working_folder` refuses; the others then exit with code 2.
     """
     if num_processes() == 1:
-        with working_folder(output, asked, resume=resume, defaults=defaults) as work:
+        with working_folder(output, config, resume=resume, defaults=defaults) as work:
             yield work
     elif PartialState().is_main_process:
-        with _announced(working_folder(output, asked, resume=resume, defaults=defaults)) as work:
+        with _announced(working_folder(output, config, resume=resume, defaults=defaults)) as work:
             yield work
             wait()
     else:
@@ -102,7 +102,7 @@ def shared_folder(
 
 @contextmanager
 def _announced(folder: AbstractContextManager[Path]) -> Iterator[Path]:
-    """Tell the others whether the folder could be entered, whatever kept it from that."""
+    """Tell the other processes whether the folder could be entered, whatever error prevented it."""
     with ExitStack() as stack:
         try:
             work = stack.enter_context(folder)
@@ -114,11 +114,11 @@ def _announced(folder: AbstractContextManager[Path]) -> Iterator[Path]:
 
 
 def shard_frozen(model: PeftModel, device: torch.device) -> None:
-    """Let every process hold its part of the frozen weights on `device`; nothing happens to one process.
+    """Split the frozen weights, so that each process holds its part on `device`; a single process holds all.
 
-    What is trained stays whole in every process, outside of the sharding, so that gradients, optimizer and files are
-    those of plain data parallelism. The weights come from wherever they are, a block at a time, so that no device holds
-    the whole model. FSDP2 (`fully_shard`) does it, in the order of ZeRO-3.
+    Each decoder block is gathered where it is needed, then freed. Trained parameters stay whole in every process,
+    outside of the sharding, so that gradients, optimizer and files are those of plain data parallelism. Weights are
+    moved a block at a time: no device holds the whole model. FSDP2 (`fully_shard`) does it, in the order of ZeRO-3.
     """
     count = num_processes()
     if count == 1:
@@ -128,6 +128,6 @@ def shard_frozen(model: PeftModel, device: torch.device) -> None:
     for block in decoder_blocks(model.get_base_model())[1]:
         fully_shard(block, mesh=mesh, ignored_params=trained)
     fully_shard(model, mesh=mesh, ignored_params=trained)
-    model.to(device)  # what is trained, and the rank masks
+    model.to(device)  # the trained parameters and the rank masks
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)

@@ -1,8 +1,8 @@
-"""Less memory at hardly any time: a block keeps its matrix products for the backward pass and makes the rest again.
+"""Selective recomputation: a block keeps its matrix products for the backward pass and recomputes the rest.
 
-What lies between two products (norms, rotations, activations, sums, casts, and LoRA's narrow products) costs little to
-compute and most of the memory to keep. The recomputed values are the same bits: a rank configuration is set before the
-forward and never inside it.
+The operations between two products (norms, rotations, activations, sums, casts, LoRA's narrow products) are cheap to
+compute, but keeping their results takes most of the memory. The recomputed values are the same bits: a rank
+configuration is set before the forward and never inside it.
 """
 
 import logging
@@ -18,14 +18,14 @@ from shears.adapt.elastic import lora_layers
 logger = logging.getLogger(__name__)
 TRIAL = 4  # tokens
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm", "_int_mm", "_scaled_mm")
-ATTENTION = "_scaled_dot_product"  # how the names of all of torch's fused attentions begin
+ATTENTION = "_scaled_dot_product"  # the prefix of all of torch's fused attentions
 
 
 def recompute_between_products(model: PeftModel) -> bool:
-    """Make every decoder block keep only what `keeps` says; tell whether the model can, of which a trial decides.
+    """Make every decoder block keep only the results that `keeps` selects; return whether a trial shows that it works.
 
-    The inverse is `model.get_base_model().activation_checkpointing_disable()`. The model is in training mode or not, as
-    before; its gradients and torch's generators are not touched.
+    The inverse is `model.get_base_model().activation_checkpointing_disable()`. The model's training mode, its gradients
+    and torch's generators stay as they are.
     """
     base = model.get_base_model()
     if base.supports_gradient_checkpointing:
@@ -35,12 +35,12 @@ def recompute_between_products(model: PeftModel) -> bool:
         if _works(model):
             return True
         base.activation_checkpointing_disable()
-    logger.info("this model cannot recompute what lies between its matrix products: training takes more memory")
+    logger.info("this model cannot recompute between its matrix products: training takes more memory")
     return False
 
 
 def _works(model: PeftModel) -> bool:
-    """Try a backward pass: some blocks write into results that would be kept, which torch refuses."""
+    """Try a backward pass: some blocks modify kept results in place, which torch refuses."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     was_training = model.training
     model.train()
@@ -61,7 +61,7 @@ def _policy(narrow: int, _context: Any, operator: Any, *args: Any, **_kwargs: An
 
 
 def keeps(operator: torch._ops.OpOverload, args: tuple[Any, ...], narrow: int) -> bool:
-    """Tell whether a result is kept: of attention, and of products that sum over more than `narrow` numbers."""
+    """Tell whether a result is kept: attention, and products whose inner dimension is larger than `narrow`."""
     name = operator._schema.name.removeprefix("aten::")
     if name.startswith(ATTENTION):
         return True

@@ -1,4 +1,4 @@
-"""One JSON line per optimizer step, and the progress bar."""
+"""What is written of every optimizer step: a JSON line, the progress bar, and experiment trackers if asked for."""
 
 import importlib.util
 import json
@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from shears.adapt.training.checkpoints import (
+    describe_last_checkpoint,
+    first_non_finite,
     last_whole_checkpoint,
-    not_finite,
     random_states,
     set_random_states,
     step_of,
-    what_is_kept,
 )
 from shears.adapt.training.processes import wait
 from shears.adapt.training.trainer import CompletionTrainer, ExampleLoss
@@ -27,64 +27,61 @@ from shears.errors import InputError
 from shears.progress import Meter
 from shears.records.artifacts import TRAINING_TIMES
 
+TENSORBOARD_FOLDER = "TENSORBOARD_LOGGING_DIR"  # the variable that Trainer's tensorboard callback reads
+
 
 class StepLog(TrainerCallback):
-    """Writes every step: loss, tokens, learning rate, ranks; or each example's loss and ranks, where these differ.
+    """Writes every step: loss, tokens, learning rate, ranks; or each example's loss and ranks if these differ.
 
-    The seconds it took go into a file of their own.
+    The seconds of a step go into a file of their own.
     """
 
     def __init__(self, path: Path, trainer: CompletionTrainer, meter: Meter) -> None:
-        self.path, self.trainer, self.meter = path, trainer, meter
+        self.path = path
+        self.trainer = trainer
+        self.meter = meter
         self.learning_rate = 0.0
-        self.before = 0.0  # when the step before ended, or training began
+        self.step_start = 0.0  # when the previous step ended, or training began
         self.figures: tuple[float, int, list[ExampleLoss]] = (0.0, 0, [])
-        self.random_states: list[Tensor] = []  # after the step before: a checkpoint of it goes on from them
+        self.random_states: list[Tensor] = []  # after the previous step; a checkpoint of that step must hold them
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Note when the first step begins."""
-        self.before = time.monotonic()
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Record when the first step begins."""
+        self.step_start = time.monotonic()
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Note the learning rate this step is made with."""
+    def on_step_begin(self, *_: Any, **kwargs: Any) -> None:
+        """Record the learning rate of this step."""
         self.learning_rate = kwargs["lr_scheduler"].get_last_lr()[0]
         self.trainer.begin_step()
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Take the figures of the step; InputError, in all processes, where its loss or gradients are not finite.
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        """Take the figures of the step; InputError, in all processes, if its loss or gradients are not finite.
 
-        The update is then not made, and the state after the step before is saved, as far as it is finite itself. In
-        fp16 gradients may overflow: torch's scaler leaves such a step out and scales less.
+        The update is then not made, and the state after the previous step is saved if it is finite itself. In fp16,
+        gradients may overflow: torch's scaler skips such a step and lowers its scale.
         """
         self.figures = self.trainer.step_figures()
-        found = {"loss": self.figures[0]}
+        values = {"loss": self.figures[0]}
         if not args.fp16:
-            found["norm of the gradients"] = self.trainer.gradient_norm
-        name = next((name for name, value in found.items() if not math.isfinite(value)), None)
+            values["norm of the gradients"] = self.trainer.gradient_norm
+        name = next((name for name, value in values.items() if not math.isfinite(value)), None)
         if name is None:
             return
         folder = Path(str(args.output_dir))
         saved = last_whole_checkpoint(folder)
         is_saved = saved is not None and step_of(saved) == state.global_step
-        if state.global_step > 0 and not is_saved and not_finite(kwargs["model"]) is None:
+        if state.global_step > 0 and not is_saved and first_non_finite(kwargs["model"]) is None:
             set_random_states(self.random_states)
             self.trainer.save_state()
-        wait()  # for the mark of what the first process saved
+        wait()  # for the mark on what the first process saved
         raise InputError(
-            f"the {name} must be finite, got {found[name]} at step {state.global_step + 1}; train to another "
-            f"output with a lower learning rate ({what_is_kept(folder)})"
+            f"the {name} must be finite, got {values[name]} at step {state.global_step + 1}; train to another "
+            f"output with a lower learning rate ({describe_last_checkpoint(folder)})"
         )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Log the step that was just made."""
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        """Log the step."""
         loss, tokens, examples = self.figures
-        active = self.trainer.elastic.active
         line: dict[str, Any] = {
             "step": state.global_step,
             "loss": loss,
@@ -92,7 +89,7 @@ class StepLog(TrainerCallback):
             "learning_rate": self.learning_rate,
         }
         if self.trainer.strategy.by_step:
-            line["ranks"] = dict(active or {})
+            line["ranks"] = dict(self.trainer.elastic.active or {})
         else:
             line["examples"] = [example.as_data() for example in examples]
         if args.process_index == 0:
@@ -102,9 +99,10 @@ class StepLog(TrainerCallback):
         self.meter.advance(work=tokens, note=f"tokens/s, loss {loss:.3f}")
 
     def _seconds(self) -> float:
-        """Return the time since the end of the step before, the making of the batch included."""
-        before, self.before = self.before, time.monotonic()
-        return round(self.before - before, 4)
+        """Return the time since the previous step ended, including the making of the batch."""
+        start = self.step_start
+        self.step_start = time.monotonic()
+        return round(self.step_start - start, 4)
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
@@ -112,28 +110,25 @@ def _append(path: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-FOLDER = "TENSORBOARD_LOGGING_DIR"  # where Trainer's tensorboard callback writes
-
-
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise InputError, naming what to install, where a tracker is not installed."""
+    """Raise InputError, with what to install, if a tracker is not installed."""
     for name in names:
-        found = importlib.util.find_spec(name)
-        if found is None or found.origin is None:  # wandb's own runs lie in ./wandb
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # wandb's own runs lie in ./wandb, which is importable
             raise InputError(f"report_to {name} needs the package {name}, which is not installed; pip install {name}")
 
 
 @contextmanager
 def tracking(names: Sequence[str], output: Path) -> Iterator[None]:
-    """Let tensorboard write beside the output, not into it, for a while; where the user named a folder, there.
+    """Let tensorboard write to a folder beside the output, unless the user has named one in the environment.
 
-    Event files hold times, and artifacts hold none.
+    Event files hold times, and artifacts must not.
     """
-    if "tensorboard" not in names or FOLDER in os.environ:
+    if "tensorboard" not in names or TENSORBOARD_FOLDER in os.environ:
         yield
         return
-    os.environ[FOLDER] = str(output.with_name(f"{output.name}_tensorboard"))
+    os.environ[TENSORBOARD_FOLDER] = str(output.with_name(f"{output.name}_tensorboard"))
     try:
         yield
     finally:
-        os.environ.pop(FOLDER, None)
+        os.environ.pop(TENSORBOARD_FOLDER, None)

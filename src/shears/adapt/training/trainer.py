@@ -1,6 +1,6 @@
-"""The Trainer of the frozen sparse model: completion-only logits, packed rows, ranks by example.
+"""The Trainer of the frozen sparse model: completion-only logits, packed rows, ranks by example, order of examples.
 
-B examples of a forward, K labelled tokens.
+B examples of a forward.
 """
 
 import random
@@ -13,22 +13,76 @@ from accelerate.utils import gather_object
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from shears.adapt.elastic import ElasticAdapter
-from shears.adapt.sampling import Place, Sampling
+from shears.adapt.sampling import RankSampling, RowPosition
 from shears.adapt.space import RankConfig
 from shears.data.batches import pack, pad_left, pad_right
 from shears.data.examples import Tokenized
 from shears.models.losses import IGNORED, packed_predictions, padded_predictions
 
+BATCHES_PER_POOL = 16  # examples are sorted by length within pools this large: little padding, still a random mix
+BLANK = -1  # the number of an example without labels, which fills up the last batch of several processes
+
+
+class NumberedExamples(Dataset[tuple[int, Tokenized]]):
+    """Training examples with their numbers; the number BLANK gives two tokens without labels."""
+
+    def __init__(self, rows: Sequence[Tokenized]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, Tokenized]:
+        if index == BLANK:
+            return BLANK, Tokenized(self.rows[0].input_ids[:1] * 2, [IGNORED, IGNORED])
+        return index, self.rows[index]
+
+
+class LengthBucketSampler(Sampler[int]):
+    """Yields indices so that consecutive runs of `batch_size` have similar lengths; `set_epoch` reshuffles them.
+
+    Equal lengths give a plain shuffle. At the end, BLANK fills up to a multiple of `multiple`. The order is a function
+    of (seed, epoch).
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, multiple: int = 1) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.missing = -len(lengths) % multiple
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths) + self.missing
+
+    def __iter__(self) -> Iterator[int]:
+        generator = random.Random(f"order/{self.seed}/{self.epoch}")
+        order = list(range(len(self.lengths)))
+        generator.shuffle(order)
+        size = self.batch_size * BATCHES_PER_POOL
+        pools = [sorted(order[i : i + size], key=self.lengths.__getitem__) for i in range(0, len(order), size)]
+        batches = [pool[i : i + self.batch_size] for pool in pools for i in range(0, len(pool), self.batch_size)]
+        # only the last pool can end in a short batch; it must stay last, since a loader cuts equal runs
+        short = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
+        generator.shuffle(batches)
+        for batch in batches + short:
+            yield from batch
+        yield from [BLANK] * self.missing
+
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of numbered rows: packed into rows of `capacity` tokens, or padded where that is None.
+    """Makes a batch of numbered examples: packed into rows of `capacity` tokens, or padded if `capacity` is None.
 
-    With `behind`, the padding is behind the rows, for models that would read it. `limit` is what a row may hold at
-    most, the model's positions.
+    `behind` puts the padding behind the examples, for models that do not ignore it. `limit` is the most tokens that a
+    row may have: the model's positions.
     """
 
     pad_id: int
@@ -45,7 +99,7 @@ class Collator:
 
 
 class ExampleLoss(NamedTuple):
-    """What a training example lost (nats per labelled token) under which ranks."""
+    """The loss of a training example (nats per labelled token) and the ranks that it was computed with."""
 
     example: int
     loss: float
@@ -60,11 +114,11 @@ class ExampleLoss(NamedTuple):
 class CompletionTrainer(Trainer):
     """A Trainer whose loss is the mean over the optimizer step's completion tokens, however they are split.
 
-    `lengths` are what batches are bucketed by. `strategy` draws the ranks of every example where it is one by example;
-    else a callback has drawn those of the step.
+    Batches are bucketed by `lengths`. A `strategy` by example draws the ranks here; otherwise NLSCallback has activated
+    those of the step.
     """
 
-    def __init__(self, *, lengths: list[int], elastic: ElasticAdapter, strategy: Sampling, **kwargs: Any) -> None:
+    def __init__(self, *, lengths: list[int], elastic: ElasticAdapter, strategy: RankSampling, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.lengths = lengths
         self.elastic = elastic
@@ -74,13 +128,15 @@ class CompletionTrainer(Trainer):
         self.begin_step()
 
     def begin_step(self) -> None:
-        """Forget the figures of the step before."""
-        self.step_loss, self.step_tokens, self._forwards = 0.0, 0, 0
+        """Reset the figures of the step."""
+        self.step_loss = 0.0
+        self.step_tokens = 0
         self.step_examples: list[ExampleLoss] = []
         self.gradient_norm = 0.0
+        self._forwards = 0
 
     def step_figures(self) -> tuple[float, int, list[ExampleLoss]]:
-        """Return the step's loss, its tokens, and its examples where their ranks differ, over all processes."""
+        """Return the step's loss, its tokens, and its examples if their ranks differ, over all processes."""
         if self.accelerator.num_processes == 1:
             return self.step_loss, self.step_tokens, self.step_examples
         parts = gather_object([(self.step_loss, self.step_tokens, self.step_examples)])
@@ -93,14 +149,14 @@ class CompletionTrainer(Trainer):
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        found = super()._get_grad_norm(*args, **kwargs)  # of all processes, before the clipping
-        self.gradient_norm = float(found)
-        return found
+        norm = super()._get_grad_norm(*args, **kwargs)  # of all processes, before the clipping
+        self.gradient_norm = float(norm)
+        return norm
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        together = self.args.train_batch_size * self.accelerator.num_processes
-        size = together * self.args.gradient_accumulation_steps
-        multiple = together if self.accelerator.num_processes > 1 else 1
+        per_forward = self.args.train_batch_size * self.accelerator.num_processes
+        size = per_forward * self.args.gradient_accumulation_steps
+        multiple = per_forward if self.accelerator.num_processes > 1 else 1
         self.order = LengthBucketSampler(self.lengths, size, self.args.seed, multiple)
         return self.order
 
@@ -121,14 +177,16 @@ class CompletionTrainer(Trainer):
         if not self.strategy.by_step:
             self._note(numbers, losses.detach() / counts.clamp(min=1), counts, configs)
         self._forwards += 1
-        scaled: Tensor = losses.sum() / total * self.accelerator.num_processes  # whose mean, not sum, gradients will be
+        # DDP averages the gradients of the processes, and the step's loss is their sum
+        scaled: Tensor = losses.sum() / total * self.accelerator.num_processes
         return scaled
 
     def _draw(self, count: int) -> list[RankConfig]:
         """Draw the ranks of this forward's examples, the same for any number of processes and forwards a step."""
         forward = self._forwards * self.accelerator.num_processes + self.accelerator.process_index
-        first, step = forward * self.args.train_batch_size, self.state.global_step
-        return [self.strategy.config(Place(step, row=row)) for row in range(first, first + count)]
+        first = forward * self.args.train_batch_size
+        step = self.state.global_step
+        return [self.strategy.config(RowPosition(step, row=row)) for row in range(first, first + count)]
 
     def _example_losses(
         self, model: nn.Module, inputs: Mapping[str, Tensor], count: int, configs: Sequence[RankConfig]
@@ -144,7 +202,7 @@ class CompletionTrainer(Trainer):
         return sums, torch.bincount(labelled, minlength=count)
 
     def _note(self, numbers: Sequence[int], losses: Tensor, counts: Tensor, configs: Sequence[RankConfig]) -> None:
-        if not configs:  # all of this process have the active one
+        if not configs:  # every example of this process has the active configuration
             assert self.elastic.active is not None
             configs = [self.elastic.active] * len(numbers)
         figures = zip(numbers, losses.tolist(), counts.tolist(), configs, strict=True)
@@ -156,76 +214,23 @@ class CompletionTrainer(Trainer):
 
 
 class _EpochOrder(TrainerCallback):
-    """Has the examples come in the order of the epoch that begins or is gone on with.
+    """Sets the epoch whose order of examples comes next.
 
-    Trainer and accelerate tell a sampler so too, but not through all that they wrap it in: several processes that
-    resumed in the middle of an epoch went on in the order of the first one.
+    Trainer and accelerate set it too, but not through every wrapper: several processes that resumed in the middle of an
+    epoch continued in the order of the first epoch.
     """
 
     def __init__(self, trainer: CompletionTrainer) -> None:
         self.trainer = trainer
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         """Choose the order before the first batch is drawn."""
         self.trainer.order.set_epoch(int(state.epoch or 0))
 
 
 def _num_tokens(inputs: Mapping[str, Tensor]) -> int:
-    """Count the tokens of this forward without what only fills up a row or a batch."""
+    """Return the number of tokens of this forward, without padding and blank examples."""
     real = inputs["numbers"] != BLANK
     if "examples" not in inputs:
         return int(inputs["attention_mask"][real].sum())
     return int((real[inputs["examples"]] & (inputs["examples"] >= 0)).sum())
-
-
-BATCHES_PER_POOL = 16  # examples are sorted by length within pools this large: little padding, still a random mix
-BLANK = -1  # the number of an example without labels, which fills up the last batch of several processes
-
-
-class Rows(Dataset[tuple[int, Tokenized]]):
-    """Training examples with their numbers; BLANK gives two tokens that carry no loss."""
-
-    def __init__(self, rows: Sequence[Tokenized]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[int, Tokenized]:
-        if index == BLANK:
-            return BLANK, Tokenized(self.rows[0].input_ids[:1] * 2, [IGNORED, IGNORED])
-        return index, self.rows[index]
-
-
-class LengthBucketSampler(Sampler[int]):
-    """Yields indices so that consecutive runs of `batch_size` have similar lengths; reshuffled by `set_epoch`.
-
-    Equal lengths are as good as none: a plain shuffle. At the end BLANK fills up to a multiple of `multiple`.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, multiple: int = 1) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-        self.missing = -len(lengths) % multiple
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths) + self.missing
-
-    def __iter__(self) -> Iterator[int]:
-        generator = random.Random(f"order/{self.seed}/{self.epoch}")
-        order = list(range(len(self.lengths)))
-        generator.shuffle(order)
-        size = self.batch_size * BATCHES_PER_POOL
-        pools = [sorted(order[i : i + size], key=self.lengths.__getitem__) for i in range(0, len(order), size)]
-        batches = [pool[i : i + self.batch_size] for pool in pools for i in range(0, len(pool), self.batch_size)]
-        # only the very last pool can end in a short batch; it must stay last, since a loader cuts equal runs
-        short = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
-        generator.shuffle(batches)
-        for batch in batches + short:
-            yield from batch
-        yield from [BLANK] * self.missing
