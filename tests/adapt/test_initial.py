@@ -132,7 +132,7 @@ def test_a_smaller_recovery_fills_the_first_rows_and_the_others_can_learn(
             parameter.data.fill_(1.0)  # must not survive
     with caplog.at_level(logging.WARNING):
         start_from_recovery(model, folder)
-    assert caplog.messages[-1] == "10 linears start from fewer components than their rank, from 4 on"
+    assert caplog.messages[-1] == "10 linears start with fewer recovered components than their rank, with 4 at least"
     tensors, found, random = (
         load_file(folder / RECOVERY_FOLDER / "adapter_model.safetensors"),
         *map(adapter_of, (model, fresh)),

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.data.batches import NONE, balanced, length_buckets, pack, pad_left
+from shears.data.batches import NO_EXAMPLE, balanced, length_buckets, pack, pad_left
 from shears.data.examples import Tokenized
 from shears.models.losses import IGNORED, kept_logits
 
@@ -43,7 +43,7 @@ def test_a_pack_says_of_every_token_whose_it_is(lengths: list[int], capacity: in
         assert batch["input_ids"][mine].tolist() == row.input_ids
         assert batch["labels"][mine].tolist() == row.labels
         assert batch["position_ids"][mine].tolist() == list(range(len(row.input_ids)))
-    filler = batch["examples"] == NONE
+    filler = batch["examples"] == NO_EXAMPLE
     assert (batch["input_ids"][filler] == 7).all()
     assert (batch["labels"][filler] == IGNORED).all()
     assert not batch["position_ids"][filler].any()

@@ -165,5 +165,5 @@ def test_padding_that_a_tokenizer_left_is_not_looked_at(tmp_path: Path) -> None:
 def test_an_attention_mask_that_is_none_is_refused(tmp_path: Path, mask: str) -> None:
     path = tmp_path / "ids.jsonl"
     path.write_text('{"input_ids": [1, 2], "attention_mask": ' + mask + "}\n")
-    with pytest.raises(InputError, match="attention_mask must be a 0 or 1 an id, and not 0 for all, row 1 of"):
+    with pytest.raises(InputError, match="attention_mask must have a 0 or 1 for every id, and not only 0, row 1 of"):
         calibrate(path)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shears.data.calibration import _packed, text_tokens
+from shears.data.examples import encode
 from shears.errors import InputError
 from tests.data.test_calibration import TOKENIZER, calibrate, sequences_of
 
@@ -98,8 +99,9 @@ def test_all_tokens_can_be_asked_for_and_no_more(tmp_path: Path) -> None:
 def test_no_row_gives_a_sequence_more_than_it_has_to(
     lengths: list[int], num_samples: int, sequence_length: int, seed: int
 ) -> None:
-    rows = [{"text": chr(ord("a") + number) * length} for number, length in enumerate(lengths)]
-    packed = _packed("rows", rows, TOKENIZER, num_samples, sequence_length, random.Random(seed))
+    texts = [chr(ord("a") + number) * length for number, length in enumerate(lengths)]
+    rows = [[*ids, END] for ids in encode(texts, TOKENIZER)]
+    packed = _packed(iter(rows), [END], num_samples, sequence_length, random.Random(seed))
     needed, there = num_samples * sequence_length, sum(length + 1 for length in lengths)
     assert len(packed) >= min(needed, there)
     pieces = [len(piece) + 1 for piece in _texts(packed)[:-1]]

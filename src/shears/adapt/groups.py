@@ -32,36 +32,39 @@ def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -
             names = [name for name in matched if name.startswith(f"{index}.")]
             if names:
                 modules[f"layers.{index}.{spec}"] = tuple(f"{prefix}.{name}" for name in names)
-    _refuse_overlap(modules)
-    _refuse_non_linears(model, modules)
-    _refuse_unusable_ranks(model, modules, max(ranks, default=0))
+    _check(model, modules, max(ranks, default=0))
     return SearchSpace(ranks=dict.fromkeys(modules, tuple(ranks)), modules=modules)
 
 
-def _refuse_overlap(modules: dict[str, tuple[str, ...]]) -> None:
+def _check(model: nn.Module, modules: Mapping[str, Sequence[str]], largest: int) -> None:
     owner: dict[str, str] = {}
     for group, names in modules.items():
         for name in names:
             if name in owner:
-                raise InputError(f"a linear must belong to one group; {name} is in {owner[name]} and {group}")
+                raise InputError(
+                    f"a linear must belong to one group, {name} is in {owner[name]} and {group}; leave it out of one"
+                )
             owner[name] = group
-
-
-def _refuse_non_linears(model: nn.Module, modules: Mapping[str, Sequence[str]]) -> None:
-    """Refuse transformers' subclasses of nn.Linear that return something else: LoRA adds to a tensor of all outputs."""
-    for group, names in modules.items():
-        for name in names:
             linear = model.get_submodule(name)
-            if type(linear).__module__.startswith("transformers.") and not _is_linear(linear):
+            if not _is_linear(linear):
                 raise InputError(
                     f"groups must be of linears, {name} of {group} is a {type(linear).__name__}, which returns "
                     "something else; leave it out of groups"
                 )
+        usable = max(min(_sides(model.get_submodule(name))) for name in names)
+        if largest > usable:
+            raise InputError(
+                f"ranks of {group} must be at most {usable}, the most that one of its linears can use, got {largest}; "
+                "lower the largest rank"
+            )
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Tell whether a module returns one tensor with all of its outputs; a Conv1D, not an nn.Linear, does."""
-    if not isinstance(module, nn.Linear):
+    """Tell whether a module returns one tensor with all of its outputs, to which LoRA can add.
+
+    Of nn.Linear's subclasses, only those of transformers are tried: some return something else.
+    """
+    if not isinstance(module, nn.Linear) or not type(module).__module__.startswith("transformers."):
         return True
     try:
         with torch.no_grad():
@@ -69,16 +72,6 @@ def _is_linear(module: nn.Module) -> bool:
     except (RuntimeError, ValueError, TypeError, IndexError):
         return False
     return isinstance(output, Tensor) and output.shape == (1, module.out_features)
-
-
-def _refuse_unusable_ranks(model: nn.Module, modules: Mapping[str, Sequence[str]], largest: int) -> None:
-    for group, names in modules.items():
-        usable = max(min(_sides(model.get_submodule(name))) for name in names)
-        if largest > usable:
-            raise InputError(
-                f"ranks of {group} must be at most {usable}, the most that one of its linears can use, got {largest}; "
-                "lower the largest rank"
-            )
 
 
 def _sides(linear: nn.Module) -> Sequence[int]:

@@ -54,7 +54,7 @@ def start_from_recovery(model: PeftModel, folder: Path, adapter: str = "default"
             short.append(count)
     if short:
         logger.warning(
-            "the recovery has fewer components than the rank for %d linears, at least %d", len(short), min(short)
+            "%d linears start with fewer recovered components than their rank, with %d at least", len(short), min(short)
         )
 
 

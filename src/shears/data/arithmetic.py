@@ -1,25 +1,26 @@
 """The embedded data: arithmetic word problems, question -> equation -> answer, so that a first run needs no download.
 
-A problem is a template (a story and the equation that solves it), names, things and numbers, drawn from a generator
-seeded by a string: the same bits on every machine. The splits are disjoint by construction: the SHA-256 of a question
-says which split it belongs to, and each split keeps only its own, so that no question text can stand in two.
+A problem is a story with the equation that solves it, filled with names, things and numbers. They are drawn from a
+generator seeded by a string: the same bits on every machine. The SHA-256 of a question decides its split, so that no
+question is in two splits.
 """
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from types import MappingProxyType
 
 from shears.data.prompts import render_completion, render_prompt
 from shears.errors import InputError
 
-Numbers = Mapping[str, str]
-# Of 16 equal parts of all questions: the parts of a split, and how many rows it has.
+Range = tuple[int, int]  # both ends included
+Solved = tuple[dict[str, str], str]  # the numbers of an equation by their letters, and its answer
+PARTS = 16
+# Of the 16 equal parts of all questions: the parts of a split, and its number of rows.
 SPLITS = MappingProxyType(
     {"train": (range(12), 2000), "validation": (range(12, 13), 200), "test": (range(13, 16), 400)}
 )
-PARTS = 16
 
 
 def arithmetic_rows(split: str) -> list[dict[str, str]]:
@@ -47,9 +48,18 @@ def _problems(generator: random.Random) -> Iterator[tuple[str, str, str]]:
     problems = [(equation, story) for equation, stories in STORIES.items() for story in stories]
     while True:
         equation, story = generator.choice(problems)
-        numbers, answer = DRAWS[equation](generator)
+        numbers, answer = _draw(equation, generator)
         words = _words(generator)
         yield story.format(**words, **numbers), equation.format(**numbers), answer
+
+
+def _draw(equation: str, generator: random.Random) -> Solved:
+    ranges, solve = DRAWS[equation]
+    drawn: list[int] = []
+    for ends in ranges:
+        low, high = ends(*drawn) if callable(ends) else ends
+        drawn.append(generator.randint(low, high))
+    return solve(*drawn)
 
 
 def _words(generator: random.Random) -> dict[str, str]:
@@ -61,123 +71,57 @@ def _words(generator: random.Random) -> dict[str, str]:
 
 def _decimal(value: Fraction) -> str:
     """Write a positive finite decimal exactly, without trailing zeros."""
-    text = f"{value.numerator // value.denominator}"
-    rest, digits = value % 1, ""
+    whole, rest = divmod(value, 1)
+    digits = ""
     while rest:
-        rest *= 10
-        digits += str(rest.numerator // rest.denominator)
-        rest %= 1
-    return f"{text}.{digits}" if digits else text
+        digit, rest = divmod(rest * 10, 1)
+        digits += str(digit)
+    return f"{whole}.{digits}" if digits else f"{whole}"
 
 
-def _result(answer: Fraction | int, **numbers: Fraction | int) -> tuple[dict[str, str], str]:
+def _price(twentieths: int) -> Fraction:
+    return Fraction(twentieths, 20)
+
+
+def _solved(answer: Fraction | int, **numbers: Fraction | int) -> Solved:
     return {name: _decimal(Fraction(value)) for name, value in numbers.items()}, _decimal(Fraction(answer))
 
 
-def _add(generator: random.Random) -> tuple[Numbers, str]:
-    a, b = generator.randint(3, 95), generator.randint(3, 95)
-    return _result(a + b, a=a, b=b)
-
-
-def _subtract(generator: random.Random) -> tuple[Numbers, str]:
-    b, answer = generator.randint(2, 60), generator.randint(2, 60)
-    return _result(answer, a=b + answer, b=b)
-
-
-def _multiply(generator: random.Random) -> tuple[Numbers, str]:
-    a, b = generator.randint(2, 12), generator.randint(3, 30)
-    return _result(a * b, a=a, b=b)
-
-
-def _divide(generator: random.Random) -> tuple[Numbers, str]:
-    b, answer = generator.randint(2, 12), generator.randint(2, 20)
-    return _result(answer, a=b * answer, b=b)
-
-
-def _price(generator: random.Random) -> Fraction:
-    """Between 1.05 and 19.95, in steps of 0.05."""
-    return Fraction(generator.randint(21, 399), 20)
-
-
-def _add_decimals(generator: random.Random) -> tuple[Numbers, str]:
-    x, y = _price(generator), _price(generator)
-    return _result(x + y, x=x, y=y)
-
-
-def _subtract_decimals(generator: random.Random) -> tuple[Numbers, str]:
-    y, answer = _price(generator), _price(generator)
-    return _result(answer, x=y + answer, y=y)
-
-
-def _multiply_decimal(generator: random.Random) -> tuple[Numbers, str]:
-    a, x = generator.randint(2, 9), _price(generator)
-    return _result(a * x, a=a, x=x)
-
-
-def _add_three(generator: random.Random) -> tuple[Numbers, str]:
-    a, b, c = (generator.randint(2, 50) for _ in range(3))
-    return _result(a + b + c, a=a, b=b, c=c)
-
-
-def _add_then_subtract(generator: random.Random) -> tuple[Numbers, str]:
-    a, b = generator.randint(3, 50), generator.randint(3, 50)
-    c = generator.randint(2, a + b - 1)
-    return _result(a + b - c, a=a, b=b, c=c)
-
-
-def _subtract_then_divide(generator: random.Random) -> tuple[Numbers, str]:
-    b, c, answer = generator.randint(2, 40), generator.randint(2, 9), generator.randint(2, 12)
-    return _result(answer, a=b + c * answer, b=b, c=c)
-
-
-def _add_then_divide(generator: random.Random) -> tuple[Numbers, str]:
-    c, answer = generator.randint(2, 9), generator.randint(2, 12)
-    a = generator.randint(1, c * answer - 1)
-    return _result(answer, a=a, b=c * answer - a, c=c)
-
-
-def _add_then_multiply(generator: random.Random) -> tuple[Numbers, str]:
-    a, b, c = generator.randint(2, 20), generator.randint(2, 20), generator.randint(2, 9)
-    return _result((a + b) * c, a=a, b=b, c=c)
-
-
-def _subtract_then_multiply(generator: random.Random) -> tuple[Numbers, str]:
-    b, c, kept = generator.randint(2, 20), generator.randint(2, 9), generator.randint(2, 20)
-    return _result(kept * c, a=b + kept, b=b, c=c)
-
-
-def _multiply_then_add(generator: random.Random) -> tuple[Numbers, str]:
-    a, b, c = generator.randint(2, 12), generator.randint(2, 12), generator.randint(2, 60)
-    return _result(a * b + c, a=a, b=b, c=c)
-
-
-def _multiply_then_subtract(generator: random.Random) -> tuple[Numbers, str]:
-    a, b = generator.randint(2, 12), generator.randint(3, 12)
-    c = generator.randint(2, a * b - 1)
-    return _result(a * b - c, a=a, b=b, c=c)
-
-
-# How the numbers of an equation are drawn so that every answer is a positive whole number or finite decimal.
-DRAWS: Mapping[str, Callable[[random.Random], tuple[Numbers, str]]] = MappingProxyType(
+# How the numbers of an equation are drawn, so that every answer is a positive whole number or finite decimal: the ends of
+# the ranges, in the order of the draws (a function of the earlier draws, if it depends on them), and the numbers and the
+# answer from the draws. Prices are in twentieths: from 1.05 to 19.95, in steps of 0.05.
+PRICE = (21, 399)
+DRAWS: Mapping[str, tuple[Sequence[Range | Callable[..., Range]], Callable[..., Solved]]] = MappingProxyType(
     {
-        "{a}+{b}": _add,
-        "{a}-{b}": _subtract,
-        "{a}*{b}": _multiply,
-        "{a}/{b}": _divide,
-        "{x}+{y}": _add_decimals,
-        "{x}-{y}": _subtract_decimals,
-        "{a}*{x}": _multiply_decimal,
-        "{a}+{b}+{c}": _add_three,
-        "{a}+{b}-{c}": _add_then_subtract,
-        "({a}-{b})/{c}": _subtract_then_divide,
-        "({a}+{b})/{c}": _add_then_divide,
-        "({a}+{b})*{c}": _add_then_multiply,
-        "({a}-{b})*{c}": _subtract_then_multiply,
-        "{a}*{b}+{c}": _multiply_then_add,
-        "{a}*{b}-{c}": _multiply_then_subtract,
+        "{a}+{b}": ([(3, 95), (3, 95)], lambda a, b: _solved(a + b, a=a, b=b)),
+        "{a}-{b}": ([(2, 60), (2, 60)], lambda b, rest: _solved(rest, a=b + rest, b=b)),
+        "{a}*{b}": ([(2, 12), (3, 30)], lambda a, b: _solved(a * b, a=a, b=b)),
+        "{a}/{b}": ([(2, 12), (2, 20)], lambda b, share: _solved(share, a=b * share, b=b)),
+        "{x}+{y}": ([PRICE, PRICE], lambda x, y: _solved(_price(x + y), x=_price(x), y=_price(y))),
+        "{x}-{y}": ([PRICE, PRICE], lambda y, rest: _solved(_price(rest), x=_price(y + rest), y=_price(y))),
+        "{a}*{x}": ([(2, 9), PRICE], lambda a, x: _solved(_price(a * x), a=a, x=_price(x))),
+        "{a}+{b}+{c}": ([(2, 50), (2, 50), (2, 50)], lambda a, b, c: _solved(a + b + c, a=a, b=b, c=c)),
+        "{a}+{b}-{c}": (
+            [(3, 50), (3, 50), lambda a, b: (2, a + b - 1)],
+            lambda a, b, c: _solved(a + b - c, a=a, b=b, c=c),
+        ),
+        "({a}-{b})/{c}": (
+            [(2, 40), (2, 9), (2, 12)],
+            lambda b, c, share: _solved(share, a=b + c * share, b=b, c=c),
+        ),
+        "({a}+{b})/{c}": (
+            [(2, 9), (2, 12), lambda c, share: (1, c * share - 1)],
+            lambda c, share, a: _solved(share, a=a, b=c * share - a, c=c),
+        ),
+        "({a}+{b})*{c}": ([(2, 20), (2, 20), (2, 9)], lambda a, b, c: _solved((a + b) * c, a=a, b=b, c=c)),
+        "({a}-{b})*{c}": ([(2, 20), (2, 9), (2, 20)], lambda b, c, rest: _solved(rest * c, a=b + rest, b=b, c=c)),
+        "{a}*{b}+{c}": ([(2, 12), (2, 12), (2, 60)], lambda a, b, c: _solved(a * b + c, a=a, b=b, c=c)),
+        "{a}*{b}-{c}": (
+            [(2, 12), (3, 12), lambda a, b: (2, a * b - 1)],
+            lambda a, b, c: _solved(a * b - c, a=a, b=b, c=c),
+        ),
     }
 )
-
 
 NAMES: tuple[tuple[str, str], ...] = (
     ("Amira", "she"), ("Bruno", "he"), ("Carla", "she"), ("Deniz", "he"), ("Elif", "she"), ("Farid", "he"),
@@ -191,7 +135,7 @@ THINGS: tuple[str, ...] = (
     "stones", "candles", "balloons", "tickets", "crayons", "stamps", "toy cars", "notebooks", "magnets", "badges",
 )  # fmt: skip
 
-# By the equation that solves them: a, b, c whole numbers, x, y decimals, z a number the equation does not need.
+# Stories by the equation that solves them: a, b, c are whole numbers, x, y decimals, z a number it does not need.
 STORIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "{a}+{b}": (

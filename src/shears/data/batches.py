@@ -1,6 +1,6 @@
-"""Short examples joined in one row: no padding, and no example sees another.
+"""Tokenized examples as batches: padded to their longest, or packed several to a row without seeing each other.
 
-B examples, P packed rows, L tokens in the longest of them.
+B examples, T tokens of the longest; P packed rows, L tokens of the longest.
 """
 
 import math
@@ -14,75 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from shears.data.examples import Tokenized
 from shears.models.losses import IGNORED
 
-PACK_TOKENS = 256  # of a row: attention is quadratic in it, and shorter rows waste more on filling up
-NONE = -1  # the example of a position that only fills a row up
-
-
-def pack(rows: Sequence[Tokenized], capacity: int, pad_id: int, limit: int | None = None) -> dict[str, Tensor]:
-    """Return input_ids, position_ids, labels and examples, each Int "P L".
-
-    Positions start anew with every example, which is all that transformers needs to keep examples apart (no attention
-    mask, no cache). `examples` is the number of each token's example in `rows`. Rows have about `capacity` tokens, and
-    at most `limit` of them (see `balanced`).
-    """
-    packs = balanced([len(row.input_ids) for row in rows], capacity, limit)
-    length = max(sum(len(rows[index].input_ids) for index in indices) for indices in packs)
-    filler = {"input_ids": pad_id, "position_ids": 0, "labels": IGNORED, "examples": NONE}
-    lines: dict[str, list[list[int]]] = {name: [] for name in filler}
-    for indices in packs:
-        for name, line in _joined(rows, indices).items():
-            lines[name].append(line + [filler[name]] * (length - len(line)))
-    return {name: torch.tensor(content) for name, content in lines.items()}
-
-
-def _joined(rows: Sequence[Tokenized], indices: Sequence[int]) -> dict[str, list[int]]:
-    return {
-        "input_ids": [token for index in indices for token in rows[index].input_ids],
-        "position_ids": [place for index in indices for place in range(len(rows[index].input_ids))],
-        "labels": [label for index in indices for label in rows[index].labels],
-        "examples": [index for index in indices for _ in rows[index].input_ids],
-    }
-
-
-def balanced(lengths: Sequence[int], capacity: int, limit: int | None = None) -> list[list[int]]:
-    """Return the indices in groups of about `capacity` together and about equal sums; the cheapest number of groups.
-
-    None has more than `limit` together (a model's positions), unless a single index has.
-
-    A position costs 4 x capacity + L where rows have L of them: its linears, and its attention to the others. What only
-    fills rows up costs as much, so that few long examples are not spread over many rows.
-    """
-    within = math.inf if limit is None else limit
-    most = min(len(lengths), -(-2 * sum(lengths) // capacity))
-    ways = [groups for number in range(1, most + 1) if _longest(lengths, groups := _spread(lengths, number)) <= within]
-    if ways:
-        return min(ways, key=lambda groups: _cost(lengths, groups, capacity))
-    more = (_spread(lengths, number) for number in range(most + 1, len(lengths)))
-    return next((groups for groups in more if _longest(lengths, groups) <= within), [[i] for i in range(len(lengths))])
-
-
-def _spread(lengths: Sequence[int], number: int) -> list[list[int]]:
-    """Return the indices in that many groups: longest first, each to the emptiest."""
-    groups: list[list[int]] = [[] for _ in range(number)]
-    sums = [0] * number
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        place = sums.index(min(sums))
-        groups[place].append(index)
-        sums[place] += lengths[index]
-    return [sorted(group) for group in groups]
-
-
-def _cost(lengths: Sequence[int], groups: Sequence[Sequence[int]], capacity: int) -> int:
-    longest = _longest(lengths, groups)
-    return len(groups) * longest * (4 * capacity + longest)
-
-
-def _longest(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> int:
-    return max(sum(lengths[index] for index in group) for group in groups)
+PACK_TOKENS = 256  # of a row: attention is quadratic in it, and shorter rows waste more on padding
+NO_EXAMPLE = -1  # the example of a position that only fills up a row
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that fills up batches; any will do, for it is masked."""
+    """Return the token that fills up batches; the mask hides it, so that a tokenizer without one gets token 0."""
     pad = tokenizer.pad_token_id
     return 0 if pad is None else int(pad)
 
@@ -90,13 +27,14 @@ def padding(tokenizer: PreTrainedTokenizerBase) -> int:
 def pad_left(rows: Sequence[Tokenized], pad_id: int) -> dict[str, Tensor]:
     """Return input_ids, attention_mask, position_ids and labels, each Int "B T"; padding has no label.
 
-    Positions count from each row's first real token, so that a row means the same in every batch.
+    Positions count from each row's first real token, so that a row's logits are the same in every batch. Completions
+    end together.
     """
     return _padded(rows, pad_id, behind=False)
 
 
 def pad_right(rows: Sequence[Tokenized], pad_id: int) -> dict[str, Tensor]:
-    """Return the same with the padding behind the rows, for models that read it: there no token comes after it."""
+    """Return the same with the padding behind the rows, for models that read it: no real token comes after it."""
     return _padded(rows, pad_id, behind=True)
 
 
@@ -117,10 +55,76 @@ def _padded(rows: Sequence[Tokenized], pad_id: int, *, behind: bool) -> dict[str
 
 
 def length_buckets(lengths: Sequence[int], batch_size: int, padded: bool = True) -> list[list[int]]:
-    """Return the indices in batches of about equal lengths, longest first (too long for memory fails at once).
+    """Return the indices in batches of similar lengths, longest first, so that a lack of memory shows at once.
 
-    Of exactly equal ones, which need no padding, if not `padded`.
+    Batches that are not `padded` have exactly equal lengths.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     groups = [order] if padded else [list(group) for _, group in groupby(order, key=lengths.__getitem__)]
     return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
+
+
+def pack(rows: Sequence[Tokenized], capacity: int, pad_id: int, limit: int | None = None) -> dict[str, Tensor]:
+    """Return input_ids, position_ids, labels and examples, each Int "P L".
+
+    Positions restart with every example, which is all that transformers needs to keep examples apart (no attention
+    mask, no cache). `examples` is the number of each token's example in `rows`. Rows have about `capacity` tokens, and
+    at most `limit` (see `balanced`).
+    """
+    packs = balanced([len(row.input_ids) for row in rows], capacity, limit)
+    length = max(sum(len(rows[index].input_ids) for index in indices) for indices in packs)
+    filler = {"input_ids": pad_id, "position_ids": 0, "labels": IGNORED, "examples": NO_EXAMPLE}
+    lines: dict[str, list[list[int]]] = {name: [] for name in filler}
+    for indices in packs:
+        for name, line in _joined(rows, indices).items():
+            lines[name].append(line + [filler[name]] * (length - len(line)))
+    return {name: torch.tensor(content) for name, content in lines.items()}
+
+
+def _joined(rows: Sequence[Tokenized], indices: Sequence[int]) -> dict[str, list[int]]:
+    return {
+        "input_ids": [token for index in indices for token in rows[index].input_ids],
+        "position_ids": [position for index in indices for position in range(len(rows[index].input_ids))],
+        "labels": [label for index in indices for label in rows[index].labels],
+        "examples": [index for index in indices for _ in rows[index].input_ids],
+    }
+
+
+def balanced(lengths: Sequence[int], capacity: int, limit: int | None = None) -> list[list[int]]:
+    """Return the indices in groups of about `capacity` tokens and similar sums; the number of groups is the cheapest.
+
+    No group has more than `limit` tokens (a model's positions), unless it is a single index.
+
+    In rows of L tokens, a position costs 4 x capacity + L: its linears, and its attention to the others. Padding costs
+    as much, so that a few long examples are not spread over many rows.
+    """
+    allowed = math.inf if limit is None else limit
+    most = min(len(lengths), -(-2 * sum(lengths) // capacity))
+    fitting = [
+        groups for count in range(1, most + 1) if _longest(lengths, groups := _spread(lengths, count)) <= allowed
+    ]
+    if fitting:
+        return min(fitting, key=lambda groups: _cost(lengths, groups, capacity))
+    more = (_spread(lengths, count) for count in range(most + 1, len(lengths)))
+    single = [[index] for index in range(len(lengths))]
+    return next((groups for groups in more if _longest(lengths, groups) <= allowed), single)
+
+
+def _spread(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Return the indices in that many groups: longest first, each to the group with the smallest sum."""
+    groups: list[list[int]] = [[] for _ in range(count)]
+    sums = [0] * count
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        emptiest = sums.index(min(sums))
+        groups[emptiest].append(index)
+        sums[emptiest] += lengths[index]
+    return [sorted(group) for group in groups]
+
+
+def _cost(lengths: Sequence[int], groups: Sequence[Sequence[int]], capacity: int) -> int:
+    longest = _longest(lengths, groups)
+    return len(groups) * longest * (4 * capacity + longest)
+
+
+def _longest(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> int:
+    return max(sum(lengths[index] for index in group) for group in groups)

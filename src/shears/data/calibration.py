@@ -1,6 +1,6 @@
-"""Calibration sequences: windows of a text or of packed rows, or ready token ids exactly as given.
+"""Calibration sequences: windows of a text or of packed rows, or given token ids exactly as they are.
 
-Rows give a piece each before any gives more, so that one long document does not stand for all of them.
+Every row gives at most one piece before any row gives more, so that one long document does not dominate.
 """
 
 import hashlib
@@ -13,11 +13,10 @@ from itertools import groupby
 
 import torch
 from jaxtyping import Int
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from shears.data.chat import turns_of
+from shears.data.chat import render_turns, turns_of
 from shears.data.examples import encode, prompt_ids, to_example, tokenize
 from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.data.rows import Row, is_saved, read_rows, saved_rows
@@ -26,13 +25,14 @@ from shears.records.paths import expanded
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES = frozenset({"messages", "prompt", "instruction"})  # columns of which an example has one
+EXAMPLE_COLUMNS = frozenset({"messages", "prompt", "instruction"})  # every form of example has one of them
 FEW_TOKENS = 8 * 256  # up to this, input norms of a 135 M model still change visibly from draw to draw
+LARGEST_ID = 2**63 - 1  # that a tensor holds
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Batches (sequences x tokens), a hash of the ids (whatever the batch size), and how many tokens there are."""
+    """Batches (sequences x tokens), a hash of their ids that no batch size changes, and the number of tokens."""
 
     batches: list[Int[Tensor, "_ _"]]
     fingerprint: str
@@ -49,12 +49,14 @@ def calibration_batches(
 ) -> Calibration:
     """Return `num_samples` sequences of `sequence_length` tokens, drawn by a generator with this seed.
 
-    A .txt file gives windows that do not overlap; rows (`text`, or any form of example, of anything `read_rows` reads
-    or of a folder of `save_to_disk`) are shuffled and packed with the end of sequence between them, of each a random
-    piece of at most one sequence, more only where that is not enough. Chats need no turn of the assistant; rows without
-    text are left out. Rows that hold `input_ids` are used as they are (without padding that an
-    `attention_mask` leaves out), all of them, in order, and need no tokenizer.
-    InputError where there is too little text, or text and no tokenizer.
+    - A .txt file gives windows that do not overlap.
+    - Rows (`text`, or any form of example, from anything that `read_rows` or `saved_rows` reads) are shuffled and
+      packed with the end of sequence between them. Each row gives a random piece of at most one sequence, or more if
+      that is not enough. Chats need no assistant turn; rows without text are left out.
+    - Rows of `input_ids` are all used as they are, in order, without the padding that an `attention_mask` marks. They
+      need no tokenizer.
+
+    InputError if there is too little text, or text without a tokenizer.
     """
     generator = random.Random(f"calibration {seed}")
     if _is_text(source):
@@ -64,21 +66,17 @@ def calibration_batches(
         if "input_ids" in rows[0]:
             sequences = token_rows(source, rows)
         else:
-            packed = _packed(source, rows, _needed(tokenizer), num_samples, sequence_length, generator)
+            tokenizer = _needed(tokenizer)
+            shuffled = _row_tokens(source, generator.sample(rows, len(rows)), tokenizer)
+            packed = _packed(shuffled, _end(tokenizer), num_samples, sequence_length, generator)
             sequences = _windows(packed, num_samples, sequence_length)
     return _batched(source, sequences, batch_size)
 
 
 def token_row_lengths(source: str) -> list[int] | None:
-    """Return the lengths of the rows of a source of `input_ids`, which are all used; None where it holds text."""
+    """Return the lengths of the rows of a source of `input_ids`, which are all used; None for a source of text."""
     rows = [] if _is_text(source) else _rows(source)
     return [len(ids) for ids in token_rows(source, rows)] if rows and "input_ids" in rows[0] else None
-
-
-def _needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
-    if tokenizer is None:
-        raise InputError("calibration on text needs the model's tokenizer, it has none; give rows of input_ids")
-    return tokenizer
 
 
 def text_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -86,6 +84,43 @@ def text_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if _is_text(source):
         return _read_text(source, tokenizer)
     return [token for ids in _row_tokens(source, _rows(source), tokenizer) for token in ids]
+
+
+def token_rows(source: str, rows: Sequence[Row]) -> list[list[int]]:
+    """Return the token ids of rows that hold `input_ids`, without padding.
+
+    InputError, with the row of the source, if ids or masks are invalid.
+    """
+    logger.info("%s holds input_ids: all %d rows are used as they are", source, len(rows))
+    sequences = []
+    for number, row in enumerate(rows, start=1):
+        ids = row.get("input_ids")
+        if (
+            not isinstance(ids, list)
+            or not ids
+            or not all(type(token) is int and 0 <= token <= LARGEST_ID for token in ids)
+        ):
+            raise InputError(f"input_ids must be a list of token ids, row {number} of {source} has {str(ids)[:40]}")
+        sequences.append(_unpadded(ids, row.get("attention_mask"), f"row {number} of {source}"))
+    return sequences
+
+
+def _unpadded(ids: list[int], mask: object, where: str) -> list[int]:
+    """Return the ids that an attention mask, if there is one, marks as text."""
+    if mask is None:
+        return ids
+    if not isinstance(mask, list) or len(mask) != len(ids) or not all(bit in (0, 1) for bit in mask) or not any(mask):
+        raise InputError(
+            f"attention_mask must have a 0 or 1 for every id, and not only 0, {where} has {str(mask)[:40]}; "
+            "remove or correct it"
+        )
+    return [token for token, bit in zip(ids, mask, strict=True) if bit]
+
+
+def _needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    if tokenizer is None:
+        raise InputError("calibration on text needs the model's tokenizer, it has none; give rows of input_ids")
+    return tokenizer
 
 
 def _rows(source: str) -> list[Row]:
@@ -101,7 +136,7 @@ def _read_text(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise InputError(f"the text must be a file that can be read, got {source}: {error.strerror}") from None
+        raise InputError(f"the text must be a readable file, got {source}: {error.strerror}; check the path") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{source} must be UTF-8 text, got {error}; save it as UTF-8") from None
     return prompt_ids([text], tokenizer)[0]
@@ -123,47 +158,35 @@ def _windows(tokens: list[int], num_samples: int, sequence_length: int) -> list[
     return [tokens[index * sequence_length : (index + 1) * sequence_length] for index in range(num_samples)]
 
 
-def _too_little(there: int, num_samples: int, sequence_length: int) -> InputError:
+def _too_little(available: int, num_samples: int, sequence_length: int) -> InputError:
     needed = num_samples * sequence_length
     return InputError(
-        f"calibration needs {needed} tokens ({num_samples} samples of {sequence_length}), the text has {there}; "
+        f"calibration needs {needed} tokens ({num_samples} samples of {sequence_length}), the text has {available}; "
         "give more text, or fewer or shorter samples"
     )
 
 
-def _enough_rows(
-    source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, num_samples: int, sequence_length: int
-) -> list[list[int]]:
-    """Return the tokens of the first so many rows that, with a sequence of each at most, are enough; else of all."""
-    tokens: list[list[int]] = []
+def _packed(
+    rows: Iterator[list[int]], end: list[int], num_samples: int, sequence_length: int, generator: random.Random
+) -> list[int]:
+    """Join random pieces of shuffled rows: at most one sequence of each, or the fewest more that are enough."""
+    used: list[list[int]] = []
     missing = num_samples * sequence_length
-    for ids in _row_tokens(source, rows, tokenizer):
-        tokens.append(ids)
+    for ids in rows:
+        used.append(ids)
         missing -= min(len(ids), sequence_length)
         if missing <= 0:
             break
-    return tokens
 
+    def total(count: int) -> int:
+        return sum(min(len(ids), count * sequence_length) for ids in used)
 
-def _packed(
-    source: str, rows: list[Row], tokenizer: PreTrainedTokenizerBase, num_samples: int, sequence_length: int,
-    generator: random.Random,
-) -> list[int]:  # fmt: skip
-    """Join random pieces of shuffled rows: of each at most one sequence, or the fewest that are enough together."""
-    shuffled = generator.sample(rows, len(rows))
-    tokens = _enough_rows(source, shuffled, tokenizer, num_samples, sequence_length)
-
-    def reached(count: int) -> int:
-        return sum(min(len(ids), count * sequence_length) for ids in tokens)
-
-    sequences = range(1, num_samples + 1)
-    count = 1 + bisect_left(sequences, num_samples * sequence_length, key=reached)
-    end = _end(tokenizer)
-    return [token for ids in tokens for token in _piece(ids, end, count * sequence_length, generator)]
+    count = 1 + bisect_left(range(1, num_samples + 1), num_samples * sequence_length, key=total)
+    return [token for ids in used for token in _piece(ids, end, count * sequence_length, generator)]
 
 
 def _piece(ids: list[int], end: list[int], most: int, generator: random.Random) -> list[int]:
-    """Return a random piece of a row, which ends as the row does; all of a row that is not too long."""
+    """Return a random piece of a row, closed by the end of sequence; a row of at most `most` tokens as it is."""
     if len(ids) <= most:
         return ids
     start = generator.randrange(len(ids) - most + 1)
@@ -176,12 +199,12 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _row_tokens(source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
     for row in rows:
-        filled = _filled(row)
+        filled = {name: value for name, value in row.items() if value is not None}  # tables give a row all columns
         try:
             if isinstance(filled.get("text"), str):
                 ids = encode([filled["text"]], tokenizer)[0]
-                yield ids + _end(tokenizer) if ids else []  # sets of lines, such as WikiText, are a third empty rows
-            elif row.get("text", "") is None and not EXAMPLES & filled.keys():
+                yield ids + _end(tokenizer) if ids else []  # a third of the rows of WikiText, by lines, are empty
+            elif row.get("text", "") is None and not EXAMPLE_COLUMNS & filled.keys():
                 yield []
             elif filled.get("messages"):
                 yield _chat_tokens(filled["messages"], tokenizer)
@@ -191,20 +214,11 @@ def _row_tokens(source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizer
             raise InputError(f"rows of {source} must have the column text, or be examples: {error}") from None
 
 
-def _filled(row: Row) -> Row:
-    """Leave out empty columns: tables give every row the columns of all."""
-    return {name: value for name, value in row.items() if value is not None}
-
-
 def _chat_tokens(messages: object, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return a whole conversation as the chat template renders it; whoever spoke last, an end of sequence closes it."""
+    """Return a conversation as the chat template renders it, closed by an end of sequence whoever spoke last."""
     if tokenizer.chat_template is None:
         raise InputError("messages need a tokenizer with a chat template, got one without; use the column text")
-    turns = turns_of(messages)
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except (TemplateError, TypeError, ValueError) as error:
-        raise InputError(f"messages must suit the tokenizer's chat template, got: {error}") from None
+    text = render_turns(turns_of(messages), tokenizer)
     ended = bool(tokenizer.eos_token) and text.rstrip().endswith(str(tokenizer.eos_token))
     return encode([text], tokenizer)[0] + ([] if ended else _end(tokenizer))
 
@@ -217,45 +231,12 @@ def _batched(source: str, sequences: list[list[int]], batch_size: int) -> Calibr
         for group in (list(rows) for _, rows in groupby(sequences, key=len))
         for start in range(0, len(group), batch_size)
     ]
-    logger.info("calibrating on %d sequences, %d tokens of %s", len(sequences), num_tokens, source)
-    if num_tokens <= FEW_TOKENS:
-        logger.warning("only %d calibration tokens; with %d or fewer the choice is noisy", num_tokens, FEW_TOKENS)
-    return Calibration(batches, _fingerprint(sequences), num_tokens)
-
-
-def _fingerprint(sequences: list[list[int]]) -> str:
     digest = hashlib.sha256()
     for ids in sequences:
         digest.update((" ".join(map(str, ids)) + "\n").encode())
-    return digest.hexdigest()
-
-
-LARGEST_ID = 2**63 - 1  # that a tensor holds
-
-
-def token_rows(source: str, rows: list[Row]) -> list[list[int]]:
-    """Return the token ids of rows that hold `input_ids`, as they are but for padding.
-
-    InputError, which names the row of the source, for ids or masks that are none.
-    """
-    logger.info("%s holds input_ids: all %d rows are used as they are", source, len(rows))
-    sequences = []
-    for number, row in enumerate(rows, start=1):
-        ids = row.get("input_ids")
-        if (
-            not isinstance(ids, list)
-            or not ids
-            or not all(type(token) is int and 0 <= token <= LARGEST_ID for token in ids)
-        ):
-            raise InputError(f"input_ids must be a list of token ids, row {number} of {source} has {str(ids)[:40]}")
-        sequences.append(_unpadded(ids, row.get("attention_mask"), f"row {number} of {source}"))
-    return sequences
-
-
-def _unpadded(ids: list[int], mask: object, where: str) -> list[int]:
-    """Return the ids that an attention mask, where a tokenizer left one beside them, calls text."""
-    if mask is None:
-        return ids
-    if not isinstance(mask, list) or len(mask) != len(ids) or not all(bit in (0, 1) for bit in mask) or not any(mask):
-        raise InputError(f"attention_mask must be a 0 or 1 an id, and not 0 for all, {where} has {str(mask)[:40]}")
-    return [token for token, bit in zip(ids, mask, strict=True) if bit]
+    logger.info("calibrating on %d sequences, %d tokens of %s", len(sequences), num_tokens, source)
+    if num_tokens <= FEW_TOKENS:
+        logger.warning(
+            "only %d calibration tokens; with %d or fewer the choice of weights is noisy", num_tokens, FEW_TOKENS
+        )
+    return Calibration(batches, digest.hexdigest(), num_tokens)

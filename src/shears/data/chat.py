@@ -1,4 +1,4 @@
-"""Chat conversations as text segments, through the tokenizer's own chat template; every assistant turn is trained."""
+"""Chats as text segments, rendered by the tokenizer's own chat template; every assistant turn is trained."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -9,13 +9,13 @@ from transformers import PreTrainedTokenizerBase
 from shears.data.example import Segment
 from shears.errors import InputError
 
-Messages = Sequence[Mapping[str, Any]]
+Turns = Sequence[Mapping[str, Any]]
 
 
 def turns_of(messages: object) -> list[dict[str, Any]]:
-    """Return the turns of a conversation with texts as content, parts of type text joined by line ends.
+    """Return the turns of a conversation with text as content; parts of type text are joined by line breaks.
 
-    Content may be missing beside tool calls. InputError for what is no list of turns, and for any other content.
+    Content may be missing beside tool calls. InputError for anything but a list of turns, and for other content.
     """
     if not isinstance(messages, list | tuple) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
         raise InputError("messages must be a list of {role, content}, got something else")
@@ -35,11 +35,11 @@ def _turn(number: int, message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chat_segments(messages: object, tokenizer: PreTrainedTokenizerBase) -> tuple[Segment, ...]:
-    """Return a conversation as segments; each assistant turn is trained up to the mark that ends it.
+    """Return a conversation as segments; each assistant turn is trained up to its end mark.
 
-    A turn that says and calls nothing is not trained. InputError where there is no chat template, no assistant turn, or
-    a template that renders the start of a conversation otherwise once it goes on (turns could then not be told apart),
-    or leaves out the tools that are called.
+    A turn without content and tool calls is not trained. InputError without a chat template or an assistant turn, and
+    for a template that leaves out tool calls, or that renders the start of a conversation differently once it continues
+    (turns could then not be told apart).
     """
     if tokenizer.chat_template is None:
         raise InputError("messages need a tokenizer with a chat template, got one without; use prompt and completion")
@@ -47,46 +47,52 @@ def chat_segments(messages: object, tokenizer: PreTrainedTokenizerBase) -> tuple
     if not any(turn["role"] == "assistant" for turn in turns):
         raise InputError("messages must have a turn of the assistant to learn from, got none")
     segments = [segment for segment in _segments(turns, tokenizer) if segment.text]
-    _check_parts(cast("Messages", messages), turns, "".join(segment.text for segment in segments))
-    said_nothing = not any(segment.trained for segment in segments)
-    return (*segments, Segment("", True)) if said_nothing else tuple(segments)
+    _check_parts(cast("Turns", messages), turns, "".join(segment.text for segment in segments))
+    if not any(segment.trained for segment in segments):
+        segments.append(Segment("", True))
+    return tuple(segments)
 
 
-def _segments(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> Iterator[Segment]:
+def _segments(turns: Turns, tokenizer: PreTrainedTokenizerBase) -> Iterator[Segment]:
     done = ""
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = _render(messages[:index], tokenizer, answering=True)
-            after = _render(messages[: index + 1], tokenizer, answering=False)
+    for index, turn in enumerate(turns):
+        if turn["role"] == "assistant":
+            before = render_turns(turns[:index], tokenizer, answering=True)
+            after = render_turns(turns[: index + 1], tokenizer)
             yield Segment(_rest(before, done), False)
             answer, tail = _split_after(_rest(after, before), tokenizer.eos_token or "")
-            _check_calls(message, answer)
-            yield Segment(answer, bool(str(message.get("content") or "").strip() or message.get("tool_calls")))
+            _check_calls(turn, answer)
+            yield Segment(answer, bool(str(turn.get("content") or "").strip() or turn.get("tool_calls")))
             yield Segment(tail, False)
             done = after
 
 
-def _check_parts(messages: Messages, turns: Messages, rendered: str) -> None:
-    """Refuse a template that wants content in parts: it makes nothing of the texts that were joined."""
-    last = max(number for number, turn in enumerate(turns) if turn["role"] == "assistant")  # what follows is left out
+def _check_parts(messages: Turns, turns: Turns, rendered: str) -> None:
+    """Refuse a template that requires content in parts: it renders nothing of joined texts."""
+    last = max(number for number, turn in enumerate(turns) if turn["role"] == "assistant")  # later turns are left out
     pairs = zip(messages[: last + 1], turns, strict=False)
     joined = [turn["content"] for message, turn in pairs if message.get("content") != turn.get("content")]
     if not all(text.strip() in rendered for text in joined):
-        raise InputError("the chat template must take text as content, this one takes parts; use one of a text model")
+        raise InputError(
+            "the chat template must take text as content, this one takes parts; use the template of a text model"
+        )
 
 
-def _check_calls(message: Mapping[str, Any], rendered: str) -> None:
-    calls = message.get("tool_calls") or []
+def _check_calls(turn: Mapping[str, Any], rendered: str) -> None:
+    calls = turn.get("tool_calls") or []
     functions = [call.get("function", call) for call in calls if isinstance(call, Mapping)]
     names = [str(function.get("name")) for function in functions if isinstance(function, Mapping)]
     if len(names) < len(calls) or not all(name in rendered for name in names):
-        raise InputError("the chat template must render the tools that are called, this one does not; leave such out")
+        raise InputError(
+            "the chat template must render the tools that are called, this one does not; leave out such chats"
+        )
 
 
-def _render(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, answering: bool) -> str:
+def render_turns(turns: Turns, tokenizer: PreTrainedTokenizerBase, *, answering: bool = False) -> str:
+    """Return a conversation as the chat template renders it; `answering` also opens an assistant turn."""
     try:
-        turns = [dict(message) for message in messages]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answering)
+        copies = [dict(turn) for turn in turns]
+        text = tokenizer.apply_chat_template(copies, tokenize=False, add_generation_prompt=answering)
     except (TemplateError, TypeError, ValueError) as error:
         raise InputError(f"messages must suit the tokenizer's chat template, got: {error}") from None
     return str(text)
@@ -96,12 +102,12 @@ def _rest(whole: str, start: str) -> str:
     if not whole.startswith(start):
         raise InputError(
             "the chat template must render the start of a conversation the same whatever follows, this one does not; "
-            "give one question and answer a row, or prompt and completion"
+            "give one question and answer per row, or prompt and completion"
         )
     return whole[len(start) :]
 
 
 def _split_after(text: str, mark: str) -> tuple[str, str]:
-    """Split behind the last end mark; where there is none, all is answer."""
+    """Split a text behind its last end mark; without a mark, all of it is the answer."""
     end = text.rindex(mark) + len(mark) if mark and mark in text else len(text)
     return text[:end], text[end:]

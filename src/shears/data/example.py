@@ -1,4 +1,4 @@
-"""An example: text segments, of which some carry the loss. No library needed: records of old runs are read with it."""
+"""An example: text segments, some of which carry the loss. Imports no library, because records are read with it."""
 
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +13,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Token ids and, for each, itself as the label or -100 where it carries no loss."""
+    """Token ids and, for each, its label: the id itself, or -100 if it carries no loss."""
 
     input_ids: list[int]
     labels: list[int]
@@ -21,15 +21,15 @@ class Tokenized:
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and what should follow it; for choices, also every completion to choose from, the answer among them."""
+    """A prompt and its completion; for choices, also every completion to choose from, the answer among them."""
 
     segments: tuple[Segment, ...]
     answer: str | None = None
     choices: tuple[str, ...] = ()
     question: str = field(default="", compare=False)
-    """What is asked, without a template: by it an example is known again in another file or under another prompt."""
+    """The question without a template, which identifies the example in other files and under other prompts."""
     is_chat: bool = field(default=False, repr=False)
-    """The text is a chat template's, which writes the start of sequence itself where the model is to see one."""
+    """The text comes from a chat template, which writes the start of sequence itself if the model needs one."""
 
 
 def segments_before(example: Example) -> tuple[Segment, ...]:
@@ -49,5 +49,5 @@ def completion_of(example: Example) -> str:
 
 
 def with_completion(example: Example, completion: str) -> Example:
-    """Return the example with another text to follow its prompt."""
+    """Return the example with another completion."""
     return replace(example, segments=(Segment(prompt_of(example), False), Segment(completion, True)))

@@ -1,7 +1,7 @@
-"""Examples: rows of any known form turned into text segments, of which some carry the loss, and those into tokens.
+"""Rows of any known form as examples (text segments, some of which carry the loss), and examples as tokens.
 
-The same segments serve training and evaluation, each tokenised by itself, so that a prompt is the same tokens in both.
-Chats get no start of sequence but the one that their template writes, as in transformers and in servers.
+Training and evaluation use the same segments, each tokenised by itself, so that a prompt has the same tokens in both.
+The only start of sequence of a chat is the one that its template writes, as in transformers and in servers.
 """
 
 import hashlib
@@ -29,32 +29,30 @@ from shears.errors import InputError
 from shears.models.losses import IGNORED
 
 logger = logging.getLogger(__name__)
-__all__ = ["Example", "Segment", "Tokenized", "choices_of", "completion_of", "encode", "load_examples",
-           "prompt_ids", "prompt_of", "prompts_of", "to_example", "tokenize", "tokenize_all",
-           "with_completion"]  # fmt: skip
+__all__ = ["Example", "Segment", "Tokenized", "completion_of", "prompt_of", "with_completion"]  # those of example.py
 
 # The form of LLM-Adapters' commonsense sets: the choices stand at the end of the instruction.
 ANSWER_FORMAT = re.compile(r"Answer format:\s*(\S+(?:/\S+)+)\s*$")
 CHOICE_COMPLETION = "the correct answer is {}"
 TrainOn = Literal["completion", "all"]
-COLUMNS = "prompt and completion, instruction (input) and output, or messages"
+KNOWN_COLUMNS = "prompt and completion, instruction (input) and output, or messages"
 
 
 def to_example(row: Mapping[str, Any], template: str, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """Return a row as an example; InputError where it has none of the known columns or text is not text.
+    """Return a row as an example; InputError if it has none of the known columns, or values that are not text.
 
-    Known are prompt/completion, instruction/input/output, chat messages, each with or without `answer`, the first two
-    also with `choices` (`answer` is then its text, its letter or its index).
+    Known are prompt/completion, instruction/input/output and chat messages, each with or without `answer`. The first
+    two may have `choices`; `answer` is then a choice's text, letter or index.
     """
     if row.get("messages"):
-        segments, answer = chat_segments(row["messages"], tokenizer), _optional_text(row.get("answer"))
-        return Example(segments, answer, question=question_of(row), is_chat=True)
+        segments = chat_segments(row["messages"], tokenizer)
+        return Example(segments, _optional_text(row.get("answer")), question=question_of(row), is_chat=True)
     if row.get("prompt") is not None or ("prompt" in row and row.get("instruction") is None):
         return _complete(row, _text(row, "prompt"), "completion", str)
     if "instruction" in row:
         prompt = render_prompt(template, _text(row, "instruction"), _text(row, "input"))
         return _complete(row, prompt, "output", lambda text: render_completion(template, text))
-    raise InputError(f"a row must have the columns {COLUMNS}, got {', '.join(map(str, row)) or 'none'}")
+    raise InputError(f"a row must have the columns {KNOWN_COLUMNS}, got {', '.join(map(str, row)) or 'none'}")
 
 
 def _complete(row: Mapping[str, Any], prompt: str, column: str, render: Callable[[str], str]) -> Example:
@@ -67,8 +65,9 @@ def _complete(row: Mapping[str, Any], prompt: str, column: str, render: Callable
 
 
 def choices_of(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
-    """Return the texts to choose from, if any, and the answer (one of them, or None where it is not among them)."""
-    answer, given = row.get("answer"), row.get("choices")
+    """Return the texts to choose from, if any, and the answer (one of them, or None if it is not among them)."""
+    answer = row.get("answer")
+    given = row.get("choices")
     if given not in (None, "", []):
         if not isinstance(given, list):
             raise InputError(f"choices must be a list, got {str(given)[:40]!r}; put it into [ ]")
@@ -83,8 +82,10 @@ def choices_of(row: Mapping[str, Any]) -> tuple[list[str], str | None]:
 
 
 def _chosen(choices: Sequence[str], answer: object) -> str | None:
-    """A whole number is an index from 0; a text is first a choice itself (spaces around it aside), then a letter, then
-    an index.
+    """Return the choice that an answer means, None if it means none.
+
+    A whole number is an index from 0. A text is a choice itself (apart from spaces around it), else a letter, else an
+    index.
     """
     whole = isinstance(answer, float) and answer.is_integer()  # tables make 1.0 of 1 in a column with gaps
     text = f"{answer:.0f}" if whole else _as_json(answer).strip()
@@ -109,7 +110,7 @@ def _text(row: Mapping[str, Any], column: str) -> str:
 def _written(what: str, value: object) -> str:
     """Return a text as it is, a number as Python writes it, and true and false as JSON does."""
     if not isinstance(value, str | int | float):
-        raise InputError(f"{what} must be text, got {type(value).__name__}; chats go into the column messages")
+        raise InputError(f"{what} must be text, got {type(value).__name__}; put chats into the column messages")
     return _as_json(value)
 
 
@@ -128,7 +129,7 @@ def load_examples(
     limit: int | None = None,
     convert: Callable[[Row], Row] = lambda row: row,
 ) -> list[Example]:
-    """Return the examples of a source, the first `limit` of them, `convert` applied; an InputError names the row."""
+    """Return the first `limit` examples of a source, its rows passed through `convert`; an InputError names the row."""
     examples = []
     for number, row in enumerate(read_rows(source)[:limit], start=1):
         try:
@@ -147,39 +148,40 @@ def tokenize(
     """Return the tokens of an example, with the end of sequence behind the last trained segment.
 
     Labels are built from the segments, not from the padding id, which is often the end of sequence itself. InputError
-    where there are more than `max_length` tokens.
+    for more than `max_length` tokens.
     """
     tokens = _tokenize_batch([example], tokenizer, train_on)[0]
     if max_length is not None and len(tokens.input_ids) > max_length:
-        raise InputError(f"an example must have at most {max_length} tokens, got {len(tokens.input_ids)}")
+        raise InputError(f"an example must have at most {max_length} tokens, got {len(tokens.input_ids)}; shorten it")
     return tokens
 
 
 def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return the tokens of prompts as `tokenize` makes them in front of a completion."""
+    """Return the tokens that `tokenize` gives prompts in front of a completion."""
     return [_with_start(ids, tokenizer) for ids in encode(prompts, tokenizer)]
 
 
 def prompts_of(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return the tokens of the examples' prompts: those that `tokenize` puts before the last trained segment."""
+    """Return the tokens of the examples' prompts: those that `tokenize` gives before the last trained segment."""
     before = [segments_before(example) for example in examples]
-    pieces = iter(encode([segment.text for each in before for segment in each], tokenizer))
-    rows = [[token for _ in each for token in next(pieces)] for each in before]
+    pieces = iter(encode([segment.text for segments in before for segment in segments], tokenizer))
+    rows = [[token for _ in segments for token in next(pieces)] for segments in before]
     return [
         row if example.is_chat else _with_start(row, tokenizer) for example, row in zip(examples, rows, strict=True)
     ]
 
 
 def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return each text's tokens without special ones; `verbose=False` because windows are cut later."""
+    """Return each text's tokens without special tokens."""
     if not texts:
         return []
+    # verbose=False: no warning of long texts, which are cut into windows later
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
 
 def _with_start(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Put the start of sequence in front where the tokenizer itself would, and the text has none yet."""
+    """Prepend the start of sequence if the tokenizer itself would and the text has none yet."""
     start = tokenizer.bos_token_id
     adds_start = start is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [start]
     return [start, *ids] if adds_start and ids[:1] != [start] else ids
@@ -206,7 +208,7 @@ def _joined(
         labels += piece if flag else [IGNORED] * len(piece)
     ids = [*first, *(token for piece in pieces[1:] for token in piece)]
     labels = list(ids) if train_on == "all" else labels
-    labels[:1] = [IGNORED]  # nothing predicts a first token; in a batch or a pack, its neighbour would seem to
+    labels[:1] = [IGNORED]  # nothing predicts the first token; in a pack, its neighbour would seem to
     return Tokenized(ids, labels)
 
 
@@ -216,22 +218,29 @@ def tokenize_all(
     max_length: int,
     train_on: TrainOn = "completion",
 ) -> list[Tokenized]:
-    """Return the tokens of the examples, without those that are too long or have nothing to learn; logs their number.
+    """Return the tokens of the examples, without those that are too long or have no completion, whose number is logged.
 
     InputError if none remains.
     """
     with_text = [example for example in examples if completion_of(example).strip()]
     rows = _tokenize_batch(with_text, tokenizer, train_on)
     fitting = [row for row in rows if len(row.input_ids) <= max_length]
-    empty, long = len(examples) - len(with_text), len(rows) - len(fitting)
+    empty = len(examples) - len(with_text)
+    long = len(rows) - len(fitting)
     if not fitting:
         raise InputError(
             f"at least one example must have a completion and at most {max_length} tokens, got {empty} without one and "
             f"{long} longer; check the columns or raise max_length"
         )
     if empty or long:
-        logger.warning("left out %d of %d examples: %d longer than %d tokens, %d without a completion",
-                       empty + long, len(examples), long, max_length, empty)  # fmt: skip
+        logger.warning(
+            "left out %d of %d examples: %d longer than %d tokens, %d without a completion",
+            empty + long,
+            len(examples),
+            long,
+            max_length,
+            empty,
+        )
     return fitting
 
 

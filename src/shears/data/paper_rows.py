@@ -1,19 +1,20 @@
-"""Rows of the paper's twelve tasks in one form, that of LLM-Adapters' files: an instruction and its answer.
+"""Rows of the paper's twelve tasks in the form of LLM-Adapters' files: an instruction and its answer.
 
-Files of that form pass as they are; rows of the hub's own sets are written in the same words.
+Rows of that form pass as they are; rows of the hub's own data sets are converted, in the same words.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from shears.data.rows import Row
 from shears.errors import InputError
 
-Row = dict[str, Any]
+Converter = Callable[[Mapping[str, Any]], tuple[str, object]]
 
 
 def paper_row(task: str, row: Mapping[str, Any]) -> Row:
-    """Return a row of a task as `instruction` and `answer`; InputError for columns that are neither form's."""
+    """Return a row of a task as `instruction` and `answer`; InputError for columns of neither form."""
     if "instruction" in row and "answer" in row:
         return dict(row)
     columns, convert = HUB_FORMS[task]
@@ -27,16 +28,13 @@ def paper_row(task: str, row: Mapping[str, Any]) -> Row:
         _, listed, choices = instruction.rpartition("Answer format: ")
         if listed and answer not in choices.split("/"):
             raise ValueError(f"no choice is {answer}")
-    except (ValueError, TypeError, LookupError, AttributeError) as error:  # test splits without their labels, say
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # e.g. of test splits without labels
         raise InputError(f"a row of {task} must have its choices and an answer among them, got {error!r}") from None
     return {"instruction": instruction, "input": "", "answer": str(answer)}
 
 
-Converter = Callable[[Mapping[str, Any]], tuple[str, object]]
-
-
 def _listed(name: str, choices: Sequence[str], separator: str = "\n\n") -> str:
-    """Write out numbered choices and the format of the answer: `Answer1: a Answer2: b`, `answer1/answer2`."""
+    """Return numbered choices and the format of the answer: `Answer1: a Answer2: b`, `answer1/answer2`."""
     shown = " ".join(f"{name}{number}: {choice}" for number, choice in enumerate(choices, start=1))
     labels = "/".join(f"{name.lower()}{number}" for number in range(1, len(choices) + 1))
     return f"{shown}{separator}Answer format: {labels}"
@@ -80,11 +78,11 @@ def _obqa(row: Mapping[str, Any]) -> tuple[str, object]:
 
 
 def _science(question: str, row: Mapping[str, Any]) -> tuple[str, object]:
-    """ARC and OpenBookQA: choices as {text, label}, the answer's label a letter or a number."""
+    """Return a row of ARC or OpenBookQA, whose choices are {text, label} and whose labels are letters or numbers."""
     choices: Mapping[str, Sequence[str]] = row["choices"]
     number = list(choices["label"]).index(row["answerKey"]) + 1
-    asked = f"Please choose the correct answer to the question: {question}"
-    return f"{asked}\n\n{_listed('Answer', choices['text'])}", f"answer{number}"
+    instruction = f"Please choose the correct answer to the question: {question}"
+    return f"{instruction}\n\n{_listed('Answer', choices['text'])}", f"answer{number}"
 
 
 def _aqua(row: Mapping[str, Any]) -> tuple[str, object]:

@@ -1,4 +1,7 @@
-"""The prompt template: one text for training and for evaluation, and what stands between prompt and completion."""
+"""How a prompt is written: the templates of instruction rows, the same in training and in evaluation.
+
+Rows of prompt and completion are used as they are; chats are rendered by the tokenizer's template (chat.py).
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -12,7 +15,7 @@ def _question(instruction: str, given: str) -> str:
 
 
 def _alpaca(instruction: str, given: str) -> str:
-    """The preamble of Stanford Alpaca, as LLM-Adapters and the Shears paper use it."""
+    """Return the prompt of Stanford Alpaca, which LLM-Adapters and the Shears paper use."""
     context = ", paired with an input that provides further context" if given else ""
     middle = f"### Input:\n{given}\n\n" if given else ""
     return (
@@ -29,28 +32,31 @@ _BEFORE_COMPLETION = MappingProxyType({"question": " ", "alpaca": ""})
 
 
 def render_prompt(template: str, instruction: str, input: str = "") -> str:
-    """Return the prompt of an instruction (and its input, where there is one); InputError for an unknown template."""
+    """Return the prompt of an instruction and its input, if any; InputError for an unknown template."""
     if template not in TEMPLATES:
         raise InputError(f"template must be one of {', '.join(TEMPLATES)}, got {template!r}")
     return TEMPLATES[template](instruction.strip(), input.strip())
 
 
 def render_completion(template: str, output: str) -> str:
-    """Return the completion as it follows the prompt of `render_prompt`: trimmed, after one space or a line break."""
+    """Return the completion that follows a prompt of `render_prompt`: trimmed, after a space if the prompt needs it."""
     return _BEFORE_COMPLETION[template] + output.strip()
 
 
 def without_template(text: str) -> str:
-    """Return a text without the words that any template puts around an instruction and its input; others as they are.
+    """Return a text without the words that a template puts around an instruction and its input.
 
-    Case and spacing of these words do not matter; a text may have the start or the end of a template alone.
+    Case and spacing of these words do not matter; a text may have only the start or only the end of a template, or none
+    of it.
     """
     return _END.sub("", _START.sub("", _MIDDLE.sub(" ", text))).strip()
 
 
 def _around() -> tuple[set[str], set[str], set[str]]:
-    """Return what the templates have before an instruction, between it and its input, and behind them."""
-    starts, middles, ends = set[str](), set[str](), set[str]()
+    """Return the templates' texts before an instruction, between it and its input, and behind them."""
+    starts = set[str]()
+    middles = set[str]()
+    ends = set[str]()
     for render in TEMPLATES.values():
         start, end = render("\0", "").split("\0")
         start_with_input, middle, end_with_input = re.split("[\0\1]", render("\0", "\1"))
@@ -61,7 +67,7 @@ def _around() -> tuple[set[str], set[str], set[str]]:
 
 
 def _any_of(texts: set[str]) -> str:
-    """Return a regular expression of any of the texts that has words, the longest first, whatever the spaces in it."""
+    """Return a regular expression of any of the texts with words, the longest first, with any spaces in it."""
     words = sorted((re.findall(r"\w+|[^\w\s]+", text) for text in texts), key=len, reverse=True)
     return "|".join(r"(?<!\w)" + r"\s*".join(map(re.escape, each)) for each in words if each)
 

@@ -1,4 +1,4 @@
-"""What a row asks, whatever its form, and a name for it that spacing, punctuation and templates do not change."""
+"""The question of a row of any form, and an id of it that spacing, punctuation and templates do not change."""
 
 import hashlib
 import re
@@ -8,37 +8,37 @@ from typing import Any
 
 from shears.data.prompts import without_template
 
-# 1.5 and 1 5, 3 + 4 and 3 - 4, 5! and 5 are other questions. Punctuation makes none, as word-tokenised files put spaces
-# around it; brackets do where an operator stands before an opening or behind a closing one.
+# Decimal points, operators and signs distinguish questions (1.5 and 1 5, 3 + 4 and 3 - 4, 5! and 5). Punctuation does
+# not, since word-tokenised files put spaces around it. Brackets do if an operator is before an opening or behind a
+# closing one.
 NUMBER_OR_WORD = r"(?<![\w.])\.\d+|[^\W_]+(?:(?<=\d)\.(?=\d)[^\W_]+)*"
 OPERATOR = r"!=|[+\-*/=<>%^|±·\u2200-\u22ff]|(?:(?<=[\d)])|(?<=\b[a-z]))\s*!"
 PIECES = re.compile(rf"{NUMBER_OR_WORD}|[()]|{OPERATOR}")
-SAME = str.maketrans("\u2212\u00d7\u2217\u00f7\u2044\u2215", "-**///")
-MARKS = {"Mn", "Mc"}  # vowel signs and accents that stand alone: part of a word, for re they are punctuation
-COLUMNS = ("instruction", "prompt", "question", "original_text")
+SAME_SIGNS = str.maketrans("\u2212\u00d7\u2217\u00f7\u2044\u2215", "-**///")
+MARKS = {"Mn", "Mc"}  # categories of vowel signs and accents: part of a word, but punctuation for `re`
+QUESTION_COLUMNS = ("instruction", "prompt", "question", "original_text")
 
 
 def question_of(row: Mapping[str, Any]) -> str:
-    """Return what a row asks: its instruction and input, prompt, question or last user's message, and its choices."""
+    """Return the question of a row: instruction and input, prompt, question or last user message, and its choices."""
     messages = row.get("messages")
     if isinstance(messages, list):
-        asked = [turn.get("content") for turn in messages if isinstance(turn, dict) and turn.get("role") == "user"]
-        return str(asked[-1]) if asked else ""
-    column = next((name for name in COLUMNS if row.get(name)), None)
+        contents = [turn.get("content") for turn in messages if isinstance(turn, dict) and turn.get("role") == "user"]
+        return str(contents[-1]) if contents else ""
+    column = next((name for name in QUESTION_COLUMNS if row.get(name)), None)
     parts = [] if column is None else [without_template(str(row[column])), row.get("input") or ""]
     choices = row.get("choices")
-    return " ".join(
-        str(part) for part in [*parts, *(choices if isinstance(choices, list) else [])] if part != ""
-    ).strip()
+    parts += choices if isinstance(choices, list) else []
+    return " ".join(str(part) for part in parts if part != "").strip()
 
 
 def question_id(question: str) -> str:
-    """Return 16 hex digits of a question's sha256: without a template, in lower case, without punctuation.
+    """Return 16 hex digits of the sha256 of a question without template and punctuation, in lower case.
 
-    Decimal points, operators and signs are part of it; U+2212 is -, a times or division sign * or /. Composed and
-    decomposed letters are the same, and a text of neither words nor operators goes by its characters.
+    Decimal points, operators and signs are kept; U+2212 counts as -, times and division signs as * and /. Composed and
+    decomposed letters are the same. A text of neither words nor operators is hashed by its characters.
     """
-    text = unicodedata.normalize("NFC", without_template(question)).lower().translate(SAME)
+    text = unicodedata.normalize("NFC", without_template(question)).lower().translate(SAME_SIGNS)
     pieces = [piece.strip() for piece in PIECES.findall(_with_marks_as_letters(text))] or text.split()
     return hashlib.sha256(" ".join(_without_plain_brackets(pieces)).encode()).hexdigest()[:16]
 
@@ -50,7 +50,7 @@ def _with_marks_as_letters(text: str) -> str:
 
 
 def _without_plain_brackets(pieces: list[str]) -> list[str]:
-    """Leave out opening brackets that no operator stands before, and closing ones that none stands behind."""
+    """Drop opening brackets without an operator before them, and closing brackets without one behind them."""
     around = zip(["", *pieces], pieces, [*pieces[1:], ""], strict=False)
     return [
         piece

@@ -1,4 +1,4 @@
-"""Rows of examples from a file, a hub data set or the embedded generator, as plain dictionaries.
+"""Rows of data as plain dictionaries: from a file, a saved folder, a hub data set or the embedded generator.
 
 Text formats are read by the standard library: `datasets` gives a column one type, so it refuses or rewrites answers
 that are `2.0` here and `"48"` there, and turns the word `true` of a CSV file into a boolean.
@@ -24,24 +24,37 @@ logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 ARITHMETIC = "arithmetic"
-HALF = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON writes half a character; two of them are one
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # JSON's escape of a surrogate: half a character, unless two form a pair
 HUB_ERRORS = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+SAVED_MARKERS = ("state.json", "dataset_dict.json")  # in the folder of a Dataset, of a DatasetDict
 
 
 def read_rows(source: str, split: str = "train") -> list[Row]:
     """Return the rows of a .json, .jsonl, .csv or .parquet file, of `arithmetic:SPLIT` or of a hub id.
 
-    A hub id is `org/name`, `org/name/config`, each with `:split` behind it or not. InputError for what is missing,
-    empty, torn or of another kind.
+    A hub id is `org/name` or `org/name/config`, with or without `:split` behind it. InputError if the source is
+    missing, empty, damaged or of another kind.
     """
-    name, _, asked = source.partition(":")
+    name, _, named_split = source.partition(":")
     if name == ARITHMETIC:
-        return list(arithmetic_rows(asked or split))
+        return list(arithmetic_rows(named_split or split))
     rows = _read_file(expanded(source)) if is_path(source) else _read_hub(source, split)
     if not rows:
         raise InputError(f"{source} must hold at least one row, got none")
     logger.info("read %d rows from %s", len(rows), source)
     return rows
+
+
+def source_fingerprint(source: str) -> str | None:
+    """Return the sha256 of a local file, or of the data files of a saved folder (or of its split).
+
+    It does not depend on the path. None for hub data sets, embedded data and missing files.
+    """
+    path = expanded(source)
+    if path.is_file():
+        return file_fingerprint(path)
+    files = _saved_files(source)
+    return file_fingerprint(*files) if files else None
 
 
 def _read_file(path: Path) -> list[Row]:
@@ -60,7 +73,7 @@ def _read_file(path: Path) -> list[Row]:
 
 
 def _read_json(path: Path) -> list[Row]:
-    """A list of rows; or, as many files called .json are, one row a line."""
+    """Return the rows of a JSON list, or of one JSON object per line, as many files called .json are."""
     text = path.read_text(encoding="utf-8-sig")
     if not text.lstrip().startswith("["):
         return list(_parse_lines(path, text))
@@ -68,8 +81,8 @@ def _read_json(path: Path) -> list[Row]:
         rows = json.loads(text, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} must be a whole JSON list, got {error}; it may be cut off: get it again") from None
-    halves = HALF.search(text) is not None
-    return [_checked(row, f"row {index} of {path}", halves) for index, row in enumerate(rows, start=1)]
+    has_surrogates = SURROGATE.search(text) is not None
+    return [_checked(row, f"row {index} of {path}", has_surrogates) for index, row in enumerate(rows, start=1)]
 
 
 def _read_json_lines(path: Path) -> list[Row]:
@@ -82,22 +95,22 @@ def _parse_lines(path: Path, text: str) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line, parse_constant=_constant)
-        except (ValueError, RecursionError) as error:  # torn; a number of thousands of digits; brackets without end
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, brackets nested too deep
             raise InputError(f"every line of {path} must be a JSON object, got line {number}: {error}") from None
-        yield _checked(row, f"line {number} of {path}", HALF.search(line) is not None)
+        yield _checked(row, f"line {number} of {path}", SURROGATE.search(line) is not None)
 
 
 def _constant(name: str) -> float | None:
-    """Return no value for NaN, which JSON does not know: Python's writer makes it of a table's empty cell."""
+    """Return None for NaN, which JSON lacks: Python's writer uses it for a table's empty cell."""
     return None if name == "NaN" else float(name)
 
 
-def _checked(row: object, where: str, halves: bool) -> Row:
-    """Return a row; `halves` says that its text may hold halves of characters, which no tokenizer takes."""
+def _checked(row: object, where: str, has_surrogates: bool) -> Row:
+    """Return a row; InputError if it is no object, or if a surrogate is unpaired, which no tokenizer takes."""
     if not isinstance(row, dict):
         raise InputError(f"{where} must be a JSON object of named columns, got {str(row)[:40]!r}")
     try:
-        if halves:
+        if has_surrogates:
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
@@ -110,11 +123,12 @@ def _read_csv(path: Path) -> list[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
             reader = csv.DictReader(file, strict=True)
-            rows, names = list(reader), list(reader.fieldnames or ())
+            rows = list(reader)
+            names = list(reader.fieldnames or ())
         except csv.Error as error:
             raise InputError(f"{path} must be a CSV file with a header line, got {error}") from None
     if twice := [name for name in names if name and names.count(name) > 1]:
-        raise InputError(f"every column of {path} must have a name of its own, {twice[0]!r} is there twice; rename one")
+        raise InputError(f"every column of {path} must have its own name, {twice[0]!r} is there twice; rename one")
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise InputError(f"every row of {path} must have as many cells as the header, row {number} has not")
@@ -130,6 +144,11 @@ def _read_parquet(path: Path) -> list[Row]:
         raise InputError(f"{path} must be a Parquet file, got {first_line(error)}") from None
 
 
+READERS: Mapping[str, Callable[[Path], list[Row]]] = MappingProxyType(
+    {".json": _read_json, ".jsonl": _read_json_lines, ".csv": _read_csv, ".parquet": _read_parquet}
+)
+
+
 def _read_hub(source: str, split: str) -> list[Row]:
     match = HUB_SOURCE.fullmatch(source)
     if match is None:
@@ -142,22 +161,15 @@ def _read_hub(source: str, split: str) -> list[Row]:
     return list(table.to_list())
 
 
-READERS: Mapping[str, Callable[[Path], list[Row]]] = MappingProxyType(
-    {".json": _read_json, ".jsonl": _read_json_lines, ".csv": _read_csv, ".parquet": _read_parquet}
-)
-
-
-MARKERS = ("state.json", "dataset_dict.json")  # of one set; of a set a split
-
-
 def is_saved(source: str) -> bool:
-    """Tell whether a source, `:split` behind it or not, is such a folder."""
-    return any((_parts(source)[0] / marker).is_file() for marker in MARKERS)
+    """Tell whether a source, with or without `:split`, is a folder that `datasets.save_to_disk` wrote."""
+    return any((_folder_and_split(source)[0] / marker).is_file() for marker in SAVED_MARKERS)
 
 
 def saved_rows(source: str, split: str = "train") -> list[Row]:
-    """Return the rows of FOLDER or FOLDER:SPLIT; InputError for a split that is not there or a torn folder."""
-    folder, asked = _parts(source)
+    """Return the rows of a saved FOLDER or FOLDER:SPLIT; InputError for a missing split or a damaged folder."""
+    folder, named_split = _folder_and_split(source)
+    split = named_split or split
     try:
         table = datasets.load_from_disk(folder)
     except (*HUB_ERRORS, LookupError, TypeError) as error:
@@ -165,43 +177,31 @@ def saved_rows(source: str, split: str = "train") -> list[Row]:
             f"{folder} must be a whole folder of save_to_disk with rows, got {first_line(error)}"
         ) from None
     if isinstance(table, datasets.Dataset):
-        if asked:
-            raise InputError(f"{folder} holds one set without splits, got the split {asked!r}; leave it out")
-    elif (asked or split) not in table:
+        if named_split:
+            raise InputError(f"{folder} holds one set without splits, got the split {split!r}; leave it out")
+    elif split not in table:
         known = ", ".join(table)
-        raise InputError(f"the split of {folder} must be one of {known}, got {asked or split!r}; put it behind a colon")
+        raise InputError(f"the split of {folder} must be one of {known}, got {split!r}; put it behind a colon")
     else:
-        table = table[asked or split]
+        table = table[split]
     rows: list[Row] = table.to_list()
     if not rows:
         raise InputError(f"{source} must hold at least one row, got none")
     return rows
 
 
-def saved_files(source: str, split: str = "train") -> list[Path]:
-    """Return the files that hold the rows which `saved_rows` returns, in order; none where there is no such folder."""
+def _saved_files(source: str, split: str = "train") -> list[Path]:
+    """Return the files that hold the rows of `saved_rows`, in order; none for any other source."""
     if not is_saved(source):
         return []
-    folder, asked = _parts(source)
-    if not (folder / MARKERS[0]).is_file():
-        folder /= asked or split
+    folder, named_split = _folder_and_split(source)
+    if not (folder / SAVED_MARKERS[0]).is_file():
+        folder /= named_split or split
     return sorted(path for path in folder.glob("*.arrow") if not path.name.startswith("cache-"))  # of map and filter
 
 
-def _parts(source: str) -> tuple[Path, str]:
-    """Return the folder and the split asked for, empty for none."""
+def _folder_and_split(source: str) -> tuple[Path, str]:
+    """Return the folder and the named split, empty if none is named."""
     whole = expanded(source)
     name, colon, split = source.rpartition(":")
     return (expanded(name), split) if colon and not whole.exists() else (whole, "")
-
-
-def source_fingerprint(source: str) -> str | None:
-    """Return sha256 of a local file of examples, or over the data of a folder of `save_to_disk` (or of its split).
-
-    None for hub data sets, embedded data and what is not there.
-    """
-    path = expanded(source)
-    if path.is_file():
-        return file_fingerprint(path)
-    files = saved_files(source)
-    return file_fingerprint(*files) if files else None
