@@ -1,10 +1,10 @@
-"""The questions of MAWPS that results are counted on: those that no training example asks.
+"""The MAWPS questions that results count: those that are not in the training file.
 
     python -m benchmarks.held_out --data FOLDER      # writes results/mawps-seen.json again
 
-Results up to 2026-11-26 are of 463 questions, the test file and what was then the validation split. 38 of the latter
-stand in the training file, in other spacing or twice in the source. Their answers are left out when tables are made;
-the splits leave them out from then on, which gives the same 425 in the same order. The test file has none of them.
+Results up to 2026-11-26 have 463 questions: the test file and the validation split of that time. 38 questions of that
+split are also in the training file, in other spacing or because the source has them twice. Tables leave out their
+answers; later splits leave out the questions, which gives the same 425 in the same order. None is in the test file.
 """
 
 import argparse
@@ -21,7 +21,7 @@ SEEN = Path(__file__).parent / "results" / "mawps-seen.json"
 
 
 def unseen(row: Mapping[str, Any], first: int | None = None) -> dict[str, Any]:
-    """Return a line of results whose bits are of the questions (the `first` so many) not in the training file."""
+    """Return a line of results with only the bits of questions that are not in the training file (the `first` many)."""
     if row["task"] != "mawps":
         return dict(row)
     questions, left_out = _seen(SEEN)
@@ -36,18 +36,18 @@ def unseen(row: Mapping[str, Any], first: int | None = None) -> dict[str, Any]:
 
 @cache
 def _seen(file: Path) -> tuple[int, frozenset[int]]:
-    found = json.loads(file.read_text())
-    return found["questions"], frozenset(found["seen"])
+    record = json.loads(file.read_text())
+    return record["questions"], frozenset(record["seen"])
 
 
 def seen_in_training(source: Path) -> dict[str, Any]:
-    """Return how many questions the results are of, and the numbers of those that training has."""
+    """Return the number of questions in the results, and the numbers of those in the training file."""
     with TemporaryDirectory() as folder:
         paths = write_splits(source, Path(folder), keep_seen=True)
         rows = {name: [json.loads(line) for line in path.read_text().splitlines()] for name, path in paths.items()}
     known = {question_key(row["prompt"]) for row in rows["train"]}
-    asked = [question_key(row["prompt"]) for row in [*rows["test"], *rows["validation"]]]
-    return {"questions": len(asked), "seen": [number for number, key in enumerate(asked) if key in known]}
+    held_out = [question_key(row["prompt"]) for row in [*rows["test"], *rows["validation"]]]
+    return {"questions": len(held_out), "seen": [number for number, key in enumerate(held_out) if key in known]}
 
 
 if __name__ == "__main__":

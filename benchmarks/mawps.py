@@ -1,8 +1,8 @@
-"""MAWPS, equal budgets: dense and sparse 0-shot, sparse + LoRA, sparse + NLS (heuristic, hill climbing).
+"""MAWPS at equal budgets: dense and sparse 0-shot, sparse + LoRA, sparse + NLS (heuristic, hill climbing).
 
     python -m benchmarks.mawps --data FOLDER [--seeds 0] [--epochs 1] [--output DIR]
 
-FOLDER holds trainset.json, validset.json and test.json of LLM-Adapters' MAWPS. Needs the data, so it is no test.
+FOLDER holds trainset.json, validset.json and test.json of LLM-Adapters' MAWPS. No test runs it: it needs the data.
 """
 
 import argparse
@@ -52,8 +52,11 @@ def _adapters(
 ) -> dict[str, Evaluation]:
     """Train plain LoRA and NLS with one budget; measure LoRA, the heuristic and the searched sub-adapter."""
     work.mkdir(exist_ok=True)
-    settings, tag = {**BUDGET, **budget, "data": str(data["train"])}, f"seed {budget['seed']}"
-    lora, nls, found = work / "lora", work / "nls", work / "search"
+    settings = {**BUDGET, **budget, "data": str(data["train"])}
+    tag = f"seed {budget['seed']}"
+    lora = work / "lora"
+    nls = work / "nls"
+    searched = work / "search"
     seconds[f"train LoRA, {tag}"] = _timed(
         lambda: _once(lora, lambda: shears.train(base, lora, ranks=(32,), **settings))
     )
@@ -62,11 +65,11 @@ def _adapters(
     )
     seconds[f"search, {tag}"] = _timed(
         lambda: _once(
-            found, lambda: shears.search(nls, found, data=str(data["validation"]), max_evaluations=20, limit=100)
+            searched, lambda: shears.search(nls, searched, data=str(data["validation"]), max_evaluations=20, limit=100)
         )
     )
     parts = {"LoRA, rank 32": (lora, "maximal"), "NLS, maximal": (nls, "maximal"), "NLS, heuristic": (nls, "heuristic"),
-             "NLS, minimal": (nls, "minimal"), "NLS, hill climbing": (nls, str(found / "result.json"))}  # fmt: skip
+             "NLS, minimal": (nls, "minimal"), "NLS, hill climbing": (nls, str(searched / "result.json"))}  # fmt: skip
     results = {}
     for name, (adapter, ranks) in parts.items():
         folder = work / name.replace(", ", "-").replace(" ", "-")
@@ -76,7 +79,7 @@ def _adapters(
 
 
 def _once(folder: Path, make: Callable[[], object]) -> None:
-    """Make an artifact unless an earlier call with the same --output made it."""
+    """Make an artifact unless it exists: an earlier call with the same --output made it."""
     if not folder.exists():
         make()
 
@@ -106,7 +109,7 @@ def _print(results: dict[str, Evaluation], seconds: dict[str, float]) -> None:
 
 
 def _versus(one: Evaluation, other: Evaluation) -> str:
-    """Paired on the same questions; exact two-sided McNemar test on the discordant pairs."""
+    """Return the exact two-sided McNemar test on the questions that only one of the two answered right."""
     bits = [[record["correct"] for record in evaluation.records] for evaluation in (one, other)]
     test = mcnemar(*bits)
     return f"{test.won}, {test.lost}, p = {test.p_exact:.2f}"

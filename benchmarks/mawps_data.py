@@ -15,8 +15,8 @@ TEMPLATE = "question"
 def write_splits(source: Path, target: Path, *, keep_seen: bool = False) -> dict[str, Path]:
     """Write train, validation and test as JSONL.
 
-    Questions of the test file are dropped from the others, and those of the training split from the validation split,
-    unless they are kept there as they were up to 2026-11-26.
+    Questions of the test file are dropped from the other splits, and those of the training split from the validation
+    split, unless `keep_seen` keeps the latter, as all results up to 2026-11-26 did.
     """
     test = json.loads((source / "test.json").read_text())
     leaked = {question_key(row["instruction"]) for row in test}
@@ -37,12 +37,12 @@ def write_splits(source: Path, target: Path, *, keep_seen: bool = False) -> dict
 
 
 def question_key(question: str) -> str:
-    """Return what two ways to write a question share: its letters and digits."""
+    """Return the letters and digits of a question, which two ways to write it share."""
     return re.sub(r"\W+", "", question.lower())
 
 
 def _row(row: dict[str, Any]) -> dict[str, str] | None:
-    """Return the row with its equation in the shortest form, None where it does not give the answer."""
+    """Return the row with its equation in the shortest form, None if the equation does not give the answer."""
     left, _, right = row["equation"].partition("=")
     try:
         expression = _shortest(right) if left.strip().lower() == "x" else ""

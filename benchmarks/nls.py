@@ -1,10 +1,10 @@
-"""NLS against LoRA at equal budgets: starts, samplings, SparsePEFT; paired, over seeds and tasks.
+"""Compares NLS with LoRA at equal budgets (initialisation, sampling, SparsePEFT), paired over seeds and tasks.
 
     python -m benchmarks.nls run --data FOLDER --task mawps --arms lora,nls-recovery --seeds 0,1,2 --epochs 1 --work DIR
     python -m benchmarks.nls table --results FILE.jsonl
 
-FOLDER holds mawps/, ARC-Easy/, openbookqa/, boolq/ in LLM-Adapters' form. A run that is in the results already is not
-made again, and several processes may share DIR (each with --results and arms of its own). Needs the data, so no test.
+FOLDER holds mawps/, ARC-Easy/, openbookqa/, boolq/ in LLM-Adapters' form. Runs that are already in the results are
+skipped. Several processes may share DIR, each with its own --results and arms. No test runs it: it needs the data.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _base(work: Path, text: Path, arm: Arm) -> Path:
-    """Return the model at 50 %, by Wanda where the arm names no other way, with a recovery by norms or moments."""
+    """Return the model pruned to 50 % (by Wanda unless the arm names another method), with its recovery."""
     base = work / arm.base
     if not base.exists():
         settings = {"num_samples": 32, "sequence_length": 512, "recover_rank": 40, **arm.pruning}
@@ -62,7 +62,7 @@ def _base(work: Path, text: Path, arm: Arm) -> Path:
 def _run(
     arm: Arm, task: Task, data: Mapping[str, Path], base: Path, key: Mapping[str, Any], work: Path
 ) -> dict[str, Any]:
-    """Train an arm; return its losses, its accuracies and every answer's rightness."""
+    """Train an arm; return its losses, its accuracies and whether each answer is right."""
     model = MODEL if arm.dense else str(base)
     adapter = work / f"{arm.name}-seed{key['seed']}-epochs{key['epochs']:g}"
     start = time.monotonic()
@@ -88,7 +88,8 @@ def _losses(adapter: Path, validation: Path) -> dict[str, float]:
     """Return the loss per completion token on the validation examples, for three rank configurations."""
     loaded = load_super_adapter(adapter)
     examples = load_examples(str(validation), loaded.record["template"], loaded.tokenizer)
-    rows, losses = tokenize_all(examples, loaded.tokenizer, 4096), {}
+    rows = tokenize_all(examples, loaded.tokenizer, 4096)
+    losses = {}
     for name in ("maximal", "heuristic", "minimal"):
         loaded.elastic.activate(getattr(loaded.elastic.space, name)())
         with autocast("auto", "cpu"):

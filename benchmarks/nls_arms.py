@@ -1,4 +1,4 @@
-"""The arms of benchmarks.nls: what is trained, on which base, and which ranks are measured."""
+"""The arms of benchmarks.nls: how each trains, on which base, and at which ranks it is measured."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,12 +10,11 @@ RANKS = (32, 24, 16)
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to train: `dense` says on the unpruned model; `measured` are the ranks whose accuracy is taken.
+    """A way to train; the loss on validation examples is measured at the largest, middle and smallest ranks of each.
 
-    `merged` measures one model with the base's zeros, exact where the adapter was masked, else projected.
-    `pruning` says how the sparse model came to be, where that is not Wanda on 32 sequences.
-
-    The loss on the validation examples is taken for the largest, middle and smallest ranks of every arm.
+    `dense` trains on the unpruned model. `measured` are the ranks whose accuracy is measured. `merged` measures the
+    merged model with the base's zeros: exact if the adapter was masked, else projected. `pruning` are the settings of
+    the sparse model if it is not by Wanda on 32 sequences.
     """
 
     name: str
@@ -28,12 +27,12 @@ class Arm:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """Return what `shears.train` is called with, beside data, seed and epochs."""
+        """Return the keywords of `shears.train`, except data, seed and epochs."""
         return {**BUDGET, "ranks": RANKS, **self.settings}
 
     @property
     def base(self) -> str:
-        """Return the name of the sparse model that it is trained on; arms of one name share it."""
+        """Return the name of the sparse model that the arm trains on; arms with the same name share it."""
         words = [key if value is True else str(value) for key, value in self.pruning.items()]
         return "-".join(["sparse", self.recover_by, *words])
 

@@ -1,4 +1,4 @@
-"""Prints what benchmarks.nls found: every arm over its seeds, and the differences that the claims are about, paired."""
+"""Prints the results of benchmarks.nls: every arm over its seeds, and the paired differences behind each claim."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -114,7 +114,7 @@ CLAIMS = (
 def print_table(rows: Sequence[Row]) -> None:
     """Print one table of arms and one of differences for every task and number of epochs.
 
-    Of a run given twice, the last counts.
+    If a run is given twice, the last one counts.
     """
     rows = list({(row["task"], row["arm"], row["seed"], row["epochs"]): row for row in rows}.values())
     for task, epochs in sorted({(row["task"], row["epochs"]) for row in rows}):

@@ -1,4 +1,4 @@
-"""The tasks of benchmarks.nls: train, validation and test examples as files, and how an answer is judged."""
+"""The tasks of benchmarks.nls: files of train, validation and test examples, and how an answer is judged."""
 
 import json
 import random
@@ -13,9 +13,10 @@ from benchmarks.mawps_data import write_splits
 
 @dataclass(frozen=True)
 class Task:
-    """`write(source, target)` gives the files of the three splits; `evaluation` is what `shears.evaluate` is told.
+    """A task: `write(source, target)` returns the files of the three splits; `evaluation` are keywords of `evaluate`.
 
-    `correct` names what makes a record right: of choices of very different lengths, the likeliest per token.
+    `correct` names the key of a record that counts as right: for choices of very different lengths, by likelihood per
+    token.
     """
 
     name: str
@@ -26,7 +27,7 @@ class Task:
 
 
 def _mawps(source: Path, target: Path) -> dict[str, Path]:
-    """The test figures are of test and validation questions together."""
+    """Write MAWPS; its test file has the test and the validation questions."""
     target.mkdir(parents=True, exist_ok=True)
     paths = write_splits(source / "mawps", target)
     both = target / "held-out.jsonl"
@@ -41,9 +42,9 @@ QUESTION = re.compile(
 
 
 def by_text(row: Row) -> Row:
-    """Return a question of LLM-Adapters' form with the answers' texts to choose from, not their numbers.
+    """Return a question of LLM-Adapters' form with the answers' texts as choices, not their numbers.
 
-    A model of 135 M cannot learn to name the number of the right answer; what follows a question it knows something of.
+    A model of 135 M cannot learn to name the number of the right answer, but it can rank answers as texts.
     """
     match = QUESTION.match(row["instruction"])
     if match is None:
@@ -62,7 +63,7 @@ def by_text(row: Row) -> Row:
 def _choices(
     folder: str, num_train: int, num_validation: int, num_test: int, form: Callable[[Row], Row] = lambda row: row
 ) -> Callable[[Path, Path], dict[str, Path]]:
-    """Draw the splits once, by a fixed seed: validation out of train, never out of test."""
+    """Return a function that draws the splits by a fixed seed: validation from train, never from test."""
 
     def write(source: Path, target: Path) -> dict[str, Path]:
         target.mkdir(parents=True, exist_ok=True)

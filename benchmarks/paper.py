@@ -1,17 +1,17 @@
-"""The figures of the Shears paper (arXiv 2404.10934) that tables of ours stand beside: accuracies in percent."""
+"""Figures of the Shears paper (arXiv 2404.10934) to print beside our tables: accuracies in percent."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 
 class Paper(NamedTuple):
-    """What was measured there, and its figures by the name of our line."""
+    """What the paper measured, and its figures by the name of our line."""
 
     measured: str
     figures: Mapping[str, str]
 
     def __str__(self) -> str:
-        """Return all of it on one line."""
+        """Return the figures on one line."""
         return f"Paper, {self.measured}: " + "; ".join(f"{name} {figure}" for name, figure in self.figures.items())
 
 

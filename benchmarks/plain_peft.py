@@ -1,4 +1,4 @@
-"""The plain recipe: PEFT's LoRA in transformers' Trainer as their documentation shows them, nothing of ours.
+"""The plain recipe: PEFT's LoRA in transformers' Trainer as their documentation shows it, without this project's code.
 
 Every logit is computed, batches are padded to their longest example, the loss is the model's own.
 """

@@ -1,4 +1,4 @@
-"""What `benchmarks.train_speed` compares: the plain recipe and ours, on one base and the same examples."""
+"""The arms that `benchmarks.train_speed` compares: the plain recipe and ours, on one base and the same examples."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,10 +26,10 @@ ARMS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     "LoRA, padded in length buckets": {"ranks": 32, "packing": False},
     LORA: {"ranks": 32},
-    HOOKLESS: {"ranks": 32},  # the hooks that mask ranks are there with one rank too: this is LoRA without them
+    HOOKLESS: {"ranks": 32},  # LoRA has the hooks that mask ranks even with one rank; this arm removes them
     NLS: {},
     "NLS uniform, packed, nothing recomputed": {"recompute": False},
-    "NLS uniform, packed, two forwards": {"micro_batch_size": 8},  # gradients add up: less memory
+    "NLS uniform, packed, two forwards": {"micro_batch_size": 8},  # gradients accumulate: less memory
     "NLS per example, packed": {"sampling": "per-example"},
     "NLS sandwich, packed": {"sampling": "sandwich"},
     SPARSE: {"sparse_adapter": True},
@@ -38,7 +38,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Job:
-    """What every arm trains: a base, a file of examples, passed over `rounds` times; and a folder to work in."""
+    """What every arm trains on: a base and a file of examples, for `rounds` passes; and a folder to work in."""
 
     base: str
     data: str
@@ -69,11 +69,13 @@ class Job:
 
 
 def loaded(arm: str, job: Job) -> Callable[[], object]:
-    """Load an arm's model and data; return what trains it."""
-    settings, work = job.settings(arm), Path(job.folder) / arm
+    """Load an arm's model and data; return the function that trains it."""
+    settings = job.settings(arm)
+    work = Path(job.folder) / arm
     work.mkdir()
     if arm == PLAIN:
-        rows, bf16 = job.rows(), resolved_precision(settings.precision, "cpu") == "bf16"
+        rows = job.rows()
+        bf16 = resolved_precision(settings.precision, "cpu") == "bf16"
         trainer = plain_trainer(job.base, [asdict(rows[number]) for number in job.order()], work, bf16=bf16)
         _read(trainer.model)
         return trainer.train
@@ -86,13 +88,13 @@ def loaded(arm: str, job: Job) -> Callable[[], object]:
 
 
 def _read(model: nn.Module | None) -> None:
-    """Read every weight: the files are mapped, and what was never read is not in memory."""
+    """Read every weight into memory: the files are only mapped."""
     for parameter in model.parameters() if model is not None else ():
         parameter.detach().sum()
 
 
 def train(arm: str, job: Job) -> None:
-    """Load and train an arm, without a word."""
+    """Load and train an arm without printing anything."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)  # peft 0.21 reads what transformers 5.24 renamed
@@ -100,12 +102,12 @@ def train(arm: str, job: Job) -> None:
 
 
 def num_tokens(row: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return about how many tokens an example has."""
+    """Return the approximate number of tokens of an example."""
     return len(tokenizer(row["prompt"] + row["completion"])["input_ids"])
 
 
 def lengthened(rows: Sequence[dict[str, str]], length: int, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
-    """Return every k-th row with those before it, solved, in its prompt; k for about `length` tokens."""
+    """Return every k-th row with the rows before it, solved, in its prompt; k gives about `length` tokens."""
     each = max(round(length / mean(num_tokens(row, tokenizer) for row in rows)), 1)
     texts = [row["prompt"] + row["completion"] for row in rows]
     return [

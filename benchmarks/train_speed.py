@@ -1,14 +1,14 @@
-"""Training speed and memory: the plain PEFT recipe beside ours, on one sparse base and the same examples, in turns.
+"""Training speed and memory of the plain PEFT recipe and of ours, on one sparse base and the same examples, in turns.
 
     python -m benchmarks.train_speed --data FOLDER [--model smollm2-135m] [--steps 6] [--rounds 5] [--length N]
     python -m benchmarks.train_speed --data FOLDER --memory
 
-FOLDER holds LLM-Adapters' MAWPS. The base is pruned by magnitude to 50 %, or given (`--base`). A round is one pass over
-`--steps` x 16 examples, the same in every arm; but for the arm in length buckets, the batches are the same too. One arm
-makes an optimizer step while the others wait (benchmarks/turns.py), in about 2 GB each, 4 GB the plain one: `--only
-TEXT ...` leaves arms out whose names hold none of the texts. One more round comes first and does not count.
-`--length N` puts solved questions before every question: examples of about N tokens. `--memory` makes three steps on
-the 16 longest examples, each arm by itself.
+FOLDER holds LLM-Adapters' MAWPS. The base is pruned by magnitude to 50 %, or is `--base`. A round is one pass over
+`--steps` x 16 examples, the same in every arm; the batches are the same too, except in the arm in length buckets. One
+arm makes an optimizer step while the others wait (benchmarks/turns.py). Each takes about 2 GB, the plain one 4 GB:
+`--only TEXT ...` keeps only arms whose names contain one of the texts. A first round is a warm-up and does not count.
+`--length N` puts solved questions before every question, for examples of about N tokens. `--memory` makes three steps
+on the 16 longest examples, one arm at a time.
 """
 
 import argparse
@@ -63,8 +63,9 @@ def main() -> None:
 
 
 def write_examples(arguments: argparse.Namespace, base: str, folder: Path) -> Path:
-    """Write the examples to train on, chosen at random, or the longest for memory; return the file."""
-    tokenizer, target = load_tokenizer(base), folder / "examples.jsonl"
+    """Write the training examples, drawn at random, or the longest for `--memory`; return the file."""
+    tokenizer = load_tokenizer(base)
+    target = folder / "examples.jsonl"
     rows = [json.loads(line) for line in write_splits(arguments.data, folder)["train"].read_text().splitlines()]
     if arguments.length:
         rows = lengthened(rows, arguments.length, tokenizer)
@@ -85,18 +86,18 @@ def speed(arms: Sequence[str], job: Job) -> Iterator[str]:
 
 
 def by_round(taken: Seconds, steps: int) -> dict[str, list[float]]:
-    """Return the mean seconds of a step in every round that counts, by arm."""
+    """Return the mean seconds of a step in every round after the warm-up, by arm."""
     starts = range(WARM_UP * steps, len(next(iter(taken.values()))), steps)
     return {arm: [mean(seconds[start : start + steps]) for start in starts] for arm, seconds in taken.items()}
 
 
 def quotients(seconds: Seconds, arm: str, other: str) -> list[float]:
-    """Return the step of an arm over that of another, in every round."""
+    """Return the seconds per step of an arm over those of another, in every round."""
     return [one / two for one, two in zip(seconds[arm], seconds[other], strict=True)]
 
 
 def speed_report(seconds: Seconds, tokens: float) -> Iterator[str]:
-    """Yield the lines of both tables; `tokens` is the mean of a step, padding not counted."""
+    """Yield the lines of both tables; `tokens` is the mean number of tokens of a step, without padding."""
     yield f"\n{tokens:.0f} tokens a step of {BATCH_SIZE} examples\n"
     yield f"| arm | s/step {SPREAD} | examples/s | tokens/s | times as fast as {PLAIN} {SPREAD} |"
     yield "| --- " * 5 + "|"
@@ -132,7 +133,7 @@ def memory(arms: Sequence[str], job: Job) -> Iterator[str]:
 
 
 def memory_report(usages: Mapping[str, Usage]) -> Iterator[str]:
-    """Yield the lines of the table: all that a process held at its peak, and how much of it came after loading."""
+    """Yield the lines of the table: the peak memory of each process, and the part of it added after loading."""
     yield f"\n| arm | peak, GB | over {PLAIN} | loaded, GB | peak above it, GB | over {PLAIN} |\n" + "| --- " * 6 + "|"
     totals = {arm: usage.baseline + usage.peak for arm, usage in usages.items()}
     for arm, usage in usages.items():

@@ -1,4 +1,4 @@
-"""What the tests of training share: settings of seconds, how to stop a run, what must be equal."""
+"""Shared by the tests of training: small settings, an interruption, comparisons of runs."""
 
 import json
 from pathlib import Path

@@ -139,7 +139,7 @@ def test_parameters_are_counted_exactly() -> None:
     assert elastic.num_parameters(elastic.space.heuristic()) == 4 * per_rank
 
 
-def test_what_cannot_be_elastic_is_refused_in_words() -> None:
+def test_layers_that_cannot_be_elastic_are_refused() -> None:
     peft_model, elastic = elastic_model()
     with pytest.raises(InputError, match="only once"):
         make_elastic(peft_model, elastic.space)
@@ -218,7 +218,7 @@ def test_ranks_no_row_uses_have_exactly_zero_gradient() -> None:
             assert not parameter.grad[:, 2:].any()
 
 
-def test_a_step_after_rows_is_a_step() -> None:
+def test_one_configuration_can_follow_ranks_by_row() -> None:
     peft_model, elastic = elastic_model()
     before = logits(peft_model)
     elastic.activate_rows(random_configs(elastic.space, len(IDS)))

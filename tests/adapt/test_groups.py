@@ -1,4 +1,4 @@
-"""Groups follow the words of a recipe, and what does not fit the model is refused."""
+"""Groups follow the recipe, and groups that do not fit the model are refused."""
 
 import pytest
 
@@ -65,7 +65,7 @@ def test_linears_that_peft_puts_no_lora_on_are_refused_in_one_line(name: str, gr
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_called_a_linear_and_gives_something_else_is_refused() -> None:
+def test_a_subclass_of_linear_that_returns_something_else_is_refused() -> None:
     """Routers of Llama 4 return their choice beside the logits; linears of Falcon are linears by another name."""
     with pytest.raises(InputError, match=r"layers\.1\.feed_forward\.router of .* is a Llama4Router.*leave it out"):
         build_space(tiny_model("llama4_text"), ("q_proj", "router"), (4, 2))

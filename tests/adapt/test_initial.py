@@ -1,4 +1,4 @@
-"""An adapter starts where pruning left off, or, with PiSSA, where the model's function stays what it was."""
+"""An adapter starts from the recovery, or, with PiSSA, without a change of the model's outputs."""
 
 import json
 import logging
@@ -154,7 +154,7 @@ def test_components_without_energy_leave_rows_that_can_learn(sparse: Callable[..
     assert all(torch.equal(found[name], random[name]) for name in found)
 
 
-def test_what_cannot_start_is_refused_in_one_line(sparse: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_missing_or_foreign_recovery_is_refused_in_one_line(sparse: Callable[..., Path], tmp_path: Path) -> None:
     folder = sparse(skip="up_proj")
     with pytest.raises(InputError, match=r"has none of model\.layers\.0\.mlp\.up_proj; leave it out of groups"):
         start_from_recovery(with_lora(folder), folder)

@@ -1,4 +1,4 @@
-"""PEFT's variants of LoRA: made elastic where A itself makes the ranks, refused where a mask would change nothing."""
+"""PEFT's variants of LoRA: elastic if they call A, refused if they bypass it."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def test_dora_has_no_ranks_by_row() -> None:
 @pytest.mark.parametrize(
     "variant", [{"velora_config": VeloraConfig(num_groups=8)}, {"monteclora_config": MontecloraConfig()}]
 )
-def test_variants_that_pass_over_lora_a_are_refused(variant: dict[str, Any]) -> None:
+def test_variants_that_bypass_lora_a_are_refused(variant: dict[str, Any]) -> None:
     model, space = variant_model(**variant)
     with pytest.raises(InputError, match="behind lora_A, which (Velora|Monteclora)LinearVariant of"):
         make_elastic(model, space)

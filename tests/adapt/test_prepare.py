@@ -1,4 +1,4 @@
-"""What training and search are fed: nothing that the model has no positions for."""
+"""The examples of training and search: none longer than the model's positions, padded as the model allows."""
 
 import json
 from pathlib import Path

@@ -109,7 +109,7 @@ def test_a_conv1d_is_quantized_too(data: str, tmp_path: Path) -> None:
     assert not torch.allclose(whole, plain, atol=1e-3)
 
 
-def test_what_is_quantized_already_is_told(base: Path, data: str, tmp_path: Path) -> None:
+def test_a_base_that_is_quantized_already_is_refused(base: Path, data: str, tmp_path: Path) -> None:
     """It may be trained on as it is; neither quantized again nor merged into."""
     quantized(base, "nf4").save_pretrained(tmp_path / "q")
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "q")
@@ -125,7 +125,7 @@ def test_what_is_quantized_already_is_told(base: Path, data: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("setting", [{"sparse_adapter": True}, {"init": "pissa", "ranks": (4,)}])
-def test_what_needs_plain_weights_refuses_to_quantize(base: Path, data: str, tmp_path: Path, setting: Any) -> None:
+def test_settings_that_need_plain_weights_refuse_quantize(base: Path, data: str, tmp_path: Path, setting: Any) -> None:
     with pytest.raises(InputError, match="need plain weights: quantize must be none, got int8"):
         shears.train(base, tmp_path / "adapter", data=data, quantize="int8", **setting)
 

@@ -53,6 +53,6 @@ def test_largest_ranks_and_reordering_train_lora_that_can_be_cut(base: Path, dat
     torch.testing.assert_close(logits(cut.model), logits(whole.model), rtol=1e-4, atol=1e-5)
 
 
-def test_reordering_is_for_adapters_that_were_trained_whole() -> None:
+def test_reorder_needs_maximal_sampling() -> None:
     with pytest.raises(ValueError, match=r"reorder.*maximal.*uniform"):
         TrainConfig(data="-", reorder=True)

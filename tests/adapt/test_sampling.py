@@ -1,4 +1,4 @@
-"""What is drawn depends on seed and place alone, covers the space, and keeps to the curriculum."""
+"""Draws depend on seed and position alone, cover the space, and follow the curriculum."""
 
 from collections import Counter
 from contextlib import nullcontext
@@ -16,7 +16,7 @@ SPACE = SearchSpace({f"layers.{i}.a": (3, 2, 1) for i in range(30)})
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_draws_depend_on_seed_and_place_alone(name: str) -> None:
+def test_draws_depend_on_seed_and_position_alone(name: str) -> None:
     strategy, again, other = rank_sampling(name, SPACE, 0), rank_sampling(name, SPACE, 0), rank_sampling(name, SPACE, 1)
     places = [RowPosition(step, process, row) for step in (0, 7) for process in (0, 1) for row in range(8)]
     drawn = [strategy.config(place) for place in places]
@@ -30,7 +30,7 @@ def test_uniform_is_one_configuration_a_step_for_every_process_and_row() -> None
     assert uniform(SPACE, 0, RowPosition(4)) != uniform(SPACE, 0, RowPosition(5))
 
 
-def test_processes_and_examples_have_their_own() -> None:
+def test_processes_and_examples_have_their_own_draws() -> None:
     assert len({per_process(SPACE, 0, RowPosition(4, process)) for process in range(8)}) == 8
     assert per_process(SPACE, 0, RowPosition(4, 1, 2)) == per_process(SPACE, 0, RowPosition(4, 1, 3))
     assert len({per_example(SPACE, 0, RowPosition(4, row=row)) for row in range(8)}) == 8
@@ -85,7 +85,7 @@ def plain_trainer(folder: Path, max_steps: int = 3) -> tuple[Trainer, NLSCallbac
     return Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[callback]), callback, seen
 
 
-def test_every_step_has_ranks_of_its_own(tmp_path: Path) -> None:
+def test_every_step_has_its_own_ranks(tmp_path: Path) -> None:
     trainer, callback, seen = plain_trainer(tmp_path)
     trainer.train()
     assert seen == [uniform(callback.elastic.space, 3, RowPosition(step)) for step in range(3)]
@@ -93,7 +93,7 @@ def test_every_step_has_ranks_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["per-example", "sandwich"])
-def test_ranks_by_example_are_refused_where_nobody_draws_them(tmp_path: Path, name: str) -> None:
+def test_ranks_by_example_are_refused_by_a_trainer_that_does_not_draw_them(tmp_path: Path, name: str) -> None:
     trainer, callback, seen = plain_trainer(tmp_path)
     callback.strategy = rank_sampling(name, callback.elastic.space, 0)
     with pytest.raises(InputError, match=r"by step or by process, got one by example; use uniform, or shears\.train"):

@@ -135,7 +135,7 @@ def test_autocast_decides_the_dtype_of_the_product_and_of_nothing_else(
         assert (found.double() - wanted).abs().max() < 0.03 * wanted.abs().max()
 
 
-def test_nothing_of_the_weights_size_waits_for_the_backward() -> None:
+def test_no_tensor_of_the_weights_size_is_kept_for_the_backward() -> None:
     model = one_linear()
     make_sparse(model)
     known = {parameter.data_ptr() for parameter in model.parameters()}
@@ -200,7 +200,7 @@ def test_the_masked_product_is_computed_in_float32_at_least(dtype: torch.dtype) 
     assert torch.equal(found != 0, weight != 0)
 
 
-def test_what_cannot_be_masked_is_refused_in_words() -> None:
+def test_layers_that_cannot_be_masked_are_refused() -> None:
     model = one_linear()
     make_sparse(model)
     with pytest.raises(InputError, match="only once; call make_plain"):

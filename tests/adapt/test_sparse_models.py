@@ -136,7 +136,7 @@ def test_a_plain_model_is_back_bit_for_bit() -> None:
     make_plain(peft_model)
 
 
-def test_saved_adapters_do_not_show_it() -> None:
+def test_saved_adapters_are_the_same_with_and_without_the_mask() -> None:
     peft_model, _ = elastic_model()
     plain, _ = elastic_model(sparse=False)
     assert peft_model.state_dict().keys() == plain.state_dict().keys()

@@ -150,7 +150,7 @@ def test_a_resume_on_another_number_of_processes_is_refused(
         train(base, tmp_path / "out", resume=True, data=data, **SETTINGS)
 
 
-def test_no_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_missing_folder_has_no_checkpoint(tmp_path: Path) -> None:
     assert last_whole_checkpoint(tmp_path / "nowhere") is None
 
 
@@ -199,7 +199,7 @@ def test_a_resume_of_nothing_says_that_it_starts_anew(
     assert "7 steps from 2" in caplog.text
 
 
-def test_an_output_below_home_is_there_and_not_in_a_folder_called_so(
+def test_a_tilde_in_the_output_is_the_home_folder(
     base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "home").mkdir()

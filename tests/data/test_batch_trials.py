@@ -1,4 +1,4 @@
-"""Models that keep packed examples apart are told from those that do not; a packed row loses what its parts do."""
+"""The trial tells which models keep packed examples apart; a packed row has the losses of its examples."""
 
 import pytest
 import torch
@@ -16,16 +16,16 @@ ROWS = [
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "gemma2", "gpt2", "gpt_neox"])
-def test_these_keep_examples_apart(name: str) -> None:
+def test_these_models_keep_packed_examples_apart(name: str) -> None:
     assert keeps_apart(tiny_model(name))
 
 
 @pytest.mark.parametrize("name", ["opt", "mamba"])
-def test_these_do_not(name: str) -> None:
+def test_these_models_do_not_keep_packed_examples_apart(name: str) -> None:
     assert not keeps_apart(tiny_model(name))
 
 
-def test_half_precision_is_told_too_and_the_mode_stays() -> None:
+def test_half_precision_is_recognised_and_the_mode_stays() -> None:
     model = tiny_model("llama").bfloat16().train()
     assert keeps_apart(model)
     assert model.training
@@ -33,7 +33,7 @@ def test_half_precision_is_told_too_and_the_mode_stays() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("capacity", [100, 8])
-def test_packed_losses_are_those_of_padded_rows(name: str, capacity: int) -> None:
+def test_packed_rows_have_the_losses_of_padded_rows(name: str, capacity: int) -> None:
     model = tiny_model(name)
     packed, examples = packed_losses(model, pack(ROWS, capacity, pad_id=0))
     sums = torch.zeros(len(ROWS)).index_add(0, examples, packed)
@@ -41,7 +41,7 @@ def test_packed_losses_are_those_of_padded_rows(name: str, capacity: int) -> Non
     torch.testing.assert_close(sums, padded, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_without_labels_have_no_loss_but_a_graph() -> None:
+def test_rows_without_labels_have_zero_loss_and_a_graph() -> None:
     model = tiny_model("llama")
     losses, _ = packed_losses(model, pack([Tokenized([1, 1], [IGNORED, IGNORED])], 8, pad_id=0))
     assert losses.sum() == 0

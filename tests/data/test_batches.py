@@ -31,7 +31,7 @@ def test_no_row_has_more_than_a_model_has_positions(lengths: list[int], capacity
 
 
 @given(LENGTHS, st.integers(1, 100))
-def test_a_pack_says_of_every_token_whose_it_is(lengths: list[int], capacity: int) -> None:
+def test_a_pack_holds_the_example_of_every_token(lengths: list[int], capacity: int) -> None:
     rows = [
         Tokenized([100 * index + place for place in range(length)], [IGNORED, *range(1, length)])
         for index, length in enumerate(lengths)

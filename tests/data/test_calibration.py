@@ -55,7 +55,7 @@ def test_windows_of_a_text_are_full_and_do_not_overlap(text: Path) -> None:
     assert all(abs(a - b) >= 20 for a in starts for b in starts if a != b)
 
 
-def test_a_mark_of_byte_order_is_no_text(text: Path, tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_skipped(text: Path, tmp_path: Path) -> None:
     (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbf" + text.read_bytes())
     assert text_tokens(str(tmp_path / "marked.txt"), TOKENIZER) == text_tokens(str(text), TOKENIZER)
 
@@ -105,7 +105,7 @@ def test_ready_token_ids_need_no_tokenizer_and_text_does(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("ids", ["[]", '"text"', "[1, -2]", "[1.5]", "null", str([2**70])])
-def test_ready_token_ids_that_are_none_are_an_error(tmp_path: Path, ids: str) -> None:
+def test_invalid_token_ids_are_an_error(tmp_path: Path, ids: str) -> None:
     path = tmp_path / "ids.jsonl"
     path.write_text('{"input_ids": [1]}\n{"input_ids": ' + ids + "}\n")
     with pytest.raises(InputError, match="row 2 of"):
@@ -150,7 +150,7 @@ def test_unusable_text_is_an_error(tmp_path: Path, name: str, content: bytes | N
         calibrate(tmp_path / name)
 
 
-def test_padding_that_a_tokenizer_left_is_not_looked_at(tmp_path: Path) -> None:
+def test_padded_token_ids_lose_their_padding(tmp_path: Path) -> None:
     path = tmp_path / "ids.jsonl"
     padded = TOKENIZER(["one text", "a longer text"], padding="max_length", max_length=24)
     rows = [
@@ -162,7 +162,7 @@ def test_padding_that_a_tokenizer_left_is_not_looked_at(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mask", ["[1]", "[0, 0]", "[1, 2]", "[[1], [1]]", '"11"'])
-def test_an_attention_mask_that_is_none_is_refused(tmp_path: Path, mask: str) -> None:
+def test_an_invalid_attention_mask_is_refused(tmp_path: Path, mask: str) -> None:
     path = tmp_path / "ids.jsonl"
     path.write_text('{"input_ids": [1, 2], "attention_mask": ' + mask + "}\n")
     with pytest.raises(InputError, match="attention_mask must have a 0 or 1 for every id, and not only 0, row 1 of"):

@@ -1,4 +1,4 @@
-"""Packing: every row gives a random piece before any gives more, and the tokens suffice whenever there are enough."""
+"""Packing: every row gives a random piece before any gives more, and all tokens can be used."""
 
 import json
 import random
@@ -80,7 +80,7 @@ def test_short_rows_are_all_there_where_a_long_one_has_to_fill_up(tmp_path: Path
         assert sum("x" in piece for piece in _texts(stream)) == 1
 
 
-def test_all_tokens_can_be_asked_for_and_no_more(tmp_path: Path) -> None:
+def test_as_many_sequences_as_the_tokens_allow_can_be_drawn(tmp_path: Path) -> None:
     texts = [_long("x", 80), "short", _long("y", 100)]
     source = _rows(tmp_path / "rows.jsonl", texts)
     total = len(text_tokens(str(source), TOKENIZER))
@@ -96,7 +96,7 @@ def test_all_tokens_can_be_asked_for_and_no_more(tmp_path: Path) -> None:
     sequence_length=st.integers(2, 24),
     seed=st.integers(0, 9),
 )
-def test_no_row_gives_a_sequence_more_than_it_has_to(
+def test_no_row_gives_more_sequences_than_needed(
     lengths: list[int], num_samples: int, sequence_length: int, seed: int
 ) -> None:
     texts = [chr(ord("a") + number) * length for number, length in enumerate(lengths)]

@@ -1,4 +1,4 @@
-"""Whatever holds text can be calibrated on: chats, training data, hub sets, saved folders."""
+"""Sources of calibration: chats, training data, hub sets, saved folders."""
 
 import json
 import logging
@@ -70,7 +70,7 @@ def test_a_chat_needs_no_assistant_and_keeps_every_turn(tmp_path: Path, turns: R
         ([{"role": "user", "content": ""}], "must suit .* no content"),
     ],
 )
-def test_messages_that_are_no_chat_are_one_line(tmp_path: Path, messages: object, message: str) -> None:
+def test_invalid_messages_are_refused_in_one_line(tmp_path: Path, messages: object, message: str) -> None:
     strict = tiny_tokenizer()
     strict.chat_template = "{% for m in messages %}{{ m.content or raise_exception('no content') }}{% endfor %}"
     path = _jsonl(tmp_path / "chat.jsonl", [{"messages": messages}])
@@ -117,7 +117,7 @@ def test_packing_takes_as_many_rows_as_it_needs_each_once(tmp_path: Path) -> Non
     assert documents[:-1] != [row["text"] for row in TEXTS]  # drawn, not the file's order
 
 
-def test_rows_without_text_leave_no_trace(tmp_path: Path) -> None:
+def test_rows_without_text_are_skipped(tmp_path: Path) -> None:
     some = _jsonl(tmp_path / "some.jsonl", TEXTS[:3])
     gaps = _jsonl(tmp_path / "gaps.jsonl", [{"text": ""}, TEXTS[0], {"text": None, "label": 1}, *TEXTS[1:3]])
     assert text_tokens(str(gaps), TOKENIZER) == text_tokens(str(some), TOKENIZER)
@@ -159,7 +159,7 @@ def test_a_hub_set_in_the_cache_needs_no_network(tmp_path: Path, name: str) -> N
 
 @pytest.mark.usefixtures("hub_cache")
 @pytest.mark.parametrize("name", ["somebody/other-texts", "somebody/some-texts:test", "somebody/some-texts/other"])
-def test_a_hub_set_out_of_reach_is_one_line(name: str) -> None:
+def test_an_unreachable_hub_set_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} must be a file or a hub data set that loads") as caught:
         calibrate(name)
     assert "\n" not in str(caught.value)
@@ -197,7 +197,7 @@ def test_the_split_of_a_saved_folder_is_named_behind_a_colon(tmp_path: Path) -> 
     assert found == text_tokens(str(_jsonl(tmp_path / "same.jsonl", TEXTS[3:4])), TOKENIZER)
 
 
-def test_a_saved_folder_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+def test_an_unusable_saved_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     saved = datasets.Dataset.from_list(list(TEXTS))
     saved.save_to_disk(tmp_path / "one")
     saved.select([]).save_to_disk(tmp_path / "empty", num_shards=1)

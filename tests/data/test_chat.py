@@ -1,4 +1,4 @@
-"""What chats may hold: texts, parts of text, tools that are called; nothing else is turned into text in silence."""
+"""Chats may hold texts, parts of text and tool calls; anything else is refused."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_other_content_is_refused(turn: dict[str, Any], message: str) -> None:
         to_example({"messages": [ASKED, turn, {"role": "assistant", "content": "a"}]}, "question", tiny_tokenizer())
 
 
-def test_a_template_that_wants_parts_does_not_lose_them_in_silence() -> None:
+def test_a_template_that_requires_parts_is_refused() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}<{{ m.role }}>{% for part in m.content %}{{ part.text }}{% endfor %}" + END
@@ -71,7 +71,7 @@ def test_a_template_that_wants_parts_does_not_lose_them_in_silence() -> None:
         _trained([ASKED, {"role": "assistant", "content": [{"type": "text", "text": "the answer"}]}], tokenizer)
 
 
-def test_a_turn_that_says_nothing_is_not_learnt() -> None:
+def test_an_empty_turn_is_not_trained() -> None:
     tokenizer = tiny_tokenizer()
     messages = [ASKED, {"role": "assistant", "content": " "}, ASKED, {"role": "assistant", "content": "a"}]
     assert _trained(messages) == f"a{END}"

@@ -1,4 +1,4 @@
-"""Rows of the hub's own sets become the words of LLM-Adapters' files; these pass as they are."""
+"""Rows of the hub's own sets get the words of LLM-Adapters' files; rows of those files pass as they are."""
 
 from typing import Any
 

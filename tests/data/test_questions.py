@@ -1,4 +1,4 @@
-"""A question is known again under another template, spacing and punctuation, and not taken for another one."""
+"""A question keeps its id under other templates, spacing and punctuation, and different questions differ."""
 
 import pytest
 from hypothesis import given
@@ -67,7 +67,7 @@ def test_other_words_numbers_signs_or_order_are_another_question(one: str, other
 
 
 @given(st.text(max_size=40))
-def test_any_text_has_a_name_of_its_own_words(text: str) -> None:
+def test_any_text_has_an_id(text: str) -> None:
     assert len(question_id(text)) == 16
     assert question_id(text) == question_id(f"  {text}\n")
 
@@ -85,7 +85,7 @@ def test_any_text_has_a_name_of_its_own_words(text: str) -> None:
         ({"text": "a"}, ""),
     ],
 )
-def test_what_a_row_asks(row: dict[str, object], question: str) -> None:
+def test_the_question_of_a_row(row: dict[str, object], question: str) -> None:
     assert question_of(row) == question
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
+from shears.data.arithmetic import arithmetic_rows
 from shears.data.rows import read_rows, source_fingerprint
 from shears.errors import InputError
 
@@ -51,7 +52,7 @@ def test_answers_of_mixed_types_stay_what_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
-def test_an_empty_cell_that_pandas_wrote_is_no_text(tmp_path: Path, suffix: str) -> None:
+def test_a_nan_of_an_empty_cell_is_none(tmp_path: Path, suffix: str) -> None:
     rows = [{"instruction": "a", "input": float("nan"), "output": "b"}]
     assert read_rows(str(_write(tmp_path / f"rows{suffix}", rows))) == [{**rows[0], "input": None}]
 
@@ -85,7 +86,7 @@ def test_json_lines_are_read_under_the_name_json(tmp_path: Path) -> None:
         ("empty.jsonl", "", "at least one row"),
         ("empty.csv", "", "at least one row"),
         ("ragged.csv", "a,b\n1\n", "row 1 has not"),
-        ("twice.csv", "a,b,,,a\n1,2,,,3\n", "a name of its own, 'a' is there twice"),
+        ("twice.csv", "a,b,,,a\n1,2,,,3\n", "must have its own name, 'a' is there twice"),
         ("open.csv", 'a,b\n"1,2\n', "CSV file"),
         ("noise.parquet", "not parquet", "Parquet file"),
         ("text.txt", "words", "must be rows, got the plain text"),
@@ -98,12 +99,12 @@ def test_a_broken_file_says_what_is_wrong(tmp_path: Path, name: str, content: st
         read_rows(str(tmp_path / name))
 
 
-def test_two_halves_make_a_character(tmp_path: Path) -> None:
+def test_a_surrogate_pair_is_a_character(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(r'{"a": "\ud83d\ude00"}')
     assert read_rows(str(tmp_path / "rows.jsonl")) == [{"a": "\N{GRINNING FACE}"}]
 
 
-def test_bytes_that_are_no_text_say_so(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="UTF-8"):
         read_rows(str(tmp_path / "rows.jsonl"))
@@ -120,13 +121,14 @@ def test_bytes_that_are_no_text_say_so(tmp_path: Path) -> None:
         ("nobody/nothing-here:test", "hub data set that loads"),
     ],
 )
-def test_a_missing_source_says_what_would_do(source: str, message: str) -> None:
+def test_an_unknown_source_lists_the_known_kinds(source: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_rows(source)
 
 
 def test_the_split_of_the_embedded_data_is_named_or_given() -> None:
-    assert read_rows("arithmetic:test") == read_rows("arithmetic", split="test")
+    assert read_rows("arithmetic:test") == arithmetic_rows("test")
+    assert read_rows("arithmetic") == arithmetic_rows("train")
 
 
 def test_a_cell_of_a_csv_file_may_be_long(tmp_path: Path) -> None:
@@ -135,7 +137,7 @@ def test_a_cell_of_a_csv_file_may_be_long(tmp_path: Path) -> None:
     assert len(read_rows(str(path))[0]["prompt"]) == 200_000
 
 
-def test_the_home_of_nobody_is_a_path_that_is_not_there() -> None:
+def test_the_home_of_an_unknown_user_is_a_missing_path() -> None:
     with pytest.raises(InputError, match="data must be a file that exists"):
         read_rows("~nobody-has-this-name/rows.jsonl")
 
@@ -166,14 +168,14 @@ def test_a_saved_folder_has_the_hash_of_the_files_of_its_split(saved: Path) -> N
     assert source_fingerprint(str(saved / "train")) == train
 
 
-def test_a_saved_folder_keeps_its_name_elsewhere_and_beside_a_cache(saved: Path, tmp_path: Path) -> None:
+def test_a_moved_saved_folder_keeps_its_hash_beside_a_cache(saved: Path, tmp_path: Path) -> None:
     before = source_fingerprint(str(saved))
     moved = Path(shutil.move(saved, tmp_path / "elsewhere"))
     (moved / "train" / "cache-0123.arrow").write_bytes(b"what map() left")
     assert source_fingerprint(str(moved)) == before
 
 
-def test_other_rows_in_the_same_place_have_another_name(tmp_path: Path) -> None:
+def test_other_rows_under_the_same_path_have_another_hash(tmp_path: Path) -> None:
     _rows("a").save_to_disk(tmp_path / "one")
     before = source_fingerprint(str(tmp_path / "one"))
     shutil.rmtree(tmp_path / "one")
@@ -182,7 +184,7 @@ def test_other_rows_in_the_same_place_have_another_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["name/of-the-hub", "name/of-the-hub:train", "arithmetic", ":train", "."])
-def test_what_is_not_here_has_no_hash(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_that_are_not_local_have_no_hash(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stray.arrow").write_bytes(b"not of a saved folder")
     monkeypatch.chdir(tmp_path)
     assert source_fingerprint(source) is None

@@ -87,10 +87,9 @@ def _solved(answer: Fraction | int, **numbers: Fraction | int) -> Solved:
     return {name: _decimal(Fraction(value)) for name, value in numbers.items()}, _decimal(Fraction(answer))
 
 
-# How the numbers of an equation are drawn, so that every answer is a positive whole number or finite decimal: the ends of
-# the ranges, in the order of the draws (a function of the earlier draws, if it depends on them), and the numbers and the
-# answer from the draws. Prices are in twentieths: from 1.05 to 19.95, in steps of 0.05.
-PRICE = (21, 399)
+PRICE = (21, 399)  # in twentieths: from 1.05 to 19.95, in steps of 0.05
+# For every equation, the ranges of its draws in order (a function of earlier draws if a range depends on them), and the
+# numbers and answer from the draws. Every answer is a positive whole number or finite decimal.
 DRAWS: Mapping[str, tuple[Sequence[Range | Callable[..., Range]], Callable[..., Solved]]] = MappingProxyType(
     {
         "{a}+{b}": ([(3, 95), (3, 95)], lambda a, b: _solved(a + b, a=a, b=b)),

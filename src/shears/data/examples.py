@@ -139,21 +139,12 @@ def load_examples(
     return examples
 
 
-def tokenize(
-    example: Example,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None = None,
-    train_on: TrainOn = "completion",
-) -> Tokenized:
+def tokenize(example: Example, tokenizer: PreTrainedTokenizerBase) -> Tokenized:
     """Return the tokens of an example, with the end of sequence behind the last trained segment.
 
-    Labels are built from the segments, not from the padding id, which is often the end of sequence itself. InputError
-    for more than `max_length` tokens.
+    Labels are built from the segments, not from the padding id, which is often the end of sequence itself.
     """
-    tokens = _tokenize_batch([example], tokenizer, train_on)[0]
-    if max_length is not None and len(tokens.input_ids) > max_length:
-        raise InputError(f"an example must have at most {max_length} tokens, got {len(tokens.input_ids)}; shorten it")
-    return tokens
+    return _tokenize_batch([example], tokenizer, "completion")[0]
 
 
 def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -24,21 +24,22 @@ logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 ARITHMETIC = "arithmetic"
+TRAIN = "train"  # the split of a source that names none
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # JSON's escape of a surrogate: half a character, unless two form a pair
 HUB_ERRORS = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
 SAVED_MARKERS = ("state.json", "dataset_dict.json")  # in the folder of a Dataset, of a DatasetDict
 
 
-def read_rows(source: str, split: str = "train") -> list[Row]:
+def read_rows(source: str) -> list[Row]:
     """Return the rows of a .json, .jsonl, .csv or .parquet file, of `arithmetic:SPLIT` or of a hub id.
 
-    A hub id is `org/name` or `org/name/config`, with or without `:split` behind it. InputError if the source is
-    missing, empty, damaged or of another kind.
+    A hub id is `org/name` or `org/name/config`, with or without `:split` behind it; the default is the split `train`.
+    InputError if the source is missing, empty, damaged or of another kind.
     """
-    name, _, named_split = source.partition(":")
+    name, _, split = source.partition(":")
     if name == ARITHMETIC:
-        return list(arithmetic_rows(named_split or split))
-    rows = _read_file(expanded(source)) if is_path(source) else _read_hub(source, split)
+        return arithmetic_rows(split or TRAIN)
+    rows = _read_file(expanded(source)) if is_path(source) else _read_hub(source)
     if not rows:
         raise InputError(f"{source} must hold at least one row, got none")
     logger.info("read %d rows from %s", len(rows), source)
@@ -149,13 +150,13 @@ READERS: Mapping[str, Callable[[Path], list[Row]]] = MappingProxyType(
 )
 
 
-def _read_hub(source: str, split: str) -> list[Row]:
+def _read_hub(source: str) -> list[Row]:
     match = HUB_SOURCE.fullmatch(source)
     if match is None:
         kinds = "a .json, .jsonl, .csv or .parquet file, a hub id org/name or arithmetic:train"
         raise InputError(f"data must be {kinds}, got {source!r}")
     try:
-        table = datasets.load_dataset(match["name"], match["config"], split=match["split"] or split)
+        table = datasets.load_dataset(match["name"], match["config"], split=match["split"] or TRAIN)
     except HUB_ERRORS as error:
         raise InputError(f"{source} must be a file or a hub data set that loads, got {first_line(error)}") from error
     return list(table.to_list())
@@ -166,10 +167,10 @@ def is_saved(source: str) -> bool:
     return any((_folder_and_split(source)[0] / marker).is_file() for marker in SAVED_MARKERS)
 
 
-def saved_rows(source: str, split: str = "train") -> list[Row]:
+def saved_rows(source: str) -> list[Row]:
     """Return the rows of a saved FOLDER or FOLDER:SPLIT; InputError for a missing split or a damaged folder."""
     folder, named_split = _folder_and_split(source)
-    split = named_split or split
+    split = named_split or TRAIN
     try:
         table = datasets.load_from_disk(folder)
     except (*HUB_ERRORS, LookupError, TypeError) as error:
@@ -190,13 +191,13 @@ def saved_rows(source: str, split: str = "train") -> list[Row]:
     return rows
 
 
-def _saved_files(source: str, split: str = "train") -> list[Path]:
+def _saved_files(source: str) -> list[Path]:
     """Return the files that hold the rows of `saved_rows`, in order; none for any other source."""
     if not is_saved(source):
         return []
-    folder, named_split = _folder_and_split(source)
+    folder, split = _folder_and_split(source)
     if not (folder / SAVED_MARKERS[0]).is_file():
-        folder /= named_split or split
+        folder /= split or TRAIN
     return sorted(path for path in folder.glob("*.arrow") if not path.name.startswith("cache-"))  # of map and filter
 
 

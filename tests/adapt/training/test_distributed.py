@@ -129,13 +129,13 @@ def test_a_loss_that_is_not_finite_stops_all_at_the_same_step(folder: Path) -> N
     assert (folder / "diverging.partial" / "checkpoints").is_dir()
 
 
-def test_what_fails_in_one_process_ends_the_others_with_its_reason(folder: Path) -> None:
+def test_an_error_of_one_process_ends_all_with_its_reason(folder: Path) -> None:
     first, second = outcomes(folder, "half-broken")
     assert first == second
     assert first.startswith("process 1: groups must name linears of this model: no linear matches target 'no_proj'")
 
 
-def test_killed_processes_go_on_to_the_same_bits(folder: Path) -> None:
+def test_killed_processes_resume_to_the_same_bits(folder: Path) -> None:
     """In the middle of an epoch, and not of the first one: an epoch has five steps, of an order of its own."""
     processes = start_two(folder, verb(folder, "killed"))
     checkpoints = folder / "killed.partial" / "checkpoints"
@@ -193,7 +193,7 @@ def test_other_verbs_are_one_process(
     assert "only train runs on several processes" in capfd.readouterr().err
 
 
-def test_a_model_in_parts_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_shards_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match="launcher must leave the model whole, got FSDP.*add --shard"):
         train(folder / "base", folder / "sharded", data=str(folder / "train.jsonl"), **SETTINGS)
@@ -213,6 +213,6 @@ def test_one_process_has_nothing_to_shard(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", [{"quantize": "nf4"}, {"compile": True}])
-def test_what_cannot_be_sharded_is_refused(folder: Path, setting: dict[str, Any]) -> None:
+def test_settings_that_cannot_be_sharded_are_refused(folder: Path, setting: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="shard needs plain weights and blocks that are not compiled"):
         train(folder / "base", folder / "refused", data=str(folder / "train.jsonl"), shard=True, **SETTINGS, **setting)

@@ -1,4 +1,4 @@
-"""The output head computes what is asked of it: the positions before labels, not all tokens."""
+"""The output head computes only the positions before labels."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is between the last step and the finished folder: stopped anywhere there, nothing is made twice or lost."""
+"""Between the last step and the finished folder: an interruption there repeats and loses nothing."""
 
 import hashlib
 import shutil
@@ -29,7 +29,7 @@ def _interrupted(*_: Any, **__: Any) -> None:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_stopped_behind_the_last_checkpoint_no_step_is_made_twice(
+def test_stopped_after_the_last_checkpoint_no_step_is_repeated(
     length: dict[str, Any], base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {**SETTINGS, **length, "data": data}
@@ -51,7 +51,7 @@ def test_stopped_behind_the_last_checkpoint_no_step_is_made_twice(
         (folders, {"sync_tree": _interrupted}),
     ],
 )
-def test_stopped_behind_the_record_nothing_is_trained_again(
+def test_stopped_after_the_record_is_written_nothing_is_trained_again(
     owner: Any, spoilt: dict[str, Any], base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(base, tmp_path / "whole", data=data, **SETTINGS)
@@ -68,7 +68,7 @@ def test_stopped_behind_the_record_nothing_is_trained_again(
     assert sorted(path.name for path in resumed.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
-def test_what_a_training_began_with_must_be_there_unchanged_to_go_on(
+def test_a_resume_needs_the_same_data_and_base(
     base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, rows = tmp_path / "own", tmp_path / "rows.jsonl"
@@ -98,7 +98,7 @@ def _spoil_gradient(model: Any) -> None:
 
 
 @pytest.mark.parametrize("step", [4, 7])
-def test_gradients_that_are_not_finite_are_no_step_though_the_loss_is(
+def test_gradients_that_are_not_finite_stop_a_step_with_a_finite_loss(
     step: int, base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training_step = CompletionTrainer.training_step

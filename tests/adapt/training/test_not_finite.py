@@ -1,4 +1,4 @@
-"""A loss that is not finite ends training before it spoils the weights; what the steps before made is kept."""
+"""A loss that is not finite ends training before the update; the state of the earlier steps is kept."""
 
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,14 @@ def spoil(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CompletionTrainer, "training_step", spoilt)
 
 
-def test_it_stops_with_its_step(base: Path, data: str, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_names_its_step(base: Path, data: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"finite.*at step \d+.*learning rate"):
         train(base, tmp_path / "out", data=data, **{**SETTINGS, "learning_rate": 1e30, "max_steps": 30})
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("step", [4, 6])  # inside an epoch, and the first of the second
-def test_before_the_first_save_the_steps_before_are_saved_as_if_nothing_had_been(
+def test_the_state_before_a_loss_that_is_not_finite_is_saved_and_resumes(
     step: int, base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -63,7 +63,7 @@ def test_before_the_first_save_the_steps_before_are_saved_as_if_nothing_had_been
     assert_same(whole, train(base, tmp_path / "out", data=data, resume=True, **RARELY))
 
 
-def test_what_was_just_saved_is_not_saved_again(
+def test_a_state_that_is_already_saved_is_not_saved_again(
     base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(5, monkeypatch)
@@ -77,7 +77,7 @@ def test_what_was_just_saved_is_not_saved_again(
         train(base, tmp_path / "out", data=data, resume=True, **{**SETTINGS, "learning_rate": 1e-3})
 
 
-def test_where_there_is_no_good_state_none_is_named(
+def test_without_a_finite_state_no_checkpoint_is_named(
     base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(1, monkeypatch)

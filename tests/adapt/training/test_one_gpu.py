@@ -1,4 +1,4 @@
-"""A process that no launcher started trains on one GPU, the one it was told, however many there are."""
+"""A process without a launcher trains on one GPU, the configured one, however many there are."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a training's forwards is the one asked for."""
+"""The forwards of a training run in the configured precision."""
 
 from pathlib import Path
 from typing import Any

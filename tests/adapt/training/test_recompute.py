@@ -1,4 +1,4 @@
-"""Recomputing what lies between matrix products: the same bits, fewer of them kept."""
+"""Recomputing between matrix products: the same bits, less memory."""
 
 from pathlib import Path
 
@@ -45,14 +45,14 @@ def test_gradients_are_the_same_bits_on(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
 
 
-def test_a_model_that_writes_into_its_products_is_trained_without() -> None:
+def test_a_model_that_modifies_its_products_is_trained_without_recomputing() -> None:
     """gpt_oss adds its experts' biases in place."""
     plain, tried = with_adapter("gpt_oss"), with_adapter("gpt_oss")
     assert not recompute_between_products(tried)
     assert all(torch.equal(one, other) for one, other in zip(gradients(plain), gradients(tried), strict=True))
 
 
-def test_a_trial_leaves_neither_gradients_nor_draws_behind() -> None:
+def test_a_trial_changes_neither_gradients_nor_generators() -> None:
     model = with_adapter("llama").eval()
     state = torch.get_rng_state()
     recompute_between_products(model)
@@ -84,7 +84,7 @@ def test_autograd_itself_keeps_nothing_inside_a_block() -> None:
     assert kept_bytes(recomputing) < 0.3 * kept_bytes(plain)
 
 
-def test_wide_products_are_kept_and_narrow_ones_made_again() -> None:
+def test_wide_products_are_kept_and_narrow_ones_recomputed() -> None:
     wide, narrow = torch.ones(5, 64), torch.ones(5, 4)
     assert keeps(aten.mm.default, (wide, torch.ones(64, 7)), narrow=4)
     assert not keeps(aten.mm.default, (narrow, torch.ones(4, 7)), narrow=4)

@@ -37,7 +37,7 @@ def test_a_tracker_that_is_missing_is_named(name: str, tmp_path: Path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_of_runs_is_no_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_named_like_a_tracker_is_not_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "trackio").mkdir()  # wandb leaves one of its name in the working folder
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match="needs the package trackio"):
@@ -55,14 +55,14 @@ def test_tensorboard_writes_beside_every_output_of_a_process(tmp_path: Path, mon
         assert not list((tmp_path / name).rglob("events*"))
 
 
-def test_a_folder_that_the_user_named_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensorboard_folder_of_the_user_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TENSORBOARD_FOLDER, "mine")
     with tracking(["tensorboard"], tmp_path / "one"):
         assert os.environ[TENSORBOARD_FOLDER] == "mine"
     assert os.environ[TENSORBOARD_FOLDER] == "mine"
 
 
-def test_the_folder_is_forgotten_where_training_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tensorboard_folder_is_unset_when_training_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TENSORBOARD_FOLDER, raising=False)
     seen: list[str | None] = []
 
