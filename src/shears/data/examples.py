@@ -218,20 +218,14 @@ def tokenize_all(
     fitting = [row for row in rows if len(row.input_ids) <= max_length]
     empty = len(examples) - len(with_text)
     long = len(rows) - len(fitting)
+    unused = f"{long} longer than {max_length} tokens, {empty} without a completion"
     if not fitting:
         raise InputError(
-            f"at least one example must have a completion and at most {max_length} tokens, got {empty} without one and "
-            f"{long} longer; check the columns or raise max_length"
+            f"at least one example must have a completion and at most {max_length} tokens, got {unused}; "
+            "check the columns or raise max_length"
         )
     if empty or long:
-        logger.warning(
-            "left out %d of %d examples: %d longer than %d tokens, %d without a completion",
-            empty + long,
-            len(examples),
-            long,
-            max_length,
-            empty,
-        )
+        logger.warning("left out %d of %d examples: %s", empty + long, len(examples), unused)
     return fitting
 
 

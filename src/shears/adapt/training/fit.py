@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 from transformers.training_args import ParallelMode
 
 from shears.adapt.prepare import Prepared
@@ -43,11 +43,7 @@ def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
     steps = num_steps(settings, len(lengths))
     if steps <= settings.warmup_steps:
         logger.warning(
-            "warmup_steps (%d) must be below the number of steps (%d) for the learning rate to reach %g; "
-            "lower warmup_steps",
-            settings.warmup_steps,
-            steps,
-            settings.learning_rate,
+            "warmup_steps (%d) must be below the number of steps (%d); lower warmup_steps", settings.warmup_steps, steps
         )
     trainer = _trainer(prepared, lengths, _arguments(settings, work / CHECKPOINTS), settings)
     trainer.remove_callback(PrinterCallback)  # only the command line prints
@@ -83,10 +79,6 @@ def _trainer(
         recompute_between_products(prepared.model)
     curriculum = round(settings.curriculum * num_steps(settings, len(lengths)))
     strategy = rank_sampling(settings.sampling, prepared.elastic.space, settings.seed, curriculum)
-    callbacks: list[TrainerCallback] = [
-        NLSCallback(prepared.elastic, strategy=strategy, trainer_draws=True),
-        MarkWhole(),
-    ]
     collator = Collator(
         padding(prepared.tokenizer),
         PACK_TOKENS if packed else None,
@@ -101,7 +93,7 @@ def _trainer(
         args=arguments,
         train_dataset=NumberedExamples(prepared.rows),
         data_collator=collator,
-        callbacks=callbacks,
+        callbacks=[NLSCallback(prepared.elastic, strategy=strategy, trainer_draws=True), MarkWhole()],
     )
 
 
