@@ -46,7 +46,9 @@ def test_a_removed_key_of_a_record_counts_unless_it_has_its_default(value: float
     (tmp_path / "search_space.json").write_text(json.dumps({"config": config | {"distill": value}}))
     stage = Stage("train", tmp_path, "search_space.json", config, dict, lambda: None)
     if value:
-        with pytest.raises(InputError, match="distill"):
+        with pytest.raises(
+            InputError, match="train.distill was removed after version 0.1.0, got 0.5: train without it"
+        ):
             stage.is_done()
     else:
         assert stage.is_done()

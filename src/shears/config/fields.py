@@ -3,9 +3,19 @@
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import to_jsonable_python
 
 from shears.config.notation import kept_of_every, num_bytes
@@ -80,27 +90,48 @@ class Repeated:
     """Marks a field whose flag may be given several times: one string each, commas and all."""
 
 
+class Removed(NamedTuple):
+    """A key that earlier versions had: its default, the last version with it, and what to do instead."""
+
+    default: float
+    last_version: str
+    advice: str
+
+    def is_default(self, value: object) -> bool:
+        """Tell whether a value, as parsed or as text, equals the default that the key had."""
+        try:
+            return TypeAdapter(type(self.default)).validate_python(value) == self.default
+        except ValidationError:
+            return False
+
+
 class StageConfig(BaseModel):
     """A section of a recipe; immutable, every key known."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True,
                               allow_inf_nan=False)  # fmt: skip
 
-    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    """Keys that only earlier versions have, and the default of each: a record may still hold them at that value."""
+    REMOVED: ClassVar[Mapping[str, Removed]] = MappingProxyType({})
+    """Keys that earlier versions had; records and recipes of those versions hold them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_removed(cls, values: Any) -> Any:
+        """Drop removed keys that have their default; ValueError, with what to do instead, for another value."""
+        if not isinstance(values, Mapping):
+            return values
+        for key, removed in cls.REMOVED.items():
+            if key in values and not removed.is_default(values[key]):
+                raise ValueError(
+                    f"{key} was removed after version {removed.last_version}, got {values[key]}: {removed.advice}"
+                )
+        return {key: value for key, value in values.items() if key not in cls.REMOVED}
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """Return every default as plain JSON data, by key; those of removed keys too."""
+        """Return every default as plain JSON data by key, those of removed keys included."""
         fields = {name: field for name, field in cls.model_fields.items() if not field.is_required()}
         return {
-            **cls.REMOVED,
-            **{
-                name: to_jsonable_python(field.get_default(call_default_factory=True)) for name, field in fields.items()
-            },
+            **{key: removed.default for key, removed in cls.REMOVED.items()},
+            **{key: to_jsonable_python(field.get_default(call_default_factory=True)) for key, field in fields.items()},
         }
-
-    @classmethod
-    def without_removed(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a recorded configuration without the removed keys that have their default."""
-        return {key: value for key, value in recorded.items() if key not in cls.REMOVED or value != cls.REMOVED[key]}

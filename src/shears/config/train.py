@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from shears.config.fields import Device, Names, Ranks, Seed, StageConfig
+from shears.config.fields import Device, Names, Ranks, Removed, Seed, StageConfig
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
@@ -13,7 +13,9 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 class TrainConfig(StageConfig):
     """How to train the super-adapter on the frozen sparse model."""
 
-    REMOVED = MappingProxyType({"distill": 0.0})
+    REMOVED = MappingProxyType(
+        {"distill": Removed(0.0, "0.1.0", "train without it, it gained nothing; sampling sandwich trains all sizes")}
+    )
     data: str
     """Training examples: a JSON, JSONL, CSV or Parquet file, a hub id, or the embedded arithmetic:train."""
     ranks: Ranks = (32, 24, 16)

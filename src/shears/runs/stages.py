@@ -51,8 +51,7 @@ class Stage:
                 f"damaged or another's; delete {self.output} or choose another output"
             )
         try:
-            kind = KINDS[self.name]
-            return as_data(build(kind, self.name, kind.without_removed(config)))
+            return as_data(build(KINDS[self.name], self.name, config))
         except InputError as error:
             raise InputError(
                 f"{self.output} must be made by a version that shares this one's keys, got one of another version "
