@@ -133,11 +133,11 @@ def test_a_smaller_recovery_fills_the_first_rows_and_the_others_can_learn(
     with caplog.at_level(logging.WARNING):
         start_from_recovery(model, folder)
     assert caplog.messages[-1] == "10 linears start with fewer recovered components than their rank, with 4 at least"
-    tensors, found, random = (
+    tensors, adapter, random = (
         load_file(folder / RECOVERY_FOLDER / "adapter_model.safetensors"),
         *map(adapter_of, (model, fresh)),
     )
-    for name, tensor in found.items():
+    for name, tensor in adapter.items():
         if "lora_A" in name:
             assert torch.equal(tensor[:4], tensors[name])
             assert torch.equal(tensor[4:], random[name][4:])
@@ -150,8 +150,8 @@ def test_components_without_energy_leave_rows_that_can_learn(sparse: Callable[..
     folder = sparse(sparsity=0.0)  # nothing was taken away
     model, fresh = with_lora(folder), with_lora(folder)
     start_from_recovery(model, folder)
-    found, random = adapter_of(model), adapter_of(fresh)
-    assert all(torch.equal(found[name], random[name]) for name in found)
+    adapter, random = adapter_of(model), adapter_of(fresh)
+    assert all(torch.equal(adapter[name], random[name]) for name in adapter)
 
 
 def test_a_missing_or_foreign_recovery_is_refused_in_one_line(sparse: Callable[..., Path], tmp_path: Path) -> None:
@@ -199,10 +199,10 @@ def test_without_its_start_a_trained_pissa_is_a_lora_of_twice_the_rank(name: str
     for parameter in model.parameters():
         if parameter.requires_grad:  # as training would change it
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    found = without_start(adapter_of(model), start)
+    adapter = without_start(adapter_of(model), start)
     plain = with_lora(base, 12, 18, name)
     named = dict(plain.named_parameters())
-    for key, tensor in found.items():
+    for key, tensor in adapter.items():
         parameter = named[key.replace(".weight", ".default.weight")]
         assert parameter.shape == tensor.shape
         parameter.data.copy_(tensor)

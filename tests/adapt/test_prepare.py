@@ -22,11 +22,11 @@ def test_examples_longer_than_the_model_has_positions_are_left_out(
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {**SETTINGS, "max_steps": 2, "groups": groups, "batch_size": len(rows) - 1}
     adapter = train(save_tiny(tmp_path / "base", name), tmp_path / "adapter", data=str(data), **settings)
-    told = f"left out 1 of {len(rows)} examples: 1 longer than {LONGEST} tokens"
-    assert told in caplog.text
+    message = f"left out 1 of {len(rows)} examples: 1 longer than {LONGEST} tokens"
+    assert message in caplog.text
     caplog.clear()
-    search(adapter, tmp_path / "found", data=str(data), strategy="heuristic", device="cpu")
-    assert told in caplog.text
+    search(adapter, tmp_path / "search", data=str(data), strategy="heuristic", device="cpu")
+    assert message in caplog.text
 
 
 @pytest.mark.parametrize(("name", "groups"), [("rwkv", ("key+value",)), ("recurrent_gemma", ("up_proj",))])
@@ -50,6 +50,6 @@ def test_a_tokenizer_without_an_end_and_a_padding_token_will_do(
 ) -> None:
     wanted = train(base, tmp_path / "wanted", data=data, packing=packing, **SETTINGS)
     PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer().backend_tokenizer).save_pretrained(base)
-    found = train(base, tmp_path / "found", data=data, packing=packing, **SETTINGS)
-    for with_end, without in zip(log(wanted), log(found), strict=True):
+    unmarked = train(base, tmp_path / "unmarked", data=data, packing=packing, **SETTINGS)
+    for with_end, without in zip(log(wanted), log(unmarked), strict=True):
         assert without["tokens"] == with_end["tokens"] - min(4, 18 - (without["step"] - 1) % 5 * 4)

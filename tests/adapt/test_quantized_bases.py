@@ -35,8 +35,8 @@ def written_out(linear: nn.Module) -> Tensor:
     """The weights that a quantized linear stands for, outputs x inputs."""
     weight: Any = linear.weight
     if isinstance(linear, Linear4bit):
-        found: Tensor = dequantize_4bit(weight.data, weight.quant_state)
-        return found
+        weights: Tensor = dequantize_4bit(weight.data, weight.quant_state)
+        return weights
     assert isinstance(linear, Linear8bitLt)
     steps: Tensor = weight.data.float() * weight.SCB[:, None] / 127
     return steps

@@ -75,8 +75,8 @@ def test_outputs_and_gradients_are_those_of_the_literal_restatement(
     ones = torch.ones(4) if mask is None else torch.tensor(mask)
     expected = sparse_peft.linear(tensors, ones, 1.5, cotangent)
     torch.testing.assert_close(outputs.detach(), expected.outputs + layer.base_layer.bias)
-    for found, wanted in ((x.grad, expected.x), (a.grad, expected.a), (b.grad, expected.b)):
-        torch.testing.assert_close(found, wanted)
+    for actual, wanted in ((x.grad, expected.x), (a.grad, expected.a), (b.grad, expected.b)):
+        torch.testing.assert_close(actual, wanted)
     assert layer.base_layer.weight.grad is None
     unused = ones == 0
     assert (a.grad[unused] == 0).all()
@@ -108,9 +108,9 @@ def test_a_half_precision_base_computes_in_its_own_dtype(dtype: torch.dtype, tol
     assert a.grad.dtype == a.dtype == torch.float32  # PEFT keeps adapters of such models in float32
     expected = sparse_peft.linear((x, weight_oi(layer.base_layer), a, b), torch.ones(4), 1.5, cotangent)
     pairs = [(outputs - layer.base_layer.bias, expected.outputs), (x.grad, expected.x), (a.grad, expected.a)]
-    for found, wanted in [*pairs, (b.grad, expected.b)]:
-        assert found is not None
-        assert (found.detach().double() - wanted).abs().max() < tolerance * wanted.abs().max()
+    for actual, wanted in [*pairs, (b.grad, expected.b)]:
+        assert actual is not None
+        assert (actual.detach().double() - wanted).abs().max() < tolerance * wanted.abs().max()
 
 
 @pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -131,8 +131,8 @@ def test_autocast_decides_the_dtype_of_the_product_and_of_nothing_else(
     expected = sparse_peft.linear((x, layer.base_layer.weight, a, b), torch.ones(4), 1.5, torch.ones_like(outputs))
     assert x.grad is not None
     assert (x.grad.dtype, a.grad.dtype, b.grad.dtype) == (input_dtype, torch.float32, torch.float32)
-    for found, wanted in ((x.grad, expected.x), (a.grad, expected.a), (b.grad, expected.b)):
-        assert (found.double() - wanted).abs().max() < 0.03 * wanted.abs().max()
+    for actual, wanted in ((x.grad, expected.x), (a.grad, expected.a), (b.grad, expected.b)):
+        assert (actual.double() - wanted).abs().max() < 0.03 * wanted.abs().max()
 
 
 def test_no_tensor_of_the_weights_size_is_kept_for_the_backward() -> None:
@@ -193,11 +193,11 @@ def test_the_masked_product_is_computed_in_float32_at_least(dtype: torch.dtype) 
     generator = torch.Generator().manual_seed(0)
     weight = (torch.randn(7, 5, generator=generator) * (torch.rand(7, 5, generator=generator) < 0.5)).to(dtype)
     a, b = torch.randn(3, 5, generator=generator), torch.randn(7, 3, generator=generator)
-    found = masked_product(weight, a, b, 0.5)
-    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    actual = masked_product(weight, a, b, 0.5)
+    assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     expected = sparse_peft.product(weight, a, b, torch.ones(3), 0.5)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
-    assert torch.equal(found != 0, weight != 0)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(actual != 0, weight != 0)
 
 
 def test_layers_that_cannot_be_masked_are_refused() -> None:

@@ -53,9 +53,9 @@ def gradients(model: nn.Module, forward: Callable[[], Tensor]) -> dict[str, Tens
     """Gradients of all trained parameters, and none of any other."""
     model.zero_grad()
     forward().backward()
-    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert all("lora_" in name for name in found)
-    return {name: gradient.clone() for name, gradient in found.items()}
+    trained = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert all("lora_" in name for name in trained)
+    return {name: gradient.clone() for name, gradient in trained.items()}
 
 
 @pytest.mark.parametrize("name", sorted(GROUPS))
@@ -77,9 +77,9 @@ def test_a_model_computes_what_masked_weights_do(name: str) -> None:
 def test_unused_ranks_of_a_model_get_no_gradient() -> None:
     peft_model, elastic = elastic_model()
     elastic.activate(elastic.space.minimal())
-    found = gradients(peft_model, lambda: peft_model(input_ids=IDS, labels=IDS).loss)
-    assert len(found) == 2 * 5 * 2
-    for name, gradient in found.items():
+    trained = gradients(peft_model, lambda: peft_model(input_ids=IDS, labels=IDS).loss)
+    assert len(trained) == 2 * 5 * 2
+    for name, gradient in trained.items():
         ranks = gradient if "lora_A" in name else gradient.T
         assert ranks[:2].abs().sum() > 0
         assert torch.equal(ranks[2:], torch.zeros_like(ranks[2:]))

@@ -47,10 +47,10 @@ def test_where_all_rows_are_long_each_sequence_is_a_piece_of_another(tmp_path: P
     source = _rows(tmp_path / "rows.jsonl", [_long(letter) for letter in letters])
     sequences = sequences_of(calibrate(source, num_samples=8, sequence_length=64))
     texts = [str(TOKENIZER.decode(sequence)) for sequence in sequences]
-    found = [next(letter for letter in letters if letter in text) for text in texts]
-    assert sorted(found) == list(letters)
-    assert found != list(letters)  # drawn, not the file's order
-    for letter, text in zip(found, texts, strict=True):
+    order = [next(letter for letter in letters if letter in text) for text in texts]
+    assert sorted(order) == list(letters)
+    assert order != list(letters)  # drawn, not the file's order
+    for letter, text in zip(order, texts, strict=True):
         assert text.endswith("<|end|>")
         assert text.removesuffix("<|end|>") in _long(letter)
 

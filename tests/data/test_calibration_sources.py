@@ -172,8 +172,8 @@ def test_a_folder_of_save_to_disk_is_a_source(tmp_path: Path, rows: Rows) -> Non
     datasets.DatasetDict({"train": saved, "test": saved.select([3])}).save_to_disk(tmp_path / "splits")
     expected = calibrate(_jsonl(tmp_path / "same.jsonl", rows))
     for source in ("one", "splits", "splits:train"):
-        found = calibrate(tmp_path / source)
-        assert found.fingerprint == expected.fingerprint
+        actual = calibrate(tmp_path / source)
+        assert actual.fingerprint == expected.fingerprint
 
 
 def test_columns_that_a_saved_folder_fills_up_are_empty(tmp_path: Path) -> None:
@@ -193,8 +193,8 @@ def test_columns_that_a_saved_folder_fills_up_are_empty(tmp_path: Path) -> None:
 def test_the_split_of_a_saved_folder_is_named_behind_a_colon(tmp_path: Path) -> None:
     splits = {"train": datasets.Dataset.from_list(list(TEXTS)), "test": datasets.Dataset.from_list(list(TEXTS[3:4]))}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "splits")
-    found = text_tokens(f"{tmp_path}/splits:test", TOKENIZER)
-    assert found == text_tokens(str(_jsonl(tmp_path / "same.jsonl", TEXTS[3:4])), TOKENIZER)
+    actual = text_tokens(f"{tmp_path}/splits:test", TOKENIZER)
+    assert actual == text_tokens(str(_jsonl(tmp_path / "same.jsonl", TEXTS[3:4])), TOKENIZER)
 
 
 def test_an_unusable_saved_folder_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -90,9 +90,9 @@ def test_a_chat_starts_as_its_template_says_in_training_evaluation_and_calibrati
         tokenizer.chat_template = template
         example = to_example({"messages": TALK}, "question", tokenizer)
         whole = tokenizer.apply_chat_template(TALK, tokenize=True, return_dict=False)
-        asked = tokenizer.apply_chat_template(TALK[:-1], add_generation_prompt=True, return_dict=False)
+        expected = tokenizer.apply_chat_template(TALK[:-1], add_generation_prompt=True, return_dict=False)
         assert tokenize(example, tokenizer).input_ids == whole
-        assert prompts_of([example], tokenizer) == [asked]
+        assert prompts_of([example], tokenizer) == [expected]
         (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": TALK}) + "\n")
         calibration = calibration_batches(str(tmp_path / "chats.jsonl"), tokenizer, 1, len(whole), 1, 0)
         assert calibration.batches[0].tolist() == [whole]

@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(command: list[str]) -> tuple[str, str]:
-    """Run a launcher to its end; return what was printed. One that takes too long is asked to end its processes."""
+    """Run a launcher to its end; return what was printed. One that takes too long is told to end its processes."""
     with subprocess.Popen(
         command, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as running:
@@ -148,9 +148,9 @@ def test_killed_processes_resume_to_the_same_bits(folder: Path) -> None:
         shutil.rmtree(checkpoints / f"checkpoint-{later}", ignore_errors=True)
     words = ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2", "-m"]
     command = [PYTHON, "-m", *words, *verb(folder, "killed"), "--resume"]  # multi_gpu: its word for torchrun
-    written, said = launch(command)
-    assert "30 steps from 8" in said
-    assert said.count("training 18 examples") == 1  # only the first process speaks
+    written, logged = launch(command)
+    assert "30 steps from 8" in logged
+    assert logged.count("training 18 examples") == 1  # only the first process logs
     assert written.count("Next:") == 1
     assert_same(folder / "whole", folder / "killed")
 

@@ -14,7 +14,7 @@ from tests.adapt.small_training import SETTINGS
 
 
 @pytest.mark.parametrize(
-    ("asked", "launcher", "expected"),
+    ("requested", "launcher", "expected"),
     [
         (("auto", True), "no", torch.bfloat16),
         (("auto", False), "no", torch.float32),
@@ -24,17 +24,17 @@ from tests.adapt.small_training import SETTINGS
 )
 @pytest.mark.usefixtures("base")
 def test_forwards_of_a_training_run_in(
-    asked: tuple[str, bool], launcher: str, expected: torch.dtype, data: str, tmp_path: Path,
+    requested: tuple[str, bool], launcher: str, expected: torch.dtype, data: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    precision, has_bf16 = asked
-    found: list[torch.dtype] = []
+    precision, has_bf16 = requested
+    dtypes: list[torch.dtype] = []
     trained = fit._trainer
 
     def listening(prepared: Prepared, *arguments: Any) -> Any:
         trainer = trained(prepared, *arguments)  # what it tries of the model is over
         linear = prepared.model.get_base_model().get_submodule("model.layers.0.mlp.gate_proj")
-        linear.register_forward_hook(lambda _, __, output: found.append(output.dtype))
+        linear.register_forward_hook(lambda _, __, output: dtypes.append(output.dtype))
         return trainer
 
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)  # as accelerate launch sets it from its own file
@@ -42,4 +42,4 @@ def test_forwards_of_a_training_run_in(
     monkeypatch.setattr(fit, "_trainer", listening)
     settings = {**SETTINGS, "max_steps": 2, "precision": precision, "recompute": False}
     train(tmp_path / "base", tmp_path / "out", data=data, **settings)
-    assert found == [expected] * 2
+    assert dtypes == [expected] * 2

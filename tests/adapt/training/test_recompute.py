@@ -40,9 +40,9 @@ def gradients(model: PeftModel) -> list[Tensor]:
 def test_gradients_are_the_same_bits_on(name: str) -> None:
     plain, recomputing = with_adapter(name), with_adapter(name)
     assert recompute_between_products(recomputing)
-    expected, found = gradients(plain), gradients(recomputing)
+    expected, actual = gradients(plain), gradients(recomputing)
     assert expected
-    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(expected, actual, strict=True))
 
 
 def test_a_model_that_modifies_its_products_is_trained_without_recomputing() -> None:

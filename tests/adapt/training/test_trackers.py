@@ -117,8 +117,8 @@ def test_a_tracker_sees_the_loss_of_every_step(tmp_path: Path, monkeypatch: pyte
 
 
 def test_trackers_are_handed_to_the_trainer(tmp_path: Path) -> None:
-    asked = TrainConfig(data="-", report_to=("wandb", "trackio"), device="cpu")
-    arguments = _arguments(asked, tmp_path)
+    settings = TrainConfig(data="-", report_to=("wandb", "trackio"), device="cpu")
+    arguments = _arguments(settings, tmp_path)
     assert arguments.report_to == ["wandb", "trackio"]
     assert (arguments.logging_strategy, arguments.logging_steps) == ("steps", 1)
     assert _arguments(TrainConfig(data="-", device="cpu"), tmp_path).report_to == []
