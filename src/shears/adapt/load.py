@@ -1,4 +1,4 @@
-"""Read a finished super-adapter back: its frozen base, its search space, its switch."""
+"""Load a finished super-adapter: its frozen base, its search space and the handle on its ranks."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ from shears.records.artifacts import SEARCH_SPACE, check_input, inherited, weigh
 class SuperAdapter(NamedTuple):
     """A loaded super-adapter; `elastic.activate` chooses the ranks of the next forward.
 
-    `record` is its search_space.json, with what its base had been trained on before (records/artifacts.py).
+    `record` is its search_space.json, with the earlier trainings of its base (records/artifacts.py).
     """
 
     model: PeftModel
@@ -29,7 +29,7 @@ class SuperAdapter(NamedTuple):
 
 
 def space_of_record(record: dict[str, Any]) -> SearchSpace:
-    """Return the search space written in a `search_space.json`; InputError where there is none."""
+    """Return the search space in the record `search_space.json`; InputError if it has none."""
     groups = record.get("groups")
     if not isinstance(groups, dict) or not all(map(_is_group, groups.values())):
         raise InputError(f"{SEARCH_SPACE} must name the ranks and the linears of every group; train the adapter again")
@@ -40,7 +40,7 @@ def space_of_record(record: dict[str, Any]) -> SearchSpace:
 
 
 def _is_group(group: Any) -> bool:
-    """Tell a group of a search space: ranks are whole numbers, modules are names."""
+    """Tell whether a value is a group of a search space: whole numbers as ranks, names as modules."""
     if not isinstance(group, dict):
         return False
     ranks, modules = group.get("ranks"), group.get("modules")
@@ -51,7 +51,7 @@ def _is_group(group: Any) -> bool:
 
 
 def base_of(folder: Path, record: dict[str, Any], model: str | None = None) -> str:
-    """Return the base model of an adapter: as named, as recorded, or beside the adapter where a run was moved."""
+    """Return an adapter's base model: the named one, else the recorded one, or its folder beside a moved adapter."""
     recorded = str(record["base"])
     beside = folder.resolve().parent / Path(recorded).name
     if model is None and not Path(recorded).exists() and beside.is_dir():
@@ -71,7 +71,7 @@ def checked_base(folder: Path, record: dict[str, Any], model: str | None = None)
 def load_super_adapter(
     folder: str | Path, model: str | None = None, dtype: str = "auto", device: str = "auto"
 ) -> SuperAdapter:
-    """Load a super-adapter on its frozen base, masked by its zeros where it was trained so (sparse_adapter).
+    """Load a super-adapter on its frozen base, masked by the base's zeros if it was trained so (sparse_adapter).
 
     InputError if the base is not the one it was trained on.
     """

@@ -4,6 +4,7 @@ Rows of that form pass as they are; rows of the hub's own data sets are converte
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -69,19 +70,11 @@ def _winogrande(row: Mapping[str, Any]) -> tuple[str, object]:
     return f"{question}{row['sentence']}\n\n{options}", f"option{row['answer']}"
 
 
-def _arc(row: Mapping[str, Any]) -> tuple[str, object]:
-    return _science(row["question"], row)
-
-
-def _obqa(row: Mapping[str, Any]) -> tuple[str, object]:
-    return _science(row["question_stem"], row)
-
-
-def _science(question: str, row: Mapping[str, Any]) -> tuple[str, object]:
+def _science(column: str, row: Mapping[str, Any]) -> tuple[str, object]:
     """Return a row of ARC or OpenBookQA, whose choices are {text, label} and whose labels are letters or numbers."""
     choices: Mapping[str, Sequence[str]] = row["choices"]
     number = list(choices["label"]).index(row["answerKey"]) + 1
-    instruction = f"Please choose the correct answer to the question: {question}"
+    instruction = f"Please choose the correct answer to the question: {row[column]}"
     return f"{instruction}\n\n{_listed('Answer', choices['text'])}", f"answer{number}"
 
 
@@ -114,8 +107,8 @@ HUB_FORMS: Mapping[str, tuple[tuple[str, ...], Converter]] = MappingProxyType(
         "siqa": (("context", "question", "answerA", "answerB", "answerC", "label"), _siqa),
         "hellaswag": (("activity_label", "ctx", "endings", "label"), _hellaswag),
         "winogrande": (("sentence", "option1", "option2", "answer"), _winogrande),
-        "arc-easy": (("question", "choices", "answerKey"), _arc),
-        "arc-challenge": (("question", "choices", "answerKey"), _arc),
-        "obqa": (("question_stem", "choices", "answerKey"), _obqa),
+        "arc-easy": (("question", "choices", "answerKey"), partial(_science, "question")),
+        "arc-challenge": (("question", "choices", "answerKey"), partial(_science, "question")),
+        "obqa": (("question_stem", "choices", "answerKey"), partial(_science, "question_stem")),
     }
 )
