@@ -1,7 +1,7 @@
 """SparsePEFT: an adapter whose product is masked by the zeros of the frozen weight, so that merging keeps every zero.
 
-y = (W + P) x + bias, P = (scaling * (B * m) A) * (W != 0), m the rank mask of an elastic adapter (all ones without).
-One product with the inputs; what is of the weight's size is made again in the backward instead of being kept.
+y = (W + P) x + bias, P = (scaling * (B * m) A) * (W != 0), m the rank mask of an elastic adapter, else all ones.
+The inputs are multiplied once. Tensors of the weight's size are recomputed in the backward instead of being kept.
 
 Shapes: O output features, I input features, R ranks, * any leading dimensions.
 """
@@ -36,7 +36,7 @@ def _wide(weight: Tensor, a: Tensor) -> torch.dtype:
 
 
 class _MaskedLinear(torch.autograd.Function):
-    """y = (W + P) x + bias for frozen W; `b` comes masked by rank and scaled, which autograd sees outside of here."""
+    """y = (W + P) x + bias for frozen W; `b` is masked by rank and scaled already, outside of this function."""
 
     @staticmethod
     def forward(
@@ -47,7 +47,7 @@ class _MaskedLinear(torch.autograd.Function):
         a: Float[Tensor, "R I"],
         b: Float[Tensor, "O R"],
     ) -> Float[Tensor, "*B O"]:
-        ctx.save_for_backward(x, weight, a, b)  # x as it comes: linears that share it share what is kept
+        ctx.save_for_backward(x, weight, a, b)  # x without a cast: linears with the same input keep it once
         ctx.dtype = dtype = _compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             whole = masked_product(weight, a, b).add_(weight).to(dtype)
@@ -64,7 +64,7 @@ class _MaskedLinear(torch.autograd.Function):
             if wants_x:
                 whole = masked_product(weight, a, b).add_(weight).to(ctx.dtype)
                 dx = (rows @ whole).to(x.dtype).view(x.shape)
-                del whole  # before the next tensor of its size
+                del whole  # before the next tensor of the weight's size
             if wants_bias:
                 dbias = rows.sum(0)
             if wants_a or wants_b:
@@ -76,7 +76,7 @@ class _MaskedLinear(torch.autograd.Function):
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype that nn.Linear would compute in: autocast's where it is on, which leaves float64 alone."""
+    """Return the dtype that nn.Linear would compute in: autocast's if it is on, except for float64."""
     kind = x.device.type
     cast = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if cast else x.dtype
@@ -88,30 +88,34 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
     sparse_adapter: str
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the outputs; InputError where other adapters are active beside the masked one."""
+        """Return the outputs; InputError if other adapters are active beside the masked one."""
         active = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or self.sparse_adapter not in active:
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         if len(active) > 1 or kwargs.get("adapter_names") is not None:
             raise InputError(f"a sparse adapter must be the only active one, got {', '.join(active)}; activate one")
-        base, a = self.get_base_layer(), self.lora_A[self.sparse_adapter].weight
+        base = self.get_base_layer()
+        a = self.lora_A[self.sparse_adapter].weight
         result: Tensor = _MaskedLinear.apply(x, weight_oi(base), base.bias, a, self._scaled_b())
         return result
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """Return what PEFT's merging adds to the base weight, as that is stored: the masked product."""
+        """Return the masked product, which PEFT's merging adds to the base weight, in the weight's layout."""
         if adapter != self.sparse_adapter:
             return super().get_delta_weight(adapter)  # type: ignore[no-any-return]
-        base, a = self.get_base_layer(), self.lora_A[adapter].weight
+        base = self.get_base_layer()
+        a = self.lora_A[adapter].weight
         product = masked_product(weight_oi(base), a, self._scaled_b()).to(base.weight.dtype)
         return product.T if isinstance(base, Conv1D) else product
 
     def _scaled_b(self) -> Float[Tensor, "O R"]:
         """Return scaling * B * m; autograd gives the ranks beyond the mask a gradient of exactly zero."""
-        down, scaling = self.lora_A[self.sparse_adapter], self.scaling[self.sparse_adapter]
-        mask = down._buffers.get(MASK)
+        scaling = self.scaling[self.sparse_adapter]
+        mask = self.lora_A[self.sparse_adapter]._buffers.get(MASK)
         if mask is not None and mask.ndim > 1:  # of ElasticAdapter.activate_rows
-            raise InputError("a sparse adapter has one product for all rows; activate one rank configuration at a time")
+            raise InputError(
+                "a sparse adapter needs one rank configuration for all rows, got one each; activate one"
+            )
         scaled: Tensor = self.lora_B[self.sparse_adapter].weight * (scaling if mask is None else mask * scaling)
         return scaled
 
@@ -119,8 +123,9 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
 def make_sparse(model: PeftModel, adapter: str = "default") -> None:
     """Mask the adapter's product by the zeros of every base weight, in place; copies of the model stay masked.
 
-    The layers keep their parameters and files; only their class changes. InputError for a model that is sparse already,
-    and for layers that are no plain LoRA, without dropout, on an nn.Linear or Conv1D of floating-point weights.
+    The layers keep their parameters and files; only their class changes. `make_plain` undoes it. InputError for a model
+    that is sparse already, and for layers other than plain LoRA without dropout on an nn.Linear or Conv1D of
+    floating-point weights.
     """
     if is_sparse(model):
         raise InputError("a model can be made sparse only once; call make_plain on it first")
@@ -130,11 +135,11 @@ def make_sparse(model: PeftModel, adapter: str = "default") -> None:
         if isinstance(layer, LoraLayer) and adapter in {*layer.lora_A, *layer.lora_embedding_A}
     }
     if not layers:
-        raise InputError(f"the model must carry the adapter {adapter!r} on some linear, it does on none")
+        raise InputError(f"the model must carry the adapter {adapter!r} on some linear, it carries it on none")
     for name, layer in layers.items():
         _check(name, layer, adapter)
     for layer in layers.values():
-        layer.__class__ = SparseLinear  # unlike a forward put on the instance, it is copied and compiled as usual
+        layer.__class__ = SparseLinear  # unlike a forward set on the instance, a class is copied and compiled as usual
         layer.sparse_adapter = adapter
 
 
@@ -144,7 +149,7 @@ def is_sparse(model: nn.Module) -> bool:
 
 
 def make_plain(model: nn.Module) -> None:
-    """Undo `make_sparse`: the layers are PEFT's own again, unmasked. Nothing happens to a plain model."""
+    """Undo `make_sparse`: the layers are PEFT's own again, unmasked. A plain model stays as it is."""
     for layer in model.modules():
         if isinstance(layer, SparseLinear):
             layer.__class__ = LoraLinear
@@ -157,8 +162,9 @@ def _check(name: str, layer: Any, adapter: str) -> None:
         kind = f"{type(layer).__name__} on {type(base).__name__}"
         raise InputError(f"a sparse adapter must be on linears, {name} is {kind}; leave it out of the groups")
     if not base.weight.is_floating_point():
-        raise InputError(f"a sparse adapter needs weights that are plain numbers, {name} is {base.weight.dtype}")
+        raise InputError(f"a sparse adapter needs floating-point weights, {name} is {base.weight.dtype}")
     if adapter in layer.lora_variant or layer.lora_bias.get(adapter):
         raise InputError(f"a sparse adapter must be plain LoRA, {name} has a variant of it or a bias in it")
-    if getattr(layer.lora_dropout[adapter], "p", 0.0) > 0:
-        raise InputError(f"a sparse adapter has one product for all tokens: dropout must be 0, {name} has some")
+    dropout = getattr(layer.lora_dropout[adapter], "p", 0.0)
+    if dropout > 0:
+        raise InputError(f"a sparse adapter masks one product for all tokens: dropout must be 0, {name} has {dropout}")
