@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 ARITHMETIC = "arithmetic"
 TRAIN = "train"  # the split of a source that names none
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # JSON's escape of a surrogate: half a character, unless two form a pair
+SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON writes half a character; a pair is a whole one
 HUB_ERRORS = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
 SAVED_MARKERS = ("state.json", "dataset_dict.json")  # in the folder of a Dataset, of a DatasetDict
 
@@ -82,7 +82,7 @@ def _read_json(path: Path) -> list[Row]:
         rows = json.loads(text, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} must be a whole JSON list, got {error}; it may be cut off: get it again") from None
-    has_surrogates = SURROGATE.search(text) is not None
+    has_surrogates = SURROGATE_ESCAPE.search(text) is not None
     return [_checked(row, f"row {index} of {path}", has_surrogates) for index, row in enumerate(rows, start=1)]
 
 
@@ -98,7 +98,7 @@ def _parse_lines(path: Path, text: str) -> Iterator[Row]:
             row = json.loads(line, parse_constant=_constant)
         except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, brackets nested too deep
             raise InputError(f"every line of {path} must be a JSON object, got line {number}: {error}") from None
-        yield _checked(row, f"line {number} of {path}", SURROGATE.search(line) is not None)
+        yield _checked(row, f"line {number} of {path}", SURROGATE_ESCAPE.search(line) is not None)
 
 
 def _constant(name: str) -> float | None:

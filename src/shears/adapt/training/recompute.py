@@ -17,8 +17,8 @@ from shears.adapt.elastic import lora_layers
 
 logger = logging.getLogger(__name__)
 TRIAL = 4  # tokens
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm", "_int_mm", "_scaled_mm")
-ATTENTION = "_scaled_dot_product"  # the prefix of all of torch's fused attentions
+KEPT_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm", "_int_mm", "_scaled_mm")
+ATTENTION_PREFIX = "_scaled_dot_product"  # of all of torch's fused attentions
 
 
 def recompute_between_products(model: PeftModel) -> bool:
@@ -63,9 +63,9 @@ def _policy(narrow: int, _context: Any, operator: Any, *args: Any, **_kwargs: An
 def keeps(operator: torch._ops.OpOverload, args: tuple[Any, ...], narrow: int) -> bool:
     """Tell whether a result is kept: attention, and products whose inner dimension is larger than `narrow`."""
     name = operator._schema.name.removeprefix("aten::")
-    if name.startswith(ATTENTION):
+    if name.startswith(ATTENTION_PREFIX):
         return True
-    if name not in PRODUCTS:
+    if name not in KEPT_PRODUCTS:
         return False
     factors = [argument for argument in args if isinstance(argument, torch.Tensor) and argument.ndim > 1]
     return factors[0].shape[-1] > narrow
