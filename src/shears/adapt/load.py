@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.space import SearchSpace
-from shears.adapt.sparse_adapter import make_sparse
 from shears.errors import InputError
 from shears.models.load import model_folder
+from shears.models.sparse_adapter import make_sparse
 from shears.models.vocabulary import load_both
 from shears.records.artifacts import SEARCH_SPACE, check_input, inherited, weights_fingerprint, whole_record
 

@@ -17,7 +17,6 @@ from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.groups import build_space, target_modules
 from shears.adapt.initial import start_from_principal, start_from_recovery
 from shears.adapt.space import SearchSpace
-from shears.adapt.sparse_adapter import make_sparse
 from shears.config import TrainConfig
 from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.errors import InputError, first_line
@@ -25,6 +24,7 @@ from shears.models.blocks import sharing_a_weight
 from shears.models.load import DTYPES, load_model, load_tokenizer, model_folder, pick_device, resolved_precision
 from shears.models.losses import within_context
 from shears.models.quantization import keep_as_quantized, quantization_config
+from shears.models.sparse_adapter import make_sparse
 from shears.models.vocabulary import num_embeddings, refuse_unknown
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from shears.adapt.sparse_adapter import make_sparse
 from shears.checkpoints.loading_errors import LOADING_ERRORS
 from shears.checkpoints.packed.file import read_package
 from shears.config import EvaluateConfig
@@ -31,6 +30,7 @@ from shears.evaluation.scoring.score import device_of
 from shears.evaluation.tasks.registry import ACCURACY_TASKS, evaluate_examples, evaluate_task, load_task_examples
 from shears.models.files import is_package
 from shears.models.load import autocast, keep_casts, model_folder
+from shears.models.sparse_adapter import make_sparse
 from shears.models.vocabulary import load_both
 from shears.records.artifacts import (
     PACKAGE,

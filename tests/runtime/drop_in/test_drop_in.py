@@ -11,8 +11,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from shears.adapt.sparse_adapter import make_sparse
 from shears.checkpoints.packed.layout import Values, dense, pack
+from shears.models.sparse_adapter import make_sparse
 from shears.runtime import kernels_available
 from shears.runtime.drop_in import linear as runtime_linear
 from shears.runtime.drop_in.convert import densify_linears, sparsify_linears

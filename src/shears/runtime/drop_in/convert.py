@@ -12,10 +12,10 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shears.adapt.sparse_adapter import SparseLinear
 from shears.checkpoints.packed.layout import PackedMatrix, Values, kept, pack, packed_bytes
 from shears.errors import InputError
 from shears.models.load import weight_oi
+from shears.models.sparse_adapter import SparseLinear
 from shears.runtime.drop_in.fused import FusedLinear
 from shears.runtime.drop_in.linear import (
     DenseLinear,

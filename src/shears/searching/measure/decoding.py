@@ -14,7 +14,6 @@ from torch import Tensor
 
 from shears.adapt.load import SuperAdapter
 from shears.adapt.space import RankConfig
-from shears.adapt.sparse_adapter import is_sparse
 from shears.config import SearchConfig
 from shears.data.examples import Example, Tokenized, prompts_of
 from shears.evaluation.generation.generate import Decoder
@@ -26,6 +25,7 @@ from shears.evaluation.scoring.slopes import Slopes
 from shears.evaluation.tasks.answers import numbers_equal
 from shears.evaluation.tasks.registry import GENERATED
 from shears.models.load import autocast
+from shears.models.sparse_adapter import is_sparse
 
 WIDTH = 8
 """Configurations in a batch: beyond, time grows with the rows on most machines."""

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig
-from shears.adapt.sparse_adapter import is_sparse
 from shears.errors import InputError
 from shears.evaluation.generation.running import plainly
 from shears.evaluation.scoring.prefix import Prefix, States, first_blocks, first_difference, kept_blocks, open_prefix
@@ -22,6 +21,7 @@ from shears.evaluation.scoring.score import device_of
 from shears.evaluation.scoring.scorers import LossScorer, Scorer
 from shears.evaluation.scoring.slopes import Slopes
 from shears.models.load import autocast
+from shears.models.sparse_adapter import is_sparse
 
 logger = logging.getLogger(__name__)
 Values = Float64[Tensor, " N"]
