@@ -25,7 +25,7 @@ from shears.adapt.load import load_super_adapter
 from shears.data.batches import padding
 from shears.data.examples import load_examples, tokenize_all
 from shears.evaluation.scoring.score import mean_completion_loss
-from shears.models.load import autocast
+from shears.models.devices import autocast
 
 MODEL = "smollm2-135m"
 

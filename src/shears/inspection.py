@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from shears.checkpoints.packed.file import read_package
+from shears.checkpoints.packed.file import is_package, read_package
+from shears.checkpoints.tensor_files import quantized_by
 from shears.checkpoints.zeros import place_in_block, sparsities
 from shears.config.targets import EXPERTS
 from shears.errors import InputError, first_line
-from shears.models.files import is_package, quantized_by
 from shears.records.artifacts import (
     EVALUATION,
     MERGED,

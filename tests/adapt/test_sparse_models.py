@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.groups import build_space, target_modules
-from shears.models.load import linears, weight_oi
+from shears.models.blocks import linears, weight_oi
 from shears.models.sparse_adapter import is_sparse, make_plain, make_sparse
 from tests.oracles import sparse_peft
 from tests.tiny import tiny_model

@@ -14,8 +14,7 @@ from shears.blockwise.sources import WholeModel
 from shears.blockwise.statistics import InputNorms
 from shears.blockwise.walk import Visit, Walk, walk_blocks
 from shears.errors import InputError
-from shears.models.blocks import decoder_blocks
-from shears.models.load import linears
+from shears.models.blocks import decoder_blocks, linears
 from tests.tiny import CONFIGS, VOCABULARY, tiny_model
 
 BATCHES = [torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(batch)) for batch in (0, 1)]

@@ -6,8 +6,7 @@ from torch import nn
 from transformers import GitConfig, GitForCausalLM, GitVisionConfig
 
 from shears.errors import InputError
-from shears.models.blocks import decoder_blocks
-from shears.models.load import linears
+from shears.models.blocks import decoder_blocks, linears, weight_oi
 from tests.tiny import CONFIGS, tiny_model
 
 BLOCKS = {
@@ -63,3 +62,12 @@ def test_an_image_encoder_larger_than_the_decoder_is_not_taken_for_it() -> None:
 def test_where_nothing_else_is_there_a_tower_will_do() -> None:
     assert decoder_blocks(_seeing().get_submodule("git.image_encoder"))[0] == "vision_model.encoder.layers"
     assert decoder_blocks(nn.ModuleDict({"eye": _seeing().get_submodule("git.image_encoder")}))[0].startswith("eye.")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_weights_are_outputs_by_inputs_and_share_storage(name: str) -> None:
+    model = tiny_model(name)
+    linear = linears(model)["transformer.h.0.mlp.c_fc" if name == "gpt2" else "model.layers.0.mlp.up_proj"]
+    weight = weight_oi(linear)
+    assert weight.shape == (48, 32)
+    assert weight.data_ptr() == linear.get_parameter("weight").data_ptr()

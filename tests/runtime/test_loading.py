@@ -7,7 +7,6 @@ import pytest
 
 from shears import export_adapter, unpack
 from shears.errors import InputError
-from shears.models.packages import names_fingerprint
 from shears.records.artifacts import PACKAGE
 from shears.runtime import load
 from shears.runtime.native.architectures import NotCoveredError
@@ -117,10 +116,3 @@ def test_a_configuration_that_is_none_is_refused(tmp_path: Path) -> None:
         load(package)
     with pytest.raises(InputError, match=r"config.json must be a JSON object, got \[\]"):
         unpack(package, tmp_path / "unpacked")
-
-
-def test_a_record_is_an_object() -> None:
-    with pytest.raises(InputError, match=r"package.json must hold a record, got \[\]"):
-        names_fingerprint([])
-    assert names_fingerprint({"fingerprint": "00"})
-    assert not names_fingerprint({})

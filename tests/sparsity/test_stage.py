@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shears.blockwise.skeleton import Skeleton, UnsupportedCheckpoint
 from shears.errors import InputError
-from shears.models.load import linears, load_model, weight_oi
+from shears.models.blocks import linears, weight_oi
+from shears.models.load import load_model
 from shears.records.artifacts import SPARSITY, read_record, weights_fingerprint
 from shears.sparsity import verify
 from shears.sparsity.report import LinearSparsity, SparsityReport

@@ -20,7 +20,7 @@ from shears.blockwise.skeleton import UnsupportedCheckpoint
 from shears.blockwise.sources import BlockSource
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks, replaced_forwards
-from shears.models.load import widen_norms
+from shears.models.devices import widen_norms
 from shears.progress import track
 
 logger = logging.getLogger(__name__)

@@ -28,6 +28,23 @@ def refuse_missing(name: str | Path, absent: Collection[str]) -> None:
         )
 
 
+def quantized_by(folder: Path) -> str | None:
+    """Return the method by which the weights in a model's folder are quantized, None where they are plain numbers.
+
+    InputError where the folder's configuration is none.
+    """
+    config = folder / "config.json"
+    try:
+        content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{config} must be a JSON file, got {error}; get the model again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{config} must be a JSON object, got {str(content)[:40]}; get the model again")
+    quantization = content.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    return None if method is None else str(method)
+
+
 class TensorFiles:
     """An index over the tensors in a model folder's safetensors files.
 

@@ -27,6 +27,7 @@ from shears.export.quality import BUDGET, Samples, Text, context_of, draw_sample
 from shears.export.target import Changed, Merged, Target, merge_into
 from shears.export.updates import Update, with_masked, with_whole
 from shears.models.load import load_tokenizer
+from shears.models.ref import ModelRef
 from shears.sparsity.methods.refit import refit
 
 logger = logging.getLogger(__name__)
@@ -34,14 +35,14 @@ DAMPING: float = SparsifyConfig.model_fields["damping"].default
 
 
 def merge_projected(
-    folder: Path, work: Path, updates: Mapping[str, Update], text: Text, settings: ExportConfig
+    model: ModelRef, work: Path, updates: Mapping[str, Update], text: Text, settings: ExportConfig
 ) -> tuple[Merged[Any], dict[str, Any]]:
-    """Write the model of `folder` with the updates, projected on its zeros, to `work`; return it and its figures.
+    """Write the model with the updates, projected on its zeros, to `work`; return it and its figures.
 
     The figures compare losses (nats a token) on the text: of sparse weights and adapter apart, of their sum with zeros
     put in, of the projection. InputError for a text that does not do and for a model whose blocks cannot be walked.
     """
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(model)
 
     def merge(target: Target) -> tuple[Samples, dict[str, dict[str, float]]]:
         samples = draw_samples(text, tokenizer, target.source.model, settings)
@@ -53,7 +54,7 @@ def merge_projected(
         return samples, found
 
     try:
-        merged = merge_into(folder, work, updates, settings.device, merge)
+        merged = merge_into(model, work, updates, settings.device, merge)
     except IrregularBlocks as error:
         raise InputError(f"{error}; train with --sparse-adapter to merge such a model without loss") from error
     samples, found = merged.made

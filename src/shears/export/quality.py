@@ -28,7 +28,7 @@ from shears.config.notation import num_bytes
 from shears.data.calibration import calibration_batches
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
-from shears.models.load import autocast
+from shears.models.devices import autocast
 from shears.models.losses import IGNORED, num_positions
 
 BUDGET = num_bytes(SparsifyConfig.model_fields["activation_budget"].default)  # hidden states in memory

@@ -17,8 +17,7 @@ from shears.checkpoints.packed.layout import DTYPES
 from shears.checkpoints.tensor_files import INDEX, SINGLE
 from shears.checkpoints.tensor_format import Place, as_bytes, write_at, write_layout
 from shears.export.package import OF_MERGED
-from shears.models.load import save_tokenizer
-from shears.models.packages import names_fingerprint, settings_of_adapter
+from shears.models.load import adapter_config_file, save_tokenizer
 from shears.records.artifacts import (
     PACKAGE,
     SUB_ADAPTER,
@@ -52,7 +51,7 @@ def unpack(package: str | Path, output: str | Path) -> Path:
     """
     folder, output = Path(package), expanded(output)
     record = read_record(folder, PACKAGE)
-    opened = read_package(folder, verify=not names_fingerprint(record))  # which covers every byte
+    opened = read_package(folder, verify="fingerprint" not in record)
     with working_folder(output, {"package": str(folder)}, resume=None) as work:
         _write_model(opened, folder, work / "model")
         _write_record(work / "model", record, has_adapter=bool(opened.index.adapter))
@@ -129,7 +128,7 @@ def _write_adapter(package: Package, folder: Path, work: Path, record: Mapping[s
     adapter = work / "adapter"
     adapter.mkdir()
     save_file(package.adapter(), adapter / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    shutil.copyfile(settings_of_adapter(folder), adapter / ADAPTER_CONFIG)
+    shutil.copyfile(adapter_config_file(folder), adapter / ADAPTER_CONFIG)
     if "ranks" in record:
         kept = {key: record[key] for key in OF_ADAPTER if key in record}
         prints = {"base_fingerprint": weights_fingerprint(work / "model"), "fingerprint": weights_fingerprint(adapter)}

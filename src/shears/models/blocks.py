@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from shears.errors import InputError
 
@@ -56,3 +58,14 @@ def replaced_forwards(blocks: Iterable[nn.Module], forward: Callable[[int], Call
             block.__dict__.pop("forward", None)
             if own is not None:
                 block.forward = own
+
+
+def linears(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the linears below a module by qualified name, in the order of definition."""
+    return {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear | Conv1D)}
+
+
+def weight_oi(linear: nn.Module) -> Float[Tensor, "O I"]:
+    """Return a linear's weight as outputs x inputs: the same storage, transposed for Conv1D."""
+    weight: Tensor = linear.get_parameter("weight")
+    return weight.T if isinstance(linear, Conv1D) else weight

@@ -4,7 +4,6 @@ Zeros stay zeros: both forms have an exact zero, and the nearest value of a weig
 """
 
 import importlib.util
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -12,8 +11,9 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
+from shears.checkpoints.tensor_files import quantized_by
 from shears.errors import InputError
-from shears.models.files import is_package, quantized_by
+from shears.models.ref import ModelRef
 
 Form = Literal["nf4", "int8"]
 PACKAGE = "bitsandbytes"
@@ -36,16 +36,17 @@ def quantization_config(form: Form, compute: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
 
 
-def loading_options(
-    name: str | Path, folder: Path, quantization: BitsAndBytesConfig, place: torch.device
-) -> dict[str, Any]:
-    """Return what `from_pretrained` is told to quantize a model onto a device; InputError where it cannot be.
+def loading_options(ref: ModelRef, quantization: BitsAndBytesConfig, place: torch.device) -> dict[str, Any]:
+    """Return the options of `from_pretrained` that quantize a model onto a device; InputError where it cannot be.
 
     Of several GPUs, the device is the one this process uses.
     """
-    kind = "a package" if is_package(folder) else f"quantized by {method}" if (method := quantized_by(folder)) else ""
+    method = quantized_by(ref.folder)
+    kind = "a package" if ref.is_package else f"quantized by {method}" if method else ""
     if kind:
-        raise InputError(f"a model to quantize must be a folder of plain weights, {name} is {kind}; leave quantize out")
+        raise InputError(
+            f"a model to quantize must be a folder of plain weights, {ref.name} is {kind}; leave quantize out"
+        )
     device = torch.device("cuda", torch.cuda.current_device()) if place.type == "cuda" else place
     return {"quantization_config": quantization, "device_map": {"": device}}
 

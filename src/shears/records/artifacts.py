@@ -143,16 +143,19 @@ def find_record(folder: Path) -> Path | None:
     return next((folder / name for name in RECORDS if (folder / name).is_file()), None)
 
 
-def read_record(folder: Path, name: str) -> dict[str, Any]:
-    """Return the record of a finished artifact; InputError if the folder is another thing or its weights changed."""
+def read_record(folder: Path, name: str, fingerprint: str | None = None) -> dict[str, Any]:
+    """Return the record of a finished artifact; InputError if the folder is another thing or its weights changed.
+
+    `fingerprint` is that of the weights where the caller has computed it before.
+    """
     if not (folder / name).is_file():
         raise InputError(
             f"{folder} must be {KINDS.get(name, 'an artifact')} (a folder with {name}); it has no such file"
         )
     record = record_in(folder / name)
-    if "fingerprint" in record and (found := weights_fingerprint(folder)) != record["fingerprint"]:
+    if "fingerprint" in record and (actual := fingerprint or weights_fingerprint(folder)) != record["fingerprint"]:
         raise InputError(
-            f"the weights in {folder} must be those of {name} ({str(record['fingerprint'])[:12]}), got {found[:12]}; "
+            f"the weights in {folder} must be those of {name} ({str(record['fingerprint'])[:12]}), got {actual[:12]}; "
             "make it again"
         )
     return record
@@ -181,12 +184,8 @@ def training_sources(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [source for source in (*earlier, own) if source.get("data")]
 
 
-def inherited(model: Path) -> dict[str, Any]:
-    """Return what the record of something made from a model says of how that was trained; nothing where it was not."""
-    path = find_record(model)
-    if path is None or path.name not in KINDS:
-        return {}
-    record = record_in(path)
+def inherited(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is recorded of a model's training in records of artifacts made from it; empty where it had none."""
     sources = training_sources(record)
     template = {"template": record["template"]} if "template" in record else {}
     return {**template, TRAINED_BEFORE: sources} if sources else {}

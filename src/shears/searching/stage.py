@@ -17,7 +17,7 @@ from shears.config.strategies import StrategyOptions
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
-from shears.models.load import pick_device, resolved_precision
+from shears.models.devices import pick_device, resolved_precision
 from shears.progress import meter
 from shears.records.artifacts import RESULT, SEARCH_SPACE, as_data, whole_record, write_json
 from shears.records.folders import working_folder

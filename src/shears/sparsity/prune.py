@@ -20,9 +20,9 @@ from shears.blockwise.walk import Batches, IrregularBlocks, Walk, evaluating, wa
 from shears.config import SparsifyConfig
 from shears.config.notation import num_bytes
 from shears.errors import InputError
-from shears.models.load import autocast
+from shears.models.devices import autocast
+from shears.models.load import num_embeddings
 from shears.models.losses import num_positions
-from shears.models.vocabulary import num_embeddings
 from shears.progress import track
 from shears.sparsity.allocation.shares import allocate
 from shears.sparsity.masks import Pattern

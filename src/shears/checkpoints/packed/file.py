@@ -45,6 +45,11 @@ class Package:
     packed: Mapping[str, PackedMatrix]  # by linear
     tensors: Mapping[str, Tensor]  # everything, by the names of the file
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the package, which holds the model's configuration and tokenizer beside the file."""
+        return self.path.parent
+
     def dense(self, name: str) -> Tensor:
         """Return a dense tensor of the model by its name, dequantized; a tied name gives what it is tied to."""
         name = self.index.tied.get(name, name)
@@ -78,6 +83,11 @@ class Package:
     def _plain(self, name: str, entry: DenseEntry) -> Tensor:
         tensor = self.tensors[name]
         return dequantize_rows(tensor, self.tensors[f"{name}.scales"]) if entry.quantized else tensor
+
+
+def is_package(folder: str | Path) -> bool:
+    """Tell whether a folder holds a package."""
+    return (Path(folder) / PACKAGE_FILE).is_file()
 
 
 def read_package(folder: str | Path, *, verify: bool = True) -> Package:

@@ -21,7 +21,7 @@ from shears.evaluation.generation.prompt_caches import Fill
 from shears.evaluation.generation.stopping import Always, EndOfLine, Numbers, line_breaks
 from shears.evaluation.journal import Journal
 from shears.evaluation.scoring.context import refuse_beyond, warn_beyond
-from shears.evaluation.scoring.score import device_of
+from shears.models.devices import device_of
 from shears.progress import track
 
 

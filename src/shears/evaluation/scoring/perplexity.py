@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shears.errors import InputError
-from shears.evaluation.scoring.score import device_of
 from shears.evaluation.statistics import Z95
+from shears.models.devices import device_of
 from shears.models.losses import num_positions
 from shears.progress import track
 

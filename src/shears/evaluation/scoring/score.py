@@ -21,6 +21,7 @@ from shears.errors import InputError
 from shears.evaluation.generation.running import Run, plainly
 from shears.evaluation.scoring.branches import Continuation, Forest, planted
 from shears.evaluation.scoring.context import check_lengths
+from shears.models.devices import device_of
 from shears.models.losses import IGNORED, logits_at
 from shears.models.losses import completion_losses as token_losses
 from shears.progress import track
@@ -40,11 +41,6 @@ class Choice:
     likeliest: int
     likeliest_per_token: int
     log_likelihoods: tuple[float, ...]
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return where the model's parameters are."""
-    return next(model.parameters()).device
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from shears.records.artifacts import EVALUATION, evaluation_file, read_object
 from shears.evaluation.run import settings_and_data
 from shears.export.choice import by_linear
 from shears.records.folders import partial_folder
-from shears.models.load import DTYPES, load_tokenizer
+from shears.models.load import load_tokenizer
+from shears.models.devices import DTYPES
 from shears.config.notation import num_bytes
 from shears.runs.pipeline import run_folder, stages_of
 from shears.runs.planning.data import amount, calibration_amount, example_length, refuse_shared_rows, text_amount

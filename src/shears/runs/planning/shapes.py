@@ -17,7 +17,8 @@ from shears.export.packing import is_block_matrix
 from shears.config.embedded import EMBEDDED
 from shears.models.fetching import cache_folder
 from shears.checkpoints.loading_errors import LOADING_ERRORS
-from shears.models.load import linears, plain_folder
+from shears.models.blocks import linears
+from shears.models.ref import resolve
 from shears.records.paths import expanded
 from shears.runs.planning.needs import FP32
 from shears.blockwise.matrices import linear_matrix
@@ -116,7 +117,9 @@ def _folder(name: str) -> Path | None:
     """Return the folder of a model that is here already."""
     path = expanded(name)
     if path.is_dir():
-        return plain_folder(path, "prune")
+        model = resolve(path)
+        model.refuse_package("prune")
+        return model.folder
     if name in EMBEDDED:
         cached = cache_folder() / name
         return cached if (cached / "config.json").is_file() else None

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shears.checkpoints.packed.layout import PackedMatrix, Values, kept, pack, packed_bytes
 from shears.errors import InputError
-from shears.models.load import weight_oi
+from shears.models.blocks import weight_oi
 from shears.models.sparse_adapter import SparseLinear
 from shears.runtime.drop_in.fused import FusedLinear
 from shears.runtime.drop_in.linear import (

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from shears.checkpoints.packed.file import Package, read_package
+from shears.checkpoints.packed.file import Package
 from shears.checkpoints.packed.layout import PackedMatrix, Values, pack
 from shears.checkpoints.packed.quantize import quantize_rows
 from shears.errors import InputError
-from shears.models.packages import packaged_config, settings_of_adapter
+from shears.models.load import adapter_config_file, package_config
 from shears.records.artifacts import read_json
 from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
@@ -76,14 +76,14 @@ class ModelSource:
     updates: Mapping[str, Update]
 
 
-def source_of_package(folder: str | Path, *, verify: bool = True) -> ModelSource:
-    """Return the source of a package folder, its tensors mapped; `verify` checks its fingerprint, too.
+def source_of_package(package: Package) -> ModelSource:
+    """Return the source of a package, its tensors mapped.
 
-    InputError for what is no whole package, NotCoveredError for an adapter that is more than scaling B A.
+    InputError for a folder without the package's configuration, NotCoveredError for an adapter that is more than
+    scaling B A.
     """
-    package = read_package(folder, verify=verify)
-    config = packaged_config(Path(folder))
-    updates = _package_updates(package, Path(folder))
+    config = package_config(package.folder)
+    updates = _package_updates(package)
     tied = package.index.tied
     tensors = {name: _rows(package, tied.get(name, name)) for name in [*package.index.dense, *tied]}
     return ModelSource(config, package.packed, tensors, updates)
@@ -96,11 +96,11 @@ def _rows(package: Package, name: str) -> Rows | Tensor:
     return Rows(package.tensors[f"dense.{name}"], package.tensors[f"dense.{name}.scales"])
 
 
-def _package_updates(package: Package, folder: Path) -> dict[str, Update]:
+def _package_updates(package: Package) -> dict[str, Update]:
     tensors = package.adapter()
     if not tensors:
         return {}
-    settings = _adapter_settings(settings_of_adapter(folder))
+    settings = _adapter_settings(adapter_config_file(package.folder))
     if unusual := [key for key, value in settings.items() if value and not _is_plain(key, value)]:
         raise NotCoveredError(f"the native decoder covers plain LoRA, this adapter has {unusual[0]}; merge it first")
     names = [name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)]

@@ -14,7 +14,7 @@ from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.blockwise.matrices import block_matrices
 from shears.errors import InputError
-from shears.models.load import linears
+from shears.models.blocks import linears
 from shears.models.sparse_adapter import is_sparse
 from shears.searching.strategies.base import PARAMETERS, Figures, Goal, Objective
 
