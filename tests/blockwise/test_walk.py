@@ -8,11 +8,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shears.blockwise.activations import Activations
-from shears.blockwise.block_run import BlockRun
 from shears.blockwise.matrices import Matrix, block_matrices
 from shears.blockwise.sources import WholeModel
 from shears.blockwise.statistics import InputNorms
-from shears.blockwise.walk import Visit, Walk, walk_blocks
+from shears.blockwise.walk import BlockRun, Visit, Walk, walk_blocks
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks, linears
 from tests.tiny import CONFIGS, VOCABULARY, tiny_model

@@ -15,8 +15,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shears.blockwise.skeleton import Skeleton, UnsupportedCheckpoint
+from shears.blockwise.skeleton import Skeleton
 from shears.blockwise.walk import IrregularBlocks
+from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.config import ExportConfig
 from shears.errors import InputError
 from shears.export import project, quality

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from shears.records.timing import TIMES, read_times, timed
-from shears.records.version import versions
+from shears.records.timing import TIMES, read_times, timed, versions
 
 
 def test_what_was_finished_and_what_was_stopped_are_told_apart(tmp_path: Path) -> None:
@@ -30,7 +29,7 @@ def test_the_versions_that_computed_are_kept_and_earlier_files_are_read_without_
 
 
 def test_what_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shears.records.version.BESIDE", ("no-such-package",))
+    monkeypatch.setattr("shears.records.timing.BESIDE", ("no-such-package",))
     assert list(versions()) == ["python"]
 
 

@@ -19,20 +19,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shears.checkpoints.conversion import (
+    LOADING_ERRORS,
     META,
     Conversion,
-    Group,
+    ConversionGroup,
     UnsupportedCheckpoint,
     empty_model,
     make_buffers,
     read_config,
 )
-from shears.checkpoints.loading_errors import LOADING_ERRORS
 from shears.checkpoints.tensor_files import TensorFiles, TensorWriter, in_dtype_with_zeros
 from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks
-
-__all__ = ["Skeleton", "UnsupportedCheckpoint"]
 
 
 class Skeleton:
@@ -92,7 +90,7 @@ class Skeleton:
         self._conversion.load([group for group in self._conversion.groups if group not in inside], self.device)
         self._conversion.tie()
 
-    def _groups(self, prefix: str) -> list[Group]:
+    def _groups(self, prefix: str) -> list[ConversionGroup]:
         groups = self._conversion.groups
         return [group for group in groups if any(_below(name, prefix) for name in group.parameters)]
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
@@ -26,12 +28,19 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils.logging import set_tqdm_hook
 
-from shears.checkpoints.loading_errors import LOADING_ERRORS
 from shears.checkpoints.tensor_files import TensorFiles, refuse_missing
 from shears.errors import InputError, first_line
 from shears.records.peft_files import ADAPTER_CONFIG
 
 META = torch.device("meta")
+
+CONFIG_ERRORS = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StrictDataclassError,
+)  # fmt: skip
+"""Raised while transformers reads a config.json."""
+
+LOADING_ERRORS = (*CONFIG_ERRORS, RuntimeError, ImportError, AssertionError, SafetensorError)
+"""Raised while transformers makes a model of its files."""
 
 
 class UnsupportedCheckpoint(InputError):  # noqa: N818  # InputError says that it is an error
@@ -39,7 +48,7 @@ class UnsupportedCheckpoint(InputError):  # noqa: N818  # InputError says that i
 
 
 @dataclass(frozen=True)
-class Group:
+class ConversionGroup:
     """Parameters (or persistent buffers) of the model and tensors of the files that are made from each other."""
 
     parameters: tuple[str, ...]
@@ -96,7 +105,7 @@ class Conversion:
         if made_up:  # by transformers, with its blessing
             raise UnsupportedCheckpoint(f"a model read part by part must hold every weight, {min(made_up)} is absent")
 
-    def _find_groups(self, present: Collection[str]) -> list[Group]:
+    def _find_groups(self, present: Collection[str]) -> list[ConversionGroup]:
         """Return what is made from what, in the order of the files.
 
         A converter's tensors are renamed to its first target; the names of the others differ in the pattern alone.
@@ -116,9 +125,9 @@ class Conversion:
         tensors.pop((), None)  # what the model has no use for
         if unexplained := set(present).difference(*tensors):
             raise UnsupportedCheckpoint(f"a model read part by part must say what makes {min(unexplained)}")
-        return [Group(parameters, tuple(members)) for parameters, members in tensors.items()]
+        return [ConversionGroup(parameters, tuple(members)) for parameters, members in tensors.items()]
 
-    def load(self, groups: Sequence[Group], device: torch.device) -> None:
+    def load(self, groups: Sequence[ConversionGroup], device: torch.device) -> None:
         """Read the groups' parameters, each a new object on the device; InputError where the files became torn."""
         report = self._convert({name: _Stored(self.files, name) for group in groups for name in group.tensors}, device)
         unread = [name for group in groups for name in group.parameters if self._parameter(name).is_meta]
@@ -128,7 +137,7 @@ class Conversion:
         """Tie the weights that the model shares and the files hold once, or twice with the same values."""
         self.model.tie_weights(missing_keys=set(self._absent), recompute_mapping=False)
 
-    def as_stored(self, group: Group) -> dict[str, Tensor]:
+    def as_stored(self, group: ConversionGroup) -> dict[str, Tensor]:
         """Return the tensors, by their names in the files, that the group's parameters now stand for."""
         parameters = {name: self._parameter(name).detach() for name in group.parameters}
         start = f"{self.model.base_model_prefix}."  # in the model's names, and in those of some files
@@ -140,7 +149,7 @@ class Conversion:
         parameter: Tensor = self.model.get_parameter_or_buffer(name)
         return parameter
 
-    def refuse_one_way(self, group: Group) -> None:
+    def refuse_one_way(self, group: ConversionGroup) -> None:
         """Raise UnsupportedCheckpoint where parameters do not become the tensors again that they are made from."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.as_stored(group).items()}
         if shapes != {name: self.files.shape(name) for name in group.tensors}:

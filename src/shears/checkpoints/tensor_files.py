@@ -11,7 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shears.checkpoints.tensor_format import Place, as_bytes, opened, read_at, read_header, write_at, write_layout
+from shears.checkpoints.tensor_format import (
+    StoredTensor,
+    as_bytes,
+    opened,
+    read_at,
+    read_header,
+    write_at,
+    write_layout,
+)
 from shears.errors import InputError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # transformers takes the first that is there
@@ -57,7 +65,7 @@ class TensorFiles:
         self.index = self._read_index()
         self.files = self._chosen_files()
         self.metadata: dict[str, Any] = {}
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, StoredTensor] = {}
         chosen: dict[str, str] = self.index["weight_map"] if self.index else {}
         for file in self.files:
             places, self.metadata[file] = read_header(self.folder / file)
@@ -90,7 +98,7 @@ class TensorFiles:
             raise InputError(f"a model folder must hold .safetensors files, {self.folder} has none")
         return files
 
-    def _add(self, name: str, place: Place) -> None:
+    def _add(self, name: str, place: StoredTensor) -> None:
         if name in self._places:
             both = f"{self._places[name].path.name} and {place.path.name}"
             raise InputError(f"the files of {self.folder} must hold every tensor once, {name} is in {both}")
@@ -162,7 +170,7 @@ class TensorWriter:
 
     def __init__(self, source: TensorFiles, output: Path, dtype: torch.dtype | None = None) -> None:
         self.source, self.output = source, Path(output)
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, StoredTensor] = {}
         self._written: set[str] = set()
         for file in source.files:
             self._lay_out(file, dtype)
@@ -205,7 +213,7 @@ class TensorWriter:
         if self.source.index is not None:
             self._write_index(self.source.index)
 
-    def _copy(self, name: str, place: Place) -> None:
+    def _copy(self, name: str, place: StoredTensor) -> None:
         with place.path.open("r+b", buffering=0) as file:
             offset = place.offset
             for piece in self.source.chunks(name):

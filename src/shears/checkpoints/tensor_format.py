@@ -21,7 +21,7 @@ from torch import Tensor
 from shears.errors import InputError
 
 METADATA = "__metadata__"
-DTYPES = {
+DTYPES_BY_CODE = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -40,11 +40,11 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+CODES_BY_DTYPE = {dtype: name for name, dtype in DTYPES_BY_CODE.items()}
 
 
 @dataclass(frozen=True)
-class Place:
+class StoredTensor:
     """Where a tensor lies: `offset` is that of its first byte from the beginning of the file."""
 
     path: Path
@@ -58,7 +58,7 @@ class Place:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(path: Path) -> tuple[dict[str, Place], Any]:
+def read_header(path: Path) -> tuple[dict[str, StoredTensor], Any]:
     """Return the places of a file's tensors, in the order of their bytes, and its metadata (None where it has none).
 
     InputError where the file is torn, or its tensors overlap or leave gaps.
@@ -80,19 +80,19 @@ def read_header(path: Path) -> tuple[dict[str, Place], Any]:
     return places, metadata
 
 
-def _place(path: Path, entry: Mapping[str, Any], start: int) -> Place:
+def _place(path: Path, entry: Mapping[str, Any], start: int) -> StoredTensor:
     """Return the place an entry of the header names; KeyError, TypeError or ValueError where it names none."""
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
         raise ValueError("offsets and sizes must be whole numbers")
-    place = Place(path, DTYPES[entry["dtype"]], shape, start + begin)
+    place = StoredTensor(path, DTYPES_BY_CODE[entry["dtype"]], shape, start + begin)
     if place.num_bytes != end - begin:
         raise ValueError(f"{end - begin} bytes do not hold {place.dtype} of shape {shape}")
     return place
 
 
-def _check_gapless(path: Path, places: Mapping[str, Place], start: int, size: int) -> None:
+def _check_gapless(path: Path, places: Mapping[str, StoredTensor], start: int, size: int) -> None:
     for name, place in places.items():
         if place.offset != start:
             raise _torn(path, f"{name} does not begin where the tensor before it ends")
@@ -103,7 +103,7 @@ def _check_gapless(path: Path, places: Mapping[str, Place], start: int, size: in
 
 def write_layout(
     path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Any, align: int = 8
-) -> list[Place]:
+) -> list[StoredTensor]:
     """Create a file at its full size, with its header and without its tensors; return their places, in the order given.
 
     Tensors of wide elements come first, so that every one is aligned; the first one begins at a multiple of `align`
@@ -113,7 +113,7 @@ def write_layout(
     offset = 0
     for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: -item[1][0].itemsize):
         end = offset + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": (offset, end)}
+        header[name] = {"dtype": CODES_BY_DTYPE[dtype], "shape": shape, "data_offsets": (offset, end)}
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % align)
@@ -121,7 +121,7 @@ def write_layout(
     with path.open("xb", buffering=0) as file:
         write_at(file, 0, memoryview(len(text).to_bytes(8, "little") + text))
         _reserve(file.fileno(), start + offset)
-    return [Place(path, *tensors[name], start + header[name]["data_offsets"][0]) for name in tensors]
+    return [StoredTensor(path, *tensors[name], start + header[name]["data_offsets"][0]) for name in tensors]
 
 
 def _reserve(descriptor: int, size: int) -> None:

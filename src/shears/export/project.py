@@ -16,10 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shears.blockwise.activations import Activations
-from shears.blockwise.block_run import BlockRun
 from shears.blockwise.matrices import Matrix
 from shears.blockwise.statistics import InputMoments
-from shears.blockwise.walk import IrregularBlocks, Walk, walk_blocks
+from shears.blockwise.walk import BlockRun, IrregularBlocks, Walk, walk_blocks
 from shears.config import ExportConfig, SparsifyConfig
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
@@ -87,8 +86,7 @@ def project(target: Target, batches: Sequence[Int[Tensor, "_ _"]], folder: Path)
 
 
 def _visit(target: Target, run: BlockRun) -> None:
-    index = int(run.name.rpartition(".")[2])
-    matrices = target.by_block[index]
+    matrices = target.by_block[run.index]
     kept, whole = dict[Matrix, Tensor](), dict[Matrix, Tensor]()
     for matrix in matrices:
         view = target.view(matrix)
@@ -101,7 +99,7 @@ def _visit(target: Target, run: BlockRun) -> None:
             if (seen := moments.of(matrix)) is None:
                 logger.warning("no calibration token reached %s: its sum is masked as it is", matrix.name)
             target.put(matrix, nearest(whole.pop(matrix), kept[matrix], seen), kept[matrix])
-    target.keep(index)
+    target.keep(run.index)
 
 
 def nearest(

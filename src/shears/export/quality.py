@@ -20,9 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.blockwise.activations import Activations
-from shears.blockwise.block_run import BlockRun
 from shears.blockwise.sources import BlockSource
-from shears.blockwise.walk import Walk, walk_blocks
+from shears.blockwise.walk import BlockRun, Walk, walk_blocks
 from shears.config import ExportConfig, SparsifyConfig
 from shears.config.notation import num_bytes
 from shears.data.calibration import calibration_batches
@@ -131,7 +130,7 @@ def losses(source: BlockSource, parts: Mapping[str, Sequence[Labelled]], folder:
         walk = Walk(source, [batch.tokens for batch in batches], hidden, lambda: context_of(source))
 
         def visit(run: BlockRun) -> None:
-            if run.name == f"{source.prefix}.{len(walk) - 1}":
+            if run.index == len(walk) - 1:
                 with source.with_head():
                     found.extend(
                         _token_losses(walk.logits(index, states), batches[index].labels)

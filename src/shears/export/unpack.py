@@ -13,9 +13,9 @@ from torch import Tensor
 
 from shears.checkpoints.packed.file import Package, read_package
 from shears.checkpoints.packed.index import PLAIN
-from shears.checkpoints.packed.layout import DTYPES
+from shears.checkpoints.packed.layout import FORMAT_DTYPES
 from shears.checkpoints.tensor_files import INDEX, SINGLE
-from shears.checkpoints.tensor_format import Place, as_bytes, write_at, write_layout
+from shears.checkpoints.tensor_format import StoredTensor, as_bytes, write_at, write_layout
 from shears.export.package import OF_MERGED
 from shears.models.load import adapter_config_file, save_tokenizer
 from shears.records.artifacts import (
@@ -85,7 +85,7 @@ def _write_record(model: Path, record: Mapping[str, Any], has_adapter: bool) -> 
 def model_dtypes(package: Package, quantized: torch.dtype) -> dict[str, torch.dtype]:
     """Return the dtype of every tensor of the model; `quantized` for packed int8, which has none of its own."""
     index = package.index
-    packed = {f"{linear}.weight": DTYPES[entry.values] for linear, entry in index.packed.items()}
+    packed = {f"{linear}.weight": FORMAT_DTYPES[entry.values] for linear, entry in index.packed.items()}
     plain = {name: PLAIN[index.dense[index.tied.get(name, name)].dtype] for name in [*index.dense, *index.tied]}
     return {name: quantized if dtype == torch.int8 and name in packed else dtype
             for name, dtype in (packed | plain).items()}  # fmt: skip
@@ -97,7 +97,7 @@ def write_shards(folder: Path, specs: Specs, tensors: Iterable[tuple[str, Tensor
     names = [SINGLE] if len(shards) == 1 else [
         f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)
     ]  # fmt: skip
-    places: dict[str, Place] = {}
+    places: dict[str, StoredTensor] = {}
     for file, shard in zip(names, shards, strict=True):
         chosen = {name: specs[name] for name in shard}
         places |= zip(chosen, write_layout(folder / file, chosen, {"format": "pt"}), strict=True)

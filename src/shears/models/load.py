@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from shears.checkpoints.loading_errors import CONFIG_ERRORS, LOADING_ERRORS
+from shears.checkpoints.conversion import CONFIG_ERRORS, LOADING_ERRORS
 from shears.checkpoints.tensor_files import refuse_missing
 from shears.errors import InputError, first_line
 from shears.models.devices import DTYPES, device_of, pick_device, widen_norms

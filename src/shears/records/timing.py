@@ -1,5 +1,6 @@
 """How long a run's stages took, in a file of its own: records hold no times, so that equal inputs give equal bytes."""
 
+import importlib.metadata
 import json
 import logging
 import platform
@@ -10,9 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from shears.records.version import versions
-
 logger = logging.getLogger(__name__)
+BESIDE = ("torch", "transformers", "peft")  # packages whose versions are recorded
 TIMES = "times.jsonl"
 """In a run's folder, two lines for each time that a stage was worked at."""
 
@@ -74,3 +74,16 @@ def processor() -> str:
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that figures depend on; what is not installed is left out."""
+    return {"python": platform.python_version(), **dict(_installed())}
+
+
+def _installed() -> Iterator[tuple[str, str]]:
+    for name in BESIDE:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue

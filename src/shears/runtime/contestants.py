@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from shears.checkpoints.packed.file import Package
-from shears.checkpoints.packed.layout import Values
+from shears.checkpoints.packed.layout import NumberFormat
 from shears.config.serve import BackendConfig, RunningConfig
 from shears.models.load import load_model
 from shears.models.ref import ModelRef
@@ -66,7 +66,7 @@ def contestants(model: ModelRef, wanted: BackendConfig, against: str | None) -> 
     return [Contestant(name, package), *_our_dense(dense, values), *others]
 
 
-def values_of(package: Package) -> Values:
+def values_of(package: Package) -> NumberFormat:
     """Return the number format of most of a package's packed weights; of its other numbers where none is packed."""
     index = package.index
     entries = [entry.values for entry in index.packed.values()]
@@ -78,7 +78,7 @@ def values_of(package: Package) -> Values:
     return "fp32" if sizes.most_common(1)[0][0] == "fp32" else "bf16"
 
 
-def _our_dense(dense: PreTrainedModel, values: Values) -> Iterator[Contestant]:
+def _our_dense(dense: PreTrainedModel, values: NumberFormat) -> Iterator[Contestant]:
     """Yield the dense model in our kernels, as its own numbers and as the package's; nothing for one not covered."""
     if not kernels_available():
         return
@@ -89,7 +89,7 @@ def _our_dense(dense: PreTrainedModel, values: Values) -> Iterator[Contestant]:
         longest = plan_of(dense.config).max_positions
     except NotCoveredError:
         return
-    own: Values = "fp32" if dense.dtype == torch.float32 else "bf16"
+    own: NumberFormat = "fp32" if dense.dtype == torch.float32 else "bf16"
     for numbers in dict.fromkeys((own, values)):
         source = source_of_model(dense, numbers, sparse=False)
         backend = NativeBackend(source, Limits(longest, 1, torch.get_num_threads()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from shears.checkpoints.loading_errors import LOADING_ERRORS
+from shears.checkpoints.conversion import LOADING_ERRORS
 from shears.config.resolve import build
 from shears.config.serve import RunningConfig
 from shears.errors import InputError, first_line

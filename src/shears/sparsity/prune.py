@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shears.blockwise.activations import Activations
-from shears.blockwise.block_run import BlockRun, Context
 from shears.blockwise.capture import Captured, Receive
 from shears.blockwise.matrices import Matrix
 from shears.blockwise.sources import BlockSource, WholeModel
 from shears.blockwise.statistics import InputMoments, InputNorms
-from shears.blockwise.walk import Batches, IrregularBlocks, Walk, evaluating, walk_blocks
+from shears.blockwise.walk import Batches, BlockRun, Context, IrregularBlocks, Walk, evaluating, walk_blocks
 from shears.config import SparsifyConfig
 from shears.config.notation import num_bytes
 from shears.errors import InputError
@@ -122,7 +121,7 @@ class _Pruner:
         Norms are taken of the dense block, as Wanda does. Moments are taken linear by linear behind the pruned ones
         before it, so that each makes up for what those changed; moments that only the recovery needs, with the norms.
         """
-        matrices, index = self._chosen.by_block[run.name], int(run.name.rpartition(".")[2])
+        matrices = self._chosen.by_block[run.name]
         if self._needs == "moments" and matrices:
             for group in self._affordable(run.groups(self._checked(matrices))):
                 moments = InputMoments()
@@ -136,7 +135,7 @@ class _Pruner:
                 run.measure(measured, self._receive(norms, moments))
             for matrix in self._checked(matrices):
                 self._prune(matrix, norms.of(matrix), moments.of(matrix))
-        self._keep(index, matrices)
+        self._keep(run.index, matrices)
 
     def _measured(self, matrices: Sequence[Matrix]) -> Sequence[Matrix]:
         """Return those whose inputs matter, to pruning or to the recovery."""

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from shears.checkpoints.packed.file import PACKAGE_FILE, PackageWriter, read_package
 from shears.checkpoints.packed.index import DenseEntry, Index, PackedEntry
-from shears.checkpoints.packed.layout import PackedMatrix, Values, pack
-from shears.checkpoints.packed.quantize import quantize_rows
+from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack, quantize_rows
 from shears.errors import InputError
 from tests.checkpoints.packed.test_layout import bits, sparse_weight
 
@@ -22,7 +21,7 @@ WEIGHT = sparse_weight(37, 23, 0.5)
 EMBEDDING = sparse_weight(20, 23, 0.0, seed=3)
 
 
-def write(folder: Path, values: Values = "bf16") -> Path:
+def write(folder: Path, values: NumberFormat = "bf16") -> Path:
     """A package with a packed linear, a norm, quantized embeddings with a tied head, and an adapter."""
     folder.mkdir(exist_ok=True)
     matrix, (steps, scales) = pack(WEIGHT, values), quantize_rows(EMBEDDING)
@@ -58,7 +57,7 @@ def same(one: PackedMatrix, other: PackedMatrix) -> bool:
 
 
 @pytest.mark.parametrize("values", ["fp32", "bf16", "int8"])
-def test_a_package_comes_back_as_it_was_written(values: Values, tmp_path: Path) -> None:
+def test_a_package_comes_back_as_it_was_written(values: NumberFormat, tmp_path: Path) -> None:
     package = read_package(write(tmp_path, values))
     assert same(package.packed["layers.0.up"], pack(WEIGHT, values))
     found = dict(package.model_tensors())

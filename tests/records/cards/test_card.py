@@ -8,8 +8,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from shears.records.cards.card import card, published, write_card
-from shears.records.cards.loading import Place
+from shears.records.cards.card import HubLocation, card, published, write_card
 from shears.records.cards.origin import hub_base, title
 from shears.records.cards.tables import table
 
@@ -118,7 +117,7 @@ def test_the_embedded_model_is_named_as_the_rounded_copy_that_it_is() -> None:
     assert checked(adapter).data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert "base_model_relation" not in adapter  # trained: the hub sees an adapter
     assert "`shears fetch smollm2-135m --output smollm2-135m` makes its folder" in adapter
-    renamed = published(text, "sparsity.json", RECORDS["sparsity.json"], RECORDS["sparsity.json"], Place("me/it"))
+    renamed = published(text, "sparsity.json", RECORDS["sparsity.json"], RECORDS["sparsity.json"], HubLocation("me/it"))
     assert "base_model_relation" not in renamed
     assert checked(renamed).data.base_model == "org/base"
 
@@ -126,7 +125,7 @@ def test_the_embedded_model_is_named_as_the_rounded_copy_that_it_is() -> None:
 def test_a_title_in_the_metadata_follows_the_base() -> None:
     record = RECORDS["sub_adapter.json"]
     text = published(card("sub_adapter.json", record, FIGURES), "sub_adapter.json", record,
-                     {**record, "base": "me/sparse"}, Place("me/it"))  # fmt: skip
+                     {**record, "base": "me/sparse"}, HubLocation("me/it"))  # fmt: skip
     assert checked(text).data.model_name == "LoRA adapter for me/sparse"
     assert checked(text).data.eval_results[0].metric_value == 0.5
 

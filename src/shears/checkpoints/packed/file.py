@@ -24,9 +24,8 @@ from shears.checkpoints.packed.index import (
     Spec,
     parse_index,
 )
-from shears.checkpoints.packed.layout import PackedMatrix, check_matrix, dense
-from shears.checkpoints.packed.quantize import dequantize_rows
-from shears.checkpoints.tensor_format import Place, as_bytes, opened, read_header, write_at, write_layout
+from shears.checkpoints.packed.layout import PackedMatrix, check_matrix, dense, dequantize_rows
+from shears.checkpoints.tensor_format import StoredTensor, as_bytes, opened, read_header, write_at, write_layout
 from shears.errors import InputError
 
 PACKAGE_FILE = "package.safetensors"
@@ -128,7 +127,7 @@ def _checked_metadata(metadata: Any) -> tuple[Index, str]:
     return parse_index(metadata["index"]), metadata["fingerprint"]
 
 
-def _check_places(places: Mapping[str, Place], index: Index) -> None:
+def _check_places(places: Mapping[str, StoredTensor], index: Index) -> None:
     wanted = index.tensors()
     if differing := wanted.keys() ^ places.keys():
         raise InputError(f"its tensors must be those of its index, {min(differing)} is in one of them only")
@@ -142,7 +141,7 @@ def _check_places(places: Mapping[str, Place], index: Index) -> None:
         raise InputError(f"{PADDING} must be the last of its tensors")
 
 
-def _mapped(path: Path, places: Mapping[str, Place]) -> dict[str, Tensor]:
+def _mapped(path: Path, places: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     size = places[PADDING].offset + PADDING_BYTES
     try:
         storage = cast("torch.UntypedStorage", torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size))
@@ -151,7 +150,7 @@ def _mapped(path: Path, places: Mapping[str, Place]) -> dict[str, Tensor]:
     return {name: _view(storage, place) for name, place in places.items()}
 
 
-def _view(storage: torch.UntypedStorage, place: Place) -> Tensor:
+def _view(storage: torch.UntypedStorage, place: StoredTensor) -> Tensor:
     strides = torch.empty(place.shape, device="meta").stride()
     return torch.empty(0, dtype=place.dtype).set_(storage, place.offset // place.dtype.itemsize, place.shape, strides)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shears.checkpoints.packed.layout import DTYPES, PANEL, Values, mask_shape
+from shears.checkpoints.packed.layout import FORMAT_DTYPES, PANEL, NumberFormat, mask_shape
 from shears.errors import InputError
 
 FORMAT, VERSION = "shears-package", "1"
@@ -36,7 +36,7 @@ class PackedEntry(_Entry):
 
     rows: Size
     cols: Size
-    values: Values
+    values: NumberFormat
     kept: Count
     transposed: bool = False
 
@@ -74,7 +74,7 @@ def packed_specs(entry: PackedEntry) -> dict[str, Spec]:
     panels = -(-entry.rows // PANEL)
     specs: dict[str, Spec] = {
         "offsets": (torch.int64, (panels + 1,)),
-        "values": (DTYPES[entry.values], (entry.kept,)),
+        "values": (FORMAT_DTYPES[entry.values], (entry.kept,)),
         "masks": (torch.uint8, mask_shape(entry.rows, entry.cols, entry.values)),
     }
     return specs | ({"scales": (torch.float32, (entry.rows,))} if entry.values == "int8" else {})

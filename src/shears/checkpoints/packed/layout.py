@@ -14,16 +14,16 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float, Int8, Int64, Shaped, UInt8
 from torch import Tensor
 
-from shears.checkpoints.packed.quantize import quantize_rows
 from shears.errors import InputError
 
-Values = Literal["fp32", "bf16", "int8"]
+NumberFormat = Literal["fp32", "bf16", "int8"]
 PANEL = 16
-DTYPES: dict[Values, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
-GROUPS: dict[Values, int] = {"fp32": 1, "bf16": 2, "int8": 4}
+FORMAT_DTYPES: dict[NumberFormat, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+GROUPS: dict[NumberFormat, int] = {"fp32": 1, "bf16": 2, "int8": 4}
+LARGEST_STEP = 127  # of int8, which is symmetric: -128 is never written
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -33,7 +33,7 @@ class PackedMatrix:
 
     rows: int
     cols: int
-    values_dtype: Values
+    values_dtype: NumberFormat
     masks: UInt8[Tensor, "P G B"]  # B = 2 g bytes, the mask word
     values: Shaped[Tensor, " N"]  # float32, bfloat16 or int8
     offsets: Int64[Tensor, " P1"]  # P + 1; where a panel's first value lies in `values`
@@ -46,17 +46,17 @@ class PackedMatrix:
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
 
-def mask_shape(rows: int, cols: int, values: Values) -> tuple[int, int, int]:
+def mask_shape(rows: int, cols: int, values: NumberFormat) -> tuple[int, int, int]:
     """Return the shape of the masks, P x G x bytes of a word."""
     group = GROUPS[values]
     return math.ceil(rows / PANEL), math.ceil(cols / group), 2 * group
 
 
-def packed_bytes(rows: int, cols: int, kept: int, values: Values) -> int:
+def packed_bytes(rows: int, cols: int, kept: int, values: NumberFormat) -> int:
     """Return the bytes that a weight takes when packed."""
     scales = 4 * rows if values == "int8" else 0
     panels = math.ceil(rows / PANEL)
-    return math.prod(mask_shape(rows, cols, values)) + kept * DTYPES[values].itemsize + 8 * (panels + 1) + scales
+    return math.prod(mask_shape(rows, cols, values)) + kept * FORMAT_DTYPES[values].itemsize + 8 * (panels + 1) + scales
 
 
 def kept(weight: Float[Tensor, "O I"]) -> Bool[Tensor, "O I"]:
@@ -64,7 +64,7 @@ def kept(weight: Float[Tensor, "O I"]) -> Bool[Tensor, "O I"]:
     return weight.contiguous().view(_BITS[weight.element_size()]) != 0
 
 
-def pack(weight: Float[Tensor, "O I"], values: Values) -> PackedMatrix:
+def pack(weight: Float[Tensor, "O I"], values: NumberFormat) -> PackedMatrix:
     """Return the packed weight, its kept values converted to `values`.
 
     Bit for bit lossless where that is the weight's own dtype. A kept weight that becomes zero in `values` stays kept.
@@ -72,7 +72,7 @@ def pack(weight: Float[Tensor, "O I"], values: Values) -> PackedMatrix:
     """
     rows, cols = weight.shape
     panels, groups, _ = mask_shape(rows, cols, values)
-    converted, scales = quantize_rows(weight) if values == "int8" else (weight.to(DTYPES[values]), None)
+    converted, scales = quantize_rows(weight) if values == "int8" else (weight.to(FORMAT_DTYPES[values]), None)
     bits = _in_panels(kept(weight), values)
     counts = bits.reshape(panels, -1).sum(1) if panels else torch.zeros(0, dtype=torch.int64)
     masks = torch.from_numpy(np.packbits(bits.numpy(), axis=-1, bitorder="little"))
@@ -104,7 +104,27 @@ def dense(matrix: PackedMatrix, dtype: torch.dtype | None = None) -> Float[Tenso
     return whole if dtype is None else whole.to(dtype)
 
 
-def _in_panels(weight: Shaped[Tensor, "O I"], values: Values) -> Shaped[Tensor, "P G W"]:
+def quantize_rows(weight: Float[Tensor, "O I"]) -> tuple[Int8[Tensor, "O I"], Float[Tensor, " O"]]:
+    """Return whole numbers q in -127..127 and float32 scales, weight ~ q * scale of the row; scale = max|w| / 127.
+
+    A row whose scale is no normal number (all zeros, or as good as zero) has scale 0. InputError for NaN and infinity.
+    """
+    wide = weight.float()
+    if not bool(torch.isfinite(wide).all()):
+        raise InputError("weights must be finite to be quantized, got NaN or infinity; pack them as fp32 or bf16")
+    largest = wide.abs().amax(1) if wide.shape[1] else wide.new_zeros(wide.shape[0])
+    scales = largest / LARGEST_STEP
+    scales = scales.where(scales >= torch.finfo(torch.float32).tiny, 0.0)
+    steps = (wide / scales.where(scales > 0, 1.0)[:, None]).round_()
+    return steps.clamp_(-LARGEST_STEP, LARGEST_STEP).to(torch.int8), scales
+
+
+def dequantize_rows(steps: Int8[Tensor, "O I"], scales: Float[Tensor, " O"]) -> Float[Tensor, "O I"]:
+    """Return steps * scale of the row, in float32."""
+    return steps.float() * scales[:, None]
+
+
+def _in_panels(weight: Shaped[Tensor, "O I"], values: NumberFormat) -> Shaped[Tensor, "P G W"]:
     """Return the weight in the order (panel, group, bit), W = 16 g; zeros beyond it."""
     rows, cols = weight.shape
     panels, groups, _ = mask_shape(rows, cols, values)

@@ -16,7 +16,7 @@ from shears.checkpoints.conversion import META, empty_model, known_config
 from shears.export.packing import is_block_matrix
 from shears.config.embedded import EMBEDDED
 from shears.models.fetching import cache_folder
-from shears.checkpoints.loading_errors import LOADING_ERRORS
+from shears.checkpoints.conversion import LOADING_ERRORS
 from shears.models.blocks import linears
 from shears.models.ref import resolve
 from shears.records.paths import expanded

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from shears.checkpoints.packed.file import Package
-from shears.checkpoints.packed.layout import Values
+from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import Plan, plan_of
@@ -40,7 +40,12 @@ class NativeBackend:
     """
 
     def __init__(
-        self, source: ModelSource, limits: Limits, *, head: Values | None = None, cache: Values | None = None
+        self,
+        source: ModelSource,
+        limits: Limits,
+        *,
+        head: NumberFormat | None = None,
+        cache: NumberFormat | None = None,
     ) -> None:
         plan = plan_of(source.config)
         _check_limits(limits, plan)

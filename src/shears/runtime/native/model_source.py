@@ -15,8 +15,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from shears.checkpoints.packed.file import Package
-from shears.checkpoints.packed.layout import PackedMatrix, Values, pack
-from shears.checkpoints.packed.quantize import quantize_rows
+from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack, quantize_rows
 from shears.errors import InputError
 from shears.models.load import adapter_config_file, package_config
 from shears.records.artifacts import read_json
@@ -45,7 +44,7 @@ class Rows:
     values: Shaped[Tensor, "O I"]
     scales: Float[Tensor, " O"] | None = None
 
-    def as_values(self, values: Values) -> "Rows":
+    def as_values(self, values: NumberFormat) -> "Rows":
         """Return it in another number format; the same object where it has that one."""
         if values == "int8":
             return self if self.scales is not None else Rows(*quantize_rows(self.values))
@@ -151,7 +150,7 @@ def _by_pattern(patterns: Any, linear: str, otherwise: Any) -> Any:
     return matching[0] if matching else otherwise
 
 
-def source_of_model(model: nn.Module, values: Values | None = None, *, sparse: bool = True) -> ModelSource:
+def source_of_model(model: nn.Module, values: NumberFormat | None = None, *, sparse: bool = True) -> ModelSource:
     """Return the source of a transformers model in memory, or of PEFT's LoRA around one.
 
     `values` is the number format of the linears of the blocks, by default the model's own; `sparse` packs them.
@@ -163,7 +162,7 @@ def source_of_model(model: nn.Module, values: Values | None = None, *, sparse: b
     updates = {name: _update(name, module) for name, module in base.named_modules() if hasattr(module, "lora_A")}
     tensors = {name: part for name, part in tensors.items() if ".lora_" not in name}
     names = [name.removesuffix(".weight") for name, part in tensors.items() if _is_linear(name, part)]
-    kept: Values = values or ("fp32" if tensors[f"{names[0]}.weight"].dtype == torch.float32 else "bf16")
+    kept: NumberFormat = values or ("fp32" if tensors[f"{names[0]}.weight"].dtype == torch.float32 else "bf16")
     linears: dict[str, PackedMatrix | Rows] = {}
     for name in names:
         weight = tensors.pop(f"{name}.weight")
