@@ -16,7 +16,7 @@ ALWAYS = pytest.mark.parametrize("resume", [True, False, None])
 def test_a_folder_that_no_stage_left_is_refused_and_not_emptied(resume: bool | None, tmp_path: Path) -> None:
     (tmp_path / "mine.partial").mkdir()
     (tmp_path / "mine.partial" / "thesis.txt").write_text("years")
-    with pytest.raises(InputError, match="must be what an interrupted run left, or not there"):
+    with pytest.raises(InputError, match="must not exist or come from an interrupted run"):
         finish(tmp_path / "mine", resume)
     assert (tmp_path / "mine.partial" / "thesis.txt").read_text() == "years"
 
@@ -25,7 +25,7 @@ def test_a_folder_that_no_stage_left_is_refused_and_not_emptied(resume: bool | N
 def test_a_link_is_not_followed_to_what_it_would_empty(resume: bool | None, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "out.partial").symlink_to(tmp_path / "precious")
-    with pytest.raises(InputError, match="must be what an interrupted run left"):
+    with pytest.raises(InputError, match="must not exist or come from an interrupted run"):
         finish(tmp_path / "out", resume)
     assert (tmp_path / "precious").is_dir()
 

@@ -12,7 +12,7 @@ from shears.adapt.space import SearchSpace
 from shears.errors import InputError
 from shears.models.load import load_both, put_adapter
 from shears.models.ref import ModelRef, resolve
-from shears.records.artifacts import SEARCH_SPACE, check_input, inherited, whole_record
+from shears.records.artifacts import SEARCH_SPACE, check_input, inherited, read_record
 
 
 class SuperAdapter(NamedTuple):
@@ -76,7 +76,7 @@ def load_super_adapter(
     InputError if the base is not the one it was trained on.
     """
     folder = Path(folder)
-    record = whole_record(folder, SEARCH_SPACE, "groups", "base", "base_fingerprint")
+    record = read_record(folder, SEARCH_SPACE, "groups", "base", "base_fingerprint")
     base = checked_base(folder, record, model)
     network, tokenizer = load_both(base, dtype, device)
     peft_model = put_adapter(network, folder, masked=record.get("sparse_adapter", False))

@@ -21,8 +21,8 @@ from shears.records.artifacts import (
     as_data,
     inherited,
     read_json,
+    read_record,
     training_source,
-    whole_record,
 )
 from shears.records.paths import file_fingerprint
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, rank_patterns
@@ -53,11 +53,11 @@ class SubAdapter(NamedTuple):
 def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
     """Read the exported sub-adapter as it is; of a super-adapter the one with the ranks asked for."""
     if (folder / SUB_ADAPTER).is_file():
-        record = whole_record(folder, SUB_ADAPTER, *NEEDED, "ranks")
+        record = read_record(folder, SUB_ADAPTER, *NEEDED, "ranks")
         refuse_ranks(settings)
         tensors = load_file(folder / ADAPTER_WEIGHTS)
         return SubAdapter(record, dict(record["ranks"]), tensors, read_adapter_config(folder))
-    record = whole_record(folder, SEARCH_SPACE, *NEEDED, "groups")
+    record = read_record(folder, SEARCH_SPACE, *NEEDED, "groups")
     space = space_of_record(record)
     ranks = choose_ranks(settings.ranks, space, record["fingerprint"])
     tensors = sliced(load_file(folder / ADAPTER_WEIGHTS), by_linear(space, ranks))

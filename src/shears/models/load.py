@@ -31,7 +31,7 @@ from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
 from shears.models.quantization import loading_options
 from shears.models.ref import AnyModel, ModelRef, resolve
 from shears.models.sparse_adapter import make_sparse
-from shears.records.artifacts import check_input, find_record, whole_record
+from shears.records.artifacts import check_input, find_record, read_record
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 logger = logging.getLogger(__name__)
@@ -227,7 +227,7 @@ def _checked_record(adapter: Path, ref: ModelRef) -> dict[str, Any]:
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise InputError(f"the adapter must be a folder with {ADAPTER_CONFIG}, got {adapter}; check the path")
     path = find_record(adapter)
-    record = whole_record(adapter, path.name) if path is not None else {}
+    record = read_record(adapter, path.name) if path is not None else {}
     if "base_fingerprint" in record:
         check_input(f"the base model of {adapter}, here {ref.name},", record["base_fingerprint"], ref.fingerprint)
     return record

@@ -59,7 +59,7 @@ class ModelRef:
 
         The fingerprint in package.json vouches for the bytes, where it has none that of the file itself.
         """
-        record = read_record(self.folder, PACKAGE, self.fingerprint)
+        record = read_record(self.folder, PACKAGE, fingerprint=self.fingerprint)
         return read_package(self.folder, verify="fingerprint" not in record)
 
     def refuse_package(self, use: str) -> None:

@@ -1,4 +1,7 @@
-"""The card of an artifact: metadata of the hub, what it is, tables, how to load it. The same record, the same bytes."""
+"""The card of an artifact: metadata for the hub, a description, tables, code that loads it.
+
+The same record gives the same bytes.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +17,8 @@ from shears.records.paths import HUB_SOURCE, is_path, last_part
 
 Record = Mapping[str, Any]
 Figures = Sequence[Mapping[str, Any]]
-"""Measurements, each with name, task, data, metric, value, ci95, n. The last one is the artifact's own, which alone
-goes into the metadata; those before it are what it is compared with."""
+"""Measurements, each with name, task, data, metric, value, ci95, n. The last one is the artifact's own and goes into
+the metadata; those before it are for comparison."""
 
 MODEL = """\
 ```python
@@ -61,30 +64,30 @@ The base is the model that shears embeds: `shears fetch {base} --output {base}` 
 FOLDERS = {"sparsity.json": SPARSE, "search_space.json": "super_adapter", "sub_adapter.json": "sub_adapter",
            "merged.json": "merged", "package.json": "package", "recovery.json": f"{SPARSE}/recovery",
            "unpacked.json": "unpacked/model"}  # fmt: skip
-"""What a run calls the folders of artifacts: the names that the commands of a card use."""
+"""Names of artifacts' folders in a run, which the commands of a card use."""
 
 
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as its largest
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM accepts for --max-lora-rank
 
 
 class HubLocation(NamedTuple):
-    """Where an artifact is on the hub: owner/name, and the folder inside it that it lies in, empty for none."""
+    """An artifact's repository on the hub (owner/name) and its folder there, empty for the top folder."""
 
     repo: str
     subfolder: str = ""
 
 
 def write_card(folder: Path, figures: Figures = ()) -> None:
-    """Write README.md beside the record of a folder; what the folder is called does not matter."""
+    """Write README.md beside the record of a folder; the folder's name does not matter."""
     path = find_record(folder)
     assert path is not None, folder
     write_text(folder / README, card(path.name, read_json(path), figures))
 
 
 def card(kind: str, record: Record, figures: Figures = ()) -> str:
-    """Return the card of an artifact; `kind` is the file its record has, such as sparsity.json."""
-    head, words, code = _naming(kind, record, None)
-    parts = [head, words]
+    """Return the card of an artifact; `kind` is the file name of its record, such as sparsity.json."""
+    heading, description, code = _naming_parts(kind, record, None)
+    parts = [heading, description]
     if figures:
         parts += ["## Figures", figures_table(figures)]
     parts += [part for part in (sparsity_table(record), rank_table(record), size_table(record)) if part]
@@ -94,12 +97,12 @@ def card(kind: str, record: Record, figures: Figures = ()) -> str:
 
 
 def published(text: str, kind: str, record: Record, public: Record, place: HubLocation) -> str:
-    """Return a card with the names that `public` has in place of those of `record`, to be loaded from its place.
+    """Return a card with the names of `public` in place of those of `record`, and code that loads from the hub.
 
-    What else a person wrote into it stays.
+    Other text that a person wrote into the card stays.
     """
-    before, after = _naming(kind, record, None), _naming(kind, public, place)
-    for old, new in zip(before, after, strict=True):
+    parts = zip(_naming_parts(kind, record, None), _naming_parts(kind, public, place), strict=True)
+    for old, new in parts:
         text = text.replace(old, new, 1)
     made: Any = ModelCard(text, ignore_metadata_errors=True)
     if made.data.get("model_name") == title(kind, record):
@@ -110,8 +113,8 @@ def published(text: str, kind: str, record: Record, public: Record, place: HubLo
     return str(made)
 
 
-def _naming(kind: str, record: Record, place: HubLocation | None) -> tuple[str, str, str]:
-    """Return the parts of a card that name the artifact or its base."""
+def _naming_parts(kind: str, record: Record, place: HubLocation | None) -> tuple[str, str, str]:
+    """Return the parts of a card that name the artifact or its base: heading, description, loading code."""
     return f"# {title(kind, record)}", origin(kind, record), loading(kind, record, place)
 
 
@@ -133,15 +136,15 @@ def _result(row: Mapping[str, Any]) -> EvalResult:
 
 
 def _dataset(row: Mapping[str, Any]) -> str:
-    """Return a data set's name on the hub, a file's without its folders, or the task: of the hub, none is empty."""
+    """Return the name of a hub data set, a file's name without its folders, or the task: the hub refuses none."""
     data = str(row["data"])
-    if (found := HUB_SOURCE.fullmatch(data)) and not is_path(data):
-        return found["name"]
+    if (match := HUB_SOURCE.fullmatch(data)) and not is_path(data):
+        return match["name"]
     return Path(data).name or str(row["task"])
 
 
 def loading(kind: str, record: Record, place: HubLocation | None = None) -> str:
-    """Return the code and commands that load an artifact from a run's folder or, where it has one, from its place."""
+    """Return the code and commands that load an artifact: from a run's folder, or from `place` on the hub."""
     words = {"base": base_of(record), "rank": _lora_rank(record)}
     text = _template(kind, record)
     if place is None:
@@ -163,7 +166,7 @@ def _template(kind: str, record: Record) -> str:
 
 
 def _on_hub(place: HubLocation, needs_folder: bool) -> dict[str, str | int]:
-    """Return the names of a repository: tools load it by its name, commands that need a folder download it first."""
+    """Return the names that the templates need. Tools load a repository by name; commands on folders download it."""
     copy = last_part(place.repo)
     folder = f"{copy}/{place.subfolder}" if place.subfolder else copy
     loaded = f'"{place.repo}", subfolder="{place.subfolder}"' if place.subfolder else f'"{place.repo}"'
@@ -173,6 +176,6 @@ def _on_hub(place: HubLocation, needs_folder: bool) -> dict[str, str | int]:
 
 
 def _lora_rank(record: Record) -> int | str:
-    """Return the least of vLLM's ranks that holds the adapter; the adapter's own beyond them."""
+    """Return the smallest of vLLM's ranks that is enough for the adapter; the adapter's own where none is."""
     largest = record.get("max_rank", record.get("rank", ""))
     return next((rank for rank in LORA_RANKS if isinstance(largest, int) and rank >= largest), largest)

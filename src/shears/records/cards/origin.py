@@ -1,4 +1,4 @@
-"""What an artifact is and what it was made from, in words of a card."""
+"""The title and the description of a card: the kind of artifact, its base, the method that made it."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -10,19 +10,19 @@ from shears.records.artifacts import TRAINED_BEFORE
 from shears.records.paths import HUB_NAME, last_part, without_folders
 
 Record = Mapping[str, Any]
-SPARSE = "sparse"  # what a run calls the folder of a sparse model, in which a recovery lies without naming it
+SPARSE = "sparse"  # a run's folder of the sparse model; the base of a recovery, whose record names none
 
 
 def base_of(record: Record) -> str:
-    """Return the name of the model that the artifact was made from, without the folders of the machine it lay on."""
+    """Return the name of the model that the artifact was made from, without the folders of this machine."""
     name = without_folders(str(record.get("model") or record.get("base") or SPARSE))
     return name if HUB_NAME.fullmatch(name) else last_part(name)
 
 
 def hub_base(kind: str, record: Record) -> dict[str, Any]:
-    """Return the hub's metadata of the model that the artifact was made from; nothing where the hub has none.
+    """Return the hub's metadata on the base model; empty where the base is not on the hub.
 
-    An embedded model is a rounded copy of one of the hub: what was not trained since is called quantized.
+    An embedded model is a rounded copy of a hub model: an artifact of it without training is marked as quantized.
     """
     base = str(record.get("model") or record.get("base") or "")
     if base in EMBEDDED:
@@ -37,12 +37,12 @@ TITLES = {"sparsity.json": "{}, sparse", "search_space.json": "LoRA super-adapte
 
 
 def title(kind: str, record: Record) -> str:
-    """Return what a card is headed by."""
+    """Return the heading of a card."""
     return TITLES.get(kind, "{}").format(base_of(record))
 
 
 def origin(kind: str, record: Record) -> str:
-    """Return a paragraph: what it is, from what, by which method."""
+    """Return the description of a card: a paragraph on the artifact, its base and the method."""
     words = WORDS.get(kind, _package)(record, _source(record))
     if names := [_data(source, "data") for source in record.get(TRAINED_BEFORE) or ()]:
         words += f" What it was made from had been trained on {', '.join(dict.fromkeys(names))}."
@@ -50,7 +50,8 @@ def origin(kind: str, record: Record) -> str:
 
 
 def _source(record: Record) -> str:
-    base, weights = base_of(record), f"weights sha256 {str(record.get('base_fingerprint', ''))[:16]}..."
+    base = base_of(record)
+    weights = f"weights sha256 {str(record.get('base_fingerprint', ''))[:16]}..."
     if base in EMBEDDED:
         embedded = EMBEDDED[base]
         weights = f"{embedded.hub} from the {PurePosixPath(embedded.file).name} of {embedded.package}; {weights}"
@@ -86,7 +87,8 @@ def _recovery(record: Record, source: str) -> str:
 
 
 def _merged(record: Record, source: str) -> str:
-    before, after = record["sparsity"]["before"], record["sparsity"]["after"]
+    before = record["sparsity"]["before"]
+    after = record["sparsity"]["after"]
     zeros = f"{after:.1%} zeros" + ("" if after >= before else f", {before:.1%} before the adapter was merged")
     return f"{source} with a LoRA adapter{_trained(record, ', trained on {},')} merged into its weights: {zeros}."
 
@@ -98,7 +100,7 @@ def _package(record: Record, source: str) -> str:
 
 
 def _adapted(record: Record) -> bool:
-    """Tell whether an adapter is in it: one of ours has ranks, another tool's takes room in a package."""
+    """Tell whether the artifact contains an adapter: ours has ranks, that of another tool has bytes in a package."""
     return "ranks" in record or bool(record.get("bytes", {}).get("adapter"))
 
 
@@ -116,7 +118,7 @@ WORDS: Mapping[str, Callable[[Record, str], str]] = {
 
 
 def _trained(record: Record, words: str = ", trained on {}") -> str:
-    """Return in words what an adapter was trained on; nothing where a record, of an earlier version, does not say."""
+    """Return `words` with the adapter's training data; empty for records of earlier versions, which lack them."""
     return words.format(_data(record, "data")) if record.get("data") else ""
 
 
