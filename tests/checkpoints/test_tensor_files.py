@@ -168,7 +168,7 @@ def test_a_second_copy_of_the_weights_beside_the_model_is_not_read(tmp_path: Pat
         ("[]", "must be the index"),
         ('{"weight_map": {"a": "../elsewhere.safetensors"}}', "its own folder"),
         ('{"weight_map": {"a": "absent.safetensors"}}', "absent.safetensors must be a readable file"),
-        ('{"weight_map": {"a": "1.safetensors", "b": "1.safetensors"}}', "b is not there"),
+        ('{"weight_map": {"a": "1.safetensors", "b": "1.safetensors"}}', "b is missing"),
     ],
 )
 def test_a_doubtful_index_is_refused(content: str, match: str, tmp_path: Path) -> None:
