@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shears.blockwise.activations import Activations
+from shears.blockwise.capture import InputNorms
 from shears.blockwise.matrices import Matrix, block_matrices
 from shears.blockwise.sources import WholeModel
-from shears.blockwise.statistics import InputNorms
 from shears.blockwise.walk import BlockRun, Visit, Walk, walk_blocks
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks, linears

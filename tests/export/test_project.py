@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shears.blockwise.skeleton import Skeleton
+from shears.blockwise.sources import Skeleton
 from shears.blockwise.walk import IrregularBlocks
 from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.config import ExportConfig

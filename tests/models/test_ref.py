@@ -29,6 +29,14 @@ def test_a_hub_id_is_downloaded_and_stays_the_name(name: str, tmp_path: Path, mo
     assert (model.folder, model.name, model.recorded_name) == (tmp_path / name, name, name)
 
 
+def test_a_recorded_folder_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny(tmp_path / "base")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "~/base", Path("base")):
+        assert resolve(name).recorded_name == str(tmp_path / "base")
+
+
 def test_what_is_read_of_a_model_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_tiny(tmp_path / "m")
     write_json(folder / MERGED, {"template": "alpaca"})

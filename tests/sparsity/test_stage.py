@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shears.blockwise.skeleton import Skeleton
+from shears.blockwise.sources import Skeleton
 from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.errors import InputError
 from shears.models.blocks import linears, weight_oi

@@ -34,12 +34,10 @@ from shears.records.peft_files import ADAPTER_CONFIG
 
 META = torch.device("meta")
 
-CONFIG_ERRORS = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StrictDataclassError,
+LOADING_ERRORS = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, RuntimeError,
+    ImportError, AssertionError, StrictDataclassError, SafetensorError,
 )  # fmt: skip
-"""Raised while transformers reads a config.json."""
-
-LOADING_ERRORS = (*CONFIG_ERRORS, RuntimeError, ImportError, AssertionError, SafetensorError)
 """Raised while transformers loads a model from its files."""
 
 
@@ -180,7 +178,9 @@ def known_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except LOADING_ERRORS as error:
-        raise UnsupportedCheckpoint(f"{folder} must be a model that transformers knows: {first_line(error)}") from error
+        raise UnsupportedCheckpoint(
+            f"{folder} must hold the config.json of a model that transformers knows: {first_line(error)}"
+        ) from error
 
 
 def read_config(folder: Path) -> Any:

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shears.blockwise.activations import Activations
+from shears.blockwise.capture import InputMoments
 from shears.blockwise.matrices import Matrix
-from shears.blockwise.statistics import InputMoments
 from shears.blockwise.walk import BlockRun, IrregularBlocks, Walk, walk_blocks
 from shears.config import ExportConfig, SparsifyConfig
 from shears.data.rows import source_fingerprint

@@ -28,7 +28,7 @@ from shears.data.calibration import calibration_batches
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
 from shears.models.devices import autocast
-from shears.models.losses import IGNORED, num_positions
+from shears.models.losses import IGNORED, check_sequence_length
 
 BUDGET = num_bytes(SparsifyConfig.model_fields["activation_budget"].default)  # hidden states in memory
 BATCH = 2  # sequences in a forward: their logits are of the vocabulary's size
@@ -66,7 +66,7 @@ def draw_samples(
     Ready token ids are all for the fit, unless there are exactly twice as many as asked for. InputError where the text
     is too short for the fit or the sequences too long for the model.
     """
-    _check_length(model, settings.sequence_length)
+    check_sequence_length(model, settings.sequence_length)
     count, length, seed = settings.num_samples, settings.sequence_length, settings.seed
     try:
         drawn = calibration_batches(text.source, tokenizer, 2 * count, length, BATCH, seed)
@@ -104,12 +104,6 @@ def _batched(sequences: Sequence[Labelled], size: int) -> list[Labelled]:
     pieces = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
     return [Labelled(torch.cat([one.tokens for one in piece]), torch.cat([one.labels for one in piece]))
             for piece in pieces]  # fmt: skip
-
-
-def _check_length(model: PreTrainedModel, length: int) -> None:
-    context = num_positions(model)
-    if context is not None and length > context:
-        raise InputError(f"sequence_length must be at most this model's context of {context} tokens, got {length}")
 
 
 def context_of(source: BlockSource) -> AbstractContextManager[object]:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shears.blockwise.matrices import Matrix, linear_matrix
-from shears.blockwise.skeleton import Skeleton
-from shears.blockwise.sources import BlockSource, StreamedModel, WholeModel
+from shears.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
 from shears.blockwise.walk import by_block_or_whole
 from shears.checkpoints.tensor_files import TensorWriter
 from shears.errors import InputError

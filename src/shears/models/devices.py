@@ -1,4 +1,4 @@
-"""Where a model computes and in which number format: devices, precisions, threads."""
+"""Devices, precisions and threads that a model computes with."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -13,19 +13,19 @@ MOST_THREADS = 1024
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the device meant: auto is cuda, else mps, else cpu; InputError where it is not there."""
+    """Return a device by name; auto is cuda, else mps, else cpu. InputError for one that this machine lacks."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     place = torch.device(device)
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    there = {"cpu": True, "cuda": (place.index or 0) < cards, "mps": torch.backends.mps.is_available()}
-    if not there.get(place.type, False):
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available = {"cpu": True, "cuda": (place.index or 0) < num_gpus, "mps": torch.backends.mps.is_available()}
+    if not available.get(place.type, False):
         raise InputError(f"device must be one that this machine has, got {device!r}; use auto or cpu")
     return place
 
 
 def resolved_precision(precision: str, device: torch.device | str) -> Literal["fp32", "bf16", "fp16"]:
-    """Return the arithmetic meant: auto is bf16 where the processor has it in hardware, else fp32."""
+    """Return a precision by name; auto is bf16 where the hardware has it, else fp32. InputError for fp16 on a CPU."""
     kind = torch.device(device).type
     if precision == "fp16" and kind != "cuda":
         raise InputError(f"precision fp16 needs a CUDA device, got {kind}; use auto, bf16 or fp32")
@@ -42,22 +42,25 @@ def _has_bf16(kind: str) -> bool:
 
 
 def autocast(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:
-    """Return the context in which forwards run in the given precision over weights of any other."""
+    """Return the context in which forwards compute in a precision, whatever the weights' dtype is."""
     chosen = resolved_precision(precision, device)
     return nullcontext() if chosen == "fp32" else torch.autocast(torch.device(device).type, DTYPES[chosen])
 
 
 def keep_casts(model: nn.Module) -> None:
-    """Have autocast cast frozen weights once, not at every forward (it keeps casts of trained ones); no gradients."""
+    """Let autocast cast frozen weights once instead of at every forward; for forwards without gradients.
+
+    autocast caches the casts of parameters that require gradients only.
+    """
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
 
 
 def widen_norms(model: nn.Module) -> list[nn.Module]:
-    """Hold the fp16 LayerNorms of a model on a CPU in fp32, and return them; their values stay as they are.
+    """Convert the fp16 LayerNorms of a model on a CPU to fp32, and return them; their values do not change.
 
-    The CPU's kernel takes fp16 weights beside fp16 inputs only, and under bf16 autocast its inputs are of others.
+    The CPU's kernel accepts fp16 weights with fp16 inputs only, and bf16 autocast gives it other inputs.
     """
     norms = [norm for norm in model.modules() if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine]
     half = [norm for norm in norms if (norm.weight.dtype, norm.weight.device.type) == (torch.float16, "cpu")]
@@ -65,7 +68,7 @@ def widen_norms(model: nn.Module) -> list[nn.Module]:
 
 
 def set_threads(count: int | None) -> None:
-    """Use that many CPU threads; None leaves torch's choice, one a core. InputError for more than MOST_THREADS."""
+    """Set the number of CPU threads; None keeps torch's default, one a core. InputError above MOST_THREADS."""
     if count is not None and not 1 <= count <= MOST_THREADS:
         raise InputError(f"threads must be 1 to {MOST_THREADS}, got {count}; leave them out for one a core")
     if count is not None:

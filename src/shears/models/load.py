@@ -15,7 +15,6 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -24,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from shears.checkpoints.conversion import CONFIG_ERRORS, LOADING_ERRORS
+from shears.checkpoints.conversion import LOADING_ERRORS, known_config
 from shears.checkpoints.tensor_files import refuse_missing
 from shears.errors import InputError, first_line
 from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
@@ -88,7 +87,7 @@ def _load_package(ref: ModelRef, dtype: torch.dtype | str) -> Any:
     package = ref.package
     if package.index.adapter:
         adapter_config_file(folder)
-    config = package_config(folder)
+    config = known_config(folder)
     with torch.device("meta"):
         kind = type(AutoModelForCausalLM.from_config(config))
     tensors = dict(package.model_tensors())
@@ -108,16 +107,6 @@ def _refuse_more_blocks(folder: Path, names: Collection[str], unexpected: Collec
         raise InputError(
             f"{folder} must have all its blocks in config.json, {beyond[0]} is beyond them; restore that file"
         )
-
-
-def package_config(folder: Path) -> Any:
-    """Return the configuration of a package's model; InputError for one that transformers cannot read."""
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except CONFIG_ERRORS as error:
-        raise InputError(
-            f"{folder} must hold the config.json of a model that transformers knows: {first_line(error)}"
-        ) from None
 
 
 def adapter_config_file(folder: Path) -> Path:

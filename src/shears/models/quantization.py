@@ -1,6 +1,6 @@
-"""The frozen model's linears in 4 or 8 bits while adapters are trained on it, by bitsandbytes.
+"""Quantize the linears of a frozen model to 4 or 8 bits with bitsandbytes while adapters are trained on it.
 
-Zeros stay zeros: both forms have an exact zero, and the nearest value of a weight that is zero is that one.
+Zeros stay zeros: both number formats contain an exact zero, the nearest value of a weight that is zero.
 """
 
 import importlib.util
@@ -19,11 +19,11 @@ Form = Literal["nf4", "int8"]
 PACKAGE = "bitsandbytes"
 REPACKS = "support_avx512bf16_for_cpu"
 BITS = MappingProxyType({"nf4": 4.5, "int8": 8.0})
-"""Bits a weight takes; of nf4 with an fp32 scale for every 64 weights."""
+"""Bits of a weight; nf4 has an fp32 scale for every 64 weights."""
 
 
 def quantization_config(form: Form, compute: torch.dtype) -> BitsAndBytesConfig:
-    """Return how transformers must quantize a model when it loads it; products of nf4 are made in `compute`.
+    """Return transformers' configuration for quantizing a model while loading; nf4 multiplies in `compute`.
 
     InputError where bitsandbytes is not installed.
     """
@@ -52,9 +52,9 @@ def loading_options(ref: ModelRef, quantization: BitsAndBytesConfig, place: torc
 
 
 def keep_as_quantized(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights where they are first used without gradients, on some CPUs.
+    """Stop bitsandbytes from repacking 4-bit weights at their first use without gradients, as it does on some CPUs.
 
-    That rounds their scales to bf16 for good, and a model is tried so before it is trained.
+    Repacking rounds the scales to bf16 for good, and models are run once without gradients before training.
     """
     for module in model.modules():
         if hasattr(module, REPACKS):

@@ -14,7 +14,7 @@ from shears.config.embedded import EMBEDDED
 from shears.errors import InputError, first_line
 from shears.models.fetching import convert_gguf, fetch
 from shears.records.artifacts import KINDS, PACKAGE, find_record, read_record, record_in, weights_fingerprint
-from shears.records.paths import expanded, recorded_name
+from shears.records.paths import expanded
 from shears.records.peft_files import ADAPTER_CONFIG
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -34,8 +34,9 @@ class ModelRef:
 
     @property
     def recorded_name(self) -> str:
-        """What records call the model: a folder by its absolute path, any other model by its name."""
-        return recorded_name(self.name)
+        """The model's name in records: the absolute path of a folder or file, any other name as it is."""
+        path = expanded(self.name)
+        return str(path.resolve()) if path.exists() else self.name
 
     @property
     def is_package(self) -> bool:

@@ -35,12 +35,6 @@ def last_part(path: str) -> str:
     return SEPARATOR.split(path.rstrip("/\\"))[-1]
 
 
-def recorded_name(model: str | Path) -> str:
-    """Return a model's name in records: the absolute path of a folder or file, any other name as it is."""
-    path = expanded(model)
-    return str(path.resolve()) if path.exists() else str(model)
-
-
 def file_fingerprint(*paths: Path) -> str:
     """Return the sha256 of the files' bytes, in the order given."""
     digest = hashlib.sha256()

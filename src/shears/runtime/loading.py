@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from shears.checkpoints.conversion import LOADING_ERRORS
+from shears.checkpoints.conversion import LOADING_ERRORS, known_config
 from shears.config.resolve import build
 from shears.config.serve import RunningConfig
 from shears.errors import InputError, first_line
 from shears.models.devices import set_threads
-from shears.models.load import load_tokenizer, load_with_adapter, package_config
+from shears.models.load import load_tokenizer, load_with_adapter
 from shears.models.ref import AnyModel, ModelRef, resolve
 from shears.runtime.drop_in.backend import DropInBackend
 from shears.runtime.engine.backend import Backend
@@ -91,7 +91,7 @@ def _end_of_package(folder: Path) -> Any:
 
     settings = folder / "generation_config.json"
     if not settings.is_file():
-        return GenerationConfig.from_model_config(package_config(folder)).eos_token_id
+        return GenerationConfig.from_model_config(known_config(folder)).eos_token_id
     try:
         return GenerationConfig.from_pretrained(folder).eos_token_id
     except LOADING_ERRORS as error:

@@ -13,8 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from shears.blockwise.skeleton import Skeleton
-from shears.blockwise.sources import StreamedModel
+from shears.blockwise.sources import Skeleton, StreamedModel
 from shears.blockwise.walk import by_block_or_whole
 from shears.checkpoints.tensor_files import TensorWriter
 from shears.config import SparsifyConfig

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from shears.blockwise.matrices import Matrix, block_matrices
-from shears.blockwise.skeleton import Skeleton
+from shears.blockwise.sources import Skeleton
 from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError

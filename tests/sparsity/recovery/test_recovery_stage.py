@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from shears.blockwise.skeleton import Skeleton
+from shears.blockwise.sources import Skeleton
 from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.errors import InputError
 from shears.inspection import inspect

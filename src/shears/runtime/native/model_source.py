@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from shears.checkpoints.conversion import known_config
 from shears.checkpoints.packed.file import Package
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack, quantize_rows
 from shears.errors import InputError
-from shears.models.load import adapter_config_file, package_config
+from shears.models.load import adapter_config_file
 from shears.records.artifacts import read_json
 from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
@@ -81,7 +82,7 @@ def source_of_package(package: Package) -> ModelSource:
     InputError for a folder without the package's configuration, NotCoveredError for an adapter that is more than
     scaling B A.
     """
-    config = package_config(package.folder)
+    config = known_config(package.folder)
     updates = _package_updates(package)
     tied = package.index.tied
     tensors = {name: _rows(package, tied.get(name, name)) for name in [*package.index.dense, *tied]}

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shears.blockwise.activations import Activations
+from shears.blockwise.capture import InputNorms
 from shears.blockwise.sources import BlockSource
-from shears.blockwise.statistics import InputNorms
 from shears.blockwise.walk import Batches, BlockRun, Context, Walk, walk_blocks
 from shears.config import SparsifyConfig
 from shears.errors import InputError

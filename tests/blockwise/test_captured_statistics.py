@@ -5,9 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from shears.blockwise.capture import Captured
+from shears.blockwise.capture import Captured, InputMoments, InputNorms
 from shears.blockwise.matrices import Matrix, block_matrices
-from shears.blockwise.statistics import InputMoments, InputNorms
 
 
 def matrix(name: str, inputs: int = 4) -> Matrix:
