@@ -91,7 +91,7 @@ def test_the_head_is_not_computed() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
-def test_forwards_end_at_the_last_weight_asked_for(name: str) -> None:
+def test_forwards_stop_after_the_last_measured_weight(name: str) -> None:
     model, seen = tiny_model(name), list[str]()
 
     def visit(run: BlockRun) -> None:

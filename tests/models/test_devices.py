@@ -1,4 +1,4 @@
-"""A model computes where, and in the number format, that was asked for."""
+"""Devices, precisions and threads are those that the user names, or an error says why not."""
 
 import pytest
 import torch
@@ -17,20 +17,20 @@ def test_precision_follows_the_device() -> None:
 
 
 @pytest.mark.parametrize(("capability", "expected"), [({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32")])
-def test_auto_precision_asks_the_processor(
+def test_auto_precision_follows_the_processor(
     capability: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capability)
     assert resolved_precision("auto", "cpu") == expected
 
 
-def test_autocast_does_what_it_says() -> None:
+def test_autocast_computes_in_its_precision() -> None:
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         with autocast(precision, "cpu"):
             assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_a_missing_device_is_refused() -> None:
     assert pick_device("cpu").type == "cpu"
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="device must be one that this machine has, got 'cuda:3'"):
@@ -48,7 +48,7 @@ def test_threads_can_be_set() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_a_card_beyond_those_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("cuda:1") == torch.device("cuda:1")

@@ -1,4 +1,4 @@
-"""Any model is loaded whole, or refused in one line."""
+"""A model is loaded whole, or refused in one line."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from shears.models.load import load_model, load_tokenizer
 from tests.tiny import save_tiny
 
 
-def test_an_unreachable_hub_id_is_one_line() -> None:
+def test_an_unreachable_hub_id_is_an_error_of_one_line() -> None:
     with pytest.raises(InputError, match="reachable hub id, got 'no-such-org/no-such-model'") as caught:
         load_model("no-such-org/no-such-model")
     assert "\n" not in str(caught.value)
@@ -46,7 +46,7 @@ def test_weights_that_are_missing_are_refused_not_random(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "damage", ["torn weights", "torn config", "unknown architecture", "other shapes", "no weights"]
 )
-def test_a_damaged_folder_is_one_line(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_an_error_of_one_line(damage: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
     if damage == "torn weights":
@@ -65,7 +65,7 @@ def test_a_damaged_folder_is_one_line(damage: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_tokenizer_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_an_error_of_one_line(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "m")
     for path in folder.glob("tokenizer*"):
         path.unlink()

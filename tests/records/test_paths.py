@@ -1,4 +1,4 @@
-"""A path of this machine is told from a name that others know, and called by its last part."""
+"""Paths of this machine are told apart from public names, and shortened to their last part."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_paths_lose_their_folders_and_names_stay(name: str, expected: str) -> No
     assert without_folders(name) == expected
 
 
-def test_what_is_there_is_a_path_whatever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_path_is_a_path_whatever_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert without_folders("org/name") == "name"

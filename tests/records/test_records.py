@@ -48,7 +48,7 @@ def artifact(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_record_is_read_where_the_weights_are_what_it_says(artifact: Path) -> None:
+def test_a_record_is_read_where_the_weights_have_its_fingerprint(artifact: Path) -> None:
     assert read_record(artifact, SPARSITY)["config"] == CONFIG
     assert find_record(artifact) == artifact / SPARSITY
 

@@ -21,11 +21,12 @@ from shears.checkpoints.tensor_format import (
     write_layout,
 )
 from shears.errors import InputError
+from shears.records.artifacts import read_object
 
 SINGLE = "model.safetensors"  # transformers reads this file where it exists, else those of INDEX
 INDEX = "model.safetensors.index.json"
 CHUNK = 1 << 24  # bytes copied at once
-SMALLEST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}  # positive numbers
+SMALLEST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}  # the smallest positive numbers
 
 
 def refuse_missing(name: str | Path, absent: Collection[str]) -> None:
@@ -43,12 +44,7 @@ def quantized_by(folder: Path) -> str | None:
     InputError where config.json is no JSON object.
     """
     config = folder / "config.json"
-    try:
-        content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{config} must be a JSON file, got {error}; get the model again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{config} must be a JSON object, got {str(content)[:40]}; get the model again")
+    content = read_object(config) if config.is_file() else {}
     quantization = content.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     return None if method is None else str(method)

@@ -78,14 +78,14 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path} must exist; it does not") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} must be a JSON file, got {error}; make it again") from None
+        raise InputError(f"{path} must be a JSON file, got {error}; make or get it again") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; InputError where the file holds another type."""
     content: Any = read_json(path)
     if not isinstance(content, dict):
-        raise InputError(f"{path} must be a JSON object, got {str(content)[:40]}; make it again")
+        raise InputError(f"{path} must be a JSON object, got {str(content)[:40]}; make or get it again")
     return content
 
 

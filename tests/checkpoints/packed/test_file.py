@@ -1,4 +1,4 @@
-"""A package file comes back as it was written, and is refused where anything in it does not fit."""
+"""A package file is read as it was written, and refused where anything in it is inconsistent."""
 
 import json
 import struct
@@ -103,7 +103,7 @@ def test_a_package_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_every_flipped_byte_is_seen_by_the_fingerprint(tmp_path: Path) -> None:
+def test_every_flipped_byte_changes_the_fingerprint(tmp_path: Path) -> None:
     whole = (write(tmp_path) / PACKAGE_FILE).read_bytes()
     for place in range(0, len(whole), 61):
         changed = bytearray(whole)
@@ -165,7 +165,7 @@ def test_a_header_that_contradicts_itself_is_refused(change: Change, what: str, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_header_written_anew_reads_without_its_fingerprint_only(tmp_path: Path) -> None:
+def test_a_rewritten_header_is_read_only_without_verification(tmp_path: Path) -> None:
     rewrite(write(tmp_path), lambda header, index: None)
     assert same(read_package(tmp_path, verify=False).packed["layers.0.up"], pack(WEIGHT, "bf16"))
     with pytest.raises(InputError, match="fingerprint"):
@@ -187,7 +187,7 @@ def test_a_folder_without_the_file_is_refused(tmp_path: Path) -> None:
         read_package(tmp_path)
 
 
-def test_the_writer_takes_exactly_what_its_index_says(tmp_path: Path) -> None:
+def test_the_writer_takes_exactly_the_tensors_of_its_index(tmp_path: Path) -> None:
     writer = PackageWriter(tmp_path / PACKAGE_FILE, Index(dense={"a": DenseEntry(dtype="fp32", shape=(2,))}))
     with pytest.raises(ValueError, match=r"dense\.a must be"):
         writer.put("dense.a", torch.zeros(3))
@@ -197,7 +197,7 @@ def test_the_writer_takes_exactly_what_its_index_says(tmp_path: Path) -> None:
         writer.finish()
 
 
-def test_names_and_sizes_of_strangers_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_unknown_names_and_wrong_sizes_are_refused_in_one_line(tmp_path: Path) -> None:
     write(tmp_path)
     edits: list[Change] = [
         lambda header, _: header["__metadata__"].update(fingerprint="\ud800"),

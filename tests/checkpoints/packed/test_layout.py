@@ -1,4 +1,4 @@
-"""Packing loses nothing, has the documented bits, and what does not belong together is refused."""
+"""Packing is lossless and has the documented bits; inconsistent parts are refused."""
 
 import dataclasses
 import math
@@ -98,7 +98,7 @@ def test_a_kept_weight_that_rounds_to_zero_stays_kept() -> None:
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
-def test_int8_refuses_what_has_no_steps(odd: float) -> None:
+def test_int8_refuses_nan_and_infinity(odd: float) -> None:
     with pytest.raises(InputError, match="finite"):
         pack(torch.tensor([[1.0, odd]]), "int8")
 
@@ -133,7 +133,7 @@ UNFIT: list[tuple[str, object, float, str]] = [
     ("values", "part", "index", "value", "what"),
     [(values, *case) for values in VALUES for case in UNFIT if case[0] != "scales" or values == "int8"],
 )
-def test_parts_that_do_not_belong_together_are_refused(
+def test_inconsistent_parts_are_refused(
     values: NumberFormat, part: str, index: object, value: float, what: str
 ) -> None:
     matrix = pack(sparse_weight(37, 23, 0.5), values)

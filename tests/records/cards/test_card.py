@@ -59,7 +59,7 @@ def test_the_metadata_holds_the_figure_of_the_artifact_alone() -> None:
     assert "| dense |" in text
 
 
-def test_the_card_of_what_saw_test_questions_says_so() -> None:
+def test_a_card_names_test_questions_seen_in_training() -> None:
     details = {"accuracy_strict": 0.4, "accuracy_strict_low": 0.3, "accuracy_strict_high": 0.5, "seen_in_training": 3.0,
                "accuracy_unseen": 0.25}  # fmt: skip
     text = card("sub_adapter.json", RECORDS["sub_adapter.json"], [*FIGURES, {**FIGURES[0], "details": details}])
@@ -108,7 +108,7 @@ def test_a_recovery_says_what_it_gives_back_and_loads_in_peft() -> None:
     assert "## Zeros" not in text
 
 
-def test_the_embedded_model_is_named_as_the_rounded_copy_that_it_is() -> None:
+def test_the_embedded_model_is_named_as_a_quantized_copy() -> None:
     text = card("sparsity.json", {**RECORDS["sparsity.json"], "model": "smollm2-135m"})
     data = checked(text).data
     assert (data.base_model, data.base_model_relation) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "quantized")
@@ -135,12 +135,12 @@ def test_a_relative_folder_is_not_named() -> None:
     assert "secret" not in card("sub_adapter.json", record)
 
 
-def test_what_was_lost_is_said() -> None:
+def test_a_card_names_lost_zeros() -> None:
     assert "0.0% zeros, 50.0% before the adapter was merged" in card("merged.json", RECORDS["merged.json"])
     assert "| packed | 156.0 MB |" in card("package.json", RECORDS["package.json"])
 
 
-def test_a_package_tells_of_another_tools_adapter() -> None:
+def test_a_package_names_another_tools_adapter() -> None:
     record = {**COMMON, "base": "smollm2-135m", "bytes": {"model": 2, "model_dense": 3, "adapter": 0}}
     assert "adapter, packed" not in card("package.json", record)
     assert hub_base("package.json", record)["base_model_relation"] == "quantized"
