@@ -77,9 +77,7 @@ def test_an_output_that_is_a_link_means_where_it_points(is_there: bool, tmp_path
         finish(tmp_path / "out")
 
 
-def test_the_error_for_the_current_folder_says_to_name_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_error_for_the_current_folder_says_to_name_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "mine").touch()
     monkeypatch.chdir(tmp_path / "here")

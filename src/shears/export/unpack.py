@@ -17,7 +17,7 @@ from shears.checkpoints.packed.layout import FORMAT_DTYPES
 from shears.checkpoints.tensor_files import INDEX, SINGLE
 from shears.checkpoints.tensor_format import StoredTensor, as_bytes, write_at, write_layout
 from shears.export.package import OF_MERGED
-from shears.models.load import adapter_config_file, save_tokenizer
+from shears.models.load import save_tokenizer
 from shears.records.artifacts import (
     PACKAGE,
     SUB_ADAPTER,
@@ -56,7 +56,7 @@ def unpack(package: str | Path, output: str | Path) -> Path:
         _write_model(opened, folder, work / "model")
         _write_record(work / "model", record, has_adapter=bool(opened.index.adapter))
         if opened.index.adapter:
-            _write_adapter(opened, folder, work, record)
+            _write_adapter(opened, work, record)
     logger.info("unpacked %s into %s", folder, output)
     return output
 
@@ -123,12 +123,12 @@ def _split(specs: Specs, size: int) -> list[list[str]]:
     return shards
 
 
-def _write_adapter(package: Package, folder: Path, work: Path, record: Mapping[str, Any]) -> None:
+def _write_adapter(package: Package, work: Path, record: Mapping[str, Any]) -> None:
     """Write the PEFT adapter, with the record of a sub-adapter where the package was made of ours."""
     adapter = work / "adapter"
     adapter.mkdir()
     save_file(package.adapter(), adapter / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    shutil.copyfile(adapter_config_file(folder), adapter / ADAPTER_CONFIG)
+    shutil.copyfile(package.adapter_config_file(), adapter / ADAPTER_CONFIG)
     if "ranks" in record:
         kept = {key: record[key] for key in OF_ADAPTER if key in record}
         prints = {"base_fingerprint": weights_fingerprint(work / "model"), "fingerprint": weights_fingerprint(adapter)}

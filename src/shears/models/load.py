@@ -86,7 +86,7 @@ def _load_package(ref: ModelRef, dtype: torch.dtype | str) -> Any:
     folder = ref.folder
     package = ref.package
     if package.index.adapter:
-        adapter_config_file(folder)
+        package.adapter_config_file()  # raises where it is missing
     config = known_config(folder)
     with torch.device("meta"):
         kind = type(AutoModelForCausalLM.from_config(config))
@@ -107,16 +107,6 @@ def _refuse_more_blocks(folder: Path, names: Collection[str], unexpected: Collec
         raise InputError(
             f"{folder} must have all its blocks in config.json, {beyond[0]} is beyond them; restore that file"
         )
-
-
-def adapter_config_file(folder: Path) -> Path:
-    """Return the configuration file of a package's adapter; InputError where it is missing."""
-    path = folder / ADAPTER_CONFIG
-    if not path.is_file():
-        raise InputError(
-            f"a package with an adapter must hold {path.name}, {folder} does not; export the package again"
-        )
-    return path
 
 
 def load_tokenizer(model: AnyModel) -> PreTrainedTokenizerBase:

@@ -8,8 +8,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from shears.records.cards.card import HubLocation, card, published, write_card
-from shears.records.cards.origin import hub_base, title
+from shears.records.cards.card import HubLocation, card, hub_base, published, title, write_card
 from shears.records.cards.tables import table
 
 LINEARS = {"model.layers.0.self_attn.q_proj": {"shape": [4, 8], "zeros": 16, "sparsity": 0.5},

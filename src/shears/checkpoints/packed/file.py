@@ -27,6 +27,7 @@ from shears.checkpoints.packed.index import (
 from shears.checkpoints.packed.layout import PackedMatrix, check_matrix, dense, dequantize_rows
 from shears.checkpoints.tensor_format import StoredTensor, as_bytes, opened, read_header, write_at, write_layout
 from shears.errors import InputError
+from shears.records.peft_files import ADAPTER_CONFIG
 
 PACKAGE_FILE = "package.safetensors"
 NO_FINGERPRINT = "0" * 64
@@ -48,6 +49,15 @@ class Package:
     def folder(self) -> Path:
         """The folder of the package, which holds the model's configuration and tokenizer beside the file."""
         return self.path.parent
+
+    def adapter_config_file(self) -> Path:
+        """Return the configuration file of the package's adapter; InputError where it is missing."""
+        path = self.folder / ADAPTER_CONFIG
+        if not path.is_file():
+            raise InputError(
+                f"a package with an adapter must hold {path.name}, {self.folder} does not; export the package again"
+            )
+        return path
 
     def dense(self, name: str) -> Tensor:
         """Return a dense tensor of the model by its name, dequantized; of a tied name, the tensor it is tied to."""

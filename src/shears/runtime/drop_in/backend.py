@@ -7,7 +7,7 @@ from torch import Tensor
 from shears.checkpoints.packed.file import Package
 from shears.checkpoints.packed.layout import PackedMatrix
 from shears.models.devices import set_threads
-from shears.models.load import adapter_config_file, load_with_adapter
+from shears.models.load import load_with_adapter
 from shears.models.ref import AnyModel, resolve
 from shears.records.artifacts import read_object
 from shears.records.peft_files import linear_of
@@ -54,7 +54,7 @@ def unmoved(package: Package) -> Mapping[str, PackedMatrix]:
 
     An adapter whose start was taken out of the base (pissa, olora, ...) takes it out again when it is loaded.
     """
-    settings = read_object(adapter_config_file(package.folder)) if package.index.adapter else {}
+    settings = read_object(package.adapter_config_file()) if package.index.adapter else {}
     start = settings.get("init_lora_weights")
     if not start or start in NEUTRAL["init_lora_weights"]:
         return package.packed

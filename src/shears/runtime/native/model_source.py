@@ -18,7 +18,6 @@ from shears.checkpoints.conversion import known_config
 from shears.checkpoints.packed.file import Package
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack, quantize_rows
 from shears.errors import InputError
-from shears.models.load import adapter_config_file
 from shears.records.artifacts import read_json
 from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
@@ -100,7 +99,7 @@ def _package_updates(package: Package) -> dict[str, Update]:
     tensors = package.adapter()
     if not tensors:
         return {}
-    settings = _adapter_settings(adapter_config_file(package.folder))
+    settings = _adapter_settings(package.adapter_config_file())
     if unusual := [key for key, value in settings.items() if value and not _is_plain(key, value)]:
         raise NotCoveredError(f"the native decoder covers plain LoRA, this adapter has {unusual[0]}; merge it first")
     names = [name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)]
