@@ -8,6 +8,18 @@ from typing import Any
 import yaml
 
 from shears.adapt.train import train
+from shears.config import EvaluateConfig, Recipe
+from shears.data.fingerprints import source_fingerprint
+from shears.data.rows import source_fingerprint
+from shears.errors import InputError
+from shears.evaluation.contamination import check_apart
+from shears.evaluation.journal import journal_path
+from shears.evaluation.run import evaluate, measured, parts_of, template_of
+from shears.export.choice import ranks_file
+from shears.export.peft import export_adapter
+from shears.inspection import inspect
+from shears.models.devices import set_threads
+from shears.models.ref import ModelRef, resolve
 from shears.records.artifacts import (
     EVALUATION,
     MERGED,
@@ -26,23 +38,12 @@ from shears.records.artifacts import (
     write_text,
 )
 from shears.records.cards.card import write_card
-from shears.data.rows import source_fingerprint
-from shears.errors import InputError
-from shears.evaluation.contamination import check_apart
-from shears.evaluation.journal import journal_path
-from shears.evaluation.run import evaluate, measured, parts_of, template_of
-from shears.export.choice import ranks_file
-from shears.export.peft import export_adapter
 from shears.records.folders import partial_folder, run_lock
-from shears.inspection import inspect
-from shears.models.ref import ModelRef, resolve
-from shears.models.devices import set_threads
 from shears.records.paths import expanded, file_fingerprint
-from shears.config import EvaluateConfig, Recipe
+from shears.records.timing import timed
+from shears.runs.stages import Stage
 from shears.searching.stage import search
 from shears.sparsity.stage import sparsify
-from shears.runs.stages import Stage
-from shears.records.timing import timed
 
 logger = logging.getLogger(__name__)
 

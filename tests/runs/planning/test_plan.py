@@ -8,13 +8,13 @@ import pytest
 
 import shears
 from shears.cli import main
-from shears.errors import InputError
+from shears.config import Recipe
 from shears.config.embedded import EMBEDDED
+from shears.config.resolve import load_recipe
+from shears.errors import InputError
 from shears.runs.planning.needs import packed_bytes
 from shears.runs.planning.plan import plan
 from shears.runs.planning.shapes import PUBLISHED, shape_of
-from shears.config import Recipe
-from shears.config.resolve import load_recipe
 from tests.end_to_end.recipe import write_recipe
 from tests.tiny import tiny_model
 
