@@ -1,6 +1,7 @@
 """A model under any name, resolved once: a folder, a .gguf file, a hub id, or the name of an embedded model."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ FOREIGN_FILES = ["consolidated*", "original/*", "onnx/*"]  # second copies of th
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model in a local folder, and the name that it was given by. What is read of its files is read once.
+    """A model in a local folder, and its name as the user gave it. Files are read at first use, and only once.
 
     A stage makes one with `resolve` where it takes a model's name, and passes it on whole.
     """
@@ -49,7 +50,7 @@ class ModelRef:
         return weights_fingerprint(self.folder)
 
     @cached_property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Mapping[str, Any]:
         """The record that shears wrote into the folder, its weights not verified; empty where there is none."""
         path = find_record(self.folder)
         return record_in(path) if path is not None and path.name in KINDS else {}
@@ -58,7 +59,7 @@ class ModelRef:
     def package(self) -> Package:
         """The package in the folder, mapped, its bytes verified; InputError where it is not whole.
 
-        The fingerprint in package.json vouches for the bytes, where it has none that of the file itself.
+        The bytes are compared with the fingerprint in package.json or, where the record has none, with the file's own.
         """
         record = read_record(self.folder, PACKAGE, fingerprint=self.fingerprint)
         return read_package(self.folder, verify="fingerprint" not in record)
@@ -72,7 +73,7 @@ class ModelRef:
 
 
 AnyModel = ModelRef | str | Path
-"""What functions take that people call with a model's name, and stages with a model that is resolved."""
+"""A model's name or a resolved model: public functions take both."""
 
 
 def resolve(model: AnyModel) -> ModelRef:
