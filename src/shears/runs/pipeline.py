@@ -9,7 +9,6 @@ import yaml
 
 from shears.adapt.train import train
 from shears.config import EvaluateConfig, Recipe
-from shears.data.fingerprints import source_fingerprint
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart

@@ -173,7 +173,7 @@ def with_config(folder: Path, **changes: object) -> Recipe:
 @pytest.mark.parametrize("changes", [{"model_type": "nosuch"}, {"hidden_size": "x"}, {"num_attention_heads": 0}])
 def test_a_folder_that_transformers_does_not_know_is_one_line(changes: dict[str, object], tmp_path: Path) -> None:
     recipe = with_config(tmp_path, **changes)
-    with pytest.raises(InputError, match="base must .*(be a causal language model|a model that transformers knows)") as caught:
+    with pytest.raises(InputError, match="base must .*(language model|transformers knows)") as caught:
         plan(recipe, tmp_path / "run")
     assert "\n" not in str(caught.value)
 
@@ -182,7 +182,7 @@ def test_a_torn_config_is_one_line(tmp_path: Path) -> None:
     recipe = with_config(tmp_path)
     path = tmp_path / "base" / "config.json"
     path.write_text(path.read_text()[:40])
-    with pytest.raises(InputError, match="base must hold the config.json of a model that transformers knows: .*not a valid JSON"):
+    with pytest.raises(InputError, match="base must hold the config.json of a model .*knows: .*not a valid JSON"):
         plan(recipe, tmp_path / "run")
 
 
