@@ -26,7 +26,7 @@ from benchmarks.report import environment, log_to_stderr
 from shears.checkpoints.packed.file import read_package
 from shears.models.load import load_model, load_with_adapter
 from shears.records.artifacts import PACKAGE, read_json
-from shears.runtime.drop_in.convert import sparsify_linears
+from shears.runtime.drop_in.swap import sparsify_linears
 
 PROMPT, NEW, RANK = 16, 64, 24
 Clock = Callable[[], float]

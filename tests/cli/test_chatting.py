@@ -16,7 +16,7 @@ from shears.cli import main
 from shears.cli.chatting import _turns
 from shears.runtime import load
 from tests.processes import DEADLINE, Process, until
-from tests.runtime.engine.backends import TOKENIZER, always
+from tests.runtime.generation.backends import TOKENIZER, always
 from tests.tiny import save_tiny, tiny_tokenizer
 
 SHORT = ["--max-new-tokens", "5", "--temperature", "0"]

@@ -12,9 +12,9 @@ from shears.cli import main
 from shears.config import BenchConfig
 from shears.errors import InputError
 from shears.runtime.contestants import TRANSFORMERS, TUNED, Contestant, values_of
-from shears.runtime.engine.transformers_backend import TransformersBackend
+from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.speed import Round, Spread, _figures, _measured, _ratios, bench
-from tests.runtime.engine.backends import lively
+from tests.runtime.generation.backends import lively
 from tests.runtime.native.decoders import covered, extension_is_missing
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 

@@ -10,8 +10,8 @@ import httpx2
 from openai import OpenAI
 
 from shears.config import ServeConfig
-from shears.runtime.engine.engine import Engine
-from shears.runtime.engine.worker import Worker
+from shears.runtime.generation.engine import Engine
+from shears.runtime.generation.worker import Worker
 from shears.serving.server import bound, make_server
 from tests.processes import until
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 pytest.importorskip("fastapi")
 
 from shears.serving.requests import NOTHING, PASSED_OVER, ChatRequest, CompletionRequest
-from tests.runtime.engine.backends import engine_of, lively
+from tests.runtime.generation.backends import engine_of, lively
 from tests.serving.servers import NAME, Running, running
 
 NUMBERS = st.integers() | st.floats() | st.integers(-3, 300)

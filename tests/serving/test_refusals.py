@@ -12,10 +12,10 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from shears.runtime.engine.engine import Engine
+from shears.runtime.generation.engine import Engine
 from shears.serving.errors import RequestError
 from shears.serving.requests import CompletionRequest, parse
-from tests.runtime.engine.backends import TOKENIZER, always, engine_of
+from tests.runtime.generation.backends import TOKENIZER, always, engine_of
 from tests.serving.servers import NAME, Running, running
 
 LONG = 4096  # tokens; seconds of work

@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from shears.runtime.engine.engine import Engine
-from tests.runtime.engine.backends import END, TOKENIZER, always, engine_of, lively
+from shears.runtime.generation.engine import Engine
+from tests.runtime.generation.backends import END, TOKENIZER, always, engine_of, lively
 from tests.runtime.native.decoders import backend, covered, extension_is_missing
 from tests.serving.servers import NAME, Running, running
 

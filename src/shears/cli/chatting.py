@@ -19,7 +19,7 @@ from shears.config.serve import RunningConfig
 from shears.errors import InputError
 
 if TYPE_CHECKING:
-    from shears.runtime.engine.conversation import Conversation
+    from shears.runtime.generation.conversation import Conversation
 
 WELCOME = "Ctrl-C stops an answer, Ctrl-D leaves, /reset begins anew, /help says more"
 HELP = """Ctrl-C  stops an answer, which stays in the conversation as far as it came
@@ -43,8 +43,8 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     shears chat package --temperature 0 < questions.txt
     """
     from shears.config.resolve import build
-    from shears.runtime.engine.conversation import Conversation
-    from shears.runtime.engine.worker import Worker
+    from shears.runtime.generation.conversation import Conversation
+    from shears.runtime.generation.worker import Worker
     from shears.runtime.loading import load
 
     wanted = build(ChatConfig, "chat", values)

@@ -1,33 +1,45 @@
-"""Running a model: backends that compute logits, an engine that turns them into text, a server."""
+"""Running a model.
+
+`native` and `drop_in` compute logits from packed weights, `generation` turns the logits of any backend into text,
+`loading` opens a model by its name, `speed` measures one.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shears.runtime.drop_in.backend import DropInBackend
-    from shears.runtime.drop_in.convert import densify_linears, sparsify_linears
-    from shears.runtime.engine.backend import Backend
-    from shears.runtime.engine.engine import Engine
-    from shears.runtime.engine.worker import Worker
+    from shears.runtime.drop_in.swap import densify_linears, sparsify_linears
+    from shears.runtime.generation.backend import Backend
+    from shears.runtime.generation.engine import Engine
+    from shears.runtime.generation.worker import Worker
     from shears.runtime.loading import load
-    from shears.runtime.native.available import kernels_available
+    from shears.runtime.native import kernels_available
 
-_HOMES = {
-    "Backend": "engine.backend",
+_MODULES = {
+    "Backend": "generation.backend",
     "DropInBackend": "drop_in.backend",
-    "Engine": "engine.engine",
-    "Worker": "engine.worker",
-    "densify_linears": "drop_in.convert",
-    "kernels_available": "native.available",
+    "Engine": "generation.engine",
+    "Worker": "generation.worker",
+    "densify_linears": "drop_in.swap",
+    "kernels_available": "native",
     "load": "loading",
-    "sparsify_linears": "drop_in.convert",
+    "sparsify_linears": "drop_in.swap",
 }
-__all__ = ["Backend", "DropInBackend", "Engine", "Worker", "densify_linears", "kernels_available", "load",
-           "sparsify_linears"]  # fmt: skip
+__all__ = [
+    "Backend",
+    "DropInBackend",
+    "Engine",
+    "Worker",
+    "densify_linears",
+    "kernels_available",
+    "load",
+    "sparsify_linears",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that one part of the runtime does not import the others."""
-    if name not in _HOMES:
+    """Import a public name on first use, so that one part of the runtime does not import the others."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'shears.runtime' has no attribute {name!r}")
-    return getattr(import_module(f"shears.runtime.{_HOMES[name]}"), name)
+    return getattr(import_module(f"shears.runtime.{_MODULES[name]}"), name)

@@ -16,11 +16,11 @@ from shears.checkpoints.packed.layout import NumberFormat
 from shears.config.serve import BackendConfig, RunningConfig
 from shears.models.load import load_model
 from shears.models.ref import ModelRef
-from shears.runtime.engine.backend import Backend
-from shears.runtime.engine.transformers_backend import TransformersBackend
+from shears.runtime.generation.backend import Backend
+from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.loading import package_backend
+from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError, plan_of
-from shears.runtime.native.available import kernels_available
 
 TRANSFORMERS, TUNED = "dense, transformers", "dense, transformers, oneDNN off"
 

@@ -15,11 +15,11 @@ from shears.models.devices import set_threads
 from shears.models.load import load_tokenizer, load_with_adapter
 from shears.models.ref import AnyModel, ModelRef, resolve
 from shears.runtime.drop_in.backend import DropInBackend
-from shears.runtime.engine.backend import Backend
-from shears.runtime.engine.engine import Engine
-from shears.runtime.engine.transformers_backend import TransformersBackend
+from shears.runtime.generation.backend import Backend
+from shears.runtime.generation.engine import Engine
+from shears.runtime.generation.transformers_backend import TransformersBackend
+from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError
-from shears.runtime.native.available import kernels_available
 
 logger = logging.getLogger(__name__)
 

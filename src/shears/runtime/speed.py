@@ -17,7 +17,7 @@ from shears.models.ref import AnyModel, resolve
 from shears.progress import meter
 from shears.records.timing import processor
 from shears.runtime.contestants import Contestant, contestants
-from shears.runtime.engine.backend import Backend
+from shears.runtime.generation.backend import Backend
 
 SHORT = 64  # tokens of the prompt that is continued
 PAUSE = 0.01  # s; threads of one contestant go to sleep before the next begins

@@ -15,14 +15,14 @@ from starlette.exceptions import HTTPException
 
 from shears.config import ServeConfig
 from shears.errors import InputError
-from shears.runtime.engine.answer import Generation
-from shears.runtime.engine.engine import Prompt
-from shears.runtime.engine.worker import Worker
+from shears.runtime.generation.answer import Generation
+from shears.runtime.generation.engine import Prompt
+from shears.runtime.generation.worker import Worker
+from shears.serving.answers import Texts, answers_of
 from shears.serving.bodies import read_object
 from shears.serving.errors import RequestError
 from shears.serving.requests import ChatRequest, CompletionRequest, TextRequest, parse
 from shears.serving.responses import DONE, Frame, event, model_card
-from shears.serving.texts import Texts, answers_of
 
 logger = logging.getLogger(__name__)
 

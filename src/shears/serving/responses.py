@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shears.runtime.engine.answer import Finish, Generation
+from shears.runtime.generation.answer import Finish, Generation
 
 DONE = b"data: [DONE]\n\n"
 

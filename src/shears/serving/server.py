@@ -14,7 +14,7 @@ from shears.config import ServeConfig
 from shears.config.resolve import build
 from shears.config.serve import RunningConfig
 from shears.errors import InputError
-from shears.runtime.engine.worker import Worker
+from shears.runtime.generation.worker import Worker
 from shears.runtime.loading import load
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from torch import nn
 from shears.checkpoints.packed.layout import NumberFormat, dense, pack
 from shears.models.sparse_adapter import make_sparse
 from shears.runtime import kernels_available
-from shears.runtime.drop_in import linear as runtime_linear
-from shears.runtime.drop_in.convert import densify_linears, sparsify_linears
-from shears.runtime.drop_in.linear import DenseLinear, PackedLinear
+from shears.runtime.drop_in import linears
+from shears.runtime.drop_in.linears import DenseLinear, PackedLinear
+from shears.runtime.drop_in.swap import densify_linears, sparsify_linears
 from tests.checkpoints.packed.test_layout import bits, sparse_weight
 from tests.export.made import IDS, half_sparse, logits
 from tests.runtime.drop_in.dropped_in import near, sparse_model
@@ -165,7 +165,7 @@ def test_the_head_is_multiplied_by_the_kernels_and_stays_tied() -> None:
 
 COMPILED = """
 import torch
-from shears.runtime.drop_in.convert import sparsify_linears
+from shears.runtime.drop_in.swap import sparsify_linears
 model = torch.nn.Sequential(torch.nn.Linear(24, 37))
 model[0].weight.data[:, ::2] = 0.0
 sparsify_linears(model)
@@ -184,8 +184,8 @@ def test_torch_compile_sees_one_operation() -> None:
 
 
 def test_without_kernels_it_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(runtime_linear, "kernels_available", lambda: False)
-    runtime_linear.say_without_kernels.cache_clear()
+    monkeypatch.setattr(linears, "kernels_available", lambda: False)
+    linears.say_without_kernels.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             sparsify_linears(sparse_model())
@@ -194,7 +194,7 @@ def test_without_kernels_it_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog
 
 WIDTHS = """
 import torch
-from shears.runtime.drop_in.convert import sparsify_linears
+from shears.runtime.drop_in.swap import sparsify_linears
 linear = torch.nn.Linear(32, 64)
 linear.weight.data *= torch.rand(64, 32) < 0.4
 model = torch.nn.Sequential(linear)

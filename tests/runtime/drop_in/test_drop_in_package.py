@@ -13,11 +13,11 @@ from shears.checkpoints.packed.layout import pack
 from shears.errors import InputError
 from shears.export.peft import export_adapter
 from shears.models.load import load_model, load_with_adapter
-from shears.runtime.drop_in import convert as drop_in
+from shears.runtime.drop_in import swap
 from shears.runtime.drop_in.backend import DropInBackend
-from shears.runtime.drop_in.convert import Ready, sparsify_linears
-from shears.runtime.drop_in.linear import PackedLinear
-from shears.runtime.engine.backend import Backend
+from shears.runtime.drop_in.linears import PackedLinear
+from shears.runtime.drop_in.swap import Ready, sparsify_linears
+from shears.runtime.generation.backend import Backend
 from tests.checkpoints.packed.test_layout import sparse_weight
 from tests.export.made import IDS, activated, half_sparse, super_adapter
 from tests.runtime.drop_in.dropped_in import sparse_model
@@ -47,8 +47,8 @@ def test_weights_of_a_package_are_used_as_they_are(path: str) -> None:
     packed = model[0]
     assert isinstance(packed, PackedLinear)
     assert torch.equal(packed.matrix.masks, other.masks)
-    assert drop_in._named({"q": other}, "model.q") is other
-    assert drop_in._named({"q": other}, "model.qq") is None
+    assert swap._named({"q": other}, "model.q") is other
+    assert swap._named({"q": other}, "model.qq") is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 from shears.errors import InputError
 from shears.records.artifacts import read_json
-from shears.runtime.native.available import kernels_available
+from shears.runtime.native import kernels_available
 from shears.searching.measure import latency
 from shears.searching.measure.latency import LatencyEvaluator
 from shears.searching.stage import search

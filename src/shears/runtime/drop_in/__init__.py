@@ -1,0 +1,1 @@
+"""Packed linears inside a model of transformers."""

@@ -11,10 +11,10 @@ from shears.models.load import load_with_adapter
 from shears.models.ref import AnyModel, resolve
 from shears.records.artifacts import read_object
 from shears.records.peft_files import linear_of
-from shears.runtime.drop_in.convert import Ready, sparsify_linears
-from shears.runtime.drop_in.linear import KernelLinear, PackedLinear
-from shears.runtime.engine.transformers_backend import TransformersBackend
-from shears.runtime.native.available import kernels_available
+from shears.runtime.drop_in.linears import KernelLinear, PackedLinear
+from shears.runtime.drop_in.swap import Ready, sparsify_linears
+from shears.runtime.generation.transformers_backend import TransformersBackend
+from shears.runtime.native import kernels_available
 from shears.runtime.native.model_source import NEUTRAL
 
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # names of heads in files

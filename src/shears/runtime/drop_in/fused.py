@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shears.checkpoints.packed.layout import PackedMatrix
 from shears.errors import InputError
-from shears.runtime.drop_in.linear import Kernel, LowRank, PackedLinear
+from shears.runtime.drop_in.linears import Kernel, LowRank, PackedLinear
 
 
 class FusedLinear(PackedLinear):

@@ -15,7 +15,7 @@ from shears.adapt.space import RankConfig
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
 from shears.models.sparse_adapter import is_sparse
-from shears.runtime.native.available import kernels_available
+from shears.runtime.native import kernels_available
 from shears.runtime.native.model_source import ModelSource, Update, source_of_model
 from shears.searching.strategies.base import LATENCY, Evaluated, Figures
 

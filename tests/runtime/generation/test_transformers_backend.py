@@ -9,9 +9,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
-from shears.runtime.engine.backend import Backend
-from shears.runtime.engine.transformers_backend import TransformersBackend
-from tests.runtime.engine.backends import lively
+from shears.runtime.generation.backend import Backend
+from shears.runtime.generation.transformers_backend import TransformersBackend
+from tests.runtime.generation.backends import lively
 from tests.tiny import LONGEST, VOCABULARY, tiny_model
 
 NAMES = ["llama", "mistral", "gemma2", "gpt2", "opt", "bloom", "mixtral", "mamba", "lfm2", "qwen3_5_text", "falcon_h1",

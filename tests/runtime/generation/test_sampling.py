@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from shears.errors import InputError
-from shears.runtime.engine.sampling import Sampler, Sampling, draw, in_nucleus, penalised, pick, top_k_floor
+from shears.runtime.generation.sampling import Sampler, Sampling, draw, in_nucleus, penalised, pick, top_k_floor
 
 GREEDY = Sampling(0.0, 0, 1.0, 1.0)
 

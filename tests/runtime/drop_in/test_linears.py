@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from shears.checkpoints.packed.layout import NumberFormat, dense, pack
 from shears.runtime import kernels_available
-from shears.runtime.drop_in.linear import Kernel, PackedLinear
+from shears.runtime.drop_in.linears import Kernel, PackedLinear
 
 ISAS = ["torch"]
 if kernels_available():

@@ -17,7 +17,7 @@ from shears.errors import InputError
 from shears.models.blocks import weight_oi
 from shears.models.sparse_adapter import SparseLinear
 from shears.runtime.drop_in.fused import FusedLinear
-from shears.runtime.drop_in.linear import (
+from shears.runtime.drop_in.linears import (
     DenseLinear,
     Kernel,
     KernelLinear,

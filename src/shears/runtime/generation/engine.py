@@ -4,7 +4,7 @@
     print(engine.generate("The capital of France is", max_new_tokens=8).text)
     for piece in engine.stream("Once upon a time", temperature=0.7, seed=1): ...
 
-One thread uses an engine at a time; shears.runtime.engine.worker lets several share one.
+One thread uses an engine at a time; shears.runtime.generation.worker lets several share one.
 """
 
 import re
@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from shears.config import SamplingConfig
 from shears.config.resolve import build
 from shears.errors import InputError, first_line
-from shears.runtime.engine.answer import Answer, Generation, Voice
-from shears.runtime.engine.backend import Backend
-from shears.runtime.engine.batch import Batch
+from shears.runtime.generation.answer import Answer, Generation, Voice
+from shears.runtime.generation.backend import Backend
+from shears.runtime.generation.batch import Batch
 
 # a template is a program: it raises what Python does
 TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)

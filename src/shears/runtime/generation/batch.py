@@ -4,8 +4,8 @@ import logging
 from collections import deque
 
 from shears.errors import InputError
-from shears.runtime.engine.answer import Answer
-from shears.runtime.engine.backend import Backend
+from shears.runtime.generation.answer import Answer
+from shears.runtime.generation.backend import Backend
 
 logger = logging.getLogger(__name__)
 PREFILL_CHUNK = 512  # tokens of a prompt that are read before the other texts get their next token

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from shears.errors import InputError
-from shears.runtime.engine.answer import Answer, Generation
-from shears.runtime.engine.batch import TooLongError
-from shears.runtime.engine.engine import Prompt
-from shears.runtime.engine.worker import BusyError, ClosedError, Worker
+from shears.runtime.generation.answer import Answer, Generation
+from shears.runtime.generation.batch import TooLongError
+from shears.runtime.generation.engine import Prompt
+from shears.runtime.generation.worker import BusyError, ClosedError, Worker
 from shears.serving.errors import RequestError
 
 News = tuple[int, str, bool]  # which text, its new piece, whether that was the last

@@ -22,7 +22,7 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from shears.checkpoints.packed.layout import PackedMatrix, dense
-from shears.runtime.native.available import kernels_available
+from shears.runtime.native import kernels_available
 
 logger = logging.getLogger(__name__)
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from shears.errors import InputError
-from shears.runtime.engine.worker import BusyError, ClosedError, Worker
+from shears.runtime.generation.worker import BusyError, ClosedError, Worker
 from tests.processes import until
-from tests.runtime.engine.backends import TOKENIZER, always, engine_of, lively
+from tests.runtime.generation.backends import TOKENIZER, always, engine_of, lively
 
 LETTER = TOKENIZER("z")["input_ids"][0]
 PROMPTS = ["a", "Question: how many?", "xy" * 20, "the same length!!", "and another one..", "b", "c", "d"]

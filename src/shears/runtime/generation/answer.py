@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from shears.config import SamplingConfig
-from shears.runtime.engine.sampling import Sampler, Sampling
-from shears.runtime.engine.text import Decode, Detokenizer, StopFilter
+from shears.runtime.generation.sampling import Sampler, Sampling
+from shears.runtime.generation.streaming_text import Decode, Detokenizer, StopFilter
 
 Finish = Literal["stop", "length"]
 

@@ -6,9 +6,9 @@ import pytest
 
 from shears.config import SamplingConfig
 from shears.errors import InputError
-from shears.runtime.engine.conversation import Conversation
-from shears.runtime.engine.worker import Worker
-from tests.runtime.engine.backends import TOKENIZER, always, engine_of, lively
+from shears.runtime.generation.conversation import Conversation
+from shears.runtime.generation.worker import Worker
+from tests.runtime.generation.backends import TOKENIZER, always, engine_of, lively
 from tests.tiny import LONGEST
 
 LETTER = TOKENIZER("z")["input_ids"][0]

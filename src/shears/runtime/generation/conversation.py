@@ -3,8 +3,8 @@
 from collections.abc import Generator
 
 from shears.config import SamplingConfig
-from shears.runtime.engine.answer import Answer
-from shears.runtime.engine.worker import Worker
+from shears.runtime.generation.answer import Answer
+from shears.runtime.generation.worker import Worker
 
 Turn = dict[str, str]
 

@@ -9,9 +9,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
-from shears.runtime.engine.batch import PREFILL_CHUNK
-from shears.runtime.engine.engine import Engine
-from tests.runtime.engine.backends import END, TOKENIZER, always, engine_of, lively
+from shears.runtime.generation.batch import PREFILL_CHUNK
+from shears.runtime.generation.engine import Engine
+from tests.runtime.generation.backends import END, TOKENIZER, always, engine_of, lively
 from tests.tiny import LONGEST, tiny_model
 
 PROMPTS = ["a", "Question: how many apples?\nAnswer:", "xy" * 20, "the same length!!", "and another one.."]

@@ -14,8 +14,8 @@ from typing import Any
 
 from shears.config.serve import MAX_WAITING
 from shears.errors import InputError
-from shears.runtime.engine.answer import Answer
-from shears.runtime.engine.engine import Engine, Prompt
+from shears.runtime.generation.answer import Answer
+from shears.runtime.generation.engine import Engine, Prompt
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shears.runtime.engine.backend import Backend
+from shears.runtime.generation.backend import Backend
 from tests.runtime.native.decoders import MODELS, backend, covered, expected, extension_is_missing, text, with_lora
 
 if extension_is_missing():

@@ -1,0 +1,1 @@
+"""Generating text: a backend computes logits, an engine turns them into text, a worker shares the engine."""
