@@ -12,7 +12,7 @@ from openai import OpenAI
 from shears.config import ServeConfig
 from shears.runtime.generation.engine import Engine
 from shears.runtime.generation.worker import Worker
-from shears.serving.server import bound, make_server
+from shears.serving.server import bind, make_server
 from tests.processes import until
 
 NAME = "tiny"
@@ -47,7 +47,7 @@ class Running:
 def running(engine: Engine, **config: Any) -> Iterator[Running]:
     """Run a server over an engine; keywords are those of ServeConfig."""
     wanted = ServeConfig(port=0, **config)
-    listener = bound(wanted.host, wanted.port)
+    listener = bind(wanted.host, wanted.port)
     with Worker(engine, wanted.max_waiting) as worker:
         server = make_server(worker, NAME, wanted, listener)
         thread = threading.Thread(target=server.run, args=([listener],))

@@ -15,25 +15,25 @@ pytest.importorskip("fastapi")
 
 from shears.errors import InputError
 from shears.serving import server as serving_server
-from shears.serving.server import bound, serve
+from shears.serving.server import bind, serve
 from tests.processes import Process, until
 from tests.tiny import save_tiny
 
 
 def test_an_address_that_is_taken_is_refused(tmp_path: Path) -> None:
-    with bound("127.0.0.1", 0) as listener:
+    with bind("127.0.0.1", 0) as listener:
         listener.listen()
         with pytest.raises(InputError, match="the address must be free"):
             serve(tmp_path, port=listener.getsockname()[1])
     with pytest.raises(InputError, match="the address must be free and this machine's, got no.such.host"):
-        bound("no.such.host", 1)
+        bind("no.such.host", 1)
     for host in (".foo", "a" * 70):  # names that no domain can have
         with pytest.raises(InputError, match="the address must be free and this machine's, got"):
-            bound(host, 1)
+            bind(host, 1)
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving_server, "NEEDED", ("no_such_fastapi", "uvicorn"))
+    monkeypatch.setattr(serving_server, "REQUIRED", ("no_such_fastapi", "uvicorn"))
     with pytest.raises(InputError, match=r"serve needs no_such_fastapi, not installed; pip install 'shears\[serve\]'"):
         serve(tmp_path)
 
@@ -43,7 +43,7 @@ def test_who_reads_that_it_answers_may_connect_at_once() -> None:
         async with serving_server._announced("model", listener)(None):
             socket.create_connection(listener.getsockname(), timeout=5).close()
 
-    with bound("127.0.0.1", 0) as listener:
+    with bind("127.0.0.1", 0) as listener:
         asyncio.run(announced(listener))
 
 

@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("fastapi")
 
 from shears.runtime.generation.engine import Engine
-from shears.serving.errors import RequestError
 from shears.serving.requests import CompletionRequest, parse
+from shears.serving.responses import RequestError
 from tests.runtime.generation.backends import TOKENIZER, always, engine_of
 from tests.serving.servers import NAME, Running, running
 
@@ -87,7 +87,7 @@ def test_a_mistake_is_told_with_its_key(
         ([[]], "prompt"),
         ([1, 999], "must be in 0 to 256"),
         (5, "prompt"),
-        (["a"] * 3, "at most 2 texts can be asked for at once, got 3"),
+        (["a"] * 3, "at most 2 texts can be open at once, got 3"),
     ],
 )
 def test_a_wrong_prompt_is_refused(endless: Running, prompt: Any, message: str) -> None:
@@ -146,7 +146,7 @@ def test_too_many_prompts_are_refused_before_any_is_read(endless: Running, monke
     monkeypatch.setattr(endless.worker.engine, "answer", lambda *_, **__: pytest.fail("a prompt was read"))
     answer = endless.post("/v1/completions", json={"model": NAME, "prompt": ["a"] * 1000})
     assert answer.status_code == 400
-    assert "at most 2 texts can be asked for at once, got 1000" in answer.json()["error"]["message"]
+    assert "at most 2 texts can be open at once, got 1000" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -162,7 +162,7 @@ def test_a_full_queue_is_told_at_once(endless: Running) -> None:
     client = endless.client()
     streams = [client.completions.create(model=NAME, prompt="a", max_tokens=10**6, stream=True) for _ in range(2)]
     next(iter(streams[0]))
-    with pytest.raises(openai.RateLimitError, match="at most 2 texts are taken on at once, 2 are; wait") as caught:
+    with pytest.raises(openai.RateLimitError, match="at most 2 texts can be open at once, 2 are; try later") as caught:
         client.completions.create(model=NAME, prompt="a")
     assert caught.value.response.headers["retry-after"] == "1"
     for stream in streams:

@@ -1,4 +1,4 @@
-"""The texts of one request: from the worker's thread to the event loop, and back when the client has gone."""
+"""The answers of one request: from the worker's thread to the event loop, and cancelled when the client disconnects."""
 
 import asyncio
 import random
@@ -12,84 +12,81 @@ from shears.runtime.generation.answer import Answer, Generation
 from shears.runtime.generation.batch import TooLongError
 from shears.runtime.generation.engine import Prompt
 from shears.runtime.generation.worker import BusyError, ClosedError, Worker
-from shears.serving.errors import RequestError
+from shears.serving.responses import RequestError
 
-News = tuple[int, str, bool]  # which text, its new piece, whether that was the last
+Piece = tuple[int, str, bool]  # the answer's index, its new text, whether that was the last
 
 
-class Texts:
-    """Answers that a worker is making; `close` must be called, whatever happens."""
+class PendingAnswers:
+    """Answers that a worker generates for one request; the owner must call `close`, whatever happens."""
 
     def __init__(self, worker: Worker, answers: Sequence[Answer]) -> None:
-        """Take them on all together; RequestError where the worker does not."""
-        self._worker, self._answers = worker, answers
+        """Submit all answers together; RequestError if the worker refuses them."""
+        self._worker = worker
+        self._answers = answers
         self._loop = asyncio.get_running_loop()
-        self._news: asyncio.Queue[News] = asyncio.Queue()
+        self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
         try:
-            worker.submit(answers, [partial(self._tell, index) for index in range(len(answers))])
-        except TooLongError as error:
-            raise RequestError(400, str(error), code="context_length_exceeded") from None
-        except InputError as error:
-            raise RequestError(400, str(error)) from None
-        except BusyError as error:
-            raise RequestError(429, str(error), code="queue_full") from None
-        except ClosedError:
-            raise RequestError(503, "the server is shutting down", code="shutting_down") from None
+            worker.submit(answers, [partial(self._on_piece, index) for index in range(len(answers))])
+        except (InputError, BusyError, ClosedError) as error:
+            raise _as_request_error(error) from None
 
-    def _tell(self, index: int, piece: str, last: bool) -> None:
-        with suppress(RuntimeError):  # the loop has ended: nobody listens
-            self._loop.call_soon_threadsafe(self._news.put_nowait, (index, piece, last))
+    def _on_piece(self, index: int, text: str, last: bool) -> None:
+        with suppress(RuntimeError):  # the event loop has ended
+            self._loop.call_soon_threadsafe(self._pieces.put_nowait, (index, text, last))
 
-    async def news(self) -> AsyncGenerator[News, None]:
-        """Yield what comes, until all texts have ended; RequestError where one has failed."""
-        missing = len(self._answers)
-        while missing:
-            index, piece, last = await self._news.get()
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Yield the pieces of all answers as they come, until all have ended; RequestError if one fails."""
+        num_open = len(self._answers)
+        while num_open:
+            index, text, last = await self._pieces.get()
             if last:
-                self._check(self._answers[index])
-                missing -= 1
-            yield index, piece, last
+                if (error := self._answers[index].error) is not None:
+                    raise _as_request_error(error) from error
+                num_open -= 1
+            yield index, text, last
 
     async def finished(self) -> list[Generation]:
-        """Return all texts when they have ended; RequestError where one has failed."""
-        async for _ in self.news():
+        """Return all answers once they have ended; RequestError if one fails."""
+        async for _ in self.pieces():
             pass
         return [answer.result() for answer in self._answers]
 
     def result(self, index: int) -> Generation:
-        """Return a text that has ended."""
+        """Return an answer that has ended."""
         return self._answers[index].result()
 
     def close(self) -> None:
-        """Give the places of texts that are not finished back."""
+        """Cancel the unfinished answers."""
         self._worker.cancel(self._answers)
 
-    @staticmethod
-    def _check(answer: Answer) -> None:
-        error = answer.error
-        if error is None:
-            return
-        if isinstance(error, InputError):
-            raise RequestError(400, str(error)) from error
-        if isinstance(error, ClosedError):
-            raise RequestError(503, "the server is shutting down", code="shutting_down") from error
-        raise RequestError(500, "the model failed; see the server's log") from error
+
+def _as_request_error(error: Exception) -> RequestError:
+    if isinstance(error, TooLongError):
+        return RequestError(400, str(error), code="context_length_exceeded")
+    if isinstance(error, InputError):
+        return RequestError(400, str(error))
+    if isinstance(error, BusyError):
+        return RequestError(429, str(error), code="queue_full")
+    if isinstance(error, ClosedError):
+        return RequestError(503, "the server is shutting down", code="shutting_down")
+    return RequestError(500, "the model failed; see the server's log")
 
 
-async def answers_of(worker: Worker, prompts: Sequence[Prompt], options: dict[str, Any]) -> list[Answer]:
-    """Return texts to be made; a long prompt keeps nobody waiting while it is turned into tokens.
+async def new_answers(worker: Worker, prompts: Sequence[Prompt], options: dict[str, Any]) -> list[Answer]:
+    """Return an answer for each prompt, not yet submitted; prompts are tokenized outside of the event loop.
 
-    Each has random numbers of its own, from the request's seed and its place: equal prompts give several samples.
-    RequestError for a prompt that cannot be read, and, before any is read, for more than the worker ever takes on.
+    Each answer has its own seed, from the request's seed and the answer's index: equal prompts give several samples.
+    RequestError for a prompt that cannot be read, and, before any is read, for more prompts than the worker holds.
     """
     engine = worker.engine
     seed = options.get("seed", random.SystemRandom().getrandbits(63))
     answers = []
     try:
         worker.check_number(len(prompts))
-        for place, prompt in enumerate(prompts):
+        for index, prompt in enumerate(prompts):
             _check_tokens(prompt, engine.backend.vocab_size)
-            own = {**options, "seed": (seed + place) % 2**63 if place else seed}
+            own = {**options, "seed": (seed + index) % 2**63 if index else seed}
             answers.append(await asyncio.to_thread(engine.answer, prompt, **own))
     except InputError as error:
         raise RequestError(400, str(error)) from None

@@ -1,34 +1,76 @@
-"""What may be asked: bodies of /v1/completions and /v1/chat/completions, checked; a mistake names its key.
+"""Request bodies of /v1/completions and /v1/chat/completions: reading and checking them.
 
-Keys and their meaning are OpenAI's (its API reference, "Chat" and "Completions"), `top_k` and `repetition_penalty`
-are those of other servers. What would change the answer and is not built is refused, unless it asks for nothing;
-what changes nothing is passed over.
+Keys and their meaning are OpenAI's (its API reference, "Chat" and "Completions"); `top_k` and `repetition_penalty`
+are those of other servers. A key that is not built here is refused, because it would change the answer, unless its
+value asks for nothing; a key that never changes the answer is ignored.
 """
 
+import asyncio
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
+from starlette.requests import ClientDisconnect, Request
 
-from shears.serving.errors import RequestError
+from shears.serving.responses import RequestError
 
-NOTHING: Mapping[str, tuple[Any, ...]] = {  # keys that are not built, and the values that ask for nothing
+NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {  # keys that are not built, and their values that ask for nothing
     "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "logprobs": (False,), "top_logprobs": (),
     "frequency_penalty": (0, 0.0), "presence_penalty": (0, 0.0), "logit_bias": ({},), "tools": ([],),
     "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (), "prediction": (),
     "web_search_options": (), "moderation": (),
 }  # fmt: skip
-PASSED_OVER = frozenset(
+IGNORED = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
      "prompt_cache_retention", "parallel_tool_calls", "reasoning_effort", "verbosity")
 )  # fmt: skip
-MOST_STOPS, LONGEST_STOP = 16, 256  # every token is compared with all of them
+MOST_STOPS = 16  # every token is compared with all of them
+LONGEST_STOP = 256
+READ_SECONDS = 60.0  # for a whole body
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_STOP)]
 Tokens = Annotated[list[int], Field(min_length=1)]
+
+
+async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
+    """Return the JSON object of a request's body.
+
+    RequestError for a body that is larger than `max_bytes`, too slow, cut off, or no JSON object.
+    """
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            body = await _read_bytes(request, max_bytes)
+    except TimeoutError:
+        raise RequestError(408, f"a request must arrive within {READ_SECONDS:.0f} s") from None
+    except ClientDisconnect:
+        raise RequestError(499, "the client disconnected before its request was complete") from None  # nobody reads it
+    try:
+        content = json.loads(body.decode("utf-8-sig"))  # from bytes, json would accept halves of surrogate pairs
+        if b"\\u" in body:
+            json.dumps(content, ensure_ascii=False).encode()  # fails for an escaped half of a surrogate pair
+    except (ValueError, RecursionError) as error:
+        raise RequestError(400, f"the body must be JSON: {error}", code="invalid_json") from None
+    if not isinstance(content, dict):
+        raise RequestError(400, f"the body must be a JSON object, got {type(content).__name__}", code="invalid_json")
+    return content
+
+
+async def _read_bytes(request: Request, max_bytes: int) -> bytes:
+    message = f"a request must have at most {max_bytes:,} bytes; shorten it"
+    too_large = RequestError(413, message, code="request_too_large")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > max_bytes:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise too_large
+    return bytes(body)
 
 
 class _Body(BaseModel):
@@ -39,11 +81,11 @@ class StreamOptions(_Body):
     """How a stream is written."""
 
     include_usage: bool = False
-    include_obfuscation: bool | None = None  # passed over
+    include_obfuscation: bool | None = None  # ignored
 
 
 class TextRequest(_Body):
-    """What both kinds of requests have."""
+    """The keys of both kinds of requests."""
 
     model: str
     max_tokens: int | None = Field(None, ge=1)
@@ -58,20 +100,13 @@ class TextRequest(_Body):
 
     @property
     def include_usage(self) -> bool:
-        """Tell whether a stream ends with the number of tokens."""
+        """Whether a stream ends with the number of tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling(self) -> dict[str, Any]:
-        """Return what is asked of SamplingConfig; OpenAI's defaults are temperature 1 and top_p 1."""
-        asked = {
-            "temperature": 1.0 if self.temperature is None else self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "repetition_penalty": self.repetition_penalty,
-            "stop": self.stop,
-            "seed": self.seed,
-        }
-        return {name: value for name, value in asked.items() if value is not None}
+        """Return keywords of SamplingConfig; OpenAI's defaults are temperature 1 and top_p 1."""
+        keys = {"temperature", "top_p", "top_k", "repetition_penalty", "stop", "seed"}
+        return {"temperature": 1.0, **self.model_dump(include=keys, exclude_none=True)}
 
 
 class CompletionRequest(TextRequest):
@@ -80,27 +115,27 @@ class CompletionRequest(TextRequest):
     prompt: str | Tokens | Annotated[list[str], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)]
 
     def prompts(self) -> list[str | list[int]]:
-        """Return each text to be continued."""
+        """Return the prompts as a list."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         return [self.prompt] if isinstance(self.prompt[0], int) else list(self.prompt)
 
 
-class Part(BaseModel):
-    """A piece of a message; only text is understood."""
+class MessagePart(BaseModel):
+    """A part of a message's content; only text is supported."""
 
     type: Literal["text"]
     text: str
 
 
 class Message(BaseModel):
-    """A turn of a conversation; what clients add to it besides (name, refusal, ...) is passed over."""
+    """A turn of a conversation; other keys (name, refusal, ...) are ignored."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: str | list[MessagePart] | None = None
 
     def turn(self) -> dict[str, str]:
-        """Return it as chat templates take it."""
+        """Return the message in the form of chat templates."""
         parts = self.content or ""
         text = parts if isinstance(parts, str) else "\n".join(part.text for part in parts)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
@@ -113,35 +148,37 @@ class ChatRequest(TextRequest):
     max_completion_tokens: int | None = Field(None, ge=1)
 
 
-Kind = TypeVar("Kind", bound=TextRequest)
+RequestKind = TypeVar("RequestKind", bound=TextRequest)
 
 
-def parse(kind: type[Kind], content: Mapping[str, Any]) -> Kind:
-    """Return a checked request; RequestError with the first key that cannot be used."""
+def parse(kind: type[RequestKind], content: Mapping[str, Any]) -> RequestKind:
+    """Return a checked request; RequestError naming the first key that cannot be used."""
     for key, value in content.items():
-        if key in NOTHING and key not in kind.model_fields and value is not None and not _asks_nothing(key, value):
+        not_built = key in NEUTRAL_VALUES and key not in kind.model_fields
+        if not_built and value is not None and not _is_neutral(key, value):
             raise RequestError(400, f"{key}={value!r:.40} is not supported here; leave {key} out", param=key)
-    known = {key: value for key, value in content.items() if key not in NOTHING and key not in PASSED_OVER}
+    known = {key: value for key, value in content.items() if key not in NEUTRAL_VALUES and key not in IGNORED}
     try:
         return kind.model_validate(known)
     except ValidationError as error:
         raise _explained(kind, error) from None
 
 
-def _asks_nothing(key: str, value: object) -> bool:
-    return any(type(value) is type(nothing) and value == nothing for nothing in NOTHING[key])
+def _is_neutral(key: str, value: object) -> bool:
+    return any(type(value) is type(neutral) and value == neutral for neutral in NEUTRAL_VALUES[key])
 
 
-def _explained(kind: type[Kind], error: ValidationError) -> RequestError:
-    details = error.errors()  # a misspelt key explains a missing one
-    detail = next((each for each in details if each["type"] == "extra_forbidden"), None) or _likeliest(details)
-    place = [str(part) for part in detail["loc"]] or ["body"]  # what is wrong with the whole has no place in it
-    parts = [part for part in place[1:] if part != "str" and part.replace("_", "").isalnum()]  # without alternatives
-    name = ".".join([place[0], *parts])
+def _explained(kind: type[RequestKind], error: ValidationError) -> RequestError:
+    details = error.errors()
+    misspelt = (each for each in details if each["type"] == "extra_forbidden")  # explains a missing key, so it is first
+    detail = next(misspelt, None) or _likeliest(details)
+    path = [str(part) for part in detail["loc"]] or ["body"]  # an error of the whole body has no path
+    parts = [part for part in path[1:] if part != "str" and part.replace("_", "").isalnum()]  # no names of alternatives
+    name = ".".join([path[0], *parts])
     if detail["type"] == "missing":
         return RequestError(400, f"{name} must be given", param=name)
     if detail["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(place[-1], kind.model_fields, n=1)
+        close = difflib.get_close_matches(path[-1], kind.model_fields, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(kind.model_fields)}"
         return RequestError(400, f"unknown key {name!r}{hint}", param=name)
     message = detail["msg"].replace("Input should be", "must be")
@@ -149,6 +186,6 @@ def _explained(kind: type[Kind], error: ValidationError) -> RequestError:
 
 
 def _likeliest(details: Sequence[ErrorDetails]) -> ErrorDetails:
-    """Return what is wrong with the first wrong key: of several alternatives, that of the one which fits furthest."""
+    """Return the likeliest error of the first wrong key: among a union's alternatives, the one that fits furthest."""
     same = [each for each in details if each["loc"][:1] == details[0]["loc"][:1]]
     return max(same, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))

@@ -1,4 +1,4 @@
-"""`shears serve`: a socket, an engine, a worker, the application, until a signal ends it."""
+"""`shears serve`: binds the address, loads the model and answers requests until a signal ends it."""
 
 import logging
 import os
@@ -19,29 +19,30 @@ from shears.runtime.loading import load
 
 logger = logging.getLogger(__name__)
 
-NEEDED = ("fastapi", "uvicorn")
-KEY = "SHEARS_API_KEY"
+REQUIRED = ("fastapi", "uvicorn")
+KEY_VARIABLE = "SHEARS_API_KEY"
 BACKLOG = 2048  # uvicorn's own
 
 
 def serve(model: str | Path, adapter: str | Path | None = None, **config: Any) -> None:
     """Answer requests until SIGTERM or SIGINT; keywords are those of ServeConfig.
 
-    Then no new ones are taken, and those in the making have `shutdown_seconds` to end. InputError where fastapi and
-    uvicorn are missing, for an address that cannot be had, and whatever `load` refuses.
+    After the signal the server takes no new requests, and running ones have `shutdown_seconds` to end. InputError if
+    fastapi or uvicorn is missing, for an address that cannot be bound, and as `load`.
     """
     wanted = build(ServeConfig, "serve", config)
-    refuse_missing()
-    with bound(wanted.host, wanted.port) as listener:
+    if missing := [name for name in REQUIRED if find_spec(name) is None]:
+        raise InputError(f"serve needs {' and '.join(missing)}, not installed; pip install 'shears[serve]'")
+    with bind(wanted.host, wanted.port) as listener:
         engine = load(model, adapter, **wanted.model_dump(include=set(RunningConfig.model_fields)))
-        with Worker(engine, wanted.max_waiting) as worker, _signals_passed_over():
+        with Worker(engine, wanted.max_waiting) as worker, _signals_ignored():
             make_server(worker, wanted.name or Path(model).resolve().name, wanted, listener).run([listener])
     logger.info("the server has ended")
 
 
 @contextmanager
-def _signals_passed_over() -> Iterator[None]:
-    """Keep alive: uvicorn raises what has ended it once more behind its end, when the worker has not ended yet."""
+def _signals_ignored() -> Iterator[None]:
+    """Ignore signals: uvicorn raises the one that ended it again when it returns, before the worker has ended."""
     handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -50,14 +51,8 @@ def _signals_passed_over() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def refuse_missing() -> None:
-    """Raise InputError where the extra is not installed."""
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise InputError(f"serve needs {' and '.join(missing)}, not installed; pip install 'shears[serve]'")
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """Return a socket that has the address and does not listen yet; InputError where it cannot be had."""
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to the address and does not listen yet; InputError if it cannot be bound."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with ExitStack() as closing:
@@ -66,31 +61,34 @@ def bound(host: str, port: int) -> socket.socket:
             listener.bind(address)
             closing.pop_all()
             return listener
-    except (OSError, UnicodeError) as error:  # the latter of names that no domain can have
+    except (OSError, UnicodeError) as error:  # UnicodeError for names that no domain can have
         raise InputError(f"the address must be free and this machine's, got {host} port {port}: {error}") from None
 
 
 def make_server(worker: Worker, name: str, config: ServeConfig, listener: socket.socket) -> Any:
-    """Return a uvicorn.Server; whoever runs it passes the listener, and sets `should_exit` or sends a signal."""
+    """Return a uvicorn.Server; the caller runs it with the listener, and ends it by `should_exit` or a signal."""
     import uvicorn
 
     from shears.serving.app import make_app
 
-    config = config if config.api_key else config.model_copy(update={"api_key": os.environ.get(KEY) or None})
+    config = config if config.api_key else config.model_copy(update={"api_key": os.environ.get(KEY_VARIABLE) or None})
     app = make_app(worker, name, config)
     app.router.lifespan_context = _announced(name, listener)
-    return uvicorn.Server(
-        uvicorn.Config(
-            app, lifespan="on", log_level="warning", access_log=False, server_header=False,
-            timeout_graceful_shutdown=config.shutdown_seconds,
-        )
-    )  # fmt: skip
+    settings = uvicorn.Config(
+        app,
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=config.shutdown_seconds,
+    )
+    return uvicorn.Server(settings)
 
 
 def _announced(name: str, listener: socket.socket) -> Any:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
-        listener.listen(BACKLOG)  # uvicorn does behind this; who reads that it answers may connect at once
+        listener.listen(BACKLOG)  # uvicorn listens after this line, but a client may connect once it reads the log
         host, port = listener.getsockname()[:2]
         logger.info("%s answers at http://%s:%d/v1 (Ctrl-C ends it)", name, f"[{host}]" if ":" in host else host, port)
         yield

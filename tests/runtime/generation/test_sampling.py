@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from shears.errors import InputError
-from shears.runtime.generation.sampling import Sampler, Sampling, draw, in_nucleus, penalised, pick, top_k_floor
+from shears.runtime.generation.sampling import Sampler, TokenSampling, draw, in_nucleus, penalised, pick, top_k_floor
 
-GREEDY = Sampling(0.0, 0, 1.0, 1.0)
+GREEDY = TokenSampling(0.0, 0, 1.0, 1.0)
 
 
 def _logits(size: int, seed: int = 0, spread: float = 3.0) -> np.ndarray:
@@ -25,7 +25,7 @@ def _logits(size: int, seed: int = 0, spread: float = 3.0) -> np.ndarray:
     return numbers
 
 
-def _oracle(logits: np.ndarray, sampling: Sampling, seen: list[int]) -> np.ndarray:
+def _oracle(logits: np.ndarray, sampling: TokenSampling, seen: list[int]) -> np.ndarray:
     """The probabilities that transformers draws from."""
     ids, scores = torch.tensor([seen]), torch.from_numpy(logits.copy())[None]
     scores = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(ids, scores)
@@ -39,18 +39,18 @@ def _oracle(logits: np.ndarray, sampling: Sampling, seen: list[int]) -> np.ndarr
 
 
 CASES = [
-    Sampling(1.0, 0, 1.0, 1.0),
-    Sampling(0.7, 0, 1.0, 1.0),
-    Sampling(1.0, 5, 1.0, 1.0),
-    Sampling(1.0, 0, 0.8, 1.0),
-    Sampling(1.5, 0, 0.3, 1.0),
-    Sampling(0.8, 12, 0.9, 1.3),
-    Sampling(2.0, 300, 0.5, 0.7),
+    TokenSampling(1.0, 0, 1.0, 1.0),
+    TokenSampling(0.7, 0, 1.0, 1.0),
+    TokenSampling(1.0, 5, 1.0, 1.0),
+    TokenSampling(1.0, 0, 0.8, 1.0),
+    TokenSampling(1.5, 0, 0.3, 1.0),
+    TokenSampling(0.8, 12, 0.9, 1.3),
+    TokenSampling(2.0, 300, 0.5, 0.7),
 ]
 
 
 @pytest.mark.parametrize("sampling", CASES)
-def test_words_are_drawn_as_often_as_transformers_would(sampling: Sampling) -> None:
+def test_tokens_are_drawn_as_often_as_transformers_would(sampling: TokenSampling) -> None:
     logits, seen, draws = _logits(600), [3, 5, 5, 8], 4000
     expected = _oracle(logits, sampling, seen)
     random = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def test_the_nucleus_is_that_of_transformers(p: float) -> None:
     logits = _logits(400)
     weights = np.exp(logits - logits.max())
     ours = [in_nucleus(weights, logits > logit, p * float(weights.sum())) for logit in logits]
-    assert ours == (_oracle(logits, Sampling(1.0, 0, p, 1.0), [0]) > 0).tolist()
+    assert ours == (_oracle(logits, TokenSampling(1.0, 0, p, 1.0), [0]) > 0).tolist()
 
 
 @pytest.mark.parametrize("size", [10, 256, 5000])
@@ -76,14 +76,14 @@ def test_the_k_th_largest_is_found_without_sorting_all(size: int, k: int) -> Non
     assert top_k_floor(logits, k) == np.sort(logits)[-k]
 
 
-def test_words_that_tie_with_the_k_th_are_all_kept() -> None:
+def test_tokens_that_tie_with_the_k_th_are_all_kept() -> None:
     logits = np.array([2.0, 1.0, 1.0, 0.0], dtype=np.float32)
-    drawn = {draw(logits, Sampling(1.0, 2, 1.0, 1.0), np.random.default_rng(seed)) for seed in range(100)}
+    drawn = {draw(logits, TokenSampling(1.0, 2, 1.0, 1.0), np.random.default_rng(seed)) for seed in range(100)}
     assert drawn == {0, 1, 2}
 
 
 @given(st.integers(1, 2000), st.floats(0, 1, exclude_max=True), st.integers(0, 9))
-def test_a_word_is_picked_by_its_place_in_the_running_sum(size: int, uniform: float, seed: int) -> None:
+def test_a_token_is_picked_by_its_place_in_the_running_sum(size: int, uniform: float, seed: int) -> None:
     weights = np.random.default_rng(seed).integers(0, 3, size).astype(np.float32)
     weights[seed % size] = 1.0
     running = np.cumsum(weights.astype(np.float64))
@@ -95,47 +95,47 @@ def test_greedy_takes_the_first_of_the_largest() -> None:
 
 
 def test_the_penalty_counts_prompt_and_answer() -> None:
-    sampler = Sampler(Sampling(0.0, 0, 1.0, 10.0), 0, [0])
+    sampler = Sampler(TokenSampling(0.0, 0, 1.0, 10.0), 0, [0])
     logits = np.array([5.0, 4.0, 3.0, -1.0], dtype=np.float32)
     assert [sampler.next(logits) for _ in range(4)] == [1, 2, 0, 0]
     assert logits.tolist() == [5.0, 4.0, 3.0, -1.0]
 
 
-def test_a_seed_gives_the_same_words() -> None:
-    logits, sampling = _logits(1000), Sampling(1.0, 0, 0.9, 1.0)
+def test_a_seed_gives_the_same_tokens() -> None:
+    logits, sampling = _logits(1000), TokenSampling(1.0, 0, 0.9, 1.0)
 
-    def words(seed: int) -> list[int]:
+    def draws(seed: int) -> list[int]:
         sampler = Sampler(sampling, seed, [])
         return [sampler.next(logits) for _ in range(20)]
 
-    assert words(1) == words(1) != words(2)
-    assert words(-1) == words(-1)
+    assert draws(1) == draws(1) != draws(2)
+    assert draws(-1) == draws(-1)
 
 
 def test_a_tiny_temperature_is_greedy() -> None:
-    assert Sampler(Sampling(1e-8, 0, 1.0, 1.0), 0, []).next(_logits(1000)) == _logits(1000).argmax()
+    assert Sampler(TokenSampling(1e-8, 0, 1.0, 1.0), 0, []).next(_logits(1000)) == _logits(1000).argmax()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_refused(value: float) -> None:
     logits = _logits(300)
     logits[7] = value
-    for sampling in (GREEDY, Sampling(1.0, 5, 0.9, 1.0)):
+    for sampling in (GREEDY, TokenSampling(1.0, 5, 0.9, 1.0)):
         with pytest.raises(InputError, match="must be numbers"):
             Sampler(sampling, 0, []).next(logits)
 
 
-def test_words_of_no_probability_are_never_drawn() -> None:
+def test_tokens_of_no_probability_are_never_drawn() -> None:
     logits = np.full(1000, -np.inf, dtype=np.float32)
     logits[[5, 700]] = 0.0
-    sampler = Sampler(Sampling(1.0, 0, 1.0, 1.0), 0, [])
+    sampler = Sampler(TokenSampling(1.0, 0, 1.0, 1.0), 0, [])
     assert {sampler.next(logits) for _ in range(50)} == {5, 700}
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(0.7, 0, 0.95, 1.1), Sampling(1.0, 50, 1.0, 1.0), Sampling(5.0, 0, 0.9, 1.0)]
+    "sampling", [TokenSampling(0.7, 0, 0.95, 1.1), TokenSampling(1.0, 50, 1.0, 1.0), TokenSampling(5.0, 0, 0.9, 1.0)]
 )
-def test_a_vocabulary_of_49_thousand_costs_under_a_millisecond(sampling: Sampling) -> None:
+def test_a_vocabulary_of_49_thousand_costs_under_a_millisecond(sampling: TokenSampling) -> None:
     sampler, logits, times = Sampler(sampling, 0, range(300)), _logits(49152), []
     for _ in range(50):
         start = time.perf_counter()

@@ -41,7 +41,7 @@ def test_the_logits_are_the_models_own_however_the_text_is_cut(name: str) -> Non
 
 def test_a_model_that_keeps_its_state_to_itself_is_refused() -> None:
     backend = TransformersBackend(tiny_model("recurrent_gemma"))
-    with pytest.raises(InputError, match="must hand back its cache to go on from, RecurrentGemmaForCausalLM does not"):
+    with pytest.raises(InputError, match="must return its cache to generate text, RecurrentGemmaForCausalLM does not"):
         backend.prefill(0, TEXT)
 
 
@@ -70,8 +70,8 @@ def test_a_peft_model_is_a_backend() -> None:
 @pytest.mark.parametrize(
     ("sequence", "tokens", "message"),
     [
-        (16, [1], "must be one of 0 to 15"),
-        (-1, [1], "must be one of 0 to 15"),
+        (16, [1], "must be in 0 to 15"),
+        (-1, [1], "must be in 0 to 15"),
         (0, [], "must have 1 to 256 tokens, got 3"),
         (0, [1] * 254, "must have 1 to 256 tokens, got 257"),
         (0, [257], r"must be in \[0, 257\)"),

@@ -1,4 +1,4 @@
-"""Continuous batching: texts begin and end while others go on, each token of all of them in one step."""
+"""Continuous batching: answers start and end while others go on; one step gives all of them their next token."""
 
 import logging
 from collections import deque
@@ -8,18 +8,19 @@ from shears.runtime.generation.answer import Answer
 from shears.runtime.generation.backend import Backend
 
 logger = logging.getLogger(__name__)
-PREFILL_CHUNK = 512  # tokens of a prompt that are read before the other texts get their next token
+PREFILL_CHUNK = 512  # tokens of a prompt that are read before the other answers get their next token
 
 
 class TooLongError(InputError):
-    """A prompt that leaves the model no room for an answer."""
+    """A prompt that leaves no room for an answer."""
 
 
 class Batch:
-    """The texts a backend works on, and those that wait for one of its sequences. One thread at a time.
+    """The answers that a backend works on, and a queue of those that wait for a free sequence.
 
-    The caches of the last `num_kept` texts stay: a prompt that goes on where one of them ended (the next turn of a
-    conversation) is read from there.
+    One thread at a time may use a batch, apart from `check`.
+    The caches of the last `num_kept` finished answers stay: a prompt that continues one of them (the next turn of a
+    conversation) is read from the end of that cache.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -27,11 +28,11 @@ class Batch:
         self._backend = backend
         self._waiting: deque[Answer] = deque()
         self._running: dict[int, Answer] = {}  # by sequence
-        self._read: dict[int, int] = {}  # how many tokens of a running text its sequence holds
-        self._kept: dict[int, tuple[int, ...]] = {}  # what sequences of ended texts hold, the oldest first
+        self._num_cached: dict[int, int] = {}  # tokens in the cache of a running sequence
+        self._kept: dict[int, tuple[int, ...]] = {}  # tokens in the caches of finished answers, the oldest first
 
     def __len__(self) -> int:
-        """Return how many texts are waiting or running."""
+        """Return how many answers wait or run."""
         return len(self._waiting) + len(self._running)
 
     def check(self, answer: Answer) -> None:
@@ -45,99 +46,102 @@ class Batch:
             )
 
     def add(self, answer: Answer) -> None:
-        """Let a text wait for its turn; InputError as `check`."""
+        """Append an answer to the queue; InputError as `check`."""
         self.check(answer)
         self._waiting.append(answer)
 
     def remove(self, answer: Answer) -> None:
-        """Forget a text, wherever it stands."""
+        """Remove an answer, whether it waits, runs or has ended."""
         if answer in self._waiting:
             self._waiting.remove(answer)
         for sequence in [number for number, running in self._running.items() if running is answer]:
             self._release(sequence)
 
     def advance(self) -> list[Answer]:
-        """Read a piece of one prompt and give every text whose prompt is read its next token; return who has news.
+        """Read a chunk of one prompt and give every answer whose prompt is read its next token.
 
-        A text that fails carries its error and leaves the others undisturbed; an error of a whole step is raised.
+        Returns the answers that changed. An answer that fails carries its error and does not disturb the others; an
+        error of a whole step is raised.
         """
         self._admit()
-        ready = [number for number, answer in self._running.items() if answer.tokens]
-        news = [self._running[number] for number in ready] + self._read_prompt()
+        ready = [sequence for sequence, answer in self._running.items() if answer.tokens]
+        changed = [self._running[sequence] for sequence in ready] + self._read_prompt()
         if ready:
-            logits = self._backend.step(ready, [self._running[number].tokens[-1] for number in ready])
-            for number, row in zip(ready, logits, strict=True):
-                self._read[number] += 1
-                self._accept(number, row)
-        return news
+            logits = self._backend.step(ready, [self._running[sequence].tokens[-1] for sequence in ready])
+            for sequence, row in zip(ready, logits, strict=True):
+                self._num_cached[sequence] += 1
+                self._accept(sequence, row)
+        return changed
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._backend.max_sequences:
             answer = self._waiting.popleft()
-            number = self._place(answer.prompt)
-            answer.num_prefilled = self._read[number] = len(self._kept.pop(number, ()))
-            self._running[number] = answer
+            sequence = self._choose_sequence(answer.prompt)
+            answer.num_prefilled = self._num_cached[sequence] = len(self._kept.pop(sequence, ()))
+            self._running[sequence] = answer
 
-    def _place(self, prompt: tuple[int, ...]) -> int:
-        """Return a sequence for a prompt: the one that holds most of its beginning, else an empty one."""
-        fitting = [number for number, held in self._kept.items() if prompt[: len(held)] == held != prompt]
-        if fitting:
-            return max(fitting, key=lambda number: len(self._kept[number]))
+    def _choose_sequence(self, prompt: tuple[int, ...]) -> int:
+        """Return the sequence whose cache holds most of the prompt's beginning, else an empty one."""
+        prefixes = [sequence for sequence, tokens in self._kept.items() if prompt[: len(tokens)] == tokens != prompt]
+        if prefixes:
+            return max(prefixes, key=lambda sequence: len(self._kept[sequence]))
         taken = self._running.keys() | self._kept.keys()
-        empty = next((number for number in range(self._backend.max_sequences) if number not in taken), None)
-        return self._forget_oldest() if empty is None else empty
+        empty = next((sequence for sequence in range(self._backend.max_sequences) if sequence not in taken), None)
+        return self._drop_oldest() if empty is None else empty
 
-    def _forget_oldest(self) -> int:
-        number = next(iter(self._kept))
-        del self._kept[number]
-        self._backend.drop(number)
-        return number
+    def _drop_oldest(self) -> int:
+        sequence = next(iter(self._kept))
+        del self._kept[sequence]
+        self._backend.drop(sequence)
+        return sequence
 
     def _read_prompt(self) -> list[Answer]:
-        """Read a piece of the oldest prompt that is not read; return its text once it has a first token."""
-        number = next((number for number, a in self._running.items() if a.num_prefilled < len(a.prompt)), None)
-        if number is None:
+        """Read a chunk of the oldest unread prompt; return its answer once it has a first token, or has failed."""
+        unread = (sequence for sequence, each in self._running.items() if each.num_prefilled < len(each.prompt))
+        sequence = next(unread, None)
+        if sequence is None:
             return []
-        answer = self._running[number]
-        piece = answer.prompt[answer.num_prefilled : answer.num_prefilled + PREFILL_CHUNK]
+        answer = self._running[sequence]
+        chunk = answer.prompt[answer.num_prefilled : answer.num_prefilled + PREFILL_CHUNK]
         try:
-            logits = self._backend.prefill(number, piece)
+            logits = self._backend.prefill(sequence, chunk)
         except Exception as error:
             if not isinstance(error, InputError):
                 logger.exception("reading a prompt failed")
             answer.error = error
-            self._release(number)
+            self._release(sequence)
             return [answer]
-        answer.num_prefilled += len(piece)
-        self._read[number] += len(piece)
+        answer.num_prefilled += len(chunk)
+        self._num_cached[sequence] += len(chunk)
         if answer.num_prefilled < len(answer.prompt):
             return []
-        self._accept(number, logits)
+        self._accept(sequence, logits)
         return [answer]
 
-    def _accept(self, number: int, logits: object) -> None:
-        answer = self._running[number]
+    def _accept(self, sequence: int, logits: object) -> None:
+        answer = self._running[sequence]
         try:
             answer.accept(logits)  # type: ignore[arg-type]
         except InputError as error:
             answer.error = error
         if answer.done:
-            self._release(number)
+            self._release(sequence)
 
-    def _release(self, number: int) -> None:
-        answer, read = self._running.pop(number), self._read.pop(number)
+    def _release(self, sequence: int) -> None:
+        answer = self._running.pop(sequence)
+        num_cached = self._num_cached.pop(sequence)
         if answer.error is not None or not self.num_kept:
-            self._backend.drop(number)
+            self._backend.drop(sequence)
             return
-        self._kept[number] = (*answer.prompt, *answer.tokens)[:read]
+        self._kept[sequence] = (*answer.prompt, *answer.tokens)[:num_cached]
         if len(self._kept) > self.num_kept:
-            self._forget_oldest()
+            self._drop_oldest()
 
     def clear(self) -> list[Answer]:
-        """Forget all texts, and return them: after an error of a whole step, or at the end."""
+        """Remove and return all answers, and drop all caches: after an error of a whole step, or at the end."""
         answers = [*self._running.values(), *self._waiting]
-        for number in [*self._running, *self._kept]:
-            self._backend.drop(number)
-        for table in (self._running, self._read, self._kept, self._waiting):
+        for sequence in [*self._running, *self._kept]:
+            self._backend.drop(sequence)
+        for table in (self._running, self._num_cached, self._kept, self._waiting):
             table.clear()
         return answers

@@ -1,4 +1,4 @@
-"""A conversation: turns that a model reads again with every answer; too many, and the oldest are forgotten."""
+"""A conversation: with every answer the model reads all turns again; the oldest turns go when there is no room."""
 
 from collections.abc import Generator
 
@@ -10,14 +10,15 @@ Turn = dict[str, str]
 
 
 class Conversation:
-    """Turns of user and model, behind what the model is told at the beginning (`system`, None: what its template says).
+    """Turns of user and model after a system message (`system`; None leaves it to the chat template).
 
-    Each answer has random numbers of its own, from the seed and its place.
+    Each answer has its own random numbers, from the seed and the answer's index.
     """
 
     def __init__(self, worker: Worker, options: SamplingConfig, system: str | None = None) -> None:
-        self._worker, self._options = worker, options
-        self._first: list[Turn] = [] if system is None else [{"role": "system", "content": system}]
+        self._worker = worker
+        self._options = options
+        self._system: list[Turn] = [] if system is None else [{"role": "system", "content": system}]
         self.turns: list[Turn] = []
         self.num_forgotten = 0
         self._num_answers = 0
@@ -28,39 +29,37 @@ class Conversation:
         self.num_forgotten = 0
 
     def say(self, text: str) -> tuple[Answer, Generator[str, None, None]]:
-        """Return the answer to a text, and its pieces as they come; InputError for a text that is too long.
+        """Return the answer to a text, and a generator of its pieces.
 
-        A text that is refused changes nothing.
-
-        What has been said when the pieces are left is kept as a turn.
+        When the generator is closed or exhausted, the text generated so far becomes a turn. InputError for a text that
+        is too long; the conversation then stays as it was.
         """
         turns, tokens = self._fitting([*self.turns, {"role": "user", "content": text}])
         seed = self._options.seed + self._num_answers
-        answer = Answer(tokens, self._options, self._worker.engine.voice, seed)
-        stream = self._worker.stream_answer(answer)
+        answer = Answer(tokens, self._options, self._worker.engine.text_settings, seed)
+        pieces = self._worker.stream_answer(answer)
         self.num_forgotten += len(self.turns) + 1 - len(turns)
-        self.turns, self._num_answers = turns, self._num_answers + 1
-        return answer, self._kept(stream)
+        self.turns = turns
+        self._num_answers += 1
+        return answer, self._recorded(pieces)
 
     def _fitting(self, turns: list[Turn]) -> tuple[list[Turn], list[int]]:
-        """Return the latest turns that leave room for an answer, and all that the model reads with them as tokens."""
+        """Return the latest turns that leave room for an answer, and the tokens of the system message and of them."""
         engine = self._worker.engine
-        tokens = engine.encode_chat([*self._first, *turns])
-        while len(turns) > 1 and len(tokens) + self._room() > engine.backend.max_length:
+        longest = engine.backend.max_length
+        room = min(self._options.max_new_tokens, longest // 4)  # tokens kept free for the answer
+        tokens = engine.encode_chat([*self._system, *turns])
+        while len(turns) > 1 and len(tokens) + room > longest:
             turns = turns[2:]
-            tokens = engine.encode_chat([*self._first, *turns])
+            tokens = engine.encode_chat([*self._system, *turns])
         return turns, tokens
 
-    def _room(self) -> int:
-        """Return how many tokens are kept free for an answer: what it may have, at most a quarter of the model's."""
-        return min(self._options.max_new_tokens, self._worker.engine.backend.max_length // 4)
-
-    def _kept(self, stream: Generator[str, None, None]) -> Generator[str, None, None]:
-        said = ""
+    def _recorded(self, pieces: Generator[str, None, None]) -> Generator[str, None, None]:
+        text = ""
         try:
-            for piece in stream:
-                said += piece
+            for piece in pieces:
+                text += piece
                 yield piece
         finally:
-            stream.close()
-            self.turns.append({"role": "assistant", "content": said})
+            pieces.close()
+            self.turns.append({"role": "assistant", "content": text})

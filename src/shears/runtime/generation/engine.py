@@ -1,10 +1,10 @@
-"""A model that answers: prompts in, text out, whole or in pieces, one or many at once.
+"""The engine: prompts in, text out; whole or in pieces, one prompt or many at once.
 
     engine = shears.runtime.load("package")
     print(engine.generate("The capital of France is", max_new_tokens=8).text)
     for piece in engine.stream("Once upon a time", temperature=0.7, seed=1): ...
 
-One thread uses an engine at a time; shears.runtime.generation.worker lets several share one.
+One thread at a time may use an engine; shears.runtime.generation.worker lets several share one.
 """
 
 import re
@@ -17,36 +17,36 @@ from transformers import PreTrainedTokenizerBase
 from shears.config import SamplingConfig
 from shears.config.resolve import build
 from shears.errors import InputError, first_line
-from shears.runtime.generation.answer import Answer, Generation, Voice
+from shears.runtime.generation.answer import Answer, Generation, TextSettings
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.batch import Batch
 
-# a template is a program: it raises what Python does
+# a template is a program: it raises any of Python's errors
 TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 SURROGATE = re.compile("[\ud800-\udfff]")
 Prompt = str | Sequence[int]
-Messages = Sequence[Mapping[str, Any]]
 
 
 class Engine:
-    """A backend, a tokenizer, and the texts in the making."""
+    """A backend, a tokenizer, and the batch of answers being generated; `end_tokens` end a text."""
 
-    def __init__(self, backend: Backend, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> None:
-        self.backend, self.tokenizer = backend, tokenizer
+    def __init__(self, backend: Backend, tokenizer: PreTrainedTokenizerBase, end_tokens: frozenset[int]) -> None:
+        self.backend = backend
+        self.tokenizer = tokenizer
         self.batch = Batch(backend)
-        self.voice = Voice(self._decode, ends, backend.max_length)
+        self.text_settings = TextSettings(self._decode, end_tokens, backend.max_length)
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
         """Return the continuation of a prompt (text, or tokens); keywords are those of SamplingConfig.
 
-        InputError for an empty prompt, one that is too long for the model, or an option out of range.
+        InputError for an empty prompt, a prompt that is too long for the model, or an option out of range.
         """
         return self.generate_all([prompt], **options)[0]
 
     def generate_all(self, prompts: Sequence[Prompt], **options: Any) -> list[Generation]:
-        """Return the continuations of several prompts, in their order; they are worked on together.
+        """Return the continuations of several prompts, in their order; they are generated together.
 
-        Each has the text that it has alone (where the backend's rounding does not depend on the company).
+        Each is the text that `generate` gives for its prompt, apart from the backend's rounding.
         """
         answers = [self.answer(prompt, **options) for prompt in prompts]
         try:
@@ -55,11 +55,12 @@ class Engine:
             while not all(answer.done for answer in answers):
                 self.batch.advance()
         finally:
-            self._forget(answers)
+            for answer in answers:
+                self.batch.remove(answer)
         return [answer.result() for answer in answers]
 
     def stream(self, prompt: Prompt, **options: Any) -> Generator[str, None, None]:
-        """Yield the continuation of a prompt in pieces, each as soon as it is certain; joined, `generate`'s text."""
+        """Yield the continuation of a prompt piece by piece; the pieces joined are the text of `generate`."""
         answer = self.answer(prompt, **options)
         self.batch.add(answer)
         return self._pieces(answer)
@@ -70,23 +71,19 @@ class Engine:
                 if piece := answer.take():
                     yield piece
                 else:
-                    self.batch.advance()  # which may finish it on behalf of another stream
+                    self.batch.advance()  # another stream's call may also finish this answer
             if piece := answer.take():
                 yield piece
-            answer.result()  # raises what made it fail
+            answer.result()  # raises the error that ended the answer
         finally:
-            self._forget([answer])
-
-    def _forget(self, answers: Sequence[Answer]) -> None:
-        for answer in answers:
             self.batch.remove(answer)
 
     def answer(self, prompt: Prompt, **options: Any) -> Answer:
-        """Return a text to be made, which nobody works on yet."""
-        return Answer(self.encode(prompt), build(SamplingConfig, "", options), self.voice)
+        """Return a new answer, not yet in the batch."""
+        return Answer(self.encode(prompt), build(SamplingConfig, "", options), self.text_settings)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Return a text's tokens, behind the start of sequence where the tokenizer puts one; tokens as they are."""
+        """Return the tokens of a text, with the start token where the tokenizer adds one; tokens as they are."""
         if not isinstance(prompt, str):
             return list(prompt)
         start = self.tokenizer.bos_token_id
@@ -100,10 +97,10 @@ class Engine:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
-    def encode_chat(self, messages: Messages) -> list[int]:
-        """Return the tokens of a conversation that the model is to answer, through the tokenizer's chat template.
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the tokens of a conversation for the model to answer, through the tokenizer's chat template.
 
-        InputError where there is no template, or the messages do not suit it.
+        InputError if there is no template, or if the messages do not suit it.
         """
         if self.tokenizer.chat_template is None:
             raise InputError("a chat needs a tokenizer with a chat template, and this model has none; use generate")

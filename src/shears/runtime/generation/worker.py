@@ -1,4 +1,4 @@
-"""Several threads share one engine: a thread of its own works on all their texts together.
+"""Several threads share one engine: the worker's own thread generates all their answers together.
 
     with Worker(shears.runtime.load("package")) as worker:
         for piece in worker.stream("Once upon a time"): ...   # from any thread
@@ -19,39 +19,39 @@ from shears.runtime.generation.engine import Engine, Prompt
 
 logger = logging.getLogger(__name__)
 
-News = Callable[[str, bool], None]
-"""What the worker's thread calls with each new piece of an answer, and whether it was the last; it must not wait."""
+OnPiece = Callable[[str, bool], None]
+"""Called by the worker's thread with each new piece of an answer and whether it is the last; it must not block."""
 
 
 class BusyError(RuntimeError):
-    """All places are taken and the queue is full; try again later."""
+    """All sequences are taken and the queue is full; try again later."""
 
 
 class ClosedError(RuntimeError):
-    """The worker has been closed; nothing more is taken on, and what was not finished ends with this."""
+    """The worker is closed: it takes no new answers, and unfinished ones end with this error."""
 
 
 class Worker:
-    """Owns an engine. Texts join those in the making at once where a place is free, else wait in a queue.
+    """Owns an engine. An answer starts at once if the backend has a free sequence, else it waits in a queue.
 
-    At most `max_waiting` texts wait beyond those that the backend holds at once.
+    At most `max_waiting` answers wait beyond those that the backend holds at once.
     """
 
     def __init__(self, engine: Engine, max_waiting: int = MAX_WAITING) -> None:
         self.engine = engine
-        self.most = engine.backend.max_sequences + max_waiting
-        self._open: dict[Answer, News] = {}  # whoever takes an answer out of here says its last word
+        self.max_open = engine.backend.max_sequences + max_waiting
+        self._open: dict[Answer, OnPiece] = {}  # whoever removes an answer makes the last call for it
         self._new: list[Answer] = []
-        self._gone: list[Answer] = []
+        self._cancelled: list[Answer] = []
         self._closed = False
         self._changed = Condition()
         self._thread = Thread(target=self._run, name="shears-worker", daemon=True)
         self._thread.start()
 
-    def submit(self, answers: Sequence[Answer], news: Sequence[News]) -> None:
-        """Take on all of these texts or none, from any thread.
+    def submit(self, answers: Sequence[Answer], callbacks: Sequence[OnPiece]) -> None:
+        """Take on all of these answers or none, from any thread.
 
-        InputError for a prompt that cannot be read, and for more texts than are ever taken on; BusyError where the
+        InputError for a prompt that is empty or too long, and for more than `max_open` answers; BusyError if the
         queue is full, ClosedError after `close`.
         """
         self.check_number(len(answers))
@@ -60,29 +60,29 @@ class Worker:
         with self._changed:
             if self._closed:
                 raise ClosedError("the worker is closed")
-            if len(self._open) + len(answers) > self.most:
-                raise BusyError(f"at most {self.most} texts are taken on at once, {len(self._open)} are; wait")
-            self._open.update(zip(answers, news, strict=True))
+            if len(self._open) + len(answers) > self.max_open:
+                raise BusyError(f"at most {self.max_open} texts can be open at once, {len(self._open)} are; try later")
+            self._open.update(zip(answers, callbacks, strict=True))
             self._new += answers
             self._changed.notify()
 
     def check_number(self, count: int) -> None:
-        """Raise InputError for more texts than are ever taken on together."""
-        if count > self.most:
-            raise InputError(f"at most {self.most} texts can be asked for at once, got {count}; ask for fewer")
+        """Raise InputError for more answers than the worker can ever hold at once."""
+        if count > self.max_open:
+            raise InputError(f"at most {self.max_open} texts can be open at once, got {count}; ask for fewer")
 
     def cancel(self, answers: Sequence[Answer]) -> None:
-        """Forget texts, wherever they stand; their places are free before the next step."""
+        """Remove unfinished answers; their sequences are free before the next step."""
         with self._changed:
-            self._gone += [answer for answer in answers if self._open.pop(answer, None) is not None]
+            self._cancelled += [answer for answer in answers if self._open.pop(answer, None) is not None]
             self._changed.notify()
 
     def stream(self, prompt: Prompt, **options: Any) -> Generator[str, None, None]:
-        """Yield the continuation of a prompt in pieces, as `Engine.stream` does, from any thread."""
+        """Yield the continuation of a prompt piece by piece, as `Engine.stream` does, from any thread."""
         return self.stream_answer(self.engine.answer(prompt, **options))
 
     def stream_answer(self, answer: Answer) -> Generator[str, None, None]:
-        """Yield the pieces of a text; one that is left before its end gives its place back."""
+        """Yield an answer's pieces; closing the generator before the end cancels the answer."""
         pieces: SimpleQueue[tuple[str, bool]] = SimpleQueue()
         self.submit([answer], [lambda piece, last: pieces.put((piece, last))])
         return self._pieces(answer, pieces)
@@ -94,22 +94,22 @@ class Worker:
                 piece, last = pieces.get()
                 if piece:
                     yield piece
-            answer.result()  # raises what made it fail
+            answer.result()  # raises the error that ended the answer
         finally:
             self.cancel([answer])
 
     @property
     def num_open(self) -> int:
-        """Return how many texts are in the making or waiting."""
+        """How many answers run or wait."""
         return len(self._open)
 
     @property
     def alive(self) -> bool:
-        """Tell whether texts are worked on."""
+        """Whether the worker's thread runs."""
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """End the thread, and every text that is not finished with ClosedError; safe to call twice."""
+        """End the thread, and every unfinished answer with ClosedError; may be called twice."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -120,37 +120,38 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Close the worker."""
         self.close()
 
     def _run(self) -> None:
         try:
-            while self._take_over():
+            while self._update_batch():
                 for answer in self._advance():
-                    self._tell(answer)
-        finally:  # whatever happened, nobody waits for ever
+                    self._notify(answer)
+        finally:  # after any error, too: no caller may wait for ever
             with self._changed:
                 self._closed = True
             self.engine.batch.clear()
             for answer in list(self._open):
                 answer.error = ClosedError("the worker was closed before the end of the text")
-                self._tell(answer)
+                self._notify(answer)
 
-    def _take_over(self) -> bool:
-        """Wait until there is something to do, and bring the batch up to date; False at the end."""
+    def _update_batch(self) -> bool:
+        """Wait for work, then add new answers to the batch and remove cancelled ones; return whether to go on."""
         batch = self.engine.batch
         with self._changed:
-            self._changed.wait_for(lambda: self._new or self._gone or self._closed or len(batch))
-            new, gone, closed = self._new, self._gone, self._closed
-            self._new, self._gone = [], []
+            self._changed.wait_for(lambda: self._new or self._cancelled or self._closed or len(batch))
+            new, self._new = self._new, []
+            cancelled, self._cancelled = self._cancelled, []
+            closed = self._closed
         for answer in new:
             batch.add(answer)
-        for answer in gone:
+        for answer in cancelled:
             batch.remove(answer)
         return not closed
 
     def _advance(self) -> Sequence[Answer]:
-        """Do one step; a step that fails ends all its texts, and the next ones begin anew."""
+        """Do one step; if it fails, end all its answers with the error and return them."""
         try:
             return self.engine.batch.advance()
         except Exception as error:
@@ -160,9 +161,9 @@ class Worker:
                 answer.error = error
             return answers
 
-    def _tell(self, answer: Answer) -> None:
-        """Pass on what an answer has new; one that nobody waits for any more is passed over."""
+    def _notify(self, answer: Answer) -> None:
+        """Pass on an answer's new text; a cancelled answer has no callback any more."""
         with self._changed:
-            news = self._open.pop(answer, None) if answer.done else self._open.get(answer)
-        if news is not None and ((piece := answer.take()) or answer.done):
-            news(piece, answer.done)
+            callback = self._open.pop(answer, None) if answer.done else self._open.get(answer)
+        if callback is not None and ((piece := answer.take()) or answer.done):
+            callback(piece, answer.done)
