@@ -3,7 +3,7 @@
 import pytest
 
 from shears.runtime import kernels_available
-from shears.runtime.drop_in import linears
+from shears.runtime.drop_in import swap
 
 BOTH = ["torch"] + (["kernels"] if kernels_available() else [])
 
@@ -11,5 +11,5 @@ BOTH = ["torch"] + (["kernels"] if kernels_available() else [])
 @pytest.fixture(params=BOTH)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of multiplying."""
-    monkeypatch.setattr(linears, "kernels_available", lambda: request.param == "kernels")
+    monkeypatch.setattr(swap, "kernels_available", lambda: request.param == "kernels")
     return str(request.param)

@@ -14,7 +14,7 @@ from torch import nn
 from shears.checkpoints.packed.layout import NumberFormat, dense, pack
 from shears.models.sparse_adapter import make_sparse
 from shears.runtime import kernels_available
-from shears.runtime.drop_in import linears
+from shears.runtime.drop_in import swap
 from shears.runtime.drop_in.linears import DenseLinear, PackedLinear
 from shears.runtime.drop_in.swap import densify_linears, sparsify_linears
 from tests.checkpoints.packed.test_layout import bits, sparse_weight
@@ -184,8 +184,8 @@ def test_torch_compile_sees_one_operation() -> None:
 
 
 def test_without_kernels_it_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(linears, "kernels_available", lambda: False)
-    linears.say_without_kernels.cache_clear()
+    monkeypatch.setattr(swap, "kernels_available", lambda: False)
+    swap._warn_without_kernels.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             sparsify_linears(sparse_model())

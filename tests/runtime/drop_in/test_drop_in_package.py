@@ -16,7 +16,7 @@ from shears.models.load import load_model, load_with_adapter
 from shears.runtime.drop_in import swap
 from shears.runtime.drop_in.backend import DropInBackend
 from shears.runtime.drop_in.linears import PackedLinear
-from shears.runtime.drop_in.swap import Ready, sparsify_linears
+from shears.runtime.drop_in.swap import ReadyWeights, sparsify_linears
 from shears.runtime.generation.backend import Backend
 from tests.checkpoints.packed.test_layout import sparse_weight
 from tests.export.made import IDS, activated, half_sparse, super_adapter
@@ -43,12 +43,12 @@ def test_weights_of_a_package_are_used_as_they_are(path: str) -> None:
     model = nn.Sequential(nn.Linear(24, 37))
     model[0].weight.data = sparse_weight(37, 24, 0.8)
     other = pack(sparse_weight(37, 24, 0.5, seed=9), "int8")
-    sparsify_linears(model, ready=Ready({"0": other}))
+    sparsify_linears(model, ready=ReadyWeights({"0": other}))
     packed = model[0]
     assert isinstance(packed, PackedLinear)
     assert torch.equal(packed.matrix.masks, other.masks)
-    assert swap._named({"q": other}, "model.q") is other
-    assert swap._named({"q": other}, "model.qq") is None
+    assert swap._by_module_name({"q": other}, "model.q") is other
+    assert swap._by_module_name({"q": other}, "model.qq") is None
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from shears.adapt.elastic import make_elastic
 from shears.adapt.space import SearchSpace
 from shears.errors import InputError
-from shears.runtime.drop_in.fused import FusedLinear
+from shears.runtime.drop_in.linears import FusedLinear
 from shears.runtime.drop_in.swap import densify_linears, sparsify_linears
 from tests.export.made import IDS, logits
 from tests.runtime.drop_in.dropped_in import near, sparse_model

@@ -200,7 +200,7 @@ def test_several_weights_with_updates_are_the_sum_of_their_parts(values: str, to
     x = torch.randn(tokens, 130, generator=torch.Generator().manual_seed(5))
     weights = [sparse_weight(rows, 130, values, seed=rows) for rows in (64, 17, 33)]
     a, b = torch.randn(6, 130) / 10, torch.randn(17, 6)
-    update = native.Update(native.dense_matrix(a), native.dense_matrix(b), 0.5)
+    update = native.KernelUpdate(native.dense_matrix(a), native.dense_matrix(b), 0.5)
     matrices = [native.sparse_matrix(packed(*weight)) for weight in weights]
     y = native.multiply_many(matrices, x, pool, [None, update, None])
     for k in (0, 2):

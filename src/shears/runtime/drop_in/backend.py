@@ -12,7 +12,7 @@ from shears.models.ref import AnyModel, resolve
 from shears.records.artifacts import read_object
 from shears.records.peft_files import linear_of
 from shears.runtime.drop_in.linears import KernelLinear, PackedLinear
-from shears.runtime.drop_in.swap import Ready, sparsify_linears
+from shears.runtime.drop_in.swap import ReadyWeights, sparsify_linears
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.native import kernels_available
 from shears.runtime.native.model_source import NEUTRAL
@@ -31,7 +31,7 @@ class DropInBackend(TransformersBackend):
         ref = resolve(model)
         network, self.tokenizer = load_with_adapter(ref, dtype=dtype, device="cpu")
         super().__init__(network, "drop-in")
-        ready = Ready(unmoved(ref.package), head_of(ref.package))
+        ready = ReadyWeights(unmoved(ref.package), head_of(ref.package))
         self.packed = sparsify_linears(network, ready=ready, threads=threads)
 
     def describe(self) -> Mapping[str, object]:

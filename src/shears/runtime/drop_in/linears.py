@@ -1,51 +1,44 @@
-"""Linears that the C++ kernels multiply by, in the place of nn.Linear, Conv1D or PEFT's LoRA layer of any model.
+"""Linears that the C++ kernels multiply by; they stand in for nn.Linear, Conv1D or PEFT's LoRA layer of any model.
 
 y = W x + scaling B (A x) + bias. With the kernels, x of any number of tokens is multiplied by the packed weight.
-Without them, with gradients, and for dtypes or devices they do not have, torch multiplies by the dense weight:
-unpacked once where there are no kernels (memory as before packing), at every call otherwise.
+Without them, with gradients, and for dtypes or devices that they do not support, torch multiplies by the dense weight:
+unpacked once if there are no kernels (memory as before packing), else at every call.
 
 Shapes: O outputs, I inputs, R ranks, * any leading dimensions.
 """
 
 import itertools
-import logging
 import weakref
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from jaxtyping import Float
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from shears.checkpoints.packed.layout import PackedMatrix, dense
-from shears.runtime.native import kernels_available
+from shears.errors import InputError
+from shears.runtime.native.model_source import LoraUpdate
 
-logger = logging.getLogger(__name__)
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
 
-class LowRank(NamedTuple):
-    """An adapter of one linear: scaling * B A is what it adds to the weight."""
-
-    a: Float[Tensor, "R I"]
-    b: Float[Tensor, "O R"]
-    scaling: float
-
-
 class Kernel(NamedTuple):
-    """What the C++ kernels multiply by: their matrix and update, and the threads that do it."""
+    """The arguments of a product by the C++ kernels: a matrix, its update, and a pool of threads."""
 
     matrix: Any  # shears.runtime.native.kernels.KernelMatrix
-    update: Any  # shears.runtime.native.kernels.Update, or None
+    update: Any  # shears.runtime.native.kernels.KernelUpdate, or None
     pool: Any  # shears.runtime.native.kernels.Pool
 
 
 class KernelLinear(nn.Module):
-    """A linear with a kernel, perhaps; `original` is the module it stands for."""
+    """A linear that multiplies by its kernel, if it has one; `original` is the module that it replaces."""
 
     bias: Tensor | None
 
@@ -53,10 +46,10 @@ class KernelLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = shape
         self.kernel = kernel
-        self.original = (original,)  # in a tuple: none of this module's own submodules
+        self.original = (original,)  # in a tuple, so that torch does not register it as a submodule
         self.bias = bias
         self.handle = next(_handles)
-        _alive[self.handle] = self
+        _linears[self.handle] = self
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         """Return the outputs in the dtype of x, or of autocast where it is on."""
@@ -78,7 +71,7 @@ class KernelLinear(nn.Module):
         """Return W x + scaling B (A x) by the kernels."""
         assert self.kernel is not None
         matrix, update, pool = self.kernel
-        if x.shape[-1] != self.in_features:  # the kernels would write beyond the outputs
+        if x.shape[-1] != self.in_features:  # the kernels would read and write out of bounds
             raise RuntimeError(
                 f"the last dimension must be the linear's {self.in_features} inputs, got {tuple(x.shape)}"
             )
@@ -91,31 +84,32 @@ class KernelLinear(nn.Module):
 
     @abstractmethod
     def _by_torch(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        """Return the same through torch."""
+        """Return the same product by torch."""
 
 
 class PackedLinear(KernelLinear):
-    """A linear that keeps its weight packed; the original has lost its own.
+    """A linear that keeps its weight packed; the original module has lost its own.
 
-    Its state dict is the original's, the weight made dense: a model that holds it is saved as if nothing had happened.
+    Its state dict is the original's with the dense weight, so a model with packed linears is saved like any other.
     """
 
     def __init__(
-        self, matrix: PackedMatrix, original: nn.Module, update: LowRank | None = None, kernel: Kernel | None = None
+        self, matrix: PackedMatrix, original: nn.Module, update: LoraUpdate | None = None, kernel: Kernel | None = None
     ) -> None:
         bias: Any = weight_owner(original).bias
         super().__init__((matrix.rows, matrix.cols), original, bias, kernel)
-        self.matrix, self.update = matrix, update
-        self._whole: dict[torch.dtype, Tensor] = {}
+        self.matrix = matrix
+        self.update = update
+        self._unpacked: dict[torch.dtype, Tensor] = {}
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight as the original module stores it (transposed for Conv1D), made anew at every call.
+        """The dense weight in the original module's layout (transposed for Conv1D), unpacked at every call.
 
-        Code that multiplies by it itself (DoRA) is right, and slow.
+        Code that multiplies by the weight itself (DoRA) gets correct results, slowly.
         """
-        whole = dense(self.matrix, self.dtype)
-        return whole.T.contiguous() if isinstance(weight_owner(self.original[0]), Conv1D) else whole
+        unpacked = dense(self.matrix, self.dtype)
+        return unpacked.T.contiguous() if isinstance(weight_owner(self.original[0]), Conv1D) else unpacked
 
     @property
     def dtype(self) -> torch.dtype:
@@ -126,33 +120,122 @@ class PackedLinear(KernelLinear):
         y = linear(x, self._dense(x), None if self.bias is None else self.bias.to(x.dtype))
         if self.update is None:
             return y
-        a, b = (part.to(x.device, x.dtype) for part in (self.update.a, self.update.b))
+        a, b = (factor.to(x.device, x.dtype) for factor in (self.update.a, self.update.b))
         return y + linear(linear(x, a), b) * self.update.scaling
 
     def _dense(self, x: Tensor) -> Tensor:
-        """Return the dense weight for torch; kept where there are no kernels, since it is all that multiplies."""
+        """Return the dense weight for torch; kept if there are no kernels, because then every call needs it."""
         if self.kernel is not None or x.device.type != "cpu":
             return dense(self.matrix, x.dtype).to(x.device)
-        if x.dtype not in self._whole:
-            self._whole = {x.dtype: dense(self.matrix, x.dtype)}
-        return self._whole[x.dtype]
+        if x.dtype not in self._unpacked:
+            self._unpacked = {x.dtype: dense(self.matrix, x.dtype)}
+        return self._unpacked[x.dtype]
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Save what the original would have: its names, the dense weight as it is stored there."""
+        """Save the original's state, with the dense weight in its place."""
         (original,) = self.original
         original.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
         below = "" if weight_owner(original) is original else "base_layer."
         destination[f"{prefix}{below}weight"] = self.weight
 
     def extra_repr(self) -> str:
-        """Return what `print(model)` shows."""
+        """Return this linear's line in `print(model)`."""
         kept = self.matrix.values.numel() / max(self.in_features * self.out_features, 1)
         rank = f", rank={self.update.a.shape[0]}" if self.update else ""
         return f"{self.in_features}, {self.out_features}, {self.matrix.values_dtype}, kept={kept:.2f}{rank}"
 
 
+class FusedLinear(PackedLinear):
+    """A LoRA layer of PEFT: the packed weight, and the adapter that was active when it was packed, in one product.
+
+    The adapter is fixed. Its parameters are shown and saved as PEFT's, but changing them changes no output. PEFT walks
+    a model for its LoRA layers: a method of theirs that would have no effect here raises InputError.
+    """
+
+    merged_adapters: Sequence[str] = ()
+    merged = False
+    disable_adapters = False
+    cast_input_dtype_enabled = True
+    adapter_layer_names = ("lora_A", "lora_B")
+    other_param_names: Sequence[str] = ()
+    lora_embedding_A: Mapping[str, Tensor] = {}  # noqa: N815  # PEFT's name
+
+    def __init__(self, matrix: PackedMatrix, original: LoraLinear, update: LoraUpdate, kernel: Kernel | None) -> None:
+        super().__init__(matrix, original, update, kernel)
+        self.lora_A = original.lora_A
+        self.lora_B = original.lora_B
+
+    def forward(self, x: Float[Tensor, "*B I"], adapter_names: object = None) -> Float[Tensor, "*B O"]:
+        """Return the outputs; InputError if PEFT passes an adapter per row."""
+        if adapter_names is not None:
+            self._refuse("chosen by row")
+        return super().forward(x)
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The active adapters of PEFT's layer."""
+        names: list[str] = self.original[0].active_adapters  # type: ignore[assignment]
+        return names
+
+    @property
+    def active_adapter(self) -> Any:
+        """The active adapter as PEFT's layer gives it."""
+        return self.original[0].active_adapter
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Do nothing; InputError for switching the adapter off."""
+        if not enabled:
+            self._refuse("switched off")
+
+    def set_adapter(self, adapter_names: str | Sequence[str], *_: Any, **__: Any) -> None:
+        """Do nothing; InputError for any adapter but the active one."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        if names != self.active_adapters:
+            self._refuse(f"changed to {', '.join(names)}")
+
+    def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
+        """Do nothing; InputError for training the adapter."""
+        if requires_grad:
+            self._refuse("trained")
+
+    def unmerge(self) -> None:
+        """Do nothing: the adapter is never merged."""
+
+    def merge(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise InputError."""
+        self._refuse("merged")
+
+    def unload_and_optionally_merge_module(self, merge: bool, *_: Any, **__: Any) -> NoReturn:
+        """Raise InputError."""
+        self._refuse("merged" if merge else "taken off")
+
+    def update_layer(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise InputError: PEFT calls this to add an adapter."""
+        self._refuse("joined by another")
+
+    def get_base_layer(self) -> NoReturn:
+        """Raise InputError: the weight is packed."""
+        self._refuse("joined by another")
+
+    def delete_adapter(self, adapter_name: str) -> NoReturn:
+        """Raise InputError."""
+        self._refuse("deleted")
+
+    def _get_available_adapters(self) -> set[str]:
+        return set(self.lora_A)
+
+    def _refuse(self, change: str) -> NoReturn:
+        raise InputError(
+            f"an adapter that is packed with its linear cannot be {change}; call densify_linears on the model first, "
+            "or sparsify_linears with fuse=False"
+        )
+
+
+LoraLayer.register(FusedLinear)
+
+
 class DenseLinear(KernelLinear):
-    """A dense linear by the kernels, which hold a copy of its weight: a head, whose weight embeddings share."""
+    """A dense linear by the kernels, which hold a copy of its weight: for a head that shares its weight's memory."""
 
     def __init__(self, original: nn.Linear, kernel: Kernel) -> None:
         super().__init__((original.out_features, original.in_features), original, original.bias, kernel)
@@ -163,7 +246,7 @@ class DenseLinear(KernelLinear):
 
 
 def weight_owner(original: nn.Module) -> nn.Module:
-    """Return the module that holds the weight: below PEFT's layer its base."""
+    """Return the module that holds the weight: the base layer of PEFT's layer, else the module itself."""
     base: nn.Module = original.get_base_layer() if isinstance(original, LoraLayer) else original
     return base
 
@@ -175,30 +258,14 @@ def _native() -> Any:
     return extension
 
 
-@cache
-def say_without_kernels() -> None:
-    """Say once that there are no kernels."""
-    logger.warning(
-        "shears was built without its C++ kernels: packed weights are made dense in memory and torch multiplies; "
-        "install a C++ compiler and shears again for the speed"
-    )
-
-
-def kernels_or_say() -> bool:
-    """Tell whether the kernels are there; where they are not, say so once."""
-    if not kernels_available():
-        say_without_kernels()
-    return kernels_available()
-
-
 _handles = itertools.count()
-_alive: "weakref.WeakValueDictionary[int, KernelLinear]" = weakref.WeakValueDictionary()
-_library = torch.library.Library("shears", "DEF")  # what torch.compile sees of the kernels
+_linears: "weakref.WeakValueDictionary[int, KernelLinear]" = weakref.WeakValueDictionary()
+_library = torch.library.Library("shears", "DEF")  # the operator that torch.compile sees in place of the kernels
 _library.define("multiply(Tensor x, int handle, int rows) -> Tensor")
 
 
 def _multiply(x: Tensor, handle: int, rows: int) -> Tensor:
-    return _alive[handle].multiply(x)
+    return _linears[handle].multiply(x)
 
 
 def _fake(x: Tensor, handle: int, rows: int) -> Tensor:

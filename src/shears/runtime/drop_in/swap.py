@@ -1,10 +1,11 @@
-"""Any Hugging Face model with packed linears in place of its own; `generate` and all else work unchanged.
+"""Packed linears in place of a model's own; `generate` and everything else work unchanged on any Hugging Face model.
 
-`sparsify_linears` swaps them, `densify_linears` swaps them back, bit for bit where the values are fp32 or bf16.
+`sparsify_linears` swaps them in; `densify_linears` swaps them out, bit for bit if the values are fp32 or bf16.
 """
 
 import logging
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -16,30 +17,30 @@ from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, kept, p
 from shears.errors import InputError
 from shears.models.blocks import weight_oi
 from shears.models.sparse_adapter import SparseLinear
-from shears.runtime.drop_in.fused import FusedLinear
 from shears.runtime.drop_in.linears import (
     DenseLinear,
+    FusedLinear,
     Kernel,
     KernelLinear,
-    LowRank,
     PackedLinear,
-    kernels_or_say,
     weight_owner,
 )
+from shears.runtime.native import kernels_available
+from shears.runtime.native.model_source import LoraUpdate
 
 logger = logging.getLogger(__name__)
-OWN: dict[torch.dtype, NumberFormat] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+DEFAULT_VALUES: dict[torch.dtype, NumberFormat] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
-class Ready(NamedTuple):
-    """Weights that are packed already: linears by name, and a head in 8 bits with a scale a row."""
+class ReadyWeights(NamedTuple):
+    """Weights of a package, already packed: linears by name, and a head in 8 bits with a scale per row."""
 
     packed: Mapping[str, PackedMatrix]
     head: tuple[Tensor, Tensor] | None = None
 
 
-class Place(NamedTuple):
-    """Where a linear lies in a model: its parent, the attribute, the module there, the linear's own name."""
+class LinearSlot(NamedTuple):
+    """Where a linear is in a model: its parent module, the attribute, the module there, the linear's own name."""
 
     parent: nn.Module
     attribute: str
@@ -51,67 +52,70 @@ def sparsify_linears(
     model: nn.Module,
     *,
     values: NumberFormat | None = None,
-    ready: Ready | None = None,
+    ready: ReadyWeights | None = None,
     threads: int | None = None,
     fuse: bool = True,
 ) -> list[str]:
-    """Swap every linear that takes less memory packed, in place; return the names of the swapped ones.
+    """Swap every linear that takes less memory packed, in place; return the names of the swapped linears.
 
     `values`: fp32 or bf16 (by default each weight's own dtype), or int8. `ready`: weights of a package. `threads` of
-    the kernels: by default torch's. `fuse`: PEFT's LoRA layers are swapped whole, their active adapter in the same
-    multiplication; otherwise, and for what is more than plain LoRA, only the base below PEFT's layer; below a masked
-    adapter (SparsePEFT) nothing. A fused adapter is fixed: PEFT refuses to switch it off, exchange, merge or train it,
-    and one that is being trained is not fused. With the C++
-    kernels the head is swapped too, dense. InputError for a model whose linears are swapped already.
+    the kernels: by default torch's. With the C++ kernels the head is swapped too, dense.
+
+    `fuse`: a plain LoRA layer of PEFT is swapped whole, its active adapter in the same product. Without `fuse`, and for
+    other adapters, only the base below PEFT's layer is swapped; below a masked adapter (SparsePEFT) nothing is. A fused
+    adapter is fixed: PEFT refuses to switch it off, exchange, merge or train it. An adapter in training is not fused.
+
+    InputError for a model whose linears are swapped already.
     """
     if any(isinstance(module, KernelLinear) for module in model.modules()):
         raise InputError("a model's linears can be packed once; call densify_linears on it first")
-    maker, made = _Maker(values, ready or Ready({}), threads), dict[nn.Module, KernelLinear | None]()
+    packer = _Packer(values, ready or ReadyWeights({}), threads)
+    made: dict[nn.Module, KernelLinear | None] = {}  # a shared module is packed once
     head = _head(model)
-    for place in list(_places(model, fuse)):
-        if place.module not in made:
-            made[place.module] = maker.linear(place, place.module is head)
-        if (linear := made[place.module]) is not None:
-            setattr(place.parent, place.attribute, linear)
-    swapped = [place.name for place in _places_of(model) if isinstance(place.module, PackedLinear)]
+    for slot in list(_slots(model, fuse)):
+        if slot.module not in made:
+            made[slot.module] = packer.linear(slot, slot.module is head)
+        if (linear := made[slot.module]) is not None:
+            setattr(slot.parent, slot.attribute, linear)
+    swapped = [slot.name for slot in _swapped_slots(model) if isinstance(slot.module, PackedLinear)]
     logger.info("packed %d linears of %s", len(swapped), type(model).__name__)
     return swapped
 
 
 def densify_linears(model: nn.Module) -> None:
-    """Undo `sparsify_linears`: the original modules are back, with the weights that the packed ones hold."""
-    for place in list(_places_of(model)):
-        assert isinstance(place.module, KernelLinear)
-        (original,) = place.module.original
-        if isinstance(place.module, PackedLinear):
+    """Undo `sparsify_linears`: put back the original modules, with the weights of the packed ones."""
+    for slot in list(_swapped_slots(model)):
+        assert isinstance(slot.module, KernelLinear)
+        (original,) = slot.module.original
+        if isinstance(slot.module, PackedLinear):
             owner = weight_owner(original)
             trained = owner.get_parameter("weight").requires_grad
-            owner.weight = nn.Parameter(place.module.weight, requires_grad=trained)
-        setattr(place.parent, place.attribute, original.train(place.module.training))
+            owner.weight = nn.Parameter(slot.module.weight, requires_grad=trained)
+        setattr(slot.parent, slot.attribute, original.train(slot.module.training))
 
 
-def _places_of(model: nn.Module) -> Iterator[Place]:
+def _swapped_slots(model: nn.Module) -> Iterator[LinearSlot]:
     for path, parent in model.named_modules():
-        for name, child in parent.named_children():
+        for attribute, child in parent.named_children():
             if isinstance(child, KernelLinear):
-                yield Place(parent, name, child, f"{path}.{name}".lstrip("."))
+                yield LinearSlot(parent, attribute, child, f"{path}.{attribute}".lstrip("."))
 
 
-def _places(model: nn.Module, fuse: bool) -> Iterator[Place]:
-    """Yield the linears that may be packed, LoRA layers whole where they can be fused."""
+def _slots(model: nn.Module, fuse: bool) -> Iterator[LinearSlot]:
+    """Yield the linears that may be packed; a LoRA layer whole if it can be fused."""
     for path, parent in model.named_modules():
         if isinstance(parent, SparseLinear):
             continue  # masks its product by the weight's zeros, which it reads itself
         fused = fuse and is_plain(parent)
-        for name, child in parent.named_children():
-            whole = f"{path}.{name}".lstrip(".")
-            is_base = type(child) in (nn.Linear, Conv1D) and ".lora_" not in f".{whole}" and not fused
+        for attribute, child in parent.named_children():
+            name = f"{path}.{attribute}".lstrip(".")
+            is_base = type(child) in (nn.Linear, Conv1D) and ".lora_" not in f".{name}" and not fused
             if is_base or (fuse and is_plain(child)):
-                yield Place(parent, name, child, whole.removesuffix(".base_layer"))
+                yield LinearSlot(parent, attribute, child, name.removesuffix(".base_layer"))
 
 
 def is_plain(layer: Any) -> bool:
-    """Tell whether a module is a LoRA layer that computes W x + scaling B A x: nothing else is fused."""
+    """Return whether a module is a LoRA layer that computes W x + scaling B A x: no other layer is fused."""
     if type(layer) is not LoraLinear or layer.disable_adapters or layer.merged:
         return False
     active = [name for name in layer.active_adapters if name in layer.lora_A]
@@ -130,95 +134,101 @@ def _head(model: nn.Module) -> nn.Module | None:
     return head if type(head) is nn.Linear else None
 
 
-class _Maker:
-    """Packs linears one after the other, into one stretch of memory of the kernels where these are there."""
+@cache
+def _warn_without_kernels() -> None:
+    """Log, once, that the kernels are missing."""
+    logger.warning(
+        "shears was built without its C++ kernels: packed weights are made dense in memory and torch multiplies; "
+        "install a C++ compiler and reinstall shears for the speed"
+    )
 
-    def __init__(self, values: NumberFormat | None, ready: Ready, threads: int | None) -> None:
-        self._values, self._ready = values, ready
-        self._buffer: Any = None
-        self._pool: Any = None
-        if kernels_or_say():
-            from shears.runtime.native import kernels as native
 
-            self._buffer, self._pool = native.HugeBuffer(), native.Pool(threads or torch.get_num_threads())
+class _Packer:
+    """Packs linears one after the other; with the kernels, into one buffer of theirs."""
 
-    def linear(self, place: Place, is_head: bool) -> KernelLinear | None:
-        """Return a linear's stand-in, taking its weight away; None where it would not be smaller."""
-        owner = weight_owner(place.module)
-        matrix = None if is_head else self._matrix(place.name, owner)
+    def __init__(self, values: NumberFormat | None, ready: ReadyWeights, threads: int | None) -> None:
+        self._values = values
+        self._ready = ready
+        self._native: Any = None  # shears.runtime.native.kernels, with a buffer and a pool
+        if not kernels_available():
+            _warn_without_kernels()
+            return
+        from shears.runtime.native import kernels
+
+        self._native = kernels
+        self._buffer = kernels.HugeBuffer()
+        self._pool = kernels.Pool(threads or torch.get_num_threads())
+
+    def linear(self, slot: LinearSlot, is_head: bool) -> KernelLinear | None:
+        """Return a linear's replacement, which takes the weight over; None if it would not be smaller."""
+        owner = weight_owner(slot.module)
+        if is_head:
+            return self._dense_head(owner)
+        matrix = self._matrix(slot.name, owner)
         if matrix is None:
-            return self._dense_head(owner) if is_head else None
-        update = _update_of(place.module)
-        matrix, kernel = self._placed(matrix, update)
-        packed = _stand_in(matrix, place.module, update, kernel)
+            return None
+        packed = self._packed(matrix, slot.module)
         weight = owner.get_parameter("weight")
         owner.weight = nn.Parameter(weight.new_empty(0), requires_grad=weight.requires_grad)
-        return packed.train(place.module.training)
+        return packed.train(slot.module.training)
 
     @torch.no_grad()
     def _matrix(self, name: str, owner: nn.Module) -> PackedMatrix | None:
         weight = weight_oi(owner).detach()
-        found = _named(self._ready.packed, name)
-        if found is not None and (found.rows, found.cols) == tuple(weight.shape):
-            return found
-        values = self._values or OWN.get(weight.dtype)
+        matrix = _by_module_name(self._ready.packed, name)
+        if matrix is not None and (matrix.rows, matrix.cols) == tuple(weight.shape):
+            return matrix
+        values = self._values or DEFAULT_VALUES.get(weight.dtype)
         if values is None or weight.device.type != "cpu" or weight.numel() == 0:
             return None
         rows, cols = weight.shape
         smaller = packed_bytes(rows, cols, int(kept(weight).sum()), values) < weight.nbytes
         return pack(weight, values) if smaller else None
 
-    def _placed(self, matrix: PackedMatrix, update: LowRank | None) -> tuple[PackedMatrix, Kernel | None]:
-        """Move a packed weight into memory of the kernels, where they are there."""
-        if self._buffer is None:
-            return matrix, None
-        from shears.runtime.native import kernels as native
+    def _packed(self, matrix: PackedMatrix, module: nn.Module) -> PackedLinear:
+        """Return the packed linear; with the kernels, its weight is in their buffer."""
+        update = _update_of(module)
+        kernel = None
+        if self._native is not None:
+            moved = self._native.sparse_matrix(matrix, self._buffer)
+            kernel = Kernel(moved, self._kernel_update(update, matrix.values_dtype), self._pool)
+            matrix = moved.packed or matrix
+        if update is None:
+            return PackedLinear(matrix, module, None, kernel)
+        assert isinstance(module, LoraLinear)
+        return FusedLinear(matrix, module, update, kernel)
 
-        moved = native.sparse_matrix(matrix, self._buffer)
-        own = _native_update(update, matrix.values_dtype, self._buffer)
-        return moved.packed or matrix, Kernel(moved, own, self._pool)
+    def _kernel_update(self, update: LoraUpdate | None, values: NumberFormat) -> Any:
+        """Return the kernels' update: bf16 for bf16 and int8 weights, fp32 for fp32 weights."""
+        if update is None:
+            return None
+        dtype = torch.float32 if values == "fp32" else torch.bfloat16
+        a = self._native.dense_matrix(update.a.to(dtype), buffer=self._buffer)
+        b = self._native.dense_matrix(update.b.to(dtype), buffer=self._buffer)
+        return self._native.KernelUpdate(a, b, update.scaling)
 
     def _dense_head(self, head: nn.Module) -> KernelLinear | None:
-        if self._buffer is None or not isinstance(head, nn.Linear) or head.weight.dtype not in OWN:
+        if self._native is None or not isinstance(head, nn.Linear) or head.weight.dtype not in DEFAULT_VALUES:
             return None
-        from shears.runtime.native import kernels as native
-
         weight, scales = self._ready.head or (head.weight.detach(), None)
         if head.weight.device.type != "cpu" or tuple(weight.shape) != tuple(head.weight.shape):
             return None
-        matrix = native.dense_matrix(weight, scales, self._buffer)
+        matrix = self._native.dense_matrix(weight, scales, self._buffer)
         return DenseLinear(head, Kernel(matrix, None, self._pool)).train(head.training)
 
 
-def _named(packed: Mapping[str, PackedMatrix], module: str) -> PackedMatrix | None:
-    """Return the packed weight of a module; wrappers (PEFT) put names before those of the files."""
+def _by_module_name(packed: Mapping[str, PackedMatrix], module: str) -> PackedMatrix | None:
+    """Return the packed weight of a module; wrappers such as PEFT add prefixes to the names of the files."""
     parts = module.split(".")
     names = (".".join(parts[start:]) for start in range(len(parts)))
     return next((packed[name] for name in names if name in packed), None)
 
 
-def _update_of(module: nn.Module) -> LowRank | None:
-    """Return what PEFT's layer adds to its base; None for a linear without one."""
+def _update_of(module: nn.Module) -> LoraUpdate | None:
+    """Return the update of PEFT's layer; None for any other linear."""
     if not isinstance(module, LoraLinear):
         return None
     (name,) = [name for name in module.active_adapters if name in module.lora_A]
-    a, b = module.lora_A[name].weight.detach(), module.lora_B[name].weight.detach()
-    return LowRank(a, b, float(module.scaling[name]))
-
-
-def _stand_in(matrix: PackedMatrix, module: nn.Module, update: LowRank | None, kernel: Kernel | None) -> PackedLinear:
-    if update is None:
-        return PackedLinear(matrix, module, None, kernel)
-    assert isinstance(module, LoraLinear)
-    return FusedLinear(matrix, module, update, kernel)
-
-
-def _native_update(update: LowRank | None, values: NumberFormat, buffer: Any) -> Any:
-    """Return the kernels' update; its numbers are bf16 beside bf16 and int8 weights, fp32 beside fp32."""
-    if update is None:
-        return None
-    from shears.runtime.native import kernels as native
-
-    dtype = torch.float32 if values == "fp32" else torch.bfloat16
-    a, b = (native.dense_matrix(part.to(dtype), buffer=buffer) for part in (update.a, update.b))
-    return native.Update(a, b, update.scaling)
+    a = module.lora_A[name].weight.detach()
+    b = module.lora_B[name].weight.detach()
+    return LoraUpdate(a, b, float(module.scaling[name]))

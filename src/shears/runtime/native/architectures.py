@@ -1,6 +1,6 @@
-"""Which models the native decoder computes, and what it must know of them; a table, read from the model's config.
+"""Which models the native decoder covers, and what it must know of them; read from the model's config.
 
-All of them are Llama in kind: RMSNorm before attention and feed-forward, rotary positions, grouped queries, SwiGLU.
+All of them are like Llama: RMSNorm before attention and feed-forward, rotary positions, grouped queries, SwiGLU.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,15 +23,15 @@ class NotCoveredError(InputError):
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What one layer differs in: the `window` of positions that a query sees (None: all), whether it `rotates`."""
+    """The differences between layers: the `window` of positions that a query sees (None: all), whether it `rotates`."""
 
     window: int | None
     rotates: bool
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A model as the decoder sees it. Sizes: hidden H, intermediate I, head_dim D, vocab_size V."""
+class DecoderPlan:
+    """What the decoder must know of a model. Sizes: hidden H, intermediate I, head_dim D, vocab_size V."""
 
     layers: tuple[LayerPlan, ...]
     hidden_size: int
@@ -46,33 +46,37 @@ class Plan:
     max_positions: int
 
 
-def _everywhere(config: Any) -> list[LayerPlan]:
+def _full_attention(config: Any) -> list[LayerPlan]:
+    return [LayerPlan(None, True)] * config.num_hidden_layers
+
+
+def _window_everywhere(config: Any) -> list[LayerPlan]:
     return [LayerPlan(getattr(config, "sliding_window", None), True)] * config.num_hidden_layers
 
 
-def _by_type(config: Any) -> list[LayerPlan]:
+def _window_by_type(config: Any) -> list[LayerPlan]:
     types: Sequence[str] = config.layer_types
     if unknown := set(types) - {"full_attention", "sliding_attention"}:
         raise NotCoveredError(f"layers must attend fully or in a window, got {min(unknown)}")
     return [LayerPlan(config.sliding_window if kind == "sliding_attention" else None, True) for kind in types]
 
 
-def _by_type_without_some_ropes(config: Any) -> list[LayerPlan]:
-    plans = zip(_by_type(config), config.no_rope_layers, strict=True)
+def _window_and_rope_by_layer(config: Any) -> list[LayerPlan]:
+    plans = zip(_window_by_type(config), config.no_rope_layers, strict=True)
     return [LayerPlan(plan.window, bool(rotates)) for plan, rotates in plans]
 
 
 ARCHITECTURES: Mapping[str, Callable[[Any], list[LayerPlan]]] = {
-    "llama": lambda config: [LayerPlan(None, True)] * config.num_hidden_layers,  # SmolLM and SmolLM2 too
-    "mistral": _everywhere,
-    "qwen2": _by_type,
-    "qwen3": _by_type,
-    "smollm3": _by_type_without_some_ropes,
+    "llama": _full_attention,  # SmolLM and SmolLM2 too
+    "mistral": _window_everywhere,
+    "qwen2": _window_by_type,
+    "qwen3": _window_by_type,
+    "smollm3": _window_and_rope_by_layer,
 }
 
 
-def plan_of(config: Any) -> Plan:
-    """Return the plan of a transformers config; InputError, saying why, for a model that the decoder does not cover."""
+def plan_of(config: Any) -> DecoderPlan:
+    """Return the plan of a transformers config; NotCoveredError, with the reason, for a model that is not covered."""
     if config.model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise NotCoveredError(f"the native decoder covers {known}, not {config.model_type}")
@@ -84,18 +88,18 @@ def plan_of(config: Any) -> Plan:
             f"the native decoder covers heads of an even length up to {LONGEST_HEAD}, not of {head_dim}"
         )
     frequencies, scale = rope(config, head_dim)
-    return Plan(
-        tuple(ARCHITECTURES[config.model_type](config)),
-        config.hidden_size,
-        config.intermediate_size,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        head_dim,
-        config.vocab_size,
-        config.rms_norm_eps,
-        frequencies,
-        scale,
-        config.max_position_embeddings,
+    return DecoderPlan(
+        layers=tuple(ARCHITECTURES[config.model_type](config)),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        vocab_size=config.vocab_size,
+        eps=config.rms_norm_eps,
+        inverse_frequencies=frequencies,
+        rope_scale=scale,
+        max_positions=config.max_position_embeddings,
     )
 
 

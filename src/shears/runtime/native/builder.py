@@ -1,82 +1,145 @@
-"""A model's parts, layer by layer in the order of computation, into what the native decoder reads."""
+"""Copies a model's weights, in the order of computation, into the memory that the native decoder reads."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix
+from shears.checkpoints.packed.layout import PANEL, NumberFormat, PackedMatrix
 from shears.errors import InputError
 from shears.runtime.native import _native
-from shears.runtime.native.architectures import LayerPlan, NotCoveredError, Plan
-from shears.runtime.native.model_source import ModelSource, Rows, Update
-from shears.runtime.native.weights import Arena, values_of
+from shears.runtime.native.architectures import DecoderPlan, LayerPlan, NotCoveredError
+from shears.runtime.native.kernels import VALUES_CODES, HugeBuffer, copied, dense_matrix
+from shears.runtime.native.model_source import DenseRows, LoraUpdate, ModelSource
 
 INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-FOLLOWS = "rotary_emb.inv_freq"  # in old files: what the config says already
-EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+REDUNDANT = "rotary_emb.inv_freq"  # in old files; computed from the config
+EMBEDDINGS = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+class Arena:
+    """Memory for copies of weights; it lives as long as this object. Address 0 means that there is no weight.
+
+    Values follow values and masks follow masks in the order of the calls: a kernel that prefetches beyond the end of a
+    weight prefetches the next weight.
+    """
+
+    def __init__(self) -> None:
+        self._values = HugeBuffer()
+        self._masks = HugeBuffer()
+        self._rest = HugeBuffer()
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of all copies."""
+        return sum(buffer.bytes for buffer in (self._values, self._masks, self._rest))
+
+    def floats(self, tensor: Tensor | None) -> int:
+        """Copy a tensor as float32; return its address."""
+        return 0 if tensor is None else copied(tensor.float(), self._rest)
+
+    def matrix(self, weight: PackedMatrix | DenseRows) -> _native.Matrix:
+        """Copy a packed or a dense weight; return it for the kernels."""
+        if isinstance(weight, DenseRows):
+            return dense_matrix(weight.values, weight.scales, self._values).native
+        masks = copied(weight.masks, self._masks)
+        values = copied(weight.values, self._values)
+        offsets = copied(weight.offsets, self._rest)
+        code = VALUES_CODES[weight.values_dtype]
+        return _native.Matrix(code, weight.rows, weight.cols, masks, values, offsets, self.floats(weight.scales))
+
+    def up(self, update: LoraUpdate, *, bf16: bool) -> int:
+        """Copy scaling * B of an update in the order of csrc/ops.h; return its address."""
+        b = in_panels(update.b.float() * update.scaling)
+        return copied(b.to(torch.bfloat16 if bf16 else torch.float32), self._rest)
+
+    def down(self, updates: Sequence[LoraUpdate], values: NumberFormat) -> _native.Matrix:
+        """Copy the A of several updates of one input, row under row, in the number format of their linears."""
+        return self.matrix(DenseRows(torch.cat([update.a.float() for update in updates])).as_values(values))
+
+
+def in_panels(b: Float[Tensor, "O R"]) -> Float[Tensor, "P R 16"]:
+    """Return [panel][rank][16 rows], padded with rows of zeros."""
+    rows, rank = b.shape
+    padded = torch.zeros(-(-rows // PANEL) * PANEL, rank)
+    padded[:rows] = b
+    return padded.view(-1, PANEL, rank).transpose(1, 2).contiguous()
 
 
 class Builder:
-    """Takes a source apart. `embeddings` are read where they are and must be kept, all else goes into the arena.
+    """Takes the parts of a source one by one and copies them into the arena.
 
-    InputError for a config that does not fit the tensors, NotCoveredError where a tensor is missing or left over.
+    `embeddings` are not copied: the decoder reads them where they are, so the caller keeps them. `values` is the number
+    format of most linears. InputError for a config that does not fit the tensors, NotCoveredError for a tensor that is
+    missing or left over.
     """
 
-    def __init__(self, source: ModelSource, plan: Plan, arena: Arena) -> None:
-        self._plan, self._arena = plan, arena
-        self._linears, self._tensors, self._updates = dict(source.linears), dict(source.tensors), dict(source.updates)
+    def __init__(self, source: ModelSource, plan: DecoderPlan, arena: Arena) -> None:
+        self._plan = plan
+        self._arena = arena
+        self._linears = dict(source.linears)
+        self._tensors = dict(source.tensors)
+        self._updates = dict(source.updates)
         self._tied = bool(getattr(source.config, "tie_word_embeddings", True))
         self._sizes = _sizes(plan)
-        self.embeddings = self._rows(EMBEDDINGS)
+        self.embeddings = self._take_rows(EMBEDDINGS)
         _check_shape(EMBEDDINGS, self.embeddings.values.shape, (plan.vocab_size, plan.hidden_size))
         self.values = _main_values(source)
 
-    def weights(self, head: NumberFormat | None) -> tuple[_native.DecoderWeights, NumberFormat]:
+    def weights(self, head_values: NumberFormat | None) -> tuple[_native.DecoderWeights, NumberFormat]:
         """Return everything the decoder reads, and the number format of its head."""
         weights = _native.DecoderWeights()
         for index, layer in enumerate(self._plan.layers):
-            self._layer(weights, f"model.layers.{index}.", layer)
-        rows = self._head()
-        rows = rows.as_values(head or values_of(rows))
-        norm = self._vector("model.norm.weight", self._plan.hidden_size, needed=True)
+            self._add_layer(weights, f"model.layers.{index}.", layer)
+        head = self._take_head()
+        head = head.as_values(head_values or head.values_dtype)
+        norm = self._take_vector("model.norm.weight", self._plan.hidden_size, required=True)
         frequencies = self._arena.floats(self._plan.inverse_frequencies)
         table = self.embeddings
         addresses = (table.values.data_ptr(), 0 if table.scales is None else table.scales.data_ptr())
-        weights.set_ends(*addresses, values_of(table) == "bf16", norm, frequencies, self._arena.matrix(rows))
+        weights.set_ends(*addresses, table.values_dtype == "bf16", norm, frequencies, self._arena.matrix(head))
         self._refuse_rest()
-        return weights, values_of(rows)
+        return weights, head.values_dtype
 
-    def _layer(self, weights: _native.DecoderWeights, prefix: str, plan: LayerPlan) -> None:
-        hidden, head = self._plan.hidden_size, self._plan.head_dim
-        norms = [f"{prefix}{name}.weight" for name in ("input_layernorm", "post_attention_layernorm")]
-        before, behind = (self._vector(norm, hidden, needed=True) for norm in norms)
-        query, key = (self._vector(f"{prefix}self_attn.{name}.weight", head) for name in ("q_norm", "k_norm"))
-        weights.add_layer(before, behind, query, key, plan.window or 0, plan.rotates)
+    def _add_layer(self, weights: _native.DecoderWeights, prefix: str, plan: LayerPlan) -> None:
+        hidden, head_dim = self._plan.hidden_size, self._plan.head_dim
+        weights.add_layer(
+            self._take_vector(f"{prefix}input_layernorm.weight", hidden, required=True),
+            self._take_vector(f"{prefix}post_attention_layernorm.weight", hidden, required=True),
+            self._take_vector(f"{prefix}self_attn.q_norm.weight", head_dim),
+            self._take_vector(f"{prefix}self_attn.k_norm.weight", head_dim),
+            plan.window or 0,
+            plan.rotates,
+        )
         for names in INPUTS:
-            whole = {name: f"{prefix}{'self_attn' if name in ATTENTION else 'mlp'}.{name}" for name in names}
-            for name, linear in whole.items():
-                bias = self._vector(f"{linear}.bias", self._sizes[name][0])
-                weights.set_linear(name, self._arena.matrix(self._linear(linear, self._sizes[name])), bias)
-            self._give_updates(weights, whole)
+            linears = {name: f"{prefix}{'self_attn' if name in ATTENTION else 'mlp'}.{name}" for name in names}
+            for name, linear in linears.items():
+                bias = self._take_vector(f"{linear}.bias", self._sizes[name][0])
+                weights.set_linear(name, self._arena.matrix(self._take_linear(linear, self._sizes[name])), bias)
+            self._add_updates(weights, linears)
 
-    def _linear(self, name: str, sizes: tuple[int, int]) -> PackedMatrix | Rows:
-        """Take a linear's weight: packed, or as it is where packing made it no smaller."""
-        found = self._linears.pop(name, None) or self._rows(f"{name}.weight")
-        shape = (found.rows, found.cols) if isinstance(found, PackedMatrix) else found.values.shape
+    def _take_linear(self, name: str, sizes: tuple[int, int]) -> PackedMatrix | DenseRows:
+        """Return a linear's weight: packed, or dense if packing made it no smaller."""
+        weight = self._linears.pop(name, None) or self._take_rows(f"{name}.weight")
+        shape = (weight.rows, weight.cols) if isinstance(weight, PackedMatrix) else weight.values.shape
         _check_shape(f"{name}.weight", shape, sizes)
-        return found
+        return weight
 
-    def _give_updates(self, weights: _native.DecoderWeights, linears: Mapping[str, str]) -> None:
-        """Give the linears of one input their updates, if they have any."""
-        updates = {name: self._updates.pop(full) for name, full in linears.items() if full in self._updates}
+    def _add_updates(self, weights: _native.DecoderWeights, linears: Mapping[str, str]) -> None:
+        """Add the updates, if any, of the linears that share one input."""
+        updates = {name: self._updates.pop(linear) for name, linear in linears.items() if linear in self._updates}
         if not updates:
             return
         bf16 = self.values != "fp32"
         for name, update in updates.items():
-            _check_update(linears[name], update, self._sizes[name])
+            rank = update.a.shape[0]
+            rows, cols = self._sizes[name]
+            _check_shape(f"A of {linears[name]}", update.a.shape, (rank, cols))
+            _check_shape(f"B of {linears[name]}", update.b.shape, (rows, rank))
         weights.set_down(next(iter(linears)), self._arena.down(list(updates.values()), self.values))
         first = 0
         for name, update in updates.items():
@@ -84,61 +147,57 @@ class Builder:
             weights.set_update(name, self._arena.up(update, bf16=bf16), bf16, rank, first)
             first += rank
 
-    def _head(self) -> Rows:
-        head = self.embeddings if self._tied and HEAD not in self._tensors else self._rows(HEAD)
+    def _take_head(self) -> DenseRows:
+        head = self.embeddings if self._tied and HEAD not in self._tensors else self._take_rows(HEAD)
         _check_shape(HEAD, head.values.shape, (self._plan.vocab_size, self._plan.hidden_size))
         return head
 
-    def _needed(self, name: str) -> Rows | Tensor:
-        found = self._tensors.pop(name, None)
-        if found is None:
+    def _take(self, name: str) -> DenseRows | Tensor:
+        tensor = self._tensors.pop(name, None)
+        if tensor is None:
             raise NotCoveredError(f"the native decoder covers models that hold {name}, this one does not")
-        return found
+        return tensor
 
-    def _rows(self, name: str) -> Rows:
-        """Take a matrix in a number format of the kernels; one of another format becomes fp32."""
-        found = self._needed(name)
-        if isinstance(found, Rows):
-            return found
-        return Rows((found if found.dtype in (torch.float32, torch.bfloat16) else found.float()).contiguous())
+    def _take_rows(self, name: str) -> DenseRows:
+        """Return a matrix in a number format of the kernels; one of another format becomes fp32."""
+        tensor = self._take(name)
+        if isinstance(tensor, DenseRows):
+            return tensor
+        return DenseRows((tensor if tensor.dtype in (torch.float32, torch.bfloat16) else tensor.float()).contiguous())
 
-    def _vector(self, name: str, length: int, *, needed: bool = False) -> int:
-        """Take a bias or a norm; return its address, 0 for one that is not there."""
-        if not needed and name not in self._tensors:
+    def _take_vector(self, name: str, length: int, *, required: bool = False) -> int:
+        """Copy a bias or a norm; return its address, 0 for one that the model does not have."""
+        if not required and name not in self._tensors:
             return 0
-        found = self._needed(name)
-        numbers = found.floats() if isinstance(found, Rows) else found
+        tensor = self._take(name)
+        numbers = tensor.floats() if isinstance(tensor, DenseRows) else tensor
         _check_shape(name, numbers.shape, (length,))
         return self._arena.floats(numbers)
 
     def _refuse_rest(self) -> None:
-        tensors = [name for name in self._tensors if not name.endswith(FOLLOWS)]
+        tensors = [name for name in self._tensors if not name.endswith(REDUNDANT)]
         if rest := [*self._linears, *self._updates, *tensors]:
             raise NotCoveredError(f"the native decoder must know every part of a model and its adapter, not {rest[0]}")
 
 
 def _main_values(source: ModelSource) -> NumberFormat:
     """Return the number format of most linears."""
-    dense = [part for name, part in source.tensors.items() if name.endswith("_proj.weight")]
-    linears = [*source.linears.values(), *(part if isinstance(part, Rows) else Rows(part) for part in dense)]
-    counts = Counter(map(values_of, linears))
+    dense = [tensor for name, tensor in source.tensors.items() if name.endswith("_proj.weight")]
+    rows = [tensor if isinstance(tensor, DenseRows) else DenseRows(tensor) for tensor in dense]
+    counts = Counter(linear.values_dtype for linear in [*source.linears.values(), *rows])
     return counts.most_common(1)[0][0] if counts else "fp32"
 
 
-def _sizes(plan: Plan) -> Mapping[str, tuple[int, int]]:
-    """Return rows and columns of a layer's linears."""
+def _sizes(plan: DecoderPlan) -> Mapping[str, tuple[int, int]]:
+    """Return the rows and columns of a layer's linears."""
     hidden, inner = plan.hidden_size, plan.intermediate_size
     query, key = plan.num_heads * plan.head_dim, plan.num_kv_heads * plan.head_dim
     attention = {"q_proj": (query, hidden), "k_proj": (key, hidden), "v_proj": (key, hidden), "o_proj": (hidden, query)}
     return attention | {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
 
 
-def _check_update(linear: str, update: Update, sizes: tuple[int, int]) -> None:
-    rank = update.a.shape[0]
-    _check_shape(f"A of {linear}", update.a.shape, (rank, sizes[1]))
-    _check_shape(f"B of {linear}", update.b.shape, (sizes[0], rank))
-
-
-def _check_shape(name: str, found: Sequence[int], wanted: tuple[int, ...]) -> None:
-    if tuple(found) != wanted:
-        raise InputError(f"{name} must be {wanted} by the model's config.json, it is {tuple(found)}; restore that file")
+def _check_shape(name: str, shape: Sequence[int], expected: tuple[int, ...]) -> None:
+    if tuple(shape) != expected:
+        raise InputError(
+            f"{name} must be {expected} by the model's config.json, it is {tuple(shape)}; restore that file"
+        )

@@ -1,6 +1,6 @@
-"""A Backend that computes Llama-like models in C++: the whole step of a token in one call.
+"""A Backend that computes Llama-like models in C++: one call computes a whole step.
 
-B sequences, T tokens, V words of the vocabulary.
+B sequences, T tokens, V tokens of the vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,9 @@ from shears.checkpoints.packed.file import Package
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
 from shears.runtime.native import _native
-from shears.runtime.native.architectures import Plan, plan_of
-from shears.runtime.native.builder import Builder
+from shears.runtime.native.architectures import DecoderPlan, plan_of
+from shears.runtime.native.builder import Arena, Builder
 from shears.runtime.native.model_source import ModelSource, source_of_package
-from shears.runtime.native.weights import Arena
 
 CHUNK = 256  # tokens computed together in a prefill; more need more memory and gain little
 MOST_SEQUENCES = 16
@@ -25,7 +24,7 @@ MOST_SEQUENCES = 16
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a sequence and how many of them; `threads` compute, the calling one included."""
+    """The longest sequence, the most open sequences, and how many threads compute, the calling one included."""
 
     max_length: int
     max_sequences: int
@@ -33,10 +32,10 @@ class Limits:
 
 
 class NativeBackend:
-    """A model in C++. Activations are float32; weights, embeddings and updates are as the source has them.
+    """A model in C++. Activations are float32; weights, embeddings and updates keep the source's number formats.
 
-    `head` is the number format of the output matrix (by default the embeddings' own), `cache` that of keys and values
-    (by default fp32 where the head is, else bf16). InputError for a model that the decoder does not cover.
+    `head` is the number format of the output matrix (by default its own), `cache` that of keys and values (by default
+    fp32 if the head is fp32, else bf16). InputError for a model that the decoder does not cover.
     """
 
     def __init__(
@@ -49,10 +48,13 @@ class NativeBackend:
     ) -> None:
         plan = plan_of(source.config)
         _check_limits(limits, plan)
-        self._limits, self._plan, self._arena = limits, plan, Arena()
+        self._limits = limits
+        self._plan = plan
+        self._arena = Arena()
         builder = Builder(source, plan, self._arena)
         weights, self._head_values = builder.weights(head)
-        self._values, self._embeddings = builder.values, builder.embeddings
+        self._values = builder.values
+        self._embeddings = builder.embeddings
         shape = _shape(plan, limits)
         shape.bf16_cache = (cache or self._head_values) != "fp32"
         self._pool = _native.Pool(limits.threads)
@@ -63,21 +65,21 @@ class NativeBackend:
 
     @property
     def vocab_size(self) -> int:
-        """Return the length V of the logits."""
+        """The length V of the logits."""
         return self._plan.vocab_size
 
     @property
     def max_length(self) -> int:
-        """Return the most tokens that one sequence can hold."""
+        """The most tokens that one sequence can hold."""
         return self._limits.max_length
 
     @property
     def max_sequences(self) -> int:
-        """Return how many sequences can be open at once."""
+        """The most sequences that can be open at once."""
         return self._limits.max_sequences
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
-        """Append tokens to a sequence, which may be a new one; return the logits after the last."""
+        """Append tokens to a sequence, which may be empty; return the logits after the last token."""
         ids = self._ids(tokens)
         self._check_room([sequence], len(ids))
         logits = np.empty(self.vocab_size, np.float32)
@@ -85,17 +87,18 @@ class NativeBackend:
         return logits
 
     def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> Float[np.ndarray, "B V"]:
-        """Append one token to each of several different sequences; return the logits after it, row by row."""
+        """Append one token to each of several different sequences; return the logits after it, one row per sequence."""
         if len(sequences) != len(tokens) or len(set(sequences)) != len(sequences):
             raise InputError(f"a step takes different sequences and a token for each, got {sequences} and {tokens}")
         ids = self._ids(tokens)
         self._check_room(sequences, 1)
-        logits, numbers = np.empty((len(ids), self.vocab_size), np.float32), np.array(sequences, np.int64)
+        numbers = np.array(sequences, np.int64)
+        logits = np.empty((len(ids), self.vocab_size), np.float32)
         self._decoder.step(_address(numbers), _address(ids), len(ids), _address(logits))
         return logits
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
-        """Return the logits at every position of a text that is remembered nowhere."""
+        """Return the logits at every position of a text, without keeping the text in any sequence."""
         ids = self._ids(tokens)
         self._check_length(len(ids))
         logits = np.empty((len(ids), self.vocab_size), np.float32)
@@ -103,12 +106,12 @@ class NativeBackend:
         return logits
 
     def drop(self, sequence: int) -> None:
-        """Forget a sequence, so that its number is free again; one that holds nothing is left as it is."""
+        """Empty a sequence and free its number; an empty sequence stays as it is."""
         self._check_sequence(sequence)
         self._decoder.drop(sequence)
 
     def describe(self) -> Mapping[str, object]:
-        """Return what runs here, as plain data; memory_bytes is without the mapped embeddings."""
+        """Return plain data about this backend; memory_bytes excludes the mapped embeddings."""
         return {
             "name": "native",
             "isa": _native.features()["isa"],
@@ -143,7 +146,7 @@ class NativeBackend:
 
 
 def open_native(package: Package, threads: int, *, max_length: int | None = None) -> NativeBackend:
-    """Return the backend of a package; 16 sequences of `max_length`, by default what the model was made for.
+    """Return the backend of a package: 16 sequences of `max_length`, by default the model's longest.
 
     InputError for a model that the decoder does not cover.
     """
@@ -152,17 +155,25 @@ def open_native(package: Package, threads: int, *, max_length: int | None = None
     return NativeBackend(source, Limits(length, MOST_SEQUENCES, threads))
 
 
-def _shape(plan: Plan, limits: Limits) -> _native.DecoderShape:
+def _shape(plan: DecoderPlan, limits: Limits) -> _native.DecoderShape:
     shape = _native.DecoderShape()
-    shape.layers, shape.hidden, shape.intermediate = len(plan.layers), plan.hidden_size, plan.intermediate_size
-    shape.heads, shape.kv_heads, shape.head = plan.num_heads, plan.num_kv_heads, plan.head_dim
-    shape.vocabulary, shape.eps, shape.rope_scale = plan.vocab_size, plan.eps, plan.rope_scale
+    shape.layers = len(plan.layers)
+    shape.hidden = plan.hidden_size
+    shape.intermediate = plan.intermediate_size
+    shape.heads = plan.num_heads
+    shape.kv_heads = plan.num_kv_heads
+    shape.head = plan.head_dim
+    shape.vocabulary = plan.vocab_size
+    shape.eps = plan.eps
+    shape.rope_scale = plan.rope_scale
     shape.query_scale = plan.head_dim**-0.5
-    shape.max_length, shape.max_sequences, shape.chunk = limits.max_length, limits.max_sequences, CHUNK
+    shape.max_length = limits.max_length
+    shape.max_sequences = limits.max_sequences
+    shape.chunk = CHUNK
     return shape
 
 
-def _check_limits(limits: Limits, plan: Plan) -> None:
+def _check_limits(limits: Limits, plan: DecoderPlan) -> None:
     if not 1 <= limits.max_length <= plan.max_positions:
         raise InputError(f"max_length must be in 1 to the model's {plan.max_positions}, got {limits.max_length}")
     if not 1 <= limits.max_sequences <= MOST_SEQUENCES:

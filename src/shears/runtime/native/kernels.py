@@ -1,6 +1,6 @@
-"""Tensors in, tensors out: the C++ kernels with the checks they leave to Python, and buffers kept alive.
+"""The C++ kernels for tensors: checks the arguments, which C++ does not, and keeps buffers alive.
 
-Importing it needs the extension (`shears.runtime.kernels_available`). What the kernels compute: docs/kernels.md.
+Importing this module needs the extension (`shears.runtime.kernels_available`). Docs: docs/kernels.md.
 
 Shapes: O rows (outputs), I columns (inputs), M tokens, r rank.
 """
@@ -23,15 +23,15 @@ HugeBuffer = _native.HugeBuffer
 features = _native.features
 select_isa = _native.select_isa
 
-_NUMBERS: dict[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2}
+VALUES_CODES: dict[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2}  # enum Values in csrc/matrix.h
 _NAMES = {dtype: name for name, dtype in FORMAT_DTYPES.items()}
 MAX_INT8_COLS = 131071
 
 
 class KernelMatrix:
-    """A weight in memory of the kernels: the copy in `buffer`, which lives as long as this.
+    """A weight copied into `buffer`, which it keeps alive.
 
-    `num_bytes` are those that a product reads. `packed`, of a sparse one, is the packed weight over the same memory.
+    `num_bytes` is what a product reads. `packed` is the packed weight over the same memory; None for a dense weight.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class KernelMatrix:
         self.cols = native.cols
 
 
-class Update:
-    """scaling * B A, added to a weight's product; `a` (r I) and `b` (O r) are kept alive."""
+class KernelUpdate:
+    """A low-rank update scaling * B A of a weight, added to its product; keeps `a` (r I) and `b` (O r) alive."""
 
     def __init__(self, a: KernelMatrix, b: KernelMatrix, scaling: float) -> None:
         self.native = _native.LowRank(a.native, b.native, scaling)
@@ -59,17 +59,24 @@ class Update:
 
 
 def sparse_matrix(packed: PackedMatrix, buffer: _native.HugeBuffer | None = None) -> KernelMatrix:
-    """Copy a packed weight, already checked by `shears.checkpoints.packed`, into memory of the kernels."""
+    """Copy a packed weight, already checked by `shears.checkpoints.packed`, into a buffer of the kernels."""
     buffer = HugeBuffer() if buffer is None else buffer
     _check_columns(packed.values_dtype, packed.cols)
     parts: dict[str, Tensor] = {"masks": packed.masks, "values": packed.values, "offsets": packed.offsets}
     if packed.scales is not None:
         parts["scales"] = packed.scales.float()
-    places = {name: _copied(part, buffer) for name, part in parts.items()}
-    moved: dict[str, Any] = {name: _view(place, parts[name], buffer) for name, place in places.items()}
-    numbers = (_NUMBERS[packed.values_dtype], packed.rows, packed.cols)
-    native = _native.Matrix(*numbers, places["masks"], places["values"], places["offsets"], places.get("scales", 0))
-    return KernelMatrix(native, buffer, packed.num_bytes, replace(packed, **moved))
+    addresses = {name: copied(part, buffer) for name, part in parts.items()}
+    native = _native.Matrix(
+        VALUES_CODES[packed.values_dtype],
+        packed.rows,
+        packed.cols,
+        addresses["masks"],
+        addresses["values"],
+        addresses["offsets"],
+        addresses.get("scales", 0),
+    )
+    views: dict[str, Any] = {name: _view(address, parts[name], buffer) for name, address in addresses.items()}
+    return KernelMatrix(native, buffer, packed.num_bytes, replace(packed, **views))
 
 
 def dense_matrix(
@@ -77,7 +84,7 @@ def dense_matrix(
     scales: Float[Tensor, " O"] | None = None,
     buffer: _native.HugeBuffer | None = None,
 ) -> KernelMatrix:
-    """Copy a dense weight (float32, bfloat16, or int8 with a scale per row) into memory of the kernels, in panels."""
+    """Copy a dense weight (float32, bfloat16, or int8 with a scale per row) into a buffer of the kernels, in panels."""
     buffer = HugeBuffer() if buffer is None else buffer
     name = _NAMES.get(weight.dtype)
     if name is None or (name == "int8") != (scales is not None):
@@ -86,23 +93,24 @@ def dense_matrix(
     _check_columns(name, cols)
     panels, groups, _ = mask_shape(rows, cols, name)
     num_bytes = panels * groups * PANEL * GROUPS[name] * weight.element_size()
-    place = buffer.copy(0, num_bytes)
+    address = buffer.copy(0, num_bytes)
     weight = weight.contiguous()
-    _native.pack_dense(_NUMBERS[name], weight.data_ptr(), rows, cols, place)
-    factors = 0 if scales is None else _copied(scales.float(), buffer)
+    _native.pack_dense(VALUES_CODES[name], weight.data_ptr(), rows, cols, address)
+    scales_address = 0 if scales is None else copied(scales.float(), buffer)
     num_bytes += 0 if scales is None else 4 * rows
-    return KernelMatrix(_native.Matrix(_NUMBERS[name], rows, cols, 0, place, 0, factors), buffer, num_bytes)
+    native = _native.Matrix(VALUES_CODES[name], rows, cols, 0, address, 0, scales_address)
+    return KernelMatrix(native, buffer, num_bytes)
 
 
 def in_huge_pages(tensor: Tensor, buffer: _native.HugeBuffer) -> Tensor:
-    """Return a copy of a tensor in memory of the kernels, which it keeps alive."""
-    return _view(_copied(tensor, buffer), tensor, buffer)
+    """Return a copy of a tensor in a buffer of the kernels, which the copy keeps alive."""
+    return _view(copied(tensor, buffer), tensor, buffer)
 
 
 def multiply(
-    matrix: KernelMatrix, x: Float[Tensor, "M I"], pool: _native.Pool, update: Update | None = None
+    matrix: KernelMatrix, x: Float[Tensor, "M I"], pool: _native.Pool, update: KernelUpdate | None = None
 ) -> Float[Tensor, "M O"]:
-    """Return x W^T, plus the update's part; float32 or bfloat16 as x is."""
+    """Return x W^T plus the update's product, in the dtype of x (float32 or bfloat16)."""
     return multiply_many([matrix], x, pool, [update])[0]
 
 
@@ -110,9 +118,9 @@ def multiply_many(
     matrices: Sequence[KernelMatrix],
     x: Float[Tensor, "M I"],
     pool: _native.Pool,
-    updates: Sequence[Update | None] | None = None,
+    updates: Sequence[KernelUpdate | None] | None = None,
 ) -> list[Tensor]:
-    """Return x W^T for several weights with the same number of inputs, each plus its own update's part (M O)."""
+    """Return x W^T (M O) for several weights with the same number of inputs, each plus its own update's product."""
     _check_input(matrices, x)
     x = x.contiguous()
     y = [torch.empty(x.shape[0], matrix.rows, dtype=x.dtype) for matrix in matrices]
@@ -128,17 +136,18 @@ def multiply_many(
     return y
 
 
-def _copied(part: Tensor, buffer: _native.HugeBuffer) -> int:
-    part = part.contiguous()
-    return buffer.copy(part.data_ptr(), part.numel() * part.element_size())
+def copied(tensor: Tensor, buffer: _native.HugeBuffer) -> int:
+    """Copy a tensor into a buffer; return the copy's address."""
+    tensor = tensor.contiguous()
+    return buffer.copy(tensor.data_ptr(), tensor.numel() * tensor.element_size())
 
 
-def _view(place: int, part: Tensor, buffer: _native.HugeBuffer) -> Tensor:
-    """Return a tensor over the copy of `part` at an address of the buffer, which it keeps alive."""
-    size = part.numel() * part.element_size()
-    room = (ctypes.c_ubyte * max(size, 1)).from_address(place)
-    room.buffer = buffer  # type: ignore[attr-defined]
-    return torch.frombuffer(room, dtype=torch.uint8)[:size].view(part.dtype).view(part.shape)
+def _view(address: int, original: Tensor, buffer: _native.HugeBuffer) -> Tensor:
+    """Return a tensor over the copy of `original` at an address of the buffer, which the view keeps alive."""
+    size = original.numel() * original.element_size()
+    memory = (ctypes.c_ubyte * max(size, 1)).from_address(address)
+    memory.buffer = buffer  # type: ignore[attr-defined]
+    return torch.frombuffer(memory, dtype=torch.uint8)[:size].view(original.dtype).view(original.shape)
 
 
 def _check_columns(values: NumberFormat, cols: int) -> None:

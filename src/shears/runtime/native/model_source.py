@@ -1,4 +1,4 @@
-"""The parts of a model that a runtime is built from, wherever they come from: a package, or a model in memory.
+"""The parts of a model that the native decoder is built from, taken from a package or from a model in memory.
 
 Shapes: O rows (outputs), I columns (inputs), R rank.
 """
@@ -23,7 +23,7 @@ from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
 
 # Keys of PEFT's LoraConfig that the tensors or `scaling_of` account for, or that matter in training only. Any other
-# key that is set may change what is computed; those of NEUTRAL do with any other value.
+# key that is set may change the outputs, and a key of NEUTRAL does with any value that is not listed.
 UNDERSTOOD = frozenset(
     ("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r",
      "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "use_rslora", "layers_to_transform",
@@ -33,32 +33,39 @@ UNDERSTOOD = frozenset(
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),  # others take the start out of the base
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),  # other starts are subtracted from the base
 }
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A dense matrix, row by row; of int8 with a scale a row, or of floats without scales."""
+class DenseRows:
+    """A dense matrix, row by row: int8 with a scale per row, or floats without scales."""
 
     values: Shaped[Tensor, "O I"]
     scales: Float[Tensor, " O"] | None = None
 
-    def as_values(self, values: NumberFormat) -> "Rows":
-        """Return it in another number format; the same object where it has that one."""
+    @property
+    def values_dtype(self) -> NumberFormat:
+        """The number format; fp32 also for floats that are neither float32 nor bfloat16."""
+        if self.scales is not None:
+            return "int8"
+        return "bf16" if self.values.dtype == torch.bfloat16 else "fp32"
+
+    def as_values(self, values: NumberFormat) -> "DenseRows":
+        """Return the matrix in another number format; the same object if it already has that format."""
         if values == "int8":
-            return self if self.scales is not None else Rows(*quantize_rows(self.values))
+            return self if self.scales is not None else DenseRows(*quantize_rows(self.values))
         dtype = torch.float32 if values == "fp32" else torch.bfloat16
-        return self if self.values.dtype == dtype else Rows(self.floats().to(dtype))
+        return self if self.values.dtype == dtype else DenseRows(self.floats().to(dtype))
 
     def floats(self) -> Float[Tensor, "O I"]:
-        """Return the numbers it stands for, float32."""
+        """Return the matrix in float32, scales multiplied in."""
         return self.values.float() if self.scales is None else self.values.float() * self.scales[:, None]
 
 
 @dataclass(frozen=True)
-class Update:
-    """A low-rank update of a linear, W + scaling B A."""
+class LoraUpdate:
+    """A low-rank update of a linear: W + scaling B A."""
 
     a: Float[Tensor, "R I"]
     b: Float[Tensor, "O R"]
@@ -67,12 +74,12 @@ class Update:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Weights by the names of the model's files: linears without `.weight`, tensors with their whole names."""
+    """Weights by the names in the model's files: linears without `.weight`, tensors with their whole names."""
 
     config: Any  # transformers' PreTrainedConfig
-    linears: Mapping[str, PackedMatrix | Rows]
-    tensors: Mapping[str, Rows | Tensor]
-    updates: Mapping[str, Update]
+    linears: Mapping[str, PackedMatrix | DenseRows]
+    tensors: Mapping[str, DenseRows | Tensor]
+    updates: Mapping[str, LoraUpdate]
 
 
 def source_of_package(package: Package) -> ModelSource:
@@ -88,14 +95,14 @@ def source_of_package(package: Package) -> ModelSource:
     return ModelSource(config, package.packed, tensors, updates)
 
 
-def _rows(package: Package, name: str) -> Rows | Tensor:
-    """Return a dense tensor of a package, a quantized one as it is."""
+def _rows(package: Package, name: str) -> DenseRows | Tensor:
+    """Return a dense tensor of a package; a quantized one stays quantized."""
     if not package.index.dense[name].quantized:
         return package.dense(name)
-    return Rows(package.tensors[f"dense.{name}"], package.tensors[f"dense.{name}.scales"])
+    return DenseRows(package.tensors[f"dense.{name}"], package.tensors[f"dense.{name}.scales"])
 
 
-def _package_updates(package: Package) -> dict[str, Update]:
+def _package_updates(package: Package) -> dict[str, LoraUpdate]:
     tensors = package.adapter()
     if not tensors:
         return {}
@@ -106,7 +113,7 @@ def _package_updates(package: Package) -> dict[str, Update]:
     if len(tensors) != 2 * len(names):
         raise NotCoveredError(f"the native decoder covers an adapter of A and B only, this has {len(tensors)} tensors")
     return {
-        name: Update(tensors[f"{PREFIX}{name}{A}"], tensors[f"{PREFIX}{name}{B}"], scaling_of(settings, name))
+        name: LoraUpdate(tensors[f"{PREFIX}{name}{A}"], tensors[f"{PREFIX}{name}{B}"], scaling_of(settings, name))
         for name in names
     }
 
@@ -119,14 +126,14 @@ def _adapter_settings(path: Path) -> dict[str, Any]:
 
 
 def _is_plain(key: str, value: object) -> bool:
-    """Tell whether a setting leaves an adapter scaling B A."""
+    """Return whether an adapter with this setting is still scaling B A."""
     return key in UNDERSTOOD or value in NEUTRAL.get(key, ())
 
 
 def scaling_of(settings: Mapping[str, Any], linear: str) -> float:
     """Return alpha / rank of a linear, as PEFT reads its patterns; alpha / sqrt(rank) for rank-stabilised LoRA.
 
-    InputError where the settings name no such numbers.
+    InputError if the settings hold no such numbers.
     """
     alpha = _number(settings, "lora_alpha", "alpha_pattern", linear)
     rank = _number(settings, "r", "rank_pattern", linear)
@@ -137,17 +144,17 @@ def scaling_of(settings: Mapping[str, Any], linear: str) -> float:
 
 def _number(settings: Mapping[str, Any], key: str, patterns: str, linear: str) -> int | float:
     try:
-        found = _by_pattern(settings.get(patterns), linear, settings.get(key))
+        number = _by_pattern(settings.get(patterns), linear, settings.get(key))
     except (re.error, AttributeError):
         raise InputError(f"{ADAPTER_CONFIG} must map patterns to numbers in {patterns}; restore that file") from None
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
-        raise InputError(f"{ADAPTER_CONFIG} must give {linear} a number as {key}, got {found!r}; restore that file")
-    return found
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        raise InputError(f"{ADAPTER_CONFIG} must give {linear} a number as {key}, got {number!r}; restore that file")
+    return number
 
 
-def _by_pattern(patterns: Any, linear: str, otherwise: Any) -> Any:
+def _by_pattern(patterns: Any, linear: str, default: Any) -> Any:
     matching = [value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", linear)]
-    return matching[0] if matching else otherwise
+    return matching[0] if matching else default
 
 
 def source_of_model(model: nn.Module, values: NumberFormat | None = None, *, sparse: bool = True) -> ModelSource:
@@ -163,10 +170,10 @@ def source_of_model(model: nn.Module, values: NumberFormat | None = None, *, spa
     tensors = {name: part for name, part in tensors.items() if ".lora_" not in name}
     names = [name.removesuffix(".weight") for name, part in tensors.items() if _is_linear(name, part)]
     kept: NumberFormat = values or ("fp32" if tensors[f"{names[0]}.weight"].dtype == torch.float32 else "bf16")
-    linears: dict[str, PackedMatrix | Rows] = {}
+    linears: dict[str, PackedMatrix | DenseRows] = {}
     for name in names:
         weight = tensors.pop(f"{name}.weight")
-        linears[name] = pack(weight, kept) if sparse else Rows(weight).as_values(kept)
+        linears[name] = pack(weight, kept) if sparse else DenseRows(weight).as_values(kept)
     return ModelSource(base.config, linears, tensors, updates)
 
 
@@ -174,9 +181,10 @@ def _is_linear(name: str, tensor: Tensor) -> bool:
     return ".layers." in name and name.endswith("_proj.weight") and tensor.ndim == 2
 
 
-def _update(name: str, module: Any) -> Update:
+def _update(name: str, module: Any) -> LoraUpdate:
     adapter = next(iter(module.lora_A), None)
     if len(module.lora_A) != 1 or adapter in module.lora_variant or module.lora_bias.get(adapter):
         raise NotCoveredError(f"the native decoder covers one plain LoRA, {name} has another adapter; merge it first")
-    a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-    return Update(a.detach(), b.detach(), module.scaling[adapter])
+    a = module.lora_A[adapter].weight.detach()
+    b = module.lora_B[adapter].weight.detach()
+    return LoraUpdate(a, b, module.scaling[adapter])

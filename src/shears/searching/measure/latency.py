@@ -16,7 +16,7 @@ from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
 from shears.models.sparse_adapter import is_sparse
 from shears.runtime.native import kernels_available
-from shears.runtime.native.model_source import ModelSource, Update, source_of_model
+from shears.runtime.native.model_source import LoraUpdate, ModelSource, source_of_model
 from shears.searching.strategies.base import LATENCY, Evaluated, Figures
 
 PROMPT = 16  # tokens before the first measured one
@@ -78,6 +78,6 @@ class LatencyEvaluator:
         """Nothing is kept."""
 
 
-def _cut(update: Update, rank: int) -> Update:
+def _cut(update: LoraUpdate, rank: int) -> LoraUpdate:
     """Return the first ranks; the scaling stays, alpha over the largest rank."""
-    return Update(update.a[:rank], update.b[:, :rank], update.scaling)
+    return LoraUpdate(update.a[:rank], update.b[:, :rank], update.scaling)
