@@ -1,7 +1,8 @@
-// Attention over a cache in blocks, softmax on the way (Milakov and Gimelshein, arXiv 1805.02867). Included as simd.inl.
+// Attention over a cache in blocks with an online softmax (Milakov and Gimelshein, arXiv 1805.02867). Included like
+// simd.inl.
 
 constexpr int kVecs = kBlock / kLanes;                    // vectors of positions in a block
-constexpr int kTogether = kLanes == 4 ? 2 : 4;            // vectors of positions, or of a head, at a time
+constexpr int kTogether = kLanes == 4 ? 2 : 4;            // vectors (of positions, or of a head) computed together
 constexpr float kMinusInfinity = -__builtin_inff();
 
 template <class T>
@@ -68,12 +69,12 @@ inline void weigh_block(const T* values, const float (*weights)[kBlock], int64_t
   }
 }
 
-/// What is known of one query's softmax so far.
+/// One query's softmax so far: the highest score, and the sum of exp(score - top).
 struct Running {
   float top = kMinusInfinity, total = 0;
 };
 
-/// Scores of positions outside [begin, end) become weight 0, the others exp(score - top); sums are scaled to the new top.
+/// Replace scores by weights: 0 outside [begin, end), else exp(score - top); scale sums to the new top.
 inline void soften(float* scores, int64_t begin, int64_t end, int64_t padded, Running& running, float* sums) {
   if (begin >= end) {
     fill(scores, scores + kBlock, 0.0f);

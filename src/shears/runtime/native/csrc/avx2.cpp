@@ -1,12 +1,12 @@
-// AVX2 with FMA. One token, or a tile of them: kept weights are expanded in registers; for more tokens a panel is expanded once into the
-// cache (fp32, or 16-bit integers) and multiplied tile by tile.
+// AVX2 with FMA. For one token or one tile of tokens, kept weights are expanded in registers; for more tokens, a
+// panel is expanded once into the cache (as fp32, or as 16-bit integers) and multiplied tile by tile.
 #include "avx2_floats.h"
 #include "avx2_ints.h"
 
 namespace shears {
 namespace {
 
-constexpr int64_t kAhead = 4096;  // bytes of values asked for ahead
+constexpr int64_t kAhead = 4096;  // bytes of values that are prefetched
 
 int tile(Values values, int64_t tokens) {
   if (tokens <= 2 || values == Values::i8) return tokens < 2 ? 1 : 2;
@@ -28,7 +28,7 @@ size_t scratch_bytes(const Matrix& matrix, int64_t tokens) {
   return tokens <= tile(matrix.values, tokens) ? 0 : inputs * kPanelRows * (matrix.values == Values::i8 ? 2 : 4);
 }
 
-// Where a panel's masks and values begin.
+// The start of a panel's masks and of its values.
 struct Panel {
   const uint8_t* masks;
   const uint8_t* data;
@@ -68,7 +68,7 @@ void store_columns(const Job& job, int64_t p, int64_t first, const Column (&sums
   }
 }
 
-// Few tokens: the sums of several columns are kept apart, or each would wait for the one before.
+// With few tokens, several columns have separate sums, so that no addition waits for the one before.
 template <class T, int M>
 void stream(const Job& job, int64_t p) {
   constexpr int g = T::kGroup, kApart = M == 1 ? 4 : M == 2 ? 2 : 1, kGroups = kApart > g ? kApart / g : 1;
@@ -99,8 +99,8 @@ void stream(const Job& job, int64_t p) {
   store_columns<M>(job, p, 0, part[0]);
 }
 
-// One token by packed bf16 weights: the eight kept ones of a mask byte, four rows by two inputs, go at once to where fp32 numbers have
-// their upper halves, and meet the pair of inputs.
+// One token by packed bf16 weights: a mask byte covers four rows by two inputs; one shuffle puts its kept weights
+// into the upper halves of fp32 numbers, which are multiplied by the pair of inputs.
 void stream_pairs(const Job& job, int64_t p) {
   Panel panel = panel_at(*job.matrix, p);
   const int64_t count = groups(Values::bf16, job.matrix->cols);
@@ -116,7 +116,7 @@ void stream_pairs(const Job& job, int64_t p) {
     _mm_prefetch(reinterpret_cast<const char*>(v) + kAhead, _MM_HINT_T0);
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q) {
-      const uint32_t place = (q ? bits >> (8 * q - 5) : bits << 5) & 0xff << 5;  // of a mask byte's row in the table: 32 bytes each
+      const uint32_t place = (q ? bits >> (8 * q - 5) : bits << 5) & 0xff << 5;  // the offset of a mask byte's row of 32 bytes
       const __m256i places = _mm256_load_si256(reinterpret_cast<const __m256i*>(table + place));
       const __m256i words = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v)));
       sums[q] = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_shuffle_epi8(words, places)), inputs, sums[q]);

@@ -1,4 +1,4 @@
-// fp32 and bf16 values on AVX2: both become fp32, inputs stay fp32.
+// fp32 and bf16 weights on AVX2: both become fp32; inputs stay fp32.
 #pragma once
 #include <immintrin.h>
 

@@ -1,4 +1,5 @@
-// i8 values on AVX2: weights and inputs are 16-bit integers, their products 32-bit sums, emptied into fp32 before they overflow.
+// i8 weights on AVX2: weights and inputs are 16-bit integers, their products 32-bit sums, which are added to fp32 sums
+// before they overflow.
 #pragma once
 #include <immintrin.h>
 
@@ -10,7 +11,7 @@ namespace {
 
 constexpr int64_t kGroupsExact = 256;  // times 2 * 127 * 32639 stays below 2^31
 
-// Four rows by four inputs; a group of a panel has four of these.
+// Four rows by four inputs: a quarter of a panel's group.
 static inline __m256i expand_quarter(const uint8_t* mask, const uint8_t*& v) {
   const __m128i first = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(v));
   v += __builtin_popcount(mask[0]);
@@ -28,7 +29,7 @@ static inline __m256i load_quarter(const uint8_t*& v) {
   return wide;
 }
 
-// A tile: its tokens' scales, then [group][token] four 16-bit inputs.
+// A tile holds its tokens' scales, then four 16-bit inputs for every [group][token].
 static inline size_t scales_bytes(int tile) { return round_up(sizeof(float) * static_cast<size_t>(tile), 64); }
 
 static inline size_t int_tile_bytes(int64_t cols, int tile) {

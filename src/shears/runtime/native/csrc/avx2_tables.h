@@ -1,4 +1,5 @@
-// Where the kept values of eight places go: byte shuffles for 1 and 2 byte values, lane numbers for 4 byte ones, by mask byte.
+// For every mask byte, where the kept values of its eight places go: byte shuffles for values of 1 and 2 bytes, lane
+// numbers for values of 4 bytes.
 #pragma once
 #include <cstdint>
 
@@ -7,8 +8,8 @@ namespace {
 
 struct Tables {
   alignas(32) int32_t lanes[256][8];   // for vpermps; the sign bit marks a pruned place
-  alignas(16) uint8_t words[256][16];  // for vpshufb; 0x80 makes a zero
-  alignas(32) uint8_t floats[256][32];  // for vpshufb on twice the same 8 words: into the upper halves of fp32 numbers
+  alignas(16) uint8_t words[256][16];  // for vpshufb; 0x80 writes a zero
+  alignas(32) uint8_t floats[256][32];  // for vpshufb on the same 8 words in both lanes: into the upper halves of fp32 numbers
   alignas(8) uint8_t bytes[256][8];
 };
 

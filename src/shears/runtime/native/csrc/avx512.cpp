@@ -1,13 +1,13 @@
-// AVX-512 with VBMI2, BF16 and VNNI. Up to a tile of tokens, kept weights are expanded in registers as they stream from memory; for more
-// tokens a panel is expanded once into the cache and multiplied tile by tile.
+// AVX-512 with VBMI2, BF16 and VNNI. For up to a tile of tokens, kept weights are expanded in registers as they stream
+// from memory; for more tokens, a panel is expanded once into the cache and multiplied tile by tile.
 #include "avx512_inputs.h"
 
 namespace shears {
 namespace {
 
-constexpr int64_t kAhead = 6144;  // bytes of values asked for ahead where one panel is read at a time
+constexpr int64_t kAhead = 6144;  // bytes of values that are prefetched where one panel is read at a time
 
-constexpr int kMaxPaired = 2;     // tokens; with more, a panel keeps the multipliers busy by itself
+constexpr int kMaxPaired = 2;     // tokens; with more, one panel keeps the multipliers busy
 
 constexpr int kTiles[] = {1, 2, 3, 4, 6, 8, 12, 16};
 
@@ -24,7 +24,7 @@ size_t scratch_bytes(const Matrix& matrix, int64_t tokens) {
   return matrix.masks && tokens > max_tile(matrix.values) ? 64 * static_cast<size_t>(groups(matrix.values, matrix.cols)) : 0;
 }
 
-// Where a panel's masks and values are being read.
+// The position in a panel's masks and in its values.
 template <class T>
 struct Stream {
   const uint8_t* masks;
@@ -43,8 +43,9 @@ inline __m512i next(Stream<T>& from) {
   return raw;
 }
 
-// The sums of P panels and one tile of M tokens, over all groups. Few tokens: several sums a token, or each waits for the last. Their
-// number does not depend on P: a panel's sums are the same bits, whatever is computed beside it.
+// The sums of P panels and one tile of M tokens, over all groups. With few tokens, a token has several sums, so that
+// no addition waits for the one before. Their number does not depend on P: a panel's sums have the same bits in any
+// company.
 template <class T, bool Sparse, int M, int P>
 inline void panel_sums(Stream<T> (&from)[P], int64_t count, const typename T::Input* x, typename T::Sum (&sums)[P][M]) {
   constexpr int kChains = M == 1 ? 4 : M <= 3 ? 2 : 1;
@@ -88,7 +89,7 @@ void store_panel(const Job& job, int64_t p, int64_t t, __m512 sum) {
   _mm512_mask_storeu_ps(y, rows, sum);
 }
 
-// One tile of tokens, from `first` on, by panels p, p + apart, ...
+// Multiply one tile of tokens, from `first` on, by panels p, p + apart, ...
 template <class T, bool Sparse, int M, int P>
 void multiply_tile(const Job& job, int64_t p, int64_t apart, int64_t first, const char* tile, Stream<T> (&from)[P]) {
   typename T::Sum sums[P][M];
@@ -115,7 +116,7 @@ Stream<T> expand_panel(Stream<T> from, int64_t count, void* scratch) {
   return {nullptr, static_cast<const typename T::Element*>(scratch)};
 }
 
-// Many tokens: a panel is expanded once for all tiles.
+// Many tokens: expand a panel once for all tiles.
 template <class T, int M>
 void run_tiles(const Job& job, int64_t first, int64_t last, void* scratch) {
   const Matrix& matrix = *job.matrix;
@@ -131,8 +132,9 @@ void run_tiles(const Job& job, int64_t first, int64_t last, void* scratch) {
   }
 }
 
-// One tile of tokens: weights are used as they come from memory. Two panels at a time, far apart, are two streams that the processor's
-// own prefetchers follow better than one: they go on where the panel before ended.
+// One tile of tokens: weights are used as they come from memory. Two panels at a time, far apart, make two long
+// streams: each continues where its previous panel ended, and the processor's own prefetchers follow two better than
+// one.
 template <class T, bool Sparse, int M>
 void run_streams(const Job& job, int64_t first, int64_t last) {
   const Matrix& matrix = *job.matrix;

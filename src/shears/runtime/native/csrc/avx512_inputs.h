@@ -1,4 +1,4 @@
-// Inputs of a tile as the AVX-512 kernels read them: [group][token], behind the tile's header.
+// Lays out a tile's inputs for the AVX-512 kernels: its header, then [group][token].
 #pragma once
 #include "avx512_values.h"
 
@@ -17,7 +17,7 @@ static inline void lay_out_bf16(const float* x, int64_t cols, int tile, int t, u
   }
 }
 
-// The scale of a token's 16-bit integers; NaN where an input is not finite, so that every output is.
+// The scale of a token's 16-bit integers; NaN if an input is not finite, so that every output becomes NaN.
 static inline float int16_scale(const float* x, int64_t cols) {
   __m512 largest = _mm512_setzero_ps();
   __mmask16 odd = 0;

@@ -1,7 +1,8 @@
-// The three kinds of values on AVX-512: how a group of a panel becomes one register, and how a token's inputs meet it.
+// The three kinds of weights on AVX-512: how a group of a panel becomes one register, and how it is multiplied by a
+// token's inputs.
 //
-// `expand` merges into a zeroed register: the zero-masking form of vexpand waits for its old destination on Zen 4 (3.5 against 6.5
-// cycles). It loads 64 bytes wherever the next value lies: kOverread.
+// `expand` merges into a zeroed register: the zero-masking form of vexpand waits for its old destination on Zen 4
+// (3.5 against 6.5 cycles). It loads 64 bytes from the next value on, also beyond the last value: kOverread.
 #pragma once
 #include <immintrin.h>
 
@@ -12,14 +13,14 @@ namespace {
 
 static inline __m512i load512(const void* from) { return _mm512_loadu_si512(from); }
 
-// A register of zeros that the compiler cannot fold into a zero-masked instruction, nor copy from one it keeps.
+// A register of zeros that the compiler can neither fold into a zero-masked instruction nor copy from another register.
 static inline __m512i fresh_zero() {
   __m512i zero;
   __asm__ volatile("vpxord %0, %0, %0" : "=v"(zero));
   return zero;
 }
 
-// A mask word in a general register: read from memory twice, for kmov and for popcnt, it costs half a cycle more.
+// Loads a mask word into a general register, for kmov and popcnt; reading it from memory twice costs half a cycle more.
 template <class Word>
 static inline Word load_mask(const uint8_t* from) {
   Word bits;
@@ -30,7 +31,7 @@ static inline Word load_mask(const uint8_t* from) {
 
 struct F32 {
   using Element = float;
-  using Input = float;  // of one token and group
+  using Input = float;  // the inputs of one token and group
   using Weights = __m512;
   using Sum = __m512;
   static constexpr int kGroup = 1, kMaxTile = 16;
@@ -51,7 +52,7 @@ struct F32 {
 
 struct Bf16 {
   using Element = uint16_t;
-  using Input = uint32_t;  // a pair
+  using Input = uint32_t;  // a pair of inputs
   using Weights = __m512bh;
   using Sum = __m512;
   static constexpr int kGroup = 2, kMaxTile = 16;
@@ -72,8 +73,8 @@ struct Bf16 {
   static inline size_t header(int) { return 0; }
 };
 
-// Inputs are 16-bit integers in two signed halves, 256 hi + lo; weights are moved to [0, 255], as vpdpbusd wants them, and what that
-// adds (128 times the sum of the halves) is taken off at the end. All integers, so exact.
+// Inputs are 16-bit integers in two signed halves, 256 hi + lo. Weights are shifted to [0, 255], because vpdpbusd takes
+// unsigned bytes; the shift adds 128 times the sum of the halves, which is subtracted at the end. Integers, so exact.
 struct I8 {
   using Element = uint8_t;
   struct Input {
@@ -101,7 +102,7 @@ struct I8 {
     sum.hi = _mm512_add_epi32(sum.hi, other.hi);
     sum.lo = _mm512_add_epi32(sum.lo, other.lo);
   }
-  // A tile begins with its tokens' scales, sums of hi and sums of lo.
+  // A tile's header: its tokens' scales, sums of hi and sums of lo.
   static inline __m512 result(const Sum& sum, const void* tile, int width, int t) {
     const float* scales = static_cast<const float*>(tile);
     const int32_t* sums = static_cast<const int32_t*>(tile) + width;

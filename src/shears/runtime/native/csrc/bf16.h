@@ -1,4 +1,4 @@
-// bf16 to fp32 and back (round to nearest, ties to even; NaN stays NaN).
+// Converts bf16 to fp32 and back (rounds to nearest, ties to even; NaN stays NaN).
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-// shears.runtime.native._native: addresses and sizes come as integers, checked in Python (runtime/native/kernels.py) before they come here.
+// shears.runtime.native._native. Addresses and sizes are integers, which Python (runtime/native/kernels.py) checks.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -39,7 +39,7 @@ void make_matrix(Matrix* place, int values, int64_t rows, int64_t cols, Address 
   new (place) Matrix{static_cast<Values>(values), rows, cols, at<uint8_t>(masks), at<void>(data), at<int64_t>(offsets), at<float>(scales)};
 }
 
-// x and y as fp32: themselves, or copies of bf16 ones that are converted back when done.
+// x or y as fp32: itself, or a copy of a bf16 tensor, which `finish` converts back.
 class Floats {
  public:
   Floats(Address address, int64_t count, bool bf16, bool input) : address_(address), bf16_(bf16) {
@@ -121,7 +121,7 @@ void describe_matrix(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_native, m) {
-  nb::set_leak_warnings(false);  // a model in a global variable outlives the interpreter: no fault of its user
+  nb::set_leak_warnings(false);  // a model in a global variable outlives the interpreter, which is no leak
   describe_matrix(m);
   nb::class_<Pool>(m, "Pool").def(nb::init<int>(), nb::arg("threads")).def_prop_ro("size", &Pool::size);
   nb::class_<HugeBuffer>(m, "HugeBuffer")

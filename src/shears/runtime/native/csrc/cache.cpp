@@ -27,7 +27,7 @@ void Cache::reserve(int64_t sequence, int64_t count) {
     if (spare_.empty()) {
       spare_.reserve(memory_.size() + 1);  // so that drop cannot fail
       std::unique_ptr<uint8_t, Free> block(static_cast<uint8_t*>(::operator new(block_bytes_, kAlignment)));
-      std::memset(block.get(), 0, block_bytes_);  // the padding of values is read, and must be numbers
+      std::memset(block.get(), 0, block_bytes_);  // attention reads the padding of values, which must be finite
       memory_.push_back(std::move(block));
       spare_.push_back(memory_.back().get());
     }

@@ -1,4 +1,4 @@
-// Keys and values of many sequences, in blocks of 64 positions that all layers share.
+// Keys and values of many sequences, in blocks of 64 positions; one block holds those positions of all layers.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ struct CacheShape {
   bool is_bf16;
 };
 
-/// Hands out blocks and takes them back; a block once made is kept for the next sequence.
+/// Allocates blocks; a dropped sequence's blocks are kept for other sequences.
 class Cache {
  public:
   Cache(const CacheShape& shape, int64_t max_sequences);
@@ -24,9 +24,9 @@ class Cache {
   int64_t length(int64_t sequence) const { return sequences_[sequence].length; }
   int64_t bytes() const { return static_cast<int64_t>(memory_.size()) * block_bytes_; }
 
-  /// Make room for `count` more positions. std::bad_alloc leaves the sequence as it was, apart from spare room.
+  /// Make room for `count` more positions. If it throws std::bad_alloc, the sequence has at most more room.
   void reserve(int64_t sequence, int64_t count);
-  /// The next `count` positions are filled in every layer.
+  /// Count the next `count` positions as filled; every layer has them.
   void advance(int64_t sequence, int64_t count) { sequences_[sequence].length += count; }
   void drop(int64_t sequence);
   Cached at(int64_t sequence, int64_t layer, int64_t head) const;

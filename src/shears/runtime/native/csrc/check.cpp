@@ -1,6 +1,8 @@
-// Products of many shapes on every instruction set of this machine, against sums in double, and jobs of the pool: for sanitizers (docs/kernels.md).
+// A program to run under sanitizers (docs/kernels.md): compares products of many shapes, on every instruction set of
+// this machine, with sums in double, and runs jobs of the pool.
 //
-// Every buffer is as long as matrix.h says and not a byte longer, so that AddressSanitizer sees the first read beyond one.
+// Every buffer has exactly the length that matrix.h requires, so that AddressSanitizer reports the first read beyond
+// it.
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -36,7 +38,7 @@ struct Weight {
   }
 };
 
-// Appends a value of the weight's kind to `data`; returns what it stands for.
+// Append a value to `data` in the weight's number format; return the number that it stands for.
 double append(Weight& weight, float value) {
   const auto put = [&](const void* from, size_t bytes) {
     weight.data.insert(weight.data.end(), static_cast<const uint8_t*>(from), static_cast<const uint8_t*>(from) + bytes);
@@ -54,7 +56,7 @@ double append(Weight& weight, float value) {
   return put(&upper, 2), value;
 }
 
-// kept: the share of weights that are; above 1: a dense matrix.
+// kept: the share of weights that are kept; above 1 makes a dense matrix.
 Weight random_weight(Values values, int64_t rows, int64_t cols, double kept) {
   const bool sparse = kept <= 1;
   const int g = group_size(values);
@@ -76,7 +78,7 @@ Weight random_weight(Values values, int64_t rows, int64_t cols, double kept) {
       for (int byte = 0; sparse && byte < 2 * g; ++byte) weight.masks.push_back(static_cast<uint8_t>(word >> (8 * byte)));
     }
   }
-  weight.data.insert(weight.data.end(), kOverread, 0xff);  // NaN, were it used
+  weight.data.insert(weight.data.end(), kOverread, 0xff);  // NaN, to show any use of it
   weight.data.shrink_to_fit(), weight.masks.shrink_to_fit(), weight.offsets.shrink_to_fit(), weight.scales.shrink_to_fit();
   return weight;
 }
@@ -90,7 +92,7 @@ bool right(const Weight& weight, const std::vector<float>& x, int64_t tokens, co
         sum += part, size += std::fabs(part);
       }
       const double error = std::fabs(factor * sum - y[static_cast<size_t>(t * weight.rows + row)]);
-      if (!(error <= 0.005 * factor * size + 1e-2)) return false;  // inputs are rounded to bf16, or to 16-bit steps of the largest
+      if (!(error <= 0.005 * factor * size + 1e-2)) return false;  // inputs are rounded to bf16, or to 16-bit integers
     }
   return true;
 }
@@ -107,14 +109,14 @@ int check(const char* isa, Pool& pool, const Weight& weight, int64_t tokens) {
   return 1;
 }
 
-// Short jobs one after the other, now and then after a pause in which the threads fall asleep; the number of jobs of which a task was not called
-// exactly once, or was called after the job's end.
+// Run short jobs one after the other, now and then after a pause in which the threads fall asleep; return the number of
+// jobs with a task that was not called exactly once, or was called after the job's end.
 int wrong_jobs(Pool& pool, int jobs) {
   int wrong = 0;
   for (int job = 0; job < jobs; ++job) {
     if (job % 256 == 0) std::this_thread::sleep_for(std::chrono::microseconds(400));
     const int64_t tasks = 2 + job % 7;
-    std::vector<int> calls(static_cast<size_t>(tasks));  // not atomic: a thread sanitizer sees a task that two threads share
+    std::vector<int> calls(static_cast<size_t>(tasks));  // not atomic, so that ThreadSanitizer reports a task that two threads run
     std::atomic<int> late{0};
     pool.parallel_for(tasks, [&](int64_t i) {
       for (int step = 0; step < (job % 3) * 100; ++step) late.fetch_add(1);
@@ -131,7 +133,7 @@ int check_pool() {
   constexpr int kJobs = 20000;
   Pool pool(3);
   int wrong = 0, others_wrong = 0;
-  std::thread other([&] { others_wrong = wrong_jobs(pool, kJobs); });  // two callers: one's job waits for the other's
+  std::thread other([&] { others_wrong = wrong_jobs(pool, kJobs); });  // two callers: one job waits for the other
   wrong = wrong_jobs(pool, kJobs);
   other.join();
   std::printf("%d jobs of a pool, %d wrong\n", 2 * kJobs, wrong + others_wrong);

@@ -7,11 +7,10 @@
 namespace shears {
 
 namespace {
-constexpr int64_t kWorthThreads = 8192;  // multiplications; below, waking a thread takes longer
+constexpr int64_t kWorthThreads = 8192;  // multiplications; fewer take less time than waking a thread
+constexpr int64_t kPiece = 256;          // outputs that one thread completes at a time; whole panels
 
-constexpr int64_t kPiece = 256;          // outputs that one thread completes at a time, whole panels
-
-/// Add bias and low-rank update to outputs [begin, end) of y; h are the outputs of all A with this input.
+/// Add bias and low-rank update to outputs [begin, end) of y; tokens.h holds the outputs of all A with this input.
 void complete(const Ops& ops, const Linear& linear, Raised tokens, int64_t begin, int64_t end) {
   if (linear.bias != nullptr)
     for (int64_t t = 0; t < tokens.rows; ++t) ops.add(linear.bias + begin, end - begin, tokens.y + t * tokens.y_step + begin);
@@ -69,7 +68,7 @@ void Decoder::step(const int64_t* sequences, const int64_t* tokens, int64_t coun
 }
 
 void Decoder::score(const int64_t* tokens, int64_t count, float* logits) {
-  const int64_t sequence = shape_.max_sequences;  // one more than callers may name
+  const int64_t sequence = shape_.max_sequences;  // one beyond the numbers that callers may use
   cache_.drop(sequence);
   cache_.reserve(sequence, count);
   for (int64_t start = 0; start < count; start += shape_.chunk) {
@@ -80,7 +79,7 @@ void Decoder::score(const int64_t* tokens, int64_t count, float* logits) {
   cache_.drop(sequence);
 }
 
-/// All layers for the next tokens of some sequences, whose keys and values are then in the cache.
+/// Compute all layers for the next tokens of some sequences, and put their keys and values into the cache.
 void Decoder::run(const std::vector<Span>& spans, const int64_t* tokens, int64_t rows) {
   embed(spans, tokens, rows);
   for (int64_t index = 0; index < shape_.layers; ++index) {
@@ -95,7 +94,7 @@ void Decoder::run(const std::vector<Span>& spans, const int64_t* tokens, int64_t
   for (const Span& span : spans) cache_.advance(span.sequence, span.count);
 }
 
-/// Embeddings, their norm, and the angles of every row.
+/// Compute every row's embedding, its norm, and the cosines and sines of its position.
 void Decoder::embed(const std::vector<Span>& spans, const int64_t* tokens, int64_t rows) {
   for (const Span& span : spans)
     for (int64_t i = 0; i < span.count; ++i) {
@@ -127,7 +126,7 @@ void Decoder::look_up(int64_t token, float* x) {
   }
 }
 
-/// y of several linears without bias and update, and the A x of their updates, which goes into low_.
+/// Compute y of several linears without bias and update, and A x of their updates into low_.
 void Decoder::product(std::initializer_list<const Linear*> linears, const Matrix& down, const float* x,
                       std::initializer_list<float*> y, int64_t rows) {
   const Matrix* matrices[4];
@@ -146,7 +145,7 @@ void Decoder::attention(const Layer& layer, int64_t index, const std::vector<Spa
   product({&layer.q, &layer.k, &layer.v}, layer.down_attention, normed_.data(),
           {query_.data(), key_.data(), value_.data()}, rows);
   const int64_t kv = shape_.kv_heads, group = shape_.heads / kv;
-  if (rows == static_cast<int64_t>(spans.size())) {  // one row a sequence: no row waits for another
+  if (rows == static_cast<int64_t>(spans.size())) {  // one row per sequence: no row depends on another
     each(rows * kv, kWorthThreads, [&](int64_t item) {
       prepare(layer, index, item / kv, 1, item % kv);
       for (int64_t tile = 0; tile * kMaxRows < group; ++tile) attend(layer, index, spans[item / kv], item % kv, tile);
@@ -163,7 +162,7 @@ void Decoder::attention(const Layer& layer, int64_t index, const std::vector<Spa
   }
 }
 
-/// Complete queries, key and value of some rows and one key-value head; turn the former two, remember the latter two.
+/// Complete queries, key and value of some rows and one key-value head; then `turn` each row.
 void Decoder::prepare(const Layer& layer, int64_t index, int64_t first, int64_t count, int64_t kv_head) {
   const int64_t head = shape_.head, queries = shape_.heads / shape_.kv_heads * head;
   const int64_t down = layer.down_attention.rows;
@@ -176,7 +175,7 @@ void Decoder::prepare(const Layer& layer, int64_t index, int64_t first, int64_t 
   for (int64_t row = first; row < first + count; ++row) turn(layer, index, row, kv_head);
 }
 
-/// Normalize and rotate one row's queries and key of one key-value head; remember key and value.
+/// Normalize and rotate one row's queries and key of one key-value head; put key and value into the cache.
 void Decoder::turn(const Layer& layer, int64_t index, int64_t row, int64_t kv_head) {
   const int64_t head = shape_.head, group = shape_.heads / shape_.kv_heads, half = head / 2;
   float* queries = query_.data() + row * shape_.heads * head;
@@ -195,7 +194,7 @@ void Decoder::turn(const Layer& layer, int64_t index, int64_t row, int64_t kv_he
                 values + kv_head * head);
 }
 
-/// A tile of (row, query) pairs of one key-value head.
+/// Attention of a tile of (row, query) pairs of one key-value head.
 void Decoder::attend(const Layer& layer, int64_t index, const Span& span, int64_t kv_head, int64_t tile) {
   const int64_t group = shape_.heads / shape_.kv_heads, width = shape_.heads * shape_.head;
   const int64_t begin = tile * kMaxRows, end = std::min<int64_t>(begin + kMaxRows, span.count * group);
@@ -224,7 +223,7 @@ void Decoder::feed_forward(const Layer& layer, int64_t rows) {
   });
 }
 
-/// The linear that ends half a layer: into the residual, then the next norm.
+/// The last linear of attention or feed-forward: add its output to the residual, then compute the next norm.
 void Decoder::settle(const Linear& linear, const Matrix& down, const float* x, const float* next_norm, int64_t rows) {
   product({&linear}, down, x, {output_.data()}, rows);
   const int64_t width = shape_.hidden;

@@ -1,6 +1,7 @@
 // A Llama-like decoder: the whole step from token ids to logits.
 //
-// Letters: H hidden, I intermediate, D length of a head, G queries a key-value head, M rows (tokens) computed together.
+// Letters: H hidden, I intermediate, D length of a head, G queries per key-value head, M rows (tokens) computed
+// together.
 #pragma once
 
 #include <cstdint>
@@ -14,51 +15,51 @@ namespace shears {
 
 struct DecoderShape {
   int64_t layers, hidden, intermediate, heads, kv_heads, head, vocabulary;
-  float eps, query_scale, rope_scale;  // rope_scale multiplies cosines and sines
-  int64_t max_length, max_sequences, chunk;  // chunk: most rows computed together
+  float eps, query_scale, rope_scale;  // rope_scale: factor of cosines and sines
+  int64_t max_length, max_sequences, chunk;  // chunk: the most rows computed together
   bool bf16_cache;
 };
 
-/// A linear with its bias and its low-rank update: y = W x + bias + B (A x)[first ... first + rank).
+/// A linear with its bias and low-rank update: y = W x + bias + B (A x)[first, first + rank).
 struct Linear {
   Matrix weight{};
   const float* bias = nullptr;
   Up up{};
-  int64_t first = 0;  // where the outputs of its A begin among those of all linears with the same input
+  int64_t first = 0;  // the first output of its A among the outputs of all A with the same input
 };
 
 struct Layer {
   Linear q, k, v, o, gate, up, down;
-  Matrix down_attention{}, down_output{}, down_gate{}, down_down{};  // the A of linears with one input; rows 0: none
+  Matrix down_attention{}, down_output{}, down_gate{}, down_down{};  // the A of all linears with one input; 0 rows: none
   const float *input_norm = nullptr, *output_norm = nullptr;         // [H]
-  const float *query_norm = nullptr, *key_norm = nullptr;            // [D] or none
-  int64_t window = 0;                                                // 0: every position is seen
+  const float *query_norm = nullptr, *key_norm = nullptr;            // [D] or null
+  int64_t window = 0;                                                // 0: a query sees every position
   bool rotates = true;
 };
 
-/// Memory is the caller's: every pointer must outlive the decoder.
+/// The caller owns the memory: every pointer must outlive the decoder.
 struct Weights {
   std::vector<Layer> layers;
   const void* embeddings = nullptr;       // [V, H], row by row
-  const float* embedding_scales = nullptr;  // [V]: embeddings are int8
+  const float* embedding_scales = nullptr;  // [V] for int8 embeddings, else null
   bool bf16_embeddings = false;
   const float* norm = nullptr;              // [H]
   const float* inverse_frequencies = nullptr;  // [D / 2]
   Matrix head{};                            // [V, H]
 };
 
-/// Not for several threads at once. Sequence numbers, lengths and token ids must be in range: the caller checks.
+/// One thread at a time. The caller checks that sequence numbers, lengths and token ids are in range.
 class Decoder {
  public:
   Decoder(const DecoderShape& shape, Weights weights, Pool& pool);
   Decoder(const Decoder&) = delete;
   Decoder& operator=(const Decoder&) = delete;
 
-  /// Append tokens to one sequence; logits [V] after the last.
+  /// Append tokens to one sequence; write the logits [V] after the last.
   void prefill(int64_t sequence, const int64_t* tokens, int64_t count, float* logits);
-  /// Append a token to each of several different sequences; logits [count, V].
+  /// Append a token to each of several different sequences; write logits [count, V].
   void step(const int64_t* sequences, const int64_t* tokens, int64_t count, float* logits);
-  /// Logits [count, V] of a text that is not remembered.
+  /// Write the logits [count, V] of a text without keeping it in any sequence.
   void score(const int64_t* tokens, int64_t count, float* logits);
   void drop(int64_t sequence) { cache_.drop(sequence); }
 
@@ -92,7 +93,7 @@ class Decoder {
   Pool& pool_;
   const Ops& ops_;
   Cache cache_;
-  int64_t rank_;  // the longest outputs of the A of linears with one input
+  int64_t rank_;  // the most outputs of the A of linears with one input
   std::vector<float> hidden_, normed_, query_, key_, value_, mixed_, gate_, up_, output_, low_, cosines_, sines_;
   std::vector<int64_t> sequence_of_, position_of_;  // of each row
 };

@@ -1,5 +1,5 @@
-// shears.runtime.native._native.Decoder and the description of a model that it is made from. Addresses come as integers, checked in
-// Python (runtime/native/decoder.py), which also keeps what they point to.
+// shears.runtime.native._native.Decoder, and the description of a model from which it is made. Addresses are integers;
+// Python (runtime/native/decoder.py) checks them and keeps their memory alive.
 #include "decoder_binding.h"
 
 #include <nanobind/stl/string.h>
@@ -60,7 +60,7 @@ void set_update(Weights& weights, const std::string& name, Address data, bool is
   linear.first = first;
 }
 
-/// The A of all linears that have the input of the named one, row under row.
+/// The A of all linears with the same input as the named one, row under row.
 void set_down(Weights& weights, const std::string& name, const Matrix& down) {
   Layer& layer = last_layer(weights);
   const std::pair<const char*, Matrix*> inputs[] = {
@@ -89,7 +89,7 @@ void check(const Matrix& matrix, int64_t rows, int64_t cols, const char* name) {
                                 std::to_string(matrix.rows) + " x " + std::to_string(matrix.cols));
 }
 
-/// Each update's rows of the common A must be among those of the A.
+/// Each update's rows must be rows of the common A.
 void check_updates(std::initializer_list<const Linear*> linears, const Matrix& down, int64_t cols) {
   if (down.rows > 0) check(down, down.rows, cols, "A");
   for (const Linear* linear : linears)

@@ -25,7 +25,7 @@ char* allocate(size_t size) {
   void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  madvise(data, size, MADV_HUGEPAGE);  // a wish; without it the pages are small, and slower
+  madvise(data, size, MADV_HUGEPAGE);  // the system may refuse; small pages are only slower
 #endif
   return static_cast<char*>(data);
 #else
@@ -61,7 +61,7 @@ void* HugeBuffer::copy(const void* from, size_t bytes) {
     const size_t size = std::max(kBlock, (room + kPage - 1) / kPage * kPage);
     blocks_.reserve(blocks_.size() + 1);
     blocks_.push_back({allocate(size), size, 0});
-    ASAN_POISON_MEMORY_REGION(blocks_.back().data, size);  // what no copy owns
+    ASAN_POISON_MEMORY_REGION(blocks_.back().data, size);  // memory that belongs to no copy
   }
   Block& block = blocks_.back();
   char* place = block.data + block.used;

@@ -1,4 +1,5 @@
-// Memory for weights: 2 MB pages where the system has them (a core reads a quarter faster from them), padded for the kernels.
+// Memory for weights, in 2 MB pages where the system has them (a core reads a quarter faster from them), padded for
+// the kernels.
 #pragma once
 #include <cstddef>
 #include <mutex>
@@ -6,7 +7,8 @@
 
 namespace shears {
 
-// Copies of tensors, packed one behind the other into large blocks, each 64-byte aligned and followed by kOverread readable bytes.
+// Copies of tensors, one after the other in large blocks; each is 64-byte aligned and followed by kOverread readable
+// bytes.
 class HugeBuffer {
  public:
   HugeBuffer() = default;
@@ -14,7 +16,7 @@ class HugeBuffer {
   HugeBuffer(const HugeBuffer&) = delete;
   HugeBuffer& operator=(const HugeBuffer&) = delete;
 
-  // Room for `bytes`; `from` is copied there unless it is null (then zeros). It stays until the buffer goes.
+  // Return memory for `bytes`, a copy of `from`, or zeros if `from` is null. The buffer frees it when it is destroyed.
   void* copy(const void* from, size_t bytes);
   size_t bytes() const { return used_; }
 

@@ -1,4 +1,4 @@
-// What all instruction sets share. Everything here is `static`: each file gets a copy under its own flags.
+// Functions that all instruction sets share; `static`, so that each file compiles its own copy with its own flags.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -21,20 +21,20 @@ static inline size_t interleaved_bytes(Values values, int64_t cols, int tile) {
   return round_up(sizeof(float) * static_cast<size_t>(groups(values, cols) * group_size(values) * tile), 64);
 }
 
-// out[i * tile + t] = x[t * cols + i]; inputs up to a whole group and tokens beyond `count` as zeros.
+// out[i * tile + t] = x[t * cols + i]; inputs that fill up a group, and tokens beyond `count`, become zeros.
 static inline void interleave(Values values, const float* x, int64_t cols, int count, int tile, float* out) {
   const int64_t inputs = groups(values, cols) * group_size(values);
   for (int64_t i = 0; i < inputs; ++i)
     for (int t = 0; t < tile; ++t) out[i * tile + t] = i < cols && t < count ? x[t * cols + i] : 0.0f;
 }
 
-// i8 weights meet inputs of 16 bits: integers up to 127 * 256 + 127, so that both signed halves fit a byte.
+// i8 weights are multiplied by 16-bit inputs: integers up to 127 * 256 + 127, so that both signed halves fit a byte.
 constexpr float kInt16Steps = 32639.0f;
 
-// What turns an input into its integer; 0 where the inputs are so small that it would overflow, or not finite.
+// The factor from an input to its integer; 0 if the inputs are so small that it would overflow, or not finite.
 static inline float inverse_scale(float scale) { return scale > 1e-35f ? 1.0f / scale : 0.0f; }
 
-// Sixteen sums of token t and panel p go to y, the rows beyond the matrix left out.
+// Store the sixteen sums of token t and panel p into y, without the rows beyond the matrix.
 static inline void store(const Job& job, int64_t p, int64_t t, const float* sums) {
   const Matrix& matrix = *job.matrix;
   const int64_t row = p * kPanelRows, count = matrix.rows - row < kPanelRows ? matrix.rows - row : kPanelRows;

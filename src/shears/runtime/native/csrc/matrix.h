@@ -1,11 +1,13 @@
 // A weight of O rows (outputs) and I columns (inputs), cut into panels of 16 rows.
 //
-// Inputs are taken in groups of g: 1 (f32), 2 (bf16), 4 (i8), so that a group of a panel fills one 512-bit register. For panel p and
-// group j there is one little-endian mask word of 16*g bits; bit r*g + i stands for weight[16p + r, g*j + i]. `data` holds the kept
-// weights in the order (p, j, bit), `offsets[p]` the index of panel p's first one. A matrix without masks is dense: `data` holds every
-// weight in that order, the rows and columns beyond O and I as zeros.
+// Inputs form groups of g: 1 (f32), 2 (bf16), 4 (i8), so that a group of a panel fills one 512-bit register. For
+// panel p and group j there is one little-endian mask word of 16*g bits; bit r*g + i stands for weight[16p + r, g*j +
+// i]. `data` holds the kept weights in the order (p, j, bit), `offsets[p]` the index of panel p's first kept weight.
+// A matrix without masks is dense: `data` holds every weight in that order, with zeros for rows and columns beyond O
+// and I.
 //
-// Kernels read at most kOverread bytes beyond the last kept weight of `data`, and nothing beyond masks, offsets and scales.
+// Kernels read at most kOverread bytes beyond the last kept weight of `data`, and nothing beyond masks, offsets and
+// scales.
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-// Products are split into runs of panels over the threads; inputs are converted once for all matrices that read them.
+// Splits products into runs of panels for the threads; converts inputs once for all matrices that read them.
 #include <algorithm>
 #include <cstdlib>
 #include <new>
@@ -10,10 +10,10 @@
 namespace shears {
 namespace {
 
-constexpr int64_t kWeightsPerTask = 1 << 18;  // enough that starting on a new place in memory does not show
-constexpr int kTasksPerThread = 8;            // more, smaller tasks even out a thread that lost its core
+constexpr int64_t kWeightsPerTask = 1 << 18;  // enough to hide the cost of starting at a new place in memory
+constexpr int kTasksPerThread = 8;            // more, smaller tasks, in case a thread loses its core
 
-// Memory that grows and stays, 64-byte aligned; one per thread and purpose.
+// 64-byte aligned memory that grows and is reused; one per thread and purpose.
 class Buffer {
  public:
   ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
@@ -99,7 +99,7 @@ int64_t number_of_tasks(int64_t total, int64_t tokens, int threads) {
   return threads * std::clamp<int64_t>(wanted, 1, kTasksPerThread);
 }
 
-// Panels of the products in [begin, end) of all their weights, in order.
+// Call f(product, first panel, last panel) for the weights [begin, end) of all products, in order.
 template <class F>
 void each_run(const std::vector<Product>& products, int64_t begin, int64_t end, F f) {
   int64_t before = 0;

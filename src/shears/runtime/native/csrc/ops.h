@@ -1,25 +1,26 @@
-// What a decoder layer does beside its matrix products, once per instruction set.
+// The operations of a decoder layer other than matrix products; compiled once per instruction set.
 #pragma once
 
 #include <cstdint>
 
 namespace shears {
 
-constexpr int64_t kPanel = 16;      // rows that lie side by side in `Up`
+constexpr int64_t kPanel = 16;      // rows side by side in `Up`
 constexpr int64_t kBlock = 64;      // positions of a block of the key-value cache
-constexpr int64_t kGroup = 16;      // positions whose keys lie side by side
+constexpr int64_t kGroup = 16;      // positions with their keys side by side
 constexpr int64_t kMaxHead = 256;   // the longest head
 constexpr int kMaxRows = 4;         // queries that share one pass over keys and values
 constexpr int kRaisedRows = 4;      // rows (tokens) that share one pass over B
 
-/// B of a low-rank update, scaling multiplied in: [panel][rank][16 rows], rows beyond the last are 0.
+/// scaling * B of a low-rank update: [panel][rank][16 rows], rows beyond the last are 0.
 struct Up {
   const void* data = nullptr;
   bool is_bf16 = false;
   int64_t rank = 0;
 };
 
-/// Rows (tokens): what B multiplies, and what that is added to; a row lies `_step` numbers behind the one before.
+/// Rows (tokens) of `raise`: the inputs h of B, and y, to which B h is added; consecutive rows are `_step` numbers
+/// apart.
 struct Raised {
   const float* h;
   int64_t h_step;
@@ -28,13 +29,13 @@ struct Raised {
   int64_t rows;
 };
 
-/// Where the keys and values of one layer and key-value head lie: in each block at `offset` bytes,
+/// The place of the keys and values of one layer and key-value head: in each block, `offset` bytes from its start,
 /// keys [4 groups][head][16 positions], then values [64 positions][padded head].
 struct Cached {
   uint8_t* const* blocks;
   int64_t offset;
   int64_t head;    // length of a head
-  int64_t padded;  // the same, rounded up to 16
+  int64_t padded;  // head rounded up to 16
   bool is_bf16;
 };
 
@@ -53,21 +54,21 @@ struct Ops {
   void (*add)(const float* x, int64_t n, float* y);
   /// gate = silu(gate) * up
   void (*swiglu)(const float* up, int64_t n, float* gate);
-  /// y[begin ... end) += these rows of B h, in every row of the tokens; a token's sum does not depend on the others
+  /// y[begin, end) += B h for every token; a token's sum does not depend on the other tokens
   void (*raise)(const Up& up, const Raised& tokens, int64_t begin, int64_t end);
-  /// Rotate the halves of one head by the angles whose cosines and sines are given (head / 2 of each).
+  /// Rotate the halves of one head by angles, given by their cosines and sines (head / 2 of each).
   void (*rotate)(const float* cosines, const float* sines, int64_t head, float* x);
   /// x *= factor
   void (*scale)(float factor, int64_t n, float* x);
-  /// Put one position's key and value into its block.
+  /// Write one position's key and value into its block.
   void (*remember)(const Cached& cache, int64_t position, const float* key, const float* value);
   /// output = softmax(query . keys) values
   void (*attend)(const Cached& cache, const Queries& queries);
-  /// y = one row of bf16 numbers
+  /// y = x as fp32
   void (*widen)(const uint16_t* x, int64_t n, float* y);
 };
 
-/// The table that goes with isa() of isa.h.
+/// The table for the instruction set of isa() in isa.h.
 const Ops& ops();
 
 namespace ops_avx512 { extern const Ops kOps; }

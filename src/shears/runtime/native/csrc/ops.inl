@@ -1,4 +1,4 @@
-// The functions of `Ops` but for attention. Included as simd.inl.
+// The functions of `Ops` apart from attention. Included like simd.inl.
 
 void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y) {
   Vec squares[2] = {Vec{}, Vec{}};
@@ -35,11 +35,11 @@ void swiglu(const float* up, int64_t n, float* gate) {
   std::memcpy(gate + i, rest[0], bytes);
 }
 
-/// Several panels at a time, so that additions need not wait for each other; `out` is [kRows][kPanels * kPanel].
+/// Several panels at a time, so that no addition waits for the one before; `out` is [kRows][kPanels * kPanel].
 template <class T, int kPanels, int kRows>
 inline void raise_panels(const T* data, const float* h, int64_t h_step, int64_t rank, float* out) {
   constexpr int kParts = kPanel / kLanes;
-  constexpr int64_t kAhead = 8192 / sizeof(T);  // what a core reads while memory answers
+  constexpr int64_t kAhead = 8192 / sizeof(T);  // how much a core reads during the latency of memory
   Vec total[kRows][kPanels * kParts] = {};
   for (int64_t r = 0; r < rank; ++r) {
     Vec value[kRows];

@@ -1,4 +1,5 @@
-// Included by one file per instruction set, which names the namespace: SHEARS_OPS is ops_avx512, ops_avx2 or ops_portable.
+// Included by one file per instruction set, which defines SHEARS_OPS, the namespace: ops_avx512, ops_avx2 or
+// ops_portable.
 #include <cstring>
 #if defined(__AVX2__)
 #include <immintrin.h>

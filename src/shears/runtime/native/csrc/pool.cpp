@@ -18,14 +18,15 @@ namespace shears {
 namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(200);
-constexpr uint64_t kMissed = 16;  // jobs in a row without a worker: it does not get to run where it is
+constexpr uint64_t kMissed = 16;  // consecutive jobs that a worker did not join: it cannot run on its processor
 
-// state_: the lowest bits count the threads in the job, beside the one that called; then a bit that says that its tasks are all taken, so that
-// nobody may join any more; above, the job's number. One word, so that a thread cannot join a job that is over, nor another than it saw.
+// state_: the lowest bits count the threads in the job apart from the calling one; the next bit is set once all tasks
+// are taken, and no thread may join any more; the other bits are the job's number. All in one word, so that a thread
+// can join neither a job that is over nor another job than the one it saw.
 constexpr uint64_t kThreads = (uint64_t{1} << 16) - 1, kOver = kThreads + 1, kJob = 2 * kOver;
 constexpr uint64_t job_of(uint64_t state) { return state / kJob; }
 
-std::atomic<int> forks{0};  // counted in the child
+std::atomic<int> forks{0};  // incremented in the child process
 thread_local bool inside_task = false;
 
 void watch_forks() {
@@ -43,8 +44,8 @@ inline void pause() {
 #endif
 }
 
-// True once `ready()` holds; false when it did not within kSpin. Yields now and then: a thread that was woken on the processor of the one that
-// waits for it would else run only when that one stops waiting.
+// Return true once `ready()` holds, false if it does not within kSpin. Yields now and then, because a thread that was
+// woken on the processor of the waiting thread could otherwise run only after the wait.
 template <class F>
 bool spin(F ready) {
   const auto end = std::chrono::steady_clock::now() + kSpin;
@@ -60,18 +61,19 @@ bool spin(F ready) {
 
 }  // namespace
 
-// `away` is written, and the rest guarded, under sleep_, but for `joined`.
+// All fields but `joined` are written under sleep_.
 struct Pool::Seat {
   bool asleep = false;
   std::atomic<bool> away{false};
   std::atomic<uint64_t> joined{0};  // the last job that the worker took part in
 #if defined(__linux__)
-  cpu_set_t allowed;  // processors, before it was sent away
+  cpu_set_t allowed;  // its processors before it was sent away
 #endif
 };
 
-// A worker on the processor of the thread that it works for waits there for that thread's work to end, though another is free: Linux was seen to
-// leave it there for hundreds of milliseconds. So it may not wake up there, nor stay there; once it runs elsewhere, it may run anywhere again.
+// Exclude the calling thread's processor from a worker's. Linux was seen to leave a worker on that processor, waiting
+// for the calling thread's work to end, for hundreds of milliseconds, although another processor was free. `let_back`
+// allows all processors again once the worker runs on another.
 void Pool::send_away(int thread) {
 #if defined(__linux__)
   Seat& seat = seats_[thread - 1];
@@ -108,7 +110,7 @@ Pool::Pool(int threads) : seats_(new Seat[static_cast<size_t>(threads > 1 ? thre
 }
 
 Pool::~Pool() {
-  if (forks.load() != forks_) {  // the threads stayed in the parent; their handles are forgotten, not joined
+  if (forks.load() != forks_) {  // the threads are the parent's: leak their handles, do not join them
     new std::vector<std::thread>(std::move(workers_));
     return;
   }
@@ -127,7 +129,7 @@ void Pool::run(int64_t n, Call call, void* context) {
     return;
   }
   std::lock_guard<std::mutex> turn(turn_);
-  tasks_ = n, call_ = call, context_ = context;  // nobody reads them now: the job before is over, and all have left it
+  tasks_ = n, call_ = call, context_ = context;  // no thread reads these now: all have left the previous job
   next_.store(0);
   {
     std::lock_guard<std::mutex> lock(sleep_);
@@ -166,14 +168,14 @@ void Pool::work(int thread) {
   }
 }
 
-// Enter the job of `state`; false when it is over.
+// Join the job of `state`; return false if it is over.
 bool Pool::join(uint64_t state) {
   for (uint64_t now = state; job_of(now) == job_of(state) && !(now & kOver);)
     if (state_.compare_exchange_weak(now, now + 1)) return true;
   return false;
 }
 
-// Wait for a job after `seen`; false when the pool closes.
+// Wait for a job after `seen`; return false if the pool closes.
 bool Pool::wait_for_job(uint64_t seen, int thread) {
   auto ready = [&] { return job_of(state_.load()) != seen || stop_.load(); };
   if (!spin(ready)) {

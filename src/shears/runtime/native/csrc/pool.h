@@ -1,9 +1,11 @@
-// A small pool of threads: they spin for a while after a task, so that the next one starts within a microsecond, then sleep.
+// A small pool of threads. After a job they spin for a while, so that the next one starts within a microsecond; then
+// they sleep.
 //
-// A job waits only for the threads that joined it: one that is still waking up when the tasks are all taken is not waited for.
+// A job waits only for the threads that joined it, not for a thread that is still waking up when all tasks are taken.
 //
-// Not OpenMP: a second runtime beside torch's would fight it for the cores. One parallel_for runs at a time (others wait); called from
-// inside a task, or in a process forked after the pool was made, it runs in the calling thread.
+// Not OpenMP, because a second runtime would compete with torch's for the cores. One parallel_for runs at a time
+// (others wait). Called inside a task, or in a process that was forked after the pool was made, it runs in the calling
+// thread.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -19,14 +21,14 @@ namespace shears {
 
 class Pool {
  public:
-  explicit Pool(int threads);  // the calling thread is one of them; 1: no thread is started
+  explicit Pool(int threads);  // the calling thread is one of them, so 1 starts no thread
   ~Pool();
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Call f(i), or f(i, thread), for i in [0, n), each once, in any order; return when all are done. f must not throw.
+  // Call f(i) or f(i, thread) once for every i in [0, n), in any order, and return when all are done. f must not throw.
   template <class F>
   void parallel_for(int64_t n, F&& f) {
     auto call = [](void* context, int64_t i, int thread) {
@@ -49,14 +51,14 @@ class Pool {
   void send_away(int thread);
   void let_back(int thread);
 
-  struct Seat;  // what is known of a worker while it sleeps
+  struct Seat;  // the state of one worker
 
   std::vector<std::thread> workers_;
   std::unique_ptr<Seat[]> seats_;
   std::mutex turn_;  // one parallel_for at a time
   std::mutex sleep_;
   std::condition_variable wake_;
-  std::atomic<uint64_t> state_;  // the job's number, whether it is over, the threads in it; see pool.cpp
+  std::atomic<uint64_t> state_;  // the job's number, whether it is over, its threads; see pool.cpp
   std::atomic<int64_t> next_{0};
   std::atomic<bool> stop_{false};
   int64_t tasks_ = 0;

@@ -1,4 +1,5 @@
-// Any processor: a panel's block of columns becomes dense fp32, which the compiler's own vectorisation multiplies. Inputs stay fp32.
+// Any processor: a panel's block of columns becomes dense fp32 and is multiplied by code that the compiler vectorises.
+// Inputs stay fp32.
 #include <cstring>
 
 #include "isa.h"
@@ -7,7 +8,7 @@
 namespace shears {
 namespace {
 
-constexpr int64_t kBlock = 256;  // inputs a block: 16 KB of dense weights
+constexpr int64_t kBlock = 256;  // inputs per block: 16 KB of dense weights
 constexpr int kTile = 4;
 
 int tile(Values, int64_t tokens) { return tokens < kTile ? 1 : kTile; }
@@ -27,7 +28,7 @@ float element(const void* data, int64_t i) {
   return static_cast<const int8_t*>(data)[i];
 }
 
-// The value at `i` where `kept` is 1, else +0; without a branch, which half of the time would be guessed wrong.
+// The value at `i` if `kept` is 1, else +0; without a branch, which would be mispredicted half of the time.
 template <Values V>
 float element_if(const void* data, int64_t i, uint32_t kept) {
   if constexpr (V == Values::i8) return static_cast<float>(static_cast<const int8_t*>(data)[i] & -static_cast<int32_t>(kept));
@@ -46,8 +47,8 @@ uint64_t mask_word(const uint8_t* bytes, int count) {
   return word;
 }
 
-// Columns [first, last) of panel p as dense[column - first][row]; `at` is the place in the kept weights, moved on. The value behind the
-// last kept one may be looked at (kOverread).
+// Write columns [first, last) of panel p as dense[column - first][row], and advance `at`, the index in the kept
+// weights. May read the value after the last kept one (kOverread).
 template <Values V>
 void expand(const Matrix& matrix, int64_t p, int64_t first, int64_t last, int64_t& at, float* dense) {
   constexpr int g = V == Values::f32 ? 1 : V == Values::bf16 ? 2 : 4;
@@ -65,7 +66,7 @@ void expand(const Matrix& matrix, int64_t p, int64_t first, int64_t last, int64_
 }
 
 #if defined(__GNUC__)
-using Four = float __attribute__((vector_size(16)));  // every processor's, or what the compiler makes of it
+using Four = float __attribute__((vector_size(16)));  // the compiler emulates it where the processor has no such vectors
 #else
 struct Four {
   float value[4];

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kPiece = 4 << 20, kLine = 64;  // bytes
 
-// Both halves at once: two streams are read faster than one, and faster without prefetches of our own than with.
+// Reads both halves at once: two streams are faster than one, and prefetches of our own make them slower.
 uint64_t sum_words(const char* data, int64_t bytes) {
   uint64_t sums[16] = {};
   const int64_t half = bytes / 2 / kLine * kLine;

@@ -1,4 +1,4 @@
-// How fast memory can be read: the yardstick of benchmarks, not used by any product.
+// Measures how fast memory can be read, for benchmarks; no product uses it.
 #pragma once
 #include <cstdint>
 
@@ -6,7 +6,7 @@
 
 namespace shears {
 
-// Read `bytes` (a multiple of 128) and return the sum of their 64-bit words, so that no read can be left out.
+// Read `bytes` (a multiple of 128) and return the sum of their 64-bit words, so that the compiler cannot omit a read.
 uint64_t read_memory(const void* data, int64_t bytes, Pool& pool);
 
 }  // namespace shears

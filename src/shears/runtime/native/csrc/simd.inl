@@ -1,7 +1,7 @@
-// Vectors as the compiler knows them, as wide as the instruction set that this file is compiled for.
+// The compiler's vectors, as wide as those of the instruction set that this file is compiled for.
 //
-// Included inside `namespace shears::SHEARS_OPS { namespace { ... } }`, so that no two instruction sets share a function; for the same
-// reason nothing of the standard library is used but integers and memcpy.
+// Included inside `namespace shears::SHEARS_OPS { namespace { ... } }`, so that no two instruction sets share a
+// function; for the same reason it uses only integer types and memcpy of the standard library.
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
@@ -19,7 +19,7 @@ using AnyHalves = uint16_t __attribute__((vector_size(kLanes * 2), aligned(2), m
 
 inline Vec load(const float* p) { return *reinterpret_cast<const AnyVec*>(p); }
 
-/// A bf16 number is the upper half of an fp32 number. By intrinsics where there are some: GCC 12 widens by halves.
+/// A bf16 number is the upper half of an fp32 number. Uses intrinsics where they exist: GCC 12 widens in two halves.
 inline Vec load(const uint16_t* p) {
 #if defined(__AVX512F__)
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -51,7 +51,7 @@ inline float largest(Vec v) {
   return top;
 }
 
-/// exp(x), relative error below 3e-7; 0 under -87. Cody and Waite's reduction, a polynomial of degree 6.
+/// exp(x) with a relative error below 3e-7; 0 below -87. Cody and Waite's reduction, a polynomial of degree 6.
 inline Vec exponential(Vec x) {
   const Vec low = all(-87.0f), high = all(88.0f);
   Vec y = x < low ? low : x;
@@ -95,7 +95,7 @@ inline float to_float(uint16_t x) {
 
 inline void assign(float& target, float x) { target = x; }
 
-/// Round to nearest, ties to even; NaN stays NaN.
+/// Rounds to nearest, ties to even; NaN stays NaN.
 inline void assign(uint16_t& target, float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
