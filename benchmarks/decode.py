@@ -5,12 +5,11 @@
     python -m benchmarks.decode quality --sparse FOLDER [--adapter FOLDER] --data FOLDER [--questions FILE.jsonl]
     python -m benchmarks.decode loading --packages FOLDER ...
 
-FOLDER of --sparse is a model at 50 %, that of --adapter its LoRA (un-merged everywhere). PYTHON has llama-cpp-python;
---gguf holds its models, named NAME-bf16.gguf, NAME-q8_0.gguf, ... (convert_hf_to_gguf.py of llama.cpp makes the
-first, `llama_cpp_decode.py quantize` the others). A round runs every arm once, in another order each time: the prompt
-of 16 tokens and 64 new ones (tokens/s counts the 64 over all seconds), then a prompt of 512 alone. One more round
-comes first and does not count. `--clocks wall cpu` also counts the seconds on a core, not those of waiting for one: for
-one thread on a machine that others use.
+--sparse is a model at 50 % zeros, --adapter its LoRA, which no arm merges. PYTHON has llama-cpp-python; --gguf is the
+folder of its models, named NAME-bf16.gguf, NAME-q8_0.gguf, ... (convert_hf_to_gguf.py of llama.cpp makes the first,
+`llama_cpp_decode.py quantize` the others). A round runs every arm once, in a new order: a prompt of 16 tokens and 64
+new tokens (tokens/s are the 64 over all seconds), then a prompt of 512 tokens alone. The first round is a warm-up and
+not counted. `--clocks wall cpu` also reports seconds of CPU time, for one thread on a machine with other load.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from benchmarks.decode_arms import (
     NATIVE_DENSE,
     NATIVE_INT8,
     Arm,
-    Took,
+    Timing,
     adapted,
     hugging_face,
     llama_cpp_arms,
@@ -46,7 +45,7 @@ from shears.runtime.native.decoder import open_native
 
 PROMPT, NEW, PREFILL = 16, 64, 512  # tokens
 WARM_UP = 1  # rounds
-DECODE_TARGETS = (  # tokens/s of one arm over those of another, at least
+DECODE_TARGETS = (  # two arms, and the least ratio of their tokens/s
     (NATIVE_BF16, HF_TUNED, 4.2),
     (NATIVE_BF16, HF_DEFAULT, 7.0),
     (NATIVE_INT8, HF_TUNED, 6.0),
@@ -95,13 +94,13 @@ def report_speed(arguments: argparse.Namespace) -> Iterator[str]:
     for clock in arguments.clocks:
         how = f"{arguments.threads} threads, {arguments.rounds} rounds, {clock} seconds"
         yield f"\nDecode, {PROMPT} + {NEW} tokens, {how}: tokens/s\n"
-        yield from table(on(clock, decode), NEW, DECODE_TARGETS)
+        yield from table(seconds_of(clock, decode), NEW, DECODE_TARGETS)
         yield f"\nPrefill, {PREFILL} tokens, {how}: tokens/s\n"
-        yield from table(on(clock, prefill), PREFILL, PREFILL_TARGETS)
+        yield from table(seconds_of(clock, prefill), PREFILL, PREFILL_TARGETS)
 
 
 def report_loading(arguments: argparse.Namespace) -> Iterator[str]:
-    """Yield the seconds from a package's folder to the first logits, imports done before; files in the page cache."""
+    """Yield the seconds from a package's folder to the first logits, without imports; files are in the page cache."""
     yield "\n| package | s to the first logits (min to max) | without its fingerprint checked |\n| --- | --- | --- |"
     for folder in arguments.packages:
         cells = []
@@ -115,23 +114,23 @@ def report_loading(arguments: argparse.Namespace) -> Iterator[str]:
         yield f"| {Path(folder).name} | {' | '.join(cells)} |"
 
 
-def measured(arms: Mapping[str, Arm], prompt: Sequence[int], new: int, rounds: int) -> dict[str, list[Took]]:
-    """Return what every arm took in every round that counts."""
-    took: dict[str, list[Took]] = {name: [] for name in arms}
+def measured(arms: Mapping[str, Arm], prompt: Sequence[int], new: int, rounds: int) -> dict[str, list[Timing]]:
+    """Return the timings of every arm, without the warm-up."""
+    timings: dict[str, list[Timing]] = {name: [] for name in arms}
     for number in range(WARM_UP + rounds):
         for name in random.Random(number).sample(list(arms), len(arms)):
-            took[name].append(arms[name].run(prompt, new)[0])
-            time.sleep(0.01)  # threads of one arm go to sleep before the next begins
-    return {name: values[WARM_UP:] for name, values in took.items()}
+            timings[name].append(arms[name].run(prompt, new)[0])
+            time.sleep(0.01)  # one arm's threads go to sleep before the next starts
+    return {name: values[WARM_UP:] for name, values in timings.items()}
 
 
-def on(clock: str, took: Mapping[str, Sequence[Took]]) -> Seconds:
+def seconds_of(clock: str, timings: Mapping[str, Sequence[Timing]]) -> Seconds:
     """Return the seconds of one clock."""
-    return {name: [getattr(one, clock) for one in values] for name, values in took.items()}
+    return {name: [getattr(one, clock) for one in values] for name, values in timings.items()}
 
 
 def table(seconds: Seconds, tokens: int, targets: Sequence[tuple[str, str, float | None]]) -> Iterator[str]:
-    """Yield the tokens/s of every arm, and the ratios of arms, both with their spread over the rounds."""
+    """Yield the tokens/s of every arm and the ratios of arms, both with their spread over the rounds."""
     yield "| arm | tokens/s (min to max) |\n| --- | --- |"
     for name, values in seconds.items():
         yield f"| {name} | {_spread([tokens / value for value in values], 1)} |"
@@ -156,7 +155,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--packages", nargs="+", default=[])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--clocks", nargs="+", choices=Took._fields, default=["wall"])
+    parser.add_argument("--clocks", nargs="+", choices=Timing._fields, default=["wall"])
     parser.add_argument("--only", nargs="+", default=[""])
     parser.add_argument("--llama-cpp", metavar="PYTHON")
     parser.add_argument("--gguf", type=Path)

@@ -1,4 +1,4 @@
-"""What benchmarks.decode compares: each arm reads a prompt and continues it greedily by N tokens."""
+"""The arms of benchmarks.decode: each reads a prompt and continues it greedily by N tokens."""
 
 import json
 import subprocess
@@ -25,11 +25,11 @@ NATIVE_INT8_ONLY = "native sparse int8 + LoRA, bf16 head"
 LLAMA = "llama.cpp "  # + the name of its quantization
 SCRIPT = Path(__file__).with_name("llama_cpp_decode.py")
 
-Run = Callable[[Sequence[int], int], list[int]]  # a prompt, and how many tokens to add (0: the prompt is read only)
+Run = Callable[[Sequence[int], int], list[int]]  # a prompt, and the number of new tokens (0: only read the prompt)
 
 
-class Took(NamedTuple):
-    """Seconds on the clock, and those that the arm's process spent on a core."""
+class Timing(NamedTuple):
+    """Seconds of wall time, and of CPU time of the arm's process."""
 
     wall: float
     cpu: float
@@ -39,18 +39,19 @@ class Took(NamedTuple):
 class Arm:
     """A way to continue a prompt; `run` times it."""
 
-    run: Callable[[Sequence[int], int], tuple[Took, list[int]]]
+    run: Callable[[Sequence[int], int], tuple[Timing, list[int]]]
 
 
 def timed(run: Run) -> Arm:
-    """Return the arm of a function in this process."""
+    """Return the arm that runs a function in this process."""
 
-    def took(prompt: Sequence[int], new: int) -> tuple[Took, list[int]]:
-        wall, cpu = time.perf_counter(), time.process_time()
+    def run_timed(prompt: Sequence[int], new: int) -> tuple[Timing, list[int]]:
+        wall = time.perf_counter()
+        cpu = time.process_time()
         tokens = run(prompt, new)
-        return Took(time.perf_counter() - wall, time.process_time() - cpu), tokens
+        return Timing(time.perf_counter() - wall, time.process_time() - cpu), tokens
 
-    return Arm(took)
+    return Arm(run_timed)
 
 
 def loaded(folder: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
@@ -60,7 +61,7 @@ def loaded(folder: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
 
 
 def adapted(base: str, adapter: str | None, dtype: torch.dtype = torch.bfloat16) -> Any:
-    """Return a base with its adapter, if any, un-merged, everything in one number format."""
+    """Return a base in one number format, with its adapter, if any, not merged."""
     from peft import PeftModel
 
     if adapter is None:
@@ -69,7 +70,7 @@ def adapted(base: str, adapter: str | None, dtype: torch.dtype = torch.bfloat16)
 
 
 def hugging_face(model: Any, *, tuned: bool) -> Arm:
-    """Return transformers' own generate; `tuned` keeps torch off oneDNN, which is slow for one row on some CPUs."""
+    """Return transformers' generate; `tuned` turns oneDNN off, which is slow for one row on some CPUs."""
 
     @torch.no_grad()
     def run(prompt: Sequence[int], new: int) -> list[int]:
@@ -93,9 +94,10 @@ def native(source: ModelSource, threads: int, head: NumberFormat | None = None) 
 
 
 def continued(backend: NativeBackend, prompt: Sequence[int], new: int, never: int | None = None) -> list[int]:
-    """Continue a prompt greedily; `never` is a token that is not taken."""
+    """Continue a prompt greedily; `never` is a token that is never chosen."""
     backend.drop(0)
-    logits, tokens = backend.prefill(0, prompt), list[int]()
+    logits = backend.prefill(0, prompt)
+    tokens: list[int] = []
     while len(tokens) < new:
         if never is not None:
             logits[never] = -float("inf")
@@ -106,7 +108,7 @@ def continued(backend: NativeBackend, prompt: Sequence[int], new: int, never: in
 
 
 def native_arms(dense: Any, sparse: Any, threads: int) -> dict[str, Arm]:
-    """Return ours: a dense model without adapter, a sparse one with."""
+    """Return the native arms: a dense model without adapter, a sparse one with its adapter."""
     sources: Mapping[str, tuple[ModelSource, NumberFormat | None]] = {
         NATIVE_DENSE: (source_of_model(dense, "bf16", sparse=False), None),
         NATIVE_DENSE_INT8: (source_of_model(dense, "int8", sparse=False), "int8"),
@@ -120,7 +122,7 @@ def native_arms(dense: Any, sparse: Any, threads: int) -> dict[str, Arm]:
 
 @contextmanager
 def llama_cpp_arms(python: str | None, folder: Path | None, threads: int) -> Iterator[dict[str, Arm]]:
-    """Yield an arm for every .gguf file of a folder, each in a process of the other Python; none without it."""
+    """Yield an arm for every .gguf file of a folder, each in a process of `python`; no arm if that is None."""
     files = sorted(folder.glob("*.gguf")) if python and folder else []
     processes = {}
     try:
@@ -131,24 +133,24 @@ def llama_cpp_arms(python: str | None, folder: Path | None, threads: int) -> Ite
         yield {LLAMA + file.stem.rpartition("-")[2]: _remote(process) for file, process in processes.items()}
     finally:
         for process in processes.values():
-            process.communicate()  # closes its input, which ends it
+            process.communicate()  # closes the process's input, which ends it
 
 
 def _answer(process: "subprocess.Popen[str]") -> dict[str, Any]:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise RuntimeError("llama.cpp must answer, it ended; its error is above")
+        raise RuntimeError("llama.cpp must answer, but its process ended; its error is above")
     answer: dict[str, Any] = json.loads(line)
     return answer
 
 
 def _remote(process: "subprocess.Popen[str]") -> Arm:
-    def run(prompt: Sequence[int], new: int) -> tuple[Took, list[int]]:
+    def run(prompt: Sequence[int], new: int) -> tuple[Timing, list[int]]:
         assert process.stdin is not None
         process.stdin.write(json.dumps({"tokens": list(prompt), "new": new}) + "\n")
         process.stdin.flush()
         answer = _answer(process)
-        return Took(answer["seconds"], answer["cpu"]), answer["tokens"]
+        return Timing(answer["seconds"], answer["cpu"]), answer["tokens"]
 
     return Arm(run)

@@ -1,7 +1,7 @@
-"""Whether the native decoder computes the model: logits, greedy tokens, perplexity, answers; against transformers.
+"""How exactly the native decoder computes a model: logits, greedy tokens, perplexity and answers.
 
-The yardstick is transformers with the same bf16 weights in float32 arithmetic, what its own bf16 arithmetic makes of
-them stands beside ours.
+The reference is transformers in float32 arithmetic with the same bf16 weights; transformers in bf16 arithmetic is
+reported beside the native decoder.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from shears.runtime.native.model_source import source_of_model
 
 PROMPTS, PROMPT, NEW = 50, 32, 64
 WINDOWS, WINDOW = 16, 1024
-ANSWER = 32  # tokens at most
+ANSWER = 32  # most tokens of an answer
 NATIVE = {
     "native bf16": ("bf16", None),
     "native int8, bf16 head": ("int8", None),
@@ -64,7 +64,7 @@ def _logits(exact: Any, half: Any, backends: Mapping[str, NativeBackend], tokens
     yield _logits_row("HF bf16", [_hf_logits(half, text) for text in texts], reference, alone)
     for name, backend in backends.items():
         got = [backend.logits(text)[PROMPT - 1 : -1] for text in texts]
-        end = exact.generation_config.eos_token_id  # transformers takes none before its least number of tokens
+        end = exact.generation_config.eos_token_id  # which transformers cannot choose before min_new_tokens
         alone = [continued(backend, text[:PROMPT], NEW, end) == text[PROMPT:] for text in texts]
         yield _logits_row(name, got, reference, alone)
     yield from _differences(backends["native bf16"], texts, reference)
@@ -78,7 +78,7 @@ def _logits_row(name: str, got: Sequence[Array], reference: Sequence[Array], alo
 
 
 def _differences(backend: NativeBackend, texts: Sequence[list[int]], reference: Sequence[Array]) -> Iterator[str]:
-    """Yield how near the two best tokens of float32 are where ours is another one."""
+    """Yield the margin of float32's best token over its second where the native decoder chooses another."""
     margins, everywhere = [], []
     for text, right in zip(texts, reference, strict=True):
         best = np.sort(right, axis=1)
@@ -97,7 +97,7 @@ def _hf_logits(model: Any, text: Sequence[int]) -> Array:
 
 
 def _continued_by(model: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
-    """Return the prompts with greedy tokens of transformers behind them; all are as long, so that none is padded."""
+    """Return the prompts followed by transformers' greedy tokens; they have one length, so none is padded."""
     ids = torch.tensor(prompts)
     texts: list[list[int]] = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
@@ -141,9 +141,10 @@ def _answers(backends: Mapping[str, NativeBackend], tokenizer: Any, questions: s
 
 
 def _answer(backend: NativeBackend, prompt: Sequence[int], tokenizer: Any) -> str:
-    """Continue up to the end of the first line that is not empty."""
+    """Return the continuation up to the end of its first line that is not empty."""
     backend.drop(0)
-    logits, tokens = backend.prefill(0, prompt), list[int]()
+    logits = backend.prefill(0, prompt)
+    tokens: list[int] = []
     while len(tokens) < ANSWER:
         tokens.append(int(logits.argmax()))
         text: str = tokenizer.decode(tokens)

@@ -1,12 +1,12 @@
-"""Hugging Face `generate` with packed linears against the dense model's, interleaved; and the package's size.
+"""Hugging Face `generate` with packed linears, compared with the dense model; and the package's size.
 
     python -m benchmarks.drop_in             # makes its package: SmolLM2-135M, magnitude 50 %, random LoRA r 24
     python -m benchmarks.drop_in --package FOLDER --model smollm2-135m [--threads 1] [--rounds 5]
 
-Speed does not depend on which weights are zero or what the adapter holds. tokens/s: 64 new tokens behind a prompt of 16
-over all seconds of `generate`. "tuned" is torch with mkldnn off; the default takes a slow path for one token on some
-processors. A round runs every arm once, in another order each time; one more comes first and does not count.
-`--clock cpu` counts the seconds on a core, not those of waiting for one: for one thread on a machine that others use.
+The speed depends neither on which weights are zero nor on the adapter's numbers. tokens/s are 64 new tokens after a
+prompt of 16 over all seconds of `generate`. "tuned" is torch with mkldnn off; the default takes a slow path for one
+token on some processors. A round runs every arm once, in a new order; the first round is a warm-up and not counted.
+`--clock cpu` measures CPU time, for one thread on a machine with other load.
 """
 
 import argparse
@@ -45,19 +45,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     log_to_stderr()
-    torch.set_num_threads(asked.threads)
+    torch.set_num_threads(arguments.threads)
     print(environment(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        package = Path(asked.package) if asked.package else make_package(asked.model, Path(folder))
+        package = Path(arguments.package) if arguments.package else make_package(arguments.model, Path(folder))
         print_size(package)
-        seconds = measured(arms(asked.model, package, asked.threads, CLOCKS[asked.clock]), asked.rounds)
+        seconds = measured(arms(arguments.model, package, arguments.threads, CLOCKS[arguments.clock]), arguments.rounds)
     print_speed(seconds)
 
 
 def make_package(model: str, folder: Path) -> Path:
-    """Prune by magnitude, put a random adapter of rank 24 on every linear, pack both as bf16."""
+    """Prune a model by magnitude, add a random adapter of rank 24 to every linear, and pack both as bf16."""
     sparse = shears.sparsify(model, folder / "sparse", method="magnitude", sparsity=0.5)
     torch.manual_seed(0)
     lora = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LINEARS, init_lora_weights=False)
@@ -68,20 +68,20 @@ def make_package(model: str, folder: Path) -> Path:
 
 
 def print_size(package: Path) -> None:
-    """Print what the package takes beside the dense model of the same dtype, and how long it takes to open."""
+    """Print the sizes of the package and of the dense model in its dtype, and how long opening takes."""
     record = read_json(package / PACKAGE)
     for verify in (False, True):
         started = time.perf_counter()
         read_package(package, verify=verify)
         checked = "every byte" if verify else "structure"
         print(f"opened, {checked} checked: {time.perf_counter() - started:.3f} s")
-    for what in ("linears", "model"):
-        size, dense = record["bytes"][what], record["bytes"][f"{what}_dense"]
-        print(f"{what}: {size / 1e6:.1f} MB, dense {dense / 1e6:.1f} MB, ratio {size / dense:.4f}")
+    for part in ("linears", "model"):
+        size, dense = record["bytes"][part], record["bytes"][f"{part}_dense"]
+        print(f"{part}: {size / 1e6:.1f} MB, dense {dense / 1e6:.1f} MB, ratio {size / dense:.4f}")
 
 
 def arms(model: str, package: Path, threads: int, clock: Clock) -> dict[str, Callable[[], float]]:
-    """Return a function for every arm that generates once and returns its seconds."""
+    """Return a function for every arm; it generates once and returns the seconds."""
     dense = load_model(model, "bf16", "cpu")
     made: dict[str, Any] = {PEFT_TUNED: load_with_adapter(package, dtype="bf16", device="cpu")[0]}
     for name, fuse in ((FUSED, True), (AROUND, False)):
@@ -97,17 +97,17 @@ def arms(model: str, package: Path, threads: int, clock: Clock) -> dict[str, Cal
 def generate(model: Any, mkldnn: bool, clock: Clock) -> float:
     """Generate once; return the seconds."""
     prompt = torch.arange(100, 100 + PROMPT)[None]
-    ask = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
     with torch.no_grad(), torch.backends.mkldnn.flags(enabled=mkldnn):
         started = clock()
-        tokens = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **ask)
+        tokens = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **options)
         seconds = clock() - started
     assert tokens.shape[1] == PROMPT + NEW
     return seconds
 
 
 def measured(run: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of every arm in every round that counts."""
+    """Return the seconds of every arm, without the warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in run}
     for number in range(1 + rounds):
         for name in random.Random(number).sample(list(run), len(run)):

@@ -1,17 +1,17 @@
-"""Mutated package files: every one is refused in one line, or reads within its bounds; none crashes.
+"""Mutated package files: each is refused in one line or reads within its bounds; none crashes.
 
     python -m benchmarks.fuzz_package                      # 100,000 mutations
     python -m benchmarks.fuzz_package --count 5000 --first 7000000
     python -m benchmarks.fuzz_package --only 4711          # one mutation again, in this process
 
-What is accepted is looked at again by a slow restatement of the layout, unpacked, and multiplied by the C++ kernels
-where they are there. Each batch of mutations runs in a process of its own, so that a crash is counted and named.
+An accepted file is checked by a slow second implementation of the layout, unpacked, and, with the C++ kernels,
+multiplied. Each batch of mutations runs in a separate process, so that a crash is counted and its mutation named.
 
-Under AddressSanitizer a kernel that reads a byte beyond what it may ends the batch. Put such an extension in the place
-of the ordinary one (`pip install -e .` brings that back):
+Under AddressSanitizer, a kernel that reads out of bounds ends the batch. Replace the extension by one that is built so
+(`pip install -e .` restores the ordinary one):
 
     cmake -S src/shears/runtime/native/csrc -B build/asan -DSHEARS_ASAN=ON -DPython_EXECUTABLE=$(which python)
-    cmake --build build/asan && cp build/asan/_native*.so src/shears/runtime/
+    cmake --build build/asan && cp build/asan/_native*.so src/shears/runtime/native/
     ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$(gcc -print-file-name=libasan.so) python -m benchmarks.fuzz_package
 """
 
@@ -36,23 +36,25 @@ BATCH = 5000
 
 
 def main() -> None:
-    """Run batches and print what became of the mutations."""
+    """Run batches and print how many mutations had which outcome."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--only", type=int)
     parser.add_argument("--batch", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.batch:
-        print(json.dumps(run_batch(asked.first, asked.count, Path(asked.batch))))
-    elif asked.only is not None:
-        print(json.dumps(run_batch(asked.only, 1, None)))
+    arguments = parser.parse_args()
+    if arguments.batch:
+        print(json.dumps(run_batch(arguments.first, arguments.count, Path(arguments.batch))))
+    elif arguments.only is not None:
+        print(json.dumps(run_batch(arguments.only, 1, None)))
     else:
-        sys.exit(_run(asked.first, asked.count))
+        sys.exit(_run(arguments.first, arguments.count))
 
 
 def _run(first: int, count: int) -> int:
-    started, total, crashes = time.monotonic(), Counter[str](), list[str]()
+    started = time.monotonic()
+    total = Counter[str]()
+    crashes = list[str]()
     for start in range(first, first + count, BATCH):
         with tempfile.TemporaryDirectory() as folder:
             note = Path(folder) / "number"
@@ -65,29 +67,29 @@ def _run(first: int, count: int) -> int:
                 total.update(json.loads(done.stdout))
     kernels = "with" if kernels_available() else "without"
     print(f"{count} mutations from {first}, {kernels} C++ kernels, {time.monotonic() - started:.0f} s")
-    for what, number in total.most_common():
-        print(f"  {number:7d}  {what}")
+    for reason, number in total.most_common():
+        print(f"  {number:7d}  {reason}")
     print(f"  {len(crashes):7d}  crashed or read wrongly")
     print("\n".join(crashes))
     return bool(crashes)
 
 
 def run_batch(first: int, count: int, note: Path | None) -> dict[str, int]:
-    """Return how many mutations were accepted, and refused for which reason; the note says which one is at work."""
-    found = Counter[str]()
+    """Return how many mutations had which outcome; the note file holds the number of the current one."""
+    outcomes = Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         seeds = [write_seed(place / str(number), number) for number in range(len(SEEDS))]
         for number in range(first, first + count):
             if note is not None:
                 note.write_text(str(number))
-            found[outcome(mutated(seeds, number), place, verify=number % 4 == 0)] += 1
-    return dict(found)
+            outcomes[outcome(mutated(seeds, number), place, verify=number % 4 == 0)] += 1
+    return dict(outcomes)
 
 
 def outcome(data: bytes, folder: Path, verify: bool) -> str:
-    """Return what a package file with these bytes comes to; AssertionError where it is accepted and should not be."""
-    (folder / PACKAGE_FILE).unlink(missing_ok=True)  # a new file: the old one may be mapped still
+    """Return the outcome for a package file with these bytes; AssertionError if it is accepted wrongly."""
+    (folder / PACKAGE_FILE).unlink(missing_ok=True)  # a new file, because the old one may still be mapped
     (folder / PACKAGE_FILE).write_bytes(data)
     try:
         package = read_package(folder, verify=verify)
@@ -104,7 +106,7 @@ def _refused(message: str, folder: Path) -> str:
 
 
 def use(package: Package) -> None:
-    """Read all that an accepted package holds, as a runtime would."""
+    """Read everything in an accepted package, as a runtime would."""
     for matrix in package.packed.values():
         check_bounds(matrix)
         dense(matrix)
@@ -117,8 +119,9 @@ def use(package: Package) -> None:
 
 
 def check_bounds(matrix: PackedMatrix) -> None:
-    """Assert what a kernel relies on, bit by bit."""
-    offsets, group = matrix.offsets.tolist(), GROUPS[matrix.values_dtype]
+    """Assert everything that the kernels rely on, bit by bit."""
+    offsets = matrix.offsets.tolist()
+    group = GROUPS[matrix.values_dtype]
     assert offsets[0] == 0
     assert offsets[-1] == matrix.values.numel()
     panels, groups, size = matrix.masks.shape

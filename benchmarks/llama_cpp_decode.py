@@ -1,11 +1,11 @@
-"""llama.cpp for benchmarks.decode: run by another Python that has llama-cpp-python, and imports nothing else.
+"""llama.cpp for benchmarks.decode; runs in another Python that has llama-cpp-python, and imports nothing else.
 
     PYTHON llama_cpp_decode.py serve MODEL.gguf THREADS
     PYTHON llama_cpp_decode.py quantize MODEL.gguf OUTPUT.gguf q8_0|q4_0
 
-`serve` reads lines of JSON, {"tokens": [...], "new": N}, and answers {"seconds": s, "cpu": seconds on a core,
-"tokens": [...]}: the prompt is forgotten, read again, and continued greedily by N tokens through llama.cpp's own
-sampler. N = 0 reads the prompt only.
+`serve` reads lines of JSON, {"tokens": [...], "new": N}, and answers {"seconds": wall time, "cpu": CPU time,
+"tokens": [...]}: it clears the cache, reads the prompt, and continues it greedily by N tokens with llama.cpp's own
+sampler. N = 0 only reads the prompt.
 """
 
 import ctypes
@@ -30,22 +30,24 @@ def main() -> None:
 
 def serve(model_file: str, threads: int) -> None:
     """Answer the lines of stdin."""
-    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept as long as messages may come
+    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept alive as long as llama.cpp logs
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(model_file.encode(), llama_cpp.llama_model_default_params())
     settings = llama_cpp.llama_context_default_params()
-    settings.n_ctx, settings.n_batch, settings.n_ubatch = 1024, 512, 512
+    settings.n_ctx = 1024
+    settings.n_batch = settings.n_ubatch = 512
     settings.n_threads = settings.n_threads_batch = threads
     context = llama_cpp.llama_init_from_model(model, settings)
     sampler = llama_cpp.llama_sampler_init_greedy()
     print(json.dumps({"ready": llama_cpp.llama_print_system_info().decode()}), flush=True)
     for line in sys.stdin:
-        order = json.loads(line)
-        start, cpu = time.perf_counter(), time.process_time()
-        tokens = _continued(context, sampler, order["tokens"], order["new"])
-        took = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
-        print(json.dumps({**took, "tokens": tokens}), flush=True)
+        request = json.loads(line)
+        start = time.perf_counter()
+        cpu = time.process_time()
+        tokens = _continued(context, sampler, request["tokens"], request["new"])
+        timing = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
+        print(json.dumps({**timing, "tokens": tokens}), flush=True)
 
 
 def _continued(context: Any, sampler: Any, prompt: list[int], new: int) -> list[int]:

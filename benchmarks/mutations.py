@@ -1,4 +1,4 @@
-"""Small package files and mutations of them: bytes flipped, cut off, headers and indices edited, numbers changed.
+"""Small package files, and mutations of them: flipped or missing bytes, edited headers, indices and numbers.
 
 A mutation is a function of its number alone.
 """
@@ -53,7 +53,7 @@ def write_seed(folder: Path, number: int) -> bytes:
 
 
 def mutated(seeds: list[bytes], number: int) -> bytes:
-    """Return mutation `number` of one of the packages, its fingerprint made right again in every second one."""
+    """Return mutation `number` of one of the packages; every second one gets a correct fingerprint."""
     draw = random.Random(number)
     data = draw.choice(seeds)
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
@@ -86,7 +86,9 @@ def _splice(data: bytes, draw: random.Random) -> bytes:
     """Move a piece of the file elsewhere."""
     if not data:
         return data
-    start, size, to = draw.randrange(len(data)), draw.choice((1, 8, 64, 200)), draw.randrange(len(data))
+    start = draw.randrange(len(data))
+    size = draw.choice((1, 8, 64, 200))
+    to = draw.randrange(len(data))
     piece = data[start : start + size]
     return data[:to] + piece + data[to + len(piece) :]
 
@@ -98,12 +100,13 @@ def _numbers(data: bytes, draw: random.Random) -> bytes:
         return data
     header, _, start = parsed
     entries = [entry for name, entry in header.items() if name != "__metadata__" and isinstance(entry, dict)]
-    found: list[Any] = [entry.get("data_offsets") for entry in entries]
-    places = [place for place in found if isinstance(place, list) and [type(number) for number in place] == [int, int]]
-    if not places:
+    offsets: list[Any] = [entry.get("data_offsets") for entry in entries]
+    ranges = [pair for pair in offsets if isinstance(pair, list) and [type(number) for number in pair] == [int, int]]
+    if not ranges:
         return data
-    begin, end = draw.choice(places)
-    place, size = start + begin + 8 * draw.randrange(max((end - begin) // 8, 1)), draw.choice((1, 4, 8))
+    begin, end = draw.choice(ranges)
+    place = start + begin + 8 * draw.randrange(max((end - begin) // 8, 1))
+    size = draw.choice((1, 4, 8))
     new = struct.pack("<q", draw.choice((0, 1, -1, 7, 1 << 20, 1 << 40, (1 << 63) - 1, -(1 << 63), 0x7FC000007FC00000)))
     if not 0 <= place <= len(data) - size:
         return data
@@ -148,7 +151,7 @@ def _edit(tree: Any, draw: random.Random) -> None:
 
 
 def _parsed(data: bytes) -> tuple[dict[str, Any], Any, int] | None:
-    """Return a file's header, its index and where its tensors begin; None where it is none (any more)."""
+    """Return a file's header, its index and the offset of its tensors; None if the file is no longer valid."""
     length = int.from_bytes(data[:8], "little")
     try:
         header = json.loads(data[8 : 8 + length])
@@ -159,7 +162,7 @@ def _parsed(data: bytes) -> tuple[dict[str, Any], Any, int] | None:
 
 
 def with_fingerprint(data: bytes) -> bytes:
-    """Return the file with the fingerprint that its bytes have; as it is where it names none."""
+    """Return the file with the correct fingerprint; unchanged if it has none."""
     parsed = _parsed(data)
     written = parsed[0]["__metadata__"].get("fingerprint") if parsed else None
     if not isinstance(written, str) or len(written) != 64 or not written.isascii():

@@ -1,4 +1,4 @@
-"""A Llama checkpoint of random weights, written file by file, and random token ids to calibrate on.
+"""A Llama checkpoint with random weights, written file by file, and random token ids for calibration.
 
 random_llama(folder, "1b")                        # 1.1 B parameters, 4.4 GB
 random_sequences(folder / "ids.jsonl", "1b", num_sequences=32, length=512)
@@ -46,23 +46,26 @@ def random_llama(folder: Path, preset: str, seed: int = 0, dtype: torch.dtype = 
     config = LlamaConfig(**PRESETS[preset], tie_word_embeddings=False, dtype=dtype, architectures=["LlamaForCausalLM"])
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
-    generator, parts = torch.Generator().manual_seed(seed), list(_shapes(config))
-    places, size = dict[str, str](), 0
+    generator = torch.Generator().manual_seed(seed)
+    parts = list(_shapes(config))
+    weight_map = dict[str, str]()
+    size = 0
     for number, shapes in enumerate(parts, start=1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         tensors = {name: _tensor(shape, generator).to(dtype) for name, shape in shapes.items()}
         save_file(tensors, folder / file, metadata={"format": "pt"})
-        places |= dict.fromkeys(tensors, file)
+        weight_map |= dict.fromkeys(tensors, file)
         size += sum(tensor.nbytes for tensor in tensors.values())
         del tensors
-    index = {"metadata": {"total_size": size}, "weight_map": places}
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     return folder
 
 
 def random_sequences(path: Path, preset: str, num_sequences: int, length: int, seed: int = 0) -> Path:
     """Write a JSONL file of rows of random `input_ids`, for a model that has no tokenizer; return its path."""
-    generator, vocabulary = random.Random(seed), PRESETS[preset]["vocab_size"]
+    generator = random.Random(seed)
+    vocabulary = PRESETS[preset]["vocab_size"]
     with path.open("w") as file:
         for _ in range(num_sequences):
             file.write(json.dumps({"input_ids": [generator.randrange(vocabulary) for _ in range(length)]}) + "\n")
@@ -70,8 +73,9 @@ def random_sequences(path: Path, preset: str, num_sequences: int, length: int, s
 
 
 def _shapes(config: LlamaConfig) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Yield what each file holds: the embeddings, a few blocks at a time, the head."""
-    vocabulary, layers = (config.vocab_size, config.hidden_size), range(config.num_hidden_layers)
+    """Yield the shapes of each file's tensors: the embeddings, a few blocks per file, the head."""
+    vocabulary = (config.vocab_size, config.hidden_size)
+    layers = range(config.num_hidden_layers)
     yield {"model.embed_tokens.weight": vocabulary}
     for first in layers[::BLOCKS_PER_FILE]:
         yield {
@@ -99,6 +103,6 @@ def _block_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _tensor(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return (
-        torch.ones(shape) if len(shape) == 1 else torch.empty(shape).normal_(0, STANDARD_DEVIATION, generator=generator)
-    )
+    if len(shape) == 1:
+        return torch.ones(shape)
+    return torch.empty(shape).normal_(0, STANDARD_DEVIATION, generator=generator)

@@ -1,16 +1,16 @@
-"""One linear, y = W x, its weight coming from memory: our packed and dense kernels, torch, and reading memory itself.
+"""One linear, y = W x, with its weight in memory: our packed and dense kernels, torch, and reading memory alone.
 
     taskset -c 1 python -m benchmarks.sparse_linear --threads 1
     python -m benchmarks.sparse_linear --threads 2 --shapes 576x1536 4096x4096 --isa avx512 avx2
 
-A shape is outputs x inputs. Every arm goes through copies of its weight that together are larger than any cache
-(--cold MB), so that each product reads its weight from memory. Inputs and outputs are bf16, beside fp32 weights fp32.
-"tuned" is torch with mkldnn off: the default takes a slow path for few tokens on some processors. GB/s are those of
-the weight's bytes as the arm stores it, masks included; "of memory" is their share of what reading alone reaches in
-the same run, on 2 MB pages. The first --isa is compared at all sparsities, the others at 50 %. A round gives every arm
-a turn of a few calls, in another order each time, behind a pause in which the threads of the arm before fall asleep and
-20 ms of calls that do not count, in which its own wake up. One round more comes first and does not count. Times are
-medians with quartiles; ratios are taken round by round.
+A shape is outputs x inputs. Every arm cycles through copies of its weight that together are larger than any cache
+(--cold MB), so that each product reads its weight from memory. Inputs and outputs are bf16; fp32 for fp32 weights.
+"tuned" is torch with mkldnn off: the default takes a slow path for few tokens on some processors. GB/s count the bytes
+of the weight as the arm stores it, masks included; "of memory" is their share of the speed of reading alone, in the
+same run, on 2 MB pages. The first --isa is compared at all sparsities, the others at 50 %. In a round every arm makes a
+few calls, in a new order, after a pause (the previous arm's threads fall asleep) and 20 ms of calls that are not
+counted (its own wake up). The first round is a warm-up and not counted. Times are medians with quartiles; ratios are
+taken round by round.
 """
 
 import argparse
@@ -38,14 +38,14 @@ from shears.runtime.native import kernels as native
 
 SHAPES = ("576x1536", "2048x8192", "4096x4096", "4096x11008")
 TOKENS = (1, 8)
-TURN_BYTES = 8 << 20  # of a dense bf16 weight: the calls of a turn
+TURN_BYTES = 8 << 20  # a turn makes so many calls that a dense bf16 weight's bytes add up to this
 WARM_UP = 1  # rounds
-PAUSE = 0.02  # s: the threads of one arm sleep before the next begins; those of OpenMP spin for some 5 ms first
+PAUSE = 0.02  # s, for one arm's threads to fall asleep; those of OpenMP spin for some 5 ms first
 
 
 @dataclass(frozen=True)
 class Target:
-    """One arm's speed (products/s, or GB/s where the other is memory) over another's, at least `times`."""
+    """The least ratio, `times`, of two arms' speeds: products/s, or GB/s if the other is memory."""
 
     tokens: int
     arm: str
@@ -54,7 +54,7 @@ class Target:
 
 
 def targets(isa: str) -> list[Target]:
-    """Return what a linear must show on an instruction set."""
+    """Return the targets of an instruction set."""
     bf16, int8 = (sparse_name(values, FIRST_SPARSITY, isa) for values in ("bf16", "int8"))
     if isa != "avx512":
         return [Target(1, bf16, TUNED, 1.3)]
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def measured(arms: Mapping[str, Arm], calls: int, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of a call, of every arm in every round that counts."""
+    """Return every arm's seconds per call, without the warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     turns = {name: Turns(arm) for name, arm in arms.items()}
     before = str(native.features()["isa"])
@@ -114,7 +114,7 @@ def table(arms: Mapping[str, Arm], seconds: Mapping[str, Sequence[float]]) -> It
 def verdicts(
     arms: Mapping[str, Arm], seconds: Mapping[str, Sequence[float]], tokens: int, isas: Sequence[str]
 ) -> Iterator[str]:
-    """Yield which targets are met."""
+    """Yield whether each target is met."""
     yield "| arm over arm | measured (quartiles) | target | met |\n" + "| --- " * 4 + "|"
     for target in (target for isa in isas for target in targets(isa)):
         if target.tokens != tokens or target.arm not in arms:
@@ -126,7 +126,7 @@ def verdicts(
 
 
 def quotients(values: Sequence[float], others: Sequence[float]) -> list[float]:
-    """Return one over the other, round by round."""
+    """Return the quotients of two series, round by round."""
     return [one / other for one, other in zip(values, others, strict=True)]
 
 
@@ -135,16 +135,15 @@ def _middle(values: Sequence[float]) -> float:
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
-    low, middle, high = torch.tensor(values, dtype=torch.double).quantile(
-        torch.tensor([0.25, 0.5, 0.75], dtype=torch.double)
-    ).tolist()  # fmt: skip
+    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.double)
+    low, middle, high = torch.tensor(values, dtype=torch.double).quantile(quartiles).tolist()
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def default_isas() -> list[str]:
-    """Return the fastest instruction set here, and AVX2 behind AVX-512."""
-    found = [name for name in ("avx512", "avx2") if native.features()[name]]
-    return found or ["portable"]
+    """Return the fastest instruction set of this machine, and AVX2 if that is AVX-512."""
+    names = [name for name in ("avx512", "avx2") if native.features()[name]]
+    return names or ["portable"]
 
 
 def _arguments() -> argparse.Namespace:

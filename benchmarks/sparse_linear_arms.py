@@ -1,4 +1,4 @@
-"""What benchmarks.sparse_linear compares: ways to compute y = W x, each on copies of its weight that no cache holds.
+"""The arms of benchmarks.sparse_linear: ways to compute y = W x, each on more copies of its weight than caches hold.
 
 Shapes: O rows (outputs), I columns (inputs), M tokens.
 """
@@ -24,14 +24,14 @@ MEMORY = "memory read, 2 MB pages"
 DEFAULT, TUNED, TUNED_PAGES = "torch bf16, default", "torch bf16, tuned", "torch bf16, tuned, 2 MB pages"
 FP32, FP32_TUNED = "torch fp32, default", "torch fp32, tuned"
 ALL_VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8")
-FIRST_SPARSITY = 0.5  # the one that targets are about; instruction sets behind the first have only this one
-_PIECE = 16 << 20  # bytes of one read of memory
-WARM_UP = 0.02  # s: threads wake up, and find a processor of their own
+FIRST_SPARSITY = 0.5  # the sparsity of the targets, and the only one for all but the first instruction set
+_PIECE = 16 << 20  # bytes of one call of the memory arm
+WARM_UP = 0.02  # s, for threads to wake up and find a processor
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to multiply: `calls` go in turn through the copies of a weight of `num_bytes`."""
+    """A way to multiply: one call for each copy of a weight of `num_bytes`."""
 
     calls: Sequence[Callable[[], object]]
     num_bytes: int
@@ -40,13 +40,15 @@ class Arm:
 
 
 class Turns:
-    """Calls an arm where its last turn ended, so that a copy is met again only after all others."""
+    """Calls an arm, starting after the last copy used, so that a copy is used again only after all others."""
 
     def __init__(self, arm: Arm, warm_up: float = WARM_UP) -> None:
-        self._arm, self._next, self._warm_up = arm, 0, warm_up
+        self._arm = arm
+        self._warm_up = warm_up
+        self._next = 0
 
     def seconds(self, count: int) -> float:
-        """Return the mean seconds of `count` calls; those of the warm-up's seconds come first and do not count."""
+        """Return the mean seconds of `count` calls after the warm-up."""
         if self._arm.isa is not None:
             native.select_isa(self._arm.isa)
         with self._arm.inside():
@@ -65,13 +67,14 @@ class Turns:
 
 
 class Weights:
-    """A random weight (O I) in every form that is compared, each as often as it takes to fill `cold` bytes."""
+    """A random weight (O I) in every form that is compared; each form has copies of at least `cold` bytes."""
 
     def __init__(self, rows: int, cols: int, sparsities: Sequence[float], cold: int) -> None:
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(rows, cols, generator=generator) / math.sqrt(cols)
         chances = torch.rand(rows, cols, generator=generator)
-        self.shape, self.cold = (rows, cols), cold
+        self.shape = (rows, cols)
+        self.cold = cold
         self.torch = {dtype: self._copies(weight.to(dtype), Tensor.clone) for dtype in (torch.bfloat16, torch.float32)}
         self.in_pages = self._copies(weight.bfloat16(), _in_pages)
         self.dense = {values: self._dense(weight, values) for values in ALL_VALUES}
@@ -139,7 +142,7 @@ def _torch_arms(weights: Weights, x: Float[Tensor, "M I"]) -> dict[str, Arm]:
 
 @contextmanager
 def _torch_flags(mkldnn: bool) -> Iterator[None]:
-    before = torch.backends.mkldnn.set_flags(_enabled=mkldnn)[0]  # not `flags`, which warns of what is not asked for
+    before = torch.backends.mkldnn.set_flags(_enabled=mkldnn)[0]  # `flags` would warn about unset flags
     try:
         yield
     finally:
@@ -147,7 +150,7 @@ def _torch_flags(mkldnn: bool) -> Iterator[None]:
 
 
 def _kernel_arm(matrices: Sequence[native.KernelMatrix], x: Float[Tensor, "M I"], pool: native.Pool, isa: str) -> Arm:
-    """Return the arm of weights in the kernels' memory; inputs and outputs are bf16, fp32 beside fp32 weights."""
+    """Return the arm of weights in buffers of the kernels; inputs and outputs are bf16, or fp32 for fp32 weights."""
     first = matrices[0]
     inputs = x if first.native.values == 0 else x.bfloat16()
     return Arm([partial(_multiply, matrix, inputs, pool) for matrix in matrices], first.num_bytes, isa)
@@ -161,14 +164,15 @@ def _multiply(matrix: native.KernelMatrix, x: Tensor, pool: native.Pool) -> Tens
 
 
 def _memory_arm(pool: native.Pool, cold: int) -> Arm:
-    buffer, pieces = native.HugeBuffer(), max(2, math.ceil(cold / _PIECE))
+    buffer = native.HugeBuffer()
+    pieces = max(2, math.ceil(cold / _PIECE))
     content = torch.ones(pieces * _PIECE, dtype=torch.uint8)
-    place = buffer.copy(content.data_ptr(), content.nbytes)  # written: untouched pages would all be one page of zeros
+    start = buffer.copy(content.data_ptr(), content.nbytes)  # ones: untouched pages would all be one page of zeros
 
-    def read(start: int, keep: Any = buffer) -> int:
-        return _native.read_memory(start, _PIECE, pool)
+    def read(address: int, keep: Any = buffer) -> int:
+        return _native.read_memory(address, _PIECE, pool)
 
-    return Arm([partial(read, place + piece * _PIECE) for piece in range(pieces)], _PIECE)
+    return Arm([partial(read, start + piece * _PIECE) for piece in range(pieces)], _PIECE)
 
 
 def _in_pages(weight: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Trainings timed side by side: each in a process of its own, and one makes an optimizer step while the others wait.
+"""Times several trainings side by side: each has its own process, and one makes a step while the others wait.
 
 steps = take_turns({"one": partial(train, ...), "other": partial(train, ...)}, 30)
-steps["one"]                          # seconds of its 30 steps, whatever they consist of
+steps["one"]                          # the seconds of its 30 optimizer steps
 """
 
 import multiprocessing
@@ -16,18 +16,19 @@ from transformers.trainer import DEFAULT_CALLBACKS
 
 
 def take_turns(trainings: Mapping[str, Callable[[], object]], steps: int) -> dict[str, list[float]]:
-    """Return the seconds of every optimizer step of every training, in another order of trainings at each step.
+    """Return the seconds of every training's optimizer steps; the trainings take turns in a new order at each step.
 
-    A training is called in its process (so it must be picklable) and runs one transformers Trainer of that many steps.
-    RuntimeError where one ends early.
+    A training is called in its own process (so it must be picklable) and runs one transformers Trainer for that many
+    steps. RuntimeError if one ends early.
     """
-    context, processes = multiprocessing.get_context("spawn"), {}
+    context = multiprocessing.get_context("spawn")
+    processes = {}
     batons: dict[str, Connection] = {}
     for name, training in trainings.items():
         batons[name], theirs = context.Pipe()
         processes[name] = context.Process(target=_take_part, args=(training, theirs), daemon=True)
         processes[name].start()
-        theirs.close()  # the process has its own copy: its end is an EOF here
+        theirs.close()  # the process has its own copy, so its end is an EOF here
         _seconds(name, batons[name])  # loads while the others wait
     taken: dict[str, list[float]] = {name: [] for name in trainings}
     for step in range(steps):
@@ -49,28 +50,29 @@ def _seconds(name: str, baton: Connection) -> float:
 
 
 def _take_part(training: Callable[[], object], baton: Connection) -> None:
-    callbacks: list[Any] = DEFAULT_CALLBACKS  # of every Trainer of this process: the training needs no way in
+    callbacks: list[Any] = DEFAULT_CALLBACKS  # of every Trainer in this process
     callbacks.append(_Turn(baton))
     training()
 
 
 class _Turn(TrainerCallback):
-    """Waits for its turn before every step, then says how long the turn was, up to the end of the step.
+    """Waits for its turn before every step, and sends the seconds from there to the end of the step.
 
-    What Trainer does between two steps (the log of one, the batch of the other) counts in the second of them.
+    Trainer's work between two steps (logging, the next batch) counts in the second step.
     """
 
     def __init__(self, baton: Connection) -> None:
-        self.baton, self.started = baton, 0.0
+        self.baton = baton
+        self.started = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """All is loaded."""
+        """Report that everything is loaded."""
         self._pass_on(0.0)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """A step is made; after the last one too a turn is waited for, since what follows takes time from others."""
+        """Report a step and wait; also after the last step, because what follows would disturb the others."""
         self._pass_on(time.perf_counter() - self.started)
 
     def _pass_on(self, seconds: float) -> None:

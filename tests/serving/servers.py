@@ -27,11 +27,11 @@ class Running:
     server: Any
 
     def client(self, key: str = "none", **options: Any) -> OpenAI:
-        """Return a client that does not try again."""
+        """Return a client that does not retry."""
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **options)
 
     def post(self, path: str, **options: Any) -> httpx2.Response:
-        """Send something that no client would."""
+        """Send a request that the client would not send."""
         return httpx2.post(f"{self.url}{path}", timeout=60, **options)
 
     def wait_until_open(self, number: int) -> None:

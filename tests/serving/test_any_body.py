@@ -1,4 +1,4 @@
-"""Whatever is sent, the server answers: with a text, or with what is wrong about the request; it never fails."""
+"""The server answers any body with a text or with an error of the request; it never fails."""
 
 import json
 from collections.abc import Iterator

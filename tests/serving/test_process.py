@@ -1,4 +1,4 @@
-"""The server as a process: its address, its extra, how it ends."""
+"""The server as a process: its address, its optional dependencies, its end."""
 
 import asyncio
 import logging
@@ -38,7 +38,7 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         serve(tmp_path)
 
 
-def test_who_reads_that_it_answers_may_connect_at_once() -> None:
+def test_a_client_may_connect_once_the_address_is_logged() -> None:
     async def announced(listener: socket.socket) -> None:
         async with serving_server._announced("model", listener)(None):
             socket.create_connection(listener.getsockname(), timeout=5).close()
@@ -48,7 +48,7 @@ def test_who_reads_that_it_answers_may_connect_at_once() -> None:
 
 
 def _served(folder: Path) -> None:
-    """In the child: what the command line does."""
+    """Serve in the child process, with the log of the command line."""
     logger = logging.getLogger("shears")
     logger.handlers, logger.propagate = [logging.StreamHandler(os.fdopen(2, "w", closefd=False))], False
     logger.setLevel(logging.INFO)

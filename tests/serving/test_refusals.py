@@ -1,4 +1,4 @@
-"""What a server refuses, in the form that the client reads; nothing that is refused keeps a place."""
+"""Requests that a server refuses, in the form that clients read; a refused request keeps no place."""
 
 import json
 import socket
@@ -25,7 +25,7 @@ TALK: Any = [{"role": "user", "content": "a"}]
 
 @pytest.fixture(scope="module")
 def endless() -> Iterator[Running]:
-    """A model that says z until it is full, in one place, with room for one more request."""
+    """A model that repeats z until it is full, with one sequence and room for one more request."""
     with running(long_engine(), max_waiting=1, max_new_tokens=10**6, max_request_bytes=20_000) as server:
         yield server
 
@@ -68,7 +68,7 @@ def long_engine() -> Engine:
         ({"messages": [{"role": "user", "content": "a" * LONG}]}, 400, "must be shorter than the model's", None),
     ],
 )
-def test_a_mistake_is_told_with_its_key(
+def test_an_error_names_its_key(
     endless: Running, change: dict[str, Any], status: int, message: str, param: str | None
 ) -> None:
     answer = endless.post("/v1/chat/completions", json={"model": NAME, "messages": TALK, **change})
@@ -96,7 +96,7 @@ def test_a_wrong_prompt_is_refused(endless: Running, prompt: Any, message: str) 
     assert message in answer.json()["error"]["message"]
 
 
-def test_what_asks_for_nothing_is_passed_over(endless: Running) -> None:
+def test_neutral_values_are_ignored(endless: Running) -> None:
     nothing = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "user": "me", "tools": None}
     body = {"model": NAME, "messages": TALK, "max_tokens": 2, "store": False, **nothing}
     answer = endless.post("/v1/chat/completions", json=body)
@@ -131,12 +131,12 @@ def test_what_is_no_json_object_is_refused(endless: Running, body: bytes) -> Non
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
 
 
-def test_a_mark_of_byte_order_is_passed_over(endless: Running) -> None:
+def test_a_byte_order_mark_is_ignored(endless: Running) -> None:
     body = json.dumps({"model": NAME, "prompt": "a", "max_tokens": 2}).encode("utf-8-sig")
     assert endless.post("/v1/completions", content=body).json()["choices"][0]["text"] == "zz"
 
 
-def test_what_is_wrong_with_the_whole_body_is_told() -> None:
+def test_an_error_of_the_whole_body_has_a_message() -> None:
     with pytest.raises(RequestError, match="^body ") as caught:
         parse(CompletionRequest, {"model": NAME, "prompt": "a", "x\ud800": 1})
     assert caught.value.status == 400
@@ -158,7 +158,7 @@ def test_a_request_that_is_too_large_is_refused(endless: Running, announced: boo
     assert "at most 20,000 bytes" in answer.json()["error"]["message"]
 
 
-def test_a_full_queue_is_told_at_once(endless: Running) -> None:
+def test_a_full_queue_refuses_at_once(endless: Running) -> None:
     client = endless.client()
     streams = [client.completions.create(model=NAME, prompt="a", max_tokens=10**6, stream=True) for _ in range(2)]
     next(iter(streams[0]))
@@ -196,7 +196,7 @@ def test_a_client_that_goes_away_within_its_request_is_no_failure(
     assert "ClientDisconnect" not in capfd.readouterr().err + caplog.text
 
 
-def test_a_model_that_fails_is_told_even_in_a_stream() -> None:
+def test_a_failing_model_is_an_error_even_in_a_stream() -> None:
     engine = engine_of(always(LETTER))
     with running(engine) as server:
         body = {"model": NAME, "prompt": "a", "max_tokens": 5}
@@ -218,7 +218,7 @@ def test_a_key_is_asked_for_where_one_was_given(monkeypatch: pytest.MonkeyPatch)
             assert httpx2.get(f"{server.url}/health").status_code == 200
 
 
-def test_health_tells_whether_texts_are_made() -> None:
+def test_health_reports_whether_the_worker_runs() -> None:
     with running(engine_of(always(LETTER))) as server:
         assert httpx2.get(f"{server.url}/health").json() == {"status": "ok", "requests": 0}
         server.worker.close()

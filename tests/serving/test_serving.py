@@ -1,4 +1,4 @@
-"""The server, asked by the real client: the texts of the engine, streamed or not, alone or in company."""
+"""The server through the real client: the texts of the engine, streamed or not, alone or in company."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +40,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 @pytest.fixture(scope="module")
 def endless() -> Iterator[Running]:
-    """A model that says z for ever, in one place, with room for one more request."""
+    """A model that repeats z for ever, with one sequence and room for one more request."""
     with running(engine_of(always(LETTER), 1), max_waiting=1, max_new_tokens=100_000) as server:
         yield server
 
@@ -153,6 +153,6 @@ def test_parts_of_a_message_and_older_names_are_understood(served: Running) -> N
     assert _chat(served, back) == _chat(served, [*plain, answer.choices[0].message.model_dump(), back[-1]])
 
 
-def test_what_is_here_is_listed(served: Running) -> None:
+def test_the_model_is_listed(served: Running) -> None:
     assert [model.id for model in served.client().models.list()] == [NAME]
     assert served.client().models.retrieve(NAME).owned_by == "shears"

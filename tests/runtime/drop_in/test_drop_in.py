@@ -87,8 +87,8 @@ def test_only_plain_lora_is_fused(path: str) -> None:
     torch.testing.assert_close(logits(masked), before, **near(path))
 
 
-def test_what_reads_the_weight_of_a_conv1d_finds_it_as_it_is_stored(path: str) -> None:
-    """DoRA takes norms of the base's weight; a square one would be read transposed without a word."""
+def test_the_weight_of_a_conv1d_is_read_as_it_is_stored(path: str) -> None:
+    """DoRA takes norms of the base's weight; a square one would silently be read transposed."""
     lora = LoraConfig(
         r=3, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, use_dora=True, init_lora_weights=False
     )
@@ -183,7 +183,7 @@ def test_torch_compile_sees_one_operation() -> None:
     assert "leaked" not in done.stderr  # of a model that is alive when Python ends
 
 
-def test_without_kernels_it_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_kernels_are_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(swap, "kernels_available", lambda: False)
     swap._warn_without_kernels.cache_clear()
     with caplog.at_level(logging.WARNING):
@@ -212,5 +212,5 @@ for run in (model, torch.compile(model, backend="eager")):
 
 
 def test_inputs_of_another_width_are_refused_as_torch_does() -> None:
-    """Kernels would read and write beyond them. In a process without the checks of shapes that tests add."""
+    """The kernels would read and write out of bounds. In a process without the shape checks of the tests."""
     subprocess.run([sys.executable, "-W", "ignore", "-c", WIDTHS], check=True, timeout=120)

@@ -1,4 +1,4 @@
-"""An adapter that is packed with its linears stays as it is: what PEFT would do to it is saved, seen, or refused."""
+"""An adapter that is packed with its linears is fixed: PEFT can read and save it, any change is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ ASKED: dict[str, Callable[[Any], object]] = {
 
 
 def adapted() -> Any:
-    """A sparse model with two adapters, ready to answer by the first."""
+    """A sparse model with two adapters, the first active."""
     torch.manual_seed(0)
     model: Any = get_peft_model(sparse_model(), LORA)
     model.add_adapter("other", LORA)
@@ -37,7 +37,7 @@ def adapted() -> Any:
 
 
 @pytest.mark.parametrize("what", ASKED)
-def test_what_would_leave_the_adapter_as_it_is_is_refused(what: str) -> None:
+def test_a_change_that_would_have_no_effect_is_refused(what: str) -> None:
     model = adapted()
     before = logits(model)
     assert sparsify_linears(model)

@@ -1,4 +1,4 @@
-"""A packed linear computes the same on every path: each instruction set of this machine, and torch without kernels."""
+"""A packed linear computes the same on every path: the instruction sets of this machine, and torch without kernels."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ NEAR = {"fp32": 1e-5, "bf16": 0.02, "int8": 1e-3}  # of the sum of magnitudes: i
 
 @pytest.fixture(params=ISAS)
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """One path; the instruction set is put back when done."""
+    """One path; the instruction set is restored at the end."""
     if request.param == "torch":
         yield request.param
         return
@@ -40,14 +40,14 @@ def packed_linear(weight: Tensor, values: NumberFormat, path: str) -> PackedLine
 
 
 def random_weight(rows: int, cols: int, sparsity: float) -> Tensor:
-    """Return a random weight, the shares of zeros about `sparsity`."""
+    """Return a random weight with about this share of zeros."""
     generator = torch.Generator().manual_seed(rows * cols)
     weight = torch.randn(rows, cols, generator=generator)
     return weight.where(torch.rand(rows, cols, generator=generator) >= sparsity, 0.0)
 
 
 def assert_is_the_product(weight: Tensor, values: NumberFormat, tokens: int, path: str) -> None:
-    """Fail where the linear is not the float64 product of the weight that is packed."""
+    """Fail if the linear is not the float64 product with the packed weight."""
     x = torch.randn(tokens, weight.shape[1], generator=torch.Generator().manual_seed(tokens))
     with torch.no_grad():
         y = packed_linear(weight, values, path)(x)

@@ -1,4 +1,4 @@
-"""Text streams in whole characters, and nothing of a stop string is seen."""
+"""Text streams in whole characters, without any part of a stop string."""
 
 from collections.abc import Sequence
 
@@ -47,7 +47,7 @@ def test_a_text_that_ends_inside_a_character_says_so() -> None:
 
 
 def _metaspace() -> Tokenizer:
-    """A tokenizer of Llama 2's kind: a word carries its space in front, a text's first space is dropped."""
+    """A tokenizer like that of Llama 2: a word includes the space before it; the first space of a text is dropped."""
     words = ["▁one", "▁two", "x", "<s>", "<0xC3>", "<0xA9>"]
     tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[], byte_fallback=True))
     tokenizer.add_special_tokens(["<s>"])

@@ -57,7 +57,7 @@ def test_several_texts_are_taken_on_together_or_not_at_all() -> None:
         assert worker.num_open == 0
 
 
-def test_a_mistake_is_told_where_it_is_made() -> None:
+def test_a_refused_prompt_raises_at_the_call() -> None:
     with Worker(engine_of(lively())) as worker:
         for prompt in ("", "a" * 300):
             with pytest.raises(InputError, match="a prompt must"):

@@ -42,12 +42,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def extension_is_missing() -> bool:
-    """Tell whether tests of it are to be skipped; in CI it must be there."""
+    """Return whether to skip tests of the extension; CI must have it."""
     return not kernels_available() and not os.environ.get("CI")
 
 
 def covered(name: str = "llama, tied head") -> PreTrainedModel:
-    """Return a model of MODELS: half its weights 0, the others large, norms and biases of every size."""
+    """Return a model of MODELS: half of its weights are 0, the others large; norms and biases vary."""
     kind, changes = MODELS[name]
     model = tiny_model(kind, **changes)
     generator = torch.Generator().manual_seed(1)
@@ -62,7 +62,7 @@ def covered(name: str = "llama, tied head") -> PreTrainedModel:
 
 
 def with_lora(model: PreTrainedModel, targets: Sequence[str]) -> PeftModel:
-    """Put a LoRA of rank 5, 3 on the first linear, on linears; its B is random."""
+    """Add a LoRA to the linears: rank 3 on the first, 5 on the others; its B is random."""
     config = LoraConfig(r=5, lora_alpha=10, target_modules=list(targets), rank_pattern={targets[0]: 3})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
@@ -76,7 +76,7 @@ def with_lora(model: PreTrainedModel, targets: Sequence[str]) -> PeftModel:
 def backend(
     model: nn.Module, values: NumberFormat = "fp32", *, threads: int = 1, sparse: bool = True, max_length: int = LONGEST
 ) -> "NativeBackend":
-    """Needs the extension, which the tables of this file do not."""
+    """Return the native backend of a model; needs the extension, unlike the rest of this file."""
     from shears.runtime.native.decoder import Limits, NativeBackend
 
     return NativeBackend(source_of_model(model, values, sparse=sparse), Limits(max_length, 4, threads))

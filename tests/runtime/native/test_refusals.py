@@ -1,4 +1,4 @@
-"""What the native decoder leaves to transformers, and packages whose files contradict each other."""
+"""Models that the native decoder does not cover, and packages with files that contradict each other."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def _saved(folder: Path, name: str = "llama, tied head") -> Path:
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A package of a model and an adapter, free to be changed."""
+    """A package of a model and an adapter, which a test may change."""
     model = covered()
     model.name_or_path = str(_saved(tmp_path / "model"))
     with_lora(model, ["q_proj", "up_proj"]).save_pretrained(tmp_path / "adapter")
@@ -122,14 +122,14 @@ def test_a_config_that_does_not_fit_the_tensors_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_settings_of_the_generation_that_are_none_are_refused(package: Path) -> None:
+def test_invalid_generation_settings_are_refused(package: Path) -> None:
     (package / "generation_config.json").write_text("{")
     for backend in ("auto", "drop-in"):
         with pytest.raises(InputError, match=r"generation_config.json"):
             load(package, backend=backend)
 
 
-def test_layers_beyond_the_config_are_not_passed_over(package: Path) -> None:
+def test_layers_beyond_the_config_are_refused(package: Path) -> None:
     _change(package / "config.json", num_hidden_layers=1)
     with pytest.raises(NotCoveredError, match=r"must know every part .*, not model.layers.1"):
         open_native(read_package(package), 1)
@@ -148,7 +148,7 @@ def test_layers_beyond_the_config_are_not_passed_over(package: Path) -> None:
         (None, "must hold adapter_config.json"),
     ],
 )
-def test_settings_of_an_adapter_that_are_none_are_refused(package: Path, content: Any, message: str) -> None:
+def test_invalid_adapter_settings_are_refused(package: Path, content: Any, message: str) -> None:
     file = package / ADAPTER_CONFIG
     if isinstance(content, dict):
         _change(file, **content)
