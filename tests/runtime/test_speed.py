@@ -11,9 +11,19 @@ from shears.checkpoints.packed.file import read_package
 from shears.cli import main
 from shears.config import BenchConfig
 from shears.errors import InputError
-from shears.runtime.contestants import TRANSFORMERS, TUNED, Contestant, values_of
 from shears.runtime.generation.transformers_backend import TransformersBackend
-from shears.runtime.speed import Round, Spread, _figures, _measured, _ratios, bench
+from shears.runtime.speed import (
+    TRANSFORMERS,
+    TUNED,
+    Contestant,
+    Round,
+    _figures,
+    _measured,
+    _ratios,
+    _spread,
+    bench,
+    values_of,
+)
 from tests.runtime.generation.backends import lively
 from tests.runtime.native.decoders import covered, extension_is_missing
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -66,7 +76,7 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert ratios["decode"] == {"median": 3.0, "min": 2.0, "max": 4.0}
     assert ratios["prefill"] == {"median": 1.0, "min": 0.5, "max": 2.0}
     assert ratios["first_token"] == {"median": 3.0, "min": 3.0, "max": 3.0}
-    assert Spread.of([3.0, 1.0]) == Spread(2.0, 1.0, 3.0)
+    assert _spread([3.0, 1.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
 
 
 def test_every_round_measures_everyone_on_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

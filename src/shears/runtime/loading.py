@@ -1,4 +1,7 @@
-"""From a name to an engine: a package through the native decoder or packed linears, any other model by transformers."""
+"""From a model's name to an engine; also the tokens that end a text (`end_tokens`).
+
+A package runs in the native decoder or on packed linears, any other model in transformers.
+"""
 
 import logging
 from collections.abc import Iterable
@@ -6,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from shears.checkpoints.conversion import LOADING_ERRORS, known_config
 from shears.config.resolve import build
@@ -27,7 +31,7 @@ logger = logging.getLogger(__name__)
 def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | None = None, **options: Any) -> Engine:
     """Return an engine for a package, or for a model by any name with or without an adapter.
 
-    Keywords are those of RunningConfig (`backend`, `dtype`, `device`). InputError for what is no such model, and for a
+    Keywords are those of RunningConfig (`backend`, `dtype`, `device`). InputError if there is no such model, and for a
     backend that does not run it.
     """
     wanted = build(RunningConfig, "", options)
@@ -39,22 +43,17 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
         engine = _model_engine(ref, adapter, wanted)
     else:
         raise InputError(f"backend {wanted.backend} runs packages, {ref.name} is none; shears export --format package")
-    logger.info("%s runs on %s", ref.name, described(engine.backend))
+    about = engine.backend.describe()
+    plural = "" if about["threads"] == 1 else "s"
+    details = f"{about['isa']}, {about['values']}, {about['threads']} thread{plural}"
+    logger.info("%s runs on %s (%s)", ref.name, about["name"], details)
     return engine
 
 
-def described(backend: Backend) -> str:
-    """Return what runs a model, in words."""
-    found = backend.describe()
-    threads = found["threads"]
-    return f"{found['name']} ({found['isa']}, {found['values']}, {threads} thread{'' if threads == 1 else 's'})"
-
-
 def _model_engine(model: ModelRef, adapter: str | Path | None, wanted: RunningConfig) -> Engine:
-    loaded, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
-    settings: Any = getattr(loaded, "generation_config", None)
-    found = ends(tokenizer.eos_token_id, getattr(settings, "eos_token_id", None))
-    return Engine(TransformersBackend(loaded), tokenizer, found)
+    network, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
+    settings: Any = getattr(network, "generation_config", None)
+    return Engine(TransformersBackend(network), tokenizer, end_tokens(tokenizer, settings))
 
 
 def _package_engine(model: ModelRef, adapter: str | Path | None, wanted: RunningConfig) -> Engine:
@@ -64,11 +63,11 @@ def _package_engine(model: ModelRef, adapter: str | Path | None, wanted: Running
         )
     backend = package_backend(model, wanted)
     tokenizer = load_tokenizer(model)
-    return Engine(backend, tokenizer, ends(tokenizer.eos_token_id, _end_of_package(model.folder)))
+    return Engine(backend, tokenizer, end_tokens(tokenizer, _generation_settings(model.folder)))
 
 
 def package_backend(model: ModelRef, wanted: RunningConfig) -> Backend:
-    """Return the backend of a package; `auto` takes the native decoder where it was built and covers the model."""
+    """Return the backend of a package; `auto` is the native decoder if it was built and covers the model."""
     if wanted.backend == "drop-in":
         return DropInBackend(model, dtype=wanted.dtype)
     if kernels_available():
@@ -85,22 +84,25 @@ def package_backend(model: ModelRef, wanted: RunningConfig) -> Backend:
     return DropInBackend(model, dtype=wanted.dtype)
 
 
-def _end_of_package(folder: Path) -> Any:
-    """Return what transformers ends a text of this model at; without settings of generation, what its config says."""
+def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: Any) -> frozenset[int]:
+    """Return every token that ends a text: the tokenizer's, and those of the model's generation settings.
+
+    Chat models have several, and name some of them only in the settings.
+    """
+    of_model: Iterable[int] | int | None = getattr(settings, "eos_token_id", None)
+    several = [] if of_model is None else [of_model] if isinstance(of_model, int) else of_model
+    of_tokenizer = tokenizer.eos_token_id
+    return frozenset(several) | (frozenset() if of_tokenizer is None else {of_tokenizer})
+
+
+def _generation_settings(folder: Path) -> Any:
+    """Return a package's generation settings as transformers reads them: from their file, else from the config."""
     from transformers import GenerationConfig
 
     settings = folder / "generation_config.json"
     if not settings.is_file():
-        return GenerationConfig.from_model_config(known_config(folder)).eos_token_id
+        return GenerationConfig.from_model_config(known_config(folder))
     try:
-        return GenerationConfig.from_pretrained(folder).eos_token_id
+        return GenerationConfig.from_pretrained(folder)
     except LOADING_ERRORS as error:
         raise InputError(f"{settings} must hold settings of transformers: {first_line(error)}") from error
-
-
-def ends(*found: Iterable[int] | int | None) -> frozenset[int]:
-    """Return every token that ends a text, for the tokenizer or for the model (chat models have several)."""
-    result: set[int] = set()
-    for ids in found:
-        result |= set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
-    return frozenset(result)

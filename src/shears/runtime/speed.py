@@ -1,45 +1,54 @@
-"""`shears bench`: how fast a package reads and writes, and the same model dense in the same run."""
+"""`shears bench`: the speed of a package, and in the same run that of the dense model in kernels and transformers."""
 
+import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from shears.checkpoints.packed.file import Package
+from shears.checkpoints.packed.layout import NumberFormat
 from shears.config import BenchConfig
 from shears.config.resolve import build
+from shears.config.serve import RunningConfig
 from shears.errors import InputError
 from shears.models.devices import set_threads
-from shears.models.ref import AnyModel, resolve
+from shears.models.load import load_model
+from shears.models.ref import AnyModel, ModelRef, resolve
 from shears.progress import meter
 from shears.records.timing import processor
-from shears.runtime.contestants import Contestant, contestants
 from shears.runtime.generation.backend import Backend
+from shears.runtime.generation.transformers_backend import TransformersBackend
+from shears.runtime.loading import package_backend
+from shears.runtime.native import kernels_available
+from shears.runtime.native.architectures import NotCoveredError, plan_of
 
 SHORT = 64  # tokens of the prompt that is continued
-PAUSE = 0.01  # s; threads of one contestant go to sleep before the next begins
+PAUSE = 0.01  # s, for one backend's threads to go to sleep before the next runs
+TRANSFORMERS = "dense, transformers"
+TUNED = "dense, transformers, oneDNN off"
 
 
 @dataclass(frozen=True)
-class Spread:
-    """The median of the rounds, the smallest and the largest."""
+class Contestant:
+    """A backend to measure; `tuned` turns oneDNN off in torch, because it is slow for one row on some CPUs."""
 
-    median: float
-    min: float
-    max: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Return that of some figures."""
-        return cls(median(values), min(values), max(values))
+    name: str
+    backend: Backend
+    tuned: bool = False
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one contestant took once, in seconds: a prompt, a short prompt with its first token, the other tokens."""
+    """Seconds of one measurement: a prompt, a short prompt with its first token, the other tokens."""
 
     prefill: float
     first: float
@@ -50,20 +59,20 @@ def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
     """Return the speed of a package and of the dense model as plain data; keywords are those of BenchConfig.
 
     `decode_tokens_per_second`, `prefill_tokens_per_second`, `time_to_first_token_seconds` (each a median with min and
-    max over the rounds) and `memory_bytes` of the package, the same of every contestant, and the ratios, which are
-    taken round by round. InputError for what is no package.
+    max over the rounds) and `memory_bytes` of the package, the same for every contestant, and the ratios, which are
+    taken round by round. InputError for a model that is no package.
     """
     wanted = build(BenchConfig, "bench", config)
     ref = resolve(package)
     if not ref.is_package:
         raise InputError(f"bench measures packages, {ref.name} is none; make one with shears export --format package")
     set_threads(wanted.threads)
-    found = contestants(ref, wanted, wanted.against)
-    _check_length(found, wanted)
-    rounds = _measured(found, wanted)
-    rows = [_figures(each, rounds[each.name], wanted) for each in found]
-    ours = found[0].name
-    ratios = [_ratios(rounds[ours], rounds[each.name], each.name) for each in found[1:]]
+    contestants = _contestants(ref, wanted)
+    _check_length(contestants[0].backend.max_length, wanted)
+    rounds = _measured(contestants, wanted)
+    rows = [_figures(each, rounds[each.name], wanted) for each in contestants]
+    ours = rounds[contestants[0].name]
+    ratios = [_ratios(ours, rounds[each.name], each.name) for each in contestants[1:]]
     keys = ("decode_tokens_per_second", "prefill_tokens_per_second", "time_to_first_token_seconds", "memory_bytes")
     sizes = wanted.model_dump(include={"prompt_tokens", "new_tokens", "rounds"})
     machine = {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -71,30 +80,86 @@ def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
     return {"package": ref.name, **machine, **sizes, **own, "contestants": rows, "ratios": ratios}
 
 
-def _check_length(found: Sequence[Contestant], wanted: BenchConfig) -> None:
-    longest, asked = found[0].backend.max_length, max(wanted.prompt_tokens, SHORT + wanted.new_tokens)
-    if asked > longest:
+def _contestants(model: ModelRef, wanted: BenchConfig) -> list[Contestant]:
+    """Return the package, then the dense model in every backend that covers it, each for one sequence."""
+    values = values_of(model.package)
+    package = package_backend(model, RunningConfig(backend=wanted.backend))
+    dense = load_model(wanted.against or model, "fp32" if values == "fp32" else "bf16", "cpu")
+    backend = TransformersBackend(dense, max_sequences=1)
+    return [
+        Contestant(f"package ({values}, {package.describe()['name']})", package),
+        *_dense_in_kernels(dense, values),
+        Contestant(TRANSFORMERS, backend),
+        Contestant(TUNED, backend, tuned=True),
+    ]
+
+
+def values_of(package: Package) -> NumberFormat:
+    """Return the number format of most packed weights of a package; of its other tensors if none is packed."""
+    index = package.index
+    entries = [entry.values for entry in index.packed.values()]
+    if entries:
+        return max(sorted(set(entries)), key=entries.count)
+    sizes = Counter[str]()
+    for entry in index.dense.values():
+        sizes[entry.dtype] += math.prod(entry.shape)
+    return "fp32" if sizes.most_common(1)[0][0] == "fp32" else "bf16"
+
+
+def _dense_in_kernels(dense: PreTrainedModel, values: NumberFormat) -> Iterator[Contestant]:
+    """Yield the dense model in our kernels, in its number format and in the package's; nothing if it is not covered."""
+    if not kernels_available():
+        return
+    from shears.runtime.native.decoder import Limits, NativeBackend
+    from shears.runtime.native.model_source import source_of_model
+
+    try:
+        longest = plan_of(dense.config).max_positions
+    except NotCoveredError:
+        return
+    own: NumberFormat = "fp32" if dense.dtype == torch.float32 else "bf16"
+    for numbers in dict.fromkeys((own, values)):
+        source = source_of_model(dense, numbers, sparse=False)
+        backend = NativeBackend(source, Limits(longest, 1, torch.get_num_threads()))
+        yield Contestant(f"dense, our kernels ({numbers})", backend)
+
+
+def _check_length(longest: int, wanted: BenchConfig) -> None:
+    length = max(wanted.prompt_tokens, SHORT + wanted.new_tokens)
+    if length > longest:
         raise InputError(
-            f"prompt_tokens and {SHORT} + new_tokens must be at most the model's {longest}, got {asked}; ask for less"
+            f"prompt_tokens and {SHORT} + new_tokens must be at most the model's {longest}, got {length}; ask for less"
         )
 
 
-def _measured(found: Sequence[Contestant], wanted: BenchConfig) -> Mapping[str, list[Round]]:
-    """Return the rounds of every contestant but its first, which warms up."""
-    words = random.Random(0)
-    prompt = [words.randrange(found[0].backend.vocab_size) for _ in range(max(wanted.prompt_tokens, SHORT))]
-    rounds: dict[str, list[Round]] = {each.name: [] for each in found}
-    with meter("bench", len(found) * (1 + wanted.rounds), "run") as progress:
+def _measured(contestants: Sequence[Contestant], wanted: BenchConfig) -> Mapping[str, list[Round]]:
+    """Return the rounds of every contestant without the first, a warm-up."""
+    generator = random.Random(0)
+    vocab_size = contestants[0].backend.vocab_size
+    prompt = [generator.randrange(vocab_size) for _ in range(max(wanted.prompt_tokens, SHORT))]
+    rounds: dict[str, list[Round]] = {each.name: [] for each in contestants}
+    with meter("bench", len(contestants) * (1 + wanted.rounds), "run") as progress:
         for number in range(1 + wanted.rounds):
-            for each in random.Random(number).sample(found, len(found)):
+            for each in random.Random(number).sample(contestants, len(contestants)):
                 time.sleep(PAUSE)
-                with each.running():
-                    rounds[each.name].append(_one(each.backend, prompt, wanted))
+                with _onednn(enabled=not each.tuned):
+                    rounds[each.name].append(_one_round(each.backend, prompt, wanted))
                 progress.advance(note=f", {each.name}")
-    return {name: taken[1:] for name, taken in rounds.items()}
+    return {name: measured[1:] for name, measured in rounds.items()}
 
 
-def _one(backend: Backend, prompt: Sequence[int], wanted: BenchConfig) -> Round:
+@contextmanager
+def _onednn(*, enabled: bool) -> Iterator[None]:
+    if enabled:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TF32 acceleration", UserWarning)  # torch warns about absent GPUs
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
+
+
+def _one_round(backend: Backend, prompt: Sequence[int], wanted: BenchConfig) -> Round:
     prefill = _seconds(lambda: backend.prefill(0, prompt[: wanted.prompt_tokens]))
     backend.drop(0)
     token = 0
@@ -119,23 +184,31 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _figures(each: Contestant, rounds: Sequence[Round], wanted: BenchConfig) -> dict[str, Any]:
-    speeds = {
-        "decode_tokens_per_second": [(wanted.new_tokens - 1) / taken.decode for taken in rounds],
-        "prefill_tokens_per_second": [wanted.prompt_tokens / taken.prefill for taken in rounds],
-        "time_to_first_token_seconds": [taken.first for taken in rounds],
+def _figures(contestant: Contestant, rounds: Sequence[Round], wanted: BenchConfig) -> dict[str, Any]:
+    backend = contestant.backend.describe()
+    memory = int(str(backend["memory_bytes"])) + int(str(backend.get("mapped_bytes", 0)))
+    return {
+        "name": contestant.name,
+        "decode_tokens_per_second": _spread((wanted.new_tokens - 1) / each.decode for each in rounds),
+        "prefill_tokens_per_second": _spread(wanted.prompt_tokens / each.prefill for each in rounds),
+        "time_to_first_token_seconds": _spread(each.first for each in rounds),
+        "memory_bytes": memory,
+        "backend": {key: value for key, value in backend.items() if key in ("name", "isa", "values", "head")},
     }
-    spreads = {name: asdict(Spread.of(values)) for name, values in speeds.items()}
-    kept = {key: value for key, value in each.backend.describe().items() if key in ("name", "isa", "values", "head")}
-    return {"name": each.name, **spreads, "memory_bytes": each.memory_bytes, "backend": kept}
 
 
 def _ratios(ours: Sequence[Round], theirs: Sequence[Round], name: str) -> dict[str, Any]:
-    """Return how many times as fast we are as another, round by round."""
+    """Return how many times as fast as another contestant the package is, round by round."""
     pairs = list(zip(ours, theirs, strict=True))
     return {
         "over": name,
-        "decode": asdict(Spread.of([other.decode / own.decode for own, other in pairs])),
-        "prefill": asdict(Spread.of([other.prefill / own.prefill for own, other in pairs])),
-        "first_token": asdict(Spread.of([other.first / own.first for own, other in pairs])),
+        "decode": _spread(other.decode / own.decode for own, other in pairs),
+        "prefill": _spread(other.prefill / own.prefill for own, other in pairs),
+        "first_token": _spread(other.first / own.first for own, other in pairs),
     }
+
+
+def _spread(values: Iterable[float]) -> dict[str, float]:
+    """Return the median, the smallest and the largest value."""
+    numbers = list(values)
+    return {"median": median(numbers), "min": min(numbers), "max": max(numbers)}

@@ -199,7 +199,7 @@ def test_a_text_that_is_left_is_gone_on_from_too() -> None:
         ("", {}, "a prompt must not be empty"),
         ("a\ud800", {}, "a text must be Unicode"),
         ("a" * LONGEST, {}, f"shorter than the model's {LONGEST} tokens, got {LONGEST}"),
-        ([1, 999], {}, r"must be in \[0, 257\)"),
+        ([1, 999], {}, r"must be in 0 to 256"),
         ("a", {"temperature": -1.0}, "temperature must be greater than or equal to 0"),
         ("a", {"top_p": 0.0}, "top_p must be greater than 0"),
         ("a", {"stop": [""]}, "stop"),

@@ -100,13 +100,13 @@ def test_a_text_longer_than_a_chunk_is_computed_in_several(monkeypatch: pytest.M
 
 WRONG: dict[str, tuple[Callable[[NativeBackend], object], str]] = {
     "no token": (lambda it: it.prefill(0, []), "at least one token must be given"),
-    "negative token": (lambda it: it.prefill(0, [3, -1]), "tokens must be in 0 to 256, got -1"),
-    "large token": (lambda it: it.logits([VOCABULARY]), "tokens must be in 0 to 256, got 257"),
-    "sequence too high": (lambda it: it.prefill(4, [1]), "a sequence must be in 0 to 3, got 4"),
-    "negative sequence": (lambda it: it.drop(-1), "a sequence must be in 0 to 3, got -1"),
+    "negative token": (lambda it: it.prefill(0, [3, -1]), "tokens must be in 0 to 256, got -1 to 3"),
+    "large token": (lambda it: it.logits([VOCABULARY]), "tokens must be in 0 to 256, got 257 to 257"),
+    "sequence too high": (lambda it: it.prefill(4, [1]), "a sequence's number must be in 0 to 3, got 4"),
+    "negative sequence": (lambda it: it.drop(-1), "a sequence's number must be in 0 to 3, got -1"),
     "same sequence twice": (lambda it: it.step([1, 1], [2, 3]), "a step takes different sequences"),
     "tokens missing": (lambda it: it.step([1, 2], [2]), "a step takes different sequences and a token for each"),
-    "text too long": (lambda it: it.logits([1] * 257), "at most 256 tokens, got 257; raise max_length"),
+    "text too long": (lambda it: it.logits([1] * 257), "at most 256 tokens, got 257; shorten the prompt"),
     "sequence full": (lambda it: (it.prefill(0, [1] * 256), it.step([0], [1])), "at most 256 tokens, got 257"),
 }
 

@@ -1,4 +1,4 @@
-"""A package of any architecture as a backend: transformers runs the model, its linears are packed."""
+"""A package of any architecture as a backend: transformers runs the model with packed linears."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # names of head
 class DropInBackend(TransformersBackend):
     """Runs a package's model in transformers with packed linears, adapters fused into them.
 
-    InputError for what is no whole package.
+    InputError for a folder that is no whole package.
     """
 
     def __init__(self, model: AnyModel, threads: int | None = None, dtype: str = "auto") -> None:
@@ -31,42 +31,43 @@ class DropInBackend(TransformersBackend):
         ref = resolve(model)
         network, self.tokenizer = load_with_adapter(ref, dtype=dtype, device="cpu")
         super().__init__(network, "drop-in")
-        ready = ReadyWeights(unmoved(ref.package), head_of(ref.package))
+        ready = ReadyWeights(unchanged_weights(ref.package), quantized_head(ref.package))
         self.packed = sparsify_linears(network, ready=ready, threads=threads)
 
     def describe(self) -> Mapping[str, object]:
-        """Return what runs here; the memory counts packed weights and the kernels' copy of the head."""
+        """Return plain data about this backend; memory_bytes includes packed weights and the kernels' copies."""
         linears = [module for module in self._model.modules() if isinstance(module, KernelLinear)]
-        packed = {module.matrix.values_dtype for module in linears if isinstance(module, PackedLinear)}
-        found = dict(super().describe())
-        memory = sum(module.matrix.num_bytes for module in linears if isinstance(module, PackedLinear))
+        packed = [module.matrix for module in linears if isinstance(module, PackedLinear)]
+        about = dict(super().describe())
+        memory = sum(matrix.num_bytes for matrix in packed)
         if kernels_available():
             from shears.runtime.native import kernels as native
 
-            found["isa"] = native.features()["isa"]
+            about["isa"] = native.features()["isa"]
             memory = next((linear.kernel.matrix.buffer.bytes for linear in linears if linear.kernel), 0)
-        values = "+".join(sorted(packed)) or found["values"]
-        return {**found, "values": values, "memory_bytes": int(str(found["memory_bytes"])) + memory}
+        values = "+".join(sorted({matrix.values_dtype for matrix in packed})) or about["values"]
+        return {**about, "values": values, "memory_bytes": int(str(about["memory_bytes"])) + memory}
 
 
-def unmoved(package: Package) -> Mapping[str, PackedMatrix]:
-    """Return the packed weights that are still the model's once PEFT has put the adapter on it.
+def unchanged_weights(package: Package) -> Mapping[str, PackedMatrix]:
+    """Return the packed weights that loading the adapter leaves as they are.
 
-    An adapter whose start was taken out of the base (pissa, olora, ...) takes it out again when it is loaded.
+    PEFT subtracts the start of some adapters (pissa, olora, ...) from the base, again at every loading.
     """
     settings = read_object(package.adapter_config_file()) if package.index.adapter else {}
     start = settings.get("init_lora_weights")
     if not start or start in NEUTRAL["init_lora_weights"]:
         return package.packed
-    adapted = set(map(linear_of, package.index.adapter))
+    adapted = [f".{linear_of(name)}" for name in package.index.adapter]
     return {
-        linear: matrix for linear, matrix in package.packed.items()
-        if not any(f".{name}".endswith(f".{linear}") for name in adapted)
-    }  # fmt: skip
+        linear: matrix
+        for linear, matrix in package.packed.items()
+        if not any(name.endswith(f".{linear}") for name in adapted)
+    }
 
 
-def head_of(package: Package) -> tuple[Tensor, Tensor] | None:
-    """Return a head in 8 bits with its scales; None where the package's head is no such."""
+def quantized_head(package: Package) -> tuple[Tensor, Tensor] | None:
+    """Return the head and its scales if it is in 8 bits, else None."""
     index = package.index
     quantized = [name for name, entry in index.dense.items() if entry.quantized]
     heads = [name for name in (*HEADS, *quantized) if index.tied.get(name, name) in quantized]

@@ -10,7 +10,7 @@ Shapes: O outputs, I inputs, R ranks, * any leading dimensions.
 import itertools
 import weakref
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple, NoReturn
 
@@ -145,6 +145,16 @@ class PackedLinear(KernelLinear):
         return f"{self.in_features}, {self.out_features}, {self.matrix.values_dtype}, kept={kept:.2f}{rank}"
 
 
+def _refusing(change: str) -> Callable[..., NoReturn]:
+    def method(*_: Any, **__: Any) -> NoReturn:
+        raise InputError(
+            f"an adapter that is packed with its linear cannot be {change}; call densify_linears on the model first, "
+            "or sparsify_linears with fuse=False"
+        )
+
+    return method
+
+
 class FusedLinear(PackedLinear):
     """A LoRA layer of PEFT: the packed weight, and the adapter that was active when it was packed, in one product.
 
@@ -168,7 +178,7 @@ class FusedLinear(PackedLinear):
     def forward(self, x: Float[Tensor, "*B I"], adapter_names: object = None) -> Float[Tensor, "*B O"]:
         """Return the outputs; InputError if PEFT passes an adapter per row."""
         if adapter_names is not None:
-            self._refuse("chosen by row")
+            _refusing("chosen by row")()
         return super().forward(x)
 
     @property
@@ -185,50 +195,33 @@ class FusedLinear(PackedLinear):
     def enable_adapters(self, enabled: bool) -> None:
         """Do nothing; InputError for switching the adapter off."""
         if not enabled:
-            self._refuse("switched off")
+            _refusing("switched off")()
 
     def set_adapter(self, adapter_names: str | Sequence[str], *_: Any, **__: Any) -> None:
         """Do nothing; InputError for any adapter but the active one."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         if names != self.active_adapters:
-            self._refuse(f"changed to {', '.join(names)}")
+            _refusing(f"changed to {', '.join(names)}")()
 
     def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
         """Do nothing; InputError for training the adapter."""
         if requires_grad:
-            self._refuse("trained")
+            _refusing("trained")()
 
     def unmerge(self) -> None:
         """Do nothing: the adapter is never merged."""
 
-    def merge(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise InputError."""
-        self._refuse("merged")
-
     def unload_and_optionally_merge_module(self, merge: bool, *_: Any, **__: Any) -> NoReturn:
         """Raise InputError."""
-        self._refuse("merged" if merge else "taken off")
+        _refusing("merged" if merge else "taken off")()
 
-    def update_layer(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise InputError: PEFT calls this to add an adapter."""
-        self._refuse("joined by another")
-
-    def get_base_layer(self) -> NoReturn:
-        """Raise InputError: the weight is packed."""
-        self._refuse("joined by another")
-
-    def delete_adapter(self, adapter_name: str) -> NoReturn:
-        """Raise InputError."""
-        self._refuse("deleted")
+    merge = _refusing("merged")
+    delete_adapter = _refusing("deleted")
+    update_layer = _refusing("joined by another")  # PEFT calls it to add an adapter
+    get_base_layer = _refusing("joined by another")
 
     def _get_available_adapters(self) -> set[str]:
         return set(self.lora_A)
-
-    def _refuse(self, change: str) -> NoReturn:
-        raise InputError(
-            f"an adapter that is packed with its linear cannot be {change}; call densify_linears on the model first, "
-            "or sparsify_linears with fuse=False"
-        )
 
 
 LoraLayer.register(FusedLinear)

@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from shears.errors import InputError
+
 
 @runtime_checkable
 class Backend(Protocol):
@@ -46,3 +48,29 @@ class Backend(Protocol):
 
     def describe(self) -> Mapping[str, object]:
         """Return plain data about this backend: name, isa, threads, values (number format), memory_bytes."""
+
+
+def check_sequence(backend: Backend, sequence: int) -> None:
+    """Raise InputError for a sequence's number out of range."""
+    if not 0 <= sequence < backend.max_sequences:
+        raise InputError(f"a sequence's number must be in 0 to {backend.max_sequences - 1}, got {sequence}")
+
+
+def check_tokens(backend: Backend, tokens: Sequence[int], before: int = 0) -> None:
+    """Raise InputError for tokens that cannot follow `before` tokens of a sequence: too many, none, or unknown ones."""
+    if len(tokens) == 0:
+        raise InputError("at least one token must be given, got none")
+    length = before + len(tokens)
+    if length > backend.max_length:
+        raise InputError(f"a sequence must have at most {backend.max_length} tokens, got {length}; shorten the prompt")
+    if not 0 <= min(tokens) <= max(tokens) < backend.vocab_size:
+        raise InputError(
+            f"tokens must be in 0 to {backend.vocab_size - 1}, got {min(tokens)} to {max(tokens)}; use the model's "
+            "tokenizer"
+        )
+
+
+def check_step(sequences: Sequence[int], tokens: Sequence[int]) -> None:
+    """Raise InputError unless there is one token for each of one or more different sequences."""
+    if len(sequences) != len(tokens) or len(set(sequences)) != len(sequences) or not len(sequences):
+        raise InputError(f"a step takes different sequences and a token for each, got {sequences} and {tokens}")

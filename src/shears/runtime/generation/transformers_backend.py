@@ -14,6 +14,7 @@ from torch import nn
 from shears.errors import InputError
 from shears.models.devices import device_of
 from shears.models.losses import forward_parameters, num_positions, own_model
+from shears.runtime.generation.backend import check_sequence, check_step, check_tokens
 
 UNBOUNDED = 1 << 30  # tokens; for a model without a longest sequence
 MAX_SEQUENCES = 16
@@ -60,15 +61,14 @@ class TransformersBackend:
 
     def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> Float[np.ndarray, "B V"]:
         """Append one token to each of several sequences; return the logits after it, one row per sequence."""
-        if len(sequences) != len(tokens) or len(set(sequences)) != len(sequences) or not sequences:
-            raise InputError(f"a step takes one token for each of several sequences, got {sequences} and {tokens}")
+        check_step(sequences, tokens)
         for sequence, token in zip(sequences, tokens, strict=True):
             self._check(sequence, [token])
         return np.stack([self._append(s, [token]) for s, token in zip(sequences, tokens, strict=True)])
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
         """Return the logits at every position of a text, without keeping the text in any sequence."""
-        self._check_tokens(tokens, 0)
+        check_tokens(self, tokens)
         with torch.no_grad():
             ids = torch.tensor([list(tokens)], device=device_of(self._model))
             return self._as_numpy(self._model(input_ids=ids, use_cache=False).logits[0])
@@ -92,17 +92,8 @@ class TransformersBackend:
         }
 
     def _check(self, sequence: int, tokens: Sequence[int]) -> None:
-        if not 0 <= sequence < self._max_sequences:
-            raise InputError(f"a sequence's number must be in 0 to {self._max_sequences - 1}, got {sequence}")
-        self._check_tokens(tokens, self._lengths.get(sequence, 0))
-
-    def _check_tokens(self, tokens: Sequence[int], before: int) -> None:
-        if not tokens or before + len(tokens) > self.max_length:
-            raise InputError(
-                f"a sequence must have 1 to {self.max_length} tokens, got {before + len(tokens)}; shorten the prompt"
-            )
-        if not 0 <= min(tokens) <= max(tokens) < self.vocab_size:
-            raise InputError(f"tokens must be in [0, {self.vocab_size}), got {min(tokens)} to {max(tokens)}")
+        check_sequence(self, sequence)
+        check_tokens(self, tokens, self._lengths.get(sequence, 0))
 
     def _append(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
         if self._recurrent and sequence in self._caches:  # such models continue a state by one token only

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 
 from shears.checkpoints.packed.file import Package
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
+from shears.runtime.generation.backend import check_sequence, check_step, check_tokens
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, plan_of
 from shears.runtime.native.builder import Arena, Builder
@@ -80,18 +81,18 @@ class NativeBackend:
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
         """Append tokens to a sequence, which may be empty; return the logits after the last token."""
-        ids = self._ids(tokens)
-        self._check_room([sequence], len(ids))
+        self._check(sequence, tokens)
+        ids = np.array(tokens, np.int64)
         logits = np.empty(self.vocab_size, np.float32)
         self._decoder.prefill(sequence, _address(ids), len(ids), _address(logits))
         return logits
 
     def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> Float[np.ndarray, "B V"]:
         """Append one token to each of several different sequences; return the logits after it, one row per sequence."""
-        if len(sequences) != len(tokens) or len(set(sequences)) != len(sequences):
-            raise InputError(f"a step takes different sequences and a token for each, got {sequences} and {tokens}")
-        ids = self._ids(tokens)
-        self._check_room(sequences, 1)
+        check_step(sequences, tokens)
+        for sequence, token in zip(sequences, tokens, strict=True):
+            self._check(sequence, [token])
+        ids = np.array(tokens, np.int64)
         numbers = np.array(sequences, np.int64)
         logits = np.empty((len(ids), self.vocab_size), np.float32)
         self._decoder.step(_address(numbers), _address(ids), len(ids), _address(logits))
@@ -99,15 +100,15 @@ class NativeBackend:
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
         """Return the logits at every position of a text, without keeping the text in any sequence."""
-        ids = self._ids(tokens)
-        self._check_length(len(ids))
+        check_tokens(self, tokens)
+        ids = np.array(tokens, np.int64)
         logits = np.empty((len(ids), self.vocab_size), np.float32)
         self._decoder.score(_address(ids), len(ids), _address(logits))
         return logits
 
     def drop(self, sequence: int) -> None:
         """Empty a sequence and free its number; an empty sequence stays as it is."""
-        self._check_sequence(sequence)
+        check_sequence(self, sequence)
         self._decoder.drop(sequence)
 
     def describe(self) -> Mapping[str, object]:
@@ -122,27 +123,9 @@ class NativeBackend:
             "mapped_bytes": self._embeddings.values.nbytes,
         }
 
-    def _ids(self, tokens: Sequence[int]) -> Int64[np.ndarray, " T"]:
-        ids = np.array(tokens, np.int64)
-        if ids.ndim != 1 or not len(ids):
-            raise InputError("at least one token must be given, got none")
-        if ids.min() < 0 or ids.max() >= self.vocab_size:
-            wrong = next(token for token in ids.tolist() if not 0 <= token < self.vocab_size)
-            raise InputError(f"tokens must be in 0 to {self.vocab_size - 1}, got {wrong}; use the model's tokenizer")
-        return ids
-
-    def _check_sequence(self, sequence: int) -> None:
-        if not 0 <= sequence < self.max_sequences:
-            raise InputError(f"a sequence must be in 0 to {self.max_sequences - 1}, got {sequence}")
-
-    def _check_room(self, sequences: Sequence[int], count: int) -> None:
-        for sequence in sequences:
-            self._check_sequence(sequence)
-            self._check_length(self._decoder.length(sequence) + count)
-
-    def _check_length(self, length: int) -> None:
-        if length > self.max_length:
-            raise InputError(f"a sequence must have at most {self.max_length} tokens, got {length}; raise max_length")
+    def _check(self, sequence: int, tokens: Sequence[int]) -> None:
+        check_sequence(self, sequence)
+        check_tokens(self, tokens, self._decoder.length(sequence))
 
 
 def open_native(package: Package, threads: int, *, max_length: int | None = None) -> NativeBackend:
