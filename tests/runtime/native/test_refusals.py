@@ -139,7 +139,7 @@ def test_layers_beyond_the_config_are_refused(package: Path) -> None:
     ("content", "message"),
     [
         ("{", "must be a JSON file"),
-        ("[1]", "must hold the settings of an adapter"),
+        ("[1]", "adapter_config.json must be a JSON object"),
         ({"r": None}, "must give .* a number as r, got None"),
         ({"r": 0, "rank_pattern": {}}, "a rank above 0, got 0"),
         ({"lora_alpha": "x"}, "must give .* a number as lora_alpha, got 'x'"),

@@ -22,16 +22,20 @@ CACHES = ("cache", "past_key_values", "state")  # names of the cache, which a fo
 
 
 class TransformersBackend:
-    """Runs one forward per sequence over its own cache, so other sequences change no bit of a sequence's logits.
+    """A Backend that runs one forward per sequence, over a cache of its own.
+
+    So other sequences change no bit of a sequence's logits.
 
     `name` is the backend's name in `describe`; the model keeps its device, dtype and modules.
     """
 
     def __init__(self, model: nn.Module, name: str = "transformers", max_sequences: int = MAX_SEQUENCES) -> None:
+        self.max_length = num_positions(model) or UNBOUNDED
+        self.max_sequences = max_sequences
         self._model = model
         self._name = name
-        self._max_sequences = max_sequences
-        self._config: Any = getattr(own_model(model), "config").get_text_config()  # noqa: B009  (no field of Module)
+        config: Any = getattr(own_model(model), "config")  # noqa: B009  (no field of Module)
+        self.vocab_size = int(config.get_text_config().vocab_size)
         names = forward_parameters(model)
         self._cache_name = next((name for name in CACHES if name in names), "")
         self._takes_logits_to_keep = "logits_to_keep" in names
@@ -39,47 +43,27 @@ class TransformersBackend:
         self._caches: dict[int, Any] = {}
         self._lengths: dict[int, int] = {}
 
-    @property
-    def vocab_size(self) -> int:
-        """The length V of the logits."""
-        return int(self._config.vocab_size)
-
-    @property
-    def max_length(self) -> int:
-        """The longest sequence that the model was made for."""
-        return num_positions(self._model) or UNBOUNDED
-
-    @property
-    def max_sequences(self) -> int:
-        """The most sequences that can be open at once."""
-        return self._max_sequences
-
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
-        """Append tokens to a sequence, which may be empty; return the logits after the last token."""
         self._check(sequence, tokens)
         return self._append(sequence, tokens)
 
     def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> Float[np.ndarray, "B V"]:
-        """Append one token to each of several sequences; return the logits after it, one row per sequence."""
         check_step(sequences, tokens)
         for sequence, token in zip(sequences, tokens, strict=True):
             self._check(sequence, [token])
         return np.stack([self._append(s, [token]) for s, token in zip(sequences, tokens, strict=True)])
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
-        """Return the logits at every position of a text, without keeping the text in any sequence."""
         check_tokens(self, tokens)
         with torch.no_grad():
             ids = torch.tensor([list(tokens)], device=device_of(self._model))
             return self._as_numpy(self._model(input_ids=ids, use_cache=False).logits[0])
 
     def drop(self, sequence: int) -> None:
-        """Empty a sequence."""
         self._caches.pop(sequence, None)
         self._lengths.pop(sequence, None)
 
     def describe(self) -> Mapping[str, object]:
-        """Return plain data about this backend."""
         tensors = [*self._model.parameters(), *self._model.buffers()]
         sizes = {t.data_ptr(): t.nbytes for t in tensors}  # tied tensors once; a storage may be a whole mapped file
         dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)

@@ -33,8 +33,9 @@ class Limits:
 
 
 class NativeBackend:
-    """A model in C++. Activations are float32; weights, embeddings and updates keep the source's number formats.
+    """A Backend whose model runs in C++.
 
+    Activations are float32; weights, embeddings and updates keep the source's number formats.
     `head` is the number format of the output matrix (by default its own), `cache` that of keys and values (by default
     fp32 if the head is fp32, else bf16). InputError for a model that the decoder does not cover.
     """
@@ -49,8 +50,9 @@ class NativeBackend:
     ) -> None:
         plan = plan_of(source.config)
         _check_limits(limits, plan)
-        self._limits = limits
-        self._plan = plan
+        self.vocab_size = plan.vocab_size
+        self.max_length = limits.max_length
+        self.max_sequences = limits.max_sequences
         self._arena = Arena()
         builder = Builder(source, plan, self._arena)
         weights, self._head_values = builder.weights(head)
@@ -64,23 +66,7 @@ class NativeBackend:
         except ValueError as error:
             raise InputError(f"the model's config.json must fit its tensors: {error}; restore that file") from None
 
-    @property
-    def vocab_size(self) -> int:
-        """The length V of the logits."""
-        return self._plan.vocab_size
-
-    @property
-    def max_length(self) -> int:
-        """The most tokens that one sequence can hold."""
-        return self._limits.max_length
-
-    @property
-    def max_sequences(self) -> int:
-        """The most sequences that can be open at once."""
-        return self._limits.max_sequences
-
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
-        """Append tokens to a sequence, which may be empty; return the logits after the last token."""
         self._check(sequence, tokens)
         ids = np.array(tokens, np.int64)
         logits = np.empty(self.vocab_size, np.float32)
@@ -88,7 +74,6 @@ class NativeBackend:
         return logits
 
     def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> Float[np.ndarray, "B V"]:
-        """Append one token to each of several different sequences; return the logits after it, one row per sequence."""
         check_step(sequences, tokens)
         for sequence, token in zip(sequences, tokens, strict=True):
             self._check(sequence, [token])
@@ -99,7 +84,6 @@ class NativeBackend:
         return logits
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
-        """Return the logits at every position of a text, without keeping the text in any sequence."""
         check_tokens(self, tokens)
         ids = np.array(tokens, np.int64)
         logits = np.empty((len(ids), self.vocab_size), np.float32)
@@ -107,7 +91,6 @@ class NativeBackend:
         return logits
 
     def drop(self, sequence: int) -> None:
-        """Empty a sequence and free its number; an empty sequence stays as it is."""
         check_sequence(self, sequence)
         self._decoder.drop(sequence)
 
@@ -116,7 +99,7 @@ class NativeBackend:
         return {
             "name": "native",
             "isa": _native.features()["isa"],
-            "threads": self._limits.threads,
+            "threads": self._pool.size,
             "values": self._values,
             "head": self._head_values,
             "memory_bytes": self._arena.num_bytes + self._decoder.cache_bytes,

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from shears.checkpoints.conversion import known_config
 from shears.checkpoints.packed.file import Package
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack, quantize_rows
 from shears.errors import InputError
-from shears.records.artifacts import read_json
+from shears.records.artifacts import read_object
 from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
 
@@ -106,7 +105,7 @@ def _package_updates(package: Package) -> dict[str, LoraUpdate]:
     tensors = package.adapter()
     if not tensors:
         return {}
-    settings = _adapter_settings(package.adapter_config_file())
+    settings = read_object(package.adapter_config_file())
     if unusual := [key for key, value in settings.items() if value and not _is_plain(key, value)]:
         raise NotCoveredError(f"the native decoder covers plain LoRA, this adapter has {unusual[0]}; merge it first")
     names = [name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)]
@@ -116,13 +115,6 @@ def _package_updates(package: Package) -> dict[str, LoraUpdate]:
         name: LoraUpdate(tensors[f"{PREFIX}{name}{A}"], tensors[f"{PREFIX}{name}{B}"], scaling_of(settings, name))
         for name in names
     }
-
-
-def _adapter_settings(path: Path) -> dict[str, Any]:
-    settings = read_json(path)
-    if not isinstance(settings, dict):
-        raise InputError(f"{path} must hold the settings of an adapter, got {settings!r:.60}; export the package again")
-    return settings
 
 
 def _is_plain(key: str, value: object) -> bool:
