@@ -140,11 +140,12 @@ def check_bounds(matrix: PackedMatrix) -> None:
 
 
 def _multiply(matrix: PackedMatrix) -> None:
+    from benchmarks.sparse_linear_arms import multiply
     from shears.runtime.native import kernels as native
 
     loaded = native.sparse_matrix(matrix)
     for tokens in (1, 3):
-        native.multiply(loaded, torch.ones(tokens, matrix.cols), native.Pool(1))
+        multiply(loaded, torch.ones(tokens, matrix.cols), native.Pool(1))
 
 
 if __name__ == "__main__":

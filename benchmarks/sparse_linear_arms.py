@@ -153,10 +153,10 @@ def _kernel_arm(matrices: Sequence[native.KernelMatrix], x: Float[Tensor, "M I"]
     """Return the arm of weights in buffers of the kernels; inputs and outputs are bf16, or fp32 for fp32 weights."""
     first = matrices[0]
     inputs = x if first.native.values == 0 else x.bfloat16()
-    return Arm([partial(_multiply, matrix, inputs, pool) for matrix in matrices], first.num_bytes, isa)
+    return Arm([partial(multiply, matrix, inputs, pool) for matrix in matrices], first.num_bytes, isa)
 
 
-def _multiply(matrix: native.KernelMatrix, x: Tensor, pool: native.Pool) -> Tensor:
+def multiply(matrix: native.KernelMatrix, x: Tensor, pool: native.Pool) -> Tensor:
     """Multiply as the linears of shears.runtime.drop_in.linears do."""
     y = x.new_empty(x.shape[0], matrix.rows)
     _native.multiply(matrix.native, x.data_ptr(), x.shape[0], y.data_ptr(), pool, x.dtype == torch.bfloat16)

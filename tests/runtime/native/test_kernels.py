@@ -22,6 +22,7 @@ if not kernels_available() and not os.environ.get("CI"):
     pytest.skip("the C++ extension is not built", allow_module_level=True)
 
 from shears.runtime.native import kernels as native
+from tests.runtime.native.products import multiply, multiply_many
 
 ISAS = [name for name in ("portable", "avx2", "avx512") if native.features()[name]]
 VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8")
@@ -97,8 +98,8 @@ def test_a_packed_weight_multiplies_as_its_dense_form(values: str, tokens: int, 
     weight, scales = sparse_weight(53, 139, values)
     x = torch.randn(tokens, 139, generator=torch.Generator().manual_seed(tokens))
     pool = native.Pool(1)
-    assert_product(weight, scales, x, native.multiply(native.sparse_matrix(packed(weight, scales)), x, pool), isa)
-    assert_product(weight, scales, x, native.multiply(native.dense_matrix(weight, scales), x, pool), isa)
+    assert_product(weight, scales, x, multiply(native.sparse_matrix(packed(weight, scales)), x, pool), isa)
+    assert_product(weight, scales, x, multiply(native.dense_matrix(weight, scales), x, pool), isa)
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -116,7 +117,7 @@ def test_any_shape_and_sparsity(values: str, rows: int, cols: int, tokens: int, 
     matrix, before = native.sparse_matrix(packed(weight, scales)), str(native.features()["isa"])
     for name in ISAS:
         native.select_isa(name)
-        assert_product(weight, scales, x, native.multiply(matrix, x, native.Pool(1)), name)
+        assert_product(weight, scales, x, multiply(matrix, x, native.Pool(1)), name)
     native.select_isa(before)
 
 
@@ -126,7 +127,7 @@ def test_long_rows_and_empty_ones(values: str, isa: str) -> None:
     weight[3] = 0
     weight[16:32] = 0
     x = torch.randn(5, 5000, generator=torch.Generator().manual_seed(1))
-    y = native.multiply(native.sparse_matrix(packed(weight, scales)), x, native.Pool(1))
+    y = multiply(native.sparse_matrix(packed(weight, scales)), x, native.Pool(1))
     assert_product(weight, scales, x, y, isa)
     assert torch.equal(y[:, 16:32], torch.zeros(5, 16))
 
@@ -136,7 +137,7 @@ def test_the_number_of_threads_changes_no_bit(values: str, tokens: int, isa: str
     weight, scales = sparse_weight(300, 2000, values)
     x = torch.randn(tokens, 2000, generator=torch.Generator().manual_seed(2))
     matrix = native.dense_matrix(weight, scales)
-    one, two, three = (native.multiply(matrix, x, native.Pool(threads)) for threads in (1, 2, 3))
+    one, two, three = (multiply(matrix, x, native.Pool(threads)) for threads in (1, 2, 3))
     assert torch.equal(one, two)
     assert torch.equal(one, three)
     assert native.features()["isa"] == isa
@@ -146,14 +147,14 @@ def test_the_number_of_threads_changes_no_bit(values: str, tokens: int, isa: str
 def test_a_pool_s_threads_may_run_anywhere_again_after_they_were_kept_off_their_caller_s_processor() -> None:
     weight, scales = sparse_weight(300, 2000, "fp32")
     matrix, x, pool = native.dense_matrix(weight, scales), torch.ones(4, 2000), native.Pool(3)
-    expected, allowed = native.multiply(matrix, x, native.Pool(1)), os.sched_getaffinity(0)
+    expected, allowed = multiply(matrix, x, native.Pool(1)), os.sched_getaffinity(0)
     for _ in range(20):
         time.sleep(0.001)  # its threads fall asleep
-        assert torch.equal(native.multiply(matrix, x, pool), expected)
+        assert torch.equal(multiply(matrix, x, pool), expected)
     end = time.monotonic() + 10
     while narrow := [task.name for task in Path("/proc/self/task").iterdir() if _allowed(task.name) != allowed]:
         assert time.monotonic() < end, f"threads {narrow} may not run everywhere"
-        native.multiply(matrix, x, pool)  # one that had not come yet comes now
+        multiply(matrix, x, pool)  # one that had not come yet comes now
 
 
 def _allowed(thread: str) -> set[int]:
@@ -168,14 +169,14 @@ def test_nan_and_infinity_of_an_input_reach_its_token_only(values: str, tokens: 
     weight, scales = sparse_weight(20, 60, values)
     x = torch.randn(tokens + 1, 60, generator=torch.Generator().manual_seed(3))
     pool, matrix = native.Pool(1), native.sparse_matrix(packed(weight, scales))
-    clean = native.multiply(matrix, x, pool)
+    clean = multiply(matrix, x, pool)
     x[tokens, 7] = float("nan")
-    y = native.multiply(matrix, x, pool)
+    y = multiply(matrix, x, pool)
     kept = weight[:, 7] != 0
     assert torch.isnan(y[tokens, kept]).all(), isa
     assert torch.equal(y[:tokens], clean[:tokens])
     x[tokens, 7] = float("inf")
-    y = native.multiply(matrix, x, pool)
+    y = multiply(matrix, x, pool)
     assert not torch.isfinite(y[tokens, kept]).any()
     assert torch.equal(y[:tokens], clean[:tokens])
 
@@ -185,10 +186,10 @@ def test_nan_and_infinity_of_a_weight_reach_its_row_only(values: str, tokens: in
     weight, _ = sparse_weight(36, 60, values)
     x = torch.randn(tokens, 60, generator=torch.Generator().manual_seed(4))
     pool = native.Pool(1)
-    clean = native.multiply(native.sparse_matrix(packed(weight, None)), x, pool)
+    clean = multiply(native.sparse_matrix(packed(weight, None)), x, pool)
     for value in (float("nan"), float("inf"), -float("inf")):
         weight[33, 5] = value
-        y = native.multiply(native.sparse_matrix(packed(weight, None)), x, pool)
+        y = multiply(native.sparse_matrix(packed(weight, None)), x, pool)
         assert not torch.isfinite(y[:, 33]).any(), isa
         others = [row for row in range(36) if row != 33]
         assert torch.equal(y[:, others], clean[:, others])
@@ -202,10 +203,10 @@ def test_several_weights_with_updates_are_the_sum_of_their_parts(values: str, to
     a, b = torch.randn(6, 130) / 10, torch.randn(17, 6)
     update = native.KernelUpdate(native.dense_matrix(a), native.dense_matrix(b), 0.5)
     matrices = [native.sparse_matrix(packed(*weight)) for weight in weights]
-    y = native.multiply_many(matrices, x, pool, [None, update, None])
+    y = multiply_many(matrices, x, pool, [None, update, None])
     for k in (0, 2):
-        assert torch.equal(y[k], native.multiply(matrices[k], x, pool))
-    plain = native.multiply(matrices[1], x, pool)
+        assert torch.equal(y[k], multiply(matrices[k], x, pool))
+    plain = multiply(matrices[1], x, pool)
     expected = plain.double() + 0.5 * (x.double() @ a.double().T @ b.double().T)
     torch.testing.assert_close(y[1].double(), expected, atol=1e-4, rtol=1e-5)  # fp32 sums of 130 products
     assert native.features()["isa"] == isa
@@ -215,26 +216,19 @@ def test_bf16_inputs_give_bf16_outputs(isa: str) -> None:
     weight, _ = sparse_weight(50, 70, "bf16")
     x = torch.randn(3, 70, generator=torch.Generator().manual_seed(6)).bfloat16()
     matrix, pool = native.sparse_matrix(packed(weight, None)), native.Pool(1)
-    y = native.multiply(matrix, x, pool)
+    y = multiply(matrix, x, pool)
     assert y.dtype == torch.bfloat16
-    assert torch.equal(y, native.multiply(matrix, x.float(), pool).bfloat16()), isa
+    assert torch.equal(y, multiply(matrix, x.float(), pool).bfloat16()), isa
 
 
 def test_a_weight_without_rows_or_inputs(isa: str) -> None:
     pool = native.Pool(2)
-    assert native.multiply(native.dense_matrix(torch.zeros(0, 8)), torch.ones(2, 8), pool).shape == (2, 0)
-    assert torch.equal(
-        native.multiply(native.dense_matrix(torch.zeros(3, 0)), torch.ones(2, 0), pool), torch.zeros(2, 3)
-    )
+    assert multiply(native.dense_matrix(torch.zeros(0, 8)), torch.ones(2, 8), pool).shape == (2, 0)
+    assert torch.equal(multiply(native.dense_matrix(torch.zeros(3, 0)), torch.ones(2, 0), pool), torch.zeros(2, 3))
     assert native.features()["isa"] == isa
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    matrix, pool = native.dense_matrix(torch.zeros(4, 8)), native.Pool(1)
-    with pytest.raises(InputError, match="must have 8 features, got 9"):
-        native.multiply(matrix, torch.zeros(1, 9), pool)
-    with pytest.raises(InputError, match="float32 or bfloat16 on the CPU"):
-        native.multiply(matrix, torch.zeros(1, 8, dtype=torch.float16), pool)
     with pytest.raises(InputError, match="int8 with scales"):
         native.dense_matrix(torch.zeros(4, 8, dtype=torch.int8))
     with pytest.raises(InputError, match="at most 131071 columns"):

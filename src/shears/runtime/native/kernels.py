@@ -1,4 +1,4 @@
-"""The C++ kernels for tensors: checks the arguments, which C++ does not, and keeps buffers alive.
+"""Weights for the C++ kernels: checked, copied into buffers, and kept alive; `drop_in.linears` multiplies by them.
 
 Importing this module needs the extension (`shears.runtime.kernels_available`). Docs: docs/kernels.md.
 
@@ -6,7 +6,6 @@ Shapes: O rows (outputs), I columns (inputs), M tokens, r rank.
 """
 
 import ctypes
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -107,35 +106,6 @@ def in_huge_pages(tensor: Tensor, buffer: _native.HugeBuffer) -> Tensor:
     return _view(copied(tensor, buffer), tensor, buffer)
 
 
-def multiply(
-    matrix: KernelMatrix, x: Float[Tensor, "M I"], pool: _native.Pool, update: KernelUpdate | None = None
-) -> Float[Tensor, "M O"]:
-    """Return x W^T plus the update's product, in the dtype of x (float32 or bfloat16)."""
-    return multiply_many([matrix], x, pool, [update])[0]
-
-
-def multiply_many(
-    matrices: Sequence[KernelMatrix],
-    x: Float[Tensor, "M I"],
-    pool: _native.Pool,
-    updates: Sequence[KernelUpdate | None] | None = None,
-) -> list[Tensor]:
-    """Return x W^T (M O) for several weights with the same number of inputs, each plus its own update's product."""
-    _check_input(matrices, x)
-    x = x.contiguous()
-    y = [torch.empty(x.shape[0], matrix.rows, dtype=x.dtype) for matrix in matrices]
-    _native.multiply_many(
-        [matrix.native for matrix in matrices],
-        x.data_ptr(),
-        x.shape[0],
-        [one.data_ptr() for one in y],
-        pool,
-        x.dtype == torch.bfloat16,
-        [None if update is None else update.native for update in updates or []],
-    )
-    return y
-
-
 def copied(tensor: Tensor, buffer: _native.HugeBuffer) -> int:
     """Copy a tensor into a buffer; return the copy's address."""
     tensor = tensor.contiguous()
@@ -153,10 +123,3 @@ def _view(address: int, original: Tensor, buffer: _native.HugeBuffer) -> Tensor:
 def _check_columns(values: NumberFormat, cols: int) -> None:
     if values == "int8" and cols > MAX_INT8_COLS:
         raise InputError(f"an int8 weight must have at most {MAX_INT8_COLS} columns, got {cols}; use bf16")
-
-
-def _check_input(matrices: Sequence[KernelMatrix], x: Tensor) -> None:
-    if x.dtype not in (torch.float32, torch.bfloat16) or x.device.type != "cpu":
-        raise InputError(f"the kernels need float32 or bfloat16 on the CPU, got {x.dtype} on {x.device}; convert it")
-    if wrong := [matrix.cols for matrix in matrices if matrix.cols != x.shape[-1]]:
-        raise InputError(f"the input must have {wrong[0]} features, got {x.shape[-1]}; pass what the linear takes")

@@ -1,0 +1,32 @@
+"""Products of tensors by the C++ kernels, without the linears around them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from shears.runtime.native import _native
+from shears.runtime.native.kernels import KernelMatrix, KernelUpdate
+
+
+def multiply(matrix: KernelMatrix, x: Tensor, pool: _native.Pool) -> Tensor:
+    """Return x W^T (M O) in the dtype of x."""
+    return multiply_many([matrix], x, pool, [])[0]
+
+
+def multiply_many(
+    matrices: Sequence[KernelMatrix], x: Tensor, pool: _native.Pool, updates: Sequence[KernelUpdate | None]
+) -> list[Tensor]:
+    """Return x W^T (M O) for several weights with the same inputs, each plus its own update's product."""
+    x = x.contiguous()
+    y = [torch.empty(x.shape[0], matrix.rows, dtype=x.dtype) for matrix in matrices]
+    _native.multiply_many(
+        [matrix.native for matrix in matrices],
+        x.data_ptr(),
+        x.shape[0],
+        [one.data_ptr() for one in y],
+        pool,
+        x.dtype == torch.bfloat16,
+        [None if update is None else update.native for update in updates],
+    )
+    return y
