@@ -78,7 +78,7 @@ class Service:
         finally:
             answers.close()
         if results is None:
-            return Response(status_code=499)  # nobody reads it
+            return Response(status_code=499)  # which is never read
         _log(builder, results, start)
         return JSONResponse(builder.whole(results))
 

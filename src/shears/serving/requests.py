@@ -1,8 +1,8 @@
 """Request bodies of /v1/completions and /v1/chat/completions: reading and checking them.
 
 Keys and their meaning are OpenAI's (its API reference, "Chat" and "Completions"); `top_k` and `repetition_penalty`
-are those of other servers. A key that is not built here is refused, because it would change the answer, unless its
-value asks for nothing; a key that never changes the answer is ignored.
+are those of other servers. A key that is not supported here is refused, because it would change the answer, unless its
+value is neutral (n=1); a key that never changes the answer is ignored.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from shears.serving.responses import RequestError
 
-NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {  # keys that are not built, and their values that ask for nothing
+NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {  # unsupported keys, and their values that change nothing
     "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "logprobs": (False,), "top_logprobs": (),
     "frequency_penalty": (0, 0.0), "presence_penalty": (0, 0.0), "logit_bias": ({},), "tools": ([],),
     "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
@@ -47,7 +47,7 @@ async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
     except TimeoutError:
         raise RequestError(408, f"a request must arrive within {READ_SECONDS:.0f} s") from None
     except ClientDisconnect:
-        raise RequestError(499, "the client disconnected before its request was complete") from None  # nobody reads it
+        raise RequestError(499, "the client disconnected before its request was complete") from None
     try:
         content = json.loads(body.decode("utf-8-sig"))  # from bytes, json would accept halves of surrogate pairs
         if b"\\u" in body:
@@ -154,8 +154,8 @@ RequestKind = TypeVar("RequestKind", bound=TextRequest)
 def parse(kind: type[RequestKind], content: Mapping[str, Any]) -> RequestKind:
     """Return a checked request; RequestError naming the first key that cannot be used."""
     for key, value in content.items():
-        not_built = key in NEUTRAL_VALUES and key not in kind.model_fields
-        if not_built and value is not None and not _is_neutral(key, value):
+        unsupported = key in NEUTRAL_VALUES and key not in kind.model_fields
+        if unsupported and value is not None and not _is_neutral(key, value):
             raise RequestError(400, f"{key}={value!r:.40} is not supported here; leave {key} out", param=key)
     known = {key: value for key, value in content.items() if key not in NEUTRAL_VALUES and key not in IGNORED}
     try:

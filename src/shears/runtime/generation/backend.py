@@ -1,4 +1,4 @@
-"""The interface between the engine and what computes logits.
+"""The interface between the engine and the classes that compute logits, and the checks that they share.
 
 B sequences, T tokens, V tokens of the vocabulary.
 """

@@ -40,7 +40,7 @@ class Worker:
     def __init__(self, engine: Engine, max_waiting: int = MAX_WAITING) -> None:
         self.engine = engine
         self.max_open = engine.backend.max_sequences + max_waiting
-        self._open: dict[Answer, OnPiece] = {}  # whoever removes an answer makes the last call for it
+        self._open: dict[Answer, OnPiece] = {}  # only the thread that removes an answer makes its last call
         self._new: list[Answer] = []
         self._cancelled: list[Answer] = []
         self._closed = False

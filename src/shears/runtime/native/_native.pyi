@@ -1,9 +1,9 @@
-"""The C++ extension (csrc/binding.cpp). Addresses are those of tensors; whoever passes one keeps the tensor alive."""
+"""The C++ extension (csrc/binding.cpp). Addresses are those of tensors, which the caller keeps alive."""
 
 from collections.abc import Sequence
 
 class Pool:
-    """Threads of a parallel section; the calling thread is one of them."""
+    """A pool of threads; the calling thread is one of them."""
 
     def __init__(self, threads: int) -> None: ...
     @property
@@ -18,7 +18,7 @@ class HugeBuffer:
     def bytes(self) -> int: ...
 
 class Matrix:
-    """A weight in panel order by its addresses (csrc/matrix.h); `masks` and `offsets` 0: dense; `scales` for i8."""
+    """A weight in panel order (csrc/matrix.h); dense if `masks` and `offsets` are 0; `scales` only for i8."""
 
     def __init__(self, values: int, rows: int, cols: int, masks: int, data: int, offsets: int, scales: int) -> None: ...
     @property
@@ -53,13 +53,13 @@ def pack_dense(values: int, weight: int, rows: int, cols: int, data: int) -> Non
     """Write a row-major weight in panel order; `data` has room for whole panels and groups."""
 
 def read_memory(address: int, bytes: int, pool: Pool) -> int:
-    """Read memory as fast as the pool can and return the sum of its 64-bit words: the yardstick of benchmarks."""
+    """Read memory as fast as the pool can; return the sum of its 64-bit words. For benchmarks."""
 
 def features() -> dict[str, str | bool]:
-    """Return the instruction set in use (`isa`), and which of `portable`, `avx2`, `avx512` this machine can run."""
+    """Return the instruction set in use (`isa`), and whether this machine runs `portable`, `avx2` and `avx512`."""
 
 def select_isa(name: str) -> None:
-    """Use another instruction set from now on, for tests; ValueError where this machine lacks it."""
+    """Use another instruction set from now on, for tests; ValueError if this machine lacks it."""
 
 class DecoderShape:
     """Sizes and limits of a decoder (csrc/decoder.h)."""
@@ -80,26 +80,26 @@ class DecoderShape:
     bf16_cache: bool
 
 class DecoderWeights:
-    """What a decoder reads, layer by layer; an address of 0 stands for nothing."""
+    """The weights of a decoder, layer by layer; an address of 0 means that there is none."""
 
     def add_layer(
         self, input_norm: int, output_norm: int, query_norm: int, key_norm: int, window: int, rotates: bool
     ) -> None: ...
     def set_linear(self, name: str, weight: Matrix, bias: int) -> None:
-        """Give the last layer a linear, q_proj to down_proj."""
+        """Set a linear of the last layer, q_proj to down_proj."""
 
     def set_update(self, name: str, data: int, is_bf16: bool, rank: int, first: int) -> None:
-        """Give one of its linears the B of an update, whose rank is rows [first, first + rank) of the common A."""
+        """Set the B of a linear's update; the update's A is rows [first, first + rank) of the common A."""
 
     def set_down(self, name: str, down: Matrix) -> None:
-        """Give it the common A of the linears that have the input of the named one."""
+        """Set the common A of all linears with the same input as the named one."""
 
     def set_ends(
         self, embeddings: int, scales: int, is_bf16: bool, norm: int, inverse_frequencies: int, head: Matrix
     ) -> None: ...
 
 class Decoder:
-    """A Llama-like model with its cache; sequences, lengths and tokens are checked in Python."""
+    """A Llama-like model with its cache; the caller checks sequences, lengths and tokens."""
 
     def __init__(self, shape: DecoderShape, weights: DecoderWeights, pool: Pool) -> None: ...
     def prefill(self, sequence: int, tokens: int, count: int, logits: int) -> None: ...
