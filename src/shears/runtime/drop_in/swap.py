@@ -71,10 +71,11 @@ def sparsify_linears(
         raise InputError("a model's linears can be packed once; call densify_linears on it first")
     packer = _Packer(values, ready or ReadyWeights({}), threads)
     made: dict[nn.Module, KernelLinear | None] = {}  # a shared module is packed once
-    head = _head(model)
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head is not None else None
     for slot in list(_slots(model, fuse)):
         if slot.module not in made:
-            made[slot.module] = packer.linear(slot, slot.module is head)
+            made[slot.module] = packer.linear(slot, slot.module is head and type(head) is nn.Linear)
         if (linear := made[slot.module]) is not None:
             setattr(slot.parent, slot.attribute, linear)
     swapped = [slot.name for slot in _swapped_slots(model) if isinstance(slot.module, PackedLinear)]
@@ -125,13 +126,6 @@ def is_plain(layer: Any) -> bool:
     drops = getattr(layer.lora_dropout[name], "p", 0.0) > 0
     trains = layer.training and (drops or layer.lora_A[name].weight.requires_grad)
     return name not in layer.lora_variant and not layer.lora_bias.get(name) and not trains
-
-
-def _head(model: nn.Module) -> nn.Module | None:
-    """Return the linear that makes the logits."""
-    find = getattr(model, "get_output_embeddings", None)
-    head = find() if find is not None else None
-    return head if type(head) is nn.Linear else None
 
 
 @cache

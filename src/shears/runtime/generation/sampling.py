@@ -120,11 +120,6 @@ def pick(weights: Float[np.ndarray, " K"], uniform: float) -> int:
     inside = np.cumsum(weights[starts[block] : starts[block] + BLOCK], dtype=np.float64)
     before = sums[block - 1] if block else 0.0
     index = min(int(np.searchsorted(inside, target - before, side="right")), len(inside) - 1)
-    return int(starts[block]) + _with_weight(inside, index)
-
-
-def _with_weight(running: Float[np.ndarray, " K"], index: int) -> int:
-    """Return the index, or the last index before it with any weight (rounding may lead beyond the last weight)."""
-    while index and running[index] == running[index - 1]:
+    while index and inside[index] == inside[index - 1]:  # rounding may lead beyond the last weight
         index -= 1
-    return index
+    return int(starts[block]) + index

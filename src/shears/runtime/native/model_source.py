@@ -106,7 +106,8 @@ def _package_updates(package: Package) -> dict[str, LoraUpdate]:
     if not tensors:
         return {}
     settings = read_object(package.adapter_config_file())
-    if unusual := [key for key, value in settings.items() if value and not _is_plain(key, value)]:
+    changing = {key: value for key, value in settings.items() if value and key not in UNDERSTOOD}
+    if unusual := [key for key, value in changing.items() if value not in NEUTRAL.get(key, ())]:
         raise NotCoveredError(f"the native decoder covers plain LoRA, this adapter has {unusual[0]}; merge it first")
     names = [name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)]
     if len(tensors) != 2 * len(names):
@@ -115,11 +116,6 @@ def _package_updates(package: Package) -> dict[str, LoraUpdate]:
         name: LoraUpdate(tensors[f"{PREFIX}{name}{A}"], tensors[f"{PREFIX}{name}{B}"], scaling_of(settings, name))
         for name in names
     }
-
-
-def _is_plain(key: str, value: object) -> bool:
-    """Return whether an adapter with this setting is still scaling B A."""
-    return key in UNDERSTOOD or value in NEUTRAL.get(key, ())
 
 
 def scaling_of(settings: Mapping[str, Any], linear: str) -> float:
@@ -136,17 +132,14 @@ def scaling_of(settings: Mapping[str, Any], linear: str) -> float:
 
 def _number(settings: Mapping[str, Any], key: str, patterns: str, linear: str) -> int | float:
     try:
-        number = _by_pattern(settings.get(patterns), linear, settings.get(key))
+        by_pattern = (settings.get(patterns) or {}).items()
+        matching = [value for pattern, value in by_pattern if re.match(rf"(.*\.)?({pattern})$", linear)]
     except (re.error, AttributeError):
         raise InputError(f"{ADAPTER_CONFIG} must map patterns to numbers in {patterns}; restore that file") from None
+    number = matching[0] if matching else settings.get(key)
     if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
         raise InputError(f"{ADAPTER_CONFIG} must give {linear} a number as {key}, got {number!r}; restore that file")
     return number
-
-
-def _by_pattern(patterns: Any, linear: str, default: Any) -> Any:
-    matching = [value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", linear)]
-    return matching[0] if matching else default
 
 
 def source_of_model(model: nn.Module, values: NumberFormat | None = None, *, sparse: bool = True) -> ModelSource:
@@ -157,20 +150,20 @@ def source_of_model(model: nn.Module, values: NumberFormat | None = None, *, spa
     """
     wrapped: Any = model
     base: Any = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
-    tensors = {name.replace(".base_layer.", "."): part.detach() for name, part in base.state_dict().items()}
     updates = {name: _update(name, module) for name, module in base.named_modules() if hasattr(module, "lora_A")}
-    tensors = {name: part for name, part in tensors.items() if ".lora_" not in name}
-    names = [name.removesuffix(".weight") for name, part in tensors.items() if _is_linear(name, part)]
+    tensors = {
+        name.replace(".base_layer.", "."): tensor.detach()
+        for name, tensor in base.state_dict().items()
+        if ".lora_" not in name
+    }
+    in_blocks = [name for name in tensors if ".layers." in name and name.endswith("_proj.weight")]
+    names = [name.removesuffix(".weight") for name in in_blocks if tensors[name].ndim == 2]
     kept: NumberFormat = values or ("fp32" if tensors[f"{names[0]}.weight"].dtype == torch.float32 else "bf16")
     linears: dict[str, PackedMatrix | DenseRows] = {}
     for name in names:
         weight = tensors.pop(f"{name}.weight")
         linears[name] = pack(weight, kept) if sparse else DenseRows(weight).as_values(kept)
     return ModelSource(base.config, linears, tensors, updates)
-
-
-def _is_linear(name: str, tensor: Tensor) -> bool:
-    return ".layers." in name and name.endswith("_proj.weight") and tensor.ndim == 2
 
 
 def _update(name: str, module: Any) -> LoraUpdate:
