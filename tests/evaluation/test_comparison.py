@@ -8,9 +8,8 @@ import pytest
 
 from shears import compare
 from shears.errors import InputError
-from shears.evaluation.arms import read_arms
+from shears.evaluation.arms import Measurement, read_arms
 from shears.evaluation.comparison import compare_arms
-from shears.evaluation.measurements import Measurement
 from shears.evaluation.statistics import bootstrap_difference, mcnemar, paired_difference, wilson_interval
 from tests.evaluation.measured import ONE, OTHER, THIRD, figures_file, records, run_folder
 

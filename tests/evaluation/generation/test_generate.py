@@ -7,8 +7,7 @@ from transformers import PreTrainedModel
 
 from shears.data.examples import prompt_ids
 from shears.errors import InputError
-from shears.evaluation.generation.generate import Decoder, generate_answers
-from shears.evaluation.generation.stopping import EndOfLine, line_breaks
+from shears.evaluation.generation.generate import Decoder, EndOfLine, generate_answers, line_breaks
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

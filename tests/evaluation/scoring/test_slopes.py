@@ -5,8 +5,8 @@ import torch
 
 from shears.adapt.elastic import MASK
 from shears.adapt.space import RankConfig
-from shears.evaluation.generation.running import plainly
 from shears.evaluation.scoring import scorers
+from shears.evaluation.scoring.score import plainly
 from shears.evaluation.scoring.scorers import LossScorer
 from tests.searching.adapters import PAD, make_adapter, make_rows
 

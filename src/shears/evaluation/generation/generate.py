@@ -9,16 +9,22 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from shears.data.batch_trials import LONG, SHORT, TRIAL_ERRORS, drawn, is_apart, num_words, weights_dtype
 from shears.data.batches import length_buckets, pad_left, padding
 from shears.data.examples import Tokenized, prompt_ids
 from shears.errors import InputError
 from shears.evaluation.generation.prompt_caches import Fill
-from shears.evaluation.generation.stopping import Always, EndOfLine, Numbers, line_breaks
 from shears.evaluation.journal import Journal
 from shears.evaluation.scoring.context import refuse_beyond, warn_beyond
 from shears.evaluation.scoring.score import device_of
@@ -209,3 +215,46 @@ def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     of_model = getattr(model.generation_config, "eos_token_id", None)
     several = of_model if isinstance(of_model, list) else [of_model]
     return {end for end in (tokenizer.eos_token_id, *several) if end is not None}
+
+
+class EndOfLine(StoppingCriteria):
+    """Stops a row at the first line break behind a line that is not empty."""
+
+    def __init__(self, line_breaks: Int[Tensor, " V"], prompt_length: int) -> None:
+        self._breaks, self._start = line_breaks, prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Bool[Tensor, " B"]:
+        """Return which rows have ended."""
+        breaks = torch.isin(input_ids[:, self._start :], self._breaks.to(input_ids.device))
+        return breaks[:, -1] & (~breaks).any(dim=1)
+
+
+class Always(LogitsProcessor):
+    """Makes one token the likeliest."""
+
+    def __init__(self, token: int) -> None:
+        self._token = token
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return logits of which that token's is the largest."""
+        return torch.zeros_like(scores).index_fill_(1, torch.tensor([self._token], device=scores.device), 1.0)
+
+
+class Numbers(LogitsProcessor):
+    """Refuses logits of which none is the largest: the likeliest of such would be any token, said with no word."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the logits as they are; InputError where a row has nan, or no finite largest one."""
+        largest = scores.amax(dim=-1)
+        if not bool(largest.isfinite().all()):
+            bad = largest[~largest.isfinite()][0].item()
+            raise InputError(
+                f"the model must give finite logits, got {bad} for a token; it may be damaged, or need --precision fp32"
+            )
+        return scores
+
+
+def line_breaks(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " V"]:
+    """Return every token whose text holds a line break."""
+    vocabulary = tokenizer.get_vocab()
+    return torch.tensor([i for token, i in vocabulary.items() if "\n" in tokenizer.convert_tokens_to_string([token])])

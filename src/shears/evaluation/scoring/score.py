@@ -4,7 +4,7 @@ N rows, B rows of a batch, K trailing positions, V words of the vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -18,12 +18,19 @@ from shears.data.batch_trials import ignores_padding
 from shears.data.batches import length_buckets, pad_left, padding
 from shears.data.examples import Example, Tokenized, encode, prompts_of
 from shears.errors import InputError
-from shears.evaluation.generation.running import Run, plainly
 from shears.evaluation.scoring.branches import Continuation, Forest, planted
 from shears.evaluation.scoring.context import check_lengths
 from shears.models.losses import IGNORED, logits_at
 from shears.models.losses import completion_losses as token_losses
 from shears.progress import track
+
+Run = Callable[[Callable[[], Tensor]], Tensor]
+"""Calls a function that makes one forward of the model, and returns what it returns."""
+
+
+def plainly(forward: Callable[[], Tensor]) -> Tensor:
+    """Make a forward, whole."""
+    return forward()
 
 
 class RowLosses(NamedTuple):
