@@ -1,13 +1,16 @@
 """Generation: a batch answers as each prompt alone, stops where it should."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.data.examples import prompt_ids
 from shears.errors import InputError
-from shears.evaluation.generation.generate import Decoder, EndOfLine, generate_answers, line_breaks
+from shears.evaluation.generation.generate import Decoder, EndOfLine, line_breaks
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -25,6 +28,14 @@ def greedy(model: PreTrainedModel, prompt: str, count: int) -> str:
             break
         ids = [*ids, token]
     return str(TOKENIZER.decode(ids[start:]))
+
+
+def generate_answers(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int, batch_size: int,
+    one_line: bool = False,
+) -> list[str]:  # fmt: skip
+    """Return the greedy continuation of every prompt."""
+    return Decoder(model, tokenizer, max_new_tokens, one_line).answers(prompt_ids(prompts, tokenizer), batch_size)
 
 
 def lively(name: str) -> PreTrainedModel:

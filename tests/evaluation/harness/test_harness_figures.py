@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from shears.errors import InputError
-from shears.evaluation.harness.run import _records as records_of
 from shears.evaluation.harness.run import summary, task_figures
+from shears.evaluation.harness.run import task_records as records_of
 from shears.evaluation.statistics import wilson_interval
 from shears.records.measures import is_share
 
@@ -53,14 +53,14 @@ def test_where_lm_eval_gives_no_error_it_is_that_of_the_samples_or_not_known(cap
     (unknown,) = task_figures("t", results_of([0.2, 0.4, 0.9], 0.7))  # no mean of the samples
     assert (unknown["stderr"], unknown["ci95"]) == (None, None)
     summary([of_samples], [])
-    assert "no interval is known" not in caplog.text
+    assert "left out of the interval" not in caplog.text
     summary([of_samples, {**unknown, "task": "odd"}], [])
-    assert "no interval is known of odd" in caplog.text
+    assert "left out of the interval of the mean: odd" in caplog.text
 
 
 def test_figures_that_are_no_finite_numbers_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     assert task_figures("t", results_of([0.2, 0.4], math.nan)) == []
-    assert "f1 of t is nan, no finite number: it is left out" in caplog.text
+    assert "f1 of t is left out: it must be a finite number, got nan" in caplog.text
     for other in ("N/A", [0.1, 0.2], None):
         assert task_figures("t", results_of([0.2, 0.4], other)) == []  # type: ignore[arg-type]  # as tasks may give it
     (figure,) = task_figures("t", results_of([0.2, 0.4, 0.9], 0.5, stderr=math.nan))

@@ -53,10 +53,10 @@ def test_an_example_that_does_not_fit_is_named(
     assert evaluate_examples(model, tokenizer, _examples(longest), _config(task)).n == 2
     assert "positions" not in caplog.text
     with monkeypatch.context() as patch:
-        patch.setattr(Forest, "of", lambda *_: pytest.fail("something was computed"))
+        patch.setattr(Forest, "batch", lambda *_: pytest.fail("something was computed"))
         patch.setattr(Decoder, "continued", lambda *_: pytest.fail("something was computed"))
         with pytest.raises(InputError, match="256 positions, number 2 comes to 257 tokens"):
             evaluate_examples(model, tokenizer, _examples(longest + 1), _config(task))
     with caplog.at_level(logging.WARNING):
         evaluate_examples(tiny_model("llama"), tokenizer, _examples(longest + 1), _config(task))
-    assert "1 of 2 examples come to more tokens (up to 257) than the 256 positions" in caplog.text
+    assert "1 of 2 examples have more tokens (up to 257) than the 256 positions" in caplog.text

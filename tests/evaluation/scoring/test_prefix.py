@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shears.evaluation.scoring.prefix import Irregular, first_blocks, kept_blocks, open_prefix
+from shears.evaluation.scoring.prefix import PrefixError, first_blocks, kept_blocks, open_prefix
 from tests.searching.adapters import deep_model
 
 IDS = torch.arange(24).view(2, 12) * 7 % 256
@@ -77,7 +77,7 @@ def test_blocks_that_leave_something_behind_for_later_ones_are_refused() -> None
     model, left = deep_model("llama"), dict[str, Tensor]()
     layers = model.model.layers
     model.model.layers = nn.ModuleList(_Shared(block, left, index == 0) for index, block in enumerate(layers))
-    with pytest.raises(Irregular, match="block 3"):
+    with pytest.raises(PrefixError, match="block 3"):
         open_prefix(model, *forwards(model))
 
 
@@ -94,12 +94,12 @@ def test_blocks_that_run_twice_or_change_their_inputs_are_refused() -> None:
     model = deep_model("llama")
     shared = model.model.layers[0]
     model.model.layers[2] = shared
-    with pytest.raises(Irregular):
+    with pytest.raises(PrefixError):
         open_prefix(model, *forwards(model))
     model = deep_model("llama")
     layers = model.model.layers
     layers[2].register_forward_pre_hook(lambda _, args: (args[0].mul_(1.5), *args[1:]))
-    with pytest.raises(Irregular):
+    with pytest.raises(PrefixError):
         open_prefix(model, *forwards(model))
 
 

@@ -5,8 +5,9 @@ import torch
 
 from shears.data.examples import Tokenized, to_example
 from shears.errors import InputError
-from shears.evaluation.scoring.score import choose, completion_losses, plainly
+from shears.evaluation.scoring.score import choose, plainly
 from shears.evaluation.scoring.scorers import ChoiceScorer, LossScorer
+from tests.oracles.losses import completion_losses
 from tests.searching.adapters import PAD, make_rows
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -14,6 +14,7 @@ from shears.errors import InputError
 from shears.evaluation.contamination import training_data
 from shears.evaluation.generation.generate import Decoder
 from shears.evaluation.run import evaluate
+from shears.evaluation.scoring.branches import build_forest
 from shears.evaluation.scoring.score import log_likelihoods
 from shears.evaluation.statistics import wilson_interval
 from shears.evaluation.tasks.registry import evaluate_task
@@ -177,5 +178,7 @@ def test_choices_of_letters_follow_the_prompt_as_in_training(template: Any, spac
     texts = [f"{space}The answer is ({letter})." for letter in "ABCDE"]
     prompt = TOKENIZER(render_prompt(template, "What is 0?"))["input_ids"]
     pairs = [(prompt, TOKENIZER(text)["input_ids"]) for text in texts]
-    assert record["log_likelihoods"] == pytest.approx(log_likelihoods(model, pairs, 256, 1).tolist(), abs=1e-3)
+    assert record["log_likelihoods"] == pytest.approx(
+        log_likelihoods(model, build_forest(model, pairs), 256, 1).tolist(), abs=1e-3
+    )
     assert record["answer"] == "The answer is (B)."

@@ -117,7 +117,7 @@ def test_perplexity_is_of_a_text_or_of_rows_of_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "row", "message"),
     [
-        ("choices", {"prompt": "a", "completion": "b"}, "row 1 has not; add the column choices"),
+        ("choices", {"prompt": "a", "completion": "b"}, "row 1 has none; add the column choices"),
         ("choices", {"prompt": "a", "choices": ["b"], "answer": "c"}, "answer among them"),
         ("number", {"prompt": "a", "completion": "b"}, "row 1 has None"),
         ("equation", {"prompt": "a", "answer": "many"}, "row 1 has 'many'"),
