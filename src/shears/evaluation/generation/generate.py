@@ -20,31 +20,15 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from shears.config import EvaluateConfig
 from shears.data.batch_trials import LONG, SHORT, TRIAL_ERRORS, drawn, is_apart, num_words, weights_dtype
 from shears.data.batches import length_buckets, pad_left, padding
-from shears.data.examples import Example, Tokenized, prompts_of
+from shears.data.examples import Tokenized
 from shears.errors import InputError
 from shears.evaluation.generation.prompt_caches import Fill
 from shears.evaluation.journal import Journal
-from shears.evaluation.scoring.context import refuse_beyond, warn_beyond
+from shears.evaluation.scoring.context import refuse_beyond
 from shears.evaluation.scoring.score import device_of
 from shears.progress import track
-
-
-def generate_texts(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    config: EvaluateConfig,
-    one_line: bool = False,
-    journal: Journal | None = None,
-) -> list[str]:
-    """Return the generated text of every example; log how many exceed the context that the model was made for."""
-    decoder = Decoder(model, tokenizer, config.max_new_tokens, one_line, config.num_beams, journal)
-    prompts = prompts_of(examples, tokenizer)
-    warn_beyond(model, [len(ids) + config.max_new_tokens - 1 for ids in prompts])
-    return decoder.answers(prompts, config.batch_size)
 
 
 @dataclass(frozen=True)

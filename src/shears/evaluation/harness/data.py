@@ -18,7 +18,7 @@ from shears.data.paper_rows import paper_row
 from shears.data.prompts import render_completion, render_prompt
 from shears.data.rows import read_rows
 from shears.errors import InputError
-from shears.evaluation.tasks.extraction import READERS, is_right, response_of
+from shears.evaluation.tasks.extraction import is_right, read_answers, response_of
 from shears.evaluation.tasks.paper_tasks import LABELS
 
 FOLDERS = {
@@ -66,6 +66,6 @@ def score(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, floa
     task = document["task"]
     form = ANSWER_FORMS[task]
     answer = document["answer"]
-    official, strict = READERS[form](response_of(results[0]), LABELS.get(task, ()))
+    official, strict = read_answers(form, response_of(results[0]), LABELS.get(task, ()))
     right = float(answer.replace(",", "")) if form == "number" else answer
     return {"acc": float(is_right(official, right)), "acc_strict": float(is_right(strict, right))}

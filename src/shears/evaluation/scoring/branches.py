@@ -4,9 +4,8 @@ N pairs of a prompt and a continuation, P rows of L tokens, K positions that pre
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -69,23 +68,15 @@ class TreeBatch:
 class Forest:
     """The rows in which all pairs are scored.
 
-    `places` holds, for each pair, its row and the positions whose logits predict the tokens of its continuation.
+    `places` holds, for each row, the positions whose logits predict the continuation of each of its pairs, by number.
     """
 
     pairs: Sequence[Continuation]
     trees: Sequence[Tree]
-    places: Sequence[tuple[int, Sequence[int]]]
+    places: Sequence[Mapping[int, Sequence[int]]]
     shared: bool
     padded: bool = True
     """Whether rows of different lengths share a batch."""
-
-    @cached_property
-    def _pairs_of(self) -> list[list[int]]:
-        """The numbers of the pairs of each row."""
-        pairs: list[list[int]] = [[] for _ in self.trees]
-        for pair, (row, _) in enumerate(self.places):
-            pairs[row].append(pair)
-        return pairs
 
     def buckets(self, batch_size: int) -> list[list[int]]:
         """Return the numbers of each batch's rows, which are of similar lengths, or of equal ones without padding."""
@@ -99,15 +90,14 @@ class Forest:
         """Return some of the rows as a batch, with the tokens to predict in them."""
         trees = [self.trees[row] for row in bucket]
         length = max(map(len, trees))
-        line = {row: number for number, row in enumerate(bucket)}
-        shifts = [0 if self.shared else length - len(tree) for tree in trees]
         wanted = torch.zeros(len(trees), length, dtype=torch.bool)
         spots: list[tuple[int, int]] = []
         tokens: list[int] = []
         owners: list[int] = []
-        for pair in sorted(pair for row in bucket for pair in self._pairs_of[row]):
-            row, places = self.places[pair]
-            spots += [(line[row], place + shifts[line[row]]) for place in places]
+        for pair, line in sorted((pair, line) for line, row in enumerate(bucket) for pair in self.places[row]):
+            shift = 0 if self.shared else length - len(trees[line])  # padding on the left
+            places = [(line, place + shift) for place in self.places[bucket[line]][pair]]
+            spots += places
             tokens += self.pairs[pair][1]
             owners += [pair] * len(places)
         for spot in spots:
@@ -135,12 +125,11 @@ def build_forest(model: nn.Module, pairs: Sequence[Continuation]) -> Forest:
 
 def _separate_rows(pairs: Sequence[Continuation]) -> Forest:
     """Give each distinct input a row."""
-    rows: dict[Ids, int] = {}
-    places: list[tuple[int, Sequence[int]]] = []
-    for prompt, continuation in pairs:
+    places: dict[Ids, dict[int, Sequence[int]]] = defaultdict(dict)
+    for pair, (prompt, continuation) in enumerate(pairs):
         ids = (*prompt, *continuation[:-1])
-        places.append((rows.setdefault(ids, len(rows)), range(len(ids) - len(continuation), len(ids))))
-    return Forest(pairs, [Tree(ids) for ids in rows], places, shared=False)
+        places[ids][pair] = range(len(ids) - len(continuation), len(ids))
+    return Forest(pairs, [Tree(ids) for ids in places], list(places.values()), shared=False)
 
 
 def _shared_rows(pairs: Sequence[Continuation]) -> Forest:
@@ -149,14 +138,13 @@ def _shared_rows(pairs: Sequence[Continuation]) -> Forest:
     for prompt, continuation in pairs:
         branches[tuple(prompt)][tuple(continuation[:-1])] = None
     trees = {prompt: Tree(prompt, tuple(each)) for prompt, each in branches.items()}
-    rows = {prompt: row for row, prompt in enumerate(trees)}
-    places = []
-    for prompt, continuation in pairs:
+    places: dict[Ids, dict[int, Sequence[int]]] = defaultdict(dict)
+    for pair, (prompt, continuation) in enumerate(pairs):
         branch = tuple(continuation[:-1])
         start = trees[tuple(prompt)].start(branch)
         predicting = [len(prompt) - 1, *range(start, start + len(branch))]
-        places.append((rows[tuple(prompt)], predicting[: len(continuation)]))
-    return Forest(pairs, list(trees.values()), places, shared=True)
+        places[tuple(prompt)][pair] = predicting[: len(continuation)]
+    return Forest(pairs, list(trees.values()), list(places.values()), shared=True)
 
 
 def branched(trees: Sequence[Tree], pad_id: int) -> dict[str, Tensor]:

@@ -86,7 +86,8 @@ class LossScorer:
         self.model = model
         self._pad_id = pad_id
         self.parts: Parts = [range(len(rows))] if parts is None else parts
-        self._rows = [_first_unlabelled(row) for row in rows]
+        # nothing predicts the first token of a row; in a packed row, the example before it would
+        self._rows = [Tokenized(row.input_ids, [IGNORED, *row.labels[1:]]) for row in rows]
         self.packed = keeps_apart(model)
         self._padded = self.packed or ignores_padding(model)
         self._batch_size_with_gradient = max(batch_size // 4, 1)  # the graph takes a multiple of the memory
@@ -140,11 +141,6 @@ class LossScorer:
         """Return a small forward like those of `measure`, with its inputs."""
         rows = sorted(self._rows, key=lambda row: len(row.input_ids))[:2]
         return Trial(self._tensors(rows), self._token_losses)
-
-
-def _first_unlabelled(row: Tokenized) -> Tokenized:
-    """Return a row without the label of its first token, which in a packed row the example before would predict."""
-    return Tokenized(row.input_ids, [IGNORED, *row.labels[1:]])
 
 
 class ChoiceScorer:

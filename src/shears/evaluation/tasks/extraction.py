@@ -6,8 +6,7 @@ read the answer that a text states; they read none if the text states none or se
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from shears.evaluation.tasks.answers import finite, numbers_equal
@@ -149,24 +148,13 @@ def strict_label(text: str, labels: Sequence[str]) -> str | None:
     return next((label for label in labels if {label.lower()} == names), None)
 
 
-def read_number(text: str, labels: Sequence[str] = ()) -> Reading:
-    """Return the number in a response, by both rules."""
-    return Reading(official_number(text), strict_number(text))
-
-
-def read_letter(text: str, labels: Sequence[str] = ()) -> Reading:
-    """Return the letter in a response, by both rules."""
-    return Reading(official_letter(text), strict_letter(text))
-
-
-def read_label(text: str, labels: Sequence[str]) -> Reading:
-    """Return the label in a response, one of `labels`, by both rules."""
+def read_answers(form: str, text: str, labels: Sequence[str] = ()) -> Reading:
+    """Return the answer in a response by both rules; `form` is number, letter or label (one of `labels`)."""
+    if form == "number":
+        return Reading(official_number(text), strict_number(text))
+    if form == "letter":
+        return Reading(official_letter(text), strict_letter(text))
     return Reading(official_label(text, labels), strict_label(text, labels))
-
-
-READERS: Mapping[str, Callable[[str, Sequence[str]], Reading]] = MappingProxyType(
-    {"number": read_number, "letter": read_letter, "label": read_label}
-)
 
 
 def is_right(prediction: float | str | None, answer: float | str) -> bool:

@@ -1,22 +1,15 @@
-"""The twelve tasks of the Shears paper: their labels, right answers, and how generated responses are scored."""
+"""The twelve tasks of the Shears paper: their labels, right answers and choices."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from torch import nn
-from transformers import PreTrainedTokenizerBase
-
-from shears.config import EvaluateConfig
 from shears.config.paper import ANSWER_FORMS
 from shears.data.examples import Example
 from shears.data.prompts import render_completion
 from shears.errors import InputError
-from shears.evaluation.generation.generate import generate_texts
-from shears.evaluation.journal import Journal
-from shears.evaluation.records import Record, record
 from shears.evaluation.tasks.answers import finite
-from shears.evaluation.tasks.extraction import READERS, is_right, official_label, response_of
+from shears.evaluation.tasks.extraction import official_label
 
 LETTERS = tuple("ABCDE")
 LETTER_COMPLETION = "The answer is ({})."  # as the papers' training rows of AQuA end
@@ -60,32 +53,6 @@ def _right_answer(task: str, text: str) -> float | str | None:
         return finite(text.replace(",", ""))
     except ValueError:
         return None
-
-
-def generated_records(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    config: EvaluateConfig,
-    journal: Journal | None = None,
-) -> list[Record]:
-    """Return a record of each example's generated response, read by the official rule and by the strict one."""
-    answers = right_answers(config.task, examples)
-    read = READERS[ANSWER_FORMS[config.task]]
-    texts = generate_texts(model, tokenizer, examples, config, journal=journal)
-    records = []
-    for index, (example, text, answer) in enumerate(zip(examples, texts, answers, strict=True)):
-        official, strict = read(response_of(text), LABELS.get(config.task, ()))
-        records.append(
-            {
-                **record(index, example, official, answer),
-                "correct": is_right(official, answer),
-                "prediction_strict": strict,
-                "correct_strict": is_right(strict, answer),
-                "output": text,
-            }
-        )
-    return records
 
 
 def with_choices(task: str, examples: Sequence[Example], template: str) -> list[Example]:

@@ -1,13 +1,13 @@
 """The tasks by name, and the evaluation of a loaded model on one of them.
 
 A new way to read a number from a generated text is a function and a line in answers.py; any other task on examples is
-a function here and a line in `ACCURACY_TASKS`. Its name is listed in the configuration.
+a function here and a line in `ACCURACY_TASKS`. The configuration lists the names.
 """
 
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -17,20 +17,42 @@ from transformers import PreTrainedTokenizerBase
 from shears.config import EvaluateConfig
 from shears.config.paper import ANSWER_FORMS
 from shears.data.calibration import text_tokens
-from shears.data.examples import Example, completion_of, load_examples
+from shears.data.examples import Example, completion_of, load_examples, prompts_of
 from shears.data.paper_rows import paper_row
 from shears.data.prompts import DEFAULT_TEMPLATE
+from shears.data.rows import Row
 from shears.errors import InputError
-from shears.evaluation.generation.generate import generate_texts
+from shears.evaluation.generation.generate import Decoder
 from shears.evaluation.journal import Journal
 from shears.evaluation.records import Evaluation, Record, accuracy_of, record
+from shears.evaluation.scoring.context import warn_beyond
 from shears.evaluation.scoring.perplexity import perplexity
 from shears.evaluation.scoring.score import choose
 from shears.evaluation.scoring.scorers import check_choices
 from shears.evaluation.tasks.answers import NUMBER_READERS, numbers_equal, right_number
-from shears.evaluation.tasks.paper_tasks import generated_records, with_choices
+from shears.evaluation.tasks.extraction import is_right, read_answers, response_of
+from shears.evaluation.tasks.paper_tasks import LABELS, right_answers, with_choices
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TaskInputs:
+    """What a task measures: a loaded model on examples; `journal` keeps generated texts for a resumed evaluation."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    examples: Sequence[Example]
+    config: EvaluateConfig
+    journal: Journal | None = None
+
+    def generated(self, one_line: bool = False) -> list[str]:
+        """Return the generated text of every example."""
+        limit = self.config.max_new_tokens
+        decoder = Decoder(self.model, self.tokenizer, limit, one_line, self.config.num_beams, self.journal)
+        prompts = prompts_of(self.examples, self.tokenizer)
+        warn_beyond(self.model, [len(ids) + limit - 1 for ids in prompts])
+        return decoder.answers(prompts, self.config.batch_size)
 
 
 def evaluate_task(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:
@@ -42,10 +64,8 @@ def evaluate_task(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: 
 
 def load_task_examples(tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> list[Example]:
     """Return the examples of a configuration's data; rows of a paper's task may have the columns of the hub's set."""
-    template = config.template or DEFAULT_TEMPLATE
-    if config.task not in ANSWER_FORMS:
-        return load_examples(config.data, template, tokenizer, config.limit)
-    return load_examples(config.data, template, tokenizer, config.limit, partial(paper_row, config.task))
+    convert: Callable[[Row], Row] = partial(paper_row, config.task) if config.task in ANSWER_FORMS else dict
+    return load_examples(config.data, config.template or DEFAULT_TEMPLATE, tokenizer, config.limit, convert)
 
 
 def evaluate_examples(
@@ -55,62 +75,58 @@ def evaluate_examples(
     config: EvaluateConfig,
     journal: Journal | None = None,
 ) -> Evaluation:
-    """Return the accuracy on loaded examples; `limit` and `data` of the configuration are ignored.
-
-    `journal` keeps generated texts, so that an evaluation that was killed can resume.
-    """
+    """Return the accuracy on loaded examples; `limit` and `data` of the configuration are ignored."""
     if config.task not in ACCURACY_TASKS:
         raise InputError(f"task must be one of {', '.join(ACCURACY_TASKS)}, got {config.task!r}")
-    evaluation = accuracy_of(config.task, ACCURACY_TASKS[config.task](model, tokenizer, examples, config, journal))
-    logger.info(
-        "%s: accuracy %.4f (%.4f to %.4f) on %d examples",
-        config.task,
-        evaluation.value,
-        *evaluation.ci95,
-        evaluation.n,
-    )
+    records = ACCURACY_TASKS[config.task](TaskInputs(model, tokenizer, examples, config, journal))
+    evaluation = accuracy_of(config.task, records)
+    low, high = evaluation.ci95
+    message = "%s: accuracy %.4f (%.4f to %.4f) on %d examples"
+    logger.info(message, config.task, evaluation.value, low, high, evaluation.n)
     return evaluation
 
 
-def _choices(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    config: EvaluateConfig,
-    journal: Journal | None = None,
-) -> list[Record]:
+def _choices(inputs: TaskInputs) -> list[Record]:
     """Answer each example with its choice of the highest log-likelihood."""
+    examples = inputs.examples
     check_choices(examples)
+    chosen = choose(inputs.model, inputs.tokenizer, examples, inputs.config.batch_size)
     records = []
-    chosen = choose(model, tokenizer, examples, config.batch_size)
     for index, (example, choice) in enumerate(zip(examples, chosen, strict=True)):
         likeliest = example.choices[choice.likeliest]
+        shown = [round(value, 4) if math.isfinite(value) else None for value in choice.log_likelihoods]
         records.append(
             {
                 **record(index, example, likeliest.strip(), str(example.answer).strip()),
                 "correct": likeliest == example.answer,
                 "correct_per_token": example.choices[choice.likeliest_per_token] == example.answer,
-                # JSON has no form for the infinite log-likelihood of an impossible choice
-                "log_likelihoods": [
-                    round(value, 4) if math.isfinite(value) else None for value in choice.log_likelihoods
-                ],
+                "log_likelihoods": shown,  # None for an impossible choice: JSON has no infinity
             }
         )
     return records
 
 
-def _paper(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    config: EvaluateConfig,
-    journal: Journal | None = None,
-) -> list[Record]:
+def _paper(inputs: TaskInputs) -> list[Record]:
     """Answer the examples of a paper's task by the configured protocol."""
+    config = inputs.config
     if config.protocol == "choices":
-        template = config.template or DEFAULT_TEMPLATE
-        return _choices(model, tokenizer, with_choices(config.task, examples, template), config)
-    return generated_records(model, tokenizer, examples, config, journal)
+        examples = with_choices(config.task, inputs.examples, config.template or DEFAULT_TEMPLATE)
+        return _choices(replace(inputs, examples=examples))
+    answers = right_answers(config.task, inputs.examples)
+    form = ANSWER_FORMS[config.task]
+    records = []
+    for index, (example, text, answer) in enumerate(zip(inputs.examples, inputs.generated(), answers, strict=True)):
+        official, strict = read_answers(form, response_of(text), LABELS.get(config.task, ()))
+        records.append(
+            {
+                **record(index, example, official, answer),
+                "correct": is_right(official, answer),
+                "prediction_strict": strict,
+                "correct_strict": is_right(strict, answer),
+                "output": text,
+            }
+        )
+    return records
 
 
 @dataclass(frozen=True)
@@ -131,32 +147,25 @@ class Generated:
             answers.append(answer)
         return answers
 
-    def __call__(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        examples: Sequence[Example],
-        config: EvaluateConfig,
-        journal: Journal | None = None,
-    ) -> list[Record]:
+    def __call__(self, inputs: TaskInputs) -> list[Record]:
         """Return a record of each example."""
-        answers = self.answers(examples)
-        texts = generate_texts(model, tokenizer, examples, config, self.one_line, journal)
+        answers = self.answers(inputs.examples)
         return [
             {
                 **record(index, example, self.read(text), answer),
                 "correct": numbers_equal(self.read(text), answer),
                 "output": text,
             }
-            for index, (example, text, answer) in enumerate(zip(examples, texts, answers, strict=True))
+            for index, (example, text, answer) in enumerate(
+                zip(inputs.examples, inputs.generated(self.one_line), answers, strict=True)
+            )
         ]
 
 
 GENERATED: Mapping[str, Generated] = MappingProxyType(
     {name: Generated(*reader) for name, reader in NUMBER_READERS.items()}
 )
-Task = Callable[[nn.Module, PreTrainedTokenizerBase, Sequence[Example], EvaluateConfig, Journal | None], list[Record]]
-ACCURACY_TASKS: Mapping[str, Task] = MappingProxyType(
+ACCURACY_TASKS: Mapping[str, Callable[[TaskInputs], list[Record]]] = MappingProxyType(
     {"choices": _choices, **GENERATED, **dict.fromkeys(ANSWER_FORMS, _paper)}
 )
 """The tasks on examples; each returns a record of every example."""
@@ -164,14 +173,10 @@ ACCURACY_TASKS: Mapping[str, Task] = MappingProxyType(
 
 def _perplexity(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:
     result = perplexity(model, text_tokens(config.data, tokenizer), config.sequence_length, config.limit)
-    each = result.n_tokens // result.n_windows
-    records = [{"window": index, "nll": nll, "tokens": each} for index, nll in enumerate(result.window_losses)]
-    logger.info(
-        "perplexity %.4g (%.4g to %.4g) on %d windows of %d tokens",
-        result.value,
-        *result.ci95,
-        result.n_windows,
-        each + 1,
-    )
+    length = result.n_tokens // result.n_windows
+    records = [{"window": index, "nll": nll, "tokens": length} for index, nll in enumerate(result.window_losses)]
+    low, high = result.ci95
+    message = "perplexity %.4g (%.4g to %.4g) on %d windows of %d tokens"
+    logger.info(message, result.value, low, high, result.n_windows, length + 1)
     details = {"windows": float(result.n_windows)}
     return Evaluation("perplexity", "perplexity", result.value, result.n_tokens, result.ci95, records, details)
