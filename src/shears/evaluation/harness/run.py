@@ -109,11 +109,7 @@ def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
         if not isinstance(value, Real) or not math.isfinite(value):
             logger.warning("%s of %s is left out: it must be a finite number, got %s", name, task, value)
             continue
-        stderr = metrics.get(f"{name}_stderr,{kind}")
-        if isinstance(stderr, int | float) and math.isfinite(stderr):
-            stderr = float(stderr)
-        else:
-            stderr = _standard_error(samples, name, float(value))
+        stderr, ci95 = _uncertainty(samples, name, float(value), metrics.get(f"{name}_stderr,{kind}"))
         figures.append(
             {
                 "task": task,
@@ -121,33 +117,29 @@ def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
                 "value": float(value),
                 "stderr": stderr,
                 "n": len(samples),
-                "ci95": _interval(float(value), stderr, _bits(samples, name)),
+                "ci95": ci95,
             }
         )
     return figures
 
 
-def _bits(samples: Sequence[Mapping[str, Any]], metric: str) -> list[bool] | None:
-    """Return a metric's value for each sample if all are 0 or 1, else None."""
+def _uncertainty(
+    samples: Sequence[Mapping[str, Any]], metric: str, value: float, stderr: object
+) -> tuple[float | None, list[float] | None]:
+    """Return the standard error and the 95 % interval of a metric, each None if unknown.
+
+    If lm-eval has no standard error, it is that of the samples' values, provided that the metric is their mean. The
+    interval is Wilson's if all values are 0 or 1, else it follows from the standard error.
+    """
     values = [sample.get(metric) for sample in samples]
-    return [bool(value) for value in values] if all(value in (0, 1) for value in values) else None
-
-
-def _standard_error(samples: Sequence[Mapping[str, Any]], metric: str, value: float) -> float | None:
-    """Return the standard error of a metric for which lm-eval has none; None unless it is the mean of the samples."""
-    values = [sample.get(metric) for sample in samples]
-    numbers = [float(each) for each in values if isinstance(each, int | float)]
-    if len(numbers) < max(len(values), 2) or not math.isclose(statistics.fmean(numbers), value, abs_tol=1e-9):
-        return None
-    return statistics.stdev(numbers) / math.sqrt(len(numbers))
-
-
-def _interval(value: float, stderr: float | None, bits: Sequence[bool] | None) -> list[float] | None:
-    """Return the 95 % interval: Wilson's for bits, else from the standard error; None without both."""
-    if bits is not None:
-        return list(wilson_interval(sum(bits), len(bits)))
-    half = Z95 * stderr if stderr is not None else math.nan
-    return [value - half, value + half] if math.isfinite(half) else None
+    error = float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None
+    if error is None:
+        numbers = [float(each) for each in values if isinstance(each, int | float)]
+        if len(numbers) >= max(len(values), 2) and math.isclose(statistics.fmean(numbers), value, abs_tol=1e-9):
+            error = statistics.stdev(numbers) / math.sqrt(len(numbers))
+    if all(each in (0, 1) for each in values):
+        return error, list(wilson_interval(sum(map(bool, values)), len(values)))
+    return error, None if error is None else [value - Z95 * error, value + Z95 * error]
 
 
 def summary(figures: Sequence[Figure], records: Sequence[Record]) -> Evaluation:
