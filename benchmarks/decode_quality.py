@@ -1,7 +1,7 @@
-"""Whether the native decoder computes the model: logits, greedy tokens, perplexity, answers; against transformers.
+"""The native decoder compared with transformers: logits, greedy tokens, perplexity, answers.
 
-The yardstick is transformers with the same bf16 weights in float32 arithmetic, what its own bf16 arithmetic makes of
-them stands beside ours.
+The reference is transformers with the same bf16 weights in float32 arithmetic. Transformers in bf16 arithmetic is an
+arm beside ours.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def _logits_row(name: str, got: Sequence[Array], reference: Sequence[Array], alo
 
 
 def _differences(backend: NativeBackend, texts: Sequence[list[int]], reference: Sequence[Array]) -> Iterator[str]:
-    """Yield how near the two best tokens of float32 are where ours is another one."""
+    """Yield the distance of float32's two best tokens where ours is another one."""
     margins, everywhere = [], []
     for text, right in zip(texts, reference, strict=True):
         best = np.sort(right, axis=1)
@@ -97,7 +97,7 @@ def _hf_logits(model: Any, text: Sequence[int]) -> Array:
 
 
 def _continued_by(model: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
-    """Return the prompts with greedy tokens of transformers behind them; all are as long, so that none is padded."""
+    """Return the prompts with transformers' greedy tokens behind them; equal lengths avoid padding."""
     ids = torch.tensor(prompts)
     texts: list[list[int]] = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
@@ -141,7 +141,7 @@ def _answers(backends: Mapping[str, NativeBackend], tokenizer: Any, questions: s
 
 
 def _answer(backend: NativeBackend, prompt: Sequence[int], tokenizer: Any) -> str:
-    """Continue up to the end of the first line that is not empty."""
+    """Return the continuation of a prompt up to the end of the first line that is not empty."""
     backend.drop(0)
     logits, tokens = backend.prefill(0, prompt), list[int]()
     while len(tokens) < ANSWER:

@@ -75,7 +75,7 @@ def test_frozen_weights_under_an_adapter_are_cast_once_not_at_every_forward(base
         ("pipe", "must be a regular file, got .*pipe"),  # like /dev/null, which a file must not replace
     ],
 )
-def test_an_output_that_cannot_be_is_refused_before_the_model_is_loaded(
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
     output: str, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "folder").mkdir()

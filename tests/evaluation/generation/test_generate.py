@@ -1,4 +1,4 @@
-"""Generation: a batch answers as each prompt alone, stops where it should."""
+"""Generation: a batch gives the texts of each prompt alone, and texts end where they should."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ PROMPTS = ["a", "Question: how many apples?\nAnswer:", "xy" * 20, "the same leng
 
 
 def greedy(model: PreTrainedModel, prompt: str, count: int) -> str:
-    """The oracle: no cache, no padding, the whole text again for every token."""
+    """Oracle: no cache and no padding, the whole text is computed again for every token."""
     ids = TOKENIZER(prompt)["input_ids"]
     start = len(ids)
     for _ in range(count):
@@ -39,7 +39,7 @@ def generate_answers(
 
 
 def lively(name: str) -> PreTrainedModel:
-    """A random model repeats one token for ever; larger weights make it wander."""
+    """Return a random model with larger weights, so that it does not repeat a single token."""
     model = tiny_model(name)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -58,7 +58,7 @@ def test_a_batch_answers_as_each_prompt_alone_without_cache(name: str) -> None:
 
 
 def _always(token: int) -> PreTrainedModel:
-    """A model whose next token is always the same."""
+    """Return a model that always predicts the same token."""
     model = tiny_model("llama_untied")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -152,7 +152,7 @@ def test_a_model_whose_settings_have_no_cache_generates_with_one() -> None:
 def test_a_text_ends_in_a_batch_where_it_ends_alone_though_the_tokenizer_has_no_end(
     model_ends: bool, one_line: bool, num_beams: int
 ) -> None:
-    """What a batch puts behind a text is padding that reads as a word then, or more text where nothing is padded."""
+    """Behind a text, a batch holds padding, which is a word for this tokenizer, or more text."""
     tokenizer, model = tiny_tokenizer(), lively("llama_untied")
     breaks = line_breaks(tokenizer)
     tokenizer.pad_token = tokenizer.eos_token = None

@@ -1,4 +1,4 @@
-"""Continuations in their prompt's row: the log-likelihoods of rows of their own, of fewer tokens."""
+"""Continuations that share their prompt's row: the log-likelihoods of separate rows, with fewer tokens."""
 
 import random
 
@@ -15,7 +15,7 @@ NOT_SHARING = ["bloom", "mamba", "mistral", "gemma2", "qwen3_next"]  # tiny wind
 
 
 def pairs_of(seed: int = 0) -> list[tuple[list[int], list[int]]]:
-    """Questions of 8 to 20 tokens with 1 to 5 choices of 0 to 6 tokens, some equal, some prefixes of others."""
+    """Return questions of 8 to 20 tokens with 1 to 5 choices of 0 to 6 tokens, some equal, some prefixes of others."""
     generator = random.Random(seed)
 
     def drawn(low: int, high: int) -> list[int]:
@@ -31,7 +31,7 @@ def pairs_of(seed: int = 0) -> list[tuple[list[int], list[int]]]:
 
 @pytest.mark.parametrize("name", [*SHARING, *NOT_SHARING])
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
-def test_log_likelihoods_are_those_of_rows_of_their_own(name: str, batch_size: int) -> None:
+def test_log_likelihoods_equal_those_of_separate_rows(name: str, batch_size: int) -> None:
     model, pairs = tiny_model(name), pairs_of()
     forest = build_forest(model, pairs)
     assert forest.shared == (name in SHARING)

@@ -1,4 +1,4 @@
-"""Examples beyond a model's context: an error before anything is computed where positions end, else a warning."""
+"""Examples beyond a model's context: an error before any computation if positions end, else a warning."""
 
 import logging
 from typing import Any
@@ -48,7 +48,7 @@ def test_positions_end_where_the_model_fails_beyond_them(name: str) -> None:
 def test_an_example_that_does_not_fit_is_named(
     task: str, longest: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A prompt with all but the last token behind it: `23` without 3, three of four new tokens."""
+    """The last token needs no position: `23` takes one, four new tokens take three."""
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     assert evaluate_examples(model, tokenizer, _examples(longest), _config(task)).n == 2
     assert "positions" not in caplog.text

@@ -1,4 +1,4 @@
-"""A forward that begins in the middle: the same bits, fewer blocks; models that cannot are found out."""
+"""A forward that begins at a later block: the same bits from fewer blocks; models that cannot are refused."""
 
 from collections.abc import Callable
 from functools import partial
@@ -61,7 +61,7 @@ def test_the_model_is_left_as_it_was_also_after_an_error() -> None:
 
 
 class _Shared(nn.Module):
-    """Blocks of which one leaves something behind for the next, beside the hidden states."""
+    """Blocks, one of which keeps a state for the next beside the hidden states."""
 
     def __init__(self, block: nn.Module, left: dict[str, Tensor], leaves: bool) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class _Shared(nn.Module):
         return self.block(hidden + self._left["states"], **kwargs)
 
 
-def test_blocks_that_leave_something_behind_for_later_ones_are_refused() -> None:
+def test_blocks_that_keep_a_state_for_later_ones_are_refused() -> None:
     model, left = deep_model("llama"), dict[str, Tensor]()
     layers = model.model.layers
     model.model.layers = nn.ModuleList(_Shared(block, left, index == 0) for index, block in enumerate(layers))
@@ -103,7 +103,7 @@ def test_blocks_that_run_twice_or_change_their_inputs_are_refused() -> None:
         open_prefix(model, *forwards(model))
 
 
-def test_a_block_may_be_of_several_runs_inside() -> None:
+def test_a_block_may_run_a_part_several_times() -> None:
     model = deep_model("llama")
     model.model.layers[1] = _Twice(model.model.layers[1])
     assert len(open_prefix(model, *forwards(model))) == 4
@@ -120,6 +120,6 @@ def test_kept_blocks_are_as_many_as_fit_and_spread_evenly(num_blocks: int) -> No
         assert max(gaps) - min(gaps) <= 1
 
 
-def test_a_group_belongs_to_its_first_block_and_to_the_beginning_outside_of_the_blocks() -> None:
+def test_a_group_belongs_to_its_first_block_or_to_block_0_outside_the_blocks() -> None:
     modules = {"one": ["model.layers.10.q", "model.layers.2.q"], "head": ["lm_head"], "other": ["xmodel.layers.3.q"]}
     assert first_blocks(modules, "model.layers") == {"one": 2, "head": 0, "other": 0}

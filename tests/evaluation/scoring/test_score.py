@@ -1,4 +1,4 @@
-"""Log-likelihoods: equal to one row at a time over full logits, whatever the batch, on several architectures."""
+"""Log-likelihoods: equal to one row at a time over full logits, for any batch, on several architectures."""
 
 import math
 
@@ -25,7 +25,7 @@ def some_rows() -> list[Tokenized]:
 
 
 def _plain_losses(model: PreTrainedModel, row: Tokenized) -> tuple[float, int]:
-    """The oracle: one row, no padding, all logits, one token after the other."""
+    """Oracle: one row, no padding, all logits, one token after the other."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([row.input_ids])).logits[0].double()
     total, count = 0.0, 0
@@ -111,14 +111,14 @@ def test_examples_keep_their_own_choices_when_their_numbers_differ() -> None:
 
 
 @pytest.mark.parametrize("neighbour", ["a longer prompt", ""])
-def test_choices_behind_nothing_are_refused(neighbour: str) -> None:
-    """Nothing predicts a first token: what was read as its likelihood hung on the rest of the batch."""
+def test_choices_behind_an_empty_prompt_are_refused(neighbour: str) -> None:
+    """Nothing predicts a first token, so its likelihood would depend on the rest of the batch."""
     examples = [Example((Segment(text, False), Segment("", True)), "ab", ("ab", "c")) for text in (neighbour, "")]
     with pytest.raises(InputError, match=f"a prompt must not be empty, number {2 if neighbour else 1} is"):
         choose(tiny_model(), tiny_tokenizer(), examples, 2)
 
 
-def test_a_choice_that_the_tokenizer_makes_nothing_of_is_refused() -> None:
+def test_a_choice_without_tokens_is_refused() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
     example = Example((Segment("Which?", False), Segment("", True)), "a", ("a", "\u200b"))

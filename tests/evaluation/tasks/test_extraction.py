@@ -1,4 +1,4 @@
-"""Reading responses: the official rules with their known faults, and the strict ones that have them not."""
+"""Reading responses: the official rules with their known faults, and the strict rules without them."""
 
 import re
 
@@ -215,7 +215,7 @@ TALK = st.sampled_from(("", "So it is clear. ", "Hmm, ", "2 + 2 = 4; "))
                                     "the answer is not {}", "the answer is surely not {}", "{} is wrong",
                                     "{} can't be right"])  # fmt: skip
 @given(TALK, st.sampled_from(ANSWERS))
-def test_what_is_denied_is_not_read(denial: str, talk: str, label: str) -> None:
+def test_a_denied_answer_is_not_read(denial: str, talk: str, label: str) -> None:
     assert read_answers("label", talk + denial.format(label), ANSWERS).strict is None
     assert read_answers("letter", talk + denial.format("(C)")).strict is None
     assert read_answers("letter", talk + denial.format("option C")).strict is None

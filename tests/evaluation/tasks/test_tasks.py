@@ -1,4 +1,4 @@
-"""Tasks: the figures follow from the records, and rows that do not suit a task are named."""
+"""Tasks: the figures follow from the records, and errors name rows that do not suit a task."""
 
 import json
 import math
@@ -66,7 +66,7 @@ def test_choices_are_right_by_log_likelihood(tmp_path: Path) -> None:
         assert record["prediction"] == ("the correct answer is " + ("true" if true >= false else "false"))
 
 
-def test_a_log_likelihood_that_is_none_is_told_and_an_infinite_one_is_json(
+def test_a_nan_log_likelihood_is_an_error_and_an_infinite_one_is_null(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config = _config("choices", _file(tmp_path, [{"prompt": "2?", "choices": [" 2", " 3"], "answer": 0}]))
