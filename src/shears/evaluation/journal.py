@@ -85,13 +85,11 @@ class Journal:
 
 def _is_batch(content: Any) -> bool:
     """Return whether the content of a line is a batch: whole numbers with a text for each."""
-    if not isinstance(content, dict) or content.keys() != {"numbers", "texts"}:
-        return False
-    numbers = content["numbers"]
-    texts = content["texts"]
-    if not isinstance(numbers, list) or not isinstance(texts, list) or len(numbers) != len(texts):
-        return False
-    return all(isinstance(number, int) for number in numbers) and all(isinstance(text, str) for text in texts)
+    match content:
+        case {"numbers": [*numbers], "texts": [*texts], **other}:
+            typed = all(isinstance(number, int) for number in numbers) and all(isinstance(text, str) for text in texts)
+            return typed and len(numbers) == len(texts) and not other
+    return False
 
 
 def _parsed(line: bytes) -> Any:

@@ -37,11 +37,6 @@ class Tree:
         """The tokens of the prompt, then those of branch after branch."""
         return [*self.prompt, *(token for branch in self.branches for token in branch)]
 
-    def start(self, branch: Ids) -> int:
-        """Return the position in the row at which a branch begins."""
-        before = self.branches[: self.branches.index(branch)]
-        return len(self.prompt) + sum(map(len, before))
-
 
 @dataclass(frozen=True)
 class TreeBatch:
@@ -141,7 +136,8 @@ def _shared_rows(pairs: Sequence[Continuation]) -> Forest:
     places: dict[Ids, dict[int, Sequence[int]]] = defaultdict(dict)
     for pair, (prompt, continuation) in enumerate(pairs):
         branch = tuple(continuation[:-1])
-        start = trees[tuple(prompt)].start(branch)
+        tree = trees[tuple(prompt)]
+        start = len(prompt) + sum(map(len, tree.branches[: tree.branches.index(branch)]))
         predicting = [len(prompt) - 1, *range(start, start + len(branch))]
         places[tuple(prompt)][pair] = predicting[: len(continuation)]
     return Forest(pairs, list(trees.values()), list(places.values()), shared=True)

@@ -6,7 +6,7 @@ N examples of a part.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -46,23 +46,19 @@ class Scorer(Protocol):
         """Return the tokens of all forwards of all parts, padding included."""
 
     def trial(self) -> "Trial":
-        """Return a small forward like those of `measure`, with its inputs."""
+        """Return small forwards like those of `measure`."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A forward on a few tokens, to try what a model supports."""
+class Trial(NamedTuple):
+    """Two small forwards of equal shapes on different tokens, to try what a model supports."""
 
-    tensors: dict[str, Tensor]
-    forward: Callable[[dict[str, Tensor]], Tensor]
+    first: Callable[[], Tensor]
+    second: Callable[[], Tensor]
 
-    def first(self) -> Tensor:
-        """Return the result of the forward."""
-        return self.forward(self.tensors)
 
-    def second(self) -> Tensor:
-        """Return the result of a forward of the same shape on other tokens."""
-        return self.forward({**self.tensors, "input_ids": self.tensors["input_ids"].flip(1)})
+def _trial(inputs: dict[str, Tensor], forward: Callable[[dict[str, Tensor]], Tensor]) -> Trial:
+    other = {**inputs, "input_ids": inputs["input_ids"].flip(1)}
+    return Trial(partial(forward, inputs), partial(forward, other))
 
 
 @dataclass(frozen=True)
@@ -138,9 +134,9 @@ class LossScorer:
         return sum(batch.tensors["input_ids"].numel() for batches in self._batches for batch in batches)
 
     def trial(self) -> Trial:
-        """Return a small forward like those of `measure`, with its inputs."""
+        """Return small forwards like those of `measure`."""
         rows = sorted(self._rows, key=lambda row: len(row.input_ids))[:2]
-        return Trial(self._tensors(rows), self._token_losses)
+        return _trial(self._tensors(rows), self._token_losses)
 
 
 class ChoiceScorer:
@@ -177,9 +173,9 @@ class ChoiceScorer:
         return sum(questions.forest.num_positions(self._batch_size) for questions in self._questions)
 
     def trial(self) -> Trial:
-        """Return a small forward like those of `measure`, with its inputs."""
+        """Return small forwards like those of `measure`."""
         inputs, wanted = self._questions[0].sample(self.model)
-        return Trial(inputs, lambda tensors: logits_at(self.model, tensors, wanted))
+        return _trial(inputs, lambda tensors: logits_at(self.model, tensors, wanted))
 
 
 def check_choices(examples: Sequence[Example]) -> None:
