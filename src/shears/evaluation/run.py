@@ -5,7 +5,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,11 @@ from shears.config.resolve import build
 from shears.data.prompts import DEFAULT_TEMPLATE, TEMPLATES
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError, first_line
-from shears.evaluation.contamination import ids_of, mark_seen, training_data
-from shears.evaluation.harness.run import QUESTION_IDS, run_harness
+from shears.evaluation.contamination import training_data
 from shears.evaluation.journal import Journal, journal_path, settings_fingerprint
 from shears.evaluation.records import Evaluation
 from shears.evaluation.scoring.score import device_of
-from shears.evaluation.tasks.registry import ACCURACY_TASKS, evaluate_examples, evaluate_task, load_task_examples
+from shears.evaluation.tasks.registry import evaluate_task
 from shears.models.files import is_package
 from shears.models.load import autocast, keep_casts, model_folder
 from shears.models.vocabulary import load_both
@@ -59,25 +58,27 @@ def evaluate(model: str, output: str | Path | None = None, adapter: str | None =
     continues from them.
     """
     given = build(EvaluateConfig, "evaluate", config)
-    if output is not None:
-        _check_output(expanded(output), given)
+    path = None if output is None else expanded(output)
+    if path is not None:
+        _check_output(path, given)
     parts = parts_of(model, adapter)
     settings = given.model_copy(update={"template": template_of(given, *parts)})
     loaded, tokenizer = load_with_adapter(model, adapter, settings.weights, settings.device)
-    if output is None:
-        return _evaluate(loaded, tokenizer, settings, parts, None)
-    path = expanded(output)
-    identity = measured(model, adapter, given)
+    identity = measured(model, adapter, given) if path is not None else {}
     journal = None
-    if settings.generates:
+    if path is not None and settings.generates:
         also = {"template": settings.template, "settings_sha256": settings_fingerprint(*parts)}
         journal = Journal(journal_path(path), {**identity, **also})
-    evaluation = _evaluate(loaded, tokenizer, settings, parts, journal)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**identity, **evaluation.as_data()})
+    keep_casts(loaded)  # PEFT freezes the base model, whose weights autocast would cast at every forward
+    own_autocast = settings.task == "harness"  # lm-eval opens it
+    with nullcontext() if own_autocast else autocast(settings.precision, device_of(loaded)):
+        evaluation = evaluate_task(loaded, tokenizer, settings, journal, training_data(*parts))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**identity, **evaluation.as_data()})
+        logger.info("wrote %s", path)
     if journal is not None:
         journal.close()
-    logger.info("wrote %s", path)
     return evaluation
 
 
@@ -112,26 +113,6 @@ def settings_and_data(config: EvaluateConfig) -> dict[str, Any]:
         "config": {**as_data(config), "dtype": config.weights},
         "data_sha256": source_fingerprint(config.data),
     }
-
-
-def _evaluate(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    config: EvaluateConfig,
-    parts: Sequence[Path],
-    journal: Journal | None,
-) -> Evaluation:
-    """Measure a loaded model; the records in the folders `parts` name its training data."""
-    keep_casts(model)  # PEFT freezes the base model, whose weights autocast would cast at every forward
-    if config.task == "harness":
-        evaluation = run_harness(model, tokenizer, config)
-        return mark_seen(evaluation, [record[QUESTION_IDS] for record in evaluation.records], training_data(*parts))
-    with autocast(config.precision, device_of(model)):
-        if config.task not in ACCURACY_TASKS:
-            return evaluate_task(model, tokenizer, config)
-        examples = load_task_examples(tokenizer, config)
-        evaluation = evaluate_examples(model, tokenizer, examples, config, journal)
-    return mark_seen(evaluation, ids_of(examples), training_data(*parts))
 
 
 def parts_of(model: str | Path, adapter: str | Path | None) -> list[Path]:

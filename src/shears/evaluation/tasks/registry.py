@@ -22,7 +22,9 @@ from shears.data.paper_rows import paper_row
 from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.data.rows import Row
 from shears.errors import InputError
+from shears.evaluation.contamination import Source, ids_of, mark_seen
 from shears.evaluation.generation.generate import Decoder
+from shears.evaluation.harness.run import QUESTION_IDS, run_harness
 from shears.evaluation.journal import Journal
 from shears.evaluation.records import Evaluation, Record, accuracy_of, record
 from shears.evaluation.scoring.context import warn_beyond
@@ -55,17 +57,27 @@ class TaskInputs:
         return decoder.answers(prompts, self.config.batch_size)
 
 
-def evaluate_task(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:
-    """Return the evaluation of a model on a configuration's task and data; InputError if they do not match."""
+def evaluate_task(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluateConfig,
+    journal: Journal | None = None,
+    training: Sequence[Source] = (),
+) -> Evaluation:
+    """Return the evaluation of a model on a configuration's task and data; InputError if they do not match.
+
+    Questions that the `training` data hold are marked.
+    """
     if config.task == "perplexity":
         return _perplexity(model, tokenizer, config)
-    return evaluate_examples(model, tokenizer, load_task_examples(tokenizer, config), config)
-
-
-def load_task_examples(tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> list[Example]:
-    """Return the examples of a configuration's data; rows of a paper's task may have the columns of the hub's set."""
+    if config.task == "harness":
+        evaluation = run_harness(model, tokenizer, config)
+        return mark_seen(evaluation, [record[QUESTION_IDS] for record in evaluation.records], training)
+    # rows of a paper's task may have the columns of the hub's set
     convert: Callable[[Row], Row] = partial(paper_row, config.task) if config.task in ANSWER_FORMS else dict
-    return load_examples(config.data, config.template or DEFAULT_TEMPLATE, tokenizer, config.limit, convert)
+    examples = load_examples(config.data, config.template or DEFAULT_TEMPLATE, tokenizer, config.limit, convert)
+    evaluation = evaluate_examples(model, tokenizer, examples, config, journal)
+    return mark_seen(evaluation, ids_of(examples), training)
 
 
 def evaluate_examples(
