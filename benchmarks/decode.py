@@ -40,7 +40,8 @@ from benchmarks.decode_arms import (
 )  # fmt: skip
 from benchmarks.decode_quality import report_quality
 from benchmarks.report import environment, log_to_stderr
-from shears.models.load import model_folder
+from shears.checkpoints.packed.file import read_package
+from shears.models.ref import resolve
 from shears.runtime.native.decoder import open_native
 
 PROMPT, NEW, PREFILL = 16, 64, 512  # tokens
@@ -76,7 +77,7 @@ def main() -> None:
 
 def report_speed(arguments: argparse.Namespace) -> Iterator[str]:
     """Time all arms; yield the lines of the report."""
-    folder = str(model_folder(arguments.model))
+    folder = str(resolve(arguments.model).folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = Path(__file__).parents[1].joinpath("README.md").read_text()
     prompt = tokenizer(text, add_special_tokens=False)["input_ids"][:PREFILL]
@@ -108,7 +109,7 @@ def report_loading(arguments: argparse.Namespace) -> Iterator[str]:
             seconds = []
             for _ in range(WARM_UP + arguments.rounds):
                 start = time.perf_counter()
-                open_native(folder, arguments.threads, verify=verify).prefill(0, [1])
+                open_native(read_package(folder, verify=verify), arguments.threads).prefill(0, [1])
                 seconds.append(time.perf_counter() - start)
             cells.append(_spread(seconds[WARM_UP:], 2))
         yield f"| {Path(folder).name} | {' | '.join(cells)} |"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shears.checkpoints.packed.layout import Values
+from shears.checkpoints.packed.layout import NumberFormat
 from shears.runtime.native.decoder import Limits, NativeBackend
 from shears.runtime.native.model_source import ModelSource, source_of_model
 
@@ -87,7 +87,7 @@ def hugging_face(model: Any, *, tuned: bool) -> Arm:
     return timed(run)
 
 
-def native(source: ModelSource, threads: int, head: Values | None = None) -> NativeBackend:
+def native(source: ModelSource, threads: int, head: NumberFormat | None = None) -> NativeBackend:
     """Return the native decoder of one sequence."""
     return NativeBackend(source, Limits(LONGEST, 1, threads), head=head)
 
@@ -107,7 +107,7 @@ def continued(backend: NativeBackend, prompt: Sequence[int], new: int, never: in
 
 def native_arms(dense: Any, sparse: Any, threads: int) -> dict[str, Arm]:
     """Return ours: a dense model without adapter, a sparse one with."""
-    sources: Mapping[str, tuple[ModelSource, Values | None]] = {
+    sources: Mapping[str, tuple[ModelSource, NumberFormat | None]] = {
         NATIVE_DENSE: (source_of_model(dense, "bf16", sparse=False), None),
         NATIVE_DENSE_INT8: (source_of_model(dense, "int8", sparse=False), "int8"),
         NATIVE_BF16: (source_of_model(sparse, "bf16"), None),

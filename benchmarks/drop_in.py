@@ -24,8 +24,7 @@ from peft import LoraConfig, get_peft_model
 import shears
 from benchmarks.report import environment, log_to_stderr
 from shears.checkpoints.packed.file import read_package
-from shears.evaluation.run import load_with_adapter
-from shears.models.load import load_model
+from shears.models.load import load_model, load_with_adapter
 from shears.records.artifacts import PACKAGE, read_json
 from shears.runtime.drop_in.convert import sparsify_linears
 

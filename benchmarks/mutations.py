@@ -15,15 +15,14 @@ import torch
 
 from shears.checkpoints.packed.file import NO_FINGERPRINT, PACKAGE_FILE, PackageWriter
 from shears.checkpoints.packed.index import DenseEntry, Index, PackedEntry
-from shears.checkpoints.packed.layout import Values, pack
-from shears.checkpoints.packed.quantize import quantize_rows
+from shears.checkpoints.packed.layout import NumberFormat, pack, quantize_rows
 
 ODD: tuple[Any, ...] = (
     0, 1, -1, 2, 3, 15, 16, 17, 1 << 31, 1 << 48, 1 << 62, 1 << 63, 1 << 64, -(1 << 63), 0.5, 1e300, True, None, "",
     "F32", "BF16", "I8", "U8", "I64", "F64", "F8_E4M3", "fp32", "bf16", "int8", "padding", [], [0], [0, 0], [-1],
     [1 << 62, 4], {}, {"a": 1}, "\ud800", "a\nb", "1", "2",
 )  # fmt: skip
-SEEDS: tuple[tuple[Values, int, int], ...] = (("fp32", 17, 5), ("bf16", 33, 9), ("int8", 37, 23), ("bf16", 1, 1))
+SEEDS: tuple[tuple[NumberFormat, int, int], ...] = (("fp32", 17, 5), ("bf16", 33, 9), ("int8", 37, 23), ("bf16", 1, 1))
 
 
 def write_seed(folder: Path, number: int) -> bytes:

@@ -28,7 +28,7 @@ from shears.data.batches import padding
 from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.evaluation.scoring.score import plainly
 from shears.evaluation.scoring.scorers import LossScorer
-from shears.models.load import autocast
+from shears.models.devices import autocast
 
 MODEL = "smollm2-135m"
 

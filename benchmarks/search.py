@@ -30,8 +30,7 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import SearchConfig
 from shears.config.strategies import StrategyOptions
 from shears.data.examples import Example, Tokenized, load_examples, tokenize_all
-from shears.models.blocks import decoder_blocks
-from shears.models.load import linears
+from shears.models.blocks import decoder_blocks, linears
 from shears.models.losses import own_model
 from shears.searching.explore import ranked
 from shears.searching.measure.decoding import DecodingGauge

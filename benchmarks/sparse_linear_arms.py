@@ -16,15 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
-from shears.checkpoints.packed.layout import DTYPES, Values, pack
-from shears.checkpoints.packed.quantize import quantize_rows
+from shears.checkpoints.packed.layout import FORMAT_DTYPES, NumberFormat, pack, quantize_rows
 from shears.runtime.native import _native
 from shears.runtime.native import kernels as native
 
 MEMORY = "memory read, 2 MB pages"
 DEFAULT, TUNED, TUNED_PAGES = "torch bf16, default", "torch bf16, tuned", "torch bf16, tuned, 2 MB pages"
 FP32, FP32_TUNED = "torch fp32, default", "torch fp32, tuned"
-ALL_VALUES: tuple[Values, ...] = ("fp32", "bf16", "int8")
+ALL_VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8")
 FIRST_SPARSITY = 0.5  # the one that targets are about; instruction sets behind the first have only this one
 _PIECE = 16 << 20  # bytes of one read of memory
 WARM_UP = 0.02  # s: threads wake up, and find a processor of their own
@@ -88,11 +87,11 @@ class Weights:
     def _count(self, num_bytes: int) -> int:
         return max(2, math.ceil(self.cold / num_bytes))
 
-    def _dense(self, weight: Tensor, values: Values) -> list[native.KernelMatrix]:
-        whole, scales = quantize_rows(weight) if values == "int8" else (weight.to(DTYPES[values]), None)
+    def _dense(self, weight: Tensor, values: NumberFormat) -> list[native.KernelMatrix]:
+        whole, scales = quantize_rows(weight) if values == "int8" else (weight.to(FORMAT_DTYPES[values]), None)
         return [native.dense_matrix(whole, scales) for _ in range(self._count(whole.nbytes))]
 
-    def _sparse(self, weight: Tensor, values: Values) -> list[native.KernelMatrix]:
+    def _sparse(self, weight: Tensor, values: NumberFormat) -> list[native.KernelMatrix]:
         packed = pack(weight, values)
         return [native.sparse_matrix(packed) for _ in range(self._count(packed.num_bytes))]
 
@@ -110,12 +109,12 @@ def all_arms(weights: Weights, tokens: int, pool: native.Pool, isas: Sequence[st
     return {MEMORY: _memory_arm(pool, weights.cold), **_torch_arms(weights, x), **ours}
 
 
-def dense_name(values: Values, isa: str) -> str:
+def dense_name(values: NumberFormat, isa: str) -> str:
     """Return the name of our dense kernel's arm."""
     return f"ours {values}, dense, {isa}"
 
 
-def sparse_name(values: Values, sparsity: float, isa: str) -> str:
+def sparse_name(values: NumberFormat, sparsity: float, isa: str) -> str:
     """Return the name of our sparse kernel's arm."""
     return f"ours {values}, {sparsity:.0%}, {isa}"
 

@@ -18,7 +18,9 @@ from shears.adapt.training.fit import fit
 from shears.adapt.training.trainer import LengthBucketSampler
 from shears.config import TrainConfig
 from shears.data.examples import Tokenized, load_examples, tokenize_all
-from shears.models.load import load_tokenizer, resolved_precision
+from shears.models.devices import resolved_precision
+from shears.models.load import load_tokenizer
+from shears.models.ref import resolve
 
 PLAIN, LORA, HOOKLESS = "plain PEFT", "LoRA, packed", "LoRA, packed, hooks off"
 NLS, SPARSE = "NLS uniform, packed", "SparsePEFT, packed"
@@ -79,7 +81,7 @@ def loaded(arm: str, job: Job) -> Callable[[], object]:
         trainer = plain_trainer(job.base, [asdict(rows[number]) for number in job.order()], work, bf16=bf16)
         _read(trainer.model)
         return trainer.train
-    prepared = prepare(job.base, settings)
+    prepared = prepare(resolve(job.base), settings)
     _read(prepared.model)
     if arm == HOOKLESS:
         for hook in prepared.elastic._hooks:

@@ -28,7 +28,8 @@ from benchmarks.plain_peft import BATCH_SIZE
 from benchmarks.report import environment, log_to_stderr
 from benchmarks.train_arms import ARMS, HOOKLESS, LORA, NLS, PLAIN, SPARSE, Job, lengthened, num_tokens, train
 from benchmarks.turns import take_turns
-from shears.models.load import load_tokenizer, resolved_precision
+from shears.models.devices import resolved_precision
+from shears.models.load import load_tokenizer
 
 TARGETS = (  # the seconds of one arm's step over those of another
     (PLAIN, LORA, ">=", 1.8),

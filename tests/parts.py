@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from shears.blockwise.skeleton import Skeleton
+from shears.blockwise.sources import Skeleton
 from shears.checkpoints.tensor_files import INDEX, SINGLE
 from tests.tiny import CONFIGS, VOCABULARY, WINDOW, tiny_tokenizer
 

@@ -238,7 +238,7 @@ def test_a_model_beside_whose_files_a_measurement_was_written_is_a_model(made: P
 def test_settings_of_an_adapter_that_are_no_object_are_refused(content: str, made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "sub", tmp_path / "sub")
     (tmp_path / "sub" / "adapter_config.json").write_text(content)
-    with pytest.raises(InputError, match=r"adapter_config\.json must be a JSON object, got .*; make it again"):
+    with pytest.raises(InputError, match=r"adapter_config\.json must be a JSON object, got .*; make or get it again"):
         shears.push(tmp_path / "sub", "me/sub", base="me/sparse", dry_run=True)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from shears.checkpoints.packed.file import read_package
+from shears.checkpoints.packed.file import is_package, read_package
+from shears.checkpoints.tensor_files import quantized_by
 from shears.checkpoints.zeros import place_in_block, sparsities
 from shears.config.targets import EXPERTS
 from shears.errors import InputError, first_line
-from shears.models.files import is_package, quantized_by
 from shears.records.artifacts import (
     EVALUATION,
     MERGED,
@@ -24,8 +24,8 @@ from shears.records.artifacts import (
     SUB_ADAPTER,
     UNPACKED,
     read_json,
+    read_record,
     weights_fingerprint,
-    whole_record,
 )
 from shears.records.folders import partial_folder
 
@@ -144,7 +144,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
 
 
 def _package(folder: Path) -> dict[str, Any]:
-    record = whole_record(folder, PACKAGE, "bytes", "ratio", "base_fingerprint", "config")
+    record = read_record(folder, PACKAGE, "bytes", "ratio", "base_fingerprint", "config")
     tensors = read_package(folder).adapter().values()
     shown = ("values", "rounding", "num_linears", "bytes", "ratio", "ranks")
     sizes = {f"bytes_{name}": size for name, size in record["bytes"].items()}

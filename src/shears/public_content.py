@@ -11,8 +11,7 @@ from yaml import YAMLError
 from shears.config.embedded import EMBEDDED
 from shears.errors import InputError, first_line
 from shears.records.artifacts import KINDS, README, RECORDS, SPARSITY, find_record, read_object
-from shears.records.cards.card import published
-from shears.records.cards.loading import Place
+from shears.records.cards.card import HubLocation, published
 from shears.records.paths import HUB_NAME, SEPARATOR, is_path, last_part, without_folders
 from shears.records.peft_files import ADAPTER_CONFIG
 
@@ -27,7 +26,7 @@ SOURCES = frozenset(
 """Keys under which a JSON file, of ours or of another tool, may name a file or folder."""
 
 
-def public_content(path: Path, base: str | None, place: Place) -> bytes | None:
+def public_content(path: Path, base: str | None, place: HubLocation) -> bytes | None:
     """Return what a file of an artifact becomes on the hub, at `place`; None where it stays as it is.
 
     `base` is the hub's name of the model it was made from, None for the recorded one. InputError where that is a
@@ -54,7 +53,7 @@ def _json(path: Path) -> Any:
         return None
 
 
-def _card(path: Path, base: str | None, place: Place) -> bytes | None:
+def _card(path: Path, base: str | None, place: HubLocation) -> bytes | None:
     """Return a card with the hub's names in metadata, words and code; one that is not ours with its base alone."""
     try:
         text, found = path.read_text(encoding="utf-8"), find_record(path.parent)

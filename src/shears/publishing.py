@@ -20,7 +20,7 @@ from shears.records.artifacts import (
     find_record,
     read_record,
 )
-from shears.records.cards.loading import Place
+from shears.records.cards.card import HubLocation
 from shears.records.folders import PARTIAL
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def _files(folder: Path, repo: str, base: str | None) -> Iterator[Upload]:
             continue
         is_inside = len(name.parts) > 1
         content = public_content(
-            path, repo if is_inside else base, Place(repo, name.parent.as_posix() if is_inside else "")
+            path, repo if is_inside else base, HubLocation(repo, name.parent.as_posix() if is_inside else "")
         )
         yield Upload(name.as_posix(), path.stat().st_size if content is None else len(content), content)
 

@@ -17,7 +17,9 @@ from shears.adapt.groups import build_space, target_modules
 from shears.adapt.initial import start_from_principal, start_from_recovery, without_start
 from shears.adapt.space import RankConfig
 from shears.errors import InputError
-from shears.models.load import linears, load_model, weight_oi
+from shears.models.blocks import linears, weight_oi
+from shears.models.load import load_model
+from shears.models.ref import resolve
 from shears.records.artifacts import RECOVERY_FOLDER
 from shears.sparsity.stage import sparsify
 from tests.tiny import VOCABULARY, save_tiny
@@ -87,7 +89,7 @@ def test_the_start_is_the_recovery_of_that_rank_at_any_scaling(
 ) -> None:
     folder = sparse(name)
     model = with_lora(folder, 6, alpha, name)
-    start_from_recovery(model, folder)
+    start_from_recovery(model, resolve(folder))
     stock = PeftModel.from_pretrained(load_model(folder), str(truncated(folder, name, 6, tmp_path / "cut")))
     torch.testing.assert_close(logits(model), logits(stock), atol=1e-5, rtol=1e-4)
     assert not torch.allclose(logits(model), logits(load_model(folder)), atol=1e-3)
@@ -96,7 +98,7 @@ def test_the_start_is_the_recovery_of_that_rank_at_any_scaling(
 def test_the_start_of_the_recoverys_own_rank_is_the_recovery(sparse: Callable[..., Path]) -> None:
     folder = sparse(targets="q_proj,k_proj,v_proj,up_proj,down_proj")
     model = with_lora(folder, 8, 64)
-    start_from_recovery(model, folder)
+    start_from_recovery(model, resolve(folder))
     stock = PeftModel.from_pretrained(load_model(folder), str(folder / RECOVERY_FOLDER))
     torch.testing.assert_close(logits(model), logits(stock), atol=1e-5, rtol=1e-4)
 
@@ -105,7 +107,7 @@ def test_the_start_of_the_recoverys_own_rank_is_the_recovery(sparse: Callable[..
 def test_every_nested_rank_is_the_truncated_recovery(name: str, sparse: Callable[..., Path], tmp_path: Path) -> None:
     folder = sparse(name, recover_by="moments")
     model = with_lora(folder, 8, 16, name)
-    start_from_recovery(model, folder)
+    start_from_recovery(model, resolve(folder))
     space = build_space(load_model(folder), GROUPS[name], (8, 5, 3, 1))
     elastic = make_elastic(model, space)
     for rank in (8, 5, 3, 1):
@@ -118,7 +120,7 @@ def test_parameters_keep_their_order_dtype_and_size(sparse: Callable[..., Path])
     folder = sparse()
     model = with_lora(folder)
     before = [(name, value.dtype, value.shape, value.requires_grad) for name, value in model.named_parameters()]
-    start_from_recovery(model, folder)
+    start_from_recovery(model, resolve(folder))
     assert before == [(name, value.dtype, value.shape, value.requires_grad) for name, value in model.named_parameters()]
 
 
@@ -131,7 +133,7 @@ def test_a_smaller_recovery_fills_the_first_rows_and_the_others_can_learn(
         if "lora_B" in name:
             parameter.data.fill_(1.0)  # must not survive
     with caplog.at_level(logging.WARNING):
-        start_from_recovery(model, folder)
+        start_from_recovery(model, resolve(folder))
     assert caplog.messages[-1] == "10 linears start with fewer recovered components than their rank, with 4 at least"
     tensors, adapter, random = (
         load_file(folder / RECOVERY_FOLDER / "adapter_model.safetensors"),
@@ -149,7 +151,7 @@ def test_a_smaller_recovery_fills_the_first_rows_and_the_others_can_learn(
 def test_components_without_energy_leave_rows_that_can_learn(sparse: Callable[..., Path]) -> None:
     folder = sparse(sparsity=0.0)  # nothing was taken away
     model, fresh = with_lora(folder), with_lora(folder)
-    start_from_recovery(model, folder)
+    start_from_recovery(model, resolve(folder))
     adapter, random = adapter_of(model), adapter_of(fresh)
     assert all(torch.equal(adapter[name], random[name]) for name in adapter)
 
@@ -157,16 +159,16 @@ def test_components_without_energy_leave_rows_that_can_learn(sparse: Callable[..
 def test_a_missing_or_foreign_recovery_is_refused_in_one_line(sparse: Callable[..., Path], tmp_path: Path) -> None:
     folder = sparse(skip="up_proj")
     with pytest.raises(InputError, match=r"has none of model\.layers\.0\.mlp\.up_proj; leave it out of groups"):
-        start_from_recovery(with_lora(folder), folder)
+        start_from_recovery(with_lora(folder), resolve(folder))
     with pytest.raises(InputError, match=r"init recovery needs .*/base/recovery; make it with shears sparsify --rec"):
-        start_from_recovery(with_lora(tmp_path / "base"), tmp_path / "base")
+        start_from_recovery(with_lora(tmp_path / "base"), resolve(tmp_path / "base"))
     tensors = load_file(folder / "model.safetensors")
     save_file({**tensors, "more": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="base model of .*/recovery must be the one this was made from"):
-        start_from_recovery(with_lora(tmp_path / "base"), folder)
+        start_from_recovery(with_lora(tmp_path / "base"), resolve(folder))
     save_file({"other": torch.zeros(1)}, folder / RECOVERY_FOLDER / "adapter_model.safetensors")
     with pytest.raises(InputError, match=r"must be those of recovery\.json"):
-        start_from_recovery(with_lora(tmp_path / "base"), folder)
+        start_from_recovery(with_lora(tmp_path / "base"), resolve(folder))
 
 
 @pytest.mark.parametrize("alpha", [6, 9, 64])

@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import shears
 from shears.adapt.load import load_super_adapter
+from shears.checkpoints.tensor_files import quantized_by
 from shears.errors import InputError
 from shears.inspection import inspect
-from shears.models.files import quantized_by
-from shears.models.load import linears, load_model, weight_oi
+from shears.models.blocks import linears, weight_oi
+from shears.models.load import load_model
 from shears.models.quantization import Form, quantization_config
 from tests.adapt.small_training import SETTINGS, log, weights
 from tests.adapt.test_elastic import IDS

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.groups import build_space, target_modules
-from shears.adapt.sparse_adapter import is_sparse, make_plain, make_sparse
-from shears.models.load import linears, weight_oi
+from shears.models.blocks import linears, weight_oi
+from shears.models.sparse_adapter import is_sparse, make_plain, make_sparse
 from tests.oracles import sparse_peft
 from tests.tiny import tiny_model
 
@@ -144,7 +144,7 @@ def test_saved_adapters_are_the_same_with_and_without_the_mask() -> None:
 
 COMPILED = """
 import torch
-from tests.adapt.test_sparse_adapter import layer_of, make_sparse, one_linear
+from tests.models.test_sparse_adapter import layer_of, make_sparse, one_linear
 model = one_linear()
 make_sparse(model)
 layer = layer_of(model)

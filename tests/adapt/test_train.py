@@ -18,6 +18,7 @@ from shears.adapt.training.checkpoints import MARKER, last_whole_checkpoint
 from shears.adapt.training.fit import fit
 from shears.config import TrainConfig
 from shears.errors import InputError
+from shears.models.ref import resolve
 from shears.records.artifacts import read_json, weights_fingerprint, write_json
 from shears.records.folders import CONFIG, partial_folder
 from tests.adapt.small_training import SETTINGS, assert_close, assert_same, log, stop_after
@@ -26,7 +27,7 @@ from tests.tiny import save_tiny
 
 def test_training_leaves_every_bit_of_the_base_and_lowers_the_loss(base: Path, data: str, tmp_path: Path) -> None:
     settings = TrainConfig(data=data, **{**SETTINGS, "max_steps": 40})
-    prepared = prepare(base, settings)
+    prepared = prepare(resolve(base), settings)
     before = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items() if "lora_" not in name}
     (tmp_path / "work").mkdir()
     fit(prepared, tmp_path / "work", settings)

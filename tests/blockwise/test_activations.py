@@ -1,4 +1,4 @@
-"""Hidden states come back as they went, whatever the budget, and leave nothing behind."""
+"""Hidden states are read as they were written, for any budget, and no file stays."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def test_any_sequence_of_writes_reads_back_within_the_budget(
         assert budget is not None or activations.num_spilled == 0
 
 
-def test_what_fits_stays_in_memory_and_the_rest_is_counted(tmp_path: Path) -> None:
+def test_tensors_within_the_budget_stay_in_memory(tmp_path: Path) -> None:
     tensors = [torch.full((2, 3), float(number)) for number in range(5)]  # 24 bytes each
     with Activations(72, tmp_path) as activations:
         for tensor in tensors:
@@ -93,7 +93,7 @@ def test_files_go_after_an_error_too(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_is_written_over_not_added_to(tmp_path: Path) -> None:
+def test_a_file_is_overwritten(tmp_path: Path) -> None:
     with Activations(0, tmp_path) as activations:
         activations.append(torch.ones(3))
         for number in range(4):

@@ -1,4 +1,4 @@
-"""Multiplications are seen however they are written, the model computes the same, and nothing is left behind."""
+"""Every form of multiplication is captured, the model computes the same, and nothing stays watched."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ def captured(model: nn.Module, block: nn.Module, matrices: list[Matrix]) -> Iter
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "mamba", "zamba2"])
-def test_the_model_computes_what_it_computes_otherwise(name: str) -> None:
+def test_the_model_computes_the_same_while_it_is_watched(name: str) -> None:
     model = tiny_model(name)
     prefix, blocks = decoder_blocks(model)
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_weights_changed_in_place_while_open_are_still_recognised() -> None:
     assert len(found) == len(matrices)
 
 
-def test_nothing_is_watched_any_more_after_an_error() -> None:
+def test_the_watch_ends_after_an_error() -> None:
     model = tiny_model("mixtral")
     model.config._experts_implementation = "batched_mm"
     prefix, blocks = decoder_blocks(model)
@@ -199,7 +199,7 @@ def test_experts_taken_for_transposed_are_refused() -> None:
         model(IDS, use_cache=False)
 
 
-def test_matrices_on_the_meta_device_or_given_twice_are_a_mistake_of_ours() -> None:
+def test_matrices_on_the_meta_device_or_given_twice_fail_an_assertion() -> None:
     model = nn.ModuleDict({"it": nn.Linear(4, 2)})
     matrices = block_matrices("", model)
     with pytest.raises(AssertionError, match="memory of its own"), captured(model, model, matrices * 2):

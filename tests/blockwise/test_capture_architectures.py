@@ -138,7 +138,7 @@ def test_experts_together_get_every_token_top_k_times(name: str) -> None:
 
 @pytest.mark.parametrize("implementation", ["grouped_mm", "eager"])
 @pytest.mark.parametrize("name", MOE)
-def test_one_expert_of_a_stack_is_seen_alone_as_among_all(name: str, implementation: str) -> None:
+def test_an_expert_that_is_watched_alone_gets_the_same_inputs(name: str, implementation: str) -> None:
     """A small budget measures a stack in parts, of which most lack the expert that the stack begins with."""
     model, index = tiny_model(name), 2 if name == "nemotron_h" else 1
     model.config._experts_implementation = implementation
@@ -183,7 +183,7 @@ def test_an_expert_without_tokens_is_not_received(name: str) -> None:
         assert sum(expert in found for expert in names) == TOP_K
 
 
-def test_half_precision_inputs_come_as_they_are() -> None:
+def test_half_precision_inputs_keep_their_dtype() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         _, inputs = run(tiny_model("mixtral", dtype=dtype), 0)
         assert {part.dtype for part in inputs.values()} == {dtype}

@@ -67,7 +67,7 @@ def test_every_weight_is_a_matrix_or_dense_or_uncovered(name: str) -> None:
         assert counted == sum(sizes.values())
 
 
-def test_the_tables_are_about_architectures_there_are() -> None:
+def test_the_tables_name_existing_architectures() -> None:
     for table in (STACKS, CHOOSING, NO_MATRICES):
         for name, ends in table.items():
             keys = [key for key, _ in decoder_blocks(tiny_model(name))[1].named_parameters()]
@@ -75,7 +75,7 @@ def test_the_tables_are_about_architectures_there_are() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_what_is_written_to_a_view_is_in_the_model(name: str) -> None:
+def test_writing_to_a_view_changes_the_model(name: str) -> None:
     model = tiny_model(name)
     prefix, blocks = decoder_blocks(model)
     matrices = [m for index, block in enumerate(blocks) for m in block_matrices(f"{prefix}.{index}", block)]
@@ -147,7 +147,7 @@ def test_the_orientation_of_unmarked_experts_follows_from_their_shapes(
     assert uncovered_parameters(block) == {}
 
 
-def test_what_the_experts_say_of_themselves_counts_more_than_shapes() -> None:
+def test_the_attribute_of_experts_overrides_their_shapes() -> None:
     experts = Experts(3, (4, 4), (4, 4))
     experts.is_transposed = True  # type: ignore[assignment]
     assert all(matrix.transposed for matrix in block_matrices("h", experts))

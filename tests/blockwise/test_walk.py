@@ -8,14 +8,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shears.blockwise.activations import Activations
-from shears.blockwise.block_run import BlockRun
+from shears.blockwise.capture import InputNorms
 from shears.blockwise.matrices import Matrix, block_matrices
 from shears.blockwise.sources import WholeModel
-from shears.blockwise.statistics import InputNorms
-from shears.blockwise.walk import Visit, Walk, walk_blocks
+from shears.blockwise.walk import BlockRun, Visit, Walk, walk_blocks
 from shears.errors import InputError
-from shears.models.blocks import decoder_blocks
-from shears.models.load import linears
+from shears.models.blocks import decoder_blocks, linears
 from tests.tiny import CONFIGS, VOCABULARY, tiny_model
 
 BATCHES = [torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(batch)) for batch in (0, 1)]
@@ -93,7 +91,7 @@ def test_the_head_is_not_computed() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
-def test_forwards_end_at_the_last_weight_asked_for(name: str) -> None:
+def test_forwards_stop_after_the_last_measured_weight(name: str) -> None:
     model, seen = tiny_model(name), list[str]()
 
     def visit(run: BlockRun) -> None:

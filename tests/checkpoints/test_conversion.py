@@ -1,4 +1,4 @@
-"""Names and tensors of the files and of the model, in both directions; what is refused; what transformers must keep."""
+"""Conversion between files and model in both directions; unsupported checkpoints; transformers' private parts."""
 
 import inspect
 import json
@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, conversion_mapping, core_model_loading
 from transformers.utils import logging as transformers_logging
 
-from shears.blockwise.skeleton import Skeleton, UnsupportedCheckpoint
+from shears.blockwise.sources import Skeleton
+from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.checkpoints.tensor_files import SINGLE, TensorWriter
 from shears.errors import InputError
 from tests.parts import LLAMA, assert_same, block_names, copied, reference, rewrite, save
@@ -35,7 +36,7 @@ def test_files_without_the_prefix_of_the_base_model_keep_their_names(name: str, 
     assert_same(expected | {key: torch.zeros_like(expected[key])}, reference(tmp_path / "out").state_dict())
 
 
-def test_tensors_the_model_has_no_use_for_are_kept(tmp_path: Path) -> None:
+def test_tensors_that_the_model_does_not_use_are_kept(tmp_path: Path) -> None:
     save(tmp_path / "m", "llama", shard="1GB")
     rewrite(tmp_path / "m", lambda tensors: tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(3)})
     skeleton = Skeleton.open(tmp_path / "m")
@@ -46,7 +47,7 @@ def test_tensors_the_model_has_no_use_for_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "out" / SINGLE).read_bytes() == (tmp_path / "m" / SINGLE).read_bytes()
 
 
-def test_a_tied_head_is_the_embedding_again(tmp_path: Path) -> None:
+def test_a_tied_head_is_tied_again(tmp_path: Path) -> None:
     save(tmp_path, "llama")
     skeleton = Skeleton.open(tmp_path)
     skeleton.load_rest()
@@ -55,7 +56,7 @@ def test_a_tied_head_is_the_embedding_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("equal", [True, False])
-def test_a_head_that_is_said_to_be_tied_and_stored_too(equal: bool, tmp_path: Path) -> None:
+def test_a_tied_head_that_is_also_stored(equal: bool, tmp_path: Path) -> None:
     save(tmp_path / "m", "llama", shard="1GB")
     embedding = load_file(tmp_path / "m" / SINGLE)["model.embed_tokens.weight"]
     rewrite(tmp_path / "m", lambda tensors: tensors | {"lm_head.weight": embedding * (1 if equal else 2)})
@@ -89,7 +90,7 @@ def test_a_weight_that_the_files_lack_is_refused(lost: str, tmp_path: Path) -> N
         ({"intermediate_size": 40}, "missing or of another shape"),
     ],
 )
-def test_what_cannot_be_read_part_by_part_is_one_line(change: dict[str, Any], match: str, tmp_path: Path) -> None:
+def test_unsupported_checkpoints_are_an_error_of_one_line(change: dict[str, Any], match: str, tmp_path: Path) -> None:
     config = json.loads((save_tiny(tmp_path) / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(InputError, match=match) as caught:
@@ -134,7 +135,7 @@ PRIVATE: list[tuple[Any, list[str]]] = [
 
 
 @pytest.mark.parametrize(("function", "parameters"), PRIVATE, ids=[function.__name__ for function, _ in PRIVATE])
-def test_the_parts_of_transformers_this_rests_on_are_as_they_were(function: Any, parameters: list[str]) -> None:
+def test_the_private_parts_of_transformers_are_as_expected(function: Any, parameters: list[str]) -> None:
     assert list(inspect.signature(function).parameters) == parameters, (
         "transformers changed: see shears/checkpoints/conversion.py"
     )

@@ -54,7 +54,7 @@ def save_shards(folder: Path, shards: dict[str, dict[str, Tensor]], index: bool 
 
 @settings(max_examples=40, deadline=None)
 @given(content=tensors(), num_shards=st.integers(1, 3), seed=st.integers(0, 9))
-def test_what_is_put_in_any_order_is_what_stock_safetensors_reads(
+def test_tensors_put_in_any_order_are_read_by_stock_safetensors(
     content: dict[str, Tensor], num_shards: int, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("output")
@@ -168,10 +168,10 @@ def test_a_second_copy_of_the_weights_beside_the_model_is_not_read(tmp_path: Pat
         ("[]", "must be the index"),
         ('{"weight_map": {"a": "../elsewhere.safetensors"}}', "its own folder"),
         ('{"weight_map": {"a": "absent.safetensors"}}', "absent.safetensors must be a readable file"),
-        ('{"weight_map": {"a": "1.safetensors", "b": "1.safetensors"}}', "b is not there"),
+        ('{"weight_map": {"a": "1.safetensors", "b": "1.safetensors"}}', "b is missing"),
     ],
 )
-def test_a_doubtful_index_is_refused(content: str, match: str, tmp_path: Path) -> None:
+def test_a_wrong_index_is_refused(content: str, match: str, tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2)}, tmp_path / "1.safetensors")
     (tmp_path / INDEX).write_text(content)
     with pytest.raises(InputError, match=match):
@@ -194,7 +194,7 @@ def test_a_tensor_that_was_not_laid_out_is_refused(name: str, tensor: Tensor, tm
         TensorWriter(TensorFiles(tmp_path), tmp_path / "out").put(name, tensor)
 
 
-def test_a_tensor_of_any_strides_is_put_as_it_reads(tmp_path: Path) -> None:
+def test_a_tensor_of_any_strides_is_written_in_order(tmp_path: Path) -> None:
     save_file({"a": torch.ones(3, 2)}, tmp_path / SINGLE)
     (tmp_path / "out").mkdir()
     writer = TensorWriter(TensorFiles(tmp_path), tmp_path / "out")

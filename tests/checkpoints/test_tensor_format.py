@@ -56,7 +56,7 @@ def test_a_file_that_became_shorter_is_refused_when_read(tmp_path: Path) -> None
         files.load("a")
 
 
-def test_a_disk_without_room_is_an_error_of_the_system_at_once(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_os_error_at_once(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1000)}, tmp_path / SINGLE)
     (tmp_path / "out").mkdir()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

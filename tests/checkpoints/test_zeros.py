@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from shears.checkpoints.zeros import kinds_of
 
 
-def test_kinds_are_told_apart_by_as_little_of_the_name_as_it_takes() -> None:
+def test_kinds_have_the_shortest_unique_names() -> None:
     assert kinds_of(["mlp.down_proj", "mlp.experts.down_proj", "mlp.shared_experts.down_proj", "self_attn.q_proj"]) == {
         "self_attn.q_proj": "q_proj",
         "mlp.down_proj": "mlp.down_proj",

@@ -86,7 +86,7 @@ def test_training_onto_a_disk_full_at_the_second_checkpoint(folder: Path, larges
     last = printed.strip().splitlines()[-1]
     assert last.startswith("error: the machine said no: ")
     assert "out.partial" in last
-    assert at_the_mark or (" MB are free: " in last and last.endswith("; once there is room, --resume goes on"))
+    assert at_the_mark or (" MB are free: " in last and last.endswith("; free some space and continue with --resume"))
     assert "Traceback" not in printed
     assert not (folder / "out").exists()
     assert [path.parent.name for path in (folder / "out.partial").rglob("whole.json")] == ["checkpoint-2"]

@@ -13,7 +13,8 @@ from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shears.errors import InputError
-from shears.evaluation.run import adapter_template, evaluate, load_with_adapter
+from shears.evaluation.run import adapter_template, evaluate
+from shears.models.load import load_with_adapter
 from shears.records.artifacts import SUB_ADAPTER, weights_fingerprint, write_json
 from tests.tiny import save_tiny, tiny_model
 

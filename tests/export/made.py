@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from shears.adapt.groups import build_space, target_modules
 from shears.adapt.load import load_super_adapter
 from shears.adapt.space import RankConfig
-from shears.models.load import linears, load_model
+from shears.models.blocks import linears
+from shears.models.load import load_model
 from shears.records.artifacts import SEARCH_SPACE, weights_fingerprint, write_json
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -10,8 +10,9 @@ import pytest
 
 from shears.adapt.load import load_super_adapter
 from shears.errors import InputError
-from shears.evaluation.run import adapter_template, load_with_adapter
+from shears.evaluation.run import adapter_template
 from shears.export.peft import export_adapter
+from shears.models.load import load_with_adapter
 from shears.records.artifacts import SEARCH_SPACE, SPARSITY, SUB_ADAPTER, weights_fingerprint
 from shears.records.peft_files import ADAPTER_CONFIG
 from tests.export.made import half_sparse, super_adapter
@@ -60,8 +61,8 @@ def test_a_list_for_a_record_is_no_record_of_an_evaluated_adapter_either(adapter
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("config", "must be a record of shears, its config is None"),
-        ("template", "must be a record of shears, its template is None"),
+        ("config", "must be the record that shears wrote, its config is None"),
+        ("template", "must be the record that shears wrote, its template is None"),
         ("base_fingerprint", r"must be the one this was made from \(None\)"),
     ],
 )
@@ -82,7 +83,8 @@ def test_ranks_of_a_sub_adapter_that_are_none_are_named(ranks: Any, adapter: Pat
     (sub_adapter / SUB_ADAPTER).write_text(json.dumps({**record, "ranks": ranks}))
     for form in ("merged", "package"):
         with pytest.raises(
-            InputError, match=f"{SUB_ADAPTER} must be a record of shears, its ranks is {re.escape(str(ranks))}"
+            InputError,
+            match=f"{SUB_ADAPTER} must be the record that shears wrote, its ranks is {re.escape(str(ranks))}",
         ):
             export_adapter(sub_adapter, tmp_path / "out", format=form)
 

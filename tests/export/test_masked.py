@@ -7,9 +7,9 @@ import torch
 from peft import PeftModel
 
 from shears.adapt.load import load_super_adapter
-from shears.adapt.sparse_adapter import is_sparse
-from shears.evaluation.run import load_with_adapter
 from shears.export.peft import export_adapter
+from shears.models.load import load_with_adapter
+from shears.models.sparse_adapter import is_sparse
 from shears.records.artifacts import read_record
 from tests.export.made import activated, half_sparse, logits, stock, super_adapter
 

@@ -14,7 +14,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from shears.blockwise.skeleton import Skeleton, UnsupportedCheckpoint
+from shears.blockwise.sources import Skeleton
+from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.errors import InputError
 from shears.evaluation.run import adapter_template
 from shears.export import merge

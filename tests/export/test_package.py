@@ -9,9 +9,10 @@ import torch
 from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
-from shears.evaluation.run import adapter_template, load_with_adapter
+from shears.evaluation.run import adapter_template
 from shears.export.peft import export_adapter
 from shears.export.unpack import unpack
+from shears.models.load import load_with_adapter
 from shears.records.artifacts import PACKAGE, README, SUB_ADAPTER, read_json, read_record
 from tests import parts
 from tests.export.made import activated, half_sparse, logits, mixed_ranks, stock, super_adapter

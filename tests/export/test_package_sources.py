@@ -13,12 +13,12 @@ from shears.checkpoints.packed.index import Index
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config import ExportConfig
 from shears.errors import InputError
-from shears.evaluation.run import load_with_adapter
 from shears.export.package import export_package
 from shears.export.packing import Packing
 from shears.export.peft import export_adapter
 from shears.export.unpack import unpack, write_shards
 from shears.inspection import inspect
+from shears.models.load import load_with_adapter
 from shears.records.artifacts import MERGED, PACKAGE, read_json, read_record
 from tests import parts
 from tests.export.made import activated, half_sparse, logits, stock, super_adapter

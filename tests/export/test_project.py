@@ -15,8 +15,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shears.blockwise.skeleton import Skeleton, UnsupportedCheckpoint
+from shears.blockwise.sources import Skeleton
 from shears.blockwise.walk import IrregularBlocks
+from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.config import ExportConfig
 from shears.errors import InputError
 from shears.export import project, quality
@@ -24,7 +25,8 @@ from shears.export.peft import export_adapter
 from shears.export.project import nearest
 from shears.export.quality import Samples, Text, draw_samples
 from shears.export.updates import Update, with_masked, with_whole
-from shears.models.load import load_tokenizer, weight_oi
+from shears.models.blocks import weight_oi
+from shears.models.load import load_tokenizer
 from shears.records.artifacts import MERGED, SEARCH_SPACE, read_record, weights_fingerprint, write_json
 from tests.export.made import RANKS, half_sparse, stock, super_adapter, weights
 from tests.oracles import least_squares

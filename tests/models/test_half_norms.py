@@ -29,7 +29,7 @@ def _norms(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", WITH_LAYER_NORMS)
-def test_it_is_evaluated_in_bf16(name: str, tmp_path: Path) -> None:
+def test_a_half_precision_model_is_evaluated_in_bf16(name: str, tmp_path: Path) -> None:
     base = _half(tmp_path, name)
     text = tmp_path / "text.txt"
     text.write_text("three and four are seven, five and nine are fourteen. " * 20)
@@ -42,7 +42,7 @@ def test_it_is_evaluated_in_bf16(name: str, tmp_path: Path) -> None:
     assert figures["bf16"] == pytest.approx(figures["fp32"], rel=0.02)
 
 
-def test_norms_are_the_same_numbers_and_only_held_wider(tmp_path: Path) -> None:
+def test_widened_norms_have_the_same_values(tmp_path: Path) -> None:
     base = _half(tmp_path, "opt")
     used, raw = load_model(base, device="cpu"), load_model(base, device="cpu", to_save=True)
     for name, weight in _norms(raw).items():

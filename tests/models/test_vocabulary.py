@@ -39,7 +39,7 @@ def test_training_refuses_before_the_first_step(base: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("task", ["number", "perplexity"])
-def test_evaluation_says_so_in_the_place_of_an_index_error(base: Path, tmp_path: Path, task: str) -> None:
+def test_evaluation_refuses_instead_of_an_index_error(base: Path, tmp_path: Path, task: str) -> None:
     more: dict[str, Any] = {"sequence_length": 8} if task == "perplexity" else {"max_new_tokens": 2}
     options = {"task": task, **more}
     shears.evaluate(str(base), data=_data(tmp_path, "1+1="), **options)

@@ -124,21 +124,21 @@ def test_a_crash_leaves_only_the_partial_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resume", [True, False, None])
-def test_what_is_refused_before_anything_was_done_leaves_nothing(resume: bool | None, tmp_path: Path) -> None:
+def test_a_refusal_before_any_work_leaves_no_folder(resume: bool | None, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such ranks"), working_folder(tmp_path / "out", CONFIG, resume=resume):
         raise InputError("no such ranks")
     assert not list(tmp_path.iterdir())
     assert finish(tmp_path / "out", resume=False) == []
 
 
-def test_what_is_refused_after_something_was_done_keeps_it(tmp_path: Path) -> None:
+def test_a_refusal_after_some_work_keeps_the_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nan"):
         _fail_half_way(tmp_path / "out", InputError("the loss is nan"), resume=False)
     assert finish(tmp_path / "out", resume=True) == ["half.bin"]
 
 
 @pytest.mark.parametrize(("resume", "found"), [(True, ["half.bin"]), (None, [])])
-def test_resume_continues_and_none_starts_anew(resume: bool | None, found: list[str], tmp_path: Path) -> None:
+def test_resume_true_continues_and_none_starts_anew(resume: bool | None, found: list[str], tmp_path: Path) -> None:
     interrupt(tmp_path / "out")
     (tmp_path / "out.partial" / "checkpoints").mkdir()
     if resume:
@@ -167,12 +167,12 @@ def test_a_run_interrupted_before_a_key_was_removed_goes_on_where_the_key_had_it
     assert finish(tmp_path / "out", True, removed=1) == ["half.bin"]
 
 
-def test_defaults_are_what_a_configuration_has_that_is_told_nothing_else() -> None:
+def test_defaults_are_those_of_an_empty_configuration() -> None:
     config = SearchConfig(data="x.jsonl")
     assert {**SearchConfig.defaults(), "data": "x.jsonl"} == config.model_dump(mode="json")
 
 
-def test_resume_false_refuses_what_could_be_resumed_and_keeps_it(tmp_path: Path) -> None:
+def test_resume_false_refuses_and_keeps_an_interrupted_run(tmp_path: Path) -> None:
     interrupt(tmp_path / "out")
     with pytest.raises(InputError, match="continue it with --resume, or delete it"):
         finish(tmp_path / "out", resume=False)
@@ -193,7 +193,7 @@ def test_a_changed_configuration_may_start_anew(tmp_path: Path) -> None:
     assert finish(tmp_path / "out", None, {"sparsity": 0.6}) == []
 
 
-def test_a_configuration_compares_equal_after_its_way_through_json(tmp_path: Path) -> None:
+def test_a_configuration_is_equal_after_json(tmp_path: Path) -> None:
     config = {"model": "m", **as_data(SparsifyConfig(targets=("q_proj", "v_proj")))}
     refuse_changes(tmp_path, json.loads(json.dumps(config)), config)
 

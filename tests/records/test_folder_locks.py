@@ -40,7 +40,7 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_its_work(tmp_path: 
 
 
 @pytest.mark.parametrize("resume", [True, False, None])
-def test_a_second_process_is_refused_until_the_first_ones_folder_has_its_name(
+def test_a_second_process_is_refused_until_the_folder_is_renamed(
     resume: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To flush gigabytes takes long, and whoever came meanwhile once took the folder for abandoned."""
@@ -61,9 +61,7 @@ def test_a_second_process_is_refused_until_the_first_ones_folder_has_its_name(
     assert len(seen) >= 4, "at every file that is flushed"
 
 
-def test_killed_while_it_is_flushed_a_finished_folder_can_be_gone_on_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_killed_while_it_is_flushed_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(_: Path) -> None:
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""What a working folder must not touch: it takes a name beside the output, and what has that name may be somebody's."""
+"""A working folder takes a name beside the output; a folder of that name that no stage made is not touched."""
 
 import os
 from pathlib import Path
@@ -13,24 +13,24 @@ ALWAYS = pytest.mark.parametrize("resume", [True, False, None])
 
 
 @ALWAYS
-def test_a_folder_that_no_stage_left_is_refused_and_not_emptied(resume: bool | None, tmp_path: Path) -> None:
+def test_a_folder_that_no_stage_made_is_refused_and_not_emptied(resume: bool | None, tmp_path: Path) -> None:
     (tmp_path / "mine.partial").mkdir()
     (tmp_path / "mine.partial" / "thesis.txt").write_text("years")
-    with pytest.raises(InputError, match="must be what an interrupted run left, or not there"):
+    with pytest.raises(InputError, match="must not exist or come from an interrupted run"):
         finish(tmp_path / "mine", resume)
     assert (tmp_path / "mine.partial" / "thesis.txt").read_text() == "years"
 
 
 @ALWAYS
-def test_a_link_is_not_followed_to_what_it_would_empty(resume: bool | None, tmp_path: Path) -> None:
+def test_a_link_is_not_followed_and_its_target_not_emptied(resume: bool | None, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "out.partial").symlink_to(tmp_path / "precious")
-    with pytest.raises(InputError, match="must be what an interrupted run left"):
+    with pytest.raises(InputError, match="must not exist or come from an interrupted run"):
         finish(tmp_path / "out", resume)
     assert (tmp_path / "precious").is_dir()
 
 
-def test_what_another_verb_can_go_on_from_is_refused_and_kept(tmp_path: Path) -> None:
+def test_an_interrupted_run_of_another_verb_is_refused_and_kept(tmp_path: Path) -> None:
     interrupt(tmp_path / "out")
     for resume in (True, None):
         with pytest.raises(InputError, match="an interrupted run of another verb"):
@@ -47,7 +47,7 @@ def test_a_kill_before_anything_was_written_is_no_interrupted_run(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["out.partial", "/", "."])
-def test_a_name_that_cannot_be_given_is_refused_at_once(
+def test_a_name_that_no_output_can_have_is_refused_at_once(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "x.partial").mkdir()
@@ -56,7 +56,7 @@ def test_a_name_that_cannot_be_given_is_refused_at_once(
         partial_folder(Path(name))
 
 
-def test_the_folder_one_is_in_can_be_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_can_be_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with working_folder(Path(), CONFIG, resume=False) as work:
@@ -77,7 +77,7 @@ def test_an_output_that_is_a_link_means_where_it_points(is_there: bool, tmp_path
         finish(tmp_path / "out")
 
 
-def test_the_folder_one_is_in_is_not_to_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_the_current_folder_says_to_name_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "mine").touch()
     monkeypatch.chdir(tmp_path / "here")

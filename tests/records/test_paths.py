@@ -1,10 +1,10 @@
-"""A path of this machine is told from a name that others know, and called by its last part."""
+"""Paths of this machine are told apart from public names, and shortened to their last part."""
 
 from pathlib import Path
 
 import pytest
 
-from shears.records.paths import last_part, recorded_name, without_folders
+from shears.records.paths import last_part, without_folders
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_paths_lose_their_folders_and_names_stay(name: str, expected: str) -> No
     assert without_folders(name) == expected
 
 
-def test_what_is_there_is_a_path_whatever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_path_is_a_path_whatever_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert without_folders("org/name") == "name"
@@ -41,10 +41,5 @@ def test_what_is_there_is_a_path_whatever_it_is_called(tmp_path: Path, monkeypat
     assert without_folders("org/other") == "org/other"
 
 
-def test_a_recorded_folder_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "base").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    assert recorded_name("base") == recorded_name("~/base") == recorded_name(Path("base")) == str(tmp_path / "base")
-    assert recorded_name("org/name") == "org/name"
+def test_the_root_has_no_last_part() -> None:
     assert last_part("/") == ""

@@ -1,4 +1,4 @@
-"""What an artifact's files let others do."""
+"""Permissions of an artifact's files."""
 
 import os
 import stat

@@ -48,7 +48,7 @@ def artifact(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_record_is_read_where_the_weights_are_what_it_says(artifact: Path) -> None:
+def test_a_record_is_read_where_the_weights_have_its_fingerprint(artifact: Path) -> None:
     assert read_record(artifact, SPARSITY)["config"] == CONFIG
     assert find_record(artifact) == artifact / SPARSITY
 
@@ -80,10 +80,10 @@ def test_a_folder_of_another_kind_is_refused(artifact: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1], r"must be a JSON object, got \[1\]"),
+        ([1], r"must be the record that shears wrote, it is \[1\]"),
         ({"fingerprint": None}, r"must be those of sparsity.json \(None\)"),
-        ({"config": None}, "must be a record of shears, its config is None; make the folder again"),
-        ({"max_rank": "8"}, "must be a record of shears, its max_rank is 8"),
+        ({"config": None}, "must be the record that shears wrote, its config is None; make the folder again"),
+        ({"max_rank": "8"}, "must be the record that shears wrote, its max_rank is 8"),
     ],
 )
 def test_a_record_of_another_form_is_refused(content: object, message: str, artifact: Path) -> None:

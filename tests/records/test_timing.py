@@ -1,15 +1,14 @@
-"""Times: a line for each time a stage was worked at, also where an error ended it; torn lines are left out."""
+"""Times have a line for each time that a stage ran, also where an error ended it; torn lines are left out."""
 
 from pathlib import Path
 
 import pytest
 import transformers
 
-from shears.records.timing import TIMES, read_times, timed
-from shears.records.version import versions
+from shears.records.timing import TIMES, read_times, timed, versions
 
 
-def test_what_was_finished_and_what_was_stopped_are_told_apart(tmp_path: Path) -> None:
+def test_finished_and_stopped_stages_are_told_apart(tmp_path: Path) -> None:
     with timed(tmp_path, "sparsify"):
         pass
     with pytest.raises(KeyboardInterrupt), timed(tmp_path, "train"):
@@ -29,12 +28,12 @@ def test_the_versions_that_computed_are_kept_and_earlier_files_are_read_without_
     assert read_times(tmp_path)[0]["versions"] == {}
 
 
-def test_what_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shears.records.version.BESIDE", ("no-such-package",))
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shears.records.timing.BESIDE", ("no-such-package",))
     assert list(versions()) == ["python"]
 
 
-def test_what_was_killed_is_known_to_have_begun_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
+def test_a_killed_stage_has_begun_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
     with timed(tmp_path, "train"):
         killed = (tmp_path / TIMES).read_text()  # what a kill in here leaves
     (tmp_path / TIMES).write_text(killed + '{"stage": "sea')

@@ -1,4 +1,4 @@
-"""An engine from names alone."""
+"""An engine is loaded from a model's name."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,6 @@ import pytest
 
 from shears import export_adapter, unpack
 from shears.errors import InputError
-from shears.models.packages import names_fingerprint
 from shears.records.artifacts import PACKAGE
 from shears.runtime import load
 from shears.runtime.native.architectures import NotCoveredError
@@ -54,7 +53,7 @@ def test_a_package_generates_what_its_model_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["auto", "drop-in"])
-def test_without_settings_of_generation_a_package_ends_where_its_config_says(tmp_path: Path, backend: str) -> None:
+def test_without_generation_settings_a_text_ends_at_the_configs_token(tmp_path: Path, backend: str) -> None:
     folder = save_tiny(tmp_path / "model")
     first = load(folder).generate("a", max_new_tokens=1).tokens[0]
     (folder / "generation_config.json").unlink()
@@ -87,7 +86,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["auto", "drop-in"])
-def test_bytes_that_no_record_vouches_for_are_verified(tmp_path: Path, backend: str) -> None:
+def test_a_package_whose_record_has_no_fingerprint_is_verified(tmp_path: Path, backend: str) -> None:
     package = packed(tmp_path)
     record = json.loads((package / PACKAGE).read_text())
     del record["fingerprint"]
@@ -103,7 +102,7 @@ def test_bytes_that_no_record_vouches_for_are_verified(tmp_path: Path, backend: 
         unpack(package, tmp_path / "unpacked")
 
 
-def test_a_configuration_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_wrong_configuration_is_refused(tmp_path: Path) -> None:
     package = packed(tmp_path)
     config = json.loads((package / "config.json").read_text())
     (package / "config.json").write_text(json.dumps({**config, "dtype": []}))
@@ -117,10 +116,3 @@ def test_a_configuration_that_is_none_is_refused(tmp_path: Path) -> None:
         load(package)
     with pytest.raises(InputError, match=r"config.json must be a JSON object, got \[\]"):
         unpack(package, tmp_path / "unpacked")
-
-
-def test_a_record_is_an_object() -> None:
-    with pytest.raises(InputError, match=r"package.json must hold a record, got \[\]"):
-        names_fingerprint([])
-    assert names_fingerprint({"fingerprint": "00"})
-    assert not names_fingerprint({})

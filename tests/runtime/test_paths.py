@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shears.checkpoints.packed.layout import Values, dense, pack
+from shears.checkpoints.packed.layout import NumberFormat, dense, pack
 from shears.runtime import kernels_available
 from shears.runtime.drop_in.linear import Kernel, PackedLinear
 
@@ -15,7 +15,7 @@ if kernels_available():
     from shears.runtime.native import kernels as native
 
     ISAS += [name for name in ("portable", "avx2", "avx512") if native.features()[name]]
-VALUES: tuple[Values, ...] = ("fp32", "bf16", "int8")
+VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8")
 NEAR = {"fp32": 1e-5, "bf16": 0.02, "int8": 1e-3}  # of the sum of magnitudes: inputs are rounded beside bf16 and int8
 
 
@@ -31,7 +31,7 @@ def path(request: pytest.FixtureRequest) -> Iterator[str]:
     native.select_isa(before)
 
 
-def packed_linear(weight: Tensor, values: Values, path: str) -> PackedLinear:
+def packed_linear(weight: Tensor, values: NumberFormat, path: str) -> PackedLinear:
     """Return a packed weight in the place of a linear without bias."""
     matrix, original = pack(weight, values), nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     if path == "torch":
@@ -46,7 +46,7 @@ def random_weight(rows: int, cols: int, sparsity: float) -> Tensor:
     return weight.where(torch.rand(rows, cols, generator=generator) >= sparsity, 0.0)
 
 
-def assert_is_the_product(weight: Tensor, values: Values, tokens: int, path: str) -> None:
+def assert_is_the_product(weight: Tensor, values: NumberFormat, tokens: int, path: str) -> None:
     """Fail where the linear is not the float64 product of the weight that is packed."""
     x = torch.randn(tokens, weight.shape[1], generator=torch.Generator().manual_seed(tokens))
     with torch.no_grad():
@@ -60,13 +60,15 @@ def assert_is_the_product(weight: Tensor, values: Values, tokens: int, path: str
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (1, 33), (15, 2), (17, 3), (33, 129), (48, 64)])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 1.0])
-def test_odd_shapes_whole_and_empty_weights(rows: int, cols: int, sparsity: float, values: Values, path: str) -> None:
+def test_odd_shapes_whole_and_empty_weights(
+    rows: int, cols: int, sparsity: float, values: NumberFormat, path: str
+) -> None:
     for tokens in (1, 2, 5, 40):
         assert_is_the_product(random_weight(rows, cols, sparsity), values, tokens, path)
 
 
 @pytest.mark.parametrize("values", VALUES)
-def test_rows_panels_and_columns_without_weights(values: Values, path: str) -> None:
+def test_rows_panels_and_columns_without_weights(values: NumberFormat, path: str) -> None:
     weight = random_weight(70, 90, 0.5)
     weight[3], weight[16:32], weight[69], weight[:, 40:80], weight[:, 0] = 0.0, 0.0, 0.0, 0.0, 0.0
     for tokens in (1, 4, 17):
@@ -75,7 +77,7 @@ def test_rows_panels_and_columns_without_weights(values: Values, path: str) -> N
 
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
-def test_an_odd_input_spoils_its_token_and_no_other(odd: float, values: Values, path: str) -> None:
+def test_an_odd_input_spoils_its_token_and_no_other(odd: float, values: NumberFormat, path: str) -> None:
     weight, x = random_weight(40, 50, 0.5), torch.randn(5, 50, generator=torch.Generator().manual_seed(7))
     linear = packed_linear(weight, values, path)
     with torch.no_grad():
@@ -89,7 +91,7 @@ def test_an_odd_input_spoils_its_token_and_no_other(odd: float, values: Values, 
 
 @pytest.mark.parametrize("values", VALUES[:2])  # int8 has none
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
-def test_an_odd_weight_spoils_its_row_and_no_other(odd: float, values: Values, path: str) -> None:
+def test_an_odd_weight_spoils_its_row_and_no_other(odd: float, values: NumberFormat, path: str) -> None:
     weight, x = random_weight(40, 50, 0.5), torch.randn(3, 50, generator=torch.Generator().manual_seed(8))
     with torch.no_grad():
         clean = packed_linear(weight, values, path)(x)

@@ -13,11 +13,10 @@ from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.groups import build_space, target_modules
 from shears.adapt.load import SuperAdapter
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.adapt.sparse_adapter import make_sparse
 from shears.data.examples import Tokenized
-from shears.models.blocks import decoder_blocks
-from shears.models.load import linears
+from shears.models.blocks import decoder_blocks, linears
 from shears.models.losses import IGNORED
+from shears.models.sparse_adapter import make_sparse
 from tests.tiny import CONFIGS, MORE_CONFIGS, tiny_model, tiny_tokenizer
 
 DEPTHS = ("n_layer", "n_layers", "num_hidden_layers")

@@ -16,7 +16,7 @@ from shears.blockwise.matrices import Matrix, block_matrices
 from shears.config import SparsifyConfig
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
-from shears.models.load import DTYPES
+from shears.models.devices import DTYPES
 from shears.records.artifacts import SPARSITY
 from shears.sparsity.plan import linear_name
 from shears.sparsity.prune import sparsify_model

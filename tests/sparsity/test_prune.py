@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from shears.config import SparsifyConfig
 from shears.errors import InputError
-from shears.models.blocks import decoder_blocks
-from shears.models.load import linears, weight_oi
+from shears.models.blocks import decoder_blocks, linears, weight_oi
 from shears.sparsity.plan import choose
 from shears.sparsity.prune import sparsify_model
 from tests.tiny import CONFIGS, LONGEST, VOCABULARY, tiny_model

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.targets import EXPERTS
 from shears.errors import InputError
+from shears.models.sparse_adapter import MASK
 
-MASK = "rank_mask"
 # variants that use the weight of lora_A without calling it, so that no hook on it runs
 BYPASSING_A = ("ArrowLinearVariant", "MontecloraLinearVariant", "QALoraLinearVariant", "VeloraLinearVariant")
 

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from shears.adapt.space import SearchSpace
 from shears.config.targets import matching
 from shears.errors import InputError
-from shears.models.blocks import decoder_blocks
-from shears.models.load import linears, weight_oi
+from shears.models.blocks import decoder_blocks, linears, weight_oi
 
 
 def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:

@@ -5,7 +5,6 @@ Shapes: R rank, O output and I input features of a linear. A linear computes (W 
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -17,28 +16,29 @@ from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.elastic import lora_layers
 from shears.errors import InputError
-from shears.models.blocks import sharing_a_weight
-from shears.models.load import weight_oi
-from shears.records.artifacts import RECOVERY, RECOVERY_FOLDER, check_input, read_record, weights_fingerprint
+from shears.models.blocks import sharing_a_weight, weight_oi
+from shears.models.ref import ModelRef
+from shears.records.artifacts import RECOVERY, RECOVERY_FOLDER, check_input, read_record
 from shears.records.peft_files import ADAPTER_WEIGHTS, PREFIX, A, B
 
 logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def start_from_recovery(model: PeftModel, folder: Path, adapter: str = "default") -> None:
-    """Set the adapter to the first components of the recovery in `folder`, that of the sparse base.
+def start_from_recovery(model: PeftModel, base: ModelRef, adapter: str = "default") -> None:
+    """Set the adapter to the first components of the recovery in the folder of the sparse base.
 
     The adapter's scaling is folded in, so that scaling * B A is the recovery's product of that rank. For ranks beyond
     the recovery's components with energy, A's rows stay as they are and B's columns are zero.
     InputError if the recovery is missing, was made for other weights, or lacks a linear of the adapter.
     """
-    tensors = _read_recovery(folder)
+    folder = base.folder / RECOVERY_FOLDER
+    tensors = _read_recovery(base)
     short: list[int] = []  # the number of components of each linear that has too few
     for name, layer in lora_layers(model, adapter):
         if PREFIX + name + A not in tensors:
             raise InputError(
-                f"init recovery needs a recovery of every linear with an adapter, {folder / RECOVERY_FOLDER} has none "
+                f"init recovery needs a recovery of every linear with an adapter, {folder} has none "
                 f"of {name}; leave it out of groups, or let sparsify prune it"
             )
         recovered_a = tensors[PREFIX + name + A]
@@ -58,13 +58,13 @@ def start_from_recovery(model: PeftModel, folder: Path, adapter: str = "default"
         )
 
 
-def _read_recovery(folder: Path) -> dict[str, Tensor]:
+def _read_recovery(base: ModelRef) -> dict[str, Tensor]:
     """Return the recovery's tensors; its alpha is its rank, so that their product needs no scaling."""
-    recovery = folder / RECOVERY_FOLDER
+    recovery = base.folder / RECOVERY_FOLDER
     if not (recovery / RECOVERY).is_file():
         raise InputError(f"init recovery needs {recovery}; make it with shears sparsify --recover-rank N")
     record = read_record(recovery, RECOVERY)
-    check_input(f"the base model of {recovery}", record["base_fingerprint"], weights_fingerprint(folder))
+    check_input(f"the base model of {recovery}", record["base_fingerprint"], base.fingerprint)
     tensors: dict[str, Tensor] = load_file(recovery / ADAPTER_WEIGHTS)
     return tensors
 

@@ -9,11 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.space import SearchSpace
-from shears.adapt.sparse_adapter import make_sparse
 from shears.errors import InputError
-from shears.models.load import model_folder
-from shears.models.vocabulary import load_both
-from shears.records.artifacts import SEARCH_SPACE, check_input, inherited, weights_fingerprint, whole_record
+from shears.models.load import load_both, put_adapter
+from shears.models.ref import ModelRef, resolve
+from shears.records.artifacts import SEARCH_SPACE, check_input, inherited, read_record
 
 
 class SuperAdapter(NamedTuple):
@@ -59,12 +58,13 @@ def base_of(folder: Path, record: dict[str, Any], model: str | None = None) -> s
     return model or recorded
 
 
-def checked_base(folder: Path, record: dict[str, Any], model: str | None = None) -> str:
-    """Return the base model as `base_of` does; InputError if it is not the one the adapter was trained on."""
-    base = base_of(folder, record, model)
-    if model is None and os.path.isabs(base) and not os.path.exists(base):
-        raise InputError(f"the base model of {folder} must be where it was, there is no {base}; name it with --model")
-    check_input(f"the base model {base}", record["base_fingerprint"], weights_fingerprint(model_folder(base)))
+def checked_base(folder: Path, record: dict[str, Any], model: str | None = None) -> ModelRef:
+    """Return the base model that `base_of` names; InputError if it is not the one the adapter was trained on."""
+    name = base_of(folder, record, model)
+    if model is None and os.path.isabs(name) and not os.path.exists(name):
+        raise InputError(f"the base model of {folder} must be where it was, there is no {name}; name it with --model")
+    base = resolve(name)
+    check_input(f"the base model {name}", record["base_fingerprint"], base.fingerprint)
     return base
 
 
@@ -76,12 +76,9 @@ def load_super_adapter(
     InputError if the base is not the one it was trained on.
     """
     folder = Path(folder)
-    record = whole_record(folder, SEARCH_SPACE, "groups", "base", "base_fingerprint")
+    record = read_record(folder, SEARCH_SPACE, "groups", "base", "base_fingerprint")
     base = checked_base(folder, record, model)
     network, tokenizer = load_both(base, dtype, device)
-    peft_model = PeftModel.from_pretrained(network, str(folder))
-    peft_model.eval()
-    if record.get("sparse_adapter", False):
-        make_sparse(peft_model)
-    known = {**inherited(model_folder(base)), **record}
+    peft_model = put_adapter(network, folder, masked=record.get("sparse_adapter", False))
+    known = {**inherited(base.record), **record}
     return SuperAdapter(peft_model, tokenizer, make_elastic(peft_model, space_of_record(record)), known)

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,15 +16,16 @@ from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.groups import build_space, target_modules
 from shears.adapt.initial import start_from_principal, start_from_recovery
 from shears.adapt.space import SearchSpace
-from shears.adapt.sparse_adapter import make_sparse
 from shears.config import TrainConfig
 from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.errors import InputError, first_line
 from shears.models.blocks import sharing_a_weight
-from shears.models.load import DTYPES, load_model, load_tokenizer, model_folder, pick_device, resolved_precision
+from shears.models.devices import DTYPES, pick_device, resolved_precision
+from shears.models.load import load_model, load_tokenizer, num_embeddings, refuse_unknown
 from shears.models.losses import within_context
 from shears.models.quantization import keep_as_quantized, quantization_config
-from shears.models.vocabulary import num_embeddings, refuse_unknown
+from shears.models.ref import ModelRef
+from shears.models.sparse_adapter import make_sparse
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Prepared(NamedTuple):
     start: dict[str, Tensor]
 
 
-def prepare(model: str | Path, settings: TrainConfig) -> Prepared:
+def prepare(model: ModelRef, settings: TrainConfig) -> Prepared:
     """Load the model, adapter and examples of `settings`. InputError for anything unusable."""
     tokenizer = load_tokenizer(model)
     examples = load_examples(settings.data, settings.template, tokenizer)
@@ -58,7 +58,7 @@ def prepare(model: str | Path, settings: TrainConfig) -> Prepared:
     peft_model = add_lora(base, space, settings)
     start: dict[str, Tensor] = {}
     if settings.init == "recovery":
-        start_from_recovery(peft_model, model_folder(model))
+        start_from_recovery(peft_model, model)
     elif settings.init == "pissa":
         start = start_from_principal(peft_model)
     elastic = make_elastic(peft_model, space)

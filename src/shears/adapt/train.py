@@ -22,7 +22,8 @@ from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
 from shears.data.rows import source_fingerprint
-from shears.models.load import pick_device, plain_folder
+from shears.models.devices import pick_device
+from shears.models.ref import ModelRef, resolve
 from shears.progress import is_first_process
 from shears.records.artifacts import (
     SEARCH_SPACE,
@@ -35,7 +36,7 @@ from shears.records.artifacts import (
 )
 from shears.records.cards.card import write_card
 from shears.records.folders import partial_folder
-from shears.records.paths import expanded, recorded_name
+from shears.records.paths import expanded
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.records.version import __version__
 
@@ -53,8 +54,10 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     settings = build(TrainConfig, "train", config)
     output = expanded(output)
     check_trackers(settings.report_to)
+    base = resolve(model)
+    base.refuse_package("train")
     origin = {
-        "base_fingerprint": weights_fingerprint(plain_folder(model, "train")),
+        "base_fingerprint": base.fingerprint,
         "data_sha256": source_fingerprint(settings.data),
     }
     fixed = _fixed(settings, origin)
@@ -66,7 +69,7 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
         is_saved = (work / SEARCH_SPACE).is_file()  # interrupted between saving and renaming the folder
         wait()  # before the first process continues and renames the folder
         if not is_saved:
-            _fit_and_save(model, work, settings, {"base": recorded_name(model), **origin})
+            _fit_and_save(base, work, settings, {"base": base.recorded_name, **origin})
         if is_first_process():
             write_card(work)
             shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needs them until all is saved
@@ -83,7 +86,7 @@ def _fixed(settings: TrainConfig, origin: Mapping[str, str | None]) -> dict[str,
     return {**origin, **{name: value for name, value in as_data(settings).items() if name not in changeable}}
 
 
-def _fit_and_save(model: str | Path, work: Path, settings: TrainConfig, origin: dict[str, str | None]) -> None:
+def _fit_and_save(model: ModelRef, work: Path, settings: TrainConfig, origin: dict[str, str | None]) -> None:
     prepared = raise_in_all(lambda: prepare(model, settings))
     fit(prepared, work, settings)
     wait()  # for checkpoints that other processes still write

@@ -12,14 +12,15 @@ NAME = "states"
 
 
 class Activations:
-    """A list of tensors of which at most `budget` bytes stay in memory (None: all of them).
+    """A list of tensors of which at most `budget` bytes stay in memory (None: no limit).
 
-    What does not fit is written to a temporary folder below `folder` (None: the system's) and read when it is asked
-    for, onto the device it came from. Close it, or use it in a `with`, to delete the files.
+    Other tensors are written to a temporary folder below `folder` (None: the system's) and read at each access, onto
+    the device that they came from. `close`, or a `with` block, deletes the files.
     """
 
     def __init__(self, budget: int | None = None, folder: Path | None = None) -> None:
-        self._budget, self._folder = budget, folder
+        self._budget = budget
+        self._folder = folder
         self._kept: dict[int, Tensor] = {}
         self._devices: list[torch.device] = []
         self._used = 0
@@ -41,7 +42,8 @@ class Activations:
         self._forget(index)
         size = tensor.numel() * tensor.element_size()
         if self._budget is None or self._used + size <= self._budget:
-            self._kept[index], self._used = tensor, self._used + size
+            self._kept[index] = tensor
+            self._used += size
         else:
             save_file({NAME: tensor.contiguous()}, self._path(index))
         self._devices[index] = tensor.device
@@ -53,7 +55,7 @@ class Activations:
 
     @property
     def num_spilled(self) -> int:
-        """How many tensors wait on the disk."""
+        """The number of tensors on the disk."""
         return len(self) - len(self._kept)
 
     def close(self) -> None:

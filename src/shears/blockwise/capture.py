@@ -1,10 +1,10 @@
-"""What a block's weights are multiplied with while the block runs.
+"""Capture the inputs that a block's weights are multiplied with while the block runs, and their statistics.
 
-Shapes: T tokens, O output features, I input features, E experts, F either of an expert's I and O.
+Shapes: T tokens, O output features, I input features, E experts.
 
-Not modules are watched but multiplications: a weight is recognised by the place of its first number in memory, so that
-it does not matter whether a linear is called or its weight used on its own, or how a stack of experts is sliced.
-A linear whose outputs are multiplied in groups, each with inputs of its own (DeepSeek V4), is not seen.
+Multiplications are watched, not modules: a weight is recognised by the address of its first number, whether its linear
+is called, its weight is used directly, or a stack of experts is sliced (decision 13). A linear whose outputs are
+multiplied in groups, each with inputs of its own (DeepSeek V4), is not seen.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,9 +21,9 @@ from shears.blockwise.matrices import Matrix
 from shears.errors import InputError
 
 Receive = Callable[[Matrix, Float[Tensor, "T I"]], None]
-# the experts implementations of transformers whose multiplications are seen expert by expert
+# experts implementations of transformers in which the multiplications of each expert can be watched
 SEEN_EXPERTS = frozenset({"eager", "grouped_mm"})
-# multiplications by name: where the left factor stands, and whether the right one comes as O I (else as I O)
+# multiplications by name: position of the left factor, and whether the right factor is O x I (else I x O)
 PRODUCTS = {
     "linear": (0, True),
     "matmul": (0, False),
@@ -41,12 +41,12 @@ FACTORS = ("input", "self", "mat1", "batch1", "mat_a", "weight", "tensor2", "oth
 
 
 class Captured:
-    """While the `with` lasts, `receive(matrix, inputs)` is called for every multiplication with one of the matrices.
+    """A context that calls `receive(matrix, inputs)` for every multiplication with one of the matrices.
 
-    `inputs` are T x I in the dtype they come in; they must not be changed. Calls in a row with the same tensor (q, k
-    and v) get the same object. `receive` runs without gradients and without autocast. A matrix that meets no token, as
-    an expert may, is not received. The parameters must be real (not meta) on entry and stay where they are.
-    InputError where a weight is multiplied along the side taken for its outputs.
+    `inputs` are T x I in their own dtype and must not be changed. Consecutive calls with the same tensor (q, k and v)
+    get the same object. `receive` runs without gradients and without autocast. It is not called for a matrix without
+    tokens, such as an unused expert. On entry the parameters must not be on the meta device, and they must not move.
+    InputError where a weight is multiplied along the side that was taken for its outputs.
     """
 
     def __init__(self, model: nn.Module, block: nn.Module, matrices: Sequence[Matrix], receive: Receive) -> None:
@@ -58,13 +58,13 @@ class Captured:
 
     def __enter__(self) -> "Captured":
         views = [(matrix, matrix.view(self._model)) for matrix in self._matrices]
-        places = {view.data_ptr(): (matrix, view) for matrix, view in views}
-        assert 0 not in places, "matrices must not be on the meta device"
-        assert len(places) == len(views), "every matrix must have memory of its own"
+        by_address = {view.data_ptr(): (matrix, view) for matrix, view in views}
+        assert 0 not in by_address, "matrices must not be on the meta device"
+        assert len(by_address) == len(views), "every matrix must have memory of its own"
         self._open.enter_context(seen_experts(self._block))
         stacks = {matrix.parameter for matrix in self._matrices if matrix.index is not None}
         starts = frozenset(self._model.get_parameter(name).data_ptr() for name in stacks)
-        self._open.enter_context(_Watch(places, starts, self._receive))
+        self._open.enter_context(_Watch(by_address, starts, self._receive))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -73,7 +73,7 @@ class Captured:
 
 @contextmanager
 def seen_experts(block: nn.Module) -> Iterator[None]:
-    """Let experts below a module run by an implementation that can be watched: for a while by `eager`, if need be."""
+    """Run the experts of a module with an implementation that can be watched: `eager` where theirs cannot."""
     modules = [module for module in block.modules() if hasattr(module, "is_transposed")]
     configs = {id(config): config for module in modules if (config := getattr(module, "config", None)) is not None}
     unseen = [(config, config._experts_implementation) for config in configs.values()]
@@ -88,14 +88,15 @@ def seen_experts(block: nn.Module) -> Iterator[None]:
 
 
 class _Watch(TorchFunctionMode):
-    """Looks at every call of torch; torch leaves the mode off while this looks, so `receive` is not watched.
+    """A mode that inspects every call of torch. torch disables it meanwhile, so that `receive` is not watched.
 
-    `stacks` are the places of whole stacks, of which not every matrix need be among `places`.
+    `views` has the matrices by the address of their first number, `stacks` the addresses of whole stacks of experts.
     """
 
-    def __init__(self, places: dict[int, tuple[Matrix, Tensor]], stacks: Collection[int], receive: Receive) -> None:
+    def __init__(self, views: dict[int, tuple[Matrix, Tensor]], stacks: Collection[int], receive: Receive) -> None:
         super().__init__()
-        self._places, self._stacks = places, stacks
+        self._views = views
+        self._stacks = stacks
         self._receive = receive
         self._last: tuple[Tensor, int, Tensor] | None = None
 
@@ -110,23 +111,23 @@ class _Watch(TorchFunctionMode):
         product = PRODUCTS.get(getattr(func, "__name__", ""))
         if product is not None:
             with torch.no_grad():
-                self._look(product, args, keywords)
+                self._inspect(product, args, keywords)
         return func(*args, **keywords)
 
-    def _look(self, product: tuple[int, bool], args: Sequence[Any], keywords: dict[str, Any]) -> None:
+    def _inspect(self, product: tuple[int, bool], args: Sequence[Any], keywords: dict[str, Any]) -> None:
         at, outputs_first = product
         left, right = _factors(args, keywords, at)
         if not isinstance(left, Tensor) or not isinstance(right, Tensor):
             return
-        place = right.data_ptr()
-        if (right.ndim == 2 and place in self._places) or place in self._stacks:
+        address = right.data_ptr()
+        if (right.ndim == 2 and address in self._views) or address in self._stacks:
             for weight, inputs in _pairs(left, right.mT if outputs_first else right, keywords.get("offs")):
-                self._found(weight, inputs)
-        elif left.data_ptr() in self._places and left.ndim == 2 and right.ndim > 1:
-            self._found(left.mT, right.mT)  # weight times inputs, as Mamba's time step
+                self._pass_on(weight, inputs)
+        elif left.data_ptr() in self._views and left.ndim == 2 and right.ndim > 1:
+            self._pass_on(left.mT, right.mT)  # weight times inputs, as in Mamba's time step
 
-    def _found(self, weight: Float[Tensor, "I O"], inputs: Tensor) -> None:
-        matrix, view = self._places.get(weight.data_ptr(), (None, None))
+    def _pass_on(self, weight: Float[Tensor, "I O"], inputs: Tensor) -> None:
+        matrix, view = self._views.get(weight.data_ptr(), (None, None))
         if matrix is None or view is None or not inputs.numel():
             return
         _check_side(matrix, view, weight)
@@ -134,7 +135,7 @@ class _Watch(TorchFunctionMode):
             self._receive(matrix, self._tokens(inputs))
 
     def _tokens(self, inputs: Tensor) -> Float[Tensor, "T I"]:
-        """Return the inputs as T x I; the same object for calls in a row with a tensor that has not changed."""
+        """Return the inputs as T x I: the same object for consecutive calls with an unchanged tensor."""
         if self._last is not None and self._last[0] is inputs and self._last[1] == inputs._version:
             return self._last[2]
         tokens = inputs.detach().reshape(-1, inputs.shape[-1])
@@ -143,7 +144,7 @@ class _Watch(TorchFunctionMode):
 
 
 def _factors(args: Sequence[Any], keywords: dict[str, Any], at: int) -> tuple[Any, Any]:
-    """Return the two factors of a multiplication, by position or else by the names torch's signatures give them."""
+    """Return the two factors of a multiplication, by position or by their names in torch's signatures."""
     given = (*args, *(keywords[name] for name in FACTORS if name in keywords))
     return given[at : at + 2] if len(given) >= at + 2 else (None, None)
 
@@ -151,8 +152,8 @@ def _factors(args: Sequence[Any], keywords: dict[str, Any], at: int) -> tuple[An
 def _pairs(inputs: Tensor, weight: Tensor, offsets: Any) -> Iterator[tuple[Float[Tensor, "I O"], Tensor]]:
     """Yield each I x O weight with its inputs: itself, or the members of a batched or grouped multiplication.
 
-    Grouped inputs are sorted by expert, `offsets` (E) tells where each expert's end. In a batched multiplication every
-    expert gets a row for every token; rows of zeros, as routing leaves them (Llama 4), are no tokens of the expert.
+    Grouped inputs are sorted by expert, and `offsets` (E) has the end of each expert's rows. In a batched product every
+    expert gets a row for every token; rows of zeros (Llama 4's routing makes them) are no tokens of the expert.
     """
     if weight.ndim == 2:
         yield weight, inputs
@@ -167,9 +168,61 @@ def _pairs(inputs: Tensor, weight: Tensor, offsets: Any) -> Iterator[tuple[Float
 
 
 def _check_side(matrix: Matrix, view: Float[Tensor, "O I"], weight: Float[Tensor, "_ _"]) -> None:
-    """Check that the side multiplied along (the first of `weight`) is the matrix's inputs."""
+    """Raise InputError where the side multiplied along (the first of `weight`) is not the matrix's inputs."""
     if weight.shape[0] != matrix.shape[1] or (min(matrix.shape) > 1 and weight.stride(0) != view.stride(1)):
         raise InputError(
             f"{matrix.name} must be multiplied along its {matrix.shape[1]} inputs, this architecture multiplies along "
             "what was taken for its outputs; it cannot be pruned, leave it out of the targets"
         )
+
+
+class InputNorms:
+    """L2 norms of every input feature. Squares are summed in float32 within a call and in float64 across calls.
+
+    Weights that are multiplied consecutively with the same tensor (q, k and v) share the computation.
+    """
+
+    def __init__(self) -> None:
+        self._totals: dict[Matrix, Float[Tensor, " _"]] = {}
+        self._last: tuple[Tensor, Float[Tensor, " I"]] | None = None
+
+    def receive(self, matrix: Matrix, inputs: Float[Tensor, "T I"]) -> None:
+        """Add the squares of some tokens' inputs."""
+        if self._last is None or self._last[0] is not inputs:
+            self._last = (inputs, inputs.float().square().sum(0).cpu().double())
+        squares = self._last[1]
+        self._totals[matrix] = self._totals[matrix] + squares if matrix in self._totals else squares
+
+    def of(self, matrix: Matrix) -> Float[Tensor, " I"] | None:
+        """Return ||X_i||_2 in float64 on the CPU; None for a weight without tokens."""
+        total = self._totals.get(matrix)
+        return None if total is None else total.sqrt()
+
+
+class InputMoments:
+    """Second moments X^T X (I x I, float32, on the inputs' device).
+
+    Weights that are always multiplied with the same tensors (q, k and v) share one matrix of moments.
+    """
+
+    def __init__(self) -> None:
+        self._moments: dict[Matrix, Float[Tensor, "I I"]] = {}
+        self._owner: dict[Matrix, Matrix] = {}
+        self._last: tuple[Tensor, Matrix] | None = None
+
+    def receive(self, matrix: Matrix, inputs: Float[Tensor, "T I"]) -> None:
+        """Add the products of some tokens' inputs."""
+        if self._last is not None and self._last[0] is inputs:
+            self._owner.setdefault(matrix, self._last[1])
+            return
+        owner = self._owner.setdefault(matrix, matrix)
+        self._last = (inputs, owner)
+        tokens = inputs.float()
+        if owner not in self._moments:
+            self._moments[owner] = torch.zeros(tokens.shape[1], tokens.shape[1], device=tokens.device)
+        self._moments[owner].addmm_(tokens.T, tokens)
+
+    def of(self, matrix: Matrix) -> Float[Tensor, "I I"] | None:
+        """Return X^T X; None for a weight without tokens."""
+        owner = self._owner.get(matrix)
+        return None if owner is None else self._moments[owner]

@@ -1,10 +1,10 @@
-"""Which weights of a decoder block can be pruned, whatever the architecture: linears, and experts kept in one tensor.
+"""The weights of a decoder block that can be pruned, in any architecture: linears, and experts stacked in one tensor.
 
 Shapes: O output features, I input features, E experts, F features between an expert's two matrices, H hidden features.
 
-A linear (or Conv1D) is one matrix. A 3-D parameter is a stack of matrices, one an expert, where its module names its
-length: some whole number there called `...experts...` equals E (`num_experts`, `total_experts`). That leaves out the
-3-D weights of convolutions, state-space models and token mixing. Routers are no matrices: see `kept_dense`.
+A linear (or Conv1D) is one matrix. A 3-D parameter is a stack of E matrices, one an expert, where its module has an
+attribute equal to E whose name contains `experts` (`num_experts`, `total_experts`). This excludes the 3-D weights of
+convolutions, state-space models and token mixing. Routers are excluded too: see `kept_dense`.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ from transformers.pytorch_utils import Conv1D
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight that can be pruned; `parameter` holds it, whole or as slice `index` of a stack.
+    """A weight that can be pruned: the parameter of that name, or slice `index` of it where it is a stack.
 
     `name` is unique in the model: `model.layers.0.mlp.up_proj`, `model.layers.0.mlp.experts.gate_up_proj.3`.
-    `shape` is (outputs, inputs); a `transposed` one is stored inputs x outputs (Conv1D, the experts of GPT-OSS).
+    `shape` is (outputs, inputs); a `transposed` weight is stored as inputs x outputs (Conv1D, the experts of GPT-OSS).
     """
 
     name: str
@@ -31,11 +31,11 @@ class Matrix:
     shape: tuple[int, int]
 
     def view(self, model: nn.Module) -> Float[Tensor, "O I"]:
-        """Return the weight as it is in the model now: writing to it in place changes the parameter."""
+        """Return a view of the weight in the model: writing to it in place changes the parameter."""
         return self.cut(model.get_parameter(self.parameter).detach())
 
     def cut(self, stored: Tensor) -> Float[Tensor, "O I"]:
-        """Return the weight's part of its parameter, or of something of the parameter's shape, such as a gradient."""
+        """Return the weight's part of its parameter, or of a tensor of the parameter's shape, such as a gradient."""
         matrix = stored if self.index is None else stored[self.index]
         return matrix.T if self.transposed else matrix
 
@@ -43,43 +43,42 @@ class Matrix:
 def block_matrices(prefix: str, block: nn.Module) -> list[Matrix]:
     """Return every weight of the block that can be pruned, in the order of definition.
 
-    `prefix` is the block's name in the model, empty for the model itself. Only shapes are looked at, so that parameters
-    may be on the meta device.
+    `prefix` is the block's name in the model, empty for the model itself. Parameters may be on the meta device.
     """
     dense = kept_dense(block)
-    found: list[Matrix] = []
+    matrices: list[Matrix] = []
     for name, module in block.named_modules():
         full = ".".join(part for part in (prefix, name) if part)
         if isinstance(module, nn.Linear | Conv1D):
             if f"{name}.weight" not in dense:
-                found.append(linear_matrix(full, module))
+                matrices.append(linear_matrix(full, module))
         else:
-            found.extend(_slices(full, module))
-    return found
+            matrices.extend(_slices(full, module))
+    return matrices
 
 
 def kept_dense(block: nn.Module) -> dict[str, int]:
-    """Return the weights left dense on purpose, by name in the block, with their number.
+    """Return the number of weights of each parameter that is left dense on purpose, by name in the block.
 
-    They are those that choose experts: all below a module called router (or of a class called so), those with as many
-    outputs as there are experts in a module called gate or one that names this number, and linears with a single
-    output, the gates of shared experts. A wrong choice of expert costs more than so few weights could save.
+    These parameters choose experts: all below a module whose name or class contains router; those with as many outputs
+    as there are experts, in a module called gate or one that names this number; and linears with a single output, the
+    gates of shared experts. A wrong choice of expert costs more than so few weights could save.
     """
     experts = _expert_counts(block)
     routers = tuple(f"{name}." for name, module in block.named_modules() if _is_router(name, module))
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for name, module in block.named_modules():
         for key, weight in module.named_parameters(recurse=False):
             chooses = f"{name}.".startswith(routers) or _is_gate(name, module, weight, experts)
             if weight.ndim == 2 and not key.endswith("bias") and chooses:
-                found[f"{name}.{key}" if name else key] = weight.numel()
-    return found
+                sizes[f"{name}.{key}" if name else key] = weight.numel()
+    return sizes
 
 
 def uncovered_parameters(block: nn.Module) -> dict[str, int]:
-    """Return the other parameters of two or more dimensions that are in no matrix, by name in the block.
+    """Return the number of weights of each parameter that neither `block_matrices` nor `kept_dense` covers.
 
-    The values are numbers of weights. Stacks of biases are no weights; those of `kept_dense` are not repeated here.
+    The keys are names in the block. Only parameters of two or more dimensions count, and no stacks of biases.
     """
     covered = {matrix.parameter.removeprefix("block.") for matrix in block_matrices("block", block)}
     covered |= kept_dense(block).keys()
@@ -98,7 +97,7 @@ def linear_matrix(name: str, linear: nn.Module) -> Matrix:
 
 
 def _slices(name: str, module: nn.Module) -> Iterator[Matrix]:
-    """Yield the matrices of the stacks that a module holds itself."""
+    """Yield the matrices of the stacks that are a module's own parameters."""
     stacks = _stacks(module)
     transposed = _stored_transposed(module, list(stacks.values()))
     for key, (count, rows, columns) in stacks.items():
@@ -117,11 +116,11 @@ def _stacks(module: nn.Module) -> dict[str, tuple[int, int, int]]:
 
 
 def _stored_transposed(module: nn.Module, shapes: list[tuple[int, int, int]]) -> bool:
-    """Tell whether the module's stacks are E I O rather than E O I.
+    """Tell whether the module's stacks are E x I x O rather than E x O x I.
 
-    Most of transformers' experts say so (`is_transposed`). Of the others the first stack goes from H to F or 2 F and
-    the next from F to H: E F H, E H F read as usual share H as the first one's inputs and the next one's outputs;
-    where only the transposed reading shares it, they are transposed (Llama 4).
+    Most experts of transformers have the attribute `is_transposed`. In the others, the first stack maps H features to F
+    or 2 F and the next maps F to H: read as E x O x I, the first one's inputs are as many as the next one's outputs.
+    Where only the transposed reading fits, the stacks are transposed (Llama 4).
     """
     known = getattr(module, "is_transposed", None)
     if isinstance(known, bool):
@@ -131,12 +130,12 @@ def _stored_transposed(module: nn.Module, shapes: list[tuple[int, int, int]]) ->
 
 
 def _named_counts(module: nn.Module) -> set[int]:
-    """Return the whole numbers that a module holds under a name with `experts`."""
+    """Return the whole numbers among a module's attributes whose names contain `experts`."""
     return {value for key, value in vars(module).items() if "experts" in key and type(value) is int}
 
 
 def _expert_counts(block: nn.Module) -> set[int]:
-    """Return all the numbers of experts there may be in a block: as its modules name them, or as long as lists are."""
+    """Return the possible numbers of experts in a block: attributes of its modules, and lengths of lists of experts."""
     named = [child for name, child in block.named_modules() if name.endswith("experts")]
     lists = {len(child) for child in named if isinstance(child, nn.ModuleList)}
     return lists.union(*(_named_counts(module) for module in block.modules()))

@@ -1,22 +1,142 @@
-"""Where a walk gets its decoder blocks from: a model in memory, or files of which one block is read at a time."""
+"""Sources of decoder blocks: a model in memory, or files of which one block is read and written at a time.
+
+skeleton = Skeleton.open(folder)
+skeleton.load_rest()                                  # embeddings, last norm, head
+writer = TensorWriter(skeleton.files, output)
+for name in ("model.layers.0", "model.layers.1"):
+    skeleton.load(name)
+    ...                                               # use and change the block of skeleton.model
+    skeleton.store(name, writer, changed_parameters)
+    skeleton.evict(name)
+writer.finish()                                       # copies the other tensors
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from shears.blockwise.skeleton import Skeleton
-from shears.checkpoints.tensor_files import TensorWriter
+from shears.checkpoints.conversion import (
+    LOADING_ERRORS,
+    META,
+    Conversion,
+    ConversionGroup,
+    UnsupportedCheckpoint,
+    empty_model,
+    make_buffers,
+    read_config,
+)
+from shears.checkpoints.tensor_files import TensorFiles, TensorWriter, in_dtype_with_zeros
+from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks
 
 
-class BlockSource(ABC):
-    """A model and its decoder blocks; only an open block's parameters need to be in memory.
+class Skeleton:
+    """A causal language model, in evaluation mode, of which only the loaded parts hold memory.
 
-    `prefix` is the name of the list of blocks, `resident` says that all of them always are in memory.
+    `files` are its tensors, `dtype` is that of loaded floating-point weights, `blocks` the name of the list of decoder
+    blocks. Buffers that no file holds are in memory from the beginning. A loaded parameter is a new object every time:
+    keep no reference to one across `load` or `evict`.
+    """
+
+    def __init__(self, model: PreTrainedModel, files: TensorFiles, dtype: torch.dtype, device: torch.device) -> None:
+        self.model = model
+        self.files = files
+        self.dtype = dtype
+        self.device = device
+        self.blocks = decoder_blocks(model)[0]
+        try:
+            self._conversion = Conversion(model, files, dtype)
+            self._refuse_entangled()
+            make_buffers(model, device)
+        except InputError:
+            raise
+        except LOADING_ERRORS as error:
+            raise UnsupportedCheckpoint(
+                f"a model read part by part must be built without memory, {files.folder} is not: {first_line(error)}"
+            ) from error
+
+    def _refuse_entangled(self) -> None:
+        for name in (name for tie in self.model.all_tied_weights_keys.items() for name in tie):
+            if _below(name, self.blocks):
+                raise UnsupportedCheckpoint(f"blocks read one by one must share no weights, {name} is shared")
+        for group in self._groups(self.blocks):
+            self._conversion.refuse_one_way(group)
+
+    @classmethod
+    def open(cls, folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> "Skeleton":
+        """Return the model of a folder, without weights; they will be loaded as `dtype` (None: the model's own).
+
+        InputError where weights are missing or files are torn; its subclass UnsupportedCheckpoint for adapters,
+        quantised checkpoints, remote code, weights that blocks share, and conversions that cannot be undone.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        files = TensorFiles(folder)
+        stored = next((files.dtype(name) for name in files.names if files.dtype(name).is_floating_point), torch.float32)
+        chosen = dtype or config.dtype or config.get_text_config().dtype or stored
+        return cls(empty_model(folder, config, chosen), files, chosen, torch.device(device))
+
+    def disk_names(self, parameter: str) -> list[str]:
+        """Return the tensors of the files that a parameter is made from; empty for one that is only tied to another."""
+        groups = self._conversion.groups
+        return [name for group in groups if parameter in group.parameters for name in group.tensors]
+
+    def load(self, prefix: str) -> None:
+        """Read the parameters and persistent buffers below a module's name, such as `model.layers.3`."""
+        self._conversion.load(self._groups(prefix), self.device)
+
+    def load_rest(self, blocks: str | None = None) -> None:
+        """Read all that is not below `blocks` (None: the decoder blocks), and tie the weights that the model ties."""
+        inside = self._groups(blocks or self.blocks)
+        self._conversion.load([group for group in self._conversion.groups if group not in inside], self.device)
+        self._conversion.tie()
+
+    def _groups(self, prefix: str) -> list[ConversionGroup]:
+        groups = self._conversion.groups
+        return [group for group in groups if any(_below(name, prefix) for name in group.parameters)]
+
+    def evict(self, prefix: str) -> None:
+        """Free the parameters and persistent buffers below a module's name; AttributeError for an unknown name."""
+        for module in self.model.get_submodule(prefix).modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                empty = torch.empty_like(parameter, device=META)
+                setattr(module, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
+            for name, buffer in module.named_buffers(recurse=False):
+                if name not in module._non_persistent_buffers_set:
+                    setattr(module, name, torch.empty_like(buffer, device=META))
+
+    def store(self, prefix: str, writer: TensorWriter, names: Collection[str] | None = None) -> None:
+        """Convert loaded parameters below `prefix` (by full name; None: all) and put them into the writer.
+
+        Parameters that are tied to them, or made from the same tensors, are written too. ValueError for a name that is
+        not below the prefix.
+        """
+        ties = self.model.all_tied_weights_keys
+        known = {name for group in self._conversion.groups for name in group.parameters}.union(ties)
+        below = {name for name in known if _below(name, prefix)}
+        wanted = below if names is None else set(names)
+        if unknown := sorted(wanted - below):
+            raise ValueError(f"names must be parameters below {prefix}, got {unknown[0]}")
+        wanted |= {name for tie in ties.items() if wanted & set(tie) for name in tie}
+        for group in self._conversion.groups:
+            if wanted.intersection(group.parameters):
+                for name, tensor in self._conversion.as_stored(group).items():
+                    writer.put(name, in_dtype_with_zeros(name, tensor, writer.dtype(name)))
+
+
+def _below(name: str, prefix: str) -> bool:
+    return name.startswith(f"{prefix}.")
+
+
+class BlockSource(ABC):
+    """A model and its decoder blocks, of which only an open one must be in memory.
+
+    `prefix` is the name of the list of blocks; `resident` is true where all blocks are in memory all the time.
     """
 
     model: PreTrainedModel
@@ -26,15 +146,15 @@ class BlockSource(ABC):
 
     @abstractmethod
     def opened(self, index: int) -> AbstractContextManager[nn.Module]:
-        """Hold a block in memory for a while."""
+        """Return a context in which a block is in memory."""
 
     @abstractmethod
     def with_head(self) -> AbstractContextManager[None]:
-        """Hold the head, which turns hidden states into logits, in memory for a while."""
+        """Return a context in which the head, which turns hidden states into logits, is in memory."""
 
     @abstractmethod
     def keep(self, index: int, parameters: Collection[str]) -> None:
-        """Keep what the named parameters of the open block have become."""
+        """Save the named parameters of the open block, as they are now."""
 
 
 class WholeModel(BlockSource):
@@ -43,7 +163,8 @@ class WholeModel(BlockSource):
     resident = True
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model, self.device = model, model.device
+        self.model = model
+        self.device = model.device
         self.prefix, self._blocks = decoder_blocks(model)
 
     @contextmanager
@@ -52,24 +173,27 @@ class WholeModel(BlockSource):
         yield self._blocks[index]
 
     def with_head(self) -> AbstractContextManager[None]:
-        """Nothing to do: it is in memory."""
+        """Return an empty context: the head is in memory."""
         return nullcontext()
 
     def keep(self, index: int, parameters: Collection[str]) -> None:
-        """Nothing to do: the model is what is kept."""
+        """Do nothing: the model itself holds the changes."""
 
 
 class StreamedModel(BlockSource):
     """One block in memory at a time, read from files and written to others.
 
-    The embeddings and what else is beside the blocks stay loaded; a head of its own is, where it is needed.
+    All beside the blocks stays in memory, except a head that is not tied to the embeddings: `with_head` loads it.
     """
 
     resident = False
 
     def __init__(self, skeleton: Skeleton, writer: TensorWriter) -> None:
-        self.model, self.device, self.prefix = skeleton.model, skeleton.device, skeleton.blocks
-        self._skeleton, self._writer = skeleton, writer
+        self.model = skeleton.model
+        self.device = skeleton.device
+        self.prefix = skeleton.blocks
+        self._skeleton = skeleton
+        self._writer = writer
         skeleton.load_rest()
         self._head = _own_head(self.model)
         if self._head is not None:
@@ -87,7 +211,7 @@ class StreamedModel(BlockSource):
 
     @contextmanager
     def with_head(self) -> Iterator[None]:
-        """Read the head from the files for a while; one that is tied to the embeddings is there."""
+        """Load the head from the files and evict it afterwards; a head tied to the embeddings is in memory."""
         if self._head is None:
             yield
             return
@@ -98,14 +222,14 @@ class StreamedModel(BlockSource):
             self._skeleton.evict(self._head)
 
     def keep(self, index: int, parameters: Collection[str]) -> None:
-        """Write the parameters to the output files."""
+        """Write the named parameters to the output files."""
         if parameters:
             self._skeleton.store(f"{self.prefix}.{index}", self._writer, parameters)
 
 
 def _own_head(model: PreTrainedModel) -> str | None:
     """Return the name of the output embeddings, or None where they are the input embeddings."""
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None or head.weight is embeddings.weight:
+    head = model.get_output_embeddings()
+    if head is None or head.weight is model.get_input_embeddings().weight:
         return None
     return next((name for name, module in model.named_modules() if module is head), None)

@@ -1,45 +1,170 @@
-"""The one block walk: every method that looks at inputs goes through a model with it, whatever the architecture.
+"""The walk through a model's decoder blocks, for every method that measures inputs, in any architecture.
 
-A block's statistics are taken on the outputs of the already changed blocks before it. The keyword arguments of every
-block are recorded per block and per batch, because blocks of one model may get different ones (sliding windows).
+A block is measured on the outputs of the blocks before it, which are already changed. Keyword arguments are recorded
+for every block and batch, because blocks of one model may get different ones (sliding windows).
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from shears.blockwise.activations import Activations
-from shears.blockwise.block_run import BlockRun, Calls, Context, Stop
-from shears.blockwise.skeleton import UnsupportedCheckpoint
+from shears.blockwise.capture import Captured, Receive
+from shears.blockwise.matrices import Matrix
 from shears.blockwise.sources import BlockSource
+from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks, replaced_forwards
-from shears.models.load import widen_norms
+from shears.models.devices import widen_norms
 from shears.progress import track
 
 logger = logging.getLogger(__name__)
 
+HIDDEN = "hidden_states"
 PROBE_TOKENS = 2
 Written = TypeVar("Written")
 Batches = Sequence[Int[Tensor, "_ _"]]
+Context = Callable[[], AbstractContextManager[Any]]
+
+
+class IrregularBlocks(InputError):  # noqa: N818  # InputError says that it is an error
+    """The model's blocks cannot be computed one after the other, each from the output of the block before it."""
+
+
+class Stop(Exception):  # noqa: N818  # no error
+    """Raised inside a forward to end it early."""
+
+
+@dataclass
+class Calls:
+    """The recorded calls of one block: for every batch, the arguments other than the hidden states."""
+
+    args: list[tuple[Any, ...]] = field(default_factory=list)
+    kwargs: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+        """Record a call and return its hidden states."""
+        rest = dict(kwargs)
+        hidden: Tensor = args[0] if args else rest.pop(HIDDEN)
+        if self.kwargs:  # equal masks and positions of consecutive batches are kept once
+            rest = {key: _shared(value, self.kwargs[-1].get(key)) for key, value in rest.items()}
+        self.args.append(tuple(args[1:]))
+        self.kwargs.append(rest)
+        return hidden
+
+    def replay(self, block: nn.Module, batch: int, hidden: Tensor) -> Tensor:
+        """Call the block with the recorded arguments of a batch and the given hidden states."""
+        output = block(hidden, *self.args[batch], **self.kwargs[batch])
+        return output[0] if isinstance(output, tuple | list) else output  # type: ignore[no-any-return]
+
+
+def _shared(value: Any, earlier: Any) -> Any:
+    """Return `earlier` where it is a tensor, or a tuple of tensors, equal to `value`; else `value`."""
+    if isinstance(value, Tensor) and isinstance(earlier, Tensor):
+        alike = value.shape == earlier.shape and value.dtype == earlier.dtype and value.device == earlier.device
+        return earlier if alike and torch.equal(value, earlier) else value
+    if isinstance(value, tuple) and isinstance(earlier, tuple) and len(value) == len(earlier):
+        return tuple(map(_shared, value, earlier))
+    return value
+
+
+@dataclass(frozen=True)
+class BlockRun:
+    """A decoder block in memory, the calls recorded of it, and its input hidden states, one tensor a batch.
+
+    `name` is the block's name in `model`; forwards run in `context` (autocast).
+    """
+
+    name: str
+    model: PreTrainedModel
+    block: nn.Module
+    hidden: Activations
+    calls: Calls
+    context: Context
+
+    @property
+    def index(self) -> int:
+        """The block's place among the model's decoder blocks."""
+        return int(self.name.rpartition(".")[2])
+
+    def forward(self, batch: int, states: Tensor | None = None) -> Tensor:
+        """Return the block's output for a batch; `states` replace the recorded hidden states."""
+        with self.context():
+            return self.calls.replay(self.block, batch, self.hidden[batch] if states is None else states)
+
+    def outputs(self) -> Iterator[Tensor]:
+        """Yield the block's output for every batch."""
+        for batch in range(len(self.hidden)):
+            yield self.forward(batch)
+
+    def measure(self, matrices: Sequence[Matrix], receive: Receive) -> None:
+        """Call `receive(matrix, inputs)` for every multiplication with one of the matrices, over all batches.
+
+        Where the first batch uses every matrix exactly once, later forwards stop after the last matrix.
+        """
+        order: list[Matrix] = []
+
+        def receive_first(matrix: Matrix, inputs: Tensor) -> None:
+            order.append(matrix)
+            receive(matrix, inputs)
+
+        self._measure_batch(0, matrices, receive_first)
+        is_once_each = len(order) == len(set(order)) == len(matrices)
+
+        def receive_until_last(matrix: Matrix, inputs: Tensor) -> None:
+            receive(matrix, inputs)
+            if matrix == order[-1]:
+                raise Stop
+
+        for batch in range(1, len(self.hidden)):
+            with suppress(Stop):
+                self._measure_batch(batch, matrices, receive_until_last if is_once_each else receive)
+
+    def groups(self, matrices: Sequence[Matrix]) -> list[list[Matrix]]:
+        """Return the matrices in the order of their use, grouped by input tensor; a stack of experts is one group.
+
+        Matrices that the first batch does not use come last.
+        """
+        order: dict[object, list[Matrix]] = {}
+        seen: set[Matrix] = set()
+        last: list[Any] = [None, 0]  # the latest input tensor, and the number of different tensors so far
+
+        def receive(matrix: Matrix, inputs: Tensor) -> None:
+            if inputs is not last[0]:
+                last[:] = [inputs, last[1] + 1]
+            if matrix not in seen:
+                key = last[1] if matrix.index is None else matrix.parameter
+                order.setdefault(key, []).append(matrix)
+                seen.add(matrix)
+
+        self._measure_batch(0, matrices, receive)
+        for matrix in matrices:
+            if matrix not in seen:
+                key = matrix.name if matrix.index is None else matrix.parameter
+                order.setdefault(key, []).append(matrix)
+        return list(order.values())
+
+    def _measure_batch(self, batch: int, matrices: Sequence[Matrix], receive: Receive) -> None:
+        with Captured(self.model, self.block, matrices, receive):
+            self.forward(batch)
+
+
 Visit = Callable[[BlockRun], None]
 
 
-class IrregularBlocks(InputError):  # noqa: N818  # says what it is, and InputError that it is an error
-    """The blocks of the model cannot be computed one after the other from what went into them."""
-
-
 class Walk:
-    """A model's blocks and calibration batches, recorded: what goes into the first block, and how each is called.
+    """A model's blocks and calibration batches: the hidden states that go into the next block, and all recorded calls.
 
-    `activations` receive the hidden states; `context` is what forwards run in (autocast). IrregularBlocks, which is an
-    InputError, where a block does not run exactly once in a forward or gets more than the hidden states of the last.
+    `activations` hold the hidden states; forwards run in `context` (autocast). IrregularBlocks, an InputError, where a
+    block does not run exactly once in a forward, or gets more than hidden states from the block before it.
     """
 
     def __init__(
@@ -49,7 +174,8 @@ class Walk:
         activations: Activations | None = None,
         context: Context | None = None,
     ) -> None:
-        self.source, self.batches = source, batches
+        self.source = source
+        self.batches = batches
         self.hidden = Activations() if activations is None else activations
         self._context: Context = nullcontext if context is None else context
         self._blocks = decoder_blocks(source.model)[1]
@@ -64,19 +190,19 @@ class Walk:
 
     @contextmanager
     def opened(self, index: int) -> Iterator[BlockRun]:
-        """Hold a block in memory."""
+        """Yield a block, in memory and in evaluation mode."""
         with self.source.opened(index) as block, evaluating(self.source.model):
             name = f"{self.source.prefix}.{index}"
             yield BlockRun(name, self.source.model, block, self.hidden, self._calls[index], self._context)
 
     def advance(self, run: BlockRun) -> None:
-        """Send the hidden states through a block. InputError, with its name, where they do not stay finite."""
+        """Replace the hidden states by the block's outputs; InputError, with its name, unless all are finite."""
         for batch, states in enumerate(run.outputs()):
             self.hidden[batch] = states
         _check_finite(self.hidden, run.name)
 
     def logits(self, batch: int, states: Tensor) -> Tensor:
-        """Return the model's logits of a batch (B T V) for the given outputs of the last block."""
+        """Return the logits (B x T x V) that the model computes from the last block's outputs for a batch."""
 
         def shadow(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -94,11 +220,11 @@ class Walk:
         return [states, *self._extras] if isinstance(self._extras, list) else (states, *self._extras)
 
     def _further_outputs(self) -> tuple[Any, ...] | list[Any] | None:
-        """Return what a block returns behind its hidden states, or None where it returns a bare tensor."""
-        seen: list[Any] = []
+        """Return the outputs of a block after its hidden states, or None where it returns a tensor, not a tuple."""
+        outputs: list[Any] = []
 
         def stop(_: nn.Module, args: Any, output: Any) -> None:
-            seen.append(output)
+            outputs.append(output)
             raise Stop
 
         handle = self._blocks[0].register_forward_hook(stop)
@@ -107,13 +233,13 @@ class Walk:
                 self.source.model(self.batches[0][:1, :PROBE_TOKENS].to(self.source.device), use_cache=False)
         finally:
             handle.remove()
-        if not seen:
+        if not outputs:
             raise self._irregular()
-        return seen[0][1:] if isinstance(seen[0], tuple | list) else None
+        return outputs[0][1:] if isinstance(outputs[0], tuple | list) else None
 
     def _record(self) -> None:
-        """Collect every block's calls and the first one's hidden states, without computing any block."""
-        left: list[Tensor] = []  # the hidden states that the block before passed on
+        """Record every block's calls and the first block's hidden states, without computing any block."""
+        left: list[Tensor] = []  # the hidden states that the block before returned
 
         def shadow(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -137,10 +263,10 @@ class Walk:
             raise self._irregular()
 
     def _check_chain(self, states: Tensor, before: Tensor, others: Sequence[Any]) -> None:
-        """Refuse what a walk cannot repeat: work between two blocks, and blocks that pass on more than their states."""
+        """Raise IrregularBlocks for computation between two blocks, and for blocks that pass on more than states."""
         name = type(self.source.model).__name__
         if states is not before and not torch.equal(states, before):
-            raise IrregularBlocks(f"nothing must be computed between two decoder blocks; {name} does compute there")
+            raise IrregularBlocks(f"nothing may be computed between two decoder blocks; {name} computes there")
         passed = [extra for extra in self._extras or () if isinstance(extra, Tensor)]
         if any(value is extra for extra in passed for value in others):
             raise IrregularBlocks(f"decoder blocks must pass on hidden states alone; those of {name} pass on more")
@@ -152,9 +278,9 @@ class Walk:
 
 @torch.no_grad()
 def walk_blocks(walk: Walk, visit: Visit, title: str = "sparsify") -> None:
-    """Go through the decoder blocks in order: let `visit` measure and change a block, feed the next with its outputs.
+    """Visit the decoder blocks in order: `visit` measures and changes a block, whose outputs go into the next one.
 
-    The model is left without hooks, also after an error. InputError where hidden states are not finite.
+    No hook stays on the model, also after an error. InputError where hidden states are not finite.
     """
     for index in track(range(len(walk)), title, len(walk), "block"):
         with walk.opened(index) as run:
@@ -164,21 +290,21 @@ def walk_blocks(walk: Walk, visit: Visit, title: str = "sparsify") -> None:
 
 
 def by_block_or_whole(work: Path, by_block: Callable[[], Written], whole: Callable[[], Written]) -> Written:
-    """Write a model's files to `work` block by block, or, where it cannot be read or walked so, from memory."""
+    """Write a model's files to `work` block by block or, where the model does not allow that, from memory."""
     try:
         return by_block()
     except (UnsupportedCheckpoint, IrregularBlocks) as error:
         logger.warning("%s; the whole model is loaded into memory", error)
     for file in work.glob("*.safetensors*"):
-        file.unlink()  # begun block by block
+        file.unlink()  # unfinished files of the attempt block by block
     return whole()
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off for a while, and RWKV's halving of hidden states and weights, which is for float16 alone.
+    """Run the model in evaluation mode, its fp16 LayerNorms widened (`widen_norms`).
 
-    LayerNorms are widened meanwhile (`widen_norms`).
+    RWKV's halving of hidden states and weights, which only float16 needs, is off too.
     """
     training = [module for module in model.modules() if module.training]
     config = getattr(model, "config", None)

@@ -1,7 +1,7 @@
-"""How transformers makes a model's parameters of the tensors in its files, and how they become tensors again.
+"""Convert the tensors in a model's files into the parameters of transformers' model, and back.
 
-Everything of transformers that is not its public interface is used here alone; tests/test_skeleton.py pins it. One
-tensor may become several parameters (a fused one on disk) or many tensors one (experts, which lie one by one on disk).
+One tensor may become several parameters (a fused tensor on disk), and many tensors one parameter (experts that lie one
+by one on disk). Only this module uses what is not public in transformers; tests/checkpoints/test_conversion.py pins it.
 """
 
 from collections import defaultdict
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
@@ -26,56 +28,64 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils.logging import set_tqdm_hook
 
-from shears.checkpoints.loading_errors import LOADING_ERRORS
 from shears.checkpoints.tensor_files import TensorFiles, refuse_missing
 from shears.errors import InputError, first_line
 from shears.records.peft_files import ADAPTER_CONFIG
 
 META = torch.device("meta")
 
+LOADING_ERRORS = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, RuntimeError,
+    ImportError, AssertionError, StrictDataclassError, SafetensorError,
+)  # fmt: skip
+"""Raised while transformers loads a model from its files."""
+
 
 class UnsupportedCheckpoint(InputError):  # noqa: N818  # InputError says that it is an error
-    """The model cannot be read part by part; `models.load_model` may still load it whole, or say what is wrong."""
+    """The model cannot be read part by part; `load_model` may still load it whole, or raise a clearer error."""
 
 
 @dataclass(frozen=True)
-class Group:
-    """Parameters (or persistent buffers) of the model and tensors of the files that are made from each other."""
+class ConversionGroup:
+    """Parameters (or persistent buffers) of the model and the tensors of the files that they are converted from."""
 
     parameters: tuple[str, ...]
     tensors: tuple[str, ...]
 
 
-class _Stored:
-    """A tensor of the files that is read when it is indexed, as transformers does with a safetensors slice."""
+class _LazyTensor:
+    """A tensor of the files that is read when transformers indexes it, like a slice of safetensors."""
 
     def __init__(self, files: TensorFiles, name: str) -> None:
-        self._files, self._name = files, name
+        self._files = files
+        self._name = name
 
     def __getitem__(self, _: object) -> Tensor:
         return self._files.load(self._name)
 
 
 class Conversion:
-    """The rules between a model on the meta device and its files, tried on shapes alone when they are made.
+    """The conversion rules between a model on the meta device and its files, tried on shapes when this is made.
 
-    `groups` says what is made from what. InputError where the files lack a weight; UnsupportedCheckpoint where the
-    rules need a tensor's values, or do not say what a parameter is made from.
+    `groups` are the parts that can be converted on their own. InputError where the files lack a weight;
+    UnsupportedCheckpoint where the rules need a tensor's values, or do not name the source of a parameter.
     """
 
     def __init__(self, model: PreTrainedModel, files: TensorFiles, dtype: torch.dtype) -> None:
-        self.model, self.files, self.dtype = model, files, dtype
+        self.model = model
+        self.files = files
+        self.dtype = dtype
         self._rules: list[Any] = list(get_model_conversion_mapping(model))
         shapes = {name: torch.empty(files.shape(name), dtype=files.dtype(name), device=META) for name in files.names}
-        tried = self._convert(shapes, META)
-        self._absent = set(tried.missing_keys)
-        self._refuse_incomplete(tried)
+        report = self._convert(shapes, META)
+        self._absent = set(report.missing_keys)
+        self._refuse_incomplete(report)
         self.groups = self._find_groups([name for name in model.state_dict() if name not in self._absent])
 
     def _convert(self, tensors: Mapping[str, Any], device: torch.device) -> Any:
-        """Let transformers set parameters of the model; return its report."""
+        """Let transformers set parameters of the model; return its loading report."""
         config = LoadStateDictConfig(
-            device_map={"": device, "no parameter": "disk"},  # a disk makes it read one by one, without threads
+            device_map={"": device, "no parameter": "disk"},  # with a disk it reads one by one, without threads
             dtype=self.dtype,
             dtype_plan=self.model._get_dtype_plan(self.dtype),
             weight_mapping=self._rules,
@@ -84,74 +94,78 @@ class Conversion:
             report, _ = convert_and_load_state_dict_in_model(self.model, dict(tensors), config, None)
         return report
 
-    def _refuse_incomplete(self, tried: Any) -> None:
-        """Refuse what transformers would fill with random numbers; tie what the files hold once."""
-        if errors := tried.conversion_errors:
+    def _refuse_incomplete(self, report: Any) -> None:
+        """Raise where transformers would fill a weight with random numbers; tie weights that the files hold once."""
+        if errors := report.conversion_errors:
             raise UnsupportedCheckpoint(f"a model read part by part must convert by shapes, {min(errors)} does not")
-        self.model.mark_tied_weights_as_initialized(tried)
-        self.model.tie_weights(missing_keys=tried.missing_keys, recompute_mapping=False)
-        made_up = tried.missing_and_mismatched()
-        self.model._adjust_missing_and_unexpected_keys(tried)
-        refuse_missing(self.files.folder, tried.missing_and_mismatched())
-        if made_up:  # by transformers, with its blessing
-            raise UnsupportedCheckpoint(f"a model read part by part must hold every weight, {min(made_up)} is absent")
+        self.model.mark_tied_weights_as_initialized(report)
+        self.model.tie_weights(missing_keys=report.missing_keys, recompute_mapping=False)
+        absent = report.missing_and_mismatched()
+        self.model._adjust_missing_and_unexpected_keys(report)
+        refuse_missing(self.files.folder, report.missing_and_mismatched())
+        if absent:  # the architecture allows these to be missing: transformers makes them up
+            raise UnsupportedCheckpoint(f"a model read part by part must hold every weight, {min(absent)} is absent")
 
-    def _find_groups(self, present: Collection[str]) -> list[Group]:
-        """Return what is made from what, in the order of the files.
+    def _find_groups(self, present: Collection[str]) -> list[ConversionGroup]:
+        """Return parameters with their tensors, in the order of the files.
 
-        A converter's tensors are renamed to its first target; the names of the others differ in the pattern alone.
+        transformers renames a converter's tensors to its first target; the other targets differ in the pattern only.
         """
         renamings = [rule for rule in self._rules if isinstance(rule, WeightRenaming)]
         converters = [rule for rule in self._rules if isinstance(rule, WeightConverter)]
         targets = {pattern: rule.target_patterns for rule in converters for pattern in rule.source_patterns}
-        state, start = self.model.state_dict(), self.model.base_model_prefix
+        state = self.model.state_dict()
+        prefix = self.model.base_model_prefix
         tensors = defaultdict[tuple[str, ...], list[str]](list)
         for name in self.files.names:
-            first, pattern = rename_source_key(name, renamings, converters, start, state)
+            first, pattern = rename_source_key(name, renamings, converters, prefix, state)
             if first not in state and name in state:  # as transformers does
-                first, pattern = rename_source_key(name, [], [], start, state)
+                first, pattern = rename_source_key(name, [], [], prefix, state)
             patterns = [first] if pattern is None else targets[pattern]
-            made = tuple(first.replace(patterns[0], other) for other in patterns)
-            tensors[tuple(parameter for parameter in made if parameter in state)].append(name)
-        tensors.pop((), None)  # what the model has no use for
+            parameters = (first.replace(patterns[0], other) for other in patterns)
+            tensors[tuple(parameter for parameter in parameters if parameter in state)].append(name)
+        tensors.pop((), None)  # tensors that the model does not use
         if unexplained := set(present).difference(*tensors):
-            raise UnsupportedCheckpoint(f"a model read part by part must say what makes {min(unexplained)}")
-        return [Group(parameters, tuple(members)) for parameters, members in tensors.items()]
+            raise UnsupportedCheckpoint(
+                f"a model read part by part must have rules for every weight, there is none for {min(unexplained)}"
+            )
+        return [ConversionGroup(parameters, tuple(members)) for parameters, members in tensors.items()]
 
-    def load(self, groups: Sequence[Group], device: torch.device) -> None:
-        """Read the groups' parameters, each a new object on the device; InputError where the files became torn."""
-        report = self._convert({name: _Stored(self.files, name) for group in groups for name in group.tensors}, device)
+    def load(self, groups: Sequence[ConversionGroup], device: torch.device) -> None:
+        """Read the groups' parameters, each a new object on the device; InputError where the files are torn now."""
+        tensors = {name: _LazyTensor(self.files, name) for group in groups for name in group.tensors}
+        report = self._convert(tensors, device)
         unread = [name for group in groups for name in group.parameters if self._parameter(name).is_meta]
         refuse_missing(self.files.folder, {*unread, *report.conversion_errors})
 
     def tie(self) -> None:
-        """Tie the weights that the model shares and the files hold once, or twice with the same values."""
+        """Tie the weights that the model shares, whether the files hold them once or twice with equal values."""
         self.model.tie_weights(missing_keys=set(self._absent), recompute_mapping=False)
 
-    def as_stored(self, group: Group) -> dict[str, Tensor]:
-        """Return the tensors, by their names in the files, that the group's parameters now stand for."""
+    def as_stored(self, group: ConversionGroup) -> dict[str, Tensor]:
+        """Return the group's parameters as they are now, converted to tensors by their names in the files."""
         parameters = {name: self._parameter(name).detach() for name in group.parameters}
-        start = f"{self.model.base_model_prefix}."  # in the model's names, and in those of some files
-        names = {name.removeprefix(start): name for name in group.tensors}
+        prefix = f"{self.model.base_model_prefix}."  # in the model's names, and in those of some files
+        names = {name.removeprefix(prefix): name for name in group.tensors}
         reverted = revert_weight_conversion(self.model, parameters)
-        return {names.get(name.removeprefix(start), name): tensor for name, tensor in reverted.items()}
+        return {names.get(name.removeprefix(prefix), name): tensor for name, tensor in reverted.items()}
 
     def _parameter(self, name: str) -> Tensor:
         parameter: Tensor = self.model.get_parameter_or_buffer(name)
         return parameter
 
-    def refuse_one_way(self, group: Group) -> None:
-        """Raise UnsupportedCheckpoint where parameters do not become the tensors again that they are made from."""
+    def refuse_one_way(self, group: ConversionGroup) -> None:
+        """Raise UnsupportedCheckpoint where a group's parameters cannot be converted back into its tensors."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.as_stored(group).items()}
         if shapes != {name: self.files.shape(name) for name in group.tensors}:
             raise UnsupportedCheckpoint(
-                f"a model read part by part must go back into its files, {group.parameters[0]} does not"
+                f"a model read part by part must convert back into its files, {group.parameters[0]} does not"
             )
 
 
 @contextmanager
 def _no_bar() -> Iterator[None]:
-    """Hide transformers' progress bar, which would come once a block."""
+    """Hide transformers' progress bar, which would appear for every block."""
     before = set_tqdm_hook(lambda factory, args, kwargs: args[0])
     try:
         yield
@@ -160,11 +174,13 @@ def _no_bar() -> Iterator[None]:
 
 
 def known_config(folder: Path) -> Any:
-    """Return a model folder's configuration; UnsupportedCheckpoint for what transformers does not know, remote code."""
+    """Return a model folder's configuration; UnsupportedCheckpoint for unknown architectures and remote code."""
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except LOADING_ERRORS as error:
-        raise UnsupportedCheckpoint(f"{folder} must be a model that transformers knows: {first_line(error)}") from error
+        raise UnsupportedCheckpoint(
+            f"{folder} must hold the config.json of a model that transformers knows: {first_line(error)}"
+        ) from error
 
 
 def read_config(folder: Path) -> Any:
@@ -189,9 +205,9 @@ def empty_model(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedMode
 
 
 def make_buffers(model: PreTrainedModel, device: torch.device) -> None:
-    """Compute the buffers that no file holds (rotary frequencies), as from_pretrained does when it has loaded."""
+    """Compute the buffers that no file holds (rotary frequencies), as from_pretrained does after loading."""
     model._move_missing_keys_from_meta_to_device(set(), {"": "cpu"}, None, None)  # type: ignore[arg-type]  # takes a set
-    with torch.random.fork_rng(devices=[]):  # some architectures draw numbers here
+    with torch.random.fork_rng(devices=[]):  # some architectures draw random numbers here
         model._initialize_missing_keys(False)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):

@@ -11,16 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shears.checkpoints.tensor_format import Place, as_bytes, opened, read_at, read_header, write_at, write_layout
+from shears.checkpoints.tensor_format import (
+    StoredTensor,
+    as_bytes,
+    opened,
+    read_at,
+    read_header,
+    write_at,
+    write_layout,
+)
 from shears.errors import InputError
+from shears.records.artifacts import read_object
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # transformers takes the first that is there
+SINGLE = "model.safetensors"  # transformers reads this file where it exists, else those of INDEX
+INDEX = "model.safetensors.index.json"
 CHUNK = 1 << 24  # bytes copied at once
-SMALLEST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}  # above zero
+SMALLEST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}  # the smallest positive numbers
 
 
 def refuse_missing(name: str | Path, absent: Collection[str]) -> None:
-    """Raise InputError where weights of the model `name` are absent from its files (or of another shape there)."""
+    """Raise InputError where weights of the model `name` are missing from its files, or have another shape there."""
     if absent:
         raise InputError(
             f"the files of {name} must hold every weight, {len(absent)} are missing or of another shape "
@@ -28,11 +38,23 @@ def refuse_missing(name: str | Path, absent: Collection[str]) -> None:
         )
 
 
-class TensorFiles:
-    """An index over the tensors in a model folder's safetensors files.
+def quantized_by(folder: Path) -> str | None:
+    """Return the method that quantized the weights in a model's folder, None for plain numbers.
 
-    They are those transformers would read: model.safetensors, else the shards that model.safetensors.index.json names
-    (it also decides between tensors of one name), else all there are. InputError for torn, absent or doubtful ones.
+    InputError where config.json is no JSON object.
+    """
+    config = folder / "config.json"
+    content = read_object(config) if config.is_file() else {}
+    quantization = content.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    return None if method is None else str(method)
+
+
+class TensorFiles:
+    """The tensors in a model folder's safetensors files, by name.
+
+    The files are those that transformers reads: model.safetensors, else the shards of model.safetensors.index.json
+    (which also decides between tensors of one name), else all. InputError where they are torn, missing or ambiguous.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,15 +62,15 @@ class TensorFiles:
         self.index = self._read_index()
         self.files = self._chosen_files()
         self.metadata: dict[str, Any] = {}
-        self._places: dict[str, Place] = {}
-        chosen: dict[str, str] = self.index["weight_map"] if self.index else {}
+        self._stored: dict[str, StoredTensor] = {}
+        file_of: dict[str, str] = self.index["weight_map"] if self.index else {}
         for file in self.files:
-            places, self.metadata[file] = read_header(self.folder / file)
-            for name, place in places.items():
-                if chosen.get(name, file) == file:
-                    self._add(name, place)
-        if absent := sorted(set(chosen) - set(self._places)):
-            raise InputError(f"the shards of {self.folder} must hold what {INDEX} says, {absent[0]} is not there")
+            tensors, self.metadata[file] = read_header(self.folder / file)
+            for name, tensor in tensors.items():
+                if file_of.get(name, file) == file:
+                    self._add(name, tensor)
+        if absent := sorted(set(file_of) - set(self._stored)):
+            raise InputError(f"the shards of {self.folder} must hold every tensor of {INDEX}, {absent[0]} is missing")
 
     def _read_index(self) -> dict[str, Any] | None:
         path = self.folder / INDEX
@@ -73,50 +95,52 @@ class TensorFiles:
             raise InputError(f"a model folder must hold .safetensors files, {self.folder} has none")
         return files
 
-    def _add(self, name: str, place: Place) -> None:
-        if name in self._places:
-            both = f"{self._places[name].path.name} and {place.path.name}"
+    def _add(self, name: str, tensor: StoredTensor) -> None:
+        if name in self._stored:
+            both = f"{self._stored[name].path.name} and {tensor.path.name}"
             raise InputError(f"the files of {self.folder} must hold every tensor once, {name} is in {both}")
-        self._places[name] = place
+        self._stored[name] = tensor
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of all tensors, file by file in the order of their bytes."""
-        return tuple(self._places)
+        return tuple(self._stored)
 
     def names_in(self, file: str) -> list[str]:
         """Names of the tensors in one of `files`, in the order of their bytes."""
-        return [name for name, place in self._places.items() if place.path.name == file]
+        return [name for name, tensor in self._stored.items() if tensor.path.name == file]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape; KeyError where there is none of that name."""
-        return self._places[name].shape
+        """Return a tensor's shape; KeyError for an unknown name."""
+        return self._stored[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return a tensor's dtype in the file; KeyError where there is none of that name."""
-        return self._places[name].dtype
+        """Return a tensor's dtype in the file; KeyError for an unknown name."""
+        return self._stored[name].dtype
 
     def load(self, name: str) -> Tensor:
-        """Return a tensor in memory of its own; KeyError where there is none of that name."""
-        place = self._places[name]
-        tensor = torch.empty(place.shape, dtype=place.dtype)
-        with opened(place.path) as file:
-            read_at(file, place.path, place.offset, as_bytes(tensor))
+        """Return a tensor in memory of its own; KeyError for an unknown name."""
+        stored = self._stored[name]
+        tensor = torch.empty(stored.shape, dtype=stored.dtype)
+        with opened(stored.path) as file:
+            read_at(file, stored.path, stored.offset, as_bytes(tensor))
         return tensor
 
     def chunks(self, name: str, num_bytes: int = CHUNK) -> Iterator[Tensor]:
-        """Yield a tensor's elements in order, flat, in pieces of at most `num_bytes` bytes (but one element)."""
-        place = self._places[name]
-        count, step = math.prod(place.shape), max(num_bytes // place.dtype.itemsize, 1)
-        with opened(place.path) as file:
+        """Yield a tensor's elements in order, flat, in pieces of at most `num_bytes` (at least one element each)."""
+        stored = self._stored[name]
+        size = stored.dtype.itemsize
+        count = math.prod(stored.shape)
+        step = max(num_bytes // size, 1)
+        with opened(stored.path) as file:
             for begin in range(0, count, step):
-                piece = torch.empty(min(step, count - begin), dtype=place.dtype)
-                read_at(file, place.path, place.offset + begin * place.dtype.itemsize, as_bytes(piece))
+                piece = torch.empty(min(step, count - begin), dtype=stored.dtype)
+                read_at(file, stored.path, stored.offset + begin * size, as_bytes(piece))
                 yield piece
 
 
 def in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor in the dtype of its place; InputError where a number is too large for that."""
+    """Return a tensor in another dtype; InputError where a number is too large for it."""
     result = tensor.to(dtype)
     if dtype == torch.float16 != tensor.dtype and tensor.element_size() > 1:
         lost = result.isinf() & tensor.isfinite()
@@ -127,7 +151,7 @@ def in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def in_dtype_with_zeros(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the same with the very zeros of the tensor: what would round to zero becomes the smallest number."""
+    """Return a tensor in another dtype with no new zeros: what would round to zero becomes the smallest number."""
     result = in_dtype(name, tensor, dtype)
     smallest = SMALLEST.get(dtype)
     if smallest is None or dtype == tensor.dtype:
@@ -137,68 +161,66 @@ def in_dtype_with_zeros(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor
 
 
 class TensorWriter:
-    """Safetensors files in `output` with the names, tensors and metadata of `source`, laid out before any is written.
+    """Safetensors files in `output` with the names, layout and metadata of `source`, made before any tensor is known.
 
-    Floating-point tensors get `dtype`, where given. `put` writes a tensor at its place; `finish` copies the others from
-    the source. The same source and tensors give the same bytes. OSError where the disk is full or a file exists.
+    Floating-point tensors get `dtype`, where given. `put` writes one tensor; `finish` copies the others from the
+    source. The same source and tensors give the same bytes. OSError where the disk is full or a file exists.
     """
 
     def __init__(self, source: TensorFiles, output: Path, dtype: torch.dtype | None = None) -> None:
-        self.source, self.output = source, Path(output)
-        self._places: dict[str, Place] = {}
+        self.source = source
+        self.output = Path(output)
+        self._stored: dict[str, StoredTensor] = {}
         self._written: set[str] = set()
         for file in source.files:
-            self._lay_out(file, dtype)
-
-    def _lay_out(self, file: str, dtype: torch.dtype | None) -> None:
-        names = self.source.names_in(file)
-        tensors = {name: (self._target_dtype(name, dtype), self.source.shape(name)) for name in names}
-        places = write_layout(self.output / file, tensors, self.source.metadata[file])
-        self._places |= zip(names, places, strict=True)
+            names = source.names_in(file)
+            specs = {name: (self._target_dtype(name, dtype), source.shape(name)) for name in names}
+            tensors = write_layout(self.output / file, specs, source.metadata[file])
+            self._stored |= zip(names, tensors, strict=True)
 
     def _target_dtype(self, name: str, dtype: torch.dtype | None) -> torch.dtype:
         stored = self.source.dtype(name)
         return dtype if dtype is not None and stored.is_floating_point else stored
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype a tensor is written in; KeyError where there is none of that name."""
-        return self._places[name].dtype
+        """Return the dtype that a tensor is written in; KeyError for an unknown name."""
+        return self._stored[name].dtype
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor's bytes; ValueError for an unknown name, another shape or another dtype than laid out."""
-        place = self._places.get(name)
-        if place is None:
+        """Write one tensor's bytes; ValueError for an unknown name, and for a shape or dtype not laid out."""
+        stored = self._stored.get(name)
+        if stored is None:
             raise ValueError(f"a tensor must be one of the source's, got {name}")
-        if (tuple(tensor.shape), tensor.dtype) != (place.shape, place.dtype):
+        if (tuple(tensor.shape), tensor.dtype) != (stored.shape, stored.dtype):
             raise ValueError(
-                f"{name} must be {place.dtype} of shape {place.shape}, got {tensor.dtype} of {tuple(tensor.shape)}"
+                f"{name} must be {stored.dtype} of shape {stored.shape}, got {tensor.dtype} of {tuple(tensor.shape)}"
             )
-        with place.path.open("r+b", buffering=0) as file:
-            write_at(file, place.offset, as_bytes(tensor.detach().cpu().contiguous()))
+        with stored.path.open("r+b", buffering=0) as file:
+            write_at(file, stored.offset, as_bytes(tensor.detach().cpu().contiguous()))
         self._written.add(name)
 
     def finish(self) -> None:
-        """Copy what was not put, flush every file to the disk, write the index where the source has one."""
-        for name, place in self._places.items():
+        """Copy the tensors that were not put, flush every file, write the index where the source has one."""
+        for name, stored in self._stored.items():
             if name not in self._written:
-                self._copy(name, place)
+                self._copy(name, stored)
         for file in self.source.files:
             with (self.output / file).open("r+b", buffering=0) as stream:
                 os.fsync(stream.fileno())
         if self.source.index is not None:
             self._write_index(self.source.index)
 
-    def _copy(self, name: str, place: Place) -> None:
-        with place.path.open("r+b", buffering=0) as file:
-            offset = place.offset
+    def _copy(self, name: str, stored: StoredTensor) -> None:
+        with stored.path.open("r+b", buffering=0) as file:
+            offset = stored.offset
             for piece in self.source.chunks(name):
-                data = as_bytes(in_dtype(name, piece, place.dtype))
+                data = as_bytes(in_dtype(name, piece, stored.dtype))
                 write_at(file, offset, data)
                 offset += len(data)
 
     def _write_index(self, source: Mapping[str, Any]) -> None:
         index: dict[str, Any] = copy.deepcopy(dict(source))
-        total = sum(place.num_bytes for place in self._places.values())
+        total = sum(stored.num_bytes for stored in self._stored.values())
         index["metadata"] = {**(index.get("metadata") or {}), "total_size": total}
         with (self.output / INDEX).open("x", encoding="utf-8") as file:
             file.write(json.dumps(index, indent=2, sort_keys=True) + "\n")

@@ -1,8 +1,8 @@
-"""The safetensors format: where the tensors of a file lie, and their bytes.
+"""The safetensors format: the positions of a file's tensors, and reading and writing their bytes.
 
 A file is the length of its header (8 bytes, little endian), the header (JSON: name -> dtype, shape and the offsets of
-its bytes behind the header) and the bytes. A mapped file keeps every page that was touched in the process's memory;
-plain reads and writes do not, so nothing is mapped here.
+its bytes after the header) and the bytes. Files are read, not mapped: every touched page of a mapped file counts as
+memory of the process.
 """
 
 import errno
@@ -21,7 +21,7 @@ from torch import Tensor
 from shears.errors import InputError
 
 METADATA = "__metadata__"
-DTYPES = {
+DTYPES_BY_CODE = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -40,12 +40,12 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+CODES_BY_DTYPE = {dtype: name for name, dtype in DTYPES_BY_CODE.items()}
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor lies: `offset` is that of its first byte from the beginning of the file."""
+class StoredTensor:
+    """A tensor in a file; `offset` is that of its first byte from the beginning of the file."""
 
     path: Path
     dtype: torch.dtype
@@ -58,8 +58,8 @@ class Place:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(path: Path) -> tuple[dict[str, Place], Any]:
-    """Return the places of a file's tensors, in the order of their bytes, and its metadata (None where it has none).
+def read_header(path: Path) -> tuple[dict[str, StoredTensor], Any]:
+    """Return a file's tensors, in the order of their bytes, and its metadata (None where it has none).
 
     InputError where the file is torn, or its tensors overlap or leave gaps.
     """
@@ -73,47 +73,47 @@ def read_header(path: Path) -> tuple[dict[str, Place], Any]:
         header = json.loads(text)
         metadata = header.pop(METADATA, None)
         entries = sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"]))
-        places = {name: _place(path, entry, 8 + length) for name, entry in entries}
+        stored = {name: _stored_tensor(path, entry, 8 + length) for name, entry in entries}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _torn(path, f"its header does not say what it holds ({type(error).__name__}: {error})") from None
-    _check_gapless(path, places, 8 + length, size)
-    return places, metadata
+        raise _torn(path, f"its header does not describe tensors ({type(error).__name__}: {error})") from None
+    _check_gapless(path, stored, 8 + length, size)
+    return stored, metadata
 
 
-def _place(path: Path, entry: Mapping[str, Any], start: int) -> Place:
-    """Return the place an entry of the header names; KeyError, TypeError or ValueError where it names none."""
+def _stored_tensor(path: Path, entry: Mapping[str, Any], start: int) -> StoredTensor:
+    """Return the tensor that an entry of the header describes; KeyError, TypeError or ValueError for a wrong entry."""
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
         raise ValueError("offsets and sizes must be whole numbers")
-    place = Place(path, DTYPES[entry["dtype"]], shape, start + begin)
-    if place.num_bytes != end - begin:
-        raise ValueError(f"{end - begin} bytes do not hold {place.dtype} of shape {shape}")
-    return place
+    tensor = StoredTensor(path, DTYPES_BY_CODE[entry["dtype"]], shape, start + begin)
+    if tensor.num_bytes != end - begin:
+        raise ValueError(f"{end - begin} bytes do not hold {tensor.dtype} of shape {shape}")
+    return tensor
 
 
-def _check_gapless(path: Path, places: Mapping[str, Place], start: int, size: int) -> None:
-    for name, place in places.items():
-        if place.offset != start:
+def _check_gapless(path: Path, stored: Mapping[str, StoredTensor], start: int, size: int) -> None:
+    for name, tensor in stored.items():
+        if tensor.offset != start:
             raise _torn(path, f"{name} does not begin where the tensor before it ends")
-        start += place.num_bytes
+        start += tensor.num_bytes
     if start != size:
-        raise _torn(path, f"it has {size} bytes and its header says {start}")
+        raise _torn(path, f"it has {size} bytes where its header needs {start}")
 
 
 def write_layout(
     path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Any, align: int = 8
-) -> list[Place]:
-    """Create a file at its full size, with its header and without its tensors; return their places, in the order given.
+) -> list[StoredTensor]:
+    """Create a file of its full size with a header, and return its tensors, yet unwritten, in the order given.
 
-    Tensors of wide elements come first, so that every one is aligned; the first one begins at a multiple of `align`
-    bytes. OSError where the file exists or the disk is full.
+    Tensors of wide elements come first, so that each is aligned; the first one begins at a multiple of `align` bytes.
+    OSError where the file exists or the disk is full.
     """
     header: dict[str, Any] = {} if metadata is None else {METADATA: metadata}
     offset = 0
     for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: -item[1][0].itemsize):
         end = offset + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": (offset, end)}
+        header[name] = {"dtype": CODES_BY_DTYPE[dtype], "shape": shape, "data_offsets": (offset, end)}
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % align)
@@ -121,11 +121,11 @@ def write_layout(
     with path.open("xb", buffering=0) as file:
         write_at(file, 0, memoryview(len(text).to_bytes(8, "little") + text))
         _reserve(file.fileno(), start + offset)
-    return [Place(path, *tensors[name], start + header[name]["data_offsets"][0]) for name in tensors]
+    return [StoredTensor(path, *tensors[name], start + header[name]["data_offsets"][0]) for name in tensors]
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Give a file its size, and its room on the disk where the system can promise it: a full disk shows now."""
+    """Give a file its size. Where the system can reserve the space, a full disk raises OSError now, not later."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(descriptor, 0, size)
@@ -137,7 +137,7 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 def opened(path: Path) -> FileIO:
-    """Open a file for unbuffered reading; InputError where it cannot be."""
+    """Open a file for unbuffered reading; InputError where that fails."""
     try:
         return path.open("rb", buffering=0)
     except OSError as error:
@@ -145,12 +145,12 @@ def opened(path: Path) -> FileIO:
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """Return the memory of a contiguous tensor on the CPU: reading from it, or writing to it, converts nothing."""
+    """Return the bytes of a contiguous tensor on the CPU, without a copy."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def read_at(file: FileIO, path: Path, offset: int, into: memoryview) -> None:
-    """Fill a memory from a position of a file; InputError where the file ends before."""
+    """Fill `into` from a position of a file; InputError where the file ends before."""
     file.seek(offset)
     while len(into):
         count = file.readinto(into)
@@ -160,7 +160,7 @@ def read_at(file: FileIO, path: Path, offset: int, into: memoryview) -> None:
 
 
 def write_at(file: FileIO, offset: int, data: memoryview) -> None:
-    """Write a memory at a position of a file."""
+    """Write bytes at a position of a file."""
     file.seek(offset)
     while len(data):
         data = data[file.write(data) :]

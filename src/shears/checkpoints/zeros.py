@@ -1,4 +1,4 @@
-"""How many of a model's weights are zeros, by layer and kind of linear: pure counting, from files or from records."""
+"""Shares of zeros in a model's weights, by layer and kind of linear, from counts of files or of records. Pure."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -7,20 +7,20 @@ from typing import Any
 from shears.config.targets import EXPERTS
 
 IN_BLOCK = re.compile(r"(?:^|\.)(?P<layer>\d+)\.(?P<path>.+?)(?P<suffix>\.weight)?$")
-READING_ORDER = ("q_", "kv_", "k_", "v_", "qkv_", "o_", "gate_", "up_", "down_")  # files have the alphabet's
+READING_ORDER = ("q_", "kv_", "k_", "v_", "qkv_", "o_", "gate_", "up_", "down_")  # files are in alphabetical order
 Counts = Mapping[tuple[int, str], tuple[int, int]]  # (layer, path in the block without numbers) -> (weights, zeros)
 
 
 def place_in_block(name: str) -> tuple[int, str] | None:
-    """Return the layer and the path of a tensor or module of a block, numbers of experts left out; else None."""
-    found = IN_BLOCK.search(name)
-    if found is None:
+    """Return the layer and the path of a tensor or module in a block, without numbers of experts; None outside."""
+    match = IN_BLOCK.search(name)
+    if match is None:
         return None
-    return int(found["layer"]), ".".join(part for part in found["path"].split(".") if not part.isdigit())
+    return int(match["layer"]), ".".join(part for part in match["path"].split(".") if not part.isdigit())
 
 
 def sparsities(counts: Counts) -> dict[str, Any]:
-    """Return the shares of zeros: of all block weights, by layer, by kind, by both; experts of a layer are one."""
+    """Return the shares of zeros in all block weights, by layer, by kind, by both; experts of a layer count as one."""
     names = kinds_of(path for _, path in counts)
     order = list(dict.fromkeys(names.values()))
     by_both: dict[int, dict[str, float]] = {layer: {} for layer in sorted({layer for layer, _ in counts})}
@@ -39,9 +39,9 @@ def sparsities(counts: Counts) -> dict[str, Any]:
 
 
 def kinds_of(paths: Iterable[str]) -> dict[str, str]:
-    """Return a short name for every path: its last part, and as many before it as tell it from all other paths.
+    """Return a short name for every path: its last part, and as many parts before it as make it unique.
 
-    What lies below `experts` says so. The paths come in the order of a block: attention, network, experts.
+    Names of experts' weights contain `experts`. The order is that of a block: attention, network, experts.
     """
     split = {path: path.split(".") for path in dict.fromkeys(paths)}
     names = {path: _kind(parts, [other for other in split.values() if other != parts]) for path, parts in split.items()}

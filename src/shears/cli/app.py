@@ -39,6 +39,6 @@ def settings(
     """Apply what holds for every verb."""
     if threads is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        from shears.models.load import set_threads
+        from shears.models.devices import set_threads
 
         set_threads(threads)

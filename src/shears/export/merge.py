@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from shears.adapt.load import checked_base
+from shears.checkpoints.tensor_files import quantized_by
 from shears.config import ExportConfig
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
@@ -16,8 +17,8 @@ from shears.export.quality import Text
 from shears.export.sub_adapter import SubAdapter, origin, read_sub_adapter
 from shears.export.target import Merged, Target, merge_into
 from shears.export.updates import with_masked, with_whole
-from shears.models.files import quantized_by
-from shears.models.load import model_folder, save_tokenizer
+from shears.models.load import save_tokenizer
+from shears.models.ref import ModelRef
 from shears.records.artifacts import (
     MERGED,
     SPARSITY,
@@ -42,12 +43,13 @@ def merge_adapter(adapter: Path, output: Path, model: str | None, settings: Expo
     """
     started, chosen = time.monotonic(), read_sub_adapter(adapter, settings)
     base = checked_base(adapter, dict(chosen.record), model)
-    folder = model_folder(base)
-    if (method := quantized_by(folder)) is not None:
-        raise InputError(f"a model to merge into must have plain weights, {base} is quantized by {method}; export peft")
+    if (method := quantized_by(base.folder)) is not None:
+        raise InputError(
+            f"a model to merge into must have plain weights, {base.name} is quantized by {method}; export peft"
+        )
     with working_folder(output, {"super_adapter": str(adapter), **as_data(settings)}, resume=None) as work:
-        figures = _write(folder, work, chosen, settings)
-        save_tokenizer(folder, work)
+        figures = _write(base, work, chosen, settings)
+        save_tokenizer(base, work)
         write_json(work / MERGED, {**origin(base, chosen, settings), **figures,
                                    "fingerprint": weights_fingerprint(work)})  # fmt: skip
         write_card(work)
@@ -56,17 +58,17 @@ def merge_adapter(adapter: Path, output: Path, model: str | None, settings: Expo
     return output
 
 
-def _write(folder: Path, work: Path, chosen: SubAdapter, settings: ExportConfig) -> dict[str, Any]:
+def _write(base: ModelRef, work: Path, chosen: SubAdapter, settings: ExportConfig) -> dict[str, Any]:
     """Write the merged model and return its figures."""
     found: dict[str, Any] = {}
     projected = settings.format == "merged-sparse" and not chosen.masked
     if projected:
-        merged, found = merge_projected(folder, work, chosen.updates, _text(chosen, settings), settings)
+        merged, found = merge_projected(base, work, chosen.updates, _text(chosen, settings), settings)
     else:
         merge = merge_masked if chosen.masked else merge_whole
-        merged = merge_into(folder, work, chosen.updates, settings.device, merge)
+        merged = merge_into(base, work, chosen.updates, settings.device, merge)
     check_saved(work, SparsityReport(0.0, merged.after, 0.0))
-    before, after = _sparsity(folder, merged, chosen.record["base_fingerprint"])
+    before, after = _sparsity(base.folder, merged, chosen.record["base_fingerprint"])
     if after < before:
         fall = f"{100 * before:.1f} % to {100 * after:.1f} %"
         logger.warning("sparsity falls from %s; use --format merged-sparse to keep it", fall)

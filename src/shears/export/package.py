@@ -25,7 +25,9 @@ from shears.export.merge import merge_adapter
 from shears.export.packing import Packing, choose_form
 from shears.export.sub_adapter import origin, read_sub_adapter, refuse_ranks
 from shears.export.tensors import misfit
-from shears.models.load import model_folder, save_tokenizer, weight_oi
+from shears.models.blocks import weight_oi
+from shears.models.load import save_tokenizer
+from shears.models.ref import ModelRef, resolve
 from shears.records.artifacts import (
     MERGED,
     PACKAGE,
@@ -33,17 +35,14 @@ from shears.records.artifacts import (
     SUB_ADAPTER,
     TRAINED_BEFORE,
     as_data,
-    find_record,
     inherited,
     read_json,
     read_object,
-    record_in,
     weights_fingerprint,
     write_json,
 )
 from shears.records.cards.card import write_card
 from shears.records.folders import working_folder
-from shears.records.paths import recorded_name
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.records.version import __version__
 
@@ -56,9 +55,9 @@ DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 class Source(NamedTuple):
-    """What goes into a package: the folder of a model, an adapter's tensors and configuration, where both come from."""
+    """What goes into a package: a model, an adapter's tensors and configuration, where both come from."""
 
-    model: Path
+    model: ModelRef
     adapter: Mapping[str, Tensor]
     adapter_config: Mapping[str, Any] | None
     origin: Mapping[str, Any]
@@ -90,29 +89,31 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
     if not chosen.masked:
         trained = {key: chosen.record[key] for key in ("alpha", "max_rank") if key in chosen.record}
         from_where = {**trained, **origin(base, chosen, settings)}
-        yield Source(model_folder(base), chosen.tensors, chosen.config, from_where)
+        yield Source(base, chosen.tensors, chosen.config, from_where)
         return
     with tempfile.TemporaryDirectory(dir=work) as other:  # gone with the rest, should this process be killed
         merging = settings.model_copy(update={"format": "merged-sparse"})
         merged = merge_adapter(folder, Path(other) / "merged", model, merging)
         record = read_json(merged / MERGED)
-        yield Source(merged, {}, None, {**record, "config": as_data(settings) | {"ranks": record["config"]["ranks"]}})
+        config = as_data(settings) | {"ranks": record["config"]["ranks"]}
+        yield Source(resolve(merged), {}, None, {**record, "config": config})
 
 
 def _plain(source: str, model: str | None, settings: ExportConfig) -> Source:
     """Return a model without an adapter, or an adapter of another tool with the base that it names."""
     refuse_ranks(settings)
     folder, adapter, config = Path(source), dict[str, Tensor](), None
-    base = source
+    name = source
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         adapter, config = _foreign(folder)
-        base = model or _named_base(folder, config)
+        name = model or _named_base(folder, config)
     elif model is not None:
         raise InputError(f"a model is packed as it is, got model={model} beside {source}; leave it out")
-    place = model_folder(base)
-    return Source(place, adapter, config, {
-        "shears_version": __version__, "config": as_data(settings), "base": recorded_name(base),
-        "base_fingerprint": weights_fingerprint(place), **(_of_merged(place) if config is None else inherited(place)),
+    base = resolve(name)
+    known = {key: base.record[key] for key in OF_MERGED if key in base.record}
+    return Source(base, adapter, config, {
+        "shears_version": __version__, "config": as_data(settings), "base": base.recorded_name,
+        "base_fingerprint": base.fingerprint, **(known if config is None else inherited(base.record)),
     })  # fmt: skip
 
 
@@ -121,12 +122,6 @@ def _named_base(folder: Path, config: Mapping[str, Any]) -> str:
     if not isinstance(base, str) or not base:
         raise InputError(f"{folder / ADAPTER_CONFIG} must name its base model, got {base!r:.40}; give it with --model")
     return base
-
-
-def _of_merged(model: Path) -> dict[str, Any]:
-    record = find_record(model)
-    content = record_in(record) if record is not None else {}
-    return {key: content[key] for key in OF_MERGED if key in content}
 
 
 def _foreign(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -147,8 +142,8 @@ def _foreign(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]:
     """Write the package's files but the record; return its figures."""
-    folder = source.model
-    if (folder / PACKAGE_FILE).is_file():
+    folder = source.model.folder
+    if source.model.is_package:
         raise InputError(f"a package is made of a model folder, got the package {folder}; shears unpack it first")
     config, files = read_config(folder), TensorFiles(folder)
     form = choose_form(files, settings)
@@ -159,7 +154,7 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
     packing = Packing(files, form, _transposed(empty), getattr(config.get_text_config(), "vocab_size", None))
     fingerprint = packing.write(work / PACKAGE_FILE, source.adapter)
     _copy_configs(source, work, DTYPE_NAMES[form.rest] if form.rest else None)
-    save_tokenizer(folder, work)
+    save_tokenizer(source.model, work)
     return {"values": form.values, "package_fingerprint": fingerprint, **_figures(packing, work, source)}
 
 
@@ -176,13 +171,14 @@ def _transposed(model: nn.Module) -> list[str]:
 
 def _copy_configs(source: Source, work: Path, dtype: str | None) -> None:
     """Copy the model's configuration, its dtype changed where the weights' is, and the adapter's."""
-    config = read_json(source.model / "config.json")
+    config = read_json(source.model.folder / "config.json")
     for key in ("dtype", "torch_dtype"):
         if dtype is not None and (key in config or key == "dtype"):
             config[key] = dtype
     write_json(work / "config.json", config)
-    if (source.model / "generation_config.json").is_file():
-        shutil.copyfile(source.model / "generation_config.json", work / "generation_config.json")
+    generation = source.model.folder / "generation_config.json"
+    if generation.is_file():
+        shutil.copyfile(generation, work / "generation_config.json")
     if source.adapter_config is not None:
         write_json(work / ADAPTER_CONFIG, source.adapter_config)
 

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from shears.checkpoints.packed.file import PackageWriter
 from shears.checkpoints.packed.index import PLAIN, PLAIN_NAMES, DenseEntry, Index, PackedEntry
-from shears.checkpoints.packed.layout import Values, dense, kept, pack, packed_bytes
-from shears.checkpoints.packed.quantize import quantize_rows
+from shears.checkpoints.packed.layout import NumberFormat, dense, kept, pack, packed_bytes, quantize_rows
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config import ExportConfig
 from shears.errors import InputError
@@ -31,12 +30,12 @@ ROUTERS = {"router", "shared_expert_gate"}  # what decides between experts, with
 class Form:
     """The number format of a package: of kept values, of the rest (None: as the files have it), of embeddings."""
 
-    values: Values
+    values: NumberFormat
     rest: torch.dtype | None
     quantize_embeddings: bool
     drop_negative_zeros: bool = False
 
-    def of(self, tensor: Tensor) -> Values:
+    def of(self, tensor: Tensor) -> NumberFormat:
         """Return the format of a packed weight: another dtype than the model's own main one is kept."""
         if self.rest is None and self.values != "int8" and tensor.dtype in (torch.float32, torch.bfloat16):
             return "fp32" if tensor.dtype == torch.float32 else "bf16"
@@ -85,7 +84,7 @@ def choose_form(files: TensorFiles, settings: ExportConfig) -> Form:
         if files.dtype(name).is_floating_point:
             sizes[files.dtype(name)] += math.prod(files.shape(name))
     main = sizes.most_common(1)[0][0] if sizes else torch.float32
-    auto: Values = "fp32" if main == torch.float32 else "bf16"
+    auto: NumberFormat = "fp32" if main == torch.float32 else "bf16"
     chosen = auto if settings.values == "auto" else settings.values
     rest = torch.float32 if chosen == "fp32" else torch.bfloat16
     drop = settings.negative_zeros == "drop"

@@ -22,9 +22,9 @@ from shears.records.artifacts import (
     SEARCH_SPACE,
     SUB_ADAPTER,
     as_data,
+    read_record,
     training_source,
     weights_fingerprint,
-    whole_record,
     write_json,
 )
 from shears.records.cards.card import write_card
@@ -59,7 +59,7 @@ def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str 
 
 
 def _export(folder: Path, output: Path, settings: ExportConfig) -> Path:
-    record = whole_record(folder, SEARCH_SPACE, *NEEDED, "groups", "config", "alpha", "max_rank")
+    record = read_record(folder, SEARCH_SPACE, *NEEDED, "groups", "config", "alpha", "max_rank")
     space = space_of_record(record)
     ranks = choose_ranks(settings.ranks, space, record["fingerprint"])
     asked = {"super_adapter": str(folder), **as_data(settings)}

@@ -16,10 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shears.blockwise.activations import Activations
-from shears.blockwise.block_run import BlockRun
+from shears.blockwise.capture import InputMoments
 from shears.blockwise.matrices import Matrix
-from shears.blockwise.statistics import InputMoments
-from shears.blockwise.walk import IrregularBlocks, Walk, walk_blocks
+from shears.blockwise.walk import BlockRun, IrregularBlocks, Walk, walk_blocks
 from shears.config import ExportConfig, SparsifyConfig
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
@@ -27,6 +26,7 @@ from shears.export.quality import BUDGET, Samples, Text, context_of, draw_sample
 from shears.export.target import Changed, Merged, Target, merge_into
 from shears.export.updates import Update, with_masked, with_whole
 from shears.models.load import load_tokenizer
+from shears.models.ref import ModelRef
 from shears.sparsity.methods.refit import refit
 
 logger = logging.getLogger(__name__)
@@ -34,14 +34,14 @@ DAMPING: float = SparsifyConfig.model_fields["damping"].default
 
 
 def merge_projected(
-    folder: Path, work: Path, updates: Mapping[str, Update], text: Text, settings: ExportConfig
+    model: ModelRef, work: Path, updates: Mapping[str, Update], text: Text, settings: ExportConfig
 ) -> tuple[Merged[Any], dict[str, Any]]:
-    """Write the model of `folder` with the updates, projected on its zeros, to `work`; return it and its figures.
+    """Write the model with the updates, projected on its zeros, to `work`; return it and its figures.
 
     The figures compare losses (nats a token) on the text: of sparse weights and adapter apart, of their sum with zeros
     put in, of the projection. InputError for a text that does not do and for a model whose blocks cannot be walked.
     """
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(model)
 
     def merge(target: Target) -> tuple[Samples, dict[str, dict[str, float]]]:
         samples = draw_samples(text, tokenizer, target.source.model, settings)
@@ -53,7 +53,7 @@ def merge_projected(
         return samples, found
 
     try:
-        merged = merge_into(folder, work, updates, settings.device, merge)
+        merged = merge_into(model, work, updates, settings.device, merge)
     except IrregularBlocks as error:
         raise InputError(f"{error}; train with --sparse-adapter to merge such a model without loss") from error
     samples, found = merged.made
@@ -86,8 +86,7 @@ def project(target: Target, batches: Sequence[Int[Tensor, "_ _"]], folder: Path)
 
 
 def _visit(target: Target, run: BlockRun) -> None:
-    index = int(run.name.rpartition(".")[2])
-    matrices = target.by_block[index]
+    matrices = target.by_block[run.index]
     kept, whole = dict[Matrix, Tensor](), dict[Matrix, Tensor]()
     for matrix in matrices:
         view = target.view(matrix)
@@ -100,7 +99,7 @@ def _visit(target: Target, run: BlockRun) -> None:
             if (seen := moments.of(matrix)) is None:
                 logger.warning("no calibration token reached %s: its sum is masked as it is", matrix.name)
             target.put(matrix, nearest(whole.pop(matrix), kept[matrix], seen), kept[matrix])
-    target.keep(index)
+    target.keep(run.index)
 
 
 def nearest(

@@ -20,16 +20,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.blockwise.activations import Activations
-from shears.blockwise.block_run import BlockRun
 from shears.blockwise.sources import BlockSource
-from shears.blockwise.walk import Walk, walk_blocks
+from shears.blockwise.walk import BlockRun, Walk, walk_blocks
 from shears.config import ExportConfig, SparsifyConfig
 from shears.config.notation import num_bytes
 from shears.data.calibration import calibration_batches
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
-from shears.models.load import autocast
-from shears.models.losses import IGNORED, num_positions
+from shears.models.devices import autocast
+from shears.models.losses import IGNORED, check_sequence_length
 
 BUDGET = num_bytes(SparsifyConfig.model_fields["activation_budget"].default)  # hidden states in memory
 BATCH = 2  # sequences in a forward: their logits are of the vocabulary's size
@@ -67,7 +66,7 @@ def draw_samples(
     Ready token ids are all for the fit, unless there are exactly twice as many as asked for. InputError where the text
     is too short for the fit or the sequences too long for the model.
     """
-    _check_length(model, settings.sequence_length)
+    check_sequence_length(model, settings.sequence_length)
     count, length, seed = settings.num_samples, settings.sequence_length, settings.seed
     try:
         drawn = calibration_batches(text.source, tokenizer, 2 * count, length, BATCH, seed)
@@ -107,12 +106,6 @@ def _batched(sequences: Sequence[Labelled], size: int) -> list[Labelled]:
             for piece in pieces]  # fmt: skip
 
 
-def _check_length(model: PreTrainedModel, length: int) -> None:
-    context = num_positions(model)
-    if context is not None and length > context:
-        raise InputError(f"sequence_length must be at most this model's context of {context} tokens, got {length}")
-
-
 def context_of(source: BlockSource) -> AbstractContextManager[object]:
     """Return the context in which the source's model runs: bf16 where the processor has it."""
     return autocast("auto", source.device)
@@ -131,7 +124,7 @@ def losses(source: BlockSource, parts: Mapping[str, Sequence[Labelled]], folder:
         walk = Walk(source, [batch.tokens for batch in batches], hidden, lambda: context_of(source))
 
         def visit(run: BlockRun) -> None:
-            if run.name == f"{source.prefix}.{len(walk) - 1}":
+            if run.index == len(walk) - 1:
                 with source.with_head():
                     found.extend(
                         _token_losses(walk.logits(index, states), batches[index].labels)

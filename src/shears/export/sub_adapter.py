@@ -14,17 +14,17 @@ from shears.errors import InputError
 from shears.export.choice import by_linear, choose_ranks, ranks_file
 from shears.export.tensors import sliced
 from shears.export.updates import Update, updates_of
-from shears.models.load import model_folder
+from shears.models.ref import ModelRef
 from shears.records.artifacts import (
     SEARCH_SPACE,
     SUB_ADAPTER,
     as_data,
     inherited,
     read_json,
+    read_record,
     training_source,
-    whole_record,
 )
-from shears.records.paths import file_fingerprint, recorded_name
+from shears.records.paths import file_fingerprint
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, rank_patterns
 from shears.records.version import __version__
 
@@ -53,11 +53,11 @@ class SubAdapter(NamedTuple):
 def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
     """Read the exported sub-adapter as it is; of a super-adapter the one with the ranks asked for."""
     if (folder / SUB_ADAPTER).is_file():
-        record = whole_record(folder, SUB_ADAPTER, *NEEDED, "ranks")
+        record = read_record(folder, SUB_ADAPTER, *NEEDED, "ranks")
         refuse_ranks(settings)
         tensors = load_file(folder / ADAPTER_WEIGHTS)
         return SubAdapter(record, dict(record["ranks"]), tensors, read_adapter_config(folder))
-    record = whole_record(folder, SEARCH_SPACE, *NEEDED, "groups")
+    record = read_record(folder, SEARCH_SPACE, *NEEDED, "groups")
     space = space_of_record(record)
     ranks = choose_ranks(settings.ranks, space, record["fingerprint"])
     tensors = sliced(load_file(folder / ADAPTER_WEIGHTS), by_linear(space, ranks))
@@ -93,14 +93,14 @@ def sliced_config(folder: Path, space: SearchSpace, ranks: RankConfig) -> dict[s
     return config
 
 
-def origin(base: str, chosen: SubAdapter, settings: ExportConfig) -> dict[str, Any]:
+def origin(base: ModelRef, chosen: SubAdapter, settings: ExportConfig) -> dict[str, Any]:
     """Return what a record says of where the model comes from."""
     record, ranks = chosen.record, ranks_file(settings.ranks)
     return {
-        **inherited(model_folder(base)),
+        **inherited(base.record),
         "shears_version": __version__,
         "config": as_data(settings) | ({"ranks": ranks.name} if ranks else {}),
-        "base": recorded_name(base),
+        "base": base.recorded_name,
         "base_fingerprint": record["base_fingerprint"],
         "super_adapter_fingerprint": record.get("super_adapter_fingerprint", record["fingerprint"]),
         "sub_adapter_fingerprint": record["fingerprint"] if "super_adapter_fingerprint" in record else None,

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shears.blockwise.matrices import Matrix, linear_matrix
-from shears.blockwise.skeleton import Skeleton
-from shears.blockwise.sources import BlockSource, StreamedModel, WholeModel
+from shears.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
 from shears.blockwise.walk import by_block_or_whole
 from shears.checkpoints.tensor_files import TensorWriter
 from shears.errors import InputError
 from shears.export.updates import Update, in_format
 from shears.models.blocks import sharing_a_weight
-from shears.models.load import load_model, pick_device
+from shears.models.devices import pick_device
+from shears.models.load import load_model
+from shears.models.ref import ModelRef
 from shears.sparsity.report import LinearSparsity
 
 COPIED = ("config.json", "generation_config.json")
@@ -142,21 +143,21 @@ class Merged(Generic[Made]):
 
 
 def merge_into(
-    folder: Path, work: Path, updates: Mapping[str, Update], device: str, merge: Callable[[Target], Made]
+    model: ModelRef, work: Path, updates: Mapping[str, Update], device: str, merge: Callable[[Target], Made]
 ) -> Merged[Made]:
-    """Write the model of `folder`, as `merge` changes it, to `work`.
+    """Write the model, as `merge` changes it, to `work`.
 
     The model is read and written block by block, or, where it cannot be read so, from memory.
     """
 
     def whole() -> Merged[Made]:
-        network = load_model(folder, "auto", device, to_save=True)
+        network = load_model(model, "auto", device, to_save=True)
         target = Target(WholeModel(network), updates, lambda name: network.get_parameter(name).dtype)
         made = merge(target)
         network.save_pretrained(work)
         return Merged(made, target.before, target.after, lambda: target.source)
 
-    return by_block_or_whole(work, lambda: _streamed(folder, work, updates, device, merge), whole)
+    return by_block_or_whole(work, lambda: _streamed(model.folder, work, updates, device, merge), whole)
 
 
 def _streamed(

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from shears.checkpoints.packed.file import Package, read_package
 from shears.checkpoints.packed.index import PLAIN
-from shears.checkpoints.packed.layout import DTYPES
+from shears.checkpoints.packed.layout import FORMAT_DTYPES
 from shears.checkpoints.tensor_files import INDEX, SINGLE
-from shears.checkpoints.tensor_format import Place, as_bytes, write_at, write_layout
+from shears.checkpoints.tensor_format import StoredTensor, as_bytes, write_at, write_layout
 from shears.export.package import OF_MERGED
 from shears.models.load import save_tokenizer
-from shears.models.packages import names_fingerprint, settings_of_adapter
 from shears.records.artifacts import (
     PACKAGE,
     SUB_ADAPTER,
@@ -52,12 +51,12 @@ def unpack(package: str | Path, output: str | Path) -> Path:
     """
     folder, output = Path(package), expanded(output)
     record = read_record(folder, PACKAGE)
-    opened = read_package(folder, verify=not names_fingerprint(record))  # which covers every byte
+    opened = read_package(folder, verify="fingerprint" not in record)
     with working_folder(output, {"package": str(folder)}, resume=None) as work:
         _write_model(opened, folder, work / "model")
         _write_record(work / "model", record, has_adapter=bool(opened.index.adapter))
         if opened.index.adapter:
-            _write_adapter(opened, folder, work, record)
+            _write_adapter(opened, work, record)
     logger.info("unpacked %s into %s", folder, output)
     return output
 
@@ -86,7 +85,7 @@ def _write_record(model: Path, record: Mapping[str, Any], has_adapter: bool) -> 
 def model_dtypes(package: Package, quantized: torch.dtype) -> dict[str, torch.dtype]:
     """Return the dtype of every tensor of the model; `quantized` for packed int8, which has none of its own."""
     index = package.index
-    packed = {f"{linear}.weight": DTYPES[entry.values] for linear, entry in index.packed.items()}
+    packed = {f"{linear}.weight": FORMAT_DTYPES[entry.values] for linear, entry in index.packed.items()}
     plain = {name: PLAIN[index.dense[index.tied.get(name, name)].dtype] for name in [*index.dense, *index.tied]}
     return {name: quantized if dtype == torch.int8 and name in packed else dtype
             for name, dtype in (packed | plain).items()}  # fmt: skip
@@ -98,7 +97,7 @@ def write_shards(folder: Path, specs: Specs, tensors: Iterable[tuple[str, Tensor
     names = [SINGLE] if len(shards) == 1 else [
         f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)
     ]  # fmt: skip
-    places: dict[str, Place] = {}
+    places: dict[str, StoredTensor] = {}
     for file, shard in zip(names, shards, strict=True):
         chosen = {name: specs[name] for name in shard}
         places |= zip(chosen, write_layout(folder / file, chosen, {"format": "pt"}), strict=True)
@@ -124,12 +123,12 @@ def _split(specs: Specs, size: int) -> list[list[str]]:
     return shards
 
 
-def _write_adapter(package: Package, folder: Path, work: Path, record: Mapping[str, Any]) -> None:
+def _write_adapter(package: Package, work: Path, record: Mapping[str, Any]) -> None:
     """Write the PEFT adapter, with the record of a sub-adapter where the package was made of ours."""
     adapter = work / "adapter"
     adapter.mkdir()
     save_file(package.adapter(), adapter / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    shutil.copyfile(settings_of_adapter(folder), adapter / ADAPTER_CONFIG)
+    shutil.copyfile(package.adapter_config_file(), adapter / ADAPTER_CONFIG)
     if "ranks" in record:
         kept = {key: record[key] for key in OF_ADAPTER if key in record}
         prints = {"base_fingerprint": weights_fingerprint(work / "model"), "fingerprint": weights_fingerprint(adapter)}

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from shears.adapt.sparse_adapter import masked_product
+from shears.models.sparse_adapter import masked_product
 from shears.records.peft_files import linear_of
 
 

@@ -1,20 +1,25 @@
-"""The decoder blocks of any language model, found by structure, and how their forwards are replaced for a while."""
+"""The decoder blocks and linears of any language model, found by structure; replacing blocks' forwards temporarily.
+
+Shapes: O output features, I input features of a linear.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from shears.errors import InputError
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the decoder blocks and their name, such as `model.layers`; InputError where there are none.
+    """Return the name of the list of decoder blocks, such as `model.layers`, and the list; InputError without one.
 
-    They are the largest list (by parameters) of GradientCheckpointingLayer, else the largest list of modules. Towers
-    that take images or sound do not count, however large, unless there is nothing else.
+    It is the largest list (by parameters) of GradientCheckpointingLayer, else the largest list of modules. Lists in
+    towers that take images or sound are ignored unless there is no other.
     """
     lists = [(name, child) for name, child in model.named_modules() if isinstance(child, nn.ModuleList) and len(child)]
     if not lists:
@@ -26,13 +31,13 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def _towers(model: nn.Module) -> tuple[str, ...]:
-    """Return the prefixes of the models inside a model whose input is no text, by what transformers says of them."""
-    parts = ((name, getattr(child, "main_input_name", "input_ids")) for name, child in model.named_modules())
-    return tuple(f"{name}." for name, takes in parts if name and takes != "input_ids")
+    """Return the names, ending in a dot, of submodels whose main input is not text, as transformers names it."""
+    inputs = ((name, getattr(child, "main_input_name", "input_ids")) for name, child in model.named_modules())
+    return tuple(f"{name}." for name, main_input in inputs if name and main_input != "input_ids")
 
 
 def sharing_a_weight(model: nn.Module, linears: Iterable[str]) -> tuple[str, str] | None:
-    """Return the first of the named linears whose weight is another module's too, and that one; None where none is."""
+    """Return the first of the named linears that shares its weight, and the module it shares with; None without any."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name.removesuffix(".weight"))
@@ -45,8 +50,8 @@ def sharing_a_weight(model: nn.Module, linears: Iterable[str]) -> tuple[str, str
 
 @contextmanager
 def replaced_forwards(blocks: Iterable[nn.Module], forward: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
-    """Put `forward(index)` in the place of the blocks' forwards for a while."""
-    before = [(block, block.__dict__.get("forward")) for block in blocks]  # a wrapper others put on the instance
+    """Replace each block's forward by `forward(index)` inside the context."""
+    before = [(block, block.__dict__.get("forward")) for block in blocks]  # other libraries wrap it on the instance
     try:
         for index, (block, _) in enumerate(before):
             block.forward = forward(index)
@@ -56,3 +61,14 @@ def replaced_forwards(blocks: Iterable[nn.Module], forward: Callable[[int], Call
             block.__dict__.pop("forward", None)
             if own is not None:
                 block.forward = own
+
+
+def linears(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the linears below a module by qualified name, in the order of definition."""
+    return {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear | Conv1D)}
+
+
+def weight_oi(linear: nn.Module) -> Float[Tensor, "O I"]:
+    """Return a linear's weight as outputs x inputs: the same storage, transposed for Conv1D."""
+    weight: Tensor = linear.get_parameter("weight")
+    return weight.T if isinstance(linear, Conv1D) else weight

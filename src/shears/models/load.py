@@ -1,106 +1,47 @@
-"""A causal language model and its tokenizer from any name; its linears and their weights.
-
-Shapes: O output features, I input features of a linear.
-"""
+"""Load a causal language model, its tokenizer, and an adapter on it, through transformers and PEFT."""
 
 import logging
 import re
-from contextlib import AbstractContextManager, nullcontext
+import shutil
+import tempfile
+import warnings
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from jaxtyping import Float
+from jaxtyping import Int
+from peft import PeftModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.pytorch_utils import Conv1D
 
-from shears.checkpoints.loading_errors import LOADING_ERRORS
+from shears.checkpoints.conversion import LOADING_ERRORS, known_config
 from shears.checkpoints.tensor_files import refuse_missing
-from shears.config.embedded import EMBEDDED
 from shears.errors import InputError, first_line
-from shears.models.fetching import convert_gguf, fetch
-from shears.models.files import is_package
-from shears.models.packages import load_packaged
+from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
 from shears.models.quantization import loading_options
-from shears.records.paths import expanded
-from shears.records.peft_files import ADAPTER_CONFIG
+from shears.models.ref import AnyModel, ModelRef, resolve
+from shears.models.sparse_adapter import make_sparse
+from shears.records.artifacts import check_input, find_record, read_record
+from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a hub repository; nothing executable
-FOREIGN_FILES = ["consolidated*", "original/*", "onnx/*"]  # second copies of the weights for other tools
-MOST_THREADS = 1024
-
-
-def resolve_model(name: str) -> Path | str:
-    """Return the folder a model name stands for, or the name itself where it is a hub id.
-
-    `smollm2-135m` and .gguf files are converted once into the cache. InputError for a path that is not there.
-    """
-    path = expanded(name)
-    if path.is_dir():
-        return _checked_folder(path)
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise InputError(
-                f"a model must be a folder, a .gguf file, a hub id or an embedded name, got the file {path}"
-            )
-        return convert_gguf(path)
-    if name in EMBEDDED:
-        return fetch(name)
-    if not _looks_like_hub_id(name):
-        raise InputError(f"the model must exist, and there is no {name}; give a folder, a .gguf file or a hub id")
-    return name
-
-
-def _looks_like_hub_id(name: str) -> bool:
-    """Tell `org/name` from a path: a first part that is a folder here makes it a path."""
-    in_local_folder = "/" in name and Path(name.split("/", 1)[0]).is_dir()
-    return bool(HUB_ID.fullmatch(name)) and not name.endswith(".gguf") and not in_local_folder
-
-
-def _checked_folder(folder: Path) -> Path:
-    if (folder / "config.json").is_file():
-        return folder
-    if (folder / ADAPTER_CONFIG).is_file():
-        raise InputError(f"the model must be a base model, got the adapter {folder}; give it as --adapter")
-    raise InputError(f"a model folder must hold config.json; {folder} does not")
-
-
-def model_folder(name: str | Path) -> Path:
-    """Return the local folder of a model; a hub id is downloaded into the hub's cache (unless HF_HUB_OFFLINE)."""
-    resolved = resolve_model(str(name))
-    if isinstance(resolved, Path):
-        return resolved
-    try:
-        return Path(snapshot_download(resolved, allow_patterns=MODEL_FILES, ignore_patterns=FOREIGN_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise InputError(
-            f"the model must be a folder, a .gguf file or a reachable hub id, got {resolved!r}: {first_line(error)}"
-        ) from error
-
-
-def plain_folder(name: str | Path, use: str) -> Path:
-    """Return the model's folder; InputError for a package, whose adapter would be left out of what `use` says."""
-    folder = model_folder(name)
-    if is_package(folder):
-        raise InputError(f"a model to {use} must be a model folder, got the package {name}; shears unpack it first")
-    return folder
+ADAPTER_ERRORS = (*LOADING_ERRORS, re.error)  # the latter for patterns of PEFT's configuration
+BLOCK_NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")  # in the name of a tensor
+VOCABULARY_FIX = "resize the model's embeddings, or take the tokenizer that it was trained with"
 
 
 def load_model(
-    name: str | Path,
+    model: AnyModel,
     dtype: str = "auto",
     device: str = "auto",
     quantization: BitsAndBytesConfig | None = None,
@@ -109,131 +50,206 @@ def load_model(
 ) -> PreTrainedModel:
     """Return the causal language model in evaluation mode; `auto` keeps the dtype it was saved in.
 
-    Of a package it is the model without the adapter, its packed weights dense; `quantization` quantizes the linears.
+    A package is loaded without its adapter, its packed weights made dense; `quantization` quantizes the linears.
     On a CPU fp16 LayerNorms are widened (`widen_norms`), unless the model is loaded to be saved again.
-    InputError, in one line, for whatever keeps it from loading, missing weights included.
+    InputError, in one line, for any failure to load, missing weights included.
     """
-    folder, place = model_folder(name), pick_device(device)
+    ref = resolve(model)
+    place = pick_device(device)
     options: dict[str, Any] = {"dtype": DTYPES.get(dtype, "auto")}
     if quantization is not None:
-        options |= loading_options(name, folder, quantization, place)
+        options |= loading_options(ref, quantization, place)
     try:
-        model, info = _loaded(folder, options)
+        network, info = _load_package(ref, options["dtype"]) if ref.is_package else _load_folder(ref.folder, options)
     except InputError:
         raise
     except LOADING_ERRORS as error:
         raise InputError(
-            f"{name} must be a causal language model that transformers loads: {first_line(error)}"
+            f"{ref.name} must be a causal language model that transformers loads: {first_line(error)}"
         ) from error
-    _refuse_random_weights(name, info)
-    loaded: PreTrainedModel = model.eval() if quantization is not None else model.eval().to(place)
+    # transformers only warns of weights that the files lack, and fills them with random numbers
+    refuse_missing(ref.name, {str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]})
+    loaded: PreTrainedModel = network.eval() if quantization is not None else network.eval().to(place)
     if not to_save:
         widen_norms(loaded)
-    logger.info("loaded %s: %.4g M parameters, %s, %s", name, loaded.num_parameters() / 1e6, loaded.dtype, place)
+    logger.info("loaded %s: %.4g M parameters, %s, %s", ref.name, loaded.num_parameters() / 1e6, loaded.dtype, place)
     return loaded
 
 
-def _loaded(folder: Path, options: dict[str, Any]) -> Any:
-    if is_package(folder):
-        return load_packaged(folder, options["dtype"])
+def _load_folder(folder: Path, options: dict[str, Any]) -> Any:
     options |= {"use_safetensors": True, "output_loading_info": True}
     return cast("Any", AutoModelForCausalLM).from_pretrained(folder, **options)
 
 
-def _refuse_random_weights(name: str | Path, info: dict[str, Any]) -> None:
-    """Refuse what transformers only warns of: weights the files lack come out random."""
-    refuse_missing(name, {str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]})
+def _load_package(ref: ModelRef, dtype: torch.dtype | str) -> Any:
+    """Return the model of a package without its adapter and transformers' loading info, as from_pretrained does."""
+    folder = ref.folder
+    package = ref.package
+    if package.index.adapter:
+        package.adapter_config_file()  # raises where it is missing
+    config = known_config(folder)
+    with torch.device("meta"):
+        kind = type(AutoModelForCausalLM.from_config(config))
+    tensors = dict(package.model_tensors())
+    options: dict[str, Any] = {"config": config, "state_dict": tensors, "dtype": dtype, "output_loading_info": True}
+    model, info = cast("Any", kind).from_pretrained(None, **options)
+    _refuse_more_blocks(folder, model.state_dict().keys(), info["unexpected_keys"])
+    model.name_or_path = str(folder)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, info
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+def _refuse_more_blocks(folder: Path, names: Collection[str], unexpected: Collection[str]) -> None:
+    """Raise InputError for a config of fewer blocks than the package holds: transformers would ignore the others."""
+    known = {BLOCK_NUMBER.sub("#", name) for name in names}
+    if beyond := sorted(name for name in unexpected if BLOCK_NUMBER.sub("#", name) in known):
+        raise InputError(
+            f"{folder} must have all its blocks in config.json, {beyond[0]} is beyond them; restore that file"
+        )
+
+
+def load_tokenizer(model: AnyModel) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer, with a padding token (the end of sequence where it has none of its own)."""
-    tokenizer = _own_tokenizer(name)
+    tokenizer = _stored_tokenizer(resolve(model))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def save_tokenizer(name: str | Path, folder: Path) -> None:
-    """Write the model's tokenizer as it is: who pads with the end of sequence may mask that in training."""
-    _own_tokenizer(name).save_pretrained(folder)
+def save_tokenizer(model: AnyModel, folder: Path) -> None:
+    """Write the model's tokenizer without the padding token of `load_tokenizer`.
+
+    A trainer that finds the end of sequence as the padding token may mask it in the labels.
+    """
+    _stored_tokenizer(resolve(model)).save_pretrained(folder)
 
 
-def _own_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    folder = model_folder(name)
+def _stored_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(ref.folder)
     except LOADING_ERRORS as error:
         words = " ".join(str(error).split())[:200] or first_line(error)
-        raise InputError(f"{name} must come with a tokenizer that transformers loads, got: {words}") from error
+        raise InputError(f"{ref.name} must come with a tokenizer that transformers loads, got: {words}") from error
     return tokenizer
 
 
-def pick_device(device: str) -> torch.device:
-    """Return the device meant: auto is cuda, else mps, else cpu; InputError where it is not there."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    place = torch.device(device)
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    there = {"cpu": True, "cuda": (place.index or 0) < cards, "mps": torch.backends.mps.is_available()}
-    if not there.get(place.type, False):
-        raise InputError(f"device must be one that this machine has, got {device!r}; use auto or cpu")
-    return place
+def load_both(
+    model: AnyModel, dtype: str = "auto", device: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a model and its tokenizer. A forward raises InputError for tokens that have no embedding."""
+    ref = resolve(model)
+    network = load_model(ref, dtype, device)
+    tokenizer = load_tokenizer(ref)
+    if max(tokenizer.get_vocab().values(), default=0) >= num_embeddings(network):
+        network.get_input_embeddings().register_forward_pre_hook(_refuse_unknown_tokens)
+    return network, tokenizer
 
 
-def resolved_precision(precision: str, device: torch.device | str) -> Literal["fp32", "bf16", "fp16"]:
-    """Return the arithmetic meant: auto is bf16 where the processor has it in hardware, else fp32."""
-    kind = torch.device(device).type
-    if precision == "fp16" and kind != "cuda":
-        raise InputError(f"precision fp16 needs a CUDA device, got {kind}; use auto, bf16 or fp32")
-    if precision == "auto":
-        return "bf16" if _has_bf16(kind) else "fp32"
-    return "bf16" if precision == "bf16" else "fp16" if precision == "fp16" else "fp32"
+def num_embeddings(model: PreTrainedModel) -> int:
+    """Return how many tokens a model has embeddings for."""
+    return int(model.get_input_embeddings().get_parameter("weight").shape[0])
 
 
-def _has_bf16(kind: str) -> bool:
-    if kind == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities() if kind == "cpu" else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+def refuse_unknown(largest: int, embeddings: int) -> None:
+    """Raise InputError where the largest token id of a text has no embedding."""
+    if largest >= embeddings:
+        raise InputError(
+            f"token ids must be below {embeddings}, the model's embeddings, got {largest}; {VOCABULARY_FIX}"
+        )
 
 
-def autocast(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:
-    """Return the context in which forwards run in the given precision over weights of any other."""
-    chosen = resolved_precision(precision, device)
-    return nullcontext() if chosen == "fp32" else torch.autocast(torch.device(device).type, DTYPES[chosen])
+def _refuse_unknown_tokens(embedding: nn.Module, inputs: tuple[Int[Tensor, "..."], ...], *_: Any) -> None:
+    if inputs:
+        refuse_unknown(int(inputs[0].max()), int(embedding.get_parameter("weight").shape[0]))
 
 
-def keep_casts(model: nn.Module) -> None:
-    """Have autocast cast frozen weights once, not at every forward (it keeps casts of trained ones); no gradients."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.requires_grad_(True)
+def load_with_adapter(
+    model: AnyModel, adapter: str | Path | None = None, dtype: str = "auto", device: str = "auto"
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Return a model, ready to evaluate, and its tokenizer; the adapter on it is loaded through stock PEFT.
 
-
-def widen_norms(model: nn.Module) -> list[nn.Module]:
-    """Hold the fp16 LayerNorms of a model on a CPU in fp32, and return them; their values stay as they are.
-
-    The CPU's kernel takes fp16 weights beside fp16 inputs only, and under bf16 autocast its inputs are of others.
+    The product of an adapter trained with sparse_adapter is masked by the model's zeros, as in its training. A package
+    comes with its own adapter. InputError where the adapter cannot be loaded, lacks weights, or was trained on another
+    base than this model.
     """
-    norms = [norm for norm in model.modules() if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine]
-    half = [norm for norm in norms if (norm.weight.dtype, norm.weight.device.type) == (torch.float16, "cpu")]
-    return [norm.float() for norm in half]
+    ref = resolve(model)
+    if ref.is_package:
+        return _load_package_with_adapter(ref, adapter, dtype, device)
+    record = {} if adapter is None else _checked_record(Path(adapter), ref)
+    base, tokenizer = load_both(ref, dtype, device)
+    if adapter is None:
+        return base, tokenizer
+    return put_adapter(base, Path(adapter), masked=record.get("sparse_adapter", False)), tokenizer
 
 
-def set_threads(count: int | None) -> None:
-    """Use that many CPU threads; None leaves torch's choice, one a core. InputError for more than MOST_THREADS."""
-    if count is not None and not 1 <= count <= MOST_THREADS:
-        raise InputError(f"threads must be 1 to {MOST_THREADS}, got {count}; leave them out for one a core")
-    if count is not None:
-        torch.set_num_threads(count)
+def _load_package_with_adapter(
+    ref: ModelRef, adapter: str | Path | None, dtype: str, device: str
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Return the model of a package with the adapter in it, in the classes of transformers and PEFT."""
+    if adapter is not None:
+        raise InputError(
+            f"a package comes with its adapter, got adapter={adapter} beside {ref.folder}; unpack it to change it"
+        )
+    base, tokenizer = load_both(ref, dtype, device)
+    tensors = ref.package.adapter()
+    if not tensors:
+        return base, tokenizer
+    with tempfile.TemporaryDirectory(prefix="shears-") as place:  # PEFT reads adapters from folders only
+        save_file(tensors, Path(place) / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        shutil.copyfile(ref.folder / ADAPTER_CONFIG, Path(place) / ADAPTER_CONFIG)
+        return put_adapter(base, Path(place), shown=ref.folder), tokenizer
 
 
-def linears(module: nn.Module) -> dict[str, nn.Module]:
-    """Return the linears below a module by qualified name, in the order of definition."""
-    return {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear | Conv1D)}
+def _checked_record(adapter: Path, ref: ModelRef) -> dict[str, Any]:
+    """Return an adapter's record, empty for another tool's adapter; InputError where the model is not its base."""
+    if not (adapter / ADAPTER_CONFIG).is_file():
+        raise InputError(f"the adapter must be a folder with {ADAPTER_CONFIG}, got {adapter}; check the path")
+    path = find_record(adapter)
+    record = read_record(adapter, path.name) if path is not None else {}
+    if "base_fingerprint" in record:
+        check_input(f"the base model of {adapter}, here {ref.name},", record["base_fingerprint"], ref.fingerprint)
+    return record
 
 
-def weight_oi(linear: nn.Module) -> Float[Tensor, "O I"]:
-    """Return a linear's weight as outputs x inputs: the same storage, transposed for Conv1D."""
-    weight: Tensor = linear.get_parameter("weight")
-    return weight.T if isinstance(linear, Conv1D) else weight
+def put_adapter(base: nn.Module, adapter: Path, *, masked: bool = False, shown: Path | None = None) -> PeftModel:
+    """Return the model with an adapter of a folder, in evaluation mode; `masked` masks its product (`make_sparse`).
+
+    `shown` is the folder that messages name, by default the adapter's. InputError for what PEFT cannot load, for
+    missing weights, and for adapters that put tokens before the text.
+    """
+    shown = shown or adapter
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loaded = PeftModel.from_pretrained(base, str(adapter), torch_device=str(device_of(base)))
+    except ADAPTER_ERRORS as error:
+        # torch names the tensor that does not fit in the second line
+        words = " ".join(line.strip() for line in str(error).splitlines()[:2]) or first_line(error)
+        raise InputError(f"{shown} must be an adapter that PEFT loads onto this model, got: {words}") from error
+    for warning in (warning for warning in caught if not issubclass(warning.category, FutureWarning)):
+        _refuse_or_log(shown, str(warning.message))
+    _refuse_wrong_tokens(shown, loaded)
+    if loaded.active_peft_config.is_prompt_learning:
+        raise InputError(f"{shown} must change weights, it puts tokens before the text; take LoRA or its like")
+    loaded.eval()
+    if masked:
+        make_sparse(loaded)
+    return loaded
+
+
+def _refuse_wrong_tokens(adapter: Path, loaded: PeftModel) -> None:
+    """Raise InputError for wrong tokens of aLoRA (they switch the adapter on): PEFT checks them in the forward only."""
+    tokens = getattr(loaded.active_peft_config, "alora_invocation_tokens", None)
+    if tokens is not None and not (isinstance(tokens, list) and all(type(token) is int for token in tokens)):
+        raise InputError(
+            f"{adapter / ADAPTER_CONFIG} must have alora_invocation_tokens that are a list of whole numbers, got "
+            f"{tokens!r:.40}; make it again"
+        )
+
+
+def _refuse_or_log(adapter: Path, message: str) -> None:
+    """Raise InputError for missing weights, of which PEFT only warns before it computes with fresh ones."""
+    if "missing adapter keys" in message:
+        raise InputError(f"{adapter} must hold every weight of its configuration, got: {message.splitlines()[0][:200]}")
+    logger.warning("loading %s: %s", adapter, message.splitlines()[0])

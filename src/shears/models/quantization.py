@@ -1,10 +1,9 @@
-"""The frozen model's linears in 4 or 8 bits while adapters are trained on it, by bitsandbytes.
+"""Quantize the linears of a frozen model to 4 or 8 bits with bitsandbytes while adapters are trained on it.
 
-Zeros stay zeros: both forms have an exact zero, and the nearest value of a weight that is zero is that one.
+Zeros stay zeros: both number formats contain an exact zero, the nearest value of a weight that is zero.
 """
 
 import importlib.util
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -12,18 +11,19 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
+from shears.checkpoints.tensor_files import quantized_by
 from shears.errors import InputError
-from shears.models.files import is_package, quantized_by
+from shears.models.ref import ModelRef
 
 Form = Literal["nf4", "int8"]
 PACKAGE = "bitsandbytes"
 REPACKS = "support_avx512bf16_for_cpu"
 BITS = MappingProxyType({"nf4": 4.5, "int8": 8.0})
-"""Bits a weight takes; of nf4 with an fp32 scale for every 64 weights."""
+"""Bits of a weight; nf4 has an fp32 scale for every 64 weights."""
 
 
 def quantization_config(form: Form, compute: torch.dtype) -> BitsAndBytesConfig:
-    """Return how transformers must quantize a model when it loads it; products of nf4 are made in `compute`.
+    """Return transformers' configuration for quantizing a model while loading; nf4 multiplies in `compute`.
 
     InputError where bitsandbytes is not installed.
     """
@@ -36,24 +36,25 @@ def quantization_config(form: Form, compute: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
 
 
-def loading_options(
-    name: str | Path, folder: Path, quantization: BitsAndBytesConfig, place: torch.device
-) -> dict[str, Any]:
-    """Return what `from_pretrained` is told to quantize a model onto a device; InputError where it cannot be.
+def loading_options(ref: ModelRef, quantization: BitsAndBytesConfig, place: torch.device) -> dict[str, Any]:
+    """Return the options of `from_pretrained` that quantize a model onto a device; InputError where it cannot be.
 
     Of several GPUs, the device is the one this process uses.
     """
-    kind = "a package" if is_package(folder) else f"quantized by {method}" if (method := quantized_by(folder)) else ""
+    method = quantized_by(ref.folder)
+    kind = "a package" if ref.is_package else f"quantized by {method}" if method else ""
     if kind:
-        raise InputError(f"a model to quantize must be a folder of plain weights, {name} is {kind}; leave quantize out")
+        raise InputError(
+            f"a model to quantize must be a folder of plain weights, {ref.name} is {kind}; leave quantize out"
+        )
     device = torch.device("cuda", torch.cuda.current_device()) if place.type == "cuda" else place
     return {"quantization_config": quantization, "device_map": {"": device}}
 
 
 def keep_as_quantized(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights where they are first used without gradients, on some CPUs.
+    """Stop bitsandbytes from repacking 4-bit weights at their first use without gradients, as it does on some CPUs.
 
-    That rounds their scales to bf16 for good, and a model is tried so before it is trained.
+    Repacking rounds the scales to bf16 for good, and models are run once without gradients before training.
     """
     for module in model.modules():
         if hasattr(module, REPACKS):

@@ -1,7 +1,7 @@
-"""The contract between stages: finished folders say what they were made from, and are checked when read.
+"""The contract between stages: the record of a finished folder, and the checks made when it is read.
 
-Each holds one record, a JSON file, with the stage's configuration and the fingerprints of its inputs and of its
-weights. How they come to be is in `folders`.
+A record is a JSON file with the configuration of the stage that made the folder and the fingerprints of its inputs and
+of its weights. `folders.py` makes the folders.
 """
 
 import json
@@ -18,34 +18,46 @@ from shears.records.paths import file_fingerprint
 
 logger = logging.getLogger(__name__)
 
-SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER = "sparsity.json", "search_space.json", "result.json", "sub_adapter.json"
-EVALUATION, RECOVERY, MERGED, PACKAGE = "evaluation.json", "recovery.json", "merged.json", "package.json"
+SPARSITY = "sparsity.json"
+SEARCH_SPACE = "search_space.json"
+RESULT = "result.json"
+SUB_ADAPTER = "sub_adapter.json"
+EVALUATION = "evaluation.json"
+RECOVERY = "recovery.json"
+MERGED = "merged.json"
+PACKAGE = "package.json"
 UNPACKED = "unpacked.json"
-RECIPE, REPORT, README, BENCH = "recipe.yaml", "report.html", "README.md", "bench.json"  # in a run's folder
+RECIPE = "recipe.yaml"  # this and the next three lie in a run's folder
+REPORT = "report.html"
+README = "README.md"
+BENCH = "bench.json"
 RECORDS = (PACKAGE, SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER, RECOVERY, MERGED, UNPACKED, EVALUATION)
-TRAINED_BEFORE = "trained_before"  # of a record: data and hashes of the trainings that were merged into its base
+TRAINED_BEFORE = "trained_before"  # key of a record: data and hashes of the trainings that were merged into its base
 TRAINING_LOG = "training_log.jsonl"
-TRAINING_TIMES = "training_times.jsonl"  # apart from the log, which is the same whenever it is made
+TRAINING_TIMES = "training_times.jsonl"  # not in the log: equal trainings write equal logs
 RECOVERY_FOLDER = "recovery"  # inside a sparse model's folder
 KINDS = {
     SPARSITY: "a sparse model", SEARCH_SPACE: "a super-adapter", SUB_ADAPTER: "a sub-adapter", RECOVERY: "a recovery",
     MERGED: "a merged model", PACKAGE: "a package", UNPACKED: "an unpacked model",
 }  # fmt: skip
-FIELDS: Mapping[str, type | tuple[type, ...]] = {  # of records, which whoever reads one takes for granted
+FIELDS: Mapping[str, type | tuple[type, ...]] = {  # types of keys in records, which readers rely on
     "base": str, "template": str, "config": dict, "ranks": dict, "linears": dict, "bytes": dict,
     "ratio": dict, "alpha": (int, float), "max_rank": int,
 }  # fmt: skip
 
-GROUP = re.compile(r"[^.]+\.\d{1,9}\..+", re.ASCII)  # what has a rank of its own, such as layers.0.up_proj
+GROUP = re.compile(r"[^.]+\.\d{1,9}\..+", re.ASCII)  # name of linears that share a rank, such as layers.0.up_proj
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON so that at any moment the old file or the whole new one is there; ValueError for nan and infinity."""
+    """Write JSON as `write_text` does; ValueError for nan and infinity."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text through a temporary sibling, fsync and rename; a failure, such as a full disk, leaves no sibling."""
+    """Write a text through a temporary sibling, fsync and rename: a reader finds the old text or the whole new one.
+
+    A failure, such as a full disk, leaves no sibling.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -60,33 +72,39 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; InputError where it is missing, torn or beyond what Python reads."""
+    """Return the content of a JSON file; InputError where it is missing, torn, or nested too deeply."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} must exist; it does not") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} must be a JSON file, got {error}; make it again") from None
+        raise InputError(f"{path} must be a JSON file, got {error}; make or get it again") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; InputError where it holds another thing."""
+    """Return the JSON object in a file; InputError where the file holds another type."""
     content: Any = read_json(path)
     if not isinstance(content, dict):
-        raise InputError(f"{path} must be a JSON object, got {str(content)[:40]}; make it again")
+        raise InputError(f"{path} must be a JSON object, got {str(content)[:40]}; make or get it again")
     return content
 
 
 def record_in(path: Path) -> dict[str, Any]:
-    """Return the record in a file, its weights not looked at; InputError where one of FIELDS is another thing."""
-    record = read_object(path)
+    """Return the record in a file without verifying weights; InputError where one of FIELDS has another type."""
+    record: Any = read_json(path)
+    if not isinstance(record, dict):
+        raise InputError(
+            f"{path} must be the record that shears wrote, it is {str(record)[:40]}; make the folder again"
+        )
     wrong = [key for key, kind in FIELDS.items() if key in record and not isinstance(record[key], kind)]
     if not wrong:
         ranks = record.get("ranks", {})
         wrong = ["ranks"] * any(not GROUP.fullmatch(name) or type(rank) is not int for name, rank in ranks.items())
     if wrong:
         shown = str(record[wrong[0]])[:40]
-        raise InputError(f"{path} must be a record of shears, its {wrong[0]} is {shown}; make the folder again")
+        raise InputError(
+            f"{path} must be the record that shears wrote, its {wrong[0]} is {shown}; make the folder again"
+        )
     return record
 
 
@@ -106,15 +124,15 @@ def sync_tree(folder: Path) -> None:
 
 
 def refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise InputError naming every key in which what made `folder` differs from what is asked now."""
+    """Raise InputError, naming every key that differs, where `folder` was made with another configuration."""
     changes = [
         f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
     if changes:
-        todo = "Ask for what it was, delete it, or choose another output"
-        raise InputError(f"{folder} was made otherwise: {'; '.join(changes)}. {todo}")
+        todo = "Use the earlier configuration, delete the folder, or choose another output"
+        raise InputError(f"{folder} was made with a different configuration: {'; '.join(changes)}. {todo}")
 
 
 def as_data(config: StageConfig) -> dict[str, Any]:
@@ -123,10 +141,7 @@ def as_data(config: StageConfig) -> dict[str, Any]:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """Return sha256 over a folder's safetensors files, in the order of their names.
-
-    InputError where there is none.
-    """
+    """Return the sha256 of a folder's safetensors files, in the order of their names; InputError without any."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder} must hold weights as safetensors; it holds none")
@@ -134,68 +149,61 @@ def weights_fingerprint(folder: Path) -> str:
 
 
 def evaluation_file(run: Path, name: str) -> Path:
-    """Return where a run keeps the measurement of one of its models: `sparse + sub-adapter`, for example."""
+    """Return the file of a run that holds the figures of a model, such as `sparse + sub-adapter`."""
     return run / "evaluation" / f"{name.replace(' + ', '_').replace('-', '_')}.json"
 
 
 def find_record(folder: Path) -> Path | None:
-    """Return the record that says what a finished folder is, or None."""
+    """Return the file with the record of a finished folder, or None."""
     return next((folder / name for name in RECORDS if (folder / name).is_file()), None)
 
 
-def read_record(folder: Path, name: str) -> dict[str, Any]:
-    """Return the record of a finished artifact; InputError if the folder is another thing or its weights changed."""
-    if not (folder / name).is_file():
+def read_record(folder: Path, name: str, *needed: str, fingerprint: str | None = None) -> dict[str, Any]:
+    """Return the record of a finished artifact, once its weights are verified.
+
+    `fingerprint` is that of the weights where the caller has computed it before. InputError where the folder is another
+    kind of artifact, its weights changed, or its record lacks one of the `needed` keys.
+    """
+    path = folder / name
+    if not path.is_file():
         raise InputError(
             f"{folder} must be {KINDS.get(name, 'an artifact')} (a folder with {name}); it has no such file"
         )
-    record = record_in(folder / name)
-    if "fingerprint" in record and (found := weights_fingerprint(folder)) != record["fingerprint"]:
+    record = record_in(path)
+    if lacking := [key for key in needed if key not in record]:
         raise InputError(
-            f"the weights in {folder} must be those of {name} ({str(record['fingerprint'])[:12]}), got {found[:12]}; "
+            f"{path} must be the record that shears wrote, it lacks {', '.join(lacking)}; make the folder again"
+        )
+    if "fingerprint" in record and (actual := fingerprint or weights_fingerprint(folder)) != record["fingerprint"]:
+        raise InputError(
+            f"the weights in {folder} must be those of {name} ({str(record['fingerprint'])[:12]}), got {actual[:12]}; "
             "make it again"
         )
     return record
 
 
-def whole_record(folder: Path, name: str, *needed: str) -> dict[str, Any]:
-    """Return the record of an artifact as `read_record` does; InputError also where it lacks what is needed of it."""
-    content = read_json(folder / name) if (folder / name).is_file() else dict.fromkeys(needed)
-    if not isinstance(content, dict) or (lacking := [key for key in needed if key not in content]):
-        what = f"it lacks {', '.join(lacking)}" if isinstance(content, dict) else f"it is {str(content)[:40]}"
-        raise InputError(f"{folder / name} must be the record that shears wrote, {what}; make the folder again")
-    return read_record(folder, name)
-
-
 def training_source(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the data, and their hash, that the adapter of a record was trained on: of a super-adapter as asked for."""
+    """Return the data that the adapter of a record was trained on, and their hash."""
     config = record.get("config")
-    asked = config.get("data") if isinstance(config, dict) else None
-    return {"data": record.get("data") or asked, "data_sha256": record.get("data_sha256")}
+    configured = config.get("data") if isinstance(config, dict) else None  # a super-adapter has no key of its own
+    return {"data": record.get("data") or configured, "data_sha256": record.get("data_sha256")}
 
 
 def training_sources(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return all data that stand behind an artifact: what its base had been trained on, then what its adapter was."""
-    before, own = record.get(TRAINED_BEFORE), training_source(record)
+    """Return all data that an artifact was trained on: first those of its base, then those of its adapter."""
+    before = record.get(TRAINED_BEFORE)
     earlier = [each for each in before if isinstance(each, dict)] if isinstance(before, list) else []
-    return [source for source in (*earlier, own) if source.get("data")]
+    return [source for source in (*earlier, training_source(record)) if source.get("data")]
 
 
-def inherited(model: Path) -> dict[str, Any]:
-    """Return what the record of something made from a model says of how that was trained; nothing where it was not."""
-    path = find_record(model)
-    if path is None or path.name not in KINDS:
-        return {}
-    record = record_in(path)
+def inherited(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys on training that the record of a model hands on to artifacts made from it."""
     sources = training_sources(record)
     template = {"template": record["template"]} if "template" in record else {}
     return {**template, TRAINED_BEFORE: sources} if sources else {}
 
 
-def check_input(what: str, expected: object, found: str) -> None:
-    """Raise InputError naming both fingerprints where an artifact does not fit what it was made for.
-
-    What is expected stands in a record, and may be anything.
-    """
-    if expected != found:
-        raise InputError(f"{what} must be the one this was made from ({str(expected)[:12]}), got {found[:12]}")
+def check_input(what: str, expected: object, actual: str) -> None:
+    """Raise InputError where an artifact's fingerprint is not the one in a record, which may hold any value."""
+    if expected != actual:
+        raise InputError(f"{what} must be the one this was made from ({str(expected)[:12]}), got {actual[:12]}")

@@ -1,7 +1,6 @@
-"""Folders that appear whole: a stage works in a sibling, holds it for itself, and gives it its name at the end.
+"""Output folders that appear whole: a stage works in the locked sibling `OUT.partial` and renames it to `OUT`.
 
-A stage works in the sibling `OUT.partial` (so that an interruption leaves something to resume and nothing that looks
-finished) and renames it to `OUT` at the end.
+An interruption leaves a folder that can be resumed and none that looks finished.
 """
 
 import errno
@@ -19,22 +18,22 @@ from safetensors import SafetensorError
 from shears.errors import InputError, first_line
 from shears.records.artifacts import read_json, refuse_changes, sync_path, sync_tree, write_json
 
-CONFIG = ".asked.json"  # in the working folder: what the interrupted stage was asked to do
+CONFIG = ".asked.json"  # in the working folder: the configuration of the interrupted stage
 LOCK = ".lock"
-WORKER = ".worker"  # a searching worker's name
+WORKER = ".worker"  # name of a search worker
 PARTIAL = ".partial"
-NOTHING_DONE = {CONFIG, LOCK, WORKER}
-SCRAPS = {LOCK, f".{CONFIG}.tmp"}  # of a kill before there was a CONFIG
+NOTHING_DONE = {CONFIG, LOCK, WORKER}  # files of a working folder without any work
+SCRAPS = {LOCK, f".{CONFIG}.tmp"}  # files that a kill leaves before there is a CONFIG
 
 
 def partial_folder(output: Path) -> Path:
-    """Where the stage that makes `output` works until it is done."""
+    """Return the folder in which the stage that makes `output` works until it is done."""
     output = named_folder(output)
     return output.with_name(output.name + PARTIAL)
 
 
 def named_folder(output: Path) -> Path:
-    """Return the folder that is meant, by a name that can be given: not `.`, nor a link to it; InputError for none."""
+    """Return the folder under its own name, not as `.` or a link to it; InputError for a name no output can have."""
     if output.name in ("", "..") or output.is_symlink():
         output = Path(os.path.realpath(output))
     if not output.name or output.name.endswith(PARTIAL):
@@ -48,9 +47,9 @@ def working_folder(
 ) -> Iterator[Path]:
     """Yield the folder to work in; rename it to `output` when the block ends without an error.
 
-    `resume` True continues what an interrupted run left, None always starts anew, False refuses if there is something
-    to resume. InputError if `output` exists, if another process works on it, or if the interrupted run was asked for
-    something else (`config`). A key that came after it began has its default: `defaults` are those of today.
+    `resume` True continues an interrupted run, None always starts anew, False refuses if there is something to resume.
+    `defaults` are the values of keys that the configuration of an earlier version lacks. InputError if `output`
+    exists, if another process works on it, or if the interrupted run had another configuration than `config`.
     """
     output = named_folder(output)
     work = partial_folder(output)
@@ -65,18 +64,18 @@ def working_folder(
                 yield work
         except (InputError, OSError):
             if resume is None or {path.name for path in work.iterdir()} <= NOTHING_DONE:
-                shutil.rmtree(work, ignore_errors=True)  # it would start anew, or nothing was done: no use to anyone
+                shutil.rmtree(work, ignore_errors=True)  # nothing in it can be resumed
             raise
         _finish(work, output)
 
 
 def _begin(work: Path, config: Mapping[str, Any], resume: bool | None, defaults: Mapping[str, Any]) -> None:
-    """Empty the working folder, or keep what is to be gone on from; InputError for what an interrupted run forbids."""
+    """Empty the working folder or keep its content to resume; InputError where an interrupted run is in the way."""
     had_work = (work / CONFIG).exists()
     if had_work and resume is False:
         raise InputError(f"{work} holds an interrupted run; continue it with --resume, or delete it to start anew")
     before: Mapping[str, Any] = _without_removed(read_json(work / CONFIG), config, defaults) if had_work else config
-    if not (before.keys() <= config.keys() or config.keys() <= before.keys()):  # versions differ by some
+    if not (before.keys() <= config.keys() or config.keys() <= before.keys()):  # one version may have more keys
         raise InputError(f"{work} holds an interrupted run of another verb; delete it, or choose another output")
     if had_work and resume:
         known = {key: value for key, value in defaults.items() if key in config}
@@ -89,15 +88,15 @@ def _begin(work: Path, config: Mapping[str, Any], resume: bool | None, defaults:
 def _without_removed(
     before: Mapping[str, Any], config: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Leave out the keys that this version no longer has, where their value is the default they had."""
+    """Return an earlier configuration without the removed keys whose value is the default that they had."""
     return {key: value for key, value in before.items() if key in config or value != defaults.get(key, ...)}
 
 
 def _finish(work: Path, output: Path) -> None:
     for path in filter(Path.is_file, work.rglob("*")):
-        shutil.copymode(work / CONFIG, path)  # that of a new file: safetensors lets nobody but its owner read
+        shutil.copymode(work / CONFIG, path)  # safetensors makes files that only their owner can read
     sync_tree(work)
-    work.rename(output)  # with the lock in it, so that at no moment another process may begin
+    work.rename(output)  # the lock goes with it: no other process can begin meanwhile
     (output / CONFIG).unlink()
     (output / LOCK).unlink(missing_ok=True)
     sync_path(output)
@@ -106,44 +105,44 @@ def _finish(work: Path, output: Path) -> None:
 
 @contextmanager
 def _disk_errors(work: Path, resume: bool | None) -> Iterator[None]:
-    """Raise what safetensors and torch make of a full disk as the OSError it is."""
+    """Turn the errors of safetensors and torch about a full disk into an OSError that names the free space."""
 
-    def said(error: Exception) -> OSError:
+    def disk_error(error: Exception) -> OSError:
         free = shutil.disk_usage(work).free / 1e6
-        later = "" if resume is None else "; once there is room, --resume goes on"
-        return OSError(f"could not write below {work}, where {free:,.1f} MB are free: {first_line(error)}{later}")
+        advice = "" if resume is None else "; free some space and continue with --resume"
+        return OSError(f"could not write below {work}, where {free:,.1f} MB are free: {first_line(error)}{advice}")
 
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) and error.filename is None:
-            raise said(error) from error
+            raise disk_error(error) from error
         raise
     except (SafetensorError, RuntimeError) as error:
         if any(mark in str(error) for mark in ("os error", "PytorchStreamWriter", "inline_container")):
-            raise said(error) from error
+            raise disk_error(error) from error
         raise
 
 
 def _refuse_existing(output: Path) -> None:
-    """An empty folder may be there: the finished one is renamed onto it."""
+    """Raise InputError where the output exists; an empty folder may, because a rename replaces it."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         todo = "name a new one" if output.resolve() == Path.cwd() else "name another folder or delete this one"
         raise InputError(f"the output must not exist yet, got {output}; {todo}")
 
 
 def _refuse_foreign(work: Path) -> None:
-    """Refuse a working folder that no stage left: it would be emptied."""
+    """Raise InputError for a working folder that no stage made: it would be emptied."""
     names = {path.name for path in work.iterdir()} if work.is_dir() else set()
     if work.is_symlink() or (work.exists() and not work.is_dir()) or (names and CONFIG not in names and names - SCRAPS):
         raise InputError(
-            f"{work} must be what an interrupted run left, or not there, and it holds something else; move it, or "
-            "choose another output"
+            f"{work} must not exist or come from an interrupted run, and it holds other files; move them, or choose "
+            "another output"
         )
 
 
 def _refuse_overtaken(output: Path, work: Path) -> None:
-    """Refuse an output that another process finished meanwhile, and leave nothing beside it."""
+    """Raise InputError for an output that another process has finished meanwhile; leave no working folder."""
     try:
         _refuse_existing(output)
     except InputError:
@@ -177,7 +176,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a whole run's folder; a second process is refused."""
+    """Lock the folder of a run; InputError where another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         yield

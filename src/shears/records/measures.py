@@ -1,19 +1,19 @@
-"""Figures of measurements: which of them are shares, and what their details add to the official one. Pure."""
+"""Figures of measurements: which metrics are shares, and the figures in their details. Pure."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-SHARES = ("acc", "exact_match")  # ours, and lm-eval's acc_norm or `exact_match,strict-match`, begin so
-CONTAMINATION = "seen_in_training"  # of a record whether, of details how many test questions stand in training data
+SHARES = ("acc", "exact_match")  # beginnings of metrics, such as lm-eval's acc_norm or `exact_match,strict-match`
+CONTAMINATION = "seen_in_training"  # in records: is the question in the training data; in details: how many are
 
 
 def is_share(metric: str) -> bool:
-    """Say whether a metric is a share of examples, which people read in percent."""
+    """Tell whether a metric is a share of the examples, which is shown in percent."""
     return metric.startswith(SHARES)
 
 
 def other_readings(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the details that have an interval of their own (`NAME`, `NAME_low`, `NAME_high`) as figures."""
+    """Return the details with an interval (`NAME`, `NAME_low`, `NAME_high`) in the form of figures."""
     details = figures.get("details") or {}
     return [
         {
@@ -28,7 +28,7 @@ def other_readings(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def seen_words(figures: Mapping[str, Any], of: str = "", percent: Callable[[float], str] = "{:.1%}".format) -> str:
-    """Return in a sentence how many test questions stand in the training data of `of`; nothing where none does."""
+    """Return a sentence with the number of test questions that are in the training data of `of`; empty without any."""
     details = figures.get("details") or {}
     if not (seen := int(details.get(CONTAMINATION, 0))):
         return ""

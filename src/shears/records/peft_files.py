@@ -1,11 +1,13 @@
-"""How PEFT lays out an adapter's folder: file names, tensor names, ranks by linear. Pure."""
+"""The layout of PEFT's adapter folders: file names, tensor names, ranks by linear. Pure."""
 
 import re
 from collections.abc import Mapping
 
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
-A, B = ".lora_A.weight", ".lora_B.weight"  # (R I) and (O R): R rank, O output and I input features
+A = ".lora_A.weight"  # R x I: R rank, I input features
+B = ".lora_B.weight"  # O x R: O output features
 
 
 def rank_patterns(ranks: Mapping[str, int], largest: int) -> dict[str, int]:

@@ -1,5 +1,6 @@
-"""How long a run's stages took, in a file of its own: records hold no times, so that equal inputs give equal bytes."""
+"""Durations of a run's stages, in a file of their own: records hold no times, so that equal inputs give equal bytes."""
 
+import importlib.metadata
 import json
 import logging
 import platform
@@ -10,22 +11,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from shears.records.version import versions
-
 logger = logging.getLogger(__name__)
+BESIDE = ("torch", "transformers", "peft")  # packages whose versions are recorded
 TIMES = "times.jsonl"
-"""In a run's folder, two lines for each time that a stage was worked at."""
+"""In a run's folder; two lines for each time that a stage ran."""
 
 
 @contextmanager
 def timed(folder: Path, stage: str) -> Iterator[None]:
-    """Add a line to the folder's times when the block begins, and one when it ends: seconds, whether it was finished.
+    """Append a line to the folder's times when the block begins, and one with the seconds when it ends.
 
-    A block that an error or Ctrl-C ends is counted as not finished; one that is killed leaves only its first line.
+    `finished` is false where an error or Ctrl-C ended the block. A process that is killed leaves only the first line.
     """
     key = {"stage": stage, "began": datetime.now(UTC).isoformat(timespec="milliseconds")}
     _append(folder / TIMES, {**key, "machine": machine(), "versions": versions()})
-    start, finished = time.monotonic(), False
+    start = time.monotonic()
+    finished = False
     try:
         yield
         finished = True
@@ -37,31 +38,32 @@ def _append(path: Path, line: dict[str, Any]) -> None:
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-    except OSError as error:  # a full disk: what the stage itself says of it matters more
+    except OSError as error:  # a full disk, of which the stage's own message is more useful
         logger.warning("no time was written to %s: %s", path, error)
 
 
 def read_times(folder: Path) -> list[dict[str, Any]]:
-    """Return each time a stage was worked at: stage, began, machine, versions, seconds, finished.
+    """Return stage, began, machine, versions, seconds and finished of each time that a stage ran.
 
-    Of a killed one, 0 seconds; of one that an earlier version kept, no versions.
+    A killed stage has 0 seconds. Times written by an earlier version have no versions.
     """
-    path, found = folder / TIMES, dict[tuple[str, str], dict[str, Any]]()
+    path = folder / TIMES
+    times = dict[tuple[str, str], dict[str, Any]]()
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:  # cut off by a kill or a full disk
             continue
-        begun = found.setdefault(
+        begun = times.setdefault(
             (line["stage"], line["began"]), {"machine": "", "versions": {}, "seconds": 0.0, "finished": False}
         )
         begun.update(line)
-    return list(found.values())
+    return list(times.values())
 
 
 def machine() -> str:
-    """Return what computes: the GPU where there is one, and the processor with the threads that torch takes."""
-    import torch  # what reads times needs none of it
+    """Return the GPU where there is one, and the processor with torch's number of threads."""
+    import torch  # imported here because readers of times do without it
 
     names = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     threads = torch.get_num_threads()
@@ -69,8 +71,21 @@ def machine() -> str:
 
 
 def processor() -> str:
-    """Return what the machine calls its processor."""
+    """Return the name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages in BESIDE that are installed."""
+    return {"python": platform.python_version(), **dict(_installed())}
+
+
+def _installed() -> Iterator[tuple[str, str]]:
+    for name in BESIDE:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue

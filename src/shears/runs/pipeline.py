@@ -8,6 +8,17 @@ from typing import Any
 import yaml
 
 from shears.adapt.train import train
+from shears.config import EvaluateConfig, Recipe
+from shears.data.rows import source_fingerprint
+from shears.errors import InputError
+from shears.evaluation.contamination import check_apart
+from shears.evaluation.journal import journal_path
+from shears.evaluation.run import evaluate, measured, parts_of, template_of
+from shears.export.choice import ranks_file
+from shears.export.peft import export_adapter
+from shears.inspection import inspect
+from shears.models.devices import set_threads
+from shears.models.ref import ModelRef, resolve
 from shears.records.artifacts import (
     EVALUATION,
     MERGED,
@@ -26,22 +37,12 @@ from shears.records.artifacts import (
     write_text,
 )
 from shears.records.cards.card import write_card
-from shears.data.rows import source_fingerprint
-from shears.errors import InputError
-from shears.evaluation.contamination import check_apart
-from shears.evaluation.journal import journal_path
-from shears.evaluation.run import evaluate, measured, parts_of, template_of
-from shears.export.choice import ranks_file
-from shears.export.peft import export_adapter
 from shears.records.folders import partial_folder, run_lock
-from shears.inspection import inspect
-from shears.models.load import model_folder, set_threads
 from shears.records.paths import expanded, file_fingerprint
-from shears.config import EvaluateConfig, Recipe
+from shears.records.timing import timed
+from shears.runs.stages import Stage
 from shears.searching.stage import search
 from shears.sparsity.stage import sparsify
-from shears.runs.stages import Stage
-from shears.records.timing import timed
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
 
     def made_from(key: str, path: str | Path, **texts: str | None) -> Callable[[], dict[str, str]]:
         def inputs() -> dict[str, str]:
-            weights = weights_fingerprint(model_folder(path) if key == "base_fingerprint" else Path(path))
+            weights = resolve(path).fingerprint if key == "base_fingerprint" else weights_fingerprint(Path(path))
             return {key: weights, **_hashes(texts)}
 
         return inputs
@@ -158,18 +159,17 @@ def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Evaluate the dense, the sparse and the sparse + sub-adapter model on the test data, each once."""
     assert recipe.evaluate is not None
     assert recipe.model is not None
-    models: dict[str, tuple[str, Path | None]] = {
-        "dense": (recipe.model, None),
-        "sparse": (str(folder / "sparse"), None),
-    }
+    dense = resolve(recipe.model)
+    sparse = resolve(folder / "sparse")
+    models: dict[str, tuple[ModelRef, Path | None]] = {"dense": (dense, None), "sparse": (sparse, None)}
     if recipe.train:
         output, _ = exported(recipe, folder)
         if recipe.export.merges or recipe.export.format == "package":
-            models[output.name] = (str(output), None)
+            models[output.name] = (resolve(output), None)
         else:
-            models["sparse + sub-adapter"] = (str(folder / "sparse"), output)
+            models["sparse + sub-adapter"] = (sparse, output)
     (folder / "evaluation").mkdir(exist_ok=True)
-    config = _asked(recipe.evaluate, *parts_of(recipe.model, folder / "super_adapter" if recipe.train else None))
+    config = _asked(recipe.evaluate, *parts_of(dense, folder / "super_adapter" if recipe.train else None))
     rows = [_row(name, *parts, config, folder) for name, parts in models.items()]
     summary = {"task": config.task, "data": config.data, "models": rows}
     write_json(folder / EVALUATION, summary)
@@ -196,11 +196,11 @@ def _write_figures(recipe: Recipe, folder: Path, summary: Mapping[str, Any]) -> 
         write_card(exported(recipe, folder)[0], figures)
 
 
-def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
+def _row(name: str, model: ModelRef, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     file = evaluation_file(folder, name)
     logger.info("evaluate %s", name)
     figures = _measurement(file, model, adapter, config) or _evaluated(folder, name, model, adapter, config)
-    weights, extra = inspect(model_folder(model)), inspect(adapter) if adapter else None
+    weights, extra = inspect(model.folder), inspect(adapter) if adapter else None
     return {
         "name": name,
         **{key: figures[key] for key in ("metric", "value", "n", "ci95")},
@@ -212,7 +212,7 @@ def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, fo
     }
 
 
-def _measurement(file: Path, model: str, adapter: Path | None, config: EvaluateConfig) -> dict[str, Any] | None:
+def _measurement(file: Path, model: ModelRef, adapter: Path | None, config: EvaluateConfig) -> dict[str, Any] | None:
     """Return the figures of one model where the very same measurement is there, else None."""
     if not file.is_file():
         return None
@@ -227,7 +227,9 @@ def _measurement(file: Path, model: str, adapter: Path | None, config: EvaluateC
     return before
 
 
-def _evaluated(folder: Path, name: str, model: str, adapter: Path | None, config: EvaluateConfig) -> dict[str, Any]:
+def _evaluated(
+    folder: Path, name: str, model: ModelRef, adapter: Path | None, config: EvaluateConfig
+) -> dict[str, Any]:
     """Return the figures of one model, measured now."""
     file = evaluation_file(folder, name)
     with timed(folder, f"evaluate {name}"):

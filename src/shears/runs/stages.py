@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shears.records.artifacts import as_data, check_input, read_json, read_record, refuse_changes
+from shears.config import ExportConfig, SearchConfig, SparsifyConfig, TrainConfig
+from shears.config.fields import StageConfig
+from shears.config.resolve import build
 from shears.errors import InputError
 from shears.export.choice import name_of
-from shears.config.fields import StageConfig
-from shears.config import ExportConfig, SearchConfig, SparsifyConfig, TrainConfig
-from shears.config.resolve import build
+from shears.records.artifacts import as_data, check_input, read_json, read_record, refuse_changes
 
 KINDS: Mapping[str, type[StageConfig]] = {
     "sparsify": SparsifyConfig,

@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from shears.checkpoints.packed.file import read_package
-from shears.checkpoints.packed.layout import Values
+from shears.checkpoints.packed.file import Package
+from shears.checkpoints.packed.layout import NumberFormat
 from shears.config.serve import BackendConfig, RunningConfig
 from shears.models.load import load_model
+from shears.models.ref import ModelRef
 from shears.runtime.engine.backend import Backend
 from shears.runtime.engine.transformers_backend import TransformersBackend
 from shears.runtime.loading import package_backend
@@ -52,23 +52,23 @@ def _without_onednn() -> Iterator[None]:
             yield
 
 
-def contestants(folder: Path, wanted: BackendConfig, against: str | None) -> list[Contestant]:
+def contestants(model: ModelRef, wanted: BackendConfig, against: str | None) -> list[Contestant]:
     """Return the package first, then the dense model in as many ways as there are; all without other sequences' memory.
 
     InputError for what is no package.
     """
-    values = values_of(folder)
-    package = package_backend(folder, RunningConfig(backend=wanted.backend))
+    values = values_of(model.package)
+    package = package_backend(model, RunningConfig(backend=wanted.backend))
     name = f"package ({values}, {package.describe()['name']})"
-    dense = load_model(against or folder, "fp32" if values == "fp32" else "bf16", "cpu")
+    dense = load_model(against or model, "fp32" if values == "fp32" else "bf16", "cpu")
     backend = TransformersBackend(dense, max_sequences=1)
     others = [Contestant(TRANSFORMERS, backend), Contestant(TUNED, backend, tuned=True)]
     return [Contestant(name, package), *_our_dense(dense, values), *others]
 
 
-def values_of(folder: Path) -> Values:
+def values_of(package: Package) -> NumberFormat:
     """Return the number format of most of a package's packed weights; of its other numbers where none is packed."""
-    index = read_package(folder, verify=False).index
+    index = package.index
     entries = [entry.values for entry in index.packed.values()]
     if entries:
         return max(sorted(set(entries)), key=entries.count)
@@ -78,7 +78,7 @@ def values_of(folder: Path) -> Values:
     return "fp32" if sizes.most_common(1)[0][0] == "fp32" else "bf16"
 
 
-def _our_dense(dense: PreTrainedModel, values: Values) -> Iterator[Contestant]:
+def _our_dense(dense: PreTrainedModel, values: NumberFormat) -> Iterator[Contestant]:
     """Yield the dense model in our kernels, as its own numbers and as the package's; nothing for one not covered."""
     if not kernels_available():
         return
@@ -89,7 +89,7 @@ def _our_dense(dense: PreTrainedModel, values: Values) -> Iterator[Contestant]:
         longest = plan_of(dense.config).max_positions
     except NotCoveredError:
         return
-    own: Values = "fp32" if dense.dtype == torch.float32 else "bf16"
+    own: NumberFormat = "fp32" if dense.dtype == torch.float32 else "bf16"
     for numbers in dict.fromkeys((own, values)):
         source = source_of_model(dense, numbers, sparse=False)
         backend = NativeBackend(source, Limits(longest, 1, torch.get_num_threads()))

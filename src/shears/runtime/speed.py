@@ -4,7 +4,6 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch
 from shears.config import BenchConfig
 from shears.config.resolve import build
 from shears.errors import InputError
-from shears.models.files import is_package
-from shears.models.load import model_folder, set_threads
+from shears.models.devices import set_threads
+from shears.models.ref import AnyModel, resolve
 from shears.progress import meter
 from shears.records.timing import processor
 from shears.runtime.contestants import Contestant, contestants
@@ -47,7 +46,7 @@ class Round:
     decode: float
 
 
-def bench(package: str | Path, **config: Any) -> dict[str, Any]:
+def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
     """Return the speed of a package and of the dense model as plain data; keywords are those of BenchConfig.
 
     `decode_tokens_per_second`, `prefill_tokens_per_second`, `time_to_first_token_seconds` (each a median with min and
@@ -55,11 +54,11 @@ def bench(package: str | Path, **config: Any) -> dict[str, Any]:
     taken round by round. InputError for what is no package.
     """
     wanted = build(BenchConfig, "bench", config)
-    folder = model_folder(package)
-    if not is_package(folder):
-        raise InputError(f"bench measures packages, {package} is none; make one with shears export --format package")
+    ref = resolve(package)
+    if not ref.is_package:
+        raise InputError(f"bench measures packages, {ref.name} is none; make one with shears export --format package")
     set_threads(wanted.threads)
-    found = contestants(folder, wanted, wanted.against)
+    found = contestants(ref, wanted, wanted.against)
     _check_length(found, wanted)
     rounds = _measured(found, wanted)
     rows = [_figures(each, rounds[each.name], wanted) for each in found]
@@ -69,7 +68,7 @@ def bench(package: str | Path, **config: Any) -> dict[str, Any]:
     sizes = wanted.model_dump(include={"prompt_tokens", "new_tokens", "rounds"})
     machine = {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     own = {key: rows[0][key] for key in keys}
-    return {"package": str(package), **machine, **sizes, **own, "contestants": rows, "ratios": ratios}
+    return {"package": ref.name, **machine, **sizes, **own, "contestants": rows, "ratios": ratios}
 
 
 def _check_length(found: Sequence[Contestant], wanted: BenchConfig) -> None:

@@ -17,9 +17,9 @@ from shears.config.strategies import StrategyOptions
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
-from shears.models.load import pick_device, resolved_precision
+from shears.models.devices import pick_device, resolved_precision
 from shears.progress import meter
-from shears.records.artifacts import RESULT, SEARCH_SPACE, as_data, whole_record, write_json
+from shears.records.artifacts import RESULT, SEARCH_SPACE, as_data, read_record, write_json
 from shears.records.folders import working_folder
 from shears.records.paths import expanded
 from shears.records.version import __version__
@@ -114,7 +114,7 @@ def search(
     budget if wanted. InputError for what cannot be used.
     """
     settings, output, started = build(SearchConfig, "search", config), expanded(output), time.monotonic()
-    trained = whole_record(Path(super_adapter), SEARCH_SPACE, "fingerprint", "config")
+    trained = read_record(Path(super_adapter), SEARCH_SPACE, "fingerprint", "config")
     fingerprint = trained["fingerprint"]
     pairs, tied = pairs_for(settings, Path(super_adapter), trained), _tied(settings, trained)
     asked = _asked(settings, fingerprint)

@@ -11,18 +11,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shears.blockwise.activations import Activations
-from shears.blockwise.block_run import BlockRun, Context
-from shears.blockwise.capture import Captured, Receive
+from shears.blockwise.capture import Captured, InputMoments, InputNorms, Receive
 from shears.blockwise.matrices import Matrix
 from shears.blockwise.sources import BlockSource, WholeModel
-from shears.blockwise.statistics import InputMoments, InputNorms
-from shears.blockwise.walk import Batches, IrregularBlocks, Walk, evaluating, walk_blocks
+from shears.blockwise.walk import Batches, BlockRun, Context, IrregularBlocks, Walk, evaluating, walk_blocks
 from shears.config import SparsifyConfig
 from shears.config.notation import num_bytes
 from shears.errors import InputError
-from shears.models.load import autocast
-from shears.models.losses import num_positions
-from shears.models.vocabulary import num_embeddings
+from shears.models.devices import autocast
+from shears.models.load import num_embeddings
+from shears.models.losses import check_sequence_length
 from shears.progress import track
 from shears.sparsity.allocation.shares import allocate
 from shears.sparsity.masks import Pattern
@@ -122,7 +120,7 @@ class _Pruner:
         Norms are taken of the dense block, as Wanda does. Moments are taken linear by linear behind the pruned ones
         before it, so that each makes up for what those changed; moments that only the recovery needs, with the norms.
         """
-        matrices, index = self._chosen.by_block[run.name], int(run.name.rpartition(".")[2])
+        matrices = self._chosen.by_block[run.name]
         if self._needs == "moments" and matrices:
             for group in self._affordable(run.groups(self._checked(matrices))):
                 moments = InputMoments()
@@ -136,7 +134,7 @@ class _Pruner:
                 run.measure(measured, self._receive(norms, moments))
             for matrix in self._checked(matrices):
                 self._prune(matrix, norms.of(matrix), moments.of(matrix))
-        self._keep(index, matrices)
+        self._keep(run.index, matrices)
 
     def _measured(self, matrices: Sequence[Matrix]) -> Sequence[Matrix]:
         """Return those whose inputs matter, to pruning or to the recovery."""
@@ -238,7 +236,4 @@ def _check_batches(model: PreTrainedModel, batches: Batches) -> None:
     largest = max(int(batch.max()) for batch in batches)
     if largest >= vocabulary:
         raise InputError(f"calibration token ids must be below {vocabulary}, got {largest}; use this model's tokenizer")
-    context = num_positions(model)
-    length = max(batch.shape[1] for batch in batches)
-    if context is not None and length > context:
-        raise InputError(f"sequence_length must be at most this model's context of {context} tokens, got {length}")
+    check_sequence_length(model, max(batch.shape[1] for batch in batches))

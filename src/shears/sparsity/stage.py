@@ -13,8 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from shears.blockwise.skeleton import Skeleton
-from shears.blockwise.sources import StreamedModel
+from shears.blockwise.sources import Skeleton, StreamedModel
 from shears.blockwise.walk import by_block_or_whole
 from shears.checkpoints.tensor_files import TensorWriter
 from shears.config import SparsifyConfig
@@ -22,11 +21,13 @@ from shears.config.resolve import build
 from shears.data.calibration import calibration_batches
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
-from shears.models.load import DTYPES, load_model, load_tokenizer, pick_device, plain_folder, save_tokenizer
+from shears.models.devices import DTYPES, pick_device
+from shears.models.load import load_model, load_tokenizer, save_tokenizer
+from shears.models.ref import ModelRef, resolve
 from shears.records.artifacts import SPARSITY, as_data, inherited, weights_fingerprint, write_json
 from shears.records.cards.card import write_card
 from shears.records.folders import working_folder
-from shears.records.paths import expanded, recorded_name
+from shears.records.paths import expanded
 from shears.records.version import __version__
 from shears.sparsity.prune import needs_inputs, prune_blocks, sparsify_model
 from shears.sparsity.recovery.folder import write_recovery
@@ -47,25 +48,26 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
     """
     settings, output, started = build(SparsifyConfig, "sparsify", config), expanded(output), time.monotonic()
     with working_folder(output, {"model": str(model), **as_data(settings)}, resume=None) as work:
-        folder, tokenizer = plain_folder(model, "prune"), _tokenizer(model)
+        ref = resolve(model)
+        ref.refuse_package("prune")
+        tokenizer = _tokenizer(ref)
         batches, calibration = _calibration(tokenizer, settings)
         text = {"calibration_fingerprint": calibration,
                 "calibration_sha256": source_fingerprint(settings.calibration) if calibration else None}  # fmt: skip
-        report = _prune(folder, work, batches, settings)
+        report = _prune(ref, work, batches, settings)
         if tokenizer is not None:
-            save_tokenizer(model, work)
+            save_tokenizer(ref, work)
         check_saved(work, report)
         if report.recovered is not None:
             write_recovery(work, output, report.recovered, settings.recover_by)
-        origin = {"model": recorded_name(model), "base_fingerprint": weights_fingerprint(folder),
-                  **inherited(folder), **text}  # fmt: skip
+        origin = {"model": ref.recorded_name, "base_fingerprint": ref.fingerprint, **inherited(ref.record), **text}
         _write_record(work, settings, report, origin)
         write_card(work)
     logger.info("sparsified %s to %.1f %% in %.0f s", output, 100 * report.achieved, time.monotonic() - started)
     return output
 
 
-def _tokenizer(model: str | Path) -> PreTrainedTokenizerBase | None:
+def _tokenizer(model: ModelRef) -> PreTrainedTokenizerBase | None:
     """Return the model's tokenizer; None, with a warning, where it has none: ready token ids need none."""
     try:
         return load_tokenizer(model)
@@ -89,16 +91,16 @@ def _calibration(tokenizer: PreTrainedTokenizerBase | None, settings: SparsifyCo
     return calibration.batches, calibration.fingerprint
 
 
-def _prune(folder: Path, work: Path, batches: Batches, settings: SparsifyConfig) -> SparsityReport:
+def _prune(model: ModelRef, work: Path, batches: Batches, settings: SparsifyConfig) -> SparsityReport:
     """Write the pruned model to `work`: block by block, or, where it cannot be read so, from memory."""
 
     def whole() -> SparsityReport:
-        network = load_model(folder, settings.dtype, settings.device, to_save=True)
+        network = load_model(model, settings.dtype, settings.device, to_save=True)
         report = sparsify_model(network, batches, settings)
         network.save_pretrained(work)
         return report
 
-    return by_block_or_whole(work, lambda: _prune_by_block(folder, work, batches, settings), whole)
+    return by_block_or_whole(work, lambda: _prune_by_block(model.folder, work, batches, settings), whole)
 
 
 def _prune_by_block(folder: Path, work: Path, batches: Batches, settings: SparsifyConfig) -> SparsityReport:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from shears.blockwise.matrices import Matrix, block_matrices
-from shears.blockwise.skeleton import Skeleton, UnsupportedCheckpoint
+from shears.blockwise.sources import Skeleton
+from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks

@@ -1,4 +1,4 @@
-"""A package file comes back as it was written, and is refused where anything in it does not fit."""
+"""A package file is read as it was written, and refused where anything in it is inconsistent."""
 
 import json
 import struct
@@ -13,8 +13,7 @@ from torch import Tensor
 
 from shears.checkpoints.packed.file import PACKAGE_FILE, PackageWriter, read_package
 from shears.checkpoints.packed.index import DenseEntry, Index, PackedEntry
-from shears.checkpoints.packed.layout import PackedMatrix, Values, pack
-from shears.checkpoints.packed.quantize import quantize_rows
+from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack, quantize_rows
 from shears.errors import InputError
 from tests.checkpoints.packed.test_layout import bits, sparse_weight
 
@@ -22,7 +21,7 @@ WEIGHT = sparse_weight(37, 23, 0.5)
 EMBEDDING = sparse_weight(20, 23, 0.0, seed=3)
 
 
-def write(folder: Path, values: Values = "bf16") -> Path:
+def write(folder: Path, values: NumberFormat = "bf16") -> Path:
     """A package with a packed linear, a norm, quantized embeddings with a tied head, and an adapter."""
     folder.mkdir(exist_ok=True)
     matrix, (steps, scales) = pack(WEIGHT, values), quantize_rows(EMBEDDING)
@@ -58,7 +57,7 @@ def same(one: PackedMatrix, other: PackedMatrix) -> bool:
 
 
 @pytest.mark.parametrize("values", ["fp32", "bf16", "int8"])
-def test_a_package_comes_back_as_it_was_written(values: Values, tmp_path: Path) -> None:
+def test_a_package_comes_back_as_it_was_written(values: NumberFormat, tmp_path: Path) -> None:
     package = read_package(write(tmp_path, values))
     assert same(package.packed["layers.0.up"], pack(WEIGHT, values))
     found = dict(package.model_tensors())
@@ -104,7 +103,7 @@ def test_a_package_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_every_flipped_byte_is_seen_by_the_fingerprint(tmp_path: Path) -> None:
+def test_every_flipped_byte_changes_the_fingerprint(tmp_path: Path) -> None:
     whole = (write(tmp_path) / PACKAGE_FILE).read_bytes()
     for place in range(0, len(whole), 61):
         changed = bytearray(whole)
@@ -166,7 +165,7 @@ def test_a_header_that_contradicts_itself_is_refused(change: Change, what: str, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_header_written_anew_reads_without_its_fingerprint_only(tmp_path: Path) -> None:
+def test_a_rewritten_header_is_read_only_without_verification(tmp_path: Path) -> None:
     rewrite(write(tmp_path), lambda header, index: None)
     assert same(read_package(tmp_path, verify=False).packed["layers.0.up"], pack(WEIGHT, "bf16"))
     with pytest.raises(InputError, match="fingerprint"):
@@ -188,7 +187,7 @@ def test_a_folder_without_the_file_is_refused(tmp_path: Path) -> None:
         read_package(tmp_path)
 
 
-def test_the_writer_takes_exactly_what_its_index_says(tmp_path: Path) -> None:
+def test_the_writer_takes_exactly_the_tensors_of_its_index(tmp_path: Path) -> None:
     writer = PackageWriter(tmp_path / PACKAGE_FILE, Index(dense={"a": DenseEntry(dtype="fp32", shape=(2,))}))
     with pytest.raises(ValueError, match=r"dense\.a must be"):
         writer.put("dense.a", torch.zeros(3))
@@ -198,7 +197,7 @@ def test_the_writer_takes_exactly_what_its_index_says(tmp_path: Path) -> None:
         writer.finish()
 
 
-def test_names_and_sizes_of_strangers_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_unknown_names_and_wrong_sizes_are_refused_in_one_line(tmp_path: Path) -> None:
     write(tmp_path)
     edits: list[Change] = [
         lambda header, _: header["__metadata__"].update(fingerprint="\ud800"),

@@ -1,4 +1,4 @@
-"""Packing loses nothing, has the documented bits, and what does not belong together is refused."""
+"""Packing is lossless and has the documented bits; inconsistent parts are refused."""
 
 import dataclasses
 import math
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shears.checkpoints.packed.layout import (
-    DTYPES,
+    FORMAT_DTYPES,
+    NumberFormat,
     PackedMatrix,
-    Values,
     check_matrix,
     dense,
     kept,
@@ -24,7 +24,7 @@ from shears.checkpoints.packed.layout import (
 from shears.errors import InputError
 from tests.oracles import packed as oracle
 
-VALUES: tuple[Values, ...] = ("fp32", "bf16", "int8")
+VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8")
 ODD = (-0.0, math.nan, math.inf, -math.inf, 1e-42, -1e-42, 3e38)
 SHAPES = st.tuples(st.integers(1, 50), st.integers(1, 40))
 EXACT = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.int8: torch.int8}
@@ -45,8 +45,10 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 @given(SHAPES, st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.sampled_from(["fp32", "bf16"]), st.integers(0, 99))
-def test_unpacking_gives_every_bit_back(shape: tuple[int, int], sparsity: float, values: Values, seed: int) -> None:
-    weight = sparse_weight(*shape, sparsity, seed).to(DTYPES[values])
+def test_unpacking_gives_every_bit_back(
+    shape: tuple[int, int], sparsity: float, values: NumberFormat, seed: int
+) -> None:
+    weight = sparse_weight(*shape, sparsity, seed).to(FORMAT_DTYPES[values])
     flat = weight.view(-1)
     flat[: len(ODD)] = torch.tensor(ODD).to(weight.dtype)[: flat.numel()]
     matrix = pack(weight, values)
@@ -58,11 +60,13 @@ def test_unpacking_gives_every_bit_back(shape: tuple[int, int], sparsity: float,
 
 
 @given(SHAPES, st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from(VALUES), st.integers(0, 99))
-def test_the_bits_are_the_documented_ones(shape: tuple[int, int], sparsity: float, values: Values, seed: int) -> None:
+def test_the_bits_are_the_documented_ones(
+    shape: tuple[int, int], sparsity: float, values: NumberFormat, seed: int
+) -> None:
     weight = sparse_weight(*shape, sparsity, seed)
     if values != "int8":
         weight.view(-1)[0] = -0.0
-        weight = weight.to(DTYPES[values])
+        weight = weight.to(FORMAT_DTYPES[values])
     matrix = pack(weight, values)
     masks, places, offsets = oracle.pack(weight.float().tolist(), values)
     assert matrix.masks.numpy().tobytes() == masks
@@ -94,7 +98,7 @@ def test_a_kept_weight_that_rounds_to_zero_stays_kept() -> None:
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
-def test_int8_refuses_what_has_no_steps(odd: float) -> None:
+def test_int8_refuses_nan_and_infinity(odd: float) -> None:
     with pytest.raises(InputError, match="finite"):
         pack(torch.tensor([[1.0, odd]]), "int8")
 
@@ -129,8 +133,8 @@ UNFIT: list[tuple[str, object, float, str]] = [
     ("values", "part", "index", "value", "what"),
     [(values, *case) for values in VALUES for case in UNFIT if case[0] != "scales" or values == "int8"],
 )
-def test_parts_that_do_not_belong_together_are_refused(
-    values: Values, part: str, index: object, value: float, what: str
+def test_inconsistent_parts_are_refused(
+    values: NumberFormat, part: str, index: object, value: float, what: str
 ) -> None:
     matrix = pack(sparse_weight(37, 23, 0.5), values)
     with pytest.raises(InputError, match=what):
@@ -139,7 +143,7 @@ def test_parts_that_do_not_belong_together_are_refused(
 
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize("whole", [torch.ones(48, 40), torch.ones(33, 40), torch.ones(48, 37)])
-def test_a_bit_beyond_the_weight_is_refused(values: Values, whole: Tensor) -> None:
+def test_a_bit_beyond_the_weight_is_refused(values: NumberFormat, whole: Tensor) -> None:
     larger = pack(whole, values)  # 3 panels; the smaller weight has as many, and as many groups
     check_matrix("w", larger)
     rows, cols = (33, 40) if whole.shape[0] == 48 and whole.shape[1] == 40 else (33, 37)

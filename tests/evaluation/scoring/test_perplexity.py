@@ -73,7 +73,7 @@ def test_what_cannot_be_measured_is_an_error() -> None:
     model = tiny_model()
     with pytest.raises(InputError, match="at least 2 tokens, got 1"):
         perplexity(model, [1], 16)
-    with pytest.raises(InputError, match="at most the model's 256 positions, got 512"):
+    with pytest.raises(InputError, match="at most this model's context of 256 tokens, got 512"):
         perplexity(model, _tokens(20), 512)
     with torch.no_grad():
         model.get_parameter("model.norm.weight").fill_(float("nan"))

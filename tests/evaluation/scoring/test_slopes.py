@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from shears.adapt.elastic import MASK
 from shears.adapt.space import RankConfig
 from shears.evaluation.scoring import scorers
 from shears.evaluation.scoring.score import plainly
 from shears.evaluation.scoring.scorers import LossScorer
+from shears.models.sparse_adapter import MASK
 from tests.searching.adapters import PAD, make_adapter, make_rows
 
 STEP = 1e-3

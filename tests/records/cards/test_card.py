@@ -8,9 +8,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from shears.records.cards.card import card, published, write_card
-from shears.records.cards.loading import Place
-from shears.records.cards.origin import hub_base, title
+from shears.records.cards.card import HubLocation, card, hub_base, published, title, write_card
 from shears.records.cards.tables import table
 
 LINEARS = {"model.layers.0.self_attn.q_proj": {"shape": [4, 8], "zeros": 16, "sparsity": 0.5},
@@ -60,7 +58,7 @@ def test_the_metadata_holds_the_figure_of_the_artifact_alone() -> None:
     assert "| dense |" in text
 
 
-def test_the_card_of_what_saw_test_questions_says_so() -> None:
+def test_a_card_names_test_questions_seen_in_training() -> None:
     details = {"accuracy_strict": 0.4, "accuracy_strict_low": 0.3, "accuracy_strict_high": 0.5, "seen_in_training": 3.0,
                "accuracy_unseen": 0.25}  # fmt: skip
     text = card("sub_adapter.json", RECORDS["sub_adapter.json"], [*FIGURES, {**FIGURES[0], "details": details}])
@@ -109,7 +107,7 @@ def test_a_recovery_says_what_it_gives_back_and_loads_in_peft() -> None:
     assert "## Zeros" not in text
 
 
-def test_the_embedded_model_is_named_as_the_rounded_copy_that_it_is() -> None:
+def test_the_embedded_model_is_named_as_a_quantized_copy() -> None:
     text = card("sparsity.json", {**RECORDS["sparsity.json"], "model": "smollm2-135m"})
     data = checked(text).data
     assert (data.base_model, data.base_model_relation) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "quantized")
@@ -118,7 +116,7 @@ def test_the_embedded_model_is_named_as_the_rounded_copy_that_it_is() -> None:
     assert checked(adapter).data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert "base_model_relation" not in adapter  # trained: the hub sees an adapter
     assert "`shears fetch smollm2-135m --output smollm2-135m` makes its folder" in adapter
-    renamed = published(text, "sparsity.json", RECORDS["sparsity.json"], RECORDS["sparsity.json"], Place("me/it"))
+    renamed = published(text, "sparsity.json", RECORDS["sparsity.json"], RECORDS["sparsity.json"], HubLocation("me/it"))
     assert "base_model_relation" not in renamed
     assert checked(renamed).data.base_model == "org/base"
 
@@ -126,7 +124,7 @@ def test_the_embedded_model_is_named_as_the_rounded_copy_that_it_is() -> None:
 def test_a_title_in_the_metadata_follows_the_base() -> None:
     record = RECORDS["sub_adapter.json"]
     text = published(card("sub_adapter.json", record, FIGURES), "sub_adapter.json", record,
-                     {**record, "base": "me/sparse"}, Place("me/it"))  # fmt: skip
+                     {**record, "base": "me/sparse"}, HubLocation("me/it"))  # fmt: skip
     assert checked(text).data.model_name == "LoRA adapter for me/sparse"
     assert checked(text).data.eval_results[0].metric_value == 0.5
 
@@ -136,12 +134,12 @@ def test_a_relative_folder_is_not_named() -> None:
     assert "secret" not in card("sub_adapter.json", record)
 
 
-def test_what_was_lost_is_said() -> None:
+def test_a_card_names_lost_zeros() -> None:
     assert "0.0% zeros, 50.0% before the adapter was merged" in card("merged.json", RECORDS["merged.json"])
     assert "| packed | 156.0 MB |" in card("package.json", RECORDS["package.json"])
 
 
-def test_a_package_tells_of_another_tools_adapter() -> None:
+def test_a_package_names_another_tools_adapter() -> None:
     record = {**COMMON, "base": "smollm2-135m", "bytes": {"model": 2, "model_dense": 3, "adapter": 0}}
     assert "adapter, packed" not in card("package.json", record)
     assert hub_base("package.json", record)["base_model_relation"] == "quantized"

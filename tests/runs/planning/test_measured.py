@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 import shears
+from shears.config import Recipe
 from shears.data.calibration import calibration_batches
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
 from shears.models.load import load_tokenizer
 from shears.runs.planning.plan import Plan, plan
-from shears.config import Recipe
 from tests.tiny import save_tiny
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shears.models.load import linears
+from shears.models.blocks import linears
 from tests.tiny import tiny_model
 
 

@@ -11,8 +11,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from shears.adapt.sparse_adapter import make_sparse
-from shears.checkpoints.packed.layout import Values, dense, pack
+from shears.checkpoints.packed.layout import NumberFormat, dense, pack
+from shears.models.sparse_adapter import make_sparse
 from shears.runtime import kernels_available
 from shears.runtime.drop_in import linear as runtime_linear
 from shears.runtime.drop_in.convert import densify_linears, sparsify_linears
@@ -99,7 +99,7 @@ def test_what_reads_the_weight_of_a_conv1d_finds_it_as_it_is_stored(path: str) -
 
 
 @pytest.mark.parametrize("values", ["fp32", "bf16", "int8"])
-def test_one_linear_computes_the_formula(values: Values, path: str) -> None:
+def test_one_linear_computes_the_formula(values: NumberFormat, path: str) -> None:
     weight, generator = sparse_weight(37, 24, 0.7), torch.Generator().manual_seed(3)
     original = nn.Linear(24, 37)
     original.weight.data = weight

@@ -11,9 +11,8 @@ from torch import nn
 
 from shears.checkpoints.packed.layout import pack
 from shears.errors import InputError
-from shears.evaluation.run import load_with_adapter
 from shears.export.peft import export_adapter
-from shears.models.load import load_model
+from shears.models.load import load_model, load_with_adapter
 from shears.runtime.drop_in import convert as drop_in
 from shears.runtime.drop_in.backend import DropInBackend
 from shears.runtime.drop_in.convert import Ready, sparsify_linears

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from shears.checkpoints.packed.layout import Values
+from shears.checkpoints.packed.layout import NumberFormat
 from shears.runtime import kernels_available
 from shears.runtime.native.model_source import source_of_model
 from tests.tiny import LONGEST, VOCABULARY, WINDOW, tiny_model
@@ -74,7 +74,7 @@ def with_lora(model: PreTrainedModel, targets: Sequence[str]) -> PeftModel:
 
 
 def backend(
-    model: nn.Module, values: Values = "fp32", *, threads: int = 1, sparse: bool = True, max_length: int = LONGEST
+    model: nn.Module, values: NumberFormat = "fp32", *, threads: int = 1, sparse: bool = True, max_length: int = LONGEST
 ) -> "NativeBackend":
     """Needs the extension, which the tables of this file do not."""
     from shears.runtime.native.decoder import Limits, NativeBackend

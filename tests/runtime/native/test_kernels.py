@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shears.checkpoints.packed.layout import GROUPS, PackedMatrix, Values
+from shears.checkpoints.packed.layout import GROUPS, NumberFormat, PackedMatrix
 from shears.errors import InputError
 from shears.runtime import kernels_available
 from tests.oracles.packed import pack
@@ -24,9 +24,9 @@ if not kernels_available() and not os.environ.get("CI"):
 from shears.runtime.native import kernels as native
 
 ISAS = [name for name in ("portable", "avx2", "avx512") if native.features()[name]]
-VALUES: tuple[Values, ...] = ("fp32", "bf16", "int8")
+VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
-NAMES: dict[torch.dtype, Values] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
+NAMES: dict[torch.dtype, NumberFormat] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 TOKENS = (1, 2, 3, 8, 16, 17, 64, 130)
 UNIT = 2.0**-24  # half a step of fp32
 

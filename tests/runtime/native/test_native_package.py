@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 
 from shears import export_adapter
+from shears.checkpoints.packed.file import read_package
 from shears.errors import InputError
 from shears.records.peft_files import ADAPTER_CONFIG
 from shears.runtime.native.model_source import scaling_of, source_of_package
@@ -41,7 +42,7 @@ def test_a_package_gives_the_logits_of_its_model_and_adapter(
     adapted: tuple[PeftModel, Path], tmp_path: Path, values: str, tolerance: float
 ) -> None:
     package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values=values)
-    runtime, tokens = open_native(package, 1), text(100)
+    runtime, tokens = open_native(read_package(package), 1), text(100)
     want = expected(adapted[0], tokens)
     assert np.abs(runtime.logits(tokens) - want).max() < tolerance * np.abs(want).max()
     assert (runtime.max_length, runtime.max_sequences, runtime.describe()["values"]) == (256, 16, values)
@@ -49,7 +50,7 @@ def test_a_package_gives_the_logits_of_its_model_and_adapter(
 
 def test_int8_embeddings_are_table_and_head(adapted: tuple[PeftModel, Path], tmp_path: Path) -> None:
     package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values="int8", embeddings="int8")
-    runtime, tokens = open_native(package, 1, max_length=120), text(100)
+    runtime, tokens = open_native(read_package(package), 1, max_length=120), text(100)
     want = expected(adapted[0], tokens)
     assert np.abs(runtime.logits(tokens) - want).max() < 0.1 * np.abs(want).max()
     assert (runtime.describe()["head"], runtime.max_length) == ("int8", 120)
@@ -67,12 +68,12 @@ def test_linears_that_packing_makes_no_smaller_are_computed_as_they_are(
     model.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     package = export_adapter(str(tmp_path / "model"), tmp_path / "package", format="package", values=values)
-    runtime, tokens = open_native(package, 1), text(100)
+    runtime, tokens = open_native(read_package(package), 1), text(100)
     want = expected(model, tokens)
     assert np.abs(runtime.logits(tokens) - want).max() < tolerance * np.abs(want).max()
     assert runtime.describe()["values"] == values
     if values != "int8":  # 8 bits are smaller without zeros too
-        assert "model.layers.0.self_attn.q_proj" not in source_of_package(package).linears
+        assert "model.layers.0.self_attn.q_proj" not in source_of_package(read_package(package)).linears
 
 
 def test_an_update_of_a_dense_linear_is_computed(tmp_path: Path) -> None:
@@ -85,13 +86,13 @@ def test_an_update_of_a_dense_linear_is_computed(tmp_path: Path) -> None:
     package = export_adapter(str(tmp_path / "adapter"), tmp_path / "package", format="package")
     tokens = text(50)
     want = expected(adapted, tokens)
-    assert np.abs(open_native(package, 1).logits(tokens) - want).max() < 1e-5 * np.abs(want).max()
+    assert np.abs(open_native(read_package(package), 1).logits(tokens) - want).max() < 1e-5 * np.abs(want).max()
 
 
 def test_a_package_of_another_architecture_is_refused_with_the_reason(tmp_path: Path) -> None:
     package = export_adapter(str(save_tiny(tmp_path / "model", "gpt2")), tmp_path / "package", format="package")
     with pytest.raises(InputError, match="the native decoder covers .*, not gpt2"):
-        open_native(package, 1)
+        open_native(read_package(package), 1)
 
 
 def test_scalings_are_those_peft_computes(adapted: tuple[PeftModel, Path]) -> None:
@@ -106,7 +107,7 @@ def test_scalings_are_those_peft_computes(adapted: tuple[PeftModel, Path]) -> No
 
 def test_numbers_stay_what_they_were(adapted: tuple[PeftModel, Path], tmp_path: Path) -> None:
     package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values="fp32")
-    source = source_of_package(package, verify=False)
+    source = source_of_package(read_package(package, verify=False))
     weights = dict(adapted[0].get_base_model().named_parameters())
     name = "model.layers.1.self_attn.q_proj"
     assert torch.equal(source.updates[name].a, weights[f"{name}.lora_A.default.weight"])

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig
 
 from shears import export_adapter, unpack
+from shears.checkpoints.packed.file import read_package
 from shears.errors import InputError
 from shears.records.peft_files import ADAPTER_CONFIG
 from shears.runtime import load
@@ -65,7 +66,7 @@ def _change(file: Path, **changes: Any) -> None:
 def test_an_adapter_that_is_more_than_lora_is_left_to_peft(package: Path, setting: dict[str, Any]) -> None:
     _change(package / ADAPTER_CONFIG, **setting)
     with pytest.raises(NotCoveredError, match=f"covers plain LoRA, this adapter has {next(iter(setting))}"):
-        source_of_package(package)
+        source_of_package(read_package(package))
 
 
 @pytest.mark.parametrize("setting", [{"use_dora": True}, {"alora_invocation_tokens": [7, 8]}, {"lora_bias": True}])
@@ -78,7 +79,7 @@ def test_such_an_adapter_in_memory_is_refused(setting: dict[str, Any]) -> None:
 def test_an_ordinary_adapter_is_covered(package: Path) -> None:
     settings = LoraConfig(r=5, lora_alpha=10, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM").to_dict()
     (package / ADAPTER_CONFIG).write_text(json.dumps(settings | {"target_modules": ["q_proj", "up_proj"]}))
-    assert len(source_of_package(package).updates) == 4
+    assert len(source_of_package(read_package(package)).updates) == 4
 
 
 @pytest.mark.parametrize("change", [{"alora_invocation_tokens": [7, 8]}, {"target_modules": ["q_proj", "lm_head"]}])
@@ -131,7 +132,7 @@ def test_settings_of_the_generation_that_are_none_are_refused(package: Path) -> 
 def test_layers_beyond_the_config_are_not_passed_over(package: Path) -> None:
     _change(package / "config.json", num_hidden_layers=1)
     with pytest.raises(NotCoveredError, match=r"must know every part .*, not model.layers.1"):
-        open_native(package, 1)
+        open_native(read_package(package), 1)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shears.blockwise.activations import Activations
-from shears.blockwise.skeleton import Skeleton
-from shears.blockwise.sources import BlockSource, StreamedModel, WholeModel
+from shears.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
 from shears.checkpoints.tensor_files import TensorWriter
 from shears.config import SparsifyConfig
 from shears.errors import InputError

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from shears.blockwise.walk import IrregularBlocks
 from shears.config import SparsifyConfig
-from shears.models.blocks import decoder_blocks
-from shears.models.load import linears, weight_oi
+from shears.models.blocks import decoder_blocks, linears, weight_oi
 from shears.sparsity import prune
 from shears.sparsity.prune import sparsify_model
 from shears.sparsity.report import Recovered

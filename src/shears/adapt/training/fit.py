@@ -27,7 +27,7 @@ from shears.config import TrainConfig
 from shears.data.batch_trials import ignores_padding, keeps_apart
 from shears.data.batches import PACK_TOKENS, padding
 from shears.errors import InputError
-from shears.models.load import pick_device, resolved_precision
+from shears.models.devices import pick_device, resolved_precision
 from shears.models.losses import num_positions
 from shears.progress import is_first_process, meter
 from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES

@@ -1,4 +1,4 @@
-"""The one file of a package: written tensor by tensor, mapped when read, refused where anything in it does not fit.
+"""The file of a package: written tensor by tensor, mapped when read, and checked before anything uses it.
 
 It is a safetensors file (docs/package-format.md). Its fingerprint is the sha256 of the whole file in which the 64
 digits of the fingerprint are zeros.
@@ -24,39 +24,53 @@ from shears.checkpoints.packed.index import (
     Spec,
     parse_index,
 )
-from shears.checkpoints.packed.layout import PackedMatrix, check_matrix, dense
-from shears.checkpoints.packed.quantize import dequantize_rows
-from shears.checkpoints.tensor_format import Place, as_bytes, opened, read_header, write_at, write_layout
+from shears.checkpoints.packed.layout import PackedMatrix, check_matrix, dense, dequantize_rows
+from shears.checkpoints.tensor_format import StoredTensor, as_bytes, opened, read_header, write_at, write_layout
 from shears.errors import InputError
+from shears.records.peft_files import ADAPTER_CONFIG
 
 PACKAGE_FILE = "package.safetensors"
 NO_FINGERPRINT = "0" * 64
-ALIGNMENT = 64  # bytes; where the first tensor begins
+ALIGNMENT = 64  # bytes; of the first tensor
 CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
 class Package:
-    """A checked package file. Its tensors are views of the mapped file: read-only by convention, private by mapping."""
+    """A checked package file. Its tensors are views of the private mapping: writing to one does not change the file."""
 
     path: Path
     index: Index
     fingerprint: str
     packed: Mapping[str, PackedMatrix]  # by linear
-    tensors: Mapping[str, Tensor]  # everything, by the names of the file
+    tensors: Mapping[str, Tensor]  # all, by their names in the file
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the package, which holds the model's configuration and tokenizer beside the file."""
+        return self.path.parent
+
+    def adapter_config_file(self) -> Path:
+        """Return the configuration file of the package's adapter; InputError where it is missing."""
+        path = self.folder / ADAPTER_CONFIG
+        if not path.is_file():
+            raise InputError(
+                f"a package with an adapter must hold {path.name}, {self.folder} does not; export the package again"
+            )
+        return path
 
     def dense(self, name: str) -> Tensor:
-        """Return a dense tensor of the model by its name, dequantized; a tied name gives what it is tied to."""
+        """Return a dense tensor of the model by its name, dequantized; of a tied name, the tensor it is tied to."""
         name = self.index.tied.get(name, name)
         return self._plain(f"dense.{name}", self.index.dense[name])
 
     def weight(self, linear: str) -> Tensor:
-        """Return a packed weight as the model's files hold it: transposed where these do; float32 for int8."""
+        """Return a packed weight in the form of the model's files, which may be transposed; float32 for int8."""
         whole = dense(self.packed[linear])
         return whole.T.contiguous() if self.index.packed[linear].transposed else whole
 
     def model_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every tensor of the model's files by its name there, one after the other."""
+        """Yield the name and the tensor of everything in the model's files, one after the other."""
         for linear in self.packed:
             yield f"{linear}.weight", self.weight(linear)
         for name in [*self.index.dense, *self.index.tied]:
@@ -72,7 +86,7 @@ class Package:
         return packed | {name: self.index.dense[self.index.tied.get(name, name)].shape for name in named}
 
     def adapter(self) -> dict[str, Tensor]:
-        """Return the adapter's tensors by PEFT's names; none where the package has no adapter."""
+        """Return the adapter's tensors by PEFT's names; empty where the package has no adapter."""
         return {name: self._plain(f"adapter.{name}", entry) for name, entry in self.index.adapter.items()}
 
     def _plain(self, name: str, entry: DenseEntry) -> Tensor:
@@ -80,22 +94,27 @@ class Package:
         return dequantize_rows(tensor, self.tensors[f"{name}.scales"]) if entry.quantized else tensor
 
 
-def read_package(folder: str | Path, *, verify: bool = True) -> Package:
-    """Map the package file of a folder and check it; with `verify`, its fingerprint too, which reads every byte.
+def is_package(folder: str | Path) -> bool:
+    """Tell whether a folder holds a package."""
+    return (Path(folder) / PACKAGE_FILE).is_file()
 
-    Without, all that a kernel reads by is checked still: shapes, offsets, masks, and whether the file is whole.
-    InputError, in one line, for a file that is torn, cut off, foreign, of another version, or contradicts itself.
+
+def read_package(folder: str | Path, *, verify: bool = True) -> Package:
+    """Map the package file of a folder and check it; `verify` also checks the fingerprint, which reads every byte.
+
+    Without `verify`, everything that a kernel depends on is still checked: shapes, offsets, masks, the file's length.
+    InputError, in one line, for a file that is torn, foreign, of another version, or contradicts itself.
     """
     path = Path(folder) / PACKAGE_FILE
     if not path.is_file():
         raise InputError(f"a package must hold {PACKAGE_FILE}, {folder} does not; make one with shears export")
-    places, metadata = read_header(path)
+    stored, metadata = read_header(path)
     try:
         index, fingerprint = _checked_metadata(metadata)
-        _check_places(places, index)
+        _check_tensors(stored, index)
         if verify:
             _check_fingerprint(path, fingerprint)
-        tensors = _mapped(path, places)
+        tensors = _mapped(path, stored)
         packed = {linear: _matrix(linear, index, tensors) for linear in index.packed}
         for linear, matrix in packed.items():
             check_matrix(linear, matrix)
@@ -112,38 +131,41 @@ def _checked_metadata(metadata: Any) -> tuple[Index, str]:
     if metadata.get("version") != VERSION:
         raise InputError(f"its version must be {VERSION}, got {metadata.get('version')!r}; use a newer shears")
     if metadata.keys() != known or not all(isinstance(value, str) for value in metadata.values()):
-        raise InputError(f"its metadata must be {', '.join(sorted(known))}, all of them texts")
+        raise InputError(f"its metadata must be the texts {', '.join(sorted(known))}")
     if not re.fullmatch("[0-9a-f]{64}", metadata["fingerprint"]):
         raise InputError("its fingerprint must be 64 digits of sha256")
     return parse_index(metadata["index"]), metadata["fingerprint"]
 
 
-def _check_places(places: Mapping[str, Place], index: Index) -> None:
-    wanted = index.tensors()
-    if differing := wanted.keys() ^ places.keys():
+def _check_tensors(stored: Mapping[str, StoredTensor], index: Index) -> None:
+    """Raise InputError where the tensors in a file are not those of its index."""
+    specs = index.tensors()
+    if differing := specs.keys() ^ stored.keys():
         raise InputError(f"its tensors must be those of its index, {min(differing)} is in one of them only")
-    for name, (dtype, shape) in wanted.items():
-        place = places[name]
-        if (place.dtype, place.shape) != (dtype, shape):
-            raise InputError(f"{name} must be {dtype} of shape {shape}, it is {place.dtype} of {place.shape}")
-        if place.offset % dtype.itemsize:
-            raise InputError(f"{name} must begin at a multiple of {dtype.itemsize} bytes, it begins at {place.offset}")
-    if places[PADDING].offset != max(place.offset for place in places.values()):
+    for name, (dtype, shape) in specs.items():
+        tensor = stored[name]
+        if (tensor.dtype, tensor.shape) != (dtype, shape):
+            raise InputError(f"{name} must be {dtype} of shape {shape}, it is {tensor.dtype} of {tensor.shape}")
+        if tensor.offset % dtype.itemsize:
+            raise InputError(f"{name} must begin at a multiple of {dtype.itemsize} bytes, it begins at {tensor.offset}")
+    if stored[PADDING].offset != max(tensor.offset for tensor in stored.values()):
         raise InputError(f"{PADDING} must be the last of its tensors")
 
 
-def _mapped(path: Path, places: Mapping[str, Place]) -> dict[str, Tensor]:
-    size = places[PADDING].offset + PADDING_BYTES
+def _mapped(path: Path, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+    size = stored[PADDING].offset + PADDING_BYTES
     try:
         storage = cast("torch.UntypedStorage", torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size))
     except RuntimeError as error:
         raise InputError(f"it must be mappable into memory, got {str(error).splitlines()[0]}") from None
-    return {name: _view(storage, place) for name, place in places.items()}
+    return {name: _view(storage, tensor) for name, tensor in stored.items()}
 
 
-def _view(storage: torch.UntypedStorage, place: Place) -> Tensor:
-    strides = torch.empty(place.shape, device="meta").stride()
-    return torch.empty(0, dtype=place.dtype).set_(storage, place.offset // place.dtype.itemsize, place.shape, strides)
+def _view(storage: torch.UntypedStorage, tensor: StoredTensor) -> Tensor:
+    strides = torch.empty(tensor.shape, device="meta").stride()
+    return torch.empty(0, dtype=tensor.dtype).set_(
+        storage, tensor.offset // tensor.dtype.itemsize, tensor.shape, strides
+    )
 
 
 def _matrix(linear: str, index: Index, tensors: Mapping[str, Tensor]) -> PackedMatrix:
@@ -153,18 +175,18 @@ def _matrix(linear: str, index: Index, tensors: Mapping[str, Tensor]) -> PackedM
 
 
 def _check_scales(index: Index, tensors: Mapping[str, Tensor]) -> None:
-    """Raise InputError where a scale of a quantized dense tensor is no number of at least 0."""
-    tables = {"dense": index.dense, "adapter": index.adapter}
-    names = [f"{table}.{name}.scales" for table, all_ in tables.items() for name, one in all_.items() if one.quantized]
-    for name in names:
+    """Raise InputError where a scale of a quantized dense tensor is not finite and at least 0."""
+    entries = {f"dense.{name}": entry for name, entry in index.dense.items()}
+    entries |= {f"adapter.{name}": entry for name, entry in index.adapter.items()}
+    for name in [f"{name}.scales" for name, entry in entries.items() if entry.quantized]:
         if not bool((torch.isfinite(tensors[name]) & (tensors[name] >= 0)).all()):
             raise InputError(f"{name} must be finite and at least 0")
 
 
 def _check_fingerprint(path: Path, fingerprint: str) -> None:
-    found = _fingerprint(path, fingerprint)
-    if found != fingerprint:
-        raise InputError(f"its bytes must have the fingerprint {fingerprint[:12]}, they have {found[:12]}")
+    actual = _fingerprint(path, fingerprint)
+    if actual != fingerprint:
+        raise InputError(f"its bytes must have the fingerprint {fingerprint[:12]}, they have {actual[:12]}")
 
 
 def _fingerprint(path: Path, written: str) -> str:
@@ -187,22 +209,22 @@ def _replaced(header: bytes, before: str, after: str) -> bytes:
 
 
 class PackageWriter:
-    """A package file that is laid out by its index and filled in any order. OSError where the disk is full."""
+    """A package file that is created from its index and filled in any order. OSError where the disk is full."""
 
     def __init__(self, path: Path, index: Index) -> None:
-        self.path, self._specs = path, index.tensors()
+        self.path = path
+        self._specs = index.tensors()
         metadata = {"format": FORMAT, "version": VERSION, "fingerprint": NO_FINGERPRINT,
                     "index": index.model_dump_json()}  # fmt: skip
-        places = write_layout(path, self._specs, metadata, ALIGNMENT)
-        self._places = dict(zip(self._specs, places, strict=True))
+        self._stored = dict(zip(self._specs, write_layout(path, self._specs, metadata, ALIGNMENT), strict=True))
         self._missing = set(self._specs) - {PADDING}
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor by its name in the file; ValueError for one that is not of the index."""
+        """Write one tensor by its name in the file; ValueError for a tensor that is not in the index."""
         if self._specs.get(name) != _spec_of(tensor):
             raise ValueError(f"{name} must be {self._specs.get(name)}, got {_spec_of(tensor)}")
         with self.path.open("r+b", buffering=0) as file:
-            write_at(file, self._places[name].offset, as_bytes(tensor.detach().cpu().contiguous()))
+            write_at(file, self._stored[name].offset, as_bytes(tensor.detach().cpu().contiguous()))
         self._missing.discard(name)
 
     def put_packed(self, linear: str, matrix: PackedMatrix) -> None:

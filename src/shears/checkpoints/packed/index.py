@@ -1,6 +1,6 @@
-"""What a package file says of its tensors, and the exact tensors that it must then hold.
+"""The index of a package file, and the tensors that a file with this index must hold.
 
-The index is JSON in the file's metadata. It is read from files of strangers: every key is known, every size bounded.
+The index is JSON in the file's metadata. It may come from a stranger: unknown keys are refused, and sizes are bounded.
 """
 
 import math
@@ -10,11 +10,13 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shears.checkpoints.packed.layout import DTYPES, PANEL, Values, mask_shape
+from shears.checkpoints.packed.layout import FORMAT_DTYPES, PANEL, NumberFormat, mask_shape
 from shears.errors import InputError
 
-FORMAT, VERSION = "shears-package", "1"
-PADDING, PADDING_BYTES = "padding", 64  # the last tensor: a vector read at the last value stays in the file
+FORMAT = "shears-package"
+VERSION = "1"
+PADDING = "padding"  # the last tensor: a vector that a kernel reads at the last value stays inside the file
+PADDING_BYTES = 64
 LARGEST = 1 << 48
 Size = Annotated[int, Field(ge=1, lt=1 << 31)]
 Count = Annotated[int, Field(ge=0, lt=LARGEST)]
@@ -36,13 +38,13 @@ class PackedEntry(_Entry):
 
     rows: Size
     cols: Size
-    values: Values
+    values: NumberFormat
     kept: Count
     transposed: bool = False
 
 
 class DenseEntry(_Entry):
-    """A tensor as it is. `quantized`: 8-bit steps and a scale a row in place of the dtype, for 2-D tensors."""
+    """A tensor that is not packed. `quantized`: stored as 8-bit steps and a scale a row, for 2-D tensors."""
 
     dtype: Literal["fp32", "bf16", "fp16", "fp64", "int64", "int32", "int16", "int8", "uint8", "bool"]
     shape: Shape
@@ -50,23 +52,23 @@ class DenseEntry(_Entry):
 
 
 class Index(_Entry):
-    """Linears and other tensors of the model by name, tensors of the adapter by PEFT's name; tied: name -> name."""
+    """Linears and other tensors of the model by name, tensors of the adapter by PEFT's name, and tied tensors."""
 
     packed: dict[str, PackedEntry] = {}
     dense: dict[str, DenseEntry] = {}
     adapter: dict[str, DenseEntry] = {}
-    tied: dict[str, str] = {}
+    tied: dict[str, str] = {}  # name -> name of the dense tensor that it equals
 
     def tensors(self) -> dict[str, Spec]:
         """Return dtype and shape of every tensor of the file, the padding last."""
-        found: dict[str, Spec] = {}
+        specs: dict[str, Spec] = {}
         for linear, entry in self.packed.items():
-            found |= {f"packed.{linear}.{part}": spec for part, spec in packed_specs(entry).items()}
+            specs |= {f"packed.{linear}.{part}": spec for part, spec in packed_specs(entry).items()}
         for name, plain in self.dense.items():
-            found |= dict(_dense_specs(f"dense.{name}", plain))
+            specs |= dict(_dense_specs(f"dense.{name}", plain))
         for name, plain in self.adapter.items():
-            found |= dict(_dense_specs(f"adapter.{name}", plain))
-        return found | {PADDING: (torch.uint8, (PADDING_BYTES,))}
+            specs |= dict(_dense_specs(f"adapter.{name}", plain))
+        return specs | {PADDING: (torch.uint8, (PADDING_BYTES,))}
 
 
 def packed_specs(entry: PackedEntry) -> dict[str, Spec]:
@@ -74,7 +76,7 @@ def packed_specs(entry: PackedEntry) -> dict[str, Spec]:
     panels = -(-entry.rows // PANEL)
     specs: dict[str, Spec] = {
         "offsets": (torch.int64, (panels + 1,)),
-        "values": (DTYPES[entry.values], (entry.kept,)),
+        "values": (FORMAT_DTYPES[entry.values], (entry.kept,)),
         "masks": (torch.uint8, mask_shape(entry.rows, entry.cols, entry.values)),
     }
     return specs | ({"scales": (torch.float32, (entry.rows,))} if entry.values == "int8" else {})
@@ -89,7 +91,7 @@ def _dense_specs(name: str, entry: DenseEntry) -> Iterator[tuple[str, Spec]]:
 
 
 def parse_index(text: str) -> Index:
-    """Return the index; InputError where it is none, and where its names or sizes contradict each other."""
+    """Return the index; InputError where it is invalid, or its names or sizes contradict each other."""
     try:
         index = Index.model_validate_json(text)
     except ValidationError as error:
@@ -108,12 +110,12 @@ def _check(index: Index) -> None:
     if double := (weights & index.dense.keys()) | (index.tied.keys() & (weights | index.dense.keys())):
         raise InputError(f"its index must name every tensor once, {min(double)} is there twice")
     if loose := sorted(name for name, other in index.tied.items() if other not in index.dense):
-        raise InputError(f"its tied tensors must name one that is there, {loose[0]} does not")
+        raise InputError(f"its tied tensors must name a dense tensor, {loose[0]} does not")
     for entries in (index.dense, index.adapter):
         for name, entry in entries.items():
             _check_dense(name, entry)
     if len(index.tensors()) != 1 + _count(index):
-        raise InputError("its index must give every tensor a name of its own, two of them share one")
+        raise InputError("its index must give every tensor a name of its own, two tensors share one")
     for linear, packed in index.packed.items():
         if packed.kept > packed.rows * packed.cols:
             raise InputError(f"its index must keep at most all weights of {linear}, it keeps {packed.kept}")
@@ -121,7 +123,7 @@ def _check(index: Index) -> None:
 
 def _check_dense(name: str, entry: DenseEntry) -> None:
     if math.prod(max(size, 1) for size in entry.shape) >= LARGEST:
-        raise InputError(f"its index must name tensors of a size that can be, {name} is larger")
+        raise InputError(f"its index must name tensors of fewer than {LARGEST} numbers, {name} has more")
     if entry.quantized and (len(entry.shape) != 2 or entry.dtype not in {"fp32", "bf16", "fp16"}):
         raise InputError(f"its quantized tensors must be matrices of numbers, {name} is not")
 

@@ -27,7 +27,7 @@ from shears.errors import InputError
 from shears.evaluation.generation.prompt_caches import Fill
 from shears.evaluation.journal import Journal
 from shears.evaluation.scoring.context import refuse_beyond
-from shears.evaluation.scoring.score import device_of
+from shears.models.devices import device_of
 from shears.progress import track
 
 

@@ -20,9 +20,8 @@ from shears.config import EvaluateConfig
 from shears.data.questions import question_id, question_of
 from shears.errors import InputError, first_line
 from shears.evaluation.records import Evaluation, Record
-from shears.evaluation.scoring.score import device_of
 from shears.evaluation.statistics import Z95, wilson_interval
-from shears.models.load import DTYPES, resolved_precision
+from shears.models.devices import DTYPES, device_of, resolved_precision
 from shears.records.measures import is_share
 
 logger = logging.getLogger(__name__)

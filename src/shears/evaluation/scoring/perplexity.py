@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shears.errors import InputError
-from shears.evaluation.scoring.score import device_of
 from shears.evaluation.statistics import Z95
-from shears.models.losses import num_positions
+from shears.models.devices import device_of
+from shears.models.losses import check_sequence_length
 from shears.progress import track
 
 POSITIONS_AT_ONCE = 128  # turned into float32 log-probabilities: 25 MB for 49 k words
@@ -64,9 +64,7 @@ def perplexity(model: nn.Module, tokens: Sequence[int], sequence_length: int, li
 
 
 def _check_length(model: nn.Module, sequence_length: int, num_tokens: int) -> None:
-    longest = num_positions(model)
-    if longest is not None and sequence_length > longest:
-        raise InputError(f"sequence_length must be at most the model's {longest} positions, got {sequence_length}")
+    check_sequence_length(model, sequence_length)
     if num_tokens < 2:
         raise InputError(f"the text must have at least 2 tokens, got {num_tokens}")
 

@@ -18,6 +18,7 @@ from shears.data.examples import Example, encode, prompts_of
 from shears.errors import InputError
 from shears.evaluation.scoring.branches import Forest, build_forest
 from shears.evaluation.scoring.context import check_lengths
+from shears.models.devices import device_of
 from shears.models.losses import logits_at
 from shears.progress import track
 
@@ -37,11 +38,6 @@ class Choice:
     likeliest: int
     likeliest_per_token: int
     log_likelihoods: tuple[float, ...]
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's parameters."""
-    return next(model.parameters()).device
 
 
 def choose(

@@ -20,8 +20,9 @@ from shears.data.batches import PACK_TOKENS, length_buckets, pack, pad_left
 from shears.data.examples import Example, Tokenized
 from shears.errors import InputError
 from shears.evaluation.scoring.context import check_lengths
-from shears.evaluation.scoring.score import Questions, Run, device_of
+from shears.evaluation.scoring.score import Questions, Run
 from shears.evaluation.scoring.slopes import Slopes, measure_slopes
+from shears.models.devices import device_of
 from shears.models.losses import IGNORED, completion_losses, logits_at, num_positions, packed_losses
 
 Parts = Sequence[Sequence[int]]

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shears.adapt.elastic import MASK, ElasticAdapter
+from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig
+from shears.models.sparse_adapter import MASK
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Model cards: what an artifact is, in the README.md of its folder, from its record alone."""
+"""Model cards: the README.md of an artifact's folder, made from its record alone."""

@@ -1,34 +1,214 @@
-"""The card of an artifact: metadata of the hub, what it is, tables, how to load it. The same record, the same bytes."""
+"""The card of an artifact: metadata for the hub, a description, tables, code that loads it.
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+The same record gives the same bytes.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from shears.records.artifacts import README, find_record, read_json, write_text
-from shears.records.cards.loading import Place, loading
-from shears.records.cards.origin import hub_base, origin, title
+from shears.config.embedded import EMBEDDED
+from shears.records.artifacts import (
+    MERGED,
+    PACKAGE,
+    README,
+    RECOVERY,
+    SEARCH_SPACE,
+    SPARSITY,
+    SUB_ADAPTER,
+    TRAINED_BEFORE,
+    UNPACKED,
+    find_record,
+    read_json,
+    write_text,
+)
 from shears.records.cards.tables import figures_table, rank_table, size_table, sparsity_table
-from shears.records.paths import HUB_SOURCE, is_path
+from shears.records.paths import HUB_NAME, HUB_SOURCE, is_path, last_part, without_folders
 
 Record = Mapping[str, Any]
 Figures = Sequence[Mapping[str, Any]]
-"""Measurements, each with name, task, data, metric, value, ci95, n. The last one is the artifact's own, which alone
-goes into the metadata; those before it are what it is compared with."""
+"""Measurements, each with name, task, data, metric, value, ci95, n. The last one is the artifact's own and goes into
+the metadata; those before it are for comparison."""
+
+SPARSE = "sparse"  # a run's folder of the sparse model; the base of a recovery, whose record names none
+MODEL = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({loaded})
+tokenizer = AutoTokenizer.from_pretrained({loaded})
+```
+
+{download}    vllm serve {served}
+    python convert_hf_to_gguf.py {folder}      # of llama.cpp; the zeros stay, the file is as large as a dense one
+    shears export {folder} package --format package      # smaller, and faster on a CPU"""
+PEFT = """\
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), {loaded})
+```
+
+{download}    vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {called}={served}"""
+ADAPTER = f"""{PEFT}
+    shears export SUPER padded --format padded && python convert_lora_to_gguf.py padded      # of llama.cpp"""
+RECOVERED = f"""{PEFT}
+    shears train {{base}} adapter --data TRAIN --init recovery      # start from it"""
+MASKED = """\
+It was trained with its product masked by the base's zeros, which other tools ignore: merge it, which is exact and keeps
+every zero.
+
+{download}    shears export {folder} merged --format merged-sparse --model {base}"""
+SUPER = """
+    shears search {folder} search --data VALIDATION
+    shears export {folder} sub_adapter --ranks search/result.json"""
+PACKED = """\
+{download}    shears generate {folder} --prompt "..."
+    shears unpack {folder} unpacked      # an ordinary model folder, and the adapter"""
+FETCHED = """\
+The base is the model that shears embeds: `shears fetch {base} --output {base}` makes its folder.
+
+"""
+
+
+def base_of(record: Record) -> str:
+    """Return the name of the model that the artifact was made from, without the folders of this machine."""
+    name = without_folders(str(record.get("model") or record.get("base") or SPARSE))
+    return name if HUB_NAME.fullmatch(name) else last_part(name)
+
+
+def _source(record: Record) -> str:
+    base = base_of(record)
+    weights = f"weights sha256 {str(record.get('base_fingerprint', ''))[:16]}..."
+    if base in EMBEDDED:
+        embedded = EMBEDDED[base]
+        weights = f"{embedded.hub} from the {PurePosixPath(embedded.file).name} of {embedded.package}; {weights}"
+    return f"`{base}` ({weights})"
+
+
+def _describe_sparse(record: Record) -> str:
+    config = record["config"]
+    text = f", calibrated on {_data(config, 'calibration')}" if record.get("calibration_fingerprint") else ""
+    return (
+        f"{_source(record)}, pruned to {record['achieved']:.1%} zeros in its decoder blocks by {config['method']} "
+        f"(pattern {config['pattern']}, allocation {config['allocation']}{text}). An ordinary model folder with zeros "
+        "in place."
+    )
+
+
+def _describe_super_adapter(record: Record) -> str:
+    return (
+        f"A LoRA super-adapter for {_source(record)}{_trained(record['config'])}: every smaller adapter inside it was "
+        f"trained too. Ranks up to {record['max_rank']}, alpha {record['alpha']:g}."
+    )
+
+
+def _describe_sub_adapter(record: Record) -> str:
+    return f"A LoRA adapter for {_source(record)}, cut out of a super-adapter{_trained(record, ' trained on {}')}."
+
+
+def _describe_recovery(record: Record) -> str:
+    return (
+        f"A LoRA adapter of rank {record['rank']} for {_source(record)}, not trained but computed: it gives back "
+        f"{record['kept']:.1%} of what pruning took away (by {record['by']})."
+    )
+
+
+def _describe_merged(record: Record) -> str:
+    before = record["sparsity"]["before"]
+    after = record["sparsity"]["after"]
+    zeros = f"{after:.1%} zeros" + ("" if after >= before else f", {before:.1%} before the adapter was merged")
+    return (
+        f"{_source(record)} with a LoRA adapter{_trained(record, ', trained on {},')} merged into its weights: {zeros}."
+    )
+
+
+def _describe_package(record: Record) -> str:
+    kind = "a LoRA adapter" if "ranks" in record else "an adapter"
+    adapter = f" with {kind}{_trained(record, ', trained on {},')}" if _adapted(record) else ""
+    return f"{_source(record)}{adapter}, packed by shears: one bit a weight, and the weights that are not zero."
+
+
+def _adapted(record: Record) -> bool:
+    """Tell whether the artifact contains an adapter: ours has ranks, that of another tool has bytes in a package."""
+    return "ranks" in record or bool(record.get("bytes", {}).get("adapter"))
+
+
+def _describe_unpacked(record: Record) -> str:
+    merged = f", with a LoRA adapter{_trained(record, ', trained on {},')} in its weights" if "ranks" in record else ""
+    is_rounded = record.get("values") == "int8"
+    rounded = "the nearest numbers to the package's int8" if is_rounded else "bit for bit the package's"
+    return (
+        f"{_source(record)}{merged}, packed by shears and unpacked again: an ordinary model folder, its weights "
+        f"{rounded}."
+    )
+
+
+def _trained(record: Record, words: str = ", trained on {}") -> str:
+    """Return `words` with the adapter's training data; empty for records of earlier versions, which lack them."""
+    return words.format(_data(record, "data")) if record.get("data") else ""
+
+
+def _trained_before(record: Record) -> str:
+    """Return a sentence on the training of the artifact's base; empty where the base was not trained."""
+    names = dict.fromkeys(_data(source, "data") for source in record.get(TRAINED_BEFORE) or ())
+    return f" What it was made from had been trained on {', '.join(names)}." if names else ""
+
+
+def _data(config: Record, key: str) -> str:
+    return f"`{without_folders(str(config.get(key)))}`"
+
+
+@dataclass(frozen=True)
+class CardKind:
+    """What is particular to the cards of one kind of artifact; `folder` is its name in a run, for the commands."""
+
+    title: str
+    folder: str
+    describe: Callable[[Record], str]
+    code: str
+    is_adapter: bool = False
+
+
+CARDS: Mapping[str, CardKind] = {
+    SPARSITY: CardKind("{}, sparse", SPARSE, _describe_sparse, MODEL),
+    SEARCH_SPACE: CardKind(
+        "LoRA super-adapter for {}", "super_adapter", _describe_super_adapter, ADAPTER, is_adapter=True
+    ),
+    SUB_ADAPTER: CardKind("LoRA adapter for {}", "sub_adapter", _describe_sub_adapter, ADAPTER, is_adapter=True),
+    RECOVERY: CardKind("LoRA recovery for {}", f"{SPARSE}/recovery", _describe_recovery, RECOVERED, is_adapter=True),
+    MERGED: CardKind("{}, merged", "merged", _describe_merged, MODEL),
+    PACKAGE: CardKind("{}, packed", "package", _describe_package, PACKED),
+    UNPACKED: CardKind("{}, unpacked", "unpacked/model", _describe_unpacked, MODEL),
+}
+"""The kinds of cards, by the file names of their records."""
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM accepts for --max-lora-rank
+
+
+class HubLocation(NamedTuple):
+    """An artifact's repository on the hub (owner/name) and its folder there, empty for the top folder."""
+
+    repo: str
+    subfolder: str = ""
 
 
 def write_card(folder: Path, figures: Figures = ()) -> None:
-    """Write README.md beside the record of a folder; what the folder is called does not matter."""
+    """Write README.md beside the record of a folder; the folder's name does not matter."""
     path = find_record(folder)
     assert path is not None, folder
     write_text(folder / README, card(path.name, read_json(path), figures))
 
 
 def card(kind: str, record: Record, figures: Figures = ()) -> str:
-    """Return the card of an artifact; `kind` is the file its record has, such as sparsity.json."""
-    head, words, code = _naming(kind, record, None)
-    parts = [head, words]
+    """Return the card of an artifact; `kind` is the file name of its record, such as sparsity.json."""
+    heading, description, code = _naming_parts(kind, record, None)
+    parts = [heading, description]
     if figures:
         parts += ["## Figures", figures_table(figures)]
     parts += [part for part in (sparsity_table(record), rank_table(record), size_table(record)) if part]
@@ -37,13 +217,13 @@ def card(kind: str, record: Record, figures: Figures = ()) -> str:
     return f"---\n{_metadata(kind, record, figures).to_yaml()}\n---\n\n{text}\n"
 
 
-def published(text: str, kind: str, record: Record, public: Record, place: Place) -> str:
-    """Return a card with the names that `public` has in place of those of `record`, to be loaded from its place.
+def published(text: str, kind: str, record: Record, public: Record, place: HubLocation) -> str:
+    """Return a card with the names of `public` in place of those of `record`, and code that loads from the hub.
 
-    What else a person wrote into it stays.
+    Other text that a person wrote into the card stays.
     """
-    before, after = _naming(kind, record, None), _naming(kind, public, place)
-    for old, new in zip(before, after, strict=True):
+    parts = zip(_naming_parts(kind, record, None), _naming_parts(kind, public, place), strict=True)
+    for old, new in parts:
         text = text.replace(old, new, 1)
     made: Any = ModelCard(text, ignore_metadata_errors=True)
     if made.data.get("model_name") == title(kind, record):
@@ -54,13 +234,19 @@ def published(text: str, kind: str, record: Record, public: Record, place: Place
     return str(made)
 
 
-def _naming(kind: str, record: Record, place: Place | None) -> tuple[str, str, str]:
-    """Return the parts of a card that name the artifact or its base."""
-    return f"# {title(kind, record)}", origin(kind, record), loading(kind, record, place)
+def _naming_parts(kind: str, record: Record, place: HubLocation | None) -> tuple[str, str, str]:
+    """Return the parts of a card that name the artifact or its base: heading, description, loading code."""
+    made = f"{_trained_before(record)} Made by shears {record.get('shears_version', '')}."
+    return f"# {title(kind, record)}", CARDS[kind].describe(record) + made, loading(kind, record, place)
+
+
+def title(kind: str, record: Record) -> str:
+    """Return the heading of a card."""
+    return CARDS[kind].title.format(base_of(record))
 
 
 def _metadata(kind: str, record: Record, figures: Figures) -> ModelCardData:
-    adapter = kind in ("search_space.json", "sub_adapter.json", "recovery.json")
+    adapter = CARDS[kind].is_adapter
     return ModelCardData(
         **hub_base(kind, record),
         library_name="peft" if adapter else "transformers",
@@ -76,9 +262,58 @@ def _result(row: Mapping[str, Any]) -> EvalResult:
                       metric_type=row["metric"], metric_value=row["value"])  # fmt: skip
 
 
+def hub_base(kind: str, record: Record) -> dict[str, Any]:
+    """Return the hub's metadata on the base model; empty where the base is not on the hub.
+
+    An embedded model is a rounded copy of a hub model: an artifact of it without training is marked as quantized.
+    """
+    base = str(record.get("model") or record.get("base") or "")
+    if base in EMBEDDED:
+        untrained = kind in (SPARSITY, PACKAGE, UNPACKED) and not _adapted(record)
+        return {"base_model": EMBEDDED[base].hub, **({"base_model_relation": "quantized"} if untrained else {})}
+    return {"base_model": base} if HUB_NAME.fullmatch(base) and not os.path.exists(base) else {}
+
+
 def _dataset(row: Mapping[str, Any]) -> str:
-    """Return a data set's name on the hub, a file's without its folders, or the task: of the hub, none is empty."""
+    """Return the name of a hub data set, a file's name without its folders, or the task: the hub refuses none."""
     data = str(row["data"])
-    if (found := HUB_SOURCE.fullmatch(data)) and not is_path(data):
-        return found["name"]
+    if (match := HUB_SOURCE.fullmatch(data)) and not is_path(data):
+        return match["name"]
     return Path(data).name or str(row["task"])
+
+
+def loading(kind: str, record: Record, place: HubLocation | None = None) -> str:
+    """Return the code and commands that load an artifact: from a run's folder, or from `place` on the hub."""
+    words = {"base": base_of(record), "rank": _lora_rank(record)}
+    text = _template(kind, record)
+    if place is None:
+        folder = CARDS[kind].folder
+        words |= {"loaded": f'"{folder}"', "served": folder, "folder": folder, "download": ""}
+    else:
+        words |= _on_hub(place, needs_folder="{folder}" in text)
+    return text.format(**words, called=last_part(str(words["folder"])))
+
+
+def _template(kind: str, record: Record) -> str:
+    code = CARDS[kind].code
+    if not CARDS[kind].is_adapter:
+        return code
+    before = FETCHED if base_of(record) in EMBEDDED else ""
+    after = SUPER if kind == SEARCH_SPACE else ""
+    return before + (MASKED if record.get("sparse_adapter") else code) + after
+
+
+def _on_hub(place: HubLocation, needs_folder: bool) -> dict[str, str | int]:
+    """Return the names that the templates need. Tools load a repository by name; commands on folders download it."""
+    copy = last_part(place.repo)
+    folder = f"{copy}/{place.subfolder}" if place.subfolder else copy
+    loaded = f'"{place.repo}", subfolder="{place.subfolder}"' if place.subfolder else f'"{place.repo}"'
+    download = f"    hf download {place.repo} --local-dir {copy}\n" if needs_folder or place.subfolder else ""
+    served = folder if place.subfolder else place.repo
+    return {"loaded": loaded, "served": served, "folder": folder, "download": download}
+
+
+def _lora_rank(record: Record) -> int | str:
+    """Return the smallest of vLLM's ranks that is enough for the adapter; the adapter's own where none is."""
+    largest = record.get("max_rank", record.get("rank", ""))
+    return next((rank for rank in LORA_RANKS if isinstance(largest, int) and rank >= largest), largest)

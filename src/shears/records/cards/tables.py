@@ -10,7 +10,7 @@ Record = Mapping[str, Any]
 
 
 def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
-    """Return measurements with their intervals, counts and other readings, and what was seen in training below."""
+    """Return a table of measurements: intervals, counts, other readings; below it, sentences on contamination."""
     readings = [{reading["metric"]: reading for reading in other_readings(row)} for row in figures]
     others = list(dict.fromkeys(name for row in readings for name in row))
     rows = (
@@ -42,7 +42,7 @@ def rank_table(record: Record) -> str | None:
 
 
 def ranks_by_kind(ranks: Mapping[str, int | Sequence[int]]) -> dict[str, str]:
-    """Return in words, for every kind of group, which layers have which rank, or which list of ranks."""
+    """Return a text for every kind of group: the layers of each rank, or of each list of ranks."""
     kinds: dict[str, dict[int, str]] = {}
     for name, rank in ranks.items():
         _, layer, kind = name.split(".", 2)
@@ -51,7 +51,7 @@ def ranks_by_kind(ranks: Mapping[str, int | Sequence[int]]) -> dict[str, str]:
 
 
 def size_table(record: Record) -> str | None:
-    """Return what a package weighs beside the dense model."""
+    """Return the size of a package beside that of the dense model; None for a record without sizes."""
     sizes = record.get("bytes")
     if not sizes:
         return None
@@ -63,7 +63,7 @@ def size_table(record: Record) -> str | None:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a Markdown table; what would end a cell is escaped."""
+    """Return a Markdown table; characters that would end a cell are escaped."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
 

@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from shears.config import Recipe, SparsifyConfig, TrainConfig
 from shears.data.calibration import token_row_lengths
 from shears.data.examples import load_examples, tokenize_all
-from shears.data.rows import ARITHMETIC, read_rows
-from shears.data.rows import is_saved
+from shears.data.rows import ARITHMETIC, is_saved, read_rows
 from shears.evaluation.contamination import check_apart
 from shears.records.paths import expanded
-from shears.config import Recipe, SparsifyConfig, TrainConfig
 
 MOST = 500  # examples that are tokenised to know how long one is
 

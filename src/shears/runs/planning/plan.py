@@ -6,15 +6,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from shears.adapt.training.fit import num_seen, num_steps
 from shears.adapt.groups import build_space
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.records.artifacts import EVALUATION, evaluation_file, read_object
+from shears.adapt.training.fit import num_seen, num_steps
+from shears.config import EvaluateConfig, Recipe
+from shears.config.notation import num_bytes
 from shears.evaluation.run import settings_and_data
 from shears.export.choice import by_linear
+from shears.models.devices import DTYPES
+from shears.models.load import load_tokenizer
+from shears.models.quantization import BITS
+from shears.records.artifacts import EVALUATION, evaluation_file, read_object
 from shears.records.folders import partial_folder
-from shears.models.load import DTYPES, load_tokenizer
-from shears.config.notation import num_bytes
 from shears.runs.pipeline import run_folder, stages_of
 from shears.runs.planning.data import amount, calibration_amount, example_length, refuse_shared_rows, text_amount
 from shears.runs.planning.needs import (
@@ -27,8 +30,6 @@ from shears.runs.planning.needs import (
     training_memory,
 )
 from shears.runs.planning.shapes import Shape, shape_of
-from shears.models.quantization import BITS
-from shears.config import EvaluateConfig, Recipe
 from shears.sparsity.methods.registry import METHODS
 from shears.sparsity.prune import needs_inputs
 

@@ -11,17 +11,16 @@ from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig
 
-from shears.models.blocks import decoder_blocks
-from shears.checkpoints.conversion import META, empty_model, known_config
-from shears.export.packing import is_block_matrix
+from shears.blockwise.matrices import linear_matrix
+from shears.checkpoints.conversion import LOADING_ERRORS, META, empty_model, known_config
+from shears.checkpoints.tensor_files import TensorFiles
 from shears.config.embedded import EMBEDDED
+from shears.export.packing import is_block_matrix
+from shears.models.blocks import decoder_blocks, linears
 from shears.models.fetching import cache_folder
-from shears.checkpoints.loading_errors import LOADING_ERRORS
-from shears.models.load import linears, plain_folder
+from shears.models.ref import resolve
 from shears.records.paths import expanded
 from shears.runs.planning.needs import FP32
-from shears.blockwise.matrices import linear_matrix
-from shears.checkpoints.tensor_files import TensorFiles
 
 _LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
 _SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
@@ -116,7 +115,9 @@ def _folder(name: str) -> Path | None:
     """Return the folder of a model that is here already."""
     path = expanded(name)
     if path.is_dir():
-        return plain_folder(path, "prune")
+        model = resolve(path)
+        model.refuse_package("prune")
+        return model.folder
     if name in EMBEDDED:
         cached = cache_folder() / name
         return cached if (cached / "config.json").is_file() else None

@@ -1,15 +1,14 @@
 """A package of any architecture as a backend: transformers runs the model, its linears are packed."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from torch import Tensor
 
-from shears.checkpoints.packed.file import Package, read_package
+from shears.checkpoints.packed.file import Package
 from shears.checkpoints.packed.layout import PackedMatrix
-from shears.evaluation.run import load_with_adapter
-from shears.models.load import set_threads
-from shears.models.packages import settings_of_adapter
+from shears.models.devices import set_threads
+from shears.models.load import load_with_adapter
+from shears.models.ref import AnyModel, resolve
 from shears.records.artifacts import read_object
 from shears.records.peft_files import linear_of
 from shears.runtime.drop_in.convert import Ready, sparsify_linears
@@ -27,13 +26,13 @@ class DropInBackend(TransformersBackend):
     InputError for what is no whole package.
     """
 
-    def __init__(self, folder: str | Path, threads: int | None = None, dtype: str = "auto") -> None:
+    def __init__(self, model: AnyModel, threads: int | None = None, dtype: str = "auto") -> None:
         set_threads(threads)
-        package = read_package(folder, verify=False)  # load_with_adapter reads every byte
-        model, self.tokenizer = load_with_adapter(folder, dtype=dtype, device="cpu")
-        super().__init__(model, "drop-in")
-        ready = Ready(unmoved(package, Path(folder)), head_of(package))
-        self.packed = sparsify_linears(model, ready=ready, threads=threads)
+        ref = resolve(model)
+        network, self.tokenizer = load_with_adapter(ref, dtype=dtype, device="cpu")
+        super().__init__(network, "drop-in")
+        ready = Ready(unmoved(ref.package), head_of(ref.package))
+        self.packed = sparsify_linears(network, ready=ready, threads=threads)
 
     def describe(self) -> Mapping[str, object]:
         """Return what runs here; the memory counts packed weights and the kernels' copy of the head."""
@@ -50,12 +49,12 @@ class DropInBackend(TransformersBackend):
         return {**found, "values": values, "memory_bytes": int(str(found["memory_bytes"])) + memory}
 
 
-def unmoved(package: Package, folder: Path) -> Mapping[str, PackedMatrix]:
+def unmoved(package: Package) -> Mapping[str, PackedMatrix]:
     """Return the packed weights that are still the model's once PEFT has put the adapter on it.
 
     An adapter whose start was taken out of the base (pissa, olora, ...) takes it out again when it is loaded.
     """
-    settings = read_object(settings_of_adapter(folder)) if package.index.adapter else {}
+    settings = read_object(package.adapter_config_file()) if package.index.adapter else {}
     start = settings.get("init_lora_weights")
     if not start or start in NEUTRAL["init_lora_weights"]:
         return package.packed

@@ -12,10 +12,10 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shears.adapt.sparse_adapter import SparseLinear
-from shears.checkpoints.packed.layout import PackedMatrix, Values, kept, pack, packed_bytes
+from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, kept, pack, packed_bytes
 from shears.errors import InputError
-from shears.models.load import weight_oi
+from shears.models.blocks import weight_oi
+from shears.models.sparse_adapter import SparseLinear
 from shears.runtime.drop_in.fused import FusedLinear
 from shears.runtime.drop_in.linear import (
     DenseLinear,
@@ -28,7 +28,7 @@ from shears.runtime.drop_in.linear import (
 )
 
 logger = logging.getLogger(__name__)
-OWN: dict[torch.dtype, Values] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+OWN: dict[torch.dtype, NumberFormat] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
 class Ready(NamedTuple):
@@ -50,7 +50,7 @@ class Place(NamedTuple):
 def sparsify_linears(
     model: nn.Module,
     *,
-    values: Values | None = None,
+    values: NumberFormat | None = None,
     ready: Ready | None = None,
     threads: int | None = None,
     fuse: bool = True,
@@ -133,7 +133,7 @@ def _head(model: nn.Module) -> nn.Module | None:
 class _Maker:
     """Packs linears one after the other, into one stretch of memory of the kernels where these are there."""
 
-    def __init__(self, values: Values | None, ready: Ready, threads: int | None) -> None:
+    def __init__(self, values: NumberFormat | None, ready: Ready, threads: int | None) -> None:
         self._values, self._ready = values, ready
         self._buffer: Any = None
         self._pool: Any = None
@@ -213,7 +213,7 @@ def _stand_in(matrix: PackedMatrix, module: nn.Module, update: LowRank | None, k
     return FusedLinear(matrix, module, update, kernel)
 
 
-def _native_update(update: LowRank | None, values: Values, buffer: Any) -> Any:
+def _native_update(update: LowRank | None, values: NumberFormat, buffer: Any) -> Any:
     """Return the kernels' update; its numbers are bf16 beside bf16 and int8 weights, fp32 beside fp32."""
     if update is None:
         return None

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import nn
 
 from shears.errors import InputError
-from shears.evaluation.scoring.score import device_of
+from shears.models.devices import device_of
 from shears.models.losses import forward_parameters, num_positions, own_model
 
 UNBOUNDED = 1 << 30  # tokens, where a model has no longest sequence

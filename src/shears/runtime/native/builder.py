@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from shears.checkpoints.packed.layout import PackedMatrix, Values
+from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix
 from shears.errors import InputError
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import LayerPlan, NotCoveredError, Plan
@@ -34,7 +34,7 @@ class Builder:
         _check_shape(EMBEDDINGS, self.embeddings.values.shape, (plan.vocab_size, plan.hidden_size))
         self.values = _main_values(source)
 
-    def weights(self, head: Values | None) -> tuple[_native.DecoderWeights, Values]:
+    def weights(self, head: NumberFormat | None) -> tuple[_native.DecoderWeights, NumberFormat]:
         """Return everything the decoder reads, and the number format of its head."""
         weights = _native.DecoderWeights()
         for index, layer in enumerate(self._plan.layers):
@@ -117,7 +117,7 @@ class Builder:
             raise NotCoveredError(f"the native decoder must know every part of a model and its adapter, not {rest[0]}")
 
 
-def _main_values(source: ModelSource) -> Values:
+def _main_values(source: ModelSource) -> NumberFormat:
     """Return the number format of most linears."""
     dense = [part for name, part in source.tensors.items() if name.endswith("_proj.weight")]
     linears = [*source.linears.values(), *(part if isinstance(part, Rows) else Rows(part) for part in dense)]

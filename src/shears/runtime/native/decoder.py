@@ -5,13 +5,13 @@ B sequences, T tokens, V words of the vocabulary.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64
 
-from shears.checkpoints.packed.layout import Values
+from shears.checkpoints.packed.file import Package
+from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import Plan, plan_of
@@ -40,7 +40,12 @@ class NativeBackend:
     """
 
     def __init__(
-        self, source: ModelSource, limits: Limits, *, head: Values | None = None, cache: Values | None = None
+        self,
+        source: ModelSource,
+        limits: Limits,
+        *,
+        head: NumberFormat | None = None,
+        cache: NumberFormat | None = None,
     ) -> None:
         plan = plan_of(source.config)
         _check_limits(limits, plan)
@@ -137,14 +142,12 @@ class NativeBackend:
             raise InputError(f"a sequence must have at most {self.max_length} tokens, got {length}; raise max_length")
 
 
-def open_native(
-    folder: str | Path, threads: int, *, max_length: int | None = None, verify: bool = True
-) -> NativeBackend:
-    """Return the backend of a package folder; 16 sequences of `max_length`, by default what the model was made for.
+def open_native(package: Package, threads: int, *, max_length: int | None = None) -> NativeBackend:
+    """Return the backend of a package; 16 sequences of `max_length`, by default what the model was made for.
 
-    InputError for what is no whole package, and for a model that the decoder does not cover.
+    InputError for a model that the decoder does not cover.
     """
-    source = source_of_package(folder, verify=verify)
+    source = source_of_package(package)
     length = plan_of(source.config).max_positions if max_length is None else max_length
     return NativeBackend(source, Limits(length, MOST_SEQUENCES, threads))
 

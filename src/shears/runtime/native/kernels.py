@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from shears.checkpoints.packed.layout import DTYPES, GROUPS, PANEL, PackedMatrix, Values, mask_shape
+from shears.checkpoints.packed.layout import FORMAT_DTYPES, GROUPS, PANEL, NumberFormat, PackedMatrix, mask_shape
 from shears.errors import InputError
 from shears.runtime.native import _native
 
@@ -23,8 +23,8 @@ HugeBuffer = _native.HugeBuffer
 features = _native.features
 select_isa = _native.select_isa
 
-_NUMBERS: dict[Values, int] = {"fp32": 0, "bf16": 1, "int8": 2}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NUMBERS: dict[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2}
+_NAMES = {dtype: name for name, dtype in FORMAT_DTYPES.items()}
 MAX_INT8_COLS = 131071
 
 
@@ -141,7 +141,7 @@ def _view(place: int, part: Tensor, buffer: _native.HugeBuffer) -> Tensor:
     return torch.frombuffer(room, dtype=torch.uint8)[:size].view(part.dtype).view(part.shape)
 
 
-def _check_columns(values: Values, cols: int) -> None:
+def _check_columns(values: NumberFormat, cols: int) -> None:
     if values == "int8" and cols > MAX_INT8_COLS:
         raise InputError(f"an int8 weight must have at most {MAX_INT8_COLS} columns, got {cols}; use bf16")
 

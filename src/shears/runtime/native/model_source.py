@@ -14,11 +14,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from shears.checkpoints.packed.file import Package, read_package
-from shears.checkpoints.packed.layout import PackedMatrix, Values, pack
-from shears.checkpoints.packed.quantize import quantize_rows
+from shears.checkpoints.conversion import known_config
+from shears.checkpoints.packed.file import Package
+from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack, quantize_rows
 from shears.errors import InputError
-from shears.models.packages import packaged_config, settings_of_adapter
 from shears.records.artifacts import read_json
 from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
@@ -45,7 +44,7 @@ class Rows:
     values: Shaped[Tensor, "O I"]
     scales: Float[Tensor, " O"] | None = None
 
-    def as_values(self, values: Values) -> "Rows":
+    def as_values(self, values: NumberFormat) -> "Rows":
         """Return it in another number format; the same object where it has that one."""
         if values == "int8":
             return self if self.scales is not None else Rows(*quantize_rows(self.values))
@@ -76,14 +75,14 @@ class ModelSource:
     updates: Mapping[str, Update]
 
 
-def source_of_package(folder: str | Path, *, verify: bool = True) -> ModelSource:
-    """Return the source of a package folder, its tensors mapped; `verify` checks its fingerprint, too.
+def source_of_package(package: Package) -> ModelSource:
+    """Return the source of a package, its tensors mapped.
 
-    InputError for what is no whole package, NotCoveredError for an adapter that is more than scaling B A.
+    InputError for a folder without the package's configuration, NotCoveredError for an adapter that is more than
+    scaling B A.
     """
-    package = read_package(folder, verify=verify)
-    config = packaged_config(Path(folder))
-    updates = _package_updates(package, Path(folder))
+    config = known_config(package.folder)
+    updates = _package_updates(package)
     tied = package.index.tied
     tensors = {name: _rows(package, tied.get(name, name)) for name in [*package.index.dense, *tied]}
     return ModelSource(config, package.packed, tensors, updates)
@@ -96,11 +95,11 @@ def _rows(package: Package, name: str) -> Rows | Tensor:
     return Rows(package.tensors[f"dense.{name}"], package.tensors[f"dense.{name}.scales"])
 
 
-def _package_updates(package: Package, folder: Path) -> dict[str, Update]:
+def _package_updates(package: Package) -> dict[str, Update]:
     tensors = package.adapter()
     if not tensors:
         return {}
-    settings = _adapter_settings(settings_of_adapter(folder))
+    settings = _adapter_settings(package.adapter_config_file())
     if unusual := [key for key, value in settings.items() if value and not _is_plain(key, value)]:
         raise NotCoveredError(f"the native decoder covers plain LoRA, this adapter has {unusual[0]}; merge it first")
     names = [name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)]
@@ -151,7 +150,7 @@ def _by_pattern(patterns: Any, linear: str, otherwise: Any) -> Any:
     return matching[0] if matching else otherwise
 
 
-def source_of_model(model: nn.Module, values: Values | None = None, *, sparse: bool = True) -> ModelSource:
+def source_of_model(model: nn.Module, values: NumberFormat | None = None, *, sparse: bool = True) -> ModelSource:
     """Return the source of a transformers model in memory, or of PEFT's LoRA around one.
 
     `values` is the number format of the linears of the blocks, by default the model's own; `sparse` packs them.
@@ -163,7 +162,7 @@ def source_of_model(model: nn.Module, values: Values | None = None, *, sparse: b
     updates = {name: _update(name, module) for name, module in base.named_modules() if hasattr(module, "lora_A")}
     tensors = {name: part for name, part in tensors.items() if ".lora_" not in name}
     names = [name.removesuffix(".weight") for name, part in tensors.items() if _is_linear(name, part)]
-    kept: Values = values or ("fp32" if tensors[f"{names[0]}.weight"].dtype == torch.float32 else "bf16")
+    kept: NumberFormat = values or ("fp32" if tensors[f"{names[0]}.weight"].dtype == torch.float32 else "bf16")
     linears: dict[str, PackedMatrix | Rows] = {}
     for name in names:
         weight = tensors.pop(f"{name}.weight")

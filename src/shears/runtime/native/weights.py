@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shears.checkpoints.packed.layout import PANEL, PackedMatrix, Values
+from shears.checkpoints.packed.layout import PANEL, NumberFormat, PackedMatrix
 from shears.runtime.native import _native
 from shears.runtime.native.kernels import HugeBuffer, dense_matrix
 from shears.runtime.native.model_source import Rows, Update
 
-CODES: Mapping[Values, int] = {"fp32": 0, "bf16": 1, "int8": 2}
+CODES: Mapping[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2}
 
 
-def values_of(weight: PackedMatrix | Rows) -> Values:
+def values_of(weight: PackedMatrix | Rows) -> NumberFormat:
     """Return the number format."""
     if isinstance(weight, PackedMatrix):
         return weight.values_dtype
@@ -56,7 +56,7 @@ class Arena:
         b = in_panels(update.b.float() * update.scaling)
         return _put(b.to(torch.bfloat16 if bf16 else torch.float32), self._rest)
 
-    def down(self, updates: Sequence[Update], values: Values) -> _native.Matrix:
+    def down(self, updates: Sequence[Update], values: NumberFormat) -> _native.Matrix:
         """Copy the A of several updates of one input, row under row, as `values`: the linears' inputs serve it, too."""
         return self.matrix(Rows(torch.cat([update.a.float() for update in updates])).as_values(values))
 

@@ -14,18 +14,17 @@ from torch import Tensor
 
 from shears.adapt.load import SuperAdapter
 from shears.adapt.space import RankConfig
-from shears.adapt.sparse_adapter import is_sparse
 from shears.config import SearchConfig
 from shears.data.examples import Example, Tokenized, prompts_of
 from shears.evaluation.generation.generate import Decoder
 from shears.evaluation.generation.prompt_caches import Batch, Fill, PromptCaches, Way, open_prompt_caches
 from shears.evaluation.scoring.prefix import first_blocks, first_difference
-from shears.evaluation.scoring.score import device_of
 from shears.evaluation.scoring.scorers import Parts
 from shears.evaluation.scoring.slopes import Slopes
 from shears.evaluation.tasks.answers import numbers_equal
 from shears.evaluation.tasks.registry import GENERATED
-from shears.models.load import autocast
+from shears.models.devices import autocast, device_of
+from shears.models.sparse_adapter import is_sparse
 
 WIDTH = 8
 """Configurations in a batch: beyond, time grows with the rows on most machines."""

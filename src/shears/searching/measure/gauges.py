@@ -14,13 +14,13 @@ from torch import Tensor
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig
-from shears.adapt.sparse_adapter import is_sparse
 from shears.errors import InputError
 from shears.evaluation.scoring.prefix import Prefix, States, first_blocks, first_difference, kept_blocks, open_prefix
-from shears.evaluation.scoring.score import device_of, plainly
+from shears.evaluation.scoring.score import plainly
 from shears.evaluation.scoring.scorers import LossScorer, Scorer
 from shears.evaluation.scoring.slopes import Slopes
-from shears.models.load import autocast
+from shears.models.devices import autocast, device_of
+from shears.models.sparse_adapter import is_sparse
 
 logger = logging.getLogger(__name__)
 Values = Float64[Tensor, " N"]

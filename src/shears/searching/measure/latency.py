@@ -12,9 +12,9 @@ import torch
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig
-from shears.adapt.sparse_adapter import is_sparse
-from shears.checkpoints.packed.layout import Values
+from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
+from shears.models.sparse_adapter import is_sparse
 from shears.runtime.native.available import kernels_available
 from shears.runtime.native.model_source import ModelSource, Update, source_of_model
 from shears.searching.strategies.base import LATENCY, Evaluated, Figures
@@ -33,7 +33,7 @@ class LatencyEvaluator:
 
     width = 1
 
-    def __init__(self, elastic: ElasticAdapter, values: Values = "bf16") -> None:
+    def __init__(self, elastic: ElasticAdapter, values: NumberFormat = "bf16") -> None:
         if not kernels_available():
             raise InputError(
                 f"latency needs the C++ extension, which was not built; install with a compiler or {INSTEAD}"

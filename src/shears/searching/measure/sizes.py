@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.adapt.sparse_adapter import is_sparse
 from shears.blockwise.matrices import block_matrices
 from shears.errors import InputError
-from shears.models.load import linears
+from shears.models.blocks import linears
+from shears.models.sparse_adapter import is_sparse
 from shears.searching.strategies.base import PARAMETERS, Figures, Goal, Objective
 
 LORA = "lora_"  # in the names of all that PEFT adds to a model

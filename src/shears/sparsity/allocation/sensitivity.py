@@ -17,10 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shears.blockwise.activations import Activations
-from shears.blockwise.block_run import BlockRun, Context
 from shears.blockwise.matrices import Matrix
 from shears.blockwise.sources import BlockSource
-from shears.blockwise.walk import Batches, Walk
+from shears.blockwise.walk import Batches, BlockRun, Context, Walk
 from shears.progress import track
 from shears.sparsity.allocation.formulas import LARGEST, Curve, by_marginal_cost
 from shears.sparsity.plan import Chosen

@@ -7,10 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shears.blockwise.activations import Activations
-from shears.blockwise.block_run import BlockRun, Context
+from shears.blockwise.capture import InputNorms
 from shears.blockwise.sources import BlockSource
-from shears.blockwise.statistics import InputNorms
-from shears.blockwise.walk import Batches, Walk, walk_blocks
+from shears.blockwise.walk import Batches, BlockRun, Context, Walk, walk_blocks
 from shears.config import SparsifyConfig
 from shears.errors import InputError
 from shears.sparsity.allocation.formulas import outlier_share, owl, uniform

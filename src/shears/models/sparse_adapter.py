@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from shears.adapt.elastic import MASK
 from shears.errors import InputError
-from shears.models.load import weight_oi
+from shears.models.blocks import weight_oi
+
+MASK = "rank_mask"  # buffer of lora_A that an elastic adapter multiplies its outputs with
 
 
 def masked_product(

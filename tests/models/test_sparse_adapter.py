@@ -9,9 +9,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shears.adapt.sparse_adapter import is_sparse, make_sparse, masked_product
 from shears.errors import InputError
-from shears.models.load import weight_oi
+from shears.models.blocks import weight_oi
+from shears.models.sparse_adapter import is_sparse, make_sparse, masked_product
 from tests.oracles import sparse_peft
 from tests.tiny import tiny_model
 

@@ -5,9 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from shears.blockwise.capture import Captured
+from shears.blockwise.capture import Captured, InputMoments, InputNorms
 from shears.blockwise.matrices import Matrix, block_matrices
-from shears.blockwise.statistics import InputMoments, InputNorms
 
 
 def matrix(name: str, inputs: int = 4) -> Matrix:
@@ -16,7 +15,7 @@ def matrix(name: str, inputs: int = 4) -> Matrix:
 
 @settings(deadline=None, max_examples=30)
 @given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 99))
-def test_both_are_those_of_all_tokens_together(sizes: list[int], seed: int) -> None:
+def test_norms_and_moments_are_those_of_all_tokens(sizes: list[int], seed: int) -> None:
     tokens = torch.randn(sum(sizes), 4, generator=torch.Generator().manual_seed(seed))
     norms, moments = InputNorms(), InputMoments()
     for batch in tokens.split(sizes):
@@ -68,7 +67,7 @@ def test_half_precision_inputs_are_summed_in_float32() -> None:
     assert torch.equal(moments.of(matrix("it", 2)), torch.full((2, 2), 900000.0))  # type: ignore[arg-type]
 
 
-def test_autocast_around_the_forward_does_not_touch_them() -> None:
+def test_autocast_around_the_forward_does_not_change_the_statistics() -> None:
     model, inputs = nn.Sequential(nn.Linear(4, 2)), 1 + torch.rand(4000, 4)
     weights = block_matrices("0", model[0])
     norms, moments = InputNorms(), InputMoments()
@@ -79,6 +78,6 @@ def test_autocast_around_the_forward_does_not_touch_them() -> None:
     torch.testing.assert_close(moments.of(weights[0]), inputs.T @ inputs, rtol=1e-5, atol=0)
 
 
-def test_a_weight_that_no_token_reached_has_none() -> None:
+def test_a_weight_without_tokens_has_no_statistics() -> None:
     assert InputNorms().of(matrix("idle")) is None
     assert InputMoments().of(matrix("idle")) is None

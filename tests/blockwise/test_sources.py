@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from shears.blockwise.skeleton import Skeleton
+from shears.blockwise.sources import Skeleton
 from shears.checkpoints.tensor_files import SINGLE, TensorWriter
 from shears.errors import InputError
 from tests.parts import ARCHITECTURES, BF16, FP32, assert_same, block_names, copied, reference, save
@@ -77,7 +77,7 @@ def test_a_changed_block_is_what_from_pretrained_then_loads(name: str, stored: t
     assert_same(expected, reference(tmp_path / "out", FP32).state_dict())
 
 
-def test_no_more_than_the_rest_and_one_block_is_alive(tmp_path: Path) -> None:
+def test_only_the_rest_and_one_block_are_in_memory(tmp_path: Path) -> None:
     model = save(tmp_path, "mixtral")
     skeleton = Skeleton.open(tmp_path)
 
@@ -101,7 +101,7 @@ WALK = """
 import sys
 from pathlib import Path
 import torch
-from shears.blockwise.skeleton import Skeleton
+from shears.blockwise.sources import Skeleton
 from shears.checkpoints.tensor_files import TensorWriter
 
 torch.set_num_threads(1)
@@ -148,7 +148,7 @@ def test_the_whole_checkpoint_is_never_in_memory(tmp_path: Path) -> None:
     assert all(torch.equal(after[key], tensor * (1 + ("layers" in key))) for key, tensor in before.items())
 
 
-def test_a_name_that_is_not_in_the_part_is_refused(tmp_path: Path) -> None:
+def test_a_name_outside_the_part_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "m", "llama")
     skeleton = Skeleton.open(tmp_path / "m")
     writer = TensorWriter(skeleton.files, copied(tmp_path / "m", tmp_path / "out"))
@@ -163,7 +163,7 @@ def test_opening_a_model_draws_no_random_numbers(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_files_that_went_away_are_an_error_when_a_block_is_read(tmp_path: Path) -> None:
+def test_deleted_files_are_an_error_when_a_block_is_read(tmp_path: Path) -> None:
     save(tmp_path, "llama", shard="1GB")
     skeleton = Skeleton.open(tmp_path)
     (tmp_path / SINGLE).write_bytes((tmp_path / SINGLE).read_bytes()[:3000])

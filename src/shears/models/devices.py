@@ -1,0 +1,80 @@
+"""Devices, precisions and threads that a model computes with."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from shears.errors import InputError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_THREADS = 1024
+
+
+def pick_device(device: str) -> torch.device:
+    """Return a device by name; auto is cuda, else mps, else cpu. InputError for one that this machine lacks."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    place = torch.device(device)
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available = {"cpu": True, "cuda": (place.index or 0) < num_gpus, "mps": torch.backends.mps.is_available()}
+    if not available.get(place.type, False):
+        raise InputError(f"device must be one that this machine has, got {device!r}; use auto or cpu")
+    return place
+
+
+def resolved_precision(precision: str, device: torch.device | str) -> Literal["fp32", "bf16", "fp16"]:
+    """Return a precision by name; auto is bf16 where the hardware has it, else fp32. InputError for fp16 on a CPU."""
+    kind = torch.device(device).type
+    if precision == "fp16" and kind != "cuda":
+        raise InputError(f"precision fp16 needs a CUDA device, got {kind}; use auto, bf16 or fp32")
+    if precision == "auto":
+        return "bf16" if _has_bf16(kind) else "fp32"
+    return "bf16" if precision == "bf16" else "fp16" if precision == "fp16" else "fp32"
+
+
+def _has_bf16(kind: str) -> bool:
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities() if kind == "cpu" else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def autocast(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:
+    """Return the context in which forwards compute in a precision, whatever the weights' dtype is."""
+    chosen = resolved_precision(precision, device)
+    return nullcontext() if chosen == "fp32" else torch.autocast(torch.device(device).type, DTYPES[chosen])
+
+
+def keep_casts(model: nn.Module) -> None:
+    """Let autocast cast frozen weights once instead of at every forward; for forwards without gradients.
+
+    autocast caches the casts of parameters that require gradients only.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+
+
+def widen_norms(model: nn.Module) -> list[nn.Module]:
+    """Convert the fp16 LayerNorms of a model on a CPU to fp32, and return them; their values do not change.
+
+    The CPU's kernel accepts fp16 weights with fp16 inputs only, and bf16 autocast gives it other inputs.
+    """
+    norms = [norm for norm in model.modules() if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine]
+    half = [norm for norm in norms if (norm.weight.dtype, norm.weight.device.type) == (torch.float16, "cpu")]
+    return [norm.float() for norm in half]
+
+
+def set_threads(count: int | None) -> None:
+    """Set the number of CPU threads; None keeps torch's default, one a core. InputError above MOST_THREADS."""
+    if count is not None and not 1 <= count <= MOST_THREADS:
+        raise InputError(f"threads must be 1 to {MOST_THREADS}, got {count}; leave them out for one a core")
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the model's parameters are."""
+    return next(model.parameters()).device

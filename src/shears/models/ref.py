@@ -1,0 +1,124 @@
+"""A model under any name, resolved once: a folder, a .gguf file, a hub id, or the name of an embedded model."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from shears.checkpoints.packed.file import Package, is_package, read_package
+from shears.config.embedded import EMBEDDED
+from shears.errors import InputError, first_line
+from shears.models.fetching import convert_gguf, fetch
+from shears.records.artifacts import KINDS, PACKAGE, find_record, read_record, record_in, weights_fingerprint
+from shears.records.paths import expanded
+from shears.records.peft_files import ADAPTER_CONFIG
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a hub repository; nothing executable
+FOREIGN_FILES = ["consolidated*", "original/*", "onnx/*"]  # second copies of the weights for other tools
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model in a local folder, and its name as the user gave it. Files are read at first use, and only once.
+
+    A stage makes one with `resolve` where it takes a model's name, and passes it on whole.
+    """
+
+    folder: Path
+    name: str
+
+    @property
+    def recorded_name(self) -> str:
+        """The model's name in records: the absolute path of a folder or file, any other name as it is."""
+        path = expanded(self.name)
+        return str(path.resolve()) if path.exists() else self.name
+
+    @property
+    def is_package(self) -> bool:
+        """Whether the folder holds a package."""
+        return is_package(self.folder)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of the weights; InputError where the folder has no safetensors files."""
+        return weights_fingerprint(self.folder)
+
+    @cached_property
+    def record(self) -> Mapping[str, Any]:
+        """The record that shears wrote into the folder, its weights not verified; empty where there is none."""
+        path = find_record(self.folder)
+        return record_in(path) if path is not None and path.name in KINDS else {}
+
+    @cached_property
+    def package(self) -> Package:
+        """The package in the folder, mapped, its bytes verified; InputError where it is not whole.
+
+        The bytes are compared with the fingerprint in package.json or, where the record has none, with the file's own.
+        """
+        record = read_record(self.folder, PACKAGE, fingerprint=self.fingerprint)
+        return read_package(self.folder, verify="fingerprint" not in record)
+
+    def refuse_package(self, use: str) -> None:
+        """Raise InputError for a package, whose adapter would be left out; `use` is the verb of the message."""
+        if self.is_package:
+            raise InputError(
+                f"a model to {use} must be a model folder, got the package {self.name}; shears unpack it first"
+            )
+
+
+AnyModel = ModelRef | str | Path
+"""A model's name or a resolved model: public functions take both."""
+
+
+def resolve(model: AnyModel) -> ModelRef:
+    """Return the model that a name stands for; a ModelRef is returned as it is.
+
+    Embedded models and .gguf files are converted once into the cache; a hub id is downloaded into the hub's cache
+    (unless HF_HUB_OFFLINE). InputError where there is no such model.
+    """
+    if isinstance(model, ModelRef):
+        return model
+    name = str(model)
+    path = expanded(name)
+    if path.is_dir():
+        return ModelRef(_checked_folder(path), name)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise InputError(
+                f"a model must be a folder, a .gguf file, a hub id or an embedded name, got the file {path}"
+            )
+        return ModelRef(convert_gguf(path), name)
+    if name in EMBEDDED:
+        return ModelRef(fetch(name), name)
+    if not _looks_like_hub_id(name):
+        raise InputError(f"the model must exist, and there is no {name}; give a folder, a .gguf file or a hub id")
+    return ModelRef(_downloaded(name), name)
+
+
+def _checked_folder(folder: Path) -> Path:
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise InputError(f"the model must be a base model, got the adapter {folder}; give it as --adapter")
+    raise InputError(f"a model folder must hold config.json; {folder} does not")
+
+
+def _looks_like_hub_id(name: str) -> bool:
+    """Tell `org/name` from a path: a first part that is a folder here makes it a path."""
+    in_local_folder = "/" in name and Path(name.split("/", 1)[0]).is_dir()
+    return bool(HUB_ID.fullmatch(name)) and not name.endswith(".gguf") and not in_local_folder
+
+
+def _downloaded(name: str) -> Path:
+    try:
+        return Path(snapshot_download(name, allow_patterns=MODEL_FILES, ignore_patterns=FOREIGN_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise InputError(
+            f"the model must be a folder, a .gguf file or a reachable hub id, got {name!r}: {first_line(error)}"
+        ) from error
