@@ -15,8 +15,8 @@ from typing import Any
 import shears
 from benchmarks.mawps_data import write_splits
 from benchmarks.report import environment, log_to_stderr
+from shears.evaluation.records import Evaluation
 from shears.evaluation.statistics import mcnemar
-from shears.evaluation.tasks.registry import Evaluation
 
 MODEL = "smollm2-135m"
 BUDGET: dict[str, Any] = {"alpha": 64, "learning_rate": 1e-3, "batch_size": 16}

@@ -10,9 +10,11 @@ skipped. Several processes may share DIR, each with its own --results and arms. 
 import argparse
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 import shears
 from benchmarks.held_out import unseen
@@ -23,8 +25,9 @@ from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 from benchmarks.rightness import as_text
 from shears.adapt.load import load_super_adapter
 from shears.data.batches import padding
-from shears.data.examples import load_examples, tokenize_all
-from shears.evaluation.scoring.score import mean_completion_loss
+from shears.data.examples import Tokenized, load_examples, tokenize_all
+from shears.evaluation.scoring.score import plainly
+from shears.evaluation.scoring.scorers import LossScorer
 from shears.models.devices import autocast
 
 MODEL = "smollm2-135m"
@@ -84,6 +87,12 @@ def _run(
     return row
 
 
+def mean_loss(model: nn.Module, rows: Sequence[Tokenized], pad_id: int) -> float:
+    """Return the loss per labelled token over all rows, in nats."""
+    scorer = LossScorer(model, rows, pad_id, batch_size=32)
+    return float(scorer.measure(0, plainly).sum() / scorer.weights.sum())
+
+
 def _losses(adapter: Path, validation: Path) -> dict[str, float]:
     """Return the loss per completion token on the validation examples, for three rank configurations."""
     loaded = load_super_adapter(adapter)
@@ -93,7 +102,7 @@ def _losses(adapter: Path, validation: Path) -> dict[str, float]:
     for name in ("maximal", "heuristic", "minimal"):
         loaded.elastic.activate(getattr(loaded.elastic.space, name)())
         with autocast("auto", "cpu"):
-            losses[name] = mean_completion_loss(loaded.model, rows, padding(loaded.tokenizer), 32)
+            losses[name] = mean_loss(loaded.model, rows, padding(loaded.tokenizer))
     return losses
 
 

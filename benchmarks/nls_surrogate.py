@@ -13,12 +13,12 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.nls import mean_loss
 from benchmarks.report import environment, log_to_stderr
 from shears.adapt.load import SuperAdapter, load_super_adapter
 from shears.adapt.space import RankConfig
 from shears.data.batches import padding
 from shears.data.examples import load_examples, tokenize_all
-from shears.evaluation.scoring.score import mean_completion_loss
 from shears.searching.seeds import parameters_per_rank
 from shears.searching.surrogate import fit, lowest_losses, rank_correlation
 from shears.searching.training_log import read_pairs
@@ -64,7 +64,7 @@ def _measure(adapter: SuperAdapter, data: str, limit: int) -> Measure:
 
     def measure(config: RankConfig) -> float:
         adapter.elastic.activate(config)
-        return mean_completion_loss(adapter.model, rows, padding(adapter.tokenizer), 32)
+        return mean_loss(adapter.model, rows, padding(adapter.tokenizer))
 
     return measure
 

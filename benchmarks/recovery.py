@@ -12,7 +12,7 @@ from pathlib import Path
 
 import shears
 from benchmarks.report import environment, log_to_stderr
-from shears.evaluation.tasks.registry import Evaluation
+from shears.evaluation.records import Evaluation
 from shears.records.artifacts import read_json
 
 MODEL = "smollm2-135m"

@@ -1,4 +1,4 @@
-"""What every benchmark says first: machine, versions, commit; the log on stderr; results read again."""
+"""The parts that benchmarks share: a line on machine, versions and commit; the log on stderr; results files."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ def environment() -> str:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a results file; none where it is not there."""
+    """Return the lines of a results file; an empty list if it does not exist."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 

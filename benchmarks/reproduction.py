@@ -1,13 +1,12 @@
-"""The paper's tables in small: LoRA against NLS, the search ablation, sparsities; several tasks and seeds, paired.
+"""The paper's tables on a small model: LoRA against NLS, the search ablation, sparsities; paired, several seeds.
 
     python -m benchmarks.reproduction run --data FOLDER --tasks mawps,boolq --sparsities 0,0.5 --seeds 0 --work DIR
     python -m benchmarks.reproduction table --results FILE.jsonl
     python -m benchmarks.reproduction page --results FILE.jsonl ...     # the tables of docs/reproduction.md
 
 FOLDER holds mawps/, ARC-Easy/, openbookqa/, boolq/ in LLM-Adapters' form. A cell (task, sparsity, adapter, seed) is a
-line of the results; one that is there is not made again, an interrupted one goes on. All cells take days on two cores:
-make some at a time, several processes may share DIR (each with --results and cells of its own). Needs the data, so it
-is no test.
+line of the results. Cells that the results hold are skipped, interrupted cells are resumed. All cells take days on two
+cores; several processes may share DIR, each with its own --results and cells. It needs the data, so it is no test.
 """
 
 import argparse
@@ -40,7 +39,7 @@ UNSEARCHED = ("heuristic", "maximal", "minimal")
 
 @dataclass(frozen=True)
 class Setting:
-    """What holds for all cells: the model, the training and the search, and where things are kept."""
+    """The settings of all cells: the model, the training, the search and the folder of the artifacts."""
 
     work: Path
     model: str = MODEL
@@ -54,13 +53,13 @@ class Setting:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """Return what `shears.train` is told beside data, seed and ranks: the paper's alpha, a rate for 135 M."""
+        """Return the keywords of `shears.train` beside data, seed and ranks: the paper's alpha, a rate for 135 M."""
         common = {"alpha": 64, "learning_rate": 1e-3, "batch_size": 16, "epochs": self.epochs}
         return {**common, **self.training}
 
     @property
     def calibration(self) -> dict[str, Any]:
-        """Return what `shears.sparsify` is told beside the sparsity and the text."""
+        """Return the keywords of `shears.sparsify` beside the sparsity and the text."""
         return {"num_samples": 32, "sequence_length": 512, "recover_rank": 32, **self.pruning}
 
 
@@ -87,18 +86,18 @@ def main() -> None:
 def cells(
     task: str, sparsities: list[float], adapters: list[str], seeds: list[int], setting: Setting
 ) -> Iterator[dict[str, Any]]:
-    """Yield the key of every cell, seed after seed, so that what is done first is whole."""
+    """Yield the key of every cell, seed after seed, so that the first seed is complete first."""
     for seed, sparsity, adapter in product(seeds, sparsities, adapters):
         yield {
             "task": task, "sparsity": sparsity, "adapter": adapter, "seed": seed, "epochs": setting.epochs,
-            "init": setting.init if sparsity else "lora",  # nothing was pruned away that could be recovered
+            "init": setting.init if sparsity else "lora",  # a dense model has nothing to recover
         }  # fmt: skip
 
 
 def run_cells(
     keys: Iterator[dict[str, Any]], task: Task, data: Mapping[str, Path], setting: Setting, results: Path
 ) -> None:
-    """Make the cells that the results have not yet; each becomes a line as soon as it is measured."""
+    """Run the cells that the results lack; append each as a line as soon as it is measured."""
     for key in keys:
         if key in [{name: row[name] for name in key} for row in rows_of(results)]:
             continue
@@ -108,7 +107,7 @@ def run_cells(
 
 
 def run_cell(key: Mapping[str, Any], task: Task, data: Mapping[str, Path], setting: Setting) -> dict[str, Any]:
-    """Prune, train, search and measure one cell; return every answer's rightness by ranks, and the seconds."""
+    """Prune, train, search and measure one cell; return right and wrong answers by ranks, and the seconds."""
     work = setting.work / task.name
     base = _base(work, data["train"], key["sparsity"], setting)
     adapter = work / f"{key['adapter']}-{key['sparsity']:g}-{key['init']}-seed{key['seed']}-epochs{key['epochs']:g}"
@@ -131,7 +130,7 @@ def run_cell(key: Mapping[str, Any], task: Task, data: Mapping[str, Path], setti
 
 
 def _base(work: Path, text: Path, sparsity: float, setting: Setting) -> str:
-    """Return the model pruned by Wanda, the paper's method, or the dense one."""
+    """Return the model pruned by Wanda (the paper's method), or the dense model."""
     if sparsity == 0:
         return setting.model
     base = work / f"sparse-{sparsity:g}"
@@ -141,18 +140,18 @@ def _base(work: Path, text: Path, sparsity: float, setting: Setting) -> str:
 
 
 def _search(adapter: Path, validation: Path, name: str, seed: int, setting: Setting) -> str:
-    """Return the result of a search on the validation split; the test split is never seen by it."""
-    found = adapter.with_name(f"{adapter.name}-{name}")
-    if not found.exists():
+    """Return the result of a search on the validation split; it never sees the test split."""
+    output = adapter.with_name(f"{adapter.name}-{name}")
+    if not output.exists():
         shears.search(
-            adapter, found, resume=True, data=str(validation), objective="loss", precision="fp32", seed=seed,
+            adapter, output, resume=True, data=str(validation), objective="loss", precision="fp32", seed=seed,
             max_evaluations=setting.max_evaluations, **SEARCHES[name],
         )  # fmt: skip
-    return str(found / "result.json")
+    return str(output / "result.json")
 
 
 def _right(task: Task, test: Path, base: str, adapter: Path, ranks: str, name: str) -> str:
-    """Return, for every test example, 1 where it is answered rightly and 0 where not."""
+    """Return, for every test example, 1 if it is answered rightly, else 0."""
     folder = adapter.with_name(f"{adapter.name}-{name}-exported")
     if not folder.exists():
         shears.export_adapter(adapter, folder, ranks=ranks)
@@ -171,19 +170,19 @@ def _arguments() -> argparse.Namespace:
         "--searches",
         type=partial(_names, SEARCHES),
         default=tuple(SEARCHES),
-        help="of the cells with nls; an empty word for none",
+        help="searches of the cells with nls; '' for none",
     )
     parser.add_argument(
         "--ranks",
         type=partial(_names, UNSEARCHED),
         default=UNSEARCHED,
-        help="measured beside the heuristic's, with nls",
+        help="ranks measured beside the heuristic's, with nls",
     )
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--init", choices=["lora", "recovery"], default="lora", help="lora is the paper's start")
     parser.add_argument("--work", type=Path, default=Path("runs/reproduction"), help="keep and reuse artifacts here")
-    parser.add_argument("--first", type=int, help="count so many questions of mawps: 238 are its test file")
+    parser.add_argument("--first", type=int, help="count only this many questions of mawps (its test file has 238)")
     parser.add_argument("--results", type=Path, nargs="+", default=[Path("reproduction.jsonl")])
     return parser.parse_args()
 
@@ -191,7 +190,7 @@ def _arguments() -> argparse.Namespace:
 def _names(known: Collection[str], text: str) -> tuple[str, ...]:
     names = tuple(filter(None, text.split(",")))
     if unknown := set(names) - set(known):
-        raise argparse.ArgumentTypeError(f"must be of {', '.join(known)}, got {', '.join(sorted(unknown))}")
+        raise argparse.ArgumentTypeError(f"must be among {', '.join(known)}, got {', '.join(sorted(unknown))}")
     return names
 
 

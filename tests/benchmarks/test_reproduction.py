@@ -75,8 +75,8 @@ def test_every_cell_is_made_once_and_becomes_a_line(
 @pytest.mark.parametrize(
     ("option", "known", "words"),
     [
-        ("--searches", "rnsga2", "must be of hill-climbing, rnsga2, got annealing"),
-        ("--ranks", "maximal", "must be of heuristic, maximal, minimal, got annealing"),
+        ("--searches", "rnsga2", "must be among hill-climbing, rnsga2, got annealing"),
+        ("--ranks", "maximal", "must be among heuristic, maximal, minimal, got annealing"),
     ],
 )
 def test_only_searches_and_ranks_of_the_ablation_can_be_asked_for(

@@ -1,4 +1,4 @@
-"""Runs are compared on the same examples, whatever their order; others are refused; seeds are pooled."""
+"""Comparison of runs: on the same examples in any order, refused on others, seeds pooled."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,8 @@ import pytest
 
 from shears import compare
 from shears.errors import InputError
-from shears.evaluation.arms import read_arms
+from shears.evaluation.arms import Measurement, read_arms
 from shears.evaluation.comparison import compare_arms
-from shears.evaluation.measurements import Measurement
 from shears.evaluation.statistics import bootstrap_difference, mcnemar, paired_difference, wilson_interval
 from tests.evaluation.measured import ONE, OTHER, THIRD, figures_file, records, run_folder
 
@@ -29,7 +28,7 @@ def test_two_runs_are_compared_pair_by_pair_whatever_their_order() -> None:
     assert found["n"] == 8
 
 
-def test_examples_whose_ids_an_earlier_version_made_otherwise_are_known_by_place_prompt_and_answer() -> None:
+def test_examples_with_ids_of_an_earlier_version_are_matched_by_index_prompt_and_answer() -> None:
     def asked(bits: list[bool], prefix: str, prompt: str = "{}+1?") -> list[dict[str, Any]]:
         return [
             {**each, "id": f"{prefix}{n}", "prompt": prompt.format(n), "answer": n + 1}
@@ -66,7 +65,7 @@ def test_seeds_are_pooled_and_tested_by_resampling_examples(tmp_path: Path) -> N
     assert found["arms"][0]["spread"] == pytest.approx(0.375 / 2**0.5)
 
 
-def test_a_runs_folder_has_an_arm_a_model_and_runs_pool_model_by_model(tmp_path: Path) -> None:
+def test_a_run_folder_gives_an_arm_per_model_and_runs_are_pooled_by_model(tmp_path: Path) -> None:
     one, two = run_folder(tmp_path / "a", dense=ONE, sparse=OTHER), run_folder(tmp_path / "b", dense=ONE, sparse=THIRD)
     assert list(read_arms([str(one)])) == ["dense", "sparse"]
     assert list(read_arms([str(one), str(two / "evaluation.json")])) == [
@@ -76,7 +75,7 @@ def test_a_runs_folder_has_an_arm_a_model_and_runs_pool_model_by_model(tmp_path:
     assert {name: len(each) for name, each in arms.items()} == {"runs: dense": 2, "runs: sparse": 2}
 
 
-def test_sources_without_a_name_are_pooled_with_nothing(tmp_path: Path) -> None:
+def test_sources_without_a_name_are_not_pooled(tmp_path: Path) -> None:
     for folder in ("a", "b", "c"):
         (tmp_path / folder).mkdir()
     one, two = (figures_file(tmp_path / name, "out.json", records(bits)) for name, bits in (("a", ONE), ("b", OTHER)))
@@ -91,7 +90,7 @@ def test_sources_without_a_name_are_pooled_with_nothing(tmp_path: Path) -> None:
     assert list(read_arms(list(map(str, runs)))) == ["x/evaluation: sparse", "y/evaluation: sparse"]
 
 
-def test_one_source_spelled_twice_is_given_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_given_twice_in_other_spellings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = figures_file(tmp_path, "x.json", records(ONE))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.json").symlink_to(file)
@@ -113,12 +112,12 @@ def test_tasks_of_one_file_are_arms_of_their_own(tmp_path: Path) -> None:
     }
 
 
-def test_examples_that_come_twice_are_told_apart_by_their_order() -> None:
+def test_repeated_examples_are_matched_by_their_order() -> None:
     records = [{"id": "q", "correct": bit} for bit in (True, False, True)]
     assert list(Measurement("a", records).by_example().values()) == [True, False, True]
 
 
-def test_older_records_are_known_by_their_prompt() -> None:
+def test_older_records_are_matched_by_their_prompt() -> None:
     old = [{"prompt": f"Question: {n} pens?\nAnswer:", "correct": bit} for n, bit in enumerate(ONE)]
     new = [{"prompt": f"### Instruction:\n{n} pens", "id": each, "correct": True} for n, each in enumerate("abcdefgh")]
     assert compare_arms({"a": [Measurement("a", old)], "b": [Measurement("b", old[::-1])]})["n"] == 8
@@ -135,10 +134,13 @@ def test_other_examples_are_refused_with_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"records": [{"window": 0, "nll": 2.0}]}', "right or wrong; a perplexity has none"),
+        (
+            '{"records": [{"window": 0, "nll": 2.0}]}',
+            "right and wrong answers; those of a perplexity cannot",
+        ),
         ('{"records": []}', "must hold records of examples"),
-        ('{"a": 1}', "it is neither"),
-        ("[1]", "it is neither"),
+        ('{"a": 1}', "must be the evaluation.json of a run or a file that evaluate"),
+        ("[1]", "must be the evaluation.json of a run or a file that evaluate"),
         ("{", "must be a JSON file"),
         ('{"records": 5}', "the records of .* must be a list of objects, got 5"),
         ('{"records": [5]}', "the records of .* must be a list of objects"),
@@ -147,13 +149,13 @@ def test_other_examples_are_refused_with_counts(tmp_path: Path) -> None:
         ('{"models": [{"x": 1}]}', "the models of .* must be a list of objects with a name"),
     ],
 )
-def test_what_is_no_measurement_is_an_error(content: str, message: str, tmp_path: Path) -> None:
+def test_files_without_measurements_are_refused(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text(content)
     with pytest.raises(InputError, match=message):
         compare([f"x={tmp_path / 'bad.json'}", f"y={tmp_path / 'bad.json'}"])
 
 
-def test_a_single_arm_one_that_is_not_there_and_one_twice_are_errors(tmp_path: Path) -> None:
+def test_a_single_arm_a_missing_one_and_a_repeated_one_are_errors(tmp_path: Path) -> None:
     file = figures_file(tmp_path, "a.json", records(ONE))
     for runs, message in (
         ([file], "needs at least two arms, got a"),
@@ -202,17 +204,17 @@ def test_a_seed_out_of_bounds_is_an_error(seed: int, tmp_path: Path) -> None:
         compare(files, seed=seed)
 
 
-def test_arms_judged_by_another_rule_or_other_right_answers_are_told(tmp_path: Path) -> None:
+def test_notes_name_other_rules_and_other_right_answers(tmp_path: Path) -> None:
     """Examples are known by their questions alone."""
     answered = [{**record, "answer": 1.0} for record in records(ONE)]
     others = [{**record, "answer": 2.0} for record in answered[:3]] + answered[3:]
     files = [figures_file(tmp_path, f"{name}.json", each) for name, each in (("a", answered), ("b", others))]
     assert _notes([files[0], files[0].replace("a.json", "b.json")]) == [
-        "Of the 8 questions, 3 have another right answer in b than in a."
+        "3 of the 8 questions have another right answer in b than in a."
     ]
     content = json.loads(Path(files[1]).read_text()) | {"task": "boolq", "config": {"protocol": "choices"}}
     Path(files[1]).write_text(json.dumps(content))
-    words = "Judged by another rule than a (number): b (boolq by choices). Figures differ by that too."
+    words = "Judged by another rule than a (number): b (boolq by choices). This changes the figures too."
     assert _notes(files) == [words]
     assert _notes([files[0], f"pooled={files[0]},{files[1]}"]) == [words.replace(": b", ": pooled")]
 

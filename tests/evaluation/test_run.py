@@ -73,10 +73,10 @@ def test_frozen_weights_under_an_adapter_are_cast_once_not_at_every_forward(base
         ("file/figures.json", "must be a file that can be written, got .*: Not a directory"),
         ("/proc/figures.json", "must be a file that can be written"),
         ("file", "must be another file than the data"),
-        ("pipe", "must be a file, got .*pipe, which is none"),  # as /dev/null, in whose place a file was put
+        ("pipe", "must be a regular file, got .*pipe"),  # like /dev/null, which a file must not replace
     ],
 )
-def test_an_output_that_cannot_be_is_refused_before_the_model_is_loaded(
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
     output: str, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "folder").mkdir()

@@ -1,4 +1,4 @@
-"""Statistics: equal to closed forms and to counting by hand, and right about as often as they claim to be."""
+"""Statistics: equal to closed forms and counts, with the coverage and level that they claim."""
 
 import math
 import random
@@ -109,7 +109,7 @@ def test_mcnemar_is_quick_for_many_examples() -> None:
 
 
 @given(BITS)
-def test_turning_the_runs_round_changes_signs_alone(pairs: list[tuple[bool, bool]]) -> None:
+def test_swapping_the_runs_changes_signs_alone(pairs: list[tuple[bool, bool]]) -> None:
     ones, others = [one for one, _ in pairs], [other for _, other in pairs]
     forth, back = mcnemar(ones, others), mcnemar(others, ones)
     assert (forth.won, forth.lost, forth.p_exact, forth.p_mid) == (back.lost, back.won, back.p_exact, back.p_mid)
@@ -133,7 +133,7 @@ def test_the_interval_of_a_difference_is_that_of_bonett_and_price(both: int, won
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_intervals_and_tests_are_right_as_often_as_they_say(seeds: int) -> None:
+def test_intervals_and_tests_have_their_coverage_and_level(seeds: int) -> None:
     """True gap 0.1 inside the interval about 95 of 100 times; a true gap of 0 is called significant about 5 times."""
     generator, rounds, inside, called = random.Random(0), 400, {"normal": 0, "bootstrap": 0}, 0
     for number in range(rounds):
@@ -186,14 +186,14 @@ def test_seeds_that_differ_narrow_the_interval_up_to_all_answers() -> None:
     assert pooled_accuracy([[True] * 9] * 2) == pytest.approx((1.0, *wilson_interval(9, 9)))
 
 
-def test_a_pooled_interval_holds_the_truth_as_often_as_it_says() -> None:
+def test_a_pooled_interval_has_its_coverage() -> None:
     """The truth is the mean of a new population's p (0.45); examples and answers are both drawn."""
     generator = random.Random(2)
     found = [pooled_accuracy(_runs(generator, 150, seeds=3)) for _ in range(400)]
     assert 0.92 < sum(each.low <= 0.45 <= each.high for each in found) / 400 < 0.98
 
 
-def test_no_examples_say_nothing() -> None:
+def test_without_examples_intervals_are_as_wide_as_can_be() -> None:
     assert pooled_accuracy([[]])[1:] == (0.0, 1.0)
     assert paired_difference([[]], [[]])[1:] == (-1.0, 1.0)
     assert bootstrap_difference([[]], [[]]) == (-1.0, 1.0, 1.0)

@@ -1,16 +1,13 @@
-"""Runs on the same examples, aligned and compared: accuracies with intervals, paired differences with p values.
-
-An arm is a name and one or more measurements (seeds) of it, of one task or several.
-"""
+"""Comparison of arms on the same examples: accuracies with intervals, paired differences with p values, notes."""
 
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from shears.errors import InputError
-from shears.evaluation.measurements import Arms, Measurement, with_ids_of_first
+from shears.evaluation.arms import Arms, Key, Measurement, with_ids_of_first
 from shears.evaluation.statistics import (
     Bits,
     bootstrap_difference,
@@ -20,44 +17,44 @@ from shears.evaluation.statistics import (
     pooled_accuracy,
     seed_spread,
 )
-from shears.evaluation.tasks.remarks import remarks
+from shears.records.measures import CONTAMINATION
 
 logger = logging.getLogger(__name__)
 
 
 def compare_arms(arms: Arms, against: str | None = None, seed: int = 0) -> dict[str, Any]:
-    """Return the comparison of several arms as plain data; every other arm is held against one, by default the first.
+    """Return the comparison of several arms as plain data; each arm is compared to `against`, by default the first.
 
-    p is the mid-p of McNemar's test where both arms have one run, that of the paired bootstrap where seeds are pooled;
-    `p_holm` is corrected for the number of differences. Where arms have several tasks, `tasks` holds a comparison of
-    each that all of them have, and p_holm counts the differences of all. InputError where the arms are not on the same
-    examples.
+    `p` is the mid-p of McNemar's test if both arms have one run, else that of the paired bootstrap. `p_holm` is
+    corrected for the number of differences. If arms have several tasks, `tasks` holds a comparison for each task that
+    all arms have, and `p_holm` counts the differences of all tasks. InputError if the arms have different examples.
     """
     if len(arms) < 2:
         raise InputError(f"a comparison needs at least two arms, got {', '.join(arms) or 'none'}; name another run")
     base = against or next(iter(arms))
     if base not in arms:
         raise InputError(f"against must be one of the arms ({', '.join(arms)}), got {base!r}")
-    tasks = _by_task(arms)
-    each = [{**({"task": task} if task else {}), **_comparison(part, base, seed)} for task, part in tasks.items()]
-    found = [difference for comparison in each for difference in comparison["differences"]]
-    for difference, p in zip(found, holm([difference["p"] for difference in found]), strict=True):
+    comparisons = [
+        {**({"task": task} if task else {}), **_comparison(part, base, seed)} for task, part in _by_task(arms).items()
+    ]
+    differences = [difference for comparison in comparisons for difference in comparison["differences"]]
+    for difference, p in zip(differences, holm([each["p"] for each in differences]), strict=True):
         difference["p_holm"] = p
-    return each[0] if len(each) == 1 else {"against": base, "tasks": each}
+    return comparisons[0] if len(comparisons) == 1 else {"against": base, "tasks": comparisons}
 
 
 def _by_task(arms: Arms) -> dict[str, Arms]:
-    """Return the arms task by task; as they are where each has one task, whatever it is called."""
+    """Return the arms for each common task; if every arm has a single task, all of them under the empty name."""
     tasks = {name: dict.fromkeys(each.task for each in measurements) for name, measurements in arms.items()}
-    if all(len(found) == 1 for found in tasks.values()):
+    if all(len(names) == 1 for names in tasks.values()):
         return {"": arms}
     first, *others = tasks.values()
-    shared = [task for task in first if all(task in found for found in others)]
+    shared = [task for task in first if all(task in names for names in others)]
     if not shared:
-        told = "; ".join(f"{name} has {_listed(found)}" for name, found in tasks.items())
-        raise InputError(f"arms must have a task in common: {told}; evaluate them on the same tasks")
-    if left_out := sorted({task for found in tasks.values() for task in found} - set(shared)):
-        logger.warning("not every arm has %s: left out", _listed(left_out))
+        listing = "; ".join(f"{name} has {_listed(names)}" for name, names in tasks.items())
+        raise InputError(f"arms must have a task in common: {listing}; evaluate them on the same tasks")
+    if left_out := sorted({task for names in tasks.values() for task in names} - set(shared)):
+        logger.warning("tasks that some arms lack are left out: %s", _listed(left_out))
     return {
         task: {name: [each for each in measurements if each.task == task] for name, measurements in arms.items()}
         for task in shared
@@ -77,16 +74,16 @@ def _comparison(arms: Arms, base: str, seed: int) -> dict[str, Any]:
         "against": base,
         "arms": [_arm(name, runs[name], arms[name]) for name in arms],
         "differences": [_difference(name, runs[name], base, runs[base], seed) for name in arms if name != base],
-        "notes": remarks(arms, base),
+        "notes": _notes(arms, base),
     }
 
 
 def _aligned(arms: Arms) -> dict[str, list[Bits]]:
-    """Return every run's bits in the order of the first run's examples; InputError with counts where they differ."""
+    """Return every run's bits in the order of the first run's examples; InputError with counts if examples differ."""
     first, *_ = (measurement for measurements in arms.values() for measurement in measurements)
     keys = list(first.by_example())
     if not keys:
-        raise InputError(f"{first.where} must hold records of examples, it holds none")
+        raise InputError(f"{first.where} must hold records of examples, got none")
     aligned: dict[str, list[Bits]] = defaultdict(list)
     for name, measurements in arms.items():
         for measurement in measurements:
@@ -104,22 +101,101 @@ def _arm(name: str, runs: Sequence[Bits], measurements: Sequence[Measurement]) -
     value, low, high = pooled_accuracy(runs)
     spread = seed_spread(runs)
     return {
-        "name": name, "runs": len(runs), "value": value, "ci95": [low, high],
-        "spread": None if math.isnan(spread) else spread, "sources": [each.source for each in measurements],
-    }  # fmt: skip
+        "name": name,
+        "runs": len(runs),
+        "value": value,
+        "ci95": [low, high],
+        "spread": None if math.isnan(spread) else spread,
+        "sources": [each.source for each in measurements],
+    }
 
 
 def _difference(name: str, runs: Sequence[Bits], base: str, others: Sequence[Bits], seed: int) -> dict[str, Any]:
     value, low, high = paired_difference(runs, others)
     resampled = bootstrap_difference(runs, others, seed)
     difference: dict[str, Any] = {
-        "name": name, "against": base, "value": value, "ci95": [low, high],
-        "bootstrap_ci95": [resampled.low, resampled.high], "bootstrap_p": resampled.p,
-    }  # fmt: skip
+        "name": name,
+        "against": base,
+        "value": value,
+        "ci95": [low, high],
+        "bootstrap_ci95": [resampled.low, resampled.high],
+        "bootstrap_p": resampled.p,
+    }
     if len(runs) > 1 or len(others) > 1:
         return {**difference, "test": "paired bootstrap", "p": resampled.p}
     test = mcnemar(runs[0], others[0])
-    return {
-        **difference, "test": "McNemar, mid-p", "won": test.won, "lost": test.lost, "p": test.p_mid,
-        "p_exact": test.p_exact,
-    }  # fmt: skip
+    counts = {"won": test.won, "lost": test.lost, "p": test.p_mid, "p_exact": test.p_exact}
+    return {**difference, "test": "McNemar, mid-p", **counts}
+
+
+def _notes(arms: Arms, base: str) -> list[str]:
+    """Return sentences on what else differs between arms on the same examples, as far as the records tell."""
+    return [
+        *_rule_notes(arms, base),
+        *_answer_notes(arms, base),
+        *_reading_notes(arms),
+        *_contamination_notes(arms),
+        *_prompt_notes(arms, base),
+    ]
+
+
+def _rule_notes(arms: Arms, base: str) -> list[str]:
+    rule = arms[base][0].rule
+    others = {arm: {each.rule for each in runs if each.rule != rule} for arm, runs in arms.items()}
+    listing = ", ".join(f"{arm} ({', '.join(sorted(rules))})" for arm, rules in others.items() if any(rules))
+    if not rule or not listing:
+        return []
+    return [f"Judged by another rule than {base} ({rule}): {listing}. This changes the figures too."]
+
+
+def _answer_notes(arms: Arms, base: str) -> list[str]:
+    first = arms[base][0]
+    answers = first.column("answer")
+    columns = [(arm, each.column("answer")) for arm, runs in arms.items() for each in runs if each.rule == first.rule]
+    counts = {arm: sum(column[key] != answers[key] for key in answers) for arm, column in columns}
+    return [
+        f"{count:,} of the {len(answers):,} questions have another right answer in {arm} than in {base}."
+        for arm, count in counts.items()
+        if count
+    ]
+
+
+def _reading_notes(arms: Arms) -> list[str]:
+    """Return the accuracies by other readings of the answers, the records' fields `correct_NAME`."""
+    names = dict.fromkeys(name for runs in arms.values() for name in runs[0].records[0] if name.startswith("correct_"))
+    return [f"Accuracy {name.removeprefix('correct_').replace('_', ' ')}: {_accuracies(arms, name)}." for name in names]
+
+
+def _contamination_notes(arms: Arms) -> list[str]:
+    seen = {
+        arm: {key for each in runs for key, flag in each.column(CONTAMINATION).items() if flag}
+        for arm, runs in arms.items()
+    }
+    keys = list(next(iter(arms.values()))[0].column("id"))
+    others = [key for key in keys if not any(key in own for own in seen.values())]
+    if len(others) == len(keys):
+        return []
+    counts = ", ".join(f"{len(own):,} in that of {arm}" for arm, own in seen.items() if own)
+    note = f"Of the {len(keys):,} questions, some are in training data: {counts}"
+    if not others:
+        return [f"{note}; no question is unseen."]
+    return [f"{note}. Accuracy on the other {len(others):,}: {_accuracies(arms, 'correct', others)}."]
+
+
+def _prompt_notes(arms: Arms, base: str) -> list[str]:
+    prompts = arms[base][0].column("prompt")
+    others = [arm for arm, runs in arms.items() if any(each.column("prompt") != prompts for each in runs)]
+    return [f"Asked in other prompts than {base}: {', '.join(others)}. This changes the figures too."] if others else []
+
+
+def _accuracies(arms: Arms, name: str, keys: Sequence[Key] | None = None) -> str:
+    """Return each arm with the share of True in one field of its records; arms whose records lack it are left out."""
+    accuracies: Mapping[str, float | None] = {arm: _accuracy(runs, name, keys) for arm, runs in arms.items()}
+    return ", ".join(f"{arm} {value:.1%}" for arm, value in accuracies.items() if value is not None)
+
+
+def _accuracy(runs: Sequence[Measurement], name: str, keys: Sequence[Key] | None) -> float | None:
+    columns = [each.column(name) for each in runs]
+    rows = [[column[key] for key in keys or columns[0]] for column in columns]
+    complete = all(isinstance(value, bool) for row in rows for value in row)
+    return pooled_accuracy(rows).value if complete else None

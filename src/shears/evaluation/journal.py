@@ -1,4 +1,4 @@
-"""Generated texts kept batch by batch beside the output, so that an evaluation that was killed goes on where it was."""
+"""Generated texts kept in a file batch by batch, so that an evaluation that was killed can resume."""
 
 import json
 import logging
@@ -11,81 +11,89 @@ from shears.records.paths import file_fingerprint
 
 logger = logging.getLogger(__name__)
 SETTINGS = (
-    "config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json",
-    "tokenizer.model", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja",
-)  # fmt: skip
-"""Files of a model and an adapter that change its texts, as weights do: where these end, say."""
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+"""Files of a model or an adapter, beside its weights, that change generated texts."""
 
 
 def journal_path(output: Path) -> Path:
-    """Return where the texts of an unfinished evaluation stand."""
+    """Return the file that keeps the texts of an unfinished evaluation."""
     return output.with_name(f"{output.name}.partial")
 
 
 def settings_fingerprint(*folders: Path) -> str:
-    """Return sha256 of what a model and an adapter have beside their weights."""
+    """Return the sha256 of all files that change the texts of a model and an adapter, except their weights."""
     return file_fingerprint(*(folder / name for folder in folders for name in SETTINGS if (folder / name).is_file()))
 
 
 class Journal:
-    """A file of JSON lines: first what was asked, then each whole batch's numbers and texts, flushed one by one.
+    """A file of JSON lines: first the evaluation's identity, then the numbers and texts of each complete batch.
 
-    Texts of another evaluation (`asked` differs) are thrown away, and so is a line that a kill cut off: batches are
-    taken again whole, so that the answers have the bits of an undisturbed run.
+    Texts of an evaluation with another identity are discarded, and so is a line that a kill cut off. Batches are kept
+    whole, because a batch of other prompts would round otherwise.
     """
 
-    def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
-        self.path, self._asked = path, dict(asked)
-        self._done = self._read()
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self._identity = dict(identity)
+        self._texts = self._read()
 
     def _read(self) -> dict[tuple[int, ...], list[str]]:
         lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.is_file() else []
-        whole = [content for content in map(_parsed, lines) if content is not None]
-        if not whole or whole[0] != json.loads(json.dumps(self._asked)):
-            if whole:
-                logger.info("%s is of another evaluation: starting anew", self.path)
+        contents = [content for content in map(_parsed, lines) if content is not None]
+        if not contents or contents[0] != json.loads(json.dumps(self._identity)):
+            if contents:
+                logger.info("%s is of another evaluation: starting from the first batch", self.path)
             self._rewrite([])
             return {}
-        batches = [content for content in whole[1:] if _is_batch(content)]
+        batches = [content for content in contents[1:] if _is_batch(content)]
         self._rewrite(batches)
-        logger.info("%s: %d batches are there, going on", self.path, len(batches))
+        logger.info("%s: resuming after %d batches", self.path, len(batches))
         return {tuple(batch["numbers"]): batch["texts"] for batch in batches}
 
     def _rewrite(self, batches: Sequence[Mapping[str, Any]]) -> None:
-        """Write the file anew without what is torn; through a sibling, so that a kill in here loses nothing."""
+        """Write the file again without incomplete lines; through a second file, so that a kill here loses nothing."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        sibling = self.path.with_name(f".{self.path.name}.tmp")
-        sibling.write_text("".join(json.dumps(line) + "\n" for line in (self._asked, *batches)), encoding="utf-8")
-        sibling.rename(self.path)
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in (self._identity, *batches)), encoding="utf-8")
+        temporary.rename(self.path)
 
     def get(self, numbers: Sequence[int]) -> list[str] | None:
-        """Return the texts of a batch, or None where it is still to be generated."""
-        return self._done.get(tuple(numbers))
+        """Return the texts of a batch, or None if it is not generated yet."""
+        return self._texts.get(tuple(numbers))
 
     def put(self, numbers: Sequence[int], texts: Sequence[str]) -> None:
-        """Keep the texts of a batch, on the disk when this returns."""
+        """Append the texts of a batch; they are on the disk when this returns."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"numbers": list(numbers), "texts": list(texts)}) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        """Remove the file: its texts are in the output now."""
+        """Remove the file; call it when the output holds the texts."""
         self.path.unlink(missing_ok=True)
 
 
 def _is_batch(content: Any) -> bool:
-    """Tell numbers with a text each from whatever else may stand in a line."""
-    if not isinstance(content, dict) or content.keys() != {"numbers", "texts"}:
-        return False
-    numbers, texts = content["numbers"], content["texts"]
-    if not isinstance(numbers, list) or not isinstance(texts, list) or len(numbers) != len(texts):
-        return False
-    return all(isinstance(number, int) for number in numbers) and all(isinstance(text, str) for text in texts)
+    """Return whether the content of a line is a batch: whole numbers with a text for each."""
+    match content:
+        case {"numbers": [*numbers], "texts": [*texts], **other}:
+            typed = all(isinstance(number, int) for number in numbers) and all(isinstance(text, str) for text in texts)
+            return typed and len(numbers) == len(texts) and not other
+    return False
 
 
 def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line.decode())
-    except (ValueError, RecursionError):  # torn, or no text at all
+    except (ValueError, RecursionError):  # cut off, or no text
         return None

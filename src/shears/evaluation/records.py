@@ -1,6 +1,6 @@
-"""What an evaluation gives: a figure with its interval, and a record of every example behind it."""
+"""The result of an evaluation: a figure with its interval and a record of each example."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A figure with the number of samples behind it, its 95 % interval, and what each sample gave."""
+    """A figure with its number of samples, its 95 % interval and a record of each sample."""
 
     task: str
     metric: str
@@ -23,7 +23,7 @@ class Evaluation:
     records: list[Record] = field(repr=False)
     details: dict[str, float] = field(default_factory=dict)
     figures: list[dict[str, Any]] = field(default_factory=list)
-    """Where several tasks or metrics were measured together: task, metric, value, stderr, n and ci95 of each."""
+    """For several tasks or metrics measured together: task, metric, value, stderr, n and ci95 of each."""
 
     def as_data(self) -> dict[str, Any]:
         """Return the evaluation as plain JSON data."""
@@ -32,23 +32,24 @@ class Evaluation:
 
 
 def record(index: int, example: Example, prediction: object, answer: object) -> Record:
-    """Return what every record of an example holds; `id` names its question, whatever the file and the template."""
+    """Return the fields of every record; `id` depends on the question alone, not on its file or template."""
     return {
-        "index": index, "id": question_id(example.question), "prompt": prompt_of(example), "prediction": prediction,
+        "index": index,
+        "id": question_id(example.question),
+        "prompt": prompt_of(example),
+        "prediction": prediction,
         "answer": answer,
-    }  # fmt: skip
+    }
 
 
 def accuracy_of(task: str, records: Sequence[Record]) -> Evaluation:
-    """Return the share of right answers, and of every other `correct_NAME` of the records as a detail with interval."""
-    others = [key for key in records[0] if key.startswith("correct_")] if records else []
+    """Return the share of right answers; each field `correct_NAME` of the records gives a detail with its interval."""
+    n = len(records)
     details: dict[str, float] = {}
-    for key in others:
-        details |= _detail(f"accuracy_{key.removeprefix('correct_')}", [record[key] for record in records])
-    hits, n = sum(record["correct"] for record in records), len(records)
+    for key in (key for key in records[0] if key.startswith("correct_")):
+        hits = sum(record[key] for record in records)
+        low, high = wilson_interval(hits, n)
+        name = f"accuracy_{key.removeprefix('correct_')}"
+        details |= {name: hits / n, f"{name}_low": low, f"{name}_high": high}
+    hits = sum(record["correct"] for record in records)
     return Evaluation(task, "accuracy", hits / n, n, wilson_interval(hits, n), list(records), details)
-
-
-def _detail(name: str, bits: Sequence[bool]) -> Mapping[str, float]:
-    low, high = wilson_interval(sum(bits), len(bits))
-    return {name: sum(bits) / len(bits), f"{name}_low": low, f"{name}_high": high}

@@ -1,7 +1,7 @@
-"""How sure a figure is, and whether two runs on the same examples differ. Pure: numbers in, numbers out.
+"""Intervals of accuracies, and tests of the difference between runs on the same examples; pure functions of numbers.
 
-A run is one bit an example: answered rightly or not. Examples are what is sampled; runs of several seeds on the same
-examples are pooled example by example, so that n is the number of examples and never the number of answers.
+A run has one bit for each example: answered rightly or not. The examples are the sample. Runs of several seeds on the
+same examples are pooled by example, so n is the number of examples and never the number of answers.
 """
 
 import math
@@ -25,7 +25,7 @@ class Interval(NamedTuple):
 
 
 class McNemar(NamedTuple):
-    """In how many examples only the first run is right, only the other is, and two-sided p values."""
+    """The numbers of examples that only the first run and only the other answers rightly, and two-sided p values."""
 
     won: int
     lost: int
@@ -34,7 +34,7 @@ class McNemar(NamedTuple):
 
 
 class Bootstrap(NamedTuple):
-    """The 95 % percentile interval of a difference over resampled examples, and the two-sided p of no difference."""
+    """The 95 % percentile interval of a difference over resampled examples, and its two-sided p value."""
 
     low: float
     high: float
@@ -49,24 +49,25 @@ def wilson_interval(successes: float | int, n: float | int) -> tuple[float, floa
     """
     if n == 0:
         return 0.0, 1.0
-    share, square = successes / n, Z95**2
+    share = successes / n
+    square = Z95**2
     centre = (share + square / (2 * n)) / (1 + square / n)
     half = Z95 * math.sqrt(share * (1 - share) / n + square / (4 * n * n)) / (1 + square / n)
-    # rounding must not push the share itself out of its interval (0 of 12 gave a lower end of 3e-17)
+    # rounding must not move the share out of its interval (0 of 12 gave a lower end of 3e-17)
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def example_means(runs: Sequence[Bits]) -> list[float]:
-    """Return, for each example, the share of runs (seeds) that answer it; ValueError where runs differ in length."""
+    """Return, for each example, the share of runs (seeds) that answer it; ValueError if runs differ in length."""
     return [sum(column) / len(runs) for column in zip(*runs, strict=True)]
 
 
 def pooled_accuracy(runs: Sequence[Bits]) -> Interval:
     """Return the share of right answers over all seeds, with an interval clustered by example.
 
-    Wilson's interval for the number of examples that carry as much as these (p (1 - p) over the variance of the mean):
-    all of them with one run, more where seeds average their noise out, never more than there are answers. It holds for
-    these seeds; `seed_spread` says how far they lie apart.
+    The interval is Wilson's for the effective number of examples, p (1 - p) over the variance of the mean: with one run
+    all examples, with several runs more, but never more than there are answers. It holds for these seeds; for the
+    spread between seeds see `seed_spread`.
     """
     means = example_means(runs)
     n = len(means)
@@ -74,13 +75,13 @@ def pooled_accuracy(runs: Sequence[Bits]) -> Interval:
         return Interval(math.nan, 0.0, 1.0)
     share = sum(means) / n
     variance = sum((mean - share) ** 2 for mean in means) / n**2
-    worth = share * (1 - share) / variance if variance > 0 else n if share in (0, 1) else math.inf
-    effective = min(worth, n * len(runs))
+    effective = share * (1 - share) / variance if variance > 0 else n if share in (0, 1) else math.inf
+    effective = min(effective, n * len(runs))
     return Interval(share, *wilson_interval(share * effective, effective))
 
 
 def seed_spread(runs: Sequence[Bits]) -> float:
-    """Return the standard deviation of the accuracy over seeds (n - 1); nan for a single one."""
+    """Return the standard deviation of the accuracy over seeds (n - 1); nan for a single seed."""
     shares = [sum(run) / len(run) for run in runs]
     return float(np.std(shares, ddof=1)) if len(shares) > 1 else math.nan
 
@@ -89,12 +90,14 @@ def mcnemar(ones: Bits, others: Bits) -> McNemar:
     """Return the test of two runs on the same examples (McNemar 1947), exact and with the mid-p of Fagerland (2013).
 
     With m = min(won, lost) and k = won + lost, X binomial (k, 1/2): p_exact = min(1, 2 P(X <= m)),
-    p_mid = 2 P(X <= m) - P(X = m). The exact one is conservative; the mid-p keeps its level all but always.
+    p_mid = 2 P(X <= m) - P(X = m). The exact test is conservative; the mid-p test almost never exceeds its level.
     """
     pairs = list(zip(ones, others, strict=True))
-    won, lost = pairs.count((True, False)), pairs.count((False, True))
-    least, k = min(won, lost), won + lost
-    ways = total = 1  # whole numbers, each from the one before: exact for any k, and quick for thousands
+    won = pairs.count((True, False))
+    lost = pairs.count((False, True))
+    least = min(won, lost)
+    k = won + lost
+    ways = total = 1  # binomial coefficients as integers, each from the one before: exact and fast for any k
     for x in range(least):
         ways = ways * (k - x) // (x + 1)
         total += ways
@@ -102,20 +105,22 @@ def mcnemar(ones: Bits, others: Bits) -> McNemar:
 
 
 def example_gaps(ones: Sequence[Bits], others: Sequence[Bits]) -> list[float]:
-    """Return, for each example, how much more often the first arm's runs answer it than the other's, -1 to 1."""
+    """Return, for each example, the difference between the two arms' shares of runs that answer it, -1 to 1."""
     return [one - other for one, other in zip(example_means(ones), example_means(others), strict=True)]
 
 
 def paired_difference(ones: Sequence[Bits], others: Sequence[Bits]) -> Interval:
-    """Return the difference of two arms' accuracies on the same examples, a run a seed in each.
+    """Return the difference of two arms' accuracies on the same examples.
 
-    The interval is that of Bonett and Price (2012): the normal one over examples after adding one example that only
-    the first arm answers and one that only the other does. So it is never empty, not even where no example differs.
+    Each arm has a run for each seed. The interval is that of Bonett and Price (2012): the normal interval over examples
+    with two added examples, one that only the first arm answers and one that only the other answers. So it is not empty
+    even if no example differs.
     """
     gaps = example_gaps(ones, others)
     if not gaps:
         return Interval(math.nan, -1.0, 1.0)
-    size, total = len(gaps) + 2, sum(gaps)
+    size = len(gaps) + 2
+    total = sum(gaps)
     centre = total / size
     half = Z95 * math.sqrt(max(0.0, (sum(gap * gap for gap in gaps) + 2) / size - centre**2) / size)
     value = total / len(gaps)
@@ -123,10 +128,10 @@ def paired_difference(ones: Sequence[Bits], others: Sequence[Bits]) -> Interval:
 
 
 def bootstrap_difference(ones: Sequence[Bits], others: Sequence[Bits], seed: int = 0, draws: int = DRAWS) -> Bootstrap:
-    """Return the paired bootstrap of a difference: examples are drawn anew, with all their runs.
+    """Return the paired bootstrap of a difference: examples are resampled with all their runs.
 
-    p = 2 (1 + the rarer of the draws <= 0 and >= 0) / (draws + 1), at most 1. Examples of equal gaps are drawn together
-    (multinomial counts of the distinct gaps), which is the same distribution.
+    p = 2 (1 + the smaller number of draws <= 0 or >= 0) / (draws + 1), at most 1. Examples of equal gaps are drawn
+    together (multinomial counts of the distinct gaps), which gives the same distribution.
     """
     gaps = example_gaps(ones, others)
     if not gaps:
@@ -135,18 +140,19 @@ def bootstrap_difference(ones: Sequence[Bits], others: Sequence[Bits], seed: int
     drawn = np.random.default_rng(seed).multinomial(len(gaps), counts / len(gaps), size=draws)
     means = drawn @ values / len(gaps)
     low, high = np.quantile(means, [0.025, 0.975])
-    tiny = 1e-12  # sums of gaps such as 1/3 that mean zero
+    tiny = 1e-12  # rounding of sums of gaps such as 1/3 that should be zero
     rarer = min(int((means <= tiny).sum()), int((means >= -tiny).sum()))
     return Bootstrap(float(low), float(high), min(1.0, 2 * (1 + rarer) / (draws + 1)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p values of several comparisons corrected for their number (Holm 1979), in their order.
+    """Return the p values of several comparisons, corrected for their number (Holm 1979), in their order.
 
-    The i-th smallest of m, from 0, becomes (m - i) p, at least the one before it, at most 1.
+    The i-th smallest of m p values, i from 0, becomes (m - i) p, at least the one before it and at most 1.
     """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted, before = [0.0] * len(p_values), 0.0
+    adjusted = [0.0] * len(p_values)
+    before = 0.0
     for place, index in enumerate(order):
         before = min(1.0, max(before, (len(order) - place) * p_values[index]))
         adjusted[index] = before

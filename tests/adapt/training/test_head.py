@@ -12,11 +12,11 @@ from shears.adapt.train import train
 from shears.adapt.training import fit
 from shears.data.batches import pack, pad_left
 from shears.data.examples import Tokenized, load_examples, to_example, tokenize_all
-from shears.evaluation.generation.running import plainly
-from shears.evaluation.scoring.score import completion_losses
+from shears.evaluation.scoring.score import plainly
 from shears.evaluation.scoring.scorers import ChoiceScorer, LossScorer
 from shears.models.losses import IGNORED, packed_predictions, padded_predictions
 from tests.adapt.small_training import SETTINGS
+from tests.oracles.losses import completion_losses
 from tests.searching.adapters import PAD
 from tests.tiny import tiny_model, tiny_tokenizer
 

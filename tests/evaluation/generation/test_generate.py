@@ -1,14 +1,16 @@
-"""Generation: a batch answers as each prompt alone, stops where it should."""
+"""Generation: a batch gives the texts of each prompt alone, and texts end where they should."""
+
+from collections.abc import Sequence
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.data.examples import prompt_ids
 from shears.errors import InputError
-from shears.evaluation.generation.generate import Decoder, generate_answers
-from shears.evaluation.generation.stopping import EndOfLine, line_breaks
+from shears.evaluation.generation.generate import Decoder, EndOfLine, line_breaks
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -16,7 +18,7 @@ PROMPTS = ["a", "Question: how many apples?\nAnswer:", "xy" * 20, "the same leng
 
 
 def greedy(model: PreTrainedModel, prompt: str, count: int) -> str:
-    """The oracle: no cache, no padding, the whole text again for every token."""
+    """Oracle: no cache and no padding, the whole text is computed again for every token."""
     ids = TOKENIZER(prompt)["input_ids"]
     start = len(ids)
     for _ in range(count):
@@ -28,8 +30,16 @@ def greedy(model: PreTrainedModel, prompt: str, count: int) -> str:
     return str(TOKENIZER.decode(ids[start:]))
 
 
+def generate_answers(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int, batch_size: int,
+    one_line: bool = False,
+) -> list[str]:  # fmt: skip
+    """Return the greedy continuation of every prompt."""
+    return Decoder(model, tokenizer, max_new_tokens, one_line).answers(prompt_ids(prompts, tokenizer), batch_size)
+
+
 def lively(name: str) -> PreTrainedModel:
-    """A random model repeats one token for ever; larger weights make it wander."""
+    """Return a random model with larger weights, so that it does not repeat a single token."""
     model = tiny_model(name)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -48,7 +58,7 @@ def test_a_batch_answers_as_each_prompt_alone_without_cache(name: str) -> None:
 
 
 def _always(token: int) -> PreTrainedModel:
-    """A model whose next token is always the same."""
+    """Return a model that always predicts the same token."""
     model = tiny_model("llama_untied")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -142,7 +152,7 @@ def test_a_model_whose_settings_have_no_cache_generates_with_one() -> None:
 def test_a_text_ends_in_a_batch_where_it_ends_alone_though_the_tokenizer_has_no_end(
     model_ends: bool, one_line: bool, num_beams: int
 ) -> None:
-    """What a batch puts behind a text is padding that reads as a word then, or more text where nothing is padded."""
+    """Behind a text, a batch holds padding, which is a word for this tokenizer, or more text."""
     tokenizer, model = tiny_tokenizer(), lively("llama_untied")
     breaks = line_breaks(tokenizer)
     tokenizer.pad_token = tokenizer.eos_token = None

@@ -1,4 +1,4 @@
-"""lm-eval on a loaded model: the figures of plain lm_eval, in our form; our own tasks work in both."""
+"""lm-eval on a loaded model: the figures of plain lm_eval; the tasks of shears work in both."""
 
 import json
 import math
@@ -100,10 +100,10 @@ def test_the_figures_are_those_of_plain_lm_eval(made: Path, adapter: str | None)
         assert bits == {record["index"]: record["correct"] for record in result.records if record["task"] == task}
 
 
-def test_questions_seen_in_training_are_told_of_lm_evals_tasks_too(
+def test_questions_seen_in_training_are_reported_for_lm_evals_tasks(
     made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By the row's question, or by the whole prompt that was trained on."""
+    """They are found by the row's question or by the whole prompt."""
     model = Path(shutil.copytree(made / "base", tmp_path / "trained"))
     trained = [{"instruction": "3 or 9 ?", "output": "9"}, {"prompt": "Q: 5 or 25?", "completion": " 5"}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in trained))
@@ -176,7 +176,7 @@ def test_a_task_with_several_filters_counts_every_example_once(made: Path, tmp_p
 
 @pytest.mark.parametrize("harness", ["tiny_choices", "tiny_match"])
 def test_the_precision_is_that_of_lm_evals_forwards(made: Path, harness: str) -> None:
-    """lm-eval opens an autocast of its own around them, which ended ours."""
+    """lm-eval opens its own autocast around its forwards, which overrides an outer one."""
     model, tokenizer = load_with_adapter(made / "base")
     found = []
     for precision in ("auto", "fp32", "bf16"):

@@ -1,4 +1,4 @@
-"""Figures of lm-eval's results: of the samples they are of, with errors and intervals where something tells."""
+"""Figures from lm-eval's results: from their own samples, with errors and intervals if these are known."""
 
 import datetime
 import json
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from shears.errors import InputError
-from shears.evaluation.harness.run import _records as records_of
 from shears.evaluation.harness.run import summary, task_figures
+from shears.evaluation.harness.run import task_records as records_of
 from shears.evaluation.statistics import wilson_interval
 from shears.records.measures import is_share
 
@@ -28,7 +28,7 @@ def test_a_figure_is_of_the_samples_of_its_own_filter() -> None:
         assert figure["stderr"] == pytest.approx(statistics.stdev(bits[name]) / 2)
 
 
-def test_a_mean_of_shares_is_one_and_a_mean_with_perplexities_is_not() -> None:
+def test_a_mean_of_shares_is_a_share_and_a_mean_with_perplexities_is_not() -> None:
     figures = [
         {"task": metric, "metric": metric, "value": value, "stderr": 0.0, "n": 2, "ci95": [value, value]}
         for metric, value in (("acc", 0.5), ("exact_match", 1.0), ("byte_perplexity", 9.0))
@@ -40,12 +40,12 @@ def test_a_mean_of_shares_is_one_and_a_mean_with_perplexities_is_not() -> None:
 
 
 def results_of(values: list[float], value: float, stderr: float | str = "N/A") -> dict[str, Any]:
-    """What lm-eval gives of one task, in short."""
+    """Return the results of one task in the form of lm-eval."""
     samples = [{"doc_id": number, "f1": each} for number, each in enumerate(values)]
     return {"results": {"t": {"f1,none": value, "f1_stderr,none": stderr}}, "samples": {"t": samples}}
 
 
-def test_where_lm_eval_gives_no_error_it_is_that_of_the_samples_or_not_known(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_that_lm_eval_lacks_is_computed_from_the_samples_or_unknown(caplog: pytest.LogCaptureFixture) -> None:
     (of_samples,) = task_figures("t", results_of([0.2, 0.4, 0.9], 0.5))
     assert of_samples["stderr"] == pytest.approx(statistics.stdev([0.2, 0.4, 0.9]) / math.sqrt(3))
     half = 1.959964 * of_samples["stderr"]
@@ -53,14 +53,14 @@ def test_where_lm_eval_gives_no_error_it_is_that_of_the_samples_or_not_known(cap
     (unknown,) = task_figures("t", results_of([0.2, 0.4, 0.9], 0.7))  # no mean of the samples
     assert (unknown["stderr"], unknown["ci95"]) == (None, None)
     summary([of_samples], [])
-    assert "no interval is known" not in caplog.text
+    assert "left out of the interval" not in caplog.text
     summary([of_samples, {**unknown, "task": "odd"}], [])
-    assert "no interval is known of odd" in caplog.text
+    assert "left out of the interval of the mean: odd" in caplog.text
 
 
-def test_figures_that_are_no_finite_numbers_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_figures_that_are_not_finite_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     assert task_figures("t", results_of([0.2, 0.4], math.nan)) == []
-    assert "f1 of t is nan, no finite number: it is left out" in caplog.text
+    assert "f1 of t is left out: it must be a finite number, got nan" in caplog.text
     for other in ("N/A", [0.1, 0.2], None):
         assert task_figures("t", results_of([0.2, 0.4], other)) == []  # type: ignore[arg-type]  # as tasks may give it
     (figure,) = task_figures("t", results_of([0.2, 0.4, 0.9], 0.5, stderr=math.nan))
@@ -71,7 +71,7 @@ def test_figures_that_are_no_finite_numbers_are_left_out(caplog: pytest.LogCaptu
 
 @pytest.mark.parametrize(("metrics", "chosen"), [(["acc"], 3), (["acc", "acc_mutual_info"], 1)])
 def test_the_prediction_is_one_of_the_choices(metrics: list[str], chosen: int) -> None:
-    """For acc_mutual_info, lm-eval also asks for every choice without its question, and appends what it gets."""
+    """For acc_mutual_info, lm-eval appends a score of every choice without its question."""
     sample = {
         "doc_id": 0, "doc_hash": "0" * 64, "doc": {"question": "Which?"}, "target": "1", "filter": "none",
         "arguments": [["Which?", " a"], ["Which?", " b"], ["", " a"], ["", " b"]], "metrics": metrics, "acc": 1.0,
@@ -81,7 +81,7 @@ def test_the_prediction_is_one_of_the_choices(metrics: list[str], chosen: int) -
     assert record["prediction"] == chosen
 
 
-def test_a_record_is_json_whatever_a_task_makes_of_its_rows() -> None:
+def test_a_record_is_json_whatever_types_a_task_uses() -> None:
     target = {"day": datetime.date(2026, 1, 2), 3: [np.int64(4), np.float32(0.5), math.nan, True], "none": None}
     sample = {
         "doc_id": 0, "doc_hash": "0" * 64, "doc": {"question": "When?"}, "target": target, "filter": "none",
@@ -92,7 +92,7 @@ def test_a_record_is_json_whatever_a_task_makes_of_its_rows() -> None:
     assert record["prediction"] == "{'1'}"
 
 
-def test_what_is_correct_is_one_metric_for_all_examples() -> None:
+def test_correct_is_the_same_metric_for_all_examples() -> None:
     given = [{"f1": 1.0, "em": 0.0}, {"f1": 0.67, "em": 1.0}, {"f1": 0.0, "em": 0.0}]
     samples = [
         {"doc_id": number, "doc": {}, "doc_hash": "h", "arguments": [["p"]], "filtered_resps": ["a"], "target": "t",

@@ -1,4 +1,4 @@
-"""What lm-eval is asked wrongly, and YAML tasks that it cannot run: one line each."""
+"""Wrong options for lm-eval, and YAML tasks that it cannot run: errors of one line."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.filterwarnings("default")  # lm-eval's own
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `evaluate` is told: a tiny model and a task of one question."""
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the keywords of `evaluate` for a tiny model and a task of one question."""
     folder = tmp_path_factory.mktemp("mistakes")
     save_tiny(folder / "base")
     (folder / "rows.jsonl").write_text(json.dumps({"question": "1 or 2?", "choices": ["1", "2"], "answer": 0}))
@@ -40,10 +40,10 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ],
 )
 def test_a_mistake_is_an_error_that_says_what_to_do(
-    asked: dict[str, Any], changes: dict[str, Any], message: str
+    options: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        evaluate(**{**asked, **changes})
+        evaluate(**{**options, **changes})
 
 
 @pytest.mark.parametrize(
@@ -57,15 +57,15 @@ def test_a_mistake_is_an_error_that_says_what_to_do(
     ],
 )
 def test_a_yaml_that_lm_eval_cannot_run_is_one_line(
-    asked: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
+    options: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    content = yaml.safe_load((Path(asked["include_path"]) / "tiny.yaml").read_text())
+    content = yaml.safe_load((Path(options["include_path"]) / "tiny.yaml").read_text())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content | {"task": "mine"} | change))
     with pytest.raises(InputError, match=f"lm-eval must be able to run mine, {message}"):
-        evaluate(**{**asked, "harness": "mine", "include_path": str(tmp_path)})
+        evaluate(**{**options, "harness": "mine", "include_path": str(tmp_path)})
 
 
 @pytest.mark.slow  # lm-eval reads thousands of its own tasks
-def test_an_unknown_task_is_an_error_that_names_the_nearest(asked: dict[str, Any]) -> None:
+def test_an_unknown_task_is_an_error_that_names_the_nearest(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="got 'tiny_choises'; did you mean 'tiny_choices'"):
-        evaluate(**{**asked, "harness": "tiny_choises"})
+        evaluate(**{**options, "harness": "tiny_choises"})

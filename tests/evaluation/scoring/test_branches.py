@@ -1,12 +1,12 @@
-"""Continuations in their prompt's row: the log-likelihoods of rows of their own, of fewer tokens."""
+"""Continuations that share their prompt's row: the log-likelihoods of separate rows, with fewer tokens."""
 
 import random
 
 import pytest
 import torch
 
-from shears.evaluation.scoring.branches import keeps_branches_apart, planted
-from shears.evaluation.scoring.score import forest_log_likelihoods, log_likelihoods
+from shears.evaluation.scoring.branches import build_forest, keeps_branches_apart
+from shears.evaluation.scoring.score import log_likelihoods
 from tests.searching.adapters import PAD
 from tests.tiny import tiny_model
 
@@ -15,7 +15,7 @@ NOT_SHARING = ["bloom", "mamba", "mistral", "gemma2", "qwen3_next"]  # tiny wind
 
 
 def pairs_of(seed: int = 0) -> list[tuple[list[int], list[int]]]:
-    """Questions of 8 to 20 tokens with 1 to 5 choices of 0 to 6 tokens, some equal, some prefixes of others."""
+    """Return questions of 8 to 20 tokens with 1 to 5 choices of 0 to 6 tokens, some equal, some prefixes of others."""
     generator = random.Random(seed)
 
     def drawn(low: int, high: int) -> list[int]:
@@ -31,30 +31,31 @@ def pairs_of(seed: int = 0) -> list[tuple[list[int], list[int]]]:
 
 @pytest.mark.parametrize("name", [*SHARING, *NOT_SHARING])
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
-def test_log_likelihoods_are_those_of_rows_of_their_own(name: str, batch_size: int) -> None:
+def test_log_likelihoods_equal_those_of_separate_rows(name: str, batch_size: int) -> None:
     model, pairs = tiny_model(name), pairs_of()
-    assert planted(model, pairs).shared == (name in SHARING)
-    alone = torch.cat([log_likelihoods(model, [pair], PAD, 1) for pair in pairs])
-    torch.testing.assert_close(log_likelihoods(model, pairs, PAD, batch_size), alone, rtol=1e-4, atol=1e-4)
+    forest = build_forest(model, pairs)
+    assert forest.shared == (name in SHARING)
+    alone = torch.cat([log_likelihoods(model, build_forest(model, [pair]), PAD, 1) for pair in pairs])
+    torch.testing.assert_close(log_likelihoods(model, forest, PAD, batch_size), alone, rtol=1e-4, atol=1e-4)
 
 
 def test_a_shared_prompt_is_computed_once() -> None:
     model, seen = tiny_model(), list[int]()
     prompt = list(range(40))
     pairs = [(prompt, [50 + choice] * 4) for choice in range(5)]
-    forest = planted(model, pairs)
+    forest = build_forest(model, pairs)
     hook = model.model.layers[0].register_forward_hook(lambda _, __, out: seen.append(out.shape[:2].numel()))
-    forest_log_likelihoods(model, forest, PAD, 8)
+    log_likelihoods(model, forest, PAD, 8)
     hook.remove()
     assert seen == [40 + 5 * 3] == [forest.num_positions(8)]  # in place of 5 * 43
 
 
 def test_little_to_share_and_empty_prompts_stay_apart() -> None:
     model = tiny_model()
-    assert not planted(model, [([1, 2, 3], [number, 5, 6, 7, 8, 9, 10]) for number in range(2)]).shared
-    assert not planted(model, [([], [number, 5, 6]) for number in range(9)]).shared
+    assert not build_forest(model, [([1, 2, 3], [number, 5, 6, 7, 8, 9, 10]) for number in range(2)]).shared
+    assert not build_forest(model, [([], [number, 5, 6]) for number in range(9)]).shared
     last = [([1, 2, 3], [4, number]) for number in range(9)]  # one input for all
-    assert not planted(model, last).shared
+    assert not build_forest(model, last).shared
 
 
 def test_rows_beyond_a_sliding_window_stay_apart() -> None:

@@ -1,4 +1,4 @@
-"""Examples beyond a model's context: an error before anything is computed where positions end, else a warning."""
+"""Examples beyond a model's context: an error before any computation if positions end, else a warning."""
 
 import logging
 from typing import Any
@@ -48,15 +48,15 @@ def test_positions_end_where_the_model_fails_beyond_them(name: str) -> None:
 def test_an_example_that_does_not_fit_is_named(
     task: str, longest: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A prompt with all but the last token behind it: `23` without 3, three of four new tokens."""
+    """The last token needs no position: `23` takes one, four new tokens take three."""
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     assert evaluate_examples(model, tokenizer, _examples(longest), _config(task)).n == 2
     assert "positions" not in caplog.text
     with monkeypatch.context() as patch:
-        patch.setattr(Forest, "of", lambda *_: pytest.fail("something was computed"))
+        patch.setattr(Forest, "batch", lambda *_: pytest.fail("something was computed"))
         patch.setattr(Decoder, "continued", lambda *_: pytest.fail("something was computed"))
         with pytest.raises(InputError, match="256 positions, number 2 comes to 257 tokens"):
             evaluate_examples(model, tokenizer, _examples(longest + 1), _config(task))
     with caplog.at_level(logging.WARNING):
         evaluate_examples(tiny_model("llama"), tokenizer, _examples(longest + 1), _config(task))
-    assert "1 of 2 examples come to more tokens (up to 257) than the 256 positions" in caplog.text
+    assert "1 of 2 examples have more tokens (up to 257) than the 256 positions" in caplog.text

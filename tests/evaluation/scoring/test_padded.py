@@ -1,4 +1,4 @@
-"""A row's figures do not depend on the batch it is in, also of models that read padding like any token."""
+"""A row's figures do not depend on its batch, even for models that do not ignore padding."""
 
 import pytest
 import torch
@@ -6,20 +6,20 @@ import torch
 from shears.data.batch_trials import ignores_padding
 from shears.data.examples import prompt_ids, to_example
 from shears.errors import InputError
-from shears.evaluation.generation.generate import Decoder, generate_answers
-from shears.evaluation.generation.running import plainly
-from shears.evaluation.scoring.score import choose, completion_losses
+from shears.evaluation.generation.generate import Decoder
+from shears.evaluation.scoring.score import choose, plainly
 from shears.evaluation.scoring.scorers import LossScorer
-from tests.evaluation.generation.test_generate import PROMPTS, greedy, lively
+from tests.evaluation.generation.test_generate import PROMPTS, generate_answers, greedy, lively
 from tests.evaluation.scoring.test_score import PAD, some_rows
+from tests.oracles.losses import completion_losses
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-READING = ["rwkv", "recurrent_gemma"]  # padding, like any other token
+READING = ["rwkv", "recurrent_gemma"]  # models that process padding like any other token
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "mamba", "bamba", "mixtral", *READING])
-def test_whether_padding_is_left_out_is_found_out(name: str) -> None:
+def test_models_that_ignore_padding_are_recognized(name: str) -> None:
     assert ignores_padding(tiny_model(name)) == (name not in READING)
 
 

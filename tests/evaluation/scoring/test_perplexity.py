@@ -17,7 +17,7 @@ def _tokens(count: int) -> list[int]:
 
 
 def _naive(model: PreTrainedModel, tokens: list[int], length: int) -> list[float]:
-    """The oracle: every window by itself, one token after the other, in float64."""
+    """Oracle: every window by itself, one token after the other, in float64."""
     losses = []
     for start in range(0, len(tokens) - length + 1, length):
         window = tokens[start : start + length]
@@ -28,7 +28,7 @@ def _naive(model: PreTrainedModel, tokens: list[int], length: int) -> list[float
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2"])
-def test_it_is_that_of_a_naive_loop(name: str) -> None:
+def test_it_equals_a_naive_loop(name: str) -> None:
     model, tokens = tiny_model(name), _tokens(75)
     result, expected = perplexity(model, tokens, 16), _naive(model, tokens, 16)
     assert (result.n_windows, result.n_tokens) == (4, 60)
@@ -62,7 +62,7 @@ def test_a_text_shorter_than_a_window_is_one_window() -> None:
     assert pair.ci95 == pytest.approx((pair.value, pair.value))
 
 
-def test_an_even_model_has_the_perplexity_of_its_vocabulary() -> None:
+def test_a_uniform_model_has_the_perplexity_of_its_vocabulary() -> None:
     model = tiny_model("llama_untied")
     with torch.no_grad():
         model.get_parameter("lm_head.weight").zero_()
@@ -81,7 +81,7 @@ def test_what_cannot_be_measured_is_an_error() -> None:
         perplexity(model, _tokens(20), 16)
 
 
-def test_a_loss_without_an_exponential_is_told() -> None:
+def test_a_loss_without_a_finite_exponential_is_an_error() -> None:
     model = tiny_model("llama_untied")
     with torch.no_grad():
         model.lm_head.weight.mul_(1e5)

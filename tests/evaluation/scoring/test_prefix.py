@@ -1,4 +1,4 @@
-"""A forward that begins in the middle: the same bits, fewer blocks; models that cannot are found out."""
+"""A forward that begins at a later block: the same bits from fewer blocks; models that cannot are refused."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shears.evaluation.scoring.prefix import Irregular, first_blocks, kept_blocks, open_prefix
+from shears.evaluation.scoring.prefix import PrefixError, first_blocks, kept_blocks, open_prefix
 from tests.searching.adapters import deep_model
 
 IDS = torch.arange(24).view(2, 12) * 7 % 256
@@ -61,7 +61,7 @@ def test_the_model_is_left_as_it_was_also_after_an_error() -> None:
 
 
 class _Shared(nn.Module):
-    """Blocks of which one leaves something behind for the next, beside the hidden states."""
+    """Blocks, one of which keeps a state for the next beside the hidden states."""
 
     def __init__(self, block: nn.Module, left: dict[str, Tensor], leaves: bool) -> None:
         super().__init__()
@@ -73,11 +73,11 @@ class _Shared(nn.Module):
         return self.block(hidden + self._left["states"], **kwargs)
 
 
-def test_blocks_that_leave_something_behind_for_later_ones_are_refused() -> None:
+def test_blocks_that_keep_a_state_for_later_ones_are_refused() -> None:
     model, left = deep_model("llama"), dict[str, Tensor]()
     layers = model.model.layers
     model.model.layers = nn.ModuleList(_Shared(block, left, index == 0) for index, block in enumerate(layers))
-    with pytest.raises(Irregular, match="block 3"):
+    with pytest.raises(PrefixError, match="block 3"):
         open_prefix(model, *forwards(model))
 
 
@@ -94,16 +94,16 @@ def test_blocks_that_run_twice_or_change_their_inputs_are_refused() -> None:
     model = deep_model("llama")
     shared = model.model.layers[0]
     model.model.layers[2] = shared
-    with pytest.raises(Irregular):
+    with pytest.raises(PrefixError):
         open_prefix(model, *forwards(model))
     model = deep_model("llama")
     layers = model.model.layers
     layers[2].register_forward_pre_hook(lambda _, args: (args[0].mul_(1.5), *args[1:]))
-    with pytest.raises(Irregular):
+    with pytest.raises(PrefixError):
         open_prefix(model, *forwards(model))
 
 
-def test_a_block_may_be_of_several_runs_inside() -> None:
+def test_a_block_may_run_a_part_several_times() -> None:
     model = deep_model("llama")
     model.model.layers[1] = _Twice(model.model.layers[1])
     assert len(open_prefix(model, *forwards(model))) == 4
@@ -120,6 +120,6 @@ def test_kept_blocks_are_as_many_as_fit_and_spread_evenly(num_blocks: int) -> No
         assert max(gaps) - min(gaps) <= 1
 
 
-def test_a_group_belongs_to_its_first_block_and_to_the_beginning_outside_of_the_blocks() -> None:
+def test_a_group_belongs_to_its_first_block_or_to_block_0_outside_the_blocks() -> None:
     modules = {"one": ["model.layers.10.q", "model.layers.2.q"], "head": ["lm_head"], "other": ["xmodel.layers.3.q"]}
     assert first_blocks(modules, "model.layers") == {"one": 2, "head": 0, "other": 0}

@@ -1,4 +1,4 @@
-"""Log-likelihoods: equal to one row at a time over full logits, whatever the batch, on several architectures."""
+"""Log-likelihoods: equal to one row at a time over full logits, for any batch, on several architectures."""
 
 import math
 
@@ -9,7 +9,9 @@ from transformers import PreTrainedModel
 
 from shears.data.examples import Example, Segment, Tokenized, to_example, tokenize
 from shears.errors import InputError
-from shears.evaluation.scoring.score import choose, completion_losses, log_likelihoods, mean_completion_loss
+from shears.evaluation.scoring.branches import build_forest
+from shears.evaluation.scoring.score import choose, log_likelihoods
+from tests.oracles.losses import completion_losses, mean_completion_loss
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -23,7 +25,7 @@ def some_rows() -> list[Tokenized]:
 
 
 def _plain_losses(model: PreTrainedModel, row: Tokenized) -> tuple[float, int]:
-    """The oracle: one row, no padding, all logits, one token after the other."""
+    """Oracle: one row, no padding, all logits, one token after the other."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([row.input_ids])).logits[0].double()
     total, count = 0.0, 0
@@ -55,11 +57,6 @@ def test_the_mean_loss_is_per_token() -> None:
     assert mean_completion_loss(model, rows, PAD, 2) == pytest.approx(mean, rel=1e-5)  # float32 against float64
 
 
-def test_rows_without_completion_have_no_mean_loss() -> None:
-    with pytest.raises(InputError, match="completion tokens"):
-        mean_completion_loss(tiny_model(), [Tokenized([1, 2], [-100, -100])], PAD, 2)
-
-
 def test_scoring_leaves_no_graph_and_only_asks_for_logits_that_count() -> None:
     model, rows = tiny_model(), some_rows()[:1]
     seen: list[torch.Size] = []
@@ -73,7 +70,7 @@ def test_scoring_leaves_no_graph_and_only_asks_for_logits_that_count() -> None:
 def test_continuations_that_share_an_input_score_as_alone(name: str) -> None:
     model = tiny_model(name)
     pairs = [([1, 2, 3], [4, 5]), ([1, 2, 3], [4, 6]), ([1, 2, 3], [7]), ([1, 2], [3, 8]), ([9] * 12, [1, 2, 3, 4])]
-    found = log_likelihoods(model, pairs, PAD, batch_size=3)
+    found = log_likelihoods(model, build_forest(model, pairs), PAD, batch_size=3)
     expected = [
         -_plain_losses(model, Tokenized(prompt + text, [-100] * len(prompt) + text))[0] for prompt, text in pairs
     ]
@@ -84,7 +81,7 @@ def test_choices_that_differ_in_their_last_token_cost_one_forward() -> None:
     model = tiny_model()
     rows: list[int] = []
     hook = model.get_output_embeddings().register_forward_hook(lambda _, __, out: rows.append(out.shape[0]))
-    log_likelihoods(model, [([1, 2], [3, last]) for last in range(10, 14)], PAD, batch_size=8)
+    log_likelihoods(model, build_forest(model, [([1, 2], [3, last]) for last in range(10, 14)]), PAD, batch_size=8)
     hook.remove()
     assert rows == [1]
 
@@ -114,14 +111,14 @@ def test_examples_keep_their_own_choices_when_their_numbers_differ() -> None:
 
 
 @pytest.mark.parametrize("neighbour", ["a longer prompt", ""])
-def test_choices_behind_nothing_are_refused(neighbour: str) -> None:
-    """Nothing predicts a first token: what was read as its likelihood hung on the rest of the batch."""
+def test_choices_behind_an_empty_prompt_are_refused(neighbour: str) -> None:
+    """Nothing predicts a first token, so its likelihood would depend on the rest of the batch."""
     examples = [Example((Segment(text, False), Segment("", True)), "ab", ("ab", "c")) for text in (neighbour, "")]
     with pytest.raises(InputError, match=f"a prompt must not be empty, number {2 if neighbour else 1} is"):
         choose(tiny_model(), tiny_tokenizer(), examples, 2)
 
 
-def test_a_choice_that_the_tokenizer_makes_nothing_of_is_refused() -> None:
+def test_a_choice_without_tokens_is_refused() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
     example = Example((Segment("Which?", False), Segment("", True)), "a", ("a", "\u200b"))

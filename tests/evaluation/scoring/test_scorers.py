@@ -1,20 +1,20 @@
-"""Values by example: equal to one row at a time, packed or padded, whatever the parts."""
+"""Values by example: equal to one row at a time, packed or padded, for any parts."""
 
 import pytest
 import torch
 
 from shears.data.examples import Tokenized, to_example
 from shears.errors import InputError
-from shears.evaluation.generation.running import plainly
-from shears.evaluation.scoring.score import choose, completion_losses
+from shears.evaluation.scoring.score import choose, plainly
 from shears.evaluation.scoring.scorers import ChoiceScorer, LossScorer
+from tests.oracles.losses import completion_losses
 from tests.searching.adapters import PAD, make_rows
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "opt", "mamba"])
 @pytest.mark.parametrize("parts", [None, [[4, 2, 9], [0], [1, 3, 5, 6, 7, 8, 10, 11]]])
-def test_losses_are_those_of_the_rows_by_themselves(name: str, parts: list[list[int]] | None) -> None:
+def test_losses_equal_those_of_separate_rows(name: str, parts: list[list[int]] | None) -> None:
     model, rows = tiny_model(name), make_rows()
     scorer = LossScorer(model, rows, PAD, 3, parts)
     expected = completion_losses(model, rows, PAD, 1)
@@ -65,7 +65,7 @@ def test_choices_are_right_as_they_are_chosen() -> None:
     assert scorer.measure(1, plainly).tolist() == [right[number] for number in (0, 2, 3, 4, 6, 7)]
 
 
-def test_the_positions_are_those_of_all_forwards() -> None:
+def test_num_positions_counts_the_tokens_of_all_forwards() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     rows = [{"prompt": "a" * n, "choices": [" yes", " no"], "answer": 0} for n in range(1, 9)]
     examples = [to_example(row, "question", tokenizer) for row in rows]

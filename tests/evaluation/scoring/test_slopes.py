@@ -1,11 +1,11 @@
-"""Slopes of every example's loss along the ranks: by finite differences, packed or padded; good predictions."""
+"""Slopes of every example's loss along the ranks: equal to finite differences, packed or padded."""
 
 import pytest
 import torch
 
 from shears.adapt.space import RankConfig
-from shears.evaluation.generation.running import plainly
 from shears.evaluation.scoring import scorers
+from shears.evaluation.scoring.score import plainly
 from shears.evaluation.scoring.scorers import LossScorer
 from shears.models.sparse_adapter import MASK
 from tests.searching.adapters import PAD, make_adapter, make_rows
@@ -35,7 +35,7 @@ def test_slopes_are_the_derivatives_along_every_factor(packed: bool, monkeypatch
             torch.testing.assert_close(slopes.by_group[group][:, rank].double(), expected, rtol=2e-2, atol=2e-3)
 
 
-def test_predictions_add_up_what_is_switched_on_and_off_and_are_near_the_truth() -> None:
+def test_predictions_add_the_slopes_of_switched_ranks_and_approximate_the_loss() -> None:
     elastic = make_adapter()
     for layer in elastic.model.modules():
         if hasattr(layer, "lora_B"):

@@ -135,7 +135,7 @@ def test_no_text_makes_the_parser_fail(text: str) -> None:
         ("many", None),
     ],
 )
-def test_a_right_answer_is_the_number_it_says_or_none(answer: str, number: float | None) -> None:
+def test_a_right_answer_is_its_number_or_none(answer: str, number: float | None) -> None:
     assert right_number(answer) == number
 
 

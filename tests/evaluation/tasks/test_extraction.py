@@ -1,4 +1,4 @@
-"""Reading responses: the official rules with their known faults, and the strict ones that have them not."""
+"""Reading responses: the official rules with their known faults, and the strict rules without them."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.evaluation.tasks.extraction import Reading, is_right, read_label, read_letter, read_number, response_of
+from shears.evaluation.tasks.extraction import Reading, is_right, read_answers, response_of
 
 ANSWERS = ("answer1", "answer2", "answer3", "answer4", "answer5")
 
@@ -75,7 +75,7 @@ ANSWERS = ("answer1", "answer2", "answer3", "answer4", "answer5")
     ],
 )
 def test_numbers(text: str, official: float | None, strict: float | None) -> None:
-    assert read_number(response_of(text)) == Reading(official, strict)
+    assert read_answers("number", response_of(text)) == Reading(official, strict)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_numbers(text: str, official: float | None, strict: float | None) -> Non
     ],
 )
 def test_letters(text: str, official: str | None, strict: str | None) -> None:
-    assert read_letter(response_of(text)) == Reading(official, strict)
+    assert read_answers("letter", response_of(text)) == Reading(official, strict)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_letters(text: str, official: str | None, strict: str | None) -> None:
     ],
 )
 def test_labels(text: str, official: str | None, strict: str | None) -> None:
-    assert read_label(response_of(text), ANSWERS) == Reading(official, strict)
+    assert read_answers("label", response_of(text), ANSWERS) == Reading(official, strict)
 
 
 @pytest.mark.parametrize(
@@ -183,29 +183,29 @@ def test_labels(text: str, official: str | None, strict: str | None) -> None:
     ],
 )
 def test_true_and_false(text: str, official: str | None, strict: str | None) -> None:
-    assert read_label(text, ("true", "false")) == Reading(official, strict)
+    assert read_answers("label", text, ("true", "false")) == Reading(official, strict)
 
 
 @given(st.text(max_size=60))
 def test_the_official_rules_are_the_published_ones(text: str) -> None:
     """Restated from LLM-Adapters' evaluate.py and commonsense_evaluate.py."""
     numbers = re.findall(r"-?\d+\.?\d*", text.replace(",", ""))
-    assert read_number(text).official == (float(numbers[-1]) if numbers else None)
+    assert read_answers("number", text).official == (float(numbers[-1]) if numbers else None)
     letters = re.findall(r"A|B|C|D|E", text.strip())
-    assert read_letter(text).official == (letters[0] if letters else None)
+    assert read_answers("letter", text).official == (letters[0] if letters else None)
     labels = re.findall(r"answer1|answer2|answer3|answer4|answer5", text.strip())
-    assert read_label(text, ANSWERS).official == (labels[0] if labels else None)
+    assert read_answers("label", text, ANSWERS).official == (labels[0] if labels else None)
 
 
 @given(st.decimals(-(10**6), 10**6, places=3))
 def test_a_number_that_is_stated_is_read_by_both_rules(value: object) -> None:
     for text in (f"17 days and 3,000 words: the answer is {value}", f"####{value:,}"):
-        assert read_number(text) == Reading(float(str(value)), float(str(value)))
+        assert read_answers("number", text) == Reading(float(str(value)), float(str(value)))
 
 
 @given(st.sampled_from(ANSWERS), st.text("bcd ", max_size=10))
 def test_a_label_that_is_stated_is_read_whatever_stands_around_it(label: str, talk: str) -> None:
-    assert read_label(f"{talk}\nthe correct answer is {label} {talk}", ANSWERS) == Reading(label, label)
+    assert read_answers("label", f"{talk}\nthe correct answer is {label} {talk}", ANSWERS) == Reading(label, label)
 
 
 TALK = st.sampled_from(("", "So it is clear. ", "Hmm, ", "2 + 2 = 4; "))
@@ -215,20 +215,20 @@ TALK = st.sampled_from(("", "So it is clear. ", "Hmm, ", "2 + 2 = 4; "))
                                     "the answer is not {}", "the answer is surely not {}", "{} is wrong",
                                     "{} can't be right"])  # fmt: skip
 @given(TALK, st.sampled_from(ANSWERS))
-def test_what_is_denied_is_not_read(denial: str, talk: str, label: str) -> None:
-    assert read_label(talk + denial.format(label), ANSWERS).strict is None
-    assert read_letter(talk + denial.format("(C)")).strict is None
-    assert read_letter(talk + denial.format("option C")).strict is None
-    assert read_number(talk + denial.format(17)).strict != 17
+def test_a_denied_answer_is_not_read(denial: str, talk: str, label: str) -> None:
+    assert read_answers("label", talk + denial.format(label), ANSWERS).strict is None
+    assert read_answers("letter", talk + denial.format("(C)")).strict is None
+    assert read_answers("letter", talk + denial.format("option C")).strict is None
+    assert read_answers("number", talk + denial.format(17)).strict != 17
 
 
 @pytest.mark.parametrize("between", [" or ", ", ", "/", " and ", ", or ", " & "])
 @given(st.sampled_from(("", "The answer is ", "Answer: ", "It is ")), st.permutations("ABCDE"))
 def test_several_are_no_answer(between: str, talk: str, letters: list[str]) -> None:
     one, other, *_ = letters
-    assert read_letter(f"{talk}({one}){between}({other})").strict is None
-    assert read_letter(f"{talk}{one}{between}{other}").strict is None
-    assert read_label(f"{talk}answer{ord(one) - 64}{between}answer{ord(other) - 64}", ANSWERS).strict is None
+    assert read_answers("letter", f"{talk}({one}){between}({other})").strict is None
+    assert read_answers("letter", f"{talk}{one}{between}{other}").strict is None
+    assert read_answers("label", f"{talk}answer{ord(one) - 64}{between}answer{ord(other) - 64}", ANSWERS).strict is None
 
 
 @given(
@@ -236,7 +236,7 @@ def test_several_are_no_answer(between: str, talk: str, letters: list[str]) -> N
 )
 def test_a_mixed_number_is_one_number(whole: int, top: int, bottom: int, sign: str) -> None:
     value = (whole + top / bottom) * (-1 if sign else 1)
-    assert read_number(f"The answer is {sign}{whole} {top}/{bottom}.").strict == pytest.approx(value)
+    assert read_answers("number", f"The answer is {sign}{whole} {top}/{bottom}.").strict == pytest.approx(value)
 
 
 def test_numbers_are_right_within_a_thousandth_and_others_letter_by_letter() -> None:

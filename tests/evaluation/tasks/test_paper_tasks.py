@@ -1,4 +1,4 @@
-"""The paper's tasks by name: prompt, length, beams and reading come with the name, both readings are in the result."""
+"""The paper's tasks: the name sets prompt, length, beams and reading; both readings are in the result."""
 
 import json
 from pathlib import Path
@@ -14,6 +14,7 @@ from shears.errors import InputError
 from shears.evaluation.contamination import training_data
 from shears.evaluation.generation.generate import Decoder
 from shears.evaluation.run import evaluate
+from shears.evaluation.scoring.branches import build_forest
 from shears.evaluation.scoring.score import log_likelihoods
 from shears.evaluation.statistics import wilson_interval
 from shears.evaluation.tasks.registry import evaluate_task
@@ -45,7 +46,7 @@ def _config(**keys: Any) -> EvaluateConfig:
 
 
 @pytest.mark.parametrize("task", ANSWER_FORMS)
-def test_the_name_says_protocol_length_and_beams_and_flags_win(task: str) -> None:
+def test_the_name_sets_protocol_length_and_beams_and_flags_override_them(task: str) -> None:
     plain, tokens = _config(task=task, data="x"), 32 if task in LABELS else 256
     assert (plain.protocol, plain.max_new_tokens, plain.num_beams) == ("generate", tokens, 4)
     other = _config(task=task, data="x", num_beams=1, max_new_tokens=7)
@@ -102,7 +103,9 @@ def test_a_letter_inside_a_word_counts_officially_and_not_strictly(
         ("gsm8k", {"protocol": "choices"}, "protocol choices needs a task with choices, and gsm8k asks for a number"),
     ],
 )
-def test_what_does_not_fit_is_an_error(task: str, keys: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_a_row_or_option_that_does_not_fit_is_an_error(
+    task: str, keys: dict[str, str], message: str, tmp_path: Path
+) -> None:
     row = {**_row(task), **{name: value for name, value in keys.items() if name == "answer"}}
     config = {name: value for name, value in keys.items() if name != "answer"}
     with pytest.raises(InputError, match=message):
@@ -115,13 +118,13 @@ def test_a_protocol_is_for_the_papers_tasks_alone() -> None:
 
 
 def _trained(folder: Path, base: Path, rows: list[dict[str, Any]]) -> Path:
-    """Copy a model as one that something was merged into, trained on these rows."""
+    """Copy a model with a record of an adapter that was trained on these rows and merged into it."""
     made = save_tiny(folder)
     write_json(made / SUB_ADAPTER, {"data": _file(folder, rows), "template": "question"})
     return made
 
 
-def test_test_questions_in_the_training_data_are_counted_and_told(
+def test_test_questions_in_the_training_data_are_counted_and_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [_row("mawps", number) for number in range(5)]
@@ -140,7 +143,7 @@ def test_test_questions_in_the_training_data_are_counted_and_told(
     assert result.records[0]["prompt"].startswith("Question:")  # its own template, not the paper's
 
 
-def test_training_data_without_test_questions_or_that_are_gone_leave_the_result_alone(
+def test_training_data_that_are_gone_or_hold_no_test_questions_change_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [_row("mawps", number) for number in range(2)]
@@ -154,10 +157,8 @@ def test_training_data_without_test_questions_or_that_are_gone_leave_the_result_
     assert "could not be searched for questions of other data" in caplog.text
 
 
-def test_another_file_of_the_name_is_not_taken_for_the_training_data(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Such as one of another folder, where a record has a relative path."""
+def test_a_changed_file_is_not_taken_for_the_training_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A relative path in a record may lead to another folder's file."""
     rows = [_row("mawps", number) for number in range(2)]
     model = _trained(tmp_path / "model", tmp_path, [{"prompt": row["instruction"], "completion": "x"} for row in rows])
     path = str(model / "rows.json")
@@ -177,5 +178,7 @@ def test_choices_of_letters_follow_the_prompt_as_in_training(template: Any, spac
     texts = [f"{space}The answer is ({letter})." for letter in "ABCDE"]
     prompt = TOKENIZER(render_prompt(template, "What is 0?"))["input_ids"]
     pairs = [(prompt, TOKENIZER(text)["input_ids"]) for text in texts]
-    assert record["log_likelihoods"] == pytest.approx(log_likelihoods(model, pairs, 256, 1).tolist(), abs=1e-3)
+    assert record["log_likelihoods"] == pytest.approx(
+        log_likelihoods(model, build_forest(model, pairs), 256, 1).tolist(), abs=1e-3
+    )
     assert record["answer"] == "The answer is (B)."

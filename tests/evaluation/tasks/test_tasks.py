@@ -1,4 +1,4 @@
-"""Tasks: the figures follow from the records, and rows that do not suit a task are named."""
+"""Tasks: the figures follow from the records, and errors name rows that do not suit a task."""
 
 import json
 import math
@@ -66,7 +66,7 @@ def test_choices_are_right_by_log_likelihood(tmp_path: Path) -> None:
         assert record["prediction"] == ("the correct answer is " + ("true" if true >= false else "false"))
 
 
-def test_a_log_likelihood_that_is_none_is_told_and_an_infinite_one_is_json(
+def test_a_nan_log_likelihood_is_an_error_and_an_infinite_one_is_null(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config = _config("choices", _file(tmp_path, [{"prompt": "2?", "choices": [" 2", " 3"], "answer": 0}]))
@@ -117,7 +117,7 @@ def test_perplexity_is_of_a_text_or_of_rows_of_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "row", "message"),
     [
-        ("choices", {"prompt": "a", "completion": "b"}, "row 1 has not; add the column choices"),
+        ("choices", {"prompt": "a", "completion": "b"}, "row 1 has none; add the column choices"),
         ("choices", {"prompt": "a", "choices": ["b"], "answer": "c"}, "answer among them"),
         ("number", {"prompt": "a", "completion": "b"}, "row 1 has None"),
         ("equation", {"prompt": "a", "answer": "many"}, "row 1 has 'many'"),

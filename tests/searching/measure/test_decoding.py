@@ -111,7 +111,7 @@ def test_a_cache_that_is_not_of_keys_and_values_is_filled_plainly(name: str, cap
     with caplog.at_level("INFO", logger="shears"):
         configs = [adapter.elastic.space.heuristic(), *neighbours_of(adapter, 3)]
         together = gauge.measure(configs, 0)
-    assert "every configuration reads the prompts from the first block on: " in caplog.text
+    assert "prompt caches are not shared, every configuration computes all blocks: " in caplog.text
     alone = [gauge.measure([ranks], 0)[0] for ranks in configs]
     assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
 

@@ -7,13 +7,13 @@ import pytest
 from shears.adapt.load import SuperAdapter
 from shears.config import EvaluateConfig, SearchConfig
 from shears.data.examples import Example, load_examples, tokenize_all
-from shears.evaluation.scoring.score import mean_completion_loss
 from shears.evaluation.tasks.registry import evaluate_examples
 from shears.searching.measure import measuring
 from shears.searching.measure.measuring import Validation, open_validation
 from shears.searching.measure.racing import parts_of
 from shears.searching.strategies.base import Evaluated
 from shears.searching.tied import TiedSpace, tie_layers
+from tests.oracles.losses import mean_completion_loss
 from tests.searching.adapters import make_super_adapter
 
 CONFIG: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""One cache of prompts under several configurations: below their first difference, one computes for all.
+"""One key-value cache of prompts for several configurations: blocks below their first difference are computed once.
 
 B prompts of T tokens, padded on the left; K configurations.
 """
@@ -13,36 +13,40 @@ from torch import Tensor, nn
 
 from shears.data.batch_trials import TRIAL_ERRORS
 from shears.errors import InputError, first_line
-from shears.evaluation.scoring.prefix import Irregular, Prefix, States, open_prefix
+from shears.evaluation.scoring.prefix import Prefix, PrefixError, States, open_prefix
 from shears.models.losses import forward_parameters, own_model
 
 logger = logging.getLogger(__name__)
-ROUNDING = 0.2  # of the logits' standard deviation: what bf16 does to the worst of them (docs/runtime.md)
+ROUNDING = 0.2  # of the logits' standard deviation: the largest error of bf16 (docs/runtime.md)
 Batch = Mapping[str, Tensor]
 Fill = Callable[[Batch], Any]
-"""Returns a cache of all tokens of a batch but the last; from it, transformers' `generate` goes on."""
+"""Returns a cache of all tokens of a batch but the last, from which transformers' `generate` continues."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """A configuration: what makes it the model's, and the first block in which it differs from what was read whole."""
+    """How one configuration reads prompts: what activates it, and the first block that it must compute itself.
+
+    Blocks below `start` are equal to those of the configuration that is computed from block 0.
+    """
 
     activate: Callable[[], object]
     start: int = 0
 
 
 class PromptCaches:
-    """Fills caches; made by `open_prompt_caches`, which tries whether the model allows it."""
+    """Fills caches; made by `open_prompt_caches`, which tries whether the model supports it."""
 
     def __init__(self, model: nn.Module, prefix: Prefix) -> None:
-        self._model, self.prefix = model, prefix
+        self._model = model
+        self.prefix = prefix
         self._takes = forward_parameters(model)
 
     @torch.no_grad()
     def fill(self, batch: Batch, ways: Sequence[Way]) -> Any:
-        """Return a cache of B x K rows, those of a prompt together, of all tokens of the batch (B T) but the last.
+        """Return a cache of B x K rows, ordered by prompt, that holds all tokens of the batch (B T) but the last.
 
-        One of the K ways starts at block 0 and is computed whole, the others from their first difference to it on.
+        One of the K ways starts at block 0 and is computed whole. The others are computed from their start on.
         """
         tensors = {name: batch[name][:, :-1] for name in ("input_ids", "attention_mask", "position_ids")}
         inputs: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if name in self._takes}
@@ -57,17 +61,17 @@ class PromptCaches:
     def _read(
         self, inputs: Mapping[str, Any], way: Way, known: States, wanted: Collection[int] = ()
     ) -> tuple[Any, States]:
-        """Return the cache of a forward that begins where a way begins, and what went into the wanted blocks."""
+        """Return the cache of a forward from a way's start on, and the inputs of the wanted blocks."""
         way.activate()
         with self.prefix.starting(way.start, known, wanted) as seen:
             cache = self._model(**inputs).cache
         if len(cache.layers) != len(self.prefix):
-            raise Irregular("the cache has other layers than the model has blocks")
+            raise PrefixError("the number of layers in the cache differs from the number of blocks")
         return cache, seen
 
 
 def _interleaved(caches: Sequence[Any]) -> Any:
-    """Return the last cache with the rows of all, row by row."""
+    """Return the last cache with the rows of all caches, ordered by row."""
     for index, layers in enumerate(zip(*[list(cache.layers) for cache in caches], strict=True)):
         for name in ("keys", "values"):
             rows = [getattr(layer, name) for layer in layers]
@@ -77,27 +81,28 @@ def _interleaved(caches: Sequence[Any]) -> Any:
 
 
 def open_prompt_caches(model: nn.Module, batch: Batch, logits: Callable[[Any], Tensor]) -> PromptCaches | None:
-    """Return what fills caches after a trial; None, with the reason in the log, where that does not work.
+    """Return an object that fills caches, after a trial; None, with the reason in the log, if the trial fails.
 
-    `logits(cache)` continues every prompt of the batch (B T) twice, copies together, from a cache or, for None, from
-    the start, and returns the logits of every step: they must be equal up to rounding.
+    `logits(cache)` continues two copies of every prompt of the batch (B T), from a cache or, for None, from the start,
+    and returns the logits of every step: with and without cache they must be equal up to rounding.
     """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     def forward(ids: Tensor) -> Tensor:
-        found: Tensor = own_model(model)(**{**inputs, "input_ids": ids}).logits
-        return found
+        output: Tensor = own_model(model)(**{**inputs, "input_ids": ids}).logits
+        return output
 
     ids = inputs["input_ids"]
     try:
         with torch.no_grad():
             prefix = open_prefix(model, lambda: forward(ids), lambda: forward(ids.flip(1)))
             caches = PromptCaches(model, prefix)
-            nothing = Way(lambda: None), Way(lambda: None, len(prefix) // 2)
-            found, expected = logits(caches.fill(batch, nothing)).float(), logits(None).float()
-            if found.shape != expected.shape or (found - expected).abs().max() > ROUNDING * expected.std():
-                raise Irregular("from a cache that is put together, the model continues otherwise")
+            ways = [Way(lambda: None), Way(lambda: None, len(prefix) // 2)]
+            actual = logits(caches.fill(batch, ways)).float()
+            expected = logits(None).float()
+            if actual.shape != expected.shape or (actual - expected).abs().max() > ROUNDING * expected.std():
+                raise PrefixError("from a combined cache, the model gives other logits")
     except (InputError, *TRIAL_ERRORS) as error:
-        logger.info("every configuration reads the prompts from the first block on: %s", first_line(error))
+        logger.info("prompt caches are not shared, every configuration computes all blocks: %s", first_line(error))
         return None
     return caches

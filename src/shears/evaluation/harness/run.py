@@ -1,4 +1,4 @@
-"""Tasks of lm-eval on a loaded model, in this process; its figures and samples in our own form."""
+"""Tasks of lm-eval on a loaded model, in this process, with figures and records in the form of shears."""
 
 import difflib
 import logging
@@ -27,21 +27,21 @@ from shears.records.measures import is_share
 logger = logging.getLogger(__name__)
 
 TASKS = Path(__file__).parent / "tasks"
-"""Our own tasks, for `lm_eval --include_path` too."""
-ASKED = "question_ids"
-"""Of a record: what its question goes by where training data are searched for it."""
+"""The folder of shears' own tasks; `lm_eval --include_path` takes it too."""
+QUESTION_IDS = "question_ids"
+"""The field of a record with the ids under which training data are searched for its question."""
 Figure = dict[str, Any]
 RUNNING_ERRORS = (AssertionError, ValueError, OSError)
-"""What lm-eval raises of a data set that is not there, or of texts longer than the model's context."""
+"""Raised by lm-eval for a missing data set, or for texts longer than the model's context."""
 TASK_ERRORS = (LookupError, TypeError, AttributeError, ImportError, TemplateError)
-"""What it raises of a YAML with a key, split, column, metric or function that is not there."""
+"""Raised by lm-eval for a YAML that names a missing key, split, column, metric or function."""
 
 
 def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:
-    """Return the figures of lm-eval's tasks: those that `lm_eval --model hf` prints for the same model.
+    """Return the figures of lm-eval's tasks, equal to those that `lm_eval --model hf` prints for the same model.
 
-    The value is the first metric of a single task, the mean of the first metrics of several. InputError where lm-eval
-    is missing, or does not know a task.
+    The value is the first metric of a single task, or the mean of the first metrics of several tasks. InputError if
+    lm-eval is not installed, does not know a task or fails on one.
     """
     if find_spec("lm_eval") is None:
         raise InputError("harness needs lm-eval, which is not installed; pip install 'shears[harness]'")
@@ -58,25 +58,25 @@ def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: Ev
     try:
         results: Any = simple_evaluate(loaded, tasks=list(config.harness), task_manager=manager, limit=config.limit)
     except (*RUNNING_ERRORS, *TASK_ERRORS) as error:
-        kind = f"{type(error).__name__}: " if isinstance(error, TASK_ERRORS) else ""  # a bare 'test' says little
-        words = f"{kind}{first_line(error)}"
-        raise InputError(f"lm-eval must be able to run {', '.join(config.harness)}, got {words}") from error
+        kind = f"{type(error).__name__}: " if isinstance(error, TASK_ERRORS) else ""  # a KeyError's text is a bare key
+        message = f"{kind}{first_line(error)}"
+        raise InputError(f"lm-eval must be able to run {', '.join(config.harness)}, got {message}") from error
     figures = [figure for task in results["samples"] for figure in task_figures(task, results)]
-    records = [record for task, samples in results["samples"].items() for record in _records(task, samples)]
+    records = [record for task, samples in results["samples"].items() for record in task_records(task, samples)]
     return summary(figures, records)
 
 
 def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return what lm-eval's own autocast is to compute in, which it opens around every forward, inside any of ours.
+    """Return the dtype of lm-eval's own autocast, which it opens around every forward, or None for no autocast.
 
-    None, which is none, for fp32, and for auto: the model's own numbers are what plain lm_eval computes in.
+    None for fp32 and for auto: plain lm_eval computes in the model's own number format.
     """
     chosen = resolved_precision("fp32" if precision == "auto" else precision, device)
     return None if chosen == "fp32" else DTYPES[chosen]
 
 
 def _manager(config: EvaluateConfig) -> Any:
-    """Return lm-eval's index of tasks; of its own thousands only where they are asked for."""
+    """Return lm-eval's index of tasks; its own thousands are indexed only if one of them is named."""
     from lm_eval.tasks import TaskManager
 
     metadata = {"shears_data": config.data} | ({"shears_template": config.template} if config.template else {})
@@ -94,9 +94,9 @@ def _manager(config: EvaluateConfig) -> Any:
 
 
 def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
-    """Return every metric of a task: value, stderr, number of samples, interval; None for what is not known.
+    """Return value, stderr, number of samples and interval of each of a task's metrics; None if one is unknown.
 
-    A metric that is no finite number (lm-eval has "N/A" and lists, too) is left out, with a warning.
+    A metric that is not a finite number (lm-eval also has "N/A" and lists) is left out with a warning.
     """
     metrics: Mapping[str, Any] = results["results"][task]
     figures = []
@@ -105,63 +105,51 @@ def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
         if not kind or name.endswith("_stderr"):
             continue
         samples = [sample for sample in results["samples"][task] if sample.get("filter", kind) == kind]
-        if not _is_finite(value):
-            logger.warning("%s of %s is %s, no finite number: it is left out", name, task, value)
+        if not isinstance(value, Real) or not math.isfinite(value):
+            logger.warning("%s of %s is left out: it must be a finite number, got %s", name, task, value)
             continue
-        stderr = metrics.get(f"{name}_stderr,{kind}")
-        if isinstance(stderr, int | float) and math.isfinite(stderr):
-            stderr = float(stderr)
-        else:
-            stderr = _standard_error(samples, name, float(value))
-        bits = _bits(samples, name)
+        stderr, ci95 = _uncertainty(samples, name, float(value), metrics.get(f"{name}_stderr,{kind}"))
         figures.append(
             {
-                "task": task, "metric": name if kind == "none" else f"{name},{kind}", "value": float(value),
-                "stderr": stderr, "n": len(samples), "ci95": _interval(float(value), stderr, bits),
+                "task": task,
+                "metric": name if kind == "none" else f"{name},{kind}",
+                "value": float(value),
+                "stderr": stderr,
+                "n": len(samples),
+                "ci95": ci95,
             }
-        )  # fmt: skip
+        )
     return figures
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
+def _uncertainty(
+    samples: Sequence[Mapping[str, Any]], metric: str, value: float, stderr: object
+) -> tuple[float | None, list[float] | None]:
+    """Return the standard error and the 95 % interval of a metric, each None if unknown.
 
-
-def _bits(samples: Sequence[Mapping[str, Any]], metric: str) -> list[bool] | None:
-    """Return a metric's value for each sample where all of them are 0 or 1."""
+    If lm-eval has no standard error, it is that of the samples' values, provided that the metric is their mean. The
+    interval is Wilson's if all values are 0 or 1, else it follows from the standard error.
+    """
     values = [sample.get(metric) for sample in samples]
-    return [bool(value) for value in values] if all(value in (0, 1) for value in values) else None
-
-
-def _standard_error(samples: Sequence[Mapping[str, Any]], metric: str, value: float) -> float | None:
-    """Return the standard error of a metric that is the mean of the samples' own, of which lm-eval gives none."""
-    values = [sample.get(metric) for sample in samples]
-    numbers = [float(each) for each in values if isinstance(each, int | float)]
-    if len(numbers) < max(len(values), 2) or not math.isclose(statistics.fmean(numbers), value, abs_tol=1e-9):
-        return None
-    return statistics.stdev(numbers) / math.sqrt(len(numbers))
-
-
-def _interval(value: float, stderr: float | None, bits: Sequence[bool] | None) -> list[float] | None:
-    """Return the 95 % interval, None where nothing tells."""
-    if bits is not None:
-        return list(wilson_interval(sum(bits), len(bits)))
-    half = Z95 * stderr if stderr is not None else math.nan
-    return [value - half, value + half] if math.isfinite(half) else None
+    error = float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None
+    if error is None:
+        numbers = [float(each) for each in values if isinstance(each, int | float)]
+        if len(numbers) >= max(len(values), 2) and math.isclose(statistics.fmean(numbers), value, abs_tol=1e-9):
+            error = statistics.stdev(numbers) / math.sqrt(len(numbers))
+    if all(each in (0, 1) for each in values):
+        return error, list(wilson_interval(sum(map(bool, values)), len(values)))
+    return error, None if error is None else [value - Z95 * error, value + Z95 * error]
 
 
 def summary(figures: Sequence[Figure], records: Sequence[Record]) -> Evaluation:
-    """Return the evaluation whose value is the mean of the tasks' first metrics, each task counting once.
-
-    InputError where no task has one.
-    """
+    """Return the evaluation whose value is the mean of the tasks' first metrics; InputError if there are none."""
     firsts = list({figure["task"]: figure for figure in reversed(figures)}.values())
     if not firsts:
         raise InputError("harness must give a finite figure, got none of any task; the model may be damaged")
     value = sum(figure["value"] for figure in firsts) / len(firsts)
     n = sum(figure["n"] for figure in firsts)
     if unknown := [figure["task"] for figure in firsts if figure["ci95"] is None]:
-        logger.warning("no interval is known of %s: it is left out of that of the value", ", ".join(unknown))
+        logger.warning("tasks without an interval are left out of the interval of the mean: %s", ", ".join(unknown))
     if len(firsts) == 1:
         low, high = firsts[0]["ci95"] or (value, value)
     else:
@@ -173,50 +161,58 @@ def summary(figures: Sequence[Figure], records: Sequence[Record]) -> Evaluation:
 
 
 def _name_of_mean(names: Collection[str]) -> str:
-    """Return what the mean of metrics is called; a mean of shares is a share too, and read in percent."""
+    """Return the name of a mean of metrics; a mean of shares is called an accuracy, which is shown in percent."""
     if len(names) == 1:
         return next(iter(names))
-    words = f"accuracy (mean of {', '.join(sorted(names))})"
-    return words if all(map(is_share, names)) else "mean of the first metrics"
+    name = f"accuracy (mean of {', '.join(sorted(names))})"
+    return name if all(map(is_share, names)) else "mean of the first metrics"
 
 
-def _records(task: str, samples: Sequence[Mapping[str, Any]]) -> list[Record]:
-    """Return a record for each example, of which lm-eval has a sample for each of the task's filters."""
+def task_records(task: str, samples: Sequence[Mapping[str, Any]]) -> list[Record]:
+    """Return a record for each example; lm-eval has a sample of it for each of the task's filters."""
     of_example: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for sample in samples:
         of_example[int(sample["doc_id"])].append(sample)
-    counted = _counted(samples)
-    return [_record(task, of_example[number], counted) for number in sorted(of_example)]
+    binary = _binary_metrics(samples)
+    return [_record(task, of_example[number], binary) for number in sorted(of_example)]
 
 
-def _counted(samples: Sequence[Mapping[str, Any]]) -> set[tuple[str, object]]:
-    """Return the metrics, with their filters, that are 0 or 1 of every example: of others, 1 is no right answer."""
+def _binary_metrics(samples: Sequence[Mapping[str, Any]]) -> set[tuple[str, object]]:
+    """Return the metrics, with their filters, that are 0 or 1 for every example; 1 of another is no right answer."""
     values = [
         (name, sample.get("filter"), sample.get(name)) for sample in samples for name in sample.get("metrics", [])
     ]
     return {key[:2] for key in values} - {key[:2] for key in values if key[2] not in (0, 1)}
 
 
-def _record(task: str, samples: Sequence[Mapping[str, Any]], counted: Collection[tuple[str, object]]) -> Record:
-    """Return the samples of an example in our form, the first filter's text as its prediction.
+def _record(task: str, samples: Sequence[Mapping[str, Any]], binary: Collection[tuple[str, object]]) -> Record:
+    """Return the record of an example; its prediction is the first filter's.
 
-    `correct` is the first that is counted, `correct_NAME` (of several filters, `correct_NAME,FILTER`) the others.
+    `correct` is the first binary metric, `correct_NAME` (with several filters, `correct_NAME,FILTER`) are the others.
     """
-    sample, several = samples[0], len(samples) > 1
-    bits = {f"{name},{each['filter']}" if several else name: bool(each[name]) for each in samples
-            for name in each.get("metrics", []) if (name, each.get("filter")) in counted}  # fmt: skip
+    bits = {
+        f"{name},{each['filter']}" if len(samples) > 1 else name: bool(each[name])
+        for each in samples
+        for name in each.get("metrics", [])
+        if (name, each.get("filter")) in binary
+    }
+    sample = samples[0]
     record: Record = {
-        "index": int(sample["doc_id"]), "task": task, "id": str(sample["doc_hash"])[:16],
-        "prompt": str(sample["arguments"][0][0]), "prediction": _prediction(sample), "answer": _plain(sample["target"]),
-        ASKED: _asked(sample),
-    }  # fmt: skip
+        "index": int(sample["doc_id"]),
+        "task": task,
+        "id": str(sample["doc_hash"])[:16],
+        "prompt": str(sample["arguments"][0][0]),
+        "prediction": _prediction(sample),
+        "answer": _plain(sample["target"]),
+        QUESTION_IDS: _question_ids(sample),
+    }
     for number, (name, bit) in enumerate(bits.items()):
         record["correct" if number == 0 else f"correct_{name}"] = bit
     return record
 
 
-def _asked(sample: Mapping[str, Any]) -> list[str]:
-    """Return the ids a sample's question goes by: its row's, with its choices and without, and its whole prompt's."""
+def _question_ids(sample: Mapping[str, Any]) -> list[str]:
+    """Return the ids of a sample's question: from its row, with choices and without, and from its whole prompt."""
     row: Mapping[str, Any] = sample["doc"]
     alone = {name: value for name, value in row.items() if name != "choices"}
     texts = [question_of(row), question_of(alone), str(sample["arguments"][0][0])]
@@ -224,9 +220,9 @@ def _asked(sample: Mapping[str, Any]) -> list[str]:
 
 
 def _prediction(sample: Mapping[str, Any]) -> object:
-    """Return the generated text, or the number of the likeliest of several choices."""
+    """Return the generated text, or the index of the likeliest of several choices."""
     responses = sample["filtered_resps"]
-    if "acc_mutual_info" in sample.get("metrics", []):  # behind the choices, lm-eval asks for each without its question
+    if "acc_mutual_info" in sample.get("metrics", []):  # the second half scores the choices without the question
         responses = responses[: len(responses) // 2]
     if len(responses) == 1:
         return _plain(responses[0])
@@ -234,10 +230,7 @@ def _prediction(sample: Mapping[str, Any]) -> object:
 
 
 def _plain(value: Any) -> Any:
-    """Return a response or a target as JSON can hold it: None for numbers that are not finite, also inside a list.
-
-    What a task makes of its rows may be anything: what JSON has no form for is written out.
-    """
+    """Return a response or a target as JSON data: None for numbers that are not finite, text for unknown types."""
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     if isinstance(value, Mapping):

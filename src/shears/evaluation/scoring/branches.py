@@ -1,12 +1,11 @@
-"""Continuations of one prompt in one row: the prompt is computed once, and no continuation sees another.
+"""Several continuations of a prompt in one row: the prompt is computed once, and no continuation sees another.
 
-N pairs of prompt and continuation, P rows of L tokens, K positions that predict a token, V words of the vocabulary.
+N pairs of a prompt and a continuation, P rows of L tokens, K positions that predict a token, V words of the vocabulary.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,14 +16,15 @@ from shears.data.batches import length_buckets, pad_left
 from shears.data.examples import Tokenized
 from shears.models.losses import forward_parameters, own_model
 
-Continuation = tuple[list[int], list[int]]  # tokens of a prompt, tokens that follow
+Continuation = tuple[list[int], list[int]]
+"""The tokens of a prompt and the tokens that follow it."""
 Ids = tuple[int, ...]
-WORTH = 0.8  # of the tokens without sharing: masks of our own, and padding, must be earned
+MAX_SHARE = 0.8  # of the tokens of separate rows; saving less is not worth own masks and more padding
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A prompt and, behind it, distinct branches that each begin at its end."""
+    """A row of a prompt and, behind it, distinct branches; each branch continues the prompt."""
 
     prompt: Ids
     branches: tuple[Ids, ...] = ()
@@ -34,20 +34,15 @@ class Tree:
 
     @property
     def tokens(self) -> list[int]:
-        """The prompt, then branch after branch."""
+        """The tokens of the prompt, then those of branch after branch."""
         return [*self.prompt, *(token for branch in self.branches for token in branch)]
-
-    def start(self, branch: Ids) -> int:
-        """Return where a branch begins in the row."""
-        before = self.branches[: self.branches.index(branch)]
-        return len(self.prompt) + sum(map(len, before))
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Trees of one batch; `shared` says whether they have branches, of which the model needs to be told.
+class TreeBatch:
+    """The rows of one forward; `shared` says whether they have branches.
 
-    The i-th token to predict is `tokens[i]`, of the pair `owners[i]`, behind the position `numbers[i]` of those wanted.
+    `tokens[i]` is the i-th token to predict, `owners[i]` its pair, `numbers[i]` its logits among the wanted positions.
     """
 
     trees: Sequence[Tree]
@@ -57,8 +52,8 @@ class Rows:
     tokens: Sequence[int]
     owners: Tensor
 
-    def batch(self, pad_id: int) -> dict[str, Tensor]:
-        """Return the model's inputs: padded on the left, or with branches on the right."""
+    def inputs(self, pad_id: int) -> dict[str, Tensor]:
+        """Return the model's inputs, padded on the left, or on the right if the rows have branches."""
         if self.shared:
             return branched(self.trees, pad_id)
         return pad_left([Tokenized(tree.tokens, tree.tokens) for tree in self.trees], pad_id)
@@ -66,102 +61,103 @@ class Rows:
 
 @dataclass(frozen=True)
 class Forest:
-    """The rows of which all pairs are scored, and for each pair the row, the places behind which its tokens come."""
+    """The rows in which all pairs are scored.
+
+    `places` holds, for each row, the positions whose logits predict the continuation of each of its pairs, by number.
+    """
 
     pairs: Sequence[Continuation]
     trees: Sequence[Tree]
-    places: Sequence[tuple[int, Sequence[int]]]
+    places: Sequence[Mapping[int, Sequence[int]]]
     shared: bool
     padded: bool = True
-    """Whether rows of several lengths share a batch."""
-
-    @cached_property
-    def _pairs_of(self) -> list[list[int]]:
-        """The numbers of the pairs of each row."""
-        pairs: list[list[int]] = [[] for _ in self.trees]
-        for pair, (row, _) in enumerate(self.places):
-            pairs[row].append(pair)
-        return pairs
+    """Whether rows of different lengths share a batch."""
 
     def buckets(self, batch_size: int) -> list[list[int]]:
-        """Return the numbers of the rows of each batch: of about equal lengths, or of equal ones."""
+        """Return the numbers of each batch's rows, which are of similar lengths, or of equal ones without padding."""
         return length_buckets([len(tree) for tree in self.trees], batch_size, self.padded)
 
     def num_positions(self, batch_size: int) -> int:
         """Return the tokens of all batches, padding included."""
         return sum(len(bucket) * len(self.trees[bucket[0]]) for bucket in self.buckets(batch_size))
 
-    def of(self, bucket: Sequence[int]) -> Rows:
-        """Return some of the rows as a batch, with what is to be predicted in them."""
+    def batch(self, bucket: Sequence[int]) -> TreeBatch:
+        """Return some of the rows as a batch, with the tokens to predict in them."""
         trees = [self.trees[row] for row in bucket]
-        length, line = max(map(len, trees)), {row: number for number, row in enumerate(bucket)}
-        shifts = [0 if self.shared else length - len(tree) for tree in trees]
+        length = max(map(len, trees))
         wanted = torch.zeros(len(trees), length, dtype=torch.bool)
         spots: list[tuple[int, int]] = []
-        tokens, owners = list[int](), list[int]()
-        for pair in sorted(pair for row in bucket for pair in self._pairs_of[row]):
-            row, places = self.places[pair]
-            spots += [(line[row], place + shifts[line[row]]) for place in places]
+        tokens: list[int] = []
+        owners: list[int] = []
+        for pair, line in sorted((pair, line) for line, row in enumerate(bucket) for pair in self.places[row]):
+            shift = 0 if self.shared else length - len(trees[line])  # padding on the left
+            places = [(line, place + shift) for place in self.places[bucket[line]][pair]]
+            spots += places
             tokens += self.pairs[pair][1]
             owners += [pair] * len(places)
         for spot in spots:
             wanted[spot] = True
-        wanted[0, -1] |= not spots  # the head needs something to do
-        numbers = (wanted.flatten().long().cumsum(0) - 1).view(wanted.shape).tolist()
-        return Rows(
-            trees, self.shared, wanted, [numbers[row][place] for row, place in spots], tokens,
-            torch.tensor(owners, dtype=torch.int64),
-        )  # fmt: skip
+        wanted[0, -1] |= not spots  # the head needs at least one position
+        order = (wanted.flatten().long().cumsum(0) - 1).view(wanted.shape).tolist()
+        numbers = [order[row][place] for row, place in spots]
+        return TreeBatch(trees, self.shared, wanted, numbers, tokens, torch.tensor(owners, dtype=torch.int64))
 
 
-def planted(model: nn.Module, pairs: Sequence[Continuation]) -> Forest:
-    """Return the rows in which to score the pairs: a tree a prompt where that saves much and the model allows it."""
-    apart, shared = _apart(pairs), _shared(pairs)
+def build_forest(model: nn.Module, pairs: Sequence[Continuation]) -> Forest:
+    """Return the rows in which to score the pairs.
+
+    Each prompt has one row if that saves enough tokens and the model keeps its branches apart; else each distinct input
+    has one. The last token of a continuation is no input, so continuations that differ in it alone share a row.
+    """
+    apart = _separate_rows(pairs)
+    shared = _shared_rows(pairs)
     before, after = (sum(map(len, forest.trees)) for forest in (apart, shared))
-    saves = after <= WORTH * before and all(prompt for prompt, _ in pairs)
+    saves = after <= MAX_SHARE * before and all(prompt for prompt, _ in pairs)
     if saves and keeps_branches_apart(model, max(map(len, shared.trees))):
         return shared
     return replace(apart, padded=len(set(map(len, apart.trees))) < 2 or ignores_padding(model))
 
 
-def _apart(pairs: Sequence[Continuation]) -> Forest:
+def _separate_rows(pairs: Sequence[Continuation]) -> Forest:
     """Give each distinct input a row."""
-    rows: dict[Ids, int] = {}
-    places: list[tuple[int, Sequence[int]]] = []
-    for prompt, continuation in pairs:
+    places: dict[Ids, dict[int, Sequence[int]]] = defaultdict(dict)
+    for pair, (prompt, continuation) in enumerate(pairs):
         ids = (*prompt, *continuation[:-1])
-        places.append((rows.setdefault(ids, len(rows)), range(len(ids) - len(continuation), len(ids))))
-    return Forest(pairs, [Tree(ids) for ids in rows], places, shared=False)
+        places[ids][pair] = range(len(ids) - len(continuation), len(ids))
+    return Forest(pairs, [Tree(ids) for ids in places], list(places.values()), shared=False)
 
 
-def _shared(pairs: Sequence[Continuation]) -> Forest:
+def _shared_rows(pairs: Sequence[Continuation]) -> Forest:
     """Give each distinct prompt a row."""
     branches: dict[Ids, dict[Ids, None]] = defaultdict(dict)
     for prompt, continuation in pairs:
         branches[tuple(prompt)][tuple(continuation[:-1])] = None
     trees = {prompt: Tree(prompt, tuple(each)) for prompt, each in branches.items()}
-    rows = {prompt: row for row, prompt in enumerate(trees)}
-    places = []
-    for prompt, continuation in pairs:
-        branch, key = tuple(continuation[:-1]), tuple(prompt)
-        start = trees[key].start(branch)
-        behind = [len(prompt) - 1, *range(start, start + len(branch))]
-        places.append((rows[key], behind[: len(continuation)]))
-    return Forest(pairs, list(trees.values()), places, shared=True)
+    places: dict[Ids, dict[int, Sequence[int]]] = defaultdict(dict)
+    for pair, (prompt, continuation) in enumerate(pairs):
+        branch = tuple(continuation[:-1])
+        tree = trees[tuple(prompt)]
+        start = len(prompt) + sum(map(len, tree.branches[: tree.branches.index(branch)]))
+        predicting = [len(prompt) - 1, *range(start, start + len(branch))]
+        places[tuple(prompt)][pair] = predicting[: len(continuation)]
+    return Forest(pairs, list(trees.values()), list(places.values()), shared=True)
 
 
 def branched(trees: Sequence[Tree], pad_id: int) -> dict[str, Tensor]:
     """Return input_ids and position_ids, Int "P L" padded on the right, and attention_mask, Bool "P 1 L L"."""
     length = max(map(len, trees))
     ids = torch.full((len(trees), length), pad_id)
-    positions, owners = torch.zeros_like(ids), torch.full_like(ids, -1)  # padding sees padding
+    positions = torch.zeros_like(ids)
+    owners = torch.full_like(ids, -1)  # padding sees only padding, since a row of the mask must not be empty
     for row, tree in enumerate(trees):
         ids[row, : len(tree)] = torch.tensor(tree.tokens)
         place = len(tree.prompt)
-        positions[row, :place], owners[row, :place] = torch.arange(place), 0
+        positions[row, :place] = torch.arange(place)
+        owners[row, :place] = 0
         for number, branch in enumerate(tree.branches, start=1):
             end = place + len(branch)
-            positions[row, place:end], owners[row, place:end] = torch.arange(len(branch)) + len(tree.prompt), number
+            positions[row, place:end] = torch.arange(len(branch)) + len(tree.prompt)
+            owners[row, place:end] = number
             place = end
     own_or_prompt = (owners[:, None] == owners[..., None]) | (owners[:, None] == 0)
     earlier = torch.ones(length, length, dtype=torch.bool).tril()
@@ -170,9 +166,9 @@ def branched(trees: Sequence[Tree], pad_id: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def keeps_branches_apart(model: nn.Module, longest: int) -> bool:
-    """Tell whether the model scores the branches of a tree as in rows of their own; tried, for it depends on the model.
+    """Try whether the model scores the branches of a tree as it scores them in separate rows.
 
-    `longest` is the number of tokens of the longest row: beyond a sliding window, a mask of ours would not hold.
+    `longest` is the number of tokens of the longest row; a row beyond a sliding window would need another mask.
     """
     config = getattr(own_model(model), "config", None)
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
@@ -188,7 +184,7 @@ def keeps_branches_apart(model: nn.Module, longest: int) -> bool:
 
 
 def _last_logits(model: nn.Module, tree: Tree) -> Float[Tensor, "K V"]:
-    """Return the logits of the last six tokens of a tree; of a prompt alone, by the model's own mask."""
+    """Return the logits of the last six tokens of a tree; one without branches gets the model's own mask."""
     batch = branched([tree], 0)
     if not tree.branches:
         del batch["attention_mask"]

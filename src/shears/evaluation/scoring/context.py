@@ -1,4 +1,4 @@
-"""Examples longer than a model's context: refused where its positions end there, else said."""
+"""Examples longer than a model's context: an error if the model has no positions for them, else a warning."""
 
 import logging
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ OFFSET = 8  # rows that a table of positions may have beyond the context; OPT's 
 
 
 def check_lengths(model: nn.Module, lengths: Sequence[int], advice: str) -> None:
-    """Refuse what a model cannot take, and warn of what it was not made for."""
+    """Refuse examples that the model cannot take, and warn of those beyond the context that it was made for."""
     refuse_beyond(model, lengths, advice)
     warn_beyond(model, lengths)
 
 
 def refuse_beyond(model: nn.Module, lengths: Sequence[int], advice: str) -> None:
-    """Raise InputError naming the first example of too many tokens for a model that has no positions for more."""
+    """Raise InputError for the first example that needs more positions than the model has."""
     context = num_positions(model)
-    if context is None or max(lengths, default=0) <= context or not _ends(model, context):
+    if context is None or max(lengths, default=0) <= context or not _positions_end(model, context):
         return
     number, length = next((number, length) for number, length in enumerate(lengths, start=1) if length > context)
     raise InputError(
@@ -32,17 +32,24 @@ def refuse_beyond(model: nn.Module, lengths: Sequence[int], advice: str) -> None
 
 
 def warn_beyond(model: nn.Module, lengths: Sequence[int]) -> None:
-    """Log how many examples have more tokens than a model was made for that computes on all the same."""
+    """Log how many examples exceed the context that the model was made for."""
     context = num_positions(model)
     if context is not None and (beyond := [length for length in lengths if length > context]):
         logger.warning(
-            "%d of %d examples come to more tokens (up to %d) than the %d positions the model was made for; what it "
-            "makes of them means little", len(beyond), len(lengths), max(beyond), context,
-        )  # fmt: skip
+            "%d of %d examples have more tokens (up to %d) than the %d positions that the model was made for; "
+            "their figures mean little",
+            len(beyond),
+            len(lengths),
+            max(beyond),
+            context,
+        )
 
 
-def _ends(model: nn.Module, context: int) -> bool:
-    """Tell whether a model has a table of positions, a row each, beside that of its words; MPT makes one of biases."""
+def _positions_end(model: nn.Module, context: int) -> bool:
+    """Return whether a model has a table with a row for each position, beside that of its words.
+
+    MPT computes a table of biases from its `max_seq_len`.
+    """
     own: Any = own_model(model)
     words = set(own.get_input_embeddings().modules())
     tables = [part.weight for part in own.modules() if isinstance(part, nn.Embedding) and part not in words]

@@ -18,14 +18,13 @@ from shears.models.devices import device_of
 from shears.models.losses import check_sequence_length
 from shears.progress import track
 
-POSITIONS_AT_ONCE = 128  # of a window, turned into float32 log-probabilities: 25 MB for 49 k words
-
-LARGEST = 709.0  # nats; the exponential of more is no float64
+POSITIONS_AT_ONCE = 128  # turned into float32 log-probabilities: 25 MB for 49 k words
+LARGEST = 709.0  # nats; the exponential of more exceeds float64
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean loss, its 95 % interval, and the loss of every window (summed, in nats)."""
+    """The exponential of the mean loss, its 95 % interval, and the summed loss of every window in nats."""
 
     value: float
     ci95: tuple[float, float]
@@ -36,11 +35,11 @@ class Perplexity:
 
 @torch.no_grad()
 def perplexity(model: nn.Module, tokens: Sequence[int], sequence_length: int, limit: int | None = None) -> Perplexity:
-    """Return the perplexity of the first `limit` whole windows; a window's first token is given, the others predicted.
+    """Return the perplexity of the first `limit` whole windows; the first token of a window is not predicted.
 
     A text shorter than a window is one window. The interval is exp(mean +- 1.96 standard errors), over the windows'
-    mean losses, or over the tokens' losses where there is but one window. InputError where there is nothing to predict
-    or the loss, or the end of its interval, has no exponential.
+    mean losses or, with a single window, over the tokens' losses. InputError for fewer than two tokens, and for a loss
+    or an interval whose exponential is not finite.
     """
     _check_length(model, sequence_length, len(tokens))
     length = min(sequence_length, len(tokens))

@@ -1,7 +1,7 @@
-"""A forward that begins in the middle: what the blocks below would compute is known from an earlier one.
+"""A forward that begins at a later block, with hidden states that an earlier forward computed.
 
-It is the model's ordinary forward with stand-ins for the blocks below the start: masks, rotary embeddings, final norm
-and head are the model's own, so that what comes out has the same bits.
+It is the model's ordinary forward, with stand-ins for the blocks below the start. Masks, rotary embeddings, final norm
+and head are the model's own, so the result has the same bits.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -18,23 +18,23 @@ from shears.models.losses import own_model
 
 HIDDEN = "hidden_states"
 States = dict[int, Tensor]
-"""What went into the blocks of one forward, by the block's number."""
-TRIED = 8  # blocks to begin at, beside the last one
+"""The inputs of the blocks in one forward, by the block's number."""
+TRIED = 8  # blocks that a trial begins at, beside the last one
 
 
-class Irregular(InputError):  # noqa: N818  # says what it is, and InputError that it is an error
-    """A forward of this model cannot begin in the middle."""
+class PrefixError(InputError):
+    """A forward of this model cannot begin at a later block."""
 
 
 class Prefix:
-    """A model's decoder blocks, of which any can be the first one that runs; made by `open_prefix`.
+    """A model's decoder blocks, any of which can be the first to run; made by `open_prefix`.
 
-    `name` is that of the list of blocks in the model, `num_runs` counts the blocks that did run.
+    `name` is that of the list of blocks in the model; `num_runs` counts the blocks that ran.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.name, self._blocks = decoder_blocks(own_model(model))
-        self._length = 0  # of a block's output where it is a tuple, 0 for a bare tensor
+        self._output_length = 0  # of a block's output if it is a tuple; 0 for a bare tensor
         self.num_runs = 0
         self.bytes_per_position = 0  # of a block's inputs
 
@@ -43,9 +43,9 @@ class Prefix:
 
     @contextmanager
     def starting(self, start: int, known: Mapping[int, Tensor], wanted: Collection[int] = ()) -> Iterator[States]:
-        """Let the next forward begin at block `start`, with `known[start]`; 0 begins at the embeddings.
+        """Let the next forward begin at block `start` with the inputs `known[start]`; 0 begins at the embeddings.
 
-        Yields what goes into those of the `wanted` blocks that run, whole once the forward is over.
+        Yields a dictionary that the forward fills with the inputs of the `wanted` blocks.
         """
         seen: States = {}
         handles = [
@@ -65,22 +65,22 @@ class Prefix:
             self.num_runs += 1
             if keep:
                 if index in seen:
-                    raise Irregular(f"block {index} runs more than once in a forward")
+                    raise PrefixError(f"block {index} runs more than once in a forward")
                 seen[index] = args[0] if args else kwargs[HIDDEN]
 
         return watch
 
     def _standing_in(self, start: int, states: Tensor | None) -> AbstractContextManager[None]:
-        """Let the blocks below the start return what goes into it."""
+        """Let the blocks below the start return the inputs of the start."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            # what a block returns beside its hidden states, the trial finds to be of no use
-            return (states, *[None] * (self._length - 1)) if self._length else states
+            # a trial has shown that the other outputs of a block are not used
+            return (states, *[None] * (self._output_length - 1)) if self._output_length else states
 
         return replaced_forwards(list(self._blocks)[:start], lambda _: forward)
 
-    def look_at_outputs(self, forward: Callable[[], object]) -> None:
-        """Learn from a forward what form the blocks' outputs have."""
+    def inspect_outputs(self, forward: Callable[[], object]) -> None:
+        """Find out from a forward whether the blocks return tuples, and of which length."""
         lengths: list[int] = []
 
         def look(_: nn.Module, __: Any, output: Any) -> None:
@@ -93,33 +93,32 @@ class Prefix:
             for handle in handles:
                 handle.remove()
         if len(set(lengths)) != 1:
-            raise Irregular("the decoder blocks' outputs differ in form")
-        self._length = lengths[0]
+            raise PrefixError("the decoder blocks' outputs differ in form")
+        self._output_length = lengths[0]
 
 
 @torch.no_grad()
 def open_prefix(model: nn.Module, first: Callable[[], Tensor], second: Callable[[], Tensor]) -> Prefix:
-    """Return the model's prefix after a trial; Irregular, which is an InputError, where it does not pass.
+    """Return the model's prefix after a trial; PrefixError if the trial fails.
 
-    `first` and `second` are forwards on two small batches. The first one must give the same bits from the last block on
-    and from others, spread evenly, right after the second, so that nothing that blocks leave behind for later ones goes
-    unnoticed.
+    `first` and `second` are forwards on two small batches. The first must give the same bits when it begins at the last
+    block and at others, spread evenly. The second runs before, so that states which blocks keep for later blocks show.
     """
     prefix = Prefix(model)
     try:
-        prefix.look_at_outputs(first)
+        prefix.inspect_outputs(first)
         expected, inputs = _recorded(prefix, first)
         second()
         starts = {len(prefix) - 1, *kept_blocks(len(prefix), 1, TRIED)} - {0}
-        for start in sorted(starts, reverse=True):  # falling: the blocks below have seen the second batch last
+        for start in sorted(starts, reverse=True):  # descending, so that the blocks below saw the second batch last
             with prefix.starting(start, inputs):
-                found = first()
-            if not torch.equal(found, expected):
-                raise Irregular(f"from block {start} on, the model computes something else")
-    except Irregular:
+                result = first()
+            if not torch.equal(result, expected):
+                raise PrefixError(f"a forward that begins at block {start} gives other results")
+    except PrefixError:
         raise
     except TRIAL_ERRORS as error:
-        raise Irregular(f"it fails from the middle on ({first_line(error)})") from error
+        raise PrefixError(f"a forward that begins at a later block fails ({first_line(error)})") from error
     prefix.num_runs = 0
     prefix.bytes_per_position = max(states.shape[-1] * states.element_size() for states in inputs.values())
     return prefix
@@ -129,23 +128,23 @@ def _recorded(prefix: Prefix, forward: Callable[[], Tensor]) -> tuple[Tensor, St
     with prefix.starting(0, {}, range(len(prefix))) as inputs:
         result = forward()
     if list(inputs) != list(range(len(prefix))):
-        raise Irregular("the decoder blocks do not run once each, in order")
+        raise PrefixError("the decoder blocks do not run once each, in order")
     return result, inputs
 
 
 def kept_blocks(num_blocks: int, bytes_each: int, budget: int) -> tuple[int, ...]:
-    """Return the blocks whose inputs fit into a budget of bytes, as many as possible, spread evenly over the model.
+    """Return as many blocks as have inputs that fit into a budget of bytes, spread evenly over the model.
 
-    Block 0 is never one of them: its inputs are the embeddings, which cost nothing.
+    Block 0 is never one of them: its inputs, the embeddings, cost nothing.
     """
     count = min(num_blocks - 1, budget // bytes_each)
     return tuple(round((place + 1) * num_blocks / (count + 1)) for place in range(count))
 
 
 def first_blocks(modules: Mapping[str, Collection[str]], prefix: str) -> dict[str, int]:
-    """Return, for each group of modules, the first block that holds one of them; 0 for what lies outside of the blocks.
+    """Return, for each group of modules, the first block that holds one of them; 0 for modules outside the blocks.
 
-    A configuration that differs in these groups alone leaves everything below that block as it is.
+    The blocks below compute the same whatever the ranks of the group.
     """
     return {group: min((_block(name, prefix) for name in names), default=0) for group, names in modules.items()}
 
@@ -153,9 +152,9 @@ def first_blocks(modules: Mapping[str, Collection[str]], prefix: str) -> dict[st
 def first_difference(
     first: Mapping[str, int], one: Mapping[str, int], other: Mapping[str, int], num_blocks: int
 ) -> int:
-    """Return the first block in which two configurations (ranks by group) differ, the number of blocks for none.
+    """Return the first block in which two configurations (ranks by group) differ; the number of blocks if none.
 
-    `first` says in which block each group comes first, see `first_blocks`.
+    `first` is the result of `first_blocks`.
     """
     return min((first[group] for group in one if one[group] != other[group]), default=num_blocks)
 

@@ -1,37 +1,34 @@
-"""Log-likelihoods of completions: of the given one, or of each one to choose from; logits only where they count.
+"""Log-likelihoods of choices; logits are computed only for the tokens that count.
 
-N rows, B rows of a batch, K trailing positions, V words of the vocabulary.
+N pairs of a prompt and a continuation, V words of the vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from shears.data.batch_trials import ignores_padding
-from shears.data.batches import length_buckets, pad_left, padding
-from shears.data.examples import Example, Tokenized, encode, prompts_of
+from shears.data.batches import padding
+from shears.data.examples import Example, encode, prompts_of
 from shears.errors import InputError
-from shears.evaluation.generation.running import Run, plainly
-from shears.evaluation.scoring.branches import Continuation, Forest, planted
+from shears.evaluation.scoring.branches import Forest, build_forest
 from shears.evaluation.scoring.context import check_lengths
 from shears.models.devices import device_of
-from shears.models.losses import IGNORED, logits_at
-from shears.models.losses import completion_losses as token_losses
+from shears.models.losses import logits_at
 from shears.progress import track
 
+Run = Callable[[Callable[[], Tensor]], Tensor]
+"""Calls a function that makes one forward of the model, and returns its result; it may skip a part of the forward."""
 
-class RowLosses(NamedTuple):
-    """Each row's negative log-likelihood, summed over its labelled tokens, and how many those are."""
 
-    total: Float[Tensor, " N"]
-    num_tokens: Int[Tensor, " N"]
+def plainly(forward: Callable[[], Tensor]) -> Tensor:
+    """Make a whole forward."""
+    return forward()
 
 
 @dataclass(frozen=True)
@@ -43,43 +40,17 @@ class Choice:
     log_likelihoods: tuple[float, ...]
 
 
-@torch.no_grad()
-def completion_losses(model: nn.Module, rows: Sequence[Tokenized], pad_id: int, batch_size: int) -> RowLosses:
-    """Return the rows' losses in nats, in their order; computed in batches of about equal lengths.
-
-    Of equal ones where the model does not leave padding out.
-    """
-    total, num_tokens = torch.zeros(len(rows)), torch.zeros(len(rows), dtype=torch.int64)
-    lengths = [len(row.input_ids) for row in rows]
-    buckets = length_buckets(lengths, batch_size, len(set(lengths)) < 2 or ignores_padding(model))
-    for indices in track(buckets, "scoring", len(buckets), "batches"):
-        batch = pad_left([rows[index] for index in indices], pad_id)
-        losses = token_losses(model, _on_device(model, batch))
-        total[indices] = losses.sum(dim=1).cpu()
-        num_tokens[indices] = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
-    return RowLosses(total, num_tokens)
-
-
-def mean_completion_loss(model: nn.Module, rows: Sequence[Tokenized], pad_id: int, batch_size: int) -> float:
-    """Return the loss per labelled token over all rows, in nats; summed in float64."""
-    losses = completion_losses(model, rows, pad_id, batch_size)
-    tokens = int(losses.num_tokens.sum())
-    if not tokens:
-        raise InputError("the examples must have completion tokens to score, got none")
-    return float(losses.total.double().sum()) / tokens
-
-
 def choose(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int
 ) -> list[Choice]:
-    """Return each example's likeliest choice; the end of sequence is not scored, as in other evaluations."""
+    """Return each example's likeliest choice; as in other evaluations, the end of sequence is not scored."""
     questions = Questions(model, tokenizer, examples)
     check_lengths(model, questions.lengths, "leave it out")
     return questions.answer(model, batch_size)
 
 
 class Questions:
-    """The choices of examples as rows to score, planned once: `answer` always makes the same forwards."""
+    """The choices of examples as rows to score, built once, so that every `answer` makes the same forwards."""
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> None:
         prompts = prompts_of(examples, tokenizer)
@@ -87,36 +58,41 @@ class Questions:
         choices = [[next(texts) for _ in example.choices] for example in examples]
         _check_tokens(prompts, choices)
         pairs = [(prompt, ids) for prompt, each in zip(prompts, choices, strict=True) for ids in each]
-        self._lengths = [[len(ids) for ids in each] for each in choices]
+        self._choice_lengths = [[len(ids) for ids in each] for each in choices]
         self.lengths = [
             len(ids) + max(map(len, each), default=1) - 1 for ids, each in zip(prompts, choices, strict=True)
         ]
-        """Of each example, the tokens of the prompt and its longest choice but the last, which is not fed in."""
-        self._pad_id, self.forest = padding(tokenizer), planted(model, pairs)
+        """For each example, the tokens of the prompt and its longest choice without the last, which is no input."""
+        self._pad_id = padding(tokenizer)
+        self.forest = build_forest(model, pairs)
 
     def answer(self, model: nn.Module, batch_size: int, run: Run = plainly) -> list[Choice]:
         """Return each example's likeliest choice; `run` makes the forwards."""
-        sums = iter(forest_log_likelihoods(model, self.forest, self._pad_id, batch_size, run).tolist())
+        sums = iter(log_likelihoods(model, self.forest, self._pad_id, batch_size, run).tolist())
         return [
             _choice(number, [(next(sums), length) for length in lengths])
-            for number, lengths in enumerate(self._lengths, start=1)
+            for number, lengths in enumerate(self._choice_lengths, start=1)
         ]
 
     def sample(self, model: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
-        """Return a small batch as `answer` makes them: the inputs, and the positions whose logits are wanted."""
+        """Return a small batch like those of `answer`: the inputs, and the positions whose logits are wanted."""
         trees = self.forest.trees
-        rows = self.forest.of(sorted(range(len(trees)), key=lambda row: -len(trees[row]))[-2:])
-        return _on_device(model, rows.batch(self._pad_id)), rows.wanted.to(device_of(model))
+        longest = sorted(range(len(trees)), key=lambda row: -len(trees[row]))[-2:]
+        batch = self.forest.batch(longest)
+        return _on_device(model, batch.inputs(self._pad_id)), batch.wanted.to(device_of(model))
 
 
 def _check_tokens(prompts: Sequence[list[int]], choices: Sequence[list[list[int]]]) -> None:
-    """Raise InputError for a prompt without tokens, behind which nothing is predicted, and for such a choice."""
+    """Raise InputError for a prompt or a choice without tokens, which has no likelihood."""
     for number, (prompt, each) in enumerate(zip(prompts, choices, strict=True), start=1):
         if not prompt:
-            raise InputError(f"a prompt must not be empty, number {number} is; nothing says how likely its choices are")
+            raise InputError(
+                f"a prompt must not be empty, number {number} is; without a prompt, its choices have no likelihood"
+            )
         if not all(each):
             raise InputError(
-                f"every choice must have tokens, for none is always the likeliest; one of number {number} has none"
+                "every choice must have tokens, for one without any is always the likeliest; "
+                f"one of number {number} has none"
             )
 
 
@@ -131,30 +107,19 @@ def _choice(number: int, scored: list[tuple[float, int]]) -> Choice:
     return Choice(sums.index(max(sums)), means.index(max(means)), tuple(sums))
 
 
-def log_likelihoods(
-    model: nn.Module, pairs: Sequence[Continuation], pad_id: int, batch_size: int
-) -> Float[Tensor, " N"]:
-    """Return log p(continuation | prompt) of each pair, summed over the continuation's tokens, in nats.
-
-    A last token need not be fed in, so that continuations of a prompt that differ in it alone share one forward. Those
-    that differ earlier share their prompt's, in one row, where that saves a good deal and the model keeps them apart.
-    """
-    return forest_log_likelihoods(model, planted(model, pairs), pad_id, batch_size)
-
-
 @torch.no_grad()
-def forest_log_likelihoods(
+def log_likelihoods(
     model: nn.Module, forest: Forest, pad_id: int, batch_size: int, run: Run = plainly
 ) -> Float[Tensor, " N"]:
-    """Return log p(continuation | prompt) of the pairs of a forest; `run` makes the forwards."""
+    """Return log p(continuation | prompt) of a forest's pairs in nats; `run` makes the forwards."""
     total = torch.zeros(len(forest.pairs), dtype=torch.float64)
     buckets = forest.buckets(batch_size)
     for bucket in track(buckets, "scoring", len(buckets), "batches"):
-        rows = forest.of(bucket)
-        batch, wanted = _on_device(model, rows.batch(pad_id)), rows.wanted.to(device_of(model))
-        logits = run(partial(logits_at, model, batch, wanted))
-        log_probs = torch.log_softmax(logits.float(), dim=-1)[rows.numbers, rows.tokens]
-        total.index_add_(0, rows.owners, log_probs.cpu().double())
+        batch = forest.batch(bucket)
+        inputs = _on_device(model, batch.inputs(pad_id))
+        logits = run(partial(logits_at, model, inputs, batch.wanted.to(device_of(model))))
+        log_probs = torch.log_softmax(logits.float(), dim=-1)[batch.numbers, batch.tokens]
+        total.index_add_(0, batch.owners, log_probs.cpu().double())
     return total.float()
 
 

@@ -1,4 +1,4 @@
-"""What every example is worth to a model, in fixed batches: the same for every configuration that is compared.
+"""Scores of examples in fixed batches, so that all configurations that are compared make the same forwards.
 
 N examples of a part.
 """
@@ -6,7 +6,7 @@ N examples of a part.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -19,22 +19,21 @@ from shears.data.batch_trials import ignores_padding, keeps_apart
 from shears.data.batches import PACK_TOKENS, length_buckets, pack, pad_left
 from shears.data.examples import Example, Tokenized
 from shears.errors import InputError
-from shears.evaluation.generation.running import Run
 from shears.evaluation.scoring.context import check_lengths
-from shears.evaluation.scoring.score import Questions
+from shears.evaluation.scoring.score import Questions, Run
 from shears.evaluation.scoring.slopes import Slopes, measure_slopes
 from shears.models.devices import device_of
 from shears.models.losses import IGNORED, completion_losses, logits_at, num_positions, packed_losses
 
 Parts = Sequence[Sequence[int]]
-"""The examples' numbers, split in parts that are scored one after the other."""
+"""The examples' numbers, split into parts that are scored one after the other."""
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Scores examples part by part; the forwards of a part are the same ones, in the same order, every time.
+    """Scores examples part by part; scoring a part always makes the same forwards in the same order.
 
-    `weights` say how much each example counts (of all parts): a figure is the values' sum over that of the weights.
+    A figure is the sum of the values over the sum of `weights`, which has a weight for each example of all parts.
     """
 
     model: nn.Module
@@ -42,55 +41,53 @@ class Scorer(Protocol):
     weights: Float64[Tensor, " N"]
 
     def measure(self, part: int, run: Run) -> Float64[Tensor, " N"]:
-        """Return the value of the part's examples, in its order."""
+        """Return the value of each of the part's examples, in their order."""
 
     def num_positions(self) -> int:
         """Return the tokens of all forwards of all parts, padding included."""
 
     def trial(self) -> "Trial":
-        """Return a small forward like those of `measure`, and its inputs."""
+        """Return small forwards like those of `measure`."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One forward on a few tokens."""
+class Trial(NamedTuple):
+    """Two small forwards of equal shapes on different tokens, to try what a model supports."""
 
-    tensors: dict[str, Tensor]
-    forward: Callable[[dict[str, Tensor]], Tensor]
+    first: Callable[[], Tensor]
+    second: Callable[[], Tensor]
 
-    def first(self) -> Tensor:
-        """Make the forward."""
-        return self.forward(self.tensors)
 
-    def second(self) -> Tensor:
-        """Make one of the same shape on other tokens."""
-        return self.forward({**self.tensors, "input_ids": self.tensors["input_ids"].flip(1)})
+def _trial(inputs: dict[str, Tensor], forward: Callable[[dict[str, Tensor]], Tensor]) -> Trial:
+    other = {**inputs, "input_ids": inputs["input_ids"].flip(1)}
+    return Trial(partial(forward, inputs), partial(forward, other))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of one forward, and the place in its part of every example in it."""
+    """The tensors of one forward, and the place in the part of each of its examples."""
 
     places: Sequence[int]
     tensors: dict[str, Tensor]
 
 
 class LossScorer:
-    """Values are negative log-likelihoods, summed over an example's labelled tokens, in nats; weights are its tokens.
+    """Values are an example's negative log-likelihood in nats, summed over its labelled tokens; weights their number.
 
-    Examples are packed in rows where the model keeps them apart, else padded in buckets of about equal lengths; where
-    it does not leave padding out either, buckets are of equal lengths. InputError where no token has a label.
+    Examples are packed into rows if the model keeps them apart, else padded in buckets of similar lengths if it ignores
+    padding, else put in buckets of equal lengths. InputError if no token has a label.
     """
 
     def __init__(
         self, model: nn.Module, rows: Sequence[Tokenized], pad_id: int, batch_size: int, parts: Parts | None = None
     ) -> None:
-        self.model, self._pad_id = model, pad_id
+        self.model = model
+        self._pad_id = pad_id
         self.parts: Parts = [range(len(rows))] if parts is None else parts
-        self._rows = [_first_unlabelled(row) for row in rows]
+        # nothing predicts the first token of a row; in a packed row, the example before it would
+        self._rows = [Tokenized(row.input_ids, [IGNORED, *row.labels[1:]]) for row in rows]
         self.packed = keeps_apart(model)
         self._padded = self.packed or ignores_padding(model)
-        self._with_gradient = max(batch_size // 4, 1)  # examples at once: the graph takes a multiple of the memory
+        self._batch_size_with_gradient = max(batch_size // 4, 1)  # the graph takes a multiple of the memory
         self.weights = torch.tensor([sum(label != IGNORED for label in row.labels) for row in self._rows]).double()
         if not self.weights.sum():
             raise InputError("the examples must have completion tokens to score, got none")
@@ -106,14 +103,14 @@ class LossScorer:
         return {name: tensor.to(device_of(self.model)) for name, tensor in batch.items()}
 
     def measure(self, part: int, run: Run) -> Float64[Tensor, " N"]:
-        """Return the summed losses of the part's examples; adding up is done in float64."""
+        """Return the loss of each of the part's examples, summed in float64."""
         values = torch.zeros(len(self.parts[part]), dtype=torch.float64)
         for batch in self._batches[part]:
             values[list(batch.places)] = self._summed(run, batch)
         return values
 
     def _token_losses(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Return the losses of labelled tokens: K of packed rows, B x K of padded ones."""
+        """Return the losses of labelled tokens: K for packed rows, B x K for padded ones."""
         return packed_losses(self.model, tensors)[0] if self.packed else completion_losses(self.model, tensors)
 
     @torch.no_grad()
@@ -126,9 +123,9 @@ class LossScorer:
         return total.index_add_(0, owners, losses) if len(owners) else total
 
     def slopes(self, elastic: ElasticAdapter, origin: RankConfig) -> Slopes:
-        """Return how the values change with the ranks around a configuration, the examples part after part."""
+        """Return how the values change with the ranks around a configuration, in the order of the parts."""
         rows = [self._rows[number] for part in self.parts for number in part]
-        buckets = length_buckets([len(row.input_ids) for row in rows], self._with_gradient, self._padded)
+        buckets = length_buckets([len(row.input_ids) for row in rows], self._batch_size_with_gradient, self._padded)
         tensors = [self._tensors([rows[place] for place in places]) for places in buckets]
         batches = [(places, each.get("examples")) for places, each in zip(buckets, tensors, strict=True)]
         return measure_slopes(elastic, origin, batches, lambda number: self._token_losses(tensors[number]).sum())
@@ -138,18 +135,13 @@ class LossScorer:
         return sum(batch.tensors["input_ids"].numel() for batches in self._batches for batch in batches)
 
     def trial(self) -> Trial:
-        """Return a small forward like those of `measure`, and its inputs."""
+        """Return small forwards like those of `measure`."""
         rows = sorted(self._rows, key=lambda row: len(row.input_ids))[:2]
-        return Trial(self._tensors(rows), self._token_losses)
-
-
-def _first_unlabelled(row: Tokenized) -> Tokenized:
-    """Nothing predicts a row's first token, and in a packed row the example before it must not seem to."""
-    return Tokenized(row.input_ids, [IGNORED, *row.labels[1:]])
+        return _trial(self._tensors(rows), self._token_losses)
 
 
 class ChoiceScorer:
-    """Values are 1 where the likeliest choice is the answer, else 0; weights are 1. InputError without choices."""
+    """Values are 1 if the likeliest choice is the answer, else 0; weights are 1. InputError without choices."""
 
     def __init__(
         self,
@@ -160,17 +152,18 @@ class ChoiceScorer:
         parts: Parts | None = None,
     ) -> None:
         check_choices(examples)
-        self.model, self._batch_size = model, batch_size
+        self.model = model
+        self._batch_size = batch_size
         self.parts: Parts = [range(len(examples))] if parts is None else parts
         self._examples = [[examples[number] for number in part] for part in self.parts]
         self._questions = [Questions(model, tokenizer, part) for part in self._examples]
-        found = zip(self.parts, self._questions, strict=True)
-        lengths = dict(pair for part, each in found for pair in zip(part, each.lengths, strict=True))
+        parts_and_questions = zip(self.parts, self._questions, strict=True)
+        lengths = dict(pair for part, each in parts_and_questions for pair in zip(part, each.lengths, strict=True))
         check_lengths(model, [lengths[number] for number in sorted(lengths)], "leave it out")
         self.weights = torch.ones(len(examples), dtype=torch.float64)
 
     def measure(self, part: int, run: Run) -> Float64[Tensor, " N"]:
-        """Return whether the part's examples are answered rightly."""
+        """Return, for each of the part's examples, 1 if it is answered rightly, else 0."""
         choices = self._questions[part].answer(self.model, self._batch_size, run)
         pairs = zip(self._examples[part], choices, strict=True)
         right = [example.choices[choice.likeliest] == example.answer for example, choice in pairs]
@@ -181,9 +174,9 @@ class ChoiceScorer:
         return sum(questions.forest.num_positions(self._batch_size) for questions in self._questions)
 
     def trial(self) -> Trial:
-        """Return a small forward like those of `measure`, and its inputs."""
-        batch, wanted = self._questions[0].sample(self.model)
-        return Trial(batch, lambda tensors: logits_at(self.model, tensors, wanted))
+        """Return small forwards like those of `measure`."""
+        inputs, wanted = self._questions[0].sample(self.model)
+        return _trial(inputs, lambda tensors: logits_at(self.model, tensors, wanted))
 
 
 def check_choices(examples: Sequence[Example]) -> None:
@@ -191,10 +184,11 @@ def check_choices(examples: Sequence[Example]) -> None:
     for number, example in enumerate(examples, start=1):
         if not example.choices or example.answer is None:
             raise InputError(
-                f"task choices needs rows with choices and an answer among them, row {number} has not; add the column "
-                "choices (a list), or end the instruction in 'Answer format: a/b/c'"
+                f"task choices needs rows with choices and an answer among them, row {number} has none; add the "
+                "column choices (a list), or end the instruction in 'Answer format: a/b/c'"
             )
         if not all(choice.strip() for choice in example.choices):
             raise InputError(
-                f"every choice must have text, for none is always the likeliest; row {number} has {example.choices}"
+                f"every choice must have text, for one without text is always the likeliest; row {number} has "
+                f"{example.choices}"
             )

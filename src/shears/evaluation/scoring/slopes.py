@@ -1,7 +1,7 @@
-"""How each example's loss changes with the ranks, to first order: one backward pass for every group and every example.
+"""How each example's loss changes with the ranks, to first order: one backward pass for all groups and examples.
 
-The mask of a rank takes part in the forward as a factor of 0 or 1; the loss's slope along it says what switching the
-rank off or on is about to change. N examples, R ranks, B rows or packed examples of a batch.
+The mask of a rank is a factor of 0 or 1 in the forward. The gradient of the loss with respect to it approximates the
+change from switching the rank on or off. N examples, R ranks, B rows or packed examples of a batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +19,13 @@ from shears.models.sparse_adapter import MASK
 
 @dataclass(frozen=True)
 class Slopes:
-    """Per group, what switching on each rank adds to each example's loss (N R), around the configuration `origin`."""
+    """For each group, the slope of each example's loss along each rank, at the configuration `origin`."""
 
     origin: RankConfig
     by_group: Mapping[str, Float[Tensor, "N R"]]
 
     def predict(self, ranks: RankConfig) -> Float[Tensor, " N"]:
-        """Return what each example's loss under a configuration has above that under the origin, to first order."""
+        """Return the change of each example's loss from the origin to a configuration, to first order."""
         total = torch.zeros(len(next(iter(self.by_group.values()))), dtype=torch.float64)
         for group, slopes in self.by_group.items():
             low, high = sorted((ranks[group], self.origin[group]))
@@ -35,43 +35,45 @@ class Slopes:
         return total
 
     def predict_sum(self, ranks: RankConfig) -> float:
-        """Return the sum of what `predict` gives, from sums over the examples that are made once."""
+        """Return the sum of `predict` over the examples, from sums that are computed once."""
         sums = self._sums
         return sum(sums[group][rank] - sums[group][self.origin[group]] for group, rank in ranks.items())
 
     @cached_property
     def _sums(self) -> dict[str, list[float]]:
-        """Return, for each group, what its first 0, 1, ... R ranks add to the loss of all examples."""
+        """For each group, the change of the loss of all examples from its first 0, 1, ... R ranks."""
         return {
             group: [0.0, *slopes.double().sum(dim=0).cumsum(dim=0).tolist()] for group, slopes in self.by_group.items()
         }
 
 
 def measure_slopes(
-    elastic: ElasticAdapter, origin: RankConfig, batches: Sequence[tuple[Sequence[int], Tensor | None]],
+    elastic: ElasticAdapter,
+    origin: RankConfig,
+    batches: Sequence[tuple[Sequence[int], Tensor | None]],
     loss: Callable[[int], Tensor],
-) -> Slopes:  # fmt: skip
-    """Return the slopes of the summed loss that `loss(number)` computes of each batch.
+) -> Slopes:
+    """Return the slopes of the summed loss that `loss(number)` computes for each batch.
 
-    A batch is given as the numbers of its examples and, where rows are packed, as the place among them of each token's
-    example (Int "P L", negative for none). The adapter is left as it was activated last.
+    A batch is the numbers of its examples and, for packed rows, the index among them of each token's example (Int
+    "P L", negative for none). The adapter is activated again as it was before.
     """
     num_examples = sum(len(examples) for examples, _ in batches)
     before = elastic.active
-    found = {group: torch.zeros(num_examples, ranks[0]) for group, ranks in elastic.space.ranks.items()}
+    slopes = {group: torch.zeros(num_examples, ranks[0]) for group, ranks in elastic.space.ranks.items()}
     for number, (examples, owners) in enumerate(batches):
         factors = _factors(elastic, origin, len(examples))
         _install(elastic, factors, owners)
         with torch.enable_grad():
             gradients = torch.autograd.grad(loss(number), list(factors.values()))
         for group, gradient in zip(factors, gradients, strict=True):
-            found[group][list(examples)] = gradient.cpu()
+            slopes[group][list(examples)] = gradient.cpu()
     elastic.activate(before or origin)
-    return Slopes(origin, found)
+    return Slopes(origin, slopes)
 
 
 def _factors(elastic: ElasticAdapter, origin: RankConfig, count: int) -> dict[str, Float[Tensor, "B R"]]:
-    """Return the masks of the configuration, once an example, as variables."""
+    """Return the masks of the configuration, one copy for each example, that require gradients."""
     device = next(elastic.model.parameters()).device
     return {
         group: (torch.arange(ranks[0], device=device) < origin[group]).float().repeat(count, 1).requires_grad_()
@@ -85,6 +87,6 @@ def _install(elastic: ElasticAdapter, factors: Mapping[str, Tensor], owners: Ten
         mask = factors[group][:, None] if owners is None else factors[group][owners.clamp(min=0)]
         for name in names:
             linear = base.get_submodule(name).lora_A[elastic.adapter]
-            missing = linear.weight.shape[0] - mask.shape[-1]  # of a layer with more ranks than its group has
+            missing = linear.weight.shape[0] - mask.shape[-1]  # of a layer with more ranks than its group
             whole = torch.nn.functional.pad(mask, (0, missing)) if missing else mask
             linear.register_buffer(MASK, whole, persistent=False)

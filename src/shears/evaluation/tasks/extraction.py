@@ -1,20 +1,19 @@
-"""What a generated response answers, by the rule that LLM-Adapters and the Shears paper use, and by a stricter one.
+"""Answers read from generated responses, by the rules of LLM-Adapters and the Shears paper and by stricter ones.
 
-The official rules are restated as they are, faults included, so that figures can be compared with published ones. The
-strict rules read the answer that the text states, and nothing where it states none or several, or denies it.
+The official rules are kept as published, faults included, so that figures compare with published ones. The strict rules
+read the answer that a text states; they read none if the text states none or several, or denies it.
 """
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from shears.evaluation.tasks.answers import finite, numbers_equal
 
 OFFICIAL_NUMBER = re.compile(r"-?\d+\.?\d*")
 OFFICIAL_LETTER = re.compile(r"A|B|C|D|E")
-# 1,234 is one number, 1,2 are two; the - of 10-15 is no sign; a full stop ends a sentence unless digits follow it.
+# 1,234 is one number and 1,2 are two; the - of 10-15 is no sign; a full stop before digits is a decimal point.
 NUMBER = re.compile(
     r"(?P<sign>(?<![\w.)])-|(?<!\d )\b(?:minus|negative) )?(?:\\?[$€£])?"
     r"(?:(?<!\d)(?<!\d[./,])(?:(?P<whole>\d{1,15}) +(?:and +)?)?(?P<top>\d{1,15})/(?P<bottom>\d{1,15})(?!\d|[./]\d)"
@@ -26,7 +25,7 @@ SINGLE_CHARACTER_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 SENTENCE_END = re.compile(r"\n|\.(?=\s|$)")
 IS = r"\s+is\b(?!\s*not\b)"
 STATED_NUMBER = re.compile(rf"(?:answer{IS}|answer\s*:|####)", re.IGNORECASE)
-# A word of its clause denies an answer: one between the last stop and it, or one behind it before a stop or a reason.
+# A word of denial counts within the answer's clause: from the last stop before it to the next stop or reason behind it.
 DENIAL = re.compile(r"\b(?:not|cannot|never|neither|nor|wrong|incorrect|impossible)\b|n['\u2019]t\b", re.IGNORECASE)
 CLAUSE_START = re.compile(r"[.,](?!\d)|[;!?\n]|\b(?:but|hence|thus|therefore)\b", re.IGNORECASE)
 CLAUSE_END = re.compile(CLAUSE_START.pattern + r"|\b(?:because|since|as|that|which|who|if|when|while)\b", re.IGNORECASE)
@@ -47,67 +46,67 @@ HEADING = re.compile(r"^\s*###\s+(?:Instruction|Input|Response)\b", re.MULTILINE
 
 
 class Reading(NamedTuple):
-    """An answer read from a text by the official rule and by the strict one; None where there is none."""
+    """The answers read from a text by the official rule and by the strict one; None if there is none."""
 
     official: float | str | None
     strict: float | str | None
 
 
 def response_of(text: str) -> str:
-    """Return what the papers read: the generated text up to a heading `### Response:` of its own, trimmed."""
+    """Return the part of a generated text that the papers read: up to a heading `### Response:` in it, stripped."""
     return text.split("### Response:", maxsplit=1)[0].strip()
 
 
 def _first_answer(text: str) -> str:
-    """Return a response without further instructions that the model goes on to invent."""
+    """Return a response without the further instructions that a model may invent behind it."""
     return HEADING.split(text, maxsplit=1)[0].strip()
 
 
 def official_number(text: str) -> float | None:
     """Return the last number of a text without its commas: a - before it is a sign, 2/3 is 3, 1,2 is 12."""
-    found = OFFICIAL_NUMBER.findall(text.replace(",", ""))
-    return finite(found[-1]) if found else None
+    numbers = OFFICIAL_NUMBER.findall(text.replace(",", ""))
+    return finite(numbers[-1]) if numbers else None
 
 
 def strict_number(text: str) -> float | None:
-    """Return the number that the sentence behind the last "answer is", "answer:" or "####" states.
+    """Return the number in the sentence behind the last "answer is", "answer:" or "####", or else the last number.
 
-    What stands behind its last = counts where there is one, a/b is a quotient, 3 1/2 is 3.5; several numbers are no
-    answer. Without such a sentence, the last number. One that is denied ("not 5") or beyond a float's range is none.
+    Only the part behind the sentence's last = counts, if it has one. a/b is a quotient, 3 1/2 is 3.5. None for several
+    different numbers, for a number that is denied ("not 5") and for one that exceeds a float's range.
     """
     first = SINGLE_CHARACTER_FRACTION.sub(_written_out, _first_answer(text)).translate(MINUS)
     stated = list(STATED_NUMBER.finditer(first))
     if not stated:
-        found = list(NUMBER.finditer(first))
-        return _number(found[-1]) if found and not _denied(first, found[-1]) else None
+        matches = list(NUMBER.finditer(first))
+        return _number(matches[-1]) if matches and not _denied(first, matches[-1]) else None
     sentence = SENTENCE_END.split(first[stated[-1].end() :].lstrip(), maxsplit=1)[0]
     result = sentence.rsplit("=", 1)[-1]
-    numbers = [_number(number) for number in NUMBER.finditer(result) if not _denied_before(result, number)]
+    numbers = [_number(match) for match in NUMBER.finditer(result) if not _denied_before(result, match)]
     return numbers[0] if numbers and all(numbers_equal(number, numbers[0]) for number in numbers) else None
 
 
 def _written_out(fraction: re.Match[str]) -> str:
-    """Return a character such as U+00BD as 1/2, apart from a whole number before it."""
+    """Return a fraction character, such as U+00BD, as " 1/2"; the space parts it from a whole number before it."""
     return " " + unicodedata.normalize("NFKC", fraction[0]).replace("\u2044", "/")
 
 
-def _number(found: re.Match[str]) -> float | None:
-    sign = -1 if found["sign"] else 1
-    if found["plain"]:
-        size = finite(found["plain"].replace(",", ""))
+def _number(match: re.Match[str]) -> float | None:
+    sign = -1 if match["sign"] else 1
+    if match["plain"]:
+        size = finite(match["plain"].replace(",", ""))
         return None if size is None else sign * size
-    bottom = int(found["bottom"])
-    return sign * (int(found["whole"] or 0) + int(found["top"]) / bottom) if bottom else None
+    bottom = int(match["bottom"])
+    return sign * (int(match["whole"] or 0) + int(match["top"]) / bottom) if bottom else None
 
 
-def _denied(text: str, found: re.Match[str]) -> bool:
-    """Tell whether the clause of what was found denies it: "not 5", "option A is wrong"."""
-    behind = CLAUSE_END.split(text[found.end() :], maxsplit=1)[0]
-    return DENIAL.search(behind) is not None or _denied_before(text, found)
+def _denied(text: str, match: re.Match[str]) -> bool:
+    """Return whether the clause around a match denies it: "not 5", "option A is wrong"."""
+    behind = CLAUSE_END.split(text[match.end() :], maxsplit=1)[0]
+    return DENIAL.search(behind) is not None or _denied_before(text, match)
 
 
-def _denied_before(text: str, found: re.Match[str]) -> bool:
-    return DENIAL.search(CLAUSE_START.split(text[: found.start()])[-1]) is not None
+def _denied_before(text: str, match: re.Match[str]) -> bool:
+    return DENIAL.search(CLAUSE_START.split(text[: match.start()])[-1]) is not None
 
 
 def official_letter(text: str) -> str | None:
@@ -117,10 +116,10 @@ def official_letter(text: str) -> str | None:
 
 
 def strict_letter(text: str) -> str | None:
-    """Return the letter that the text states.
+    """Return the letter behind the last "answer is", else the only letter that the text names and does not deny.
 
-    It is the one behind the last "answer is", else the only one that the text begins with ("C)", "(C)", "C."), has in
-    brackets or names as an option, and does not deny. "A or B" is none, and the article of "the answer is A man".
+    A text names a letter that it begins with ("C)", "(C)", "C."), has in brackets or calls an option. None for "A or B"
+    and for the article of "the answer is A man".
     """
     first = _first_answer(text)
     stated = STATED_LETTERS.findall(first)[-1:]
@@ -130,46 +129,36 @@ def strict_letter(text: str) -> str | None:
 
 
 def official_label(text: str, labels: Sequence[str]) -> str | None:
-    """Return the first label anywhere, also inside a word ("untrue" is true), in this very spelling."""
+    """Return the first label anywhere, also inside a word ("untrue" is true), in the same case."""
     match = re.search("|".join(map(re.escape, labels)), text.strip())
     return match[0] if match else None
 
 
 def strict_label(text: str, labels: Sequence[str]) -> str | None:
-    """Return the label behind the last "answer is", else the only one that the text names and does not deny.
+    """Return the label behind the last "answer is", else the only label that the text names and does not deny.
 
-    "answer1 or answer2" is none, and so is the label of "not true".
+    None for "answer1 or answer2" and for "not true".
     """
-    first, label = _first_answer(text), rf"\b(?:{'|'.join(map(re.escape, labels))})\b"
+    first = _first_answer(text)
+    label = rf"\b(?:{'|'.join(map(re.escape, labels))})\b"
     group = f"{label}(?:{NEXT}{label})*"
     stated = re.findall(rf"(?i)answer{IS}\s*:?\s*{OPENED}({group})", first)[-1:]
     named = [match[0] for match in re.finditer(f"(?i){group}", first) if not _denied(first, match)]
-    found = {name.lower() for each in stated or named for name in re.findall(f"(?i){label}", each)}
-    return next((label for label in labels if {label.lower()} == found), None)
+    names = {name.lower() for each in stated or named for name in re.findall(f"(?i){label}", each)}
+    return next((label for label in labels if {label.lower()} == names), None)
 
 
-def read_number(text: str, labels: Sequence[str] = ()) -> Reading:
-    """Return the number that a response answers."""
-    return Reading(official_number(text), strict_number(text))
-
-
-def read_letter(text: str, labels: Sequence[str] = ()) -> Reading:
-    """Return the letter that a response answers."""
-    return Reading(official_letter(text), strict_letter(text))
-
-
-def read_label(text: str, labels: Sequence[str]) -> Reading:
-    """Return the label that a response answers, one of those to choose from."""
+def read_answers(form: str, text: str, labels: Sequence[str] = ()) -> Reading:
+    """Return the answer in a response by both rules; `form` is number, letter or label (one of `labels`)."""
+    if form == "number":
+        return Reading(official_number(text), strict_number(text))
+    if form == "letter":
+        return Reading(official_letter(text), strict_letter(text))
     return Reading(official_label(text, labels), strict_label(text, labels))
 
 
-READERS: Mapping[str, Callable[[str, Sequence[str]], Reading]] = MappingProxyType(
-    {"number": read_number, "letter": read_letter, "label": read_label}
-)
-
-
-def is_right(found: float | str | None, answer: float | str) -> bool:
-    """Tell whether an answer read is the right one: numbers within 0.001, letters and labels as they are."""
+def is_right(prediction: float | str | None, answer: float | str) -> bool:
+    """Return whether a prediction is right: a number within 0.001 of the answer, a letter or label equal to it."""
     if isinstance(answer, str):
-        return found == answer
-    return not isinstance(found, str) and numbers_equal(found, answer)
+        return prediction == answer
+    return not isinstance(prediction, str) and numbers_equal(prediction, answer)

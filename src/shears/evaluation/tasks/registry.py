@@ -1,12 +1,13 @@
-"""The tasks: what is measured of a model on examples or on a text, with sample count, interval and every record.
+"""The tasks by name, and the evaluation of a loaded model on one of them.
 
-A new task on examples is one function and a line in `ACCURACY_TASKS`.
+A new way to read a number from a generated text is a function and a line in answers.py; any other task on examples is
+a function here and a line in `ACCURACY_TASKS`. The configuration lists the names.
 """
 
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -19,34 +20,64 @@ from shears.data.calibration import text_tokens
 from shears.data.examples import Example, completion_of, load_examples, prompts_of
 from shears.data.paper_rows import paper_row
 from shears.data.prompts import DEFAULT_TEMPLATE
+from shears.data.rows import Row
 from shears.errors import InputError
+from shears.evaluation.contamination import Source, ids_of, mark_seen
 from shears.evaluation.generation.generate import Decoder
+from shears.evaluation.harness.run import QUESTION_IDS, run_harness
 from shears.evaluation.journal import Journal
 from shears.evaluation.records import Evaluation, Record, accuracy_of, record
+from shears.evaluation.scoring.context import warn_beyond
 from shears.evaluation.scoring.perplexity import perplexity
 from shears.evaluation.scoring.score import choose
 from shears.evaluation.scoring.scorers import check_choices
-from shears.evaluation.tasks.answers import evaluate_equation, extract_number, numbers_equal, right_number
-from shears.evaluation.tasks.paper_tasks import generated_records, with_choices
+from shears.evaluation.tasks.answers import NUMBER_READERS, numbers_equal, right_number
+from shears.evaluation.tasks.extraction import is_right, read_answers, response_of
+from shears.evaluation.tasks.paper_tasks import LABELS, right_answers, with_choices
 
 logger = logging.getLogger(__name__)
-__all__ = ["ACCURACY_TASKS", "GENERATED", "Evaluation", "Record", "evaluate_examples", "evaluate_task",
-           "load_task_examples"]  # fmt: skip
 
 
-def evaluate_task(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:
-    """Return the evaluation of a model on the task and data of a configuration; InputError where they do not fit."""
+@dataclass(frozen=True)
+class TaskInputs:
+    """What a task measures: a loaded model on examples; `journal` keeps generated texts for a resumed evaluation."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    examples: Sequence[Example]
+    config: EvaluateConfig
+    journal: Journal | None = None
+
+    def generated(self, one_line: bool = False) -> list[str]:
+        """Return the generated text of every example."""
+        limit = self.config.max_new_tokens
+        decoder = Decoder(self.model, self.tokenizer, limit, one_line, self.config.num_beams, self.journal)
+        prompts = prompts_of(self.examples, self.tokenizer)
+        warn_beyond(self.model, [len(ids) + limit - 1 for ids in prompts])
+        return decoder.answers(prompts, self.config.batch_size)
+
+
+def evaluate_task(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluateConfig,
+    journal: Journal | None = None,
+    training: Sequence[Source] = (),
+) -> Evaluation:
+    """Return the evaluation of a model on a configuration's task and data; InputError if they do not match.
+
+    Questions that the `training` data hold are marked.
+    """
     if config.task == "perplexity":
         return _perplexity(model, tokenizer, config)
-    return evaluate_examples(model, tokenizer, load_task_examples(tokenizer, config), config)
-
-
-def load_task_examples(tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> list[Example]:
-    """Return the examples of a configuration's data; rows of a paper's task may have the form of the hub's own set."""
-    template = config.template or DEFAULT_TEMPLATE
-    if config.task not in ANSWER_FORMS:
-        return load_examples(config.data, template, tokenizer, config.limit)
-    return load_examples(config.data, template, tokenizer, config.limit, partial(paper_row, config.task))
+    if config.task == "harness":
+        evaluation = run_harness(model, tokenizer, config)
+        return mark_seen(evaluation, [record[QUESTION_IDS] for record in evaluation.records], training)
+    # rows of a paper's task may have the columns of the hub's set
+    convert: Callable[[Row], Row] = partial(paper_row, config.task) if config.task in ANSWER_FORMS else dict
+    examples = load_examples(config.data, config.template or DEFAULT_TEMPLATE, tokenizer, config.limit, convert)
+    evaluation = evaluate_examples(model, tokenizer, examples, config, journal)
+    return mark_seen(evaluation, ids_of(examples), training)
 
 
 def evaluate_examples(
@@ -56,124 +87,108 @@ def evaluate_examples(
     config: EvaluateConfig,
     journal: Journal | None = None,
 ) -> Evaluation:
-    """Return the accuracy on examples already loaded (all of them; `limit` and `data` are not looked at).
-
-    `journal` keeps generated texts, so that the evaluation can go on after a kill.
-    """
+    """Return the accuracy on loaded examples; `limit` and `data` of the configuration are ignored."""
     if config.task not in ACCURACY_TASKS:
         raise InputError(f"task must be one of {', '.join(ACCURACY_TASKS)}, got {config.task!r}")
-    evaluation = accuracy_of(config.task, ACCURACY_TASKS[config.task](model, tokenizer, examples, config, journal))
-    logger.info("%s: accuracy %.4f (%.4f to %.4f) on %d examples",
-                config.task, evaluation.value, *evaluation.ci95, evaluation.n)  # fmt: skip
+    records = ACCURACY_TASKS[config.task](TaskInputs(model, tokenizer, examples, config, journal))
+    evaluation = accuracy_of(config.task, records)
+    low, high = evaluation.ci95
+    message = "%s: accuracy %.4f (%.4f to %.4f) on %d examples"
+    logger.info(message, config.task, evaluation.value, low, high, evaluation.n)
     return evaluation
 
 
-def _choices(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    config: EvaluateConfig,
-    journal: Journal | None = None,
-) -> list[Record]:
-    """The choice of the highest log-likelihood is the answer."""
+def _choices(inputs: TaskInputs) -> list[Record]:
+    """Answer each example with its choice of the highest log-likelihood."""
+    examples = inputs.examples
     check_choices(examples)
+    chosen = choose(inputs.model, inputs.tokenizer, examples, inputs.config.batch_size)
     records = []
-    for index, (example, choice) in enumerate(
-        zip(examples, choose(model, tokenizer, examples, config.batch_size), strict=True)
-    ):
-        chosen, per_token = example.choices[choice.likeliest], example.choices[choice.likeliest_per_token]
+    for index, (example, choice) in enumerate(zip(examples, chosen, strict=True)):
+        likeliest = example.choices[choice.likeliest]
+        shown = [round(value, 4) if math.isfinite(value) else None for value in choice.log_likelihoods]
         records.append(
             {
-                **record(index, example, chosen.strip(), str(example.answer).strip()),
-                "correct": chosen == example.answer,
-                "correct_per_token": per_token == example.answer,
-                "log_likelihoods": [_shown(value) for value in choice.log_likelihoods],
+                **record(index, example, likeliest.strip(), str(example.answer).strip()),
+                "correct": likeliest == example.answer,
+                "correct_per_token": example.choices[choice.likeliest_per_token] == example.answer,
+                "log_likelihoods": shown,  # None for an impossible choice: JSON has no infinity
             }
         )
     return records
 
 
-def _shown(log_likelihood: float) -> float | None:
-    """Return a log-likelihood as a record holds it, None for that of the impossible."""
-    return round(log_likelihood, 4) if math.isfinite(log_likelihood) else None
-
-
-def _paper(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    config: EvaluateConfig,
-    journal: Journal | None = None,
-) -> list[Record]:
-    """A task of the paper, by the protocol asked for."""
+def _paper(inputs: TaskInputs) -> list[Record]:
+    """Answer the examples of a paper's task by the configured protocol."""
+    config = inputs.config
     if config.protocol == "choices":
-        template = config.template or DEFAULT_TEMPLATE
-        return _choices(model, tokenizer, with_choices(config.task, examples, template), config)
-    return generated_records(model, tokenizer, examples, config, journal)
+        examples = with_choices(config.task, inputs.examples, config.template or DEFAULT_TEMPLATE)
+        return _choices(replace(inputs, examples=examples))
+    answers = right_answers(config.task, inputs.examples)
+    form = ANSWER_FORMS[config.task]
+    records = []
+    for index, (example, text, answer) in enumerate(zip(inputs.examples, inputs.generated(), answers, strict=True)):
+        official, strict = read_answers(form, response_of(text), LABELS.get(config.task, ()))
+        records.append(
+            {
+                **record(index, example, official, answer),
+                "correct": is_right(official, answer),
+                "prediction_strict": strict,
+                "correct_strict": is_right(strict, answer),
+                "output": text,
+            }
+        )
+    return records
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A task: generate, read a number from the text (of its first line, if `one_line`), compare it with the answer."""
+    """A task that generates a text for each example and compares the number that `read` finds in it with the answer."""
 
     read: Callable[[str], float | None]
     one_line: bool
 
     def answers(self, examples: Sequence[Example]) -> list[float]:
-        """Return the right answers; InputError where an example has none."""
-        return [_right_number(number, example, self.read) for number, example in enumerate(examples, start=1)]
+        """Return the right answers, read from the completion of an example without one; InputError if there is none."""
+        answers = []
+        for number, example in enumerate(examples, start=1):
+            given = example.answer
+            answer = self.read(completion_of(example)) if given is None else right_number(given)
+            if answer is None:
+                raise InputError(f"every row must have a number as its answer, in decimals, row {number} has {given!r}")
+            answers.append(answer)
+        return answers
 
-    def __call__(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        examples: Sequence[Example],
-        config: EvaluateConfig,
-        journal: Journal | None = None,
-    ) -> list[Record]:
-        """Return what each example gave."""
-        answers = self.answers(examples)
-        decoder = Decoder(model, tokenizer, config.max_new_tokens, self.one_line, config.num_beams, journal)
-        prompts = prompts_of(examples, tokenizer)
-        decoder.warn(prompts)
-        texts = decoder.answers(prompts, config.batch_size)
+    def __call__(self, inputs: TaskInputs) -> list[Record]:
+        """Return a record of each example."""
+        answers = self.answers(inputs.examples)
         return [
             {
                 **record(index, example, self.read(text), answer),
                 "correct": numbers_equal(self.read(text), answer),
                 "output": text,
             }
-            for index, (example, text, answer) in enumerate(zip(examples, texts, answers, strict=True))
+            for index, (example, text, answer) in enumerate(
+                zip(inputs.examples, inputs.generated(self.one_line), answers, strict=True)
+            )
         ]
 
 
-def _right_number(number: int, example: Example, read: Callable[[str], float | None]) -> float:
-    """The answer of a row is a number; without one, what the same reader finds in its completion."""
-    answer = read(completion_of(example)) if example.answer is None else right_number(example.answer)
-    if answer is None:
-        raise InputError(
-            f"every row must have a number as its answer, in decimals, row {number} has {example.answer!r}"
-        )
-    return answer
-
-
 GENERATED: Mapping[str, Generated] = MappingProxyType(
-    {"number": Generated(extract_number, one_line=False), "equation": Generated(evaluate_equation, one_line=True)}
+    {name: Generated(*reader) for name, reader in NUMBER_READERS.items()}
 )
-Task = Callable[[nn.Module, PreTrainedTokenizerBase, Sequence[Example], EvaluateConfig, Journal | None], list[Record]]
-ACCURACY_TASKS: Mapping[str, Task] = MappingProxyType(
+ACCURACY_TASKS: Mapping[str, Callable[[TaskInputs], list[Record]]] = MappingProxyType(
     {"choices": _choices, **GENERATED, **dict.fromkeys(ANSWER_FORMS, _paper)}
 )
+"""The tasks on examples; each returns a record of every example."""
 
 
 def _perplexity(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:
-    tokens = text_tokens(config.data, tokenizer)
-    result = perplexity(model, tokens, config.sequence_length, config.limit)
-    each = result.n_tokens // result.n_windows
-    records = [{"window": index, "nll": nll, "tokens": each} for index, nll in enumerate(result.window_losses)]
-    logger.info(
-        "perplexity %.4g (%.4g to %.4g) on %d windows of %d tokens",
-        result.value, *result.ci95, result.n_windows, each + 1,
-    )  # fmt: skip
+    result = perplexity(model, text_tokens(config.data, tokenizer), config.sequence_length, config.limit)
+    length = result.n_tokens // result.n_windows
+    records = [{"window": index, "nll": nll, "tokens": length} for index, nll in enumerate(result.window_losses)]
+    low, high = result.ci95
+    message = "perplexity %.4g (%.4g to %.4g) on %d windows of %d tokens"
+    logger.info(message, result.value, low, high, result.n_windows, length + 1)
     details = {"windows": float(result.n_windows)}
     return Evaluation("perplexity", "perplexity", result.value, result.n_tokens, result.ci95, records, details)

@@ -1,4 +1,4 @@
-"""Several tasks are compared one by one; what records say beside right and wrong is told."""
+"""Several tasks are compared one by one; notes report the other fields of the records."""
 
 from pathlib import Path
 
@@ -37,19 +37,19 @@ def test_only_tasks_that_all_arms_have_are_compared(tmp_path: Path, caplog: pyte
     both, one = _two_tasks(tmp_path, "m1.json", ONE, OTHER), figures_file(tmp_path, "m2.json", records(ONE, "arc_easy"))
     data = compare([both, one])
     assert (data["task"], data["n"]) == ("arc_easy", 8)
-    assert "not every arm has hellaswag: left out" in caplog.text
+    assert "tasks that some arms lack are left out: hellaswag" in caplog.text
     with pytest.raises(InputError, match="a task in common: m1 has hellaswag, arc_easy; x has a task without a name"):
         compare([both, f"x={figures_file(tmp_path, 'm3.json', records(ONE))}"])
 
 
-def test_models_of_a_run_are_compared_task_by_task_too(tmp_path: Path) -> None:
+def test_models_of_a_run_are_compared_task_by_task(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", dense=ONE, sparse=OTHER)
     for name, bits in (("dense", ONE), ("sparse", OTHER)):
         _two_tasks(run / "evaluation", f"{name}.json", bits, bits[:3])
     assert [each["n"] for each in compare([str(run)])["tasks"]] == [8, 3]
 
 
-def test_what_else_the_records_say_of_the_figures_is_told(tmp_path: Path) -> None:
+def test_notes_report_other_readings_contamination_and_prompts(tmp_path: Path) -> None:
     one, other = records(ONE), records(OTHER)
     for number, (record, trained) in enumerate(zip(one, other, strict=True)):
         record |= {"prompt": f"Question: {number}", "correct_strict": False}
@@ -57,9 +57,8 @@ def test_what_else_the_records_say_of_the_figures_is_told(tmp_path: Path) -> Non
     data = compare([f"a={figures_file(tmp_path, 'a.json', one)}", f"b={figures_file(tmp_path, 'b.json', other[::-1])}"])
     assert data["notes"] == [
         "Accuracy strict: a 0.0%, b 25.0%.",
-        "Of the 8 questions, some stand in training data: 4 in that of b. On the other 4 the accuracy is: a 75.0%, "
-        "b 50.0%.",
-        "Asked in other prompts than a: b. Figures differ by that too.",
+        "Of the 8 questions, some are in training data: 4 in that of b. Accuracy on the other 4: a 75.0%, b 50.0%.",
+        "Asked in other prompts than a: b. This changes the figures too.",
     ]
     page = tmp_path / "c.html"
     compare([f"a={tmp_path / 'a.json'}", f"b={tmp_path / 'b.json'}"], output=page)
@@ -67,5 +66,5 @@ def test_what_else_the_records_say_of_the_figures_is_told(tmp_path: Path) -> Non
     for record in other:
         record["seen_in_training"] = True
     data = compare([f"a={figures_file(tmp_path, 'a.json', one)}", f"b={figures_file(tmp_path, 'b.json', other)}"])
-    assert data["notes"][1].endswith("8 in that of b; there are no others.")
+    assert data["notes"][1].endswith("8 in that of b; no question is unseen.")
     assert not compare([figures_file(tmp_path, name, records(ONE)) for name in ("c.json", "d.json")])["notes"]
