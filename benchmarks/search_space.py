@@ -81,7 +81,7 @@ def trade_off(space: SearchSpace, seed: int) -> Objective:
 def searched(name: str, space: SearchSpace, objective: Objective, seed: int, budget: int = BUDGET) -> SearchResult:
     """Return what a strategy finds."""
     strategy, options = STRATEGIES[name]
-    return run_search(space, objective, Plan(strategy, budget, seed, LOSS, (), options))
+    return run_search(space, objective, Plan(strategy, budget, seed, LOSS, options))
 
 
 def distance_row(name: str, ruggedness: float, num_landscapes: int = LANDSCAPES) -> dict[str, float]:

@@ -98,7 +98,7 @@ def a_plan(
     strategy: str = "test", max_evaluations: int = 1000, seed: int = 0, goal: Goal = LOSS, **options: Any
 ) -> Plan:
     """A plan that leaves enough room unless told otherwise."""
-    return Plan(strategy, max_evaluations, seed, goal, (), StrategyOptions(**options))
+    return Plan(strategy, max_evaluations, seed, goal, StrategyOptions(**options))
 
 
 def killable_search(url: str | None, name: str, kill_at: int | None = None) -> list[Evaluated]:

@@ -59,7 +59,7 @@ def test_in_batches_every_strategy_makes_the_search_that_it_makes_one_by_one(
     name: str, options: dict[str, Any], goal: Goal
 ) -> None:
     space = make_space(6)
-    plan = Plan(name, 45, 1, goal, (space.maximal(), space.minimal()), a_plan(**options).options)
+    plan = Plan(name, 45, 1, goal, a_plan(**options).options)
     one_by_one = searched(conflicting(space), space, plan)
     for width in (3, 100):
         wide = Wide(space, width)

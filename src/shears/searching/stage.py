@@ -29,11 +29,10 @@ from shears.searching.measure.evaluators import Evaluator, as_evaluator
 from shears.searching.measure.gauged import GaugedEvaluator, race_report
 from shears.searching.measure.measuring import Validation, open_test, open_validation, open_whole
 from shears.searching.result import SearchResult, conclude
-from shears.searching.seeds import Seeds, pairs_for, propose
 from shears.searching.shared.place import Place, place_of
 from shears.searching.shared.study import dropped_if_unused, open_ledger
 from shears.searching.shared.workers import forget_name
-from shears.searching.strategies.base import ACCURACY, LOSS, Evaluated, Goal, Objective, Plan, Strategy, digest, opening
+from shears.searching.strategies.base import ACCURACY, LOSS, Evaluated, Goal, Objective, Plan, Strategy, digest
 from shears.searching.strategies.ends import maximal, minimal
 from shears.searching.strategies.evolution import Evolution
 from shears.searching.strategies.evolve import Nsga2
@@ -61,7 +60,6 @@ STRATEGIES: Mapping[str, Callable[[SearchSpace, Plan], Strategy]] = MappingProxy
 )
 LATER = (
     "test",
-    "seeds",
     "study",
     "constraint",
     "tie_layers",
@@ -70,7 +68,7 @@ LATER = (
     *StrategyOptions.model_fields,
 )
 WITHOUT_EFFECT = ("max_evaluations", "cache_budget", "stale_after", "storage_timeout")  # on proposals and figures
-AFTER_OPENING = {"heuristic": 0, "maximal": 1, "minimal": 1}  # evaluations of the strategies that do not search
+AFTER_HEURISTIC = {"heuristic": 0, "maximal": 1, "minimal": 1}  # evaluations of the strategies that do not search
 
 
 def run_search(
@@ -78,12 +76,12 @@ def run_search(
 ) -> SearchResult:
     """Search `space` for what `objective` calls best; any callable from RankConfig to figures will do.
 
-    `place` names a storage in which an interrupted search can be resumed. InputError for an unknown strategy, a seed
-    outside of the space, figures that are not finite, a storage that holds something else, or where nothing evaluated
+    `place` names a storage in which an interrupted search can be resumed. InputError for an unknown strategy, figures
+    that are not finite, a storage that holds something else, or where nothing evaluated
     meets the goal's constraints.
     """
     make_strategy(space, plan)  # refuses what it cannot search before there is a study
-    most = len(opening(space, plan)) + AFTER_OPENING.get(plan.strategy, space.size)
+    most = 1 + AFTER_HEURISTIC.get(plan.strategy, space.size)
     budget = min(most, space.size, plan.max_evaluations)
     with open_ledger(space, plan, place) as ledger, meter("search", budget, "evaluations") as progress:
         begun = replace(plan, options=plan.options.model_copy(update={"population": ledger.population}))
@@ -116,7 +114,7 @@ def search(
     settings, output, started = build(SearchConfig, "search", config), expanded(output), time.monotonic()
     trained = read_record(Path(super_adapter), SEARCH_SPACE, "fingerprint", "config")
     fingerprint = trained["fingerprint"]
-    pairs, tied = pairs_for(settings, Path(super_adapter), trained), _tied(settings, trained)
+    tied = _tied(settings, trained)
     asked = _asked(settings, fingerprint)
     resolved_precision(settings.precision, pick_device(settings.device))  # refuses what is not there before a study
     if settings.test is not None:
@@ -127,8 +125,7 @@ def search(
         measured = _measured_at_the_end(settings, adapter, validation)
         about = {"super_adapter": fingerprint, "data": validation.fingerprint}
         place = place_of(settings, work, _study_name(output, asked), about, bool(resume))
-        seeds = propose(pairs, adapter.elastic, settings.seeds, tied) if pairs is not None else None
-        plan = replace(_plan(settings, seeds), predicted=_predicted(settings, validation, tied))
+        plan = replace(_plan(settings), predicted=_predicted(settings, validation, tied))
         with dropped_if_unused(work):
             result = run_search(tied.space, validation.evaluator, plan, place).expanded(tied.expand)
         record = {
@@ -140,7 +137,6 @@ def search(
             "objectives": list(plan.goal.objectives),
             "constraints": list(map(str, plan.goal.constraints)),
             **result.as_data(),
-            **({"seeds": seeds.as_data(result.evaluations, plan.goal)} if seeds else {}),
             **_race(settings, validation, result.evaluations),
             **_gain(settings, adapter, measured, result),
         }
@@ -158,7 +154,7 @@ def search(
 def _tied(settings: SearchConfig, trained: dict[str, Any]) -> TiedSpace:
     """Return the space to search; InputError, before a model is loaded, where the strategy cannot search it."""
     tied = tie_layers(space_of_record(trained), settings.tie_layers)
-    make_strategy(tied.space, _plan(settings, None))
+    make_strategy(tied.space, _plan(settings))
     return tied
 
 
@@ -221,10 +217,9 @@ def _asked(settings: SearchConfig, fingerprint: str) -> dict[str, Any]:
     return {key: value for key, value in asked.items() if key not in unused.union(WITHOUT_EFFECT)}
 
 
-def _plan(settings: SearchConfig, seeds: Seeds | None) -> Plan:
+def _plan(settings: SearchConfig) -> Plan:
     goal = Goal(settings.objectives, settings.constraints)
-    first = seeds.tied if seeds else ()
-    return Plan(settings.strategy, settings.max_evaluations, settings.seed, goal, first, settings.options)
+    return Plan(settings.strategy, settings.max_evaluations, settings.seed, goal, settings.options)
 
 
 def _study_name(output: Path, asked: Mapping[str, Any]) -> str:

@@ -120,13 +120,11 @@ def _check(before: Mapping[str, Any], about: Mapping[str, Any], place: Place) ->
 
 def _identity(space: SearchSpace, plan: Plan) -> dict[str, Any]:
     ranks = json.dumps({group: list(ranks) for group, ranks in space.ranks.items()})
-    seeds = json.dumps([dict(config) for config in plan.seeds])
     return {
         "strategy": plan.strategy,
         "seed": plan.seed,
         "quality": plan.goal.quality,
         "space": digest(ranks)[:16],
-        **({"seeding": digest(seeds)[:16]} if plan.seeds else {}),
         **_unusual(plan),
     }
 

@@ -139,7 +139,6 @@ LOSS, ACCURACY = Goal(), Goal(("accuracy", PARAMETERS))
 class Plan:
     """How to search: strategy by name, most configurations to evaluate (each counts once), seed, goal, options.
 
-    `seeds` are evaluated right after the heuristic, as many as the budget holds; the strategy goes on from there.
     `predicted` says beforehand how configurations compare in the first objective, lower for better; None: unknown.
     """
 
@@ -147,7 +146,6 @@ class Plan:
     max_evaluations: int
     seed: int
     goal: Goal = LOSS
-    seeds: tuple[RankConfig, ...] = ()
     options: StrategyOptions = USUAL
     predicted: Callable[[RankConfig], float] | None = None
 
@@ -220,24 +218,14 @@ def known_in(history: Sequence[Evaluated]) -> set[RankConfig]:
     return {evaluated.ranks for evaluated in history}
 
 
-def opening(space: SearchSpace, plan: Plan) -> list[RankConfig]:
-    """Return what every strategy evaluates first: the heuristic, then the plan's seeds, each once.
-
-    InputError for a seed outside of the space.
-    """
-    return list(dict.fromkeys([space.heuristic(), *map(space.check, plan.seeds)]))
-
-
 def starts(space: SearchSpace, plan: Plan, history: Sequence[Evaluated]) -> list[RankConfig]:
-    """Return where a strategy starts: the opening, and both ends of the space where nothing in the opening is feasible.
+    """Return where a strategy starts: the heuristic, and both ends of the space if the heuristic is infeasible.
 
     An end meets any bound on a size that can be met, in one evaluation; a way down from the heuristic takes many.
     """
-    first = opening(space, plan)
-    known = {evaluated.ranks: evaluated for evaluated in history} if plan.goal.constraints else {}
-    found = [known[ranks] for ranks in first if ranks in known]
-    stuck = len(found) == len(first) and not plan.goal.feasible(found)
-    return list(dict.fromkeys([*first, *(landmarks(space) if stuck else ())]))
+    heuristic = space.heuristic()
+    is_infeasible = any(each.ranks == heuristic and plan.goal.violation(each.metrics) for each in history)
+    return list(dict.fromkeys(landmarks(space))) if is_infeasible else [heuristic]
 
 
 def landmarks(space: SearchSpace) -> list[RankConfig]:

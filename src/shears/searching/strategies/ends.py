@@ -6,10 +6,10 @@ from shears.searching.strategies.heuristics import Heuristic
 
 
 def maximal(space: SearchSpace, plan: Plan) -> Heuristic:
-    """Return the strategy of heuristic, seeds, and the largest rank of every group."""
+    """Return the strategy of the heuristic and the largest rank of every group."""
     return Heuristic(space, plan, (space.maximal(),))
 
 
 def minimal(space: SearchSpace, plan: Plan) -> Heuristic:
-    """Return the strategy of heuristic, seeds, and the smallest rank of every group."""
+    """Return the strategy of the heuristic and the smallest rank of every group."""
     return Heuristic(space, plan, (space.minimal(),))

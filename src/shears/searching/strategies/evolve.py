@@ -11,13 +11,13 @@ from optuna.trial import FrozenTrial, TrialState
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.searching.shared.board import distributions
 from shears.searching.shared.study import new_study
-from shears.searching.strategies.base import Evaluated, Plan, digest, first, landmarks, opening
+from shears.searching.strategies.base import Evaluated, Plan, digest, first, landmarks
 
 Survival = Callable[[Study, list[FrozenTrial]], list[FrozenTrial]]
 
 
 class Nsga2:
-    """Proposes heuristic, seeds and both ends, then children of the fittest; keeps a study, a function of the history.
+    """Proposes the heuristic and both ends, then children of the fittest; keeps a study, a function of the history.
 
     Optuna saves no generator, so each proposal gets a sampler seeded by (seed, length of the history). `survival` says
     who lives on into the next generation; by default NSGA-II's own, by front and crowding distance.
@@ -25,7 +25,7 @@ class Nsga2:
 
     def __init__(self, space: SearchSpace, plan: Plan, survival: Survival | None = None) -> None:
         self._space, self._plan, self._survival = space, plan, survival
-        self._first = list(dict.fromkeys([*opening(space, plan), *landmarks(space)]))
+        self._first = list(dict.fromkeys(landmarks(space)))
         self._population = population_of(space, plan)
         self._forget()
 
@@ -34,11 +34,11 @@ class Nsga2:
         self._study = new_study(["minimize"] * len(self._plan.goal.objectives))
 
     def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
-        """Return a landmark or a seed at first, then a child, which may be known."""
+        """Return a landmark at first, then a child, which may be known."""
         return first(self.propose_many(history, 1))
 
     def propose_many(self, history: Sequence[Evaluated], most: int) -> list[RankConfig]:
-        """Return landmarks and seeds, or the next children of a generation: their parents are of the one before."""
+        """Return landmarks, or the next children of a generation: their parents are of the one before."""
         if list(history[: len(self._told)]) != self._told:
             self._forget()
         for evaluated in history[len(self._told) :]:
@@ -83,8 +83,8 @@ class Nsga2:
 
 
 def population_of(space: SearchSpace, plan: Plan) -> int:
-    """Return the size of a generation; all seeds and landmarks are in the first."""
-    return max(plan.population, len({*opening(space, plan), *landmarks(space)}), 2)
+    """Return the size of a generation; all landmarks are in the first."""
+    return max(plan.population, len({*landmarks(space)}), 2)
 
 
 def _running(study: Study, trial: Trial) -> FrozenTrial:

@@ -6,13 +6,13 @@ from itertools import product
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.errors import InputError
-from shears.searching.strategies.base import Evaluated, Plan, first, opening, unknown_of
+from shears.searching.strategies.base import Evaluated, Plan, first, unknown_of
 
 LARGEST_SPACE = 100_000
 
 
 class Exhaustive:
-    """Proposes heuristic and seeds, then all other configurations, the largest ranks first.
+    """Proposes the heuristic, then all other configurations, the largest ranks first.
 
     InputError for a space of more than LARGEST_SPACE configurations, or a budget that does not hold all of them.
     """
@@ -29,13 +29,13 @@ class Exhaustive:
                 f"an exhaustive search evaluates all {space.size:,} configurations, got max_evaluations "
                 f"{plan.max_evaluations}; raise it, tie more layers or take another strategy"
             )
-        self._space, self._first = space, opening(space, plan)
+        self._space = space
         self._forget()
 
     def _forget(self) -> None:
         self._seen: list[Evaluated] = []
         self._known: set[RankConfig] = set()
-        self._left = _all(self._first, self._space)
+        self._left = _all(self._space)
         self._ahead: list[RankConfig] = []  # the next ones in order, not yet known
 
     def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
@@ -57,10 +57,11 @@ class Exhaustive:
         return self._ahead[:most]
 
 
-def _all(opening: Sequence[RankConfig], space: SearchSpace) -> Iterator[RankConfig]:
-    """Yield every configuration once, those of the opening first."""
-    yield from opening
+def _all(space: SearchSpace) -> Iterator[RankConfig]:
+    """Yield every configuration once, the heuristic first."""
+    heuristic = space.heuristic()
+    yield heuristic
     for ranks in product(*space.ranks.values()):
         config = RankConfig(dict(zip(space.ranks, ranks, strict=True)))
-        if config not in opening:
+        if config != heuristic:
             yield config

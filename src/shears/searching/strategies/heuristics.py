@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.searching.strategies.base import Evaluated, Plan, first, known_in, opening, unknown_of
+from shears.searching.strategies.base import Evaluated, Plan, first, known_in, unknown_of
 
 
 @dataclass(frozen=True)
 class Heuristic:
-    """Proposes the heuristic configuration, then the seeds, then `further` ones, and ends."""
+    """Proposes the heuristic configuration, then `further` ones, and ends."""
 
     space: SearchSpace
     plan: Plan
@@ -21,5 +21,5 @@ class Heuristic:
 
     def propose_many(self, history: Sequence[Evaluated], most: int) -> list[RankConfig]:
         """Return the first of them that are not known."""
-        named = dict.fromkeys([*opening(self.space, self.plan), *self.further])
+        named = dict.fromkeys([self.space.heuristic(), *self.further])
         return unknown_of(named, known_in(history), most)

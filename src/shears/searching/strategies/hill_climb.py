@@ -1,4 +1,4 @@
-"""Hill climbing from the heuristic, or the best seed, through neighbouring configurations (Shears, section 3.3)."""
+"""Hill climbing from the heuristic through neighbouring configurations (Shears, section 3.3)."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -29,11 +29,11 @@ class HillClimbing:
         self._steps: dict[RankConfig, RankConfig] = {}  # from incumbent to incumbent; a summit leads to itself
 
     def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
-        """Return the heuristic and the seeds, then the first unknown neighbour on the way; None at the end."""
+        """Return the heuristic, then the first unknown neighbour on the way; None at the end."""
         return first(self.propose_many(history, 1))
 
     def propose_many(self, history: Sequence[Evaluated], most: int) -> list[RankConfig]:
-        """Return what is unknown of heuristic and seeds, then the next unknown neighbours on the way.
+        """Return the heuristic if it is unknown, then the next unknown neighbours on the way.
 
         Several only where all neighbours are tried: with improvement best. Where no start is feasible, the climb may
         start from the largest or the smallest configuration.

@@ -5,12 +5,12 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.searching.strategies.base import Evaluated, Plan, first, known_in, opening, unknown_of
+from shears.searching.strategies.base import Evaluated, Plan, first, known_in, unknown_of
 
 
 @dataclass(frozen=True)
 class RandomSearch:
-    """Proposes heuristic and seeds, then draws uniformly without repetition until the space is exhausted."""
+    """Proposes the heuristic, then draws uniformly without repetition until the space is exhausted."""
 
     space: SearchSpace
     plan: Plan
@@ -22,7 +22,7 @@ class RandomSearch:
     def propose_many(self, history: Sequence[Evaluated], most: int) -> list[RankConfig]:
         """Return unknown configurations: none depends on a figure."""
         known = known_in(history)
-        found = unknown_of(opening(self.space, self.plan), known, most)
+        found = unknown_of([self.space.heuristic()], known, most)
         known.update(found)
         while len(found) < most and len(known) < self.space.size:
             found.append(self._drawn(known, len(history) + len(found)))
