@@ -27,7 +27,7 @@ from shears.data.examples import load_examples
 from shears.evaluation.statistics import paired_difference, pooled_accuracy
 from shears.records.artifacts import read_json
 from shears.searching.measure.decoding import DecodingGauge
-from shears.searching.pareto import hypervolume
+from shears.searching.result import hypervolume
 from shears.searching.stage import search
 
 HEURISTIC = "heuristic"

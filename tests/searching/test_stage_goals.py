@@ -120,7 +120,7 @@ def test_what_cannot_be_searched_is_refused_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stage_module, "load_super_adapter", None)
-    with pytest.raises(InputError, match="an exhaustive search evaluates all 729 configurations"):
+    with pytest.raises(InputError, match="max_evaluations must be at least 729, the whole space"):
         search(super_adapter, tmp_path / "found", data="x.jsonl", strategy="exhaustive")
     with pytest.raises(InputError, match="precision fp16 needs a CUDA device"):
         search(super_adapter, tmp_path / "found", data="x.jsonl", precision="fp16", device="cpu")
@@ -140,7 +140,7 @@ def test_a_bound_out_of_reach_is_refused_before_anything_is_evaluated(
 
 
 def test_neither_the_budget_nor_unused_options_name_a_search() -> None:
-    usual = stage_module._asked(SearchConfig(data="x.jsonl"), "f")
+    usual = stage_module._identifying(SearchConfig(data="x.jsonl"), "f")
     assert not {"max_evaluations", "constraint", "tie_layers", "improvement", "reference_points"} & set(usual)
     other = SearchConfig(data="x.jsonl", tie_layers=2, restarts=True, constraint=("loss<=1",))
-    assert stage_module._asked(other, "f").keys() - usual.keys() == {"tie_layers", "restarts", "constraint"}
+    assert stage_module._identifying(other, "f").keys() - usual.keys() == {"tie_layers", "restarts", "constraint"}

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from shears.searching.shared.board import WITHDRAWN, WORKER
 from shears.searching.shared.storage import open_storage
+from shears.searching.shared.study import WITHDRAWN, WORKER
 from shears.searching.stage import search
 from tests.processes import Process
 from tests.searching.shared.postgres import PASSWORD, Server, running_server
@@ -148,7 +148,7 @@ def test_one_worker_killed_and_the_server_restarted_nothing_is_lost_and_nothing_
     killed.kill()
     printed = other.communicate(timeout=DEADLINE)[0]
     assert other.returncode == 0, printed
-    assert f"worker {name} gave no sign of life for 4 s; what it had begun is tried again" in printed
+    assert f"worker {name} gave no sign of life for 4 s; another worker evaluates its configuration" in printed
     assert Process(log, search_and_log, *given, data=validation, storage=secret_url).wait() == 0, log.read_text()
 
     check_study(trials(secret_url), name)
