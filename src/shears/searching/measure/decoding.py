@@ -20,11 +20,11 @@ from shears.evaluation.generation.generate import Decoder
 from shears.evaluation.generation.prompt_caches import Batch, Fill, PromptCaches, Way, open_prompt_caches
 from shears.evaluation.scoring.prefix import first_blocks, first_difference
 from shears.evaluation.scoring.scorers import Parts
-from shears.evaluation.scoring.slopes import Slopes
 from shears.evaluation.tasks.answers import numbers_equal
 from shears.evaluation.tasks.registry import GENERATED
 from shears.models.devices import autocast, device_of
 from shears.models.sparse_adapter import is_sparse
+from shears.searching.measure.gauges import Gauge
 
 WIDTH = 8
 """Configurations in a batch; with more, time grows with the rows on most machines."""
@@ -32,13 +32,14 @@ WORTHWHILE = 0.9  # largest share of the blocks' runs at which prompts are read 
 TRIAL_TOKENS = 2  # one from the cache, and one after it
 
 
-class DecodingGauge:
+class DecodingGauge(Gauge):
     """Values are 1 if the number read from the generated answer is right, else 0; weights are 1.
 
     A batch holds `batch_size` prompts for each of up to `width` configurations. Each row is the same as in a batch of
     one configuration, with the same prompts and padding; only kernels may round differently in larger batches. If the
     configurations differ in a few blocks, prompts are read from the first of these on. A sparse adapter has one product
     for all rows, and DoRA and adapters of routed experts have no ranks by row: their configurations come one by one.
+    The anchor is not used: of several neighbours, the one that differs last shares as much with the others.
     """
 
     def __init__(
@@ -126,10 +127,3 @@ class DecodingGauge:
     def _first(self) -> dict[str, int]:
         assert self._caches is not None, "the blocks' name comes from the caches"
         return first_blocks(self._elastic.space.modules, self._caches.prefix.name)
-
-    def anchor(self, ranks: RankConfig) -> None:
-        """Do nothing: of several neighbours, the one that differs last shares as much with the others."""
-
-    def slopes(self, ranks: RankConfig) -> Slopes | None:
-        """Return None: right and wrong answers have no slope."""
-        return None

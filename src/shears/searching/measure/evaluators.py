@@ -24,39 +24,34 @@ ValuesByExample = Float64[np.ndarray, " N"]
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Measures rank configurations."""
+    """Measures rank configurations; by default one at a time, without use of the incumbent."""
 
     @property
     def width(self) -> int:
         """Configurations that are best measured together."""
+        return 1
 
     def __call__(self, ranks: RankConfig) -> Figures:
         """Return the figures of a configuration, measured on all examples."""
 
     def many(self, configs: Sequence[RankConfig]) -> list[Figures]:
         """Return the figures of each configuration; those of a race may be estimates (`is_partial`)."""
+        return [self(ranks) for ranks in configs]
 
     def anchor(self, evaluated: Evaluated) -> None:
         """Take the incumbent; the next configurations differ little from it."""
+        return  # a default: with an empty body it would be abstract
 
 
 @dataclass(frozen=True)
-class PlainEvaluator:
+class PlainEvaluator(Evaluator):
     """Any callable from a configuration to figures as an evaluator."""
 
     objective: Objective
-    width: int = 1
 
     def __call__(self, ranks: RankConfig) -> Figures:
         """Return the figures of a configuration."""
         return self.objective(ranks)
-
-    def many(self, configs: Sequence[RankConfig]) -> list[Figures]:
-        """Return the figures of each configuration."""
-        return [self.objective(ranks) for ranks in configs]
-
-    def anchor(self, evaluated: Evaluated) -> None:
-        """Do nothing."""
 
 
 def as_evaluator(objective: Objective | Evaluator) -> Evaluator:

@@ -43,12 +43,14 @@ class Gauge(Protocol):
 
     def anchor(self, ranks: RankConfig) -> None:
         """Take the incumbent; the next configurations differ little from it."""
+        return  # a default: with an empty body it would be abstract
 
     def slopes(self, ranks: RankConfig) -> Slopes | None:
         """Return how the values of all examples change around a configuration; None if they have no slopes."""
+        return None
 
 
-class WholeGauge:
+class WholeGauge(Gauge):
     """Measures configurations one by one, with every forward whole."""
 
     width = 1
@@ -73,9 +75,6 @@ class WholeGauge:
         self.elastic.activate(ranks)
         with self.autocast():
             return self.scorer.measure(part, plainly)
-
-    def anchor(self, ranks: RankConfig) -> None:
-        """Do nothing."""
 
     def slopes(self, ranks: RankConfig) -> Slopes | None:
         """Return how the losses change around a configuration; None for accuracies, and if rows share their ranks."""

@@ -4,7 +4,6 @@ The base is packed once. For each configuration, the update's ranks are cut and 
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -17,7 +16,8 @@ from shears.errors import InputError
 from shears.models.sparse_adapter import is_sparse
 from shears.runtime.native.available import kernels_available
 from shears.runtime.native.model_source import ModelSource, Update, source_of_model
-from shears.searching.strategies.base import LATENCY, Evaluated, Figures
+from shears.searching.measure.evaluators import Evaluator
+from shears.searching.strategies.base import LATENCY, Figures
 
 PROMPT = 16  # tokens before the first measured one
 ROUNDS = 5  # the latency is the median of so many rounds,
@@ -25,14 +25,12 @@ STEPS = 16  # each of which is the mean of so many tokens
 ALTERNATIVE = "take macs, which count the same products"
 
 
-class LatencyEvaluator:
+class LatencyEvaluator(Evaluator):
     """Gives `latency`: milliseconds a decoded token of one sequence, in bf16 values, on torch's number of threads.
 
     It is measured with a clock: repetitions and machines differ. InputError if the decoder is not built or does not
     cover the model, or if the adapter is masked by the base's zeros: it is merged, so no rank costs time.
     """
-
-    width = 1
 
     def __init__(self, elastic: ElasticAdapter, values: NumberFormat = "bf16") -> None:
         if not kernels_available():
@@ -71,10 +69,3 @@ class LatencyEvaluator:
             rank = ranks[self._groups[name]]
             updates[name] = Update(update.a[:rank], update.b[:, :rank], update.scaling)
         return replace(self._source, updates=updates)
-
-    def many(self, configs: Sequence[RankConfig]) -> list[Figures]:
-        """Return the latency of each configuration."""
-        return list(map(self, configs))
-
-    def anchor(self, evaluated: Evaluated) -> None:
-        """Do nothing."""

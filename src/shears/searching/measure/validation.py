@@ -142,7 +142,7 @@ def open_whole(
     adapter: SuperAdapter, config: SearchConfig, quality: str, data: str, limit: int | None = None
 ) -> GaugedEvaluator:
     """Return an evaluator of one quality on some examples, each configuration measured on all of them."""
-    return _whole(adapter, config, quality, _examples(adapter, data, limit))
+    return _open_quality(adapter, config, quality, _examples(adapter, data, limit))
 
 
 def open_test(
@@ -151,10 +151,12 @@ def open_test(
     """Return an evaluator on test examples; warn of those that the super-adapter was trained on."""
     examples = _examples(adapter, data)
     _warn_of_training_data(trained, examples, data, "a gain on them does not show what was learned")
-    return _whole(adapter, config, quality, examples)
+    return _open_quality(adapter, config, quality, examples)
 
 
-def _whole(adapter: SuperAdapter, config: SearchConfig, quality: str, examples: Sequence[Example]) -> GaugedEvaluator:
+def _open_quality(
+    adapter: SuperAdapter, config: SearchConfig, quality: str, examples: Sequence[Example]
+) -> GaugedEvaluator:
     budget = EvaluationBudget("0", seed=config.seed)
     if quality == ACCURACY.quality:
         return accuracy_evaluator(adapter, examples, config, budget)
