@@ -24,8 +24,8 @@ from shears.records.paths import expanded
 from shears.records.version import __version__
 from shears.searching.explore import explore, ranked
 from shears.searching.held_out_gain import gain_report
-from shears.searching.measure.evaluators import Evaluator, GaugedEvaluator, as_evaluator, race_report
-from shears.searching.measure.validation import Validation, open_test, open_validation, open_whole
+from shears.searching.measure.evaluators import Evaluator, as_evaluator, race_report
+from shears.searching.measure.validation import Validation, open_validation, open_whole
 from shears.searching.result import SearchResult, conclude
 from shears.searching.shared.location import StudyLocation, deleted_if_unused, location_of, open_study
 from shears.searching.strategies.base import ACCURACY, LOSS, Evaluated, Goal, Objective, SearchPlan, digest
@@ -92,7 +92,7 @@ def search(
     with working_folder(output, identity, resume=resume, defaults=SearchConfig.defaults()) as work:
         adapter = load_super_adapter(super_adapter, model, settings.weights, settings.device)
         validation = open_validation(adapter, settings, tied)
-        held_out = _open_held_out(settings, adapter, validation)
+        gain = _open_gain(settings, adapter, validation)
         about = {"super_adapter": fingerprint, "data": validation.fingerprint}
         location = location_of(settings, work, _study_name(output, identity), about, bool(resume))
         plan = replace(_plan(settings), predicted=_predicted(settings, validation, tied))
@@ -108,7 +108,7 @@ def search(
             "constraints": list(map(str, plan.goal.constraints)),
             **result.as_data(),
             **_race(settings, validation, result.evaluations),
-            **_gain(settings, adapter, held_out, result),
+            **gain(result),
         }
         write_json(work / RESULT, content)
         (work / WORKER).unlink(missing_ok=True)  # the name of a worker that has work left
@@ -147,36 +147,29 @@ def _race(settings: SearchConfig, validation: Validation, evaluations: Sequence[
     quality = validation.qualities.get(settings.objectives[0])
     if quality is None or quality.race is None:
         return {}
-    return {"race": race_report(evaluations, quality.num_examples, quality.race)}
+    return {"race": race_report(evaluations, len(quality.weights), quality.race)}
 
 
-def _open_held_out(
+def _open_gain(
     settings: SearchConfig, adapter: SuperAdapter, validation: Validation
-) -> tuple[GaugedEvaluator, GaugedEvaluator] | None:
-    """Return the evaluators of the gain on validation and on test examples; None without a test.
+) -> Callable[[SearchResult], dict[str, Any]]:
+    """Return a function from a result to the record of its held-out gain, which is empty without a test.
 
-    They are opened before the search, so that examples that cannot be measured are refused before it.
+    The evaluators are opened here, so that examples that cannot be measured are refused before the search.
     """
-    if settings.test is None:
-        return None
+    test_data = settings.test
+    if test_data is None:
+        return lambda result: {}
     quality = ACCURACY.quality if settings.task else LOSS.quality
-    test = open_test(adapter, settings, quality, settings.test, validation.trained)
-    own = validation.qualities.get(quality)
-    return own or open_whole(adapter, settings, quality, settings.data, settings.limit), test
+    test = open_whole(adapter, settings, quality, test_data, trained=validation.trained)
+    own = validation.qualities.get(quality) or open_whole(adapter, settings, quality, settings.data, settings.limit)
 
+    def record(result: SearchResult) -> dict[str, Any]:
+        heuristic = adapter.elastic.space.heuristic()
+        report = gain_report(own, test, result.chosen.ranks, heuristic, len(result.evaluations))
+        return {"test_sha256": source_fingerprint(test_data), "gain": report}
 
-def _gain(
-    settings: SearchConfig,
-    adapter: SuperAdapter,
-    held_out: tuple[GaugedEvaluator, GaugedEvaluator] | None,
-    result: SearchResult,
-) -> dict[str, Any]:
-    """Return the record of the gain on the test examples, nothing without a test."""
-    if settings.test is None or held_out is None:
-        return {}
-    heuristic = adapter.elastic.space.heuristic()
-    report = gain_report(*held_out, result.chosen.ranks, heuristic, len(result.evaluations))
-    return {"test_sha256": source_fingerprint(settings.test), "gain": report}
+    return record
 
 
 def _identifying(settings: SearchConfig, fingerprint: str) -> dict[str, Any]:

@@ -92,7 +92,8 @@ def test_only_the_figure_that_decides_is_raced(adapter: SuperAdapter) -> None:
 
 def test_a_race_asks_in_an_order_of_the_seed(adapter: SuperAdapter) -> None:
     config = SearchConfig(data="unused", race_error=0.05, seed=3)
-    assert validation._budget(config, "loss").parts(400) == parts_of(400, 3) != parts_of(400, 0)
+    seed = validation._budget(config, "loss").seed
+    assert parts_of(400, seed) == parts_of(400, 3) != parts_of(400, 0)
 
 
 def test_the_fingerprint_is_of_what_is_measured(adapter: SuperAdapter) -> None:

@@ -128,11 +128,6 @@ class GaugedEvaluator:
         """Configurations that are best measured together."""
         return self._gauge.width
 
-    @property
-    def num_examples(self) -> int:
-        """Number of all examples."""
-        return len(self.weights)
-
     def __call__(self, ranks: RankConfig) -> Figures:
         """Return the figures of a configuration, measured on all examples."""
         quality = float(self.values(ranks).sum()) / self._total_weight
@@ -173,10 +168,8 @@ class GaugedEvaluator:
 
     def _part(self, ranks: RankConfig, part: int) -> ValuesByExample:
         """Return the values of a part, measured now unless they are known; parts come in order."""
-        known = self._values.setdefault(ranks, [])
-        if len(known) == part:
-            known.append(self._gauge.measure([ranks], part)[0].numpy())
-        return known[part]
+        self._measure_part([ranks], part)
+        return self._values[ranks][part]
 
     def _measure(self, configs: Sequence[RankConfig]) -> dict[RankConfig, Figures]:
         """Measure configurations part after part; return the figures of those that are not measured whole."""
@@ -206,7 +199,7 @@ class GaugedEvaluator:
         """
         values = np.concatenate(self._values[ranks][:num_parts])
         reference = np.concatenate([self._part(anchor.ranks, part) for part in range(num_parts)])
-        unit = self.num_examples / self._total_weight  # the mean over all examples is then the difference of figures
+        unit = len(self.weights) / self._total_weight  # the mean over all examples is then the difference of figures
         worse_by = unit * self._sign * (values - reference)
         predicted = unit * self._predicted(ranks, anchor.ranks)
         is_last = num_parts == len(self._gauge.sizes)
@@ -218,7 +211,7 @@ class GaugedEvaluator:
     def _predicted(self, ranks: RankConfig, reference: RankConfig) -> ValuesByExample:
         """Return by how much each example is predicted to be worse than under the reference; zeros without slopes."""
         if self._slopes is None:
-            return np.zeros(self.num_examples)
+            return np.zeros(len(self.weights))
         return np.asarray(self._sign * (self._slopes.predict(ranks) - self._slopes.predict(reference)).numpy())
 
 

@@ -10,7 +10,7 @@ from shears.config.notation import num_bytes
 from shears.data.batches import padding
 from shears.data.examples import Example, Tokenized, load_examples, rows_fingerprint, tokenize_all
 from shears.evaluation.contamination import Trained, ids_of, read_trained
-from shears.evaluation.scoring.scorers import ChoiceScorer, LossScorer, Parts
+from shears.evaluation.scoring.scorers import ChoiceScorer, LossScorer
 from shears.models.losses import within_context
 from shears.records.artifacts import training_sources
 from shears.searching.measure.decoding import DecodingGauge
@@ -42,10 +42,6 @@ class EvaluationBudget:
         """The rule by which candidates are decided early."""
         return Race(self.race_error, indifference=self.race_indifference) if self.race_error else None
 
-    def parts(self, num_examples: int) -> Parts:
-        """Return the numbers of the examples in the parts that are measured one after the other."""
-        return parts_of(num_examples, self.seed)
-
 
 def loss_evaluator(
     adapter: SuperAdapter, rows: Sequence[Tokenized], config: SearchConfig, budget: EvaluationBudget
@@ -55,7 +51,9 @@ def loss_evaluator(
     Precision `auto` is fp32 here: one rank changes the loss by less than bf16 rounds, so that a search in bf16 would
     compare rounding errors.
     """
-    scorer = LossScorer(adapter.model, rows, padding(adapter.tokenizer), config.batch_size, budget.parts(len(rows)))
+    scorer = LossScorer(
+        adapter.model, rows, padding(adapter.tokenizer), config.batch_size, parts_of(len(rows), budget.seed)
+    )
     precision = "fp32" if config.precision == "auto" else config.precision
     gauge = open_gauge(adapter.elastic, scorer, precision, num_bytes(budget.cache_budget))
     return GaugedEvaluator(gauge, LOSS.quality, adapter.elastic, budget.race)
@@ -65,7 +63,7 @@ def accuracy_evaluator(
     adapter: SuperAdapter, examples: Sequence[Example], config: SearchConfig, budget: EvaluationBudget
 ) -> GaugedEvaluator:
     """Return an evaluator of `accuracy`, the share of right examples by the rule of the task, and `parameters`."""
-    parts = budget.parts(len(examples))
+    parts = parts_of(len(examples), budget.seed)
     if config.task != "choices":
         decoding = DecodingGauge(adapter, examples, config, parts)
         return GaugedEvaluator(decoding, ACCURACY.quality, adapter.elastic, budget.race)
@@ -139,24 +137,19 @@ def _examples(adapter: SuperAdapter, data: str, limit: int | None = None) -> lis
 
 
 def open_whole(
-    adapter: SuperAdapter, config: SearchConfig, quality: str, data: str, limit: int | None = None
+    adapter: SuperAdapter,
+    config: SearchConfig,
+    quality: str,
+    data: str,
+    limit: int | None = None,
+    trained: Sequence[Trained] = (),
 ) -> GaugedEvaluator:
-    """Return an evaluator of one quality on some examples, each configuration measured on all of them."""
-    return _open_quality(adapter, config, quality, _examples(adapter, data, limit))
+    """Return an evaluator of one quality on some examples, each configuration measured on all of them.
 
-
-def open_test(
-    adapter: SuperAdapter, config: SearchConfig, quality: str, data: str, trained: Sequence[Trained]
-) -> GaugedEvaluator:
-    """Return an evaluator on test examples; warn of those that the super-adapter was trained on."""
-    examples = _examples(adapter, data)
+    Warn of examples that the super-adapter was trained on, as far as these are given.
+    """
+    examples = _examples(adapter, data, limit)
     _warn_of_training_data(trained, examples, data, "a gain on them does not show what was learned")
-    return _open_quality(adapter, config, quality, examples)
-
-
-def _open_quality(
-    adapter: SuperAdapter, config: SearchConfig, quality: str, examples: Sequence[Example]
-) -> GaugedEvaluator:
     budget = EvaluationBudget("0", seed=config.seed)
     if quality == ACCURACY.quality:
         return accuracy_evaluator(adapter, examples, config, budget)

@@ -59,6 +59,9 @@ def location_of(
     """
     if settings.storage is None:
         return StudyLocation(own_url(work), name, resume, {"data": identity["data"]})
+    worker = work / WORKER  # unique, and kept in the folder: a search resumed there is the same worker
+    if not worker.exists():
+        write_text(worker, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
     scoring: dict[str, str] = {"precision": settings.precision}
     if settings.task:
         scoring |= {"task": str(settings.task), "max_new_tokens": str(settings.max_new_tokens)}
@@ -67,7 +70,7 @@ def location_of(
         settings.study or f"search-{identity['super_adapter'][:12]}",
         resume,
         {**identity, **scoring},
-        worker_name(work),
+        worker.read_text(encoding="utf-8"),
         settings.stale_after,
         settings.storage_timeout,
     )
@@ -76,14 +79,6 @@ def location_of(
 def own_url(work: Path) -> str:
     """Return the storage URL of the study file in the folder `work`."""
     return URL.create("sqlite", database=str(work.resolve() / STUDY)).render_as_string(hide_password=False)
-
-
-def worker_name(folder: Path) -> str:
-    """Return a unique name that is kept in the working folder: a search resumed there is the same worker."""
-    path = folder / WORKER
-    if not path.exists():
-        write_text(path, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
-    return path.read_text(encoding="utf-8")
 
 
 @contextmanager
@@ -111,9 +106,15 @@ def _join(storage: RetryingStorage, plan: SearchPlan, location: StudyLocation, i
     except DuplicatedStudyError:
         study_id = storage.get_study_id_from_name(location.name)
         before = _identity_of(storage, study_id, location)
-        if before is not None:
-            _refuse_another(before, identity, location)
+        if before == identity:
             return study_id
+        if before is not None:
+            changed = [key for key in sorted({*before, *identity}) if before.get(key) != identity.get(key)]
+            advice = "name another with --study" if location.worker else "name another output or delete it"
+            raise InputError(
+                f"the study {location.name!r} must be of this search, and its {', '.join(changed)} "
+                f"{'differs' if len(changed) == 1 else 'differ'}; {advice}"
+            ) from None
     storage.set_study_user_attr(study_id, POPULATION, plan.population)
     storage.set_study_user_attr(study_id, IDENTITY, dict(identity))  # last: other workers wait for it
     return study_id
@@ -131,15 +132,6 @@ def _identity_of(storage: RetryingStorage, study_id: int, location: StudyLocatio
             return identity
         time.sleep(0.1)
     return None
-
-
-def _refuse_another(before: Mapping[str, Any], now: Mapping[str, Any], location: StudyLocation) -> None:
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    if changed:
-        raise InputError(
-            f"the study {location.name!r} must be of this search, and its {', '.join(changed)} differ"
-            f"{'s' * (len(changed) == 1)}; name another {'with --study' if location.worker else 'output or delete it'}"
-        )
 
 
 def _identity(space: SearchSpace, plan: SearchPlan) -> dict[str, Any]:

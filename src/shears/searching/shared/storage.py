@@ -24,15 +24,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from sqlalchemy.exc import (
-    DBAPIError,
-    InterfaceError,
-    InternalError,
-    OperationalError,
-    PendingRollbackError,
-    SQLAlchemyError,
-    TimeoutError,
-)  # fmt: skip
+from sqlalchemy import exc
 
 from shears.adapt.space import SearchSpace
 from shears.config.fields import hide_passwords
@@ -43,13 +35,10 @@ JOURNAL = "journal://"
 FIRST_BYTES = b'{"op_code":'  # of every line of Optuna's journal
 PASSWORD = "SHEARS_STORAGE_PASSWORD"  # the environment variable that completes a URL without one
 HIDDEN = "***"  # stands for a password in records
+POSTGRESQL = "postgresql+psycopg"
+MYSQL = "mysql+pymysql"
 DRIVERS: Mapping[str, str] = MappingProxyType(
-    {
-        "postgres": "postgresql+psycopg",
-        "postgresql": "postgresql+psycopg",
-        "mysql": "mysql+pymysql",
-        "mariadb": "mariadb+pymysql",
-    }
+    {"postgres": POSTGRESQL, "postgresql": POSTGRESQL, "mysql": MYSQL, "mariadb": MYSQL}
 )
 EXTRAS: Mapping[str, str] = MappingProxyType({"psycopg": "postgresql", "pymysql": "mysql"})
 TIMEOUTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(  # seconds after which a lost server is noticed
@@ -63,8 +52,8 @@ ATTEMPTS = 6  # to make the tables: workers that start at the same moment make t
 MADE_BY_ANOTHER = ("exists", "duplicate", "Duplicate", "UNIQUE", "locked", "restarting transaction")
 FIRST_WAIT = 0.1  # seconds before the first retry, doubled up to
 LONGEST_WAIT = 10.0
-STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError, OSError)
-TEMPORARY = (OperationalError, InterfaceError, InternalError, TimeoutError, PendingRollbackError)
+STORAGE_ERRORS = (StorageInternalError, exc.SQLAlchemyError, OSError)
+TEMPORARY = (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError, exc.PendingRollbackError)
 TEMPORARY_ERRNO = frozenset(  # a network file system that is away
     {errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOTCONN}
 )
@@ -111,18 +100,13 @@ def _journal(url: str) -> JournalStorage:
     if not path.is_absolute() or not path.parent.is_dir():
         raise InputError(f"a journal must be {JOURNAL}/ABSOLUTE/FILE in an existing folder, got {url}")
     try:
-        _refuse_foreign(path)
+        with suppress(FileNotFoundError), open(path, "rb") as file:  # the lock would cut lines off a foreign file
+            first = file.read(len(FIRST_BYTES))
+            if first != FIRST_BYTES[: len(first)]:  # a torn first line will do
+                raise ValueError("it is not a journal")
         return JournalStorage(JournalFileBackend(str(path), lock_obj=_RepairingLock(str(path))))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:  # foreign lines
         raise InputError(f"storage must be a journal file that can be opened, got {url}: {first_line(error)}") from None
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raise ValueError for a file that is not a journal: the lock would cut lines off. A torn first line will do."""
-    with suppress(FileNotFoundError), open(path, "rb") as file:
-        first = file.read(len(FIRST_BYTES))
-        if first != FIRST_BYTES[: len(first)]:
-            raise ValueError("it is not a journal")
 
 
 class _RepairingLock(JournalFileSymlinkLock):  # type: ignore[misc]  # optuna is not typed for us
@@ -148,12 +132,12 @@ def _database(url: str) -> RDBStorage:
         for attempt in range(1, ATTEMPTS):
             try:
                 return _tuned(full)
-            except DBAPIError as error:
+            except exc.DBAPIError as error:
                 if not any(word in str(error) for word in MADE_BY_ANOTHER):
                     raise
             time.sleep(0.2 * attempt * (1 + random.random()))
         return _tuned(full)
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError) as error:
+    except (exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError) as error:
         reason = without(first_line(error), *secrets)
         missing = getattr(error.__cause__, "name", None) or getattr(error, "name", None)
         extra = EXTRAS.get(str(missing)) if isinstance(error, ImportError) else None
@@ -218,9 +202,9 @@ def is_temporary(error: BaseException) -> bool:
         return error.__cause__ is not None and is_temporary(error.__cause__)
     if isinstance(error, OSError):
         return error.errno in TEMPORARY_ERRNO
-    if isinstance(error, DBAPIError) and type(error.orig).__module__ == "sqlite3":
+    if isinstance(error, exc.DBAPIError) and type(error.orig).__module__ == "sqlite3":
         return "locked" in str(error)
-    return isinstance(error, TEMPORARY) or (isinstance(error, DBAPIError) and error.connection_invalidated)
+    return isinstance(error, TEMPORARY) or (isinstance(error, exc.DBAPIError) and error.connection_invalidated)
 
 
 class RetryingStorage:
