@@ -3,13 +3,13 @@
     python -m benchmarks.search --adapter FOLDER --data FILE [--evaluations 100] [--precision fp32] [--error 0.05]
     python -m benchmarks.search --adapter FOLDER --data FILE --decode [--configs 8] [--batch-size 32]
 
-FOLDER is a super-adapter, FILE its validation examples. The first climbs the hill of the validation loss in turns, one
-evaluation each: from the first differing block on; racing on top; neighbours in the predicted order, too; and
-differences below `--indifference` taken for none (a way is left out by `--ways`). Every tenth configuration
-(`--naive-every`) of the first climb is also evaluated by whole forwards: figures by prefix have the same bits, and the
-time of all 100 is that of these times ten, for every whole evaluation runs the same blocks. Seconds are CPU seconds, so
-that one thread's do not depend on what else runs. Everything counts: trials, anchors, slopes, the whole measurements of
-a race's finalists. The second generates answers of several configurations in one batch and one by one, in turns.
+FOLDER is a super-adapter, FILE its validation examples. The first command climbs the validation loss in several ways
+(`--ways`), one evaluation of each in turn: from the first differing block on; with racing; with racing and neighbours
+in the predicted order; and with an `--indifference`, too. Every tenth configuration (`--naive-every`) of the first
+climb is also evaluated by whole forwards. Figures by prefix must have the same bits. Every whole evaluation runs the
+same blocks, so the time of all 100 is ten times that of these. Seconds are CPU seconds, which do not depend on what
+else runs. Everything counts: trials, anchors, slopes, the whole measurements of a race's finalists. The second command
+generates answers of several configurations in one batch and one by one, in turns.
 """
 
 import argparse
@@ -46,7 +46,7 @@ WAYS = (PREFIX, RACING, PREDICTED, INDIFFERENT)
 
 
 class Blocks:
-    """Counts how often decoder blocks do run, whoever calls them: by a linear in each."""
+    """Counts how often decoder blocks run, by a hook on a linear in each."""
 
     def __init__(self, model: nn.Module) -> None:
         self.count = 0
@@ -107,7 +107,7 @@ class Climb(Arm):
 
     @property
     def best(self) -> Evaluated:
-        """What is chosen: the best of what was measured on all examples."""
+        """The choice: the best configuration that was measured on all examples."""
         return LOSS.best([each for each in self.final if LOSS.is_measured(each.metrics)])
 
 
@@ -115,7 +115,7 @@ def climb(
     adapter: SuperAdapter, rows: Sequence[Tokenized], settings: SearchConfig, budget: EvaluationBudget, every: int = 1,
     names: Sequence[str] = WAYS,
 ) -> tuple[Arm, list[Climb]]:  # fmt: skip
-    """Climb in several ways, in turns, the first checked now and then; AssertionError where prefixes change a bit."""
+    """Climb in several ways, in turns; AssertionError if a figure by prefixes differs from that of whole forwards."""
     blocks = Blocks(adapter.model)
     climbs = [_climb(adapter, rows, settings, way, blocks) for way in _ways(budget) if way[0] in names]
     naive, whole = Arm(NAIVE, blocks), loss_evaluator(adapter, rows, settings, EvaluationBudget("0", 0.0, budget.seed))
