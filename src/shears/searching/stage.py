@@ -84,8 +84,8 @@ def search(
     record = read_record(Path(super_adapter), SEARCH_SPACE, "fingerprint", "config")
     fingerprint = record["fingerprint"]
     tied = tie_layers(space_of_record(record), settings.tie_layers)
-    make_strategy(tied.space, _plan(settings))  # refuses a space before a model is loaded
-    resolved_precision(settings.precision, pick_device(settings.device))  # so for a precision
+    make_strategy(tied.space, _plan(settings))  # this line and the next refuse before a model is loaded
+    resolved_precision(settings.precision, pick_device(settings.device))
     if settings.test is not None:
         check_apart(settings.data, settings.test, settings.limit)
     identity = _identifying(settings, fingerprint)

@@ -144,7 +144,8 @@ class GaugedEvaluator:
 
     def many(self, configs: Sequence[RankConfig]) -> list[Figures]:
         """Return the figures of each configuration, measured together as far as the gauge allows it."""
-        unknown = [ranks for ranks in dict.fromkeys(configs) if not self._is_whole(ranks)]
+        num_parts = len(self._gauge.sizes)
+        unknown = [ranks for ranks in dict.fromkeys(configs) if len(self._values.get(ranks, ())) < num_parts]
         estimated: dict[RankConfig, Figures] = {}
         for start in range(0, len(unknown), self._gauge.width):
             estimated |= self._measure(unknown[start : start + self._gauge.width])
@@ -162,9 +163,6 @@ class GaugedEvaluator:
         Always around the heuristic, so that a resumed search decides the same; bad predictions cost time, no error.
         """
         return self._gauge.slopes(self._elastic.space.heuristic())
-
-    def _is_whole(self, ranks: RankConfig) -> bool:
-        return len(self._values.get(ranks, ())) == len(self._gauge.sizes)
 
     def _part(self, ranks: RankConfig, part: int) -> ValuesByExample:
         """Return the values of a part, measured now unless they are known; parts come in order."""

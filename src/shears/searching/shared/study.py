@@ -22,9 +22,9 @@ from shears.searching.shared.storage import RetryingStorage, distributions
 from shears.searching.strategies.base import Evaluated, SearchPlan
 
 logger = logging.getLogger(__name__)
-WORKER = "shears:worker"  # attributes of a trial: who claimed it,
-HEARTBEAT = "shears:beat"  # a count that rises while it is evaluated,
-WITHDRAWN = "shears:withdrawn"  # and whether it counts for nothing
+WORKER_KEY = "shears:worker"  # attributes of a trial: who claimed it,
+HEARTBEAT_KEY = "shears:beat"  # a count that rises while it is evaluated,
+WITHDRAWN_KEY = "shears:withdrawn"  # and whether it counts for nothing
 HEARTBEATS = 6  # in the time after which a worker without one is given up
 STATES = MappingProxyType(
     {
@@ -86,13 +86,13 @@ class SearchStudy:
         trial_id: int = trial._trial_id
         if trial.state is TrialState.WAITING:  # queued by another tool, such as the dashboard; it has no parameters
             return Claim(trial_id, RankConfig({}), ClaimState.WITHDRAWN)
-        is_withdrawn = WITHDRAWN in trial.system_attrs
+        is_withdrawn = WITHDRAWN_KEY in trial.system_attrs
         claim = Claim(
             trial_id,
             self.space.check(trial.params),
             ClaimState.WITHDRAWN if is_withdrawn else STATES[trial.state],
-            trial.system_attrs.get(WORKER, ""),
-            trial.system_attrs.get(HEARTBEAT, 0),
+            trial.system_attrs.get(WORKER_KEY, ""),
+            trial.system_attrs.get(HEARTBEAT_KEY, 0),
             dict(sorted(trial.user_attrs.items())),
         )
         if trial.state.is_finished():
@@ -132,7 +132,7 @@ class SearchStudy:
             state=TrialState.PRUNED if is_repeat else TrialState.RUNNING,
             params=dict(ranks),
             distributions=distributions(self.space),
-            system_attrs={} if is_repeat else {WORKER: self._worker, HEARTBEAT: 0},
+            system_attrs={} if is_repeat else {WORKER_KEY: self._worker, HEARTBEAT_KEY: 0},
         )
         return Claim(self._storage.create_new_trial(self._id, template), ranks, state, self._worker)
 
@@ -160,7 +160,7 @@ class SearchStudy:
         """End a claim without figures."""
         with suppress(UpdateFinishedTrialError):  # another worker ended it, or this one before a connection was lost
             if is_withdrawn:
-                self._storage.set_trial_system_attr(claim.trial_id, WITHDRAWN, True)
+                self._storage.set_trial_system_attr(claim.trial_id, WITHDRAWN_KEY, True)
             self._storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
 
     @contextmanager
@@ -188,7 +188,7 @@ class SearchStudy:
             if done.wait(self._stale_after / HEARTBEATS):
                 return
             for claim in self._held():
-                self._storage.try_once("set_trial_system_attr", claim.trial_id, HEARTBEAT, count)
+                self._storage.try_once("set_trial_system_attr", claim.trial_id, HEARTBEAT_KEY, count)
 
     def add(self, evaluated: Evaluated) -> None:
         """Write the figures of a configuration that this worker holds, or claims now."""
