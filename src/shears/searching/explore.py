@@ -28,9 +28,11 @@ def explore(strategy: Strategy, objective: Objective | Evaluator, study: SearchS
         proposed = _next(strategy, study, evaluator.width, budget)
         claimed = study.claim(proposed, budget)
         if claimed and _is_wanted(claimed, strategy, study, best.count):
-            anchor = _anchor(strategy, study, best)
             with study.evaluating():
-                for evaluated in _evaluated(claimed, evaluator, anchor, goal):
+                if (anchor := _anchor(strategy, study, best)) is not None:
+                    evaluator.anchor(anchor)
+                figures = [goal.check(*pair) for pair in zip(claimed, evaluator.many(claimed), strict=True)]
+                for evaluated in map(Evaluated, claimed, figures):
                     study.add(evaluated)
                     best.update(evaluated)
                     progress.advance(1, best.describe())
@@ -69,16 +71,6 @@ def _is_wanted(claimed: Sequence[RankConfig], strategy: Strategy, study: SearchS
     if is_over:
         study.give_back()
     return not is_over
-
-
-def _evaluated(
-    claimed: Sequence[RankConfig], evaluator: Evaluator, anchor: Evaluated | None, goal: Goal
-) -> list[Evaluated]:
-    """Return the claimed configurations with their figures."""
-    if anchor is not None:
-        evaluator.anchor(anchor)
-    figures = evaluator.many(claimed)
-    return [Evaluated(ranks, goal.check(ranks, each)) for ranks, each in zip(claimed, figures, strict=True)]
 
 
 def _anchor(strategy: Strategy, study: SearchStudy, best: "_Best") -> Evaluated | None:

@@ -35,14 +35,8 @@ from shears.searching.tied import TiedSpace, tie_layers
 logger = logging.getLogger(__name__)
 IN_MEMORY = StudyLocation()
 ADDED_LATER = (  # options that earlier searches did not have; see `_identifying`
-    "test",
-    "study",
-    "constraint",
-    "tie_layers",
-    "race_error",
-    "race_indifference",
-    *StrategyOptions.model_fields,
-)
+    "test", "study", "constraint", "tie_layers", "race_error", "race_indifference", *StrategyOptions.model_fields
+)  # fmt: skip
 WITHOUT_EFFECT = ("max_evaluations", "cache_budget", "stale_after", "storage_timeout")  # on proposals and figures
 NUM_PROPOSALS = {"heuristic": 1, "maximal": 2, "minimal": 2}  # of the strategies that do not search
 

@@ -4,7 +4,7 @@ All of them grow with the ranks by the same amount, inputs + outputs a rank, and
 on one is a bound on all, and a front of two of them is one configuration.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 
 import torch
@@ -36,16 +36,10 @@ def base_macs(model: nn.Module) -> int:
         _nonzeros(linear.get_parameter("weight")) for name, linear in linears(model).items() if LORA not in name
     )
     used = getattr(getattr(model, "config", None), "num_experts_per_tok", None)
-    return dense + round(sum(_nonzeros(stack) * _share(stack, used) for stack in _stacks(model)))
-
-
-def _stacks(model: nn.Module) -> Iterator[Tensor]:
-    for name in dict.fromkeys(matrix.parameter for matrix in block_matrices("", model) if matrix.index is not None):
-        yield model.get_parameter(name)
-
-
-def _share(stack: Tensor, used: int | None) -> float:
-    return min(used / stack.shape[0], 1.0) if used else 1.0
+    names = dict.fromkeys(matrix.parameter for matrix in block_matrices("", model) if matrix.index is not None)
+    stacks = list(map(model.get_parameter, names))
+    shares = [min(used / stack.shape[0], 1.0) if used else 1.0 for stack in stacks]
+    return dense + round(sum(_nonzeros(stack) * share for stack, share in zip(stacks, shares, strict=True)))
 
 
 def _nonzeros(weight: Tensor) -> int:

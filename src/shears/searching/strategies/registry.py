@@ -10,13 +10,13 @@ from shears.searching.strategies.base import SearchPlan, Strategy
 from shears.searching.strategies.evolution import Evolution
 from shears.searching.strategies.hill_climb import HillClimbing
 from shears.searching.strategies.nsga2 import Nsga2, rnsga2
-from shears.searching.strategies.simple import Exhaustive, RandomSearch, heuristic, maximal, minimal
+from shears.searching.strategies.simple import Exhaustive, FixedConfigs, RandomSearch
 
 STRATEGIES: Mapping[StrategyName, Callable[[SearchSpace, SearchPlan], Strategy]] = MappingProxyType(
     {
-        "heuristic": heuristic,
-        "maximal": maximal,
-        "minimal": minimal,
+        "heuristic": lambda space, _: FixedConfigs((space.heuristic(),)),  # Shears, section 3.3
+        "maximal": lambda space, _: FixedConfigs((space.heuristic(), space.maximal())),
+        "minimal": lambda space, _: FixedConfigs((space.heuristic(), space.minimal())),
         "random": RandomSearch,
         "exhaustive": Exhaustive,
         "hill-climbing": HillClimbing,
