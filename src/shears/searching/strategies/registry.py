@@ -1,4 +1,4 @@
-"""The strategies by name; `config.strategies.StrategyName` lists the names, and a test compares the two."""
+"""The strategies by name; the configuration lists the same names for the flag, and a test compares the two."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
