@@ -3,13 +3,13 @@
     python -m benchmarks.search --adapter FOLDER --data FILE [--evaluations 100] [--precision fp32] [--error 0.05]
     python -m benchmarks.search --adapter FOLDER --data FILE --decode [--configs 8] [--batch-size 32]
 
-FOLDER is a super-adapter, FILE its validation examples. The first climbs the hill of the validation loss in turns, one
-evaluation each: from the first differing block on; racing on top; neighbours in the predicted order, too; and
-differences below `--indifference` taken for none (a way is left out by `--ways`). Every tenth configuration
-(`--naive-every`) of the first climb is also evaluated by whole forwards: figures by prefix have the same bits, and the
-time of all 100 is that of these times ten, for every whole evaluation runs the same blocks. Seconds are CPU seconds, so
-that one thread's do not depend on what else runs. Everything counts: trials, anchors, slopes, the whole measurements of
-a race's finalists. The second generates answers of several configurations in one batch and one by one, in turns.
+FOLDER is a super-adapter, FILE its validation examples. The first command climbs the validation loss in several ways
+(`--ways`), one evaluation of each in turn: from the first differing block on; with racing; with racing and neighbours
+in the predicted order; and with an `--indifference`, too. Every tenth configuration (`--naive-every`) of the first
+climb is also evaluated by whole forwards. Figures by prefix must have the same bits. Every whole evaluation runs the
+same blocks, so the time of all 100 is ten times that of these. Seconds are CPU seconds, which do not depend on what
+else runs. Everything counts: trials, anchors, slopes, the whole measurements of a race's finalists. The second command
+generates answers of several configurations in one batch and one by one, in turns.
 """
 
 import argparse
@@ -34,10 +34,10 @@ from shears.models.blocks import decoder_blocks, linears
 from shears.models.losses import own_model
 from shears.searching.explore import ranked
 from shears.searching.measure.decoding import DecodingGauge
-from shears.searching.measure.gauged import GaugedEvaluator
-from shears.searching.measure.measuring import Thrift, loss_evaluator
+from shears.searching.measure.evaluators import GaugedEvaluator
 from shears.searching.measure.racing import parts_of
-from shears.searching.strategies.base import EXAMPLES, LOSS, Evaluated, Plan
+from shears.searching.measure.validation import EvaluationBudget, loss_evaluator
+from shears.searching.strategies.base import EXAMPLES, LOSS, Evaluated, SearchPlan
 from shears.searching.strategies.hill_climb import HillClimbing
 
 NAIVE, PREFIX, RACING, PREDICTED = "naive", "prefix", "prefix + racing", "prefix + racing, predicted order"
@@ -46,7 +46,7 @@ WAYS = (PREFIX, RACING, PREDICTED, INDIFFERENT)
 
 
 class Blocks:
-    """Counts how often decoder blocks do run, whoever calls them: by a linear in each."""
+    """Counts how often decoder blocks run, by a hook on a linear in each."""
 
     def __init__(self, model: nn.Module) -> None:
         self.count = 0
@@ -80,7 +80,7 @@ class Climb(Arm):
     """One hill climbing."""
 
     open_evaluator: Callable[[], GaugedEvaluator] = field(kw_only=True)
-    plan: Plan = field(kw_only=True)
+    plan: SearchPlan = field(kw_only=True)
     space: SearchSpace = field(kw_only=True)
     history: list[Evaluated] = field(default_factory=list)
     final: list[Evaluated] = field(default_factory=list)
@@ -89,36 +89,36 @@ class Climb(Arm):
         """Make an evaluation at a time."""
         evaluator: GaugedEvaluator = self.timed(self.open_evaluator)
         strategy = HillClimbing(self.space, self._plan(evaluator))
-        while len(self.history) < self.plan.max_evaluations and (ranks := strategy.propose(self.history)):
+        while len(self.history) < self.plan.max_evaluations and (proposed := strategy.propose(self.history)):
             known = {each.ranks: each for each in self.history}
             if self.history:
                 anchor = known[strategy.incumbent or self.history[0].ranks]
                 self.timed(lambda anchor=anchor: evaluator.anchor(anchor))  # type: ignore[misc]
-            (figures,) = self.timed(lambda ranks=ranks: evaluator.many([ranks]))  # type: ignore[misc]
-            self.history.append(Evaluated(ranks, figures))
+            (figures,) = self.timed(partial(evaluator.many, proposed))
+            self.history.append(Evaluated(proposed[0], figures))
             yield
         self.final = self.timed(lambda: ranked(self.history, evaluator, LOSS))
         yield
 
-    def _plan(self, evaluator: GaugedEvaluator) -> Plan:
+    def _plan(self, evaluator: GaugedEvaluator) -> SearchPlan:
         if self.plan.options.order == "random":
             return self.plan
         return replace(self.plan, predicted=self.timed(evaluator.predictor))
 
     @property
     def best(self) -> Evaluated:
-        """What is chosen: the best of what was measured on all examples."""
+        """The choice: the best configuration that was measured on all examples."""
         return LOSS.best([each for each in self.final if LOSS.is_measured(each.metrics)])
 
 
 def climb(
-    adapter: SuperAdapter, rows: Sequence[Tokenized], settings: SearchConfig, thrift: Thrift, every: int = 1,
+    adapter: SuperAdapter, rows: Sequence[Tokenized], settings: SearchConfig, budget: EvaluationBudget, every: int = 1,
     names: Sequence[str] = WAYS,
 ) -> tuple[Arm, list[Climb]]:  # fmt: skip
-    """Climb in several ways, in turns, the first checked now and then; AssertionError where prefixes change a bit."""
+    """Climb in several ways, in turns; AssertionError if a figure by prefixes differs from that of whole forwards."""
     blocks = Blocks(adapter.model)
-    climbs = [_climb(adapter, rows, settings, way, blocks) for way in _ways(thrift) if way[0] in names]
-    naive, whole = Arm(NAIVE, blocks), loss_evaluator(adapter, rows, settings, Thrift("0", 0.0, thrift.seed))
+    climbs = [_climb(adapter, rows, settings, way, blocks) for way in _ways(budget) if way[0] in names]
+    naive, whole = Arm(NAIVE, blocks), loss_evaluator(adapter, rows, settings, EvaluationBudget("0", 0.0, budget.seed))
     running = {each.name: each.steps() for each in climbs}
     for turn in range(settings.max_evaluations + 1):
         for name in random.Random(turn).sample(list(running), len(running)):
@@ -133,24 +133,24 @@ def climb(
 
 def _climb(
     adapter: SuperAdapter, rows: Sequence[Tokenized], settings: SearchConfig,
-    way: tuple[str, Thrift, StrategyOptions], blocks: Blocks,
+    way: tuple[str, EvaluationBudget, StrategyOptions], blocks: Blocks,
 ) -> Climb:  # fmt: skip
-    name, thrift, options = way
-    plan = Plan("hill-climbing", settings.max_evaluations, settings.seed, options=options)
+    name, budget, options = way
+    plan = SearchPlan("hill-climbing", settings.max_evaluations, settings.seed, options=options)
     return Climb(
-        name, blocks, open_evaluator=lambda: loss_evaluator(adapter, rows, settings, thrift),
+        name, blocks, open_evaluator=lambda: loss_evaluator(adapter, rows, settings, budget),
         plan=plan, space=adapter.elastic.space,
     )  # fmt: skip
 
 
-def _ways(thrift: Thrift) -> list[tuple[str, Thrift, StrategyOptions]]:
+def _ways(budget: EvaluationBudget) -> list[tuple[str, EvaluationBudget, StrategyOptions]]:
     usual, predicted = StrategyOptions(), StrategyOptions(order="predicted")
-    strict = replace(thrift, race_indifference=0.0)
+    strict = replace(budget, race_indifference=0.0)
     return [
         (PREFIX, replace(strict, race_error=0.0), usual),
         (RACING, strict, usual),
         (PREDICTED, strict, predicted),
-        (INDIFFERENT, thrift, predicted),
+        (INDIFFERENT, budget, predicted),
     ]
 
 
@@ -217,9 +217,9 @@ def main() -> None:
         lines = decode(adapter, examples, settings, arguments.configs)
     else:
         rows = tokenize_all(examples, adapter.tokenizer, adapter.record["config"]["max_length"])
-        thrift = Thrift(arguments.cache_budget, arguments.error, race_indifference=arguments.indifference)
-        naive, climbs = climb(adapter, rows, settings, thrift, arguments.naive_every, arguments.ways)
-        whole = loss_evaluator(adapter, rows, settings, Thrift("0", 0.0, thrift.seed))
+        budget = EvaluationBudget(arguments.cache_budget, arguments.error, race_indifference=arguments.indifference)
+        naive, climbs = climb(adapter, rows, settings, budget, arguments.naive_every, arguments.ways)
+        whole = loss_evaluator(adapter, rows, settings, EvaluationBudget("0", 0.0, budget.seed))
         lines = climb_report(naive, climbs, len(rows), whole, arguments.naive_loss)
     for line in lines:
         print(line, flush=True)

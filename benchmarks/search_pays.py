@@ -5,11 +5,11 @@
     python -m benchmarks.search_pays fronts FILE.jsonl   # how much the fronts of each super-adapter dominate
 
 FOLDERs are super-adapters that differ by their seed alone. Every strategy searches the validation loss (and parameters)
-with the same number of evaluations, sees the validation examples only, and what it chooses is measured once on the test
-examples: generated answers, as the task reads them. NSGA-II's and RNSGA-II's choice is the best loss on their fronts.
-A row a super-adapter and strategy is appended as soon as it is there, with every test answer; what is there is not done
-again. The table has test accuracies, and each strategy's paired difference to the heuristic with seeds pooled example
-by example. `hill-climbing, raced` evaluates by races in the predicted order. Needs trained super-adapters.
+with the same number of evaluations and sees the validation examples only. Its choice is measured once on the test
+examples by generated answers, as the task reads them. NSGA-II's and RNSGA-II's choice is the best loss on their fronts.
+Each super-adapter and strategy appends one row with every test answer; existing rows are not measured again. The table
+has test accuracies, and each strategy's paired difference to the heuristic with seeds pooled example by example.
+`hill-climbing, raced` evaluates by races in the predicted order. Needs trained super-adapters.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from shears.data.examples import load_examples
 from shears.evaluation.statistics import paired_difference, pooled_accuracy
 from shears.records.artifacts import read_json
 from shears.searching.measure.decoding import DecodingGauge
-from shears.searching.pareto import hypervolume
+from shears.searching.result import hypervolume
 from shears.searching.stage import search
 
 HEURISTIC = "heuristic"
@@ -80,7 +80,7 @@ def row(name: str, folder: Path, strategy: str, arguments: argparse.Namespace) -
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Append a row for every super-adapter and strategy that is not there."""
+    """Append a row for every super-adapter and strategy that has none."""
     results: Path = arguments.results
     there = {(each["adapter"], each["strategy"]) for each in rows_of(results)}
     for spec in arguments.adapter:
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Yield the lines of the table: strategies over the super-adapters that all of the compared have."""
+    """Yield the lines of the table: one strategy a line, over all super-adapters that it was measured on."""
     names = list(dict.fromkeys(each["adapter"] for each in rows))
     by_strategy = {
         strategy: {each["adapter"]: each for each in rows if each["strategy"] == strategy} for strategy in STRATEGIES

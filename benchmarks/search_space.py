@@ -14,10 +14,9 @@ from statistics import mean
 from benchmarks.report import environment
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.strategies import StrategyOptions
-from shears.searching.pareto import hypervolume
-from shears.searching.result import SearchResult
+from shears.searching.result import SearchResult, hypervolume
 from shears.searching.stage import run_search
-from shears.searching.strategies.base import LOSS, Figures, Objective, Plan
+from shears.searching.strategies.base import LOSS, Figures, Objective, SearchPlan
 
 RANKS, NUM_GROUPS = (32, 24, 16), 6
 BUDGET, LANDSCAPES, SEEDS = 100, 20, 3
@@ -81,7 +80,7 @@ def trade_off(space: SearchSpace, seed: int) -> Objective:
 def searched(name: str, space: SearchSpace, objective: Objective, seed: int, budget: int = BUDGET) -> SearchResult:
     """Return what a strategy finds."""
     strategy, options = STRATEGIES[name]
-    return run_search(space, objective, Plan(strategy, budget, seed, LOSS, (), options))
+    return run_search(space, objective, SearchPlan(strategy, budget, seed, LOSS, options))
 
 
 def distance_row(name: str, ruggedness: float, num_landscapes: int = LANDSCAPES) -> dict[str, float]:

@@ -10,17 +10,15 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.strategies import StrategyOptions
 from shears.progress import Meter
 from shears.searching.explore import explore
-from shears.searching.shared.ledger import Ledger
-from shears.searching.shared.place import Place
-from shears.searching.shared.study import open_ledger
-from shears.searching.strategies.base import LOSS, Evaluated, Figures, Goal, Objective, Plan, Strategy
+from shears.searching.shared.claims import StudyState
+from shears.searching.shared.location import StudyLocation, open_study
+from shears.searching.strategies.base import LOSS, Evaluated, Figures, Goal, Objective, SearchPlan, Strategy
 from shears.searching.strategies.evolution import Evolution
-from shears.searching.strategies.evolve import Nsga2
 from shears.searching.strategies.hill_climb import HillClimbing
-from shears.searching.strategies.random_search import RandomSearch
-from shears.searching.strategies.rnsga2 import rnsga2
+from shears.searching.strategies.nsga2 import Nsga2, rnsga2
+from shears.searching.strategies.simple import RandomSearch
 
-STRATEGIES: Mapping[str, Callable[[SearchSpace, Plan], Strategy]] = {
+STRATEGIES: Mapping[str, Callable[[SearchSpace, SearchPlan], Strategy]] = {
     "hill-climbing": HillClimbing,
     "nsga2": Nsga2,
     "random": RandomSearch,
@@ -77,16 +75,16 @@ def silent() -> Meter:
 
 
 def climb(
-    make: Callable[[SearchSpace, Plan], Strategy],
+    make: Callable[[SearchSpace, SearchPlan], Strategy],
     space: SearchSpace,
     objective: Objective,
-    plan: Plan,
-    place: Place | None = None,
-) -> Ledger:
-    """Run a search to its end; return its ledger."""
-    with open_ledger(space, plan, place or Place()) as ledger:
-        explore(make(space, plan), objective, ledger, plan, silent())
-    return ledger
+    plan: SearchPlan,
+    location: StudyLocation | None = None,
+) -> StudyState:
+    """Run a search to its end; return the state of its study."""
+    with open_study(space, plan, location or StudyLocation()) as study:
+        explore(make(space, plan), objective, study, silent())
+    return study.state
 
 
 def evaluated(space: SearchSpace, objective: Objective, *configs: RankConfig) -> list[Evaluated]:
@@ -96,9 +94,9 @@ def evaluated(space: SearchSpace, objective: Objective, *configs: RankConfig) ->
 
 def a_plan(
     strategy: str = "test", max_evaluations: int = 1000, seed: int = 0, goal: Goal = LOSS, **options: Any
-) -> Plan:
+) -> SearchPlan:
     """A plan that leaves enough room unless told otherwise."""
-    return Plan(strategy, max_evaluations, seed, goal, (), StrategyOptions(**options))
+    return SearchPlan(strategy, max_evaluations, seed, goal, StrategyOptions(**options))
 
 
 def killable_search(url: str | None, name: str, kill_at: int | None = None) -> list[Evaluated]:
@@ -114,4 +112,4 @@ def killable_search(url: str | None, name: str, kill_at: int | None = None) -> l
         return objective(ranks)
 
     plan = a_plan(name, BUDGET)
-    return climb(STRATEGIES[name], space, dangerous, plan, Place(url, resume=True)).history
+    return climb(STRATEGIES[name], space, dangerous, plan, StudyLocation(url, resume=True)).history

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.goals import Constraint
 from shears.searching.explore import explore
-from shears.searching.measure.evaluators import PlainEvaluator, Together
-from shears.searching.shared.place import Place
-from shears.searching.shared.study import open_ledger
-from shears.searching.stage import STRATEGIES, make_strategy, run_search
-from shears.searching.strategies.base import Evaluated, Figures, Goal, Plan, proposals
+from shears.searching.measure.evaluators import CombinedEvaluator, PlainEvaluator
+from shears.searching.shared.location import StudyLocation, open_study
+from shears.searching.stage import run_search
+from shears.searching.strategies.base import Evaluated, Figures, Goal, SearchPlan
+from shears.searching.strategies.registry import STRATEGIES, make_strategy
 from tests.searching.formulas import a_plan, conflicting, counted, make_space, separable, silent
 
 LIMIT = 6 * 24 + 8
@@ -39,10 +39,10 @@ class Wide:
         self.anchors.append(evaluated.ranks)
 
 
-def searched(evaluator: Any, space: SearchSpace, plan: Plan) -> list[Evaluated]:
-    with open_ledger(space, plan, Place()) as ledger:
-        explore(make_strategy(space, plan), evaluator, ledger, plan, silent())
-    return ledger.history
+def searched(evaluator: Any, space: SearchSpace, plan: SearchPlan) -> list[Evaluated]:
+    with open_study(space, plan, StudyLocation()) as study:
+        explore(make_strategy(space, plan), evaluator, study, silent())
+    return study.state.history
 
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -59,7 +59,7 @@ def test_in_batches_every_strategy_makes_the_search_that_it_makes_one_by_one(
     name: str, options: dict[str, Any], goal: Goal
 ) -> None:
     space = make_space(6)
-    plan = Plan(name, 45, 1, goal, (space.maximal(), space.minimal()), a_plan(**options).options)
+    plan = SearchPlan(name, 45, 1, goal, a_plan(**options).options)
     one_by_one = searched(conflicting(space), space, plan)
     for width in (3, 100):
         wide = Wide(space, width)
@@ -90,10 +90,10 @@ def test_populations_and_neighbourhoods_fill_the_batches(name: str, options: dic
 def test_what_is_proposed_together_does_not_depend_on_the_figures_of_each_other(seed: int, name: str) -> None:
     space, plan = make_space(5), a_plan(name, 40, seed)
     history = searched(separable(space, seed), space, plan)[: seed % 30 + 1]
-    together = proposals(make_strategy(space, plan), history, 8)
+    together = make_strategy(space, plan).propose(history, 8)
     for number, ranks in enumerate(together):
-        made_up = [Evaluated(each, {"loss": float(-place), "parameters": 1}) for place, each in enumerate(together)]
-        assert make_strategy(space, plan).propose([*history, *made_up[:number]]) == ranks
+        made_up = [Evaluated(each, {"loss": float(-rank), "parameters": 1}) for rank, each in enumerate(together)]
+        assert make_strategy(space, plan).propose([*history, *made_up[:number]]) == [ranks]
 
 
 def test_the_anchor_is_the_best_so_far_and_of_a_climb_its_incumbent() -> None:
@@ -116,10 +116,10 @@ def test_a_resumed_search_anchors_what_an_undisturbed_one_does() -> None:
     space, plan = make_space(6), a_plan("hill-climbing", 30)
     whole, resumed = Wide(space, 1), Wide(space, 1)
     history = searched(whole, space, plan)
-    with open_ledger(space, plan, Place()) as ledger:
+    with open_study(space, plan, StudyLocation()) as study:
         for each in history[:11]:
-            ledger.add(each)
-        explore(make_strategy(space, plan), resumed, ledger, plan, silent())
+            study.add(each)
+        explore(make_strategy(space, plan), resumed, study, silent())
     assert resumed.anchors == whole.anchors[10:]
 
 
@@ -127,16 +127,18 @@ def test_a_resumed_search_anchors_what_an_undisturbed_one_does() -> None:
 def test_what_breaks_a_bound_on_a_size_is_proposed_but_not_measured(name: str, tmp_path: Any) -> None:
     space = make_space(6)
     objective, asked = counted(conflicting(space))
-    evaluator = Together([PlainEvaluator(objective)], lambda ranks: {"parameters": sum(ranks.values())}, BOUNDED)
-    plan, place = a_plan(name, 40, goal=BOUNDED), Place(f"sqlite:///{tmp_path}/study.db", resume=True)
-    result = run_search(space, evaluator, plan, place)
+    evaluator = CombinedEvaluator(
+        [PlainEvaluator(objective)], lambda ranks: {"parameters": sum(ranks.values())}, BOUNDED
+    )
+    plan, location = a_plan(name, 40, goal=BOUNDED), StudyLocation(f"sqlite:///{tmp_path}/study.db", resume=True)
+    result = run_search(space, evaluator, plan, location)
     within = [each for each in result.evaluations if sum(each.ranks.values()) <= LIMIT]
     assert asked == [each.ranks for each in within]
     assert all("loss" in each.metrics for each in within)
     assert all("loss" not in each.metrics for each in result.evaluations if each not in within)
     assert result.chosen == BOUNDED.best(within)
     assert set(result.reference) == {"loss", "parameters"}
-    again = run_search(space, evaluator, plan, place)
+    again = run_search(space, evaluator, plan, location)
     assert again.evaluations == result.evaluations, "as read back"
     assert len(asked) == len(within)
 

@@ -12,9 +12,10 @@ from shears.config import SearchConfig
 from shears.config.goals import Constraint, parse_constraint, parse_number
 from shears.config.resolve import build
 from shears.errors import InputError
-from shears.searching.shared.place import Place
-from shears.searching.stage import STRATEGIES, run_search
+from shears.searching.shared.location import StudyLocation
+from shears.searching.stage import run_search
 from shears.searching.strategies.base import LOSS, Evaluated, Figures, Goal
+from shears.searching.strategies.registry import STRATEGIES
 from tests.searching.formulas import a_plan, climb, conflicting, make_space
 from tests.searching.shared.test_study import refuse, url_of
 
@@ -159,26 +160,31 @@ def test_the_study_knows_objectives_and_constraints(tmp_path: Any) -> None:
         size = sum(ranks.values())
         return {"accuracy": size / 96, "loss": 1 - size / 96, "parameters": size * 1.5}
 
-    climb(STRATEGIES["nsga2"], space, objective, plan, Place(url_of(tmp_path)))
+    climb(STRATEGIES["nsga2"], space, objective, plan, StudyLocation(url_of(tmp_path)))
     study = optuna.load_study(study_name="search", storage=url_of(tmp_path))
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
     for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
         assert trial.values == [trial.user_attrs[name] for name in THREE.objectives]
         assert trial.constraints == THREE.excesses(trial.user_attrs)
-    refuse(space, a_plan(max_evaluations=9, goal=Goal(THREE.objectives)), Place(url_of(tmp_path), resume=True), "goal")
+    refuse(
+        space,
+        a_plan(max_evaluations=9, goal=Goal(THREE.objectives)),
+        StudyLocation(url_of(tmp_path), resume=True),
+        "goal",
+    )
 
 
 def test_nothing_feasible_ends_in_one_line_that_names_the_nearest_and_the_study_goes_on(tmp_path: Any) -> None:
-    place = Place(url_of(tmp_path), resume=True)
+    location = StudyLocation(url_of(tmp_path), resume=True)
     goal = Goal(constraints=(parse_constraint("loss<=20"),))
     objective = conflicting(SIX)
     with pytest.raises(
         InputError, match="must meet loss<=20, and none of 1 evaluated does; the nearest has loss "
     ) as e:
-        run_search(SIX, objective, a_plan("hill-climbing", 1, goal=goal), place)
+        run_search(SIX, objective, a_plan("hill-climbing", 1, goal=goal), location)
     assert "--resume" in str(e.value)
     assert "\n" not in str(e.value)
-    result = run_search(SIX, objective, a_plan("hill-climbing", 20, goal=goal), place)
+    result = run_search(SIX, objective, a_plan("hill-climbing", 20, goal=goal), location)
     assert result.chosen.metrics["loss"] <= 20
     assert len(result.evaluations) > 1
 

@@ -42,7 +42,7 @@ def test_with_equal_weights_it_is_the_interval_of_a_mean() -> None:
 
 def report(chosen: int, heuristic: int, quality: str = "loss") -> dict[str, Any]:
     validation, test = make(quality)[0], make(quality)[0]
-    return gain_report(quality, validation, test, (config(chosen), config(heuristic)), 50)
+    return gain_report(validation, test, config(chosen), config(heuristic), 50)
 
 
 def test_a_clear_gain_needs_no_note_and_what_is_inside_the_noise_has_one() -> None:
@@ -56,7 +56,7 @@ def test_a_clear_gain_needs_no_note_and_what_is_inside_the_noise_has_one() -> No
     assert report(5, 5)["notes"] == ["the heuristic is the chosen configuration: the search found nothing better"]
     evaluator, gauge = make()
     gauge.shifts[6] = -1.0
-    noisy = gain_report("loss", evaluator, evaluator, (config(6), config(5)), 50)
+    noisy = gain_report(evaluator, evaluator, config(6), config(5), 50)
     assert "winner's curse" in noisy["notes"][0]
     assert "do not tell" in noisy["notes"][1]
     assert Gain(3, 0.5, 0.5, 0.0, -0.1, 0.1).is_noise

@@ -63,12 +63,11 @@ def test_tied_layers_give_a_result_of_the_whole_space_that_export_takes(
     tmp_path: Path,
 ) -> None:
     space = space_of(super_adapter)
-    settings = {**SETTINGS, "seeds": 2, "max_evaluations": 27}
+    settings = {**SETTINGS, "max_evaluations": 27}
     folder = search(super_adapter, tmp_path / "found", data=validation, tie_layers=2, strategy="exhaustive", **settings)
     result = result_of(folder)
     assert len(result["evaluations"]) == 3 ** (len(space.ranks) // 2)
-    assert len(result["seeds"]["configs"]) >= 1
-    for entry in [*result["evaluations"], *result["seeds"]["configs"]]:
+    for entry in result["evaluations"]:
         assert space.check(entry["ranks"])
         assert all(
             rank == entry["ranks"][group.replace("layers.0", "layers.1")] for group, rank in entry["ranks"].items()
@@ -121,7 +120,7 @@ def test_what_cannot_be_searched_is_refused_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stage_module, "load_super_adapter", None)
-    with pytest.raises(InputError, match="an exhaustive search evaluates all 729 configurations"):
+    with pytest.raises(InputError, match="max_evaluations must be at least 729, the whole space"):
         search(super_adapter, tmp_path / "found", data="x.jsonl", strategy="exhaustive")
     with pytest.raises(InputError, match="precision fp16 needs a CUDA device"):
         search(super_adapter, tmp_path / "found", data="x.jsonl", precision="fp16", device="cpu")
@@ -141,7 +140,7 @@ def test_a_bound_out_of_reach_is_refused_before_anything_is_evaluated(
 
 
 def test_neither_the_budget_nor_unused_options_name_a_search() -> None:
-    usual = stage_module._asked(SearchConfig(data="x.jsonl"), "f")
+    usual = stage_module._identifying(SearchConfig(data="x.jsonl"), "f")
     assert not {"max_evaluations", "constraint", "tie_layers", "improvement", "reference_points"} & set(usual)
     other = SearchConfig(data="x.jsonl", tie_layers=2, restarts=True, constraint=("loss<=1",))
-    assert stage_module._asked(other, "f").keys() - usual.keys() == {"tie_layers", "restarts", "constraint"}
+    assert stage_module._identifying(other, "f").keys() - usual.keys() == {"tie_layers", "restarts", "constraint"}

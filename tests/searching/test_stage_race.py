@@ -10,7 +10,7 @@ from shears.cli.tables import print_search
 from shears.config import SearchConfig
 from shears.errors import InputError
 from shears.records.artifacts import read_json
-from shears.searching.measure.measuring import open_validation
+from shears.searching.measure.validation import open_validation
 from shears.searching.stage import search
 from shears.searching.tied import tie_layers
 from tests.searching.test_stage import Killed, die_after, rows

@@ -64,7 +64,7 @@ def test_the_groups_of_a_model_can_be_tied() -> None:
 @pytest.mark.parametrize(
     ("ranks", "message"),
     [
-        ({"head": (2, 1)}, "tied groups must be of layers, such as layers.0.up_proj, got 'head'"),
+        ({"head": (2, 1)}, "tied groups must be in layers, such as layers.0.up_proj, got 'head'"),
         ({"layers.0.up": (2, 1), "layers.1.up": (4, 1)}, "tied groups must have the same ranks"),
     ],
 )

@@ -54,8 +54,6 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     """Rank configurations to evaluate, each once; may be raised when resuming."""
     tie_layers: int = Field(1, gt=0)
     """Consecutive layers that share a rank, group by group: a smaller space for a big model."""
-    seeds: int = Field(0, ge=0)
-    """Configurations evaluated first that the training log predicts to be good (sampling per-example or sandwich)."""
     cache_budget: Size = "2GB"
     """Memory for the incumbent's hidden states, from which a configuration's evaluation goes on where it first differs;
     changes time, no figure. 0: every evaluation is whole."""

@@ -1,28 +1,23 @@
-"""What a search's choice is worth on examples that no search saw: the chosen configuration against the heuristic.
+"""The held-out gain: the chosen configuration against the heuristic on examples that the search did not see.
 
-The best of many configurations on the validation examples looks better there than it is (the winner's curse), so a
-test figure is measured once, for these two alone, and their difference comes with a paired interval. N examples.
+The best of many configurations on the validation examples looks better there than it is (the winner's curse). So these
+two are measured on test examples once, and their difference comes with a paired interval. N examples.
 """
 
 import logging
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
-from jaxtyping import Float64
 
 from shears.adapt.space import RankConfig
 from shears.config.goals import MAXIMISED
 from shears.evaluation.statistics import Z95, Interval, paired_difference
-from shears.searching.measure.gauged import GaugedEvaluator
+from shears.searching.measure.evaluators import GaugedEvaluator, ValuesByExample
 
 logger = logging.getLogger(__name__)
-Values = Float64[np.ndarray, " N"]
 
 
 class Gain(NamedTuple):
-    """Figures of two configurations on the same N examples, how much larger the chosen one's is, its 95 % interval."""
+    """Figures of two configurations on the same N examples: chosen minus heuristic, with its 95 % interval."""
 
     n: int
     heuristic: float
@@ -33,35 +28,41 @@ class Gain(NamedTuple):
 
     @property
     def is_noise(self) -> bool:
-        """Whether there may be no difference."""
+        """Whether the interval holds zero."""
         return self.low <= 0.0 <= self.high
 
     def as_data(self) -> dict[str, Any]:
-        """Return it as plain JSON data; the interval is None where there is none."""
+        """Return the gain as plain JSON data; the interval is None if it is infinite."""
         return {
-            "n": self.n, "heuristic": self.heuristic, "chosen": self.chosen, "difference": self.difference,
+            "n": self.n,
+            "heuristic": self.heuristic,
+            "chosen": self.chosen,
+            "difference": self.difference,
             "ci95": [self.low, self.high] if math.isfinite(self.low) and math.isfinite(self.high) else None,
-        }  # fmt: skip
+        }
 
 
 def gain(evaluator: GaugedEvaluator, chosen: RankConfig, heuristic: RankConfig) -> Gain:
-    """Measure both configurations on all examples of an evaluator."""
-    values, others = (evaluator.values(ranks) for ranks in (chosen, heuristic))
-    figures = [float(evaluator(ranks)[evaluator.quality]) for ranks in (heuristic, chosen)]
+    """Return the gain over all examples of an evaluator."""
+    values = evaluator.values(chosen)
+    reference = evaluator.values(heuristic)
     if evaluator.quality in MAXIMISED:
-        difference = paired_difference([values.astype(bool).tolist()], [others.astype(bool).tolist()])
+        difference = paired_difference([values.astype(bool).tolist()], [reference.astype(bool).tolist()])
     else:
-        difference = ratio_difference(values - others, evaluator.weights)
-    return Gain(len(values), figures[0], figures[1], *difference)
+        difference = ratio_difference(values - reference, evaluator.weights)
+    heuristic_figure = float(evaluator(heuristic)[evaluator.quality])
+    chosen_figure = float(evaluator(chosen)[evaluator.quality])
+    return Gain(len(values), heuristic_figure, chosen_figure, *difference)
 
 
-def ratio_difference(differences: Values, weights: Values) -> Interval:
-    """Return sum(differences) / sum(weights) with its 95 % interval, examples being what is sampled.
+def ratio_difference(differences: ValuesByExample, weights: ValuesByExample) -> Interval:
+    """Return sum(differences) / sum(weights) with its 95 % interval over examples.
 
     A loss per token is a ratio of two sums over examples: its standard error is that of the residuals d - D w
-    (Cochran, 1977, section 2.11). Of fewer than two examples nothing is known: the interval is infinite.
+    (Cochran, 1977, section 2.11). The interval of fewer than two examples is infinite.
     """
-    n, total = len(differences), float(weights.sum())
+    n = len(differences)
+    total = float(weights.sum())
     value = float(differences.sum()) / total
     if n < 2:
         return Interval(value, -math.inf, math.inf)
@@ -71,33 +72,37 @@ def ratio_difference(differences: Values, weights: Values) -> Interval:
 
 
 def gain_report(
-    quality: str, validation: GaugedEvaluator, test: GaugedEvaluator, pair: tuple[RankConfig, RankConfig], num: int
+    validation: GaugedEvaluator, test: GaugedEvaluator, chosen: RankConfig, heuristic: RankConfig, num_evaluated: int
 ) -> dict[str, Any]:
-    """Return the record of both gains of a pair, chosen and heuristic; `num` configurations were evaluated."""
-    seen, unseen = (gain(evaluator, *pair) for evaluator in (validation, test))
-    note = _note(seen, unseen, num, up=quality in MAXIMISED, same=pair[0] == pair[1])
-    logger.info("%s on %d test examples: chosen %.5g, heuristic %.5g, difference %+.4g (%+.4g to %+.4g)",
-                quality, unseen.n, unseen.chosen, unseen.heuristic, *unseen[3:])  # fmt: skip
-    for text in note:
-        logger.warning("%s", text)
-    return {"figure": quality, "validation": seen.as_data(), "test": unseen.as_data(), "notes": list(note)}
+    """Return the record of the gains on validation and on test examples, with notes on what they show."""
+    quality = test.quality
+    seen = gain(validation, chosen, heuristic)
+    unseen = gain(test, chosen, heuristic)
+    logger.info(
+        "%s on %d test examples: chosen %.5g, heuristic %.5g, difference %+.4g (%+.4g to %+.4g)",
+        quality, unseen.n, unseen.chosen, unseen.heuristic, unseen.difference, unseen.low, unseen.high,
+    )  # fmt: skip
+    if chosen == heuristic:
+        notes = ["the heuristic is the chosen configuration: the search found nothing better"]
+    else:
+        notes = _notes(seen, unseen, num_evaluated, is_maximised=quality in MAXIMISED)
+    for note in notes:
+        logger.warning("%s", note)
+    return {"figure": quality, "validation": seen.as_data(), "test": unseen.as_data(), "notes": notes}
 
 
-def _note(seen: Gain, unseen: Gain, num: int, up: bool, same: bool) -> Sequence[str]:
-    """Return what has to be said of the gains in words."""
-    if same:
-        return ["the heuristic is the chosen configuration: the search found nothing better"]
+def _notes(seen: Gain, unseen: Gain, num_evaluated: int, is_maximised: bool) -> list[str]:
     notes = list[str]()
     if seen.is_noise:
         notes.append(
-            f"the gain on the validation examples is inside the noise ({seen.low:+.4g} to {seen.high:+.4g}): of {num} "
-            "configurations the best looks better there than it is (winner's curse)"
+            f"the gain on the validation examples is inside the noise ({seen.low:+.4g} to {seen.high:+.4g}): of "
+            f"{num_evaluated} configurations the best looks better there than it is (winner's curse)"
         )
     if unseen.is_noise:
         notes.append(
             f"the difference on the test examples is inside the noise ({unseen.low:+.4g} to {unseen.high:+.4g}): they "
             "do not tell the chosen configuration from the heuristic"
         )
-    elif (unseen.difference > 0) != up:
+    elif (unseen.difference > 0) != is_maximised:
         notes.append("the chosen configuration is worse than the heuristic on the test examples; take the heuristic")
     return notes

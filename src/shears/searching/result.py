@@ -1,4 +1,4 @@
-"""What a search found: every configuration it evaluated, the chosen one, the front and what that dominates."""
+"""The result of a search: every configuration evaluated, the chosen one, the Pareto front and its hypervolume. Pure."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -6,17 +6,18 @@ from typing import Any
 
 from shears.adapt.space import RankConfig
 from shears.errors import InputError
-from shears.searching.pareto import hypervolume, pareto_front
 from shears.searching.strategies.base import Evaluated, Goal
+
+Point = tuple[float, ...]
+"""Costs of a configuration, all to be minimised."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
     """Every configuration evaluated, once, in order; the best; the front of the feasible ones over all objectives.
 
-    Only what was measured on all examples is chosen, or on the front.
-
-    `hypervolume` is what the front dominates below `reference`, the worst figure of each objective among the feasible.
+    Only a configuration that was measured on all examples is chosen, or on the front. `hypervolume` is the volume that
+    the front dominates below `reference`, the worst figure of each objective among the feasible ones.
     """
 
     evaluations: list[Evaluated]
@@ -26,7 +27,7 @@ class SearchResult:
     reference: dict[str, float]
 
     def expanded(self, expand: Callable[[RankConfig], RankConfig]) -> "SearchResult":
-        """Return the same with every configuration replaced by what `expand` makes of it."""
+        """Return the result with `expand` applied to every configuration."""
 
         def of(evaluated: Evaluated) -> Evaluated:
             return Evaluated(expand(evaluated.ranks), evaluated.metrics)
@@ -49,7 +50,7 @@ class SearchResult:
 
 
 def conclude(evaluations: Sequence[Evaluated], goal: Goal) -> SearchResult:
-    """Return the result of a search; InputError if nothing that was evaluated meets the constraints."""
+    """Return the result of a search; InputError if no evaluated configuration meets the constraints."""
     feasible = [evaluated for evaluated in goal.feasible(evaluations) if goal.is_measured(evaluated.metrics)]
     if not feasible:
         nearest = goal.best(evaluations).metrics
@@ -70,3 +71,38 @@ def conclude(evaluations: Sequence[Evaluated], goal: Goal) -> SearchResult:
         hypervolume([costs[index] for index in front], worst),
         dict(zip(goal.objectives, goal.as_costs(worst), strict=True)),
     )
+
+
+def pareto_front(points: Sequence[Point]) -> list[int]:
+    """Return the indices of the points that no other dominates, by rising first cost; equal points are all kept.
+
+    A point dominates another if it is no larger in every cost and smaller in one. O(N F) for a front of F.
+    """
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda index: (*points[index], index)):
+        # in this order no later point dominates an earlier one; the last of the front are the likeliest to dominate
+        if not any(_dominates(points[other], points[index]) for other in reversed(front)):
+            front.append(index)
+    return front
+
+
+def _dominates(one: Point, other: Point) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """Return the volume that the points dominate below the reference; only points below it in all costs add to it.
+
+    Exact, by slicing along the last cost (Zitzler, 1999; While et al., 2006): between two neighbouring values of it,
+    the cross-section is the volume of the points below in one dimension less.
+    """
+    inside = [point for point in points if all(a < b for a, b in zip(point, reference, strict=True))]
+    if len(reference) == 1:
+        return reference[0] - min((point[0] for point in inside), default=reference[0])
+    order = sorted((inside[index] for index in pareto_front(inside)), key=lambda point: point[-1])
+    ends = [*(point[-1] for point in order), reference[-1]][1:]
+    volume = 0.0
+    for count, (point, end) in enumerate(zip(order, ends, strict=True), 1):
+        if end > point[-1]:
+            volume += (end - point[-1]) * hypervolume([other[:-1] for other in order[:count]], reference[:-1])
+    return volume

@@ -1,4 +1,4 @@
-"""Coarser spaces for big models: consecutive layers share one rank, group by group. Pure."""
+"""Smaller spaces for big models: consecutive layers share one rank, group by group. Pure."""
 
 import re
 from collections import defaultdict
@@ -27,8 +27,8 @@ class TiedSpace:
 def tie_layers(space: SearchSpace, num_layers: int) -> TiedSpace:
     """Return the space in which every `num_layers` consecutive layers share the ranks of their groups of one kind.
 
-    Layers 0 to `num_layers` - 1 are the first run; `layers.0-9.up_proj` is its group. With 1, the space is as it was.
-    InputError for groups that are in no layer, or for tied groups whose allowed ranks differ.
+    Layers 0 to `num_layers` - 1 are the first run; `layers.0-9.up_proj` is its group. With 1, the space stays the same.
+    InputError for groups outside of layers, or tied groups whose allowed ranks differ.
     """
     if num_layers == 1:
         return TiedSpace(space, {group: (group,) for group in space.ranks})
@@ -45,14 +45,15 @@ def tie_layers(space: SearchSpace, num_layers: int) -> TiedSpace:
 
 
 def _parts(group: str) -> tuple[int, str]:
-    found = LAYER.fullmatch(group)
-    if found is None:
-        raise InputError(f"tied groups must be of layers, such as layers.0.up_proj, got {group!r}; set tie_layers 1")
-    return int(found[1]), found[2]
+    match = LAYER.fullmatch(group)
+    if match is None:
+        raise InputError(f"tied groups must be in layers, such as layers.0.up_proj, got {group!r}; set tie_layers 1")
+    return int(match[1]), match[2]
 
 
 def _name(kind: str, run: list[tuple[int, str]]) -> str:
-    first, last = min(run)[0], max(run)[0]
+    first = min(run)[0]
+    last = max(run)[0]
     return f"layers.{first}.{kind}" if first == last else f"layers.{first}-{last}.{kind}"
 
 

@@ -10,7 +10,6 @@ from shears.adapt.sampling import RowPosition, rank_sampling
 from shears.adapt.train import train
 from shears.data.examples import load_examples, tokenize_all
 from shears.models.load import load_model, load_tokenizer
-from shears.searching.training_log import WHOLE_STEP, read_pairs
 from tests.adapt.small_training import SETTINGS, log
 
 WAYS: list[dict[str, Any]] = [
@@ -41,7 +40,7 @@ def test_ranks_are_those_of_seed_step_and_row(base: Path, data: str, tmp_path: P
     strategy = rank_sampling(settings["sampling"], space, 3, curriculum=round(settings.get("curriculum", 0) * 7))
     for step, line in enumerate(log(output)):
         drawn = [strategy.config(RowPosition(step, row=row)) for row, _ in enumerate(line["examples"])]
-        # in the order of the space, as `read_pairs` takes them
+        # in the order of the space
         assert [example["ranks"] for example in line["examples"]] == [
             [c[group] for group in space.ranks] for c in drawn
         ]
@@ -62,12 +61,14 @@ def test_a_steps_loss_is_its_examples_mean_by_token(base: Path, data: str, tmp_p
 
 
 @pytest.mark.parametrize("sampling_name", ["uniform", "per-process", "sandwich"])
-def test_a_search_reads_pairs_of_ranks_and_losses(base: Path, data: str, tmp_path: Path, sampling_name: str) -> None:
-    output = train(base, tmp_path / "out", data=data, sampling=sampling_name, **SETTINGS)
-    space = build_space(load_model(base), ("q_proj+k_proj+v_proj", "up_proj", "down_proj"), SETTINGS["ranks"])
-    pairs = read_pairs(output, space)
-    assert len(pairs.losses) == (7 if sampling_name == "uniform" else 26)
-    assert (set(pairs.examples.tolist()) == {WHOLE_STEP}) == (sampling_name == "uniform")
+def test_ranks_and_losses_are_logged_by_step_or_by_example(
+    base: Path, data: str, tmp_path: Path, sampling_name: str
+) -> None:
+    lines = log(train(base, tmp_path / "out", data=data, sampling=sampling_name, **SETTINGS))
+    if sampling_name == "uniform":
+        assert len([line["ranks"] for line in lines if "examples" not in line]) == 7
+    else:
+        assert len([example["ranks"] for line in lines for example in line["examples"]]) == 26
 
 
 def test_a_space_of_one_configuration_logs_steps(base: Path, data: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from shears.evaluation.generation.generate import Decoder
 from shears.evaluation.scoring.scorers import LossScorer
 from shears.searching.measure import decoding
 from shears.searching.measure.decoding import DecodingGauge
-from shears.searching.measure.gauged import GaugedEvaluator
+from shears.searching.measure.evaluators import GaugedEvaluator
 from shears.searching.measure.gauges import WholeGauge
 from tests.searching.adapters import PAD, deep_model, make_adapter, make_rows, make_super_adapter, walk
 from tests.tiny import tiny_tokenizer

@@ -10,11 +10,17 @@ from shears.adapt.space import RankConfig
 from shears.config import SearchConfig
 from shears.config.goals import Constraint
 from shears.evaluation.scoring.scorers import LossScorer
-from shears.searching.measure.evaluators import Evaluator, PlainEvaluator, Together, as_evaluator
-from shears.searching.measure.gauged import GaugedEvaluator, race_report
+from shears.searching.measure.evaluators import (
+    CombinedEvaluator,
+    Evaluator,
+    GaugedEvaluator,
+    PlainEvaluator,
+    as_evaluator,
+    race_report,
+)
 from shears.searching.measure.gauges import WholeGauge, open_gauge
-from shears.searching.measure.measuring import Thrift, loss_evaluator
 from shears.searching.measure.racing import Race, parts_of
+from shears.searching.measure.validation import EvaluationBudget, loss_evaluator
 from shears.searching.strategies.base import EXAMPLES, Evaluated, Figures, Goal, is_partial
 from tests.searching.adapters import PAD, make_adapter, make_rows, make_super_adapter, walk
 
@@ -163,10 +169,12 @@ def test_plain_callables_are_evaluators_and_several_are_one() -> None:
     evaluator.anchor(Evaluated(config(1), {}))
     assert evaluator.many([config(1), config(3)]) == [{"loss": 1.0}, {"loss": 3.0}]
     gauged, gauge = make(width=3)
-    both = Together([evaluator], lambda ranks: {"size": ranks["a"]}, expand=lambda ranks: config(2 * ranks["a"]))
+    both = CombinedEvaluator(
+        [evaluator], lambda ranks: {"size": ranks["a"]}, expand=lambda ranks: config(2 * ranks["a"])
+    )
     assert isinstance(both, Evaluator)
     assert both(config(2)) == {"loss": 4.0, "size": 4}
-    both = Together([gauged, evaluator], expand=lambda ranks: config(2 * ranks["a"]))
+    both = CombinedEvaluator([gauged, evaluator], expand=lambda ranks: config(2 * ranks["a"]))
     both.anchor(Evaluated(config(3), {}))
     assert gauge.anchors == [config(6)]
     assert both.width == 3
@@ -175,7 +183,7 @@ def test_plain_callables_are_evaluators_and_several_are_one() -> None:
 def test_what_breaks_a_bound_on_a_size_is_not_measured() -> None:
     gauged, gauge = make()
     goal = Goal(constraints=(Constraint("macs", "<=", 5), Constraint("loss", "<=", 0.1)))
-    both = Together([gauged], lambda ranks: {"macs": ranks["a"]}, goal)
+    both = CombinedEvaluator([gauged], lambda ranks: {"macs": ranks["a"]}, goal)
     figures = both.many([config(rank) for rank in (9, 4, 6)])
     assert [each.get("loss") is None for each in figures] == [True, False, True]
     assert figures[0] == {"macs": 9}
@@ -184,9 +192,9 @@ def test_what_breaks_a_bound_on_a_size_is_not_measured() -> None:
 
 def test_on_a_model_all_ways_give_the_same_bits_and_a_race_only_decides_earlier() -> None:
     adapter, rows = make_super_adapter(), make_rows(NUM)
-    whole = loss_evaluator(adapter, rows, SETTINGS, Thrift(cache_budget="0"))
-    prefix = loss_evaluator(adapter, rows, SETTINGS, Thrift("2GB"))
-    racing = loss_evaluator(adapter, rows, SETTINGS, Thrift("2GB", race_error=0.2))
+    whole = loss_evaluator(adapter, rows, SETTINGS, EvaluationBudget(cache_budget="0"))
+    prefix = loss_evaluator(adapter, rows, SETTINGS, EvaluationBudget("2GB"))
+    racing = loss_evaluator(adapter, rows, SETTINGS, EvaluationBudget("2GB", race_error=0.2))
     best, decided = adapter.elastic.space.heuristic(), 0
     losses = {best: whole(best)["loss"]}
     for ranks in walk(adapter.elastic.space, 12):

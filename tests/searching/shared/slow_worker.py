@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from shears.searching.shared.ledger import Ledger
+from shears.searching.shared.study import SearchStudy
 
 SECONDS = 0.3
 
@@ -17,16 +17,16 @@ SECONDS = 0.3
 @contextmanager
 def slow_evaluations() -> Iterator[None]:
     """Make a worker stay inside an evaluation most of the time."""
-    evaluating = Ledger.evaluating
+    evaluating = SearchStudy.evaluating
 
     @contextmanager
-    def slowly(ledger: Ledger) -> Iterator[None]:
-        with evaluating(ledger):
+    def slowly(study: SearchStudy) -> Iterator[None]:
+        with evaluating(study):
             time.sleep(SECONDS)
             yield
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Ledger, "evaluating", slowly)
+        patch.setattr(SearchStudy, "evaluating", slowly)
         yield
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shears.searching.shared.storage import open_storage
-from tests.searching.shared.test_workers import PLAN, URLS, place_of, work
+from tests.searching.shared.test_workers import PLAN, URLS, location_of, work
 
 dashboard = pytest.importorskip("optuna_dashboard", reason="pip install optuna-dashboard")
 
@@ -24,7 +24,7 @@ def get(app: Any, path: str) -> tuple[str, Any]:
 
 @pytest.mark.parametrize("storage", URLS)
 def test_the_dashboard_lists_the_study_and_its_trials(storage: str, tmp_path: Path) -> None:
-    place = place_of(storage, tmp_path, "one")
+    place = location_of(storage, tmp_path, "one")
     evaluations = work(place, PLAN, lambda ranks: None)
     assert place.url is not None
     with open_storage(place.url) as opened:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from shears.searching.shared.board import WITHDRAWN, WORKER
 from shears.searching.shared.storage import open_storage
+from shears.searching.shared.study import WITHDRAWN_KEY, WORKER_KEY
 from shears.searching.stage import search
 from tests.processes import Process
 from tests.searching.shared.postgres import PASSWORD, Server, running_server
@@ -95,7 +95,7 @@ def num_complete(url: str) -> int:
 
 def num_at_work(url: str) -> int:
     """How many workers have evaluated something."""
-    return len({t.system_attrs[WORKER] for t in trials(url) if t.state is TrialState.COMPLETE})
+    return len({t.system_attrs[WORKER_KEY] for t in trials(url) if t.state is TrialState.COMPLETE})
 
 
 def is_frozen_inside_an_evaluation(worker: Process, name: str, url: str) -> bool:
@@ -104,7 +104,7 @@ def is_frozen_inside_an_evaluation(worker: Process, name: str, url: str) -> bool
     first: dict[str, FrozenTrial] = {}
     for trial in trials(url):
         first.setdefault(str(sorted(trial.params.items())), trial)
-    if any(t.state is TrialState.RUNNING and t.system_attrs[WORKER] == name for t in first.values()):
+    if any(t.state is TrialState.RUNNING and t.system_attrs[WORKER_KEY] == name for t in first.values()):
         return True
     worker.send_signal(signal.SIGCONT)
     return False
@@ -120,10 +120,10 @@ def result_of(output: Path) -> dict[str, Any]:
 def check_study(found: list[FrozenTrial], killed: str) -> None:
     """Every configuration once, and what the dead worker had begun is among them."""
     done = Counter(tuple(sorted(t.params.items())) for t in found if t.state is TrialState.COMPLETE)
-    lost = [t for t in found if t.state is TrialState.FAIL and WITHDRAWN not in t.system_attrs]
+    lost = [t for t in found if t.state is TrialState.FAIL and WITHDRAWN_KEY not in t.system_attrs]
     assert len(done) == BUDGET
     assert set(done.values()) == {1}
-    assert [t.system_attrs[WORKER] for t in lost] == [killed]
+    assert [t.system_attrs[WORKER_KEY] for t in lost] == [killed]
     assert tuple(sorted(lost[0].params.items())) in done
     assert {t.state for t in found} == {TrialState.COMPLETE, TrialState.FAIL}
 
@@ -148,7 +148,7 @@ def test_one_worker_killed_and_the_server_restarted_nothing_is_lost_and_nothing_
     killed.kill()
     printed = other.communicate(timeout=DEADLINE)[0]
     assert other.returncode == 0, printed
-    assert f"worker {name} gave no sign of life for 4 s; what it had begun is tried again" in printed
+    assert f"worker {name} gave no sign of life for 4 s; another worker evaluates its configuration" in printed
     assert Process(log, search_and_log, *given, data=validation, storage=secret_url).wait() == 0, log.read_text()
 
     check_study(trials(secret_url), name)

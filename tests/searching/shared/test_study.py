@@ -12,11 +12,10 @@ import pytest
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.errors import InputError
 from shears.searching.explore import MAX_REPEATS, explore
-from shears.searching.shared.place import Place
+from shears.searching.shared.location import StudyLocation, open_study
 from shears.searching.shared.storage import make_fast
-from shears.searching.shared.study import open_ledger
 from shears.searching.stage import run_search
-from shears.searching.strategies.base import ACCURACY, Evaluated, Figures, Objective, Plan
+from shears.searching.strategies.base import ACCURACY, Evaluated, Figures, Objective, SearchPlan
 from shears.searching.strategies.hill_climb import HillClimbing
 from tests.processes import Process
 from tests.searching.formulas import (
@@ -59,22 +58,22 @@ def test_killed_three_times_and_resumed_it_is_the_undisturbed_search(strategy: s
     ],
 )
 def test_stopped_after_any_proposal_it_goes_on_as_undisturbed(strategy: str, stop: int, tmp_path: Path) -> None:
-    space, place = make_space(6), Place(url_of(tmp_path), resume=True)
+    space, location = make_space(6), StudyLocation(url_of(tmp_path), resume=True)
     make, objective, plan = STRATEGIES[strategy], conflicting(space), a_plan(max_evaluations=BUDGET)
     whole = climb(make, space, objective, plan).history
-    with open_ledger(space, plan, place) as ledger:
+    with open_study(space, plan, location) as study:
         for evaluated in whole[:stop]:
-            ledger.add(evaluated)
-    assert climb(make, space, objective, plan, place).history == whole
+            study.add(evaluated)
+    assert climb(make, space, objective, plan, location).history == whole
 
 
 def test_a_resumed_search_evaluates_nothing_twice(tmp_path: Path) -> None:
-    space, place, plan = make_space(4), Place(url_of(tmp_path), resume=True), a_plan(max_evaluations=9)
+    space, location, plan = make_space(4), StudyLocation(url_of(tmp_path), resume=True), a_plan(max_evaluations=9)
     first, asked_first = counted(conflicting(space))
     with pytest.raises(KeyboardInterrupt):
-        climb(HillClimbing, space, interrupted_after(first, asked_first, 4), plan, place)
+        climb(HillClimbing, space, interrupted_after(first, asked_first, 4), plan, location)
     second, asked_second = counted(conflicting(space))
-    assert len(climb(HillClimbing, space, second, plan, place).known) == 9
+    assert len(climb(HillClimbing, space, second, plan, location).known) == 9
     assert len(asked_first) == 4
     assert not set(asked_first) & set(asked_second)
 
@@ -90,7 +89,7 @@ def interrupted_after(objective: Objective, asked: list[RankConfig], number: int
 
 def test_trials_hold_ranks_and_figures_and_none_is_left_running(tmp_path: Path) -> None:
     space, plan = make_space(2), a_plan(max_evaluations=5)
-    history = climb(HillClimbing, space, conflicting(space), plan, Place(url_of(tmp_path))).history
+    history = climb(HillClimbing, space, conflicting(space), plan, StudyLocation(url_of(tmp_path))).history
     trials = optuna.load_study(study_name="search", storage=url_of(tmp_path)).get_trials()
     assert [trial.params for trial in trials] == [dict(e.ranks) for e in history]
     assert [trial.user_attrs for trial in trials] == [e.metrics for e in history]
@@ -99,7 +98,7 @@ def test_trials_hold_ranks_and_figures_and_none_is_left_running(tmp_path: Path) 
 
 
 def test_an_accuracy_is_maximised_in_the_study_too(tmp_path: Path) -> None:
-    with open_ledger(make_space(1), a_plan(goal=ACCURACY), Place(url_of(tmp_path))):
+    with open_study(make_space(1), a_plan(goal=ACCURACY), StudyLocation(url_of(tmp_path))):
         pass
     directions = optuna.load_study(study_name="search", storage=url_of(tmp_path)).directions
     assert [direction.name for direction in directions] == ["MAXIMIZE", "MINIMIZE"]
@@ -107,7 +106,7 @@ def test_an_accuracy_is_maximised_in_the_study_too(tmp_path: Path) -> None:
 
 def test_the_file_has_a_write_ahead_log_and_is_whole_when_closed(tmp_path: Path) -> None:
     space, plan = make_space(2), a_plan(max_evaluations=5)
-    climb(HillClimbing, space, conflicting(space), plan, Place(url_of(tmp_path)))
+    climb(HillClimbing, space, conflicting(space), plan, StudyLocation(url_of(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["study.db"], "no log is left beside the file"
     connection = sqlite3.connect(tmp_path / "study.db")
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -116,15 +115,15 @@ def test_the_file_has_a_write_ahead_log_and_is_whole_when_closed(tmp_path: Path)
     connection.close()
 
 
-def refuse(space: SearchSpace, plan: Plan, place: Place, message: str) -> None:
-    with pytest.raises(InputError, match=message), open_ledger(space, plan, place):
+def refuse(space: SearchSpace, plan: SearchPlan, location: StudyLocation, message: str) -> None:
+    with pytest.raises(InputError, match=message), open_study(space, plan, location):
         pass
 
 
 def test_a_study_with_evaluations_is_refused_unless_resumed(tmp_path: Path) -> None:
     space, plan = make_space(2), a_plan(max_evaluations=3)
-    climb(HillClimbing, space, conflicting(space), plan, Place(url_of(tmp_path)))
-    refuse(space, plan, Place(url_of(tmp_path)), "must be new, and it has evaluations")
+    climb(HillClimbing, space, conflicting(space), plan, StudyLocation(url_of(tmp_path)))
+    refuse(space, plan, StudyLocation(url_of(tmp_path)), "must be new, and it has evaluations")
 
 
 @pytest.mark.parametrize(
@@ -138,32 +137,32 @@ def test_a_study_with_evaluations_is_refused_unless_resumed(tmp_path: Path) -> N
     ],
 )
 def test_a_study_of_another_search_is_refused_with_what_differs(
-    space: SearchSpace, plan: Plan, about: dict[str, str], differs: str, tmp_path: Path
+    space: SearchSpace, plan: SearchPlan, about: dict[str, str], differs: str, tmp_path: Path
 ) -> None:
-    with open_ledger(make_space(2), a_plan(), Place(url_of(tmp_path), about={"data": "a"})):
+    with open_study(make_space(2), a_plan(), StudyLocation(url_of(tmp_path), identity={"data": "a"})):
         pass
-    refuse(space, plan, Place(url_of(tmp_path), resume=True, about=about), differs)
+    refuse(space, plan, StudyLocation(url_of(tmp_path), resume=True, identity=about), differs)
 
 
 def test_a_trial_that_another_tool_put_in_a_queue_is_passed_over(tmp_path: Path) -> None:
     space, plan = make_space(2), a_plan(max_evaluations=3)
-    climb(HillClimbing, space, conflicting(space), plan, Place(url_of(tmp_path)))
+    climb(HillClimbing, space, conflicting(space), plan, StudyLocation(url_of(tmp_path)))
     optuna.load_study(study_name="search", storage=url_of(tmp_path)).enqueue_trial(dict(space.minimal()))
     more = a_plan(max_evaluations=5)
-    ledger = climb(HillClimbing, space, conflicting(space), more, Place(url_of(tmp_path), resume=True))
-    assert ledger.evaluations == climb(HillClimbing, space, conflicting(space), more).evaluations
+    study = climb(HillClimbing, space, conflicting(space), more, StudyLocation(url_of(tmp_path), resume=True))
+    assert study.evaluations == climb(HillClimbing, space, conflicting(space), more).evaluations
 
 
 def test_a_database_in_memory_will_do() -> None:
     space, plan = make_space(2), a_plan(max_evaluations=3)
-    assert len(climb(HillClimbing, space, conflicting(space), plan, Place("sqlite://")).known) == 3
+    assert len(climb(HillClimbing, space, conflicting(space), plan, StudyLocation("sqlite://")).known) == 3
 
 
 def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
-    space, place = make_space(4), Place(url_of(tmp_path), resume=True)
+    space, location = make_space(4), StudyLocation(url_of(tmp_path), resume=True)
     for budget in (3, 6):
         plan = a_plan(max_evaluations=budget)
-        assert len(climb(HillClimbing, space, conflicting(space), plan, place).known) == budget
+        assert len(climb(HillClimbing, space, conflicting(space), plan, location).known) == budget
 
 
 @pytest.mark.parametrize(("strategy", "population"), [
@@ -172,20 +171,23 @@ def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
 def test_a_larger_budget_goes_on_with_generations_of_the_size_it_began_with(
     strategy: str, population: int | None, tmp_path: Path
 ) -> None:
-    space, place = make_space(6), Place(url_of(tmp_path), resume=True)
+    space, location = make_space(6), StudyLocation(url_of(tmp_path), resume=True)
     for budget in (20, 60):
-        found = run_search(space, conflicting(space), a_plan(strategy, budget), place)
+        found = run_search(space, conflicting(space), a_plan(strategy, budget), location)
     undisturbed = run_search(space, conflicting(space), a_plan(strategy, 60, population=population))
     assert found.evaluations == undisturbed.evaluations
 
 
 @pytest.mark.parametrize("url", ["nonsense", "sqlite:////no/such/folder/study.db", "nodatabase://host/name"])
 def test_a_storage_that_cannot_be_opened_is_a_clear_error(url: str) -> None:
-    refuse(make_space(1), a_plan(), Place(url), "storage must be a database URL that can be opened")
+    refuse(make_space(1), a_plan(), StudyLocation(url), "storage must be a database URL that can be opened")
 
 
 def test_a_password_in_the_url_is_not_shown() -> None:
-    with pytest.raises(InputError) as error, open_ledger(make_space(1), a_plan(), Place("nodb://me:secret@host/name")):
+    with (
+        pytest.raises(InputError) as error,
+        open_study(make_space(1), a_plan(), StudyLocation("nodb://me:secret@host/name")),
+    ):
         pass
     assert "secret" not in str(error.value)
     assert "me:***@host" in str(error.value)
@@ -194,12 +196,12 @@ def test_a_password_in_the_url_is_not_shown() -> None:
 class Stubborn:
     """Knows one configuration."""
 
-    def __init__(self, space: SearchSpace, plan: Plan) -> None:
+    def __init__(self, space: SearchSpace, plan: SearchPlan) -> None:
         self.space = space
 
-    def propose(self, history: Sequence[Evaluated]) -> RankConfig:
+    def propose(self, history: Sequence[Evaluated], most: int = 1) -> list[RankConfig]:
         """Return the heuristic, for ever."""
-        return self.space.heuristic()
+        return [self.space.heuristic()]
 
 
 def test_a_strategy_that_repeats_itself_for_ever_is_stopped_at_no_cost() -> None:
@@ -211,23 +213,22 @@ def test_a_strategy_that_repeats_itself_for_ever_is_stopped_at_no_cost() -> None
 
 
 def test_a_resumed_search_counts_the_repeats_before(tmp_path: Path) -> None:
-    space, plan, place = make_space(2), a_plan(), Place(url_of(tmp_path), resume=True)
+    space, plan, location = make_space(2), a_plan(), StudyLocation(url_of(tmp_path), resume=True)
     known = Evaluated(space.heuristic(), conflicting(space)(space.heuristic()))
-    with open_ledger(space, plan, place) as ledger:
+    with open_study(space, plan, location) as study:
         for _ in itertools.repeat(None, 40):
-            ledger.add(known)
-    assert len(climb(Stubborn, space, conflicting(space), plan, place).history) == 1 + MAX_REPEATS
+            study.add(known)
+    assert len(climb(Stubborn, space, conflicting(space), plan, location).history) == 1 + MAX_REPEATS
 
 
 def test_what_is_not_finite_stops_the_search_and_is_not_remembered() -> None:
     space, plan = make_space(2), a_plan()
-    with open_ledger(space, plan, Place()) as ledger:
+    with open_study(space, plan, StudyLocation()) as study:
         with pytest.raises(InputError, match="must return a finite 'loss', got nan"):
             explore(
                 HillClimbing(space, plan),
                 lambda _: {"loss": float("nan"), "parameters": 1},
-                ledger,
-                plan,
+                study,
                 silent(),
             )
-        assert not ledger.history
+        assert not study.state.history

@@ -15,10 +15,9 @@ import pytest
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.errors import InputError
 from shears.searching.explore import explore
-from shears.searching.shared.place import Place
-from shears.searching.shared.study import open_ledger
-from shears.searching.stage import STRATEGIES, make_strategy
-from shears.searching.strategies.base import Evaluated, Figures, Plan
+from shears.searching.shared.location import StudyLocation, open_study
+from shears.searching.strategies.base import Evaluated, Figures, SearchPlan
+from shears.searching.strategies.registry import STRATEGIES, make_strategy
 from tests.processes import Process
 from tests.searching.formulas import a_plan, conflicting, make_space, silent
 
@@ -29,11 +28,11 @@ URLS = {"sqlite": "sqlite:///{}/shared.db", "journal": "journal://{}/shared.log"
 CASES = [("journal", strategy) for strategy in STRATEGIES] + [("sqlite", "hill-climbing"), ("sqlite", "nsga2")]
 
 
-def place_of(storage: str, folder: Path, worker: str, stale_after: float = 60.0) -> Place:
-    return Place(URLS[storage].format(folder), resume=True, worker=worker, stale_after=stale_after)
+def location_of(storage: str, folder: Path, worker: str, stale_after: float = 60.0) -> StudyLocation:
+    return StudyLocation(URLS[storage].format(folder), resume=True, worker=worker, stale_after=stale_after)
 
 
-def work(place: Place, plan: Plan, heard: Callable[[RankConfig], object]) -> list[Evaluated]:
+def work(location: StudyLocation, plan: SearchPlan, heard: Callable[[RankConfig], object]) -> list[Evaluated]:
     """One worker from beginning to end, with connections of its own."""
     objective = conflicting(SPACE)
 
@@ -41,9 +40,9 @@ def work(place: Place, plan: Plan, heard: Callable[[RankConfig], object]) -> lis
         heard(ranks)
         return objective(ranks)
 
-    with open_ledger(SPACE, plan, place) as ledger:
-        explore(make_strategy(SPACE, plan), measured, ledger, plan, silent())
-        return ledger.evaluations
+    with open_study(SPACE, plan, location) as study:
+        explore(make_strategy(SPACE, plan), measured, study, silent())
+        return study.state.evaluations
 
 
 @pytest.mark.parametrize(("storage", "strategy"), CASES)
@@ -57,8 +56,8 @@ def test_workers_evaluate_every_configuration_once_and_end_with_the_same(
         time.sleep(0.002)
 
     with ThreadPoolExecutor(NUM_WORKERS) as pool:
-        places = [place_of(storage, tmp_path, f"worker {number}") for number in range(NUM_WORKERS)]
-        results = list(pool.map(work, places, [plan] * NUM_WORKERS, [heard] * NUM_WORKERS))
+        locations = [location_of(storage, tmp_path, f"worker {number}") for number in range(NUM_WORKERS)]
+        results = list(pool.map(work, locations, [plan] * NUM_WORKERS, [heard] * NUM_WORKERS))
     assert max(Counter(asked).values()) == 1
     assert {e.ranks for e in results[0]} == set(asked)
     assert results[1:] == results[:-1]
@@ -90,7 +89,7 @@ def read_diary(path: Path) -> list[tuple[str, RankConfig]]:
 @pytest.mark.parametrize("storage", URLS)
 def test_what_a_killed_worker_had_begun_another_evaluates(storage: str, tmp_path: Path) -> None:
     diary = tmp_path / "diary"
-    dying, living = (place_of(storage, tmp_path, name, stale_after=3.0) for name in ("dying", "living"))
+    dying, living = (location_of(storage, tmp_path, name, stale_after=3.0) for name in ("dying", "living"))
     first = Process(tmp_path / "log1", work, dying, PLAN, Diary(diary, "dying", kill_at=3))
     assert first.wait() == -signal.SIGKILL  # before the other begins, which might leave it too little to do
     second = Process(tmp_path / "log2", work, living, PLAN, Diary(diary, "living"))
@@ -106,13 +105,13 @@ def test_what_a_killed_worker_had_begun_another_evaluates(storage: str, tmp_path
 
 
 def test_whoever_is_restarted_in_its_folder_goes_on_at_once_and_alone_proposes_the_same(tmp_path: Path) -> None:
-    place = place_of("journal", tmp_path, "me")  # to be given up by others takes a minute
-    killed = Process(tmp_path / "log", work, place, PLAN, Diary(tmp_path / "diary", "me", kill_at=5))
+    location = location_of("journal", tmp_path, "me")  # to be given up by others takes a minute
+    killed = Process(tmp_path / "log", work, location, PLAN, Diary(tmp_path / "diary", "me", kill_at=5))
     assert killed.wait() == -signal.SIGKILL
     start = time.monotonic()
-    resumed = work(place, PLAN, Diary(tmp_path / "diary", "me"))
+    resumed = work(location, PLAN, Diary(tmp_path / "diary", "me"))
     assert time.monotonic() - start < 30.0
-    assert resumed == work(Place(), PLAN, lambda ranks: None)
+    assert resumed == work(StudyLocation(), PLAN, lambda ranks: None)
 
 
 def test_an_error_in_an_evaluation_leaves_it_to_others_at_once(tmp_path: Path) -> None:
@@ -120,26 +119,28 @@ def test_an_error_in_an_evaluation_leaves_it_to_others_at_once(tmp_path: Path) -
         raise InputError("not finite")
 
     with pytest.raises(InputError, match="not finite"):
-        work(place_of("journal", tmp_path, "one"), PLAN, failing)
-    assert work(place_of("journal", tmp_path, "other"), PLAN, lambda ranks: None) == work(Place(), PLAN, lambda r: None)
+        work(location_of("journal", tmp_path, "one"), PLAN, failing)
+    assert work(location_of("journal", tmp_path, "other"), PLAN, lambda ranks: None) == work(
+        StudyLocation(), PLAN, lambda r: None
+    )
 
 
 def test_a_worker_that_was_given_up_and_wakes_adds_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with open_ledger(SPACE, PLAN, place_of("journal", tmp_path, "asleep")) as asleep:
+    with open_study(SPACE, PLAN, location_of("journal", tmp_path, "asleep")) as asleep:
         ranks = SPACE.heuristic()
         assert asleep.claim([ranks], 9) == [ranks]
-        with open_ledger(SPACE, PLAN, place_of("journal", tmp_path, "awake", 0.5)) as awake:
+        with open_study(SPACE, PLAN, location_of("journal", tmp_path, "awake", 0.5)) as awake:
             assert awake.claim([ranks], 9) == []
             time.sleep(0.6)
             awake.refresh()
-            assert awake.to_retry(9) == [ranks]
+            assert awake.state.to_retry(9) == [ranks]
             assert awake.claim([ranks], 9) == [ranks]
             awake.add(Evaluated(ranks, {"loss": 1.0, "parameters": 1}))
         asleep.add(Evaluated(ranks, {"loss": 2.0, "parameters": 1}))
         asleep.refresh()
-        assert [e.metrics["loss"] for e in asleep.evaluations] == [1.0]
+        assert [e.metrics["loss"] for e in asleep.state.evaluations] == [1.0]
     assert "worker asleep gave no sign of life for 0.5 s" in caplog.text
-    assert "was given up by others" in caplog.text
+    assert "other workers gave up this worker" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -152,21 +153,21 @@ def test_a_worker_that_was_given_up_and_wakes_adds_nothing(tmp_path: Path, caplo
     ],
 )
 def test_who_searches_something_else_cannot_join(
-    space: SearchSpace, plan: Plan, about: dict[str, str], differs: str, tmp_path: Path
+    space: SearchSpace, plan: SearchPlan, about: dict[str, str], differs: str, tmp_path: Path
 ) -> None:
-    place = replace(place_of("journal", tmp_path, "one"), about={"data": "a", "super_adapter": "a"})
-    with open_ledger(SPACE, PLAN, place):
+    location = replace(location_of("journal", tmp_path, "one"), identity={"data": "a", "super_adapter": "a"})
+    with open_study(SPACE, PLAN, location):
         pass
-    other = replace(place, worker="other", about={**place.about, **about})
-    with pytest.raises(InputError, match=differs), open_ledger(space, plan, other):
+    other = replace(location, worker="other", identity={**location.identity, **about})
+    with pytest.raises(InputError, match=differs), open_study(space, plan, other):
         pass
 
 
 def test_who_does_not_say_resume_does_not_join_by_mistake(tmp_path: Path) -> None:
-    place = place_of("journal", tmp_path, "one")
-    work(place, PLAN, lambda ranks: None)
+    location = location_of("journal", tmp_path, "one")
+    work(location, PLAN, lambda ranks: None)
     with (
         pytest.raises(InputError, match="join it with --resume"),
-        open_ledger(SPACE, PLAN, replace(place, resume=False)),
+        open_study(SPACE, PLAN, replace(location, resume=False)),
     ):
         pass

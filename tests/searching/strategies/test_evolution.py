@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from shears.searching.strategies.base import Evaluated, Plan
+from shears.searching.strategies.base import Evaluated, SearchPlan
 from shears.searching.strategies.evolution import Evolution
 from tests.searching.formulas import a_plan, climb, conflicting, counted, make_space, separable
 
@@ -12,7 +12,7 @@ SPACE = make_space(8)
 PLAN = a_plan(max_evaluations=60, population=6, tournament=3)
 
 
-def history_of(plan: Plan) -> list[Evaluated]:
+def history_of(plan: SearchPlan) -> list[Evaluated]:
     return climb(Evolution, SPACE, conflicting(SPACE), plan).history
 
 
@@ -42,7 +42,7 @@ def test_every_proposal_is_new_and_a_function_of_the_history() -> None:
     history = history_of(PLAN)
     assert len({e.ranks for e in history}) == len(history) == 60
     for length in range(60):
-        assert Evolution(SPACE, PLAN).propose(history[:length]) == history[length].ranks
+        assert Evolution(SPACE, PLAN).propose(history[:length]) == [history[length].ranks]
 
 
 @pytest.mark.parametrize("seed", range(3))

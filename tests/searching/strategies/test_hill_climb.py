@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig
 from shears.config.goals import Constraint
-from shears.searching.strategies.base import ACCURACY, Figures, Goal, Objective, Plan
+from shears.searching.strategies.base import ACCURACY, Figures, Goal, Objective, SearchPlan
 from shears.searching.strategies.hill_climb import HillClimbing
 from tests.searching.formulas import a_plan, climb, counted, evaluated, make_space, separable
 
 
-def textbook_climb(objective: Objective, strategy: HillClimbing, plan: Plan) -> list[RankConfig]:
+def textbook_climb(objective: Objective, strategy: HillClimbing, plan: SearchPlan) -> list[RankConfig]:
     """First improvement with an incumbent and a set of tried configurations; the order of neighbours is the plan's."""
     incumbent = strategy.space.heuristic()
     tried, improved = [incumbent], True
@@ -97,11 +97,10 @@ def test_the_seed_decides_the_order_of_neighbours_and_every_incumbent_shuffles_a
     space = make_space(12)
     objective = separable(space)
     first = evaluated(space, objective, space.heuristic())
-    assert len({HillClimbing(space, a_plan(seed=seed)).propose(first) for seed in range(8)}) > 1
+    assert len({HillClimbing(space, a_plan(seed=seed)).propose(first)[0] for seed in range(8)}) > 1
     orders = set()
     for incumbent in (space.heuristic(), space.maximal(), space.minimal()):
-        chosen = HillClimbing(space, a_plan()).propose(evaluated(space, objective, incumbent))
-        assert chosen is not None
+        [chosen] = HillClimbing(space, a_plan()).propose(evaluated(space, objective, incumbent))
         orders.add(next(group for group in chosen if chosen[group] != incumbent[group]))
     assert len(orders) > 1
 
@@ -131,8 +130,8 @@ def test_every_proposal_is_a_function_of_what_is_known_whatever_the_options(opti
     kept = HillClimbing(space, plan)
     for length in [*range(len(history)), 5, 20]:
         fresh = HillClimbing(space, plan)
-        assert kept.propose(history[:length]) == fresh.propose(history[:length]) == history[length].ranks
-    assert fresh.propose(history[19::-1]) == history[20].ranks, "in whatever order"
+        assert kept.propose(history[:length]) == fresh.propose(history[:length]) == [history[length].ranks]
+    assert fresh.propose(history[19::-1]) == [history[20].ranks], "in whatever order"
 
 
 @pytest.mark.parametrize("options", OPTIONS)

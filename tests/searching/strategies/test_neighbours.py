@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.errors import InputError
-from shears.searching.strategies.neighbours import num_neighbours, shuffled_neighbours
+from shears.searching.strategies.hill_climb import shuffled_neighbours
 from tests.searching.formulas import make_space
 
 
@@ -36,13 +36,12 @@ def test_neighbours_are_those_of_the_definition_each_once(
     space = SearchSpace({f"layers.{index}.up_proj": each for index, each in enumerate(ranks)})
     config = space.random(random.Random(seed))
     found = list(shuffled_neighbours(space, config, step, changes, random.Random(seed)))
-    assert len(found) == len(set(found)) == num_neighbours(space, config, step, changes)
+    assert len(found) == len(set(found))
     assert set(found) == by_definition(space, config, step, changes)
 
 
 def test_of_millions_the_first_come_at_once() -> None:
     space = make_space(90)
-    assert num_neighbours(space, space.heuristic(), 1, 4) > 40_000_000
     found = shuffled_neighbours(space, space.heuristic(), 1, 4, random.Random(0))
     changed = [sum(rank != 24 for rank in neighbour.values()) for neighbour in itertools.islice(found, 200)]
     assert set(changed) == {1, 2, 3, 4}

@@ -10,7 +10,7 @@ from shears.config.goals import Constraint
 from shears.errors import InputError
 from shears.searching.stage import run_search
 from shears.searching.strategies.base import ACCURACY, Evaluated, Figures, Goal
-from shears.searching.strategies.rnsga2 import rnsga2
+from shears.searching.strategies.nsga2 import rnsga2
 from tests.searching.formulas import a_plan, climb, conflicting, make_space
 
 SPACE = make_space(20)
@@ -40,8 +40,8 @@ def test_every_proposal_is_a_function_of_the_history() -> None:
     history = climb(rnsga2, space, conflicting(space), plan).history
     kept = rnsga2(space, plan)
     for length in range(len(history)):
-        assert kept.propose(history[:length]) == history[length].ranks
-        assert rnsga2(space, plan).propose(history[:length]) == history[length].ranks
+        assert kept.propose(history[:length]) == [history[length].ranks]
+        assert rnsga2(space, plan).propose(history[:length]) == [history[length].ranks]
     assert [e.ranks for e in history[:3]] == [space.heuristic(), space.maximal(), space.minimal()]
 
 

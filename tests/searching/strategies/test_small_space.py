@@ -11,8 +11,8 @@ from benchmarks.search_space import distance_row, every, front_row, landscape, s
 from shears.adapt.space import RankConfig
 from shears.errors import InputError
 from shears.searching.stage import run_search
-from shears.searching.strategies.base import Plan
-from shears.searching.strategies.exhaustive import LARGEST_SPACE, Exhaustive
+from shears.searching.strategies.base import SearchPlan
+from shears.searching.strategies.simple import LARGEST_SPACE, Exhaustive
 from tests.searching.formulas import a_plan, climb, counted, make_space, separable
 
 SPACE = small_space()
@@ -91,24 +91,24 @@ def test_an_exhaustive_search_of_a_large_space_or_with_a_small_budget_is_refused
     assert make_space(11).size > LARGEST_SPACE
     with pytest.raises(InputError, match="got 177,147"):
         Exhaustive(make_space(11), a_plan())
-    with pytest.raises(InputError, match="evaluates all 729 configurations, got max_evaluations 50"):
+    with pytest.raises(InputError, match="max_evaluations must be at least 729, the whole space, .* got 50"):
         run_search(SPACE, separable(SPACE), a_plan("exhaustive", 50))
 
 
 def test_every_proposal_of_an_exhaustive_search_is_a_function_of_the_history() -> None:
     space = make_space(3)
-    plan = Plan("exhaustive", 27, 0, seeds=(space.minimal(), space.maximal()))
+    plan = SearchPlan("exhaustive", 27, 0)
     history = climb(Exhaustive, space, separable(space), plan).history
     kept = Exhaustive(space, plan)
-    assert [e.ranks for e in history[:3]] == [space.heuristic(), space.minimal(), space.maximal()]
+    assert [e.ranks for e in history[:2]] == [space.heuristic(), space.maximal()]
     for length in [*range(27), 3, 20, 0]:
-        assert kept.propose(history[:length]) == history[length].ranks
-    assert kept.propose(history) is None
+        assert kept.propose(history[:length]) == [history[length].ranks]
+    assert kept.propose(history) == []
     some = [e for e in history if e.ranks not in (space.heuristic(), history[9].ranks)]
-    assert kept.propose(some) == space.heuristic(), "another history, with holes"
+    assert kept.propose(some) == [space.heuristic()], "another history, with holes"
 
 
 def test_after_many_configurations_one_can_be_asked_for() -> None:
     """A worker does so when others evaluated while it claimed."""
-    kept = Exhaustive(make_space(3), Plan("exhaustive", 27, 0))
-    assert kept.propose_many([], 8)[:1] == kept.propose_many([], 1)
+    kept = Exhaustive(make_space(3), SearchPlan("exhaustive", 27, 0))
+    assert kept.propose([], 8)[:1] == kept.propose([], 1)

@@ -1,4 +1,4 @@
-"""How configurations are measured part by part: with what is below their first difference left out, or many in a batch.
+"""Gauges measure configurations part by part; a prefix gauge skips the blocks below the first that differs.
 
 N examples of a part.
 """
@@ -23,62 +23,63 @@ from shears.models.devices import autocast, device_of
 from shears.models.sparse_adapter import is_sparse
 
 logger = logging.getLogger(__name__)
-Values = Float64[Tensor, " N"]
+TensorByExample = Float64[Tensor, " N"]
 
 
 @runtime_checkable
 class Gauge(Protocol):
     """Measures rank configurations on the parts of the validation examples.
 
-    `sizes` are the numbers of examples of the parts, `width` is how many configurations are measured together at best.
-    `weights` say how much each example counts, part after part.
+    `sizes` are the numbers of examples of the parts, `width` is the number of configurations best measured together,
+    `weights` are those of all examples, part after part.
     """
 
     sizes: list[int]
     width: int
-    weights: Values
+    weights: TensorByExample
 
-    def measure(self, configs: Sequence[RankConfig], part: int) -> list[Values]:
+    def measure(self, configs: Sequence[RankConfig], part: int) -> list[TensorByExample]:
         """Return each configuration's value of every example of a part."""
 
     def anchor(self, ranks: RankConfig) -> None:
-        """Take a configuration as the one that the next ones differ little from."""
+        """Take the incumbent; the next configurations differ little from it."""
+        return  # a default: with an empty body it would be abstract
 
     def slopes(self, ranks: RankConfig) -> Slopes | None:
-        """Return how the values of all examples change around a configuration; None where that is not to be had."""
+        """Return how the values of all examples change around a configuration; None if they have no slopes."""
+        return None
 
 
-class WholeGauge:
+class WholeGauge(Gauge):
     """Measures configurations one by one, with every forward whole."""
 
     width = 1
 
     def __init__(self, elastic: ElasticAdapter, scorer: Scorer, precision: str) -> None:
-        self.elastic, self.scorer = elastic, scorer
-        self._precision, self._device = precision, device_of(scorer.model)
+        self.elastic = elastic
+        self.scorer = scorer
+        self._precision = precision
+        self._device = device_of(scorer.model)
         self.sizes = [len(part) for part in scorer.parts]
         self.weights = scorer.weights[[number for part in scorer.parts for number in part]]
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return what forwards run in."""
+        """Return the context in which forwards run."""
         return autocast(self._precision, self._device)
 
-    def measure(self, configs: Sequence[RankConfig], part: int) -> list[Values]:
+    def measure(self, configs: Sequence[RankConfig], part: int) -> list[TensorByExample]:
         """Return each configuration's value of every example of a part."""
         return [self._measure(ranks, part) for ranks in configs]
 
-    def _measure(self, ranks: RankConfig, part: int) -> Values:
+    def _measure(self, ranks: RankConfig, part: int) -> TensorByExample:
         self.elastic.activate(ranks)
         with self.autocast():
             return self.scorer.measure(part, plainly)
 
-    def anchor(self, ranks: RankConfig) -> None:
-        """Nothing is kept."""
-
     def slopes(self, ranks: RankConfig) -> Slopes | None:
         """Return how the losses change around a configuration; None for accuracies, and if rows share their ranks."""
         if not isinstance(self.scorer, LossScorer) or is_sparse(self.elastic.model) or self.elastic.refuses_rows:
-            return None  # accuracies jump, and a sparse adapter has one product for all rows
+            return None  # accuracies have no slope, and a sparse adapter has one product for all rows
         with self.autocast():
             return self.scorer.slopes(self.elastic, ranks)
 
@@ -86,43 +87,45 @@ class WholeGauge:
 class PrefixGauge(WholeGauge):
     """Measures configurations one by one, each from the first block on in which it differs from the anchor.
 
-    What went into the kept blocks is held for two configurations, the anchor and the one measured last, so that the
-    latter becomes the anchor at no cost; `budget` bytes are for both. A part is known of the anchor once something is
-    measured on it. The values have the bits of whole forwards.
+    The inputs of the kept blocks are held for two configurations, the anchor and the one measured last, so that the
+    latter can become the anchor at no cost. The anchor is measured on a part once another configuration is. The values
+    have the bits of whole forwards.
     """
 
     def __init__(
         self, elastic: ElasticAdapter, scorer: Scorer, precision: str, prefix: Prefix, kept: Sequence[int]
     ) -> None:
         super().__init__(elastic, scorer, precision)
-        self.prefix, self.kept = prefix, tuple(kept)
+        self.prefix = prefix
+        self.kept = tuple(kept)
         self._first = first_blocks(elastic.space.modules, prefix.name)
-        self._anchor: _Tape | None = None
-        self._last: _Tape | None = None
+        self._anchor: _Inputs | None = None
+        self._last: _Inputs | None = None
 
-    def _measure(self, ranks: RankConfig, part: int) -> Values:
+    def _measure(self, ranks: RankConfig, part: int) -> TensorByExample:
         if self._anchor is not None and self._anchor.ranks == ranks:
             values, self._anchor.parts[part] = self._run(ranks, part, self._anchor)
             return values
         if self._anchor is not None:
             self._complete(self._anchor, part)
         if self._last is None or self._last.ranks != ranks:
-            self._last = None  # its memory is needed
-            self._last = _Tape(ranks, {})
+            self._last = None  # frees its memory first
+            self._last = _Inputs(ranks, {})
         values, self._last.parts[part] = self._run(ranks, part, self._anchor)
         return values
 
-    def _complete(self, anchor: "_Tape", part: int) -> None:
-        """Learn what goes into all kept blocks of the anchor: the anchor before may have left those at the bottom."""
+    def _complete(self, anchor: "_Inputs", part: int) -> None:
+        """Compute the inputs of all kept blocks of the anchor; those inherited from the anchor before end early."""
         if part not in anchor.parts or anchor.parts[part].top < len(self.prefix):
             _, anchor.parts[part] = self._run(anchor.ranks, part, anchor)
 
-    def _run(self, ranks: RankConfig, part: int, below: "_Tape | None") -> "tuple[Values, _Part]":
-        """Measure from the first block on of which the inputs are not those on a tape."""
+    def _run(self, ranks: RankConfig, part: int, below: "_Inputs | None") -> "tuple[TensorByExample, _PartInputs]":
+        """Measure from the first block on whose inputs differ from those held of the configuration `below`."""
         self.elastic.activate(ranks)
         before = below.parts.get(part) if below is not None else None
         first = min(self._first_difference(ranks, below.ranks), before.top) if below and before else 0
-        start, states = max((block for block in self.kept if block <= first), default=0), list[States]()
+        start = max((block for block in self.kept if block <= first), default=0)
+        states = list[States]()
 
         def run(forward: Callable[[], Tensor]) -> Tensor:
             known = _up_to(start, before.states[len(states)]) if before is not None else {}
@@ -133,39 +136,40 @@ class PrefixGauge(WholeGauge):
 
         with self.autocast():
             values = self.scorer.measure(part, run)
-        return values, _Part(len(self.prefix), states)
+        return values, _PartInputs(len(self.prefix), states)
 
     def _first_difference(self, ranks: RankConfig, others: RankConfig) -> int:
         return first_difference(self._first, ranks, others, len(self.prefix))
 
     def anchor(self, ranks: RankConfig) -> None:
-        """Keep what is known of this configuration, and below their first difference of the anchor before."""
+        """Make a configuration the anchor; it inherits the inputs below its first difference from the anchor before."""
         before = self._anchor
         if before is not None and before.ranks == ranks:
             return
-        tape = self._last if self._last is not None and self._last.ranks == ranks else _Tape(ranks, {})
+        inputs = self._last if self._last is not None and self._last.ranks == ranks else _Inputs(ranks, {})
         if before is not None:
             first = self._first_difference(ranks, before.ranks)
             for part, known in before.parts.items():
                 top = min(first, known.top)
-                tape.parts.setdefault(part, _Part(top, [_up_to(top, states) for states in known.states]))
-        self._anchor, self._last = tape, None
+                inputs.parts.setdefault(part, _PartInputs(top, [_up_to(top, states) for states in known.states]))
+        self._anchor = inputs
+        self._last = None
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The states of each forward of a part: what went into the kept blocks up to and with block `top`."""
+class _PartInputs:
+    """The inputs of the kept blocks up to and with block `top`, forward by forward of a part."""
 
     top: int
     states: list[States]
 
 
 @dataclass
-class _Tape:
-    """What went into the kept blocks under a configuration, part by part."""
+class _Inputs:
+    """The inputs of the kept blocks under a configuration, part by part."""
 
     ranks: RankConfig
-    parts: dict[int, _Part]
+    parts: dict[int, _PartInputs]
 
 
 def _up_to(top: int, states: States) -> States:
@@ -173,7 +177,7 @@ def _up_to(top: int, states: States) -> States:
 
 
 def open_gauge(elastic: ElasticAdapter, scorer: Scorer, precision: str, budget: int) -> WholeGauge:
-    """Return a gauge that keeps at most `budget` bytes of hidden states, or a plain one where that is of no use."""
+    """Return a gauge that keeps at most `budget` bytes of hidden states, or a plain one if none can be kept."""
     whole = WholeGauge(elastic, scorer, precision)
     if not budget:
         return whole
@@ -182,13 +186,15 @@ def open_gauge(elastic: ElasticAdapter, scorer: Scorer, precision: str, budget: 
             trial = scorer.trial()
             prefix = open_prefix(scorer.model, trial.first, trial.second)
     except InputError as error:
-        logger.info("every evaluation computes all blocks, as no forward of this model begins in the middle: %s", error)
+        logger.info("every evaluation computes all blocks: no forward of this model can begin in the middle: %s", error)
         return whole
     size = 2 * scorer.num_positions() * prefix.bytes_per_position
     kept = kept_blocks(len(prefix), size, budget)
     if not kept:
-        logger.info("every evaluation computes all blocks: the inputs of one take %.2g GB, the cache has %.2g",
-                    size / 1e9, budget / 1e9)  # fmt: skip
+        logger.info(
+            "every evaluation computes all blocks: the inputs of one take %.2g GB, the cache has %.2g",
+            size / 1e9, budget / 1e9,
+        )  # fmt: skip
         return whole
     logger.info("the inputs of %d of %d blocks are kept: up to %.2g GB", len(kept), len(prefix), len(kept) * size / 1e9)
     return PrefixGauge(elastic, scorer, precision, prefix, kept)

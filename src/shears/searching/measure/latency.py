@@ -1,10 +1,9 @@
-"""Measured decode latency of the packed model: each configuration decodes in the native decoder, on this machine's CPU.
+"""Measured decode latency of the packed model: each configuration decodes in the native decoder, on this CPU.
 
-The base is packed once; for each configuration the update's ranks are cut, and the decoder is built anew around it.
+The base is packed once. For each configuration, the update's ranks are cut and a decoder is built around it.
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -17,26 +16,26 @@ from shears.errors import InputError
 from shears.models.sparse_adapter import is_sparse
 from shears.runtime.native import kernels_available
 from shears.runtime.native.model_source import LoraUpdate, ModelSource, source_of_model
-from shears.searching.strategies.base import LATENCY, Evaluated, Figures
+from shears.searching.measure.evaluators import Evaluator
+from shears.searching.strategies.base import LATENCY, Figures
 
 PROMPT = 16  # tokens before the first measured one
-ROUNDS, STEPS = 5, 16  # the median of so many rounds, each the mean of so many tokens
-INSTEAD = "take macs, which count the same products"
+ROUNDS = 5  # the latency is the median of so many rounds,
+STEPS = 16  # each of which is the mean of so many tokens
+ALTERNATIVE = "take macs, which count the same products"
 
 
-class LatencyEvaluator:
+class LatencyEvaluator(Evaluator):
     """Gives `latency`: milliseconds a decoded token of one sequence, in bf16 values, on torch's number of threads.
 
-    A figure of a clock: measured again it is another, and machines differ. InputError where the decoder is not there,
-    does not cover the model, or the adapter is masked by the base's zeros: it is merged, and no rank costs time.
+    It is measured with a clock: repetitions and machines differ. InputError if the decoder is not built or does not
+    cover the model, or if the adapter is masked by the base's zeros: it is merged, so no rank costs time.
     """
-
-    width = 1
 
     def __init__(self, elastic: ElasticAdapter, values: NumberFormat = "bf16") -> None:
         if not kernels_available():
             raise InputError(
-                f"latency needs the C++ extension, which was not built; install with a compiler or {INSTEAD}"
+                f"latency needs the C++ extension, which was not built; install with a compiler or {ALTERNATIVE}"
             )
         if is_sparse(elastic.model):
             raise InputError(
@@ -45,7 +44,7 @@ class LatencyEvaluator:
         self._elastic = elastic
         self._source = source_of_model(elastic.model, values)
         self._groups = {name: group for group, names in elastic.space.modules.items() for name in names}
-        self(elastic.space.heuristic())  # covered? and everything is warm
+        self(elastic.space.heuristic())  # raises for a model that is not covered, and warms up
 
     def __call__(self, ranks: RankConfig) -> Figures:
         """Return the latency of a configuration, measured now."""
@@ -64,20 +63,9 @@ class LatencyEvaluator:
         return {LATENCY: median(rounds)}
 
     def source(self, ranks: RankConfig) -> ModelSource:
-        """Return the packed model with an update cut to the ranks."""
-        return replace(
-            self._source,
-            updates={name: _cut(each, ranks[self._groups[name]]) for name, each in self._source.updates.items()},
-        )
-
-    def many(self, configs: Sequence[RankConfig]) -> list[Figures]:
-        """Return the latency of each configuration."""
-        return list(map(self, configs))
-
-    def anchor(self, evaluated: Evaluated) -> None:
-        """Nothing is kept."""
-
-
-def _cut(update: LoraUpdate, rank: int) -> LoraUpdate:
-    """Return the first ranks; the scaling stays, alpha over the largest rank."""
-    return LoraUpdate(update.a[:rank], update.b[:, :rank], update.scaling)
+        """Return the packed model with the update cut to the ranks; the scaling stays alpha over the largest rank."""
+        updates: dict[str, LoraUpdate] = {}
+        for name, update in self._source.updates.items():
+            rank = ranks[self._groups[name]]
+            updates[name] = LoraUpdate(update.a[:rank], update.b[:, :rank], update.scaling)
+        return replace(self._source, updates=updates)

@@ -1,7 +1,7 @@
-"""Racing: a candidate that is worse, better or equal beyond doubt to the incumbent needs not be measured further. Pure.
+"""Racing: a candidate that is clearly worse than, better than or equal to the incumbent is not measured further. Pure.
 
-A candidate and the incumbent are scored on the same examples, in a random order fixed beforehand, and compared after an
-eighth, a quarter and a half of them. N examples in all, n of them looked at.
+Candidate and incumbent are scored on the same examples, in a random order fixed beforehand, and compared after an
+eighth, a quarter and a half of them (the looks). N examples in all, n of them seen so far.
 """
 
 import math
@@ -16,12 +16,12 @@ from jaxtyping import Float64
 from shears.errors import InputError
 
 LOOKS = (1 / 8, 1 / 4, 1 / 2)
-FEWEST = 16  # examples at a look; with fewer, the normal theory says too little
+FEWEST = 16  # examples at a look; with fewer, the normal approximation is too coarse
 FEWEST_UNEQUAL = 8  # examples whose two values differ; a sign test needs 7 for an error of 0.05 / 3
 
 
 def parts_of(num_examples: int, seed: int, looks: Sequence[float] = LOOKS) -> list[list[int]]:
-    """Return the examples' numbers in a random order, split at the looks; looks with too few examples fall away."""
+    """Return the examples' numbers in a random order, split at the looks; looks with too few examples are left out."""
     order = list(range(num_examples))
     random.Random(f"race/{seed}").shuffle(order)
     ends = sorted({math.ceil(look * num_examples) for look in looks} | {num_examples})
@@ -33,18 +33,19 @@ def parts_of(num_examples: int, seed: int, looks: Sequence[float] = LOOKS) -> li
 class Race:
     """The rule by which a candidate is dropped or taken early.
 
-    `error` is the probability that a candidate is dropped though it would be no worse than the incumbent on all N
-    examples, and as well that one is taken though it would be no better. It is shared equally by the looks
-    (Bonferroni). At each, the n differences seen are a sample without replacement of all N: their mean over its
-    standard error s sqrt((1 - n / N) / n) is compared with Student's t, one-sided. Where a few examples gain much, that
-    says "worse" too often, so the smaller of t and Hall's transform of it for skewness counts (Hall, 1992, section
-    3.10.6). This is the theory of large samples: tests simulate how far the error holds.
+    `error` is the probability that a candidate is dropped that is no worse than the incumbent on all N examples, and
+    also the probability that one is taken that is no better. The looks share it equally (Bonferroni). At a look, the n
+    differences are a sample without replacement of all N: their mean over its standard error s sqrt((1 - n / N) / n) is
+    compared with Student's t, one-sided. If a few examples gain much, t is too often significant, so the smaller of t
+    and Hall's transform of it for skewness counts (Hall, 1992, section 3.10.6). This is large-sample theory; tests
+    simulate how far the error holds.
 
-    Where the difference of each of the N examples was predicted beforehand, the differences seen are regressed on the
-    predictions, and what that leaves is the sample (the regression estimator of survey sampling, Cochran, 1977, section
-    7.1): with a far smaller standard error where predictions are good, and as good as none where they are bad.
+    If the difference of each of the N examples was predicted beforehand, the differences are regressed on the
+    predictions and the residuals are the sample (the regression estimator of survey sampling, Cochran, 1977, section
+    7.1). Good predictions make the standard error far smaller; bad ones leave it about as it is.
+
     `indifference` is a mean difference that does not matter, 0 for none: a candidate is also decided once its mean
-    difference lies within it beyond doubt, by the same test on either side (two one-sided tests; Schuirmann, 1987).
+    difference lies within it by the same test on either side (two one-sided tests; Schuirmann, 1987).
 
     InputError for an error outside of 0 to 0.5 or an indifference below 0.
     """
@@ -60,7 +61,7 @@ class Race:
             raise InputError(f"the indifference of a race must be 0 or above, got {self.indifference}")
 
     def is_decided(self, worse_by: Float64[np.ndarray, " n"], predicted: Float64[np.ndarray, " N"]) -> bool:
-        """Tell whether the candidate is worse, or better, or equal, beyond doubt; see `is_lost`."""
+        """Tell whether the candidate is significantly worse, better or equal; see `is_lost`."""
         return (
             self.is_lost(worse_by, predicted)
             or self.is_lost(-worse_by, -predicted)
@@ -68,24 +69,25 @@ class Race:
         )
 
     def _is_equal(self, worse_by: Float64[np.ndarray, " n"], predicted: Float64[np.ndarray, " N"]) -> bool:
-        """Tell whether the mean difference is within the indifference beyond doubt, to either side."""
+        """Tell whether the mean difference is significantly within the indifference, on either side."""
         margin = self.indifference
         return margin > 0 and all(self.is_lost(sign * worse_by + margin, sign * predicted) for sign in (1, -1))
 
     def is_lost(self, worse_by: Float64[np.ndarray, " n"], predicted: Float64[np.ndarray, " N"]) -> bool:
         """Tell whether the candidate is dropped: `worse_by` holds how much worse it is on each example so far.
 
-        `predicted` is what was expected of all examples, in the same order; zeros where nothing was.
+        `predicted` holds the predicted differences of all examples, in the same order; zeros without predictions.
         """
-        n, num_examples = len(worse_by), len(predicted)
+        n = len(worse_by)
+        num_examples = len(predicted)
         if not FEWEST <= n < num_examples or np.count_nonzero(worse_by) < FEWEST_UNEQUAL:
             return False
-        slope, freedom = _slope(worse_by, predicted[:n]), n - 1 - bool(predicted.any())
-        left = worse_by - slope * predicted[:n]
-        centred = left - left.mean()
+        freedom = n - 1 - bool(predicted.any())
+        residuals = worse_by - _slope(worse_by, predicted[:n]) * predicted[:n]
+        centred = residuals - residuals.mean()
         variance = float((centred**2).mean())
         if variance <= 1e-20 * float((worse_by**2).mean()):
-            return False  # all alike but for rounding: nothing is known of how they differ
+            return False  # equal but for rounding: there is no sample of how they differ
         t = estimate(worse_by, predicted) / math.sqrt(variance * (1 - n / num_examples) / freedom)
         k = float((centred**3).mean()) / variance**1.5 / math.sqrt(n)
         transformed = t + k * t**2 / 3 + k**2 * t**3 / 27 + k / 6
@@ -93,13 +95,13 @@ class Race:
 
 
 def estimate(worse_by: Float64[np.ndarray, " n"], predicted: Float64[np.ndarray, " N"]) -> float:
-    """Return what the differences seen say of the mean difference over all examples (regression estimator)."""
+    """Return the regression estimate of the mean difference over all N examples from the n seen."""
     seen = predicted[: len(worse_by)]
     return float(worse_by.mean() + _slope(worse_by, seen) * (predicted.mean() - seen.mean()))
 
 
 def _slope(worse_by: Float64[np.ndarray, " n"], predicted: Float64[np.ndarray, " n"]) -> float:
-    """Return the slope of the regression of the differences on the predictions, 0 where these are all alike."""
+    """Return the slope of the regression of the differences on the predictions, 0 if these are all equal."""
     centred = predicted - predicted.mean()
     norm = float(centred @ centred)
     return float(centred @ worse_by) / norm if norm > 0 else 0.0

@@ -1,20 +1,32 @@
-"""The storages that can hold a study: memory, a SQLite file, PostgreSQL, MySQL, or a journal file for NFS."""
+"""The storages that can hold a study: memory, a SQLite file, PostgreSQL, MySQL, or a journal file for NFS.
 
+Optuna implements all of them. Added here: URLs without drivers and passwords, settings that make SQLite safe for
+several workers and a lost server noticed, journal lines that a killed worker left half written, and retries.
+"""
+
+import errno
+import itertools
 import logging
 import os
 import random
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import optuna
 import sqlalchemy
+from optuna.distributions import CategoricalDistribution
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from sqlalchemy import exc
 
+from shears.adapt.space import SearchSpace
 from shears.config.fields import hide_passwords
 from shears.errors import InputError, first_line
 
@@ -22,25 +34,45 @@ logger = logging.getLogger(__name__)
 JOURNAL = "journal://"
 FIRST_BYTES = b'{"op_code":'  # of every line of Optuna's journal
 PASSWORD = "SHEARS_STORAGE_PASSWORD"  # the environment variable that completes a URL without one
-HIDDEN = "***"  # what records show of a password
+HIDDEN = "***"  # stands for a password in records
+POSTGRESQL = "postgresql+psycopg"
+MYSQL = "mysql+pymysql"
 DRIVERS: Mapping[str, str] = MappingProxyType(
-    {
-        "postgres": "postgresql+psycopg",
-        "postgresql": "postgresql+psycopg",
-        "mysql": "mysql+pymysql",
-        "mariadb": "mariadb+pymysql",
-    }
+    {"postgres": POSTGRESQL, "postgresql": POSTGRESQL, "mysql": MYSQL, "mariadb": MYSQL}
 )
 EXTRAS: Mapping[str, str] = MappingProxyType({"psycopg": "postgresql", "pymysql": "mysql"})
-TIMEOUTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(  # seconds: a server that is gone is noticed
+TIMEOUTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(  # seconds after which a lost server is noticed
     {
         "psycopg": {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3},
         "pymysql": {"connect_timeout": 10, "read_timeout": 60, "write_timeout": 60},
         "pysqlite": {"timeout": 60},
     }
 )
-ATTEMPTS = 6  # workers that start at the same moment make the same tables
+ATTEMPTS = 6  # to make the tables: workers that start at the same moment make the same ones
 MADE_BY_ANOTHER = ("exists", "duplicate", "Duplicate", "UNIQUE", "locked", "restarting transaction")
+FIRST_WAIT = 0.1  # seconds before the first retry, doubled up to
+LONGEST_WAIT = 10.0
+STORAGE_ERRORS = (StorageInternalError, exc.SQLAlchemyError, OSError)
+TEMPORARY = (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError, exc.PendingRollbackError)
+TEMPORARY_ERRNO = frozenset(  # a network file system that is away
+    {errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOTCONN}
+)
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keep Optuna's own log lines off the screen."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def distributions(space: SearchSpace) -> dict[str, CategoricalDistribution]:
+    """Return the space as Optuna has it: one categorical parameter a group, its values the ranks."""
+    return {group: CategoricalDistribution(list(ranks)) for group, ranks in space.ranks.items()}
 
 
 @contextmanager
@@ -66,44 +98,33 @@ def open_storage(url: str | None) -> Iterator[BaseStorage]:
 def _journal(url: str) -> JournalStorage:
     path = Path(url.removeprefix(JOURNAL))
     if not path.is_absolute() or not path.parent.is_dir():
-        raise InputError(f"a journal must be {JOURNAL}/ABSOLUTE/FILE in a folder that is there, got {url}")
+        raise InputError(f"a journal must be {JOURNAL}/ABSOLUTE/FILE in an existing folder, got {url}")
     try:
-        _refuse_foreign(path)
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=_MendingLock(str(path))))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:  # of foreign lines
+        with suppress(FileNotFoundError), open(path, "rb") as file:  # the lock would cut lines off a foreign file
+            first = file.read(len(FIRST_BYTES))
+            if first != FIRST_BYTES[: len(first)]:  # a torn first line will do
+                raise ValueError("it is not a journal")
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=_RepairingLock(str(path))))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:  # foreign lines
         raise InputError(f"storage must be a journal file that can be opened, got {url}: {first_line(error)}") from None
 
 
-def _refuse_foreign(path: Path) -> None:
-    """Raise ValueError for a file that is no journal, be its first line half written: the lock would cut lines off."""
-    with suppress(FileNotFoundError), open(path, "rb") as file:
-        begin = file.read(len(FIRST_BYTES))
-        if begin != FIRST_BYTES[: len(begin)]:
-            raise ValueError("it is a file of something else")
-
-
-class _MendingLock(JournalFileSymlinkLock):  # type: ignore[misc]  # optuna is not typed for us
-    """Optuna's lock for NFS; whoever gets it cuts off a line that a killed process left half written."""
+class _RepairingLock(JournalFileSymlinkLock):  # type: ignore[misc]  # optuna is not typed for us
+    """Optuna's lock for NFS; its next holder cuts off a line that a killed worker left half written."""
 
     def acquire(self) -> bool:
-        """Wait for the lock; True."""
+        """Wait for the lock and return True."""
         acquired = super().acquire()
         with open(self._lock_target_file, "r+b") as file:
-            size = end = file.seek(0, os.SEEK_END)
-            while end and not _ends_line(file, end):
-                end -= 1
-            if end < size:
-                file.truncate(end)
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            if file.read() not in (b"", b"\n"):
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
         return bool(acquired)
 
 
-def _ends_line(file: Any, end: int) -> bool:
-    file.seek(end - 1)
-    return bool(file.read(1) == b"\n")
-
-
 def _database(url: str) -> RDBStorage:
-    """Return the storage of a database; what fails because another worker makes its tables is tried again."""
+    """Return the storage of a database; an attempt that fails because another worker makes its tables is repeated."""
     secrets = [url]
     try:
         full = _completed(sqlalchemy.make_url(url))
@@ -111,37 +132,38 @@ def _database(url: str) -> RDBStorage:
         for attempt in range(1, ATTEMPTS):
             try:
                 return _tuned(full)
-            except sqlalchemy.exc.DBAPIError as error:
+            except exc.DBAPIError as error:
                 if not any(word in str(error) for word in MADE_BY_ANOTHER):
                     raise
             time.sleep(0.2 * attempt * (1 + random.random()))
         return _tuned(full)
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError) as error:
-        reason = _advised(first_line(error), error)
+    except (exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError) as error:
+        reason = without(first_line(error), *secrets)
+        missing = getattr(error.__cause__, "name", None) or getattr(error, "name", None)
+        extra = EXTRAS.get(str(missing)) if isinstance(error, ImportError) else None
+        advice = f"; pip install 'shears[{extra}]'" if extra else ""
         raise InputError(
-            f"storage must be a database URL that can be opened, got {hide_passwords(url)}: {without(reason, *secrets)}"
+            f"storage must be a database URL that can be opened, got {hide_passwords(url)}: {reason}{advice}"
         ) from None
 
 
 def _completed(url: sqlalchemy.URL) -> sqlalchemy.URL:
-    """Return the URL with the driver we install and the password of the environment."""
+    """Return the URL with the driver that our extras install and the password of the environment."""
     url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
     if url.password not in (None, HIDDEN):
         return url
-    # without one, libpq goes on to PGPASSWORD, ~/.pgpass and PGSERVICE, PyMySQL to read_default_file
-    return sqlalchemy.URL.create(
-        url.drivername, url.username, os.environ.get(PASSWORD) if url.host or url.username else None,
-        url.host, url.port, url.database, url.query,
-    )  # fmt: skip
+    # without a password, libpq goes on to PGPASSWORD, ~/.pgpass and PGSERVICE, PyMySQL to read_default_file
+    password = os.environ.get(PASSWORD) if url.host or url.username else None
+    return sqlalchemy.URL.create(url.drivername, url.username, password, url.host, url.port, url.database, url.query)
 
 
 def _tuned(url: sqlalchemy.URL) -> RDBStorage:
-    driver = url.get_driver_name()
-    arguments = {name: value for name, value in TIMEOUTS.get(driver, {}).items() if name not in url.query}
-    is_file = url.get_backend_name() == "sqlite"
-    pool = {} if is_file else {"pool_pre_ping": True}
+    timeouts = TIMEOUTS.get(url.get_driver_name(), {})
+    arguments = {name: value for name, value in timeouts.items() if name not in url.query}
+    is_sqlite = url.get_backend_name() == "sqlite"
+    pool = {} if is_sqlite else {"pool_pre_ping": True}
     storage = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs={"connect_args": arguments, **pool})
-    if is_file and url.database:  # a file, not memory
+    if is_sqlite and url.database:  # a file, not memory
         sqlalchemy.event.listen(storage.engine, "connect", make_fast)
         sqlalchemy.event.listen(storage.engine, "begin", _begin)
         storage.engine.dispose()  # connections made so far lack the settings
@@ -149,29 +171,107 @@ def _tuned(url: sqlalchemy.URL) -> RDBStorage:
 
 
 def make_fast(connection: Any, _record: object) -> None:
-    """A write-ahead log without fsync per commit: 12 times faster, safe against kill -9, consistent on power loss."""
+    """Set a write-ahead log without fsync per commit: 12 times faster, safe on kill -9, consistent on power loss."""
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.isolation_level = None  # transactions are begun by `_begin`
 
 
 def _begin(connection: sqlalchemy.Connection) -> None:
-    """Lock the file for the whole transaction, as SELECT FOR UPDATE, which SQLite lacks, locks a row elsewhere."""
+    """Lock the file for a whole transaction: SQLite has no SELECT FOR UPDATE, which locks a row in other databases."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _advised(reason: str, error: Exception) -> str:
-    """Return the reason, and what to install where a driver is missing."""
-    if not isinstance(error, ImportError):
-        return reason
-    missing = getattr(error.__cause__, "name", None) or getattr(error, "name", None)
-    extra = EXTRAS.get(str(missing))
-    return f"{reason}; pip install 'shears[{extra}]'" if extra else reason
-
-
 def without(text: str, *secrets: str) -> str:
-    """Return a text of another library without the passwords of URLs, and without secrets that are no URL."""
+    """Return a text of another library without the passwords of URLs, and without secrets that are not URLs."""
     for secret in secrets:
         if secret and "://" not in secret:
             text = text.replace(secret, HIDDEN)
     return hide_passwords(text)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in one line, without passwords, why a storage failed."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else None
+    return hide_passwords(first_line(cause or error))
+
+
+def is_temporary(error: BaseException) -> bool:
+    """Tell whether an error may pass by itself: a server that restarts, a lock, a file system that is away."""
+    if isinstance(error, StorageInternalError):
+        return error.__cause__ is not None and is_temporary(error.__cause__)
+    if isinstance(error, OSError):
+        return error.errno in TEMPORARY_ERRNO
+    if isinstance(error, exc.DBAPIError) and type(error.orig).__module__ == "sqlite3":
+        return "locked" in str(error)
+    return isinstance(error, TEMPORARY) or (isinstance(error, exc.DBAPIError) and error.connection_invalidated)
+
+
+class RetryingStorage:
+    """A storage whose operations are retried while it does not answer; used by both threads of a worker.
+
+    `timeout` is in seconds. `outages` counts how often the storage did not answer.
+    """
+
+    def __init__(self, storage: BaseStorage, name: str, timeout: float) -> None:
+        self.outages = 0
+        self._storage = storage
+        self._name = hide_passwords(name)
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._away_since: float | None = None
+
+    def __getattr__(self, operation: str) -> Callable[..., Any]:
+        """Return an operation of the storage that is retried; it raises OSError, in one line, if it fails for good."""
+        return partial(self._retry, getattr(self._storage, operation))
+
+    def _retry(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        deadline = time.monotonic() + self._timeout
+        for attempt in itertools.count():
+            try:
+                result = call(*args, **kwargs)
+            except STORAGE_ERRORS as error:
+                self._raise_if_final(error, deadline)
+                if attempt:  # a clash of two workers is over by the second attempt, and not worth a line
+                    self._set_away(error)
+            else:
+                self._set_back()
+                return result
+            time.sleep(min(FIRST_WAIT * 2**attempt, LONGEST_WAIT))
+        raise AssertionError("not reached")
+
+    def _raise_if_final(self, error: BaseException, deadline: float) -> None:
+        if not is_temporary(error):
+            raise OSError(f"the storage {self._name} failed: {reason_of(error)}") from None
+        if time.monotonic() >= deadline:
+            raise OSError(
+                f"the storage {self._name} has not answered for {self._timeout:.0f} s: {reason_of(error)}; "
+                "start again with --resume when it does"
+            ) from None
+
+    def try_once(self, operation: str, *args: Any) -> None:
+        """Try an operation that is not worth waiting for, on a trial that may have ended."""
+        try:
+            getattr(self._storage, operation)(*args)
+            self._set_back()
+        except UpdateFinishedTrialError:
+            pass
+        except STORAGE_ERRORS as error:
+            if is_temporary(error):
+                self._set_away(error)
+
+    def _set_away(self, error: BaseException) -> None:
+        with self._lock:
+            if self._away_since is None:
+                self._away_since = time.monotonic()
+                self.outages += 1
+                logger.warning(
+                    "the storage %s does not answer, trying again for up to %.0f s: %s",
+                    self._name, self._timeout, reason_of(error),
+                )  # fmt: skip
+
+    def _set_back(self) -> None:
+        with self._lock:
+            if self._away_since is not None:
+                logger.info("the storage answers again after %.0f s", time.monotonic() - self._away_since)
+                self._away_since = None

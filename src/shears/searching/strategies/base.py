@@ -1,4 +1,4 @@
-"""What every search shares: a plan, evaluated configurations as values, and the one interface of a strategy."""
+"""What all strategies share: the search plan, the goal, evaluated configurations, and the interface of a strategy."""
 
 import hashlib
 import math
@@ -12,11 +12,13 @@ from shears.config.goals import MAXIMISED, Constraint
 from shears.config.strategies import StrategyOptions
 from shears.errors import InputError
 
-PARAMETERS, LATENCY = "parameters", "latency"
+PARAMETERS = "parameters"
+LATENCY = "latency"
 EXAMPLES = "examples"
-"""The figure that marks a configuration decided in a race: how many of the examples it was measured on."""
-GENERATIONS = 5  # in a small budget; Optuna's own population of 50 would be one random generation of 50 evaluations
-SMALLEST_POPULATION, LARGEST_POPULATION = 4, 50
+"""The figure that marks a configuration decided in a race: the number of examples that it was measured on."""
+GENERATIONS = 5  # in a small budget; with Optuna's own population of 50, a budget of 50 is one random generation
+SMALLEST_POPULATION = 4
+LARGEST_POPULATION = 50
 
 
 def digest(text: str) -> str:
@@ -25,7 +27,7 @@ def digest(text: str) -> str:
 
 
 Figures = Mapping[str, int | float]
-"""What a rank configuration is worth, by name: `loss`, `accuracy`, `parameters` and whatever else a goal needs."""
+"""Figures of a rank configuration by name: `loss`, `accuracy`, `parameters` and whatever else a goal needs."""
 Objective = Callable[[RankConfig], Figures]
 
 
@@ -48,11 +50,11 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Goal:
-    """What is better: the first objective decides, of equal ones the next; a lower figure unless it is `maximised`.
+    """Which figures are better: the first objective decides, the next ones break ties; lower unless `maximised`.
 
-    Whatever meets the constraints is better than what does not; of those that do not, the one that breaks them least
-    (Deb, 2000), by the sum of the shares of their limits. What breaks a bound on a size need not be measured: a figure
-    that is missing is the worst there is.
+    A configuration that meets the constraints is better than one that does not. Of two that do not, the better one has
+    the smaller violation (Deb, 2000): the sum of the excesses as shares of their limits. A configuration that breaks a
+    bound on a size need not be measured: a missing figure counts as the worst possible.
     """
 
     objectives: tuple[str, ...] = ("loss", PARAMETERS)
@@ -70,22 +72,27 @@ class Goal:
         return tuple(name in self.maximised for name in self.objectives)
 
     def cost(self, metrics: Figures) -> tuple[float, ...]:
-        """Return the objectives' figures so that lower is better in all; infinity for what was not measured."""
+        """Return the objectives' figures so that lower is better in all; infinity for a figure that is missing."""
         return self.as_costs(self.values(metrics))
 
     def values(self, metrics: Figures) -> list[int | float]:
-        """Return the objectives' figures."""
-        return [metrics.get(name, -math.inf if up else math.inf)
-                for name, up in zip(self.objectives, self.is_maximised, strict=True)]  # fmt: skip
+        """Return the objectives' figures; the worst possible for a figure that is missing."""
+        return [
+            metrics.get(name, -math.inf if is_maximised else math.inf)
+            for name, is_maximised in zip(self.objectives, self.is_maximised, strict=True)
+        ]
 
     def as_costs(self, values: Sequence[int | float]) -> tuple[float, ...]:
         """Return values of the objectives as costs, or costs as values."""
-        return tuple(float(-value if up else value) for value, up in zip(values, self.is_maximised, strict=True))
+        return tuple(
+            float(-value if is_maximised else value)
+            for value, is_maximised in zip(values, self.is_maximised, strict=True)
+        )
 
     def excesses(self, metrics: Figures) -> dict[str, float]:
-        """Return by how much each constraint is broken (see `Constraint.excess`), by its text; negative where met.
+        """Return by how much each constraint is broken (see `Constraint.excess`), by its text; negative if it is met.
 
-        0 for a constraint on a figure that was not measured.
+        0 for a constraint on a figure that is missing.
         """
         return {
             str(constraint): constraint.excess(metrics[constraint.figure]) if constraint.figure in metrics else 0.0
@@ -93,11 +100,11 @@ class Goal:
         }
 
     def violation(self, metrics: Figures) -> float:
-        """Return the sum of what breaks the constraints; 0 for a feasible configuration."""
+        """Return the sum of the positive excesses; 0 for a feasible configuration."""
         return sum((excess for excess in self.excesses(metrics).values() if excess > 0), start=0.0)
 
     def key(self, metrics: Figures) -> tuple[float, ...]:
-        """Return what orders configurations, the best first."""
+        """Return the sort key of a configuration, the best first."""
         return self.violation(metrics), *self.cost(metrics)
 
     def best(self, history: Sequence[Evaluated]) -> Evaluated:
@@ -109,7 +116,7 @@ class Goal:
         return [evaluated for evaluated in history if self.violation(evaluated.metrics) == 0.0]
 
     def has_figures(self, metrics: Figures) -> bool:
-        """Tell whether a configuration has every figure of the objectives, be it an estimate."""
+        """Tell whether a configuration has every figure of the objectives, measured or estimated."""
         return all(name in metrics for name in self.objectives)
 
     def is_measured(self, metrics: Figures) -> bool:
@@ -117,13 +124,13 @@ class Goal:
         return not is_partial(metrics) and self.has_figures(metrics)
 
     def check(self, ranks: RankConfig, metrics: Figures) -> Figures:
-        """Return the figures as plain numbers, by name; InputError if one the goal needs is not finite.
+        """Return the figures as plain numbers, by name; InputError if one that the goal needs is not finite.
 
-        Figures may be missing only where those that are there break a constraint.
+        A figure may be missing only if the others break a constraint.
         """
-        broken = self.violation(metrics) > 0
+        is_infeasible = self.violation(metrics) > 0
         for name in (*self.objectives, *(constraint.figure for constraint in self.constraints)):
-            if not (math.isfinite(metrics.get(name, math.nan)) or (broken and name not in metrics)):
+            if not (math.isfinite(metrics.get(name, math.nan)) or (is_infeasible and name not in metrics)):
                 raise InputError(
                     f"an objective must return a finite {name!r}, got {metrics.get(name)!r} for {ranks}; "
                     "look for non-finite weights or examples without a completion"
@@ -131,24 +138,23 @@ class Goal:
         return {name: value if isinstance(value, int) else float(value) for name, value in sorted(metrics.items())}
 
 
-USUAL = StrategyOptions()
-LOSS, ACCURACY = Goal(), Goal(("accuracy", PARAMETERS))
+LOSS = Goal()
+ACCURACY = Goal(("accuracy", PARAMETERS))
+DEFAULT_OPTIONS = StrategyOptions()
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """How to search: strategy by name, most configurations to evaluate (each counts once), seed, goal, options.
 
-    `seeds` are evaluated right after the heuristic, as many as the budget holds; the strategy goes on from there.
-    `predicted` says beforehand how configurations compare in the first objective, lower for better; None: unknown.
+    `predicted` predicts how configurations compare in the first objective, lower for better; None without predictions.
     """
 
     strategy: str
     max_evaluations: int
     seed: int
     goal: Goal = LOSS
-    seeds: tuple[RankConfig, ...] = ()
-    options: StrategyOptions = USUAL
+    options: StrategyOptions = DEFAULT_OPTIONS
     predicted: Callable[[RankConfig], float] | None = None
 
     def __post_init__(self) -> None:
@@ -157,7 +163,7 @@ class Plan:
 
     @property
     def population(self) -> int:
-        """Configurations in a generation: as told, else so many that the budget holds GENERATIONS of them."""
+        """Configurations in a generation: the option, else so many that the budget holds GENERATIONS of them."""
         fitting = min(max(self.max_evaluations // GENERATIONS, SMALLEST_POPULATION), LARGEST_POPULATION)
         return self.options.population or fitting
 
@@ -170,48 +176,25 @@ class Plan:
 class Strategy(Protocol):
     """Proposes configurations as a function of the history alone: a resumed search goes on as an undisturbed one."""
 
-    def propose(self, history: Sequence[Evaluated]) -> RankConfig | None:
-        """Return what to evaluate next, None at the end; a configuration proposed again costs nothing.
+    def propose(self, history: Sequence[Evaluated], most: int = 1) -> list[RankConfig]:
+        """Return what to evaluate next, at most so many configurations; nothing at the end of the search.
 
-        `history` holds every proposal so far in order, repeated ones included.
-        """
-
-
-@runtime_checkable
-class Batched(Strategy, Protocol):
-    """A strategy that can say what it proposes next whatever the figures of the first of them turn out to be."""
-
-    def propose_many(self, history: Sequence[Evaluated], most: int) -> list[RankConfig]:
-        """Return what `propose` would return one after another, at most so many; nothing at the end.
-
-        At least one unless it is the end, and only as many as do not depend on each other's figures: a search in
-        batches is the search one by one.
+        `history` holds every proposal so far in order, repeated ones included; a known configuration costs nothing.
+        The result is what calls with `most` 1 would return one after another, whatever the figures of the first of
+        them turn out to be: a search in batches is the search one by one.
         """
 
 
 @runtime_checkable
 class Local(Protocol):
-    """A strategy that looks around one configuration, of which what it proposes differs little."""
+    """A strategy that looks around one configuration; its proposals differ little from that."""
 
     incumbent: RankConfig | None
-    """That configuration, as of the last proposal; None where there is none."""
-
-
-def proposals(strategy: Strategy, history: Sequence[Evaluated], most: int) -> list[RankConfig]:
-    """Return what to evaluate next, at most so many at once; nothing at the end."""
-    if isinstance(strategy, Batched):
-        return strategy.propose_many(history, most)
-    ranks = strategy.propose(history)
-    return [] if ranks is None else [ranks]
-
-
-def first(configs: Sequence[RankConfig]) -> RankConfig | None:
-    """Return the first of some configurations, None without any."""
-    return configs[0] if configs else None
+    """That configuration, as of the last proposal; None if there is none."""
 
 
 def unknown_of(candidates: Iterable[RankConfig], known: Container[RankConfig], most: int) -> list[RankConfig]:
-    """Return the first candidates that are not known, at most so many; each is named once."""
+    """Return the first candidates that are not known, at most so many."""
     return list(islice((ranks for ranks in candidates if ranks not in known), most))
 
 
@@ -220,24 +203,14 @@ def known_in(history: Sequence[Evaluated]) -> set[RankConfig]:
     return {evaluated.ranks for evaluated in history}
 
 
-def opening(space: SearchSpace, plan: Plan) -> list[RankConfig]:
-    """Return what every strategy evaluates first: the heuristic, then the plan's seeds, each once.
+def starts(space: SearchSpace, plan: SearchPlan, history: Sequence[Evaluated]) -> list[RankConfig]:
+    """Return where a strategy starts: the heuristic, and both ends of the space if the heuristic is infeasible.
 
-    InputError for a seed outside of the space.
+    One evaluation of an end meets any bound on a size that can be met; a way down from the heuristic takes many.
     """
-    return list(dict.fromkeys([space.heuristic(), *map(space.check, plan.seeds)]))
-
-
-def starts(space: SearchSpace, plan: Plan, history: Sequence[Evaluated]) -> list[RankConfig]:
-    """Return where a strategy starts: the opening, and both ends of the space where nothing in the opening is feasible.
-
-    An end meets any bound on a size that can be met, in one evaluation; a way down from the heuristic takes many.
-    """
-    first = opening(space, plan)
-    known = {evaluated.ranks: evaluated for evaluated in history} if plan.goal.constraints else {}
-    found = [known[ranks] for ranks in first if ranks in known]
-    stuck = len(found) == len(first) and not plan.goal.feasible(found)
-    return list(dict.fromkeys([*first, *(landmarks(space) if stuck else ())]))
+    heuristic = space.heuristic()
+    is_infeasible = any(each.ranks == heuristic and plan.goal.violation(each.metrics) for each in history)
+    return list(dict.fromkeys(landmarks(space))) if is_infeasible else [heuristic]
 
 
 def landmarks(space: SearchSpace) -> list[RankConfig]:

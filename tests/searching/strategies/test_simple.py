@@ -1,19 +1,24 @@
 """The heuristic and random search."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shears.searching.strategies.heuristics import Heuristic
-from shears.searching.strategies.random_search import RandomSearch
+from shears.adapt.space import SearchSpace
+from shears.searching.strategies.base import SearchPlan, Strategy
+from shears.searching.strategies.registry import STRATEGIES
+from shears.searching.strategies.simple import RandomSearch
 from tests.searching.formulas import a_plan, climb, counted, make_space, separable
 
 
 def test_the_heuristic_strategy_evaluates_the_middle_ranks_and_ends() -> None:
     space, plan = make_space(4), a_plan()
-    assert [e.ranks for e in climb(Heuristic, space, separable(space), plan).history] == [space.heuristic()]
+    assert [e.ranks for e in climb(STRATEGIES["heuristic"], space, separable(space), plan).history] == [
+        space.heuristic()
+    ]
 
 
 @settings(max_examples=20, deadline=None)
@@ -27,11 +32,11 @@ def test_random_search_visits_the_whole_space_once(seed: int, num_groups: int) -
     assert asked[0] == space.heuristic()
 
 
-@pytest.mark.parametrize("strategy", [Heuristic, RandomSearch])
-def test_a_known_space_has_nothing_left(strategy: type[Heuristic] | type[RandomSearch]) -> None:
+@pytest.mark.parametrize("strategy", [STRATEGIES["heuristic"], RandomSearch])
+def test_a_known_space_has_nothing_left(strategy: Callable[[SearchSpace, SearchPlan], Strategy]) -> None:
     space, plan = make_space(1), a_plan()
     history = climb(RandomSearch, space, separable(space), plan).history
-    assert strategy(space, plan).propose(history) is None
+    assert strategy(space, plan).propose(history) == []
 
 
 def test_random_search_draws_every_rank_about_equally_often() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shears.adapt.space import RankConfig
 from shears.config.goals import Constraint
 from shears.errors import InputError
-from shears.searching.strategies.base import ACCURACY, EXAMPLES, LOSS, Evaluated, Figures, Goal, Plan, landmarks
+from shears.searching.strategies.base import ACCURACY, EXAMPLES, LOSS, Evaluated, Figures, Goal, SearchPlan, landmarks
 from tests.searching.formulas import a_plan, make_space
 
 SPACE = make_space(1)
@@ -69,7 +69,7 @@ def test_a_plan_needs_at_least_one_evaluation() -> None:
 
 
 def test_streams_differ_by_strategy_seed_and_part() -> None:
-    streams = {Plan(name, 1, seed).stream(part) for name in "ab" for seed in (0, 1) for part in (0, 1)}
+    streams = {SearchPlan(name, 1, seed).stream(part) for name in "ab" for seed in (0, 1) for part in (0, 1)}
     assert len(streams) == 8
 
 

@@ -8,9 +8,9 @@ from shears.adapt.load import SuperAdapter
 from shears.config import EvaluateConfig, SearchConfig
 from shears.data.examples import Example, load_examples, tokenize_all
 from shears.evaluation.tasks.registry import evaluate_examples
-from shears.searching.measure import measuring
-from shears.searching.measure.measuring import Validation, open_validation
+from shears.searching.measure import validation
 from shears.searching.measure.racing import parts_of
+from shears.searching.measure.validation import Validation, open_validation
 from shears.searching.strategies.base import Evaluated
 from shears.searching.tied import TiedSpace, tie_layers
 from tests.oracles.losses import mean_completion_loss
@@ -92,7 +92,8 @@ def test_only_the_figure_that_decides_is_raced(adapter: SuperAdapter) -> None:
 
 def test_a_race_asks_in_an_order_of_the_seed(adapter: SuperAdapter) -> None:
     config = SearchConfig(data="unused", race_error=0.05, seed=3)
-    assert measuring._thrift(config, "loss").parts(400) == parts_of(400, 3) != parts_of(400, 0)
+    seed = validation._budget(config, "loss").seed
+    assert parts_of(400, seed) == parts_of(400, 3) != parts_of(400, 0)
 
 
 def test_the_fingerprint_is_of_what_is_measured(adapter: SuperAdapter) -> None:

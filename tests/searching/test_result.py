@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.searching.pareto import Point, hypervolume, pareto_front
+from shears.searching.result import Point, hypervolume, pareto_front
 
 coordinate = st.integers(0, 6).map(float)
 

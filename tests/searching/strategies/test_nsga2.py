@@ -3,14 +3,14 @@
 import pytest
 
 from shears.adapt.space import RankConfig
-from shears.searching.pareto import hypervolume
-from shears.searching.strategies.base import Evaluated, Figures, Objective, Plan
-from shears.searching.strategies.evolve import Nsga2
-from shears.searching.strategies.random_search import RandomSearch
+from shears.searching.result import hypervolume
+from shears.searching.strategies.base import Evaluated, Figures, Objective, SearchPlan
+from shears.searching.strategies.nsga2 import Nsga2
+from shears.searching.strategies.simple import RandomSearch
 from tests.searching.formulas import a_plan, climb, conflicting, counted, make_space
 
 
-def dominated_share(history: list[Evaluated], objective: Objective, plan: Plan) -> float:
+def dominated_share(history: list[Evaluated], objective: Objective, plan: SearchPlan) -> float:
     """Hypervolume with both ends of the front added, so that knowing them is no one's advantage."""
     space = make_space(30)
     costs = [plan.goal.cost(metrics) for metrics in (objective(space.minimal()), objective(space.maximal()))]
@@ -32,9 +32,9 @@ def test_every_proposal_is_a_function_of_the_history_alone() -> None:
     history = climb(Nsga2, space, conflicting(space), plan).history
     kept = Nsga2(space, plan)
     for length in range(len(history)):
-        assert kept.propose(history[:length]) == history[length].ranks
-        assert kept.propose(history[:length]) == history[length].ranks, "asking twice changes nothing"
-        assert Nsga2(space, plan).propose(history[:length]) == history[length].ranks, "nor does a fresh object"
+        assert kept.propose(history[:length]) == [history[length].ranks]
+        assert kept.propose(history[:length]) == [history[length].ranks], "asking twice changes nothing"
+        assert Nsga2(space, plan).propose(history[:length]) == [history[length].ranks], "nor does a fresh object"
 
 
 def test_another_history_is_another_study() -> None:
@@ -42,7 +42,7 @@ def test_another_history_is_another_study() -> None:
     history = climb(Nsga2, space, conflicting(space), plan).history
     strategy = Nsga2(space, plan)
     strategy.propose(list(reversed(history)))
-    assert strategy.propose(history[:12]) == history[12].ranks
+    assert strategy.propose(history[:12]) == [history[12].ranks]
 
 
 def test_children_come_from_the_fittest() -> None:
@@ -66,9 +66,9 @@ def test_it_starts_from_the_heuristic_and_both_ends() -> None:
 def test_a_repeated_proposal_is_told_the_known_figures_and_costs_nothing() -> None:
     space, plan = make_space(2), a_plan()
     objective, asked = counted(conflicting(space))
-    ledger = climb(Nsga2, space, objective, plan)
-    assert len(ledger.history) > len(asked) == len(set(asked)) == len(ledger.known)
-    assert all(e.metrics == ledger.known[e.ranks].metrics for e in ledger.history)
+    study = climb(Nsga2, space, objective, plan)
+    assert len(study.history) > len(asked) == len(set(asked)) == len(study.known)
+    assert all(e.metrics == study.known[e.ranks].metrics for e in study.history)
 
 
 def test_groups_of_a_single_rank_take_part() -> None:

@@ -1,0 +1,156 @@
+"""From a super-adapter and its validation examples to evaluators, with a budget of memory and a race."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from shears.adapt.load import SuperAdapter
+from shears.config import SearchConfig
+from shears.config.notation import num_bytes
+from shears.data.batches import padding
+from shears.data.examples import Example, Tokenized, load_examples, rows_fingerprint, tokenize_all
+from shears.evaluation.contamination import Trained, ids_of, read_trained
+from shears.evaluation.scoring.scorers import ChoiceScorer, LossScorer
+from shears.models.losses import within_context
+from shears.records.artifacts import training_sources
+from shears.searching.measure.decoding import DecodingGauge
+from shears.searching.measure.evaluators import CombinedEvaluator, GaugedEvaluator
+from shears.searching.measure.gauges import open_gauge
+from shears.searching.measure.latency import LatencyEvaluator
+from shears.searching.measure.racing import Race, parts_of
+from shears.searching.measure.sizes import count_sizes, refuse_out_of_reach
+from shears.searching.strategies.base import ACCURACY, LATENCY, LOSS, Goal, digest
+from shears.searching.tied import TiedSpace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluationBudget:
+    """What makes an evaluation cheaper: bytes of hidden states to keep (0: none), and a race (error 0: none).
+
+    The examples are split into the parts of a race even without one, so that a race changes no whole figure.
+    """
+
+    cache_budget: str
+    race_error: float = 0.0
+    seed: int = 0
+    race_indifference: float = 0.0
+
+    @property
+    def race(self) -> Race | None:
+        """The rule by which candidates are decided early."""
+        return Race(self.race_error, indifference=self.race_indifference) if self.race_error else None
+
+
+def loss_evaluator(
+    adapter: SuperAdapter, rows: Sequence[Tokenized], config: SearchConfig, budget: EvaluationBudget
+) -> GaugedEvaluator:
+    """Return an evaluator of `loss`, the mean over all completion tokens in nats, and `parameters`.
+
+    Precision `auto` is fp32 here: one rank changes the loss by less than bf16 rounds, so that a search in bf16 would
+    compare rounding errors.
+    """
+    scorer = LossScorer(
+        adapter.model, rows, padding(adapter.tokenizer), config.batch_size, parts_of(len(rows), budget.seed)
+    )
+    precision = "fp32" if config.precision == "auto" else config.precision
+    gauge = open_gauge(adapter.elastic, scorer, precision, num_bytes(budget.cache_budget))
+    return GaugedEvaluator(gauge, LOSS.quality, adapter.elastic, budget.race)
+
+
+def accuracy_evaluator(
+    adapter: SuperAdapter, examples: Sequence[Example], config: SearchConfig, budget: EvaluationBudget
+) -> GaugedEvaluator:
+    """Return an evaluator of `accuracy`, the share of right examples by the rule of the task, and `parameters`."""
+    parts = parts_of(len(examples), budget.seed)
+    if config.task != "choices":
+        decoding = DecodingGauge(adapter, examples, config, parts)
+        return GaugedEvaluator(decoding, ACCURACY.quality, adapter.elastic, budget.race)
+    scorer = ChoiceScorer(adapter.model, adapter.tokenizer, examples, config.batch_size, parts)
+    gauge = open_gauge(adapter.elastic, scorer, config.precision, num_bytes(budget.cache_budget))
+    return GaugedEvaluator(gauge, ACCURACY.quality, adapter.elastic, budget.race)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation examples by their fingerprint, and the evaluator of a tied space on them.
+
+    `qualities` are the evaluators behind `evaluator`, by figure; they know the whole space. `trained` are the data
+    that the super-adapter and its base were trained on.
+    """
+
+    fingerprint: str
+    evaluator: CombinedEvaluator
+    qualities: Mapping[str, GaugedEvaluator]
+    trained: Sequence[Trained]
+
+
+def open_validation(adapter: SuperAdapter, config: SearchConfig, tied: TiedSpace) -> Validation:
+    """Return the evaluators of a search; InputError for a constraint that no configuration can meet."""
+    goal = Goal(config.objectives, config.constraints)
+    sizes = count_sizes(adapter.elastic, config.figures)
+    refuse_out_of_reach(goal, adapter.elastic.space, sizes)
+    examples = _examples(adapter, config.data, config.limit)
+    trained = read_trained(training_sources(adapter.record))
+    _warn_of_training_data(trained, examples, config.data, "search on validation data")
+    fingerprint = digest(repr(examples))
+    qualities: dict[str, GaugedEvaluator] = {}
+    if ACCURACY.quality in config.figures:
+        budget = _budget(config, ACCURACY.quality)
+        qualities[ACCURACY.quality] = accuracy_evaluator(adapter, examples, config, budget)
+    if LOSS.quality in config.figures:
+        rows = _tokenized(adapter, examples)
+        qualities[LOSS.quality] = loss_evaluator(adapter, rows, config, _budget(config, LOSS.quality))
+        if len(qualities) == 1:
+            fingerprint = rows_fingerprint(rows)
+    clocks = (LatencyEvaluator(adapter.elastic),) if LATENCY in config.figures else ()
+    evaluator = CombinedEvaluator((*qualities.values(), *clocks), sizes, goal, tied.expand)
+    return Validation(fingerprint, evaluator, qualities, trained)
+
+
+def _budget(config: SearchConfig, figure: str) -> EvaluationBudget:
+    """Return the budget of a figure; only the objective that decides is raced.
+
+    A candidate that is better in another figure must not be dropped.
+    """
+    error = config.race_error if figure == config.objectives[0] else 0.0
+    return EvaluationBudget(config.cache_budget, error, config.seed, config.race_indifference)
+
+
+def _warn_of_training_data(trained: Sequence[Trained], examples: Sequence[Example], data: str, advice: str) -> None:
+    for each in trained:
+        if num_seen := sum(each.hold(ids_of(examples))):
+            logger.warning(
+                "%d of %d examples of %s stand in %s, which the super-adapter was trained on; %s",
+                num_seen, len(examples), data, each.data, advice,
+            )  # fmt: skip
+
+
+def _tokenized(adapter: SuperAdapter, examples: Sequence[Example]) -> list[Tokenized]:
+    longest = within_context(adapter.model.get_base_model(), adapter.record["config"]["max_length"])
+    return tokenize_all(examples, adapter.tokenizer, longest)
+
+
+def _examples(adapter: SuperAdapter, data: str, limit: int | None = None) -> list[Example]:
+    return load_examples(data, adapter.record["template"], adapter.tokenizer, limit)
+
+
+def open_whole(
+    adapter: SuperAdapter,
+    config: SearchConfig,
+    quality: str,
+    data: str,
+    limit: int | None = None,
+    trained: Sequence[Trained] = (),
+) -> GaugedEvaluator:
+    """Return an evaluator of one quality on some examples, each configuration measured on all of them.
+
+    Warn of examples that the super-adapter was trained on, as far as these are given.
+    """
+    examples = _examples(adapter, data, limit)
+    _warn_of_training_data(trained, examples, data, "a gain on them does not show what was learned")
+    budget = EvaluationBudget("0", seed=config.seed)
+    if quality == ACCURACY.quality:
+        return accuracy_evaluator(adapter, examples, config, budget)
+    return loss_evaluator(adapter, _tokenized(adapter, examples), config, budget)
