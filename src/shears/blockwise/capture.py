@@ -26,15 +26,10 @@ SEEN_EXPERTS = frozenset({"eager", "grouped_mm"})
 # multiplications by name: position of the left factor, and whether the right factor is O x I (else I x O)
 PRODUCTS = {
     "linear": (0, True),
-    "matmul": (0, False),
-    "__matmul__": (0, False),
-    "mm": (0, False),
-    "bmm": (0, False),
     "addmm": (1, False),
     "baddbmm": (1, False),
-    "grouped_mm": (0, False),
-    "_grouped_mm": (0, False),
-    "grouped_mm_fallback": (0, False),
+    **dict.fromkeys(("matmul", "__matmul__", "mm", "bmm"), (0, False)),
+    **dict.fromkeys(("grouped_mm", "_grouped_mm", "grouped_mm_fallback"), (0, False)),
 }
 # keywords for the factors (and what is added to them), in the order of their positions
 FACTORS = ("input", "self", "mat1", "batch1", "mat_a", "weight", "tensor2", "other", "mat2", "batch2", "mat_b")

@@ -16,12 +16,12 @@ def pick_device(device: str) -> torch.device:
     """Return a device by name; auto is cuda, else mps, else cpu. InputError for one that this machine lacks."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    place = torch.device(device)
+    chosen = torch.device(device)
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    available = {"cpu": True, "cuda": (place.index or 0) < num_gpus, "mps": torch.backends.mps.is_available()}
-    if not available.get(place.type, False):
+    available = {"cpu": True, "cuda": (chosen.index or 0) < num_gpus, "mps": torch.backends.mps.is_available()}
+    if not available.get(chosen.type, False):
         raise InputError(f"device must be one that this machine has, got {device!r}; use auto or cpu")
-    return place
+    return chosen
 
 
 def resolved_precision(precision: str, device: torch.device | str) -> Literal["fp32", "bf16", "fp16"]:

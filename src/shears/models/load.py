@@ -55,12 +55,12 @@ def load_model(
     InputError, in one line, for any failure to load, missing weights included.
     """
     ref = resolve(model)
-    place = pick_device(device)
+    torch_device = pick_device(device)
     options: dict[str, Any] = {"dtype": DTYPES.get(dtype, "auto")}
     if quantization is not None:
-        options |= loading_options(ref, quantization, place)
+        options |= loading_options(ref, quantization, torch_device)
     try:
-        network, info = _load_package(ref, options["dtype"]) if ref.is_package else _load_folder(ref.folder, options)
+        network, info = _from_pretrained(ref, options)
     except InputError:
         raise
     except LOADING_ERRORS as error:
@@ -69,20 +69,19 @@ def load_model(
         ) from error
     # transformers only warns of weights that the files lack, and fills them with random numbers
     refuse_missing(ref.name, {str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]})
-    loaded: PreTrainedModel = network.eval() if quantization is not None else network.eval().to(place)
+    loaded: PreTrainedModel = network.eval() if quantization is not None else network.eval().to(torch_device)
     if not to_save:
         widen_norms(loaded)
-    logger.info("loaded %s: %.4g M parameters, %s, %s", ref.name, loaded.num_parameters() / 1e6, loaded.dtype, place)
+    size = loaded.num_parameters() / 1e6
+    logger.info("loaded %s: %.4g M parameters, %s, %s", ref.name, size, loaded.dtype, torch_device)
     return loaded
 
 
-def _load_folder(folder: Path, options: dict[str, Any]) -> Any:
-    options |= {"use_safetensors": True, "output_loading_info": True}
-    return cast("Any", AutoModelForCausalLM).from_pretrained(folder, **options)
-
-
-def _load_package(ref: ModelRef, dtype: torch.dtype | str) -> Any:
-    """Return the model of a package without its adapter and transformers' loading info, as from_pretrained does."""
+def _from_pretrained(ref: ModelRef, options: dict[str, Any]) -> Any:
+    """Return the model and transformers' loading info, of a package too."""
+    options |= {"output_loading_info": True}
+    if not ref.is_package:
+        return cast("Any", AutoModelForCausalLM).from_pretrained(ref.folder, use_safetensors=True, **options)
     folder = ref.folder
     package = ref.package
     if package.index.adapter:
@@ -91,8 +90,7 @@ def _load_package(ref: ModelRef, dtype: torch.dtype | str) -> Any:
     with torch.device("meta"):
         kind = type(AutoModelForCausalLM.from_config(config))
     tensors = dict(package.model_tensors())
-    options: dict[str, Any] = {"config": config, "state_dict": tensors, "dtype": dtype, "output_loading_info": True}
-    model, info = cast("Any", kind).from_pretrained(None, **options)
+    model, info = cast("Any", kind).from_pretrained(None, config=config, state_dict=tensors, **options)
     _refuse_more_blocks(folder, model.state_dict().keys(), info["unexpected_keys"])
     model.name_or_path = str(folder)
     if (folder / "generation_config.json").is_file():
@@ -195,10 +193,11 @@ def _load_package_with_adapter(
     tensors = ref.package.adapter()
     if not tensors:
         return base, tokenizer
-    with tempfile.TemporaryDirectory(prefix="shears-") as place:  # PEFT reads adapters from folders only
-        save_file(tensors, Path(place) / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        shutil.copyfile(ref.folder / ADAPTER_CONFIG, Path(place) / ADAPTER_CONFIG)
-        return put_adapter(base, Path(place), shown=ref.folder), tokenizer
+    with tempfile.TemporaryDirectory(prefix="shears-") as name:  # PEFT reads adapters from folders only
+        folder = Path(name)
+        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        shutil.copyfile(ref.folder / ADAPTER_CONFIG, folder / ADAPTER_CONFIG)
+        return put_adapter(base, folder, shown=ref.folder), tokenizer
 
 
 def _checked_record(adapter: Path, ref: ModelRef) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def quantization_config(form: Form, compute: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
 
 
-def loading_options(ref: ModelRef, quantization: BitsAndBytesConfig, place: torch.device) -> dict[str, Any]:
+def loading_options(ref: ModelRef, quantization: BitsAndBytesConfig, device: torch.device) -> dict[str, Any]:
     """Return the options of `from_pretrained` that quantize a model onto a device; InputError where it cannot be.
 
     Of several GPUs, the device is the one this process uses.
@@ -47,7 +47,8 @@ def loading_options(ref: ModelRef, quantization: BitsAndBytesConfig, place: torc
         raise InputError(
             f"a model to quantize must be a folder of plain weights, {ref.name} is {kind}; leave quantize out"
         )
-    device = torch.device("cuda", torch.cuda.current_device()) if place.type == "cuda" else place
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
     return {"quantization_config": quantization, "device_map": {"": device}}
 
 

@@ -217,12 +217,12 @@ def card(kind: str, record: Record, figures: Figures = ()) -> str:
     return f"---\n{_metadata(kind, record, figures).to_yaml()}\n---\n\n{text}\n"
 
 
-def published(text: str, kind: str, record: Record, public: Record, place: HubLocation) -> str:
+def published(text: str, kind: str, record: Record, public: Record, location: HubLocation) -> str:
     """Return a card with the names of `public` in place of those of `record`, and code that loads from the hub.
 
     Other text that a person wrote into the card stays.
     """
-    parts = zip(_naming_parts(kind, record, None), _naming_parts(kind, public, place), strict=True)
+    parts = zip(_naming_parts(kind, record, None), _naming_parts(kind, public, location), strict=True)
     for old, new in parts:
         text = text.replace(old, new, 1)
     made: Any = ModelCard(text, ignore_metadata_errors=True)
@@ -234,10 +234,10 @@ def published(text: str, kind: str, record: Record, public: Record, place: HubLo
     return str(made)
 
 
-def _naming_parts(kind: str, record: Record, place: HubLocation | None) -> tuple[str, str, str]:
+def _naming_parts(kind: str, record: Record, location: HubLocation | None) -> tuple[str, str, str]:
     """Return the parts of a card that name the artifact or its base: heading, description, loading code."""
     made = f"{_trained_before(record)} Made by shears {record.get('shears_version', '')}."
-    return f"# {title(kind, record)}", CARDS[kind].describe(record) + made, loading(kind, record, place)
+    return f"# {title(kind, record)}", CARDS[kind].describe(record) + made, loading(kind, record, location)
 
 
 def title(kind: str, record: Record) -> str:
@@ -282,15 +282,15 @@ def _dataset(row: Mapping[str, Any]) -> str:
     return Path(data).name or str(row["task"])
 
 
-def loading(kind: str, record: Record, place: HubLocation | None = None) -> str:
-    """Return the code and commands that load an artifact: from a run's folder, or from `place` on the hub."""
+def loading(kind: str, record: Record, location: HubLocation | None = None) -> str:
+    """Return the code and commands that load an artifact: from a run's folder, or from its location on the hub."""
     words = {"base": base_of(record), "rank": _lora_rank(record)}
     text = _template(kind, record)
-    if place is None:
+    if location is None:
         folder = CARDS[kind].folder
         words |= {"loaded": f'"{folder}"', "served": folder, "folder": folder, "download": ""}
     else:
-        words |= _on_hub(place, needs_folder="{folder}" in text)
+        words |= _on_hub(location, needs_folder="{folder}" in text)
     return text.format(**words, called=last_part(str(words["folder"])))
 
 
@@ -303,13 +303,13 @@ def _template(kind: str, record: Record) -> str:
     return before + (MASKED if record.get("sparse_adapter") else code) + after
 
 
-def _on_hub(place: HubLocation, needs_folder: bool) -> dict[str, str | int]:
+def _on_hub(location: HubLocation, needs_folder: bool) -> dict[str, str | int]:
     """Return the names that the templates need. Tools load a repository by name; commands on folders download it."""
-    copy = last_part(place.repo)
-    folder = f"{copy}/{place.subfolder}" if place.subfolder else copy
-    loaded = f'"{place.repo}", subfolder="{place.subfolder}"' if place.subfolder else f'"{place.repo}"'
-    download = f"    hf download {place.repo} --local-dir {copy}\n" if needs_folder or place.subfolder else ""
-    served = folder if place.subfolder else place.repo
+    copy = last_part(location.repo)
+    folder = f"{copy}/{location.subfolder}" if location.subfolder else copy
+    loaded = f'"{location.repo}", subfolder="{location.subfolder}"' if location.subfolder else f'"{location.repo}"'
+    download = f"    hf download {location.repo} --local-dir {copy}\n" if needs_folder or location.subfolder else ""
+    served = folder if location.subfolder else location.repo
     return {"loaded": loaded, "served": served, "folder": folder, "download": download}
 
 
