@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from shears.config.paper import ANSWER_FORMS
+from shears.config.evaluate import ANSWER_FORMS
 from shears.evaluation.statistics import mcnemar, wilson_interval
 from shears.evaluation.tasks.extraction import is_right, read_answers, response_of
 

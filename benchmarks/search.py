@@ -28,7 +28,7 @@ from benchmarks.report import environment, log_to_stderr
 from shears.adapt.load import SuperAdapter, load_super_adapter
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import SearchConfig
-from shears.config.strategies import StrategyOptions
+from shears.config.search import StrategyOptions
 from shears.data.examples import Example, Tokenized, load_examples, tokenize_all
 from shears.models.blocks import decoder_blocks, linears
 from shears.models.losses import own_model

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from shears.config.paper import ANSWER_FORMS
+from shears.config.evaluate import ANSWER_FORMS
 from shears.data.paper_rows import HUB_FORMS, paper_row
 from shears.errors import InputError
 

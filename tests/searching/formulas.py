@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.config.strategies import StrategyOptions
+from shears.config.search import StrategyOptions
 from shears.progress import Meter
 from shears.searching.explore import explore
 from shears.searching.shared.claims import StudyState

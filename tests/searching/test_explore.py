@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.config.goals import Constraint
+from shears.config.search import Constraint
 from shears.searching.explore import explore
 from shears.searching.measure.evaluators import CombinedEvaluator, PlainEvaluator
 from shears.searching.shared.location import StudyLocation, open_study

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig
 from shears.config import SearchConfig
-from shears.config.goals import Constraint, parse_constraint, parse_number
 from shears.config.resolve import build
+from shears.config.search import Constraint, parse_constraint, parse_number
 from shears.errors import InputError
 from shears.searching.shared.location import StudyLocation
 from shears.searching.stage import run_search

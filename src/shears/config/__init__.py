@@ -6,9 +6,10 @@ the library are the same fields under the same names (`--max-steps`, `train.max_
 
 from pydantic import Field
 
+from shears.config.evaluate import EvaluateConfig, ScoringConfig
 from shears.config.export import ExportConfig
 from shears.config.fields import StageConfig
-from shears.config.search import EvaluateConfig, ScoringConfig, SearchConfig
+from shears.config.search import SearchConfig
 from shears.config.serve import BenchConfig, ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
 from shears.config.sparsify import SparsifyConfig
 from shears.config.train import TrainConfig

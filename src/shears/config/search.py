@@ -1,31 +1,163 @@
-"""How examples are scored, by search and by evaluate."""
+"""How to find the best sub-adapter: strategy, goal, budget, storage."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+import math
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from shears.config.fields import Device, Dtype, Names, Seed, Size, StageConfig
-from shears.config.goals import QUALITIES, Constraint, check_goal, complete, parse_constraint, parse_point
-from shears.config.paper import ANSWER_FORMS, PaperTask, with_paper_defaults
-from shears.config.sharing import SharingConfig
-from shears.config.strategies import StrategyName, StrategyOptions
+from shears.config.evaluate import ScoringConfig
+from shears.config.fields import Names, Seed, Size, StageConfig, StorageURL
+
+QUALITIES = ("loss", "accuracy")  # measured on validation examples
+SIZES = ("parameters", "nonzeros", "macs")  # counted
+FIGURES = (*QUALITIES, *SIZES, "latency")  # the last is measured with a clock
+MAXIMISED = frozenset({"accuracy"})  # of all others, less is better
+UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*[kKMGT]?"
 
 
-class ScoringConfig(StageConfig):
-    """How examples are scored; shared by search and evaluate."""
+class Constraint(NamedTuple):
+    """A bound on a figure, such as `parameters<=3M`."""
 
-    limit: int | None = Field(None, gt=0)
-    """Use only the first so many examples."""
-    batch_size: int = Field(32, gt=0)
-    """Examples in one forward."""
-    max_new_tokens: int = Field(64, gt=0)
-    """Longest generated answer, in tokens."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic: auto is bf16 autocast where the processor has it, else that of the model's own number format; in fp32
-    a 16-bit model takes twice its memory."""
-    device: Device = "auto"
-    """Where to compute: auto, cpu, cuda or mps."""
+    figure: str
+    relation: Literal["<=", ">="]
+    limit: float
+
+    def excess(self, value: int | float) -> float:
+        """Return by how much a value breaks the bound, as a share of the limit (absolute for 0); negative inside."""
+        over = value - self.limit if self.relation == "<=" else self.limit - value
+        return over / (abs(self.limit) or 1.0)
+
+    def __str__(self) -> str:
+        size = next((size for size in "TGMk" if abs(self.limit) >= UNITS[size]), "")
+        short = f"{self.limit / UNITS[size]:.12g}{size}"
+        return f"{self.figure}{self.relation}{short if parse_number(short) == self.limit else repr(self.limit)}"
+
+
+def parse_number(text: str) -> float:
+    """Return the number a text such as 0.5, 1.5e6 or 3M stands for; ValueError if it stands for none."""
+    if not re.fullmatch(NUMBER, text.strip(), re.ASCII):
+        raise ValueError(f"must be a number such as 0.5, 1.5e6 or 3M, got {text!r}")
+    digits = text.strip().rstrip("kKMGT")
+    number = float(digits) * UNITS[text.strip()[len(digits) :]]
+    if math.isinf(number):
+        raise ValueError(f"must be a finite number, got {text!r}")
+    return number
+
+
+def parse_constraint(text: str) -> Constraint:
+    """Return the constraint a text stands for; ValueError if it stands for none or its figure is unknown."""
+    found = re.fullmatch(rf"\s*(\w+)\s*(<=|>=)\s*({NUMBER})\s*", text, re.ASCII)
+    if not found:
+        raise ValueError(f"constraint must be FIGURE<=NUMBER or FIGURE>=NUMBER such as parameters<=3M, got {text!r}")
+    check_figure("constraint", found[1])
+    try:
+        limit = parse_number(found[3])
+    except ValueError as error:
+        raise ValueError(f"constraint {error}") from None
+    return Constraint(found[1], "<=" if found[2] == "<=" else ">=", limit)
+
+
+def parse_point(text: str, num_objectives: int) -> tuple[float, ...]:
+    """Return a reference point such as `0.45:3M`, a coordinate an objective; ValueError if it is none."""
+    try:
+        point = tuple(map(parse_number, text.split(":")))
+    except ValueError as error:
+        raise ValueError(f"reference_points {error}") from None
+    if len(point) != num_objectives:
+        raise ValueError(
+            f"reference_points must have {num_objectives} numbers joined by a colon, one an objective, got {text!r}"
+        )
+    return point
+
+
+def check_figure(key: str, name: str) -> None:
+    """Raise ValueError for a figure that cannot be measured."""
+    if name not in FIGURES:
+        raise ValueError(f"{key} must be of {', '.join(FIGURES)}, got {name!r}")
+
+
+def complete(objectives: Sequence[str]) -> tuple[str, ...]:
+    """Return the objectives, a quality alone joined by the parameters: of equal ones, the smaller is better."""
+    if len(objectives) == 1 and objectives[0] in QUALITIES:
+        return objectives[0], "parameters"
+    return tuple(objectives)
+
+
+def check_goal(objectives: Sequence[str], constraints: Sequence[Constraint]) -> None:
+    """Raise ValueError unless there are one to three distinct objectives and a quality is among all figures."""
+    for name in objectives:
+        check_figure("objective", name)
+    if not 1 <= len(objectives) <= 3 or len(set(objectives)) < len(objectives):
+        raise ValueError(f"objective must name one to three distinct figures, got {','.join(objectives) or 'none'}")
+    if not {*objectives, *(constraint.figure for constraint in constraints)} & {*QUALITIES}:
+        raise ValueError(
+            f"objective must hold loss or accuracy where no constraint does, got {','.join(objectives)}; "
+            "the smallest configuration needs no search"
+        )
+
+
+StrategyName = Literal[
+    "heuristic", "maximal", "minimal", "random", "exhaustive", "hill-climbing", "evolution", "nsga2", "rnsga2"
+]
+OWNERS: Mapping[str, tuple[StrategyName, ...]] = MappingProxyType(
+    {
+        "improvement": ("hill-climbing",),
+        "restarts": ("hill-climbing",),
+        "step": ("hill-climbing",),
+        "changes": ("hill-climbing",),
+        "order": ("hill-climbing",),
+        "population": ("evolution", "nsga2", "rnsga2"),
+        "tournament": ("evolution",),
+        "reference_points": ("rnsga2",),
+    }
+)
+
+
+class StrategyOptions(StageConfig):
+    """What strategies can be told beside budget, seed and goal; each reads its own."""
+
+    improvement: Literal["first", "best"] = "first"
+    """hill-climbing: go on from the first better neighbour, or try all of them and take the best."""
+    restarts: bool = False
+    """hill-climbing: start again from a random configuration where no neighbour is better."""
+    step: int = Field(1, gt=0)
+    """hill-climbing: most places in its list that a rank moves at once."""
+    changes: int = Field(1, gt=0)
+    """hill-climbing: most groups that change at once."""
+    order: Literal["random", "predicted"] = "random"
+    """hill-climbing by loss: in which order neighbours are tried; predicted: the most promising first, as the slopes of
+    the loss say, which one backward pass over the examples gives (it takes as long as one to two evaluations)."""
+    population: int | None = Field(None, ge=2)
+    """evolution, nsga2, rnsga2: configurations in a generation; by default a fifth of max_evaluations, 4 to 50."""
+    tournament: int | None = Field(None, ge=1)
+    """evolution: configurations drawn to find one parent; by default half of the population."""
+    reference_points: Names = ()
+    """rnsga2: wanted figures, a number an objective joined by colons, such as 0.45:3M,0.5:2M; by default those of the
+    heuristic, and the best of each among heuristic, maximal and minimal."""
+
+    def check_owner(self, strategy: str) -> None:
+        """Raise ValueError for an option that is set and belongs to another strategy."""
+        for name, owners in OWNERS.items():
+            if strategy not in owners and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} must be left out with strategy {strategy}; it is of {', '.join(owners)}")
+
+
+class SharingConfig(StageConfig):
+    """Where evaluations are kept; with a storage of its own name, several workers share them."""
+
+    storage: StorageURL | None = Field(None, repr=False)
+    """Where workers share the evaluations: sqlite:///FILE, postgresql://USER@HOST/NAME, mysql://USER@HOST/NAME or
+    journal:///FILE (for NFS); by default a SQLite file in the output folder, for one process."""
+    study: str | None = Field(None, min_length=1)
+    """Name of the search in a shared storage; by default one is made of the super-adapter's fingerprint."""
+    stale_after: float = Field(60.0, ge=0.5)
+    """Seconds without a sign of life from a worker after which others evaluate what it had begun."""
+    storage_timeout: float = Field(300.0, ge=0.0)
+    """Seconds for which a shared storage that does not answer is tried again."""
 
 
 class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
@@ -120,62 +252,4 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
             raise ValueError(
                 "race_error must be left out with storage: what a race drops depends on the incumbents of one worker"
             )
-        return self
-
-
-class EvaluateConfig(ScoringConfig):
-    """What to measure, on which examples."""
-
-    task: Literal["perplexity", "choices", "number", "equation", "harness", PaperTask]
-    """perplexity of a text; accuracy of choices (by log-likelihood), of a number or of an equation (generated); or a
-    task of the paper, whose name says prompt, protocol, length and how the answer is read; or harness (lm-eval)."""
-    data: str
-    """Test examples or text: a file, a hub id or the embedded arithmetic:test; for harness, the folder with the files
-    of shears' own tasks."""
-    protocol: Literal["generate", "choices"] | None = None
-    """How a task of the paper is answered: generate (the paper's, the default: 4 beams, 256 or 32 new tokens) or
-    choices (the likeliest one)."""
-    num_beams: int = Field(1, gt=0)
-    """Beams of generated answers; the paper's tasks have 4, and 1 is several times as fast."""
-    sequence_length: int = Field(1024, gt=1)
-    """Tokens in one window of the perplexity."""
-    template: Literal["question", "alpaca"] | None = None
-    """Prompt template of instruction rows; by default the one the adapter was trained with, else question, and alpaca
-    for the paper's tasks."""
-    dtype: Dtype = "auto"
-    """Number format of the model; auto keeps the model's own, but for precision fp32."""
-    harness: Names = ()
-    """Tasks of lm-eval to run in place of a task, such as hellaswag,arc_easy (pip install 'shears[harness]')."""
-    include_path: str | None = None
-    """Folder with further YAML tasks of lm-eval; those of shears are known (shears_boolq, ...)."""
-
-    @property
-    def weights(self) -> Dtype:
-        """Number format in which the model is held: fp32 where that is the arithmetic, for 16 bits compute in 16."""
-        return "fp32" if self.precision == "fp32" and self.dtype == "auto" else self.dtype
-
-    @property
-    def generates(self) -> bool:
-        """Say whether answers are generated, one text an example."""
-        return self.task in ("number", "equation") or self.protocol == "generate"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named(cls, values: Any) -> Any:
-        """Let the name of a task say what is not said; names for `harness` are a task."""
-        if not isinstance(values, Mapping):
-            return values
-        return with_paper_defaults({"task": "harness", "data": ".", **values} if values.get("harness") else values)
-
-    @model_validator(mode="after")
-    def _check(self) -> "EvaluateConfig":
-        if self.protocol is not None and self.task not in ANSWER_FORMS:
-            raise ValueError(f"protocol is for the paper's tasks ({', '.join(ANSWER_FORMS)}), got task {self.task}")
-        if self.task != "harness" and (self.harness or self.include_path):
-            raise ValueError(f"harness and include_path are a task of their own, got task {self.task}; leave one out")
-        if self.num_beams > 1 and not self.generates:
-            asked = f"task {self.task}" if self.protocol is None else f"protocol {self.protocol}"
-            raise ValueError(f"num_beams is of generated answers, got {self.num_beams} with {asked}; leave it out")
-        if self.task == "harness" and not self.harness:
-            raise ValueError("harness must name tasks of lm-eval for task harness, got none; such as hellaswag")
         return self

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shears.config import EvaluateConfig
-from shears.config.paper import ANSWER_FORMS, TEMPLATE
+from shears.config.evaluate import ANSWER_FORMS, TEMPLATE
 from shears.config.resolve import build
 from shears.data.prompts import DEFAULT_TEMPLATE, TEMPLATES
 from shears.data.rows import source_fingerprint

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from shears.config.goals import MAXIMISED
+from shears.config.search import MAXIMISED
 from shears.report.charts import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, around, axes, curves, polyline, stairs, svg
 from shears.report.html import element, join, note, picture, table
 from shears.report.records import Record, Run

@@ -9,7 +9,7 @@ import yaml
 
 from shears.adapt.train import train
 from shears.config import EvaluateConfig, Recipe
-from shears.data.rows import source_fingerprint
+from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
@@ -17,8 +17,7 @@ from shears.evaluation.run import evaluate, measured, parts_of, template_of
 from shears.export.choice import ranks_file
 from shears.export.peft import export_adapter
 from shears.inspection import inspect
-from shears.models.devices import set_threads
-from shears.models.ref import ModelRef, resolve
+from shears.models.load import model_folder, set_threads
 from shears.records.artifacts import (
     EVALUATION,
     MERGED,

@@ -9,7 +9,7 @@ import math
 from typing import Any, NamedTuple
 
 from shears.adapt.space import RankConfig
-from shears.config.goals import MAXIMISED
+from shears.config.search import MAXIMISED
 from shears.evaluation.statistics import Z95, Interval, paired_difference
 from shears.searching.measure.evaluators import GaugedEvaluator, ValuesByExample
 

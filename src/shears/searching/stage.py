@@ -12,8 +12,8 @@ from shears.adapt.load import SuperAdapter, load_super_adapter, space_of_record
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import SearchConfig
 from shears.config.resolve import build
-from shears.config.strategies import StrategyOptions
-from shears.data.rows import source_fingerprint
+from shears.config.search import StrategyOptions
+from shears.data.fingerprints import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.models.devices import pick_device, resolved_precision

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from shears.config.paper import ANSWER_FORMS
+from shears.config.evaluate import ANSWER_FORMS
 from shears.evaluation.harness.run import TASKS
 
 pytest.importorskip("lm_eval")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from shears.adapt.space import RankConfig
 from shears.config import SearchConfig
-from shears.config.goals import Constraint
+from shears.config.search import Constraint
 from shears.evaluation.scoring.scorers import LossScorer
 from shears.searching.measure.evaluators import (
     CombinedEvaluator,

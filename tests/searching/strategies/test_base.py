@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig
-from shears.config.goals import Constraint
+from shears.config.search import Constraint
 from shears.errors import InputError
 from shears.searching.strategies.base import ACCURACY, EXAMPLES, LOSS, Evaluated, Figures, Goal, SearchPlan, landmarks
 from tests.searching.formulas import a_plan, make_space

@@ -6,7 +6,7 @@ from statistics import mean
 import pytest
 
 from shears.adapt.space import RankConfig
-from shears.config.goals import Constraint
+from shears.config.search import Constraint
 from shears.errors import InputError
 from shears.searching.stage import run_search
 from shears.searching.strategies.base import ACCURACY, Evaluated, Figures, Goal

@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 
-from shears.config.paper import ANSWER_FORMS, TEMPLATE
+from shears.config.evaluate import ANSWER_FORMS, TEMPLATE
 from shears.data.examples import choices_of
 from shears.data.paper_rows import paper_row
 from shears.data.prompts import render_completion, render_prompt

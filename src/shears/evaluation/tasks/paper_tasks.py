@@ -4,8 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from shears.config.paper import ANSWER_FORMS
-from shears.data.examples import Example
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from shears.config import EvaluateConfig
+from shears.config.evaluate import ANSWER_FORMS
+from shears.data.examples import Example, prompts_of
 from shears.data.prompts import render_completion
 from shears.errors import InputError
 from shears.evaluation.tasks.answers import finite

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from shears.config import EvaluateConfig
-from shears.config.paper import ANSWER_FORMS
+from shears.config.evaluate import ANSWER_FORMS
 from shears.data.calibration import text_tokens
 from shears.data.examples import Example, completion_of, load_examples, prompts_of
 from shears.data.paper_rows import paper_row

@@ -13,8 +13,7 @@ from shears.config import EvaluateConfig, Recipe
 from shears.config.notation import num_bytes
 from shears.evaluation.run import settings_and_data
 from shears.export.choice import by_linear
-from shears.models.devices import DTYPES
-from shears.models.load import load_tokenizer
+from shears.models.load import DTYPES, load_tokenizer
 from shears.models.quantization import BITS
 from shears.records.artifacts import EVALUATION, evaluation_file, read_object
 from shears.records.folders import partial_folder

@@ -8,8 +8,7 @@ from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.config.goals import MAXIMISED, Constraint
-from shears.config.strategies import StrategyOptions
+from shears.config.search import MAXIMISED, Constraint, StrategyOptions
 from shears.errors import InputError
 
 PARAMETERS = "parameters"
