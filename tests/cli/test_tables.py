@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from shears.cli import listings, tables
+from shears.cli import tables
 from shears.runs.planning.plan import Plan
 
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -208,11 +208,10 @@ def test_what_is_not_known_is_not_said(printed: Lines) -> None:
 def test_names_in_square_brackets_are_printed_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a metric of a task of one's own, and of a model's folder; rich reads them as markup, or fails."""
     file = io.StringIO()
-    for module in (tables, listings):
-        monkeypatch.setattr(module, "console", Console(file=file, width=120, _environ={}))
+    monkeypatch.setattr(tables, "console", Console(file=file, width=120, _environ={}))
     figures = [{"task": task, "metric": "f1[/macro]", "value": 0.5, "ci95": None, "n": 2} for task in ("a", "b")]
     tables.print_evaluation("model", {**figures[0], "figures": figures})
-    listings.print_plan(Plan("runs/[/old]/base", Path("runs/[new]"), 1_000_000, []))
+    tables.print_plan(Plan("runs/[/old]/base", Path("runs/[new]"), 1_000_000, []))
     told = file.getvalue()
     assert told.count("f1[/macro]") == 3
     assert "runs/[/old]/base, 1.0 M weights" in told

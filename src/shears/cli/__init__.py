@@ -101,7 +101,7 @@ def application() -> Any:
 
     from shears.cli.app import app
 
-    for name in ("verbs", "comparing", "writing", "chatting", "serving", "benching", "sharing"):
+    for name in ("verbs", "chat", "sharing"):
         import_module(f"shears.cli.{name}")
     return app
 

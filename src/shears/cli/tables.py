@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -17,6 +17,9 @@ from shears.progress import is_first_process
 from shears.records.artifacts import PACKAGE, SPARSITY, read_json
 from shears.records.cards.tables import ranks_by_kind
 from shears.records.measures import is_share, other_readings, seen_words
+
+if TYPE_CHECKING:
+    from shears.runs.planning.plan import Plan
 
 console = Console(quiet=not is_first_process())
 
@@ -248,3 +251,53 @@ def _print_ranks(ranks: Mapping[str, Any]) -> None:
     """Print one row per kind of group: which layers have which rank."""
     for kind, words in ranks_by_kind(ranks).items():
         print_line(f"  ranks of {kind}: {words}")
+
+
+def print_bench(data: Mapping[str, Any]) -> None:
+    """Print figures and ratios, each with its spread over the rounds."""
+    threads = f"{data['threads']} thread{'' if data['threads'] == 1 else 's'}"
+    table = Table("", "decode", f"prefill {data['prompt_tokens']}", "first token", "memory", title="tokens a second")
+    for row in data["contestants"]:
+        speeds = (_spread(row[key], 0) for key in ("decode_tokens_per_second", "prefill_tokens_per_second"))
+        first = _spread({key: 1000 * value for key, value in row["time_to_first_token_seconds"].items()}, 0, " ms")
+        table.add_row(row["name"], *speeds, first, f"{row['memory_bytes'] / 1e6:,.0f} MB")
+    console.print(table)
+    memory = {row["name"]: row["memory_bytes"] for row in data["contestants"]}
+    ratios = Table("the package over", "decode", "prefill", "first token", "memory", title="times as fast")
+    for row in data["ratios"]:
+        times = (_spread(row[key], 2) for key in ("decode", "prefill", "first_token"))
+        ratios.add_row(row["over"], *times, f"{data['memory_bytes'] / memory[row['over']]:.2f} of it")
+    console.print(ratios)
+    print_line(f"{data['cpu']}, {threads}")
+    print_line(f"figures: the median of {data['rounds']} rounds in turns, below it the least to the most")
+    print_line("first token: behind a prompt of 64; memory: weights and our caches, without Python")
+
+
+def _spread(spread: Mapping[str, float], digits: int, unit: str = "") -> str:
+    middle, low, high = (f"{spread[key]:,.{digits}f}" for key in ("median", "min", "max"))
+    return f"{middle}{unit}\n{low} to {high}"
+
+
+def print_plan(plan: "Plan") -> None:
+    """Print what a run will do, need and leave."""
+    size = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "size unknown until downloaded"
+    table = Table("stage", "state", "work", "memory", "disk", title=Text(f"{plan.model}, {size}"))
+    for stage in plan.stages:
+        table.add_row(stage.name, stage.state, Text(stage.work), _bytes(stage.memory), _bytes(stage.disk))
+    console.print(table)
+    print_line("memory: without the activations of a forward; disk: what stays in " + str(plan.folder))
+
+
+def _bytes(size: int | None) -> str:
+    if size is None:
+        return "unknown"
+    return "-" if size == 0 else f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def print_files(title: str, files: Sequence[tuple[str, int]]) -> None:
+    """Print files with their sizes."""
+    table = Table("file", "bytes", title=title)
+    for name, size in files:
+        table.add_row(Text(name), f"{size:,}")
+    console.print(table)
+    print_line(f"{len(files)} files, {sum(size for _, size in files):,} bytes")

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from shears.cli import listings, tables
+from shears.cli import tables
 from shears.cli.app import app
 from shears.cli.options import SET, Values, refuse_launcher, with_stage_options
 from shears.config import (
+    BenchConfig,
     EvaluateConfig,
     ExportConfig,
     FetchConfig,
@@ -243,7 +244,31 @@ def run(
     refuse_launcher("run")
     loaded = load_recipe(recipe, set_ or [])
     if dry_run:
-        listings.print_plan(shears.plan(loaded, output))
+        tables.print_plan(shears.plan(loaded, output))
         return
     summary = shears.run(loaded, output)
     tables.print_summary(summary, expanded(str(output or loaded.output)))
+
+
+@app.command()
+@with_stage_options("bench", BenchConfig)
+def bench(
+    package: Annotated[str, typer.Argument(metavar="PACKAGE", help="Package that export wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same as data.")] = False,
+    *,
+    values: Values,
+) -> None:
+    """Measure a package beside the dense model.
+
+    Tokens a second when it writes (decode) and when it reads (prefill), seconds to the first token behind a prompt of
+    64, memory of the weights; in turns in one run, beside the same model dense in our kernels and in transformers.
+
+    shears bench package --threads 1
+    """
+    import shears
+
+    data = shears.bench(package, **values)
+    if as_json:
+        print(json.dumps(data, indent=2))
+    else:
+        tables.print_bench(data)

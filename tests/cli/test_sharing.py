@@ -10,7 +10,7 @@ from rich.console import Console
 
 from shears import compare
 from shears.cli import tables
-from shears.cli.comparing import print_comparison, whisker
+from shears.cli.sharing import print_comparison, whisker
 
 
 def _data(folder: Path, arms: int) -> dict[str, Any]:

@@ -1,26 +1,28 @@
-"""The verb that talks: lines in, answers out as they are made; in a terminal, in a pipe without a word more."""
+"""The verbs that make text: generate, chat and serve."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+from rich.cells import cell_len
 from rich.text import Text
 
 from shears.cli.app import app
 from shears.cli.options import Values, with_stage_options
 from shears.cli.tables import console
-from shears.cli.wrapping import Wrapper
-from shears.cli.writing import Adapter, Model
-from shears.config import ChatConfig, SamplingConfig
+from shears.config import ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
 from shears.config.serve import RunningConfig
 from shears.errors import InputError
 
 if TYPE_CHECKING:
     from shears.runtime.generation.conversation import Conversation
 
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Package, model folder, hub id, .gguf or smollm2-135m.")]
+Adapter = Annotated[str | None, typer.Option(help="PEFT adapter to put on the model; a package comes with its own.")]
 WELCOME = "Ctrl-C stops an answer, Ctrl-D leaves, /reset begins anew, /help says more"
 HELP = """Ctrl-C  stops an answer, which stays in the conversation as far as it came
 /reset  begins anew
@@ -28,6 +30,34 @@ HELP = """Ctrl-C  stops an answer, which stays in the conversation as far as it 
 \\       at the end of a line: the text goes on in the next"""
 CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 """What a model could drive a terminal with."""
+TAB = "    "
+
+
+@app.command()
+@with_stage_options("generate", GenerateConfig)
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="Text to continue, used as it is.")],
+    adapter: Adapter = None,
+    *,
+    values: Values,
+) -> None:
+    """Continue a prompt, streaming.
+
+    shears generate package --prompt "The capital of France is"
+
+    shears generate sparse --adapter sub_adapter --prompt "Question: Ann has 3 pens and buys 4. How many? Answer:"
+    """
+    from shears.config.resolve import build
+    from shears.runtime.loading import load
+
+    wanted = build(GenerateConfig, "generate", values)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may know fewer characters
+    engine = load(model, adapter, **wanted.model_dump(include=set(RunningConfig.model_fields)))
+    for piece in engine.stream(prompt, **wanted.model_dump(include=set(SamplingConfig.model_fields))):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    print()
 
 
 @app.command()
@@ -59,6 +89,24 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
             _in_terminal(conversation)
         else:
             _in_pipe(conversation)
+
+
+@app.command()
+@with_stage_options("serve", ServeConfig)
+def serve(model: Model, adapter: Adapter = None, *, values: Values) -> None:
+    """Serve a model over HTTP, as OpenAI's clients expect it.
+
+    /v1/chat/completions and /v1/completions (streamed or not), /v1/models, /health. Requests share the model, one step
+    for all of them at a time. Needs pip install 'shears[serve]'.
+
+    \b
+    shears serve package
+    curl http://127.0.0.1:8000/v1/completions \\
+        -d '{"model": "package", "prompt": "Once", "max_tokens": 20}'
+    """
+    import shears
+
+    shears.serve(model, adapter, **values)
 
 
 def _in_terminal(conversation: "Conversation") -> None:
@@ -167,3 +215,41 @@ def _write(text: str) -> None:
 
 def _note(text: str) -> None:
     console.print(Text(f"[{text}]", style="dim"), soft_wrap=True)
+
+
+class Wrapper:
+    """Takes pieces, returns what can be shown: a word as soon as it is whole. Widths are in cells of a terminal."""
+
+    def __init__(self, width: int) -> None:
+        self._width, self._column, self._word = width, 0, ""
+
+    def add(self, piece: str) -> str:
+        """Return what to show now."""
+        return "".join(self._character(character) for character in piece.replace("\t", TAB))
+
+    def rest(self) -> str:
+        """Return the last word."""
+        return self._flush()
+
+    def _character(self, character: str) -> str:
+        if character == "\n":
+            text, self._column = self._flush() + character, 0
+            return text
+        if character == " ":
+            return self._flush() + self._put(character)
+        if cell_len(character) > 1:  # scripts without spaces may be broken anywhere
+            return self._flush() + self._put(character)
+        self._word += character
+        return self._flush() if len(self._word) >= self._width else ""
+
+    def _flush(self) -> str:
+        word, self._word = self._word, ""
+        return self._put(word)
+
+    def _put(self, text: str) -> str:
+        size = cell_len(text)
+        if self._column + size <= self._width:
+            self._column += size
+            return text
+        self._column = 0 if text == " " else size
+        return "\n" if text == " " else f"\n{text}"

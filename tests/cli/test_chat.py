@@ -1,4 +1,4 @@
-"""shears chat, in a pipe and in a real (pseudo) terminal."""
+"""generate and chat, in a pipe and in a real (pseudo) terminal; words are wrapped as they come."""
 
 import io
 import os
@@ -6,21 +6,28 @@ import pty
 import signal
 import sys
 import termios
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from typer.testing import CliRunner
 
-from shears.cli import main
-from shears.cli.chatting import _turns
-from shears.runtime import load
+from shears.cli import application, main
+from shears.cli.chat import Wrapper, _turns
+from shears.runtime import load, loading
 from tests.processes import DEADLINE, Process, until
 from tests.runtime.generation.backends import TOKENIZER, always
 from tests.tiny import save_tiny, tiny_tokenizer
 
 SHORT = ["--max-new-tokens", "5", "--temperature", "0"]
 LETTER = TOKENIZER("z")["input_ids"][0]
+WORDS = st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=20)
 
 
 def test_every_line_of_a_pipe_is_a_turn_and_only_answers_are_written(
@@ -154,3 +161,44 @@ def test_a_terminal_shows_the_answer_as_it_comes_and_ctrl_c_stops_it_alone(endle
     endless.wait_for("> ")
     endless.type("\x04")
     assert endless.process.wait() == 0
+
+
+class Speaker:
+    """An engine that says what few encodings know."""
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """Yield two pieces."""
+        yield from (f"{prompt}é", "…")
+
+
+def test_an_output_that_knows_fewer_characters_shows_others_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "load", lambda *_, **__: Speaker())
+    for charset, text in (("ascii", "a??\n"), ("utf-8", "aé…\n")):
+        result = CliRunner(charset=charset).invoke(application(), ["generate", "package", "--prompt", "a"])
+        assert (result.exit_code, result.stdout) == (0, text)
+
+
+def _wrapped(pieces: list[str], width: int) -> str:
+    wrapper = Wrapper(width)
+    return "".join([*map(wrapper.add, pieces), wrapper.rest()])
+
+
+@given(WORDS, st.integers(10, 30), st.integers(1, 7))
+def test_lines_are_those_of_the_whole_text_however_it_was_cut(words: list[str], width: int, size: int) -> None:
+    text = " ".join(words)
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    lines = [line.rstrip(" ") for line in _wrapped(pieces, width).split("\n")]
+    assert lines == textwrap.wrap(text, width)
+
+
+@given(st.text("ab \n\tあ", max_size=60), st.integers(2, 9))
+def test_no_line_is_too_long_and_nothing_is_lost(text: str, width: int) -> None:
+    shown = _wrapped(list(text), width)
+    assert all(cell_len(line) <= max(width, 2) for line in shown.split("\n"))
+    assert [c for c in shown if not c.isspace()] == [c for c in text if not c.isspace()]
+
+
+def test_a_word_is_shown_once_it_is_whole() -> None:
+    wrapper = Wrapper(20)
+    assert [wrapper.add(piece) for piece in ("Hel", "lo", " wor", "ld.", "\n")] == ["", "", "Hello ", "", "world.\n"]
+    assert _wrapped(["    x = 1\n"], 20) == "    x = 1\n"
