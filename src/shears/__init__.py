@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shears.report.compare import compare
     from shears.report.page import write_report
     from shears.runs.pipeline import run
-    from shears.runs.planning.plan import plan
+    from shears.runs.plan import plan
     from shears.runtime.speed import bench
     from shears.searching.stage import run_search, search
     from shears.serving.server import serve
@@ -44,7 +44,7 @@ _HOMES = {
     "inspect": "inspection",
     "load_super_adapter": "adapt.load",
     "make_elastic": "adapt.elastic",
-    "plan": "runs.planning.plan",
+    "plan": "runs.plan",
     "push": "publishing",
     "run": "runs.pipeline",
     "run_search": "searching.stage",

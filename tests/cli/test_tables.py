@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from shears.cli import tables
-from shears.runs.planning.plan import Plan
+from shears.runs.plan import Plan
 
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 DEEPSEEK = [

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 import shears
-from shears.config import Recipe
-from shears.config.resolve import load_recipe
 from shears.errors import InputError
 from shears.records.artifacts import as_data
 from shears.runs.pipeline import run_folder
-from shears.runs.planning.plan import plan
+from shears.runs.plan import plan
+from shears.config import Recipe
+from shears.config.resolve import load_recipe
 from tests.end_to_end.recipe import write_recipe
 
 

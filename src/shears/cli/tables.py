@@ -19,7 +19,7 @@ from shears.records.cards.tables import ranks_by_kind
 from shears.records.measures import is_share, other_readings, seen_words
 
 if TYPE_CHECKING:
-    from shears.runs.planning.plan import Plan
+    from shears.runs.plan import Plan
 
 console = Console(quiet=not is_first_process())
 

@@ -11,18 +11,21 @@ from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig
 
-from shears.blockwise.matrices import linear_matrix
-from shears.checkpoints.conversion import META, empty_model, known_config
-from shears.checkpoints.loading_errors import LOADING_ERRORS
-from shears.checkpoints.tensor_files import TensorFiles
-from shears.config.embedded import EMBEDDED
-from shears.export.packing import is_block_matrix
 from shears.models.blocks import decoder_blocks
+from shears.checkpoints.conversion import META, empty_model, known_config
+from shears.export.packing import is_block_matrix
+from shears.config.embedded import EMBEDDED
 from shears.models.fetching import cache_folder
+from shears.checkpoints.loading_errors import LOADING_ERRORS
 from shears.models.load import linears, plain_folder
 from shears.records.paths import expanded
-from shears.runs.planning.needs import FP32
+from shears.blockwise.matrices import linear_matrix
+from shears.checkpoints.tensor_files import TensorFiles
 
+FP32 = 4
+ADAM = 4 * FP32  # weight, gradient and two moments of a trained weight, all fp32
+
+Sides = Mapping[str, tuple[int, int]]  # outputs and inputs of every linear
 _LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
 _SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
             "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}  # fmt: skip
@@ -133,3 +136,41 @@ def _built(folder: Path, config: Any) -> nn.Module:
     model = empty_model(folder, config, torch.float32)
     model.tie_weights()  # left untied by empty_model; parameters() then counts a tied one once
     return model
+
+
+def adapter_parameters(sides: Sides, ranks: Mapping[str, int]) -> int:
+    """Return the weights of LoRA adapters, rank x (outputs + inputs) of every adapted linear."""
+    return sum(rank * sum(sides[name]) for name, rank in ranks.items())
+
+
+def pruning_memory(beside: int, block: int, hidden: int, largest_moments: int) -> int:
+    """Return what pruning block by block holds: embeddings, a block and its copy, hidden states, second moments.
+
+    All in fp32; `hidden` are the bytes of hidden states in memory, `largest_moments` inputs squared of the widest
+    linear, 0 for methods that need only norms.
+    """
+    return FP32 * (beside + 2 * block + 2 * largest_moments) + hidden
+
+
+def training_memory(model_bytes: int, adapter: int) -> int:
+    """Return what training holds without activations: the frozen model, the adapter, its gradients and moments."""
+    return model_bytes + ADAM * adapter
+
+
+def quantized_bytes(model_bytes: int, weights: int, others: int, bits: float) -> int:
+    """Return the size of a model in memory whose linears are quantized, `others` as they are in its files."""
+    return round(weights * bits / 8 + model_bytes * others / (weights + others))
+
+
+def packed_bytes(weights: int, others: int, sparsity: float, each: int = 2, beside: int = 2) -> int:
+    """Return the size of a package: a bit a weight of the linears and `each` bytes a kept one, `beside` of all others.
+
+    Linears that would not become smaller stay as they are.
+    """
+    dense = max(each, beside) * weights
+    return round(min(weights / 8 + each * (1 - sparsity) * weights, dense) + beside * others)
+
+
+def running_memory(model_bytes: int, adapter: int) -> int:
+    """Return what evaluation holds without activations."""
+    return model_bytes + FP32 * adapter
