@@ -159,7 +159,7 @@ def test_what_is_foreign_within_a_record_is_one_line(
     monkeypatch.setattr(sys, "argv", ["shears", "inspect", str(path)])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "error: " + str(path) + " must be as shears writes it, got " in capfd.readouterr()[1]
+    assert "error: " + str(path) + " must be as shears wrote it, got " in capfd.readouterr()[1]
 
 
 def test_another_tools_adapter_is_told_that_it_is_not_ours(tmp_path: Path) -> None:

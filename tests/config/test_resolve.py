@@ -45,18 +45,22 @@ def test_a_resolved_recipe_reads_back_as_itself() -> None:
         (TrainConfig, {"data": "x", "alpha": "nan"}, "x.alpha must be a finite number"),
         (TrainConfig, {"data": "x", "ranks": True}, "x.ranks must be a valid tuple, got True"),
         (SearchConfig, {"data": "x", "objective": "accuracy"}, "task must be given with objective accuracy"),
-        (ExportConfig, {"values": "int8"}, "values is of packages, got int8 with format peft; add --format package"),
+        (
+            ExportConfig,
+            {"values": "int8"},
+            "values needs format package, got int8 with format peft; add --format package",
+        ),
         (
             ExportConfig,
             {"format": "merged", "embeddings": "int8"},
-            "embeddings is of packages, got int8 with format merged",
+            "embeddings needs format package, got int8 with format merged",
         ),
         (
             EvaluateConfig,
             {"task": "choices", "data": "x", "num_beams": 4},
-            "num_beams is of generated answers, got 4 with",
+            "num_beams needs generated answers, got 4 with",
         ),
-        (EvaluateConfig, {"harness": "arc_easy", "num_beams": 2}, "got 2 with task harness; leave it out"),
+        (EvaluateConfig, {"harness": "arc_easy", "num_beams": 2}, "got 2 with task harness; drop num_beams"),
         (TrainConfig, {"data": "x", "epochs": 1e308}, "x.epochs must be less than or equal to 1000000, got 1e+308"),
         (
             EvaluateConfig,

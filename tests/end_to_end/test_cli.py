@@ -129,7 +129,7 @@ def test_the_help_of_sparsify_names_every_option_with_its_choices(
     assert "--allocation uniform|owl|sensitivity" in words
     assert "--reconstruct / --no-reconstruct" in words
     assert "--sparsity-of A=X,B=Y,..." in words
-    assert "such as down_proj=0.4; the others make up for it" in words
+    assert "such as down_proj=0.4; the other linears make up for it" in words
     assert max(map(len, output.splitlines())) <= 80
 
 
@@ -188,7 +188,7 @@ def test_every_public_name_is_there() -> None:
 
 @pytest.mark.parametrize(
     ("words", "hint"),
-    [("train", "; --resume goes on"), ("--threads 1 run x", "; the same command goes on"), ("x", "")],
+    [("train", "; --resume continues"), ("--threads 1 run x", "; the same command continues"), ("x", "")],
 )
 def test_ctrl_c_says_how_to_go_on(
     words: str, hint: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -54,7 +54,7 @@ def test_pruning_onto_a_full_disk(folder: Path) -> None:
     command = "sparsify base out --calibration train.jsonl --num-samples 4 --sequence-length 64"
     code, printed = shears(folder, command, lambda: fill(50_000))
     assert code == 1
-    assert printed.strip().splitlines()[-1].startswith("error: the machine said no: could not write")
+    assert printed.strip().splitlines()[-1].startswith("error: I/O error: could not write")
     assert "Traceback" not in printed
     assert not (folder / "out").exists()
     assert not (folder / "out.partial").exists()  # nobody could go on from it, and it takes room
@@ -84,7 +84,7 @@ def test_training_onto_a_disk_full_at_the_second_checkpoint(folder: Path, larges
     code, printed = shears(folder, command, lambda: fill_at_the_second_checkpoint(largest, at_the_mark))
     assert code == 1, printed
     last = printed.strip().splitlines()[-1]
-    assert last.startswith("error: the machine said no: ")
+    assert last.startswith("error: I/O error: ")
     assert "out.partial" in last
     assert at_the_mark or (" MB are free: " in last and last.endswith("; free some space and continue with --resume"))
     assert "Traceback" not in printed

@@ -237,5 +237,5 @@ def test_in_a_shared_storage_the_same_search_is_joined_and_another_one_refused_o
 
 
 def test_a_race_is_refused_in_a_shared_storage(super_adapter: Path, validation: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="race_error must be left out with storage"):
+    with pytest.raises(InputError, match="race_error needs a search without storage"):
         search(super_adapter, tmp_path / "out", data=validation, race_error=0.05, storage=f"journal://{tmp_path}/log")

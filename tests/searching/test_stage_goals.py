@@ -91,8 +91,8 @@ def test_a_bound_is_met_by_the_chosen_one_and_by_the_front(
     print_search(folder / "result.json")
     print_inspection(inspect(folder))
     shown = capsys.readouterr().out
-    assert shown.count("on the front of loss against parameters with parameters<=") == 2
-    assert shown.count("they dominate") == 2
+    assert shown.count("on the Pareto front of loss and parameters with parameters<=") == 2
+    assert shown.count("hypervolume") == 2
     assert shown.count("not measured") == 1  # the loss of the heuristic, which breaks the bound
 
 

@@ -1,4 +1,4 @@
-"""The command line: words -> recipe -> exactly one stage. The only place that prints."""
+"""The command line: each verb turns its words into one configuration and one stage. Nothing else in shears prints."""
 
 import logging
 import os
@@ -9,23 +9,23 @@ from typing import Any
 
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
-    "DATASETS_VERBOSITY": "critical",  # its errors are raised, and then said in one line
+    "DATASETS_VERBOSITY": "critical",  # its errors are raised as well, and printed as one line
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
 }
-INTERRUPTED = 130  # what shells report of a Ctrl-C, and typer makes of it
-GOING_ON = {
-    "train": "--resume goes on from the last checkpoint",
-    "search": "--resume goes on from the last evaluation",
-    "run": "the same command goes on from there",
+INTERRUPTED = 130  # exit code of shells and of typer for Ctrl-C
+HOW_TO_CONTINUE = {
+    "train": "--resume continues from the last checkpoint",
+    "search": "--resume continues from the last evaluation",
+    "run": "the same command continues from there",
 }
 
 
 class _ConsoleHandler(logging.Handler):
-    """Writes log lines to the console of the progress bar, so that neither breaks the other."""
+    """Writes log lines to the console of the progress bar, so that they do not break the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from shears.progress import console
@@ -34,7 +34,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 def _quieten() -> None:
-    """Keep other libraries' bars and notices off the screen; our log lines, of the first process, say what matters."""
+    """Silence the bars and notices of other libraries; log our own lines, of the first process only."""
     from shears.progress import is_first_process
 
     for name, value in QUIET.items():
@@ -50,15 +50,12 @@ def _quieten() -> None:
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 the machine failed (disk, permission), 2 the input was wrong.
-
-    130 where it was interrupted by Ctrl-C, be it while libraries are imported.
-    """
+    """Run the command line and exit: 0 success, 1 system error (disk, permission), 2 wrong input, 130 Ctrl-C."""
     try:
         _run()
-    except KeyboardInterrupt:
-        verb = next((word for word in sys.argv[1:] if word.isalpha()), "")  # behind --threads N
-        _fail("; ".join(filter(None, ["stopped", GOING_ON.get(verb)])), INTERRUPTED)
+    except KeyboardInterrupt:  # also while libraries are imported
+        verb = next((word for word in sys.argv[1:] if word.isalpha()), "")  # `--threads N` may precede it
+        _fail("; ".join(filter(None, ["stopped", HOW_TO_CONTINUE.get(verb)])), INTERRUPTED)
 
 
 def _run() -> None:
@@ -75,24 +72,26 @@ def _run() -> None:
     except InputError as error:
         _fail(str(error), 2)
     except usage_error as error:
-        if not error.format_message():  # type: ignore[attr-defined]  # no words at all: the help is on the screen
+        if not error.format_message():  # type: ignore[attr-defined]  # without arguments, typer has printed the help
             sys.exit(2)
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "shears"
         _fail(f"{error.format_message()} See {path} --help", 2)  # type: ignore[attr-defined]
     except OSError as error:
-        _fail(f"the machine said no: {error}", 1)
+        _fail(f"I/O error: {error}", 1)
 
 
 def _check_words(words: Sequence[str]) -> None:
-    """Refuse bytes that are no UTF-8, which no record can hold and no other library opens."""
+    """Raise InputError for bytes that are not UTF-8, because records cannot hold them."""
     from shears.errors import InputError
 
     for word in words:
         try:
             word.encode()
         except UnicodeEncodeError:
-            raise InputError(f"names and texts must be UTF-8, got {word!a}; rename what it stands for") from None
+            raise InputError(
+                f"names and texts must be UTF-8, got {word!a}; rename the file or change the text"
+            ) from None
 
 
 def application() -> Any:
@@ -107,16 +106,16 @@ def application() -> Any:
 
 
 def _click_exception() -> type[Exception]:
-    """Return click's own exception base, which Typer carries inside itself in newer versions."""
+    """Return the base class of click's exceptions; newer versions of typer contain click and do not export it."""
     import typer
 
     return next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def _fail(message: str, code: int) -> None:
-    """Exit with one line. What is wrong with the input, all processes of a launcher know, and the first one says."""
+    """Exit with one line. Wrong input affects all processes of a launcher, so only the first one prints it."""
     from shears.progress import is_first_process
 
-    if is_first_process() or code == 1:  # a machine fails alone
+    if is_first_process() or code == 1:  # a system error may affect one process only
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""The application itself: its help, and what holds for every verb."""
+"""The typer application: its help text and the options of every verb."""
 
 import os
 from typing import Annotated
@@ -9,9 +9,9 @@ from shears.records.version import __version__
 
 HELP = """Sparse fine-tuning that stays sparse.
 
-Prune a language model, train elastic LoRA adapters on it, search the best sub-adapter, export it for stock tools.
+Prune a language model, train elastic LoRA adapters on it, search the best sub-adapter, export it for other tools.
 
-The whole road on the embedded model and data:
+All stages on the embedded model and data:
 
 shears run recipes/quickstart.yaml --output runs/quickstart
 """
@@ -21,8 +21,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool | None) -> None:
-    if wanted:
+def _print_version(is_given: bool | None) -> None:
+    if is_given:
         print(f"shears {__version__}")
         raise typer.Exit
 
@@ -30,13 +30,13 @@ def _version(wanted: bool | None) -> None:
 @app.callback()
 def settings(
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads (default: one a core); more than free cores is far slower.")
+        int | None, typer.Option(min=1, help="CPU threads (default: one per core); more than free cores is far slower.")
     ] = None,
     version: Annotated[
-        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool | None, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = None,
 ) -> None:
-    """Apply what holds for every verb."""
+    """Apply the options of every verb."""
     if threads is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         from shears.models.devices import set_threads

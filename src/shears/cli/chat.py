@@ -1,20 +1,22 @@
-"""The verbs that make text: generate, chat and serve."""
+"""The verbs that generate text: generate, chat and serve."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.cells import cell_len
 from rich.text import Text
 
+import shears
 from shears.cli.app import app
 from shears.cli.options import Values, with_stage_options
 from shears.cli.tables import console
 from shears.config import ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
+from shears.config.resolve import build
 from shears.config.serve import RunningConfig
 from shears.errors import InputError
 
@@ -22,14 +24,16 @@ if TYPE_CHECKING:
     from shears.runtime.generation.conversation import Conversation
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Package, model folder, hub id, .gguf or smollm2-135m.")]
-Adapter = Annotated[str | None, typer.Option(help="PEFT adapter to put on the model; a package comes with its own.")]
-WELCOME = "Ctrl-C stops an answer, Ctrl-D leaves, /reset begins anew, /help says more"
-HELP = """Ctrl-C  stops an answer, which stays in the conversation as far as it came
-/reset  begins anew
-/quit   leaves, as Ctrl-D does
-\\       at the end of a line: the text goes on in the next"""
+Adapter = Annotated[
+    str | None, typer.Option(help="PEFT adapter to load into the model; a package includes its own adapter.")
+]
+WELCOME = "Ctrl-C stops an answer, Ctrl-D quits, /reset starts a new conversation, /help shows help"
+HELP = """Ctrl-C  stops an answer; the part shown stays in the conversation
+/reset  starts a new conversation
+/quit   quits, as Ctrl-D does
+\\       at the end of a line: the text continues on the next line"""
 CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-"""What a model could drive a terminal with."""
+"""Control characters, with which a model's answer could change the terminal."""
 TAB = "    "
 
 
@@ -37,54 +41,50 @@ TAB = "    "
 @with_stage_options("generate", GenerateConfig)
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Option(help="Text to continue, used as it is.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue; no template is applied.")],
     adapter: Adapter = None,
     *,
     values: Values,
 ) -> None:
-    """Continue a prompt, streaming.
+    """Continue a prompt; the text appears as it is generated.
 
     shears generate package --prompt "The capital of France is"
 
     shears generate sparse --adapter sub_adapter --prompt "Question: Ann has 3 pens and buys 4. How many? Answer:"
     """
-    from shears.config.resolve import build
     from shears.runtime.loading import load
 
-    wanted = build(GenerateConfig, "generate", values)
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may know fewer characters
-    engine = load(model, adapter, **wanted.model_dump(include=set(RunningConfig.model_fields)))
-    for piece in engine.stream(prompt, **wanted.model_dump(include=set(SamplingConfig.model_fields))):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+    settings = build(GenerateConfig, "generate", values)
+    _replace_unknown_characters(sys.stdout)
+    engine = load(model, adapter, **settings.model_dump(include=set(RunningConfig.model_fields)))
+    for piece in engine.stream(prompt, **settings.model_dump(include=set(SamplingConfig.model_fields))):
+        _write(piece)
     print()
 
 
 @app.command()
 @with_stage_options("chat", ChatConfig)
 def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
-    """Talk with a model through its chat template, streaming.
+    """Talk with a model in its chat template; answers appear as they are generated.
 
-    /reset begins anew, /quit or Ctrl-D leaves, Ctrl-C stops an answer. Without a terminal, every line of the input is
-    a turn, and only the answers are written.
+    /reset starts a new conversation, /quit or Ctrl-D quits, Ctrl-C stops an answer. If input or output is not a
+    terminal, every input line is a turn, and only the answers are printed.
 
     shears chat package
 
     shears chat package --temperature 0 < questions.txt
     """
-    from shears.config.resolve import build
-    from shears.runtime.generation.conversation import Conversation
-    from shears.runtime.generation.worker import Worker
+    from shears.runtime.engine.conversation import Conversation
+    from shears.runtime.engine.worker import Worker
     from shears.runtime.loading import load
 
-    wanted = build(ChatConfig, "chat", values)
-    sampling = build(SamplingConfig, "chat", wanted.model_dump(include=set(SamplingConfig.model_fields)))
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may know fewer characters
-    engine = load(model, adapter, **wanted.model_dump(include=set(RunningConfig.model_fields)))
-    engine.batch.num_kept = 1  # every turn goes on where the last one ended
+    settings = build(ChatConfig, "chat", values)
+    sampling = build(SamplingConfig, "chat", settings.model_dump(include=set(SamplingConfig.model_fields)))
+    _replace_unknown_characters(sys.stdin, sys.stdout)
+    engine = load(model, adapter, **settings.model_dump(include=set(RunningConfig.model_fields)))
+    engine.batch.num_kept = 1  # every turn continues the sequence of the last one
     with Worker(engine, max_waiting=0) as worker:
-        conversation = Conversation(worker, sampling, wanted.system)
+        conversation = Conversation(worker, sampling, settings.system)
         if sys.stdin.isatty() and sys.stdout.isatty():
             _in_terminal(conversation)
         else:
@@ -94,44 +94,48 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
 @app.command()
 @with_stage_options("serve", ServeConfig)
 def serve(model: Model, adapter: Adapter = None, *, values: Values) -> None:
-    """Serve a model over HTTP, as OpenAI's clients expect it.
+    """Serve a model over HTTP with OpenAI's API.
 
-    /v1/chat/completions and /v1/completions (streamed or not), /v1/models, /health. Requests share the model, one step
-    for all of them at a time. Needs pip install 'shears[serve]'.
+    /v1/chat/completions and /v1/completions (streamed or not), /v1/models, /health. Running requests share each step of
+    the model. Needs pip install 'shears[serve]'.
 
     \b
     shears serve package
     curl http://127.0.0.1:8000/v1/completions \\
         -d '{"model": "package", "prompt": "Once", "max_tokens": 20}'
     """
-    import shears
-
     shears.serve(model, adapter, **values)
+
+
+def _replace_unknown_characters(*streams: Any) -> None:
+    """Replace characters that the encoding of a terminal lacks."""
+    for stream in streams:
+        stream.reconfigure(errors="replace")
 
 
 def _in_terminal(conversation: "Conversation") -> None:
     with suppress(ImportError):
-        import_module("readline")  # lines can be edited, and the last ones come back with the arrow keys
+        import_module("readline")  # makes lines editable and keeps a history for the arrow keys
     _note(WELCOME)
-    for text in _turns(_typed):
+    for text in _turns(_typed_line):
         if text == "/help":
             console.print(Text(HELP, style="dim"))
             continue
         if text == "/reset":
             conversation.reset()
-            _note("forgotten")
+            _note("new conversation")
             continue
-        forgotten = conversation.num_forgotten
+        num_forgotten = conversation.num_forgotten
         try:
             _show(conversation, text)
         except InputError as error:
             _note(f"error: {error}")
-        if conversation.num_forgotten > forgotten:
-            _note(f"the oldest {conversation.num_forgotten} turns no longer fit into the model and are forgotten")
+        if conversation.num_forgotten > num_forgotten:
+            _note(f"context limit reached: the model no longer sees the oldest {conversation.num_forgotten} turns")
 
 
 def _in_pipe(conversation: "Conversation") -> None:
-    for text in _turns(lambda _: _line()):
+    for text in _turns(lambda _: _piped_line()):
         if text == "/reset":
             conversation.reset()
             continue
@@ -141,10 +145,10 @@ def _in_pipe(conversation: "Conversation") -> None:
 
 
 def _turns(read: Callable[[str], str]) -> Iterator[str]:
-    """Yield what is said, until the end or /quit; a line that ends in a backslash goes on in the next."""
-    over = False
-    while not over:
-        lines, over = _one_turn(read)
+    """Yield the user's turns until the input ends or /quit; a backslash at the end of a line continues the turn."""
+    is_over = False
+    while not is_over:
+        lines, is_over = _one_turn(read)
         text = "\n".join(lines).strip()
         if text == "/quit":
             return
@@ -165,19 +169,19 @@ def _one_turn(read: Callable[[str], str]) -> tuple[list[str], bool]:
     return lines, False
 
 
-def _typed(prompt: str) -> str:
-    """Return a line; Ctrl-C begins it anew."""
+def _typed_line(prompt: str) -> str:
+    """Return a line typed in the terminal; Ctrl-C discards it and asks again."""
     while True:
         try:
             return input(prompt)
         except KeyboardInterrupt:
-            print("  (Ctrl-D leaves)")
+            print("  (Ctrl-D quits)")
         except EOFError:
             print()
             raise
 
 
-def _line() -> str:
+def _piped_line() -> str:
     line = sys.stdin.readline()
     if not line:
         raise EOFError
@@ -185,25 +189,27 @@ def _line() -> str:
 
 
 def _show(conversation: "Conversation", text: str) -> None:
-    """Write an answer as it comes, and how fast that was; Ctrl-C stops it."""
+    """Print an answer while it is generated, then its speed; Ctrl-C stops it."""
     start = time.perf_counter()
     answer, stream = conversation.say(text)
-    first, stopped, lines = 0.0, False, Wrapper(console.width)
+    first = 0.0
+    is_stopped = False
+    wrapper = Wrapper(console.width)
     try:
         for piece in stream:
             first = first or time.perf_counter()
-            _write(lines.add(piece.translate(CONTROLS)))
+            _write(wrapper.add(piece.translate(CONTROLS)))
     except KeyboardInterrupt:
-        stopped = True
+        is_stopped = True
     finally:
         stream.close()
-        _write(lines.rest())
+        _write(wrapper.rest())
     end = time.perf_counter()
     notes = [f"{len(answer.tokens)} tokens"]
     if len(answer.tokens) > 1 and first:
-        notes += [f"{(len(answer.tokens) - 1) / (end - first):.0f} a second", f"the first after {first - start:.2f} s"]
-    if stopped or answer.finish == "length":
-        notes.append("stopped" if stopped else "cut off at --max-new-tokens")
+        notes += [f"{(len(answer.tokens) - 1) / (end - first):.0f} per second", f"first after {first - start:.2f} s"]
+    if is_stopped or answer.finish == "length":
+        notes.append("stopped" if is_stopped else "cut off at --max-new-tokens")
     print()
     _note(", ".join(notes))
 
@@ -218,35 +224,34 @@ def _note(text: str) -> None:
 
 
 class Wrapper:
-    """Takes pieces, returns what can be shown: a word as soon as it is whole. Widths are in cells of a terminal."""
+    """Wraps text that arrives in pieces: a word is returned once it is complete. Widths are in terminal cells."""
 
     def __init__(self, width: int) -> None:
-        self._width, self._column, self._word = width, 0, ""
+        self._width = width
+        self._column = 0
+        self._word = ""
 
     def add(self, piece: str) -> str:
-        """Return what to show now."""
+        """Return the text to print now."""
         return "".join(self._character(character) for character in piece.replace("\t", TAB))
 
     def rest(self) -> str:
-        """Return the last word."""
-        return self._flush()
+        """Return the last word, on a new line if it does not fit."""
+        word = self._word
+        self._word = ""
+        return self._placed(word)
 
     def _character(self, character: str) -> str:
         if character == "\n":
-            text, self._column = self._flush() + character, 0
+            text = self.rest() + character
+            self._column = 0
             return text
-        if character == " ":
-            return self._flush() + self._put(character)
-        if cell_len(character) > 1:  # scripts without spaces may be broken anywhere
-            return self._flush() + self._put(character)
+        if character == " " or cell_len(character) > 1:  # scripts without spaces may break anywhere
+            return self.rest() + self._placed(character)
         self._word += character
-        return self._flush() if len(self._word) >= self._width else ""
+        return self.rest() if len(self._word) >= self._width else ""
 
-    def _flush(self) -> str:
-        word, self._word = self._word, ""
-        return self._put(word)
-
-    def _put(self, text: str) -> str:
+    def _placed(self, text: str) -> str:
         size = cell_len(text)
         if self._column + size <= self._width:
             self._column += size

@@ -1,4 +1,4 @@
-"""Command-line options made from a stage's configuration, so that a field, its flag and its help cannot drift apart."""
+"""Command-line options generated from a stage's configuration, so that a flag and its help always match the field."""
 
 import inspect
 import os
@@ -14,35 +14,40 @@ from shears.config.resolve import stage_values
 from shears.errors import InputError
 
 CONFIG = Annotated[
-    str | None, typer.Option("--config", metavar="RECIPE.yaml", help="Take this stage's keys from a recipe; flags win.")
+    str | None,
+    typer.Option("--config", metavar="RECIPE.yaml", help="Read this verb's keys from a recipe; flags override them."),
 ]
 SET = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key, such as train.alpha=32. May be repeated."),
 ]
-Values = dict[str, Any]  # a stage's keys, merged
+Values = dict[str, Any]  # the keys of a stage, after flags, --set and --config were merged
 
 
 def with_stage_options(section: str, kind: type[StageConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb one option per field of its stage; the verb receives the merged keys as its last argument.
+    """Give a verb one option per field of its configuration; the verb receives the merged keys as its last argument.
 
-    The order of precedence: flags, then --set, then the --config file, then the field's default.
+    Flags override --set, --set overrides the --config file, and the file overrides the defaults.
     """
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(verb).parameters.values())[:-1]
         options = [_parameter(name, field) for name, field in kind.model_fields.items()]
-        extra = [_keyword("config", CONFIG), _keyword("set_", SET)]
+        removed = [_keyword(name, _removed_flag(name)) for name in kind.REMOVED]
+        shared = [_keyword("config", CONFIG), _keyword("set_", SET)]
 
-        def command(**given: Any) -> None:
+        def command(**arguments: Any) -> None:
             if section != "train":
                 refuse_launcher(section)
-            config, settings = given.pop("config"), given.pop("set_") or []
-            flags = {name: given.pop(name) for name in kind.model_fields}
-            verb(**given, values=stage_values(section, config, settings, flags))
+            config = arguments.pop("config")
+            settings = arguments.pop("set_") or []
+            flags = {name: arguments.pop(name) for name in (*kind.model_fields, *kind.REMOVED)}
+            verb(**arguments, values=stage_values(section, config, settings, flags))
 
-        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + options + extra
-        command.__name__, command.__doc__ = verb.__name__, verb.__doc__
+        keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        parameters = [*keywords, *options, *removed, *shared]
+        command.__name__ = verb.__name__
+        command.__doc__ = verb.__doc__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return command
@@ -51,7 +56,7 @@ def with_stage_options(section: str, kind: type[StageConfig]) -> Callable[[Calla
 
 
 def refuse_launcher(verb: str) -> None:
-    """Raise InputError where a launcher (torchrun, accelerate) started several processes of a verb that is one."""
+    """Raise InputError if a launcher (torchrun, accelerate) started several processes of a verb other than train."""
     if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise InputError(
             f"only train runs on several processes, got {verb} on {processes}; start it without a launcher"
@@ -62,6 +67,11 @@ def _keyword(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
+def _removed_flag(name: str) -> Any:
+    """Return a hidden option, so that the configuration's message appears and not click's similar flag."""
+    return Annotated[str | None, typer.Option(f"--{name.replace('_', '-')}", hidden=True)]
+
+
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     flag = f"--{name.replace('_', '-')}"
     text = f"{field.description} {_default_text(field)}".strip()
@@ -69,7 +79,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         option = typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)
         return _keyword(name, Annotated[bool | None, option])
     if any(isinstance(mark, Repeated) for mark in field.metadata):
-        return _keyword(name, Annotated[list[str] | None, typer.Option(flag, help=text, show_default=False)])
+        option = typer.Option(flag, help=text, metavar="TEXT", show_default=False)
+        return _keyword(name, Annotated[list[str] | None, option])
     option = typer.Option(flag, help=text, metavar=_metavar(field.annotation), show_default=False)
     return _keyword(name, Annotated[str | None, option])
 
@@ -86,11 +97,12 @@ def _default_text(field: FieldInfo) -> str:
 
 
 def _metavar(annotation: Any) -> str:
-    origin, options = get_origin(annotation), get_args(annotation)
+    origin = get_origin(annotation)
+    arguments = get_args(annotation)
     if origin is Literal:
-        return "|".join(map(str, options))
+        return "|".join(map(str, arguments))
     if origin in (Union, UnionType):
-        return _metavar(next(option for option in options if option is not type(None)))
+        return _metavar(next(option for option in arguments if option is not type(None)))
     if origin is tuple:
         return "A,B,..."
     if origin is dict:

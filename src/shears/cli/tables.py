@@ -1,4 +1,4 @@
-"""What the verbs print: tables a newcomer understands, 80 columns wide."""
+"""The tables and lines that the verbs print, at most 80 columns wide."""
 
 import re
 import shlex
@@ -24,22 +24,23 @@ if TYPE_CHECKING:
 console = Console(quiet=not is_first_process())
 
 BARS = " ▁▂▃▄▅▆▇█"
-WHOLE = ("package", "merged")  # exports that are a model by themselves
-FEW_ZEROS, ALL_ZEROS = (247, 251, 255), (8, 48, 107)  # red, green, blue of a cell's background: near white, dark blue
+WHOLE_MODELS = ("package", "merged")  # exports that are a model without an adapter beside it
+FEW_ZEROS = (247, 251, 255)  # near white: red, green and blue of a cell's background
+ALL_ZEROS = (8, 48, 107)  # dark blue
 
 
 def quoted(path: str | Path) -> str:
-    """Return a path as a command to copy needs it."""
+    """Return a path quoted for a shell, for commands that people copy."""
     return shlex.quote(str(path))
 
 
 def print_line(text: str) -> None:
-    """Print one line of text as it is."""
+    """Print one line of text, without markup and without wrapping."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def sparsity_line(folder: Path) -> str:
-    """Return how sparse a model came out, in words."""
+    """Return the sparsity of a pruned model as a sentence."""
     record = read_json(folder / SPARSITY)
     zeros = sum(linear["zeros"] for linear in record["linears"].values())
     size = sum(linear["shape"][0] * linear["shape"][1] for linear in record["linears"].values())
@@ -47,9 +48,10 @@ def sparsity_line(folder: Path) -> str:
 
 
 def package_line(folder: Path) -> str:
-    """Return how large a package came out, in words."""
+    """Return the size of a package as a sentence."""
     record = read_json(folder / PACKAGE)
-    sizes, ratio = record["bytes"], record["ratio"]
+    sizes = record["bytes"]
+    ratio = record["ratio"]
     return (
         f"{record['num_linears']} linears packed as {record['values']}, {record['sparsity']:.1%} zeros, "
         f"{sizes['linears'] / 1e6:.1f} MB ({ratio['linears']:.3f} of dense); the model {sizes['model'] / 1e6:.1f} MB "
@@ -58,14 +60,14 @@ def package_line(folder: Path) -> str:
 
 
 def figure(data: Mapping[str, Any]) -> tuple[str, str]:
-    """Return a figure and its interval as text: percent for shares, two places for perplexity, else four digits."""
+    """Return a figure and its interval as text: shares in percent, perplexities with two decimals, else four digits."""
     form = ".1%" if is_share(data["metric"]) else ".2f" if re.search("perplexity|bits_per", data["metric"]) else ".4g"
-    interval = " to ".join(f"{end:{form}}" for end in data["ci95"]) if data["ci95"] else "not known"
+    interval = " to ".join(f"{end:{form}}" for end in data["ci95"]) if data["ci95"] else "unknown"
     return f"{data['value']:{form}}", interval
 
 
 def print_evaluation(title: str, data: Mapping[str, Any]) -> None:
-    """Print one measurement, and what its details add: another reading of the answers, the figures of each task."""
+    """Print one evaluation; its details add other readings of the answers, or the figures of each task."""
     table = Table("task", "metric", "value", "95 % interval", "n", title=Text(title))
     for row in data.get("figures") or [data, *other_readings(data)]:
         value, interval = figure(row)
@@ -79,81 +81,83 @@ def print_evaluation(title: str, data: Mapping[str, Any]) -> None:
 
 
 def print_search(path: Path) -> None:
-    """Print what a search chose, beside the heuristic it started from."""
+    """Print the configuration that a search chose beside the heuristic, which it evaluated first."""
     result = read_json(path)
-    evaluations, chosen = result["evaluations"], result["chosen"]
-    table = Table("configuration", *chosen["metrics"], title=f"{len(evaluations)} configurations tried")
-    for name, entry in (("first tried", evaluations[0]), ("chosen", chosen)):
+    evaluations = result["evaluations"]
+    chosen = result["chosen"]
+    table = Table("configuration", *chosen["metrics"], title=f"{len(evaluations)} configurations evaluated")
+    for name, entry in (("first", evaluations[0]), ("chosen", chosen)):
         table.add_row(name, *(_plain(entry["metrics"].get(column)) for column in chosen["metrics"]))
     console.print(table)
     if race := result.get("race"):
         share = race["examples"] / race["examples_without"]
         print_line(
-            f"race: {race['decided_early']} decided early, {share:.0%} of the examples seen, error {race['error']:g}"
+            f"race: {race['decided_early']} decided early, {share:.0%} of the examples used, error {race['error']:g}"
         )
     if gain := result.get("gain"):
         test = gain["test"]
-        interval = "{:+.3g} to {:+.3g}, 95 %".format(*test["ci95"]) if test["ci95"] else "no interval is known"
-        print_line(f"{gain['figure']} on {test['n']} test examples: chosen {test['chosen']:.4g}, heuristic "
-                   f"{test['heuristic']:.4g}, difference {test['difference']:+.3g} ({interval})")  # fmt: skip
+        interval = "{:+.3g} to {:+.3g}, 95 %".format(*test["ci95"]) if test["ci95"] else "interval unknown"
+        print_line(
+            f"{gain['figure']} on {test['n']} test examples: chosen {test['chosen']:.4g}, heuristic "
+            f"{test['heuristic']:.4g}, difference {test['difference']:+.3g} ({interval})"
+        )
         for note in gain["notes"]:
             print_line(f"  {note}")
     print_line(f"{path}: {_front(result)}.")
 
 
 def _plain(value: int | float | None) -> str:
-    """A figure of a search; what breaks a bound on a size was not measured."""
+    """Return a figure of a search; a quality is missing where a bound on a size was not met."""
     return "not measured" if value is None else f"{value:,.5g}" if value < 1e4 else f"{value:,.0f}"
 
 
 def _front(result: Mapping[str, Any]) -> str:
-    """Return how many configurations are on the front of which objectives, and what they dominate."""
-    objectives, volume = result.get("objectives", ["quality", "parameters"]), result.get("hypervolume")
+    """Return the size of the Pareto front, its objectives and its hypervolume as a sentence."""
+    objectives = result.get("objectives", ["quality", "parameters"])
+    volume = result.get("hypervolume")
     bounds = f" with {' and '.join(result['constraints'])}" if result.get("constraints") else ""
-    text = f"{len(result['pareto'])} configurations on the front of {' against '.join(objectives)}{bounds}"
+    text = f"{len(result['pareto'])} configurations on the Pareto front of {' and '.join(objectives)}{bounds}"
     if volume is None:
         return text
     worst = ", ".join(f"{name} {_short(name, value)}" for name, value in volume["reference"].items())
-    return f"{text}; they dominate {volume['value']:.4g} (hypervolume, from {worst})"
+    return f"{text}; hypervolume {volume['value']:.4g} (reference {worst})"
 
 
 def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
-    """Print the end of a run: what sparsity cost, what the adapter brought back, where everything is."""
+    """Print the figures of a run's models, where the artifacts are, and a command to try the last model."""
     rows = summary["models"]
     if rows:
         _print_models(f"{summary['task']} on {summary['data']} (n = {rows[0]['n']})", rows)
     names = ("sparse", "super_adapter", "search", "sub_adapter", "merged", "package", "evaluation.json")
     for name in (name for name in names if (folder / name).exists()):
         print_line(f"  {folder / name}")
-    last = rows[-1]["name"] if rows else next((name for name in WHOLE if (folder / name).exists()), "")
-    whole, sub_adapter = folder / last if last in WHOLE else folder / "sparse", folder / "sub_adapter"
-    beside = (
-        f" --adapter {quoted(sub_adapter)}" if last in ("", "sparse + sub-adapter") and sub_adapter.exists() else ""
-    )
-    print_line(f'Try it: shears generate {quoted(whole)}{beside} --prompt "..."')
+    last = rows[-1]["name"] if rows else next((name for name in WHOLE_MODELS if (folder / name).exists()), "")
+    model = folder / last if last in WHOLE_MODELS else folder / "sparse"
+    sub_adapter = folder / "sub_adapter"
+    has_adapter = last in ("", "sparse + sub-adapter") and sub_adapter.exists()
+    option = f" --adapter {quoted(sub_adapter)}" if has_adapter else ""
+    print_line(f'Try it: shears generate {quoted(model)}{option} --prompt "..."')
 
 
 def _print_models(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the models of a run: figures, other readings of the answers, sizes; then what they saw in training."""
+    """Print the models of a run: figures, other readings of the answers, sizes, test questions seen in training."""
     readings = [{reading["metric"]: figure(reading)[0] for reading in other_readings(row)} for row in rows]
     others = list(dict.fromkeys(name for row in readings for name in row))
     short = (name.removeprefix("accuracy ") for name in others)
     head = ("model", rows[0]["metric"], "95 % interval", *short, "zeros", "non-zeros", "adapter")
     table = Table(*head, title=Text(title))
     for row, reading in zip(rows, readings, strict=True):
-        table.add_row(
-            row["name"], *figure(row), *(reading.get(name, "-") for name in others), f"{row['sparsity']:.0%}",
-            f"{row['nonzeros'] / 1e6:.1f} M",
-            f"{row['adapter_parameters'] / 1e6:.1f} M" if row["adapter_parameters"] else "-",
-        )  # fmt: skip
+        sizes = (f"{row[key] / 1e6:.1f} M" if row[key] else "-" for key in ("nonzeros", "adapter_parameters"))
+        more = (reading.get(name, "-") for name in others)
+        table.add_row(row["name"], *figure(row), *more, f"{row['sparsity']:.0%}", *sizes)
     console.print(table)
     for seen in filter(None, (seen_words(row, row["name"]) for row in rows)):
         print_line(seen)
-    print_line("zeros: share in the decoder blocks' linears, embeddings stay dense; non-zeros: in the whole model.")
+    print_line("zeros: share in the linears of the decoder blocks; non-zeros: in the whole model.")
 
 
 def print_inspection(data: Mapping[str, Any]) -> None:
-    """Print what an artifact is."""
+    """Print the description of an artifact."""
     print_line(f"{data.get('path')}: {data.get('kind')}")
     for name, value in data.items():
         if name in ("path", "kind") or value is None or isinstance(value, dict | list):
@@ -171,9 +175,9 @@ def print_inspection(data: Mapping[str, Any]) -> None:
 
 
 def print_heat_map(data: Mapping[str, Any]) -> None:
-    """Print the share of zeros of every layer (rows) and kind of linear (columns); equal neighbours are one row.
+    """Print the share of zeros by layer (rows) and kind of linear (columns); consecutive equal layers share a row.
 
-    Columns that do not fit beside each other go into another map below.
+    Columns that do not fit the width go into another table below.
     """
     rows = {
         layer: {**row, "all": data["sparsity_by_layer"][layer]} for layer, row in data["sparsity_by_linear"].items()
@@ -182,12 +186,12 @@ def print_heat_map(data: Mapping[str, Any]) -> None:
     labels = max(len("layers"), 2 * max(map(len, rows)) + 1)
     print_line("  share of zeros by layer and kind of linear:")
     widths = {column: max(len(_cell(row.get(column))) for row in (total, *rows.values())) for column in total}
-    for columns in _bands(widths, console.width - labels):
+    for columns in _column_groups(widths, console.width - labels):
         table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
         table.add_column("layers", no_wrap=True)
         for column in columns:
             table.add_column(Text(_header(column)), justify="right", no_wrap=True)
-        for label, row in _ranges(rows, columns):
+        for label, row in _layer_ranges(rows, columns):
             table.add_row(label, *(_cell(row.get(column)) for column in columns))
         table.add_section()
         table.add_row("all", *(_cell(total[column]) for column in columns))
@@ -195,31 +199,33 @@ def print_heat_map(data: Mapping[str, Any]) -> None:
 
 
 def _header(kind: str) -> str:
-    """One line for each part of a kind's name."""
+    """Return a kind of linear with one line for each part of its name."""
     return kind.replace(".", ".\n")
 
 
-def _bands(cells: Mapping[str, int], width: int) -> list[list[str]]:
+def _column_groups(cells: Mapping[str, int], width: int) -> list[list[str]]:
     """Split the columns, given with the widths of their cells, into groups that fit; at least one column each."""
-    bands: list[list[str]] = []
+    groups: list[list[str]] = []
     free = 0
     for column, cell in cells.items():
         needed = max(cell, *map(len, _header(column).split("\n"))) + 1
-        if needed > free or not bands:
-            bands.append([])
+        if needed > free or not groups:
+            groups.append([])
             free = width
-        bands[-1].append(column)
+        groups[-1].append(column)
         free -= needed
-    return bands
+    return groups
 
 
-def _ranges(rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> list[tuple[str, Mapping[str, float]]]:
-    """Return each run of consecutive layers that print alike, as `first-last`, with the first one's figures."""
-    found: list[tuple[str, Mapping[str, float]]] = []
+def _layer_ranges(
+    rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]
+) -> list[tuple[str, Mapping[str, float]]]:
+    """Return every run of consecutive layers that print alike, as `first-last` with the figures of the first."""
+    ranges: list[tuple[str, Mapping[str, float]]] = []
     for _, run in groupby(rows, key=lambda layer: [_percent(rows[layer].get(column)) for column in columns]):
         layers = list(run)
-        found.append((layers[0] if len(layers) == 1 else f"{layers[0]}-{layers[-1]}", rows[layers[0]]))
-    return found
+        ranges.append((layers[0] if len(layers) == 1 else f"{layers[0]}-{layers[-1]}", rows[layers[0]]))
+    return ranges
 
 
 def _percent(share: float | None) -> str:
@@ -227,7 +233,7 @@ def _percent(share: float | None) -> str:
 
 
 def _cell(share: float | None) -> Text:
-    """Return a share with a background that darkens with it, or a bar of its height where there are no colours."""
+    """Return a share on a background that is darker for more zeros; without colours, with a bar instead."""
     if share is None:
         return Text("")
     if console.no_color or console.color_system is None:
@@ -248,15 +254,15 @@ def _short(name: str, value: Any) -> str:
 
 
 def _print_ranks(ranks: Mapping[str, Any]) -> None:
-    """Print one row per kind of group: which layers have which rank."""
+    """Print the ranks of every kind of group, by layer."""
     for kind, words in ranks_by_kind(ranks).items():
         print_line(f"  ranks of {kind}: {words}")
 
 
 def print_bench(data: Mapping[str, Any]) -> None:
-    """Print figures and ratios, each with its spread over the rounds."""
+    """Print speeds, memory and ratios, each with its range over the rounds."""
     threads = f"{data['threads']} thread{'' if data['threads'] == 1 else 's'}"
-    table = Table("", "decode", f"prefill {data['prompt_tokens']}", "first token", "memory", title="tokens a second")
+    table = Table("", "decode", f"prefill {data['prompt_tokens']}", "first token", "memory", title="tokens per second")
     for row in data["contestants"]:
         speeds = (_spread(row[key], 0) for key in ("decode_tokens_per_second", "prefill_tokens_per_second"))
         first = _spread({key: 1000 * value for key, value in row["time_to_first_token_seconds"].items()}, 0, " ms")
@@ -269,8 +275,8 @@ def print_bench(data: Mapping[str, Any]) -> None:
         ratios.add_row(row["over"], *times, f"{data['memory_bytes'] / memory[row['over']]:.2f} of it")
     console.print(ratios)
     print_line(f"{data['cpu']}, {threads}")
-    print_line(f"figures: the median of {data['rounds']} rounds in turns, below it the least to the most")
-    print_line("first token: behind a prompt of 64; memory: weights and our caches, without Python")
+    print_line(f"figures: median of {data['rounds']} rounds, with the minimum and maximum below it")
+    print_line("first token: after a prompt of 64 tokens; memory: weights and our caches, without Python")
 
 
 def _spread(spread: Mapping[str, float], digits: int, unit: str = "") -> str:
@@ -279,13 +285,13 @@ def _spread(spread: Mapping[str, float], digits: int, unit: str = "") -> str:
 
 
 def print_plan(plan: "Plan") -> None:
-    """Print what a run will do, need and leave."""
-    size = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "size unknown until downloaded"
+    """Print the plan of a run."""
+    size = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "size unknown before the download"
     table = Table("stage", "state", "work", "memory", "disk", title=Text(f"{plan.model}, {size}"))
     for stage in plan.stages:
         table.add_row(stage.name, stage.state, Text(stage.work), _bytes(stage.memory), _bytes(stage.disk))
     console.print(table)
-    print_line("memory: without the activations of a forward; disk: what stays in " + str(plan.folder))
+    print_line(f"memory: without the activations of a forward pass; disk: files that stay in {plan.folder}")
 
 
 def _bytes(size: int | None) -> str:

@@ -1,4 +1,4 @@
-"""The verbs that make artifacts. Each turns its words into one call of the library and prints where the result is."""
+"""The verbs that make, measure and describe artifacts: each calls the library once and prints where the result is."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+import shears
 from shears.cli import tables
 from shears.cli.app import app
 from shears.cli.options import SET, Values, refuse_launcher, with_stage_options
@@ -19,11 +20,18 @@ from shears.config import (
     SparsifyConfig,
     TrainConfig,
 )
+from shears.config.resolve import build, load_recipe
 from shears.errors import RECORD_ERRORS, InputError
-from shears.records.artifacts import MERGED, PACKAGE, read_json
+from shears.records.artifacts import MERGED, PACKAGE, RESULT, read_json
 from shears.records.paths import expanded
 
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from where an interrupted run of the same keys stopped.")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")]
+BaseModel = Annotated[
+    str, typer.Argument(metavar="MODEL", help="smollm2-135m, a hub id, a model folder or a .gguf file.")
+]
+Package = Annotated[str, typer.Argument(metavar="PACKAGE", help="Package that export wrote.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run with the same options.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 @app.command()
@@ -35,30 +43,19 @@ def fetch(
 
     shears fetch smollm2-135m
     """
-    import shears
-    from shears.config.resolve import build
-
     output = build(FetchConfig, "fetch", values).output
     print(shears.fetch(name, Path(output) if output else None))
 
 
 @app.command()
 @with_stage_options("sparsify", SparsifyConfig)
-def sparsify(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="smollm2-135m, a hub id, a model folder or a .gguf file.")
-    ],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
-    values: Values,
-) -> None:
-    """Prune a model into an ordinary model folder.
+def sparsify(model: BaseModel, out: Out, values: Values) -> None:
+    """Prune a model and write it as an ordinary model folder.
 
-    OUT loads in transformers, zeros in place, and holds sparsity.json.
+    transformers loads OUT; its record, sparsity.json, counts the zeros.
 
     shears sparsify smollm2-135m sparse --calibration text.txt --sparsity 0.5
     """
-    import shears
-
     folder = shears.sparsify(model, out, **values)
     tables.print_line(
         f"{folder}: {tables.sparsity_line(folder)}. Next: shears train {tables.quoted(folder)} adapter --data FILE"
@@ -69,21 +66,20 @@ def sparsify(
 @with_stage_options("train", TrainConfig)
 def train(
     sparse: Annotated[
-        str, typer.Argument(metavar="SPARSE", help="Sparse model to train on; it stays frozen. Any model will do.")
+        str,
+        typer.Argument(metavar="SPARSE", help="Sparse model to train on; it stays frozen. A dense model works too."),
     ],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
+    out: Out,
     resume: Resume = False,
     *,
     values: Values,
 ) -> None:
     """Train a super-adapter on a sparse model.
 
-    OUT is an ordinary PEFT adapter whose ranks can be cut down afterwards.
+    OUT is an ordinary PEFT adapter whose ranks can be cut afterwards.
 
     shears train sparse adapter --data train.jsonl --ranks 32,24,16
     """
-    import shears
-
     folder = shears.train(sparse, out, resume=resume, **values)
     tables.print_line(f"{folder}: super-adapter. Next: shears search {tables.quoted(folder)} search --data VALIDATION")
 
@@ -92,23 +88,21 @@ def train(
 @with_stage_options("search", SearchConfig)
 def search(
     super_adapter: Annotated[str, typer.Argument(metavar="SUPER", help="Super-adapter that train wrote.")],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
-    model: Annotated[str | None, typer.Option(help="Its sparse model, if moved.")] = None,
+    out: Out,
+    model: Annotated[str | None, typer.Option(help="Its sparse model, if it was moved.")] = None,
     resume: Resume = False,
     *,
     values: Values,
 ) -> None:
     """Search the best ranks on validation data.
 
-    OUT/result.json holds every configuration tried, once, the chosen one and the front.
+    OUT/result.json lists every configuration evaluated, the chosen one and the Pareto front.
 
     shears search adapter search --data validation.jsonl --strategy hill-climbing
     """
-    import shears
-
     folder = shears.search(super_adapter, out, model=model, resume=resume, **values)
-    tables.print_search(folder / "result.json")
-    ranks = tables.quoted(folder / "result.json")
+    tables.print_search(folder / RESULT)
+    ranks = tables.quoted(folder / RESULT)
     tables.print_line(f"Next: shears export {tables.quoted(super_adapter)} sub_adapter --ranks {ranks}")
 
 
@@ -119,19 +113,18 @@ def export(
         str,
         typer.Argument(
             metavar="SUPER",
-            help="Super-adapter that train wrote; to merge or pack, a sub-adapter or (to pack) a model too.",
+            help="Super-adapter that train wrote; to merge or pack also a sub-adapter, to pack also a model.",
         ),
     ],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
-    model: Annotated[str | None, typer.Option(help="Its sparse model, if moved; only to merge or pack.")] = None,
+    out: Out,
+    model: Annotated[str | None, typer.Option(help="Its sparse model, if it was moved; only to merge or pack.")] = None,
     *,
     values: Values,
 ) -> None:
     """Write a sub-adapter for PEFT, or merge or pack it.
 
-    As an ordinary PEFT adapter, merged into its model, or with it in one package.
-
-    Stock PeftModel.from_pretrained loads an adapter, AutoModelForCausalLM a merged model.
+    OUT is an ordinary PEFT adapter (PeftModel.from_pretrained loads it), one model with the adapter merged in
+    (AutoModelForCausalLM loads it), or a package with both.
 
     shears export adapter sub_adapter --ranks search/result.json
 
@@ -139,31 +132,27 @@ def export(
 
     shears export adapter package --ranks search/result.json --format package --values bf16
     """
-    import shears
-
     folder = shears.export_adapter(super_adapter, out, model=model, **values)
-    what, then = "PEFT adapter", f"evaluate SPARSE --adapter {tables.quoted(folder)} --task ... --data TEST"
+    path = tables.quoted(folder)
+    description = "PEFT adapter"
+    following = f"evaluate SPARSE --adapter {path} --task ... --data TEST"
     if (folder / PACKAGE).is_file():
-        what, then = tables.package_line(folder), f"generate {tables.quoted(folder)} --prompt ..."
+        description = tables.package_line(folder)
+        following = f"generate {path} --prompt ..."
     elif (folder / MERGED).is_file():
-        zeros = read_json(folder / MERGED)["sparsity"]["after"]
-        what, then = f"one model, {zeros:.1%} zeros", f"evaluate {tables.quoted(folder)} --task ... --data TEST"
-    tables.print_line(f"{folder}: {what}. Next: shears {then}")
+        description = f"one model, {read_json(folder / MERGED)['sparsity']['after']:.1%} zeros"
+        following = f"evaluate {path} --task ... --data TEST"
+    tables.print_line(f"{folder}: {description}. Next: shears {following}")
 
 
 @app.command()
-def unpack(
-    package: Annotated[str, typer.Argument(metavar="PACKAGE", help="Package that export wrote.")],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
-) -> None:
-    """Turn a package back into ordinary folders.
+def unpack(package: Package, out: Out) -> None:
+    """Convert a package into ordinary folders.
 
-    A model folder and a PEFT adapter, bit for bit what was packed, but for int8.
+    OUT holds a model folder and a PEFT adapter with the bits that were packed; int8 weights are rounded.
 
     shears unpack package unpacked
     """
-    import shears
-
     refuse_launcher("unpack")
     folder = shears.unpack(package, out)
     adapter = f" --adapter {tables.quoted(folder / 'adapter')}" if (folder / "adapter").is_dir() else ""
@@ -174,22 +163,18 @@ def unpack(
 @app.command()
 @with_stage_options("evaluate", EvaluateConfig)
 def evaluate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="smollm2-135m, a hub id, a model folder or a .gguf file.")
-    ],
-    adapter: Annotated[str | None, typer.Option(help="PEFT adapter to put on the model.")] = None,
+    model: BaseModel,
+    adapter: Annotated[str | None, typer.Option(help="PEFT adapter to load into the model.")] = None,
     output: Annotated[str | None, typer.Option(help="Write figures and per-example records to this JSON file.")] = None,
     *,
     values: Values,
 ) -> None:
     """Measure a model, with or without an adapter.
 
-    Figures come with their count and 95 % interval.
+    Every figure has its count and 95 % interval.
 
     shears evaluate sparse --adapter sub_adapter --task equation --data test.jsonl --output figures.json
     """
-    import shears
-
     result = shears.evaluate(model, Path(output) if output is not None else None, adapter=adapter, **values)
     tables.print_evaluation(f"{model}{f' + {adapter}' if adapter else ''}", result.as_data())
 
@@ -200,19 +185,16 @@ def inspect(
     path: Annotated[
         str, typer.Argument(metavar="PATH", help="Folder of a model, an adapter, a search or a run; or a JSON file.")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the same as data.")] = False,
+    as_json: Json = False,
     *,
     values: Values,
 ) -> None:
-    """Say what an artifact is.
+    """Describe an artifact.
 
-    Sparsity per layer and kind, ranks per group, parameters, non-zeros, size, fingerprints.
+    Sparsity per layer and kind of linear, ranks per group, parameters, non-zeros, size, fingerprints.
 
     shears inspect sub_adapter --against sparse
     """
-    import shears
-    from shears.config.resolve import build
-
     data = shears.inspect(path, build(InspectConfig, "inspect", values).against)
     if as_json:
         print(json.dumps(data, indent=2))
@@ -220,27 +202,24 @@ def inspect(
     try:
         tables.print_inspection(data)
     except RECORD_ERRORS as error:
-        raise InputError(f"{path} must be as shears writes it, got {error!r} in it; --json shows it as it is") from None
+        raise InputError(f"{path} must be as shears wrote it, got {error!r}; --json prints it unchanged") from None
 
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="Model, output and one section a stage.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="Model, output and one section per stage.")],
     output: Annotated[str | None, typer.Option(help="Folder of the run; overrides the recipe's.")] = None,
     set_: SET = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan: stages, tokens, memory, disk; do nothing.")
+        bool, typer.Option("--dry-run", help="Only print the plan: stages, tokens, memory, disk.")
     ] = False,
 ) -> None:
     """Run all stages of a recipe.
 
-    What is done and fits is skipped, what was interrupted goes on, what was asked otherwise is refused.
+    Finished stages are skipped, interrupted ones continue, and one made with another configuration is refused.
 
     shears run recipes/quickstart.yaml --output runs/quickstart --set train.epochs=2
     """
-    import shears
-    from shears.config.resolve import load_recipe
-
     refuse_launcher("run")
     loaded = load_recipe(recipe, set_ or [])
     if dry_run:
@@ -252,21 +231,15 @@ def run(
 
 @app.command()
 @with_stage_options("bench", BenchConfig)
-def bench(
-    package: Annotated[str, typer.Argument(metavar="PACKAGE", help="Package that export wrote.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the same as data.")] = False,
-    *,
-    values: Values,
-) -> None:
-    """Measure a package beside the dense model.
+def bench(package: Package, as_json: Json = False, *, values: Values) -> None:
+    """Measure a package's speed and memory beside the dense model's.
 
-    Tokens a second when it writes (decode) and when it reads (prefill), seconds to the first token behind a prompt of
-    64, memory of the weights; in turns in one run, beside the same model dense in our kernels and in transformers.
+    Tokens per second when generating (decode) and when reading the prompt (prefill), seconds to the first token after a
+    prompt of 64 tokens, memory of the weights. The same model runs dense in our kernels and in transformers; all
+    contestants take turns in one run.
 
     shears bench package --threads 1
     """
-    import shears
-
     data = shears.bench(package, **values)
     if as_json:
         print(json.dumps(data, indent=2))

@@ -1,7 +1,7 @@
-"""Every stage's configuration: the only place a default is written.
+"""The configuration of every verb; each default is written here and nowhere else.
 
-A recipe is a YAML file with one section a stage. The command line's flags, the YAML keys and the keyword arguments of
-the library are the same fields under the same names (`--max-steps`, `train.max_steps`, `train(max_steps=...)`).
+A recipe is a YAML file with one section per verb. One field is a flag of the command line, a key of the recipe and a
+keyword of the library, under one name: `--max-steps`, `train.max_steps`, `train(max_steps=...)`.
 """
 
 from pydantic import Field
@@ -20,30 +20,30 @@ __all__ = ["BenchConfig", "ChatConfig", "EvaluateConfig", "ExportConfig", "Fetch
 
 
 class FetchConfig(StageConfig):
-    """Where the embedded model goes."""
+    """Options of `shears fetch`."""
 
     output: str | None = None
-    """Folder to write; by default the user's cache."""
+    """Folder to write; default: the user's cache."""
 
 
 class InspectConfig(StageConfig):
-    """What to compare an artifact with."""
+    """Options of `shears inspect`."""
 
     against: str | None = None
-    """Another artifact: say whether the two belong together."""
+    """Another artifact; the output then says whether the two belong together."""
 
 
 class Recipe(StageConfig):
-    """A whole run: the model and one section a stage; a section left out is a stage left out."""
+    """A whole run: the model, the output folder and one section per stage; a stage without a section is skipped."""
 
     model: str | None = None
-    """Base model: smollm2-135m, a hub id, a folder or a .gguf file."""
+    """Base model: smollm2-135m, a Hugging Face hub id, a model folder or a .gguf file."""
     output: str | None = None
-    """Folder of the run."""
+    """Folder that the run writes to."""
     threads: int | None = Field(None, gt=0)
-    """CPU threads; by default one a core. More threads than free cores are many times slower."""
+    """CPU threads; default: one per core. More threads than free cores make a run many times slower."""
     fetch: FetchConfig = FetchConfig()
-    """Where the embedded model goes."""
+    """Where to write the embedded model."""
     sparsify: SparsifyConfig = SparsifyConfig()
     """How to prune."""
     train: TrainConfig | None = None
@@ -51,7 +51,7 @@ class Recipe(StageConfig):
     search: SearchConfig | None = None
     """How to find the best sub-adapter."""
     export: ExportConfig = ExportConfig()
-    """Which sub-adapter to write."""
+    """Which sub-adapter to write, and in what format."""
     evaluate: EvaluateConfig | None = None
     """What to measure."""
     generate: GenerateConfig = GenerateConfig()

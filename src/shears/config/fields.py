@@ -1,4 +1,4 @@
-"""The kinds of fields that stages are configured by: sizes, lists of names, shares by name, as people write them."""
+"""The types of configuration fields, and how their text is parsed: sizes, lists of names, shares by name."""
 
 import re
 from collections.abc import Mapping
@@ -21,8 +21,7 @@ from pydantic_core import to_jsonable_python
 from shears.config.notation import kept_of_every, num_bytes
 from shears.errors import InputError
 
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
-Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+SEEDS = 2**32  # the largest seed of numpy's and transformers' generators, plus one
 
 
 def _split_commas(value: object) -> object:
@@ -31,12 +30,8 @@ def _split_commas(value: object) -> object:
     return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Ranks = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_split_commas), Field(min_length=1)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
-
-
 def _split_shares(value: object) -> object:
-    """Read `down_proj=0.4,o_proj=0.6`; a regex may hold an = of its own."""
+    """Parse `down_proj=0.4,o_proj=0.6`; the last = separates name and share, because a regex may contain one."""
     if not isinstance(value, str):
         return value
     shares = {}
@@ -49,7 +44,7 @@ def _split_shares(value: object) -> object:
 
 
 def _as_text(value: object) -> object:
-    """A number of bytes, as YAML reads `0`."""
+    """Return a size that YAML parsed as an integer, such as 0, as text."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -72,22 +67,40 @@ def _check_pattern(value: str) -> str:
 
 
 def hide_passwords(text: str) -> str:
-    """Return a text with *** for the password of any URL in it; rather too much is hidden than too little."""
+    """Return a text in which *** replaces the password of every URL; in doubt it hides more than the password."""
     text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
     return re.sub(r"([?&](?:password|passwd|sslpassword)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
 
 
-StorageURL = Annotated[str, PlainSerializer(hide_passwords, when_used="json")]
-"""A database's URL; whatever is written of it (JSON, YAML) lacks the password."""
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+NumberFormat = Literal["auto", "fp32", "bf16", "fp16"]
+Ranks = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_split_commas), Field(min_length=1)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 Shares = Annotated[dict[str, Annotated[float, Field(ge=0.0, lt=1.0)]], BeforeValidator(_split_shares)]
 Size = Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_size)]
-SEEDS = 2**32  # what random generators of numpy and transformers take
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
+StorageURL = Annotated[str, PlainSerializer(hide_passwords, when_used="json")]
+"""The URL of a database; JSON and YAML are written without its password."""
 
 
 class Repeated:
-    """Marks a field whose flag may be given several times: one string each, commas and all."""
+    """Marks a field whose flag may be given several times, each time with one string that may contain commas."""
+
+
+class Removed(NamedTuple):
+    """A key that earlier versions had: its default, the last version with it, and what to do instead."""
+
+    default: float
+    last_version: str
+    advice: str
+
+    def is_default(self, value: object) -> bool:
+        """Tell whether a value, as parsed or as text, equals the default that the key had."""
+        try:
+            return TypeAdapter(type(self.default)).validate_python(value) == self.default
+        except ValidationError:
+            return False
 
 
 class Removed(NamedTuple):
@@ -106,10 +119,31 @@ class Removed(NamedTuple):
 
 
 class StageConfig(BaseModel):
-    """A section of a recipe; immutable, every key known."""
+    """A section of a recipe: immutable; unknown keys are refused, removed keys too unless they have their default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True,
-                              allow_inf_nan=False)  # fmt: skip
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+    )
+
+    REMOVED: ClassVar[Mapping[str, Removed]] = MappingProxyType({})
+    """Keys that earlier versions had; records and recipes of those versions hold them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_removed(cls, values: Any) -> Any:
+        """Drop removed keys that have their default; ValueError, with what to do instead, for another value."""
+        if not isinstance(values, Mapping):
+            return values
+        for key, removed in cls.REMOVED.items():
+            if key in values and not removed.is_default(values[key]):
+                raise ValueError(
+                    f"{key} was removed after version {removed.last_version}, got {values[key]}: {removed.advice}"
+                )
+        return {key: value for key, value in values.items() if key not in cls.REMOVED}
 
     REMOVED: ClassVar[Mapping[str, Removed]] = MappingProxyType({})
     """Keys that earlier versions had; records and recipes of those versions hold them."""

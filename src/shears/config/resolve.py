@@ -1,4 +1,4 @@
-"""From YAML files, `--set key=value` and flags to checked configurations, with errors a person can act on."""
+"""Build checked configurations from YAML files, `--set key=value` and flags; errors say how to mend the input."""
 
 import difflib
 import re
@@ -15,19 +15,19 @@ from shears.config.fields import StageConfig
 from shears.errors import InputError
 
 Config = TypeVar("Config", bound=StageConfig)
-UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)  # dates that are none, brackets without end
-NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)  # of invalid YAML, impossible dates, endless brackets
+NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 2:4 is a pattern, not 124 in the base of sixty that YAML 1.1 has; a date is text.
+    """A YAML loader that reads 2:4 as text (YAML 1.1: the number 124 in base 60), and a date as text.
 
-    A key that stands twice is an error, as YAML has it; PyYAML takes the last one without a word.
+    A duplicate key is an error, as YAML specifies; PyYAML silently takes the last one.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [
-            (tag, re.compile(rf"(?!\S*:){known.pattern}", re.VERBOSE) if tag in NUMBERS else known)
+            (tag, re.compile(rf"(?!\S*:){known.pattern}", re.VERBOSE) if tag in NUMBER_TAGS else known)
             for tag, known in resolvers
             if tag != "tag:yaml.org,2002:timestamp"
         ]
@@ -35,7 +35,7 @@ class _Loader(yaml.SafeLoader):
     }
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Return a mapping as it is written; an error for a key that stands twice."""
+        """Return a mapping; MarkedYAMLError for a duplicate key (merged keys may be overridden)."""
         node = super().compose_mapping_node(anchor)
         keys = set[str]()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
@@ -54,9 +54,9 @@ def _parsed(text: str) -> Any:
 
 
 def build(kind: type[Config], section: str, values: Mapping[str, Any]) -> Config:
-    """Return the configuration; InputError in one line per wrong key (joined by `;`) where it cannot be built.
+    """Return the configuration; InputError with one message per wrong key (joined by `;`) if it is invalid.
 
-    `section` is what the messages put before a key, such as `train`; empty for a whole recipe.
+    Messages name keys behind `section`, such as `train`, which is empty for a whole recipe.
     """
     try:
         return kind.model_validate({key: str(v) if isinstance(v, Path) else v for key, v in values.items()})
@@ -65,7 +65,7 @@ def build(kind: type[Config], section: str, values: Mapping[str, Any]) -> Config
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the content of a recipe file; InputError if it is missing, torn or no mapping."""
+    """Return the content of a recipe file; InputError if it cannot be read or is not a mapping of sections."""
     try:
         content = _parsed(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -80,7 +80,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """Return the recipe with `section.key=value` settings laid over it; values are read as YAML."""
+    """Return the recipe with `section.key=value` settings applied; values are parsed as YAML."""
     result: dict[str, Any] = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -102,21 +102,21 @@ def _value(text: str) -> Any:
 
 
 def _section(values: Mapping[str, Any], section: str) -> dict[str, Any]:
-    found = values.get(section) or {}
-    if not isinstance(found, dict):
-        raise InputError(f"{section} must be a section of keys, got {found!r}")
-    return found
+    content = values.get(section) or {}
+    if not isinstance(content, dict):
+        raise InputError(f"{section} must be a section of keys, got {content!r}")
+    return content
 
 
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
-    """Return a whole recipe, the settings laid over the file; sections without a key are all defaults."""
+    """Return a whole recipe, with `--set` settings applied over the file; an empty section has all defaults."""
     values = override(read_yaml(path), settings)
     always = [name for name, field in Recipe.model_fields.items() if isinstance(field.default, StageConfig)]
     return build(Recipe, "", values | {name: {} for name in always if values.get(name, ...) is None})
 
 
 def stage_values(section: str, config: str | None, settings: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one stage's keys: those of the recipe file, then of --set, then the flags given."""
+    """Return the keys of one stage: those of the recipe file, overridden by --set, overridden by flags."""
     values = override(read_yaml(config) if config else {}, settings)
     for key in values:
         if key not in Recipe.model_fields:
@@ -136,7 +136,7 @@ def _explain(kind: type[BaseModel], section: str, detail: ErrorDetails) -> str:
     message = detail["msg"].replace("Input should be", "must be").replace("String should match", "must match")
     if detail["type"] == "value_error":
         text = str(detail["ctx"]["error"])
-        if text.startswith("must "):  # said of the field itself, not of several fields of the section
+        if text.startswith("must "):  # about the field itself; other messages begin with the name of a field
             return f"{name} {text}"
         return ".".join(filter(None, [section, *location, text]))
     return f"{name} {message}, got {detail['input']!r}"

@@ -1,21 +1,21 @@
-"""How text is made: sampling, a chat, a server, its speed."""
+"""Options of `shears generate`, `chat`, `serve` and `bench`: sampling, and what runs the model."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from shears.config.fields import Device, Dtype, Repeated, StageConfig
+from shears.config.fields import Device, NumberFormat, Repeated, StageConfig
+
+MAX_WAITING = 32  # requests
 
 
 def _as_strings(value: object) -> object:
-    """Read one string as a list of one; commas and spaces belong to it."""
+    """Return one string as a tuple of one; it is not split at commas or spaces."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else value
 
 
 Stops = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_strings), Repeated()]
-
-MAX_WAITING = 32  # texts
 
 
 class SamplingConfig(StageConfig):
@@ -24,33 +24,35 @@ class SamplingConfig(StageConfig):
     max_new_tokens: int = Field(128, gt=0)
     """Longest answer, in tokens."""
     temperature: float = Field(0.0, ge=0.0, allow_inf_nan=False)
-    """0 always takes the likeliest token; 1 samples from the model's own distribution."""
+    """0: always the most likely token; 1: sample from the model's own distribution."""
     top_k: int = Field(0, ge=0)
-    """Sample among so many likeliest tokens only; 0 among all."""
+    """Sample among the k most likely tokens only; 0: among all."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    """Sample among the fewest likeliest tokens that together are this probable."""
+    """Sample among the smallest set of most likely tokens whose probabilities add up to top_p."""
     repetition_penalty: float = Field(1.0, gt=0.0, allow_inf_nan=False)
-    """Above 1, tokens of the prompt and the answer become less likely: positive logits are divided by it."""
+    """A value above 1 makes tokens of the prompt and the answer less likely: their positive logits are divided by
+    it."""
     stop: Stops = ()
     """Text that ends the answer and is not shown; may be repeated (a line break is $'\\n' in a shell)."""
     seed: int = 0
-    """Seed of the sampling."""
+    """Random seed of the sampling."""
 
 
 class BackendConfig(StageConfig):
     """What runs a package."""
 
     backend: Literal["auto", "native", "drop-in"] = "auto"
-    """For a package: native (our decoder), drop-in (transformers with packed linears), auto the faster that fits."""
+    """For a package: native (our decoder), drop-in (transformers with packed linears), or auto (native where it
+    supports the model, else drop-in)."""
 
 
 class RunningConfig(BackendConfig):
-    """What runs the model."""
+    """What runs a model or a package."""
 
-    dtype: Dtype = "auto"
-    """Number format of a model that is no package; auto keeps the model's own."""
+    dtype: NumberFormat = "auto"
+    """For a model that is not a package: its number format; auto: the model's own."""
     device: Device = "auto"
-    """Where a model that is no package computes: auto, cpu, cuda or mps."""
+    """For a model that is not a package, where to compute: auto, cpu, cuda or mps."""
 
 
 class GenerateConfig(RunningConfig, SamplingConfig):
@@ -61,46 +63,47 @@ class ChatConfig(RunningConfig, SamplingConfig):
     """How to hold a conversation."""
 
     system: str | None = None
-    """What the model is told before the conversation; by default what its template says."""
+    """System prompt; default: that of the model's chat template."""
     max_new_tokens: int = Field(512, gt=0)
     """Longest answer, in tokens."""
     temperature: float = Field(0.7, ge=0.0, allow_inf_nan=False)
-    """0 always takes the likeliest token; 1 samples from the model's own distribution."""
+    """0: always the most likely token; 1: sample from the model's own distribution."""
     top_p: float = Field(0.95, gt=0.0, le=1.0)
-    """Sample among the fewest likeliest tokens that together are this probable."""
+    """Sample among the smallest set of most likely tokens whose probabilities add up to top_p."""
 
 
 class ServeConfig(RunningConfig):
     """How to answer requests."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets the whole network in (then give --api-key)."""
+    """Address to listen on; 0.0.0.0 accepts the whole network (then set --api-key)."""
     port: int = Field(8000, ge=0, le=65535)
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0: any free port."""
     name: str | None = None
-    """What the model is called; by default the name of its folder."""
+    """Name of the model in requests; default: the name of its folder."""
     api_key: str | None = Field(None, min_length=1)
-    """Key that every request must carry; by default $SHEARS_API_KEY, else none is asked for."""
+    """Key that every request must carry; default: $SHEARS_API_KEY, or none if that is not set."""
     max_waiting: int = Field(MAX_WAITING, ge=0)
-    """Requests that may wait for a place; beyond, 429 is answered."""
+    """Requests that may wait in the queue; further ones are answered with 429."""
     max_request_bytes: int = Field(1_000_000, gt=0)
-    """Largest request; beyond, 413 is answered."""
+    """Largest request in bytes; larger ones are answered with 413."""
     max_new_tokens: int = Field(2048, gt=0)
-    """Longest answer that may be asked for, in tokens; a request that names none gets it too."""
+    """Longest answer a request may ask for, in tokens; also the default of a request that does not say."""
     shutdown_seconds: float = Field(10.0, ge=0.0)
-    """How long answers may go on after SIGTERM."""
+    """Seconds that running answers may take to end after SIGTERM."""
 
 
 class BenchConfig(BackendConfig):
     """How to measure speed."""
 
     threads: int | None = Field(None, gt=0)
-    """CPU threads; by default one a core."""
+    """CPU threads; default: one per core."""
     against: str | None = None
-    """Dense model to measure in the same run; by default the package's own, its zeros written out, no adapter."""
+    """Dense model to measure in the same run; default: the package's own model with its zeros written out, without
+    adapter."""
     prompt_tokens: int = Field(512, gt=0)
-    """Tokens of the prompt that prefill reads."""
+    """Tokens of the prompt whose reading is timed (prefill)."""
     new_tokens: int = Field(64, gt=1)
-    """Tokens that are made behind a prompt of 64, the first of them for the time to the first token."""
+    """Tokens generated after a prompt of 64 tokens; the first one gives the time to the first token."""
     rounds: int = Field(5, gt=0)
-    """Rounds; every round measures each contestant once, in another order. One more comes first and does not count."""
+    """Rounds; each measures every contestant once, in another order. One more warm-up round is not counted."""

@@ -1,70 +1,81 @@
-"""How to prune."""
+"""Options of `shears sparsify`: how to prune."""
 
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shears.config.fields import Device, Dtype, Names, Pattern, Seed, Shares, Size, StageConfig
+from shears.config.fields import Device, Names, NumberFormat, Pattern, Seed, Shares, Size, StageConfig
 from shears.config.notation import kept_of_every
+
+MethodName = Literal["wanda", "magnitude", "ria", "sparsegpt", "admm"]
+AllocationName = Literal["uniform", "owl", "sensitivity"]
 
 
 class SparsifyConfig(StageConfig):
-    """How to prune: method, share, where the zeros may lie, calibration text."""
+    """How to prune: method, sparsity, pattern of the zeros, calibration text."""
 
     sparsity: float = Field(0.5, ge=0.0, lt=1.0)
-    """Share of the pruned linears' weights that becomes zero, over all of them together."""
-    method: Literal["wanda", "magnitude", "ria", "sparsegpt", "admm"] = "wanda"
-    """Rule: wanda, magnitude and ria only drop weights; sparsegpt and admm also move the kept ones (better, slower)."""
+    """Share of weights that become zero, over all pruned linears together."""
+    method: MethodName = "wanda"
+    """Pruning method: wanda, magnitude and ria only set weights to zero; sparsegpt and admm also update the kept ones
+    (better, slower)."""
     pattern: Pattern = "row"
-    """Where weights compete: row (of a linear), layer (a linear), global (all linears; magnitude only), or N:M."""
-    allocation: Literal["uniform", "owl", "sensitivity"] = "uniform"
-    """Sparsity per linear: uniform, owl (less where a block has outliers), or sensitivity (by the loss's gradient)."""
+    """Where weights compete for the zeros: within a row of a linear (row), within a linear (layer), across all
+    linears (global; magnitude only), or within M consecutive weights, of which N are kept (N:M)."""
+    allocation: AllocationName = "uniform"
+    """Sparsity of each linear: uniform, owl (lower in blocks with outliers) or sensitivity (by the loss's gradient)."""
     reconstruct: bool = False
-    """Fit the kept weights to the dense linear's outputs on the calibration text, the zeros left where they are."""
+    """Fit the kept weights to the dense linear's outputs on the calibration text; zeros stay where they are."""
     calibration: str = "arithmetic:train"
-    """Text the inputs are measured on: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, or arithmetic:train."""
+    """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, or the embedded arithmetic:train."""
     num_samples: int = Field(32, gt=0)
     """Number of calibration sequences."""
     sequence_length: int = Field(512, gt=1)
     """Tokens in a calibration sequence."""
     batch_size: int = Field(4, gt=0)
-    """Calibration sequences in one forward."""
+    """Calibration sequences in one forward pass."""
     targets: Names = ()
-    """Names of the linears to prune, by suffix or regex, such as q_proj,down_proj; empty for all of every block."""
+    """Linears to prune, by suffix or regex, such as q_proj,down_proj; default: all linears of the decoder blocks."""
     skip: Names = ()
-    """Names of linears that stay dense and do not count, by suffix or regex, such as o_proj or .*layers\\.0\\..*"""
+    """Linears that stay dense and do not count towards the sparsity, by suffix or regex, such as o_proj or
+    .*layers\\.0\\..*"""
     sparsity_of: Shares = Field({})
-    """Sparsity of some linears, by suffix or regex, such as down_proj=0.4; the others make up for it."""
+    """Sparsity of single linears, by suffix or regex, such as down_proj=0.4; the other linears make up for it, so
+    that the overall sparsity stays."""
     recover_rank: int = Field(0, ge=0)
-    """Also write OUT/recovery: a LoRA adapter of this rank that gives back most of what pruning took away; 0: none."""
+    """Also write OUT/recovery, a LoRA adapter of this rank that restores most of what pruning removed; 0: write
+    none."""
     recover_by: Literal["norms", "moments"] = "norms"
-    """What the recovery is best for: norms of the inputs, or their full second moments (slower, better)."""
+    """Statistics of the inputs that the recovery adapter is fitted to: their norms, or their second moments (slower,
+    better)."""
     damping: float = Field(0.01, gt=0)
-    """What sparsegpt and reconstruct add to the diagonal of the inputs' second moments, as a share of its mean."""
+    """Value that sparsegpt and reconstruct add to the diagonal of the inputs' second moments, as a share of its
+    mean."""
     activation_budget: Size = "2GB"
-    """Memory for hidden states between blocks; what does not fit waits on the disk."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the forwards: auto is bf16 where the processor has it, else fp32. Statistics are always fp32."""
-    dtype: Dtype = "auto"
-    """Number format of the model on the disk; auto keeps the model's own."""
+    """Memory for the hidden states between blocks; hidden states beyond it are kept in files."""
+    precision: NumberFormat = "auto"
+    """Arithmetic of the forward passes; auto: bf16 where the processor supports it, else fp32. Statistics are always
+    in fp32."""
+    dtype: NumberFormat = "auto"
+    """Number format of the saved model; auto: the model's own."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda or mps."""
     seed: Seed = 0
-    """Seed of the choice of calibration sequences."""
+    """Random seed that chooses the calibration sequences."""
 
     @model_validator(mode="after")
     def _check_pattern(self) -> "SparsifyConfig":
-        if self.pattern == "global" and (
-            self.method != "magnitude" or self.allocation != "uniform" or self.sparsity_of
-        ):
+        varies = self.allocation != "uniform" or bool(self.sparsity_of)
+        if self.pattern == "global" and (self.method != "magnitude" or varies):
             raise ValueError(
-                "pattern global needs method magnitude and says itself how sparse each linear is; use layer"
+                "pattern global needs method magnitude, allocation uniform and no sparsity_of, because it sets the "
+                "sparsity of each linear itself; use pattern layer"
             )
         groups = kept_of_every(self.pattern)
         if groups is None:
             return self
         share = 1 - groups[0] / groups[1]
-        if f"{self.sparsity:g}" != f"{share:g}" or self.allocation != "uniform" or self.sparsity_of:
+        if f"{self.sparsity:g}" != f"{share:g}" or varies:
             raise ValueError(
                 f"pattern {self.pattern} is a sparsity of {share:g} everywhere; set sparsity={share:g} only"
             )

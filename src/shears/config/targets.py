@@ -1,4 +1,4 @@
-"""Which linears are meant: by dotted suffix or regular expression."""
+"""Select linears by dotted suffix or regular expression."""
 
 import difflib
 import re
@@ -6,21 +6,22 @@ from collections.abc import Iterable, Sequence
 
 from shears.errors import InputError
 
-EXPERTS = "experts"  # in the names of linears that get the tokens of a router
+EXPERTS = "experts"  # part of the names of linears that compute the tokens of a router
 
 
 def matching(names: Iterable[str], targets: Sequence[str]) -> list[str]:
-    """Return the names that a target matches, by dotted suffix or whole regex, in the order given.
+    """Return the names that a target matches, by dotted suffix or whole regex, in the order of `names`.
 
-    InputError for a target that matches none, naming those there are.
+    InputError for a target that matches none; the message lists the names.
     """
-    known, found = list(names), set[str]()
+    known = list(names)
+    selected = set[str]()
     for target in targets:
         matched = {name for name in known if _matches(name, target)}
         if not matched:
             raise InputError(_unmatched(known, target))
-        found |= matched
-    return [name for name in known if name in found]
+        selected |= matched
+    return [name for name in known if name in selected]
 
 
 def _matches(name: str, target: str) -> bool:

@@ -1,13 +1,14 @@
-"""How to train the super-adapter."""
+"""Options of `shears train`: how to train the super-adapter."""
 
 from types import MappingProxyType
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from shears.config.fields import Device, Names, Ranks, Removed, Seed, StageConfig
+from shears.config.fields import Device, Names, NumberFormat, Ranks, Seed, StageConfig
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
+SamplingName = Literal["uniform", "sandwich", "per-example", "per-process", "maximal"]
 
 
 class TrainConfig(StageConfig):
@@ -19,29 +20,34 @@ class TrainConfig(StageConfig):
     data: str
     """Training examples: a JSON, JSONL, CSV or Parquet file, a hub id, or the embedded arithmetic:train."""
     ranks: Ranks = (32, 24, 16)
-    """Allowed ranks of every group, largest first; a single one is plain LoRA."""
+    """Allowed ranks of every group, largest first; a single rank is plain LoRA."""
     groups: Names = ("q_proj+k_proj+v_proj", "up_proj", "down_proj")
-    """Linears that carry an adapter; those joined by + share one rank in each decoder block. These are Llama's: name
-    those of other architectures (c_attn and c_proj, fc1 and fc2) as inspect lists them; stacked experts take none."""
+    """Linears that get an adapter; those joined by + share one rank in each decoder block. The default fits Llama.
+    Other architectures have other names (c_attn and c_proj, fc1 and fc2), which inspect lists; stacked experts get no
+    adapter."""
     alpha: float = Field(64.0, gt=0)
-    """LoRA alpha; every rank is scaled by alpha / max_rank."""
+    """LoRA alpha; the adapter is scaled by alpha / max_rank at every rank."""
     init: Literal["lora", "recovery", "pissa"] = "lora"
-    """Start: lora (PEFT's own, no change of the model), recovery (what pruning took away, see sparsify --recover-rank)
-    or pissa (the sparse weights' principal components; a control, one rank only, saved at twice the rank)."""
-    sampling: Literal["uniform", "sandwich", "per-example", "per-process", "maximal"] = "uniform"
-    """Rank configurations: uniform (one a step), per-process (one a step and process), per-example (one an example),
-    sandwich (a quarter of the examples at the largest ranks, a quarter at the smallest, the others at random) or
-    maximal (always the largest: plain LoRA, see reorder)."""
+    """Initial adapter: lora (PEFT's own, leaves the model unchanged), recovery (restores what pruning removed, see
+    sparsify --recover-rank) or pissa (principal components of the sparse weights; a control that allows one rank only
+    and is saved at twice the rank)."""
+    sampling: SamplingName = "uniform"
+    """How rank configurations are drawn: uniform (one per step), per-process (one per step and process), per-example
+    (one per example), sandwich (a quarter of the examples at the largest ranks, a quarter at the smallest, the others
+    at random) or maximal (always the largest ranks: plain LoRA, see reorder)."""
     reorder: bool = False
-    """After training at the largest ranks, order components by size, so that smaller ranks are cut at little loss."""
+    """After training at the largest ranks, sort the components by size, so that cutting ranks loses little."""
     curriculum: float = Field(0.0, ge=0.0, le=1.0)
-    """Share of the steps over which the smaller ranks join in, one after the other; 0: all from the beginning."""
+    """Share of the steps over which the smaller ranks are added, one after the other; 0: all from the first step."""
+    distill: float = Field(0.0, ge=0.0, le=1.0)
+    """Share of the loss that smaller ranks learn from what the largest say at the same step, in place of the labels
+    (in-place distillation); costs a forward more. With sandwich, which trains the largest in every step."""
     quantize: Literal["none", "nf4", "int8"] = "none"
-    """Hold the frozen linears in 4 (nf4) or 8 bits while training, by bitsandbytes: less memory, zeros stay zeros. The
-    adapter belongs to the model as it is in its folder."""
+    """Hold the frozen linears in 4 (nf4) or 8 bits (int8) while training, by bitsandbytes: less memory, and zeros
+    stay zeros. The adapter belongs to the unquantized model in the folder."""
     sparse_adapter: bool = False
-    """SparsePEFT: mask the adapter's product by the zeros of the weight, so that merging keeps every zero. At 50 %
-    the mask halves the product: take twice the alpha."""
+    """SparsePEFT: mask the adapter's product by the zeros of the weight, so that merging keeps every zero. At a
+    sparsity of 0.5 the mask halves the product: double alpha."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapters' inputs."""
     epochs: float = Field(1.0, gt=0, le=1e6)
@@ -51,42 +57,42 @@ class TrainConfig(StageConfig):
     learning_rate: float = Field(3e-4, gt=0)
     """Peak learning rate (AdamW, linear decay)."""
     warmup_steps: int = Field(10, ge=0)
-    """Steps over which the learning rate rises to its peak, from 0 at the first; a training must have more."""
+    """Steps over which the learning rate rises from 0 to its peak; must be below the number of steps."""
     batch_size: int = Field(16, gt=0)
     """Examples in an optimizer step."""
     micro_batch_size: int | None = Field(None, gt=0)
-    """Examples in one forward; a smaller one saves memory (gradients accumulate). Must divide batch_size."""
+    """Examples in one forward pass; must divide batch_size. Fewer examples need less memory (gradients accumulate)."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    """Recompute all activations in the backward pass: less memory, about a third slower."""
     recompute: bool = True
-    """Keep matrix products for the backward pass and recompute what lies between them: much less memory, a
-    seventh to a third more time (most on processors with AMX). Gradient checkpointing and compile have ways of
-    their own."""
+    """Keep only the results of matrix products for the backward pass and recompute the rest: much less memory, a
+    seventh to a third more time (most on processors with AMX). Has no effect with gradient_checkpointing or
+    compile."""
     shard: bool = False
-    """Of several processes, let each hold a part of the frozen weights only, block by block gathered where needed
-    (FSDP2): for models that one GPU cannot hold."""
+    """With several processes, each holds a part of the frozen weights and gathers one block at a time (FSDP2): for
+    models that do not fit on one GPU."""
     packing: bool = True
-    """Join examples in one row, kept apart by their positions; off where a model cannot (it is tried first). Batches
-    are then of about equal lengths, so that examples come in another order."""
+    """Pack several examples into one row, separated by their positions; turned off if a test shows that the model
+    does not support it. Batches then have about equal lengths, so examples come in another order."""
     compile: bool = False
-    """Compile the model with torch.compile: slow to start, worth it on a GPU."""
+    """Compile the model with torch.compile: slow to start, pays off on a GPU."""
     max_length: int = Field(512, gt=1)
-    """Tokens in an example; longer ones are left out and counted."""
+    """Most tokens in an example; longer examples are skipped and counted."""
     train_on: Literal["completion", "all"] = "completion"
-    """Tokens that carry the loss."""
+    """Tokens that the loss is computed on."""
     template: Literal["question", "alpaca"] = "question"
     """Prompt template of instruction/input/output rows, in training and in evaluation."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic: auto is bf16 autocast where the processor has it, else fp32; in fp32 a 16-bit base, held as it is,
-    still computes in its own number format."""
+    precision: NumberFormat = "auto"
+    """Arithmetic; auto: bf16 autocast where the processor supports it, else fp32. A 16-bit base model computes in its
+    own number format even with fp32."""
     report_to: Names = ()
-    """Trackers that see loss and learning rate of every step: tensorboard, trackio, wandb; by default none."""
+    """Trackers that receive loss and learning rate of every step: tensorboard, trackio, wandb; default: none."""
     save_steps: int = Field(50, gt=0)
-    """Optimizer steps between two checkpoints; an interruption loses no more than these."""
+    """Optimizer steps between two checkpoints; an interruption loses at most this many."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda or mps."""
     seed: Seed = 0
-    """Seed of the initial adapter, the order of the examples and the ranks drawn at every step."""
+    """Random seed of the initial adapter, the order of the examples and the ranks drawn at every step."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
@@ -98,18 +104,16 @@ class TrainConfig(StageConfig):
             )
         if self.init == "pissa" and len(self.ranks) > 1:
             raise ValueError(
-                f"init pissa moves a part of the model into the adapter, so it needs one rank, got {len(self.ranks)}"
+                "init pissa needs one rank, because it moves a part of the model into the adapter, "
+                f"got {len(self.ranks)}; set one rank or init lora"
             )
         if self.reorder and self.sampling != "maximal" and len(self.ranks) > 1:
-            raise ValueError(f"reorder undoes what smaller ranks learnt: sampling must be maximal, got {self.sampling}")
-        if self.shard and (self.quantize != "none" or self.compile):
-            raise ValueError("shard needs plain weights and blocks that are not compiled: quantize none, no compile")
-        if self.quantize != "none" and (self.sparse_adapter or self.init == "pissa"):
             raise ValueError(
-                f"sparse_adapter and init pissa need plain weights: quantize must be none, got {self.quantize}"
+                f"reorder needs sampling maximal, because it undoes what smaller ranks learnt, got {self.sampling}"
             )
-        if self.sparse_adapter:
-            self._check_sparse_adapter()
+        self._check_distill()
+        self._check_plain_weights()
+        self._check_sparse_adapter()
         return self
 
     @field_validator("report_to")
@@ -119,10 +123,34 @@ class TrainConfig(StageConfig):
             raise ValueError(f"must be of {', '.join(TRACKERS)}, got {unknown[0]!r}")
         return value
 
+    def _check_distill(self) -> None:
+        if self.distill and (len(self.ranks) == 1 or self.sampling == "maximal"):
+            raise ValueError(
+                f"distill needs smaller ranks that learn from the largest: two ranks or more and a sampling that draws "
+                f"them, got ranks {','.join(map(str, self.ranks))} and sampling {self.sampling}"
+            )
+
+    def _check_plain_weights(self) -> None:
+        if self.shard and (self.quantize != "none" or self.compile):
+            raise ValueError(
+                "shard needs plain weights and blocks that are not compiled: quantize none and no compile, got "
+                f"quantize {self.quantize}{' and compile' * self.compile}"
+            )
+        if self.quantize != "none" and (self.sparse_adapter or self.init == "pissa"):
+            raise ValueError(
+                f"sparse_adapter and init pissa need plain weights: quantize must be none, got {self.quantize}"
+            )
+
     def _check_sparse_adapter(self) -> None:
+        if not self.sparse_adapter:
+            return
         if self.sampling in ("per-example", "sandwich"):
             raise ValueError(
-                f"sparse_adapter has one product a step: sampling must be uniform or per-process, got {self.sampling}"
+                "sparse_adapter computes one product per step: sampling must be uniform, per-process or maximal, "
+                f"got {self.sampling}"
             )
         if self.dropout or self.init == "pissa":
-            raise ValueError("sparse_adapter needs dropout 0 and init lora or recovery")
+            raise ValueError(
+                "sparse_adapter needs dropout 0 and init lora or recovery, "
+                f"got dropout {self.dropout:g} and init {self.init}"
+            )

@@ -36,7 +36,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ({"include_path": "nowhere"}, "include_path must be a folder"),
         ({"harness": "shears_boolq", "data": "nowhere"}, "needs the file nowhere/boolq/test.json"),
         ({"harness": (), "task": "harness", "data": "."}, "harness must name tasks"),
-        ({"task": "number", "data": "x"}, "are a task of their own, got task number"),
+        ({"task": "number", "data": "x"}, "harness and include_path need task harness, got task number"),
     ],
 )
 def test_a_mistake_is_an_error_that_says_what_to_do(

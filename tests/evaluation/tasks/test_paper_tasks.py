@@ -114,7 +114,7 @@ def test_a_row_or_option_that_does_not_fit_is_an_error(
 
 
 def test_a_protocol_is_for_the_papers_tasks_alone() -> None:
-    with pytest.raises(ValueError, match="protocol is for the paper's tasks"):
+    with pytest.raises(ValueError, match="protocol needs a task of the paper"):
         _config(task="number", data="x", protocol="generate")
 
 

@@ -76,5 +76,5 @@ def test_without_pymoo_the_command_that_installs_it_is_named(monkeypatch: pytest
 
 def test_a_point_of_another_shape_is_refused() -> None:
     pytest.importorskip("pymoo")
-    with pytest.raises(InputError, match="must have 2 numbers joined by a colon"):
+    with pytest.raises(InputError, match="must have 2 numbers joined by colons"):
         rnsga2(SPACE, a_plan(reference_points=("1:2:3",)))
