@@ -123,7 +123,7 @@ def test_a_folder_without_blocks_has_no_map(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("model-0.safetensors", "torn", "must be a whole file of safetensors, got"),
+        ("model-0.safetensors", "torn", "must be a complete safetensors file, got"),
         ("config.json", "{", "config.json must be a JSON file, got"),
         ("config.json", "[]", "config.json must be a JSON object, got"),
         ("sparsity.json", "[]", "sparsity.json must be a JSON object, got"),

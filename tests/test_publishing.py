@@ -147,14 +147,14 @@ def test_a_relative_base_is_a_folder_wherever_it_is_pushed_from(
     shears.sparsify("base", tmp_path / "sparse", **settings)
     shears.export_adapter("sparse", tmp_path / "package", format="package")
     for name, base in (("sparse", "base"), ("package", "sparse")):
-        with pytest.raises(InputError, match=f"names the folder {made.resolve()}/{base}; push that first"):
+        with pytest.raises(InputError, match=f"has the folder {made.resolve()}/{base}; push that first"):
             shears.push(tmp_path / name, "me/it", dry_run=True)
     monkeypatch.chdir(tmp_path)
     record = json.loads((tmp_path / "sparse" / "sparsity.json").read_text())
     (tmp_path / "runs" / "base").mkdir(parents=True)
     for base in ("base", "runs/base", "../runs/base", "~/base", "a/b/c"):  # as earlier versions recorded them
         (tmp_path / "sparse" / "sparsity.json").write_text(json.dumps({**record, "model": base}))
-        with pytest.raises(InputError, match="names the folder .*base|names the folder a/b/c"):
+        with pytest.raises(InputError, match="has the folder .*base|has the folder a/b/c"):
             shears.push(tmp_path / "sparse", "me/it", dry_run=True)
 
 
@@ -177,7 +177,7 @@ def test_a_record_that_lacks_what_a_card_says_is_refused(made: Path, tmp_path: P
     record = json.loads((made / "sparse" / "sparsity.json").read_text())
     del record["achieved"]
     (tmp_path / "sparse" / "sparsity.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"sparsity\.json must be the record that shears wrote, got .*achieved"):
+    with pytest.raises(InputError, match=r"sparsity\.json must be a record that shears wrote, got .*achieved"):
         shears.push(tmp_path / "sparse", "me/it", base="me/base", dry_run=True)
 
 
@@ -200,19 +200,19 @@ def test_what_is_sent_is_what_a_dry_run_lists(made: Path, monkeypatch: pytest.Mo
 
 
 def test_what_cannot_be_pushed_is_refused(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="names the folder .*; push that first and give its repository as --base"):
+    with pytest.raises(InputError, match="must be public, .* has the folder .*; push that first"):
         shears.push(made / "sub", "me/sub", dry_run=True)
-    with pytest.raises(InputError, match="must be a model, an adapter or a package"):
+    with pytest.raises(InputError, match="only a model, an adapter or a package can be pushed"):
         shears.push(tmp_path, "me/nothing", dry_run=True)
     with pytest.raises(InputError, match="must be named like owner/name, got 'a b'"):
         shears.push(made / "sub", "a b", base="me/sparse", dry_run=True)
     for base in ("/tmp", "not/a/valid/id", "", "../sparse"):
         with pytest.raises(InputError, match="the base must be named like owner/name, got"):
             shears.push(made / "sub", "me/sub", base=base, dry_run=True)
-    with pytest.raises(InputError, match="the hub must take me/sub, got: .*log in with hf auth login"):
+    with pytest.raises(InputError, match="the hub refused me/sub: .*log in with hf auth login"):
         shears.push(made / "sub", "me/sub", base="me/sparse")  # offline
     monkeypatch.chdir(made)
-    with pytest.raises(InputError, match="got sparse, which is a path of this machine"):
+    with pytest.raises(InputError, match="must be a hub id, got the local path sparse"):
         shears.push("sub", "me/sub", base="sparse", dry_run=True)
 
 

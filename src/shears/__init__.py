@@ -1,4 +1,4 @@
-"""shears: sparse fine-tuning that stays sparse."""
+"""shears: sparse fine-tuning that stays sparse. Public names are imported on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from shears.sparsity.prune import sparsify_model
     from shears.sparsity.stage import sparsify
 
-_HOMES = {
+_MODULES = {
     "ElasticAdapter": "adapt.elastic",
     "InputError": "errors",
     "NLSCallback": "adapt.sampling",
@@ -86,13 +86,13 @@ __all__ = [
 ]
 
 
-_PARTS = ("adapt", "data", "errors", "evaluation", "export", "runtime", "searching", "serving", "sparsity")
+_FOLDERS = ("adapt", "data", "errors", "evaluation", "export", "runtime", "searching", "serving", "sparsity")
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that `import shears` does not import torch."""
-    if name in _PARTS:
+    """Return a public name or folder, imported now, so that `import shears` alone does not import torch."""
+    if name in _FOLDERS:
         return import_module(f"shears.{name}")
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'shears' has no attribute {name!r}")
-    return getattr(import_module(f"shears.{_HOMES[name]}"), name)
+    return getattr(import_module(f"shears.{_MODULES[name]}"), name)

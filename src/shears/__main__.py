@@ -1,4 +1,4 @@
-"""`python -m shears`, also under `accelerate launch -m shears`."""
+"""Run the command line as `python -m shears` or `accelerate launch -m shears`."""
 
 from shears.cli import main
 

@@ -1,13 +1,13 @@
-"""The one exception a user can cause: what must hold, what came, what to do, in one line."""
+"""The exception for wrong input; its message says what must hold, what came and what to do, in one line."""
 
 RECORD_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
-"""What comes of a record without a key, or with another thing in its place."""
+"""Exceptions of code that reads a record with a missing key or a value of another type."""
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the command line prints it and exits with code 2."""
+    """The input cannot be used; the command line prints the message and exits with code 2."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what another library's error says, its name where it says nothing."""
+    """Return the first line of the message of another library's error, or its class name for an empty message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

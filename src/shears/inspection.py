@@ -1,4 +1,4 @@
-"""Say what a folder or file is, by reading it: counts from the tensors themselves, not from what a record claims."""
+"""Describe a folder or file; counts come from the tensors themselves, not from records."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -29,16 +29,17 @@ from shears.records.artifacts import (
 )
 from shears.records.folders import partial_folder
 
-MODELS = {SPARSITY: "sparse model", MERGED: "merged model", UNPACKED: "unpacked model"}  # by their records, as the next
-ADAPTERS = {SEARCH_SPACE: "super-adapter", SUB_ADAPTER: "sub-adapter", RECOVERY: "recovery"}
-ADAPTED = ("super_adapter_fingerprint", "sub_adapter_fingerprint")  # of a model or package with an adapter in it
-INPUTS = ("base_fingerprint", *ADAPTED, "model_fingerprint", "adapter_fingerprint")  # the last two of figures
+MODELS = {SPARSITY: "sparse model", MERGED: "merged model", UNPACKED: "unpacked model"}  # by name of the record
+ADAPTERS = {SEARCH_SPACE: "super-adapter", SUB_ADAPTER: "sub-adapter", RECOVERY: "recovery"}  # by name of the record
+ADAPTED = ("super_adapter_fingerprint", "sub_adapter_fingerprint")  # keys of models and packages with an adapter
+INPUTS = ("base_fingerprint", *ADAPTED, "model_fingerprint", "adapter_fingerprint")  # keys of what was used
 
 
 def inspect(path: str | Path, against: str | Path | None = None) -> dict[str, Any]:
-    """Return what an artifact is, as plain data: kind, counts, sizes, fingerprints.
+    """Return the kind, counts, sizes and fingerprints of an artifact as plain data.
 
-    With `against`, key `fits` says whether the two belong together, and `why`. InputError for an unknown thing.
+    With `against`, `fits` tells whether the two belong together and `why` gives the reason. InputError for a path that
+    is not an artifact.
     """
     path = Path(path)
     data = _describe(path)
@@ -51,19 +52,19 @@ def _describe(path: Path) -> dict[str, Any]:
     if path.is_file() and path.suffix == ".json":
         return {"kind": "file", "path": str(path), **_object(path)}
     if not path.is_dir():
-        raise InputError(f"the path must be an artifact's folder or JSON file, and there is no {path}")
+        raise InputError(f"the path must be a folder or JSON file of an artifact, there is no {path}; check the path")
     for marker, describe in KINDS.items():
         if (path / marker).is_file():
             return {"path": str(path), **describe(path), "size_bytes": folder_size(path)}
-    whole = path.resolve()  # `.` has no name
-    if whole.name.endswith(".partial") or (whole.name and partial_folder(whole).exists()):
-        raise InputError(f"{path} must be finished; its stage was interrupted, start it again with --resume")
+    resolved = path.resolve()  # because `.` has no name
+    if resolved.name.endswith(".partial") or (resolved.name and partial_folder(resolved).exists()):
+        raise InputError(f"{path} must be finished, but its stage was interrupted; start it again with --resume")
     names = ", ".join(KINDS)
-    raise InputError(f"{path} must be a model, or an adapter, a search or a run of shears; it holds none of {names}")
+    raise InputError(f"{path} must be a model, or an adapter, a search or a run of shears; it has none of {names}")
 
 
 def _object(file: Path) -> dict[str, Any]:
-    """Return a record; InputError where it is another thing."""
+    """Return the content of a JSON file; InputError if it is not an object."""
     content = read_json(file)
     if not isinstance(content, dict):
         raise InputError(f"{file} must be a JSON object, got {str(content)[:40]}")
@@ -76,7 +77,7 @@ def folder_size(path: Path) -> int:
 
 
 def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor of a folder's safetensors files, one in memory at a time; of a package those of its model."""
+    """Yield the tensors of a folder's safetensors files, or of a package's model, one in memory at a time."""
     if is_package(folder):
         package = read_package(folder)
         yield from ((name, tensor) for name, tensor in package.model_tensors() if name not in package.index.tied)
@@ -87,15 +88,17 @@ def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 for name in opened.keys():  # noqa: SIM118  (safe_open is no mapping)
                     yield name, opened.get_tensor(name)
         except SafetensorError as error:
-            raise InputError(f"{file} must be a whole file of safetensors, got: {first_line(error)}") from None
+            raise InputError(f"{file} must be a complete safetensors file, got: {first_line(error)}") from None
 
 
 def _model(folder: Path) -> dict[str, Any]:
-    parameters, nonzeros = 0, 0
-    lists = defaultdict[str, dict[tuple[int, str], tuple[int, int]]](dict)  # of blocks; that of images is no decoder
+    parameters = 0
+    nonzeros = 0
+    lists = defaultdict[str, dict[tuple[int, str], tuple[int, int]]](dict)  # of decoder blocks, of image blocks
     for name, tensor in tensors_of(folder):
-        kept = int(torch.count_nonzero(tensor != 0))  # 8-bit floats cannot be counted as they are
-        parameters, nonzeros = parameters + tensor.numel(), nonzeros + kept
+        kept = int(torch.count_nonzero(tensor != 0))  # torch cannot count nonzero 8-bit floats directly
+        parameters += tensor.numel()
+        nonzeros += kept
         place = _place(name, tensor)
         if place is not None:
             counts = lists[f".{name}".partition(f".{place[0]}.")[0]]
@@ -118,9 +121,9 @@ def _model(folder: Path) -> dict[str, Any]:
 
 
 def _place(name: str, tensor: torch.Tensor) -> tuple[int, str] | None:
-    """Return the layer and the path of a weight matrix of a block; None for biases, norms and what is in no block.
+    """Return the layer and the path of a weight matrix in a block; None for biases, norms and tensors outside blocks.
 
-    Matrices are called `weight`, except stacks of experts: floating 3-D tensors below `experts`.
+    Matrices are named `weight`; stacks of experts are floating-point 3-D tensors below `experts`.
     """
     place = place_in_block(name)
     if place is None:
@@ -146,7 +149,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
 def _package(folder: Path) -> dict[str, Any]:
     record = read_record(folder, PACKAGE, "bytes", "ratio", "base_fingerprint", "config")
     tensors = read_package(folder).adapter().values()
-    shown = ("values", "rounding", "num_linears", "bytes", "ratio", "ranks")
+    copied = ("values", "rounding", "num_linears", "bytes", "ratio", "ranks")
     sizes = {f"bytes_{name}": size for name, size in record["bytes"].items()}
     ratios = {f"size_of_dense_{name}": ratio for name, ratio in record["ratio"].items()}
     return {
@@ -154,7 +157,7 @@ def _package(folder: Path) -> dict[str, Any]:
         "kind": "package",
         "adapter_parameters": sum(tensor.numel() for tensor in tensors),
         "base_fingerprint": record["base_fingerprint"],
-        **{key: record[key] for key in (*ADAPTED, *shown) if record.get(key) is not None},
+        **{key: record[key] for key in (*ADAPTED, *copied) if record.get(key) is not None},
         **sizes,
         **ratios,
         "config": record["config"],
@@ -179,13 +182,13 @@ KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def _fit(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Two artifacts belong together when one names the other's fingerprint as its input's."""
+    """Tell whether one of two artifacts was made from the other: its record has the fingerprint of the other."""
     for made, source in ((one, other), (other, one)):
         for key in INPUTS:
             if made.get(key) is not None and made[key] == source.get("fingerprint"):
                 return {"fits": True, "why": f"the {made['kind']} was made from this {source['kind']}"}
     return {
         "fits": False,
-        "why": f"neither names the other's fingerprint: {one['kind']} {one.get('fingerprint', '')[:12]} was made from "
+        "why": f"neither has the other's fingerprint: {one['kind']} {one.get('fingerprint', '')[:12]} was made from "
         f"{str(one.get('base_fingerprint'))[:12]}, {other['kind']} is {str(other.get('fingerprint'))[:12]}",
     }

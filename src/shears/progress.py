@@ -1,4 +1,4 @@
-"""The one progress bar: rate and time left in a terminal, a log line now and then elsewhere."""
+"""The progress bar: rate and time left in a terminal, a log line every 15 s elsewhere."""
 
 import logging
 import os
@@ -18,27 +18,34 @@ SECONDS_BETWEEN_LOG_LINES = 15.0
 
 
 def is_first_process() -> bool:
-    """Tell whether this is the first of the processes a launcher (torchrun, accelerate) started, or the only one."""
+    """Tell whether this is the only process, or the first one that a launcher (torchrun, accelerate) started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class Meter:
-    """Counts work done; shows it as a bar in a terminal, as a log line every 15 s elsewhere."""
+    """Counts finished work and shows it as a bar, or as log lines if there is no bar."""
 
     def __init__(self, title: str, total: int, unit: str, bar: Progress | None) -> None:
-        self._title, self._total, self._unit, self._bar = title, total, unit, bar
-        self._done, self._skipped, self._work = 0, 0, 0
-        self._start = self._last_line = time.monotonic()
+        self._title = title
+        self._total = total
+        self._unit = unit
+        self._bar = bar
+        self._done = 0
+        self._skipped = 0
+        self._work = 0
+        self._start = time.monotonic()
+        self._last_line = self._start
         self._task = bar.add_task(title, total=total, note="") if bar else None
 
     def skip(self, count: int) -> None:
-        """Count work that an earlier run did: it moves the bar, and says nothing about the rate."""
-        self._done, self._skipped = self._done + count, self._skipped + count
+        """Count work of an earlier run; it moves the bar and does not enter the rate."""
+        self._done += count
+        self._skipped += count
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=count)
 
     def advance(self, count: int = 1, note: str = "", work: int | None = None) -> None:
-        """Count units as done; `note` is shown behind the bar, behind the rate of a second kind of `work` (tokens)."""
+        """Count finished units; the bar also shows the rate of a second kind of `work` (tokens) and a note."""
         self._done += count
         self._work += work or 0
         seconds = max(time.monotonic() - self._start, 1e-9)
@@ -55,7 +62,7 @@ class Meter:
 
 @contextmanager
 def meter(title: str, total: int, unit: str = "it") -> Iterator[Meter]:
-    """Show the progress of `total` units of work; silent in a pipe but for log lines."""
+    """Yield a meter of `total` units of work; without a terminal it only logs."""
     if not sys.stderr.isatty() or not is_first_process():
         yield Meter(title, total, unit, None)
         return
@@ -71,7 +78,7 @@ def meter(title: str, total: int, unit: str = "it") -> Iterator[Meter]:
 
 
 def track(items: Iterable[Item], title: str, total: int, unit: str = "it") -> Iterator[Item]:
-    """Yield the items, showing how far the loop has come."""
+    """Yield the items and show the progress of the loop."""
     with meter(title, total, unit) as progress:
         for item in items:
             yield item

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from shears.cli import tables
-from shears.runs.plan import Plan
+from shears.runs.plan import RunPlan
 
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 DEEPSEEK = [
@@ -211,7 +211,7 @@ def test_names_in_square_brackets_are_printed_as_they_are(monkeypatch: pytest.Mo
     monkeypatch.setattr(tables, "console", Console(file=file, width=120, _environ={}))
     figures = [{"task": task, "metric": "f1[/macro]", "value": 0.5, "ci95": None, "n": 2} for task in ("a", "b")]
     tables.print_evaluation("model", {**figures[0], "figures": figures})
-    tables.print_plan(Plan("runs/[/old]/base", Path("runs/[new]"), 1_000_000, []))
+    tables.print_plan(RunPlan("runs/[/old]/base", Path("runs/[new]"), 1_000_000, []))
     told = file.getvalue()
     assert told.count("f1[/macro]") == 3
     assert "runs/[/old]/base, 1.0 M weights" in told

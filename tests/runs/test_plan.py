@@ -3,37 +3,23 @@
 import json
 import sys
 from pathlib import Path
-
-import pytest
-
-import shears
-from shears.cli import main
-from shears.errors import InputError
-from shears.config.embedded import EMBEDDED
-from shears.runs.shapes import packed_bytes
-from shears.runs.plan import plan
-from shears.runs.shapes import PUBLISHED, shape_of
-from shears.config import Recipe
-from shears.config.resolve import load_recipe
-from tests.end_to_end.recipe import write_recipe
-from tests.tiny import tiny_model
-
-
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.end_to_end.recipe import write_recipe
+from tests.tiny import save_tiny, tiny_model
 
 import shears
+from shears.cli import main
+from shears.config import Recipe
+from shears.config.embedded import EMBEDDED
+from shears.config.resolve import load_recipe
 from shears.data.calibration import calibration_batches
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
 from shears.models.load import load_tokenizer
-from shears.runs.plan import Plan, plan
-from shears.config import Recipe
-from tests.tiny import save_tiny
-
+from shears.runs.plan import RunPlan, plan
+from shears.runs.shapes import PUBLISHED, packed_bytes, shape_of
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -231,10 +217,10 @@ def test_a_package_is_planned_at_its_size() -> None:
     weights, others = 106_168_320, 28_346_688
     assert packed_bytes(weights, others, 0.5) == 106_168_320 // 8 + 106_168_320 + 2 * 28_346_688
     assert packed_bytes(8, 0, 0.0) == 16  # what packing would make larger stays as it is
-    assert packed_bytes(16, 4, 0.5, each=1, beside=4) == 2 + 8 + 16
+    assert packed_bytes(16, 4, 0.5, value_bytes=1, other_bytes=4) == 2 + 8 + 16
 
 
-def planned(folder: Path, **sections: Any) -> Plan:
+def planned(folder: Path, **sections: Any) -> RunPlan:
     """The plan of a tiny model's run."""
     if not (folder / "base").exists():
         save_tiny(folder / "base")
@@ -242,8 +228,8 @@ def planned(folder: Path, **sections: Any) -> Plan:
     return plan(Recipe.model_validate(recipe))
 
 
-def work(found: Plan) -> str:
-    return found.stages[-1].work
+def work(planned_run: RunPlan) -> str:
+    return planned_run.stages[-1].work
 
 
 def test_a_text_that_perplexity_is_measured_on_is_planned(tmp_path: Path) -> None:

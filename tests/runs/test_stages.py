@@ -5,24 +5,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.end_to_end.recipe import write_recipe
 
 import shears
+from shears.config import Recipe
+from shears.config.resolve import load_recipe
 from shears.errors import InputError
 from shears.records.artifacts import as_data
 from shears.runs.pipeline import run_folder
 from shears.runs.plan import plan
-from shears.config import Recipe
-from shears.config.resolve import load_recipe
-from tests.end_to_end.recipe import write_recipe
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"config": {"sparsity": 0.5, "of_tomorrow": 1}}, r"of another version \(9\.0\) .*'sparsify\.of_tomorrow'"),
-        ({"config": {"sparsity": "much"}}, r"damaged record: sparsify\.sparsity must be"),
+        (
+            {"config": {"sparsity": 0.5, "of_tomorrow": 1}},
+            r"got one of version 9\.0 .*'sparsify\.of_tomorrow'",
+        ),
+        ({"config": {"sparsity": "much"}}, r"a damaged one: sparsify\.sparsity must be"),
         ({"config": ["sparsity"]}, r"must hold the configuration of sparsify, got \['sparsity'\]"),
-        ({}, "must hold the configuration of sparsify, got None: it is damaged or another's; delete"),
+        (
+            {},
+            "must hold the configuration of sparsify, got None; the file is damaged or belongs",
+        ),
         ([], "must hold the configuration of sparsify, got None"),
     ],
 )

@@ -20,8 +20,11 @@ from tests.tiny import tiny_model
         ({"pattern": "0:4", "sparsity": 0.0}, "must keep 0 < N < M weights, got 0:4"),
         ({"pattern": "global"}, "global needs method magnitude"),
         ({"pattern": "global", "method": "sparsegpt"}, "global needs method magnitude"),
-        ({"pattern": "global", "method": "magnitude", "allocation": "owl"}, "says itself how sparse each linear is"),
-        ({"pattern": "global", "method": "magnitude", "sparsity_of": "q_proj=0.5"}, "says itself how sparse"),
+        ({"pattern": "global", "method": "magnitude", "allocation": "owl"}, "sets the sparsity of each linear itself"),
+        (
+            {"pattern": "global", "method": "magnitude", "sparsity_of": "q_proj=0.5"},
+            "sets the sparsity of each linear itself",
+        ),
     ],
 )
 def test_patterns_that_contradict_the_rest_are_refused(keys: dict[str, object], message: str) -> None:

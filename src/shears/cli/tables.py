@@ -19,7 +19,7 @@ from shears.records.cards.tables import ranks_by_kind
 from shears.records.measures import is_share, other_readings, seen_words
 
 if TYPE_CHECKING:
-    from shears.runs.plan import Plan
+    from shears.runs.plan import RunPlan
 
 console = Console(quiet=not is_first_process())
 
@@ -284,7 +284,7 @@ def _spread(spread: Mapping[str, float], digits: int, unit: str = "") -> str:
     return f"{middle}{unit}\n{low} to {high}"
 
 
-def print_plan(plan: "Plan") -> None:
+def print_plan(plan: "RunPlan") -> None:
     """Print the plan of a run."""
     size = f"{plan.parameters / 1e6:,.1f} M weights" if plan.parameters else "size unknown before the download"
     table = Table("stage", "state", "work", "memory", "disk", title=Text(f"{plan.model}, {size}"))

@@ -1,4 +1,4 @@
-"""All stages of a recipe in one folder: what is there and fits is skipped, what was interrupted goes on."""
+"""Run all stages of a recipe in one folder: finished stages are skipped, interrupted ones continue."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -29,7 +29,6 @@ from shears.records.artifacts import (
     SUB_ADAPTER,
     as_data,
     evaluation_file,
-    read_json,
     read_object,
     weights_fingerprint,
     write_json,
@@ -47,10 +46,9 @@ logger = logging.getLogger(__name__)
 
 
 def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
-    """Run every stage the recipe has in the folder `output`; return the summary written to `evaluation.json`.
+    """Run every stage of a recipe in the folder `output`; return the summary, which evaluation.json holds too.
 
-    InputError for a recipe that lacks what a run needs, a stage made with another configuration, or a folder another
-    process works on.
+    InputError for an incomplete recipe, a stage made with another configuration, or a folder that another process uses.
     """
     folder = run_folder(recipe, output)
     set_threads(recipe.threads)
@@ -58,17 +56,17 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
         check_apart(recipe.search.data, recipe.evaluate.data, recipe.search.limit, recipe.evaluate.limit)
     with run_lock(folder):
         stages = stages_of(recipe, folder)
-        done = [stage.is_done() for stage in stages]  # refuse before any work is done
+        done = [stage.is_done() for stage in stages]  # raises before any work is done
         write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         for number, (stage, is_done) in enumerate(zip(stages, done, strict=True), start=1):
             if is_done:
                 stage.verify()
-                logger.info("[%d/%d] %s: done before, fits, skipped", number, len(stages), stage.name)
+                logger.info("[%d/%d] %s: done before with this configuration, skipped", number, len(stages), stage.name)
             else:
                 logger.info("[%d/%d] %s", number, len(stages), stage.name)
                 with timed(folder, stage.name):
                     stage.make()
-        return _measure(recipe, folder) if recipe.evaluate else {"models": []}
+        return _evaluate_models(recipe, folder) if recipe.evaluate else {"models": []}
 
 
 def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
@@ -77,85 +75,87 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     if not recipe.model or not target:
         raise InputError("a run must have a model and an output folder; add `model:` and `output:` to the recipe")
     if recipe.search and recipe.evaluate and recipe.search.data == recipe.evaluate.data:
-        raise InputError(f"search must see validation data, never the test split; both are {recipe.search.data}")
+        raise InputError(
+            f"search must use validation data, never the test split; search and evaluate both have {recipe.search.data}"
+        )
     if recipe.search and not recipe.train:
-        raise InputError("a run that searches must train first; add a `train:` section to the recipe")
+        raise InputError("a run with a search must train first; add a `train:` section to the recipe")
     folder = expanded(target).resolve()
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"the output of a run must be a folder, got the file {folder}; name another")
+        raise InputError(f"the output of a run must be a folder, got the file {folder}; choose another output")
     return folder
 
 
-def _is_begun(output: Path) -> bool:
-    """Tell whether an interrupted run left something to go on from."""
-    return partial_folder(output).exists()
-
-
 def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
-    """The recipe's stages in order; each reads the artifact of the one before."""
+    """Return the stages of a recipe in order; each reads the artifact of the one before."""
     assert recipe.model is not None
     model = recipe.model
-    sparse, adapter, found = folder / "sparse", folder / "super_adapter", folder / "search"
+    sparse = folder / "sparse"
+    adapter = folder / "super_adapter"
+    searched = folder / "search"
 
-    def made_from(key: str, path: str | Path, **texts: str | None) -> Callable[[], dict[str, str]]:
-        def inputs() -> dict[str, str]:
-            weights = resolve(path).fingerprint if key == "base_fingerprint" else weights_fingerprint(Path(path))
-            return {key: weights, **_hashes(texts)}
+    def inputs_of(key: str, path: str | Path, **sources: str | None) -> Callable[[], dict[str, str]]:
+        def fingerprints() -> dict[str, str]:
+            weights = weights_fingerprint(model_folder(path) if key == "base_fingerprint" else Path(path))
+            return {key: weights, **_hashes(sources)}
 
-        return inputs
+        return fingerprints
 
-    pruned, adapted = as_data(recipe.sparsify), as_data(recipe.train) if recipe.train else {}
-    stages = [
-        Stage("sparsify", sparse, SPARSITY, pruned,
-              made_from("base_fingerprint", model, calibration=recipe.sparsify.calibration),
-              lambda: sparsify(model, sparse, **pruned)),
-    ]  # fmt: skip
-    if recipe.train:
-        stages.append(
-            Stage("train", adapter, SEARCH_SPACE, adapted,
-                  made_from("base_fingerprint", sparse, data=recipe.train.data),
-                  lambda: train(sparse, adapter, resume=_is_begun(adapter), **adapted))
-        )  # fmt: skip
+    pruning = as_data(recipe.sparsify)
+    inputs = inputs_of("base_fingerprint", model, calibration=recipe.sparsify.calibration)
+    stages = [Stage("sparsify", sparse, SPARSITY, pruning, inputs, lambda: sparsify(model, sparse, **pruning))]
+    if recipe.train is None:
+        return stages
+    training = as_data(recipe.train)
+    stages.append(
+        Stage(
+            "train", adapter, SEARCH_SPACE, training, inputs_of("base_fingerprint", sparse, data=recipe.train.data),
+            lambda: train(sparse, adapter, resume=partial_folder(adapter).exists(), **training),
+        )
+    )  # fmt: skip
     if recipe.search:
-        searched, storage = as_data(recipe.search), recipe.search.storage  # as data, the URL lacks its password
+        searching = as_data(recipe.search)
+        storage = recipe.search.storage  # `searching` has its URL without the password
+        inputs = inputs_of("super_adapter_fingerprint", adapter, data=recipe.search.data, test=recipe.search.test)
         stages.append(
-            Stage("search", found, RESULT, searched,
-                  made_from("super_adapter_fingerprint", adapter, data=recipe.search.data, test=recipe.search.test),
-                  lambda: search(adapter, found, resume=True, **{**searched, "storage": storage}))
+            Stage(
+                "search", searched, RESULT, searching, inputs,
+                lambda: search(adapter, searched, resume=True, **{**searching, "storage": storage}),
+            )
         )  # fmt: skip
-    return [*stages, _export_stage(recipe, folder)] if recipe.train else stages
+    return [*stages, _export_stage(recipe, folder)]
 
 
-def _hashes(texts: Mapping[str, str | None]) -> dict[str, str]:
-    """Return sha256 of the texts that are files here, under the keys that records have it by."""
-    found = {f"{name}_sha256": source_fingerprint(source) for name, source in texts.items() if source}
-    return {key: value for key, value in found.items() if value}
+def _hashes(sources: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the sha256 of the sources that are files here, under the keys that records use."""
+    hashes = {f"{name}_sha256": source_fingerprint(source) for name, source in sources.items() if source}
+    return {key: value for key, value in hashes.items() if value}
 
 
 def _export_stage(recipe: Recipe, folder: Path) -> Stage:
-    adapter, result = folder / "super_adapter", folder / "search" / RESULT
-    ranks = recipe.export.ranks or (str(result) if recipe.search else "heuristic")
+    adapter = folder / "super_adapter"
+    ranks = recipe.export.ranks or (str(folder / "search" / RESULT) if recipe.search else "heuristic")
     config = {**as_data(recipe.export), "ranks": ranks}
 
     def inputs() -> dict[str, str]:
-        found = {"super_adapter_fingerprint": weights_fingerprint(adapter)}
+        fingerprints = {"super_adapter_fingerprint": weights_fingerprint(adapter)}
         if file := ranks_file(ranks):
-            found["ranks_fingerprint"] = file_fingerprint(file.path)
-        return found | _hashes({"calibration": recipe.export.calibration})
+            fingerprints["ranks_fingerprint"] = file_fingerprint(file.path)
+        return fingerprints | _hashes({"calibration": recipe.export.calibration})
 
     output, record = exported(recipe, folder)
     return Stage("export", output, record, config, inputs, lambda: export_adapter(adapter, output, **config))
 
 
 def exported(recipe: Recipe, folder: Path) -> tuple[Path, str]:
-    """Return where the export of a run goes and the record in it: an adapter, a merged model, or a package."""
+    """Return the folder of a run's export and the name of its record: an adapter, a merged model, or a package."""
     if recipe.export.format == "package":
         return folder / "package", PACKAGE
     return (folder / "merged", MERGED) if recipe.export.merges else (folder / "sub_adapter", SUB_ADAPTER)
 
 
-def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Evaluate the dense, the sparse and the sparse + sub-adapter model on the test data, each once."""
+def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Evaluate the dense, the sparse and the exported model on the test data; return the summary and write it."""
     assert recipe.evaluate is not None
     assert recipe.model is not None
     dense = resolve(recipe.model)
@@ -168,38 +168,32 @@ def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
         else:
             models["sparse + sub-adapter"] = (sparse, output)
     (folder / "evaluation").mkdir(exist_ok=True)
-    config = _asked(recipe.evaluate, *parts_of(dense, folder / "super_adapter" if recipe.train else None))
+    config = recipe.evaluate
+    if config.task != "perplexity":  # the same template for all models: the recipe's or the training's
+        template = template_of(config, *parts_of(recipe.model, folder / "super_adapter" if recipe.train else None))
+        config = config.model_copy(update={"template": template})
     rows = [_row(name, *parts, config, folder) for name, parts in models.items()]
-    summary = {"task": config.task, "data": config.data, "models": rows}
+    task = {"task": config.task, "data": config.data}
+    summary = {**task, "models": rows}
     write_json(folder / EVALUATION, summary)
-    _write_figures(recipe, folder, summary)
-    return summary
-
-
-def _asked(config: EvaluateConfig, *trained: Path) -> EvaluateConfig:
-    """Return what every model of a run is asked, all in the template of the first of `trained` that has one, or named.
-
-    A text, whose perplexity is measured, has no template.
-    """
-    if config.task == "perplexity":
-        return config
-    return config.model_copy(update={"template": template_of(config, *trained)})
-
-
-def _write_figures(recipe: Recipe, folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write what was measured into the cards of the run's models."""
-    asked = {"task": summary["task"], "data": summary["data"]}
-    figures = [{**asked, **row} for row in summary["models"]]
+    figures = [{**task, **row} for row in rows]
     write_card(folder / "sparse", figures[:2])
     if recipe.train:
         write_card(exported(recipe, folder)[0], figures)
+    return summary
 
 
-def _row(name: str, model: ModelRef, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
+def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
+    """Return the figures and sizes of one model, from an earlier run if it measured the same."""
     file = evaluation_file(folder, name)
     logger.info("evaluate %s", name)
-    figures = _measurement(file, model, adapter, config) or _evaluated(folder, name, model, adapter, config)
-    weights, extra = inspect(model.folder), inspect(adapter) if adapter else None
+    figures = _earlier_figures(file, model, adapter, config)
+    if figures is None:
+        with timed(folder, f"evaluate {name}"):
+            evaluate(model, file, adapter=str(adapter) if adapter else None, **as_data(config))
+        figures = read_object(file)
+    weights = inspect(model_folder(model))
+    adapter_parameters = inspect(adapter)["parameters"] if adapter else weights.get("adapter_parameters", 0)
     return {
         "name": name,
         **{key: figures[key] for key in ("metric", "value", "n", "ci95")},
@@ -207,31 +201,21 @@ def _row(name: str, model: ModelRef, adapter: Path | None, config: EvaluateConfi
         "sparsity": weights["sparsity"],
         "parameters": weights["parameters"],
         "nonzeros": weights["nonzeros"],
-        "adapter_parameters": extra["parameters"] if extra else weights.get("adapter_parameters", 0),
+        "adapter_parameters": adapter_parameters,
     }
 
 
-def _measurement(file: Path, model: ModelRef, adapter: Path | None, config: EvaluateConfig) -> dict[str, Any] | None:
-    """Return the figures of one model where the very same measurement is there, else None."""
+def _earlier_figures(file: Path, model: str, adapter: Path | None, config: EvaluateConfig) -> dict[str, Any] | None:
+    """Return the figures in a file if they are of this model, data and configuration, else None."""
     if not file.is_file():
         return None
-    before, asked = read_object(file), measured(model, adapter, config)
+    record = read_object(file)
+    expected = measured(model, adapter, config)
     own = config.model_copy(update={"template": None})
-    if before.get("config") == as_data(own) and template_of(own, *parts_of(model, adapter)) == config.template:
-        asked["config"]["template"] = None  # earlier versions asked each model in its own, here the same
-    if any(before.get(key) != value for key, value in asked.items()):
-        logger.info("%s is of another model, prompt, data or setting: measured again", file)
+    if record.get("config") == as_data(own) and template_of(own, *parts_of(model, adapter)) == config.template:
+        expected["config"]["template"] = None  # earlier versions recorded no template; it was the same one here
+    if any(record.get(key) != value for key, value in expected.items()):
+        logger.info("%s is of another model, prompt, data or setting: measuring again", file)
         return None
-    journal_path(file).unlink(missing_ok=True)  # left by a kill between the figures and its removal
-    return before
-
-
-def _evaluated(
-    folder: Path, name: str, model: ModelRef, adapter: Path | None, config: EvaluateConfig
-) -> dict[str, Any]:
-    """Return the figures of one model, measured now."""
-    file = evaluation_file(folder, name)
-    with timed(folder, f"evaluate {name}"):
-        evaluate(model, file, adapter=str(adapter) if adapter else None, **as_data(config))
-    figures: dict[str, Any] = read_json(file)
-    return figures
+    journal_path(file).unlink(missing_ok=True)  # a kill between writing the figures and deleting the journal leaves it
+    return record

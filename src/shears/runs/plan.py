@@ -1,59 +1,59 @@
-"""The plan of a run: its stages, what each will do, need and leave, and what is done already."""
+"""The plan of a run: the work, memory and disk of each stage, without loading weights or downloading anything."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
-from shears.adapt.training.fit import num_seen, num_steps
+from transformers import PreTrainedTokenizerBase
+
 from shears.adapt.groups import build_space
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.records.artifacts import EVALUATION, evaluation_file, read_object
-from shears.evaluation.run import settings_and_data
-from shears.export.choice import by_linear
-from shears.records.folders import partial_folder
-from shears.models.load import DTYPES, load_tokenizer
+from shears.adapt.training.fit import num_seen, num_steps
+from shears.config import EvaluateConfig, Recipe, SparsifyConfig, TrainConfig
 from shears.config.notation import num_bytes
-from shears.runs.pipeline import run_folder, stages_of
-from shears.runs.shapes import (
-    FP32,
-    adapter_parameters,
-    packed_bytes,
-    pruning_memory,
-    quantized_bytes,
-    running_memory,
-    training_memory,
-    Shape,
-    shape_of,
-)
-from shears.models.quantization import BITS
-from shears.config import EvaluateConfig, Recipe
-from shears.sparsity.methods.registry import METHODS
-from shears.sparsity.prune import needs_inputs
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
-from transformers import PreTrainedTokenizerBase
 from shears.data.calibration import token_row_lengths
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import ARITHMETIC, read_rows
 from shears.data.saved import is_saved
 from shears.evaluation.contamination import check_apart
+from shears.evaluation.run import settings_and_data
+from shears.export.choice import by_linear
+from shears.models.load import DTYPES, load_tokenizer
+from shears.models.quantization import BITS
+from shears.records.artifacts import EVALUATION, evaluation_file, read_object
+from shears.records.folders import partial_folder
 from shears.records.paths import expanded
-from shears.config import Recipe, SparsifyConfig, TrainConfig
+from shears.runs.pipeline import run_folder, stages_of
+from shears.runs.shapes import (
+    BF16_BYTES,
+    FP32_BYTES,
+    Shape,
+    adapter_parameters,
+    packed_bytes,
+    pruning_memory,
+    quantized_bytes,
+    running_memory,
+    shape_of,
+    training_memory,
+)
+from shears.sparsity.methods.registry import METHODS
+from shears.sparsity.prune import needs_inputs
 
-CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others are reckoned like the heuristic
-HALF = 2  # bytes of a weight in the files of a model that is not here: most are published in 16 bits
-MOST = 500  # examples that are tokenised to know how long one is
+CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others are estimated as the heuristic
+NUM_SAMPLED = 500  # examples that are tokenized to estimate the length of one
+
+Estimate = tuple[str, int | None, int | None]  # the work in words, memory and disk in bytes, None if unknown
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage: done, interrupted or to do; its work in words; memory and disk in bytes, None where not known yet.
+    """A stage: done, interrupted or to do; its work in words; memory and disk in bytes, None if unknown.
 
-    Memory is what is held without the activations of a forward, which depend on lengths and batch.
+    Memory is without the activations of a forward pass, which depend on lengths and batch.
     """
 
     name: str
@@ -64,8 +64,8 @@ class PlannedStage:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run before it runs."""
+class RunPlan:
+    """The plan of a run; `parameters` is None for a model of unknown size."""
 
     model: str
     folder: Path
@@ -74,35 +74,37 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What the estimates are made from: the recipe, and the model's shape where it is known."""
+class _Basis:
+    """The input of all estimates: the recipe, and the model's shape, None if unknown."""
 
     recipe: Recipe
     shape: Shape | None
 
     @property
     def dense_bytes(self) -> int | None:
-        """Return the size of the model that is pruned, in memory and in its files."""
+        """Return the size of the dense model, in memory and in its files; most unknown files have 16 bits a weight."""
         if self.shape is None:
             return None
-        return self.shape.file_bytes or HALF * self.shape.parameters
+        return self.shape.file_bytes or BF16_BYTES * self.shape.parameters
 
     @property
     def sparse_bytes(self) -> int | None:
-        """Return the size of the pruned model, in memory and in its files: as it was, or in the format asked for."""
+        """Return the size of the pruned model, in memory and in its files, in its own or the requested format."""
         dtype = DTYPES.get(self.recipe.sparsify.dtype)
         return self.shape.parameters * dtype.itemsize if self.shape and dtype else self.dense_bytes
 
     @property
     def package_bytes(self) -> int:
-        """Return the size of the pruned model as a package, in the number formats asked for."""
+        """Return the size of the pruned model as a package, in the requested formats of values and embeddings."""
         assert self.shape is not None
-        config, shape = self.recipe.export, self.shape
-        own = FP32 if (self.sparse_bytes or 0) > 3 * shape.parameters else HALF
-        each = {"fp32": FP32, "bf16": HALF, "int8": 1}.get(config.values, own)
-        weights, rest = shape.packed_weights, max(each, HALF)
-        packed = packed_bytes(weights, shape.parameters - weights, self.recipe.sparsify.sparsity, each, rest)
-        return packed - (rest - 1) * shape.beside * (config.embeddings == "int8")
+        export = self.recipe.export
+        own = FP32_BYTES if (self.sparse_bytes or 0) > 3 * self.shape.parameters else BF16_BYTES
+        value_bytes = {"fp32": FP32_BYTES, "bf16": BF16_BYTES, "int8": 1}.get(export.values, own)
+        other_bytes = max(value_bytes, BF16_BYTES)
+        weights = self.shape.packed_weights
+        others = self.shape.parameters - weights
+        packed = packed_bytes(weights, others, self.recipe.sparsify.sparsity, value_bytes, other_bytes)
+        return packed - (other_bytes - 1) * self.shape.beside * (export.embeddings == "int8")
 
     @property
     def space(self) -> SearchSpace | None:
@@ -111,41 +113,55 @@ class _Known:
         return build_space(self.shape.model, train.groups, train.ranks) if self.shape and train else None
 
     def adapter(self, choice: Callable[[SearchSpace], RankConfig]) -> int:
-        """Return the weights of the adapter at some ranks; 0 where there is none or its model is not known."""
+        """Return the number of adapter parameters at chosen ranks; 0 without a training or a known shape."""
         if (space := self.space) is None or self.shape is None:
             return 0
         return adapter_parameters(self.shape.sides, by_linear(space, choice(space)))
 
+    def loaded_bytes(self, stored: int, weights: str) -> int:
+        """Return the size of a model loaded in the number format `weights`; auto: the format of its files."""
+        dtype = DTYPES.get(weights)
+        return stored if dtype is None or self.shape is None else dtype.itemsize * self.shape.parameters
 
-def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
+
+def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
     """Return what `run` would do, without loading weights and without a download.
 
-    InputError for whatever `run` would refuse before it begins: a recipe that lacks something, a stage that was made
-    otherwise, groups that match no linear.
+    InputError for whatever `run` refuses before it begins: an incomplete recipe, a stage that was made with another
+    configuration, groups that match no linear.
     """
     folder = run_folder(recipe, output)
     assert recipe.model is not None
-    refuse_shared_rows(recipe)
-    known = _Known(recipe, shape_of(recipe.model))
-    stages = [_planned(stage.name, _state(stage.is_done(), stage.output), known) for stage in stages_of(recipe, folder)]
+    _refuse_test_rows(recipe)
+    basis = _Basis(recipe, shape_of(recipe.model))
+    stages = [_planned(stage.name, _state(stage.is_done(), stage.output), basis) for stage in stages_of(recipe, folder)]
     if recipe.evaluate:
-        is_done = all(stage.state == "done" for stage in stages) and _is_measured(recipe.evaluate, folder)
-        stages.append(_planned("evaluate", _state(is_done, folder / EVALUATION), known))
-    return Plan(recipe.model, folder, known.shape.parameters if known.shape else None, stages)
+        is_done = all(stage.state == "done" for stage in stages) and _is_evaluated(recipe.evaluate, folder)
+        stages.append(_planned("evaluate", _state(is_done, folder / EVALUATION), basis))
+    return RunPlan(recipe.model, folder, basis.shape.parameters if basis.shape else None, stages)
 
 
-def _is_measured(config: EvaluateConfig, folder: Path) -> bool:
-    """Tell whether the figures of a run are there, of these data and settings; `run` looks at the weights, too."""
+def _refuse_test_rows(recipe: Recipe) -> None:
+    """Raise InputError if the search uses rows of the test data, as far as both can be read without a download."""
+    search = recipe.search
+    test = recipe.evaluate
+    if search and test and _is_local(search.data) and _is_local(test.data):
+        with _quietly():
+            check_apart(search.data, test.data, search.limit, test.limit)
+
+
+def _is_evaluated(config: EvaluateConfig, folder: Path) -> bool:
+    """Tell whether a run has the figures of these data and settings; unlike `run`, it does not check the weights."""
     if not (folder / EVALUATION).is_file():
         return False
     files = [evaluation_file(folder, row["name"]) for row in read_object(folder / EVALUATION)["models"]]
-    asked = settings_and_data(config)
+    expected = settings_and_data(config)
 
     def fits(record: Mapping[str, Any]) -> bool:
-        before = record.get("config") or {}
-        template = config.template or before.get("template")  # that of the training
-        found = {"config": before, "data_sha256": record.get("data_sha256")}
-        return found == {**asked, "config": {**asked["config"], "template": template}}
+        recorded = record.get("config") or {}
+        template = config.template or recorded.get("template")  # that of the training
+        settings = {**expected["config"], "template": template}
+        return {"config": recorded, "data_sha256": record.get("data_sha256")} == {**expected, "config": settings}
 
     return all(file.is_file() and fits(read_object(file)) for file in files)
 
@@ -154,179 +170,158 @@ def _state(is_done: bool, output: Path) -> str:
     return "done" if is_done else "interrupted" if partial_folder(output).exists() else "to do"
 
 
-def _planned(name: str, state: str, known: _Known) -> PlannedStage:
-    return PlannedStage(name, state, *STAGES[name](known))
+def _planned(name: str, state: str, basis: _Basis) -> PlannedStage:
+    return PlannedStage(name, state, *ESTIMATES[name](basis))
 
 
-Estimate = tuple[str, int | None, int | None]  # the work in words, memory, disk
-
-
-def _sparsify(known: _Known) -> Estimate:
-    config, shape = known.recipe.sparsify, known.shape
-    tokens, words = 0, f"{config.method} to {100 * config.sparsity:.4g}%"
+def _sparsify(basis: _Basis) -> Estimate:
+    config = basis.recipe.sparsify
+    shape = basis.shape
+    num_tokens = 0
+    work = f"{config.method} to {100 * config.sparsity:.4g}%"
     if needs_inputs(config):
-        tokens, source = calibration_amount(config)
-        words += f", {source}"
-    if shape is None or known.sparse_bytes is None:
-        return words, None, None
-    hidden = min(num_bytes(config.activation_budget), FP32 * tokens * shape.width)
+        num_tokens, source = _calibration_tokens(config)
+        work += f", {source}"
+    if shape is None or basis.sparse_bytes is None:
+        return work, None, None
+    hidden = min(num_bytes(config.activation_budget), FP32_BYTES * num_tokens * shape.width)
     recovers_by_moments = config.recover_rank > 0 and config.recover_by == "moments"
-    moments = METHODS[config.method].needs == "moments" or config.reconstruct or recovers_by_moments
-    widest = max(inputs for _, inputs in shape.sides.values()) ** 2 if moments else 0
-    recovery = FP32 * adapter_parameters(shape.sides, dict.fromkeys(shape.sides, config.recover_rank))
-    return words, pruning_memory(shape.beside, shape.block, hidden, widest), known.sparse_bytes + recovery
+    needs_moments = METHODS[config.method].needs == "moments" or config.reconstruct or recovers_by_moments
+    widest = max(inputs for _, inputs in shape.sides.values()) ** 2 if needs_moments else 0
+    recovery = FP32_BYTES * adapter_parameters(shape.sides, dict.fromkeys(shape.sides, config.recover_rank))
+    return work, pruning_memory(shape.beside, shape.block, hidden, widest), basis.sparse_bytes + recovery
 
 
-def _train(known: _Known) -> Estimate:
-    config = known.recipe.train
+def _train(basis: _Basis) -> Estimate:
+    config = basis.recipe.train
     assert config is not None
-    found, length = amount(config.data), None
-    if found.examples is not None and known.shape is not None and known.shape.folder is not None:
-        length = example_length(config, load_tokenizer(known.shape.folder))
-    count = round((found.examples or 0) * (length.kept if length else 1))
+    amount = _amount(config.data)
+    length = None
+    if amount.examples is not None and basis.shape is not None and basis.shape.folder is not None:
+        length = _example_length(config, load_tokenizer(basis.shape.folder))
+    count = round((amount.examples or 0) * (length.kept if length else 1))
     steps = f"{num_steps(config, count):,} steps" if count or config.max_steps else f"{config.epochs:g} epochs in steps"
     tokens = f", about {length.tokens * num_seen(config, count):,.0f} tokens" if length else ""
-    words = f"{steps} of {config.batch_size} examples, {found.words}{tokens}"
-    largest = known.adapter(SearchSpace.maximal)
-    if known.sparse_bytes is None or known.shape is None:
-        return words, None, None
-    held, weights = known.sparse_bytes, known.shape.linear_weights
+    work = f"{steps} of {config.batch_size} examples, {amount.words}{tokens}"
+    if basis.sparse_bytes is None or basis.shape is None:
+        return work, None, None
+    largest = basis.adapter(SearchSpace.maximal)
+    model_bytes = basis.sparse_bytes
     if config.quantize != "none":
-        held = quantized_bytes(held, weights, known.shape.parameters - weights, BITS[config.quantize])
-    return words, training_memory(held, largest), FP32 * largest
+        weights = basis.shape.linear_weights
+        model_bytes = quantized_bytes(model_bytes, weights, basis.shape.parameters - weights, BITS[config.quantize])
+    return work, training_memory(model_bytes, largest), FP32_BYTES * largest
 
 
-def _search(known: _Known) -> Estimate:
-    config = known.recipe.search
+def _search(basis: _Basis) -> Estimate:
+    config = basis.recipe.search
     assert config is not None
-    space = known.space
-    of = f" of {space.size:.3g}" if space else ""
-    words = f"{config.strategy}, up to {config.max_evaluations}{of} configurations, each on "
-    words += amount(config.data, config.limit).words
-    if known.sparse_bytes is None:
-        return words, None, None
-    held = _held(known.sparse_bytes, config.weights, known)
-    return words, running_memory(held, known.adapter(SearchSpace.maximal)), 0
+    size = f" of {basis.space.size:.3g}" if basis.space else ""
+    data = _amount(config.data, config.limit).words
+    work = f"{config.strategy}, up to {config.max_evaluations}{size} configurations, each on {data}"
+    if basis.sparse_bytes is None:
+        return work, None, None
+    loaded = basis.loaded_bytes(basis.sparse_bytes, config.weights)
+    return work, running_memory(loaded, basis.adapter(SearchSpace.maximal)), 0
 
 
-def _held(stored: int, weights: str, known: _Known) -> int:
-    """Return the bytes of a model that is held in a number format, those of its files where that is auto."""
-    dtype = DTYPES.get(weights)
-    return stored if dtype is None or known.shape is None else dtype.itemsize * known.shape.parameters
-
-
-def _export(known: _Known) -> Estimate:
-    config = known.recipe.export
+def _export(basis: _Basis) -> Estimate:
+    config = basis.recipe.export
     choice = CHOICES.get("maximal" if config.format == "padded" else config.ranks or "", SearchSpace.heuristic)
-    adapter = known.adapter(choice)
-    ranks = config.ranks or ("the ranks that search chose" if known.recipe.search else "the heuristic's ranks")
-    words = f"format {config.format}, {ranks}"
-    if known.shape is None:
-        return words, None, None
-    sizes: dict[str, int | None] = {"merged": known.sparse_bytes, "merged-sparse": known.sparse_bytes}
-    sizes["package"] = known.package_bytes + FP32 * adapter
-    return words, 2 * FP32 * adapter, sizes.get(config.format, FP32 * adapter)
+    adapter = basis.adapter(choice)
+    ranks = config.ranks or ("the ranks that search chose" if basis.recipe.search else "the heuristic's ranks")
+    work = f"format {config.format}, {ranks}"
+    if basis.shape is None:
+        return work, None, None
+    sizes: dict[str, int | None] = {"merged": basis.sparse_bytes, "merged-sparse": basis.sparse_bytes}
+    sizes["package"] = basis.package_bytes + FP32_BYTES * adapter
+    return work, 2 * FP32_BYTES * adapter, sizes.get(config.format, FP32_BYTES * adapter)
 
 
-def _evaluate(known: _Known) -> Estimate:
-    config = known.recipe.evaluate
+def _evaluate(basis: _Basis) -> Estimate:
+    config = basis.recipe.evaluate
     assert config is not None
-    models = 2 + bool(known.recipe.train)
-    words = f"{config.task}, {models} models, each on {_asked(config)}"
-    if known.dense_bytes is None or known.sparse_bytes is None:
-        return words, None, None
-    dense, sparse = (_held(stored, config.weights, known) for stored in (known.dense_bytes, known.sparse_bytes))
-    adapted = running_memory(sparse, known.adapter(SearchSpace.heuristic))
-    return words, max(dense, adapted), 0  # one model after the other
+    num_models = 2 + bool(basis.recipe.train)
+    work = f"{config.task}, {num_models} models, each on {_evaluation_data(config)}"
+    if basis.dense_bytes is None or basis.sparse_bytes is None:
+        return work, None, None
+    dense = basis.loaded_bytes(basis.dense_bytes, config.weights)
+    sparse = basis.loaded_bytes(basis.sparse_bytes, config.weights)
+    adapted = running_memory(sparse, basis.adapter(SearchSpace.heuristic))
+    return work, max(dense, adapted), 0  # one model is loaded at a time
 
 
-def _asked(config: EvaluateConfig) -> str:
-    """Return in words what each model is measured on."""
-    if config.task == "perplexity":
-        return text_amount(config.data, config.sequence_length, config.limit)
-    if config.task == "harness":
-        first = f"up to {config.limit:,} examples of " if config.limit else ""
-        return first + ", ".join(config.harness)
-    return amount(config.data, config.limit).words
-
-
-STAGES: Mapping[str, Callable[[_Known], Estimate]] = MappingProxyType(
+ESTIMATES: Mapping[str, Callable[[_Basis], Estimate]] = MappingProxyType(
     {"sparsify": _sparsify, "train": _train, "search": _search, "export": _export, "evaluate": _evaluate}
 )
 
 
-class Amount(NamedTuple):
-    """The number of examples, None where it is not known yet, and what is to be said then."""
+class _Amount(NamedTuple):
+    """A number of examples, None if unknown, and the same in words."""
 
     examples: int | None
     words: str
 
 
-def is_here(source: str) -> bool:
-    """Tell whether a source can be read without a download."""
-    return source.partition(":")[0] == ARITHMETIC or expanded(source).is_file() or is_saved(source)
-
-
-def shown(source: str) -> str:
-    """Return a source, and whether it is still to come."""
-    return source if is_here(source) else f"{source} (not here yet)"
-
-
-def refuse_shared_rows(recipe: Recipe) -> None:
-    """Raise InputError where the search would see the test rows, as `run` does; of data that are here."""
-    search, test = recipe.search, recipe.evaluate
-    if search and test and is_here(search.data) and is_here(test.data):
-        with _quietly():
-            check_apart(search.data, test.data, search.limit, test.limit)
-
-
-def text_amount(source: str, sequence_length: int, limit: int | None = None) -> str:
-    """Return in words how much of a text, or of rows as text, a perplexity is measured on."""
-    first = f"the first {limit:,} windows" if limit else "windows"
-    return f"{first} of {sequence_length:,} tokens of {shown(source)}"
-
-
-def calibration_amount(settings: SparsifyConfig) -> tuple[int, str]:
-    """Return how many tokens are calibrated on, and that in words; InputError where rows here cannot be read."""
-    text, count, length = settings.calibration, settings.num_samples, settings.sequence_length
-    if is_here(text):
-        with _quietly():
-            lengths = token_row_lengths(text)
-        if lengths is not None:
-            return sum(lengths), f"all {len(lengths):,} rows of {text}, {sum(lengths):,} tokens"
-    return count * length, f"{count} x {length} = {count * length:,} tokens of {shown(text)}"
-
-
-def amount(source: str, limit: int | None = None) -> Amount:
-    """Return how many examples a source holds; InputError where its rows cannot be read."""
-    if not is_here(source):
-        asked = f"up to {limit:,}" if limit else "an unknown number of"
-        return Amount(limit, f"{asked} examples ({source} is not here yet)")
-    with _quietly():
-        count = len(read_rows(source)[:limit])
-    return Amount(count, f"{count:,} examples of {source}")
-
-
-class Length(NamedTuple):
-    """The mean number of tokens of an example that is trained on, and the share of examples that are."""
+class _Length(NamedTuple):
+    """The mean number of tokens in a training example, and the share of examples that are short enough."""
 
     tokens: float
     kept: float
 
 
-def example_length(settings: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Length | None:
-    """Return how long a training example that is here is, measured on the first of them."""
-    if amount(settings.data).examples is None:
-        return None
+def _is_local(source: str) -> bool:
+    """Tell whether a source can be read without a download."""
+    return source.partition(":")[0] == ARITHMETIC or expanded(source).is_file() or is_saved(source)
+
+
+def _shown(source: str) -> str:
+    return source if _is_local(source) else f"{source} (not here yet)"
+
+
+def _amount(source: str, limit: int | None = None) -> _Amount:
+    """Return how many examples a source has; InputError if its rows cannot be read."""
+    if not _is_local(source):
+        count = f"up to {limit:,}" if limit else "an unknown number of"
+        return _Amount(limit, f"{count} examples ({source} is not here yet)")
     with _quietly():
-        examples = load_examples(settings.data, settings.template, tokenizer, MOST)
-        rows = tokenize_all(examples, tokenizer, settings.max_length, settings.train_on)
-    return Length(sum(len(row.input_ids) for row in rows) / len(rows), len(rows) / len(examples))
+        num_rows = len(read_rows(source)[:limit])
+    return _Amount(num_rows, f"{num_rows:,} examples of {source}")
+
+
+def _evaluation_data(config: EvaluateConfig) -> str:
+    """Return the data of an evaluation in words."""
+    if config.task == "perplexity":
+        windows = f"the first {config.limit:,} windows" if config.limit else "windows"
+        return f"{windows} of {config.sequence_length:,} tokens of {_shown(config.data)}"
+    if config.task == "harness":
+        return (f"up to {config.limit:,} examples of " if config.limit else "") + ", ".join(config.harness)
+    return _amount(config.data, config.limit).words
+
+
+def _calibration_tokens(config: SparsifyConfig) -> tuple[int, str]:
+    """Return the number of calibration tokens, and the same in words; InputError if local rows cannot be read."""
+    text = config.calibration
+    if _is_local(text):
+        with _quietly():
+            lengths = token_row_lengths(text)
+        if lengths is not None:
+            return sum(lengths), f"all {len(lengths):,} rows of {text}, {sum(lengths):,} tokens"
+    num_tokens = config.num_samples * config.sequence_length
+    return num_tokens, f"{config.num_samples} x {config.sequence_length} = {num_tokens:,} tokens of {_shown(text)}"
+
+
+def _example_length(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> _Length:
+    """Return the length of training examples that are here, estimated on the first ones."""
+    with _quietly():
+        examples = load_examples(config.data, config.template, tokenizer, NUM_SAMPLED)
+        rows = tokenize_all(examples, tokenizer, config.max_length, config.train_on)
+    return _Length(sum(len(row.input_ids) for row in rows) / len(rows), len(rows) / len(examples))
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep what reading logs out of a plan."""
+    """Suppress the log lines of reading data."""
     logging.disable(logging.INFO)
     try:
         yield

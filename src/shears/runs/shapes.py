@@ -1,4 +1,7 @@
-"""The shape of a model without its weights: from its config.json where it is here, else from what is published."""
+"""The shape of a model without its weights, and the memory and disk that stages need for it.
+
+Bytes are counted from shapes; activations, which depend on lengths and batch, are left out.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,19 +14,20 @@ from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig
 
-from shears.models.blocks import decoder_blocks
+from shears.blockwise.matrices import linear_matrix
 from shears.checkpoints.conversion import META, empty_model, known_config
-from shears.export.packing import is_block_matrix
-from shears.config.embedded import EMBEDDED
-from shears.models.fetching import cache_folder
 from shears.checkpoints.loading_errors import LOADING_ERRORS
+from shears.checkpoints.tensor_files import TensorFiles
+from shears.config.embedded import EMBEDDED
+from shears.export.packing import is_block_matrix
+from shears.models.blocks import decoder_blocks
+from shears.models.fetching import cache_folder
 from shears.models.load import linears, plain_folder
 from shears.records.paths import expanded
-from shears.blockwise.matrices import linear_matrix
-from shears.checkpoints.tensor_files import TensorFiles
 
-FP32 = 4
-ADAM = 4 * FP32  # weight, gradient and two moments of a trained weight, all fp32
+FP32_BYTES = 4
+BF16_BYTES = 2
+ADAM_BYTES = 4 * FP32_BYTES  # weight, gradient and two moments of a trained weight, all fp32
 
 Sides = Mapping[str, tuple[int, int]]  # outputs and inputs of every linear
 _LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
@@ -38,15 +42,12 @@ PUBLISHED: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         "mosaicml/mpt-7b": ("mpt", _MPT_7B),
     }
 )
-"""The models of our recipes: their type in transformers, and what differs from its defaults."""
+"""The models of our recipes, which can be planned before a download: type in transformers, and other than default."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model whose parameters have shapes and no memory; how many bytes its files have, where that is known.
-
-    Embedded models become files in fp32 when they are first used.
-    """
+    """A model whose parameters have no memory, its folder if it needs no download, the bytes of its files if known."""
 
     model: nn.Module
     folder: Path | None
@@ -54,17 +55,17 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Return the number of weights, tied ones once."""
+        """Return the number of weights; tied ones count once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def block(self) -> int:
-        """Return the weights of the largest decoder block."""
+        """Return the number of weights in the largest decoder block."""
         return max(sum(weight.numel() for weight in block.parameters()) for block in decoder_blocks(self.model)[1])
 
     @property
     def beside(self) -> int:
-        """Return the weights that lie in no decoder block."""
+        """Return the number of weights outside the decoder blocks."""
         blocks = decoder_blocks(self.model)[1]
         return self.parameters - sum(weight.numel() for weight in blocks.parameters())
 
@@ -76,12 +77,12 @@ class Shape:
 
     @property
     def linear_weights(self) -> int:
-        """Return the weights of the linears of the decoder blocks."""
+        """Return the number of weights in the linears of the decoder blocks."""
         return sum(outputs * inputs for outputs, inputs in self.sides.values())
 
     @property
     def packed_weights(self) -> int:
-        """Return the weights that a package packs: those of linears, and experts that lie one by one in the files."""
+        """Return the number of weights that a package packs: linears, and experts with one tensor each in the files."""
         if self.folder is None or self.file_bytes is None:
             return self.linear_weights
         files = TensorFiles(self.folder)
@@ -90,7 +91,7 @@ class Shape:
 
     @property
     def sides(self) -> dict[str, tuple[int, int]]:
-        """Return outputs and inputs of every linear of the decoder blocks, by name."""
+        """Return outputs and inputs of every linear in the decoder blocks, by name."""
         prefix, blocks = decoder_blocks(self.model)
         return {
             f"{prefix}.{index}.{name}": linear_matrix(name, linear).shape
@@ -100,9 +101,9 @@ class Shape:
 
 
 def shape_of(name: str) -> Shape | None:
-    """Return the shape of a model by its name; None where it must be downloaded first and its shape is not known.
+    """Return the shape of a model by its name; None if it must be downloaded first and its shape is not published.
 
-    InputError for a folder that holds no model transformers knows.
+    InputError for a folder without a model that transformers knows.
     """
     folder = _folder(name)
     if folder is not None:
@@ -112,11 +113,13 @@ def shape_of(name: str) -> Shape | None:
         return None
     kind, settings = PUBLISHED[name]
     shape = Shape(_built(Path(name), AutoConfig.for_model(kind, **settings)), None, None)
-    return replace(shape, file_bytes=FP32 * shape.parameters) if name in EMBEDDED else shape
+    if name in EMBEDDED:  # fetch writes it in fp32
+        return replace(shape, file_bytes=FP32_BYTES * shape.parameters)
+    return shape
 
 
 def _folder(name: str) -> Path | None:
-    """Return the folder of a model that is here already."""
+    """Return the folder of a model that needs no download, None for others."""
     path = expanded(name)
     if path.is_dir():
         model = resolve(path)
@@ -126,51 +129,51 @@ def _folder(name: str) -> Path | None:
         cached = cache_folder() / name
         return cached if (cached / "config.json").is_file() else None
     try:
-        found = try_to_load_from_cache(name, "config.json")
-    except LOADING_ERRORS:  # no hub id: a .gguf file, for example
+        config = try_to_load_from_cache(name, "config.json")
+    except LOADING_ERRORS:  # not a hub id: a .gguf file, for example
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _built(folder: Path, config: Any) -> nn.Module:
     model = empty_model(folder, config, torch.float32)
-    model.tie_weights()  # left untied by empty_model; parameters() then counts a tied one once
+    model.tie_weights()  # empty_model does not; parameters() then counts tied weights once
     return model
 
 
 def adapter_parameters(sides: Sides, ranks: Mapping[str, int]) -> int:
-    """Return the weights of LoRA adapters, rank x (outputs + inputs) of every adapted linear."""
+    """Return the number of parameters of LoRA adapters: rank x (outputs + inputs) for every adapted linear."""
     return sum(rank * sum(sides[name]) for name, rank in ranks.items())
 
 
 def pruning_memory(beside: int, block: int, hidden: int, largest_moments: int) -> int:
-    """Return what pruning block by block holds: embeddings, a block and its copy, hidden states, second moments.
+    """Return the bytes for pruning block by block: embeddings, a block and its copy, hidden states, second moments.
 
-    All in fp32; `hidden` are the bytes of hidden states in memory, `largest_moments` inputs squared of the widest
+    All in fp32; `hidden` is the size of the hidden states in bytes, `largest_moments` the inputs squared of the widest
     linear, 0 for methods that need only norms.
     """
-    return FP32 * (beside + 2 * block + 2 * largest_moments) + hidden
+    return FP32_BYTES * (beside + 2 * block + 2 * largest_moments) + hidden
 
 
 def training_memory(model_bytes: int, adapter: int) -> int:
-    """Return what training holds without activations: the frozen model, the adapter, its gradients and moments."""
-    return model_bytes + ADAM * adapter
+    """Return the bytes for training: the frozen model, the adapter, its gradients and Adam's moments."""
+    return model_bytes + ADAM_BYTES * adapter
 
 
 def quantized_bytes(model_bytes: int, weights: int, others: int, bits: float) -> int:
-    """Return the size of a model in memory whose linears are quantized, `others` as they are in its files."""
+    """Return the bytes of a loaded model whose linears are quantized and whose other weights are not."""
     return round(weights * bits / 8 + model_bytes * others / (weights + others))
 
 
-def packed_bytes(weights: int, others: int, sparsity: float, each: int = 2, beside: int = 2) -> int:
-    """Return the size of a package: a bit a weight of the linears and `each` bytes a kept one, `beside` of all others.
+def packed_bytes(weights: int, others: int, sparsity: float, value_bytes: int = 2, other_bytes: int = 2) -> int:
+    """Return the size of a package: per weight of a linear one bit, and `value_bytes` if it is nonzero.
 
-    Linears that would not become smaller stay as they are.
+    All other weights take `other_bytes`; linears that packing does not shrink stay dense.
     """
-    dense = max(each, beside) * weights
-    return round(min(weights / 8 + each * (1 - sparsity) * weights, dense) + beside * others)
+    dense = max(value_bytes, other_bytes) * weights
+    return round(min(weights / 8 + value_bytes * (1 - sparsity) * weights, dense) + other_bytes * others)
 
 
 def running_memory(model_bytes: int, adapter: int) -> int:
-    """Return what evaluation holds without activations."""
-    return model_bytes + FP32 * adapter
+    """Return the bytes of a loaded model with an adapter."""
+    return model_bytes + FP32_BYTES * adapter

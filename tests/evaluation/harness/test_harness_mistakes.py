@@ -35,7 +35,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     [
         ({"include_path": "nowhere"}, "include_path must be a folder"),
         ({"harness": "shears_boolq", "data": "nowhere"}, "needs the file nowhere/boolq/test.json"),
-        ({"harness": (), "task": "harness", "data": "."}, "harness must name tasks"),
+        ({"harness": (), "task": "harness", "data": "."}, "task harness needs tasks of lm-eval"),
         ({"task": "number", "data": "x"}, "harness and include_path need task harness, got task number"),
     ],
 )
