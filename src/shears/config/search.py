@@ -4,12 +4,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from shears.config.evaluate import ScoringConfig
-from shears.config.fields import Names, NumberFormat, Seed, Size, StageConfig, StorageURL
+from shears.config.fields import Names, NumberFormat, Removed, Seed, Size, StageConfig, StorageURL
 
 QUALITIES = ("loss", "accuracy")  # measured on validation examples
 SIZES = ("parameters", "nonzeros", "macs")  # counted
@@ -162,6 +162,17 @@ class SharingConfig(StageConfig):
 
 class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     """How to find the best sub-adapter on validation data."""
+
+    REMOVED: ClassVar[Mapping[str, Removed]] = MappingProxyType(
+        {
+            "seeds": Removed(
+                0,
+                "0.1.0",
+                "the training log did not predict good configurations (rank correlation -0.07); leave it out and raise "
+                "max_evaluations",
+            )
+        }
+    )
 
     precision: NumberFormat = "auto"
     """Arithmetic; auto: fp32 for losses, because rounding to bf16 hides the differences between neighbours, and bf16
