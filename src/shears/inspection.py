@@ -23,8 +23,7 @@ from shears.records.artifacts import (
     SPARSITY,
     SUB_ADAPTER,
     UNPACKED,
-    read_json,
-    read_record,
+    read_object,
     weights_fingerprint,
 )
 from shears.records.folders import partial_folder
@@ -50,7 +49,7 @@ def inspect(path: str | Path, against: str | Path | None = None) -> dict[str, An
 
 def _describe(path: Path) -> dict[str, Any]:
     if path.is_file() and path.suffix == ".json":
-        return {"kind": "file", "path": str(path), **_object(path)}
+        return {"kind": "file", "path": str(path), **read_object(path)}
     if not path.is_dir():
         raise InputError(f"the path must be a folder or JSON file of an artifact, there is no {path}; check the path")
     for marker, describe in KINDS.items():
@@ -61,14 +60,6 @@ def _describe(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} must be finished, but its stage was interrupted; start it again with --resume")
     names = ", ".join(KINDS)
     raise InputError(f"{path} must be a model, or an adapter, a search or a run of shears; it has none of {names}")
-
-
-def _object(file: Path) -> dict[str, Any]:
-    """Return the content of a JSON file; InputError if it is not an object."""
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise InputError(f"{file} must be a JSON object, got {str(content)[:40]}")
-    return content
 
 
 def folder_size(path: Path) -> int:
@@ -105,7 +96,7 @@ def _model(folder: Path) -> dict[str, Any]:
             weights, zeros = counts.get(place, (0, 0))
             counts[place] = (weights + tensor.numel(), zeros + tensor.numel() - kept)
     name, kind = next(((name, kind) for name, kind in MODELS.items() if (folder / name).is_file()), ("", "model"))
-    record = _object(folder / name) if name else {}
+    record = read_object(folder / name) if name else {}
     return {
         "kind": kind,
         "parameters": parameters,
@@ -141,7 +132,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
         "kind": kind,
         "parameters": sum(size for size, _ in counts.values()),
         "nonzeros": sum(kept for _, kept in counts.values()),
-        **_object(folder / name),
+        **read_object(folder / name),
         "fingerprint": weights_fingerprint(folder),
     }
 
@@ -164,20 +155,12 @@ def _package(folder: Path) -> dict[str, Any]:
     }
 
 
-def _search(folder: Path) -> dict[str, Any]:
-    return {"kind": "search", **_object(folder / RESULT)}
-
-
-def _run(folder: Path) -> dict[str, Any]:
-    return {"kind": "run", **_object(folder / EVALUATION)}
-
-
 KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     PACKAGE: _package,
-    RESULT: _search,
+    RESULT: lambda folder: {"kind": "search", **read_object(folder / RESULT)},
     **dict.fromkeys(ADAPTERS, _adapter),
     "config.json": _model,
-    EVALUATION: _run,
+    EVALUATION: lambda folder: {"kind": "run", **read_object(folder / EVALUATION)},
 }
 
 

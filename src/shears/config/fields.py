@@ -2,20 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from pydantic_core import to_jsonable_python
 
 from shears.config.notation import kept_of_every, num_bytes
@@ -95,11 +84,11 @@ class Removed(NamedTuple):
     last_version: str
     advice: str
 
-    def is_default(self, value: object) -> bool:
-        """Tell whether a value, as parsed or as text, equals the default that the key had."""
+    def is_default(self, value: Any) -> bool:
+        """Tell whether a value, a number or its text, equals the default that the key had."""
         try:
-            return TypeAdapter(type(self.default)).validate_python(value) == self.default
-        except ValidationError:
+            return float(value) == self.default
+        except (TypeError, ValueError):
             return False
 
 
@@ -129,7 +118,7 @@ class StageConfig(BaseModel):
         allow_inf_nan=False,
     )
 
-    REMOVED: ClassVar[Mapping[str, Removed]] = MappingProxyType({})
+    REMOVED: ClassVar[Mapping[str, Removed]] = {}
     """Keys that earlier versions had; records and recipes of those versions hold them."""
 
     @model_validator(mode="before")

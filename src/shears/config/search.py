@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
@@ -20,18 +19,12 @@ NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*[kKMGT]?"
 StrategyName = Literal[
     "heuristic", "maximal", "minimal", "random", "exhaustive", "hill-climbing", "evolution", "nsga2", "rnsga2"
 ]
-OWNERS: Mapping[str, tuple[StrategyName, ...]] = MappingProxyType(
-    {
-        "improvement": ("hill-climbing",),
-        "restarts": ("hill-climbing",),
-        "step": ("hill-climbing",),
-        "changes": ("hill-climbing",),
-        "order": ("hill-climbing",),
-        "population": ("evolution", "nsga2", "rnsga2"),
-        "tournament": ("evolution",),
-        "reference_points": ("rnsga2",),
-    }
-)
+OWNERS: Mapping[str, tuple[StrategyName, ...]] = {
+    **dict.fromkeys(("improvement", "restarts", "step", "changes", "order"), ("hill-climbing",)),
+    "population": ("evolution", "nsga2", "rnsga2"),
+    "tournament": ("evolution",),
+    "reference_points": ("rnsga2",),
+}
 """The strategies that read an option; the others refuse it."""
 
 
@@ -163,17 +156,11 @@ class SharingConfig(StageConfig):
 class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     """How to find the best sub-adapter on validation data."""
 
-    REMOVED: ClassVar[Mapping[str, Removed]] = MappingProxyType(
-        {
-            "seeds": Removed(
-                0,
-                "0.1.0",
-                "the training log did not predict good configurations (rank correlation -0.07); leave it out and raise "
-                "max_evaluations",
-            )
-        }
-    )
-
+    REMOVED: ClassVar[Mapping[str, Removed]] = {
+        "seeds": Removed(
+            0, "0.1.0", "it predicted nothing (rank correlation -0.07); raise max_evaluations instead"
+        )
+    }
     precision: NumberFormat = "auto"
     """Arithmetic; auto: fp32 for losses, because rounding to bf16 hides the differences between neighbours, and bf16
     autocast for accuracies where the processor supports it. With fp32, a 16-bit model takes twice its memory."""

@@ -1,7 +1,6 @@
 """Options of `shears train`: how to train the super-adapter."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -15,9 +14,9 @@ SamplingName = Literal["uniform", "sandwich", "per-example", "per-process", "max
 class TrainConfig(StageConfig):
     """How to train the super-adapter on the frozen sparse model."""
 
-    REMOVED: ClassVar[Mapping[str, Removed]] = MappingProxyType(
-        {"distill": Removed(0.0, "0.1.0", "in-place distillation gained nothing in our measurements; leave it out")}
-    )
+    REMOVED: ClassVar[Mapping[str, Removed]] = {
+        "distill": Removed(0.0, "0.1.0", "in-place distillation gained nothing in our measurements; leave it out")
+    }
 
     data: str
     """Training examples: a JSON, JSONL, CSV or Parquet file, a hub id, or the embedded arithmetic:train."""
