@@ -132,7 +132,7 @@ def test_a_folder_without_blocks_has_no_map(tmp_path: Path) -> None:
         ("package.json", "[]", "package.json must be the record that shears wrote, it is"),
     ],
 )
-def test_what_is_torn_or_foreign_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_a_damaged_or_foreign_file_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
     folder = _folder(tmp_path / "model", {"head.weight": _with_zeros(1, 2, 2)})
     (folder / name).write_text(content)
     with pytest.raises(InputError, match=message):
@@ -151,7 +151,7 @@ def test_what_is_torn_or_foreign_is_named(tmp_path: Path, name: str, content: st
         '{"models": [{"name": "gpt"}]}',
     ],
 )
-def test_what_is_foreign_within_a_record_is_one_line(
+def test_a_foreign_value_in_a_record_is_one_line(
     tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "other.json"
@@ -162,13 +162,15 @@ def test_what_is_foreign_within_a_record_is_one_line(
     assert "error: " + str(path) + " must be as shears wrote it, got " in capfd.readouterr()[1]
 
 
-def test_another_tools_adapter_is_told_that_it_is_not_ours(tmp_path: Path) -> None:
+def test_an_adapter_of_another_tool_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="or an adapter, a search or a run of shears"):
         inspect(tmp_path)
 
 
-def test_what_is_no_artifact_is_an_error_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_no_artifact_is_an_error_from_any_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.json").write_text("[1]")
     for path, message in ((".", "must be a model"), ("/", "must be a model"), ("list.json", "must be a JSON object")):

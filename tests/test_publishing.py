@@ -60,7 +60,7 @@ def test_a_dry_run_lists_every_file_with_its_size(made: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["sparse", "super", "sub", "merged", "package", "unpacked/adapter"])
-def test_nothing_that_is_sent_names_a_folder_of_this_machine(name: str, made: Path) -> None:
+def test_no_uploaded_file_contains_a_local_folder(name: str, made: Path) -> None:
     assert any(SECRET.encode() in file.read_bytes() for file in (made / name).rglob("*.json"))
     files = sent(made / name, "me/it", "me/base")
     assert [file for file, content in files.items() if SECRET.encode() in content] == []
@@ -124,7 +124,7 @@ def test_the_card_of_a_recovery_loads_it_from_inside_the_model(made: Path) -> No
     assert ModelCard(text).data.to_dict()["base_model"] == "me/it"
 
 
-def test_what_a_person_wrote_into_a_card_stays_without_paths(made: Path, tmp_path: Path) -> None:
+def test_text_added_to_a_card_stays_without_paths(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "sub", tmp_path / "sub")
     own = f"Thanks to all who wrote {made}/rows.jsonl."
     (tmp_path / "sub" / "README.md").write_text((made / "sub" / "README.md").read_text() + f"\n## Thanks\n\n{own}\n")
@@ -133,7 +133,7 @@ def test_what_a_person_wrote_into_a_card_stays_without_paths(made: Path, tmp_pat
     assert f'{LOADED}, "me/it")' in text
 
 
-def test_what_is_not_finished_is_not_sent(made: Path, tmp_path: Path) -> None:
+def test_unfinished_files_are_not_uploaded(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "sub", tmp_path / "sub")
     (tmp_path / "sub" / "figures.json.partial").write_text(f'{{"data": "{made}"}}')
     assert "figures.json.partial" not in sent(tmp_path / "sub", "me/it", "me/base")
@@ -167,8 +167,8 @@ def test_an_embedded_model_and_one_of_the_hub_stay_the_base(base: str, made: Pat
     write_card(tmp_path / "sparse")
     files = sent(tmp_path / "sparse", "me/it")
     assert json.loads(files["sparsity.json"])["model"] == base
-    found = ModelCard(files["README.md"].decode()).data.to_dict()["base_model"]
-    assert found == {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(base, base)
+    base_model = ModelCard(files["README.md"].decode()).data.to_dict()["base_model"]
+    assert base_model == {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(base, base)
     assert 'AutoModelForCausalLM.from_pretrained("me/it")' in files["README.md"].decode()
 
 
@@ -181,7 +181,7 @@ def test_a_record_that_lacks_what_a_card_says_is_refused(made: Path, tmp_path: P
         shears.push(tmp_path / "sparse", "me/it", base="me/base", dry_run=True)
 
 
-def test_what_is_sent_is_what_a_dry_run_lists(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_push_uploads_the_files_of_the_dry_run(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, Sequence[CommitOperationAdd]]] = []
 
     class Commit:
@@ -224,7 +224,7 @@ def test_a_run_or_a_search_is_no_artifact_to_push(record: str, made: Path, tmp_p
         shears.push(tmp_path / "it", "me/it", base="me/sparse", dry_run=True)
 
 
-def test_a_model_beside_whose_files_a_measurement_was_written_is_a_model(made: Path, tmp_path: Path) -> None:
+def test_a_model_with_an_evaluation_in_its_folder_is_a_model(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "base", tmp_path / "base")
     (tmp_path / "base" / "evaluation.json").write_text("{}")
     sent = {file.name for file in shears.push(tmp_path / "base", "me/base", dry_run=True)}
@@ -253,11 +253,11 @@ def _sent_settings(adapter: Path) -> dict[str, Any]:
     files = {file.name: file.content for file in shears.push(adapter, "me/it", base="me/base", dry_run=True)}
     content = files["adapter_config.json"]
     assert content is not None
-    found: dict[str, Any] = json.loads(content)
-    return found
+    settings: dict[str, Any] = json.loads(content)
+    return settings
 
 
-def test_what_a_training_leaves_beside_a_model_is_not_sent(made: Path, tmp_path: Path) -> None:
+def test_files_of_the_trainer_are_not_uploaded(made: Path, tmp_path: Path) -> None:
     """Checkpoints, the optimizer's state, and settings that name folders of this machine."""
     shutil.copytree(made / "base", tmp_path / "base")
     left = ["training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth",
@@ -277,8 +277,8 @@ def test_settings_of_other_tools_name_no_folder(key: str, made: Path, tmp_path: 
     path = tmp_path / "sub" / "adapter_config.json"
     settings = {**json.loads(path.read_text()), "more": {key: f"{made}/it", "also": "org/name"}, key: "org/name"}
     path.write_text(json.dumps(settings))
-    found = _sent_settings(tmp_path / "sub")
-    assert (found["more"], found[key]) == ({key: "it", "also": "org/name"}, "org/name")
+    sent_settings = _sent_settings(tmp_path / "sub")
+    assert (sent_settings["more"], sent_settings[key]) == ({key: "it", "also": "org/name"}, "org/name")
 
 
 @pytest.mark.parametrize(
@@ -297,5 +297,5 @@ def test_an_adapter_that_names_no_base_gets_the_one_given(made: Path, tmp_path: 
     shutil.copytree(made / "sub", tmp_path / "sub")
     path = tmp_path / "sub" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
-    found = _sent_settings(tmp_path / "sub")
-    assert found["base_model_name_or_path"] == "me/base"
+    sent_settings = _sent_settings(tmp_path / "sub")
+    assert sent_settings["base_model_name_or_path"] == "me/base"

@@ -51,7 +51,7 @@ def test_every_line_of_a_pipe_is_a_turn_and_only_answers_are_written(
 
 
 @pytest.mark.parametrize(("text", "turns"), [("hi\na\\\nb", ["hi", "a\nb"]), ("hi\\", ["hi"]), ("hi\n/quit\\", ["hi"])])
-def test_what_the_input_ends_in_is_a_turn_too(text: str, turns: list[str]) -> None:
+def test_an_unfinished_last_line_is_a_turn(text: str, turns: list[str]) -> None:
     lines = iter(text.splitlines())
 
     def read(_: str) -> str:
@@ -171,7 +171,7 @@ class Speaker:
         yield from (f"{prompt}é", "…")
 
 
-def test_an_output_that_knows_fewer_characters_shows_others_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_that_the_output_lacks_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "load", lambda *_, **__: Speaker())
     for charset, text in (("ascii", "a??\n"), ("utf-8", "aé…\n")):
         result = CliRunner(charset=charset).invoke(application(), ["generate", "package", "--prompt", "a"])

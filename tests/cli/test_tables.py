@@ -53,7 +53,7 @@ def _data(rows: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
 
 
 def _rows(lines: list[str]) -> list[list[str]]:
-    """The map's rows by cells; without colours and Unicode, lines stand between them."""
+    """Return the cells of the map's rows; without colours and Unicode, lines separate them."""
     return [line.replace("|", " ").split() for line in lines if "%" in line]
 
 
@@ -61,10 +61,10 @@ def test_equal_neighbours_are_one_row_and_others_stand_alone(printed: Lines) -> 
     rows = {str(layer): dict.fromkeys(LLAMA, 0.5) for layer in range(30)}
     rows["3"] = {**rows["3"], "down_proj": 0.4}
     rows["29"] = dict.fromkeys(LLAMA, 0.4)
-    found = _rows(printed(_data(rows), encoding="ascii"))
-    assert [row[0] for row in found] == ["0-2", "3", "4-28", "29", "all"]
-    assert found[1][1:] == ["50.0%"] * 6 + ["40.0%", "50.0%"]
-    assert found[-1][1:] == ["25.0%"] * 7 + ["50.0%"]
+    printed_rows = _rows(printed(_data(rows), encoding="ascii"))
+    assert [row[0] for row in printed_rows] == ["0-2", "3", "4-28", "29", "all"]
+    assert printed_rows[1][1:] == ["50.0%"] * 6 + ["40.0%", "50.0%"]
+    assert printed_rows[-1][1:] == ["25.0%"] * 7 + ["50.0%"]
 
 
 def test_layers_that_differ_below_what_is_printed_are_one_row(printed: Lines) -> None:
@@ -90,8 +90,8 @@ def test_with_colours_the_background_darkens_with_the_share(printed: Lines) -> N
     rows = {"0": {"q_proj": 0.0}, "1": {"q_proj": 0.3}, "2": {"q_proj": 1.0}}
     options = {"force_terminal": True, "color_system": "truecolor"}
     lines = printed(_data(rows), **options)
-    found = [re.search(r"^\d.*?48;2;(\d+);(\d+);(\d+)m", line) for line in lines]  # the first cell's background
-    shades = [tuple(map(int, match.groups())) for match in found if match]
+    matches = [re.search(r"^\d.*?48;2;(\d+);(\d+);(\d+)m", line) for line in lines]  # the first cell's background
+    shades = [tuple(map(int, match.groups())) for match in matches if match]
     assert len(shades) == 3
     assert shades[0] == tables.FEW_ZEROS
     assert shades[2] == tables.ALL_ZEROS
@@ -102,7 +102,7 @@ def test_with_colours_the_background_darkens_with_the_share(printed: Lines) -> N
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 @pytest.mark.parametrize("width", [80, 120, 30])
 @pytest.mark.parametrize("kinds", [LLAMA, DEEPSEEK])
-def test_what_does_not_fit_goes_below_and_nothing_is_cut(
+def test_columns_that_do_not_fit_go_below_and_none_is_cut(
     printed: Lines, kinds: list[str], width: int, encoding: str
 ) -> None:
     lines = printed(_data({str(layer): dict.fromkeys(kinds, 1.0) for layer in range(100, 128)}), encoding, width=width)
@@ -117,8 +117,8 @@ def test_what_does_not_fit_goes_below_and_nothing_is_cut(
 
 def test_a_layer_without_a_kind_has_an_empty_cell(printed: Lines) -> None:
     rows = {"0": {"mlp.up_proj": 0.5}, "1": {"experts.up_proj": 0.5}}
-    found = _rows(printed(_data(rows)))
-    assert [len(row) for row in found] == [3, 3, 4]
+    printed_rows = _rows(printed(_data(rows)))
+    assert [len(row) for row in printed_rows] == [3, 3, 4]
 
 
 def test_a_model_without_blocks_prints_no_map(printed: Lines) -> None:
@@ -132,7 +132,7 @@ def test_a_mixture_of_experts_fits_beside_its_router(printed: Lines) -> None:
     assert max(map(len, lines)) <= 80
 
 
-def test_what_one_is_told_to_try_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_suggested_command_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "my run"
     (run / "sub_adapter").mkdir(parents=True)
     tables.print_summary({"models": []}, run)
@@ -154,7 +154,7 @@ def test_what_one_is_told_to_try_can_be_pasted(tmp_path: Path, capsys: pytest.Ca
         ([], ["package"], "RUN/package"),
     ],
 )
-def test_what_a_run_made_last_is_what_one_is_told_to_try(
+def test_the_suggested_command_uses_the_last_model_of_the_run(
     names: list[str], folders: list[str], command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder in folders:
@@ -164,9 +164,9 @@ def test_what_a_run_made_last_is_what_one_is_told_to_try(
     tables.print_summary(
         {"task": "number", "data": "[bold]d[/b]", "models": [{"name": name, **figures} for name in names]}, tmp_path
     )
-    told = " ".join(capsys.readouterr().out.split()).replace(str(tmp_path), "RUN")
-    assert not names or "number on [bold]d[/b] (n = 2)" in told
-    assert f'Try it: shears generate {command} --prompt "..."' in told
+    output = " ".join(capsys.readouterr().out.split()).replace(str(tmp_path), "RUN")
+    assert not names or "number on [bold]d[/b] (n = 2)" in output
+    assert f'Try it: shears generate {command} --prompt "..."' in output
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_only_shares_are_in_percent(metric: str, value: float, words: str) -> No
     assert tables.figure({"metric": metric, "value": value, "ci95": [value, value]}) == (words, f"{words} to {words}")
 
 
-def test_the_strict_reading_and_questions_seen_in_training_are_told(
+def test_the_strict_reading_and_questions_seen_in_training_are_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = {"metric": "accuracy", "value": 0.5, "n": 1319, "ci95": [0.112, 0.912], "sparsity": 0.5, "nonzeros": 1e8,
@@ -195,24 +195,24 @@ def test_the_strict_reading_and_questions_seen_in_training_are_told(
     assert "…" not in "".join(table)
     assert "strict" in "".join(table)
     assert "40.9%" in "".join(table)
-    told = "3 of the 1,319 test questions stand in the training data of sparse + sub-adapter; on the others its "
-    assert f"{told}accuracy is 25.0%." in lines
+    sentence = "3 of the 1,319 test questions stand in the training data of sparse + sub-adapter; on the others its "
+    assert f"{sentence}accuracy is 25.0%." in lines
 
 
-def test_what_is_not_known_is_not_said(printed: Lines) -> None:
-    """A hash that embedded data have not, say."""
-    data = {"path": "found", "kind": "search", "data": "arithmetic:validation", "data_sha256": None, "seed": 0}
-    assert printed(data) == ["found: search", "  data: arithmetic:validation", "  seed: 0"]
+def test_missing_values_are_not_printed(printed: Lines) -> None:
+    """Embedded data have no hash, for example."""
+    data = {"path": "searched", "kind": "search", "data": "arithmetic:validation", "data_sha256": None, "seed": 0}
+    assert printed(data) == ["searched: search", "  data: arithmetic:validation", "  seed: 0"]
 
 
 def test_names_in_square_brackets_are_printed_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a metric of a task of one's own, and of a model's folder; rich reads them as markup, or fails."""
+    """rich would read the brackets in metrics and folders as markup, or fail."""
     file = io.StringIO()
     monkeypatch.setattr(tables, "console", Console(file=file, width=120, _environ={}))
     figures = [{"task": task, "metric": "f1[/macro]", "value": 0.5, "ci95": None, "n": 2} for task in ("a", "b")]
     tables.print_evaluation("model", {**figures[0], "figures": figures})
     tables.print_plan(RunPlan("runs/[/old]/base", Path("runs/[new]"), 1_000_000, []))
-    told = file.getvalue()
-    assert told.count("f1[/macro]") == 3
-    assert "runs/[/old]/base, 1.0 M weights" in told
-    assert "runs/[new]" in told
+    output = file.getvalue()
+    assert output.count("f1[/macro]") == 3
+    assert "runs/[/old]/base, 1.0 M weights" in output
+    assert "runs/[new]" in output

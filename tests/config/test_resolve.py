@@ -1,4 +1,4 @@
-"""A recipe's mistakes are named so that a person can mend them; flags win over --set over the file over defaults."""
+"""Messages name the wrong key and the fix; flags override --set, --set the file, the file the defaults."""
 
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def test_mistakes_are_explained(kind: type[TrainConfig], values: dict[str, objec
 @pytest.mark.parametrize(
     "values", [{}, {"task": "boolq"}, {"task": "boolq", "protocol": "choices"}, {"format": "package"}]
 )
-def test_what_a_stage_wrote_of_itself_reads_back(kind: type[StageConfig], values: dict[str, object]) -> None:
+def test_a_recorded_configuration_reads_back(kind: type[StageConfig], values: dict[str, object]) -> None:
     values = {"task": "choices", "data": "x", **values} if kind is EvaluateConfig else values
     values = {name: value for name, value in values.items() if name in kind.model_fields}
     config = build(kind, "x", values)
@@ -130,8 +130,8 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
         read_yaml(path)
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    """YAML would take the last one without a word; a key that is merged in may be written over."""
+def test_a_duplicate_key_is_refused(tmp_path: Path) -> None:
+    """PyYAML silently takes the last one; a merged key may be overridden."""
     path = tmp_path / "recipe.yaml"
     path.write_text("sparsify: {num_samples: 4}\ntrain: {data: a}\nsparsify: {sparsity: 0.9}\n")
     with pytest.raises(InputError, match=r"must be YAML: the key 'sparsify' stands twice .*line 3, column 1"):
@@ -155,7 +155,7 @@ def test_a_missing_file_and_a_stray_key_are_refused(tmp_path: Path) -> None:
         stage_values("train", None, ["train=3"], {})
 
 
-def test_a_pattern_is_no_number_in_the_base_of_sixty(tmp_path: Path) -> None:
+def test_a_pattern_is_not_read_as_a_number_in_base_60(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("model: m\nsparsify: {pattern: 2:4, sparsity: 0.5}\n")
     assert load_recipe(path).sparsify.pattern == "2:4"
@@ -171,7 +171,7 @@ def test_a_size_may_be_a_bare_number_and_data_a_path(tmp_path: Path) -> None:
     assert (searched.data, searched.cache_budget) == (f"{tmp_path}/v.jsonl", "0")
 
 
-def test_what_yaml_cannot_construct_is_text_or_a_torn_recipe(tmp_path: Path) -> None:
+def test_invalid_yaml_values_are_text_or_an_error(tmp_path: Path) -> None:
     assert override({}, ["sparsify.calibration=2024-13-45"]) == {"sparsify": {"calibration": "2024-13-45"}}
     path = tmp_path / "recipe.yaml"
     path.write_text("output: 2024-02-30\nmodel: 2024-02-20\n")
@@ -183,7 +183,7 @@ def test_what_yaml_cannot_construct_is_text_or_a_torn_recipe(tmp_path: Path) -> 
             load_recipe(path)
 
 
-def test_a_section_without_keys_is_one_of_defaults(tmp_path: Path) -> None:
+def test_an_empty_section_has_all_defaults(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("model: smollm2-135m\nsparsify:\n")
     assert load_recipe(path).sparsify == SparsifyConfig()

@@ -26,7 +26,7 @@ def shears(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
     return int(ended.value.code or 0), output, errors
 
 
-def test_every_verb_on_the_road(
+def test_every_verb_works_on_the_result_of_the_one_before(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     write_recipe(tmp_path)
@@ -34,8 +34,8 @@ def test_every_verb_on_the_road(
     commands = [
         "sparsify base sparse --calibration train.jsonl --num-samples 4 --sequence-length 64 --sparsity 0.5",
         "train sparse super --data train.jsonl --ranks 6,4,2 --alpha 12 --max-steps 3 --batch-size 4 --device cpu",
-        "search super found --data validation.jsonl --max-evaluations 4 --strategy random --device cpu",
-        "export super sub --ranks found/result.json",
+        "search super searched --data validation.jsonl --max-evaluations 4 --strategy random --device cpu",
+        "export super sub --ranks searched/result.json",
         "export super padded --ranks heuristic --format padded",
         "evaluate sparse --adapter sub --task number --data test.jsonl --max-new-tokens 4 --output figures.json",
         "evaluate sparse --task perplexity --data base/README.txt --sequence-length 32",
@@ -50,9 +50,9 @@ def test_every_verb_on_the_road(
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {"task", "metric", "value", "n", "ci95", "records"} <= figures.keys()
     assert len(figures["records"]) == figures["n"] == 12
-    result = json.loads((tmp_path / "found" / "result.json").read_text())
+    result = json.loads((tmp_path / "searched" / "result.json").read_text())
     assert len({json.dumps(entry["ranks"], sort_keys=True) for entry in result["evaluations"]}) == 4
-    code, output, _ = shears(capfd, monkeypatch, "inspect", "found", "--json")
+    code, output, _ = shears(capfd, monkeypatch, "inspect", "searched", "--json")
     assert json.loads(output)["chosen"] == result["chosen"]
 
 
@@ -109,7 +109,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_help_teaches_with_an_example(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_has_an_example(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     verbs: list[str] = list(typer.main.get_command(application()).commands)  # type: ignore[attr-defined]  # a click group
     assert {"sparsify", "train", "search", "export", "unpack", "report"} <= set(verbs)
     for verb in verbs:
@@ -167,7 +167,7 @@ def test_importing_shears_is_light() -> None:
         (["inspect", "nothing"], ("transformers", "peft", "datasets")),
     ],
 )
-def test_what_only_reads_files_waits_for_no_library(words: list[str], needless: tuple[str, ...]) -> None:
+def test_verbs_that_only_read_files_import_no_model_library(words: list[str], needless: tuple[str, ...]) -> None:
     code = (
         "import sys; from shears.cli import main; sys.argv = ['shears', *sys.argv[1:]]\n"
         "try: main()\n"
@@ -176,12 +176,12 @@ def test_what_only_reads_files_waits_for_no_library(words: list[str], needless: 
     assert subprocess.run([sys.executable, "-c", code, *words], check=False).returncode == 2
 
 
-def test_parts_are_there_without_an_import_of_their_own() -> None:
+def test_folders_are_imported_on_first_use() -> None:
     code = "import sys, shears; shears.runtime.load, shears.errors.InputError; sys.exit(hasattr(shears, 'nothing'))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_can_be_imported() -> None:
     import shears as package
 
     assert all(getattr(package, name) is not None for name in package.__all__)
@@ -193,7 +193,7 @@ def test_every_public_name_is_there() -> None:
     ("words", "hint"),
     [("train", "; --resume continues"), ("--threads 1 run x", "; the same command continues"), ("x", "")],
 )
-def test_ctrl_c_says_how_to_go_on(
+def test_ctrl_c_says_how_to_continue(
     words: str, hint: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Typer turns a KeyboardInterrupt into an exit code."""

@@ -63,8 +63,8 @@ def test_what_an_earlier_version_measured_is_kept_where_it_asked_the_same(tmp_pa
         content["records"][0]["output"] = "written by an earlier version"
         (run / "evaluation" / f"{name}.json").write_text(json.dumps(content))
     assert shears.run(recipe, run) == summary
-    told = [each["records"][0]["output"] == "written by an earlier version" for each in measured(run).values()]
-    assert told == [False, False, True]
+    kept = [each["records"][0]["output"] == "written by an earlier version" for each in measured(run).values()]
+    assert kept == [False, False, True]
     before = {name: (run / "evaluation" / f"{name}.json").stat().st_mtime_ns for name in NAMES}
     assert shears.run(recipe, run) == summary
     assert before == {name: (run / "evaluation" / f"{name}.json").stat().st_mtime_ns for name in NAMES}
@@ -88,10 +88,10 @@ def test_what_an_earlier_version_computed_in_16_bits_under_the_name_of_fp32_is_m
     recipe, run = recipe_of(tmp_path, "train=", "evaluate.precision=fp32"), tmp_path / "run"
     shears.run(recipe, run)
     files = {name: run / "evaluation" / f"{name}.json" for name in NAMES[:2]}
-    found = {name: file.read_text() for name, file in files.items()}
+    contents = {name: file.read_text() for name, file in files.items()}
     for name, file in files.items():
-        before = json.loads(found[name])
+        before = json.loads(contents[name])
         assert before["config"]["dtype"] == "fp32"
         file.write_text(json.dumps({**before, "config": {**before["config"], "dtype": "auto"}, "value": 0.123}))
     shears.run(recipe, run)
-    assert {name: file.read_text() for name, file in files.items()} == found
+    assert {name: file.read_text() for name, file in files.items()} == contents

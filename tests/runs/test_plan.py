@@ -1,4 +1,4 @@
-"""A plan says what a run will do, need and leave, touches nothing, and can be made of every recipe offline."""
+"""A plan has the work, memory and disk of every stage, changes nothing, and works offline for every recipe."""
 
 import json
 import sys
@@ -32,12 +32,12 @@ SIZES = {"smollm2-135m": 134_515_008, "huggyllama/llama-7b": 6_738_415_616, "hug
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_can_be_planned_offline(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path)
-    found = plan(recipe, tmp_path / "run")
-    names = [stage.name for stage in found.stages]
+    run_plan = plan(recipe, tmp_path / "run")
+    names = [stage.name for stage in run_plan.stages]
     assert names == ["sparsify", "train", "search", "export", "evaluate"]
-    assert {stage.state for stage in found.stages} == {"to do"}
-    assert found.parameters == SIZES[recipe.model or ""]
-    assert all(stage.memory for stage in found.stages)
+    assert {stage.state for stage in run_plan.stages} == {"to do"}
+    assert run_plan.parameters == SIZES[recipe.model or ""]
+    assert all(stage.memory for stage in run_plan.stages)
     assert not (tmp_path / "run").exists()
 
 
@@ -59,7 +59,7 @@ def test_known_models_have_the_size_that_is_published(name: str) -> None:
     assert set(EMBEDDED) <= set(PUBLISHED)
 
 
-def test_a_plan_comes_true(tmp_path: Path) -> None:
+def test_the_figures_of_a_plan_are_those_of_the_run(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path), NO_SEARCH)
     before = plan(recipe, tmp_path / "run")
     assert before.parameters == tiny_model().num_parameters()
@@ -91,7 +91,7 @@ def test_figures_of_other_settings_or_data_are_still_to_be_measured(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("quantize", "bits"), [("nf4", 4.5), ("int8", 8)])
-def test_a_quantized_model_takes_its_bits_while_it_is_trained(quantize: str, bits: float, tmp_path: Path) -> None:
+def test_a_quantized_model_needs_less_memory_in_training(quantize: str, bits: float, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     plain, held = (
         plan(load_recipe(recipe, [*NO_SEARCH, f"train.quantize={name}"]), tmp_path / "run").stages
@@ -137,7 +137,7 @@ def test_models_are_evaluated_in_the_number_format_asked_for(tmp_path: Path) -> 
     assert memory("evaluate.precision=fp32", "evaluate.dtype=bf16") == pytest.approx(own, rel=0.05)
 
 
-def test_moments_of_a_recovery_are_held_only_where_there_is_one(tmp_path: Path) -> None:
+def test_moments_are_counted_only_with_a_recovery(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
     plain, without, moved = (
         plan(load_recipe(path, settings), tmp_path / "run").stages[0].memory or 0
@@ -149,7 +149,7 @@ def test_moments_of_a_recovery_are_held_only_where_there_is_one(tmp_path: Path) 
 def test_an_embedded_model_is_planned_alike_before_and_after_it_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It lies in the package index in four bits, and in the cache, once used, in fp32."""
+    """It has four bits on PyPI, and fp32 in the cache once it was used."""
     monkeypatch.setenv("SHEARS_CACHE", str(tmp_path / "nothing"))
     shape = shape_of("smollm2-135m")
     assert shape is not None
@@ -157,12 +157,12 @@ def test_an_embedded_model_is_planned_alike_before_and_after_it_is_fetched(
     assert shape.file_bytes == 4 * SIZES["smollm2-135m"]
 
 
-def test_what_is_not_here_is_said_to_be_unknown(tmp_path: Path) -> None:
+def test_figures_of_models_and_data_to_download_are_unknown(tmp_path: Path) -> None:
     recipe = Recipe.model_validate({"model": "someone/something", "train": {"data": "nowhere.jsonl"}})
-    found = plan(recipe, tmp_path / "run")
-    assert found.parameters is None
-    assert {(stage.memory, stage.disk) for stage in found.stages} == {(None, None)}
-    assert "nowhere.jsonl is not here yet" in found.stages[1].work
+    run_plan = plan(recipe, tmp_path / "run")
+    assert run_plan.parameters is None
+    assert {(stage.memory, stage.disk) for stage in run_plan.stages} == {(None, None)}
+    assert "nowhere.jsonl is not here yet" in run_plan.stages[1].work
 
 
 def with_config(folder: Path, **changes: object) -> Recipe:
@@ -228,8 +228,8 @@ def planned(folder: Path, **sections: Any) -> RunPlan:
     return plan(Recipe.model_validate(recipe))
 
 
-def work(planned_run: RunPlan) -> str:
-    return planned_run.stages[-1].work
+def work(run_plan: RunPlan) -> str:
+    return run_plan.stages[-1].work
 
 
 def test_a_text_that_perplexity_is_measured_on_is_planned(tmp_path: Path) -> None:
@@ -244,8 +244,8 @@ def test_a_text_that_perplexity_is_measured_on_is_planned(tmp_path: Path) -> Non
 
 
 def test_tasks_of_lm_eval_are_named(tmp_path: Path) -> None:
-    found = work(planned(tmp_path, evaluate={"harness": ["arc_easy", "piqa"], "limit": 5}))
-    assert found == "harness, 2 models, each on up to 5 examples of arc_easy, piqa"
+    words = work(planned(tmp_path, evaluate={"harness": ["arc_easy", "piqa"], "limit": 5}))
+    assert words == "harness, 2 models, each on up to 5 examples of arc_easy, piqa"
 
 
 @pytest.mark.parametrize("settings", [{"epochs": 3}, {"max_steps": 5}])
@@ -255,20 +255,20 @@ def test_tokens_of_a_training_are_those_of_the_examples_it_sees(settings: dict[s
     rows = [{"prompt": "same length?", "completion": "yes"}] * 20 + [{"prompt": "x" * 200, "completion": "y"}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {"data": str(file), "ranks": [4, 2], "batch_size": 16, "max_length": 64, **settings}
-    found = planned(tmp_path, train=config).stages[1].work
+    words = planned(tmp_path, train=config).stages[1].work
     tokenizer = load_tokenizer(tmp_path / "base")
     kept = tokenize_all(load_examples(str(file), "question", tokenizer), tokenizer, 64)
     steps, seen = (6, 60) if "epochs" in settings else (5, 56)
     assert len(kept) == 20
     tokens = f"{seen * len(kept[0].input_ids):,}"
-    assert found == f"{steps} steps of 16 examples, 21 examples of {file}, about {tokens} tokens"
+    assert words == f"{steps} steps of 16 examples, 21 examples of {file}, about {tokens} tokens"
 
 
 def test_shares_of_zeros_are_not_rounded_to_whole_percents(tmp_path: Path) -> None:
     assert planned(tmp_path, sparsify={"sparsity": 0.625}).stages[0].work.startswith("wanda to 62.5%, ")
 
 
-def test_what_a_number_format_of_a_package_saves_is_planned(tmp_path: Path) -> None:
+def test_the_savings_of_a_packages_number_formats_are_planned(tmp_path: Path) -> None:
     """Beside an fp32 package; what headers take is alike in all of them."""
     settings = [{}, {"values": "bf16"}, {"values": "int8"}, {"values": "bf16", "embeddings": "int8"}]
     train = {"data": "arithmetic:train", "ranks": [4, 2], "max_steps": 1}
@@ -280,8 +280,8 @@ def test_what_a_number_format_of_a_package_saves_is_planned(tmp_path: Path) -> N
         disks.append(planned(tmp_path, sparsify={"sparsity": 0.75}, train=train, export=export).stages[2].disk or 0)
         package = shears.export_adapter(sparse, tmp_path / f"package-{number}", format="package", **each)
         files.append((package / "package.safetensors").stat().st_size)
-    saved, found = ([sizes[0] - size for size in sizes[1:]] for sizes in (disks, files))
-    assert saved == pytest.approx(found, rel=0.15)  # int8 has a scale a row
+    saved, measured = ([sizes[0] - size for size in sizes[1:]] for sizes in (disks, files))
+    assert saved == pytest.approx(measured, rel=0.15)  # int8 has a scale a row
 
 
 @pytest.mark.parametrize(
@@ -327,9 +327,9 @@ def test_a_search_on_the_test_rows_is_refused_whatever_their_file_is_called(tmp_
     assert planned(tmp_path, **sections | {"evaluate": {"task": "number", "data": "org/name"}})
 
 
-def test_a_package_is_refused_and_a_text_that_is_not_here_is_told(tmp_path: Path) -> None:
-    found = planned(tmp_path, sparsify={"calibration": "nowhere.txt", "num_samples": 2, "sequence_length": 8})
-    assert found.stages[0].work == "wanda to 50%, 2 x 8 = 16 tokens of nowhere.txt (not here yet)"
+def test_a_package_is_refused_and_a_text_to_download_is_named(tmp_path: Path) -> None:
+    run_plan = planned(tmp_path, sparsify={"calibration": "nowhere.txt", "num_samples": 2, "sequence_length": 8})
+    assert run_plan.stages[0].work == "wanda to 50%, 2 x 8 = 16 tokens of nowhere.txt (not here yet)"
     shears.export_adapter(tmp_path / "base", tmp_path / "package", format="package")
     with pytest.raises(InputError, match="a model to prune must be a model folder, got the package"):
         plan(Recipe.model_validate({"model": str(tmp_path / "package"), "output": str(tmp_path / "run")}))
@@ -340,6 +340,6 @@ def test_rows_of_token_ids_are_planned_as_they_are_calibrated_on(tmp_path: Path)
     file = tmp_path / "ids.jsonl"
     padded = {"input_ids": [5, 6, 7, 0, 0], "attention_mask": [1, 1, 1, 0, 0]}
     file.write_text("".join(json.dumps(row) + "\n" for row in [padded, {"input_ids": [1, 2, 3, 4]}]))
-    found = planned(tmp_path, sparsify={"calibration": str(file), "num_samples": 64, "sequence_length": 512})
-    assert found.stages[0].work == f"wanda to 50%, all 2 rows of {file}, 7 tokens"
+    run_plan = planned(tmp_path, sparsify={"calibration": str(file), "num_samples": 64, "sequence_length": 512})
+    assert run_plan.stages[0].work == f"wanda to 50%, all 2 rows of {file}, 7 tokens"
     assert calibration_batches(str(file), None, 64, 512, batch_size=4, seed=0).num_tokens == 7
