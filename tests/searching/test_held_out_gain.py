@@ -71,7 +71,7 @@ def test_one_example_has_no_interval_and_its_record_is_json(tmp_path: Path, caps
     result = {"evaluations": [entry], "chosen": entry, "pareto": [entry], "objectives": ["loss"], "gain": gain}
     write_json(tmp_path / "result.json", result)
     print_search(tmp_path / "result.json")
-    assert "difference -0.1 (no interval is known)" in " ".join(capsys.readouterr().out.split())
+    assert "difference -0.1 (interval unknown)" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("settings", [{}, {"task": "number"}, {"objective": "accuracy", "task": "number"}])
