@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.end_to_end.recipe import write_recipe
-from tests.tiny import save_tiny, tiny_model
 
 import shears
 from shears.cli import main
@@ -20,6 +18,8 @@ from shears.errors import InputError
 from shears.models.load import load_tokenizer
 from shears.runs.plan import RunPlan, plan
 from shears.runs.shapes import PUBLISHED, packed_bytes, shape_of
+from tests.end_to_end.recipe import write_recipe
+from tests.tiny import save_tiny, tiny_model
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))

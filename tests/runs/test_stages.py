@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.end_to_end.recipe import write_recipe
 
 import shears
 from shears.config import Recipe
@@ -14,6 +13,7 @@ from shears.errors import InputError
 from shears.records.artifacts import as_data
 from shears.runs.pipeline import run_folder
 from shears.runs.plan import plan
+from tests.end_to_end.recipe import write_recipe
 
 
 @pytest.mark.parametrize(

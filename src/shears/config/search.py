@@ -157,9 +157,7 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     """How to find the best sub-adapter on validation data."""
 
     REMOVED: ClassVar[Mapping[str, Removed]] = {
-        "seeds": Removed(
-            0, "0.1.0", "it predicted nothing (rank correlation -0.07); raise max_evaluations instead"
-        )
+        "seeds": Removed(0, "0.1.0", "it predicted nothing (rank correlation -0.07); raise max_evaluations instead")
     }
     precision: NumberFormat = "auto"
     """Arithmetic; auto: fp32 for losses, because rounding to bf16 hides the differences between neighbours, and bf16
