@@ -24,6 +24,7 @@ from shears.records.artifacts import (
     SUB_ADAPTER,
     UNPACKED,
     read_object,
+    read_record,
     weights_fingerprint,
 )
 from shears.records.folders import partial_folder

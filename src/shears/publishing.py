@@ -26,8 +26,7 @@ from shears.records.artifacts import (
     read_object,
     read_record,
 )
-from shears.records.cards.card import published
-from shears.records.cards.loading import Place
+from shears.records.cards.card import HubLocation, published
 from shears.records.folders import PARTIAL
 from shears.records.paths import HUB_NAME, SEPARATOR, is_path, last_part, without_folders
 from shears.records.peft_files import ADAPTER_CONFIG
@@ -141,7 +140,7 @@ def _upload(folder: Path, repo: str, files: list[Upload], private: bool) -> None
     logger.info("pushed %d files to %s", len(files), commit.commit_url)
 
 
-def public_content(path: Path, base: str | None, place: Place) -> bytes | None:
+def public_content(path: Path, base: str | None, place: HubLocation) -> bytes | None:
     """Return the content of a file on the hub, at `place`; None if it is the same as here.
 
     `base` is the hub id of the model it was made from, None for the recorded one. InputError if that is a folder, and
@@ -168,7 +167,7 @@ def _json(path: Path) -> Any:
         return None
 
 
-def _card(path: Path, base: str | None, place: Place) -> bytes | None:
+def _card(path: Path, base: str | None, place: HubLocation) -> bytes | None:
     """Return a card of shears with hub ids in metadata, text and code; in another card, replace only the base."""
     record_file = find_record(path.parent)
     try:

@@ -6,17 +6,17 @@ from typing import Any, get_args
 import pytest
 
 from shears.adapt.sampling import STRATEGIES as SAMPLINGS
-from shears.checkpoints.packed.layout import DTYPES as VALUES
+from shears.checkpoints.packed.layout import FORMAT_DTYPES
 from shears.config import ExportConfig, TrainConfig
 from shears.config.evaluate import ANSWER_FORMS, PaperTask, TaskName
 from shears.config.export import FormatName
-from shears.config.fields import NumberFormat
+from shears.config.fields import DtypeName
 from shears.config.search import OWNERS, StrategyName, StrategyOptions
 from shears.config.sparsify import MethodName
 from shears.config.train import SamplingName
 from shears.evaluation.tasks.registry import ACCURACY_TASKS
 from shears.export.peft import FORMATS
-from shears.models.load import DTYPES
+from shears.models.devices import DTYPES
 from shears.models.quantization import BITS
 from shears.searching.stage import STRATEGIES
 from shears.sparsity.methods.registry import METHODS
@@ -33,9 +33,9 @@ WHOLE_MODELS = ("merged", "merged-sparse", "package")  # export formats that are
         (FormatName, [*FORMATS, *WHOLE_MODELS]),
         (TaskName, [*ACCURACY_TASKS, "perplexity", "harness"]),
         (PaperTask, ANSWER_FORMS),
-        (NumberFormat, ["auto", *DTYPES]),
+        (DtypeName, ["auto", *DTYPES]),
         (TrainConfig.model_fields["quantize"].annotation, ["none", *BITS]),
-        (ExportConfig.model_fields["values"].annotation, ["auto", *VALUES]),
+        (ExportConfig.model_fields["values"].annotation, ["auto", *FORMAT_DTYPES]),
     ],
     ids=["methods", "strategies", "samplings", "formats", "tasks", "paper", "dtypes", "quantize", "values"],
 )

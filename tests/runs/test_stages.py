@@ -10,7 +10,6 @@ import shears
 from shears.config import Recipe
 from shears.config.resolve import load_recipe
 from shears.errors import InputError
-from shears.records.artifacts import as_data
 from shears.runs.pipeline import run_folder
 from shears.runs.plan import plan
 from tests.end_to_end.recipe import write_recipe
@@ -43,20 +42,6 @@ def test_a_record_of_another_version_or_a_damaged_one_is_one_line(
         with pytest.raises(InputError, match=message) as caught:
             start(recipe, tmp_path / "run")
         assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("value", [0.0, 0.5])
-def test_a_removed_key_of_a_record_counts_unless_it_has_its_default(value: float, tmp_path: Path) -> None:
-    config = as_data(TrainConfig(data="arithmetic:train"))
-    (tmp_path / "search_space.json").write_text(json.dumps({"config": config | {"distill": value}}))
-    stage = Stage("train", tmp_path, "search_space.json", config, dict, lambda: None)
-    if value:
-        with pytest.raises(
-            InputError, match="train.distill was removed after version 0.1.0, got 0.5: train without it"
-        ):
-            stage.is_done()
-    else:
-        assert stage.is_done()
 
 
 def test_a_run_goes_into_the_home_folder_that_its_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

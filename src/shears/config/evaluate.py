@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from shears.config.fields import Device, Names, NumberFormat, StageConfig
+from shears.config.fields import Device, DtypeName, Names, StageConfig
 
 PaperTask = Literal[
     "gsm8k", "aqua", "mawps", "svamp",
@@ -44,7 +44,7 @@ class ScoringConfig(StageConfig):
     """Examples in one forward pass."""
     max_new_tokens: int = Field(64, gt=0)
     """Longest generated answer, in tokens."""
-    precision: NumberFormat = "auto"
+    precision: DtypeName = "auto"
     """Arithmetic; auto: bf16 autocast where the processor supports it, else the model's own number format. With fp32,
     a 16-bit model takes twice its memory."""
     device: Device = "auto"
@@ -71,7 +71,7 @@ class EvaluateConfig(ScoringConfig):
     template: Literal["question", "alpaca"] | None = None
     """Prompt template of instruction rows; default: the one the adapter was trained with, else alpaca for the paper's
     tasks and question for others."""
-    dtype: NumberFormat = "auto"
+    dtype: DtypeName = "auto"
     """Number format of the loaded model; auto: fp32 with precision fp32, else the model's own."""
     harness: Names = ()
     """Tasks of lm-eval for task harness, such as hellaswag,arc_easy (pip install 'shears[harness]')."""
@@ -79,7 +79,7 @@ class EvaluateConfig(ScoringConfig):
     """Folder with more YAML tasks for lm-eval; those of shears (shears_boolq, ...) are found without it."""
 
     @property
-    def weights(self) -> NumberFormat:
+    def weights(self) -> DtypeName:
         """Number format of the loaded model; fp32 for fp32 arithmetic, because 16-bit weights compute in 16 bits."""
         return "fp32" if self.precision == "fp32" and self.dtype == "auto" else self.dtype
 

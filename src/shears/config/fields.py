@@ -62,7 +62,7 @@ def hide_passwords(text: str) -> str:
 
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
-NumberFormat = Literal["auto", "fp32", "bf16", "fp16"]
+DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 Ranks = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_split_commas), Field(min_length=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 Shares = Annotated[dict[str, Annotated[float, Field(ge=0.0, lt=1.0)]], BeforeValidator(_split_shares)]
@@ -92,21 +92,6 @@ class Removed(NamedTuple):
             return False
 
 
-class Removed(NamedTuple):
-    """A key that earlier versions had: its default, the last version with it, and what to do instead."""
-
-    default: float
-    last_version: str
-    advice: str
-
-    def is_default(self, value: object) -> bool:
-        """Tell whether a value, as parsed or as text, equals the default that the key had."""
-        try:
-            return TypeAdapter(type(self.default)).validate_python(value) == self.default
-        except ValidationError:
-            return False
-
-
 class StageConfig(BaseModel):
     """A section of a recipe: immutable; unknown keys are refused, removed keys too unless they have their default."""
 
@@ -119,22 +104,6 @@ class StageConfig(BaseModel):
     )
 
     REMOVED: ClassVar[Mapping[str, Removed]] = {}
-    """Keys that earlier versions had; records and recipes of those versions hold them."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_removed(cls, values: Any) -> Any:
-        """Drop removed keys that have their default; ValueError, with what to do instead, for another value."""
-        if not isinstance(values, Mapping):
-            return values
-        for key, removed in cls.REMOVED.items():
-            if key in values and not removed.is_default(values[key]):
-                raise ValueError(
-                    f"{key} was removed after version {removed.last_version}, got {values[key]}: {removed.advice}"
-                )
-        return {key: value for key, value in values.items() if key not in cls.REMOVED}
-
-    REMOVED: ClassVar[Mapping[str, Removed]] = MappingProxyType({})
     """Keys that earlier versions had; records and recipes of those versions hold them."""
 
     @model_validator(mode="before")

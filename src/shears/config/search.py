@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from shears.config.evaluate import ScoringConfig
-from shears.config.fields import Names, NumberFormat, Removed, Seed, Size, StageConfig, StorageURL
+from shears.config.fields import DtypeName, Names, Removed, Seed, Size, StageConfig, StorageURL
 
 QUALITIES = ("loss", "accuracy")  # measured on validation examples
 SIZES = ("parameters", "nonzeros", "macs")  # counted
@@ -159,7 +159,7 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     REMOVED: ClassVar[Mapping[str, Removed]] = {
         "seeds": Removed(0, "0.1.0", "it predicted nothing (rank correlation -0.07); raise max_evaluations instead")
     }
-    precision: NumberFormat = "auto"
+    precision: DtypeName = "auto"
     """Arithmetic; auto: fp32 for losses, because rounding to bf16 hides the differences between neighbours, and bf16
     autocast for accuracies where the processor supports it. With fp32, a 16-bit model takes twice its memory."""
     data: str

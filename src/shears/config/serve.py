@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from shears.config.fields import Device, NumberFormat, Repeated, StageConfig
+from shears.config.fields import Device, DtypeName, Repeated, StageConfig
 
 MAX_WAITING = 32  # requests
 
@@ -49,7 +49,7 @@ class BackendConfig(StageConfig):
 class RunningConfig(BackendConfig):
     """What runs a model or a package."""
 
-    dtype: NumberFormat = "auto"
+    dtype: DtypeName = "auto"
     """For a model that is not a package: its number format; auto: the model's own."""
     device: Device = "auto"
     """For a model that is not a package, where to compute: auto, cpu, cuda or mps."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shears.config.fields import Device, Names, NumberFormat, Pattern, Seed, Shares, Size, StageConfig
+from shears.config.fields import Device, DtypeName, Names, Pattern, Seed, Shares, Size, StageConfig
 from shears.config.notation import kept_of_every
 
 MethodName = Literal["wanda", "magnitude", "ria", "sparsegpt", "admm"]
@@ -53,10 +53,10 @@ class SparsifyConfig(StageConfig):
     mean."""
     activation_budget: Size = "2GB"
     """Memory for the hidden states between blocks; hidden states beyond it are kept in files."""
-    precision: NumberFormat = "auto"
+    precision: DtypeName = "auto"
     """Arithmetic of the forward passes; auto: bf16 where the processor supports it, else fp32. Statistics are always
     in fp32."""
-    dtype: NumberFormat = "auto"
+    dtype: DtypeName = "auto"
     """Number format of the saved model; auto: the model's own."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda or mps."""

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from shears.config.fields import Device, Names, NumberFormat, Ranks, Removed, Seed, StageConfig
+from shears.config.fields import Device, DtypeName, Names, Ranks, Removed, Seed, StageConfig
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 SamplingName = Literal["uniform", "sandwich", "per-example", "per-process", "maximal"]
@@ -80,7 +80,7 @@ class TrainConfig(StageConfig):
     """Tokens that the loss is computed on."""
     template: Literal["question", "alpaca"] = "question"
     """Prompt template of instruction/input/output rows, in training and in evaluation."""
-    precision: NumberFormat = "auto"
+    precision: DtypeName = "auto"
     """Arithmetic; auto: bf16 autocast where the processor supports it, else fp32. A 16-bit base model computes in its
     own number format even with fp32."""
     report_to: Names = ()

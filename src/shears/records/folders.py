@@ -75,7 +75,7 @@ def _begin(work: Path, config: Mapping[str, Any], resume: bool | None, defaults:
     if had_work and resume is False:
         raise InputError(f"{work} holds an interrupted run; continue it with --resume, or delete it to start anew")
     before: Mapping[str, Any] = _without_removed(read_json(work / CONFIG), config, defaults) if had_work else config
-    if not (before.keys() <= config.keys() or config.keys() <= before.keys()):  # versions differ by some
+    if not (before.keys() <= config.keys() or config.keys() <= before.keys()):  # one version may have more keys
         raise InputError(f"{work} holds an interrupted run of another verb; delete it, or choose another output")
     if had_work and resume:
         known = {key: value for key, value in defaults.items() if key in config}
@@ -88,7 +88,7 @@ def _begin(work: Path, config: Mapping[str, Any], resume: bool | None, defaults:
 def _without_removed(
     before: Mapping[str, Any], config: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Leave out the keys that this version no longer has, where their value is the default they had."""
+    """Return an earlier configuration without the removed keys whose value is the default that they had."""
     return {key: value for key, value in before.items() if key in config or value != defaults.get(key, ...)}
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from shears.adapt.train import train
 from shears.config import EvaluateConfig, Recipe
-from shears.data.fingerprints import source_fingerprint
+from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
@@ -17,7 +17,8 @@ from shears.evaluation.run import evaluate, measured, parts_of, template_of
 from shears.export.choice import ranks_file
 from shears.export.peft import export_adapter
 from shears.inspection import inspect
-from shears.models.load import model_folder, set_threads
+from shears.models.devices import set_threads
+from shears.models.ref import ModelRef, resolve
 from shears.records.artifacts import (
     EVALUATION,
     MERGED,
@@ -96,7 +97,7 @@ def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
 
     def inputs_of(key: str, path: str | Path, **sources: str | None) -> Callable[[], dict[str, str]]:
         def fingerprints() -> dict[str, str]:
-            weights = weights_fingerprint(model_folder(path) if key == "base_fingerprint" else Path(path))
+            weights = resolve(path).fingerprint if key == "base_fingerprint" else weights_fingerprint(Path(path))
             return {key: weights, **_hashes(sources)}
 
         return fingerprints
@@ -170,7 +171,7 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
     (folder / "evaluation").mkdir(exist_ok=True)
     config = recipe.evaluate
     if config.task != "perplexity":  # the same template for all models: the recipe's or the training's
-        template = template_of(config, *parts_of(recipe.model, folder / "super_adapter" if recipe.train else None))
+        template = template_of(config, *parts_of(dense, folder / "super_adapter" if recipe.train else None))
         config = config.model_copy(update={"template": template})
     rows = [_row(name, *parts, config, folder) for name, parts in models.items()]
     task = {"task": config.task, "data": config.data}
@@ -183,7 +184,7 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
+def _row(name: str, model: ModelRef, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     """Return the figures and sizes of one model, from an earlier run if it measured the same."""
     file = evaluation_file(folder, name)
     logger.info("evaluate %s", name)
@@ -192,7 +193,7 @@ def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, fo
         with timed(folder, f"evaluate {name}"):
             evaluate(model, file, adapter=str(adapter) if adapter else None, **as_data(config))
         figures = read_object(file)
-    weights = inspect(model_folder(model))
+    weights = inspect(model.folder)
     adapter_parameters = inspect(adapter)["parameters"] if adapter else weights.get("adapter_parameters", 0)
     return {
         "name": name,
@@ -205,7 +206,9 @@ def _row(name: str, model: str, adapter: Path | None, config: EvaluateConfig, fo
     }
 
 
-def _earlier_figures(file: Path, model: str, adapter: Path | None, config: EvaluateConfig) -> dict[str, Any] | None:
+def _earlier_figures(
+    file: Path, model: ModelRef, adapter: Path | None, config: EvaluateConfig
+) -> dict[str, Any] | None:
     """Return the figures in a file if they are of this model, data and configuration, else None."""
     if not file.is_file():
         return None

@@ -17,12 +17,12 @@ from shears.config import EvaluateConfig, Recipe, SparsifyConfig, TrainConfig
 from shears.config.notation import num_bytes
 from shears.data.calibration import token_row_lengths
 from shears.data.examples import load_examples, tokenize_all
-from shears.data.rows import ARITHMETIC, read_rows
-from shears.data.saved import is_saved
+from shears.data.rows import ARITHMETIC, is_saved, read_rows
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.run import settings_and_data
 from shears.export.choice import by_linear
-from shears.models.load import DTYPES, load_tokenizer
+from shears.models.devices import DTYPES
+from shears.models.load import load_tokenizer
 from shears.models.quantization import BITS
 from shears.records.artifacts import EVALUATION, evaluation_file, read_object
 from shears.records.folders import partial_folder

@@ -15,14 +15,13 @@ from torch import nn
 from transformers import AutoConfig
 
 from shears.blockwise.matrices import linear_matrix
-from shears.checkpoints.conversion import META, empty_model, known_config
-from shears.checkpoints.loading_errors import LOADING_ERRORS
+from shears.checkpoints.conversion import LOADING_ERRORS, META, empty_model, known_config
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config.embedded import EMBEDDED
 from shears.export.packing import is_block_matrix
-from shears.models.blocks import decoder_blocks
+from shears.models.blocks import decoder_blocks, linears
 from shears.models.fetching import cache_folder
-from shears.models.load import linears, plain_folder
+from shears.models.ref import resolve
 from shears.records.paths import expanded
 
 FP32_BYTES = 4

@@ -13,7 +13,7 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import SearchConfig
 from shears.config.resolve import build
 from shears.config.search import StrategyOptions
-from shears.data.fingerprints import source_fingerprint
+from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.models.devices import pick_device, resolved_precision

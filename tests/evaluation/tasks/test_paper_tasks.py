@@ -8,7 +8,6 @@ import pytest
 
 from shears.config import EvaluateConfig
 from shears.config.evaluate import ANSWER_FORMS
-from shears.data.fingerprints import source_fingerprint
 from shears.data.prompts import render_prompt
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError

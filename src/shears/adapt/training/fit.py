@@ -89,7 +89,7 @@ def _trainer(
         lengths=[1] * len(lengths) if packed else lengths,  # packed examples need not be of similar length
         elastic=prepared.elastic,
         strategy=strategy,
-        model=ready.model,
+        model=prepared.model,
         args=arguments,
         train_dataset=NumberedExamples(prepared.rows),
         data_collator=collator,

@@ -114,11 +114,11 @@ class ExampleLoss(NamedTuple):
 class CompletionTrainer(Trainer):
     """A Trainer whose loss is the mean over the optimizer step's completion tokens, however they are split.
 
-    `lengths` are what batches are bucketed by. `strategy` draws the ranks of every example where it is one by example;
-    else a callback has drawn those of the step.
+    Batches are bucketed by `lengths`. A `strategy` by example draws the ranks here; otherwise NLSCallback has activated
+    those of the step.
     """
 
-    def __init__(self, *, lengths: list[int], elastic: ElasticAdapter, strategy: Sampling, **kwargs: Any) -> None:
+    def __init__(self, *, lengths: list[int], elastic: ElasticAdapter, strategy: RankSampling, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.lengths = lengths
         self.elastic = elastic
@@ -177,7 +177,8 @@ class CompletionTrainer(Trainer):
         if not self.strategy.by_step:
             self._note(numbers, losses.detach() / counts.clamp(min=1), counts, configs)
         self._forwards += 1
-        scaled: Tensor = losses.sum() / total * self.accelerator.num_processes  # whose mean, not sum, gradients will be
+        # DDP averages the gradients of the processes, and the step's loss is their sum
+        scaled: Tensor = losses.sum() / total * self.accelerator.num_processes
         return scaled
 
     def _draw(self, count: int) -> list[RankConfig]:
