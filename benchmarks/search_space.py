@@ -14,8 +14,7 @@ from statistics import mean
 from benchmarks.report import environment
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.search import StrategyOptions
-from shears.searching.pareto import hypervolume
-from shears.searching.result import SearchResult
+from shears.searching.result import SearchResult, hypervolume
 from shears.searching.stage import run_search
 from shears.searching.strategies.base import LOSS, Figures, Objective, SearchPlan
 

@@ -18,7 +18,7 @@ from shears.evaluation.tasks.registry import ACCURACY_TASKS
 from shears.export.peft import FORMATS
 from shears.models.devices import DTYPES
 from shears.models.quantization import BITS
-from shears.searching.stage import STRATEGIES
+from shears.searching.strategies.registry import STRATEGIES
 from shears.sparsity.methods.registry import METHODS
 
 WHOLE_MODELS = ("merged", "merged-sparse", "package")  # export formats that are not adapters

@@ -14,7 +14,7 @@ from shears.records.artifacts import as_data
 from shears.runs.stages import Stage
 
 DATA = {"data": "arithmetic:train"}
-CASES = [
+CASES: list[tuple[type[StageConfig], str, str, float, str]] = [
     (SearchConfig, "search", "seeds", 3, r"search\.seeds was removed after version 0\.1\.0, got 3: .*max_evaluations"),
     (
         TrainConfig,

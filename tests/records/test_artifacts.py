@@ -167,7 +167,7 @@ def test_a_run_interrupted_before_a_key_was_removed_goes_on_where_the_key_had_it
     assert finish(tmp_path / "out", True, removed=1) == ["half.bin"]
 
 
-def test_defaults_are_what_a_configuration_has_that_is_told_nothing_else() -> None:
+def test_defaults_are_those_of_an_empty_configuration() -> None:
     config = SearchConfig(data="x.jsonl")
     removed = {key: removed.default for key, removed in SearchConfig.REMOVED.items()}  # of earlier versions
     assert {**SearchConfig.defaults(), "data": "x.jsonl"} == {**removed, **config.model_dump(mode="json")}

@@ -74,8 +74,8 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
 
     shears chat package --temperature 0 < questions.txt
     """
-    from shears.runtime.engine.conversation import Conversation
-    from shears.runtime.engine.worker import Worker
+    from shears.runtime.generation.conversation import Conversation
+    from shears.runtime.generation.worker import Worker
     from shears.runtime.loading import load
 
     settings = build(ChatConfig, "chat", values)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig
 from shears.config.search import Constraint
-from shears.searching.strategies.base import ACCURACY, Figures, Goal, Objective, Plan
+from shears.searching.strategies.base import ACCURACY, Figures, Goal, Objective, SearchPlan
 from shears.searching.strategies.hill_climb import HillClimbing
 from tests.searching.formulas import a_plan, climb, counted, evaluated, make_space, separable
 

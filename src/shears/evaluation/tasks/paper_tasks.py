@@ -4,12 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from torch import nn
-from transformers import PreTrainedTokenizerBase
-
-from shears.config import EvaluateConfig
 from shears.config.evaluate import ANSWER_FORMS
-from shears.data.examples import Example, prompts_of
+from shears.data.examples import Example
 from shears.data.prompts import render_completion
 from shears.errors import InputError
 from shears.evaluation.tasks.answers import finite

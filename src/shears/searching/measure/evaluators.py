@@ -13,7 +13,7 @@ from jaxtyping import Float64
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig
-from shears.config.goals import MAXIMISED
+from shears.config.search import MAXIMISED
 from shears.evaluation.scoring.slopes import Slopes
 from shears.searching.measure.gauges import Gauge
 from shears.searching.measure.racing import Race, estimate

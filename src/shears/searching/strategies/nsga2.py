@@ -18,7 +18,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.config.goals import parse_point
+from shears.config.search import parse_point
 from shears.errors import InputError
 from shears.searching.shared.storage import distributions, quiet_optuna
 from shears.searching.strategies.base import Evaluated, SearchPlan, digest, landmarks

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from shears.adapt.space import SearchSpace
-from shears.config.strategies import StrategyName
+from shears.config.search import StrategyName
 from shears.errors import InputError
 from shears.searching.strategies.base import SearchPlan, Strategy
 from shears.searching.strategies.evolution import Evolution
