@@ -182,8 +182,6 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     """Rank configurations to evaluate, each once; may be raised with --resume."""
     tie_layers: int = Field(1, gt=0)
     """Consecutive layers that share a rank, per group: a smaller space for a big model."""
-    seeds: int = Field(0, ge=0)
-    """Configurations evaluated first that the training log predicts to be good (sampling per-example or sandwich)."""
     cache_budget: Size = "2GB"
     """Memory for the incumbent's hidden states; an evaluation reuses them up to the first layer whose rank differs.
     It changes the time, never a figure; 0: nothing is reused."""
