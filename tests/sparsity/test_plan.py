@@ -13,7 +13,7 @@ from shears.config import SparsifyConfig
 from shears.config.resolve import build
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
-from shears.sparsity.allocation.formulas import uniform
+from shears.sparsity.allocation.overall import uniform
 from shears.sparsity.plan import Chosen, choose, linear_name, zeros_by_weight
 from tests.tiny import tiny_model
 

@@ -13,9 +13,9 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import ExportConfig
 from shears.config.resolve import build
 from shears.errors import InputError
-from shears.export.choice import by_linear, choose_ranks, ranks_file
 from shears.export.merge import merge_adapter
 from shears.export.package import export_package
+from shears.export.ranks import by_linear, choose_ranks, ranks_file
 from shears.export.sub_adapter import NEEDED, read_adapter_config, sliced_config
 from shears.export.tensors import padded, sliced
 from shears.records.artifacts import (

@@ -11,7 +11,7 @@ from shears.adapt.load import space_of_record
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import ExportConfig
 from shears.errors import InputError
-from shears.export.choice import by_linear, choose_ranks, ranks_file
+from shears.export.ranks import by_linear, choose_ranks, ranks_file
 from shears.export.tensors import sliced
 from shears.export.updates import Update, updates_of
 from shears.models.ref import ModelRef

@@ -14,8 +14,8 @@ from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
 from shears.evaluation.run import evaluate, measured, parts_of, template_of
-from shears.export.choice import ranks_file
 from shears.export.peft import export_adapter
+from shears.export.ranks import ranks_file
 from shears.inspection import inspect
 from shears.models.devices import set_threads
 from shears.models.ref import ModelRef, resolve

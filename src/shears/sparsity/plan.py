@@ -12,7 +12,7 @@ from shears.config.notation import kept_of_every
 from shears.config.targets import matching
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks, linears
-from shears.sparsity.allocation.formulas import with_overrides, zero_counts
+from shears.sparsity.allocation.overall import with_overrides, zero_counts
 from shears.sparsity.masks import Pattern
 
 logger = logging.getLogger(__name__)

@@ -22,11 +22,11 @@ from shears.models.devices import autocast
 from shears.models.load import num_embeddings
 from shears.models.losses import check_sequence_length
 from shears.progress import track
-from shears.sparsity.allocation.shares import allocate
+from shears.sparsity.allocation.owl import allocate
 from shears.sparsity.masks import Pattern
-from shears.sparsity.methods.registry import METHODS, Needs, Task, prune_weight
+from shears.sparsity.methods.task import METHODS, Needs, Task, prune_weight
 from shears.sparsity.plan import Chosen, choose, linear_name, zeros_by_weight
-from shears.sparsity.recovery.recovering import Recoveries
+from shears.sparsity.recovery.adapter import Recoveries
 from shears.sparsity.report import LinearSparsity, SparsityReport
 
 logger = logging.getLogger(__name__)

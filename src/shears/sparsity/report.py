@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shears.sparsity.recovery.factors import Recovery
+from shears.sparsity.recovery.low_rank import Recovery
 
 
 @dataclass(frozen=True)

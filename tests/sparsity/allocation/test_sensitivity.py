@@ -17,7 +17,7 @@ from shears.checkpoints.tensor_files import TensorWriter
 from shears.config import SparsifyConfig
 from shears.errors import InputError
 from shears.sparsity.allocation import sensitivity
-from shears.sparsity.allocation.formulas import LARGEST
+from shears.sparsity.allocation.overall import LARGEST
 from shears.sparsity.allocation.sensitivity import REACH, SAMPLE, SEQUENCES, STRENGTH, sensitivity_allocation
 from shears.sparsity.plan import choose
 from shears.sparsity.prune import sparsify_model

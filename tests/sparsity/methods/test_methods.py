@@ -9,8 +9,8 @@ from torch import Tensor
 from shears.config import SparsifyConfig
 from shears.errors import InputError
 from shears.sparsity.masks import Pattern, pruned_mask
-from shears.sparsity.methods.registry import METHODS, Task, prune_weight
 from shears.sparsity.methods.scores import SCORES
+from shears.sparsity.methods.task import METHODS, Task, prune_weight
 from tests.oracles import least_squares, obs
 from tests.sparsity.methods.hessians import problem
 

@@ -12,7 +12,7 @@ from shears.adapt.training.fit import num_seen, num_steps
 from shears.config import EvaluateConfig, Recipe
 from shears.config.notation import num_bytes
 from shears.evaluation.run import settings_and_data
-from shears.export.choice import by_linear
+from shears.export.ranks import by_linear
 from shears.models.devices import DTYPES
 from shears.models.load import load_tokenizer
 from shears.models.quantization import BITS
@@ -30,7 +30,7 @@ from shears.runs.planning.needs import (
     training_memory,
 )
 from shears.runs.planning.shapes import Shape, shape_of
-from shears.sparsity.methods.registry import METHODS
+from shears.sparsity.methods.task import METHODS
 from shears.sparsity.prune import needs_inputs
 
 CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others are reckoned like the heuristic

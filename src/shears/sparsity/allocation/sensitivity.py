@@ -21,7 +21,7 @@ from shears.blockwise.matrices import Matrix
 from shears.blockwise.sources import BlockSource
 from shears.blockwise.walk import Batches, BlockRun, Context, Walk
 from shears.progress import track
-from shears.sparsity.allocation.formulas import LARGEST, Curve, by_marginal_cost
+from shears.sparsity.allocation.overall import LARGEST, Curve, by_marginal_cost
 from shears.sparsity.plan import Chosen
 
 SEQUENCES = 8  # of calibration text; gradients are taken sequence by sequence

@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from shears.errors import InputError
-from shears.sparsity.allocation import formulas as allocation
-from shears.sparsity.allocation.formulas import (
+from shears.sparsity.allocation import overall as allocation
+from shears.sparsity.allocation.overall import (
     LARGEST,
     outlier_share,
     uniform,

@@ -15,9 +15,9 @@ from shears.checkpoints.tensor_files import TensorWriter
 from shears.config import SparsifyConfig
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
-from shears.sparsity.allocation import shares
-from shears.sparsity.allocation.formulas import outlier_share
-from shears.sparsity.allocation.shares import allocate
+from shears.sparsity.allocation import owl as shares
+from shears.sparsity.allocation.overall import outlier_share
+from shears.sparsity.allocation.owl import allocate
 from shears.sparsity.plan import choose
 from shears.sparsity.prune import prune_blocks, sparsify_model
 from tests.oracles import owl, wanda

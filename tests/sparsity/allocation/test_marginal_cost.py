@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shears.errors import InputError
-from shears.sparsity.allocation.formulas import LARGEST, by_marginal_cost
+from shears.sparsity.allocation.overall import LARGEST, by_marginal_cost
 
 NAMES = "abcd"
 

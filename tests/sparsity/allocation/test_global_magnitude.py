@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shears.sparsity.methods.global_magnitude import global_counts
+from shears.sparsity.allocation.global_magnitude import global_counts
 
 ALIKE = st.sampled_from([0.0, -0.0, 1e-45, 0.5, -0.5, 0.50000006, 1.0, -1.0, 1.0000001, 3e38, 1e-30])
 NUMBERS = st.one_of(ALIKE, st.floats(width=32, allow_nan=False, allow_infinity=False))

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 from shears.blockwise.matrices import Matrix
 from shears.config import SparsifyConfig
 from shears.errors import InputError
-from shears.sparsity.methods.registry import Needs
+from shears.sparsity.methods.task import Needs
 from shears.sparsity.plan import Chosen
-from shears.sparsity.recovery.factors import Recovery, recover
+from shears.sparsity.recovery.low_rank import Recovery, recover
 from shears.sparsity.report import Recovered
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from shears.blockwise.sources import BlockSource
 from shears.blockwise.walk import Batches, BlockRun, Context, Walk, walk_blocks
 from shears.config import SparsifyConfig
 from shears.errors import InputError
-from shears.sparsity.allocation.formulas import outlier_share, owl, uniform
+from shears.sparsity.allocation.global_magnitude import global_counts
+from shears.sparsity.allocation.overall import outlier_share, owl, uniform
 from shears.sparsity.allocation.sensitivity import sensitivity_allocation
-from shears.sparsity.methods.global_magnitude import global_counts
 from shears.sparsity.methods.scores import magnitude_scores, wanda_scores
 from shears.sparsity.plan import Chosen
 

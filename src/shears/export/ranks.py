@@ -84,7 +84,7 @@ def ranks_file(ranks: str | None) -> RanksFile | None:
     return None
 
 
-def name_of(ranks: str) -> str:
+def ranks_name(ranks: str) -> str:
     """Return what a record calls ranks: a file by its name, for its content counts and its folder may be moved."""
     file = ranks_file(ranks)
     return file.name if file else Path(ranks).name
