@@ -1,11 +1,48 @@
 """How to prune."""
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from shears.config.fields import Device, Dtype, Names, Pattern, Seed, Shares, Size, StageConfig
 from shears.config.notation import kept_of_every
+
+Needs = Literal["nothing", "norms", "moments"]
+"""Statistics of a linear's inputs: none, the L2 norm of every input feature, or the second moments X^T X."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A pruning method: one entry of METHODS."""
+
+    needs: Needs
+    prune: str
+    """Function from `Task` to `Pruned` (sparsity/methods/task.py), as `module:name`. It is imported when it is used,
+    because reading a recipe must not import torch."""
+
+
+METHODS: Mapping[str, Method] = {
+    "wanda": Method("norms", "shears.sparsity.methods.scores:prune_by_wanda"),
+    "magnitude": Method("nothing", "shears.sparsity.methods.scores:prune_by_magnitude"),
+    "ria": Method("norms", "shears.sparsity.methods.scores:prune_by_ria"),
+    "sparsegpt": Method("moments", "shears.sparsity.methods.sparsegpt:prune"),
+    "admm": Method("moments", "shears.sparsity.methods.admm:prune"),
+}
+ALLOCATIONS: Mapping[str, str | None] = {
+    "uniform": None,
+    "owl": "shears.sparsity.allocation.owl:owl_sparsities",
+    "sensitivity": "shears.sparsity.allocation.sensitivity:sensitivity_sparsities",
+}
+"""Functions from (CalibrationRun, Chosen, overall sparsity) to a sparsity by weight, as `module:name`; None: equal."""
+
+if TYPE_CHECKING:
+    MethodName = str
+    AllocationName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
+    AllocationName = Literal[tuple(ALLOCATIONS)]
 
 
 class SparsifyConfig(StageConfig):
@@ -13,11 +50,11 @@ class SparsifyConfig(StageConfig):
 
     sparsity: float = Field(0.5, ge=0.0, lt=1.0)
     """Share of the pruned linears' weights that becomes zero, over all of them together."""
-    method: Literal["wanda", "magnitude", "ria", "sparsegpt", "admm"] = "wanda"
+    method: MethodName = "wanda"
     """Rule: wanda, magnitude and ria only drop weights; sparsegpt and admm also move the kept ones (better, slower)."""
     pattern: Pattern = "row"
     """Where weights compete: row (of a linear), layer (a linear), global (all linears; magnitude only), or N:M."""
-    allocation: Literal["uniform", "owl", "sensitivity"] = "uniform"
+    allocation: AllocationName = "uniform"
     """Sparsity per linear: uniform, owl (less where a block has outliers), or sensitivity (by the loss's gradient)."""
     reconstruct: bool = False
     """Fit the kept weights to the dense linear's outputs on the calibration text, the zeros left where they are."""
@@ -51,6 +88,16 @@ class SparsifyConfig(StageConfig):
     """Where to compute: auto, cpu, cuda or mps."""
     seed: Seed = 0
     """Seed of the choice of calibration sequences."""
+
+    @property
+    def measures_inputs(self) -> bool:
+        """Whether pruning measures inputs once the sparsities are known."""
+        return METHODS[self.method].needs != "nothing" or self.reconstruct or self.recover_rank > 0
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether pruning, or the allocation before it, looks at calibration text."""
+        return self.allocation != "uniform" or self.measures_inputs
 
     @model_validator(mode="after")
     def _check_pattern(self) -> "SparsifyConfig":

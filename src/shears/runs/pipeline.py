@@ -9,25 +9,23 @@ import yaml
 
 from shears.adapt.train import train
 from shears.config import EvaluateConfig, Recipe
+from shears.config.export import FORMATS
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
 from shears.evaluation.run import evaluate, measured, parts_of, template_of
-from shears.export.peft import export_adapter
 from shears.export.ranks import ranks_file
+from shears.export.stage import export_adapter
 from shears.inspection import inspect
 from shears.models.devices import set_threads
 from shears.models.ref import ModelRef, resolve
 from shears.records.artifacts import (
     EVALUATION,
-    MERGED,
-    PACKAGE,
     RECIPE,
     RESULT,
     SEARCH_SPACE,
     SPARSITY,
-    SUB_ADAPTER,
     as_data,
     evaluation_file,
     read_json,
@@ -144,15 +142,9 @@ def _export_stage(recipe: Recipe, folder: Path) -> Stage:
             found["ranks_fingerprint"] = file_fingerprint(file.path)
         return found | _hashes({"calibration": recipe.export.calibration})
 
-    output, record = exported(recipe, folder)
-    return Stage("export", output, record, config, inputs, lambda: export_adapter(adapter, output, **config))
-
-
-def exported(recipe: Recipe, folder: Path) -> tuple[Path, str]:
-    """Return where the export of a run goes and the record in it: an adapter, a merged model, or a package."""
-    if recipe.export.format == "package":
-        return folder / "package", PACKAGE
-    return (folder / "merged", MERGED) if recipe.export.merges else (folder / "sub_adapter", SUB_ADAPTER)
+    form = FORMATS[recipe.export.format]
+    output = folder / form.folder
+    return Stage("export", output, form.record, config, inputs, lambda: export_adapter(adapter, output, **config))
 
 
 def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -163,11 +155,11 @@ def _measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
     sparse = resolve(folder / "sparse")
     models: dict[str, tuple[ModelRef, Path | None]] = {"dense": (dense, None), "sparse": (sparse, None)}
     if recipe.train:
-        output, _ = exported(recipe, folder)
-        if recipe.export.merges or recipe.export.format == "package":
-            models[output.name] = (resolve(output), None)
+        form = FORMATS[recipe.export.format]
+        if form.is_model:
+            models[form.folder] = (resolve(folder / form.folder), None)
         else:
-            models["sparse + sub-adapter"] = (sparse, output)
+            models["sparse + sub-adapter"] = (sparse, folder / form.folder)
     (folder / "evaluation").mkdir(exist_ok=True)
     config = _asked(recipe.evaluate, *parts_of(dense, folder / "super_adapter" if recipe.train else None))
     rows = [_row(name, *parts, config, folder) for name, parts in models.items()]
@@ -193,7 +185,7 @@ def _write_figures(recipe: Recipe, folder: Path, summary: Mapping[str, Any]) -> 
     figures = [{**asked, **row} for row in summary["models"]]
     write_card(folder / "sparse", figures[:2])
     if recipe.train:
-        write_card(exported(recipe, folder)[0], figures)
+        write_card(folder / FORMATS[recipe.export.format].folder, figures)
 
 
 def _row(name: str, model: ModelRef, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:

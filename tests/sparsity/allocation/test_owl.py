@@ -1,32 +1,37 @@
-"""Allocations end to end on tiny models: OWL as the paper has it, one global order of magnitudes."""
+"""OWL is that of the paper, as a formula and on tiny models, and keeps the overall sparsity."""
 
+import itertools
 import math
-from contextlib import nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from shears.blockwise.activations import Activations
 from shears.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
 from shears.checkpoints.tensor_files import TensorWriter
 from shears.config import SparsifyConfig
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
-from shears.sparsity.allocation import owl as shares
-from shears.sparsity.allocation.overall import outlier_share
-from shears.sparsity.allocation.owl import allocate
+from shears.sparsity.allocation.overall import LARGEST
+from shears.sparsity.allocation.owl import block_scores, outlier_share, owl, owl_sparsities
+from shears.sparsity.calibration_run import CalibrationRun
+from shears.sparsity.masks import zero_counts
 from shears.sparsity.plan import choose
-from shears.sparsity.prune import prune_blocks, sparsify_model
-from tests.oracles import owl, wanda
+from shears.sparsity.prune import sparsify_model
+from tests.oracles import owl as oracle
+from tests.oracles import wanda
 from tests.parts import copied
 from tests.tiny import VOCABULARY, tiny_model
 
 TOKENS = torch.randint(0, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(2))
 BATCHES = [TOKENS[:3], TOKENS[3:]]
-GLOBAL = SparsifyConfig(method="magnitude", pattern="global", sparsity=0.4)
+NAMES = "abcdefgh"
+SIZES = st.dictionaries(st.sampled_from(NAMES), st.integers(1, 10**9), min_size=1)
+SPARSITY = st.floats(0, LARGEST)
 
 
 def with_outliers(name: str) -> PreTrainedModel:
@@ -42,9 +47,8 @@ def with_outliers(name: str) -> PreTrainedModel:
     return model
 
 
-def allocated(source: BlockSource, config: SparsifyConfig, budget: int | None = None) -> dict[str, float]:
-    chosen = choose(source.model, config)
-    return dict(allocate(source, BATCHES, chosen, config, lambda parts=1: Activations(budget), nullcontext))
+def allocated(source: BlockSource, config: SparsifyConfig) -> dict[str, float]:
+    return owl_sparsities(CalibrationRun(source, BATCHES, config), choose(source.model, config), config.sparsity)
 
 
 def streamed(model: PreTrainedModel, folder: Path) -> StreamedModel:
@@ -61,9 +65,9 @@ def by_the_paper(model: PreTrainedModel, sparsity: float) -> dict[str, float]:
         norms = wanda.input_norms(model, f"{prefix}.{index}", block, list(TOKENS))
         weights.append(wanda.weights(f"{prefix}.{index}", block))
         scores = [weight.double().abs() * norms[name] for name, weight in weights[-1].items()]
-        shares.append(owl.outlier_share([row for matrix in scores for row in matrix.tolist()], 5.0))
+        shares.append(oracle.outlier_share([row for matrix in scores for row in matrix.tolist()], 5.0))
     assert len(set(shares)) == len(shares)  # else it would be a test of uniform
-    sparsities = owl.sparsities(shares, sparsity, 0.08)
+    sparsities = oracle.sparsities(shares, sparsity, 0.08)
     return {name: value for block, value in zip(weights, sparsities, strict=True) for name in block}
 
 
@@ -71,7 +75,7 @@ def by_the_paper(model: PreTrainedModel, sparsity: float) -> dict[str, float]:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mixtral"])
 def test_owl_is_that_of_the_paper(name: str, sparsity: float) -> None:
     model = with_outliers(name)
-    config = SparsifyConfig(allocation="owl", sparsity=sparsity)
+    config = SparsifyConfig(allocation="owl", sparsity=sparsity, precision="fp32")
     expected = by_the_paper(model, sparsity)
     found = allocated(WholeModel(model), config)
     assert found.keys() == expected.keys()
@@ -89,83 +93,18 @@ def test_owl_prunes_as_it_says_and_looks_at_the_dense_model() -> None:
 
 def test_owl_over_some_linears_counts_only_those() -> None:
     model = with_outliers("llama")
-    config = SparsifyConfig(allocation="owl", targets=("up_proj", r".*layers\.1.*q_proj"))
+    config = SparsifyConfig(allocation="owl", targets=("up_proj", r".*layers\.1.*q_proj"), precision="fp32")
     found, sizes = allocated(WholeModel(model), config), choose(model, config).sizes
     assert len(found) == 3
     total = sum(sizes.values())
     assert math.fsum(sizes[name] * found[name] for name in found) / total == pytest.approx(0.5, abs=1e-9)
 
 
-@pytest.mark.parametrize("config", [SparsifyConfig(allocation="owl"), GLOBAL], ids=["owl", "global"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
-def test_blocks_read_from_files_one_by_one_give_the_same(name: str, config: SparsifyConfig, tmp_path: Path) -> None:
+def test_blocks_read_from_files_one_by_one_give_the_same(name: str, tmp_path: Path) -> None:
     model = with_outliers(name)
-    assert allocated(streamed(model, tmp_path), config, budget=0) == allocated(WholeModel(model), config)
-
-
-def test_uniform_is_uniform() -> None:
-    assert set(allocated(WholeModel(tiny_model()), SparsifyConfig(sparsity=0.3)).values()) == {0.3}
-
-
-def block_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return all weights that can be pruned, by name (outputs x inputs), as copies."""
-    prefix = wanda.BLOCKS[model.config.model_type]
-    found: dict[str, Tensor] = {}
-    for index, block in enumerate(model.get_submodule(prefix).children()):
-        found |= {name: weight.clone() for name, weight in wanda.weights(f"{prefix}.{index}", block).items()}
-    return found
-
-
-def flat(weights: dict[str, Tensor]) -> Tensor:
-    return torch.cat([weight.flatten() for weight in weights.values()])
-
-
-@pytest.mark.parametrize("sparsity", [0.0, 0.4, 0.77])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gpt_oss"])
-def test_global_takes_the_smallest_of_the_whole_model(name: str, sparsity: float) -> None:
-    model = with_outliers(name)
-    before = flat(block_weights(model))
-    report = sparsify_model(model, [], SparsifyConfig(method="magnitude", pattern="global", sparsity=sparsity))
-    zeros = round(sparsity * len(before))
-    expected = torch.zeros_like(before, dtype=torch.bool)
-    expected[before.abs().sort(stable=True).indices[:zeros]] = True
-    after = flat(block_weights(model))
-    assert int((after == 0).sum()) == sum(linear.zeros for linear in report.linears.values()) == zeros
-    threshold = before.abs()[expected].amax() if zeros else torch.tensor(-1.0)
-    ties = before.abs() == threshold  # which of equal weights go is not part of the rule
-    assert torch.equal((after == 0) | ties, expected | ties)
-    assert torch.equal(after, torch.where(after == 0, 0.0, before))
-    assert not sparsity or len({linear.sparsity for linear in report.linears.values()}) > 3
-
-
-def test_global_is_exact_where_most_weights_are_equal() -> None:
-    model = tiny_model("llama", dtype=torch.bfloat16)
-    with torch.no_grad():
-        for weight in block_weights(model):
-            stored = model.get_parameter(f"{weight}.weight")
-            stored.copy_((stored * 30).round() / 30)
-    before = flat(block_weights(model))
-    report = sparsify_model(model, [], GLOBAL)
-    after = flat(block_weights(model))
-    assert int((after == 0).sum()) == sum(linear.zeros for linear in report.linears.values())
-    zeros = max(round(0.4 * len(before)), int((before == 0).sum()))
-    assert int((after == 0).sum()) == zeros
-    assert before.abs()[after == 0].max() <= before.abs()[after != 0].min()
-
-
-def test_global_on_files_is_global_in_memory(tmp_path: Path) -> None:
-    model = with_outliers("mixtral")
-    source = streamed(model, tmp_path)
-    found = prune_blocks(source, [], GLOBAL)
-    assert found == sparsify_model(model, [], GLOBAL)
-
-
-def test_global_refuses_to_empty_a_linear_and_says_which() -> None:
-    model = tiny_model("llama")
-    with torch.no_grad():
-        model.get_parameter("model.layers.1.mlp.up_proj.weight").mul_(1e-4)
-    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj.*skip"):
-        sparsify_model(model, [], GLOBAL)
+    config = SparsifyConfig(allocation="owl", precision="fp32", activation_budget="0")
+    assert allocated(streamed(model, tmp_path), config) == allocated(WholeModel(model), config)
 
 
 def test_experts_that_no_token_reached_do_not_count_as_outliers_or_as_none() -> None:
@@ -173,7 +112,76 @@ def test_experts_that_no_token_reached_do_not_count_as_outliers_or_as_none() -> 
     weights[0][0, :3] *= 40
     norms = torch.full((8,), 200.0)
     reached = [(weights[0], norms), (weights[1], norms)]
-    share = outlier_share(shares._scores(reached))
-    assert outlier_share(shares._scores([*reached, (weights[2], None)])) == share == 3 / 96
-    alone = shares._scores([(weight, None) for weight in weights])
+    share = outlier_share(block_scores(reached))
+    assert outlier_share(block_scores([*reached, (weights[2], None)])) == share == 3 / 96
+    alone = block_scores([(weight, None) for weight in weights])
     assert all(torch.equal(found, weight.abs()) for found, weight in zip(alone, weights, strict=True))
+
+
+def mean(sparsities: Mapping[str, float], sizes: Mapping[str, int]) -> float:
+    """Return the overall sparsity."""
+    return math.fsum(sizes[name] * sparsities[name] for name in sizes) / sum(sizes.values())
+
+
+def numbers(data: st.DataObject, names: Mapping[str, int], low: float, high: float) -> dict[str, float]:
+    """Draw a number per name."""
+    return {name: data.draw(st.floats(low, high)) for name in names}
+
+
+@settings(deadline=None)
+@given(sizes=SIZES, sparsity=SPARSITY, spread=st.floats(0, 1), data=st.data())
+def test_owl_meets_the_overall_sparsity_inside_its_band(
+    sizes: dict[str, int], sparsity: float, spread: float, data: st.DataObject
+) -> None:
+    shares = numbers(data, sizes, 0, 1)
+    found = owl(shares, sizes, sparsity, spread)
+    assert mean(found, sizes) == pytest.approx(sparsity, abs=1e-9)
+    assert all(0 <= value <= LARGEST for value in found.values())
+    assert max(found.values()) - min(found.values()) <= 2 * spread + 1e-9
+    for one, other in itertools.permutations(sizes, 2):
+        assert shares[one] <= shares[other] or found[one] <= found[other]  # more outliers, not more zeros
+
+
+@settings(deadline=None)
+@given(shares=st.lists(st.floats(0, 0.2), min_size=2, max_size=8), sparsity=st.floats(0.3, 0.7))
+def test_owl_with_blocks_of_one_size_is_that_of_the_paper(shares: list[float], sparsity: float) -> None:
+    assume(max(shares) - min(shares) > 1e-6)
+    named = dict(zip(NAMES, shares, strict=False))
+    found = owl(named, dict.fromkeys(named, 1000), sparsity, 0.08)
+    assert list(found.values()) == pytest.approx(oracle.sparsities(shares, sparsity, 0.08), abs=1e-9)
+
+
+def test_owl_by_hand() -> None:
+    found = owl({"a": 0.0, "b": 0.1, "c": 0.05}, {"a": 10, "b": 10, "c": 20}, 0.5)
+    assert found == {"a": pytest.approx(0.58), "b": pytest.approx(0.42), "c": pytest.approx(0.5)}
+    assert owl({"a": 0.3, "b": 0.3}, {"a": 1, "b": 9}, 0.5) == {"a": 0.5, "b": 0.5}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_outlier_share_is_that_of_the_paper(seed: int) -> None:
+    scores = torch.randn(20, 30, generator=torch.Generator().manual_seed(seed)).exp().square()
+    assert outlier_share(scores) == oracle.outlier_share(scores.tolist(), 5.0) > 0
+    assert outlier_share(scores, 3.0) == oracle.outlier_share(scores.tolist(), 3.0)
+
+
+def test_matrices_of_a_block_count_as_one() -> None:
+    first, second = torch.ones(4, 6), torch.tensor([[100.0, 1.0, 1.0]])
+    together = [[*first.flatten().tolist(), *second[0].tolist()]]
+    assert outlier_share([first, second]) == oracle.outlier_share(together, 5.0) == 1 / 27
+
+
+@settings(deadline=None)
+@given(sizes=SIZES, sparsity=SPARSITY, data=st.data())
+def test_every_allocation_ends_within_a_weight_of_the_overall_sparsity(
+    sizes: dict[str, int], sparsity: float, data: st.DataObject
+) -> None:
+    for found in (dict.fromkeys(sizes, sparsity), owl(numbers(data, sizes, 0, 1), sizes, sparsity)):
+        zeros, total = sum(zero_counts(found, sizes).values()), sum(sizes.values())
+        assert abs(zeros - sparsity * total) <= 0.5 + 1e-9 * total  # 0.01 % of a model is 1e-4 * total
+
+
+def test_shares_that_are_no_numbers_and_sparsities_out_of_reach_are_refused() -> None:
+    with pytest.raises(InputError, match="must be finite"):
+        owl({"a": 0.1, "b": math.nan}, {"a": 3, "b": 4}, 0.5)
+    with pytest.raises(InputError, match=r"at most 0.99 must allow the overall sparsity 0.995, they reach"):
+        owl({"a": 0.1}, {"a": 3}, 0.995)

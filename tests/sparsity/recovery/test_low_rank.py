@@ -25,7 +25,7 @@ def problem(seed: int, outputs: int, inputs: int, tokens: int = 40) -> tuple[Ten
 
 
 def solved(removed: Tensor, seen: Tensor, rank: int, kind: str) -> tuple[Recovery, eckart_young.Array]:
-    """Return our answer and the metric it is meant in."""
+    """Return our recovery and the metric of its error."""
     exact = seen.double()
     norms, moments = exact.square().sum(0).sqrt(), (exact.T @ exact)
     metric = {"norms": norms.square().diag(), "moments": moments, "nothing": torch.eye(len(norms))}[kind]

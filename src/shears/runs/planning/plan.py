@@ -10,7 +10,9 @@ from shears.adapt.groups import build_space
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.adapt.training.fit import num_seen, num_steps
 from shears.config import EvaluateConfig, Recipe
+from shears.config.export import FORMATS
 from shears.config.notation import num_bytes
+from shears.config.sparsify import METHODS
 from shears.evaluation.run import settings_and_data
 from shears.export.ranks import by_linear
 from shears.models.devices import DTYPES
@@ -30,8 +32,6 @@ from shears.runs.planning.needs import (
     training_memory,
 )
 from shears.runs.planning.shapes import Shape, shape_of
-from shears.sparsity.methods.task import METHODS
-from shears.sparsity.prune import needs_inputs
 
 CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others are reckoned like the heuristic
 HALF = 2  # bytes of a weight in the files of a model that is not here: most are published in 16 bits
@@ -152,7 +152,7 @@ Estimate = tuple[str, int | None, int | None]  # the work in words, memory, disk
 def _sparsify(known: _Known) -> Estimate:
     config, shape = known.recipe.sparsify, known.shape
     tokens, words = 0, f"{config.method} to {100 * config.sparsity:.4g}%"
-    if needs_inputs(config):
+    if config.needs_calibration:
         tokens, source = calibration_amount(config)
         words += f", {source}"
     if shape is None or known.sparse_bytes is None:
@@ -205,15 +205,19 @@ def _held(stored: int, weights: str, known: _Known) -> int:
 
 def _export(known: _Known) -> Estimate:
     config = known.recipe.export
-    choice = CHOICES.get("maximal" if config.format == "padded" else config.ranks or "", SearchSpace.heuristic)
+    form = FORMATS[config.format]
+    choice = CHOICES.get("maximal" if form.pads else config.ranks or "", SearchSpace.heuristic)
     adapter = known.adapter(choice)
     ranks = config.ranks or ("the ranks that search chose" if known.recipe.search else "the heuristic's ranks")
     words = f"format {config.format}, {ranks}"
     if known.shape is None:
         return words, None, None
-    sizes: dict[str, int | None] = {"merged": known.sparse_bytes, "merged-sparse": known.sparse_bytes}
-    sizes["package"] = known.package_bytes + FP32 * adapter
-    return words, 2 * FP32 * adapter, sizes.get(config.format, FP32 * adapter)
+    disk = {
+        "adapter": FP32 * adapter,
+        "model": known.sparse_bytes,
+        "package": known.package_bytes + FP32 * adapter,
+    }
+    return words, 2 * FP32 * adapter, disk[form.holds]
 
 
 def _evaluate(known: _Known) -> Estimate:

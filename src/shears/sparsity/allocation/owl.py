@@ -1,85 +1,75 @@
-"""The sparsity of every weight by the named rule, with what the rule has to measure."""
+"""OWL (arXiv 2310.05175): lower sparsity for the blocks whose scores have many outliers."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shears.blockwise.activations import Activations
 from shears.blockwise.capture import InputNorms
-from shears.blockwise.sources import BlockSource
-from shears.blockwise.walk import Batches, BlockRun, Context, Walk, walk_blocks
-from shears.config import SparsifyConfig
+from shears.blockwise.walk import BlockRun, walk_blocks
 from shears.errors import InputError
-from shears.sparsity.allocation.global_magnitude import global_counts
-from shears.sparsity.allocation.overall import outlier_share, owl, uniform
-from shears.sparsity.allocation.sensitivity import sensitivity_allocation
+from shears.sparsity.allocation.overall import LARGEST, check_reach, shifted
+from shears.sparsity.calibration_run import CalibrationRun
 from shears.sparsity.methods.scores import magnitude_scores, wanda_scores
 from shears.sparsity.plan import Chosen
 
-NewActivations = Callable[..., Activations]  # of a part of the budget: all of it by default, a half for 2
+Scores = Float[Tensor, "_ _"]
 
 
-def allocate(
-    source: BlockSource, batches: Batches, chosen: Chosen, config: SparsifyConfig, new_activations: NewActivations,
-    context: Context,
-) -> Mapping[str, float]:  # fmt: skip
-    """Return the sparsity of every chosen weight, by name; their size-weighted mean is the sparsity asked for."""
-    if config.pattern == "global":
-        return _global(source, chosen, config.sparsity)
-    if config.allocation == "owl":
-        return _owl(source, batches, chosen, config.sparsity, new_activations, context)
-    if config.allocation == "sensitivity":
-        return sensitivity_allocation(source, batches, chosen, config.sparsity, new_activations, context)
-    return uniform(chosen.sizes, config.sparsity)
-
-
-def _global(source: BlockSource, chosen: Chosen, sparsity: float) -> dict[str, float]:
-    sizes = chosen.sizes
-
-    def weights() -> Iterator[tuple[str, Float[Tensor, "_ _"]]]:
-        for index, matrices in enumerate(chosen.by_block.values()):
-            with source.opened(index):
-                for matrix in matrices:
-                    yield matrix.name, matrix.view(source.model)
-
-    counts = global_counts(weights, round(sum(sizes.values()) * sparsity))
-    emptied = [name for name, count in counts.items() if count == sizes[name]]
-    if emptied:
-        raise InputError(
-            f"pattern global must leave every linear some weights, {emptied[0]} would lose all; "
-            "skip it, lower the sparsity or use pattern layer"
-        )
-    return {name: count / sizes[name] for name, count in counts.items()}
-
-
-def _owl(
-    source: BlockSource, batches: Batches, chosen: Chosen, sparsity: float, new_activations: NewActivations,
-    context: Context,
-) -> dict[str, float]:  # fmt: skip
-    """Return one sparsity a block, by the share of outliers among its Wanda scores on the dense model."""
+def owl_sparsities(run: CalibrationRun, chosen: Chosen, sparsity: float) -> dict[str, float]:
+    """Return one sparsity for each block's weights, from the outliers among its Wanda scores on the dense model."""
     shares: dict[str, float] = {}
 
-    def visit(run: BlockRun) -> None:
-        norms, matrices = InputNorms(), chosen.by_block[run.name]
+    def visit(block: BlockRun) -> None:
+        matrices = chosen.by_block[block.name]
         if matrices:
-            run.measure(matrices, norms.receive)
-            found = [(matrix.view(run.model), norms.of(matrix)) for matrix in matrices]
-            shares[run.name] = outlier_share(_scores(found))
+            norms = InputNorms()
+            block.measure(matrices, norms.receive)
+            scores = block_scores([(matrix.view(block.model), norms.of(matrix)) for matrix in matrices])
+            shares[block.name] = outlier_share(scores)
 
-    with new_activations() as hidden:
-        walk_blocks(Walk(source, batches, hidden, context), visit, "outliers")
+    with run.activations() as hidden:
+        walk_blocks(run.walk(hidden), visit, "outliers")
     sizes = {block: sum(matrix.shape[0] * matrix.shape[1] for matrix in chosen.by_block[block]) for block in shares}
     by_block = owl(shares, sizes, sparsity)
     return {matrix.name: by_block[block] for block in shares for matrix in chosen.by_block[block]}
 
 
 @torch.no_grad()
-def _scores(found: Sequence[tuple[Float[Tensor, "_ _"], Float[Tensor, " _"] | None]]) -> list[Float[Tensor, "_ _"]]:
-    """Return the Wanda scores of a block's weights that tokens reached, for magnitudes are of another scale.
+def block_scores(weights: Sequence[tuple[Scores, Float[Tensor, " _"] | None]]) -> list[Scores]:
+    """Return the Wanda scores of a block's (weight, input norms), without the weights that no token reached.
 
-    Where none was reached, magnitudes of all.
+    Return magnitudes where no token reached any of them; magnitudes beside Wanda scores would be on another scale.
     """
-    reached = [wanda_scores(weight, norms) for weight, norms in found if norms is not None]
-    return reached or [magnitude_scores(weight) for weight, _ in found]
+    reached = [wanda_scores(weight, norms) for weight, norms in weights if norms is not None]
+    return reached or [magnitude_scores(weight) for weight, _ in weights]
+
+
+def outlier_share(scores: Scores | Sequence[Scores], multiple: float = 5.0) -> float:
+    """Return the share of scores above `multiple` times their mean (eq. 1).
+
+    Several matrices count as one, as in the published method, which takes all linears of a block together.
+    """
+    parts = [scores] if isinstance(scores, Tensor) else scores
+    count = sum(part.numel() for part in parts)
+    mean = math.fsum(float(part.sum(dtype=torch.float64)) for part in parts) / count
+    return sum(int((part > multiple * mean).sum()) for part in parts) / count
+
+
+def owl(
+    outlier_shares: Mapping[str, float], sizes: Mapping[str, int], sparsity: float, spread: float = 0.08
+) -> dict[str, float]:
+    """Return sparsities that fall linearly with the outlier share, in a band of width 2 * spread.
+
+    The largest outlier share gets the lowest sparsity. The band is shifted to the overall sparsity, and cut at 0 and
+    LARGEST. InputError where an outlier share is not finite or the overall sparsity is out of reach.
+    """
+    if not all(map(math.isfinite, outlier_shares.values())) or not spread >= 0:
+        raise InputError("outlier shares must be finite and the spread at least 0; check the calibration text")
+    check_reach(0.0, LARGEST * sum(sizes.values()), sizes, sparsity, f"sparsities of at most {LARGEST}")
+    least = min(outlier_shares.values())
+    span = max(outlier_shares.values()) - least or 1.0
+    band = {name: -2 * spread * ((share - least) / span) for name, share in outlier_shares.items()}
+    return shifted(band, sizes, sparsity * sum(sizes.values()))
