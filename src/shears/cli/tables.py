@@ -13,6 +13,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from shears.config.export import FORMATS
 from shears.progress import is_first_process
 from shears.records.artifacts import PACKAGE, SPARSITY, read_json
 from shears.records.cards.tables import ranks_by_kind
@@ -21,7 +22,8 @@ from shears.records.measures import is_share, other_readings, seen_words
 console = Console(quiet=not is_first_process())
 
 BARS = " ▁▂▃▄▅▆▇█"
-WHOLE = ("package", "merged")  # exports that are a model by themselves
+EXPORTED = dict.fromkeys(form.folder for form in FORMATS.values())
+WHOLE = {form.folder for form in FORMATS.values() if form.is_model}  # exports that are a model by themselves
 FEW_ZEROS, ALL_ZEROS = (247, 251, 255), (8, 48, 107)  # red, green, blue of a cell's background: near white, dark blue
 
 
@@ -119,10 +121,11 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     rows = summary["models"]
     if rows:
         _print_models(f"{summary['task']} on {summary['data']} (n = {rows[0]['n']})", rows)
-    names = ("sparse", "super_adapter", "search", "sub_adapter", "merged", "package", "evaluation.json")
+    names = ("sparse", "super_adapter", "search", *EXPORTED, "evaluation.json")
     for name in (name for name in names if (folder / name).exists()):
         print_line(f"  {folder / name}")
-    last = rows[-1]["name"] if rows else next((name for name in WHOLE if (folder / name).exists()), "")
+    exists = [name for name in EXPORTED if name in WHOLE and (folder / name).exists()]
+    last = rows[-1]["name"] if rows else exists[-1] if exists else ""
     whole, sub_adapter = folder / last if last in WHOLE else folder / "sparse", folder / "sub_adapter"
     beside = (
         f" --adapter {quoted(sub_adapter)}" if last in ("", "sparse + sub-adapter") and sub_adapter.exists() else ""

@@ -18,8 +18,9 @@ from shears.config import (
     SparsifyConfig,
     TrainConfig,
 )
+from shears.config.export import FORMAT_OF_RECORD
 from shears.errors import RECORD_ERRORS, InputError
-from shears.records.artifacts import MERGED, PACKAGE, read_json
+from shears.records.artifacts import read_json
 from shears.records.paths import expanded
 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from where an interrupted run of the same keys stopped.")]
@@ -142,10 +143,11 @@ def export(
 
     folder = shears.export_adapter(super_adapter, out, model=model, **values)
     what, then = "PEFT adapter", f"evaluate SPARSE --adapter {tables.quoted(folder)} --task ... --data TEST"
-    if (folder / PACKAGE).is_file():
+    form = next(form for record, form in FORMAT_OF_RECORD.items() if (folder / record).is_file())
+    if form.holds == "package":
         what, then = tables.package_line(folder), f"generate {tables.quoted(folder)} --prompt ..."
-    elif (folder / MERGED).is_file():
-        zeros = read_json(folder / MERGED)["sparsity"]["after"]
+    elif form.holds == "model":
+        zeros = read_json(folder / form.record)["sparsity"]["after"]
         what, then = f"one model, {zeros:.1%} zeros", f"evaluate {tables.quoted(folder)} --task ... --data TEST"
     tables.print_line(f"{folder}: {what}. Next: shears {then}")
 
