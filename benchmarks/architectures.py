@@ -1,4 +1,4 @@
-"""Prune a tiny random model of every architecture; print a Markdown table of what was reached.
+"""Prune a tiny random model of every architecture; print a Markdown table of the covered weights and of checks.
 
 python -m benchmarks.architectures                  # seconds
 python -m benchmarks.architectures --method sparsegpt --only mixtral,gpt_oss
@@ -20,13 +20,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.report import environment
 from shears.blockwise.matrices import Matrix, block_matrices, kept_dense
+from shears.checkpoints.zeros import count_zeros
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
 from shears.records.artifacts import SPARSITY
 from shears.sparsity.plan import linear_name
 from shears.sparsity.stage import sparsify
 
-NUM_SEQUENCES, LENGTH, SPARSITY_WANTED = 8, 32, 0.5
+NUM_SEQUENCES = 8
+LENGTH = 32
+TARGET = 0.5
 HEADER = (
     "| architecture | blocks pruned | routers, dense on purpose | in no linear | weights without a token "
     "| zeros where stated | the rest unchanged | loads and generates |"
@@ -35,7 +38,7 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Row:
-    """What pruning reached: shares of the block weights, and three checks in the reloaded model."""
+    """Shares of the block weights that pruning covered, and three checks of the reloaded model."""
 
     name: str
     pruned: float
@@ -60,7 +63,7 @@ def main() -> None:
     words = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    print(f"{environment()}\n\nmethod {words.method}, {100 * SPARSITY_WANTED:g} % of the linears\n\n{HEADER}")
+    print(f"{environment()}\n\nmethod {words.method}, {100 * TARGET:g} % of the linears\n\n{HEADER}")
     print("|" + "---|" * (HEADER.count("|") - 1))
     for name in words.only.split(",") if words.only else [*CONFIGS, *MORE_CONFIGS]:
         with tempfile.TemporaryDirectory() as folder:
@@ -75,9 +78,14 @@ def measure(name: str, folder: Path, **settings: Any) -> Row:
     tiny_model(name).save_pretrained(folder / "base")
     ids = _calibration(folder / "ids.jsonl")
     sparse = sparsify(
-        folder / "base", folder / "sparse", calibration=str(ids), sparsity=SPARSITY_WANTED,
-        num_samples=NUM_SEQUENCES, sequence_length=LENGTH, **settings,
-    )  # fmt: skip
+        folder / "base",
+        folder / "sparse",
+        calibration=str(ids),
+        sparsity=TARGET,
+        num_samples=NUM_SEQUENCES,
+        sequence_length=LENGTH,
+        **settings,
+    )
     record = json.loads((sparse / SPARSITY).read_text())
     before, after = (AutoModelForCausalLM.from_pretrained(place).eval() for place in (folder / "base", sparse))
     blocks = decoder_blocks(after)[1]
@@ -91,7 +99,7 @@ def measure(name: str, folder: Path, **settings: Any) -> Row:
         routers=routers / total,
         beyond=1 - (covered + routers) / total,
         unreached=len(record["by_magnitude"]),
-        exact=_zeros(after, pruned) == {key: said["zeros"] for key, said in record["linears"].items()},
+        exact=_zeros(after, pruned) == {key: linear["zeros"] for key, linear in record["linears"].items()},
         unchanged=_unchanged(before, after, pruned),
         generates=_generates(after),
     )
@@ -116,15 +124,15 @@ def _matrices(model: PreTrainedModel) -> Iterator[Matrix]:
 
 
 def _zeros(model: PreTrainedModel, matrices: list[Matrix]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    zeros: dict[str, int] = {}
     for matrix in matrices:
         name = linear_name(matrix)
-        found[name] = found.get(name, 0) + int((matrix.view(model) == 0).sum())
-    return found
+        zeros[name] = zeros.get(name, 0) + count_zeros(matrix.view(model))
+    return zeros
 
 
 def _unchanged(before: PreTrainedModel, after: PreTrainedModel, pruned: list[Matrix]) -> bool:
-    """Tell whether all that is not pruned is bitwise what it was."""
+    """Return whether every tensor that is not pruned is bitwise the same as before."""
     touched = {after.get_parameter(matrix.parameter).data_ptr() for matrix in pruned}
     known = before.state_dict()
     return all(

@@ -19,16 +19,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-RESET_PEAK = "5"  # proc(5): sets VmHWM back to the memory held now
-PERIOD = 0.005  # s between two looks where the kernel keeps no peak that can be reset
+STATUS = Path("/proc/self/status")
+CLEAR = Path("/proc/self/clear_refs")
+RESET_PEAK = "5"  # proc(5): resets VmHWM to the current memory
+PERIOD = 0.005  # s between two samples where the kernel's peak cannot be reset
 
 CHILD = "from benchmarks.memory import _child; _child()"
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a piece of work took: seconds, bytes of its peak above the baseline, the baseline, and how it was seen."""
+    """Resources of a piece of work: seconds, peak bytes above the baseline, the baseline, source of the figures."""
 
     seconds: float
     peak: int
@@ -37,26 +38,32 @@ class Usage:
 
 
 def peak_memory(setup: str, work: str, environment: Mapping[str, str] | None = None) -> Usage:
-    """Run Python source in a fresh process: `setup` (imports), then `work`; return what `work` took.
+    """Run Python source in a fresh process: `setup` (imports), then `work`; return the usage of `work`.
 
-    `work` sees the names of `setup`. Resident memory counts, pages of mapped files included; memory that a GPU holds
-    does not. RuntimeError with the end of its error output where it fails.
+    `work` has the names of `setup`. Resident memory counts, mapped files included; GPU memory does not. RuntimeError,
+    with the end of the process's error output, where the process fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "usage.json"
         order = json.dumps({"setup": setup, "work": work, "output": str(place)})
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         process = subprocess.run(
-            [sys.executable, "-c", CHILD], input=order, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": paths, **(environment or {})}, check=False,
-        )  # fmt: skip
+            [sys.executable, "-c", CHILD],
+            input=order,
+            text=True,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": paths, **(environment or {})},
+            check=False,
+        )
         if process.returncode != 0 or not place.exists():
-            raise RuntimeError(f"the work must end well, got {process.returncode}: {process.stderr[-2000:]}")
+            raise RuntimeError(f"the work must exit with 0, got {process.returncode}: {process.stderr[-2000:]}")
         return Usage(**json.loads(place.read_text()))
 
 
 def _child() -> None:
-    order, names = json.load(sys.stdin), {"__name__": "__work__"}
+    order = json.load(sys.stdin)
+    names = {"__name__": "__work__"}
     exec(compile(order["setup"], "setup", "exec"), names)
     _give_back_free_memory()
     baseline = memory("VmRSS")
@@ -70,7 +77,7 @@ def _child() -> None:
 
 
 def _give_back_free_memory() -> None:
-    """Return what imports freed to the system; work that used it again would look smaller than it is."""
+    """Return freed memory to the system, because work that used it again would seem to need less."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
@@ -78,30 +85,31 @@ def _give_back_free_memory() -> None:
 
 
 def memory(field: str) -> int:
-    """Return a size of this process from the kernel's status, in bytes: VmRSS is held now, VmHWM the peak."""
+    """Return a size of this process in bytes, from the kernel's status: VmRSS is the current one, VmHWM the peak."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
 
 
 @contextmanager
 def _watched() -> Iterator[list[tuple[int, str]]]:
-    """Give a list that holds (peak in bytes, how it was seen) after the `with`."""
-    found: list[tuple[int, str]] = []
+    """Yield a list that holds (peak in bytes, source of the figure) after the `with`."""
+    peaks: list[tuple[int, str]] = []
     try:
         CLEAR.write_text(RESET_PEAK)
     except OSError:
         with _sampled() as highest:
-            yield found
-        found.append((max(highest), "VmRSS, sampled"))
+            yield peaks
+        peaks.append((max(highest), "VmRSS, sampled"))
         return
-    yield found
-    found.append((memory("VmHWM"), "VmHWM"))
+    yield peaks
+    peaks.append((memory("VmHWM"), "VmHWM"))
 
 
 @contextmanager
 def _sampled() -> Iterator[list[int]]:
-    """Look at the memory held every few milliseconds from a thread; peaks shorter than that are missed."""
-    highest, stop = [memory("VmRSS")], threading.Event()
+    """Sample the memory every few milliseconds in a thread, which misses shorter peaks; yield the highest sample."""
+    highest = [memory("VmRSS")]
+    stop = threading.Event()
 
     def look() -> None:
         while not stop.wait(PERIOD):

@@ -17,7 +17,7 @@ MODEL = "smollm2-135m"
 
 
 def main() -> None:
-    """Print one row per method."""
+    """Print a row for the dense model, and one for each method and sparsity."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--num-samples", type=int, default=32)
@@ -31,10 +31,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for sparsity in arguments.sparsities:
             for method in ("wanda", "magnitude"):
-                output, start = Path(folder) / f"{method}-{sparsity}", time.monotonic()
-                shears.sparsify(MODEL, output, method=method, sparsity=sparsity, num_samples=arguments.num_samples,
-                                sequence_length=arguments.sequence_length,
-                                calibration=str(arguments.data / "valid.txt"))  # fmt: skip
+                output = Path(folder) / f"{method}-{sparsity}"
+                start = time.monotonic()
+                shears.sparsify(
+                    MODEL,
+                    output,
+                    method=method,
+                    sparsity=sparsity,
+                    num_samples=arguments.num_samples,
+                    sequence_length=arguments.sequence_length,
+                    calibration=str(arguments.data / "valid.txt"),
+                )
                 seconds = f"{time.monotonic() - start:.0f} s"
                 _row(f"{method} {sparsity:.0%}", str(output), arguments.data, seconds)
 

@@ -1,12 +1,12 @@
-"""What is left of what a model knew: questions with choices, before training, by method and calibration text.
+"""Accuracy of pruned models on multiple-choice questions before training, by method and calibration text.
 
     python -m benchmarks.pruned_knowledge run --data FOLDER --task arc-easy-text --work DIR --results FILE.jsonl
     python -m benchmarks.pruned_knowledge table --results FILE.jsonl
 
-FOLDER as in benchmarks.nls, and wikitext-2/ beside. Calibrated on 32 x 512 tokens, or as many as a way is called by:
-120 are nearly all that ARC-Easy's training has. Every model is SmolLM2-135M at 50 %, measured as it is and
-with its recovery by moments (rank 40, not trained). Differences are to Wanda, paired by question. Needs the data, so no
-test.
+FOLDER is that of benchmarks.nls, with wikitext-2/ in it. Calibration takes 32 x 512 tokens, or the number of sequences
+in a row's name: 120 are nearly all of ARC-Easy's training data. Every model is SmolLM2-135M at 50 %, measured without
+and with its recovery by moments (rank 40, not trained). Differences are to Wanda, paired by question. There is no test,
+because it would need the data.
 """
 
 import argparse
@@ -68,34 +68,36 @@ def _measured(way: str, task: Task, data: Mapping[str, Path], source: Path, work
     settings = {"calibration": str(data["train"]), **WAYS[way]}
     if "calibration" in WAYS[way]:
         settings["calibration"] = str(source / WAYS[way]["calibration"])
-    model, start = work / way, time.monotonic()
+    model = work / way
+    start = time.monotonic()
     if not model.exists():
         shears.sparsify(MODEL, model, recover_rank=40, recover_by="moments", **settings)
     seconds = round(time.monotonic() - start, 1)
-    right = {name: _right(str(model), adapter, task, data["test"])
-             for name, adapter in (("sparse", None), ("recovery", str(model / "recovery")))}  # fmt: skip
+    adapters = {"sparse": None, "recovery": str(model / "recovery")}
+    right = {name: _right(str(model), adapter, task, data["test"]) for name, adapter in adapters.items()}
     return {"seconds": seconds, "right": right}
 
 
 def _right(model: str, adapter: str | None, task: Task, test: Path) -> str:
-    found = shears.evaluate(model, adapter=adapter, data=str(test), **task.evaluation)
-    return as_text(found.records, task.correct)
+    result = shears.evaluate(model, adapter=adapter, data=str(test), **task.evaluation)
+    return as_text(result.records, task.correct)
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     for task in dict.fromkeys(row["task"] for row in rows):
-        found = {row["way"]: row for row in rows if row["task"] == task}
-        print(f"\n| {task} | as it is | to {REFERENCE} | with its recovery | to {REFERENCE}'s |\n"
-              "| --- | --- | --- | --- | --- |")  # fmt: skip
-        for way, row in found.items():
-            cells = [text for model in ("sparse", "recovery") for text in _cells(row, found[REFERENCE], model)]
+        by_way = {row["way"]: row for row in rows if row["task"] == task}
+        print(f"\n| {task} | as it is | to {REFERENCE} | with its recovery | to {REFERENCE}'s |")
+        print("| --- | --- | --- | --- | --- |")
+        for way, row in by_way.items():
+            cells = [text for model in ("sparse", "recovery") for text in _cells(row, by_way[REFERENCE], model)]
             print(f"| {way} | {' | '.join(cells)} |")
 
 
 def _cells(row: Mapping[str, Any], reference: Mapping[str, Any], model: str) -> tuple[str, str]:
     if model not in row["right"]:
         return "-", "-"
-    bits, others = (as_bits(found["right"][model]) for found in (row, reference))
+    bits = as_bits(row["right"][model])
+    others = as_bits(reference["right"][model])
     share, low, high = (100 * value for value in pooled_accuracy([bits]))
     gap, below, above = (100 * value for value in paired_difference([bits], [others]))
     apart = "-" if row is reference else f"{gap:+.1f} ({below:.1f} to {above:.1f})"

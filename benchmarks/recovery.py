@@ -1,4 +1,4 @@
-"""What a recovery gives back without any training: perplexity of dense, sparse, and sparse + recovery.
+"""Perplexity of the dense model, the sparse model, and the sparse model with its recovery, without training.
 
     python -m benchmarks.recovery --data WIKITEXT [--rank 32] [--methods wanda,admm]
 
@@ -35,9 +35,15 @@ def main() -> None:
             for number, by in enumerate(("norms", "moments")):
                 base = Path(folder) / f"{method}-{by}"
                 shears.sparsify(
-                    MODEL, base, method=method, calibration=str(arguments.data / "valid.txt"), num_samples=32,
-                    sequence_length=512, recover_rank=arguments.rank, recover_by=by,
-                )  # fmt: skip
+                    MODEL,
+                    base,
+                    method=method,
+                    calibration=str(arguments.data / "valid.txt"),
+                    num_samples=32,
+                    sequence_length=512,
+                    recover_rank=arguments.rank,
+                    recover_by=by,
+                )
                 if number == 0:
                     _print(f"{method} 50 %", _perplexity(str(base), None, arguments.data), "-", "-")
                 _print_recovery(f"{method} 50 % + recovery by {by}", base, arguments.data)
@@ -45,7 +51,8 @@ def main() -> None:
 
 def _print_recovery(name: str, base: Path, data: Path) -> None:
     recovery = base / "recovery"
-    kept, size = read_json(recovery / "recovery.json")["kept"], shears.inspect(recovery)["parameters"]
+    kept = read_json(recovery / "recovery.json")["kept"]
+    size = shears.inspect(recovery)["parameters"]
     _print(name, _perplexity(str(base), str(recovery), data), f"{kept:.1%}", f"{size / 1e6:.2f} M")
 
 
@@ -53,9 +60,9 @@ def _perplexity(model: str, adapter: str | None, data: Path) -> Evaluation:
     return shears.evaluate(model, adapter=adapter, task="perplexity", data=str(data / "test.txt"), limit=16)
 
 
-def _print(name: str, found: Evaluation, kept: str, size: str) -> None:
-    low, high = found.ci95
-    print(f"| {name} | {kept} | {size} | {found.value:.2f} | {low:.2f} to {high:.2f} |", flush=True)
+def _print(name: str, result: Evaluation, kept: str, size: str) -> None:
+    low, high = result.ci95
+    print(f"| {name} | {kept} | {size} | {result.value:.2f} | {low:.2f} to {high:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The published Wanda procedure in our own words: the baseline of the claim that our pass is faster.
+"""The published Wanda procedure, written again: the baseline for the speed of our pass.
 
-Wanda (arXiv 2306.11695) as its authors run it on a Llama model, with everything that costs time: sequences go through a
-block one at a time and twice, once to measure and once, after pruning, to feed the next block; every linear computes
-the norms of its own inputs, also where q, k and v get the same; every row of scores is fully and stably sorted.
+It follows the authors' code for Llama models (arXiv 2306.11695) in everything that costs time. Sequences go through a
+block one at a time and twice: once to measure, and once, after pruning, for the inputs of the next block. Every linear
+computes the norms of its own inputs, even where q, k and v get the same. Every row of scores is fully sorted.
 
 Shapes: N sequences, T tokens, H hidden features, O output and I input features of a linear.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 
-class _Caught(Exception):  # noqa: N818  # no error: the first block's inputs are there, the rest is not needed
+class _Caught(Exception):  # noqa: N818  # no error: ends a forward that has reached the first block
     pass
 
 
@@ -29,7 +29,7 @@ class InputStatistic:
         self.num_samples = 0
 
     def add(self, inputs: Tensor) -> None:
-        """Take in the inputs of one call, samples x T x I."""
+        """Add the inputs of one call, samples x T x I."""
         samples = inputs.shape[0]
         features = inputs.reshape(-1, inputs.shape[-1]).t().float()
         self.mean_square *= self.num_samples / (self.num_samples + samples)
@@ -41,11 +41,12 @@ class InputStatistic:
 def reference_wanda(model: LlamaForCausalLM, sequences: Sequence[Tensor], sparsity: float) -> dict[str, Tensor]:
     """Prune the model in place; return the pruned masks (O x I) by the linears' names.
 
-    `sequences` are token ids of one length, 1 x T each; the attention mask is what transformers makes of a single
-    unpadded sequence, caught with the block's other keywords.
+    `sequences` are token ids of one length, 1 x T each. The attention mask is that of transformers for one unpadded
+    sequence, recorded with the block's other keywords.
     """
     inputs, keywords = first_inputs(model, sequences)
-    outputs, masks = torch.zeros_like(inputs), dict[str, Tensor]()
+    outputs = torch.zeros_like(inputs)
+    masks: dict[str, Tensor] = {}
     for index, block in enumerate(model.model.layers):
         linears = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
         statistics = {name: InputStatistic(linear) for name, linear in linears.items()}
@@ -61,7 +62,7 @@ def reference_wanda(model: LlamaForCausalLM, sequences: Sequence[Tensor], sparsi
 
 
 def first_inputs(model: LlamaForCausalLM, sequences: Sequence[Tensor]) -> tuple[Float[Tensor, "N T H"], dict[str, Any]]:
-    """Return the first block's inputs, one forward of the model a sequence, and the block's other keywords."""
+    """Return the inputs of the first block for all sequences, and the block's other keywords."""
     caught: list[tuple[Tensor, dict[str, Any]]] = []
 
     def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -79,7 +80,7 @@ def first_inputs(model: LlamaForCausalLM, sequences: Sequence[Tensor]) -> tuple[
 
 
 def lowest(weight: Float[Tensor, "O I"], mean_square: Float[Tensor, " I"], sparsity: float) -> Bool[Tensor, "O I"]:
-    """Return True for the floor(I * sparsity) lowest |W| * ||X|| of every row, by sorting all of it."""
+    """Return True for the floor(I * sparsity) lowest |W| * ||X|| of every row, by a full sort."""
     scores = weight.abs() * mean_square.sqrt().reshape(1, -1)
     order = torch.sort(scores, dim=-1, stable=True).indices
     mask = torch.zeros_like(scores, dtype=torch.bool)

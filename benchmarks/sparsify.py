@@ -5,8 +5,8 @@
     python -m benchmarks.sparsify race   --data FOLDER
     python -m benchmarks.sparsify memory
 
-FOLDER holds valid.txt (calibration) and test.txt of WikiText-2. `table` keeps its rows in a file and goes on from it,
-so that parts of it may run at the same time, each on cores of its own (`taskset`).
+FOLDER holds valid.txt (calibration) and test.txt of WikiText-2. `table` writes its rows to a file and skips the rows
+that are there, so that parts of it can run at the same time, each on cores of its own (`taskset`).
 """
 
 import argparse
@@ -44,7 +44,7 @@ HEADER = (
 
 
 def main() -> None:
-    """Run one of the four."""
+    """Run one of the four commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["table", "best", "race", "memory"])
     parser.add_argument("--data", type=Path)
@@ -83,7 +83,7 @@ def _rows_with_calibration() -> Iterator[Row]:
 
 
 def table(arguments: argparse.Namespace) -> None:
-    """Prune and measure every row that the output file does not hold yet; print all that it holds."""
+    """Prune and measure every row that is missing in the output file; print all rows of the file."""
     part, parts = map(int, arguments.part.split("/"))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     size = {"num_samples": arguments.num_samples or 16, "sequence_length": 512}
@@ -102,7 +102,7 @@ def table(arguments: argparse.Namespace) -> None:
 
 
 def measure(settings: Row, calibration: str, data: Path, size: Mapping[str, int]) -> Row:
-    """Prune in a process of its own (seconds, peak memory), then measure the perplexity here."""
+    """Prune in a separate process (seconds, peak memory), then measure the perplexity in this one."""
     with tempfile.TemporaryDirectory() as folder:
         keywords = {**settings, **size, "calibration": calibration}
         work = f"shears.sparsify({MODEL!r}, {folder + '/sparse'!r}, **{keywords!r})"
@@ -118,9 +118,14 @@ def measure(settings: Row, calibration: str, data: Path, size: Mapping[str, int]
         )
     low, high = result.ci95
     return {
-        "settings": settings, "perplexity": result.value, "low": low, "high": high, "seconds": usage.seconds,
-        "peak": usage.peak, "threads": torch.get_num_threads(),
-    }  # fmt: skip
+        "settings": settings,
+        "perplexity": result.value,
+        "low": low,
+        "high": high,
+        "seconds": usage.seconds,
+        "peak": usage.peak,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _line(row: Row) -> str:
@@ -146,7 +151,7 @@ STEPS: tuple[Row, ...] = (
 
 
 def best(arguments: argparse.Namespace) -> None:
-    """Print what each part of the best combination contributes at 50 %, then the combination on more tokens."""
+    """Print the perplexities of each step to the best combination at 50 %, then the combination on more tokens."""
     calibration = arguments.calibration or str(arguments.data / "valid.txt")
     print(f"calibrated on {Path(calibration).parent.name}/{Path(calibration).name}\n\n{HEADER[:-1]} tokens |")
     more = [(arguments.num_samples,)] if arguments.num_samples else [(32,), (96,)]
@@ -159,7 +164,7 @@ def best(arguments: argparse.Namespace) -> None:
 
 
 def race(arguments: argparse.Namespace) -> None:
-    """Time our Wanda pass beside the published procedure, in turns; count the masks' differences."""
+    """Time our Wanda pass and the published procedure in turns, and count how many mask entries differ."""
     calibration = calibration_batches(str(arguments.data / "valid.txt"), load_tokenizer(MODEL), 32, 512, 4, 0)
     sequences = [row for batch in calibration.batches for row in batch]
     seconds: dict[str, list[float]] = {"published": [], "fp32": [], "auto": []}
@@ -174,11 +179,11 @@ def race(arguments: argparse.Namespace) -> None:
                 sparsify_model(model, calibration.batches, SparsifyConfig(precision=name))
             times.append(time.monotonic() - start)
             if name != "published":
-                prefix = "model.layers"
-                found = [
-                    m for i, block in enumerate(model.model.layers) for m in block_matrices(f"{prefix}.{i}", block)
-                ]
-                masks[name] = {matrix.name: matrix.view(model) == 0 for matrix in found}
+                masks[name] = {
+                    matrix.name: matrix.view(model) == 0
+                    for index, block in enumerate(model.model.layers)
+                    for matrix in block_matrices(f"model.layers.{index}", block)
+                }
             print(f"  {name}: {times[-1]:.1f} s", flush=True)
     baseline = statistics.median(seconds["published"])
     print("\n| pass | median s | spread | faster | weights masked otherwise |\n| --- | --- | --- | --- | --- |")
@@ -186,8 +191,8 @@ def race(arguments: argparse.Namespace) -> None:
         total = sum(mask.numel() for mask in masks["published"].values())
         other = sum(int((mask != masks[name][key]).sum()) for key, mask in masks["published"].items())
         middle = statistics.median(times)
-        print(f"| {name} | {middle:.1f} | {min(times):.1f} to {max(times):.1f} | {baseline / middle:.2f}x "
-              f"| {other} of {total} |")  # fmt: skip
+        spread = f"{min(times):.1f} to {max(times):.1f}"
+        print(f"| {name} | {middle:.1f} | {spread} | {baseline / middle:.2f}x | {other} of {total} |")
 
 
 def memory(arguments: argparse.Namespace) -> None:
@@ -198,8 +203,8 @@ def memory(arguments: argparse.Namespace) -> None:
         ids = random_sequences(Path(folder) / "ids.jsonl", "1b", 8, 512)
         for method in ("wanda", "sparsegpt", "admm") if not arguments.only else (arguments.only,):
             usage = _prune_random(base, ids, Path(folder) / method, method)
-            print(f"| random Llama, 1.1 B fp32 | {method} | {usage.seconds:.0f} | {usage.peak / 1e9:.2f} GB "
-                  f"| 2.50 GB |", flush=True)  # fmt: skip
+            figures = f"{usage.seconds:.0f} | {usage.peak / 1e9:.2f} GB"
+            print(f"| random Llama, 1.1 B fp32 | {method} | {figures} | 2.50 GB |", flush=True)
 
 
 def _prune_random(base: Path, ids: Path, output: Path, method: str) -> Usage:

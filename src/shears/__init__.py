@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from shears.adapt.train import train
     from shears.errors import InputError
     from shears.evaluation.run import evaluate
-    from shears.export.peft import export_adapter
+    from shears.export.stage import export_adapter
     from shears.export.unpack import unpack
     from shears.inspection import inspect
     from shears.models.fetching import fetch
@@ -39,7 +39,7 @@ _MODULES = {
     "compare": "report.compare",
     "build_space": "adapt.groups",
     "evaluate": "evaluation.run",
-    "export_adapter": "export.peft",
+    "export_adapter": "export.stage",
     "fetch": "models.fetching",
     "inspect": "inspection",
     "load_super_adapter": "adapt.load",

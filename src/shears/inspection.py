@@ -10,18 +10,17 @@ from safetensors import SafetensorError, safe_open
 
 from shears.checkpoints.packed.file import is_package, read_package
 from shears.checkpoints.tensor_files import quantized_by
-from shears.checkpoints.zeros import place_in_block, sparsities
+from shears.checkpoints.zeros import count_zeros, place_in_block, sparsities
+from shears.config.export import FORMAT_OF_RECORD
 from shears.config.targets import EXPERTS
 from shears.errors import InputError, first_line
 from shears.records.artifacts import (
     EVALUATION,
-    MERGED,
     PACKAGE,
     RECOVERY,
     RESULT,
     SEARCH_SPACE,
     SPARSITY,
-    SUB_ADAPTER,
     UNPACKED,
     read_object,
     read_record,
@@ -29,8 +28,19 @@ from shears.records.artifacts import (
 )
 from shears.records.folders import partial_folder
 
-MODELS = {SPARSITY: "sparse model", MERGED: "merged model", UNPACKED: "unpacked model"}  # by name of the record
-ADAPTERS = {SEARCH_SPACE: "super-adapter", SUB_ADAPTER: "sub-adapter", RECOVERY: "recovery"}  # by name of the record
+EXPORTS = {record: (form.holds, form.called) for record, form in FORMAT_OF_RECORD.items()}
+MODELS = {
+    SPARSITY: "sparse model",
+    **{record: called for record, (holds, called) in EXPORTS.items() if holds == "model"},
+    UNPACKED: "unpacked model",
+}
+"""What to call the models with these records."""
+ADAPTERS = {
+    SEARCH_SPACE: "super-adapter",
+    **{record: called for record, (holds, called) in EXPORTS.items() if holds == "adapter"},
+    RECOVERY: "recovery",
+}
+"""What to call the adapters with these records."""
 ADAPTED = ("super_adapter_fingerprint", "sub_adapter_fingerprint")  # keys of models and packages with an adapter
 INPUTS = ("base_fingerprint", *ADAPTED, "model_fingerprint", "adapter_fingerprint")  # keys of what was used
 
@@ -88,14 +98,14 @@ def _model(folder: Path) -> dict[str, Any]:
     nonzeros = 0
     lists = defaultdict[str, dict[tuple[int, str], tuple[int, int]]](dict)  # of decoder blocks, of image blocks
     for name, tensor in tensors_of(folder):
-        kept = int(torch.count_nonzero(tensor != 0))  # torch cannot count nonzero 8-bit floats directly
+        zeros_here = count_zeros(tensor)
         parameters += tensor.numel()
-        nonzeros += kept
+        nonzeros += tensor.numel() - zeros_here
         place = _place(name, tensor)
         if place is not None:
             counts = lists[f".{name}".partition(f".{place[0]}.")[0]]
             weights, zeros = counts.get(place, (0, 0))
-            counts[place] = (weights + tensor.numel(), zeros + tensor.numel() - kept)
+            counts[place] = (weights + tensor.numel(), zeros + zeros_here)
     name, kind = next(((name, kind) for name, kind in MODELS.items() if (folder / name).is_file()), ("", "model"))
     record = read_object(folder / name) if name else {}
     return {
@@ -126,13 +136,12 @@ def _place(name: str, tensor: torch.Tensor) -> tuple[int, str] | None:
 
 def _adapter(folder: Path) -> dict[str, Any]:
     name, kind = next((name, kind) for name, kind in ADAPTERS.items() if (folder / name).is_file())
-    counts = {
-        tensor_name: (tensor.numel(), int(torch.count_nonzero(tensor))) for tensor_name, tensor in tensors_of(folder)
-    }
+    counts = [(tensor.numel(), count_zeros(tensor)) for _, tensor in tensors_of(folder)]
+    parameters = sum(size for size, _ in counts)
     return {
         "kind": kind,
-        "parameters": sum(size for size, _ in counts.values()),
-        "nonzeros": sum(kept for _, kept in counts.values()),
+        "parameters": parameters,
+        "nonzeros": parameters - sum(zeros for _, zeros in counts),
         **read_object(folder / name),
         "fingerprint": weights_fingerprint(folder),
     }

@@ -97,7 +97,7 @@ def test_imports_are_not_part_of_the_work() -> None:
 
 
 def test_work_that_fails_says_why() -> None:
-    with pytest.raises(RuntimeError, match="must end well, got 1: (.|\n)*ZeroDivisionError"):
+    with pytest.raises(RuntimeError, match="must exit with 0, got 1: (.|\n)*ZeroDivisionError"):
         peak_memory("zero = 0", "1 / zero")
 
 

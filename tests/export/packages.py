@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shears.checkpoints.tensor_files import TensorFiles
-from shears.export.peft import export_adapter
+from shears.export.stage import export_adapter
 from tests.checkpoints.packed.test_layout import bits
 
 

@@ -11,7 +11,7 @@ import pytest
 from shears.adapt.load import load_super_adapter
 from shears.errors import InputError
 from shears.evaluation.run import adapter_template
-from shears.export.peft import export_adapter
+from shears.export.stage import export_adapter
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import SEARCH_SPACE, SPARSITY, SUB_ADAPTER, weights_fingerprint
 from shears.records.peft_files import ADAPTER_CONFIG
@@ -36,7 +36,7 @@ def adapter(made: Path, tmp_path: Path) -> Path:
         ({}, "must be the record that shears wrote, it lacks"),
     ],
 )
-def test_a_record_that_is_none_is_named(record: Any, message: str, adapter: Path, tmp_path: Path) -> None:
+def test_a_damaged_record_is_named_in_the_error(record: Any, message: str, adapter: Path, tmp_path: Path) -> None:
     (adapter / SEARCH_SPACE).write_text(json.dumps(record))
     for form in ("peft", "padded", "merged", "package"):
         with pytest.raises(InputError, match=f"{SEARCH_SPACE} {message}"):
@@ -48,7 +48,7 @@ def test_a_record_that_is_none_is_named(record: Any, message: str, adapter: Path
         export_adapter(adapter, tmp_path / "out", format="merged")
 
 
-def test_a_list_for_a_record_is_no_record_of_an_evaluated_adapter_either(adapter: Path, made: Path) -> None:
+def test_a_record_that_is_a_list_is_refused_when_the_adapter_is_evaluated(adapter: Path, made: Path) -> None:
     (adapter / SEARCH_SPACE).write_text("[]")
     with pytest.raises(InputError, match="must be the record that shears wrote, it is"):
         load_with_adapter(made.parent / "base", adapter)
@@ -77,7 +77,7 @@ def test_a_key_that_is_null_is_named(key: str, message: str, adapter: Path, tmp_
 
 
 @pytest.mark.parametrize("ranks", [None, {"up_proj": 3}, {"layers.x.up_proj": 3}, {"layers.0.up_proj": 1.5}])
-def test_ranks_of_a_sub_adapter_that_are_none_are_named(ranks: Any, adapter: Path, tmp_path: Path) -> None:
+def test_damaged_ranks_of_a_sub_adapter_are_named(ranks: Any, adapter: Path, tmp_path: Path) -> None:
     sub_adapter = export_adapter(adapter, tmp_path / "sub")
     record = json.loads((sub_adapter / SUB_ADAPTER).read_text())
     (sub_adapter / SUB_ADAPTER).write_text(json.dumps({**record, "ranks": ranks}))
@@ -109,7 +109,7 @@ def test_tokens_that_switch_an_adapter_on_are_numbers(tokens: Any, adapter: Path
 
 
 @pytest.mark.parametrize("groups", [[], {"a": 5}, {"a": {"ranks": ["4"], "modules": ["x"]}}, {"a": {"ranks": [4]}}])
-def test_groups_that_are_none_are_named(groups: Any, adapter: Path, tmp_path: Path) -> None:
+def test_damaged_groups_are_named(groups: Any, adapter: Path, tmp_path: Path) -> None:
     record = json.loads((adapter / SEARCH_SPACE).read_text())
     (adapter / SEARCH_SPACE).write_text(json.dumps({**record, "groups": groups}))
     with pytest.raises(InputError, match="must name the ranks and the linears of every group"):
@@ -129,7 +129,7 @@ def test_a_search_space_that_lacks_a_linear_of_its_adapter_is_named(form: str, a
 
 @pytest.mark.parametrize("form", ["peft", "padded", "merged"])
 @pytest.mark.parametrize("config", ["{}", "[]", '{"r": "x", "lora_alpha": 1}'])
-def test_a_configuration_of_peft_that_is_none_is_named(config: str, form: str, adapter: Path, tmp_path: Path) -> None:
+def test_a_damaged_configuration_of_peft_is_named(config: str, form: str, adapter: Path, tmp_path: Path) -> None:
     (adapter / ADAPTER_CONFIG).write_text(config)
     with pytest.raises(InputError, match=f"{ADAPTER_CONFIG} must be PEFT's of a LoRA with r and lora_alpha"):
         export_adapter(adapter, tmp_path / "out", format=form)
@@ -146,7 +146,7 @@ def test_a_configuration_of_peft_that_is_none_is_named(config: str, form: str, a
         ([], "", "must map every group to its rank"),
     ],
 )
-def test_ranks_that_are_none_are_named(ranks: Any, number: str, message: str, adapter: Path, tmp_path: Path) -> None:
+def test_damaged_ranks_are_named(ranks: Any, number: str, message: str, adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "ranks.json").write_text(json.dumps(ranks))
     with pytest.raises(InputError, match=message):
         export_adapter(adapter, tmp_path / "out", ranks=f"{tmp_path / 'ranks.json'}{number}")

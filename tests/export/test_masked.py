@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 
 from shears.adapt.load import load_super_adapter
-from shears.export.peft import export_adapter
+from shears.export.stage import export_adapter
 from shears.models.load import load_with_adapter
 from shears.models.sparse_adapter import is_sparse
 from shears.records.artifacts import read_record

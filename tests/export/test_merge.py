@@ -19,8 +19,8 @@ from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.errors import InputError
 from shears.evaluation.run import adapter_template
 from shears.export import merge
-from shears.export.peft import export_adapter
-from shears.export.updates import in_format
+from shears.export.stage import export_adapter
+from shears.export.tensors import in_format
 from shears.inspection import inspect
 from shears.records.artifacts import MERGED, README, SPARSITY, read_record, weights_fingerprint, write_json
 from tests.export.made import activated, half_sparse, logits, mixed_ranks, stock, super_adapter, weights
@@ -56,7 +56,7 @@ def test_a_plain_adapter_merges_exactly_and_says_what_is_lost(
     assert lost in caplog.messages
 
 
-def test_all_else_is_the_bases_bit_for_bit(tmp_path: Path) -> None:
+def test_everything_but_the_adapted_weights_is_bitwise_the_bases(tmp_path: Path) -> None:
     base = half_sparse(tmp_path / "base")
     (base / "generation_config.json").write_text('{"max_new_tokens": 7}')
     out = export_adapter(super_adapter(tmp_path / "super", base), tmp_path / "out", format="merged")
@@ -75,7 +75,7 @@ def test_all_else_is_the_bases_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_kept_weight_that_cancels_stays_no_zero(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_kept_weight_that_cancels_does_not_become_zero(tmp_path: Path, dtype: torch.dtype) -> None:
     base = half_sparse(tmp_path / "base", dtype=dtype)
     adapter = super_adapter(tmp_path / "super", base, sparse_adapter=True)
     place, prefix = "model.layers.1.mlp.up_proj", "base_model.model.model.layers.1.mlp.up_proj"
@@ -133,7 +133,7 @@ def test_weights_that_the_format_cannot_hold_are_refused(tmp_path: Path) -> None
         ("embed_tokens", float("nan"), "merged-sparse", "losses must be finite, loss, un-merged on calibration is nan"),
     ],
 )
-def test_a_base_that_is_damaged_is_called_so(weight: str, odd: float, form: str, message: str, tmp_path: Path) -> None:
+def test_a_damaged_base_is_named_in_the_error(weight: str, odd: float, form: str, message: str, tmp_path: Path) -> None:
     base = half_sparse(tmp_path / "base")
     tensors = load_file(base / "model.safetensors")
     tensors[f"model.{weight}.weight"][3, 5] = odd

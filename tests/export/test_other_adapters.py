@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, 
 from safetensors.torch import load_file, save_file
 
 from shears.errors import InputError
-from shears.export.peft import export_adapter
+from shears.export.stage import export_adapter
 from shears.models.load import load_with_adapter
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tests.export.made import logits

@@ -10,7 +10,7 @@ from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
 from shears.evaluation.run import adapter_template
-from shears.export.peft import export_adapter
+from shears.export.stage import export_adapter
 from shears.export.unpack import unpack
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import PACKAGE, README, SUB_ADAPTER, read_json, read_record

@@ -11,11 +11,9 @@ from peft import LoraConfig, get_peft_model
 from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.packed.index import Index
 from shears.checkpoints.tensor_files import TensorFiles
-from shears.config import ExportConfig
 from shears.errors import InputError
-from shears.export.package import export_package
 from shears.export.packing import Packing
-from shears.export.peft import export_adapter
+from shears.export.stage import export_adapter
 from shears.export.unpack import unpack, write_shards
 from shears.inspection import inspect
 from shears.models.load import load_with_adapter
@@ -37,7 +35,7 @@ def test_embeddings_and_head_may_be_int8(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(load_with_adapter(out)[0]), logits(stock(base)), rtol=0.05, atol=0.05)
 
 
-def test_what_the_files_hold_twice_is_stored_once(tmp_path: Path) -> None:
+def test_equal_embeddings_and_heads_are_stored_once(tmp_path: Path) -> None:
     base = half_sparse(tmp_path / "base")
     parts.rewrite(base, lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
     out = package(base, tmp_path / "out")
@@ -65,10 +63,8 @@ def test_a_masked_adapter_is_merged_into_its_package(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "base", "m", "out", "super"]
 
 
-def test_what_a_masked_adapter_is_merged_into_goes_with_the_working_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A kill leaves nothing that no later export would take away."""
+def test_the_temporary_merged_model_lies_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed export leaves only the working folder, which the next export empties."""
     adapter = super_adapter(tmp_path / "super", half_sparse(tmp_path / "base"), sparse_adapter=True)
     seen, write = list[str](), Packing.write
 
@@ -192,7 +188,7 @@ def test_wrong_sources_are_refused_in_one_line(tmp_path: Path) -> None:
         unpack(base, tmp_path / "no")
     parts.rewrite(base, lambda tensors: {name: tensor / 0.0 for name, tensor in tensors.items()})
     with pytest.raises(InputError, match="finite"):
-        export_package(str(base), tmp_path / "no", None, ExportConfig(format="package", values="int8"))
+        export_adapter(base, tmp_path / "no", format="package", values="int8")
 
 
 def test_a_package_whose_bytes_changed_is_refused(tmp_path: Path) -> None:

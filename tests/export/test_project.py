@@ -20,11 +20,10 @@ from shears.blockwise.walk import IrregularBlocks
 from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.config import ExportConfig
 from shears.errors import InputError
-from shears.export import project, quality
-from shears.export.peft import export_adapter
-from shears.export.project import nearest
-from shears.export.quality import Samples, Text, draw_samples
-from shears.export.updates import Update, with_masked, with_whole
+from shears.export import project
+from shears.export.project import Samples, Text, draw_samples, nearest
+from shears.export.stage import export_adapter
+from shears.export.tensors import Update, with_masked, with_whole
 from shears.models.blocks import weight_oi
 from shears.models.load import load_tokenizer
 from shears.records.artifacts import MERGED, SEARCH_SPACE, read_record, weights_fingerprint, write_json
@@ -39,7 +38,7 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    """Text of 3,000 bytes, which are tokens, that no line repeats."""
+    """Text of 3,000 bytes (one token each) without repeated lines."""
     path = tmp_path / "text.txt"
     path.write_text("".join(f"{number} times {number + 7} is {number * (number + 7)}. " for number in range(11, 150)))
     return path
@@ -48,11 +47,11 @@ def text(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare with float64 oracles on any machine: without bf16."""
-    monkeypatch.setattr(quality, "autocast", lambda *_: torch.autocast("cpu", enabled=False))
+    monkeypatch.setattr(project, "autocast", lambda *_: torch.autocast("cpu", enabled=False))
 
 
 def samples(base: Path, text: Path) -> Samples:
-    """What the projection sees, and what losses are taken on."""
+    """The samples that the projection and the losses use."""
     return draw_samples(Text(str(text), "alpaca"), load_tokenizer(base), tiny_model(), ExportConfig(**OPTIONS))
 
 
@@ -157,7 +156,7 @@ def test_from_memory_it_is_the_same(tmp_path: Path, text: Path, monkeypatch: pyt
     assert read_record(streamed, MERGED)["losses"] == read_record(whole, MERGED)["losses"]
 
 
-def test_without_a_text_it_is_the_training_data_also_of_a_sub_adapter(tmp_path: Path) -> None:
+def test_the_calibration_text_is_the_training_data_by_default(tmp_path: Path) -> None:
     rows = tmp_path / "train.jsonl"
     rows.write_text(
         "".join(json.dumps({"prompt": f"{a} + {a} =", "completion": f"{2 * a}"}) + "\n" for a in range(200))
@@ -189,7 +188,7 @@ def test_without_a_text_it_is_the_training_data_also_of_a_sub_adapter(tmp_path: 
     assert not list(tmp_path.glob("out*"))
 
 
-def test_a_text_too_short_to_hold_any_out_is_all_fitted(tmp_path: Path, text: Path) -> None:
+def test_a_short_text_has_no_held_out_sequences(tmp_path: Path, text: Path) -> None:
     base = half_sparse(tmp_path / "base")
     text.write_text(text.read_text()[: 9 * 64])
     out = export_adapter(super_adapter(tmp_path / "super", base), tmp_path / "out", calibration=str(text), **OPTIONS)
@@ -197,7 +196,7 @@ def test_a_text_too_short_to_hold_any_out_is_all_fitted(tmp_path: Path, text: Pa
     assert torch.cat(samples(base, text).fit).shape == (8, 64)
 
 
-def test_ready_token_ids_are_all_fitted(tmp_path: Path) -> None:
+def test_token_ids_have_no_held_out_sequences(tmp_path: Path) -> None:
     base, ready = half_sparse(tmp_path / "base"), tmp_path / "ready.jsonl"
     ready.write_text("".join(json.dumps({"input_ids": list(range(5, 10 + n // 2))}) + "\n" for n in range(7)))
     drawn = samples(base, ready)
@@ -215,7 +214,7 @@ def test_what_cannot_be_fitted_is_refused_in_words(tmp_path: Path, text: Path, m
     def refuse(*_: Any) -> None:
         raise IrregularBlocks("every decoder block must run once in a forward; those of X do not")
 
-    monkeypatch.setattr(quality, "Walk", refuse)
+    monkeypatch.setattr(project, "Walk", refuse)
     with pytest.raises(InputError, match="those of X do not; train with --sparse-adapter to merge such a model"):
         export_adapter(adapter, tmp_path / "out", calibration=str(text), **OPTIONS)
     assert not list(tmp_path.glob("out*"))

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 
 from shears.errors import InputError
-from shears.export.peft import export_adapter
+from shears.export.stage import export_adapter
 from tests.export.made import activated, half_sparse, logits, stock, super_adapter
 
 

@@ -1,4 +1,4 @@
-"""`shears export` says what it wrote and what comes next."""
+"""`shears export` prints what it wrote and the next command."""
 
 import sys
 from pathlib import Path

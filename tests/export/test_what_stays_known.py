@@ -1,4 +1,4 @@
-"""However an adapter is exported, what it was trained on and how it is asked stay in the record of what comes out."""
+"""The record of every export names the training data and the prompt template of its adapter."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import training_data
 from shears.evaluation.run import parts_of, template_of
-from shears.export.peft import export_adapter
+from shears.export.stage import export_adapter
 from shears.export.unpack import unpack
 from shears.inspection import inspect
 from shears.models.load import load_model, load_with_adapter
@@ -53,7 +53,7 @@ def test_an_export_names_its_training_data_and_template(form: str, tmp_path: Pat
     assert template_of(CONFIG, out) == "alpaca"
 
 
-def test_so_do_the_package_of_a_merged_model_and_what_is_unpacked_of_it(tmp_path: Path) -> None:
+def test_packages_of_merged_models_and_unpacked_models_name_them_too(tmp_path: Path) -> None:
     data, _, adapter = _made(tmp_path, masked=True)
     merged = export_adapter(adapter, tmp_path / "merged", format="merged-sparse")
     for number, packed in enumerate((package(adapter, tmp_path / "p0"), package(merged, tmp_path / "p1"))):
@@ -64,7 +64,7 @@ def test_so_do_the_package_of_a_merged_model_and_what_is_unpacked_of_it(tmp_path
         assert inspect(model, against=adapter)["fits"]
 
 
-def test_beside_an_adapter_the_unpacked_model_is_what_it_was(tmp_path: Path) -> None:
+def test_an_unpacked_model_beside_its_adapter_is_the_untrained_base(tmp_path: Path) -> None:
     data, base, adapter = _made(tmp_path, masked=False)
     out = unpack(package(adapter, tmp_path / "package"), tmp_path / "out")
     assert _trained_on(out / "model") == []
@@ -74,7 +74,7 @@ def test_beside_an_adapter_the_unpacked_model_is_what_it_was(tmp_path: Path) -> 
 
 
 def test_a_second_round_knows_the_data_of_the_first(tmp_path: Path) -> None:
-    """Trained, merged, pruned again, trained again: however that is exported, both data stand behind its weights."""
+    """The record of a model that was trained twice names both data sets, in every format."""
     first, _, adapter = _made(tmp_path, masked=True)
     merged = export_adapter(adapter, tmp_path / "merged", format="merged-sparse")
     again = sparsify(merged, tmp_path / "again", method="magnitude", sparsity=0.7)
@@ -95,7 +95,7 @@ def test_a_second_round_knows_the_data_of_the_first(tmp_path: Path) -> None:
     assert (_trained_on(out / "model"), _trained_on(out / "adapter")) == ([first], [second])
 
 
-def test_so_does_a_package_of_another_tools_adapter_on_a_merged_model(tmp_path: Path) -> None:
+def test_a_package_of_a_foreign_adapter_knows_the_training_of_its_merged_base(tmp_path: Path) -> None:
     data, _, adapter = _made(tmp_path, masked=True)
     merged = export_adapter(adapter, tmp_path / "merged", format="merged-sparse")
     get_peft_model(load_model(merged, device="cpu"), LoraConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path / "lo")
@@ -114,7 +114,7 @@ def test_a_home_folder_is_the_same_folder(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("form", ["merged", "package"])
-def test_what_was_made_of_an_adapter_fits_it(form: str, tmp_path: Path) -> None:
+def test_exports_fit_the_adapter_that_they_were_made_from(form: str, tmp_path: Path) -> None:
     _, base, adapter = _made(tmp_path, masked=False)
     sub = export_adapter(adapter, tmp_path / "sub")
     out = export_adapter(sub, tmp_path / "out", format=form)
@@ -139,7 +139,7 @@ def test_a_package_is_not_pruned_or_trained_on_without_its_adapter(tmp_path: Pat
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_it_is_fitted_on_its_training_data_only_while_these_are_there(there: bool, tmp_path: Path) -> None:
+def test_changed_training_data_are_refused_as_calibration_text(there: bool, tmp_path: Path) -> None:
     data, _, adapter = _made(tmp_path, masked=False)
     record = read_record(adapter, SEARCH_SPACE)
     write_json(adapter / SEARCH_SPACE, {**record, "data_sha256": source_fingerprint(str(data))})

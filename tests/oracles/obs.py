@@ -18,14 +18,14 @@ def damped(hessian: Tensor, damping: float) -> Tensor:
 
 
 def reaction(hessian: Tensor, column: int) -> Tensor:
-    """Return by how much the columns to the right move per unit of a weight of this column that goes."""
+    """Return how far the columns to the right move per unit of a pruned weight of this column."""
     right = slice(column + 1, len(hessian))
     moved: Tensor = torch.linalg.solve(hessian[right, right], hessian[right, column])
     return moved
 
 
 def cost(hessian: Tensor, column: int) -> float:
-    """Return the squared output error per squared unit of a weight that goes, after the best reaction."""
+    """Return the squared output error per squared unit of a pruned weight, after the best update of the others."""
     if column + 1 == len(hessian):
         return float(hessian[column, column])
     return float(hessian[column, column] - hessian[column, column + 1 :] @ reaction(hessian, column))
@@ -40,7 +40,7 @@ def update(weight: Tensor, hessian: Tensor, pruned: Tensor) -> Tensor:
 
 
 def remove_column(weight: Tensor, hessian: Tensor, pruned: Tensor, column: int) -> None:
-    """Set the pruned weights of one column to zero and let the columns to the right react, in place."""
+    """Set the pruned weights of one column to zero and update the columns to the right, in place."""
     for row in range(weight.shape[0]):
         if pruned[row, column]:
             if column + 1 < weight.shape[1]:

@@ -35,7 +35,7 @@ CHOOSING = ("gate", "router", "shared_expert_gate")  # what decides between expe
 
 
 def is_linear(name: str, module: nn.Module) -> bool:
-    """Tell linears by the names of their classes; GPT-2's Conv1D is a linear stored transposed."""
+    """Return whether a module is a linear, by the name of its class; GPT-2's Conv1D is a linear stored transposed."""
     return type(module).__name__ in ("Linear", "FalconLinear", "Conv1D") and name.rsplit(".", 1)[-1] not in CHOOSING
 
 

@@ -13,7 +13,7 @@ from shears.adapt.space import SearchSpace
 from shears.cli.tables import print_inspection, print_search
 from shears.config import SearchConfig
 from shears.errors import InputError
-from shears.export.peft import export_adapter
+from shears.export.stage import export_adapter
 from shears.inspection import inspect
 from shears.records.artifacts import read_json
 from shears.records.folders import partial_folder

@@ -147,7 +147,7 @@ def test_linears_that_the_pattern_does_not_fit_are_named(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("settings", ["wanda", "admm", "sensitivity"])
-def test_the_halving_of_rwkv_stands_in_no_way(settings: str, tmp_path: Path) -> None:
+def test_rwkv_is_pruned_without_its_halving(settings: str, tmp_path: Path) -> None:
     base = tiny_model("rwkv", rescale_every=1)
     run = prune(tmp_path, base, **SETTINGS.get(settings, {}))
     check_counts(run)
@@ -157,14 +157,14 @@ def test_the_halving_of_rwkv_stands_in_no_way(settings: str, tmp_path: Path) -> 
 
 
 def halved_between_blocks() -> PreTrainedModel:
-    """Return a model that does to hidden states between its blocks what a walk from block to block cannot know of."""
+    """Return a model that changes hidden states between its blocks, which a walk cannot repeat."""
     model = tiny_model("llama")
     block = decoder_blocks(model)[1][1]
     block.register_forward_pre_hook(lambda _, args, kwargs: ((args[0] / 2, *args[1:]), kwargs), with_kwargs=True)
     return model
 
 
-def test_where_blocks_are_not_all_there_is_linears_are_measured_on_the_dense_model(
+def test_with_work_between_blocks_linears_are_measured_on_the_dense_model(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     dense, model = halved_between_blocks(), halved_between_blocks()
@@ -181,7 +181,7 @@ def test_where_blocks_are_not_all_there_is_linears_are_measured_on_the_dense_mod
 
 
 @pytest.mark.parametrize("settings", ["sparsegpt", "admm", "2:4"])
-def test_where_blocks_are_not_all_there_is_methods_and_patterns_work(settings: str) -> None:
+def test_with_work_between_blocks_methods_and_patterns_work(settings: str) -> None:
     model = halved_between_blocks()
     report = sparsify_model(model, SEQUENCES.split(3), SparsifyConfig(**SETTINGS[settings]))
     assert report.achieved == 0.5
@@ -189,9 +189,9 @@ def test_where_blocks_are_not_all_there_is_methods_and_patterns_work(settings: s
 
 
 @pytest.mark.parametrize("allocation", ["owl", "sensitivity"])
-def test_where_blocks_are_not_all_there_is_allocations_are_refused(allocation: str) -> None:
+def test_with_work_between_blocks_allocations_are_refused(allocation: str) -> None:
     config = SparsifyConfig(**SETTINGS[allocation])
-    with pytest.raises(InputError, match="nothing must be computed between two decoder blocks"):
+    with pytest.raises(InputError, match="nothing may be computed between two decoder blocks"):
         sparsify_model(halved_between_blocks(), SEQUENCES.split(3), config)
 
 

@@ -1,4 +1,4 @@
-"""What is pruned, and how many zeros each weight gets, is what was asked for, or the asker is told why not."""
+"""The chosen weights and their numbers of zeros follow the configuration, or it is refused with a reason."""
 
 import logging
 
@@ -13,7 +13,6 @@ from shears.config import SparsifyConfig
 from shears.config.resolve import build
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
-from shears.sparsity.allocation.formulas import uniform
 from shears.sparsity.plan import Chosen, choose, linear_name, zeros_by_weight
 from tests.tiny import tiny_model
 
@@ -37,7 +36,7 @@ def counts(model: PreTrainedModel, **keys: object) -> tuple[Chosen, dict[str, in
     """Return what is chosen and the numbers of zeros, under a uniform allocation."""
     settings = config(**keys)
     chosen = choose(model, settings)
-    return chosen, zeros_by_weight(chosen, settings, lambda: uniform(chosen.sizes, settings.sparsity))
+    return chosen, zeros_by_weight(chosen, settings)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ def test_names_that_fit_nothing_are_refused_with_what_there_is(keys: dict[str, o
         counts(tiny_model("llama_untied"), **keys)
 
 
-def test_single_linears_keep_their_sparsity_and_the_others_make_up_for_it() -> None:
+def test_overridden_linears_keep_their_sparsity_and_the_others_make_up_for_it() -> None:
     chosen, zeros = counts(tiny_model(), sparsity_of="down_proj=0.25", sparsity=0.5)
     share = {name: zeros[name] / size for name, size in chosen.sizes.items()}
     assert all(share[name] == 0.25 for name in share if name.endswith("down_proj"))
@@ -119,7 +118,7 @@ def test_the_last_name_that_matches_wins() -> None:
         ({"sparsity_of": ".*mlp.*=0.75", "sparsity": 0.25}, r"overall sparsity 0\.25, they reach 0\.4500 to"),
     ],
 )
-def test_sparsities_that_cannot_make_the_whole_are_refused_with_what_can_be_reached(
+def test_an_unreachable_overall_sparsity_is_refused_with_the_reachable_range(
     keys: dict[str, object], reach: str
 ) -> None:
     with pytest.raises(InputError, match=reach):
@@ -130,7 +129,7 @@ MODEL = tiny_model("mixtral")
 
 
 @given(overall=SHARES, one=SHARES, other=SHARES)
-def test_the_whole_is_right_to_one_weight_or_refused(overall: float, one: float, other: float) -> None:
+def test_the_overall_sparsity_is_exact_to_one_weight_or_refused(overall: float, one: float, other: float) -> None:
     sizes = choose(MODEL, config()).sizes
     held = {name: one for name in sizes if name.endswith("q_proj")}
     held |= {name: other for name in sizes if "experts.down_proj" in name}
@@ -162,7 +161,7 @@ def test_experts_are_meant_by_the_name_of_their_stack() -> None:
         choose(model, config(targets="gate_up_proj.3"))
 
 
-def test_routers_are_no_linears_that_could_be_meant() -> None:
+def test_routers_cannot_be_targeted() -> None:
     with pytest.raises(InputError, match="no linear matches target 'mlp.gate'"):
         choose(tiny_model("mixtral"), config(targets="mlp.gate"))
 
@@ -185,14 +184,14 @@ def test_the_uncovered_share_is_that_of_all_weights_of_the_blocks() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt_oss", "recurrent_gemma"])
-def test_stacks_of_biases_are_no_weights_that_could_be_missed(name: str) -> None:
+def test_stacks_of_biases_do_not_count_as_weights(name: str) -> None:
     model = tiny_model(name)
     chosen, blocks = choose(model, config()), decoder_blocks(model)[1]
     beside = sum(sum({**uncovered_parameters(block), **kept_dense(block)}.values()) for block in blocks)
     assert chosen.uncovered == pytest.approx(beside / (beside + sum(chosen.sizes.values())))
 
 
-def test_routers_and_the_share_that_is_pruned_are_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_routers_and_the_pruned_share_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         choose(tiny_model("mixtral"), config(targets="experts.down_proj"))
     assert "0.59 % of the block weights choose experts and stay dense" in caplog.text

@@ -159,7 +159,7 @@ def test_calibration_the_model_cannot_read_is_refused(batches: list[Tensor], mes
         sparsify_model(tiny_model("opt"), batches, SparsifyConfig())
 
 
-def test_weights_in_no_linear_are_reported_loudly(caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_in_no_linear_are_logged_as_warnings(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model("mamba")
     with caplog.at_level(logging.WARNING):
         report = sparsify_model(model, BATCHES, SparsifyConfig())

@@ -26,7 +26,7 @@ def _with_weights(folder: Path, changes: dict[str, torch.Tensor]) -> str:
 
 
 def test_weights_too_small_for_fp16_are_no_zeros_there(tmp_path: Path, text: str) -> None:
-    """A zero more than was meant would make the files refused, and all the work be thrown away."""
+    """An additional zero would make `check_saved` refuse the files."""
     name = "model.layers.0.mlp.up_proj.weight"
     base = _with_weights(tmp_path / "base", {name: torch.linspace(-5e-8, 5e-8, 32)})
     folder = sparsify(base, tmp_path / "sparse", calibration=text, dtype="fp16", **SMALL)
@@ -47,7 +47,7 @@ def test_weights_too_large_for_fp16_are_refused(tmp_path: Path, text: str, name:
 
 
 def test_a_tokenizer_without_padding_stays_without(tmp_path: Path, text: str) -> None:
-    """Who sets padding to the end of sequence and masks it in training would no longer learn to end."""
+    """A model trained with the end of sequence as masked padding would not learn to end."""
     base = save_tiny(tmp_path / "base")
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None

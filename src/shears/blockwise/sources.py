@@ -181,14 +181,14 @@ class WholeModel(BlockSource):
 
 
 class StreamedModel(BlockSource):
-    """One block in memory at a time, read from files and written to others.
+    """One block in memory at a time, read from files and, with a writer, written to others.
 
     All beside the blocks stays in memory, except a head that is not tied to the embeddings: `with_head` loads it.
     """
 
     resident = False
 
-    def __init__(self, skeleton: Skeleton, writer: TensorWriter) -> None:
+    def __init__(self, skeleton: Skeleton, writer: TensorWriter | None = None) -> None:
         self.model = skeleton.model
         self.device = skeleton.device
         self.prefix = skeleton.blocks
@@ -224,6 +224,7 @@ class StreamedModel(BlockSource):
     def keep(self, index: int, parameters: Collection[str]) -> None:
         """Write the named parameters to the output files."""
         if parameters:
+            assert self._writer is not None
             self._skeleton.store(f"{self.prefix}.{index}", self._writer, parameters)
 
 

@@ -1,14 +1,22 @@
-"""Shares of zeros in a model's weights, by layer and kind of linear, from counts of files or of records. Pure."""
+"""Counts of zeros: in one tensor, and as shares of a model's weights by layer and kind of linear. Pure."""
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shears.config.targets import EXPERTS
+
+if TYPE_CHECKING:  # reports import this module, and they must not load torch
+    from torch import Tensor
 
 IN_BLOCK = re.compile(r"(?:^|\.)(?P<layer>\d+)\.(?P<path>.+?)(?P<suffix>\.weight)?$")
 READING_ORDER = ("q_", "kv_", "k_", "v_", "qkv_", "o_", "gate_", "up_", "down_")  # files are in alphabetical order
 Counts = Mapping[tuple[int, str], tuple[int, int]]  # (layer, path in the block without numbers) -> (weights, zeros)
+
+
+def count_zeros(tensor: "Tensor") -> int:
+    """Return the number of zeros in a tensor, negative zeros included."""
+    return int((tensor == 0).count_nonzero())  # of booleans, because 8-bit floats cannot be counted themselves
 
 
 def place_in_block(name: str) -> tuple[int, str] | None:

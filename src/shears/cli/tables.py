@@ -13,6 +13,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from shears.config.export import FORMATS
 from shears.progress import is_first_process
 from shears.records.artifacts import PACKAGE, SPARSITY, read_json
 from shears.records.cards.tables import ranks_by_kind
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 console = Console(quiet=not is_first_process())
 
 BARS = " ▁▂▃▄▅▆▇█"
-WHOLE_MODELS = ("package", "merged")  # exports that are a model without an adapter beside it
+EXPORTED = dict.fromkeys(form.folder for form in FORMATS.values())
+WHOLE_MODELS = {form.folder for form in FORMATS.values() if form.is_model}
 FEW_ZEROS = (247, 251, 255)  # near white: red, green and blue of a cell's background
 ALL_ZEROS = (8, 48, 107)  # dark blue
 
@@ -128,10 +130,11 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     rows = summary["models"]
     if rows:
         _print_models(f"{summary['task']} on {summary['data']} (n = {rows[0]['n']})", rows)
-    names = ("sparse", "super_adapter", "search", "sub_adapter", "merged", "package", "evaluation.json")
+    names = ("sparse", "super_adapter", "search", *EXPORTED, "evaluation.json")
     for name in (name for name in names if (folder / name).exists()):
         print_line(f"  {folder / name}")
-    last = rows[-1]["name"] if rows else next((name for name in WHOLE_MODELS if (folder / name).exists()), "")
+    exported = [name for name in EXPORTED if name in WHOLE_MODELS and (folder / name).exists()]
+    last = rows[-1]["name"] if rows else exported[-1] if exported else ""
     model = folder / last if last in WHOLE_MODELS else folder / "sparse"
     sub_adapter = folder / "sub_adapter"
     has_adapter = last in ("", "sparse + sub-adapter") and sub_adapter.exists()

@@ -20,9 +20,10 @@ from shears.config import (
     SparsifyConfig,
     TrainConfig,
 )
+from shears.config.export import FORMAT_OF_RECORD
 from shears.config.resolve import build, load_recipe
 from shears.errors import RECORD_ERRORS, InputError
-from shears.records.artifacts import MERGED, PACKAGE, RESULT, read_json
+from shears.records.artifacts import RESULT, read_json
 from shears.records.paths import expanded
 
 Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")]
@@ -134,13 +135,14 @@ def export(
     """
     folder = shears.export_adapter(super_adapter, out, model=model, **values)
     path = tables.quoted(folder)
+    form = next(form for record, form in FORMAT_OF_RECORD.items() if (folder / record).is_file())
     description = "PEFT adapter"
     following = f"evaluate SPARSE --adapter {path} --task ... --data TEST"
-    if (folder / PACKAGE).is_file():
+    if form.holds == "package":
         description = tables.package_line(folder)
         following = f"generate {path} --prompt ..."
-    elif (folder / MERGED).is_file():
-        description = f"one model, {read_json(folder / MERGED)['sparsity']['after']:.1%} zeros"
+    elif form.holds == "model":
+        description = f"one model, {read_json(folder / form.record)['sparsity']['after']:.1%} zeros"
         following = f"evaluate {path} --task ... --data TEST"
     tables.print_line(f"{folder}: {description}. Next: shears {following}")
 

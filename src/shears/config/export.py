@@ -1,13 +1,81 @@
 """Options of `shears export`: which sub-adapter to write, and in what format."""
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from shears.config.fields import Device, Seed, StageConfig
 
-FormatName = Literal["peft", "padded", "merged", "merged-sparse", "package"]
 PACKAGE_ONLY = ("values", "embeddings", "negative_zeros")  # options of format package
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """An export format: one entry of FORMATS holds everything that stages, records, cards and reports know of it."""
+
+    holds: Literal["adapter", "model", "package"]
+    """Contents of the folder: an adapter, which needs its base model; an ordinary model folder; a package."""
+    called: str
+    """What `shears inspect` and messages call the folder."""
+    folder: str
+    """Name of the folder in a run."""
+    record: str
+    """Name of the record in the folder."""
+    title: str
+    """Title of the model card; {} is the base model's name."""
+    writer: str
+    """Function that writes the folder, as `module:name`. It is imported when it is called, because reading a recipe or
+    a record must not import torch."""
+    pads: bool = False
+    """Whether every tensor of the adapter has the largest rank."""
+
+    @property
+    def is_model(self) -> bool:
+        """Whether the folder is a model by itself, which needs no base model."""
+        return self.holds != "adapter"
+
+
+_PEFT = ExportFormat(
+    holds="adapter",
+    called="sub-adapter",
+    folder="sub_adapter",
+    record="sub_adapter.json",
+    title="LoRA adapter for {}",
+    writer="shears.export.peft:write_peft",
+)
+_MERGED = ExportFormat(
+    holds="model",
+    called="merged model",
+    folder="merged",
+    record="merged.json",
+    title="{}, merged",
+    writer="shears.export.merge:write_merged",
+)
+_PACKAGE = ExportFormat(
+    holds="package",
+    called="package",
+    folder="package",
+    record="package.json",
+    title="{}, packed",
+    writer="shears.export.package:write_package",
+)
+FORMATS: Mapping[str, ExportFormat] = {
+    "peft": _PEFT,
+    "padded": replace(_PEFT, writer="shears.export.peft:write_padded", pads=True),
+    "merged": _MERGED,
+    "merged-sparse": replace(_MERGED, writer="shears.export.merge:write_merged_sparse"),
+    "package": _PACKAGE,
+}
+"""Every export format by name. `writer` is called with (source, work, model, settings) and returns the record."""
+FORMAT_OF_RECORD: Mapping[str, ExportFormat] = {form.record: form for form in FORMATS.values()}
+"""One of the formats that write a record, by the record's file name; all of them write the same kind of folder."""
+
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[tuple(FORMATS)]
 
 
 class ExportConfig(StageConfig):
@@ -43,13 +111,8 @@ class ExportConfig(StageConfig):
     def _check(self) -> "ExportConfig":
         for name in PACKAGE_ONLY:
             value = getattr(self, name)
-            if self.format != "package" and value != type(self).model_fields[name].default:
+            if FORMATS[self.format].holds != "package" and value != type(self).model_fields[name].default:
                 raise ValueError(
                     f"{name} needs format package, got {value} with format {self.format}; add --format package"
                 )
         return self
-
-    @property
-    def merges(self) -> bool:
-        """Whether the format is a whole model, not an adapter."""
-        return self.format in ("merged", "merged-sparse")

@@ -1,14 +1,48 @@
 """Options of `shears sparsify`: how to prune."""
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from shears.config.fields import Device, DtypeName, Names, Pattern, Seed, Shares, Size, StageConfig
 from shears.config.notation import kept_of_every
 
-MethodName = Literal["wanda", "magnitude", "ria", "sparsegpt", "admm"]
-AllocationName = Literal["uniform", "owl", "sensitivity"]
+Needs = Literal["nothing", "norms", "moments"]
+"""Statistics of a linear's inputs: none, the L2 norm of every input feature, or the second moments X^T X."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A pruning method: one entry of METHODS."""
+
+    needs: Needs
+    prune: str
+    """Function from `Task` to `Pruned` (sparsity/methods/task.py), as `module:name`. It is imported when it is used,
+    because reading a recipe must not import torch."""
+
+
+METHODS: Mapping[str, Method] = {
+    "wanda": Method("norms", "shears.sparsity.methods.scores:prune_by_wanda"),
+    "magnitude": Method("nothing", "shears.sparsity.methods.scores:prune_by_magnitude"),
+    "ria": Method("norms", "shears.sparsity.methods.scores:prune_by_ria"),
+    "sparsegpt": Method("moments", "shears.sparsity.methods.sparsegpt:prune"),
+    "admm": Method("moments", "shears.sparsity.methods.admm:prune"),
+}
+ALLOCATIONS: Mapping[str, str | None] = {
+    "uniform": None,
+    "owl": "shears.sparsity.allocation.owl:owl_sparsities",
+    "sensitivity": "shears.sparsity.allocation.sensitivity:sensitivity_sparsities",
+}
+"""Functions from (CalibrationRun, Chosen, overall sparsity) to a sparsity by weight, as `module:name`; None: equal."""
+
+if TYPE_CHECKING:
+    MethodName = str
+    AllocationName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
+    AllocationName = Literal[tuple(ALLOCATIONS)]
 
 
 class SparsifyConfig(StageConfig):
@@ -62,6 +96,16 @@ class SparsifyConfig(StageConfig):
     """Where to compute: auto, cpu, cuda or mps."""
     seed: Seed = 0
     """Random seed that chooses the calibration sequences."""
+
+    @property
+    def measures_inputs(self) -> bool:
+        """Whether pruning measures inputs once the sparsities are known."""
+        return METHODS[self.method].needs != "nothing" or self.reconstruct or self.recover_rank > 0
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether pruning, or the allocation before it, looks at calibration text."""
+        return self.allocation != "uniform" or self.measures_inputs
 
     @model_validator(mode="after")
     def _check_pattern(self) -> "SparsifyConfig":

@@ -1,4 +1,4 @@
-"""Write a sparse model, and a sub-adapter beside it, as one package: packed weights, the adapter un-merged."""
+"""Format package: a sparse model with packed weights, and a sub-adapter un-merged beside it, in one file."""
 
 import logging
 import shutil
@@ -21,16 +21,13 @@ from shears.checkpoints.packed.index import PLAIN_NAMES
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config import ExportConfig
 from shears.errors import InputError, first_line
-from shears.export.merge import merge_adapter
+from shears.export.merge import write_merged_sparse
 from shears.export.packing import Packing, choose_form
 from shears.export.sub_adapter import origin, read_sub_adapter, refuse_ranks
-from shears.export.tensors import misfit
 from shears.models.blocks import weight_oi
 from shears.models.load import save_tokenizer
 from shears.models.ref import ModelRef, resolve
 from shears.records.artifacts import (
-    MERGED,
-    PACKAGE,
     SEARCH_SPACE,
     SUB_ADAPTER,
     TRAINED_BEFORE,
@@ -41,21 +38,21 @@ from shears.records.artifacts import (
     weights_fingerprint,
     write_json,
 )
-from shears.records.cards.card import write_card
-from shears.records.folders import working_folder
-from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B, linear_of
 from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
-MANY = 0.01  # share of weights that are -0.0 from which the log says so
+MANY = 0.01  # share of weights that are -0.0; a larger one is logged
 OF_MERGED = ("super_adapter_fingerprint", "template", "data", "data_sha256", "ranks", TRAINED_BEFORE)
-"""Of a model's record, what stays true of its package: how the adapter that was merged into it came to be."""
-PROMPT = "prompt_embeddings"  # PEFT's name in adapters that are no weights of the model
+"""Keys of a model's record that its package's record repeats: the origin of the adapter that was merged into it."""
+PROMPT = "prompt_embeddings"  # PEFT's name for prompt tuning, whose adapters change no weights
+WRAPPED = ".base_layer."  # PEFT's name for a linear below a layer of its own
+Shape = tuple[int, ...]
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 class Source(NamedTuple):
-    """What goes into a package: a model, an adapter's tensors and configuration, where both come from."""
+    """What goes into a package: a model, an adapter with PEFT's configuration, the record's first keys."""
 
     model: ModelRef
     adapter: Mapping[str, Tensor]
@@ -63,58 +60,58 @@ class Source(NamedTuple):
     origin: Mapping[str, Any]
 
 
-def export_package(source: str, output: Path, model: str | None, settings: ExportConfig) -> Path:
-    """Write a package of a model, a super-adapter or a sub-adapter; return the folder `output`.
+def write_package(source: str, work: Path, model: str | None, settings: ExportConfig) -> dict[str, Any]:
+    """Write a package of a model, a super-adapter or a sub-adapter; return its record.
 
-    InputError for ranks that are not there to choose, another base than the adapter's, and numbers int8 cannot hold.
+    InputError for `ranks` where there is no choice of ranks, for another base than the adapter's, and for weights that
+    int8 cannot hold.
     """
-    with working_folder(output, {"source": source, **as_data(settings)}, resume=None) as work:
-        with _opened(source, work, model, settings) as found:
-            figures = _write(found, work, settings)
-        write_json(work / PACKAGE, {**found.origin, **figures, "fingerprint": weights_fingerprint(work)})
-        write_card(work)
-    _log(output, figures)
-    return output
+    with _opened(source, work, model, settings) as parts:
+        figures = _write(parts, work, settings)
+    _log(figures)
+    return {**parts.origin, **figures, "fingerprint": weights_fingerprint(work)}
 
 
 @contextmanager
 def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) -> Iterator[Source]:
-    """Yield what is to be packed; an adapter that was trained masked is merged first, which is exact."""
+    """Yield the parts of the package; an adapter that was trained masked is merged into its base, which is exact."""
     folder = Path(source)
     if not any((folder / name).is_file() for name in (SEARCH_SPACE, SUB_ADAPTER)):
-        yield _plain(source, model, settings)
+        yield _foreign_source(source, model, settings)
         return
     chosen = read_sub_adapter(folder, settings)
-    base = checked_base(folder, dict(chosen.record), model)
-    if not chosen.masked:
-        trained = {key: chosen.record[key] for key in ("alpha", "max_rank") if key in chosen.record}
-        from_where = {**trained, **origin(base, chosen, settings)}
-        yield Source(base, chosen.tensors, chosen.config, from_where)
+    if chosen.masked:
+        with tempfile.TemporaryDirectory(dir=work) as merged:  # a kill leaves it in `work`, which the next run empties
+            record = write_merged_sparse(source, Path(merged), model, settings)
+            yield Source(resolve(merged), {}, None, record)
         return
-    with tempfile.TemporaryDirectory(dir=work) as other:  # gone with the rest, should this process be killed
-        merging = settings.model_copy(update={"format": "merged-sparse"})
-        merged = merge_adapter(folder, Path(other) / "merged", model, merging)
-        record = read_json(merged / MERGED)
-        config = as_data(settings) | {"ranks": record["config"]["ranks"]}
-        yield Source(resolve(merged), {}, None, {**record, "config": config})
+    base = checked_base(folder, dict(chosen.record), model)
+    trained = {key: chosen.record[key] for key in ("alpha", "max_rank") if key in chosen.record}
+    yield Source(base, chosen.tensors, chosen.config, {**trained, **origin(base, chosen, settings)})
 
 
-def _plain(source: str, model: str | None, settings: ExportConfig) -> Source:
-    """Return a model without an adapter, or an adapter of another tool with the base that it names."""
+def _foreign_source(source: str, model: str | None, settings: ExportConfig) -> Source:
+    """Return a model without an adapter, or another tool's adapter with its base model."""
     refuse_ranks(settings)
-    folder, adapter, config = Path(source), dict[str, Tensor](), None
+    folder = Path(source)
+    adapter: dict[str, Tensor] = {}
+    config = None
     name = source
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
-        adapter, config = _foreign(folder)
+        adapter, config = _read_foreign_adapter(folder)
         name = model or _named_base(folder, config)
     elif model is not None:
         raise InputError(f"a model is packed as it is, got model={model} beside {source}; leave it out")
     base = resolve(name)
-    known = {key: base.record[key] for key in OF_MERGED if key in base.record}
-    return Source(base, adapter, config, {
-        "shears_version": __version__, "config": as_data(settings), "base": base.recorded_name,
-        "base_fingerprint": base.fingerprint, **(known if config is None else inherited(base.record)),
-    })  # fmt: skip
+    merged_before = {key: base.record[key] for key in OF_MERGED if key in base.record}
+    record = {
+        "shears_version": __version__,
+        "config": as_data(settings),
+        "base": base.recorded_name,
+        "base_fingerprint": base.fingerprint,
+        **(merged_before if config is None else inherited(base.record)),
+    }
+    return Source(base, adapter, config, record)
 
 
 def _named_base(folder: Path, config: Mapping[str, Any]) -> str:
@@ -124,7 +121,8 @@ def _named_base(folder: Path, config: Mapping[str, Any]) -> str:
     return base
 
 
-def _foreign(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_foreign_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return another tool's tensors and configuration; InputError for what a package does not hold."""
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"an adapter must hold {ADAPTER_WEIGHTS}, {folder} does not; save it as safetensors")
     try:
@@ -141,36 +139,56 @@ def _foreign(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]:
-    """Write the package's files but the record; return its figures."""
+    """Write the package's files except the record; return the figures of the record."""
     folder = source.model.folder
     if source.model.is_package:
         raise InputError(f"a package is made of a model folder, got the package {folder}; shears unpack it first")
-    config, files = read_config(folder), TensorFiles(folder)
+    config = read_config(folder)
+    files = TensorFiles(folder)
     form = choose_form(files, settings)
     empty = empty_model(folder, config, torch.float32)
-    tensors = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
-    if wrong := misfit(source.adapter, _shapes(empty), tensors):
-        raise InputError(f"an adapter must fit the model that it is packed with, {wrong} in {folder}; name its base")
-    packing = Packing(files, form, _transposed(empty), getattr(config.get_text_config(), "vocab_size", None))
+    if problem := _misfit(source.adapter, empty):
+        raise InputError(f"an adapter must fit the model that it is packed with, {problem} in {folder}; name its base")
+    transposed = [name for name, module in empty.named_modules() if isinstance(module, Conv1D)]
+    packing = Packing(files, form, transposed, getattr(config.get_text_config(), "vocab_size", None))
     fingerprint = packing.write(work / PACKAGE_FILE, source.adapter)
     _copy_configs(source, work, DTYPE_NAMES[form.rest] if form.rest else None)
     save_tokenizer(source.model, work)
     return {"values": form.values, "package_fingerprint": fingerprint, **_figures(packing, work, source)}
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return outputs and inputs of every linear by name."""
+def _misfit(adapter: Mapping[str, Tensor], model: nn.Module) -> str | None:
+    """Return why an adapter does not fit a model; None where it fits.
+
+    Checked are A and B of linears, and tensors named like one of the model's. PEFT itself places other tensors, such as
+    A and B of experts and convolutions.
+    """
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    weights = {name: weight_oi(linear) for name, linear in linears.items()}
-    return {name: (weight.shape[0], weight.shape[1]) for name, weight in weights.items()}
+    shapes = {name: tuple(weight_oi(linear).shape) for name, linear in linears.items()}
+    parameters = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = (_tensor_misfit(name, tuple(tensor.shape), shapes, parameters) for name, tensor in adapter.items())
+    return next((problem for problem in problems if problem), None)
 
 
-def _transposed(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, Conv1D)]
+def _tensor_misfit(
+    name: str, shape: Shape, linears: Mapping[str, Shape], parameters: Mapping[str, Shape]
+) -> str | None:
+    """Return why one tensor of an adapter does not fit; `linears` are the shapes (O I) of linears."""
+    if not name.endswith((A, B)):
+        parameter = name.removeprefix(PREFIX).replace(WRAPPED, ".")
+        expected = parameters.get(parameter, shape)
+        return None if expected == shape else f"{parameter} is {expected}, {name} is {shape}"
+    linear = linear_of(name)
+    if linear not in linears:
+        module = f"{linear}.".replace(WRAPPED, ".")
+        return None if any(known.startswith(module) for known in parameters) else f"{linear} is not there"
+    outputs, inputs = linears[linear]
+    fits = len(shape) == 2 and (shape[1] == inputs if name.endswith(A) else shape[0] == outputs)
+    return None if fits else f"{linear} has {outputs} outputs and {inputs} inputs, {name} is {shape}"
 
 
 def _copy_configs(source: Source, work: Path, dtype: str | None) -> None:
-    """Copy the model's configuration, its dtype changed where the weights' is, and the adapter's."""
+    """Copy the configurations of model and adapter; `dtype` replaces the model's where the weights were converted."""
     config = read_json(source.model.folder / "config.json")
     for key in ("dtype", "torch_dtype"):
         if dtype is not None and (key in config or key == "dtype"):
@@ -178,41 +196,51 @@ def _copy_configs(source: Source, work: Path, dtype: str | None) -> None:
     write_json(work / "config.json", config)
     generation = source.model.folder / "generation_config.json"
     if generation.is_file():
-        shutil.copyfile(generation, work / "generation_config.json")
+        shutil.copyfile(generation, work / generation.name)
     if source.adapter_config is not None:
         write_json(work / ADAPTER_CONFIG, source.adapter_config)
 
 
 def _figures(packing: Packing, work: Path, source: Source) -> dict[str, Any]:
-    """Return sizes in bytes, each beside what a dense folder of the same dtype takes, sparsity and rounding error."""
-    sums, total = packing.sums, (work / PACKAGE_FILE).stat().st_size
+    """Return sparsity, rounding error and sizes in bytes, packed and in a dense folder of the same dtype."""
+    sums = packing.sums
     adapter = sum(tensor.numel() * tensor.element_size() for tensor in source.adapter.values())
-    model, dense = total - adapter, sums.dense_bytes + sums.rest_bytes
+    model = (work / PACKAGE_FILE).stat().st_size - adapter
+    dense = sums.dense_bytes + sums.rest_bytes
     return {
         "num_linears": len(packing.packed),
         "sparsity": sums.zeros / max(sums.weights, 1),
         "negative_zeros": sums.negative_zeros / max(sums.weights, 1),
         "rounding": sums.rounding,
         "bytes": {
-            "linears": sums.bytes, "linears_dense": sums.dense_bytes, "model": model, "model_dense": dense,
+            "linears": sums.bytes,
+            "linears_dense": sums.dense_bytes,
+            "model": model,
+            "model_dense": dense,
             "adapter": adapter,
         },
         "ratio": {"linears": sums.bytes / max(sums.dense_bytes, 1), "model": model / max(dense, 1)},
-    }  # fmt: skip
+    }
 
 
-def _log(output: Path, figures: Mapping[str, Any]) -> None:
-    sizes, ratio = figures["bytes"], figures["ratio"]
+def _log(figures: Mapping[str, Any]) -> None:
+    sizes = figures["bytes"]
+    ratio = figures["ratio"]
     logger.info(
-        "packed %s: %d linears, %.1f %% zeros, %s values, %.1f MB, %.3f of dense; the model %.1f MB, %.3f of dense",
-        output, figures["num_linears"], 100 * figures["sparsity"], figures["values"], sizes["linears"] / 1e6,
-        ratio["linears"], sizes["model"] / 1e6, ratio["model"],
-    )  # fmt: skip
+        "packed %d linears, %.1f %% zeros, %s values, %.1f MB, %.3f of dense; the model %.1f MB, %.3f of dense",
+        figures["num_linears"],
+        100 * figures["sparsity"],
+        figures["values"],
+        sizes["linears"] / 1e6,
+        ratio["linears"],
+        sizes["model"] / 1e6,
+        ratio["model"],
+    )
     if figures["negative_zeros"] > MANY:
         share = 100 * figures["negative_zeros"]
         logger.warning("%.1f %% of the weights are -0.0 and take room; --negative-zeros drop makes them zeros", share)
     if figures["rounding"] != 0.0:
-        shown = "no number" if figures["rounding"] is None else f"{100 * figures['rounding']:.3f} %"
+        error = "is not finite" if figures["rounding"] is None else f"{100 * figures['rounding']:.3f} %"
         logger.warning(
-            "%s values differ from the model's: relative error %s (root mean square)", figures["values"], shown
+            "%s values differ from the model's: relative error %s (root mean square)", figures["values"], error
         )

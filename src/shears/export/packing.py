@@ -1,15 +1,15 @@
-"""Which tensors of a model's files are packed, in what number format, and the writing of them, one at a time.
+"""Choice of the tensors to pack and of their number format, and the writing of a package, one tensor at a time.
 
-A weight is packed where that takes fewer bytes: at 50 % zeros nearly always, without zeros only in int8. What is no
-plain matrix of a decoder block stays as it is, and so do routers.
+A weight is packed where that takes fewer bytes: at 50 % zeros nearly always, without zeros only in int8. Routers, and
+tensors that are no plain matrices of a decoder block, are not packed.
 """
 
 import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,16 +19,17 @@ from shears.checkpoints.packed.file import PackageWriter
 from shears.checkpoints.packed.index import PLAIN, PLAIN_NAMES, DenseEntry, Index, PackedEntry
 from shears.checkpoints.packed.layout import NumberFormat, dense, kept, pack, packed_bytes, quantize_rows
 from shears.checkpoints.tensor_files import TensorFiles
+from shears.checkpoints.zeros import count_zeros
 from shears.config import ExportConfig
 from shears.errors import InputError
 
 IN_BLOCK = re.compile(r"(?:^|\.)\d+\.(?P<path>.+)\.weight$")
-ROUTERS = {"router", "shared_expert_gate"}  # what decides between experts, with all below it; a `gate` alone does too
+ROUTERS = {"router", "shared_expert_gate"}  # modules that choose experts; so does one whose last name is `gate`
 
 
 @dataclass(frozen=True)
 class Form:
-    """The number format of a package: of kept values, of the rest (None: as the files have it), of embeddings."""
+    """Number formats of a package: of packed values, of other tensors (None: unchanged), and of embeddings."""
 
     values: NumberFormat
     rest: torch.dtype | None
@@ -36,44 +37,44 @@ class Form:
     drop_negative_zeros: bool = False
 
     def of(self, tensor: Tensor) -> NumberFormat:
-        """Return the format of a packed weight: another dtype than the model's own main one is kept."""
+        """Return the format of a packed weight; it keeps its own dtype where the package keeps the model's."""
         if self.rest is None and self.values != "int8" and tensor.dtype in (torch.float32, torch.bfloat16):
             return "fp32" if tensor.dtype == torch.float32 else "bf16"
         return self.values
 
     def converted(self, tensor: Tensor) -> Tensor:
-        """Return a tensor that is not packed as the package has it."""
+        """Return a tensor that is not packed in the package's number format."""
         return tensor if self.rest is None or not tensor.is_floating_point() else tensor.to(self.rest)
 
 
 @dataclass
 class Sums:
-    """What is counted while a model is packed: of the packed weights, and dense bytes of the rest.
+    """Sums over the packed weights, and `rest_bytes` of all other tensors.
 
-    `square` and `error`: sums of squares of the weights that were rounded, and of what rounding changed.
+    `square` is the sum of squares of the rounded weights, `error` that of their rounding errors.
     """
 
     weights: int = 0
     zeros: int = 0
-    negative_zeros: int = 0  # that are kept
+    negative_zeros: int = 0  # of those, stored like a kept value
     bytes: int = 0
     dense_bytes: int = 0
     rest_bytes: int = 0
-    square: float = field(default=0.0)
-    error: float = field(default=0.0)
+    square: float = 0.0
+    error: float = 0.0
 
     @property
     def rounding(self) -> float | None:
-        """The relative error of the packed weights (root of the sums of squares); None where it is no number."""
+        """Relative error of the rounded weights (root mean square); None where it is not finite."""
         ratio = math.sqrt(self.error / self.square) if self.square > 0 else 0.0
         return ratio if math.isfinite(ratio) else None
 
 
 def choose_form(files: TensorFiles, settings: ExportConfig) -> Form:
-    """Return the format asked for; `auto` is the files' own main dtype where that is fp32 or bf16, else bf16.
+    """Return the formats that the settings name; `auto` is the files' main dtype where that is fp32, else bf16.
 
-    The rest of the model keeps its dtypes where the values are of the main one; otherwise it is converted too (to bf16
-    beside int8), so that the model has one dtype. InputError for files whose numbers are not plain.
+    Other tensors keep their dtypes where the values have the main one. Otherwise they are converted too (to bf16 beside
+    int8), so that the model has one dtype. InputError for files whose numbers are not plain.
     """
     sizes = Counter[torch.dtype]()
     for name in files.names:
@@ -85,17 +86,20 @@ def choose_form(files: TensorFiles, settings: ExportConfig) -> Form:
             sizes[files.dtype(name)] += math.prod(files.shape(name))
     main = sizes.most_common(1)[0][0] if sizes else torch.float32
     auto: NumberFormat = "fp32" if main == torch.float32 else "bf16"
-    chosen = auto if settings.values == "auto" else settings.values
-    rest = torch.float32 if chosen == "fp32" else torch.bfloat16
-    drop = settings.negative_zeros == "drop"
-    return Form(chosen, None if rest == main else rest, settings.embeddings == "int8", drop)
+    values = auto if settings.values == "auto" else settings.values
+    rest = torch.float32 if values == "fp32" else torch.bfloat16
+    return Form(
+        values, None if rest == main else rest, settings.embeddings == "int8", settings.negative_zeros == "drop"
+    )
 
 
 class Packing:
-    """A model's files and how each of their tensors goes into a package; `index` says it all."""
+    """The tensors of a model's files, each packed, dense, or tied to another one; `write` makes the package."""
 
     def __init__(self, files: TensorFiles, form: Form, transposed: Collection[str], vocabulary: int | None) -> None:
-        self.files, self.form, self._vocabulary = files, form, vocabulary
+        self.files = files
+        self.form = form
+        self._vocabulary = vocabulary
         self.packed: dict[str, PackedEntry] = {}
         self.dense: dict[str, DenseEntry] = {}
         self.tied: dict[str, str] = {}
@@ -119,16 +123,19 @@ class Packing:
         return tensor + 0.0 if drops else tensor  # -0.0 + 0.0 is +0.0; all other bits stay
 
     def index(self, adapter: Mapping[str, Tensor]) -> Index:
-        """Return the index of the package, with the tensors of an adapter by PEFT's names."""
-        entries = {name: DenseEntry(dtype=PLAIN_NAMES[tensor.dtype], shape=tuple(tensor.shape))  # type: ignore[arg-type]
-                   for name, tensor in adapter.items()}  # fmt: skip
+        """Return the index of the package, with the tensors of an adapter under PEFT's names."""
+        entries = {
+            name: DenseEntry(dtype=PLAIN_NAMES[tensor.dtype], shape=tuple(tensor.shape))  # type: ignore[arg-type]
+            for name, tensor in adapter.items()
+        }
         return Index(packed=self.packed, dense=self.dense, adapter=entries, tied=self.tied)
 
     def _packed_entry(self, name: str, tensor: Tensor, transposed: bool) -> PackedEntry | None:
         if not is_block_matrix(name, tensor):
             return None
         rows, cols = reversed(tensor.shape) if transposed else tensor.shape
-        values, count = self.form.of(tensor), int(kept(tensor).sum())
+        values = self.form.of(tensor)
+        count = int(kept(tensor).sum())
         if packed_bytes(rows, cols, count, values) >= tensor.numel() * self._dense_size(tensor):
             return None
         return PackedEntry(rows=rows, cols=cols, values=values, kept=count, transposed=transposed)
@@ -137,7 +144,7 @@ class Packing:
         return (self.form.rest or tensor.dtype).itemsize
 
     def _count(self, entry: PackedEntry, tensor: Tensor) -> None:
-        zeros = tensor.numel() - int(torch.count_nonzero(tensor))
+        zeros = count_zeros(tensor)
         self.sums.weights += tensor.numel()
         self.sums.zeros += zeros
         self.sums.negative_zeros += zeros - (tensor.numel() - entry.kept)
@@ -151,12 +158,12 @@ class Packing:
         return DenseEntry(dtype=dtype, shape=tuple(tensor.shape), quantized=quantized)  # type: ignore[arg-type]
 
     def _is_vocabulary(self, name: str, tensor: Tensor) -> bool:
-        """Tell embeddings and heads: matrices beside the blocks with a row a word."""
+        """Return whether a tensor is an embedding or a head: a matrix outside the blocks with one row a token."""
         rows = tensor.ndim == 2 and tensor.is_floating_point() and tensor.shape[0] == self._vocabulary
         return rows and not IN_BLOCK.search(name)
 
     def _identity(self, name: str, tensor: Tensor) -> str:
-        """Return what two tensors share that are stored once: embeddings and heads of the same bits, else the name."""
+        """Return a key that tensors share which are stored once: embeddings and heads of equal bits."""
         if not self._is_vocabulary(name, tensor):
             return name
         digest = hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
@@ -193,16 +200,15 @@ class Packing:
 
 
 def is_block_matrix(name: str, tensor: Tensor) -> bool:
-    """Tell weights of a decoder block that may be packed: plain matrices that choose no experts."""
-    found = IN_BLOCK.search(name)
+    """Return whether a tensor may be packed: a plain matrix of a decoder block that is no router."""
+    match = IN_BLOCK.search(name)
     plain = tensor.ndim == 2 and tensor.is_floating_point() and tensor.element_size() <= 4 and tensor.numel() > 0
-    return found is not None and plain and not _chooses_experts(found["path"].split("."))
-
-
-def _chooses_experts(path: Sequence[str]) -> bool:
-    return path[-1] == "gate" or not ROUTERS.isdisjoint(path)
+    if match is None or not plain:
+        return False
+    path = match["path"].split(".")
+    return path[-1] != "gate" and ROUTERS.isdisjoint(path)
 
 
 def _same_name(linear: str, module: str) -> bool:
-    """Tell whether a name in the files is that of a module: files may leave out the model's first part."""
+    """Return whether a linear of the files is that module; files may leave out the first part of a name."""
     return module == linear or module.endswith(f".{linear}")

@@ -1,4 +1,4 @@
-"""A sub-adapter read from a folder: cut out of a super-adapter, exported before, or another tool's."""
+"""A sub-adapter read from a folder: cut out of a super-adapter, or exported before."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +11,8 @@ from shears.adapt.load import space_of_record
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import ExportConfig
 from shears.errors import InputError
-from shears.export.choice import by_linear, choose_ranks, ranks_file
-from shears.export.tensors import sliced
-from shears.export.updates import Update, updates_of
+from shears.export.ranks import by_linear, choose_ranks, ranks_file
+from shears.export.tensors import Update, sliced, updates_of
 from shears.models.ref import ModelRef
 from shears.records.artifacts import (
     SEARCH_SPACE,
@@ -28,11 +27,11 @@ from shears.records.paths import file_fingerprint
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, rank_patterns
 from shears.records.version import __version__
 
-NEEDED = ("base", "base_fingerprint", "fingerprint", "template")  # of a record, to say where a model comes from
+NEEDED = ("base", "base_fingerprint", "fingerprint", "template")  # keys of a record that every export repeats
 
 
 class SubAdapter(NamedTuple):
-    """An adapter to write: its folder's record, the ranks by group, the tensors and the configuration PEFT reads."""
+    """An adapter to write: its folder's record, its ranks by group, its tensors and PEFT's configuration."""
 
     record: Mapping[str, Any]
     ranks: dict[str, int]
@@ -41,17 +40,21 @@ class SubAdapter(NamedTuple):
 
     @property
     def masked(self) -> bool:
-        """Whether it was trained with its product masked by the base's zeros."""
+        """Whether the adapter was trained with its product masked by the base's zeros."""
         return bool(self.record.get("sparse_adapter", False))
 
     @property
     def updates(self) -> dict[str, Update]:
-        """What it adds to each linear."""
+        """The update of every adapted linear."""
         return updates_of(self.tensors, self.config["lora_alpha"] / self.config["r"])  # patterns keep this scaling
 
 
 def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
-    """Read the exported sub-adapter as it is; of a super-adapter the one with the ranks asked for."""
+    """Return an exported sub-adapter as it is, or the part of a super-adapter with the ranks of the settings.
+
+    InputError for a folder without the record of either, for ranks outside the search space, and for `ranks` beside an
+    exported sub-adapter.
+    """
     if (folder / SUB_ADAPTER).is_file():
         record = read_record(folder, SUB_ADAPTER, *NEEDED, "ranks")
         refuse_ranks(settings)
@@ -65,26 +68,26 @@ def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
 
 
 def refuse_ranks(settings: ExportConfig) -> None:
-    """Raise InputError where ranks are asked of what has none to choose from."""
+    """Raise InputError where `ranks` is set, for a source that has no choice of ranks."""
     if settings.ranks is not None:
         raise InputError(f"an exported sub-adapter has its ranks, got ranks={settings.ranks} besides; leave it out")
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Return PEFT's configuration of an adapter; InputError where it is none of LoRA."""
-    config = read_json(folder / ADAPTER_CONFIG)
-    rank, alpha = (config.get("r"), config.get("lora_alpha")) if isinstance(config, dict) else (None, None)
-    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
+    """Return PEFT's configuration of a LoRA adapter; InputError where r or lora_alpha is missing."""
+    config: Any = read_json(folder / ADAPTER_CONFIG)
+    values: dict[str, Any] = config if isinstance(config, dict) else {}
+    rank = values.get("r")
+    if type(rank) is not int or rank < 1 or not isinstance(values.get("lora_alpha"), int | float):
         raise InputError(f"{folder / ADAPTER_CONFIG} must be PEFT's of a LoRA with r and lora_alpha; make it again")
-    found: dict[str, Any] = config
-    return found
+    return values
 
 
 def sliced_config(folder: Path, space: SearchSpace, ranks: RankConfig) -> dict[str, Any]:
-    """Return the super-adapter's own PEFT config; smaller ranks get patterns whose scaling stays alpha / max_rank.
+    """Return the super-adapter's PEFT configuration, with patterns for the linears of smaller ranks.
 
-    PEFT scales a linear by alpha_pattern / rank_pattern; alpha * r / max_rank keeps the constant of training. Tools
-    that ignore patterns scale by lora_alpha / r, which is the same constant.
+    PEFT scales a linear by alpha_pattern / rank_pattern. An alpha_pattern of alpha * rank / max_rank makes that
+    alpha / max_rank, as in training. Tools that ignore patterns scale by lora_alpha / r, which is the same constant.
     """
     config = read_adapter_config(folder)
     patterns = rank_patterns(by_linear(space, ranks), config["r"])
@@ -94,8 +97,9 @@ def sliced_config(folder: Path, space: SearchSpace, ranks: RankConfig) -> dict[s
 
 
 def origin(base: ModelRef, chosen: SubAdapter, settings: ExportConfig) -> dict[str, Any]:
-    """Return what a record says of where the model comes from."""
-    record, ranks = chosen.record, ranks_file(settings.ranks)
+    """Return the keys of an export's record that name its base, its adapter and its training data."""
+    record = chosen.record
+    ranks = ranks_file(settings.ranks)
     return {
         **inherited(base.record),
         "shears_version": __version__,

@@ -1,11 +1,10 @@
-"""The model that an adapter is merged into: its adapted linears block by block, from files or in memory."""
+"""The model that an adapter is merged into, block by block, read from files or held in memory."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,32 +12,30 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shears.blockwise.matrices import Matrix, linear_matrix
-from shears.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
-from shears.blockwise.walk import by_block_or_whole
-from shears.checkpoints.tensor_files import TensorWriter
+from shears.blockwise.sources import BlockSource
+from shears.checkpoints.zeros import count_zeros
 from shears.errors import InputError
-from shears.export.updates import Update, in_format
+from shears.export.tensors import Update, in_format
 from shears.models.blocks import sharing_a_weight
-from shears.models.devices import pick_device
-from shears.models.load import load_model
 from shears.models.ref import ModelRef
 from shears.sparsity.report import LinearSparsity
+from shears.sparsity.rewrite import FormatOf, rewrite_model
 
 COPIED = ("config.json", "generation_config.json")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 class Target:
-    """A model to merge into. `before` and `after` are the zeros of the linears merged so far.
+    """A model to merge into. `before` and `after` hold the zeros of the linears merged so far.
 
-    InputError where the model lacks a linear that has an update, or where its weight is another linear's too: what
-    becomes of one would become of both.
+    InputError where the model lacks a linear that has an update, or where two linears share one weight, because the
+    update of one would change the other.
     """
 
-    def __init__(
-        self, source: BlockSource, updates: Mapping[str, Update], format_of: Callable[[str], torch.dtype]
-    ) -> None:
-        self.source, self.updates, self._format_of = source, updates, format_of
+    def __init__(self, source: BlockSource, updates: Mapping[str, Update], format_of: FormatOf) -> None:
+        self.source = source
+        self.updates = updates
+        self._format_of = format_of
         self.by_block = _by_block(source, updates)
         if (pair := sharing_a_weight(source.model, updates)) is not None:
             raise InputError(
@@ -54,63 +51,65 @@ class Target:
 
     @contextmanager
     def opened(self, index: int) -> Iterator[list[Matrix]]:
-        """Hold a block in memory and yield its adapted linears; keep what they become."""
+        """Hold a block in memory, yield its adapted linears, and keep them at the end."""
         matrices = self.by_block[index]
         with self.source.opened(index):
             yield matrices
             self.keep(index)
 
     def keep(self, index: int) -> None:
-        """Keep what the adapted linears of an open block have become."""
+        """Write the current weights of an open block's adapted linears to the output."""
         self.source.keep(index, [matrix.parameter for matrix in self.by_block[index]])
 
     def view(self, matrix: Matrix) -> Float[Tensor, "O I"]:
-        """Return a weight of the open block as it is now."""
+        """Return the current weight of a linear of the open block."""
         return matrix.view(self.source.model)
 
     def put(self, matrix: Matrix, values: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"] | None) -> None:
-        """Make `values` the weight, rounded to what the files hold; zeros stay where not `kept` (None: anywhere).
+        """Make `values` the weight, rounded to the files' number format; it is zero exactly where not `kept`.
 
-        InputError where they are too large for that.
+        `kept` None keeps every weight. InputError where a rounded weight is not finite.
         """
         view = self.view(matrix)
         if matrix.name not in self.before:
-            self.before[matrix.name] = LinearSparsity(matrix.shape, int((view == 0 if kept is None else ~kept).sum()))
+            zeros = count_zeros(view if kept is None else kept)
+            self.before[matrix.name] = LinearSparsity(matrix.shape, zeros)
         dtype = self._format_of(matrix.parameter)
         rounded = values.to(dtype) if kept is None else in_format(values, kept, dtype)
         if not torch.isfinite(rounded).all():
-            what = f"exceeds {dtype}; take a base of another dtype"
+            problem = f"exceeds {dtype}; take a base of another dtype"
             if not torch.isfinite(values).all():
-                what = "has NaN or infinity before it is rounded; make its base, or its adapter, again"
-            raise InputError(f"merged weights must be finite, {matrix.name} {what}")
+                problem = "has NaN or infinity before it is rounded; make its base, or its adapter, again"
+            raise InputError(f"merged weights must be finite, {matrix.name} {problem}")
         view.copy_(rounded)
-        self.after[matrix.name] = LinearSparsity(matrix.shape, int((rounded == 0).sum()))
+        self.after[matrix.name] = LinearSparsity(matrix.shape, count_zeros(rounded))
 
 
 def _by_block(source: BlockSource, updates: Mapping[str, Update]) -> list[list[Matrix]]:
-    blocks = source.model.get_submodule(source.prefix)
-    found = [
-        [linear_matrix(f"{source.prefix}.{index}.{name}", linear) for name, linear in block.named_modules()
-         if f"{source.prefix}.{index}.{name}" in updates]
-        for index, block in enumerate(blocks.children())
-    ]  # fmt: skip
-    if absent := sorted(updates.keys() - {matrix.name for matrices in found for matrix in matrices}):
+    """Return the linears that have an update, a list for each block."""
+    by_block: list[list[Matrix]] = []
+    for index, block in enumerate(source.model.get_submodule(source.prefix).children()):
+        named = {f"{source.prefix}.{index}.{name}": module for name, module in block.named_modules()}
+        by_block.append([linear_matrix(name, module) for name, module in named.items() if name in updates])
+    if absent := sorted(updates.keys() - {matrix.name for matrices in by_block for matrix in matrices}):
         raise InputError(f"every adapted linear must be in a decoder block of the base model, {absent[0]} is not")
-    return found
+    return by_block
 
 
 class Changed(BlockSource):
-    """The target's model, unchanged, whose adapted linears read as `change` makes them while a block is open."""
+    """The target's model with its adapted linears changed by `change` while a block is open, and restored after."""
 
     def __init__(self, target: Target, change: Callable[[Tensor, Update], Tensor]) -> None:
-        source = target.source
-        self.model: PreTrainedModel = source.model
-        self.prefix, self.device, self.resident = source.prefix, source.device, source.resident
-        self._target, self._change = target, change
+        self.model: PreTrainedModel = target.source.model
+        self.prefix = target.source.prefix
+        self.device = target.source.device
+        self.resident = target.source.resident
+        self._target = target
+        self._change = change
 
     @contextmanager
     def opened(self, index: int) -> Iterator[nn.Module]:
-        """Yield the block, changed for a while."""
+        """Yield the block with its adapted linears changed."""
         target = self._target
         with target.source.opened(index) as block:
             before = {}
@@ -125,55 +124,25 @@ class Changed(BlockSource):
                     target.view(matrix).copy_(weight)
 
     def with_head(self) -> AbstractContextManager[None]:
-        """Hold the head in memory for a while."""
+        """Hold the head in memory."""
         return self._target.source.with_head()
 
     def keep(self, index: int, parameters: object) -> None:
-        """Nothing to do: the model stays as it is."""
-
-
-@dataclass(frozen=True)
-class Merged(Generic[Made]):
-    """What merging returned, the zeros by linear, and what opens the merged model."""
-
-    made: Made
-    before: Mapping[str, LinearSparsity]
-    after: Mapping[str, LinearSparsity]
-    source: Callable[[], BlockSource]
+        """Do nothing: the model is not changed."""
 
 
 def merge_into(
-    model: ModelRef, work: Path, updates: Mapping[str, Update], device: str, merge: Callable[[Target], Made]
-) -> Merged[Made]:
-    """Write the model, as `merge` changes it, to `work`.
+    model: ModelRef, work: Path, updates: Mapping[str, Update], device: str, merge: Callable[[Target], Result]
+) -> tuple[Target, Result]:
+    """Let `merge` change the model, and write it to `work`; return the target and the result of `merge`."""
 
-    The model is read and written block by block, or, where it cannot be read so, from memory.
-    """
+    def change(source: BlockSource, format_of: FormatOf) -> tuple[Target, Result]:
+        target = Target(source, updates, format_of)
+        return target, merge(target)
 
-    def whole() -> Merged[Made]:
-        network = load_model(model, "auto", device, to_save=True)
-        target = Target(WholeModel(network), updates, lambda name: network.get_parameter(name).dtype)
-        made = merge(target)
-        network.save_pretrained(work)
-        return Merged(made, target.before, target.after, lambda: target.source)
-
-    return by_block_or_whole(work, lambda: _streamed(model.folder, work, updates, device, merge), whole)
-
-
-def _streamed(
-    folder: Path, work: Path, updates: Mapping[str, Update], device: str, merge: Callable[[Target], Made]
-) -> Merged[Made]:
-    skeleton = Skeleton.open(folder, torch.float32, pick_device(device))
-    writer = TensorWriter(skeleton.files, work)
-    source = StreamedModel(skeleton, writer)
-    target = Target(source, updates, lambda name: writer.dtype(skeleton.disk_names(name)[0]))
-    made = merge(target)
-    writer.finish()
-    for name in COPIED:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, work / name)
-
-    def written() -> BlockSource:
-        return StreamedModel(Skeleton.open(work, torch.float32, pick_device(device)), writer)
-
-    return Merged(made, target.before, target.after, written)
+    merged = rewrite_model(model, work, device, "auto", change)
+    if not (work / "config.json").is_file():
+        for name in COPIED:
+            if (model.folder / name).is_file():
+                shutil.copyfile(model.folder / name, work / name)
+    return merged

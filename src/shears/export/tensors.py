@@ -1,76 +1,79 @@
-"""An adapter's tensors: sliced to each rank, padded with zeros, or held against the linears they are for. Pure.
+"""An adapter's tensors, cut or padded to ranks, and the weights that they change. Pure.
 
-R rank, O output and I input features of a linear. PEFT names its tensors
-`base_model.model.<linear>.lora_A.weight` (R I) and `...lora_B.weight` (O R).
+PEFT names the tensors of a linear `base_model.model.<linear>.lora_A.weight` (R I) and `...lora_B.weight` (O R).
+
+Shapes: R rank, O output features, I input features of a linear.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shears.errors import InputError
-from shears.records.peft_files import PREFIX, A, B, linear_of
-
-WRAPPED = ".base_layer."  # PEFT's, below a layer of its own
+from shears.models.sparse_adapter import masked_product
+from shears.records.peft_files import linear_of
 
 
 def sliced(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return the first r rows of every A and the first r columns of every B; `ranks` is by linear.
+    """Return the first r rows of every A and the first r columns of every B; `ranks` maps linears to r.
 
     InputError for a linear without a rank.
     """
-    return {name: _first(name, tensor, _rank(name, ranks)).contiguous() for name, tensor in tensors.items()}
+    return {name: _first(name, tensor, ranks).contiguous() for name, tensor in tensors.items()}
 
 
 def padded(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return tensors of the shapes they had, zero beyond each linear's rank."""
+    """Return tensors of unchanged shapes that are zero beyond each linear's rank; InputError as in `sliced`."""
     result = {}
     for name, tensor in tensors.items():
         result[name] = torch.zeros_like(tensor)
-        _first(name, result[name], _rank(name, ranks)).copy_(_first(name, tensor, _rank(name, ranks)))
+        _first(name, result[name], ranks).copy_(_first(name, tensor, ranks))
     return result
 
 
-def misfit(
-    tensors: Mapping[str, Tensor], linears: Mapping[str, tuple[int, int]], others: Mapping[str, tuple[int, ...]]
-) -> str | None:
-    """Return what keeps an adapter from fitting a model, in words; None where it fits.
-
-    `linears` are its linears' shapes (O I), `others` those of all its tensors by name. A and B of what is no linear
-    (experts, convolutions) are for PEFT to place.
-    """
-    for name, tensor in tensors.items():
-        found = _misfit(name, tensor, linears, others)
-        if found is not None:
-            return found
-    return None
-
-
-def _misfit(
-    name: str, tensor: Tensor, linears: Mapping[str, tuple[int, int]], others: Mapping[str, tuple[int, ...]]
-) -> str | None:
-    if not name.endswith((A, B)):
-        whole = name.removeprefix(PREFIX).replace(WRAPPED, ".")
-        fits = others.get(whole, tensor.shape) == tensor.shape
-        return None if fits else f"{whole} is {tuple(others[whole])}, {name} is {tuple(tensor.shape)}"
-    shape = linears.get(linear_of(name))
-    if shape is None:
-        module = f"{linear_of(name)}.".replace(WRAPPED, ".")
-        known = any(other.startswith(module) for other in others)
-        return None if known else f"{linear_of(name)} is not there"
-    side = 1 if name.endswith(A) else 0
-    if tensor.ndim != 2 or tensor.shape[side] != shape[side]:
-        return f"{linear_of(name)} has {shape[0]} outputs and {shape[1]} inputs, {name} is {tuple(tensor.shape)}"
-    return None
-
-
-def _rank(name: str, ranks: Mapping[str, int]) -> int:
+def _first(name: str, tensor: Tensor, ranks: Mapping[str, int]) -> Tensor:
     linear = linear_of(name)
     if linear not in ranks:
         raise InputError(f"a search space must name every linear of its adapter, {linear} is not there; train it again")
-    return ranks[linear]
+    return tensor[: ranks[linear]] if ".lora_A." in name else tensor[:, : ranks[linear]]
 
 
-def _first(name: str, tensor: Tensor, rank: int) -> Tensor:
-    return tensor[:rank] if ".lora_A." in name else tensor[:, :rank]
+class Update(NamedTuple):
+    """The adapter of one linear; it adds scaling * B A to the weight."""
+
+    a: Float[Tensor, "R I"]
+    b: Float[Tensor, "O R"]
+    scaling: float
+
+
+def updates_of(tensors: Mapping[str, Tensor], scaling: float) -> dict[str, Update]:
+    """Return the update of every linear from tensors with PEFT's names."""
+    a = {linear_of(name): tensor for name, tensor in tensors.items() if ".lora_A." in name}
+    b = {linear_of(name): tensor for name, tensor in tensors.items() if ".lora_B." in name}
+    return {linear: Update(a[linear], b[linear], scaling) for linear in sorted(a)}
+
+
+def with_whole(weight: Float[Tensor, "O I"], update: Update) -> Float[Tensor, "O I"]:
+    """Return W + scaling B A in float32; the sum has none of W's zeros."""
+    a = update.a.to(weight.device, torch.float32)
+    b = update.b.to(weight.device, torch.float32)
+    return weight.float() + (b * update.scaling) @ a
+
+
+def with_masked(weight: Float[Tensor, "O I"], update: Update) -> Float[Tensor, "O I"]:
+    """Return W + (scaling B A) * (W != 0) in float32; the sum has every zero of W."""
+    product = masked_product(weight, update.a.to(weight.device), update.b.to(weight.device), update.scaling)
+    return weight.float() + product
+
+
+def in_format(values: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"], dtype: torch.dtype) -> Float[Tensor, "O I"]:
+    """Return the values rounded to `dtype`, zero exactly where not `kept`.
+
+    A kept value that rounds to zero becomes the smallest normal number with its sign, because zero means pruned.
+    """
+    rounded = values.to(dtype).masked_fill_(~kept, 0.0)
+    smallest = torch.full_like(rounded, torch.finfo(dtype).tiny).copysign_(values.to(dtype))
+    return torch.where(kept & (rounded == 0), smallest, rounded)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shears.config.export import FORMAT_OF_RECORD, FORMATS
 from shears.config.fields import StageConfig
 from shears.errors import InputError
 from shears.records.paths import file_fingerprint
@@ -21,24 +22,24 @@ logger = logging.getLogger(__name__)
 SPARSITY = "sparsity.json"
 SEARCH_SPACE = "search_space.json"
 RESULT = "result.json"
-SUB_ADAPTER = "sub_adapter.json"
+SUB_ADAPTER = FORMATS["peft"].record
 EVALUATION = "evaluation.json"
 RECOVERY = "recovery.json"
-MERGED = "merged.json"
-PACKAGE = "package.json"
+MERGED = FORMATS["merged"].record
+PACKAGE = FORMATS["package"].record
 UNPACKED = "unpacked.json"
 RECIPE = "recipe.yaml"  # this and the next three lie in a run's folder
 REPORT = "report.html"
 README = "README.md"
 BENCH = "bench.json"
-RECORDS = (PACKAGE, SPARSITY, SEARCH_SPACE, RESULT, SUB_ADAPTER, RECOVERY, MERGED, UNPACKED, EVALUATION)
+RECORDS = (SPARSITY, SEARCH_SPACE, RESULT, *FORMAT_OF_RECORD, RECOVERY, UNPACKED, EVALUATION)
 TRAINED_BEFORE = "trained_before"  # key of a record: data and hashes of the trainings that were merged into its base
 TRAINING_LOG = "training_log.jsonl"
 TRAINING_TIMES = "training_times.jsonl"  # not in the log: equal trainings write equal logs
 RECOVERY_FOLDER = "recovery"  # inside a sparse model's folder
 KINDS = {
-    SPARSITY: "a sparse model", SEARCH_SPACE: "a super-adapter", SUB_ADAPTER: "a sub-adapter", RECOVERY: "a recovery",
-    MERGED: "a merged model", PACKAGE: "a package", UNPACKED: "an unpacked model",
+    SPARSITY: "a sparse model", SEARCH_SPACE: "a super-adapter", RECOVERY: "a recovery", UNPACKED: "an unpacked model",
+    **{record: f"a {form.called}" for record, form in FORMAT_OF_RECORD.items()},
 }  # fmt: skip
 FIELDS: Mapping[str, type | tuple[type, ...]] = {  # types of keys in records, which readers rely on
     "base": str, "template": str, "config": dict, "ranks": dict, "linears": dict, "bytes": dict,

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from shears.config.export import FORMAT_OF_RECORD, FORMATS
 from shears.config.resolve import UNREADABLE
 from shears.errors import InputError, first_line
 from shears.records import artifacts
@@ -31,9 +32,7 @@ class Run:
     space: Record | None
     log: Sequence[Record]
     result: Record | None
-    sub_adapter: Record | None
-    merged: Record | None
-    package: Record | None
+    exports: Mapping[str, Record]  # by the records' file names
     bench: Record | None
     summary: Record | None
     figures: Mapping[str, Record]
@@ -47,11 +46,20 @@ class Run:
         return [{"details": self.figures.get(row["name"], {}).get("details", {}), **row} for row in rows]
 
     @property
+    def merged(self) -> Record | None:
+        """The record of the merged model."""
+        return self.exports.get(artifacts.MERGED)
+
+    @property
+    def package(self) -> Record | None:
+        """The record of the package."""
+        return self.exports.get(artifacts.PACKAGE)
+
+    @property
     def exported(self) -> Record | None:
         """The record of the run's export; of several, the one in the recipe's format."""
-        form = str((self.recipe.get("export") or {}).get("format"))
-        records = {"package": self.package, "merged": self.merged, "merged-sparse": self.merged}
-        return records.get(form, self.sub_adapter) or self.sub_adapter or self.merged or self.package
+        form = FORMATS.get(str((self.recipe.get("export") or {}).get("format")), FORMATS["peft"])
+        return self.exports.get(form.record) or next(iter(self.exports.values()), None)
 
     @property
     def only_last_is_trained(self) -> bool:
@@ -99,9 +107,11 @@ def read_run(folder: Path) -> Run:
         space=record("train", folder / "super_adapter" / artifacts.SEARCH_SPACE),
         log=training_lines(artifacts.TRAINING_LOG),
         result=record("search", folder / "search" / artifacts.RESULT),
-        sub_adapter=record("export", folder / "sub_adapter" / artifacts.SUB_ADAPTER),
-        merged=record("export", folder / "merged" / artifacts.MERGED),
-        package=record("export", folder / "package" / artifacts.PACKAGE),
+        exports={
+            name: content
+            for name, form in FORMAT_OF_RECORD.items()
+            if (content := record("export", folder / form.folder / name)) is not None
+        },
         bench=record("export", folder / artifacts.BENCH),
         summary=summary,
         figures=_figures(folder, summary),

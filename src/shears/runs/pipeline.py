@@ -9,25 +9,23 @@ import yaml
 
 from shears.adapt.train import train
 from shears.config import EvaluateConfig, Recipe
+from shears.config.export import FORMATS
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
 from shears.evaluation.run import evaluate, measured, parts_of, template_of
-from shears.export.choice import ranks_file
-from shears.export.peft import export_adapter
+from shears.export.ranks import ranks_file
+from shears.export.stage import export_adapter
 from shears.inspection import inspect
 from shears.models.devices import set_threads
 from shears.models.ref import ModelRef, resolve
 from shears.records.artifacts import (
     EVALUATION,
-    MERGED,
-    PACKAGE,
     RECIPE,
     RESULT,
     SEARCH_SPACE,
     SPARSITY,
-    SUB_ADAPTER,
     as_data,
     evaluation_file,
     read_object,
@@ -144,15 +142,9 @@ def _export_stage(recipe: Recipe, folder: Path) -> Stage:
             fingerprints["ranks_fingerprint"] = file_fingerprint(file.path)
         return fingerprints | _hashes({"calibration": recipe.export.calibration})
 
-    output, record = exported(recipe, folder)
-    return Stage("export", output, record, config, inputs, lambda: export_adapter(adapter, output, **config))
-
-
-def exported(recipe: Recipe, folder: Path) -> tuple[Path, str]:
-    """Return the folder of a run's export and the name of its record: an adapter, a merged model, or a package."""
-    if recipe.export.format == "package":
-        return folder / "package", PACKAGE
-    return (folder / "merged", MERGED) if recipe.export.merges else (folder / "sub_adapter", SUB_ADAPTER)
+    form = FORMATS[recipe.export.format]
+    output = folder / form.folder
+    return Stage("export", output, form.record, config, inputs, lambda: export_adapter(adapter, output, **config))
 
 
 def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -163,11 +155,11 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
     sparse = resolve(folder / "sparse")
     models: dict[str, tuple[ModelRef, Path | None]] = {"dense": (dense, None), "sparse": (sparse, None)}
     if recipe.train:
-        output, _ = exported(recipe, folder)
-        if recipe.export.merges or recipe.export.format == "package":
-            models[output.name] = (resolve(output), None)
+        form = FORMATS[recipe.export.format]
+        if form.is_model:
+            models[form.folder] = (resolve(folder / form.folder), None)
         else:
-            models["sparse + sub-adapter"] = (sparse, output)
+            models["sparse + sub-adapter"] = (sparse, folder / form.folder)
     (folder / "evaluation").mkdir(exist_ok=True)
     config = recipe.evaluate
     if config.task != "perplexity":  # the same template for all models: the recipe's or the training's
@@ -180,7 +172,7 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
     figures = [{**task, **row} for row in rows]
     write_card(folder / "sparse", figures[:2])
     if recipe.train:
-        write_card(exported(recipe, folder)[0], figures)
+        write_card(folder / FORMATS[recipe.export.format].folder, figures)
     return summary
 
 

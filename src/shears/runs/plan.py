@@ -14,13 +14,15 @@ from shears.adapt.groups import build_space
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.adapt.training.fit import num_seen, num_steps
 from shears.config import EvaluateConfig, Recipe, SparsifyConfig, TrainConfig
+from shears.config.export import FORMATS
 from shears.config.notation import num_bytes
+from shears.config.sparsify import METHODS
 from shears.data.calibration import token_row_lengths
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import ARITHMETIC, is_saved, read_rows
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.run import settings_and_data
-from shears.export.choice import by_linear
+from shears.export.ranks import by_linear
 from shears.models.devices import DTYPES
 from shears.models.load import load_tokenizer
 from shears.models.quantization import BITS
@@ -40,8 +42,6 @@ from shears.runs.shapes import (
     shape_of,
     training_memory,
 )
-from shears.sparsity.methods.registry import METHODS
-from shears.sparsity.prune import needs_inputs
 
 CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others are estimated as the heuristic
 NUM_SAMPLED = 500  # examples that are tokenized to estimate the length of one
@@ -179,7 +179,7 @@ def _sparsify(basis: _Basis) -> Estimate:
     shape = basis.shape
     num_tokens = 0
     work = f"{config.method} to {100 * config.sparsity:.4g}%"
-    if needs_inputs(config):
+    if config.needs_calibration:
         num_tokens, source = _calibration_tokens(config)
         work += f", {source}"
     if shape is None or basis.sparse_bytes is None:
@@ -227,15 +227,18 @@ def _search(basis: _Basis) -> Estimate:
 
 def _export(basis: _Basis) -> Estimate:
     config = basis.recipe.export
-    choice = CHOICES.get("maximal" if config.format == "padded" else config.ranks or "", SearchSpace.heuristic)
+    choice = CHOICES.get("maximal" if FORMATS[config.format].pads else config.ranks or "", SearchSpace.heuristic)
     adapter = basis.adapter(choice)
     ranks = config.ranks or ("the ranks that search chose" if basis.recipe.search else "the heuristic's ranks")
     work = f"format {config.format}, {ranks}"
     if basis.shape is None:
         return work, None, None
-    sizes: dict[str, int | None] = {"merged": basis.sparse_bytes, "merged-sparse": basis.sparse_bytes}
-    sizes["package"] = basis.package_bytes + FP32_BYTES * adapter
-    return work, 2 * FP32_BYTES * adapter, sizes.get(config.format, FP32_BYTES * adapter)
+    disk = {
+        "adapter": FP32_BYTES * adapter,
+        "model": basis.sparse_bytes,
+        "package": basis.package_bytes + FP32_BYTES * adapter,
+    }
+    return work, 2 * FP32_BYTES * adapter, disk[FORMATS[config.format].holds]
 
 
 def _evaluate(basis: _Basis) -> Estimate:

@@ -9,7 +9,7 @@ from shears.config import ExportConfig, SearchConfig, SparsifyConfig, TrainConfi
 from shears.config.fields import StageConfig
 from shears.config.resolve import build
 from shears.errors import InputError
-from shears.export.choice import name_of
+from shears.export.ranks import ranks_name
 from shears.records.artifacts import as_data, check_input, read_json, read_record, refuse_changes
 
 CONFIGS: Mapping[str, type[StageConfig]] = {
@@ -69,5 +69,5 @@ class Stage:
 
 def _prefixed(section: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration under keys such as `export.ranks`, with ranks by their name."""
-    named = {"ranks": name_of(config["ranks"])} if section == "export" and config["ranks"] else {}
+    named = {"ranks": ranks_name(config["ranks"])} if section == "export" and config["ranks"] else {}
     return {f"{section}.{key}": value for key, value in {**config, **named}.items()}

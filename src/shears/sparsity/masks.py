@@ -1,10 +1,10 @@
-"""Which weights become zero, given scores: exact counts, no full sorts, ties broken the same way every time.
+"""From sparsities to numbers of zeros, and from scores to masks: exact counts, no full sorts, deterministic ties.
 
 Shapes: O output features, I input features of a linear.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,30 +19,36 @@ from shears.errors import InputError
 Kind = Literal["row", "layer", "groups"]
 
 
-def num_zeros(sparsity: float, shape: Sequence[int]) -> int:
-    """Return how many weights of a matrix become zero: sparsity * O * I, rounded, a half down.
+def zero_counts(sparsities: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the number of zeros of every weight; their sum is round(sum of size * sparsity) exactly.
 
-    So 50 % of an odd number is the smaller half, and at 50 % of an even I every row gets the published floor(I / 2).
+    `sizes` are numbers of weights by name. Remainders are rounded up in falling order until the sum is reached.
     """
-    if not 0.0 <= sparsity < 1.0:
-        raise InputError(f"sparsity must be in [0, 1), got {sparsity}; 0.5 prunes half of the weights")
-    return math.ceil(sparsity * math.prod(shape) - 0.5)
+    for name, sparsity in sparsities.items():
+        if not 0.0 <= sparsity < 1.0:
+            raise InputError(f"sparsity must be in [0, 1), got {sparsity} for {name}; 0.5 prunes half of the weights")
+    exact = {name: size * sparsities[name] for name, size in sizes.items()}
+    zeros = {name: math.floor(value) for name, value in exact.items()}
+    missing = round(math.fsum(exact.values())) - sum(zeros.values())
+    for name in sorted(exact, key=lambda name: zeros[name] - exact[name])[:missing]:
+        zeros[name] += 1
+    return zeros
 
 
 def lowest_per_row(scores: Float[Tensor, "O I"], zeros: int) -> Bool[Tensor, "O I"]:
     """Return the pruned mask of exactly `zeros` weights, in every row the lowest scores.
 
-    Every row gets zeros // O; what is left over goes, one more each, to the rows whose next lowest score is lowest.
-    InputError where a score is NaN, since NaN has no place in an order.
+    Every row gets zeros // O. The remaining zeros go, one each, to the rows whose next lowest score is lowest.
+    InputError where a score is NaN, because NaN has no order.
     """
     scores = _comparable(scores, zeros)
     each, extra = divmod(zeros, scores.shape[0])
-    around = _by_partition if scores.device.type == "cpu" else _by_selection
-    reached, following = around(scores, each, need_following=extra > 0)
+    thresholds = _by_partition if scores.device.type == "cpu" else _by_selection
+    threshold, following = thresholds(scores, each, need_following=extra > 0)
     if not extra:
-        return _up_to(scores, reached, torch.full_like(reached, each, dtype=torch.long))
+        return _up_to(scores, threshold, torch.full_like(threshold, each, dtype=torch.long))
     one_more = lowest_per_row(following[None], extra)[0]
-    return _up_to(scores, torch.where(one_more, following, reached), each + one_more.long())
+    return _up_to(scores, torch.where(one_more, following, threshold), each + one_more.long())
 
 
 def lowest(scores: Float[Tensor, "O I"], zeros: int) -> Bool[Tensor, "O I"]:
@@ -56,16 +62,19 @@ def lowest_per_group(scores: Float[Tensor, "O I"], kept: int, size: int) -> Bool
     InputError where the inputs are not whole groups or a score is NaN.
     """
     pattern = Pattern("groups", kept, size)
-    check_groups(pattern, scores.shape, pattern.num_zeros(0.0, scores.shape))
+    check_groups(pattern, scores.shape, pattern.num_zeros(scores.shape))
     groups = scores.reshape(-1, size)
     return lowest_per_row(groups, (size - kept) * groups.shape[0]).reshape(scores.shape)
 
 
 def _comparable(scores: Float[Tensor, "O I"], zeros: int) -> Float[Tensor, "O I"]:
-    """Return the scores in a dtype that every order statistic knows; InputError for NaN or an impossible count."""
+    """Return the scores in float32 or float64, which all order statistics support.
+
+    InputError for NaN and for an impossible number of zeros.
+    """
     if not 0 <= zeros <= scores.numel():
         raise InputError(f"the number of zeros must be in 0 to {scores.numel()}, got {zeros}; check the sparsity")
-    if scores.numel() and torch.isnan(scores.max()):  # max passes NaN on and needs no second matrix
+    if scores.numel() and torch.isnan(scores.max()):  # max propagates NaN and needs no second matrix
         raise InputError("scores must be numbers, got NaN; check the weights and the calibration text")
     scores = scores.detach()
     return scores if scores.dtype == torch.float64 else scores.float()
@@ -74,52 +83,53 @@ def _comparable(scores: Float[Tensor, "O I"], zeros: int) -> Float[Tensor, "O I"
 def _by_partition(
     scores: Float[Tensor, "O I"], rank: int, need_following: bool
 ) -> tuple[Float[Tensor, " O"], Float[Tensor, " O"]]:
-    """Return every row's rank-th lowest score (-inf for rank 0) and, where needed, the one that follows it."""
+    """Return every row's rank-th lowest score (-inf for rank 0) and, where needed, the next one."""
     nothing = torch.full_like(scores[:, 0], -math.inf)
     if not rank:
         return nothing, scores.amin(1) if need_following else nothing
-    parted = torch.from_numpy(np.partition(scores.numpy(), rank - 1, axis=1))  # with two ranks it is 20 times slower
+    parted = torch.from_numpy(np.partition(scores.numpy(), rank - 1, axis=1))  # two ranks are 20 times slower
     return parted[:, rank - 1], parted[:, rank:].amin(1) if need_following else nothing
 
 
 def _by_selection(
     scores: Float[Tensor, "O I"], rank: int, need_following: bool
 ) -> tuple[Float[Tensor, " O"], Float[Tensor, " O"]]:
-    """Return what `_by_partition` does, on any device."""
+    """Return the same as `_by_partition`, on any device."""
     nothing = torch.full_like(scores[:, 0], -math.inf)
-    reached = scores.kthvalue(rank, dim=1).values if rank else nothing
-    return reached, scores.kthvalue(rank + 1, dim=1).values if need_following else nothing
+    threshold = scores.kthvalue(rank, dim=1).values if rank else nothing
+    return threshold, scores.kthvalue(rank + 1, dim=1).values if need_following else nothing
 
 
 def _up_to(
     scores: Float[Tensor, "O I"], threshold: Float[Tensor, " O"], counts: Int[Tensor, " O"]
 ) -> Bool[Tensor, "O I"]:
-    """Return True for the scores up to a row's threshold, the last of several equal to it left out beyond the count."""
-    chosen = scores <= threshold[:, None]
-    over = (chosen.sum(1) > counts).nonzero()[:, 0]
+    """Return True for the scores up to a row's threshold; of scores equal to it, the first ones up to the count."""
+    pruned = scores <= threshold[:, None]
+    over = (pruned.sum(1) > counts).nonzero()[:, 0]
     if len(over):
-        below, equal = scores[over] < threshold[over, None], scores[over] == threshold[over, None]
+        below = scores[over] < threshold[over, None]
+        equal = scores[over] == threshold[over, None]
         room = counts[over] - below.sum(1)
-        chosen[over] = below | (equal & (equal.cumsum(1) <= room[:, None]))
-    return chosen
+        pruned[over] = below | (equal & (equal.cumsum(1) <= room[:, None]))
+    return pruned
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Among which weights the zeros are chosen: within a row, the whole layer, or N:M (`kept` of every `size`)."""
+    """Where weights compete for the zeros: within a row, within the whole layer, or N:M (`kept` of every `size`)."""
 
     kind: Kind
     kept: int = 0
     size: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse an N:M that keeps all or nothing."""
+        """Raise InputError for an N:M that keeps all or nothing."""
         if self.kind == "groups" and not 0 < self.kept < self.size:
             raise InputError(f"a pattern N:M must keep 0 < N < M weights, got {self}; 2:4 keeps two of four")
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
-        """Return the pattern that `row`, `layer` or `N:M` names."""
+        """Return the pattern of the name `row`, `layer` or `N:M`; InputError for another text."""
         if text in get_args(Kind)[:2]:
             return cls("row" if text == "row" else "layer")
         groups = kept_of_every(text)
@@ -128,18 +138,16 @@ class Pattern:
         return cls("groups", *groups)
 
     def __str__(self) -> str:
-        """Return what `parse` reads."""
+        """Return the text that `parse` reads."""
         return f"{self.kept}:{self.size}" if self.kind == "groups" else self.kind
 
-    def num_zeros(self, sparsity: float, shape: Sequence[int]) -> int:
-        """Return the zeros of a matrix of this shape: for N:M those of the pattern, whatever `sparsity` says."""
-        if self.kind != "groups":
-            return num_zeros(sparsity, shape)
+    def num_zeros(self, shape: Sequence[int]) -> int:
+        """Return the number of zeros that N:M means for a matrix of this shape."""
         return math.prod(shape) // self.size * (self.size - self.kept)
 
 
 def pruned_mask(scores: Float[Tensor, "O I"], pattern: Pattern, zeros: int) -> Bool[Tensor, "O I"]:
-    """Return the pruned mask of exactly `zeros` weights; InputError for N:M where it means another number."""
+    """Return the pruned mask of exactly `zeros` weights; InputError where N:M means another number of zeros."""
     if pattern.kind == "row":
         return lowest_per_row(scores, zeros)
     if pattern.kind == "layer":
@@ -155,9 +163,9 @@ def check_groups(pattern: Pattern, shape: Sequence[int], zeros: int) -> None:
             f"the inputs of a linear must be a multiple of {pattern.size} for {pattern}, got {shape[1]}; "
             "leave this linear out or choose another pattern"
         )
-    meant = pattern.num_zeros(0.0, shape)
-    if zeros != meant:
+    expected = pattern.num_zeros(shape)
+    if zeros != expected:
         raise InputError(
-            f"pattern {pattern} makes {meant} zeros of {math.prod(shape)} weights, got {zeros}; "
+            f"pattern {pattern} makes {expected} zeros of {math.prod(shape)} weights, got {zeros}; "
             f"set the sparsity to {1 - pattern.kept / pattern.size:g} and leave the allocation uniform"
         )

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 from jaxtyping import Int
@@ -14,19 +14,21 @@ from shears.blockwise.activations import Activations
 from shears.blockwise.capture import Captured, InputMoments, InputNorms, Receive
 from shears.blockwise.matrices import Matrix
 from shears.blockwise.sources import BlockSource, WholeModel
-from shears.blockwise.walk import Batches, BlockRun, Context, IrregularBlocks, Walk, evaluating, walk_blocks
-from shears.config import SparsifyConfig
-from shears.config.notation import num_bytes
+from shears.blockwise.walk import Batches, BlockRun, IrregularBlocks, evaluating, walk_blocks
+from shears.checkpoints.zeros import count_zeros
+from shears.config.sparsify import ALLOCATIONS, METHODS, Method, Needs, SparsifyConfig
 from shears.errors import InputError
-from shears.models.devices import autocast
 from shears.models.load import num_embeddings
 from shears.models.losses import check_sequence_length
 from shears.progress import track
-from shears.sparsity.allocation.shares import allocate
+from shears.sparsity.allocation.global_magnitude import global_sparsities
+from shears.sparsity.calibration_run import CalibrationRun
 from shears.sparsity.masks import Pattern
-from shears.sparsity.methods.registry import METHODS, Needs, Task, prune_weight
+from shears.sparsity.methods.refit import refit
+from shears.sparsity.methods.scores import prune_by_magnitude
+from shears.sparsity.methods.task import Pruned, Task
 from shears.sparsity.plan import Chosen, choose, linear_name, zeros_by_weight
-from shears.sparsity.recovery.recovering import Recoveries
+from shears.sparsity.recovery.adapter import Recoveries
 from shears.sparsity.report import LinearSparsity, SparsityReport
 
 logger = logging.getLogger(__name__)
@@ -43,105 +45,131 @@ def sparsify_model(
     return prune_blocks(WholeModel(model), batches, config)
 
 
-def needs_inputs(config: SparsifyConfig) -> bool:
-    """Tell whether calibration text is looked at."""
-    return config.allocation != "uniform" or _measures(config)
-
-
-def _measures(config: SparsifyConfig) -> bool:
-    """Tell whether pruning itself, once the sparsities are known, looks at inputs."""
-    return METHODS[config.method].needs != "nothing" or config.reconstruct or config.recover_rank > 0
-
-
 @torch.no_grad()
 def prune_blocks(
     source: BlockSource, batches: Batches, config: SparsifyConfig, folder: Path | None = None
 ) -> SparsityReport:
-    """Prune block by block where the blocks come from; hidden states that exceed the budget wait in `folder`.
+    """Prune the blocks of `source` one after the other; hidden states beyond the memory budget go to `folder`.
 
-    Errors as in `sparsify_model`.
+    InputError as in `sparsify_model`.
     """
     chosen = choose(source.model, config)
     if source.resident:
         check_weights(source.model, chosen.matrices)
-    if needs_inputs(config):
+    if config.needs_calibration:
         _check_batches(source.model, batches)
-
-    def new_activations(parts: int = 1) -> Activations:
-        return Activations(num_bytes(config.activation_budget) // parts, folder)
-
-    def context() -> AbstractContextManager[object]:
-        return autocast(config.precision, source.device)
-
-    zeros = zeros_by_weight(chosen, config, lambda: allocate(source, batches, chosen, config, new_activations, context))
-    pruner = _Pruner(source, chosen, config, zeros)
-    if not _measures(config):
+    run = CalibrationRun(source, batches, config, folder)
+    pruner = _Pruner(run, chosen, _zeros_by_weight(run, chosen))
+    if config.measures_inputs:
+        with run.activations() as hidden:
+            _prune_on_the_way(run, pruner, hidden)
+    else:
         for index in track(range(len(chosen.by_block)), "sparsify", len(chosen.by_block), "block"):
             with source.opened(index):
-                pruner.prune_all(index)
-    else:
-        with new_activations() as hidden:
-            _prune_on_the_way(source, batches, pruner, hidden, context)
-    return pruner.report(config.sparsity)
+                pruner.prune_unmeasured(index)
+    return pruner.report()
 
 
-def _prune_on_the_way(
-    source: BlockSource, batches: Batches, pruner: "_Pruner", hidden: Activations, context: Context
-) -> None:
-    """Prune each block when the walk arrives there; a model in memory whose blocks allow no walk, all at once."""
+def _zeros_by_weight(run: CalibrationRun, chosen: Chosen) -> dict[str, int]:
+    """Return the number of zeros of every weight, by the configured allocation or the global pattern."""
+    config = run.config
+    reference = ALLOCATIONS[config.allocation]
+    sparsities = resolve_name(reference) if reference else None
+    if config.pattern == "global":
+        sparsities = global_sparsities
+    allocate = (lambda: sparsities(run, chosen, config.sparsity)) if sparsities else None
+    return zeros_by_weight(chosen, config, allocate)
+
+
+def _prune_on_the_way(run: CalibrationRun, pruner: "_Pruner", hidden: Activations) -> None:
+    """Prune each block when the walk reaches it; a model in memory whose blocks allow no walk, all at once."""
     try:
-        walk = Walk(source, batches, hidden, context)
+        walk = run.walk(hidden)
     except IrregularBlocks as error:
-        if not source.resident:
+        if not run.source.resident:
             raise
         logger.warning("%s; all linears are measured on the dense model instead", error)
-        pruner.prune_at_once(batches, context)
+        pruner.prune_at_once()
     else:
-        walk_blocks(walk, pruner.visit)
+        walk_blocks(walk, pruner.prune_block)
 
 
 class _Pruner:
-    """Prunes block after block and counts what came of it."""
+    """Prunes block after block, and collects the figures of the report."""
 
-    def __init__(self, source: BlockSource, chosen: Chosen, config: SparsifyConfig, zeros: Mapping[str, int]) -> None:
-        self._source, self._chosen, self._config, self._zeros = source, chosen, config, zeros
+    def __init__(self, run: CalibrationRun, chosen: Chosen, zeros: Mapping[str, int]) -> None:
+        config = run.config
+        self._run = run
+        self._config = config
+        self._model = run.source.model
+        self._chosen = chosen
+        self._zeros = zeros
         self._pattern = Pattern.parse("layer" if config.pattern == "global" else config.pattern)
-        self._method, self._recoveries = METHODS[config.method], Recoveries(source.model, chosen, config)
-        self._found: dict[str, list[tuple[tuple[int, int], int]]] = {}
+        self._method = METHODS[config.method]
+        self._needs: Needs = "moments" if config.reconstruct else self._method.needs
+        self._recoveries = Recoveries(self._model, chosen, config)
+        self._linears: dict[str, LinearSparsity] = {}
         self._by_magnitude: list[str] = []
 
-    @property
-    def _needs(self) -> Needs:
-        return "moments" if self._config.reconstruct else self._method.needs
-
-    def visit(self, run: BlockRun) -> None:
+    def prune_block(self, block: BlockRun) -> None:
         """Measure a block's inputs and prune it.
 
-        Norms are taken of the dense block, as Wanda does. Moments are taken linear by linear behind the pruned ones
-        before it, so that each makes up for what those changed; moments that only the recovery needs, with the norms.
+        Norms are measured on the dense block, as in Wanda. Moments are measured group by group, behind the linears that
+        are pruned already, so that each group makes up for them. Moments for the recovery alone come with the norms.
         """
-        matrices = self._chosen.by_block[run.name]
+        matrices = self._chosen.by_block[block.name]
         if self._needs == "moments" and matrices:
-            for group in self._affordable(run.groups(self._checked(matrices))):
+            for group in self._affordable(block.groups(self._checked(matrices))):
                 moments = InputMoments()
-                run.measure(group, moments.receive)
+                block.measure(group, moments.receive)
                 for matrix in group:
                     self._prune(matrix, moments=moments.of(matrix))
         elif matrices:
-            norms, moments = InputNorms(), InputMoments()
+            norms = InputNorms()
+            moments = InputMoments()
             measured = self._measured(matrices)
             if measured:
-                run.measure(measured, self._receive(norms, moments))
+                block.measure(measured, self._receive(norms, moments))
             for matrix in self._checked(matrices):
                 self._prune(matrix, norms.of(matrix), moments.of(matrix))
-        self._keep(run.index, matrices)
+        self._keep(block.index, matrices)
+
+    def prune_unmeasured(self, index: int) -> None:
+        """Prune a block by its weights alone."""
+        matrices = self._chosen.by_block[f"{self._run.source.prefix}.{index}"]
+        for matrix in self._checked(matrices):
+            self._prune(matrix)
+        self._keep(index, matrices)
+
+    def prune_at_once(self) -> None:
+        """Prune all blocks by the statistics of one forward of the whole dense model."""
+        norms = InputNorms()
+        moments = InputMoments()
+        measured = self._measured(self._chosen.matrices)
+        batches = self._run.batches
+        with evaluating(self._model), Captured(self._model, self._model, measured, self._receive(norms, moments)):
+            for batch in track(batches, "sparsify", len(batches), "batch"):
+                with self._run.context():
+                    self._model(batch.to(self._run.source.device), use_cache=False)
+        for matrix in self._chosen.matrices:
+            self._prune(matrix, norms.of(matrix), moments.of(matrix))
+
+    def report(self) -> SparsityReport:
+        """Return the figures of what was pruned."""
+        return SparsityReport(
+            self._config.sparsity,
+            self._linears,
+            self._chosen.uncovered,
+            self._by_magnitude,
+            self._recoveries.result(),
+        )
 
     def _measured(self, matrices: Sequence[Matrix]) -> Sequence[Matrix]:
-        """Return those whose inputs matter, to pruning or to the recovery."""
+        """Return the weights whose inputs pruning or the recovery needs."""
         return [matrix for matrix in matrices if {self._needs, self._recoveries.needs(matrix)} != {"nothing"}]
 
     def _receive(self, norms: InputNorms, moments: InputMoments) -> Receive:
-        """Return what fills the statistics with as much as each weight needs."""
+        """Return a function that adds inputs to the statistics that each weight needs."""
 
         def receive(matrix: Matrix, inputs: Tensor) -> None:
             if self._needs != "moments":
@@ -152,42 +180,25 @@ class _Pruner:
         return receive
 
     def _affordable(self, groups: Sequence[Sequence[Matrix]]) -> Iterator[Sequence[Matrix]]:
-        """Split stacks of experts, each of which has moments of its own, so that these stay within the budget."""
+        """Split stacks of experts so that the moments of one part, a matrix for each expert, stay within the budget."""
         for group in groups:
-            size = 4 * group[0].shape[1] ** 2
-            count = (
-                max(num_bytes(self._config.activation_budget) // size, 1) if group[0].index is not None else len(group)
-            )
-            yield from (group[start : start + count] for start in range(0, len(group), count))
-
-    def prune_all(self, index: int) -> None:
-        """Prune a block by its weights alone."""
-        matrices = self._chosen.by_block[f"{self._source.prefix}.{index}"]
-        for matrix in self._checked(matrices):
-            self._prune(matrix)
-        self._keep(index, matrices)
-
-    def prune_at_once(self, batches: Batches, context: Context) -> None:
-        """Prune all blocks by what one forward of the whole dense model shows, for blocks that allow no walk."""
-        model, norms, moments = self._source.model, InputNorms(), InputMoments()
-        measured = self._measured(self._chosen.matrices)
-        with evaluating(model), Captured(model, model, measured, self._receive(norms, moments)):
-            for batch in track(batches, "sparsify", len(batches), "batch"):
-                with context():
-                    model(batch.to(self._source.device), use_cache=False)
-        for matrix in self._chosen.matrices:
-            self._prune(matrix, norms.of(matrix), moments.of(matrix))
+            size = len(group)
+            if group[0].index is not None:
+                size = max(self._run.budget // (4 * group[0].shape[1] ** 2), 1)
+            yield from (group[start : start + size] for start in range(0, len(group), size))
 
     def _checked(self, matrices: Sequence[Matrix]) -> Sequence[Matrix]:
-        if not self._source.resident:
-            check_weights(self._source.model, matrices)
+        if not self._run.source.resident:
+            check_weights(self._model, matrices)
         return matrices
 
     def _keep(self, index: int, matrices: Sequence[Matrix]) -> None:
-        self._source.keep(index, list(dict.fromkeys(matrix.parameter for matrix in matrices)))
+        self._run.source.keep(index, list(dict.fromkeys(matrix.parameter for matrix in matrices)))
 
     def _prune(self, matrix: Matrix, norms: Tensor | None = None, moments: Tensor | None = None) -> None:
-        view, recovers = matrix.view(self._source.model), self._recoveries.needs(matrix) != "nothing"
+        """Prune one weight in place by the statistics of its inputs, and count its zeros."""
+        view = matrix.view(self._model)
+        recovers = self._recoveries.needs(matrix) != "nothing"
         if moments is not None and not moments.any():
             moments = None  # inputs that are always zero tell as little as none
         if self._needs == "moments" and moments is not None:
@@ -195,24 +206,34 @@ class _Pruner:
         elif norms is None and self._needs != "nothing":
             logger.warning("no calibration token reached %s: pruned by magnitude alone", matrix.name)
             self._by_magnitude.append(matrix.name)
-        dense = view.to(torch.float32, copy=recovers)  # else the very weight that is written over below
+        dense = view.to(torch.float32, copy=recovers)  # the recovery needs it after `view` is overwritten
         task = Task(dense, self._pattern, self._zeros[matrix.name], self._config.damping, norms, moments)
-        found, pruned = prune_weight(task, self._method, self._config.reconstruct)
-        view.copy_(found)
+        weight, pruned = prune_weight(task, self._method, self._config.reconstruct)
+        view.copy_(weight)
         view.masked_fill_(pruned, 0.0)
         if recovers:
-            self._recoveries.take(matrix, dense - view.float(), norms, moments)
-        self._found.setdefault(linear_name(matrix), []).append((matrix.shape, int((view == 0).sum())))
+            self._recoveries.add(matrix, dense - view.float(), norms, moments)
+        self._count(matrix, count_zeros(view))
 
-    def report(self, target: float) -> SparsityReport:
-        """Return what was done."""
-        done = {
-            name: LinearSparsity(
-                (sum(shape[0] for shape, _ in parts), parts[0][0][1]), sum(zeros for _, zeros in parts)
-            )
-            for name, parts in self._found.items()
-        }
-        return SparsityReport(target, done, self._chosen.uncovered, self._by_magnitude, self._recoveries.report())
+    def _count(self, matrix: Matrix, zeros: int) -> None:
+        """Add the zeros of a weight to its linear; all experts of a stack are one linear."""
+        outputs, inputs = matrix.shape
+        name = linear_name(matrix)
+        if name in self._linears:
+            outputs += self._linears[name].shape[0]
+            zeros += self._linears[name].zeros
+        self._linears[name] = LinearSparsity((outputs, inputs), zeros)
+
+
+def prune_weight(task: Task, method: Method, reconstruct: bool) -> Pruned:
+    """Return the pruned weight and its mask; by magnitude alone where the method's statistics are missing."""
+    statistics = {"nothing": task.weight, "norms": task.norms, "moments": task.moments}
+    if statistics[method.needs] is None:
+        return prune_by_magnitude(task)
+    weight, pruned = resolve_name(method.prune)(task)
+    if reconstruct and task.moments is not None:
+        weight = refit(task.weight, weight, ~pruned, task.moments, task.damping)
+    return weight, pruned
 
 
 def check_weights(model: nn.Module, matrices: Sequence[Matrix]) -> None:

@@ -19,7 +19,7 @@ from shears.evaluation.harness.data import load
 from shears.evaluation.harness.run import TASKS, run_harness
 from shears.evaluation.run import evaluate
 from shears.evaluation.statistics import wilson_interval
-from shears.export.peft import export_adapter
+from shears.export.stage import export_adapter
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import SUB_ADAPTER, write_json
 from tests.tiny import save_tiny, tiny_model

@@ -11,7 +11,7 @@ from torch import nn
 
 from shears.checkpoints.packed.layout import pack
 from shears.errors import InputError
-from shears.export.peft import export_adapter
+from shears.export.stage import export_adapter
 from shears.models.load import load_model, load_with_adapter
 from shears.runtime.drop_in import swap
 from shears.runtime.drop_in.backend import DropInBackend

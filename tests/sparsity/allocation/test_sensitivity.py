@@ -2,7 +2,6 @@
 
 import copy
 import math
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shears.blockwise.activations import Activations
 from shears.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
 from shears.checkpoints.tensor_files import TensorWriter
 from shears.config import SparsifyConfig
 from shears.errors import InputError
 from shears.sparsity.allocation import sensitivity
-from shears.sparsity.allocation.formulas import LARGEST
-from shears.sparsity.allocation.sensitivity import REACH, SAMPLE, SEQUENCES, STRENGTH, sensitivity_allocation
+from shears.sparsity.allocation.overall import LARGEST
+from shears.sparsity.allocation.sensitivity import REACH, SAMPLE, SEQUENCES, STRENGTH, sensitivity_sparsities
+from shears.sparsity.calibration_run import CalibrationRun
 from shears.sparsity.plan import choose
 from shears.sparsity.prune import sparsify_model
 from tests.oracles import fisher
@@ -41,10 +40,12 @@ def sharp(name: str, **changes: Any) -> PreTrainedModel:
 
 
 def allocated(
-    source: BlockSource, sparsity: float = 0.5, batches: list[Tensor] = BATCHES, budget: int | None = None
+    source: BlockSource, sparsity: float = 0.5, batches: list[Tensor] = BATCHES, budget: str = "2GB"
 ) -> dict[str, float]:
-    chosen = choose(source.model, SparsifyConfig())
-    return sensitivity_allocation(source, batches, chosen, sparsity, lambda parts=1: Activations(budget), nullcontext)
+    config = SparsifyConfig(precision="fp32", activation_budget=budget)
+    return sensitivity_sparsities(
+        CalibrationRun(source, batches, config), choose(source.model, SparsifyConfig()), sparsity
+    )
 
 
 def mean(allocation: dict[str, float], model: PreTrainedModel) -> float:
@@ -54,7 +55,7 @@ def mean(allocation: dict[str, float], model: PreTrainedModel) -> float:
 
 
 def recorded(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], dict[str, list[Tensor]]]:
-    """Return what was found on the way: sums by weight, and by block the gradients of what goes into it."""
+    """Return the sums by weight, and the gradients of each block's inputs."""
     sums: dict[str, Any] = {}
     gradients: dict[str, list[Tensor]] = {}
     backward = sensitivity._backward
@@ -78,7 +79,7 @@ def exact(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def assert_near(found: Tensor, expected: Tensor, name: str) -> None:
-    """Compare float32 with float64: small entries are sums of what nearly cancels."""
+    """Compare float32 with float64; small entries are sums of terms that nearly cancel."""
     torch.testing.assert_close(
         found.double(), expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()), msg=lambda text: f"{name}: {text}"
     )
@@ -162,7 +163,7 @@ def test_blocks_read_from_files_one_by_one_give_the_same(name: str, tmp_path: Pa
     model.save_pretrained(tmp_path / "m")
     skeleton = Skeleton.open(tmp_path / "m", torch.float32)
     writer = TensorWriter(skeleton.files, copied(tmp_path / "m", tmp_path / "out"))
-    assert allocated(StreamedModel(skeleton, writer), budget=0) == allocated(WholeModel(model))
+    assert allocated(StreamedModel(skeleton, writer), budget="0") == allocated(WholeModel(model))
     assert all(tensor.is_meta for tensor in skeleton.model.get_submodule(skeleton.blocks).parameters())
 
 
@@ -172,7 +173,7 @@ def test_other_architectures_go_through(name: str) -> None:
     assert mean(allocated(WholeModel(model)), model) == pytest.approx(0.5, abs=1e-12)
 
 
-def test_what_the_loss_hangs_on_more_stays_denser() -> None:
+def test_weights_with_larger_gradients_stay_denser() -> None:
     found = []
     for factor in (1 / 3, 1.0, 3.0):
         model = tiny_model("llama")
@@ -185,7 +186,7 @@ def test_what_the_loss_hangs_on_more_stays_denser() -> None:
         assert quiet > 0.5 > loud, weight
 
 
-def test_a_weight_that_the_loss_hardly_hangs_on_is_the_sparsest() -> None:
+def test_the_weight_with_the_smallest_gradients_is_the_sparsest() -> None:
     model = tiny_model("llama")
     with torch.no_grad():
         model.get_parameter("model.layers.0.mlp.up_proj.weight").mul_(1e-3)  # little comes back through it
@@ -194,7 +195,7 @@ def test_a_weight_that_the_loss_hardly_hangs_on_is_the_sparsest() -> None:
 
 
 def test_experts_that_no_sequence_reaches_are_neither_spared_nor_emptied() -> None:
-    """No gradient says nothing: they get the sparsity asked for."""
+    """Without gradients, weights get the overall sparsity."""
     model = sharp("mixtral", num_local_experts=4, num_experts_per_tok=1)
     with torch.no_grad():
         for block in model.model.layers:

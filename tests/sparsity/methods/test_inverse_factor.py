@@ -39,7 +39,7 @@ def test_float64_helps_where_float32_fails() -> None:
     torch.testing.assert_close(factor.double(), exact_factor(hessian, 0.0), rtol=1e-6, atol=0.0)
 
 
-def test_more_damping_is_tried_and_told() -> None:
+def test_more_damping_is_tried_and_returned() -> None:
     hessian = torch.tensor([[1.0, 1.0005], [1.0005, 1.0]])
     assert inverse_factor(hessian, 1e-4)[1] == pytest.approx(0.01)
     assert inverse_factor(hessian, 0.0)[1] == pytest.approx(0.01)

@@ -1,19 +1,21 @@
-"""Every method is a line of METHODS: what it needs, what it falls back to, what refitting adds."""
+"""Every method is an entry of METHODS: what it needs, what it falls back to, what refitting adds."""
 
-from typing import get_args
+from pkgutil import resolve_name
 
 import pytest
 import torch
 from torch import Tensor
 
-from shears.config import SparsifyConfig
+from shears.config.sparsify import ALLOCATIONS, METHODS
 from shears.errors import InputError
 from shears.sparsity.masks import Pattern, pruned_mask
-from shears.sparsity.methods.registry import METHODS, Task, prune_weight
-from shears.sparsity.methods.scores import SCORES
+from shears.sparsity.methods.scores import magnitude_scores, ria_scores, wanda_scores
+from shears.sparsity.methods.task import Task
+from shears.sparsity.prune import prune_weight
 from tests.oracles import least_squares, obs
 from tests.sparsity.methods.hessians import problem
 
+SCORES = {"wanda": wanda_scores, "magnitude": lambda weight, norms: magnitude_scores(weight), "ria": ria_scores}
 KINDS = ["row", "layer", "2:4"]
 ZEROS = 8 * 24 // 2
 
@@ -35,10 +37,11 @@ def error(whole: Task, found: Tensor) -> float:
     return float(obs.output_error(whole.weight, found, whole.moments).sum())
 
 
-def test_the_recipe_and_the_table_name_the_same_methods() -> None:
-    assert set(METHODS) == set(get_args(SparsifyConfig.model_fields["method"].annotation))
-    assert set(SCORES) <= set(METHODS)
-    assert all((METHODS[name].needs == "norms") == score.needs_inputs for name, score in SCORES.items())
+@pytest.mark.parametrize(
+    "reference", [*(method.prune for method in METHODS.values()), *filter(None, ALLOCATIONS.values())]
+)
+def test_every_entry_names_a_function(reference: str) -> None:
+    assert callable(resolve_name(reference))
 
 
 @pytest.mark.parametrize("reconstruct", [False, True])
@@ -59,12 +62,12 @@ def test_scores_drop_the_lowest_and_leave_the_rest_bitwise(name: str) -> None:
     whole = task(zeros=101)
     assert whole.norms is not None
     found, pruned = prune_weight(whole, METHODS[name], False)
-    assert torch.equal(pruned, pruned_mask(SCORES[name].compute(whole.weight, whole.norms), whole.pattern, 101))
+    assert torch.equal(pruned, pruned_mask(SCORES[name](whole.weight, whole.norms), whole.pattern, 101))
     assert torch.equal(found, whole.weight.masked_fill(pruned, 0.0))
 
 
 @pytest.mark.parametrize("reconstruct", [False, True])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.needs != "nothing"])
 def test_magnitude_takes_over_where_nothing_is_known_of_the_inputs(name: str, reconstruct: bool) -> None:
     bare = without(task(), "norms", "moments")
     found, pruned = prune_weight(bare, METHODS[name], reconstruct)

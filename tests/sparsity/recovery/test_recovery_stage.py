@@ -236,7 +236,7 @@ def test_a_method_that_looks_at_weights_alone_needs_calibration_for_it(stage: Ca
         stage(output="other", method="magnitude", calibration="missing.txt")
 
 
-def test_the_share_and_the_size_are_said(stage: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_the_share_and_the_size_are_logged(stage: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         folder = stage()
     kept = read_record(folder / RECOVERY_FOLDER, RECOVERY)["kept"]

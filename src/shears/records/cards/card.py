@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from shears.config.embedded import EMBEDDED
+from shears.config.export import FORMAT_OF_RECORD
 from shears.records.artifacts import (
-    MERGED,
     PACKAGE,
     README,
     RECOVERY,
     SEARCH_SPACE,
     SPARSITY,
-    SUB_ADAPTER,
     TRAINED_BEFORE,
     UNPACKED,
     find_record,
@@ -175,16 +174,23 @@ class CardKind:
     is_adapter: bool = False
 
 
+EXPORTED: Mapping[str, tuple[Callable[[Record], str], str]] = {
+    "adapter": (_describe_sub_adapter, ADAPTER),
+    "model": (_describe_merged, MODEL),
+    "package": (_describe_package, PACKED),
+}
+"""Description and loading code of an export, by what its folder holds."""
 CARDS: Mapping[str, CardKind] = {
     SPARSITY: CardKind("{}, sparse", SPARSE, _describe_sparse, MODEL),
     SEARCH_SPACE: CardKind(
         "LoRA super-adapter for {}", "super_adapter", _describe_super_adapter, ADAPTER, is_adapter=True
     ),
-    SUB_ADAPTER: CardKind("LoRA adapter for {}", "sub_adapter", _describe_sub_adapter, ADAPTER, is_adapter=True),
     RECOVERY: CardKind("LoRA recovery for {}", f"{SPARSE}/recovery", _describe_recovery, RECOVERED, is_adapter=True),
-    MERGED: CardKind("{}, merged", "merged", _describe_merged, MODEL),
-    PACKAGE: CardKind("{}, packed", "package", _describe_package, PACKED),
     UNPACKED: CardKind("{}, unpacked", "unpacked/model", _describe_unpacked, MODEL),
+    **{
+        record: CardKind(form.title, form.folder, *EXPORTED[form.holds], is_adapter=not form.is_model)
+        for record, form in FORMAT_OF_RECORD.items()
+    },
 }
 """The kinds of cards, by the file names of their records."""
 

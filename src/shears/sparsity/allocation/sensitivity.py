@@ -1,15 +1,14 @@
-"""Sparsity per weight by what the loss would lose: squared gradients on a few calibration sequences.
+"""Sparsities by the estimated rise of the loss, from squared gradients on a few calibration sequences.
 
-Setting weight w_oi to zero costs about w_oi^2 * F_oi / 2, F the diagonal of the Fisher information (optimal brain
-damage, LeCun et al. 1990). F is taken per sequence, and as the product of its row and column sums over its total: an
-estimate from few sequences is noisy weight by weight, and it is only ever summed over many. Weights share out the zeros
-so that the next zero costs the same everywhere.
+Setting weight w_oi to zero costs about w_oi^2 * F_oi / 2, with F the diagonal of the Fisher information (optimal brain
+damage, LeCun et al. 1990). F is summed over sequences, and approximated by the product of its row and column sums over
+its total, because single entries from few sequences are noise. At the optimum the next zero costs the same everywhere.
 
 Shapes: B sequences, T tokens, H hidden features, O output features, I input features of a linear.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,47 +17,44 @@ from torch import Tensor
 
 from shears.blockwise.activations import Activations
 from shears.blockwise.matrices import Matrix
-from shears.blockwise.sources import BlockSource
-from shears.blockwise.walk import Batches, BlockRun, Context, Walk
+from shears.blockwise.walk import BlockRun, Walk
 from shears.progress import track
-from shears.sparsity.allocation.formulas import LARGEST, Curve, by_marginal_cost
+from shears.sparsity.allocation.marginal_cost import Curve, by_marginal_cost
+from shears.sparsity.allocation.overall import LARGEST
+from shears.sparsity.calibration_run import CalibrationRun
 from shears.sparsity.plan import Chosen
 
 SEQUENCES = 8  # of calibration text; gradients are taken sequence by sequence
-STRENGTH = 0.35  # how far from uniform towards the optimum of the costs, which know nothing of what errors do together
-REACH = 0.3  # the optimum is sought within +- this of the overall sparsity
+STRENGTH = 0.35  # step from uniform towards the optimum; the whole step is too far (docs/decisions/0016)
+REACH = 0.3  # largest distance of the optimum from the overall sparsity
 SAMPLE = 1 << 16  # weights of a matrix whose costs are sorted
 POINTS = 101  # of a cost curve
 
 Fisher = dict[Matrix, tuple[Float[Tensor, " O"], Float[Tensor, " I"]]]
 
 
-def sensitivity_allocation(
-    source: BlockSource, batches: Batches, chosen: Chosen, sparsity: float, new_activations: Callable[..., Activations],
-    context: Context,
-) -> dict[str, float]:  # fmt: skip
+def sensitivity_sparsities(run: CalibrationRun, chosen: Chosen, sparsity: float) -> dict[str, float]:
     """Return the sparsity of every chosen weight; the overall one where no gradient comes, as at experts not reached.
 
-    The model is unchanged; one block is in memory at a time.
-    The forward keeps what goes into every block, the backward goes through the blocks in reverse and computes each
-    again. InputError where gradients are not finite.
+    The model is unchanged, and one block is in memory at a time: the forward keeps the inputs of every block, and the
+    backward computes each block again, from the last one to the first. InputError where gradients are not finite.
     """
-    sequences = [sequence[None] for batch in batches for sequence in batch][:SEQUENCES]
+    sequences = [sequence[None] for batch in run.batches for sequence in batch][:SEQUENCES]
     curves: dict[str, Curve] = {}
-    with new_activations(2) as hidden, new_activations(2) as kept:
-        walk = Walk(source, sequences, hidden, context)
+    with run.activations(parts=2) as hidden, run.activations(parts=2) as kept:
+        walk = run.walk(hidden, sequences)
         _forward(walk, kept)
-        with source.with_head():
+        with run.source.with_head():
             gradients = [_loss_gradient(walk, index, states) for index, states in enumerate(walk.hidden)]
         for index in track(range(len(walk) - 1, -1, -1), "sensitivity", len(walk), "block"):
             inputs = [kept[index * len(sequences) + number] for number in range(len(sequences))]
-            with walk.opened(index) as run:
-                matrices = chosen.by_block[run.name]
-                fisher = _backward(run, inputs, gradients, matrices)
+            with walk.opened(index) as block:
+                fisher = _backward(block, inputs, gradients, chosen.by_block[block.name])
                 for matrix, sums in fisher.items():
-                    if sums[0].any():  # gradients of an expert in a stack that no token reaches are 0 and say nothing
-                        curves[matrix.name] = _curve(matrix.view(run.model), sums)
-    low, high = max(sparsity - REACH, 0.0), max(min(sparsity + REACH, LARGEST), sparsity)
+                    if sums[0].any():  # the gradients of an expert that no token reaches are 0 and tell nothing
+                        curves[matrix.name] = _curve(matrix.view(block.model), sums)
+    low = max(sparsity - REACH, 0.0)
+    high = max(min(sparsity + REACH, LARGEST), sparsity)
     sizes = chosen.sizes
     optimum = by_marginal_cost(curves, {name: sizes[name] for name in curves}, sparsity, low, high) if curves else {}
     return {name: sparsity + STRENGTH * (optimum.get(name, sparsity) - sparsity) for name in sizes}
@@ -66,7 +62,7 @@ def sensitivity_allocation(
 
 @torch.no_grad()
 def _forward(walk: Walk, kept: Activations) -> None:
-    """Send the sequences through all blocks; keep what goes into each, block by block."""
+    """Send the sequences through all blocks, and store the inputs of every block in `kept`."""
     for index in track(range(len(walk)), "sensitivity, forward", len(walk), "block"):
         for states in walk.hidden:
             kept.append(states)
@@ -84,28 +80,32 @@ def _loss_gradient(walk: Walk, index: int, states: Float[Tensor, "1 T H"]) -> Fl
         return torch.autograd.grad(loss, leaf)[0]
 
 
-def _backward(run: BlockRun, inputs: Sequence[Tensor], gradients: list[Tensor], matrices: Sequence[Matrix]) -> Fisher:
-    """Return row and column sums of the squared weight gradients; turn `gradients` into those of the block's inputs."""
+def _backward(block: BlockRun, inputs: Sequence[Tensor], gradients: list[Tensor], matrices: Sequence[Matrix]) -> Fisher:
+    """Return row and column sums of the squared weight gradients.
+
+    `gradients` are those of the block's outputs and are replaced by those of its inputs.
+    """
     fisher: Fisher = {}
-    names = list(dict.fromkeys(matrix.parameter for matrix in matrices))
-    parameters = {name: run.model.get_parameter(name) for name in names}
+    parameters = {matrix.parameter: block.model.get_parameter(matrix.parameter) for matrix in matrices}
     with _differentiable(list(parameters.values())), torch.enable_grad():
         for index, states in enumerate(inputs):
             leaf = states.detach().requires_grad_()
-            output = run.forward(index, leaf)
-            found = torch.autograd.grad(output, [leaf, *parameters.values()], gradients[index], allow_unused=True)
-            gradients[index] = found[0]
-            by_name = dict(zip(names, found[1:], strict=True))
+            output = block.forward(index, leaf)
+            gradients[index], *of_weights = torch.autograd.grad(
+                output, [leaf, *parameters.values()], gradients[index], allow_unused=True
+            )
+            by_name = dict(zip(parameters, of_weights, strict=True))
             for matrix in matrices:
                 _add(fisher, matrix, by_name[matrix.parameter])
     return fisher
 
 
 def _add(fisher: Fisher, matrix: Matrix, gradient: Tensor | None) -> None:
-    if gradient is None:  # an expert, or a linear, that the sequence does not reach
+    if gradient is None:  # the sequence does not reach the linear or the expert
         return
     squares = matrix.cut(gradient).float().square()
-    rows, columns = squares.sum(1), squares.sum(0)
+    rows = squares.sum(1)
+    columns = squares.sum(0)
     before = fisher.get(matrix)
     fisher[matrix] = (rows, columns) if before is None else (before[0] + rows, before[1] + columns)
 
@@ -121,7 +121,7 @@ def _curve(weight: Float[Tensor, "O I"], sums: tuple[Float[Tensor, " O"], Float[
 
 
 def _stride(shape: Sequence[int]) -> int:
-    """Return the step of a sample of about SAMPLE weights that meets all inputs: it shares no factor with I."""
+    """Return the step of a sample of about SAMPLE weights; it shares no factor with I, so that all inputs occur."""
     stride = max(math.prod(shape) // SAMPLE, 1)
     while math.gcd(stride, shape[1]) > 1:
         stride += 1
@@ -136,5 +136,5 @@ def _differentiable(parameters: Sequence[Tensor]) -> Iterator[None]:
     try:
         yield
     finally:
-        for parameter, wanted in zip(parameters, before, strict=True):
-            parameter.requires_grad_(wanted)
+        for parameter, required in zip(parameters, before, strict=True):
+            parameter.requires_grad_(required)

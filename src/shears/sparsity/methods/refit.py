@@ -1,4 +1,4 @@
-"""Least squares for the weights that pruning kept: no zero moves, the linear's outputs come as near as they can.
+"""Least squares for the weights that pruning kept: the zeros stay, and the output error becomes the smallest.
 
 Shapes: O output features, I input features of a linear.
 """
@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 STEPS = 20  # of conjugate gradients; on a 135 M model 40 change the third digit of the perplexity
-ARRIVED = 1e-14  # of a row's first squared residual; below it float32 holds rounding alone, which can grow without end
+CONVERGED = (
+    1e-14  # of a row's first squared residual; smaller ones are rounding errors, which further steps can enlarge
+)
 
 
 @torch.no_grad()
@@ -22,29 +24,30 @@ def refit(
 ) -> Float[Tensor, "O I"]:
     """Return the kept weights V that minimise ||(V - W) X||^2 + damping * mean(diag H) * ||V - W||^2, as float32.
 
-    W is the dense `weight`, H = X X^T (`hessian`) the second moments of the inputs, `start` where the search begins.
-    Every row is a problem of its own, over its kept weights; all rows go through `steps` steps of conjugate gradients
-    together (Jacobi preconditioner), one product of O x I with I x I a step. A step never raises a row's error. Weights
-    that are not kept come out exactly 0.
+    W is the dense `weight`, H = X X^T (`hessian`) the second moments of the inputs, `start` the first V. Every row is
+    a problem of its own over its kept weights. All rows take `steps` steps of conjugate gradients (Jacobi
+    preconditioner) together, with one product of O x I with I x I a step. No step raises a row's error. Weights that
+    are not kept are exactly 0.
     """
     damped = hessian.float().clone()
     damped.diagonal().add_(damping * damped.diagonal().mean())
     scale = damped.diagonal().clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
-    dense, keep = weight.float(), kept.float()
-    found = start.float() * keep
-    residual = ((dense - found) @ damped) * keep
+    keep = kept.float()
+    fitted = start.float() * keep
+    residual = ((weight.float() - fitted) @ damped) * keep
     step = residual * scale
-    direction, size = step.clone(), (residual * step).sum(1, keepdim=True)
-    arrived = ARRIVED * size
+    direction = step.clone()
+    size = (residual * step).sum(1, keepdim=True)
+    converged = CONVERGED * size
     for _ in range(steps):
         image = (direction @ damped) * keep
         curvature = (direction * image).sum(1, keepdim=True)
-        moving = (curvature > 0) & (size > arrived)  # a row that has arrived stands still
+        moving = (curvature > 0) & (size > converged)
         length = torch.where(moving, size / curvature, 0.0)
-        found.addcmul_(length, direction)
+        fitted.addcmul_(length, direction)
         residual.addcmul_(length, image, value=-1)
         step = residual * scale
         following = (residual * step).sum(1, keepdim=True)
         direction = step.addcmul(torch.where(size > 0, following / size, 0.0), direction)
         size = following
-    return found
+    return fitted

@@ -1,14 +1,13 @@
-"""How little a weight matters: the scores that weights compete by, lowest first to go.
+"""Methods that drop the weights of the lowest scores and leave the others as they are.
 
-Shapes: O output features, I input features of a linear. To add a score, write its function and one line of SCORES.
+Shapes: O output features, I input features of a linear.
 """
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from shears.sparsity.methods.task import Pruned, Task
 
 
 def wanda_scores(weight: Float[Tensor, "O I"], input_norm: Float[Tensor, " I"]) -> Float[Tensor, "O I"]:
@@ -35,16 +34,18 @@ def ria_scores(
     return relative * input_norm.to(weight.device).float() ** alpha
 
 
-@dataclass(frozen=True)
-class Score:
-    """A score as a function of (weight, input_norm), and whether it looks at the norms, so whether a walk is needed."""
-
-    compute: Callable[[Float[Tensor, "O I"], Float[Tensor, " I"]], Float[Tensor, "O I"]]
-    needs_inputs: bool
+def prune_by_wanda(task: Task) -> Pruned:
+    """Drop the lowest Wanda scores."""
+    assert task.norms is not None
+    return task.drop_lowest(wanda_scores(task.weight, task.norms))
 
 
-SCORES: Mapping[str, Score] = {
-    "wanda": Score(wanda_scores, needs_inputs=True),
-    "magnitude": Score(lambda weight, _: magnitude_scores(weight), needs_inputs=False),
-    "ria": Score(ria_scores, needs_inputs=True),
-}
+def prune_by_magnitude(task: Task) -> Pruned:
+    """Drop the lowest magnitudes."""
+    return task.drop_lowest(magnitude_scores(task.weight))
+
+
+def prune_by_ria(task: Task) -> Pruned:
+    """Drop the lowest scores of relative importance and activations."""
+    assert task.norms is not None
+    return task.drop_lowest(ria_scores(task.weight, task.norms))

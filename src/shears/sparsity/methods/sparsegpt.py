@@ -1,9 +1,9 @@
-"""SparseGPT (arXiv 2301.00774): prune column by column, and let the columns not reached yet make up for each zero.
+"""SparseGPT (arXiv 2301.00774): prune column by column; the columns that follow make up for each zero.
 
-With H = X^T X over the calibration tokens and H^-1 = U^T U (U upper triangular), row j of U says how the columns from
-j on must move when a weight of column j goes (optimal brain surgeon, seen from the columns j, j + 1, ...): by
--w_j U_jk / U_jj, at a cost of w_j^2 / U_jj^2 in squared output error. Every sweep here is left-looking: a column takes
-over what all columns before it left behind when its turn comes, block by block, so that most work is in large products.
+With H = X^T X over the calibration tokens and H^-1 = U^T U (U upper triangular), pruning a weight w_j of column j moves
+the weights of column k > j by -w_j U_jk / U_jj (optimal brain surgeon on the columns from j on), at a cost of
+w_j^2 / U_jj^2 in squared output error. The sweep is left-looking: a column is updated for all columns before it when
+its turn comes, block by block, so that most work is in large products.
 
 Shapes: O output features, I input features of a linear; columns are inputs.
 """
@@ -18,19 +18,20 @@ from torch import Tensor
 
 from shears.errors import InputError
 from shears.sparsity.masks import Pattern, check_groups, lowest, lowest_per_group, lowest_per_row
+from shears.sparsity.methods.task import Pruned, Task
 
 CHUNK = 32  # columns that are swept one by one; any number gives the same result up to rounding
 RETRIES = 3  # each with ten times the damping
-DAMPING_FLOOR = 1e-3  # what retries start from where no damping was asked for
-DEAD_CURVATURE = 1e-12  # share of the mean; an always zero input's, so that its weights are the cheapest
+DAMPING_FLOOR = 1e-3  # retries start from at least this damping
+DEAD_CURVATURE = 1e-12  # share of the mean, for an input that is always zero; its weights become the cheapest
 
 
 def inverse_factor(hessian: Float[Tensor, "I I"], damping: float) -> tuple[Float[Tensor, "I I"], float]:
     """Return U, upper triangular in float32 with U^T U = (H + damping * mean(diag H) * Id)^-1, and the damping used.
 
-    Where the float32 Cholesky fails, float64 is tried, then both with ten times the damping, up to RETRIES times.
-    The weights of an input that is always zero cost next to nothing, so that they are the first to go. InputError
-    where H is not finite or stays not positive definite.
+    Where the float32 Cholesky factorisation fails, float64 is tried, then both with ten times the damping, up to
+    RETRIES times. The weights of an input that is always zero cost next to nothing, so they are pruned first.
+    InputError where H is not finite, and where it is not positive definite with the largest damping.
     """
     scale = float(hessian.diagonal().double().mean())
     if damping < 0:
@@ -54,7 +55,7 @@ def inverse_factor(hessian: Float[Tensor, "I I"], damping: float) -> tuple[Float
 def _factor(hessian: Float[Tensor, "I I"], damping: float, scale: float) -> Float[Tensor, "I I"] | None:
     """Return U, or None where H is not positive definite in this dtype.
 
-    H = A A^T with A upper triangular is a Cholesky factorisation from the last input on; then U is the inverse of A.
+    H = A A^T with A upper triangular is a Cholesky factorisation that starts at the last input; U is the inverse of A.
     """
     damped = hessian.clone()
     diagonal = damped.diagonal()
@@ -67,6 +68,12 @@ def _factor(hessian: Float[Tensor, "I I"], damping: float, scale: float) -> Floa
     return factor if torch.isfinite(factor).all() else None
 
 
+def prune(task: Task) -> Pruned:
+    """Prune a weight by SparseGPT."""
+    assert task.moments is not None
+    return prune_obs(task.weight, inverse_factor(task.moments, task.damping)[0], task.pattern, task.zeros)
+
+
 @torch.no_grad()
 def prune_obs(
     weight: Float[Tensor, "O I"],
@@ -74,13 +81,13 @@ def prune_obs(
     pattern: Pattern,
     zeros: int,
     block_size: int = 128,
-) -> tuple[Float[Tensor, "O I"], Bool[Tensor, "O I"]]:
+) -> Pruned:
     """Return the weight with exactly `zeros` weights zero and the others updated, in the factor's dtype, and the mask.
 
     The mask of a block of columns is chosen by w^2 / U_jj^2 when the sweep arrives there: within the whole block
     (`layer`, as published), within each of its rows (`row`: every row of the matrix ends with zeros // O or one more),
     or per group (N:M; a block is whole groups). Each block gets its share of the zeros up to rounding.
-    InputError for scores that are NaN and for what the pattern cannot do.
+    InputError for NaN scores, for an impossible number of zeros, and for inputs that are not whole groups.
     """
     sweep = _Sweep.begin(weight, factor)
     outputs, inputs = weight.shape
@@ -108,37 +115,22 @@ def prune_obs(
     return sweep.result()
 
 
-@torch.no_grad()
-def update_obs(
-    weight: Float[Tensor, "O I"], factor: Float[Tensor, "I I"], pruned: Bool[Tensor, "O I"], block_size: int = 128
-) -> Float[Tensor, "O I"]:
-    """Return the weight with the pruned ones zero and the others updated as `prune_obs` does, in the factor's dtype.
-
-    What a kept weight takes over is lost where a later column of the row is pruned, so this is no least-squares
-    optimum; only where the pruned columns of a row all come first it is.
-    """
-    sweep = _Sweep.begin(weight, factor)
-    sweep.pruned.copy_(pruned.T)
-    sweep.run(block_size, CHUNK)
-    return sweep.result()[0]
-
-
 def _share(zeros: int, columns: int, inputs: int) -> int:
     """Return how many of a matrix's zeros lie in its first columns: in proportion, rounded up.
 
-    Rounded up, the last block never gets more than it has room for, with one more for some rows too.
+    Rounding up keeps the last block's share within its size, even where some rows get one more zero.
     """
     return -(-zeros * columns // inputs)
 
 
-Choose = Callable[[int, int], Any]  # the pruned mask (O x columns) of the columns from start to stop
+Choose = Callable[[int, int], Any]  # returns the pruned mask (O x columns) of the columns from start to stop
 
 
 @dataclass(frozen=True)
 class _Sweep:
-    """The weights while columns are swept; transposed, because a column is then contiguous.
+    """The weights while columns are swept, transposed so that a column is contiguous.
 
-    `errors` holds w_j / U_jj for pruned weights and 0 for kept ones, for the columns done.
+    For the columns done, `errors` holds w_j / U_jj of pruned weights and 0 of kept ones.
     """
 
     values: Float[Tensor, "I O"]
@@ -152,11 +144,11 @@ class _Sweep:
         return cls(values, factor, torch.zeros_like(values), torch.zeros_like(values, dtype=torch.bool))
 
     def scores(self, start: int, stop: int) -> Float[Tensor, "O _"]:
-        """Return |w| / U_jj of some columns as they are now: the order of w^2 / U_jj^2, without its underflow."""
+        """Return the current |w| / U_jj of some columns; its order is that of w^2 / U_jj^2, without underflow."""
         return (self.values[start:stop] / self.factor.diagonal()[start:stop, None]).abs_().T
 
     def run(self, block: int, chunk: int, at_block: Choose | None = None, at_chunk: Choose | None = None) -> None:
-        """Sweep all columns; masks are chosen on arrival at a block or a chunk of columns, or are there already."""
+        """Sweep all columns; masks are chosen at the start of a block or of a chunk, or were set before."""
         for start, stop in _spans(0, len(self.values), block):
             self._take_over(0, start, stop)
             self._choose(at_block, start, stop)
@@ -170,14 +162,15 @@ class _Sweep:
             self.pruned[start:stop] = choose(start, stop).T
 
     def _take_over(self, since: int, start: int, stop: int) -> None:
-        """Let the columns from start to stop make up for the zeros in the columns from `since` to start."""
+        """Update the columns from start to stop for the zeros in the columns from `since` to start."""
         if since < start:
             self.values[start:stop].addmm_(self.factor[since:start, start:stop].T, self.errors[since:start], alpha=-1)
 
     def _columns(self, start: int, stop: int) -> None:
-        """Sweep columns one by one: the inner loop, as few calls as possible."""
+        """Sweep columns one by one; this inner loop makes as few calls as possible."""
         torch.div(self.pruned[start:stop], self.factor.diagonal()[start:stop, None], out=self.errors[start:stop])
-        values, errors = self.values[start:stop].unbind(), self.errors[start:stop].unbind()
+        values = self.values[start:stop].unbind()
+        errors = self.errors[start:stop].unbind()
         errors_by_row = self.errors[start:stop].T
         factor = self.factor[start:stop, start:stop].T.contiguous().unbind()
         errors[0].mul_(values[0])
@@ -185,8 +178,8 @@ class _Sweep:
             values[column].addmv_(errors_by_row[:, :column], factor[column][:column], alpha=-1)
             errors[column].mul_(values[column])
 
-    def result(self) -> tuple[Float[Tensor, "O I"], Bool[Tensor, "O I"]]:
-        """Return the weights, outputs x inputs, with exact zeros, and the mask."""
+    def result(self) -> Pruned:
+        """Return the weight (O x I) with exact zeros, and the mask."""
         return self.values.masked_fill_(self.pruned, 0.0).T.contiguous(), self.pruned.T.contiguous()
 
 

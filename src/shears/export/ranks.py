@@ -1,4 +1,4 @@
-"""Which ranks are meant: a name, or a file that holds them."""
+"""The ranks of a sub-adapter, by name or from a JSON file."""
 
 import re
 from pathlib import Path
@@ -12,22 +12,22 @@ NAMED = ("heuristic", "maximal", "minimal")
 
 
 class RanksFile(NamedTuple):
-    """A file with ranks, and which of the configurations a search evaluated is meant; None for the chosen one."""
+    """A file of ranks; `number` counts a search's evaluations from 1, None means the chosen configuration."""
 
     path: Path
     number: int | None
 
     @property
     def name(self) -> str:
-        """What a record says of it: where it lay does not count."""
+        """Name in a record: the file's, without its folder, which may be moved."""
         return self.path.name if self.number is None else f"{self.path.name}:{self.number}"
 
 
 def choose_ranks(ranks: str | None, space: SearchSpace, fingerprint: str) -> RankConfig:
     """Return the ranks named: heuristic (None), maximal, minimal, a search's RESULT.json or a RANKS.json {group: rank}.
 
-    RESULT.json:N is the Nth configuration evaluated, from 1. `fingerprint` is the super-adapter's: a result found on
-    another one is refused.
+    RESULT.json:N is the Nth configuration evaluated, from 1. `fingerprint` is the super-adapter's. InputError for the
+    result of a search on another super-adapter, and for ranks outside the space.
     """
     ranks = "heuristic" if ranks is None else ranks
     if ranks in NAMED:
@@ -42,23 +42,24 @@ def choose_ranks(ranks: str | None, space: SearchSpace, fingerprint: str) -> Ran
 def _ranks_in(file: RanksFile, fingerprint: str) -> dict[str, int]:
     content: Any = read_json(file.path)
     if isinstance(content, dict) and "chosen" in content:
-        found = _picked(content, file)
-        if not isinstance(found, dict) or "super_adapter_fingerprint" not in content:
+        configuration = _configuration(content, file)
+        if not isinstance(configuration, dict) or "super_adapter_fingerprint" not in content:
             raise InputError(
                 f"{file.path} must be the result of a search, or map every group to its rank; it is neither"
             )
         check_input("the super-adapter", content["super_adapter_fingerprint"], fingerprint)
-        content = found.get("ranks")
+        content = configuration.get("ranks")
     elif file.number is not None:
         raise InputError(f"{file.path} must be a search's result where a number is given, got {file.name}")
     elif isinstance(content, dict) and isinstance(content.get("ranks"), dict):
-        content = content["ranks"]  # one entry of `pareto` or `evaluations`, saved on its own
+        content = content["ranks"]  # an entry of `pareto` or `evaluations`, saved alone
     if not isinstance(content, dict) or not all(type(rank) is int for rank in content.values()):
         raise InputError(f'{file.path} must map every group to its rank, such as {{"layers.0.up_proj": 24}}')
     return content
 
 
-def _picked(result: dict[str, Any], file: RanksFile) -> Any:
+def _configuration(result: dict[str, Any], file: RanksFile) -> Any:
+    """Return the chosen configuration of a search's result, or the evaluated one with the file's number."""
     if file.number is None:
         return result["chosen"]
     evaluations = result.get("evaluations")
@@ -70,9 +71,9 @@ def _picked(result: dict[str, Any], file: RanksFile) -> Any:
 
 
 def ranks_file(ranks: str | None) -> RanksFile | None:
-    """Return the file that ranks are read from, perhaps with a number behind a colon; None for a name.
+    """Return the file that `ranks` names, perhaps with a number behind a colon; None for a name such as maximal.
 
-    Of a folder, it is the result of the search in it.
+    A folder stands for the result of the search in it.
     """
     if ranks and ranks not in NAMED and Path(ranks).is_dir():
         ranks = str(Path(ranks) / RESULT)
@@ -84,8 +85,8 @@ def ranks_file(ranks: str | None) -> RanksFile | None:
     return None
 
 
-def name_of(ranks: str) -> str:
-    """Return what a record calls ranks: a file by its name, for its content counts and its folder may be moved."""
+def ranks_name(ranks: str) -> str:
+    """Return what a record calls ranks: a name such as maximal, or a file's name without its folder."""
     file = ranks_file(ranks)
     return file.name if file else Path(ranks).name
 

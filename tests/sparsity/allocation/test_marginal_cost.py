@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shears.errors import InputError
-from shears.sparsity.allocation.formulas import LARGEST, by_marginal_cost
+from shears.sparsity.allocation.marginal_cost import by_marginal_cost
+from shears.sparsity.allocation.overall import LARGEST
 
 NAMES = "abcd"
 

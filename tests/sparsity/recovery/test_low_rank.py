@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shears.sparsity.recovery import factors as recovery
-from shears.sparsity.recovery.factors import Recovery, recover
+from shears.sparsity.recovery import low_rank as recovery
+from shears.sparsity.recovery.low_rank import Recovery, recover
 from tests.oracles import eckart_young
 
 SHAPES = [(6, 14), (14, 6), (9, 9), (1, 5), (5, 1)]
@@ -25,7 +25,7 @@ def problem(seed: int, outputs: int, inputs: int, tokens: int = 40) -> tuple[Ten
 
 
 def solved(removed: Tensor, seen: Tensor, rank: int, kind: str) -> tuple[Recovery, eckart_young.Array]:
-    """Return our answer and the metric it is meant in."""
+    """Return our recovery and the metric of its error."""
     exact = seen.double()
     norms, moments = exact.square().sum(0).sqrt(), (exact.T @ exact)
     metric = {"norms": norms.square().diag(), "moments": moments, "nothing": torch.eye(len(norms))}[kind]

@@ -1,10 +1,10 @@
-"""The best low-rank stand-in for what pruning took away from a linear. Pure.
+"""The best low-rank approximation of what pruning removed from a linear. Pure.
+
+With D the removed weights and H the inputs' second moments, ||(D - B A) H^(1/2)||_F is least for B A = U U^T D, where U
+are the first left singular vectors of D H^(1/2) (Eckart and Young). Nothing is divided by H or by a norm, so that
+input features without tokens need no special case.
 
 Shapes: O output features, I input features, R rank.
-
-With D what was removed and H the inputs' second moments, ||(D - B A) H^(1/2)||_F is least for B A = U U^T D, where U
-are the first left singular vectors of D H^(1/2) (Eckart and Young). So neither H nor a norm is ever divided by, and
-features that no token had need no care.
 """
 
 from dataclasses import dataclass
@@ -13,17 +13,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-EXACT = 2048  # largest smaller side whose Gram matrix is taken apart whole: seconds in float64
-STEPS, SPARE = 12, 16  # of subspace iteration, and the directions it carries along beside the wanted ones
-ROUNDING = 1e-12  # of the largest squared singular value: below it vectors are rounding
+EXACT = 2048  # largest smaller side whose Gram matrix is decomposed exactly: seconds in float64
+STEPS = 12  # of subspace iteration
+SPARE = 16  # directions of the iteration beyond the rank
+ROUNDING = 1e-12  # share of the largest squared singular value; the vectors of smaller ones are rounding errors
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """B and A (float32, CPU), their components by falling size, so that the first r are the best of rank r.
+    """B and A (float32, CPU) with their components in falling order: the first r are the best of rank r.
 
-    The two vectors of a component are equally long; of a component without energy both are zero. `energy` holds the
-    squared singular values that the components give back, `total` the sum of all there are.
+    The two vectors of a component have equal norms; both are zero where the component has no energy. `energy` holds
+    the squared singular values of the components, `total` the sum of all squared singular values.
     """
 
     b: Float[Tensor, "O R"]
@@ -38,7 +39,7 @@ class Recovery:
 
     @property
     def kept(self) -> float:
-        """Share of the energy given back; all of it where nothing was lost."""
+        """Share of the energy in the components; 1 where nothing was removed."""
         return float(self.energy.sum()) / self.total if self.total else 1.0
 
 
@@ -51,8 +52,8 @@ def recover(
 ) -> Recovery:
     """Return the B A of this rank (min(O, I) at most) with the least ||(removed - B A) H^(1/2)||_F.
 
-    H are the inputs' `moments` (X^T X), or else diag(norms^2), or else, where there are neither or all are zero, I.
-    Exact in float64 where the smaller side is at most EXACT; beyond that by subspace iteration in float32, seeded.
+    H are the inputs' `moments` (X^T X), or else diag(norms^2), or else the identity; statistics that are all zero do
+    not count. Exact in float64 where the smaller side is at most EXACT, else by seeded subspace iteration in float32.
     """
     exact = min(removed.shape) <= EXACT
     matrix = removed.double() if exact else removed.float()
@@ -75,7 +76,7 @@ def recover(
 def _metric(
     matrix: Float[Tensor, "O I"], norms: Float[Tensor, " I"] | None, moments: Float[Tensor, "I I"] | None
 ) -> Tensor:
-    """Return H like `matrix`: I x I, or its diagonal (I); inputs that are always zero tell as little as none."""
+    """Return H in the dtype of `matrix`, as I x I or as its diagonal (I); the identity where all inputs are zero."""
     if moments is not None and moments.any():
         return moments.to(matrix)
     if norms is not None and norms.any():
@@ -84,7 +85,7 @@ def _metric(
 
 
 def _weighted(matrix: Float[Tensor, "_ I"], metric: Tensor) -> Float[Tensor, "_ I"]:
-    """Return the product with a square matrix, or with a diagonal one given as a vector."""
+    """Return matrix @ metric, where a diagonal metric is given as a vector."""
     return matrix * metric if metric.ndim == 1 else matrix @ metric
 
 
@@ -93,7 +94,7 @@ def _leading(
 ) -> tuple[Float[Tensor, " R"], Float[Tensor, "O R"]]:
     """Return the largest squared singular values of matrix metric^(1/2), falling, and their left singular vectors.
 
-    They come from the smaller Gram matrix. Vectors of values that are zero to rounding are of any length.
+    They come from the smaller Gram matrix. Vectors whose values are zero up to rounding may have any length.
     """
     outputs, inputs = matrix.shape
     if outputs <= inputs:
@@ -104,7 +105,7 @@ def _leading(
 
 
 def _root(metric: Tensor) -> Tensor:
-    """Return F with F F^T = metric; a diagonal one as a vector."""
+    """Return F with F F^T = metric, as a vector where the metric is diagonal."""
     if metric.ndim == 1:
         return metric.sqrt()
     values, vectors = torch.linalg.eigh(metric)
@@ -113,7 +114,7 @@ def _root(metric: Tensor) -> Tensor:
 
 
 def _largest(gram: Float[Tensor, "N N"], rank: int) -> tuple[Float[Tensor, " R"], Float[Tensor, "N R"]]:
-    """Return the largest eigenvalues, falling and not below zero, and their vectors."""
+    """Return the largest eigenvalues, falling and at least zero, and their eigenvectors."""
     values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     start = len(values) - rank
     return values[start:].flip(0).clamp_min(0), vectors[:, start:].flip(1)
@@ -122,9 +123,9 @@ def _largest(gram: Float[Tensor, "N N"], rank: int) -> tuple[Float[Tensor, " R"]
 def _leading_by_iteration(
     matrix: Float[Tensor, "O I"], metric: Tensor, rank: int
 ) -> tuple[Float[Tensor, " R"], Float[Tensor, "O R"]]:
-    """Return nearly what `_leading` does, by subspace iteration on matrix metric matrix^T, which is never formed.
+    """Return an approximation of `_leading`, by subspace iteration on matrix metric matrix^T, which is never formed.
 
-    The seed is fixed and no one else's random numbers are touched.
+    The generator is local and its seed is fixed.
     """
 
     def image(basis: Float[Tensor, "O R"]) -> Float[Tensor, "O R"]:

@@ -1,0 +1,75 @@
+"""OWL (arXiv 2310.05175): lower sparsity for the blocks whose scores have many outliers."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shears.blockwise.capture import InputNorms
+from shears.blockwise.walk import BlockRun, walk_blocks
+from shears.errors import InputError
+from shears.sparsity.allocation.overall import LARGEST, check_reach, shifted
+from shears.sparsity.calibration_run import CalibrationRun
+from shears.sparsity.methods.scores import magnitude_scores, wanda_scores
+from shears.sparsity.plan import Chosen
+
+Scores = Float[Tensor, "_ _"]
+
+
+def owl_sparsities(run: CalibrationRun, chosen: Chosen, sparsity: float) -> dict[str, float]:
+    """Return one sparsity for each block's weights, from the outliers among its Wanda scores on the dense model."""
+    shares: dict[str, float] = {}
+
+    def visit(block: BlockRun) -> None:
+        matrices = chosen.by_block[block.name]
+        if matrices:
+            norms = InputNorms()
+            block.measure(matrices, norms.receive)
+            scores = block_scores([(matrix.view(block.model), norms.of(matrix)) for matrix in matrices])
+            shares[block.name] = outlier_share(scores)
+
+    with run.activations() as hidden:
+        walk_blocks(run.walk(hidden), visit, "outliers")
+    sizes = {block: sum(matrix.shape[0] * matrix.shape[1] for matrix in chosen.by_block[block]) for block in shares}
+    by_block = owl(shares, sizes, sparsity)
+    return {matrix.name: by_block[block] for block in shares for matrix in chosen.by_block[block]}
+
+
+@torch.no_grad()
+def block_scores(weights: Sequence[tuple[Scores, Float[Tensor, " _"] | None]]) -> list[Scores]:
+    """Return the Wanda scores of a block's (weight, input norms), without the weights that no token reached.
+
+    Return magnitudes where no token reached any of them; magnitudes beside Wanda scores would be on another scale.
+    """
+    reached = [wanda_scores(weight, norms) for weight, norms in weights if norms is not None]
+    return reached or [magnitude_scores(weight) for weight, _ in weights]
+
+
+def outlier_share(scores: Scores | Sequence[Scores], multiple: float = 5.0) -> float:
+    """Return the share of scores above `multiple` times their mean (eq. 1).
+
+    Several matrices count as one, as in the published method, which takes all linears of a block together.
+    """
+    parts = [scores] if isinstance(scores, Tensor) else scores
+    count = sum(part.numel() for part in parts)
+    mean = math.fsum(float(part.sum(dtype=torch.float64)) for part in parts) / count
+    return sum(int((part > multiple * mean).sum()) for part in parts) / count
+
+
+def owl(
+    outlier_shares: Mapping[str, float], sizes: Mapping[str, int], sparsity: float, spread: float = 0.08
+) -> dict[str, float]:
+    """Return sparsities that fall linearly with the outlier share, in a band of width 2 * spread.
+
+    The largest outlier share gets the lowest sparsity. The band is shifted to the overall sparsity, and cut at 0 and
+    LARGEST. InputError where an outlier share is not finite or the overall sparsity is out of reach.
+    """
+    if not all(map(math.isfinite, outlier_shares.values())) or not spread >= 0:
+        raise InputError("outlier shares must be finite and the spread at least 0; check the calibration text")
+    check_reach(0.0, LARGEST * sum(sizes.values()), sizes, sparsity, f"sparsities of at most {LARGEST}")
+    least = min(outlier_shares.values())
+    span = max(outlier_shares.values()) - least or 1.0
+    band = {name: -2 * spread * ((share - least) / span) for name, share in outlier_shares.items()}
+    return shifted(band, sizes, sparsity * sum(sizes.values()))
