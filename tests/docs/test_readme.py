@@ -1,4 +1,4 @@
-"""The README's Python runs, from top to bottom, on a tiny model."""
+"""The README's Python runs, from top to bottom, on a tiny model; the maps name files that exist."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,9 @@ from shears.config import TrainConfig
 from tests.end_to_end.recipe import write_recipe
 from tests.tiny import save_tiny, tiny_model
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+ARTIFACTS = {"sparse", "super_adapter", "search", "sub_adapter", "merged", "package", "evaluation"}  # folders of a run
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -41,13 +43,24 @@ def _own_model_and_trainer(folder: Path) -> dict[str, Any]:
     return {"model": tiny_model(), "peft_model": peft_model, "trainer": trainer}
 
 
-def test_every_file_of_the_tree_in_the_readme_exists() -> None:
-    root = Path(__file__).parents[2]
-    tree = README.split("## The tree")[1]
-    files = re.findall(r"\b(\w+\.py)\b", tree)
-    known = {path.name for path in [*root.glob("src/**/*.py"), *root.glob("benchmarks/*.py")]}
-    assert files
-    assert set(files) <= known
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_file_and_folder_that_a_map_names_exists(page: str) -> None:
+    text = (ROOT / page).read_text()
+    source = ROOT / "src" / "shears"
+    files = {path.name for path in [*source.rglob("*.py"), *ROOT.glob("tests/*.py")]}
+    roots = (source, ROOT / "tests", ROOT / "docs")
+    folders = {path.name for root in roots for path in [root, *root.rglob("*")] if path.is_dir()}
+    named = set(re.findall(r"\b(\w+\.py)\b", text))
+    assert named
+    assert named <= files
+    inside = set(re.findall(r"\b(\w+)/(?=[ ,)`.]|\n)", text)) - ARTIFACTS
+    assert inside
+    assert inside <= folders
+
+
+def test_the_map_is_short() -> None:
+    lines = (ROOT / "ARCHITECTURE.md").read_text().splitlines()
+    assert len(lines) <= 150
 
 
 def test_every_verb_has_an_example_in_the_readme() -> None:
