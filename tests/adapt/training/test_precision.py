@@ -9,7 +9,7 @@ import torch
 from shears.adapt.prepare import Prepared
 from shears.adapt.train import train
 from shears.adapt.training import fit
-from shears.models import load as models
+from shears.models import devices
 from tests.adapt.small_training import SETTINGS
 
 
@@ -38,7 +38,7 @@ def test_forwards_of_a_training_run_in(
         return trainer
 
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)  # as accelerate launch sets it from its own file
-    monkeypatch.setattr(models, "_has_bf16", lambda kind: has_bf16)
+    monkeypatch.setattr(devices, "_has_bf16", lambda kind: has_bf16)
     monkeypatch.setattr(fit, "_trainer", listening)
     settings = {**SETTINGS, "max_steps": 2, "precision": precision, "recompute": False}
     train(tmp_path / "base", tmp_path / "out", data=data, **settings)
