@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from shears.adapt.train import train
     from shears.errors import InputError
     from shears.evaluation.run import evaluate
+    from shears.export.package import unpack
     from shears.export.stage import export_adapter
-    from shears.export.unpack import unpack
     from shears.inspection import inspect
     from shears.models.fetching import fetch
     from shears.publishing import push
@@ -53,7 +53,7 @@ _MODULES = {
     "sparsify": "sparsity.stage",
     "sparsify_model": "sparsity.prune",
     "train": "adapt.train",
-    "unpack": "export.unpack",
+    "unpack": "export.package",
     "write_report": "report.page",
 }
 __all__ = [

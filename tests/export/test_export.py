@@ -16,8 +16,8 @@ from shears.adapt.load import load_super_adapter
 from shears.adapt.space import RankConfig
 from shears.adapt.train import train
 from shears.errors import InputError
+from shears.export.peft import padded, sliced
 from shears.export.stage import export_adapter
-from shears.export.tensors import padded, sliced
 from shears.records.artifacts import read_record
 from tests.tiny import save_tiny
 

@@ -10,8 +10,8 @@ from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
 from shears.evaluation.run import adapter_template
+from shears.export.package import unpack
 from shears.export.stage import export_adapter
-from shears.export.unpack import unpack
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import PACKAGE, README, SUB_ADAPTER, read_json, read_record
 from tests import parts
@@ -165,3 +165,11 @@ def test_the_rounding_error_is_what_unpacking_shows(tmp_path: Path) -> None:
         (error / sum(float(one.square().sum()) for one, _ in pairs)) ** 0.5
     )
     assert 0.001 < read_record(out, PACKAGE)["rounding"] < 0.01
+
+
+def test_unpack_takes_a_path_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(half_sparse(tmp_path / "base", "llama"), tmp_path / "package")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    out = unpack("~/package", "~/out")
+    assert out == tmp_path / "out"
+    assert same_bits(all_tensors(out / "model"), all_tensors(tmp_path / "base"))

@@ -12,9 +12,9 @@ from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.packed.index import Index
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
+from shears.export.package import unpack, write_shards
 from shears.export.packing import Packing
 from shears.export.stage import export_adapter
-from shears.export.unpack import unpack, write_shards
 from shears.inspection import inspect
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import MERGED, PACKAGE, read_json, read_record

@@ -23,8 +23,8 @@ from shears.errors import InputError
 from shears.export import project
 from shears.export.project import Samples, Text, draw_samples, nearest
 from shears.export.stage import export_adapter
-from shears.export.tensors import Update, with_masked, with_whole
-from shears.models.blocks import weight_oi
+from shears.export.target import with_masked, with_whole
+from shears.models.blocks import LoraUpdate, weight_oi
 from shears.models.load import load_tokenizer
 from shears.records.artifacts import MERGED, SEARCH_SPACE, read_record, weights_fingerprint, write_json
 from tests.export.made import RANKS, half_sparse, stock, super_adapter, weights
@@ -237,7 +237,9 @@ def test_the_nearest_weight_needs_moments(seed: int) -> None:
 def test_updates_are_sums_with_and_without_the_zeros() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(5, 4, generator=generator) * (torch.rand(5, 4, generator=generator) < 0.5)
-    update = Update(torch.randn(RANKS[0], 4, generator=generator), torch.randn(5, RANKS[0], generator=generator), 1.5)
+    update = LoraUpdate(
+        torch.randn(RANKS[0], 4, generator=generator), torch.randn(5, RANKS[0], generator=generator), 1.5
+    )
     added = 1.5 * update.b.double() @ update.a.double()
     torch.testing.assert_close(with_whole(weight, update).double(), weight + added, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(

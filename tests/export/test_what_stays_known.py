@@ -11,8 +11,8 @@ from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import training_data
 from shears.evaluation.run import parts_of, template_of
+from shears.export.package import unpack
 from shears.export.stage import export_adapter
-from shears.export.unpack import unpack
 from shears.inspection import inspect
 from shears.models.load import load_model, load_with_adapter
 from shears.models.ref import resolve

@@ -63,9 +63,9 @@ _PACKAGE = ExportFormat(
 )
 FORMATS: Mapping[str, ExportFormat] = {
     "peft": _PEFT,
-    "padded": replace(_PEFT, writer="shears.export.peft:write_padded", pads=True),
+    "padded": replace(_PEFT, pads=True),
     "merged": _MERGED,
-    "merged-sparse": replace(_MERGED, writer="shears.export.merge:write_merged_sparse"),
+    "merged-sparse": _MERGED,
     "package": _PACKAGE,
 }
 """Every export format by name. `writer` is called with (source, work, model, settings) and returns the record."""

@@ -12,10 +12,9 @@ from shears.checkpoints.tensor_files import quantized_by
 from shears.config import ExportConfig
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
+from shears.export.peft import SubAdapter, origin, read_sub_adapter
 from shears.export.project import Text, merge_projected
-from shears.export.sub_adapter import SubAdapter, origin, read_sub_adapter
-from shears.export.target import Target, merge_into
-from shears.export.tensors import with_masked, with_whole
+from shears.export.target import Target, merge_into, with_masked, with_whole
 from shears.models.load import save_tokenizer
 from shears.records.artifacts import SPARSITY, record_in, training_source, weights_fingerprint
 from shears.sparsity.report import LinearSparsity, check_saved, overall_sparsity
@@ -26,22 +25,10 @@ logger = logging.getLogger(__name__)
 def write_merged(source: str, work: Path, model: str | None, settings: ExportConfig) -> dict[str, Any]:
     """Write the base with the sub-adapter of `source` in its weights; return its record.
 
-    `source` is a super-adapter or an exported sub-adapter. InputError for ranks outside the search space, for another
-    base and for a quantized one.
+    `source` is a super-adapter or an exported sub-adapter. Every format but `merged` keeps each zero of the base: an
+    adapter that was trained without the mask is projected on these zeros. InputError for ranks outside the search
+    space, for another base, for a quantized one, and where the projection has no calibration text.
     """
-    return _write(source, work, model, settings, keep_zeros=False)
-
-
-def write_merged_sparse(source: str, work: Path, model: str | None, settings: ExportConfig) -> dict[str, Any]:
-    """Write what `write_merged` writes, with every zero of the base in place; return its record.
-
-    An adapter that was trained without the mask is projected on the base's zeros. InputError as in `write_merged`, and
-    where the projection has no calibration text.
-    """
-    return _write(source, work, model, settings, keep_zeros=True)
-
-
-def _write(source: str, work: Path, model: str | None, settings: ExportConfig, keep_zeros: bool) -> dict[str, Any]:
     adapter = Path(source)
     chosen = read_sub_adapter(adapter, settings)
     base = checked_base(adapter, dict(chosen.record), model)
@@ -49,7 +36,7 @@ def _write(source: str, work: Path, model: str | None, settings: ExportConfig, k
         raise InputError(
             f"a model to merge into must have plain weights, {base.name} is quantized by {method}; export peft"
         )
-    projects = keep_zeros and not chosen.masked
+    projects = settings.format != "merged" and not chosen.masked
     figures: dict[str, Any] = {}
     if projects:
         target, figures = merge_projected(base, work, chosen.updates, _calibration_text(chosen, settings), settings)

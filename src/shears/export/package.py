@@ -1,54 +1,63 @@
-"""Format package: a sparse model with packed weights, and a sub-adapter un-merged beside it, in one file."""
+"""Format package: a sparse model with packed weights, and a sub-adapter un-merged beside it, in one file.
+
+`unpack` is the inverse: a package becomes an ordinary model folder and an ordinary PEFT adapter.
+"""
 
 import logging
+import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.load import checked_base
 from shears.checkpoints.conversion import empty_model, read_config
-from shears.checkpoints.packed.file import PACKAGE_FILE
-from shears.checkpoints.packed.index import PLAIN_NAMES
-from shears.checkpoints.tensor_files import TensorFiles
+from shears.checkpoints.packed.file import PACKAGE_FILE, Package, read_package
+from shears.checkpoints.packed.index import PLAIN, PLAIN_NAMES
+from shears.checkpoints.packed.layout import FORMAT_DTYPES
+from shears.checkpoints.tensor_files import INDEX, SINGLE, TensorFiles
+from shears.checkpoints.tensor_format import StoredTensor, as_bytes, write_at, write_layout
 from shears.config import ExportConfig
 from shears.errors import InputError, first_line
-from shears.export.merge import write_merged_sparse
+from shears.export.merge import write_merged
 from shears.export.packing import Packing, choose_form
-from shears.export.sub_adapter import origin, read_sub_adapter, refuse_ranks
-from shears.models.blocks import weight_oi
-from shears.models.load import save_tokenizer
+from shears.export.peft import origin, read_sub_adapter, refuse_ranks
+from shears.models.blocks import linears, weight_oi
+from shears.models.devices import DTYPES
+from shears.models.load import copy_configs, save_tokenizer
 from shears.models.ref import ModelRef, resolve
-from shears.records.artifacts import (
-    SEARCH_SPACE,
-    SUB_ADAPTER,
-    TRAINED_BEFORE,
-    as_data,
-    inherited,
-    read_json,
-    read_object,
-    weights_fingerprint,
-    write_json,
-)
+from shears.records import artifacts
+from shears.records.cards.card import write_card
+from shears.records.folders import working_folder
+from shears.records.paths import expanded
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B, linear_of
 from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
 MANY = 0.01  # share of weights that are -0.0; a larger one is logged
-OF_MERGED = ("super_adapter_fingerprint", "template", "data", "data_sha256", "ranks", TRAINED_BEFORE)
+OF_MERGED = ("super_adapter_fingerprint", "template", "data", "data_sha256", "ranks", artifacts.TRAINED_BEFORE)
 """Keys of a model's record that its package's record repeats: the origin of the adapter that was merged into it."""
+OF_PACKAGE = ("base", "base_fingerprint", "values", artifacts.TRAINED_BEFORE)
+"""Keys of a package's record that the unpacked model's record repeats."""
+OF_ADAPTER = (
+    "shears_version", "config", "super_adapter_fingerprint", "ranks_fingerprint", "template", "data", "data_sha256",
+    "alpha", "sparse_adapter", "max_rank", "ranks",
+)  # fmt: skip
+"""Keys of a package's record that the unpacked adapter's record repeats."""
 PROMPT = "prompt_embeddings"  # PEFT's name for prompt tuning, whose adapters change no weights
 WRAPPED = ".base_layer."  # PEFT's name for a linear below a layer of its own
 Shape = tuple[int, ...]
-DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+Specs = dict[str, tuple[torch.dtype, Shape]]
+SHARD = 5_000_000_000  # bytes of a file; transformers writes 50 GB, but hubs prefer smaller files
 
 
 class Source(NamedTuple):
@@ -69,20 +78,20 @@ def write_package(source: str, work: Path, model: str | None, settings: ExportCo
     with _opened(source, work, model, settings) as parts:
         figures = _write(parts, work, settings)
     _log(figures)
-    return {**parts.origin, **figures, "fingerprint": weights_fingerprint(work)}
+    return {**parts.origin, **figures, "fingerprint": artifacts.weights_fingerprint(work)}
 
 
 @contextmanager
 def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) -> Iterator[Source]:
     """Yield the parts of the package; an adapter that was trained masked is merged into its base, which is exact."""
     folder = Path(source)
-    if not any((folder / name).is_file() for name in (SEARCH_SPACE, SUB_ADAPTER)):
+    if not any((folder / name).is_file() for name in (artifacts.SEARCH_SPACE, artifacts.SUB_ADAPTER)):
         yield _foreign_source(source, model, settings)
         return
     chosen = read_sub_adapter(folder, settings)
     if chosen.masked:
         with tempfile.TemporaryDirectory(dir=work) as merged:  # a kill leaves it in `work`, which the next run empties
-            record = write_merged_sparse(source, Path(merged), model, settings)
+            record = write_merged(source, Path(merged), model, settings)
             yield Source(resolve(merged), {}, None, record)
         return
     base = checked_base(folder, dict(chosen.record), model)
@@ -106,10 +115,10 @@ def _foreign_source(source: str, model: str | None, settings: ExportConfig) -> S
     merged_before = {key: base.record[key] for key in OF_MERGED if key in base.record}
     record = {
         "shears_version": __version__,
-        "config": as_data(settings),
+        "config": artifacts.as_data(settings),
         "base": base.recorded_name,
         "base_fingerprint": base.fingerprint,
-        **(merged_before if config is None else inherited(base.record)),
+        **(merged_before if config is None else artifacts.inherited(base.record)),
     }
     return Source(base, adapter, config, record)
 
@@ -135,7 +144,7 @@ def _read_foreign_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, An
         raise InputError(f"a package holds plain numbers, {odd[0]}; save the adapter of {folder} in another dtype")
     if PROMPT in tensors:
         raise InputError(f"a package holds adapters of weights, {folder} puts tokens before the text; pack its base")
-    return tensors, read_object(folder / ADAPTER_CONFIG)
+    return tensors, artifacts.read_object(folder / ADAPTER_CONFIG)
 
 
 def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]:
@@ -152,7 +161,7 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
     transposed = [name for name, module in empty.named_modules() if isinstance(module, Conv1D)]
     packing = Packing(files, form, transposed, getattr(config.get_text_config(), "vocab_size", None))
     fingerprint = packing.write(work / PACKAGE_FILE, source.adapter)
-    _copy_configs(source, work, DTYPE_NAMES[form.rest] if form.rest else None)
+    _copy_configs(source, work, form.rest)
     save_tokenizer(source.model, work)
     return {"values": form.values, "package_fingerprint": fingerprint, **_figures(packing, work, source)}
 
@@ -163,8 +172,7 @@ def _misfit(adapter: Mapping[str, Tensor], model: nn.Module) -> str | None:
     Checked are A and B of linears, and tensors named like one of the model's. PEFT itself places other tensors, such as
     A and B of experts and convolutions.
     """
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    shapes = {name: tuple(weight_oi(linear).shape) for name, linear in linears.items()}
+    shapes = {name: tuple(weight_oi(linear).shape) for name, linear in linears(model).items()}
     parameters = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = (_tensor_misfit(name, tuple(tensor.shape), shapes, parameters) for name, tensor in adapter.items())
     return next((problem for problem in problems if problem), None)
@@ -187,18 +195,15 @@ def _tensor_misfit(
     return None if fits else f"{linear} has {outputs} outputs and {inputs} inputs, {name} is {shape}"
 
 
-def _copy_configs(source: Source, work: Path, dtype: str | None) -> None:
+def _copy_configs(source: Source, work: Path, dtype: torch.dtype | None) -> None:
     """Copy the configurations of model and adapter; `dtype` replaces the model's where the weights were converted."""
-    config = read_json(source.model.folder / "config.json")
+    config = artifacts.read_json(source.model.folder / "config.json")
     for key in ("dtype", "torch_dtype"):
         if dtype is not None and (key in config or key == "dtype"):
-            config[key] = dtype
-    write_json(work / "config.json", config)
-    generation = source.model.folder / "generation_config.json"
-    if generation.is_file():
-        shutil.copyfile(generation, work / generation.name)
+            config[key] = str(dtype).removeprefix("torch.")
+    copy_configs(source.model.folder, work, config)
     if source.adapter_config is not None:
-        write_json(work / ADAPTER_CONFIG, source.adapter_config)
+        artifacts.write_json(work / ADAPTER_CONFIG, source.adapter_config)
 
 
 def _figures(packing: Packing, work: Path, source: Source) -> dict[str, Any]:
@@ -207,35 +212,22 @@ def _figures(packing: Packing, work: Path, source: Source) -> dict[str, Any]:
     adapter = sum(tensor.numel() * tensor.element_size() for tensor in source.adapter.values())
     model = (work / PACKAGE_FILE).stat().st_size - adapter
     dense = sums.dense_bytes + sums.rest_bytes
+    sizes = {"linears": sums.bytes, "linears_dense": sums.dense_bytes, "model": model, "model_dense": dense}
     return {
         "num_linears": len(packing.packed),
         "sparsity": sums.zeros / max(sums.weights, 1),
         "negative_zeros": sums.negative_zeros / max(sums.weights, 1),
         "rounding": sums.rounding,
-        "bytes": {
-            "linears": sums.bytes,
-            "linears_dense": sums.dense_bytes,
-            "model": model,
-            "model_dense": dense,
-            "adapter": adapter,
-        },
+        "bytes": {**sizes, "adapter": adapter},
         "ratio": {"linears": sums.bytes / max(sums.dense_bytes, 1), "model": model / max(dense, 1)},
     }
 
 
 def _log(figures: Mapping[str, Any]) -> None:
-    sizes = figures["bytes"]
-    ratio = figures["ratio"]
-    logger.info(
-        "packed %d linears, %.1f %% zeros, %s values, %.1f MB, %.3f of dense; the model %.1f MB, %.3f of dense",
-        figures["num_linears"],
-        100 * figures["sparsity"],
-        figures["values"],
-        sizes["linears"] / 1e6,
-        ratio["linears"],
-        sizes["model"] / 1e6,
-        ratio["model"],
-    )
+    zeros = f"{figures['num_linears']} linears, {100 * figures['sparsity']:.1f} % zeros, {figures['values']} values"
+    megabytes = {part: size / 1e6 for part, size in figures["bytes"].items()}
+    sizes = {part: f"{megabytes[part]:.1f} MB, {ratio:.3f} of dense" for part, ratio in figures["ratio"].items()}
+    logger.info("packed %s, %s; the model %s", zeros, sizes["linears"], sizes["model"])
     if figures["negative_zeros"] > MANY:
         share = 100 * figures["negative_zeros"]
         logger.warning("%.1f %% of the weights are -0.0 and take room; --negative-zeros drop makes them zeros", share)
@@ -244,3 +236,86 @@ def _log(figures: Mapping[str, Any]) -> None:
         logger.warning(
             "%s values differ from the model's: relative error %s (root mean square)", figures["values"], error
         )
+
+
+def unpack(package: str | Path, output: str | Path) -> Path:
+    """Write `output`/model, an ordinary model folder, and `output`/adapter where the package has one; return `output`.
+
+    fp32 and bf16 values come out bit for bit as they were packed, int8 values as the nearest numbers of the model's
+    dtype. Each folder gets a record and a card. InputError for a folder that is no whole package.
+    """
+    folder = expanded(package)
+    output = expanded(output)
+    record = artifacts.read_record(folder, artifacts.PACKAGE)
+    opened = read_package(folder, verify="fingerprint" not in record)  # the fingerprint covers every byte
+    with working_folder(output, {"package": str(folder)}, resume=None) as work:
+        _write_model(opened, folder, work / "model")
+        _write_record(work / "model", record, has_adapter=bool(opened.index.adapter))
+        if opened.index.adapter:
+            _write_adapter(opened, work, record)
+    logger.info("unpacked %s into %s", folder, output)
+    return output
+
+
+def _write_model(package: Package, folder: Path, output: Path) -> None:
+    output.mkdir()
+    config = artifacts.read_object(folder / "config.json")
+    named = (dtype for dtype in DTYPES.values() if str(dtype) == f"torch.{config.get('dtype')}")
+    dtypes = model_dtypes(package, next(named, torch.bfloat16))
+    tensors = ((name, tensor.to(dtypes[name])) for name, tensor in package.model_tensors())
+    shapes = {name: (dtypes[name], shape) for name, shape in package.model_shapes().items()}
+    write_shards(output, shapes, tensors)
+    copy_configs(folder, output)
+    save_tokenizer(folder, output)
+
+
+def _write_record(model: Path, record: Mapping[str, Any], has_adapter: bool) -> None:
+    """Write the model's record and card; without an adapter beside it, the record names the one merged into it."""
+    keys = OF_PACKAGE if has_adapter else (*OF_PACKAGE, *OF_MERGED)
+    kept = {key: record[key] for key in keys if key in record}
+    kept["fingerprint"] = artifacts.weights_fingerprint(model)
+    artifacts.write_json(model / artifacts.UNPACKED, {"shears_version": __version__, **kept})
+    write_card(model)
+
+
+def model_dtypes(package: Package, quantized: torch.dtype) -> dict[str, torch.dtype]:
+    """Return the dtype of every tensor of the model; packed int8 values become `quantized`."""
+    index = package.index
+    packed = {f"{linear}.weight": FORMAT_DTYPES[entry.values] for linear, entry in index.packed.items()}
+    plain = {name: PLAIN[index.dense[index.tied.get(name, name)].dtype] for name in [*index.dense, *index.tied]}
+    unpacked = {name: quantized if dtype == torch.int8 else dtype for name, dtype in packed.items()}
+    return unpacked | plain
+
+
+def write_shards(folder: Path, specs: Specs, tensors: Iterable[tuple[str, Tensor]], size: int = SHARD) -> None:
+    """Write tensors, in the order of `specs`, to files of at most `size` bytes; a larger tensor gets its own file."""
+    split = split_state_dict_into_shards_factory(
+        specs,
+        get_storage_size=lambda spec: math.prod(spec[1]) * spec[0].itemsize,
+        filename_pattern=SINGLE.replace(".", "{suffix}."),
+        max_shard_size=size,
+    )
+    places: dict[str, StoredTensor] = {}
+    for file, names in split.filename_to_tensors.items():
+        layout = write_layout(folder / file, {name: specs[name] for name in names}, {"format": "pt"})
+        places |= zip(names, layout, strict=True)
+    for name, tensor in tensors:
+        with places[name].path.open("r+b", buffering=0) as stream:
+            write_at(stream, places[name].offset, as_bytes(tensor.contiguous()))
+    if split.is_sharded:
+        artifacts.write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+
+
+def _write_adapter(package: Package, work: Path, record: Mapping[str, Any]) -> None:
+    """Write the PEFT adapter; one of shears gets the record of a sub-adapter and a card."""
+    adapter = work / "adapter"
+    adapter.mkdir()
+    save_file(package.adapter(), adapter / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    shutil.copyfile(package.adapter_config_file(), adapter / ADAPTER_CONFIG)
+    if "ranks" in record:
+        kept = {key: record[key] for key in OF_ADAPTER if key in record}
+        kept["base"] = "model"
+        kept["base_fingerprint"] = artifacts.weights_fingerprint(work / "model")
+        kept["fingerprint"] = artifacts.weights_fingerprint(adapter)
+        artifacts.write_json(adapter / artifacts.SUB_ADAPTER, kept)
+        write_card(adapter)

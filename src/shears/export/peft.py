@@ -1,43 +1,40 @@
-"""Formats peft and padded: a sub-adapter as an ordinary PEFT adapter that stock tools load."""
+"""A sub-adapter, cut out of a super-adapter or exported before, and the formats peft and padded that stock tools load.
+
+PEFT names the tensors of a linear `base_model.model.<linear>.lora_A.weight` (R I) and `...lora_B.weight` (O R).
+
+Shapes: R rank, O output features, I input features of a linear.
+"""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from shears.adapt.load import space_of_record
+from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import ExportConfig
+from shears.config.export import FORMATS
+from shears.errors import InputError
 from shears.export.ranks import by_linear, choose_ranks, ranks_file
-from shears.export.sub_adapter import NEEDED, read_adapter_config, sliced_config
-from shears.export.tensors import padded, sliced
-from shears.records.artifacts import (
-    SEARCH_SPACE,
-    as_data,
-    read_record,
-    training_source,
-    weights_fingerprint,
-    write_json,
-)
+from shears.models.blocks import LoraUpdate
+from shears.models.ref import ModelRef
+from shears.records import artifacts
 from shears.records.paths import file_fingerprint
-from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, linear_of, rank_patterns
 from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
+NEEDED = ("base", "base_fingerprint", "fingerprint", "template")  # keys of a record that every export repeats
 
 
 def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> dict[str, Any]:
-    """Write the adapter with every tensor at its own rank; return its record."""
-    return _write(Path(source), work, settings, pads=False)
-
-
-def write_padded(source: str, work: Path, model: None, settings: ExportConfig) -> dict[str, Any]:
-    """Write the adapter with every tensor at the largest rank, zero beyond its own; return its record."""
-    return _write(Path(source), work, settings, pads=True)
-
-
-def _write(folder: Path, work: Path, settings: ExportConfig, pads: bool) -> dict[str, Any]:
-    record = read_record(folder, SEARCH_SPACE, *NEEDED, "groups", "config", "alpha", "max_rank")
+    """Write the adapter, each tensor at its own rank or, for format padded, at the largest; return its record."""
+    folder = Path(source)
+    record = artifacts.read_record(folder, artifacts.SEARCH_SPACE, *NEEDED, "groups", "config", "alpha", "max_rank")
     space = space_of_record(record)
     ranks = choose_ranks(settings.ranks, space, record["fingerprint"])
     if record.get("sparse_adapter", False):
@@ -45,26 +42,145 @@ def _write(folder: Path, work: Path, settings: ExportConfig, pads: bool) -> dict
             "%s was trained with sparse_adapter; other tools ignore the mask; use --format merged-sparse for them",
             folder,
         )
+    pads = FORMATS[settings.format].pads
     resize = padded if pads else sliced
     tensors = resize(load_file(folder / ADAPTER_WEIGHTS), by_linear(space, ranks))
     save_file(tensors, work / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = read_adapter_config(folder) if pads else sliced_config(folder, space, ranks)
-    write_json(work / ADAPTER_CONFIG, config)
+    artifacts.write_json(work / ADAPTER_CONFIG, config)
     logger.info("%.4g M adapter parameters", sum(tensor.numel() for tensor in tensors.values()) / 1e6)
     file = ranks_file(settings.ranks)
     return {
         "shears_version": __version__,
-        "config": as_data(settings)
-        | ({"ranks": file.name} if file else {}),  # the file's content counts, not its place
+        "config": recorded_settings(settings),
         "base": record["base"],
         "base_fingerprint": record["base_fingerprint"],
         "super_adapter_fingerprint": record["fingerprint"],
         "ranks_fingerprint": file_fingerprint(file.path) if file else None,
-        "fingerprint": weights_fingerprint(work),
+        "fingerprint": artifacts.weights_fingerprint(work),
         "template": record["template"],
-        **training_source(record),
+        **artifacts.training_source(record),
         "alpha": record["alpha"],
         "sparse_adapter": record.get("sparse_adapter", False),
         "max_rank": record["max_rank"],
         "ranks": dict(ranks),
+    }
+
+
+def recorded_settings(settings: ExportConfig) -> dict[str, Any]:
+    """Return the settings for a record; a file of ranks is named without its folder, which may be moved."""
+    file = ranks_file(settings.ranks)
+    return artifacts.as_data(settings) | ({"ranks": file.name} if file else {})
+
+
+def sliced(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return the first r rows of every A and the first r columns of every B; `ranks` maps linears to r.
+
+    InputError for a linear without a rank.
+    """
+    return {name: _first(name, tensor, ranks).contiguous() for name, tensor in tensors.items()}
+
+
+def padded(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return tensors of unchanged shapes that are zero beyond each linear's rank; InputError as in `sliced`."""
+    result = {}
+    for name, tensor in tensors.items():
+        result[name] = torch.zeros_like(tensor)
+        _first(name, result[name], ranks).copy_(_first(name, tensor, ranks))
+    return result
+
+
+def _first(name: str, tensor: Tensor, ranks: Mapping[str, int]) -> Tensor:
+    linear = linear_of(name)
+    if linear not in ranks:
+        raise InputError(f"a search space must name every linear of its adapter, {linear} is not there; train it again")
+    return tensor[: ranks[linear]] if ".lora_A." in name else tensor[:, : ranks[linear]]
+
+
+class SubAdapter(NamedTuple):
+    """An adapter to write: its folder's record, its ranks by group, its tensors and PEFT's configuration."""
+
+    record: Mapping[str, Any]
+    ranks: dict[str, int]
+    tensors: Mapping[str, Tensor]
+    config: dict[str, Any]
+
+    @property
+    def masked(self) -> bool:
+        """Whether the adapter was trained with its product masked by the base's zeros."""
+        return bool(self.record.get("sparse_adapter", False))
+
+    @property
+    def updates(self) -> dict[str, LoraUpdate]:
+        """The update of every adapted linear."""
+        scaling = self.config["lora_alpha"] / self.config["r"]  # patterns keep this scaling
+        a = {linear_of(name): tensor for name, tensor in self.tensors.items() if ".lora_A." in name}
+        b = {linear_of(name): tensor for name, tensor in self.tensors.items() if ".lora_B." in name}
+        return {linear: LoraUpdate(a[linear], b[linear], scaling) for linear in sorted(a)}
+
+
+def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
+    """Return an exported sub-adapter as it is, or the part of a super-adapter with the ranks of the settings.
+
+    InputError for a folder without the record of either, for ranks outside the search space, and for `ranks` beside an
+    exported sub-adapter.
+    """
+    if (folder / artifacts.SUB_ADAPTER).is_file():
+        record = artifacts.read_record(folder, artifacts.SUB_ADAPTER, *NEEDED, "ranks")
+        refuse_ranks(settings)
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+        return SubAdapter(record, dict(record["ranks"]), tensors, read_adapter_config(folder))
+    record = artifacts.read_record(folder, artifacts.SEARCH_SPACE, *NEEDED, "groups")
+    space = space_of_record(record)
+    ranks = choose_ranks(settings.ranks, space, record["fingerprint"])
+    tensors = sliced(load_file(folder / ADAPTER_WEIGHTS), by_linear(space, ranks))
+    return SubAdapter(record, dict(ranks), tensors, sliced_config(folder, space, ranks))
+
+
+def refuse_ranks(settings: ExportConfig) -> None:
+    """Raise InputError where `ranks` is set, for a source that has no choice of ranks."""
+    if settings.ranks is not None:
+        raise InputError(f"an exported sub-adapter has its ranks, got ranks={settings.ranks} besides; leave it out")
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return PEFT's configuration of a LoRA adapter; InputError where r or lora_alpha is missing."""
+    config: Any = artifacts.read_json(folder / ADAPTER_CONFIG)
+    values: dict[str, Any] = config if isinstance(config, dict) else {}
+    rank = values.get("r")
+    if type(rank) is not int or rank < 1 or not isinstance(values.get("lora_alpha"), int | float):
+        raise InputError(f"{folder / ADAPTER_CONFIG} must be PEFT's of a LoRA with r and lora_alpha; make it again")
+    return values
+
+
+def sliced_config(folder: Path, space: SearchSpace, ranks: RankConfig) -> dict[str, Any]:
+    """Return the super-adapter's PEFT configuration, with patterns for the linears of smaller ranks.
+
+    PEFT scales a linear by alpha_pattern / rank_pattern. An alpha_pattern of alpha * rank / max_rank makes that
+    alpha / max_rank, as in training. Tools that ignore patterns scale by lora_alpha / r, which is the same constant.
+    """
+    config = read_adapter_config(folder)
+    patterns = rank_patterns(by_linear(space, ranks), config["r"])
+    config["rank_pattern"] = patterns
+    config["alpha_pattern"] = {pattern: config["lora_alpha"] * rank / config["r"] for pattern, rank in patterns.items()}
+    return config
+
+
+def origin(base: ModelRef, chosen: SubAdapter, settings: ExportConfig) -> dict[str, Any]:
+    """Return the keys of an export's record that name its base, its adapter and its training data."""
+    record = chosen.record
+    ranks = ranks_file(settings.ranks)
+    return {
+        **artifacts.inherited(base.record),
+        "shears_version": __version__,
+        "config": recorded_settings(settings),
+        "base": base.recorded_name,
+        "base_fingerprint": record["base_fingerprint"],
+        "super_adapter_fingerprint": record.get("super_adapter_fingerprint", record["fingerprint"]),
+        "sub_adapter_fingerprint": record["fingerprint"] if "super_adapter_fingerprint" in record else None,
+        "ranks_fingerprint": file_fingerprint(ranks.path) if ranks else record.get("ranks_fingerprint"),
+        "sparse_adapter": chosen.masked,
+        "template": record["template"],
+        **artifacts.training_source(record),
+        "ranks": chosen.ranks,
     }

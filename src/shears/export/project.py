@@ -37,8 +37,8 @@ from shears.data.calibration import calibration_batches
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
-from shears.export.target import Changed, Target, merge_into
-from shears.export.tensors import Update, with_masked, with_whole
+from shears.export.target import Changed, Target, merge_into, with_masked, with_whole
+from shears.models.blocks import LoraUpdate
 from shears.models.devices import autocast
 from shears.models.load import load_tokenizer
 from shears.models.losses import IGNORED, check_sequence_length
@@ -76,7 +76,7 @@ class Samples(NamedTuple):
 
 
 def merge_projected(
-    model: ModelRef, work: Path, updates: Mapping[str, Update], text: Text, settings: ExportConfig
+    model: ModelRef, work: Path, updates: Mapping[str, LoraUpdate], text: Text, settings: ExportConfig
 ) -> tuple[Target, dict[str, Any]]:
     """Write the model with the updates, projected on its zeros, to `work`; return target and figures.
 

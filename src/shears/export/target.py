@@ -1,6 +1,8 @@
-"""The model that an adapter is merged into, block by block, read from files or held in memory."""
+"""The model that an adapter is merged into, block by block, read from files or held in memory.
 
-import shutil
+Shapes: O output features, I input features of a linear.
+"""
+
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,13 +17,13 @@ from shears.blockwise.matrices import Matrix, linear_matrix
 from shears.blockwise.sources import BlockSource
 from shears.checkpoints.zeros import count_zeros
 from shears.errors import InputError
-from shears.export.tensors import Update, in_format
-from shears.models.blocks import sharing_a_weight
+from shears.models.blocks import LoraUpdate, sharing_a_weight
+from shears.models.load import copy_configs
 from shears.models.ref import ModelRef
+from shears.models.sparse_adapter import masked_product
 from shears.sparsity.report import LinearSparsity
 from shears.sparsity.rewrite import FormatOf, rewrite_model
 
-COPIED = ("config.json", "generation_config.json")
 Result = TypeVar("Result")
 
 
@@ -32,7 +34,7 @@ class Target:
     update of one would change the other.
     """
 
-    def __init__(self, source: BlockSource, updates: Mapping[str, Update], format_of: FormatOf) -> None:
+    def __init__(self, source: BlockSource, updates: Mapping[str, LoraUpdate], format_of: FormatOf) -> None:
         self.source = source
         self.updates = updates
         self._format_of = format_of
@@ -85,7 +87,7 @@ class Target:
         self.after[matrix.name] = LinearSparsity(matrix.shape, count_zeros(rounded))
 
 
-def _by_block(source: BlockSource, updates: Mapping[str, Update]) -> list[list[Matrix]]:
+def _by_block(source: BlockSource, updates: Mapping[str, LoraUpdate]) -> list[list[Matrix]]:
     """Return the linears that have an update, a list for each block."""
     by_block: list[list[Matrix]] = []
     for index, block in enumerate(source.model.get_submodule(source.prefix).children()):
@@ -96,10 +98,33 @@ def _by_block(source: BlockSource, updates: Mapping[str, Update]) -> list[list[M
     return by_block
 
 
+def with_whole(weight: Float[Tensor, "O I"], update: LoraUpdate) -> Float[Tensor, "O I"]:
+    """Return W + scaling B A in float32; the sum has none of W's zeros."""
+    a = update.a.to(weight.device, torch.float32)
+    b = update.b.to(weight.device, torch.float32)
+    return weight.float() + (b * update.scaling) @ a
+
+
+def with_masked(weight: Float[Tensor, "O I"], update: LoraUpdate) -> Float[Tensor, "O I"]:
+    """Return W + (scaling B A) * (W != 0) in float32; the sum has every zero of W."""
+    product = masked_product(weight, update.a.to(weight.device), update.b.to(weight.device), update.scaling)
+    return weight.float() + product
+
+
+def in_format(values: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"], dtype: torch.dtype) -> Float[Tensor, "O I"]:
+    """Return the values rounded to `dtype`, zero exactly where not `kept`.
+
+    A kept value that rounds to zero becomes the smallest normal number with its sign, because zero means pruned.
+    """
+    rounded = values.to(dtype).masked_fill_(~kept, 0.0)
+    smallest = torch.full_like(rounded, torch.finfo(dtype).tiny).copysign_(values.to(dtype))
+    return torch.where(kept & (rounded == 0), smallest, rounded)
+
+
 class Changed(BlockSource):
     """The target's model with its adapted linears changed by `change` while a block is open, and restored after."""
 
-    def __init__(self, target: Target, change: Callable[[Tensor, Update], Tensor]) -> None:
+    def __init__(self, target: Target, change: Callable[[Tensor, LoraUpdate], Tensor]) -> None:
         self.model: PreTrainedModel = target.source.model
         self.prefix = target.source.prefix
         self.device = target.source.device
@@ -132,7 +157,7 @@ class Changed(BlockSource):
 
 
 def merge_into(
-    model: ModelRef, work: Path, updates: Mapping[str, Update], device: str, merge: Callable[[Target], Result]
+    model: ModelRef, work: Path, updates: Mapping[str, LoraUpdate], device: str, merge: Callable[[Target], Result]
 ) -> tuple[Target, Result]:
     """Let `merge` change the model, and write it to `work`; return the target and the result of `merge`."""
 
@@ -142,7 +167,5 @@ def merge_into(
 
     merged = rewrite_model(model, work, device, "auto", change)
     if not (work / "config.json").is_file():
-        for name in COPIED:
-            if (model.folder / name).is_file():
-                shutil.copyfile(model.folder / name, work / name)
+        copy_configs(model.folder, work)
     return merged

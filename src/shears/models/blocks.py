@@ -1,10 +1,11 @@
 """The decoder blocks and linears of any language model, found by structure; replacing blocks' forwards temporarily.
 
-Shapes: O output features, I input features of a linear.
+Shapes: O output features, I input features of a linear, R rank of its update.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
@@ -61,6 +62,15 @@ def replaced_forwards(blocks: Iterable[nn.Module], forward: Callable[[int], Call
             block.__dict__.pop("forward", None)
             if own is not None:
                 block.forward = own
+
+
+@dataclass(frozen=True)
+class LoraUpdate:
+    """A low-rank update of a linear: W + scaling B A."""
+
+    a: Float[Tensor, "R I"]
+    b: Float[Tensor, "O R"]
+    scaling: float
 
 
 def linears(module: nn.Module) -> dict[str, nn.Module]:

@@ -5,7 +5,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +30,7 @@ from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
 from shears.models.quantization import loading_options
 from shears.models.ref import AnyModel, ModelRef, resolve
 from shears.models.sparse_adapter import make_sparse
-from shears.records.artifacts import check_input, find_record, read_record
+from shears.records.artifacts import check_input, find_record, read_record, write_json
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 logger = logging.getLogger(__name__)
@@ -121,6 +121,16 @@ def save_tokenizer(model: AnyModel, folder: Path) -> None:
     A trainer that finds the end of sequence as the padding token may mask it in the labels.
     """
     _stored_tokenizer(resolve(model)).save_pretrained(folder)
+
+
+def copy_configs(folder: Path, work: Path, config: Mapping[str, Any] | None = None) -> None:
+    """Copy the configuration of a model folder, or write `config` in its place, and the one for generation, if any."""
+    if config is None:
+        shutil.copyfile(folder / "config.json", work / "config.json")
+    else:
+        write_json(work / "config.json", config)
+    if (folder / "generation_config.json").is_file():
+        shutil.copyfile(folder / "generation_config.json", work / "generation_config.json")
 
 
 def _stored_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from shears.data.calibration import calibration_batches
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.models.devices import DTYPES
-from shears.models.load import load_tokenizer, save_tokenizer
+from shears.models.load import copy_configs, load_tokenizer, save_tokenizer
 from shears.models.ref import ModelRef, resolve
 from shears.records.artifacts import SPARSITY, as_data, inherited, weights_fingerprint, write_json
 from shears.records.cards.card import write_card
@@ -101,14 +100,12 @@ def _calibration(tokenizer: PreTrainedTokenizerBase | None, settings: SparsifyCo
 
 
 def _copy_config(folder: Path, work: Path, dtype: str) -> None:
-    """Copy the model's configuration, with `dtype` as its number format."""
+    """Copy the model's configurations, with `dtype` as their number format."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if dtype in DTYPES:
         config.pop("torch_dtype", None)
         config["dtype"] = str(DTYPES[dtype]).removeprefix("torch.")
-    write_json(work / "config.json", config)
-    if (folder / "generation_config.json").is_file():
-        shutil.copyfile(folder / "generation_config.json", work / "generation_config.json")
+    copy_configs(folder, work, config)
 
 
 def _record(work: Path, settings: SparsifyConfig, report: SparsityReport, origin: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shears.checkpoints.packed.layout import PackedMatrix, dense
 from shears.errors import InputError
-from shears.runtime.native.model_source import LoraUpdate
+from shears.models.blocks import LoraUpdate
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, kept, pack, packed_bytes
 from shears.errors import InputError
-from shears.models.blocks import weight_oi
+from shears.models.blocks import LoraUpdate, weight_oi
 from shears.models.sparse_adapter import SparseLinear
 from shears.runtime.drop_in.linears import (
     DenseLinear,
@@ -26,7 +26,6 @@ from shears.runtime.drop_in.linears import (
     weight_owner,
 )
 from shears.runtime.native import kernels_available
-from shears.runtime.native.model_source import LoraUpdate
 
 logger = logging.getLogger(__name__)
 DEFAULT_VALUES: dict[torch.dtype, NumberFormat] = {torch.float32: "fp32", torch.bfloat16: "bf16"}

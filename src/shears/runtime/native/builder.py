@@ -9,10 +9,11 @@ from torch import Tensor
 
 from shears.checkpoints.packed.layout import PANEL, NumberFormat, PackedMatrix
 from shears.errors import InputError
+from shears.models.blocks import LoraUpdate
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, LayerPlan, NotCoveredError
 from shears.runtime.native.kernels import VALUES_CODES, HugeBuffer, copied, dense_matrix
-from shears.runtime.native.model_source import DenseRows, LoraUpdate, ModelSource
+from shears.runtime.native.model_source import DenseRows, ModelSource
 
 INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

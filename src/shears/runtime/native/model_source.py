@@ -1,6 +1,6 @@
 """The parts of a model that the native decoder is built from, taken from a package or from a model in memory.
 
-Shapes: O rows (outputs), I columns (inputs), R rank.
+Shapes: O rows (outputs), I columns (inputs).
 """
 
 import math
@@ -17,6 +17,7 @@ from shears.checkpoints.conversion import known_config
 from shears.checkpoints.packed.file import Package
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack, quantize_rows
 from shears.errors import InputError
+from shears.models.blocks import LoraUpdate
 from shears.records.artifacts import read_object
 from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
@@ -60,15 +61,6 @@ class DenseRows:
     def floats(self) -> Float[Tensor, "O I"]:
         """Return the matrix in float32, scales multiplied in."""
         return self.values.float() if self.scales is None else self.values.float() * self.scales[:, None]
-
-
-@dataclass(frozen=True)
-class LoraUpdate:
-    """A low-rank update of a linear: W + scaling B A."""
-
-    a: Float[Tensor, "R I"]
-    b: Float[Tensor, "O R"]
-    scaling: float
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
+from shears.models.blocks import LoraUpdate
 from shears.models.sparse_adapter import is_sparse
 from shears.runtime.native import kernels_available
-from shears.runtime.native.model_source import LoraUpdate, ModelSource, source_of_model
+from shears.runtime.native.model_source import ModelSource, source_of_model
 from shears.searching.measure.evaluators import Evaluator
 from shears.searching.strategies.base import LATENCY, Figures
 
