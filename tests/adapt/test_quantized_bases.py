@@ -19,16 +19,15 @@ from shears.checkpoints.tensor_files import quantized_by
 from shears.errors import InputError
 from shears.inspection import inspect
 from shears.models.blocks import linears, weight_oi
-from shears.models.load import load_model
-from shears.models.quantization import Form, quantization_config
+from shears.models.load import Quantized, load_model, quantization_config
 from tests.adapt.small_training import SETTINGS, log, weights
 from tests.adapt.test_elastic import IDS
 from tests.tiny import save_tiny
 
-FORMS: list[Form] = ["nf4", "int8"]
+FORMS: list[Quantized] = ["nf4", "int8"]
 
 
-def quantized(folder: Path, form: Form) -> Any:
+def quantized(folder: Path, form: Quantized) -> Any:
     return load_model(folder, device="cpu", quantization=quantization_config(form, torch.float32))
 
 
@@ -43,7 +42,7 @@ def written_out(linear: nn.Module) -> Tensor:
     return steps
 
 
-def save_written_out(base: Path, form: Form, output: Path) -> Path:
+def save_written_out(base: Path, form: Quantized, output: Path) -> Path:
     """Write the base with the quantized weights in place of its own."""
     model, stands_for = load_model(base, device="cpu"), quantized(base, form)
     with torch.no_grad():
@@ -55,7 +54,7 @@ def save_written_out(base: Path, form: Form, output: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_zeros_stay_zeros(base: Path, form: Form) -> None:
+def test_zeros_stay_zeros(base: Path, form: Quantized) -> None:
     model, dense = quantized(base, form), load_model(base, device="cpu")
     places = [name for name in linears(dense) if ".mlp." in name]
     assert len(places) == 6
@@ -66,7 +65,7 @@ def test_zeros_stay_zeros(base: Path, form: Form) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_training_is_that_on_the_weights_written_out(base: Path, data: str, tmp_path: Path, form: Form) -> None:
+def test_training_is_that_on_the_weights_written_out(base: Path, data: str, tmp_path: Path, form: Quantized) -> None:
     settings = {**SETTINGS, "packing": False}
     shears.train(base, tmp_path / "quantized", data=data, quantize=form, **settings)
     shears.train(save_written_out(base, form, tmp_path / "out"), tmp_path / "plain", data=data, **settings)

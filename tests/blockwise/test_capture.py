@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shears.blockwise.capture import Captured
+from shears.blockwise.capture import capturing
 from shears.blockwise.matrices import Matrix, block_matrices
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
@@ -24,7 +24,7 @@ Seen = dict[str, list[Tensor]]
 @contextmanager
 def captured(model: nn.Module, block: nn.Module, matrices: list[Matrix]) -> Iterator[Seen]:
     found: Seen = {}
-    with Captured(model, block, matrices, lambda matrix, inputs: found.setdefault(matrix.name, []).append(inputs)):
+    with capturing(model, block, matrices, lambda matrix, inputs: found.setdefault(matrix.name, []).append(inputs)):
         yield found
 
 
@@ -76,7 +76,7 @@ def test_a_tensor_changed_in_place_between_two_linears_is_another() -> None:
     def receive(matrix: Matrix, inputs: Tensor) -> None:
         seen.append((matrix.name, float(inputs.sum()), inputs))
 
-    with torch.no_grad(), Captured(block, block, block_matrices("block", block["block"]), receive):
+    with torch.no_grad(), capturing(block, block, block_matrices("block", block["block"]), receive):
         block["block"](torch.ones(3, 4))
     assert [part[:2] for part in seen] == [("block.first", 12.0), ("block.second", 24.0)]
     assert seen[0][2] is not seen[1][2]
@@ -139,7 +139,7 @@ def test_autocast_and_gradients_do_not_reach_the_receiver() -> None:
         seen.append((torch.is_grad_enabled(), inputs.requires_grad, product.dtype))
 
     with (
-        Captured(model, blocks[0], block_matrices(f"{prefix}.0", blocks[0]), receive),
+        capturing(model, blocks[0], block_matrices(f"{prefix}.0", blocks[0]), receive),
         torch.autocast("cpu", torch.bfloat16),
     ):
         model(IDS, use_cache=False)
@@ -168,7 +168,7 @@ def test_the_watch_ends_after_an_error() -> None:
     with (
         torch.no_grad(),
         pytest.raises(RuntimeError, match="full"),
-        Captured(model, blocks[0], block_matrices(f"{prefix}.0", blocks[0]), refuse),
+        capturing(model, blocks[0], block_matrices(f"{prefix}.0", blocks[0]), refuse),
     ):
         model(IDS, use_cache=False)
     assert model.config._experts_implementation == "batched_mm"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from shears.blockwise.capture import Captured
+from shears.blockwise.capture import capturing
 from shears.blockwise.matrices import Matrix, block_matrices
 from shears.models.blocks import decoder_blocks
 from tests.oracles import wanda
@@ -38,7 +38,7 @@ def run(
     def receive(matrix: Matrix, inputs: Tensor) -> None:
         found.setdefault(matrix.name, []).append(inputs.clone())  # models go on to change tensors in place
 
-    with torch.no_grad(), Captured(model, blocks[index], matrices, receive):
+    with torch.no_grad(), capturing(model, blocks[index], matrices, receive):
         model(ids, use_cache=False)
     return matrices, {name: torch.cat(parts) for name, parts in found.items()}
 

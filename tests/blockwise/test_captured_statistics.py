@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from shears.blockwise.capture import Captured, InputMoments, InputNorms
+from shears.blockwise.capture import InputMoments, InputNorms, capturing
 from shears.blockwise.matrices import Matrix, block_matrices
 
 
@@ -72,7 +72,7 @@ def test_autocast_around_the_forward_does_not_change_the_statistics() -> None:
     weights = block_matrices("0", model[0])
     norms, moments = InputNorms(), InputMoments()
     for receive in (norms.receive, moments.receive):
-        with torch.autocast("cpu", torch.bfloat16), Captured(model, model, weights, receive):
+        with torch.autocast("cpu", torch.bfloat16), capturing(model, model, weights, receive):
             model(inputs)
     torch.testing.assert_close(norms.of(weights[0]).float(), inputs.norm(dim=0))  # type: ignore[union-attr]
     torch.testing.assert_close(moments.of(weights[0]), inputs.T @ inputs, rtol=1e-5, atol=0)

@@ -17,7 +17,7 @@ from shears.config.sparsify import ALLOCATIONS, METHODS
 from shears.config.train import SamplingName
 from shears.evaluation.tasks.registry import ACCURACY_TASKS
 from shears.models.devices import DTYPES
-from shears.models.quantization import BITS
+from shears.models.load import BITS
 from shears.searching.strategies.registry import STRATEGIES
 
 

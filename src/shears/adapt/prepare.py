@@ -21,9 +21,8 @@ from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.errors import InputError, first_line
 from shears.models.blocks import sharing_a_weight
 from shears.models.devices import DTYPES, pick_device, resolved_precision
-from shears.models.load import load_model, load_tokenizer, num_embeddings, refuse_unknown
+from shears.models.load import keep_as_quantized, load_model, load_tokenizer, quantization_config, refuse_unknown
 from shears.models.losses import within_context
-from shears.models.quantization import keep_as_quantized, quantization_config
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import make_sparse
 
@@ -50,7 +49,7 @@ def prepare(model: ModelRef, settings: TrainConfig) -> Prepared:
     device = "cpu" if settings.shard else settings.device  # sharding: no GPU may have room for the whole model
     base = load_model(model, device=device, quantization=_quantization(settings))
     rows = tokenize_all(examples, tokenizer, within_context(base, settings.max_length), settings.train_on)
-    refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(base))
+    refuse_unknown(max(max(row.input_ids) for row in rows), base.get_input_embeddings())
     keep_as_quantized(base)
     space = build_space(base, settings.groups, settings.ranks)
     if settings.sparse_adapter and (pair := sharing_a_weight(base, chain(*space.modules.values()))) is not None:

@@ -8,7 +8,7 @@ multiplied in groups, each with inputs of its own (DeepSeek V4), is not seen.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -26,8 +26,7 @@ SEEN_EXPERTS = frozenset({"eager", "grouped_mm"})
 # multiplications by name: position of the left factor, and whether the right factor is O x I (else I x O)
 PRODUCTS = {
     "linear": (0, True),
-    "addmm": (1, False),
-    "baddbmm": (1, False),
+    **dict.fromkeys(("addmm", "baddbmm"), (1, False)),
     **dict.fromkeys(("matmul", "__matmul__", "mm", "bmm"), (0, False)),
     **dict.fromkeys(("grouped_mm", "_grouped_mm", "grouped_mm_fallback"), (0, False)),
 }
@@ -35,35 +34,23 @@ PRODUCTS = {
 FACTORS = ("input", "self", "mat1", "batch1", "mat_a", "weight", "tensor2", "other", "mat2", "batch2", "mat_b")
 
 
-class Captured:
-    """A context that calls `receive(matrix, inputs)` for every multiplication with one of the matrices.
+@contextmanager
+def capturing(model: nn.Module, block: nn.Module, matrices: Sequence[Matrix], receive: Receive) -> Iterator[None]:
+    """Call `receive(matrix, inputs)` for every multiplication with one of the matrices inside the context.
 
     `inputs` are T x I in their own dtype and must not be changed. Consecutive calls with the same tensor (q, k and v)
     get the same object. `receive` runs without gradients and without autocast. It is not called for a matrix without
     tokens, such as an unused expert. On entry the parameters must not be on the meta device, and they must not move.
     InputError where a weight is multiplied along the side that was taken for its outputs.
     """
-
-    def __init__(self, model: nn.Module, block: nn.Module, matrices: Sequence[Matrix], receive: Receive) -> None:
-        self._model = model
-        self._block = block
-        self._matrices = matrices
-        self._receive = receive
-        self._open = ExitStack()
-
-    def __enter__(self) -> "Captured":
-        views = [(matrix, matrix.view(self._model)) for matrix in self._matrices]
-        by_address = {view.data_ptr(): (matrix, view) for matrix, view in views}
-        assert 0 not in by_address, "matrices must not be on the meta device"
-        assert len(by_address) == len(views), "every matrix must have memory of its own"
-        self._open.enter_context(seen_experts(self._block))
-        stacks = {matrix.parameter for matrix in self._matrices if matrix.index is not None}
-        starts = frozenset(self._model.get_parameter(name).data_ptr() for name in stacks)
-        self._open.enter_context(_Watch(by_address, starts, self._receive))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._open.close()
+    views = [(matrix, matrix.view(model)) for matrix in matrices]
+    by_address = {view.data_ptr(): (matrix, view) for matrix, view in views}
+    assert 0 not in by_address, "matrices must not be on the meta device"
+    assert len(by_address) == len(views), "every matrix must have memory of its own"
+    stacks = {matrix.parameter for matrix in matrices if matrix.index is not None}
+    starts = frozenset(model.get_parameter(name).data_ptr() for name in stacks)
+    with seen_experts(block), _Watch(by_address, starts, receive):
+        yield
 
 
 @contextmanager

@@ -20,16 +20,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from shears.checkpoints.conversion import (
-    LOADING_ERRORS,
-    META,
-    Conversion,
-    ConversionGroup,
-    UnsupportedCheckpoint,
-    empty_model,
-    make_buffers,
-    read_config,
-)
+from shears.checkpoints import conversion
+from shears.checkpoints.conversion import ConversionGroup, UnsupportedCheckpoint
 from shears.checkpoints.tensor_files import TensorFiles, TensorWriter, in_dtype_with_zeros
 from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks
@@ -50,12 +42,12 @@ class Skeleton:
         self.device = device
         self.blocks = decoder_blocks(model)[0]
         try:
-            self._conversion = Conversion(model, files, dtype)
+            self._conversion = conversion.Conversion(model, files, dtype)
             self._refuse_entangled()
-            make_buffers(model, device)
+            conversion.make_buffers(model, device)
         except InputError:
             raise
-        except LOADING_ERRORS as error:
+        except conversion.LOADING_ERRORS as error:
             raise UnsupportedCheckpoint(
                 f"a model read part by part must be built without memory, {files.folder} is not: {first_line(error)}"
             ) from error
@@ -75,11 +67,11 @@ class Skeleton:
         quantised checkpoints, remote code, weights that blocks share, and conversions that cannot be undone.
         """
         folder = Path(folder)
-        config = read_config(folder)
+        config = conversion.read_config(folder)
         files = TensorFiles(folder)
         stored = next((files.dtype(name) for name in files.names if files.dtype(name).is_floating_point), torch.float32)
         chosen = dtype or config.dtype or config.get_text_config().dtype or stored
-        return cls(empty_model(folder, config, chosen), files, chosen, torch.device(device))
+        return cls(conversion.empty_model(folder, config, chosen), files, chosen, torch.device(device))
 
     def disk_names(self, parameter: str) -> list[str]:
         """Return the tensors of the files that a parameter is made from; empty for one that is only tied to another."""
@@ -104,11 +96,11 @@ class Skeleton:
         """Free the parameters and persistent buffers below a module's name; AttributeError for an unknown name."""
         for module in self.model.get_submodule(prefix).modules():
             for name, parameter in module.named_parameters(recurse=False):
-                empty = torch.empty_like(parameter, device=META)
+                empty = torch.empty_like(parameter, device=conversion.META)
                 setattr(module, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
             for name, buffer in module.named_buffers(recurse=False):
                 if name not in module._non_persistent_buffers_set:
-                    setattr(module, name, torch.empty_like(buffer, device=META))
+                    setattr(module, name, torch.empty_like(buffer, device=conversion.META))
 
     def store(self, prefix: str, writer: TensorWriter, names: Collection[str] | None = None) -> None:
         """Convert loaded parameters below `prefix` (by full name; None: all) and put them into the writer.

@@ -4,12 +4,10 @@ A block is measured on the outputs of the blocks before it, which are already ch
 for every block and batch, because blocks of one model may get different ones (sliding windows).
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -17,20 +15,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shears.blockwise.activations import Activations
-from shears.blockwise.capture import Captured, Receive
+from shears.blockwise.capture import Receive, capturing
 from shears.blockwise.matrices import Matrix
 from shears.blockwise.sources import BlockSource
-from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks, replaced_forwards
 from shears.models.devices import widen_norms
 from shears.progress import track
 
-logger = logging.getLogger(__name__)
-
 HIDDEN = "hidden_states"
 PROBE_TOKENS = 2
-Written = TypeVar("Written")
 Batches = Sequence[Int[Tensor, "_ _"]]
 Context = Callable[[], AbstractContextManager[Any]]
 
@@ -153,7 +147,7 @@ class BlockRun:
         return list(order.values())
 
     def _measure_batch(self, batch: int, matrices: Sequence[Matrix], receive: Receive) -> None:
-        with Captured(self.model, self.block, matrices, receive):
+        with capturing(self.model, self.block, matrices, receive):
             self.forward(batch)
 
 
@@ -287,17 +281,6 @@ def walk_blocks(walk: Walk, visit: Visit, title: str = "sparsify") -> None:
             visit(run)
             if index + 1 < len(walk):
                 walk.advance(run)
-
-
-def by_block_or_whole(work: Path, by_block: Callable[[], Written], whole: Callable[[], Written]) -> Written:
-    """Write a model's files to `work` block by block or, where the model does not allow that, from memory."""
-    try:
-        return by_block()
-    except (UnsupportedCheckpoint, IrregularBlocks) as error:
-        logger.warning("%s; the whole model is loaded into memory", error)
-    for file in work.glob("*.safetensors*"):
-        file.unlink()  # unfinished files of the attempt block by block
-    return whole()
 
 
 @contextmanager

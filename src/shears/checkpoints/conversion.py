@@ -15,16 +15,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, core_model_loading
 from transformers import initialization as init
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-    revert_weight_conversion,
-)
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils.logging import set_tqdm_hook
 
@@ -91,7 +84,8 @@ class Conversion:
             weight_mapping=self._rules,
         )
         with _no_bar():
-            report, _ = convert_and_load_state_dict_in_model(self.model, dict(tensors), config, None)
+            load = core_model_loading.convert_and_load_state_dict_in_model
+            report, _ = load(self.model, dict(tensors), config, None)
         return report
 
     def _refuse_incomplete(self, report: Any) -> None:
@@ -111,16 +105,17 @@ class Conversion:
 
         transformers renames a converter's tensors to its first target; the other targets differ in the pattern only.
         """
-        renamings = [rule for rule in self._rules if isinstance(rule, WeightRenaming)]
-        converters = [rule for rule in self._rules if isinstance(rule, WeightConverter)]
+        rename = core_model_loading.rename_source_key
+        renamings = [rule for rule in self._rules if isinstance(rule, core_model_loading.WeightRenaming)]
+        converters = [rule for rule in self._rules if isinstance(rule, core_model_loading.WeightConverter)]
         targets = {pattern: rule.target_patterns for rule in converters for pattern in rule.source_patterns}
         state = self.model.state_dict()
         prefix = self.model.base_model_prefix
         tensors = defaultdict[tuple[str, ...], list[str]](list)
         for name in self.files.names:
-            first, pattern = rename_source_key(name, renamings, converters, prefix, state)
+            first, pattern = rename(name, renamings, converters, prefix, state)
             if first not in state and name in state:  # as transformers does
-                first, pattern = rename_source_key(name, [], [], prefix, state)
+                first, pattern = rename(name, [], [], prefix, state)
             patterns = [first] if pattern is None else targets[pattern]
             parameters = (first.replace(patterns[0], other) for other in patterns)
             tensors[tuple(parameter for parameter in parameters if parameter in state)].append(name)
@@ -147,7 +142,7 @@ class Conversion:
         parameters = {name: self._parameter(name).detach() for name in group.parameters}
         prefix = f"{self.model.base_model_prefix}."  # in the model's names, and in those of some files
         names = {name.removeprefix(prefix): name for name in group.tensors}
-        reverted = revert_weight_conversion(self.model, parameters)
+        reverted = core_model_loading.revert_weight_conversion(self.model, parameters)
         return {names.get(name.removeprefix(prefix), name): tensor for name, tensor in reverted.items()}
 
     def _parameter(self, name: str) -> Tensor:

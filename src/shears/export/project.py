@@ -16,7 +16,6 @@ import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,7 +121,7 @@ def project(target: Target, batches: Sequence[Int[Tensor, "_ _"]], folder: Path)
     Hidden states beyond the budget are kept in `folder`. IrregularBlocks where blocks cannot be walked.
     """
     with Activations(BUDGET, folder) as hidden:
-        walk = Walk(target.source, batches, hidden, lambda: context_of(target.source))
+        walk = Walk(target.source, batches, hidden, lambda: autocast("auto", target.source.device))
         walk_blocks(walk, lambda run: _project_block(target, run), "project")
 
 
@@ -209,11 +208,6 @@ def _batched(sequences: Sequence[Labelled], size: int) -> list[Labelled]:
     ]
 
 
-def context_of(source: BlockSource) -> AbstractContextManager[object]:
-    """Return the autocast context of the source's model: bf16 where the processor has it."""
-    return autocast("auto", source.device)
-
-
 @torch.no_grad()
 def losses(source: BlockSource, parts: Mapping[str, Sequence[Labelled]], folder: Path, title: str) -> dict[str, float]:
     """Return the mean negative log-likelihood of a labelled token, in nats, over each of the parts.
@@ -224,7 +218,8 @@ def losses(source: BlockSource, parts: Mapping[str, Sequence[Labelled]], folder:
     batches = [batch for part in parts.values() for batch in part]
     by_batch: list[Tensor] = []
     with Activations(BUDGET, folder) as hidden:
-        walk = Walk(source, [batch.tokens for batch in batches], hidden, lambda: context_of(source))
+        tokens = [batch.tokens for batch in batches]
+        walk = Walk(source, tokens, hidden, lambda: autocast("auto", source.device))
 
         def visit(run: BlockRun) -> None:
             if run.index == len(walk) - 1:

@@ -79,18 +79,17 @@ def _made_once(folder: Path, make: Callable[[Path], None], is_made: Callable[[Pa
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(_lock_of(folder)):
         if not is_made(folder):
-            _refuse_other_content(folder)  # under the lock, because another process may finish the same model
+            # under the lock, because another process may finish the same model
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise InputError(
+                    f"the output must be a new folder or the same model made earlier, got {folder}; name another"
+                )
             work = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(work, ignore_errors=True)  # what a killed process left
             work.mkdir()
             make(work)
             work.replace(folder)  # replaces an empty folder
     return folder
-
-
-def _refuse_other_content(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"the output must be a new folder or the same model made earlier, got {folder}; name another")
 
 
 def _lock_of(folder: Path) -> Path:

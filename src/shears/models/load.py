@@ -1,5 +1,6 @@
 """Load a causal language model, its tokenizer, and an adapter on it, through transformers and PEFT."""
 
+import importlib.util
 import logging
 import re
 import shutil
@@ -7,7 +8,8 @@ import tempfile
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Int
@@ -24,10 +26,9 @@ from transformers import (
 )
 
 from shears.checkpoints.conversion import LOADING_ERRORS, known_config
-from shears.checkpoints.tensor_files import refuse_missing
+from shears.checkpoints.tensor_files import quantized_by, refuse_missing
 from shears.errors import InputError, first_line
 from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
-from shears.models.quantization import loading_options
 from shears.models.ref import AnyModel, ModelRef, resolve
 from shears.models.sparse_adapter import make_sparse
 from shears.records.artifacts import check_input, find_record, read_record, write_json
@@ -35,9 +36,11 @@ from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_ERRORS = (*LOADING_ERRORS, re.error)  # the latter for patterns of PEFT's configuration
 BLOCK_NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")  # in the name of a tensor
 VOCABULARY_FIX = "resize the model's embeddings, or take the tokenizer that it was trained with"
+Quantized = Literal["nf4", "int8"]
+BITS = MappingProxyType({"nf4": 4.5, "int8": 8.0})
+"""Bits of a quantized weight; nf4 has an fp32 scale for every 64 weights."""
 
 
 def load_model(
@@ -58,7 +61,7 @@ def load_model(
     torch_device = pick_device(device)
     options: dict[str, Any] = {"dtype": DTYPES.get(dtype, "auto")}
     if quantization is not None:
-        options |= loading_options(ref, quantization, torch_device)
+        options |= _quantizing_options(ref, quantization, torch_device)
     try:
         network, info = _from_pretrained(ref, options)
     except InputError:
@@ -105,6 +108,47 @@ def _refuse_more_blocks(folder: Path, names: Collection[str], unexpected: Collec
         raise InputError(
             f"{folder} must have all its blocks in config.json, {beyond[0]} is beyond them; restore that file"
         )
+
+
+def quantization_config(form: Quantized, compute: torch.dtype) -> BitsAndBytesConfig:
+    """Return transformers' configuration for quantizing a model while loading; nf4 multiplies in `compute`.
+
+    Zeros stay zeros: both formats contain an exact zero, the nearest value of a weight that is zero. InputError where
+    bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"quantize {form} needs the package bitsandbytes, which is not installed; pip install 'shears[quantize]'"
+        )
+    if form == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+
+
+def _quantizing_options(ref: ModelRef, quantization: BitsAndBytesConfig, device: torch.device) -> dict[str, Any]:
+    """Return the options of `from_pretrained` that quantize a model onto a device; InputError where it cannot be.
+
+    Of several GPUs, the device is the one this process uses.
+    """
+    method = quantized_by(ref.folder)
+    kind = "a package" if ref.is_package else f"quantized by {method}" if method else ""
+    if kind:
+        raise InputError(
+            f"a model to quantize must be a folder of plain weights, {ref.name} is {kind}; leave quantize out"
+        )
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
+    return {"quantization_config": quantization, "device_map": {"": device}}
+
+
+def keep_as_quantized(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights at their first use without gradients, as it does on some CPUs.
+
+    Repacking rounds the scales to bf16 for good, and models are run once without gradients before training.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def load_tokenizer(model: AnyModel) -> PreTrainedTokenizerBase:
@@ -159,8 +203,9 @@ def num_embeddings(model: PreTrainedModel) -> int:
     return int(model.get_input_embeddings().get_parameter("weight").shape[0])
 
 
-def refuse_unknown(largest: int, embeddings: int) -> None:
+def refuse_unknown(largest: int, embedding: nn.Module) -> None:
     """Raise InputError where the largest token id of a text has no embedding."""
+    embeddings = embedding.get_parameter("weight").shape[0]
     if largest >= embeddings:
         raise InputError(
             f"token ids must be below {embeddings}, the model's embeddings, got {largest}; {VOCABULARY_FIX}"
@@ -169,7 +214,7 @@ def refuse_unknown(largest: int, embeddings: int) -> None:
 
 def _refuse_unknown_tokens(embedding: nn.Module, inputs: tuple[Int[Tensor, "..."], ...], *_: Any) -> None:
     if inputs:
-        refuse_unknown(int(inputs[0].max()), int(embedding.get_parameter("weight").shape[0]))
+        refuse_unknown(int(inputs[0].max()), embedding)
 
 
 def load_with_adapter(
@@ -232,7 +277,7 @@ def put_adapter(base: nn.Module, adapter: Path, *, masked: bool = False, shown: 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             loaded = PeftModel.from_pretrained(base, str(adapter), torch_device=str(device_of(base)))
-    except ADAPTER_ERRORS as error:
+    except (*LOADING_ERRORS, re.error) as error:  # the latter for patterns of PEFT's configuration
         # torch names the tensor that does not fit in the second line
         words = " ".join(line.strip() for line in str(error).splitlines()[:2]) or first_line(error)
         raise InputError(f"{shown} must be an adapter that PEFT loads onto this model, got: {words}") from error

@@ -4,8 +4,7 @@ B examples, P packed rows of L tokens, T tokens, K positions that carry labels, 
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -131,27 +130,18 @@ def logits_at(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tensor
     Labels, and keys of the batch that the forward does not take (such as position_ids), are left out.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name in forward_parameters(model) - {"labels"}}
-    with _head_on(model, wanted):
-        logits: Tensor = model(**inputs, use_cache=False).logits
-    return logits[wanted] if logits.shape[:2] == wanted.shape else logits.flatten(0, -2)
 
-
-@contextmanager
-def _head_on(model: nn.Module, positions: Bool[Tensor, "P L"]) -> Iterator[None]:
-    """Pass the hidden states of these positions only to the output head, as one row of K, inside the context.
-
-    transformers' `logits_to_keep` selects the same positions of every row, and packed rows need different ones.
-    """
-
+    # transformers' `logits_to_keep` selects the same positions of every row, and packed rows need different ones
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # the number of positions is not static
     def choose(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = args[0]
-        return (hidden[positions][None], *args[1:]) if hidden.shape[:2] == positions.shape else args
+        return (hidden[wanted][None], *args[1:]) if hidden.shape[:2] == wanted.shape else args
 
     head = own_model(model).get_output_embeddings()  # type: ignore[operator]
     handle = head.register_forward_pre_hook(choose) if isinstance(head, nn.Module) else None
     try:
-        yield
+        logits: Tensor = model(**inputs, use_cache=False).logits
     finally:
         if handle is not None:
             handle.remove()
+    return logits[wanted] if logits.shape[:2] == wanted.shape else logits.flatten(0, -2)

@@ -74,7 +74,9 @@ def _begin(work: Path, config: Mapping[str, Any], resume: bool | None, defaults:
     had_work = (work / CONFIG).exists()
     if had_work and resume is False:
         raise InputError(f"{work} holds an interrupted run; continue it with --resume, or delete it to start anew")
-    before: Mapping[str, Any] = _without_removed(read_json(work / CONFIG), config, defaults) if had_work else config
+    before = dict(read_json(work / CONFIG) if had_work else config)
+    for key in [key for key in before if key not in config and before[key] == defaults.get(key, ...)]:
+        del before[key]  # a removed key whose value is the default that it had
     if not (before.keys() <= config.keys() or config.keys() <= before.keys()):  # one version may have more keys
         raise InputError(f"{work} holds an interrupted run of another verb; delete it, or choose another output")
     if had_work and resume:
@@ -83,13 +85,6 @@ def _begin(work: Path, config: Mapping[str, Any], resume: bool | None, defaults:
     else:
         _clear(work)
         write_json(work / CONFIG, config)
-
-
-def _without_removed(
-    before: Mapping[str, Any], config: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return an earlier configuration without the removed keys whose value is the default that they had."""
-    return {key: value for key, value in before.items() if key in config or value != defaults.get(key, ...)}
 
 
 def _finish(work: Path, output: Path) -> None:
@@ -153,11 +148,9 @@ def _refuse_overtaken(output: Path, work: Path) -> None:
 
 def _clear(work: Path) -> None:
     for path in work.iterdir():
-        if path.name == LOCK:
-            continue
         if path.is_dir():
             shutil.rmtree(path)
-        else:
+        elif path.name != LOCK:
             path.unlink()
 
 

@@ -15,15 +15,12 @@ def is_share(metric: str) -> bool:
 def other_readings(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the details with an interval (`NAME`, `NAME_low`, `NAME_high`) in the form of figures."""
     details = figures.get("details") or {}
+    intervals = {
+        name: (details[f"{name}_low"], details[f"{name}_high"]) for name in details if f"{name}_low" in details
+    }
     return [
-        {
-            **figures,
-            "metric": name.replace("_", " "),
-            "value": value,
-            "ci95": (details[f"{name}_low"], details[f"{name}_high"]),
-        }
-        for name, value in details.items()
-        if f"{name}_low" in details
+        {**figures, "metric": name.replace("_", " "), "value": details[name], "ci95": interval}
+        for name, interval in intervals.items()
     ]
 
 

@@ -24,8 +24,7 @@ from shears.evaluation.contamination import check_apart
 from shears.evaluation.run import settings_and_data
 from shears.export.ranks import by_linear
 from shears.models.devices import DTYPES
-from shears.models.load import load_tokenizer
-from shears.models.quantization import BITS
+from shears.models.load import BITS, load_tokenizer
 from shears.records.artifacts import EVALUATION, evaluation_file, read_object
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded

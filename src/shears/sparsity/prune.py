@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shears.blockwise.activations import Activations
-from shears.blockwise.capture import Captured, InputMoments, InputNorms, Receive
+from shears.blockwise.capture import InputMoments, InputNorms, Receive, capturing
 from shears.blockwise.matrices import Matrix
 from shears.blockwise.sources import BlockSource, WholeModel
 from shears.blockwise.walk import Batches, BlockRun, IrregularBlocks, evaluating, walk_blocks
@@ -147,7 +147,7 @@ class _Pruner:
         moments = InputMoments()
         measured = self._measured(self._chosen.matrices)
         batches = self._run.batches
-        with evaluating(self._model), Captured(self._model, self._model, measured, self._receive(norms, moments)):
+        with evaluating(self._model), capturing(self._model, self._model, measured, self._receive(norms, moments)):
             for batch in track(batches, "sparsify", len(batches), "batch"):
                 with self._run.context():
                     self._model(batch.to(self._run.source.device), use_cache=False)

@@ -1,5 +1,6 @@
 """Write a changed copy of a model, block by block from its files or, where that is not possible, from memory."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -7,12 +8,14 @@ from typing import TypeVar
 import torch
 
 from shears.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
-from shears.blockwise.walk import by_block_or_whole
+from shears.blockwise.walk import IrregularBlocks
+from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.checkpoints.tensor_files import TensorWriter
 from shears.models.devices import DTYPES, pick_device
 from shears.models.load import load_model
 from shears.models.ref import ModelRef
 
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 FormatOf = Callable[[str], torch.dtype]  # the number format in which a parameter is written
 
@@ -33,10 +36,13 @@ def rewrite_model(
         writer.finish()
         return result
 
-    def whole() -> Result:
-        network = load_model(model, dtype, device, to_save=True)
-        result = change(WholeModel(network), lambda name: network.get_parameter(name).dtype)
-        network.save_pretrained(work)
-        return result
-
-    return by_block_or_whole(work, by_block, whole)
+    try:
+        return by_block()
+    except (UnsupportedCheckpoint, IrregularBlocks) as error:
+        logger.warning("%s; the whole model is loaded into memory", error)
+    for file in work.glob("*.safetensors*"):
+        file.unlink()  # unfinished files of the attempt block by block
+    network = load_model(model, dtype, device, to_save=True)
+    result = change(WholeModel(network), lambda name: network.get_parameter(name).dtype)
+    network.save_pretrained(work)
+    return result

@@ -13,18 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from shears.config.embedded import EMBEDDED
 from shears.config.export import FORMAT_OF_RECORD
-from shears.records.artifacts import (
-    PACKAGE,
-    README,
-    RECOVERY,
-    SEARCH_SPACE,
-    SPARSITY,
-    TRAINED_BEFORE,
-    UNPACKED,
-    find_record,
-    read_json,
-    write_text,
-)
+from shears.records import artifacts
 from shears.records.cards.tables import figures_table, rank_table, size_table, sparsity_table
 from shears.records.paths import HUB_NAME, HUB_SOURCE, is_path, last_part, without_folders
 
@@ -155,7 +144,7 @@ def _trained(record: Record, words: str = ", trained on {}") -> str:
 
 def _trained_before(record: Record) -> str:
     """Return a sentence on the training of the artifact's base; empty where the base was not trained."""
-    names = dict.fromkeys(_data(source, "data") for source in record.get(TRAINED_BEFORE) or ())
+    names = dict.fromkeys(_data(source, "data") for source in record.get(artifacts.TRAINED_BEFORE) or ())
     return f" What it was made from had been trained on {', '.join(names)}." if names else ""
 
 
@@ -181,12 +170,14 @@ EXPORTED: Mapping[str, tuple[Callable[[Record], str], str]] = {
 }
 """Description and loading code of an export, by what its folder holds."""
 CARDS: Mapping[str, CardKind] = {
-    SPARSITY: CardKind("{}, sparse", SPARSE, _describe_sparse, MODEL),
-    SEARCH_SPACE: CardKind(
+    artifacts.SPARSITY: CardKind("{}, sparse", SPARSE, _describe_sparse, MODEL),
+    artifacts.SEARCH_SPACE: CardKind(
         "LoRA super-adapter for {}", "super_adapter", _describe_super_adapter, ADAPTER, is_adapter=True
     ),
-    RECOVERY: CardKind("LoRA recovery for {}", f"{SPARSE}/recovery", _describe_recovery, RECOVERED, is_adapter=True),
-    UNPACKED: CardKind("{}, unpacked", "unpacked/model", _describe_unpacked, MODEL),
+    artifacts.RECOVERY: CardKind(
+        "LoRA recovery for {}", f"{SPARSE}/recovery", _describe_recovery, RECOVERED, is_adapter=True
+    ),
+    artifacts.UNPACKED: CardKind("{}, unpacked", "unpacked/model", _describe_unpacked, MODEL),
     **{
         record: CardKind(form.title, form.folder, *EXPORTED[form.holds], is_adapter=not form.is_model)
         for record, form in FORMAT_OF_RECORD.items()
@@ -206,9 +197,9 @@ class HubLocation(NamedTuple):
 
 def write_card(folder: Path, figures: Figures = ()) -> None:
     """Write README.md beside the record of a folder; the folder's name does not matter."""
-    path = find_record(folder)
+    path = artifacts.find_record(folder)
     assert path is not None, folder
-    write_text(folder / README, card(path.name, read_json(path), figures))
+    artifacts.write_text(folder / artifacts.README, card(path.name, artifacts.read_json(path), figures))
 
 
 def card(kind: str, record: Record, figures: Figures = ()) -> str:
@@ -275,7 +266,7 @@ def hub_base(kind: str, record: Record) -> dict[str, Any]:
     """
     base = str(record.get("model") or record.get("base") or "")
     if base in EMBEDDED:
-        untrained = kind in (SPARSITY, PACKAGE, UNPACKED) and not _adapted(record)
+        untrained = kind in (artifacts.SPARSITY, artifacts.PACKAGE, artifacts.UNPACKED) and not _adapted(record)
         return {"base_model": EMBEDDED[base].hub, **({"base_model_relation": "quantized"} if untrained else {})}
     return {"base_model": base} if HUB_NAME.fullmatch(base) and not os.path.exists(base) else {}
 
@@ -305,7 +296,7 @@ def _template(kind: str, record: Record) -> str:
     if not CARDS[kind].is_adapter:
         return code
     before = FETCHED if base_of(record) in EMBEDDED else ""
-    after = SUPER if kind == SEARCH_SPACE else ""
+    after = SUPER if kind == artifacts.SEARCH_SPACE else ""
     return before + (MASKED if record.get("sparse_adapter") else code) + after
 
 
