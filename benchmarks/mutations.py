@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from shears.checkpoints.packed.file import NO_FINGERPRINT, PACKAGE_FILE, PackageWriter
-from shears.checkpoints.packed.index import DenseEntry, Index, PackedEntry
+from shears.checkpoints.packed.file import NO_FINGERPRINT, PACKAGE_FILE, DenseEntry, Index, PackageWriter, PackedEntry
 from shears.checkpoints.packed.layout import NumberFormat, pack, quantize_rows
 
 ODD: tuple[Any, ...] = (

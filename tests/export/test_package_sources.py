@@ -8,8 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from shears.checkpoints.packed.file import read_package
-from shears.checkpoints.packed.index import Index
+from shears.checkpoints.packed.file import Index, read_package
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
 from shears.export.package import unpack, write_shards

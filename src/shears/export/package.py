@@ -21,9 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.load import checked_base
 from shears.checkpoints.conversion import empty_model, read_config
-from shears.checkpoints.packed.file import PACKAGE_FILE, Package, read_package
-from shears.checkpoints.packed.index import PLAIN, PLAIN_NAMES
-from shears.checkpoints.packed.layout import FORMAT_DTYPES
+from shears.checkpoints.packed.file import PACKAGE_FILE, PLAIN_NAMES, Package, Spec, read_package
 from shears.checkpoints.tensor_files import INDEX, SINGLE, TensorFiles
 from shears.checkpoints.tensor_format import StoredTensor, as_bytes, write_at, write_layout
 from shears.config import ExportConfig
@@ -56,7 +54,6 @@ OF_ADAPTER = (
 PROMPT = "prompt_embeddings"  # PEFT's name for prompt tuning, whose adapters change no weights
 WRAPPED = ".base_layer."  # PEFT's name for a linear below a layer of its own
 Shape = tuple[int, ...]
-Specs = dict[str, tuple[torch.dtype, Shape]]
 SHARD = 5_000_000_000  # bytes of a file; transformers writes 50 GB, but hubs prefer smaller files
 
 
@@ -261,10 +258,8 @@ def _write_model(package: Package, folder: Path, output: Path) -> None:
     output.mkdir()
     config = artifacts.read_object(folder / "config.json")
     named = (dtype for dtype in DTYPES.values() if str(dtype) == f"torch.{config.get('dtype')}")
-    dtypes = model_dtypes(package, next(named, torch.bfloat16))
-    tensors = ((name, tensor.to(dtypes[name])) for name, tensor in package.model_tensors())
-    shapes = {name: (dtypes[name], shape) for name, shape in package.model_shapes().items()}
-    write_shards(output, shapes, tensors)
+    specs = package.model_specs(quantized=next(named, torch.bfloat16))
+    write_shards(output, specs, ((name, tensor.to(specs[name][0])) for name, tensor in package.model_tensors()))
     copy_configs(folder, output)
     save_tokenizer(folder, output)
 
@@ -278,16 +273,9 @@ def _write_record(model: Path, record: Mapping[str, Any], has_adapter: bool) -> 
     write_card(model)
 
 
-def model_dtypes(package: Package, quantized: torch.dtype) -> dict[str, torch.dtype]:
-    """Return the dtype of every tensor of the model; packed int8 values become `quantized`."""
-    index = package.index
-    packed = {f"{linear}.weight": FORMAT_DTYPES[entry.values] for linear, entry in index.packed.items()}
-    plain = {name: PLAIN[index.dense[index.tied.get(name, name)].dtype] for name in [*index.dense, *index.tied]}
-    unpacked = {name: quantized if dtype == torch.int8 else dtype for name, dtype in packed.items()}
-    return unpacked | plain
-
-
-def write_shards(folder: Path, specs: Specs, tensors: Iterable[tuple[str, Tensor]], size: int = SHARD) -> None:
+def write_shards(
+    folder: Path, specs: dict[str, Spec], tensors: Iterable[tuple[str, Tensor]], size: int = SHARD
+) -> None:
     """Write tensors, in the order of `specs`, to files of at most `size` bytes; a larger tensor gets its own file."""
     split = split_state_dict_into_shards_factory(
         specs,

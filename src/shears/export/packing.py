@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shears.checkpoints.packed.file import PackageWriter
-from shears.checkpoints.packed.index import PLAIN, PLAIN_NAMES, DenseEntry, Index, PackedEntry
+from shears.checkpoints.packed.file import PLAIN, PLAIN_NAMES, DenseEntry, Index, PackageWriter, PackedEntry
 from shears.checkpoints.packed.layout import NumberFormat, dense, kept, pack, packed_bytes, quantize_rows
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.checkpoints.zeros import count_zeros

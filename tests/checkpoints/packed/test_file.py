@@ -11,8 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from shears.checkpoints.packed.file import PACKAGE_FILE, PackageWriter, read_package
-from shears.checkpoints.packed.index import DenseEntry, Index, PackedEntry
+from shears.checkpoints.packed.file import PACKAGE_FILE, DenseEntry, Index, PackageWriter, PackedEntry, read_package
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack, quantize_rows
 from shears.errors import InputError
 from tests.checkpoints.packed.test_layout import bits, sparse_weight

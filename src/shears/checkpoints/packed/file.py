@@ -1,30 +1,24 @@
-"""The file of a package: written tensor by tensor, mapped when read, and checked before anything uses it.
+"""The file of a package: its index, written tensor by tensor, mapped when read, and checked before anything uses it.
 
-It is a safetensors file (docs/package-format.md). Its fingerprint is the sha256 of the whole file in which the 64
-digits of the fingerprint are zeros.
+It is a safetensors file (docs/package-format.md). Its index, which names the tensors that it must hold, is JSON in the
+metadata; it may come from a stranger, so unknown keys are refused and sizes are bounded. Its fingerprint is the sha256
+of the whole file in which the 64 digits of the fingerprint are zeros.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from shears.checkpoints.packed.index import (
-    FORMAT,
-    PADDING,
-    PADDING_BYTES,
-    VERSION,
-    DenseEntry,
-    Index,
-    Spec,
-    parse_index,
-)
-from shears.checkpoints.packed.layout import PackedMatrix, check_matrix, dense, dequantize_rows
+from shears.checkpoints.packed import layout
+from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix
 from shears.checkpoints.tensor_format import StoredTensor, as_bytes, opened, read_header, write_at, write_layout
 from shears.errors import InputError
 from shears.records.peft_files import ADAPTER_CONFIG
@@ -33,6 +27,123 @@ PACKAGE_FILE = "package.safetensors"
 NO_FINGERPRINT = "0" * 64
 ALIGNMENT = 64  # bytes; of the first tensor
 CHUNK = 1 << 22
+FORMAT = "shears-package"
+VERSION = "1"
+PADDING = "padding"  # the last tensor: a vector that a kernel reads at the last value stays inside the file
+PADDING_BYTES = 64
+LARGEST = 1 << 48
+Size = Annotated[int, Field(ge=1, lt=1 << 31)]
+Count = Annotated[int, Field(ge=0, lt=LARGEST)]
+Shape = Annotated[tuple[Annotated[int, Field(ge=0, lt=LARGEST)], ...], Field(max_length=8)]
+PLAIN = {
+    "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64, "int64": torch.int64,
+    "int32": torch.int32, "int16": torch.int16, "int8": torch.int8, "uint8": torch.uint8, "bool": torch.bool,
+}  # fmt: skip
+PLAIN_NAMES = {dtype: name for name, dtype in PLAIN.items()}
+Spec = tuple[torch.dtype, tuple[int, ...]]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PackedEntry(_Entry):
+    """A packed weight; `transposed` where the model's files hold it as inputs x outputs (Conv1D)."""
+
+    rows: Size
+    cols: Size
+    values: NumberFormat
+    kept: Count
+    transposed: bool = False
+
+
+class DenseEntry(_Entry):
+    """A tensor that is not packed. `quantized`: stored as 8-bit steps and a scale a row, for 2-D tensors."""
+
+    dtype: Literal["fp32", "bf16", "fp16", "fp64", "int64", "int32", "int16", "int8", "uint8", "bool"]
+    shape: Shape
+    quantized: bool = False
+
+
+class Index(_Entry):
+    """Linears and other tensors of the model by name, tensors of the adapter by PEFT's name, and tied tensors."""
+
+    packed: dict[str, PackedEntry] = {}
+    dense: dict[str, DenseEntry] = {}
+    adapter: dict[str, DenseEntry] = {}
+    tied: dict[str, str] = {}  # name -> name of the dense tensor that it equals
+
+    def plain(self) -> dict[str, DenseEntry]:
+        """Return the tensors that are not packed, of model and adapter, by their names in the file."""
+        of_model = {f"dense.{name}": entry for name, entry in self.dense.items()}
+        return of_model | {f"adapter.{name}": entry for name, entry in self.adapter.items()}
+
+    def tensors(self) -> dict[str, Spec]:
+        """Return dtype and shape of every tensor of the file, the padding last."""
+        specs: dict[str, Spec] = {}
+        for linear, entry in self.packed.items():
+            specs |= {f"packed.{linear}.{part}": spec for part, spec in packed_specs(entry).items()}
+        for name, plain in self.plain().items():
+            specs |= dict(_dense_specs(name, plain))
+        return specs | {PADDING: (torch.uint8, (PADDING_BYTES,))}
+
+
+def packed_specs(entry: PackedEntry) -> dict[str, Spec]:
+    """Return dtype and shape of a packed weight's parts."""
+    panels = -(-entry.rows // layout.PANEL)
+    specs: dict[str, Spec] = {
+        "offsets": (torch.int64, (panels + 1,)),
+        "values": (layout.FORMAT_DTYPES[entry.values], (entry.kept,)),
+        "masks": (torch.uint8, layout.mask_shape(entry.rows, entry.cols, entry.values)),
+    }
+    return specs | ({"scales": (torch.float32, (entry.rows,))} if entry.values == "int8" else {})
+
+
+def _dense_specs(name: str, entry: DenseEntry) -> Iterator[tuple[str, Spec]]:
+    if entry.quantized:
+        yield name, (torch.int8, entry.shape)
+        yield f"{name}.scales", (torch.float32, entry.shape[:1])
+    else:
+        yield name, (PLAIN[entry.dtype], entry.shape)
+
+
+def parse_index(text: str) -> Index:
+    """Return the index; InputError where it is invalid, or its names or sizes contradict each other."""
+    try:
+        index = Index.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"its index must be valid, got {where}: {first['msg']}") from None
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"its index must be valid JSON, got {error}") from None
+    _check(index)
+    return index
+
+
+def _check(index: Index) -> None:
+    """Raise InputError where names or sizes contradict each other."""
+    weights = {f"{linear}.weight" for linear in index.packed}
+    if double := (weights & index.dense.keys()) | (index.tied.keys() & (weights | index.dense.keys())):
+        raise InputError(f"its index must name every tensor once, {min(double)} is there twice")
+    if loose := sorted(name for name, other in index.tied.items() if other not in index.dense):
+        raise InputError(f"its tied tensors must name a dense tensor, {loose[0]} does not")
+    for name, entry in [*index.dense.items(), *index.adapter.items()]:
+        _check_dense(name, entry)
+    num_parts = sum(len(packed_specs(entry)) for entry in index.packed.values())
+    num_plain = sum(1 + entry.quantized for entry in [*index.dense.values(), *index.adapter.values()])
+    if len(index.tensors()) != num_parts + num_plain + 1:  # the padding
+        raise InputError("its index must give every tensor a name of its own, two tensors share one")
+    for linear, packed in index.packed.items():
+        if packed.kept > packed.rows * packed.cols:
+            raise InputError(f"its index must keep at most all weights of {linear}, it keeps {packed.kept}")
+
+
+def _check_dense(name: str, entry: DenseEntry) -> None:
+    if math.prod(max(size, 1) for size in entry.shape) >= LARGEST:
+        raise InputError(f"its index must name tensors of fewer than {LARGEST} numbers, {name} has more")
+    if entry.quantized and (len(entry.shape) != 2 or entry.dtype not in {"fp32", "bf16", "fp16"}):
+        raise InputError(f"its quantized tensors must be matrices of numbers, {name} is not")
 
 
 @dataclass(frozen=True)
@@ -66,7 +177,7 @@ class Package:
 
     def weight(self, linear: str) -> Tensor:
         """Return a packed weight in the form of the model's files, which may be transposed; float32 for int8."""
-        whole = dense(self.packed[linear])
+        whole = layout.dense(self.packed[linear])
         return whole.T.contiguous() if self.index.packed[linear].transposed else whole
 
     def model_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -76,14 +187,17 @@ class Package:
         for name in [*self.index.dense, *self.index.tied]:
             yield name, self.dense(name)
 
-    def model_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the model's tensors, in the order of `model_tensors`."""
-        packed = {
-            f"{linear}.weight": (entry.cols, entry.rows) if entry.transposed else (entry.rows, entry.cols)
-            for linear, entry in self.index.packed.items()
-        }
-        named = [*self.index.dense, *self.index.tied]
-        return packed | {name: self.index.dense[self.index.tied.get(name, name)].shape for name in named}
+    def model_specs(self, quantized: torch.dtype) -> dict[str, Spec]:
+        """Return dtype and shape of the tensors of `model_tensors`, in order; int8 weights become `quantized`."""
+        specs: dict[str, Spec] = {}
+        for linear, entry in self.index.packed.items():
+            dtype = quantized if entry.values == "int8" else layout.FORMAT_DTYPES[entry.values]
+            shape = (entry.cols, entry.rows) if entry.transposed else (entry.rows, entry.cols)
+            specs[f"{linear}.weight"] = (dtype, shape)
+        for name in [*self.index.dense, *self.index.tied]:
+            plain = self.index.dense[self.index.tied.get(name, name)]
+            specs[name] = (PLAIN[plain.dtype], plain.shape)
+        return specs
 
     def adapter(self) -> dict[str, Tensor]:
         """Return the adapter's tensors by PEFT's names; empty where the package has no adapter."""
@@ -91,7 +205,7 @@ class Package:
 
     def _plain(self, name: str, entry: DenseEntry) -> Tensor:
         tensor = self.tensors[name]
-        return dequantize_rows(tensor, self.tensors[f"{name}.scales"]) if entry.quantized else tensor
+        return tensor.float() * self.tensors[f"{name}.scales"][:, None] if entry.quantized else tensor
 
 
 def is_package(folder: str | Path) -> bool:
@@ -117,7 +231,7 @@ def read_package(folder: str | Path, *, verify: bool = True) -> Package:
         tensors = _mapped(path, stored)
         packed = {linear: _matrix(linear, index, tensors) for linear in index.packed}
         for linear, matrix in packed.items():
-            check_matrix(linear, matrix)
+            layout.check_matrix(linear, matrix)
         _check_scales(index, tensors)
     except InputError as error:
         raise InputError(f"{path} must be a whole package: {' '.join(str(error).split())}") from None
@@ -176,16 +290,13 @@ def _matrix(linear: str, index: Index, tensors: Mapping[str, Tensor]) -> PackedM
 
 def _check_scales(index: Index, tensors: Mapping[str, Tensor]) -> None:
     """Raise InputError where a scale of a quantized dense tensor is not finite and at least 0."""
-    entries = {f"dense.{name}": entry for name, entry in index.dense.items()}
-    entries |= {f"adapter.{name}": entry for name, entry in index.adapter.items()}
-    for name in [f"{name}.scales" for name, entry in entries.items() if entry.quantized]:
+    for name in [f"{name}.scales" for name, entry in index.plain().items() if entry.quantized]:
         if not bool((torch.isfinite(tensors[name]) & (tensors[name] >= 0)).all()):
             raise InputError(f"{name} must be finite and at least 0")
 
 
 def _check_fingerprint(path: Path, fingerprint: str) -> None:
-    actual = _fingerprint(path, fingerprint)
-    if actual != fingerprint:
+    if (actual := _fingerprint(path, fingerprint)) != fingerprint:
         raise InputError(f"its bytes must have the fingerprint {fingerprint[:12]}, they have {actual[:12]}")
 
 

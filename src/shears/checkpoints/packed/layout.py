@@ -119,11 +119,6 @@ def quantize_rows(weight: Float[Tensor, "O I"]) -> tuple[Int8[Tensor, "O I"], Fl
     return steps.clamp_(-LARGEST_STEP, LARGEST_STEP).to(torch.int8), scales
 
 
-def dequantize_rows(steps: Int8[Tensor, "O I"], scales: Float[Tensor, " O"]) -> Float[Tensor, "O I"]:
-    """Return steps * scale of the row, in float32."""
-    return steps.float() * scales[:, None]
-
-
 def _in_panels(weight: Shaped[Tensor, "O I"], values: NumberFormat) -> Shaped[Tensor, "P G W"]:
     """Return the weight in the order (panel, group, bit), W = 16 g; zeros beyond it."""
     rows, cols = weight.shape
