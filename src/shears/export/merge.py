@@ -79,11 +79,8 @@ def _merge(target: Target, masked: bool) -> None:
         with target.opened(index) as matrices:
             for matrix in matrices:
                 weight = target.view(matrix)
-                update = target.updates[matrix.name]
-                if masked:
-                    target.put(matrix, with_masked(weight, update), weight != 0)
-                else:
-                    target.put(matrix, with_whole(weight, update), None)
+                merged = (with_masked if masked else with_whole)(weight, target.updates[matrix.name])
+                target.put(matrix, merged, weight != 0 if masked else None)
 
 
 Linears = Mapping[str, LinearSparsity]

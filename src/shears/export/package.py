@@ -41,7 +41,6 @@ from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A
 from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
-MANY = 0.01  # share of weights that are -0.0; a larger one is logged
 OF_MERGED = ("super_adapter_fingerprint", "template", "data", "data_sha256", "ranks", artifacts.TRAINED_BEFORE)
 """Keys of a model's record that its package's record repeats: the origin of the adapter that was merged into it."""
 OF_PACKAGE = ("base", "base_fingerprint", "values", artifacts.TRAINED_BEFORE)
@@ -51,7 +50,6 @@ OF_ADAPTER = (
     "alpha", "sparse_adapter", "max_rank", "ranks",
 )  # fmt: skip
 """Keys of a package's record that the unpacked adapter's record repeats."""
-PROMPT = "prompt_embeddings"  # PEFT's name for prompt tuning, whose adapters change no weights
 WRAPPED = ".base_layer."  # PEFT's name for a linear below a layer of its own
 Shape = tuple[int, ...]
 SHARD = 5_000_000_000  # bytes of a file; transformers writes 50 GB, but hubs prefer smaller files
@@ -139,7 +137,7 @@ def _read_foreign_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, An
         ) from None
     if odd := [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in PLAIN_NAMES]:
         raise InputError(f"a package holds plain numbers, {odd[0]}; save the adapter of {folder} in another dtype")
-    if PROMPT in tensors:
+    if "prompt_embeddings" in tensors:  # of prompt tuning, which changes no weights
         raise InputError(f"a package holds adapters of weights, {folder} puts tokens before the text; pack its base")
     return tensors, artifacts.read_object(folder / ADAPTER_CONFIG)
 
@@ -225,7 +223,7 @@ def _log(figures: Mapping[str, Any]) -> None:
     megabytes = {part: size / 1e6 for part, size in figures["bytes"].items()}
     sizes = {part: f"{megabytes[part]:.1f} MB, {ratio:.3f} of dense" for part, ratio in figures["ratio"].items()}
     logger.info("packed %s, %s; the model %s", zeros, sizes["linears"], sizes["model"])
-    if figures["negative_zeros"] > MANY:
+    if figures["negative_zeros"] > 0.01:
         share = 100 * figures["negative_zeros"]
         logger.warning("%.1f %% of the weights are -0.0 and take room; --negative-zeros drop makes them zeros", share)
     if figures["rounding"] != 0.0:

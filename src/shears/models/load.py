@@ -37,7 +37,6 @@ from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 logger = logging.getLogger(__name__)
 
 BLOCK_NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")  # in the name of a tensor
-VOCABULARY_FIX = "resize the model's embeddings, or take the tokenizer that it was trained with"
 Quantized = Literal["nf4", "int8"]
 BITS = MappingProxyType({"nf4": 4.5, "int8": 8.0})
 """Bits of a quantized weight; nf4 has an fp32 scale for every 64 weights."""
@@ -208,7 +207,8 @@ def refuse_unknown(largest: int, embedding: nn.Module) -> None:
     embeddings = embedding.get_parameter("weight").shape[0]
     if largest >= embeddings:
         raise InputError(
-            f"token ids must be below {embeddings}, the model's embeddings, got {largest}; {VOCABULARY_FIX}"
+            f"token ids must be below {embeddings}, the model's embeddings, got {largest}; resize the model's "
+            "embeddings, or take the tokenizer that it was trained with"
         )
 
 
@@ -282,7 +282,11 @@ def put_adapter(base: nn.Module, adapter: Path, *, masked: bool = False, shown: 
         words = " ".join(line.strip() for line in str(error).splitlines()[:2]) or first_line(error)
         raise InputError(f"{shown} must be an adapter that PEFT loads onto this model, got: {words}") from error
     for warning in (warning for warning in caught if not issubclass(warning.category, FutureWarning)):
-        _refuse_or_log(shown, str(warning.message))
+        message = str(warning.message)
+        line = message.splitlines()[0]
+        if "missing adapter keys" in message:  # PEFT would compute with fresh weights in their place
+            raise InputError(f"{shown} must hold every weight of its configuration, got: {line[:200]}")
+        logger.warning("loading %s: %s", shown, line)
     _refuse_wrong_tokens(shown, loaded)
     if loaded.active_peft_config.is_prompt_learning:
         raise InputError(f"{shown} must change weights, it puts tokens before the text; take LoRA or its like")
@@ -300,10 +304,3 @@ def _refuse_wrong_tokens(adapter: Path, loaded: PeftModel) -> None:
             f"{adapter / ADAPTER_CONFIG} must have alora_invocation_tokens that are a list of whole numbers, got "
             f"{tokens!r:.40}; make it again"
         )
-
-
-def _refuse_or_log(adapter: Path, message: str) -> None:
-    """Raise InputError for missing weights, of which PEFT only warns before it computes with fresh ones."""
-    if "missing adapter keys" in message:
-        raise InputError(f"{adapter} must hold every weight of its configuration, got: {message.splitlines()[0][:200]}")
-    logger.warning("loading %s: %s", adapter, message.splitlines()[0])
