@@ -98,7 +98,7 @@ def application() -> Any:
     """Return the application with all its verbs, in the order of the help."""
     from importlib import import_module
 
-    from shears.cli.app import app
+    from shears.cli.options import app
 
     for name in ("verbs", "chat", "sharing"):
         import_module(f"shears.cli.{name}")

@@ -12,8 +12,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 import shears
-from shears.cli.app import app
-from shears.cli.options import Values, with_stage_options
+from shears.cli.options import Values, app, with_stage_options
 from shears.cli.tables import console
 from shears.config import ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
 from shears.config.resolve import build
@@ -48,9 +47,10 @@ def generate(
 ) -> None:
     """Continue a prompt; the text appears as it is generated.
 
+    \b
     shears generate package --prompt "The capital of France is"
-
-    shears generate sparse --adapter sub_adapter --prompt "Question: Ann has 3 pens and buys 4. How many? Answer:"
+    shears generate sparse --adapter sub_adapter \\
+        --prompt "Question: Ann has 3 pens and buys 4. How many? Answer:"
     """
     from shears.runtime.loading import load
 
@@ -70,8 +70,8 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     /reset starts a new conversation, /quit or Ctrl-D quits, Ctrl-C stops an answer. If input or output is not a
     terminal, every input line is a turn, and only the answers are printed.
 
+    \b
     shears chat package
-
     shears chat package --temperature 0 < questions.txt
     """
     from shears.runtime.generation.conversation import Conversation
@@ -96,8 +96,8 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
 def serve(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     """Serve a model over HTTP with OpenAI's API.
 
-    /v1/chat/completions and /v1/completions (streamed or not), /v1/models, /health. Running requests share each step of
-    the model. Needs pip install 'shears[serve]'.
+    /v1/chat/completions and /v1/completions (streamed or not), /v1/models, /health. Requests that run at the same
+    time are batched. Needs pip install 'shears[serve]'.
 
     \b
     shears serve package

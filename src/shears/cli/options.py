@@ -1,4 +1,4 @@
-"""Command-line options generated from a stage's configuration, so that a flag and its help always match the field."""
+"""The typer application, and options generated from a configuration, so that a flag always matches its field."""
 
 import inspect
 import os
@@ -12,10 +12,65 @@ from pydantic.fields import FieldInfo
 from shears.config.fields import Repeated, StageConfig
 from shears.config.resolve import stage_values
 from shears.errors import InputError
+from shears.records.version import __version__
+
+HELP = """Sparse fine-tuning that stays sparse.
+
+Prune a language model, train elastic LoRA adapters on it, search the best sub-adapter, export it for other tools.
+
+Run all stages on a small model from PyPI and built-in examples:
+
+shears run recipes/quickstart.yaml --output runs/quickstart
+"""
+
+app = typer.Typer(
+    help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+
+def _print_version(is_given: bool | None) -> None:
+    if is_given:
+        print(f"shears {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def settings(
+    context: typer.Context,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="INTEGER", min=1, help="CPU threads (default: one per core); more than free cores are far slower."
+        ),
+    ] = None,
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = None,
+) -> None:
+    """Apply the options of every verb.
+
+    InputError if a launcher (torchrun, accelerate) started several processes of a verb other than train.
+    """
+    verb = context.invoked_subcommand
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if verb != "train" and processes != "1":
+        raise InputError(
+            f"only train runs on several processes, got {verb} on {processes}; start it without a launcher"
+        )
+    if threads is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        from shears.models.devices import set_threads
+
+        set_threads(threads)
+
 
 CONFIG = Annotated[
     str | None,
-    typer.Option("--config", metavar="RECIPE.yaml", help="Read this verb's keys from a recipe; flags override them."),
+    typer.Option(
+        "--config",
+        metavar="RECIPE.yaml",
+        help="Read this verb's section of a recipe; flags override it.",
+    ),
 ]
 SET = Annotated[
     list[str] | None,
@@ -37,8 +92,6 @@ def with_stage_options(section: str, kind: type[StageConfig]) -> Callable[[Calla
         shared = [_keyword("config", CONFIG), _keyword("set_", SET)]
 
         def command(**arguments: Any) -> None:
-            if section != "train":
-                refuse_launcher(section)
             config = arguments.pop("config")
             settings = arguments.pop("set_") or []
             flags = {name: arguments.pop(name) for name in (*kind.model_fields, *kind.REMOVED)}
@@ -53,14 +106,6 @@ def with_stage_options(section: str, kind: type[StageConfig]) -> Callable[[Calla
         return command
 
     return decorate
-
-
-def refuse_launcher(verb: str) -> None:
-    """Raise InputError if a launcher (torchrun, accelerate) started several processes of a verb other than train."""
-    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise InputError(
-            f"only train runs on several processes, got {verb} on {processes}; start it without a launcher"
-        )
 
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:

@@ -56,8 +56,8 @@ class EvaluateConfig(ScoringConfig):
 
     task: TaskName
     """perplexity of a text; accuracy of choices (by log-likelihood), or of a generated number or equation; harness:
-    tasks of lm-eval; the other names are tasks of the paper, which set prompt, protocol, answer length and answer
-    parsing."""
+    tasks of lm-eval; the other names are tasks of the Shears paper, which set prompt, protocol, answer length
+    and answer parsing."""
     data: str
     """Test examples or text: a file, a hub id or the embedded arithmetic:test; for harness: the folder with the data
     files of shears' own tasks."""

@@ -122,8 +122,8 @@ class StrategyOptions(StageConfig):
     """hill-climbing: most groups whose ranks change at once."""
     order: Literal["random", "predicted"] = "random"
     """hill-climbing by loss: order in which neighbours are evaluated; predicted: by the change of loss that its
-    slopes predict, most promising first. The slopes need one backward pass over the examples, which takes as long as
-    one to two evaluations."""
+    gradient predicts, most promising first. The gradient needs one backward pass over the examples, which takes as
+    long as one to two evaluations."""
     population: int | None = Field(None, ge=2)
     """evolution, nsga2, rnsga2: configurations per generation; default: a fifth of max_evaluations, but 4 to 50."""
     tournament: int | None = Field(None, ge=1)
@@ -150,7 +150,7 @@ class SharingConfig(StageConfig):
     stale_after: float = Field(60.0, ge=0.5)
     """Seconds without a heartbeat after which other workers take over the evaluations that a worker began."""
     storage_timeout: float = Field(300.0, ge=0.0)
-    """Seconds for which a shared storage that does not answer is retried."""
+    """Seconds during which a shared storage that does not answer is tried again."""
 
 
 class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
@@ -167,7 +167,7 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     objective: Names = ("loss",)
     """One to three figures to improve: loss per completion token (fast, exact), accuracy of a task, parameters of the
     adapter, nonzeros (of base and adapter), macs (per token), latency (ms per token of the packed model in the native
-    decoder on this CPU). The first one decides, the next break ties; a single loss or accuracy is joined by
+    decoder on this CPU). The first one decides, the others break ties; a single loss or accuracy is joined by
     parameters."""
     constraint: Names = ()
     """Bounds that the chosen configuration must meet, such as parameters<=3M or accuracy>=0.6,macs<=100M."""
@@ -183,12 +183,12 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     tie_layers: int = Field(1, gt=0)
     """Consecutive layers that share a rank, per group: a smaller space for a big model."""
     cache_budget: Size = "2GB"
-    """Memory for the incumbent's hidden states; an evaluation reuses them up to the first layer whose rank differs.
-    It changes the time, never a figure; 0: nothing is reused."""
+    """Memory for hidden states of the best configuration so far; an evaluation reuses them up to the first layer whose
+    rank differs. It changes the time, never a figure; 0: nothing is reused."""
     race_error: float = Field(0.0, ge=0.0, lt=0.5)
-    """hill-climbing: drop a candidate early if it is worse than the incumbent on a part of the examples; this is the
-    chance of an error, such as 0.05 (up to three times that if a few examples differ by very much); 0: evaluate every
-    candidate on all examples."""
+    """hill-climbing: drop a candidate as soon as a part of the examples shows that it is worse than the best
+    configuration so far, with this chance of an error, such as 0.05 (up to three times that if a few examples differ
+    by very much); 0: evaluate every candidate on all examples."""
     race_indifference: float = Field(0.0, ge=0.0)
     """With race_error: a difference of loss (nats per token) or accuracy (a share) too small to matter, such as
     0.0005; a candidate that certainly differs by less is dropped early too."""
