@@ -17,16 +17,15 @@ from shears.errors import InputError, first_line
 from shears.records import artifacts
 from shears.records.folders import partial_folder
 
-EXPORTS = {record: (form.holds, form.called) for record, form in FORMAT_OF_RECORD.items()}
 MODELS = {
     artifacts.SPARSITY: "sparse model",
-    **{record: called for record, (holds, called) in EXPORTS.items() if holds == "model"},
+    **{record: form.called for record, form in FORMAT_OF_RECORD.items() if form.holds == "model"},
     artifacts.UNPACKED: "unpacked model",
 }
 """What to call the models with these records."""
 ADAPTERS = {
     artifacts.SEARCH_SPACE: "super-adapter",
-    **{record: called for record, (holds, called) in EXPORTS.items() if holds == "adapter"},
+    **{record: form.called for record, form in FORMAT_OF_RECORD.items() if form.holds == "adapter"},
     artifacts.RECOVERY: "recovery",
 }
 """What to call the adapters with these records."""
@@ -54,17 +53,13 @@ def _describe(path: Path) -> dict[str, Any]:
         raise InputError(f"the path must be a folder or JSON file of an artifact, there is no {path}; check the path")
     for marker, describe in KINDS.items():
         if (path / marker).is_file():
-            return {"path": str(path), **describe(path), "size_bytes": folder_size(path)}
+            num_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            return {"path": str(path), **describe(path), "size_bytes": num_bytes}
     resolved = path.resolve()  # because `.` has no name
     if resolved.name.endswith(".partial") or (resolved.name and partial_folder(resolved).exists()):
         raise InputError(f"{path} must be finished, but its stage was interrupted; start it again with --resume")
     names = ", ".join(KINDS)
     raise InputError(f"{path} must be a model, or an adapter, a search or a run of shears; it has none of {names}")
-
-
-def folder_size(path: Path) -> int:
-    """Return the bytes of all files below a folder."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

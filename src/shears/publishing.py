@@ -169,11 +169,14 @@ def _card(path: Path, base: str | None, place: HubLocation) -> bytes | None:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} must be UTF-8 text, got {error}; save it as UTF-8") from None
     try:
-        ModelCard(text, ignore_metadata_errors=True)
+        card = ModelCard(text, ignore_metadata_errors=True)
     except (YAMLError, ValueError) as error:
         raise InputError(f"{path} must begin with metadata in YAML, got {first_line(error)}; correct it") from None
     if record_file is None or record_file.name not in artifacts.KINDS:
-        return _based(text, base) if base else None
+        if not base:
+            return None
+        card.data.base_model = base  # type: ignore[attr-defined]  # a key of its YAML
+        return str(card).encode()
     record = artifacts.read_object(record_file)
     public = _with_base(record_file, record, base) | ({BASE_KEYS[record_file.name]: base} if base else {})
     try:
@@ -187,12 +190,6 @@ def _card(path: Path, base: str | None, place: HubLocation) -> bytes | None:
     return text.encode()
 
 
-def _based(text: str, base: str) -> bytes:
-    card = ModelCard(text, ignore_metadata_errors=True)
-    card.data.base_model = base  # type: ignore[attr-defined]  # a key of its YAML
-    return str(card).encode()
-
-
 def _with_base(path: Path, content: dict[str, Any], base: str | None) -> dict[str, Any]:
     """Return a record without folders, with the hub id of its base; InputError if that is unknown."""
     key = BASE_KEYS[path.name]
@@ -200,18 +197,14 @@ def _with_base(path: Path, content: dict[str, Any], base: str | None) -> dict[st
     public = _without_folders(content)
     if not isinstance(recorded, str):  # PEFT writes null for a model that was created in memory
         return {**public, key: base} if base is not None and path.name == ADAPTER_CONFIG else dict(public)
-    if base is None and not _is_public(recorded, path.parent):
+    in_folder = is_path(recorded) or (path.parent.parent / recorded).exists()  # here, or beside the artifact's folder
+    is_hub_id = HUB_NAME.fullmatch(recorded) is not None and not in_folder
+    if base is None and not is_hub_id and recorded not in EMBEDDED:
         raise InputError(
             f"the base of an artifact must be public, {path} has the folder {recorded}; push that first and give its "
             "repository as --base"
         )
     return {**public, key: base or recorded}
-
-
-def _is_public(base: str, folder: Path) -> bool:
-    """Tell whether a base is an embedded model or a hub id, not a folder, here or beside the artifact's folder."""
-    in_folder = is_path(base) or (folder.parent / base).exists()
-    return base in EMBEDDED or (HUB_NAME.fullmatch(base) is not None and not in_folder)
 
 
 def _without_folders(content: Any, key: str = "", hashed: frozenset[str] = frozenset()) -> Any:

@@ -33,7 +33,6 @@ HELP = """Ctrl-C  stops an answer; the part shown stays in the conversation
 \\       at the end of a line: the text continues on the next line"""
 CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 """Control characters, with which a model's answer could change the terminal."""
-TAB = "    "
 
 
 @app.command()
@@ -148,25 +147,19 @@ def _turns(read: Callable[[str], str]) -> Iterator[str]:
     """Yield the user's turns until the input ends or /quit; a backslash at the end of a line continues the turn."""
     is_over = False
     while not is_over:
-        lines, is_over = _one_turn(read)
-        text = "\n".join(lines).strip()
+        text = ""
+        try:
+            text = read("> ")
+            while text.endswith("\\"):
+                text = f"{text[:-1]}\n"
+                text += read(". ")
+        except EOFError:
+            is_over = True
+        text = text.strip()
         if text == "/quit":
             return
         if text:
             yield text
-
-
-def _one_turn(read: Callable[[str], str]) -> tuple[list[str], bool]:
-    """Return the lines of a turn, and whether the input ended in it."""
-    lines = list[str]()
-    try:
-        lines.append(read("> "))
-        while lines[-1].endswith("\\"):
-            lines[-1] = lines[-1][:-1]
-            lines.append(read(". "))
-    except EOFError:
-        return lines, True
-    return lines, False
 
 
 def _typed_line(prompt: str) -> str:
@@ -233,7 +226,7 @@ class Wrapper:
 
     def add(self, piece: str) -> str:
         """Return the text to print now."""
-        return "".join(self._character(character) for character in piece.replace("\t", TAB))
+        return "".join(self._character(character) for character in piece.replace("\t", "    "))
 
     def rest(self) -> str:
         """Return the last word, on a new line if it does not fit."""

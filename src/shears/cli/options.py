@@ -11,7 +11,6 @@ from pydantic.fields import FieldInfo
 
 from shears.config.fields import Repeated, StageConfig
 from shears.config.resolve import stage_values
-from shears.errors import InputError
 from shears.records.version import __version__
 
 HELP = """Sparse fine-tuning that stays sparse.
@@ -36,7 +35,6 @@ def _print_version(is_given: bool | None) -> None:
 
 @app.callback()
 def settings(
-    context: typer.Context,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -47,16 +45,7 @@ def settings(
         bool | None, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = None,
 ) -> None:
-    """Apply the options of every verb.
-
-    InputError if a launcher (torchrun, accelerate) started several processes of a verb other than train.
-    """
-    verb = context.invoked_subcommand
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if verb != "train" and processes != "1":
-        raise InputError(
-            f"only train runs on several processes, got {verb} on {processes}; start it without a launcher"
-        )
+    """Apply the options of every verb."""
     if threads is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         from shears.models.devices import set_threads
@@ -88,7 +77,9 @@ def with_stage_options(section: str, kind: type[StageConfig]) -> Callable[[Calla
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(verb).parameters.values())[:-1]
         options = [_parameter(name, field) for name, field in kind.model_fields.items()]
-        removed = [_keyword(name, _removed_flag(name)) for name in kind.REMOVED]
+        # hidden options: without them, typer would suggest a similar flag instead of the message of the configuration
+        flags_removed = {name: typer.Option(f"--{name.replace('_', '-')}", hidden=True) for name in kind.REMOVED}
+        removed = [_keyword(name, Annotated[str | None, option]) for name, option in flags_removed.items()]
         shared = [_keyword("config", CONFIG), _keyword("set_", SET)]
 
         def command(**arguments: Any) -> None:
@@ -110,11 +101,6 @@ def with_stage_options(section: str, kind: type[StageConfig]) -> Callable[[Calla
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _removed_flag(name: str) -> Any:
-    """Return a hidden option, so that the configuration's message appears and not click's similar flag."""
-    return Annotated[str | None, typer.Option(f"--{name.replace('_', '-')}", hidden=True)]
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:

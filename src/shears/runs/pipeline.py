@@ -9,10 +9,9 @@ from typing import Any
 import yaml
 
 from shears.adapt.train import train
-from shears.config import EvaluateConfig, ExportConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
+from shears.config import EvaluateConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
 from shears.config.export import FORMATS
-from shears.config.fields import StageConfig
-from shears.config.resolve import build
+from shears.config.resolve import build, section_class
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
@@ -33,14 +32,6 @@ from shears.searching.stage import search
 from shears.sparsity.stage import sparsify
 
 logger = logging.getLogger(__name__)
-
-
-CONFIGS: Mapping[str, type[StageConfig]] = {
-    "sparsify": SparsifyConfig,
-    "train": TrainConfig,
-    "search": SearchConfig,
-    "export": ExportConfig,
-}
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,7 @@ class Stage:
                 f"is damaged or belongs to another tool: delete {self.output} or choose another output"
             )
         try:
-            return as_data(build(CONFIGS[self.name], self.name, config))
+            return as_data(build(section_class(Recipe, [self.name]), self.name, config))
         except InputError as error:
             raise InputError(
                 f"{self.output} must have a record that this version can read, got one of version "

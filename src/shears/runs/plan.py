@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from shears.adapt.groups import build_space
@@ -28,7 +27,7 @@ from shears.records.artifacts import EVALUATION, evaluation_file, read_object
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded
 from shears.runs.pipeline import run_folder, stages_of
-from shears.runs.shapes import BF16_BYTES, FP32_BYTES, Shape, adapter_parameters, packed_bytes, shape_of
+from shears.runs.shapes import BF16_BYTES, FP32_BYTES, Shape, packed_bytes, shape_of
 
 CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others are estimated as the heuristic
 NUM_SAMPLED = 500  # examples that are tokenized to estimate the length of one
@@ -104,7 +103,7 @@ class _Basis:
         """Return the number of adapter parameters at chosen ranks; 0 without a training or a known shape."""
         if (space := self.space) is None or self.shape is None:
             return 0
-        return adapter_parameters(self.shape.sides, by_linear(space, choice(space)))
+        return self.shape.adapter_parameters(by_linear(space, choice(space)))
 
     def loaded_bytes(self, stored: int, weights: str) -> int:
         """Return the size of a model loaded in the number format `weights`; auto: the format of its files."""
@@ -115,12 +114,16 @@ class _Basis:
 def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
     """Return what `run` would do, without loading weights and without a download.
 
-    InputError for whatever `run` refuses before it begins: an incomplete recipe, a stage that was made with another
-    configuration, groups that match no linear.
+    InputError for whatever `run` refuses before it begins: an incomplete recipe, a search on rows of the test data (if
+    both are here), a stage that was made with another configuration, groups that match no linear.
     """
     folder = run_folder(recipe, output)
     assert recipe.model is not None
-    _refuse_test_rows(recipe)
+    search = recipe.search
+    test = recipe.evaluate
+    if search and test and _is_local(search.data) and _is_local(test.data):
+        with _quietly():
+            check_apart(search.data, test.data, search.limit, test.limit)
     basis = _Basis(recipe, shape_of(recipe.model))
     states = {stage.name: _state(stage.is_done(), stage.output) for stage in stages_of(recipe, folder)}
     if recipe.evaluate:
@@ -128,15 +131,6 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
         states["evaluate"] = _state(is_done, folder / EVALUATION)
     stages = [PlannedStage(name, state, *ESTIMATES[name](basis)) for name, state in states.items()]
     return RunPlan(recipe.model, folder, basis.shape.parameters if basis.shape else None, stages)
-
-
-def _refuse_test_rows(recipe: Recipe) -> None:
-    """Raise InputError if the search uses rows of the test data, as far as both can be read without a download."""
-    search = recipe.search
-    test = recipe.evaluate
-    if search and test and _is_local(search.data) and _is_local(test.data):
-        with _quietly():
-            check_apart(search.data, test.data, search.limit, test.limit)
 
 
 def _is_evaluated(config: EvaluateConfig, folder: Path) -> bool:
@@ -175,7 +169,7 @@ def _sparsify(basis: _Basis) -> Estimate:
     moments = max(inputs for _, inputs in shape.sides.values()) ** 2 if needs_moments else 0
     # in fp32: the weights outside the blocks, a block and its copy, twice the second moments of the widest linear
     memory = FP32_BYTES * (shape.beside + 2 * shape.block + 2 * moments) + hidden
-    recovery = FP32_BYTES * adapter_parameters(shape.sides, dict.fromkeys(shape.sides, config.recover_rank))
+    recovery = FP32_BYTES * shape.adapter_parameters(dict.fromkeys(shape.sides, config.recover_rank))
     return work, memory, basis.sparse_bytes + recovery
 
 
@@ -243,9 +237,13 @@ def _evaluate(basis: _Basis) -> Estimate:
     return work, max(dense, adapted), 0  # one model is loaded at a time
 
 
-ESTIMATES: Mapping[str, Callable[[_Basis], Estimate]] = MappingProxyType(
-    {"sparsify": _sparsify, "train": _train, "search": _search, "export": _export, "evaluate": _evaluate}
-)
+ESTIMATES: Mapping[str, Callable[[_Basis], Estimate]] = {
+    "sparsify": _sparsify,
+    "train": _train,
+    "search": _search,
+    "export": _export,
+    "evaluate": _evaluate,
+}
 
 
 def _is_local(source: str) -> bool:

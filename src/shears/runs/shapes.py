@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,20 +23,18 @@ from shears.records.paths import expanded
 FP32_BYTES = 4
 BF16_BYTES = 2
 
-Sides = Mapping[str, tuple[int, int]]  # outputs and inputs of every linear
 _LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
 _SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
             "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}  # fmt: skip
 _MPT_7B = {"d_model": 4096, "n_heads": 32, "n_layers": 32, "expansion_ratio": 4, "vocab_size": 50432}
-PUBLISHED: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
-    {
-        "smollm2-135m": ("llama", _SMOLLM2),
-        "huggyllama/llama-7b": ("llama", {}),  # transformers' own defaults of llama
-        "huggyllama/llama-13b": ("llama", _LLAMA_13B),
-        "mosaicml/mpt-7b": ("mpt", _MPT_7B),
-    }
-)
-"""The models of our recipes, which can be planned before a download: type in transformers, and other than default."""
+PUBLISHED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "smollm2-135m": ("llama", _SMOLLM2),
+    "huggyllama/llama-7b": ("llama", {}),  # transformers' own defaults of llama
+    "huggyllama/llama-13b": ("llama", _LLAMA_13B),
+    "mosaicml/mpt-7b": ("mpt", _MPT_7B),
+}
+"""The models of our recipes, which can be planned before a download: type in transformers, settings beside its
+defaults."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +80,11 @@ class Shape:
         files = TensorFiles(self.folder)
         tensors = {name: torch.empty(files.shape(name), dtype=files.dtype(name), device=META) for name in files.names}
         return sum(tensor.numel() for name, tensor in tensors.items() if is_block_matrix(name, tensor))
+
+    def adapter_parameters(self, ranks: Mapping[str, int]) -> int:
+        """Return the number of parameters of LoRA adapters: rank x (outputs + inputs) for every adapted linear."""
+        sides = self.sides
+        return sum(rank * sum(sides[name]) for name, rank in ranks.items())
 
     @property
     def sides(self) -> dict[str, tuple[int, int]]:
@@ -134,11 +136,6 @@ def _built(folder: Path, config: Any) -> nn.Module:
     model = empty_model(folder, config, torch.float32)
     model.tie_weights()  # empty_model does not; parameters() then counts tied weights once
     return model
-
-
-def adapter_parameters(sides: Sides, ranks: Mapping[str, int]) -> int:
-    """Return the number of parameters of LoRA adapters: rank x (outputs + inputs) for every adapted linear."""
-    return sum(rank * sum(sides[name]) for name, rank in ranks.items())
 
 
 def packed_bytes(weights: int, others: int, sparsity: float, value_bytes: int = 2, other_bytes: int = 2) -> int:
