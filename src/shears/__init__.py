@@ -3,31 +3,33 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from shears.records.version import __version__
-
 if TYPE_CHECKING:
-    from shears.adapt.elastic import ElasticAdapter, make_elastic
-    from shears.adapt.groups import build_space
-    from shears.adapt.load import load_super_adapter
-    from shears.adapt.sampling import NLSCallback
-    from shears.adapt.space import RankConfig, SearchSpace
-    from shears.adapt.train import train
-    from shears.errors import InputError
-    from shears.evaluation.run import evaluate
-    from shears.export.package import unpack
-    from shears.export.stage import export_adapter
-    from shears.inspection import inspect
-    from shears.models.fetching import fetch
-    from shears.publishing import push
-    from shears.report.compare import compare
-    from shears.report.page import write_report
-    from shears.runs.pipeline import run
-    from shears.runs.plan import plan
-    from shears.runtime.speed import bench
-    from shears.searching.stage import run_search, search
-    from shears.serving.server import serve
-    from shears.sparsity.prune import sparsify_model
-    from shears.sparsity.stage import sparsify
+    from shears.adapt.elastic import ElasticAdapter as ElasticAdapter
+    from shears.adapt.elastic import make_elastic as make_elastic
+    from shears.adapt.groups import build_space as build_space
+    from shears.adapt.load import load_super_adapter as load_super_adapter
+    from shears.adapt.sampling import NLSCallback as NLSCallback
+    from shears.adapt.space import RankConfig as RankConfig
+    from shears.adapt.space import SearchSpace as SearchSpace
+    from shears.adapt.train import train as train
+    from shears.errors import InputError as InputError
+    from shears.evaluation.run import evaluate as evaluate
+    from shears.export.package import unpack as unpack
+    from shears.export.stage import export_adapter as export_adapter
+    from shears.inspection import inspect as inspect
+    from shears.models.fetching import fetch as fetch
+    from shears.publishing import push as push
+    from shears.records.version import __version__ as __version__
+    from shears.report.compare import compare as compare
+    from shears.report.page import write_report as write_report
+    from shears.runs.pipeline import run as run
+    from shears.runs.plan import plan as plan
+    from shears.runtime.speed import bench as bench
+    from shears.searching.stage import run_search as run_search
+    from shears.searching.stage import search as search
+    from shears.serving.server import serve as serve
+    from shears.sparsity.prune import sparsify_model as sparsify_model
+    from shears.sparsity.stage import sparsify as sparsify
 
 _MODULES = {
     "ElasticAdapter": "adapt.elastic",
@@ -35,9 +37,10 @@ _MODULES = {
     "NLSCallback": "adapt.sampling",
     "RankConfig": "adapt.space",
     "SearchSpace": "adapt.space",
+    "__version__": "records.version",
     "bench": "runtime.speed",
-    "compare": "report.compare",
     "build_space": "adapt.groups",
+    "compare": "report.compare",
     "evaluate": "evaluation.run",
     "export_adapter": "export.stage",
     "fetch": "models.fetching",
@@ -56,36 +59,7 @@ _MODULES = {
     "unpack": "export.package",
     "write_report": "report.page",
 }
-__all__ = [
-    "ElasticAdapter",
-    "InputError",
-    "NLSCallback",
-    "RankConfig",
-    "SearchSpace",
-    "__version__",
-    "bench",
-    "build_space",
-    "compare",
-    "evaluate",
-    "export_adapter",
-    "fetch",
-    "inspect",
-    "load_super_adapter",
-    "make_elastic",
-    "plan",
-    "push",
-    "run",
-    "run_search",
-    "search",
-    "serve",
-    "sparsify",
-    "sparsify_model",
-    "train",
-    "unpack",
-    "write_report",
-]
-
-
+__all__ = list(_MODULES)
 _FOLDERS = ("adapt", "data", "errors", "evaluation", "export", "runtime", "searching", "serving", "sparsity")
 
 

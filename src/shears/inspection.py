@@ -14,31 +14,19 @@ from shears.checkpoints.zeros import count_zeros, place_in_block, sparsities
 from shears.config.export import FORMAT_OF_RECORD
 from shears.config.targets import EXPERTS
 from shears.errors import InputError, first_line
-from shears.records.artifacts import (
-    EVALUATION,
-    PACKAGE,
-    RECOVERY,
-    RESULT,
-    SEARCH_SPACE,
-    SPARSITY,
-    UNPACKED,
-    read_object,
-    read_record,
-    weights_fingerprint,
-)
+from shears.records import artifacts
 from shears.records.folders import partial_folder
 
-EXPORTS = {record: (form.holds, form.called) for record, form in FORMAT_OF_RECORD.items()}
 MODELS = {
-    SPARSITY: "sparse model",
-    **{record: called for record, (holds, called) in EXPORTS.items() if holds == "model"},
-    UNPACKED: "unpacked model",
+    artifacts.SPARSITY: "sparse model",
+    **{record: form.called for record, form in FORMAT_OF_RECORD.items() if form.holds == "model"},
+    artifacts.UNPACKED: "unpacked model",
 }
 """What to call the models with these records."""
 ADAPTERS = {
-    SEARCH_SPACE: "super-adapter",
-    **{record: called for record, (holds, called) in EXPORTS.items() if holds == "adapter"},
-    RECOVERY: "recovery",
+    artifacts.SEARCH_SPACE: "super-adapter",
+    **{record: form.called for record, form in FORMAT_OF_RECORD.items() if form.holds == "adapter"},
+    artifacts.RECOVERY: "recovery",
 }
 """What to call the adapters with these records."""
 ADAPTED = ("super_adapter_fingerprint", "sub_adapter_fingerprint")  # keys of models and packages with an adapter
@@ -60,22 +48,18 @@ def inspect(path: str | Path, against: str | Path | None = None) -> dict[str, An
 
 def _describe(path: Path) -> dict[str, Any]:
     if path.is_file() and path.suffix == ".json":
-        return {"kind": "file", "path": str(path), **read_object(path)}
+        return {"kind": "file", "path": str(path), **artifacts.read_object(path)}
     if not path.is_dir():
         raise InputError(f"the path must be a folder or JSON file of an artifact, there is no {path}; check the path")
     for marker, describe in KINDS.items():
         if (path / marker).is_file():
-            return {"path": str(path), **describe(path), "size_bytes": folder_size(path)}
+            num_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            return {"path": str(path), **describe(path), "size_bytes": num_bytes}
     resolved = path.resolve()  # because `.` has no name
     if resolved.name.endswith(".partial") or (resolved.name and partial_folder(resolved).exists()):
         raise InputError(f"{path} must be finished, but its stage was interrupted; start it again with --resume")
     names = ", ".join(KINDS)
     raise InputError(f"{path} must be a model, or an adapter, a search or a run of shears; it has none of {names}")
-
-
-def folder_size(path: Path) -> int:
-    """Return the bytes of all files below a folder."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -107,14 +91,14 @@ def _model(folder: Path) -> dict[str, Any]:
             weights, zeros = counts.get(place, (0, 0))
             counts[place] = (weights + tensor.numel(), zeros + zeros_here)
     name, kind = next(((name, kind) for name, kind in MODELS.items() if (folder / name).is_file()), ("", "model"))
-    record = read_object(folder / name) if name else {}
+    record = artifacts.read_object(folder / name) if name else {}
     return {
         "kind": kind,
         "parameters": parameters,
         "nonzeros": nonzeros,
         **sparsities(max(lists.values(), key=lambda counts: sum(size for size, _ in counts.values()), default={})),
         **({"quantized": quantized} if (quantized := quantized_by(folder)) else {}),
-        "fingerprint": weights_fingerprint(folder),
+        "fingerprint": artifacts.weights_fingerprint(folder),
         "base_fingerprint": record.get("base_fingerprint"),
         "calibration_fingerprint": record.get("calibration_fingerprint"),
         **{key: record[key] for key in ADAPTED if record.get(key)},
@@ -142,13 +126,13 @@ def _adapter(folder: Path) -> dict[str, Any]:
         "kind": kind,
         "parameters": parameters,
         "nonzeros": parameters - sum(zeros for _, zeros in counts),
-        **read_object(folder / name),
-        "fingerprint": weights_fingerprint(folder),
+        **artifacts.read_object(folder / name),
+        "fingerprint": artifacts.weights_fingerprint(folder),
     }
 
 
 def _package(folder: Path) -> dict[str, Any]:
-    record = read_record(folder, PACKAGE, "bytes", "ratio", "base_fingerprint", "config")
+    record = artifacts.read_record(folder, artifacts.PACKAGE, "bytes", "ratio", "base_fingerprint", "config")
     tensors = read_package(folder).adapter().values()
     copied = ("values", "rounding", "num_linears", "bytes", "ratio", "ranks")
     sizes = {f"bytes_{name}": size for name, size in record["bytes"].items()}
@@ -166,11 +150,11 @@ def _package(folder: Path) -> dict[str, Any]:
 
 
 KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    PACKAGE: _package,
-    RESULT: lambda folder: {"kind": "search", **read_object(folder / RESULT)},
+    artifacts.PACKAGE: _package,
+    artifacts.RESULT: lambda folder: {"kind": "search", **artifacts.read_object(folder / artifacts.RESULT)},
     **dict.fromkeys(ADAPTERS, _adapter),
     "config.json": _model,
-    EVALUATION: lambda folder: {"kind": "run", **read_object(folder / EVALUATION)},
+    artifacts.EVALUATION: lambda folder: {"kind": "run", **artifacts.read_object(folder / artifacts.EVALUATION)},
 }
 
 

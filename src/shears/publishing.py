@@ -15,30 +15,24 @@ from yaml import YAMLError
 
 from shears.config.embedded import EMBEDDED
 from shears.errors import InputError, first_line
-from shears.records.artifacts import (
-    KINDS,
-    README,
-    RECIPE,
-    RECORDS,
-    SPARSITY,
-    TRAINING_TIMES,
-    find_record,
-    read_object,
-    read_record,
-)
+from shears.records import artifacts
 from shears.records.cards.card import HubLocation, published
 from shears.records.folders import PARTIAL
 from shears.records.paths import HUB_NAME, SEPARATOR, is_path, last_part, without_folders
 from shears.records.peft_files import ADAPTER_CONFIG
 
 logger = logging.getLogger(__name__)
-EXCLUDED = ("study.db", TRAINING_TIMES)  # they contain dates and times
+EXCLUDED = ("study.db", artifacts.TRAINING_TIMES)  # they contain dates and times
 TRAINER_FILES = re.compile(
     r"checkpoint-\d+|(?:optimizer|scheduler|scaler)\.(?:pt|bin)|rng_state\S*\.pth|training_args\.bin|trainer_state\.json"
     r"|events\.out\.tfevents\.\S+"
 )
 """Files that transformers' Trainer writes beside a model to resume; they contain paths of this machine."""
-BASE_KEYS = {ADAPTER_CONFIG: "base_model_name_or_path", **dict.fromkeys(RECORDS, "base"), SPARSITY: "model"}
+BASE_KEYS = {
+    ADAPTER_CONFIG: "base_model_name_or_path",
+    **dict.fromkeys(artifacts.RECORDS, "base"),
+    artifacts.SPARSITY: "model",
+}
 """Files that name the model an artifact was made from, and the key of that name."""
 SOURCES = frozenset(
     ("data", "calibration", "test", "ranks", "include_path", "model", "base", "adapter", "super_adapter", "package",
@@ -89,12 +83,12 @@ def _check(folder: Path, repo: str, base: str | None) -> None:
 def _check_single(folder: Path) -> None:
     """Raise InputError for a folder that is not one model, adapter or package, such as a run or a search."""
     rule = "only a model, an adapter or a package can be pushed"
-    record = find_record(folder)
-    if record is not None and record.name in KINDS:
-        read_record(folder, record.name)
+    record = artifacts.find_record(folder)
+    if record is not None and record.name in artifacts.KINDS:
+        artifacts.read_record(folder, record.name)
         return
     is_model = (folder / "config.json").is_file()
-    if (folder / RECIPE).is_file() or (record is not None and not is_model):
+    if (folder / artifacts.RECIPE).is_file() or (record is not None and not is_model):
         raise InputError(f"{rule}, got the run or search {folder}; push its sparse or sub_adapter folder")
     if not is_model:
         raise InputError(f"{rule}, got {folder}; see shears inspect {folder}")
@@ -146,10 +140,10 @@ def public_content(path: Path, base: str | None, place: HubLocation) -> bytes | 
     `base` is the hub id of the model it was made from, None for the recorded one. InputError if that is a folder, and
     for an invalid record or card.
     """
-    if path.name == README:
+    if path.name == artifacts.README:
         return _card(path, base, place)
     if path.name in BASE_KEYS:
-        content: Any = read_object(path)
+        content: Any = artifacts.read_object(path)
         public: Any = _with_base(path, content, base)
     elif path.suffix == ".json":
         content = _json(path)
@@ -169,18 +163,21 @@ def _json(path: Path) -> Any:
 
 def _card(path: Path, base: str | None, place: HubLocation) -> bytes | None:
     """Return a card of shears with hub ids in metadata, text and code; in another card, replace only the base."""
-    record_file = find_record(path.parent)
+    record_file = artifacts.find_record(path.parent)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} must be UTF-8 text, got {error}; save it as UTF-8") from None
     try:
-        ModelCard(text, ignore_metadata_errors=True)
+        card = ModelCard(text, ignore_metadata_errors=True)
     except (YAMLError, ValueError) as error:
         raise InputError(f"{path} must begin with metadata in YAML, got {first_line(error)}; correct it") from None
-    if record_file is None or record_file.name not in KINDS:
-        return _based(text, base) if base else None
-    record = read_object(record_file)
+    if record_file is None or record_file.name not in artifacts.KINDS:
+        if not base:
+            return None
+        card.data.base_model = base  # type: ignore[attr-defined]  # a key of its YAML
+        return str(card).encode()
+    record = artifacts.read_object(record_file)
     public = _with_base(record_file, record, base) | ({BASE_KEYS[record_file.name]: base} if base else {})
     try:
         text = published(text, record_file.name, record, public, place)
@@ -193,12 +190,6 @@ def _card(path: Path, base: str | None, place: HubLocation) -> bytes | None:
     return text.encode()
 
 
-def _based(text: str, base: str) -> bytes:
-    card = ModelCard(text, ignore_metadata_errors=True)
-    card.data.base_model = base  # type: ignore[attr-defined]  # a key of its YAML
-    return str(card).encode()
-
-
 def _with_base(path: Path, content: dict[str, Any], base: str | None) -> dict[str, Any]:
     """Return a record without folders, with the hub id of its base; InputError if that is unknown."""
     key = BASE_KEYS[path.name]
@@ -206,18 +197,14 @@ def _with_base(path: Path, content: dict[str, Any], base: str | None) -> dict[st
     public = _without_folders(content)
     if not isinstance(recorded, str):  # PEFT writes null for a model that was created in memory
         return {**public, key: base} if base is not None and path.name == ADAPTER_CONFIG else dict(public)
-    if base is None and not _is_public(recorded, path.parent):
+    in_folder = is_path(recorded) or (path.parent.parent / recorded).exists()  # here, or beside the artifact's folder
+    is_hub_id = HUB_NAME.fullmatch(recorded) is not None and not in_folder
+    if base is None and not is_hub_id and recorded not in EMBEDDED:
         raise InputError(
             f"the base of an artifact must be public, {path} has the folder {recorded}; push that first and give its "
             "repository as --base"
         )
     return {**public, key: base or recorded}
-
-
-def _is_public(base: str, folder: Path) -> bool:
-    """Tell whether a base is an embedded model or a hub id, not a folder, here or beside the artifact's folder."""
-    in_folder = is_path(base) or (folder.parent / base).exists()
-    return base in EMBEDDED or (HUB_NAME.fullmatch(base) is not None and not in_folder)
 
 
 def _without_folders(content: Any, key: str = "", hashed: frozenset[str] = frozenset()) -> Any:

@@ -11,7 +11,7 @@ from shears.config.fields import StageConfig
 from shears.config.resolve import build, load_recipe, stage_values
 from shears.errors import InputError
 from shears.records.artifacts import as_data
-from shears.runs.stages import Stage
+from shears.runs.pipeline import Stage
 
 DATA = {"data": "arithmetic:train"}
 CASES: list[tuple[type[StageConfig], str, str, float, str]] = [

@@ -54,15 +54,24 @@ def main() -> None:
     try:
         _run()
     except KeyboardInterrupt:  # also while libraries are imported
-        verb = next((word for word in sys.argv[1:] if word.isalpha()), "")  # `--threads N` may precede it
-        _fail("; ".join(filter(None, ["stopped", HOW_TO_CONTINUE.get(verb)])), INTERRUPTED)
+        _fail("; ".join(filter(None, ["stopped", HOW_TO_CONTINUE.get(_verb())])), INTERRUPTED)
+
+
+def _verb() -> str:
+    """Return the verb of the command line, behind `--threads N`; empty if there is none."""
+    return next((word for word in sys.argv[1:] if word.isalpha()), "")
 
 
 def _run() -> None:
     _quieten()
+    import typer
+
     from shears.errors import InputError
 
-    usage_error = _click_exception()
+    # the base class of click's exceptions, found by name: newer versions of typer contain click and do not export it
+    usage_error: type[Exception] = next(
+        kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+    )
     try:
         _check_words(sys.argv[1:])
         code = application()(standalone_mode=False) or 0
@@ -82,9 +91,17 @@ def _run() -> None:
 
 
 def _check_words(words: Sequence[str]) -> None:
-    """Raise InputError for bytes that are not UTF-8, because records cannot hold them."""
+    """Raise InputError for bytes that are not UTF-8, which records cannot hold, and for several processes of a verb.
+
+    Only train may be started by a launcher such as torchrun.
+    """
     from shears.errors import InputError
 
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if _verb() not in ("train", "") and processes != "1":
+        raise InputError(
+            f"only train runs on several processes, got {_verb()} on {processes}; start it without a launcher"
+        )
     for word in words:
         try:
             word.encode()
@@ -98,18 +115,11 @@ def application() -> Any:
     """Return the application with all its verbs, in the order of the help."""
     from importlib import import_module
 
-    from shears.cli.app import app
+    from shears.cli.options import app
 
     for name in ("verbs", "chat", "sharing"):
         import_module(f"shears.cli.{name}")
     return app
-
-
-def _click_exception() -> type[Exception]:
-    """Return the base class of click's exceptions; newer versions of typer contain click and do not export it."""
-    import typer
-
-    return next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def _fail(message: str, code: int) -> None:

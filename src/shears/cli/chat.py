@@ -12,8 +12,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 import shears
-from shears.cli.app import app
-from shears.cli.options import Values, with_stage_options
+from shears.cli.options import Values, app, with_stage_options
 from shears.cli.tables import console
 from shears.config import ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
 from shears.config.resolve import build
@@ -34,7 +33,6 @@ HELP = """Ctrl-C  stops an answer; the part shown stays in the conversation
 \\       at the end of a line: the text continues on the next line"""
 CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 """Control characters, with which a model's answer could change the terminal."""
-TAB = "    "
 
 
 @app.command()
@@ -48,9 +46,10 @@ def generate(
 ) -> None:
     """Continue a prompt; the text appears as it is generated.
 
+    \b
     shears generate package --prompt "The capital of France is"
-
-    shears generate sparse --adapter sub_adapter --prompt "Question: Ann has 3 pens and buys 4. How many? Answer:"
+    shears generate sparse --adapter sub_adapter \\
+        --prompt "Question: Ann has 3 pens and buys 4. How many? Answer:"
     """
     from shears.runtime.loading import load
 
@@ -70,8 +69,8 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     /reset starts a new conversation, /quit or Ctrl-D quits, Ctrl-C stops an answer. If input or output is not a
     terminal, every input line is a turn, and only the answers are printed.
 
+    \b
     shears chat package
-
     shears chat package --temperature 0 < questions.txt
     """
     from shears.runtime.generation.conversation import Conversation
@@ -96,8 +95,8 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
 def serve(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     """Serve a model over HTTP with OpenAI's API.
 
-    /v1/chat/completions and /v1/completions (streamed or not), /v1/models, /health. Running requests share each step of
-    the model. Needs pip install 'shears[serve]'.
+    /v1/chat/completions and /v1/completions (streamed or not), /v1/models, /health. Requests that run at the same
+    time are batched. Needs pip install 'shears[serve]'.
 
     \b
     shears serve package
@@ -148,25 +147,19 @@ def _turns(read: Callable[[str], str]) -> Iterator[str]:
     """Yield the user's turns until the input ends or /quit; a backslash at the end of a line continues the turn."""
     is_over = False
     while not is_over:
-        lines, is_over = _one_turn(read)
-        text = "\n".join(lines).strip()
+        text = ""
+        try:
+            text = read("> ")
+            while text.endswith("\\"):
+                text = f"{text[:-1]}\n"
+                text += read(". ")
+        except EOFError:
+            is_over = True
+        text = text.strip()
         if text == "/quit":
             return
         if text:
             yield text
-
-
-def _one_turn(read: Callable[[str], str]) -> tuple[list[str], bool]:
-    """Return the lines of a turn, and whether the input ended in it."""
-    lines = list[str]()
-    try:
-        lines.append(read("> "))
-        while lines[-1].endswith("\\"):
-            lines[-1] = lines[-1][:-1]
-            lines.append(read(". "))
-    except EOFError:
-        return lines, True
-    return lines, False
 
 
 def _typed_line(prompt: str) -> str:
@@ -233,7 +226,7 @@ class Wrapper:
 
     def add(self, piece: str) -> str:
         """Return the text to print now."""
-        return "".join(self._character(character) for character in piece.replace("\t", TAB))
+        return "".join(self._character(character) for character in piece.replace("\t", "    "))
 
     def rest(self) -> str:
         """Return the last word, on a new line if it does not fit."""

@@ -1,4 +1,4 @@
-"""Command-line options generated from a stage's configuration, so that a flag and its help always match the field."""
+"""The typer application, and options generated from a configuration, so that a flag always matches its field."""
 
 import inspect
 import os
@@ -11,11 +11,55 @@ from pydantic.fields import FieldInfo
 
 from shears.config.fields import Repeated, StageConfig
 from shears.config.resolve import stage_values
-from shears.errors import InputError
+from shears.records.version import __version__
+
+HELP = """Sparse fine-tuning that stays sparse.
+
+Prune a language model, train elastic LoRA adapters on it, search the best sub-adapter, export it for other tools.
+
+Run all stages on a small model from PyPI and built-in examples:
+
+shears run recipes/quickstart.yaml --output runs/quickstart
+"""
+
+app = typer.Typer(
+    help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+
+def _print_version(is_given: bool | None) -> None:
+    if is_given:
+        print(f"shears {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def settings(
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="INTEGER", min=1, help="CPU threads (default: one per core); more than free cores are far slower."
+        ),
+    ] = None,
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = None,
+) -> None:
+    """Apply the options of every verb."""
+    if threads is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        from shears.models.devices import set_threads
+
+        set_threads(threads)
+
 
 CONFIG = Annotated[
     str | None,
-    typer.Option("--config", metavar="RECIPE.yaml", help="Read this verb's keys from a recipe; flags override them."),
+    typer.Option(
+        "--config",
+        metavar="RECIPE.yaml",
+        help="Read this verb's section of a recipe; flags override it.",
+    ),
 ]
 SET = Annotated[
     list[str] | None,
@@ -33,12 +77,12 @@ def with_stage_options(section: str, kind: type[StageConfig]) -> Callable[[Calla
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(verb).parameters.values())[:-1]
         options = [_parameter(name, field) for name, field in kind.model_fields.items()]
-        removed = [_keyword(name, _removed_flag(name)) for name in kind.REMOVED]
+        # hidden options: without them, typer would suggest a similar flag instead of the message of the configuration
+        flags_removed = {name: typer.Option(f"--{name.replace('_', '-')}", hidden=True) for name in kind.REMOVED}
+        removed = [_keyword(name, Annotated[str | None, option]) for name, option in flags_removed.items()]
         shared = [_keyword("config", CONFIG), _keyword("set_", SET)]
 
         def command(**arguments: Any) -> None:
-            if section != "train":
-                refuse_launcher(section)
             config = arguments.pop("config")
             settings = arguments.pop("set_") or []
             flags = {name: arguments.pop(name) for name in (*kind.model_fields, *kind.REMOVED)}
@@ -55,21 +99,8 @@ def with_stage_options(section: str, kind: type[StageConfig]) -> Callable[[Calla
     return decorate
 
 
-def refuse_launcher(verb: str) -> None:
-    """Raise InputError if a launcher (torchrun, accelerate) started several processes of a verb other than train."""
-    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise InputError(
-            f"only train runs on several processes, got {verb} on {processes}; start it without a launcher"
-        )
-
-
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _removed_flag(name: str) -> Any:
-    """Return a hidden option, so that the configuration's message appears and not click's similar flag."""
-    return Annotated[str | None, typer.Option(f"--{name.replace('_', '-')}", hidden=True)]
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:

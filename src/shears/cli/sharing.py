@@ -11,8 +11,7 @@ from rich.text import Text
 
 import shears
 from shears.cli import tables
-from shears.cli.app import app
-from shears.cli.options import refuse_launcher
+from shears.cli.options import app
 
 PLOT_WIDTH = 22  # characters; the table then fits into 80 columns
 
@@ -23,22 +22,23 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RUN...",
-            help="Run folders or files that evaluate wrote; NAME=FILE,FILE pools several seeds as one arm.",
+            help="Run folders, or files that evaluate wrote; NAME=FILE,FILE pools several seeds under one name.",
         ),
     ],
     against: Annotated[
-        str | None, typer.Option(help="Arm that the others are compared with (default: the first).")
+        str | None, typer.Option(help="Run or NAME that the others are compared with (default: the first).")
     ] = None,
     output: Annotated[str | None, typer.Option(help="Write the comparison to this .json or .html file.")] = None,
-    seed: Annotated[int, typer.Option(help="Random seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="INTEGER", help="Random seed of the bootstrap.")] = 0,
 ) -> None:
     """Compare evaluations on the same examples.
 
-    Accuracies with 95 % intervals, paired differences with p values; one table per task of lm-eval.
+    Prints accuracies with 95 % intervals and paired differences with p values, in one table per task of lm-eval.
 
-    shears compare lora=lora-0.json,lora-1.json nls=nls-0.json,nls-1.json --output compare.html
+    \b
+    shears compare lora=lora-0.json,lora-1.json nls=nls-0.json,nls-1.json \\
+        --output compare.html
     """
-    refuse_launcher("compare")
     data = shears.compare(runs, against=against, seed=seed, output=output)
     print_comparison(data)
     if output is not None:
@@ -57,7 +57,6 @@ def report(
 
     shears report runs/quickstart --compare runs/other
     """
-    refuse_launcher("report")
     tables.print_line(f"{shears.write_report(run, output, compare=compare)}: open it in a browser")
 
 
@@ -71,11 +70,12 @@ def push(
 ) -> None:
     """Upload an artifact to the Hugging Face hub.
 
-    Its README.md is a model card. Log in first, with hf auth login.
+    Its README.md becomes the model card. Log in first: hf auth login
 
-    shears push runs/quickstart/sub_adapter me/sub-adapter --base me/sparse --dry-run
+    \b
+    shears push runs/quickstart/sub_adapter me/sub-adapter \\
+        --base me/sparse --dry-run
     """
-    refuse_launcher("push")
     files = shears.push(folder, repo, base=base, private=private, dry_run=dry_run)
     tables.print_files(f"{'would be' if dry_run else 'is'} in {repo}", [(file.name, file.size) for file in files])
 

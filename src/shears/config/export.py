@@ -83,8 +83,8 @@ class ExportConfig(StageConfig):
 
     ranks: str | None = None
     """Ranks to keep: heuristic (the middle one of every group), maximal, minimal, RESULT.json (what search chose),
-    RESULT.json:N (the Nth configuration it evaluated) or RANKS.json ({group: rank}); default: what search chose where
-    a run has a search, else heuristic."""
+    RESULT.json:N (the Nth configuration it evaluated) or RANKS.json ({group: rank}); default: in a
+    run with a search what search chose, else heuristic."""
     format: FormatName = "peft"
     """peft: an adapter whose tensors have their own ranks; padded: an adapter whose tensors all have the largest
     rank, filled up with zeros (for llama.cpp); merged: one model, in which the base's zeros are lost; merged-sparse:

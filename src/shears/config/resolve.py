@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from shears.config import Recipe
@@ -124,14 +124,14 @@ def stage_values(section: str, config: str | None, settings: Sequence[str], flag
     return {**_section(values, section), **{name: value for name, value in flags.items() if value is not None}}
 
 
-def _explain(kind: type[BaseModel], section: str, detail: ErrorDetails) -> str:
+def _explain(kind: type[StageConfig], section: str, detail: ErrorDetails) -> str:
     location = [str(part) for part in detail["loc"]]
     name = ".".join(filter(None, [section, *location]))
     if detail["type"] == "extra_forbidden":
-        owner = _owner(kind, location[:-1])
+        owner = section_class(kind, location[:-1])
         return _unknown(location[-1], name.rpartition(".")[0], list(owner.model_fields))
     if detail["type"] == "missing":
-        field = _owner(kind, location[:-1]).model_fields[location[-1]]
+        field = section_class(kind, location[:-1]).model_fields[location[-1]]
         return f"{name} must be given (--{location[-1].replace('_', '-')}): {field.description}"
     message = detail["msg"].replace("Input should be", "must be").replace("String should match", "must match")
     if detail["type"] == "value_error":
@@ -142,12 +142,12 @@ def _explain(kind: type[BaseModel], section: str, detail: ErrorDetails) -> str:
     return f"{name} {message}, got {detail['input']!r}"
 
 
-def _owner(kind: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:
-    """Return the model class of a section of `kind`."""
+def section_class(kind: type[StageConfig], location: Sequence[str]) -> type[StageConfig]:
+    """Return the configuration class of a section of `kind`, such as TrainConfig for ['train'] of Recipe."""
     for part in location:
         annotation: Any = kind.model_fields[part].annotation
         options = getattr(annotation, "__args__", (annotation,))
-        kind = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+        kind = next(option for option in options if isinstance(option, type) and issubclass(option, StageConfig))
     return kind
 
 

@@ -2,19 +2,19 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from shears.config.evaluate import ScoringConfig
 from shears.config.fields import DtypeName, Names, Removed, Seed, Size, StageConfig, StorageURL
+from shears.config.notation import UNITS
 
 QUALITIES = ("loss", "accuracy")  # measured on validation examples
 SIZES = ("parameters", "nonzeros", "macs")  # counted
 FIGURES = (*QUALITIES, *SIZES, "latency")  # the last is timed
 MAXIMISED = frozenset({"accuracy"})  # less is better for all others
-UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*[kKMGT]?"
 StrategyName = Literal[
     "heuristic", "maximal", "minimal", "random", "exhaustive", "hill-climbing", "evolution", "nsga2", "rnsga2"
@@ -89,26 +89,6 @@ def check_figure(key: str, name: str) -> None:
         raise ValueError(f"{key} must be of {', '.join(FIGURES)}, got {name!r}")
 
 
-def complete(objectives: Sequence[str]) -> tuple[str, ...]:
-    """Return the objectives; a single quality is joined by the parameters, so that the smaller of two equals wins."""
-    if len(objectives) == 1 and objectives[0] in QUALITIES:
-        return objectives[0], "parameters"
-    return tuple(objectives)
-
-
-def check_goal(objectives: Sequence[str], constraints: Sequence[Constraint]) -> None:
-    """Raise ValueError unless there are one to three distinct objectives, and an objective or a bound is a quality."""
-    for name in objectives:
-        check_figure("objective", name)
-    if not 1 <= len(objectives) <= 3 or len(set(objectives)) < len(objectives):
-        raise ValueError(f"objective must name one to three distinct figures, got {','.join(objectives) or 'none'}")
-    if not {*objectives, *(constraint.figure for constraint in constraints)} & {*QUALITIES}:
-        raise ValueError(
-            f"objective must include loss or accuracy unless a constraint does, got {','.join(objectives)}; "
-            "the smallest configuration needs no search"
-        )
-
-
 class StrategyOptions(StageConfig):
     """Options of single strategies; each strategy reads its own."""
 
@@ -122,8 +102,8 @@ class StrategyOptions(StageConfig):
     """hill-climbing: most groups whose ranks change at once."""
     order: Literal["random", "predicted"] = "random"
     """hill-climbing by loss: order in which neighbours are evaluated; predicted: by the change of loss that its
-    slopes predict, most promising first. The slopes need one backward pass over the examples, which takes as long as
-    one to two evaluations."""
+    gradient predicts, most promising first. The gradient needs one backward pass over the examples, which takes as
+    long as one to two evaluations."""
     population: int | None = Field(None, ge=2)
     """evolution, nsga2, rnsga2: configurations per generation; default: a fifth of max_evaluations, but 4 to 50."""
     tournament: int | None = Field(None, ge=1)
@@ -131,12 +111,6 @@ class StrategyOptions(StageConfig):
     reference_points: Names = ()
     """rnsga2: desired figures, one number per objective joined by colons, such as 0.45:3M,0.5:2M; default: the
     figures of the heuristic, and the best of each figure among heuristic, maximal and minimal."""
-
-    def check_owner(self, strategy: str) -> None:
-        """Raise ValueError for an option that is set and belongs to another strategy."""
-        for name, owners in OWNERS.items():
-            if strategy not in owners and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} needs strategy {' or '.join(owners)}, got {strategy}; drop {name}")
 
 
 class SharingConfig(StageConfig):
@@ -150,7 +124,7 @@ class SharingConfig(StageConfig):
     stale_after: float = Field(60.0, ge=0.5)
     """Seconds without a heartbeat after which other workers take over the evaluations that a worker began."""
     storage_timeout: float = Field(300.0, ge=0.0)
-    """Seconds for which a shared storage that does not answer is retried."""
+    """Seconds during which a shared storage that does not answer is tried again."""
 
 
 class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
@@ -167,7 +141,7 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     objective: Names = ("loss",)
     """One to three figures to improve: loss per completion token (fast, exact), accuracy of a task, parameters of the
     adapter, nonzeros (of base and adapter), macs (per token), latency (ms per token of the packed model in the native
-    decoder on this CPU). The first one decides, the next break ties; a single loss or accuracy is joined by
+    decoder on this CPU). The first one decides, the others break ties; a single loss or accuracy is joined by
     parameters."""
     constraint: Names = ()
     """Bounds that the chosen configuration must meet, such as parameters<=3M or accuracy>=0.6,macs<=100M."""
@@ -183,12 +157,12 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     tie_layers: int = Field(1, gt=0)
     """Consecutive layers that share a rank, per group: a smaller space for a big model."""
     cache_budget: Size = "2GB"
-    """Memory for the incumbent's hidden states; an evaluation reuses them up to the first layer whose rank differs.
-    It changes the time, never a figure; 0: nothing is reused."""
+    """Memory for hidden states of the best configuration so far; an evaluation reuses them up to the first layer whose
+    rank differs. It changes the time, never a figure; 0: nothing is reused."""
     race_error: float = Field(0.0, ge=0.0, lt=0.5)
-    """hill-climbing: drop a candidate early if it is worse than the incumbent on a part of the examples; this is the
-    chance of an error, such as 0.05 (up to three times that if a few examples differ by very much); 0: evaluate every
-    candidate on all examples."""
+    """hill-climbing: drop a candidate as soon as a part of the examples shows that it is worse than the best
+    configuration so far, with this chance of an error, such as 0.05 (up to three times that if a few examples differ
+    by very much); 0: evaluate every candidate on all examples."""
     race_indifference: float = Field(0.0, ge=0.0)
     """With race_error: a difference of loss (nats per token) or accuracy (a share) too small to matter, such as
     0.0005; a candidate that certainly differs by less is dropped early too."""
@@ -197,8 +171,10 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """All objectives, with the parameters that join a single quality."""
-        return complete(self.objective)
+        """All objectives; a single quality is joined by the parameters, so that the smaller of two equals wins."""
+        if len(self.objective) == 1 and self.objective[0] in QUALITIES:
+            return self.objective[0], "parameters"
+        return self.objective
 
     @property
     def constraints(self) -> tuple[Constraint, ...]:
@@ -222,10 +198,12 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
 
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":
-        check_goal(self.objective, self.constraints)
+        self._check_goal()
         if "accuracy" in self.figures and self.task is None:
             raise ValueError("task must be given with objective accuracy: choices, number or equation, got none")
-        self.check_owner(self.strategy)
+        for name, owners in OWNERS.items():
+            if self.strategy not in owners and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} needs strategy {' or '.join(owners)}, got {self.strategy}; drop {name}")
         if self.test == self.data:
             raise ValueError(f"test must be other examples than data, which the search sees; both are {self.data}")
         if self.order == "predicted" and (self.objectives[0] != "loss" or self.changes > 1):
@@ -238,6 +216,19 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
             parse_point(point, len(self.objectives))
         self._check_race()
         return self
+
+    def _check_goal(self) -> None:
+        """Raise ValueError unless one to three distinct figures are objectives, and one figure is a quality."""
+        for name in self.objective:
+            check_figure("objective", name)
+        if not 1 <= len(self.objective) <= 3 or len(set(self.objective)) < len(self.objective):
+            names = ",".join(self.objective) or "none"
+            raise ValueError(f"objective must name one to three distinct figures, got {names}")
+        if not {*self.figures} & {*QUALITIES}:
+            raise ValueError(
+                f"objective must include loss or accuracy unless a constraint does, got {','.join(self.objective)}; "
+                "the smallest configuration needs no search"
+            )
 
     def _check_race(self) -> None:
         if self.race_indifference and not self.race_error:

@@ -88,7 +88,7 @@ class ServeConfig(RunningConfig):
     max_request_bytes: int = Field(1_000_000, gt=0)
     """Largest request in bytes; larger ones are answered with 413."""
     max_new_tokens: int = Field(2048, gt=0)
-    """Longest answer a request may ask for, in tokens; also the default of a request that does not say."""
+    """Longest answer a request may ask for, in tokens; also the default of a request that sets none."""
     shutdown_seconds: float = Field(10.0, ge=0.0)
     """Seconds that running answers may take to end after SIGTERM."""
 

@@ -49,7 +49,7 @@ class SparsifyConfig(StageConfig):
     """How to prune: method, sparsity, pattern of the zeros, calibration text."""
 
     sparsity: float = Field(0.5, ge=0.0, lt=1.0)
-    """Share of weights that become zero, over all pruned linears together."""
+    """Share of weights that become zero, over all pruned linear layers (linears) together."""
     method: MethodName = "wanda"
     """Pruning method: wanda, magnitude and ria only set weights to zero; sparsegpt and admm also update the kept ones
     (better, slower)."""

@@ -75,7 +75,7 @@ class TrainConfig(StageConfig):
     compile: bool = False
     """Compile the model with torch.compile: slow to start, pays off on a GPU."""
     max_length: int = Field(512, gt=1)
-    """Most tokens in an example; longer examples are skipped and counted."""
+    """Largest number of tokens in an example; longer examples are skipped and counted."""
     train_on: Literal["completion", "all"] = "completion"
     """Tokens that the loss is computed on."""
     template: Literal["question", "alpaca"] = "question"

@@ -8,8 +8,6 @@ from importlib.resources import files
 
 from markupsafe import Markup, escape
 
-VOID = frozenset({"meta"})  # elements without an end tag
-
 
 def element(name: str, /, *children: object, **attributes: object) -> Markup:
     """Return `<name attributes>children</name>`.
@@ -22,7 +20,8 @@ def element(name: str, /, *children: object, **attributes: object) -> Markup:
         if value is not None
     )
     inside = join(child for child in children if child is not None)
-    return Markup(f"<{name}{written}>" if name in VOID else f"<{name}{written}>{inside}</{name}>")
+    end = "" if name == "meta" else f"{inside}</{name}>"  # meta is the one element here without an end tag
+    return Markup(f"<{name}{written}>{end}")
 
 
 def join(parts: Iterable[object]) -> Markup:

@@ -18,7 +18,6 @@ from shears.report.words import GAP
 
 Pair = tuple[str, Record, Record]  # name, measurement, its reference
 STAGES = ("sparsify", "train", "search", "export", "evaluate")  # recipe sections that a run reads
-SAME_RECIPES = Markup("<p>Their recipes are the same.</p>")
 
 
 def comparison(run: Run, other: Run) -> tuple[object, ...]:
@@ -66,7 +65,8 @@ def _recipe_differences(recipe: Record, other: Record, names: tuple[str, str]) -
     left, right = (dict(_keys(each)) for each in (recipe, other))
     keys = [key for key in dict.fromkeys([*left, *right]) if left.get(key) != right.get(key)]
     rows = [(key, str(left.get(key, "not set")), str(right.get(key, "not set"))) for key in keys]
-    return table("Recipe keys that differ", ("key", *names), rows) if rows else SAME_RECIPES
+    same = element("p", "Their recipes are the same.")
+    return table("Recipe keys that differ", ("key", *names), rows) if rows else same
 
 
 def _keys(recipe: Record, section: str = "") -> Iterator[tuple[str, Any]]:

@@ -70,10 +70,6 @@ class Run:
         """Return a record for each time that a stage was begun or resumed."""
         return [line for line in self.times if line["stage"] == stage]
 
-    def timed_steps(self) -> Sequence[tuple[Record, float]]:
-        """Return the training steps whose time is known, with their seconds."""
-        return [(line, self.step_times[line["step"]]) for line in self.log if line["step"] in self.step_times]
-
     def stages(self) -> Iterator[tuple[str, Record]]:
         """Yield the name and record of each stage that has one."""
         named = {"sparsify": self.sparsity, "train": self.space, "search": self.result, "export": self.exported}

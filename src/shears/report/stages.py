@@ -67,7 +67,7 @@ def training_section(run: Run) -> tuple[object, ...] | None:
     tokens = sum(line["tokens"] for line in run.log)
     mean = count(tokens / len(run.log))
     lead = f"{run.log[-1]['step']} steps on {count(tokens)} completion tokens, {mean} a step."
-    timed = run.timed_steps()
+    timed = [(line, run.step_times[line["step"]]) for line in run.log if line["step"] in run.step_times]
     if seconds := sum(took for _, took in timed):
         speed = sum(line["tokens"] for line, _ in timed) / seconds
         lead += f" The steps took {duration(seconds)}, {digits(speed)} completion tokens a second."
@@ -128,7 +128,9 @@ def _mean(values: Sequence[float]) -> float:
 def recipe_section(run: Run) -> tuple[object, ...]:
     """Return what is needed to repeat the run, and how long its stages took."""
     lead = "What is needed to repeat this run."
-    return lead, _stages_table(run), _versions_table(run), _times_table(run), _recipe_text(run)
+    text = yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True)
+    recipe = element("details", element("summary", "The resolved recipe"), element("pre", text, tabindex="0"))
+    return lead, _stages_table(run), _versions_table(run), _times_table(run), recipe
 
 
 def _stages_table(run: Run) -> Markup:
@@ -183,9 +185,3 @@ def _total_time(lines: Sequence[Record]) -> str:
 
 def _machines(lines: Sequence[Record]) -> str:
     return "; ".join(dict.fromkeys(str(line["machine"]) for line in lines))
-
-
-def _recipe_text(run: Run) -> Markup:
-    """Return the resolved recipe as text that a click opens."""
-    text = yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True)
-    return element("details", element("summary", "The resolved recipe"), element("pre", text, tabindex="0"))

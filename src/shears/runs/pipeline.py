@@ -2,46 +2,91 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from shears.adapt.train import train
-from shears.config import EvaluateConfig, Recipe
+from shears.config import EvaluateConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
 from shears.config.export import FORMATS
+from shears.config.resolve import build, section_class
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
 from shears.evaluation.run import evaluate, measured, parts_of, template_of
-from shears.export.ranks import ranks_file
+from shears.export.ranks import ranks_file, ranks_name
 from shears.export.stage import export_adapter
 from shears.inspection import inspect
 from shears.models.devices import set_threads
 from shears.models.ref import ModelRef, resolve
-from shears.records.artifacts import (
-    EVALUATION,
-    RECIPE,
-    RESULT,
-    SEARCH_SPACE,
-    SPARSITY,
-    as_data,
-    evaluation_file,
-    read_object,
-    weights_fingerprint,
-    write_json,
-    write_text,
-)
+from shears.records import artifacts
+from shears.records.artifacts import as_data
 from shears.records.cards.card import write_card
 from shears.records.folders import partial_folder, run_lock
 from shears.records.paths import expanded, file_fingerprint
 from shears.records.timing import timed
-from shears.runs.stages import Stage
 from shears.searching.stage import search
 from shears.sparsity.stage import sparsify
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run: output folder, record in it, configuration, fingerprints of the inputs, and how it is made."""
+
+    name: str
+    output: Path
+    record: str
+    config: Mapping[str, Any]
+    inputs: Callable[[], Mapping[str, str]]
+    make: Callable[[], object]
+
+    def is_done(self) -> bool:
+        """Tell whether the artifact exists; InputError if it was made with another configuration or is damaged.
+
+        A key that is newer than the artifact counts as having its default in it.
+        """
+        if not (self.output / self.record).is_file():
+            return False
+        artifacts.refuse_changes(
+            self.output, _prefixed(self.name, self._recorded_config()), _prefixed(self.name, self.config)
+        )
+        return True
+
+    def _recorded_config(self) -> dict[str, Any]:
+        """Return the configuration in the record; InputError for another thing in its place."""
+        record = artifacts.read_json(self.output / self.record)
+        config = record.get("config") if isinstance(record, dict) else None
+        if not isinstance(config, dict):
+            raise InputError(
+                f"{self.output / self.record} must hold the configuration of {self.name}, got {config!r:.40}; the file "
+                f"is damaged or belongs to another tool: delete {self.output} or choose another output"
+            )
+        try:
+            return as_data(build(section_class(Recipe, [self.name]), self.name, config))
+        except InputError as error:
+            raise InputError(
+                f"{self.output} must have a record that this version can read, got one of version "
+                f"{record.get('shears_version')} or a damaged one: {error}; delete it or choose another output"
+            ) from None
+
+    def verify(self) -> None:
+        """Raise InputError if the artifact was made from other inputs than the present ones."""
+        record = artifacts.read_record(self.output, self.record)
+        for key, fingerprint in self.inputs().items():
+            if (recorded := record.get(key)) is not None:  # embedded data and earlier versions have no fingerprint
+                name = key.removesuffix("_fingerprint").removesuffix("_sha256")
+                artifacts.check_input(f"{name} of {self.output}", recorded, fingerprint)
+
+
+def _prefixed(section: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration under keys such as `export.ranks`, with ranks by their name."""
+    named = {"ranks": ranks_name(config["ranks"])} if section == "export" and config["ranks"] else {}
+    return {f"{section}.{key}": value for key, value in {**config, **named}.items()}
 
 
 def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
@@ -56,7 +101,7 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
     with run_lock(folder):
         stages = stages_of(recipe, folder)
         done = [stage.is_done() for stage in stages]  # raises before any work is done
-        write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        artifacts.write_text(folder / artifacts.RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         for number, (stage, is_done) in enumerate(zip(stages, done, strict=True), start=1):
             if is_done:
                 stage.verify()
@@ -88,63 +133,74 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
 def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
     """Return the stages of a recipe in order; each reads the artifact of the one before."""
     assert recipe.model is not None
-    model = recipe.model
+    stages = [_sparsify_stage(recipe.sparsify, recipe.model, folder)]
+    if recipe.train is not None:
+        stages.append(_train_stage(recipe.train, folder))
+        if recipe.search is not None:
+            stages.append(_search_stage(recipe.search, folder))
+        stages.append(_export_stage(recipe, folder))
+    return stages
+
+
+def _sparsify_stage(config: SparsifyConfig, model: str, folder: Path) -> Stage:
+    output = folder / "sparse"
+    values = as_data(config)
+
+    def inputs() -> dict[str, str]:
+        return {"base_fingerprint": resolve(model).fingerprint, **_hashes(calibration=config.calibration)}
+
+    return Stage("sparsify", output, artifacts.SPARSITY, values, inputs, lambda: sparsify(model, output, **values))
+
+
+def _train_stage(config: TrainConfig, folder: Path) -> Stage:
     sparse = folder / "sparse"
+    output = folder / "super_adapter"
+    values = as_data(config)
+
+    def inputs() -> dict[str, str]:
+        return {"base_fingerprint": resolve(sparse).fingerprint, **_hashes(data=config.data)}
+
+    def make() -> Path:
+        return train(sparse, output, resume=partial_folder(output).exists(), **values)
+
+    return Stage("train", output, artifacts.SEARCH_SPACE, values, inputs, make)
+
+
+def _search_stage(config: SearchConfig, folder: Path) -> Stage:
     adapter = folder / "super_adapter"
-    searched = folder / "search"
+    output = folder / "search"
+    values = as_data(config)
 
-    def inputs_of(key: str, path: str | Path, **sources: str | None) -> Callable[[], dict[str, str]]:
-        def fingerprints() -> dict[str, str]:
-            weights = resolve(path).fingerprint if key == "base_fingerprint" else weights_fingerprint(Path(path))
-            return {key: weights, **_hashes(sources)}
+    def inputs() -> dict[str, str]:
+        fingerprint = artifacts.weights_fingerprint(adapter)
+        return {"super_adapter_fingerprint": fingerprint, **_hashes(data=config.data, test=config.test)}
 
-        return fingerprints
+    def make() -> Path:  # `values` has the URL of the storage without the password
+        return search(adapter, output, resume=True, **{**values, "storage": config.storage})
 
-    pruning = as_data(recipe.sparsify)
-    inputs = inputs_of("base_fingerprint", model, calibration=recipe.sparsify.calibration)
-    stages = [Stage("sparsify", sparse, SPARSITY, pruning, inputs, lambda: sparsify(model, sparse, **pruning))]
-    if recipe.train is None:
-        return stages
-    training = as_data(recipe.train)
-    stages.append(
-        Stage(
-            "train", adapter, SEARCH_SPACE, training, inputs_of("base_fingerprint", sparse, data=recipe.train.data),
-            lambda: train(sparse, adapter, resume=partial_folder(adapter).exists(), **training),
-        )
-    )  # fmt: skip
-    if recipe.search:
-        searching = as_data(recipe.search)
-        storage = recipe.search.storage  # `searching` has its URL without the password
-        inputs = inputs_of("super_adapter_fingerprint", adapter, data=recipe.search.data, test=recipe.search.test)
-        stages.append(
-            Stage(
-                "search", searched, RESULT, searching, inputs,
-                lambda: search(adapter, searched, resume=True, **{**searching, "storage": storage}),
-            )
-        )  # fmt: skip
-    return [*stages, _export_stage(recipe, folder)]
-
-
-def _hashes(sources: Mapping[str, str | None]) -> dict[str, str]:
-    """Return the sha256 of the sources that are files here, under the keys that records use."""
-    hashes = {f"{name}_sha256": source_fingerprint(source) for name, source in sources.items() if source}
-    return {key: value for key, value in hashes.items() if value}
+    return Stage("search", output, artifacts.RESULT, values, inputs, make)
 
 
 def _export_stage(recipe: Recipe, folder: Path) -> Stage:
     adapter = folder / "super_adapter"
-    ranks = recipe.export.ranks or (str(folder / "search" / RESULT) if recipe.search else "heuristic")
-    config = {**as_data(recipe.export), "ranks": ranks}
-
-    def inputs() -> dict[str, str]:
-        fingerprints = {"super_adapter_fingerprint": weights_fingerprint(adapter)}
-        if file := ranks_file(ranks):
-            fingerprints["ranks_fingerprint"] = file_fingerprint(file.path)
-        return fingerprints | _hashes({"calibration": recipe.export.calibration})
-
     form = FORMATS[recipe.export.format]
     output = folder / form.folder
-    return Stage("export", output, form.record, config, inputs, lambda: export_adapter(adapter, output, **config))
+    ranks = recipe.export.ranks or (str(folder / "search" / artifacts.RESULT) if recipe.search else "heuristic")
+    values = {**as_data(recipe.export), "ranks": ranks}
+
+    def inputs() -> dict[str, str]:
+        fingerprints = {"super_adapter_fingerprint": artifacts.weights_fingerprint(adapter)}
+        if file := ranks_file(ranks):
+            fingerprints["ranks_fingerprint"] = file_fingerprint(file.path)
+        return fingerprints | _hashes(calibration=recipe.export.calibration)
+
+    return Stage("export", output, form.record, values, inputs, lambda: export_adapter(adapter, output, **values))
+
+
+def _hashes(**sources: str | None) -> dict[str, str]:
+    """Return the sha256 of the sources that are files here, under the keys that records use."""
+    hashes = {f"{name}_sha256": source_fingerprint(source) for name, source in sources.items() if source}
+    return {key: value for key, value in hashes.items() if value}
 
 
 def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -168,7 +224,7 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
     rows = [_row(name, *parts, config, folder) for name, parts in models.items()]
     task = {"task": config.task, "data": config.data}
     summary = {**task, "models": rows}
-    write_json(folder / EVALUATION, summary)
+    artifacts.write_json(folder / artifacts.EVALUATION, summary)
     figures = [{**task, **row} for row in rows]
     write_card(folder / "sparse", figures[:2])
     if recipe.train:
@@ -178,13 +234,13 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 def _row(name: str, model: ModelRef, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     """Return the figures and sizes of one model, from an earlier run if it measured the same."""
-    file = evaluation_file(folder, name)
+    file = artifacts.evaluation_file(folder, name)
     logger.info("evaluate %s", name)
     figures = _earlier_figures(file, model, adapter, config)
     if figures is None:
         with timed(folder, f"evaluate {name}"):
             evaluate(model, file, adapter=str(adapter) if adapter else None, **as_data(config))
-        figures = read_object(file)
+        figures = artifacts.read_object(file)
     weights = inspect(model.folder)
     adapter_parameters = inspect(adapter)["parameters"] if adapter else weights.get("adapter_parameters", 0)
     return {
@@ -204,7 +260,7 @@ def _earlier_figures(
     """Return the figures in a file if they are of this model, data and configuration, else None."""
     if not file.is_file():
         return None
-    record = read_object(file)
+    record = artifacts.read_object(file)
     expected = measured(model, adapter, config)
     own = config.model_copy(update={"template": None})
     if record.get("config") == as_data(own) and template_of(own, *parts_of(model, adapter)) == config.template:

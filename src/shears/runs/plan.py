@@ -5,10 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
-
-from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 from shears.adapt.groups import build_space
 from shears.adapt.space import RankConfig, SearchSpace
@@ -29,21 +26,11 @@ from shears.records.artifacts import EVALUATION, evaluation_file, read_object
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded
 from shears.runs.pipeline import run_folder, stages_of
-from shears.runs.shapes import (
-    BF16_BYTES,
-    FP32_BYTES,
-    Shape,
-    adapter_parameters,
-    packed_bytes,
-    pruning_memory,
-    quantized_bytes,
-    running_memory,
-    shape_of,
-    training_memory,
-)
+from shears.runs.shapes import BF16_BYTES, FP32_BYTES, Shape, packed_bytes, shape_of
 
 CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others are estimated as the heuristic
 NUM_SAMPLED = 500  # examples that are tokenized to estimate the length of one
+ADAM_BYTES = 4 * FP32_BYTES  # weight, gradient and two moments of a trained weight, all fp32
 
 Estimate = tuple[str, int | None, int | None]  # the work in words, memory and disk in bytes, None if unknown
 
@@ -115,7 +102,7 @@ class _Basis:
         """Return the number of adapter parameters at chosen ranks; 0 without a training or a known shape."""
         if (space := self.space) is None or self.shape is None:
             return 0
-        return adapter_parameters(self.shape.sides, by_linear(space, choice(space)))
+        return self.shape.adapter_parameters(by_linear(space, choice(space)))
 
     def loaded_bytes(self, stored: int, weights: str) -> int:
         """Return the size of a model loaded in the number format `weights`; auto: the format of its files."""
@@ -126,27 +113,23 @@ class _Basis:
 def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
     """Return what `run` would do, without loading weights and without a download.
 
-    InputError for whatever `run` refuses before it begins: an incomplete recipe, a stage that was made with another
-    configuration, groups that match no linear.
+    InputError for whatever `run` refuses before it begins: an incomplete recipe, a search on rows of the test data (if
+    both are here), a stage that was made with another configuration, groups that match no linear.
     """
     folder = run_folder(recipe, output)
     assert recipe.model is not None
-    _refuse_test_rows(recipe)
-    basis = _Basis(recipe, shape_of(recipe.model))
-    stages = [_planned(stage.name, _state(stage.is_done(), stage.output), basis) for stage in stages_of(recipe, folder)]
-    if recipe.evaluate:
-        is_done = all(stage.state == "done" for stage in stages) and _is_evaluated(recipe.evaluate, folder)
-        stages.append(_planned("evaluate", _state(is_done, folder / EVALUATION), basis))
-    return RunPlan(recipe.model, folder, basis.shape.parameters if basis.shape else None, stages)
-
-
-def _refuse_test_rows(recipe: Recipe) -> None:
-    """Raise InputError if the search uses rows of the test data, as far as both can be read without a download."""
     search = recipe.search
     test = recipe.evaluate
     if search and test and _is_local(search.data) and _is_local(test.data):
         with _quietly():
             check_apart(search.data, test.data, search.limit, test.limit)
+    basis = _Basis(recipe, shape_of(recipe.model))
+    states = {stage.name: _state(stage.is_done(), stage.output) for stage in stages_of(recipe, folder)}
+    if recipe.evaluate:
+        is_done = set(states.values()) == {"done"} and _is_evaluated(recipe.evaluate, folder)
+        states["evaluate"] = _state(is_done, folder / EVALUATION)
+    stages = [PlannedStage(name, state, *ESTIMATES[name](basis)) for name, state in states.items()]
+    return RunPlan(recipe.model, folder, basis.shape.parameters if basis.shape else None, stages)
 
 
 def _is_evaluated(config: EvaluateConfig, folder: Path) -> bool:
@@ -169,10 +152,6 @@ def _state(is_done: bool, output: Path) -> str:
     return "done" if is_done else "interrupted" if partial_folder(output).exists() else "to do"
 
 
-def _planned(name: str, state: str, basis: _Basis) -> PlannedStage:
-    return PlannedStage(name, state, *ESTIMATES[name](basis))
-
-
 def _sparsify(basis: _Basis) -> Estimate:
     config = basis.recipe.sparsify
     shape = basis.shape
@@ -186,42 +165,46 @@ def _sparsify(basis: _Basis) -> Estimate:
     hidden = min(num_bytes(config.activation_budget), FP32_BYTES * num_tokens * shape.width)
     recovers_by_moments = config.recover_rank > 0 and config.recover_by == "moments"
     needs_moments = METHODS[config.method].needs == "moments" or config.reconstruct or recovers_by_moments
-    widest = max(inputs for _, inputs in shape.sides.values()) ** 2 if needs_moments else 0
-    recovery = FP32_BYTES * adapter_parameters(shape.sides, dict.fromkeys(shape.sides, config.recover_rank))
-    return work, pruning_memory(shape.beside, shape.block, hidden, widest), basis.sparse_bytes + recovery
+    moments = max(inputs for _, inputs in shape.sides.values()) ** 2 if needs_moments else 0
+    # in fp32: the weights outside the blocks, a block and its copy, twice the second moments of the widest linear
+    memory = FP32_BYTES * (shape.beside + 2 * shape.block + 2 * moments) + hidden
+    recovery = FP32_BYTES * shape.adapter_parameters(dict.fromkeys(shape.sides, config.recover_rank))
+    return work, memory, basis.sparse_bytes + recovery
 
 
 def _train(basis: _Basis) -> Estimate:
     config = basis.recipe.train
     assert config is not None
-    amount = _amount(config.data)
-    length = None
-    if amount.examples is not None and basis.shape is not None and basis.shape.folder is not None:
-        length = _example_length(config, load_tokenizer(basis.shape.folder))
-    count = round((amount.examples or 0) * (length.kept if length else 1))
+    examples, words = _amount(config.data)
+    count = examples or 0
+    tokens = ""
+    if examples is not None and basis.shape is not None and basis.shape.folder is not None:
+        length, kept = _example_length(config, basis.shape.folder)
+        count = round(examples * kept)
+        tokens = f", about {length * num_seen(config, count):,.0f} tokens"
     steps = f"{num_steps(config, count):,} steps" if count or config.max_steps else f"{config.epochs:g} epochs in steps"
-    tokens = f", about {length.tokens * num_seen(config, count):,.0f} tokens" if length else ""
-    work = f"{steps} of {config.batch_size} examples, {amount.words}{tokens}"
+    work = f"{steps} of {config.batch_size} examples, {words}{tokens}"
     if basis.sparse_bytes is None or basis.shape is None:
         return work, None, None
     largest = basis.adapter(SearchSpace.maximal)
     model_bytes = basis.sparse_bytes
     if config.quantize != "none":
         weights = basis.shape.linear_weights
-        model_bytes = quantized_bytes(model_bytes, weights, basis.shape.parameters - weights, BITS[config.quantize])
-    return work, training_memory(model_bytes, largest), FP32_BYTES * largest
+        others = basis.shape.parameters - weights
+        model_bytes = round(weights * BITS[config.quantize] / 8 + model_bytes * others / (weights + others))
+    return work, model_bytes + ADAM_BYTES * largest, FP32_BYTES * largest
 
 
 def _search(basis: _Basis) -> Estimate:
     config = basis.recipe.search
     assert config is not None
     size = f" of {basis.space.size:.3g}" if basis.space else ""
-    data = _amount(config.data, config.limit).words
+    data = _amount(config.data, config.limit)[1]
     work = f"{config.strategy}, up to {config.max_evaluations}{size} configurations, each on {data}"
     if basis.sparse_bytes is None:
         return work, None, None
     loaded = basis.loaded_bytes(basis.sparse_bytes, config.weights)
-    return work, running_memory(loaded, basis.adapter(SearchSpace.maximal)), 0
+    return work, loaded + FP32_BYTES * basis.adapter(SearchSpace.maximal), 0
 
 
 def _export(basis: _Basis) -> Estimate:
@@ -249,27 +232,17 @@ def _evaluate(basis: _Basis) -> Estimate:
         return work, None, None
     dense = basis.loaded_bytes(basis.dense_bytes, config.weights)
     sparse = basis.loaded_bytes(basis.sparse_bytes, config.weights)
-    adapted = running_memory(sparse, basis.adapter(SearchSpace.heuristic))
+    adapted = sparse + FP32_BYTES * basis.adapter(SearchSpace.heuristic)
     return work, max(dense, adapted), 0  # one model is loaded at a time
 
 
-ESTIMATES: Mapping[str, Callable[[_Basis], Estimate]] = MappingProxyType(
-    {"sparsify": _sparsify, "train": _train, "search": _search, "export": _export, "evaluate": _evaluate}
-)
-
-
-class _Amount(NamedTuple):
-    """A number of examples, None if unknown, and the same in words."""
-
-    examples: int | None
-    words: str
-
-
-class _Length(NamedTuple):
-    """The mean number of tokens in a training example, and the share of examples that are short enough."""
-
-    tokens: float
-    kept: float
+ESTIMATES: Mapping[str, Callable[[_Basis], Estimate]] = {
+    "sparsify": _sparsify,
+    "train": _train,
+    "search": _search,
+    "export": _export,
+    "evaluate": _evaluate,
+}
 
 
 def _is_local(source: str) -> bool:
@@ -281,14 +254,17 @@ def _shown(source: str) -> str:
     return source if _is_local(source) else f"{source} (not here yet)"
 
 
-def _amount(source: str, limit: int | None = None) -> _Amount:
-    """Return how many examples a source has; InputError if its rows cannot be read."""
+def _amount(source: str, limit: int | None = None) -> tuple[int | None, str]:
+    """Return how many examples a source has, None if unknown, and the same in words.
+
+    InputError if its rows cannot be read.
+    """
     if not _is_local(source):
         count = f"up to {limit:,}" if limit else "an unknown number of"
-        return _Amount(limit, f"{count} examples ({source} is not here yet)")
+        return limit, f"{count} examples ({source} is not here yet)"
     with _quietly():
         num_rows = len(read_rows(source)[:limit])
-    return _Amount(num_rows, f"{num_rows:,} examples of {source}")
+    return num_rows, f"{num_rows:,} examples of {source}"
 
 
 def _evaluation_data(config: EvaluateConfig) -> str:
@@ -298,7 +274,7 @@ def _evaluation_data(config: EvaluateConfig) -> str:
         return f"{windows} of {config.sequence_length:,} tokens of {_shown(config.data)}"
     if config.task == "harness":
         return (f"up to {config.limit:,} examples of " if config.limit else "") + ", ".join(config.harness)
-    return _amount(config.data, config.limit).words
+    return _amount(config.data, config.limit)[1]
 
 
 def _calibration_tokens(config: SparsifyConfig) -> tuple[int, str]:
@@ -313,12 +289,13 @@ def _calibration_tokens(config: SparsifyConfig) -> tuple[int, str]:
     return num_tokens, f"{config.num_samples} x {config.sequence_length} = {num_tokens:,} tokens of {_shown(text)}"
 
 
-def _example_length(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> _Length:
-    """Return the length of training examples that are here, estimated on the first ones."""
+def _example_length(config: TrainConfig, model: Path) -> tuple[float, float]:
+    """Return the mean tokens of a training example and the share that is short enough, estimated on the first ones."""
+    tokenizer = load_tokenizer(model)
     with _quietly():
         examples = load_examples(config.data, config.template, tokenizer, NUM_SAMPLED)
         rows = tokenize_all(examples, tokenizer, config.max_length, config.train_on)
-    return _Length(sum(len(row.input_ids) for row in rows) / len(rows), len(rows) / len(examples))
+    return sum(len(row.input_ids) for row in rows) / len(rows), len(rows) / len(examples)
 
 
 @contextmanager

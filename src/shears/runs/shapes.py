@@ -1,12 +1,8 @@
-"""The shape of a model without its weights, and the memory and disk that stages need for it.
-
-Bytes are counted from shapes; activations, which depend on lengths and batch, are left out.
-"""
+"""The shape of a model without its weights, from which the plan of a run counts memory and disk."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,22 +22,19 @@ from shears.records.paths import expanded
 
 FP32_BYTES = 4
 BF16_BYTES = 2
-ADAM_BYTES = 4 * FP32_BYTES  # weight, gradient and two moments of a trained weight, all fp32
 
-Sides = Mapping[str, tuple[int, int]]  # outputs and inputs of every linear
 _LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
 _SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
             "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}  # fmt: skip
 _MPT_7B = {"d_model": 4096, "n_heads": 32, "n_layers": 32, "expansion_ratio": 4, "vocab_size": 50432}
-PUBLISHED: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
-    {
-        "smollm2-135m": ("llama", _SMOLLM2),
-        "huggyllama/llama-7b": ("llama", {}),  # transformers' own defaults of llama
-        "huggyllama/llama-13b": ("llama", _LLAMA_13B),
-        "mosaicml/mpt-7b": ("mpt", _MPT_7B),
-    }
-)
-"""The models of our recipes, which can be planned before a download: type in transformers, and other than default."""
+PUBLISHED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "smollm2-135m": ("llama", _SMOLLM2),
+    "huggyllama/llama-7b": ("llama", {}),  # transformers' own defaults of llama
+    "huggyllama/llama-13b": ("llama", _LLAMA_13B),
+    "mosaicml/mpt-7b": ("mpt", _MPT_7B),
+}
+"""The models of our recipes, which can be planned before a download: type in transformers, settings beside its
+defaults."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +80,11 @@ class Shape:
         files = TensorFiles(self.folder)
         tensors = {name: torch.empty(files.shape(name), dtype=files.dtype(name), device=META) for name in files.names}
         return sum(tensor.numel() for name, tensor in tensors.items() if is_block_matrix(name, tensor))
+
+    def adapter_parameters(self, ranks: Mapping[str, int]) -> int:
+        """Return the number of parameters of LoRA adapters: rank x (outputs + inputs) for every adapted linear."""
+        sides = self.sides
+        return sum(rank * sum(sides[name]) for name, rank in ranks.items())
 
     @property
     def sides(self) -> dict[str, tuple[int, int]]:
@@ -140,30 +138,6 @@ def _built(folder: Path, config: Any) -> nn.Module:
     return model
 
 
-def adapter_parameters(sides: Sides, ranks: Mapping[str, int]) -> int:
-    """Return the number of parameters of LoRA adapters: rank x (outputs + inputs) for every adapted linear."""
-    return sum(rank * sum(sides[name]) for name, rank in ranks.items())
-
-
-def pruning_memory(beside: int, block: int, hidden: int, largest_moments: int) -> int:
-    """Return the bytes for pruning block by block: embeddings, a block and its copy, hidden states, second moments.
-
-    All in fp32; `hidden` is the size of the hidden states in bytes, `largest_moments` the inputs squared of the widest
-    linear, 0 for methods that need only norms.
-    """
-    return FP32_BYTES * (beside + 2 * block + 2 * largest_moments) + hidden
-
-
-def training_memory(model_bytes: int, adapter: int) -> int:
-    """Return the bytes for training: the frozen model, the adapter, its gradients and Adam's moments."""
-    return model_bytes + ADAM_BYTES * adapter
-
-
-def quantized_bytes(model_bytes: int, weights: int, others: int, bits: float) -> int:
-    """Return the bytes of a loaded model whose linears are quantized and whose other weights are not."""
-    return round(weights * bits / 8 + model_bytes * others / (weights + others))
-
-
 def packed_bytes(weights: int, others: int, sparsity: float, value_bytes: int = 2, other_bytes: int = 2) -> int:
     """Return the size of a package: per weight of a linear one bit, and `value_bytes` if it is nonzero.
 
@@ -171,8 +145,3 @@ def packed_bytes(weights: int, others: int, sparsity: float, value_bytes: int = 
     """
     dense = max(value_bytes, other_bytes) * weights
     return round(min(weights / 8 + value_bytes * (1 - sparsity) * weights, dense) + other_bytes * others)
-
-
-def running_memory(model_bytes: int, adapter: int) -> int:
-    """Return the bytes of a loaded model with an adapter."""
-    return model_bytes + FP32_BYTES * adapter
