@@ -24,6 +24,7 @@ from shears.runtime.generation.engine import Engine
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError
+from shears.runtime.native.model_source import source_of_package
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,9 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
     if ref.is_package:
         engine = _package_engine(ref, adapter, wanted)
     elif wanted.backend == "auto":
-        engine = _model_engine(ref, adapter, wanted)
+        network, tokenizer = load_with_adapter(ref, adapter, wanted.dtype, wanted.device)
+        settings: Any = getattr(network, "generation_config", None)
+        engine = Engine(TransformersBackend(network), tokenizer, end_tokens(tokenizer, settings))
     else:
         raise InputError(f"backend {wanted.backend} runs packages, {ref.name} is none; shears export --format package")
     about = engine.backend.describe()
@@ -48,12 +51,6 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
     details = f"{about['isa']}, {about['values']}, {about['threads']} thread{plural}"
     logger.info("%s runs on %s (%s)", ref.name, about["name"], details)
     return engine
-
-
-def _model_engine(model: ModelRef, adapter: str | Path | None, wanted: RunningConfig) -> Engine:
-    network, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
-    settings: Any = getattr(network, "generation_config", None)
-    return Engine(TransformersBackend(network), tokenizer, end_tokens(tokenizer, settings))
 
 
 def _package_engine(model: ModelRef, adapter: str | Path | None, wanted: RunningConfig) -> Engine:
@@ -71,10 +68,10 @@ def package_backend(model: ModelRef, wanted: RunningConfig) -> Backend:
     if wanted.backend == "drop-in":
         return DropInBackend(model, dtype=wanted.dtype)
     if kernels_available():
-        from shears.runtime.native.decoder import open_native
+        from shears.runtime.native.decoder import NativeBackend
 
         try:
-            return open_native(model.package, torch.get_num_threads())
+            return NativeBackend(source_of_package(model.package), torch.get_num_threads())
         except NotCoveredError as error:
             if wanted.backend == "native":
                 raise

@@ -22,7 +22,7 @@ from tests.tiny import tiny_tokenizer
 if extension_is_missing():
     pytest.skip("the C++ extension is not built", allow_module_level=True)
 
-from shears.runtime.native.decoder import open_native
+from shears.runtime.native.decoder import NativeBackend
 
 
 def _saved(folder: Path, name: str = "llama, tied head") -> Path:
@@ -132,7 +132,7 @@ def test_invalid_generation_settings_are_refused(package: Path) -> None:
 def test_layers_beyond_the_config_are_refused(package: Path) -> None:
     _change(package / "config.json", num_hidden_layers=1)
     with pytest.raises(NotCoveredError, match=r"must know every part .*, not model.layers.1"):
-        open_native(read_package(package), 1)
+        NativeBackend(source_of_package(read_package(package)), 1)
 
 
 @pytest.mark.parametrize(
