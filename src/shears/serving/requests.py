@@ -28,11 +28,10 @@ IGNORED = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
      "prompt_cache_retention", "parallel_tool_calls", "reasoning_effort", "verbosity")
 )  # fmt: skip
-MOST_STOPS = 16  # every token is compared with all of them
-LONGEST_STOP = 256
 READ_SECONDS = 60.0  # for a whole body
 
-Stop = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_STOP)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Stops = Annotated[list[Stop], Field(max_length=16)]  # every token is compared with all of them
 Tokens = Annotated[list[int], Field(min_length=1)]
 
 
@@ -80,7 +79,7 @@ class _Body(BaseModel):
 class StreamOptions(_Body):
     """How a stream is written."""
 
-    include_usage: bool = False
+    include_usage: bool = False  # whether the stream ends with the number of tokens
     include_obfuscation: bool | None = None  # ignored
 
 
@@ -93,15 +92,10 @@ class TextRequest(_Body):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    stop: Stop | Stops | None = None
     seed: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with the number of tokens."""
-        return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling(self) -> dict[str, Any]:
         """Return keywords of SamplingConfig; OpenAI's defaults are temperature 1 and top_p 1."""
@@ -154,18 +148,15 @@ RequestKind = TypeVar("RequestKind", bound=TextRequest)
 def parse(kind: type[RequestKind], content: Mapping[str, Any]) -> RequestKind:
     """Return a checked request; RequestError naming the first key that cannot be used."""
     for key, value in content.items():
-        unsupported = key in NEUTRAL_VALUES and key not in kind.model_fields
-        if unsupported and value is not None and not _is_neutral(key, value):
+        if value is None or key not in NEUTRAL_VALUES or key in kind.model_fields:
+            continue
+        if not any(type(value) is type(neutral) and value == neutral for neutral in NEUTRAL_VALUES[key]):
             raise RequestError(400, f"{key}={value!r:.40} is not supported here; leave {key} out", param=key)
     known = {key: value for key, value in content.items() if key not in NEUTRAL_VALUES and key not in IGNORED}
     try:
         return kind.model_validate(known)
     except ValidationError as error:
         raise _explained(kind, error) from None
-
-
-def _is_neutral(key: str, value: object) -> bool:
-    return any(type(value) is type(neutral) and value == neutral for neutral in NEUTRAL_VALUES[key])
 
 
 def _explained(kind: type[RequestKind], error: ValidationError) -> RequestError:
