@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
-from shears.runtime.generation.backend import check_sequence, check_step, check_tokens
+from shears.runtime.generation.backend import check_prefill, check_sequence, check_step, check_tokens
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, plan_of
 from shears.runtime.native.builder import Arena, Builder
@@ -65,16 +65,14 @@ class NativeBackend:
             raise InputError(f"the model's config.json must fit its tensors: {error}; restore that file") from None
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
-        self._check(sequence, tokens)
+        check_prefill(self, sequence, tokens, self._decoder.length)
         ids = np.array(tokens, np.int64)
         logits = np.empty(self.vocab_size, np.float32)
         self._decoder.prefill(sequence, _address(ids), len(ids), _address(logits))
         return logits
 
     def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> Float[np.ndarray, "B V"]:
-        check_step(sequences, tokens)
-        for sequence, token in zip(sequences, tokens, strict=True):
-            self._check(sequence, [token])
+        check_step(self, sequences, tokens, self._decoder.length)
         ids = np.array(tokens, np.int64)
         numbers = np.array(sequences, np.int64)
         logits = np.empty((len(ids), self.vocab_size), np.float32)
@@ -103,10 +101,6 @@ class NativeBackend:
             "memory_bytes": self._arena.num_bytes + self._decoder.cache_bytes,
             "mapped_bytes": self._embeddings.values.nbytes,
         }
-
-    def _check(self, sequence: int, tokens: Sequence[int]) -> None:
-        check_sequence(self, sequence)
-        check_tokens(self, tokens, self._decoder.length(sequence))
 
 
 def _shape(plan: DecoderPlan) -> _native.DecoderShape:
