@@ -46,7 +46,7 @@ class Service:
         body = parse(CompletionRequest, await read_object(request, self.config.max_request_bytes))
         self.check_name(body.model)
         limit = self._max_new_tokens("max_tokens", body.max_tokens)
-        return await self._respond(request, "text", body, body.prompts(), limit)
+        return await self._respond(request, body, body.prompts(), limit)
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
@@ -61,16 +61,12 @@ class Service:
             limit = self._max_new_tokens("max_tokens", body.max_tokens)
         else:
             limit = self._max_new_tokens("max_completion_tokens", body.max_completion_tokens)
-        return await self._respond(request, "chat", body, [tokens], limit)
+        return await self._respond(request, body, [tokens], limit)
 
     async def _respond(
-        self,
-        request: Request,
-        kind: Literal["chat", "text"],
-        body: TextRequest,
-        prompts: Sequence[Prompt],
-        max_new_tokens: int,
+        self, request: Request, body: TextRequest, prompts: Sequence[Prompt], max_new_tokens: int
     ) -> Response:
+        kind: Literal["chat", "text"] = "chat" if isinstance(body, ChatRequest) else "text"
         options = {**body.sampling(), "max_new_tokens": max_new_tokens}
         start = time.perf_counter()
         answers = PendingAnswers(self.worker, await _new_answers(self.worker, prompts, options))

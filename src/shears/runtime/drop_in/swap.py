@@ -73,8 +73,7 @@ def sparsify_linears(
         raise InputError("a model's linears can be packed once; call densify_linears on it first")
     packer = _Packer(values, ready or ReadyWeights({}), threads)
     made: dict[nn.Module, KernelLinear | None] = {}  # a shared module is packed once
-    find_head = getattr(model, "get_output_embeddings", None)
-    head = find_head() if find_head is not None else None
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     for slot in list(_packable_slots(model, fuse)):
         if slot.module not in made:
             made[slot.module] = packer.linear(slot, slot.module is head and type(head) is nn.Linear)

@@ -128,18 +128,16 @@ class Builder:
         if not updates:
             return
         bf16 = self.values != "fp32"
+        first = 0
         for name, update in updates.items():
             rank = update.a.shape[0]
             rows, cols = self._sizes[name]
             _check_shape(f"A of {linears[name]}", update.a.shape, (rank, cols))
             _check_shape(f"B of {linears[name]}", update.b.shape, (rows, rank))
-        down = DenseRows(torch.cat([update.a.float() for update in updates.values()])).as_values(self.values)
-        weights.set_down(next(iter(linears)), self._arena.matrix(down))
-        first = 0
-        for name, update in updates.items():
-            rank = update.a.shape[0]
             weights.set_update(name, self._arena.up(update, bf16=bf16), bf16, rank, first)
             first += rank
+        down = DenseRows(torch.cat([update.a.float() for update in updates.values()])).as_values(self.values)
+        weights.set_down(next(iter(linears)), self._arena.matrix(down))
 
     def _take(self, name: str) -> DenseRows | Tensor:
         tensor = self._tensors.pop(name, None)

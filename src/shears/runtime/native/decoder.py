@@ -4,7 +4,6 @@ B sequences, T tokens, V tokens of the vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -68,7 +67,7 @@ class NativeBackend:
         check_prefill(self, sequence, tokens, self._decoder.length)
         ids = np.array(tokens, np.int64)
         logits = np.empty(self.vocab_size, np.float32)
-        self._decoder.prefill(sequence, _address(ids), len(ids), _address(logits))
+        self._decoder.prefill(sequence, ids.ctypes.data, len(ids), logits.ctypes.data)
         return logits
 
     def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> Float[np.ndarray, "B V"]:
@@ -76,14 +75,14 @@ class NativeBackend:
         ids = np.array(tokens, np.int64)
         numbers = np.array(sequences, np.int64)
         logits = np.empty((len(ids), self.vocab_size), np.float32)
-        self._decoder.step(_address(numbers), _address(ids), len(ids), _address(logits))
+        self._decoder.step(numbers.ctypes.data, ids.ctypes.data, len(ids), logits.ctypes.data)
         return logits
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
         check_tokens(self, tokens)
         ids = np.array(tokens, np.int64)
         logits = np.empty((len(ids), self.vocab_size), np.float32)
-        self._decoder.score(_address(ids), len(ids), _address(logits))
+        self._decoder.score(ids.ctypes.data, len(ids), logits.ctypes.data)
         return logits
 
     def drop(self, sequence: int) -> None:
@@ -117,7 +116,3 @@ def _shape(plan: DecoderPlan) -> _native.DecoderShape:
     shape.query_scale = plan.head_dim**-0.5
     shape.chunk = CHUNK
     return shape
-
-
-def _address(array: Any) -> int:
-    return int(array.__array_interface__["data"][0])
