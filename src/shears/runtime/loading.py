@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | None = None, **options: Any) -> Engine:
     """Return an engine for a package, or for a model by any name with or without an adapter.
 
-    Keywords are those of RunningConfig (`backend`, `dtype`, `device`). InputError if there is no such model, and for a
-    backend that does not run it.
+    Keywords are those of RunningConfig (`backend`, `dtype`, `device`). InputError if there is no such model, or if the
+    backend cannot run it.
     """
     wanted = build(RunningConfig, "", options)
     set_threads(threads)
@@ -52,7 +52,9 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
         backend = TransformersBackend(network)
         settings = getattr(network, "generation_config", None)
     else:
-        raise InputError(f"backend {wanted.backend} runs packages, {ref.name} is none; shears export --format package")
+        raise InputError(
+            f"backend {wanted.backend} needs a package, {ref.name} is another model; run shears export --format package"
+        )
     about = backend.describe()
     plural = "" if about["threads"] == 1 else "s"
     details = f"{about['isa']}, {about['values']}, {about['threads']} thread{plural}"

@@ -1,4 +1,4 @@
-"""`shears bench`: the speed of a package, and in the same run that of the dense model in kernels and transformers."""
+"""`shears bench`: the speed of a package, beside the dense model's in our kernels and in transformers."""
 
 import math
 import random
@@ -59,12 +59,14 @@ def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
 
     `decode_tokens_per_second`, `prefill_tokens_per_second`, `time_to_first_token_seconds` (each a median with min and
     max over the rounds) and `memory_bytes` of the package, the same for every contestant, and the ratios, which are
-    taken round by round. InputError for a model that is no package.
+    taken round by round. InputError for a model that is not a package.
     """
     wanted = build(BenchConfig, "bench", config)
     ref = resolve(package)
     if not ref.is_package:
-        raise InputError(f"bench measures packages, {ref.name} is none; make one with shears export --format package")
+        raise InputError(
+            f"bench needs a package, {ref.name} is another model; make one with shears export --format package"
+        )
     set_threads(wanted.threads)
     contestants = _contestants(ref, wanted)
     longest = contestants[0].backend.max_length

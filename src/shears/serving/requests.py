@@ -8,11 +8,10 @@ value is neutral (n=1); a key that never changes the answer is ignored.
 import asyncio
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
 from shears.serving.responses import RequestError
@@ -162,7 +161,10 @@ def parse(kind: type[RequestKind], content: Mapping[str, Any]) -> RequestKind:
 def _explained(kind: type[RequestKind], error: ValidationError) -> RequestError:
     details = error.errors()
     misspelt = (each for each in details if each["type"] == "extra_forbidden")  # explains a missing key, so it is first
-    detail = next(misspelt, None) or _likeliest(details)
+    of_first_key = [each for each in details if each["loc"][:1] == details[0]["loc"][:1]]
+    # each alternative of a union has its errors: the likeliest alternative is the one that fits furthest
+    likeliest = max(of_first_key, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
+    detail = next(misspelt, likeliest)
     path = [str(part) for part in detail["loc"]] or ["body"]  # an error of the whole body has no path
     parts = [part for part in path[1:] if part != "str" and part.replace("_", "").isalnum()]  # no names of alternatives
     name = ".".join([path[0], *parts])
@@ -174,9 +176,3 @@ def _explained(kind: type[RequestKind], error: ValidationError) -> RequestError:
         return RequestError(400, f"unknown key {name!r}{hint}", param=name)
     message = detail["msg"].replace("Input should be", "must be")
     return RequestError(400, f"{name} {message}, got {detail['input']!r:.60}", param=name)
-
-
-def _likeliest(details: Sequence[ErrorDetails]) -> ErrorDetails:
-    """Return the likeliest error of the first wrong key: among a union's alternatives, the one that fits furthest."""
-    same = [each for each in details if each["loc"][:1] == details[0]["loc"][:1]]
-    return max(same, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))

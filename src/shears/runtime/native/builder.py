@@ -181,5 +181,5 @@ def _sizes(plan: DecoderPlan) -> Mapping[str, tuple[int, int]]:
 def _check_shape(name: str, shape: Sequence[int], expected: tuple[int, ...]) -> None:
     if tuple(shape) != expected:
         raise InputError(
-            f"{name} must be {expected} by the model's config.json, it is {tuple(shape)}; restore that file"
+            f"{name} must have the shape {expected} of the model's config.json, got {tuple(shape)}; restore that file"
         )
