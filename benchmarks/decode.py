@@ -41,7 +41,8 @@ from benchmarks.decode_quality import report_quality
 from benchmarks.report import environment, log_to_stderr
 from shears.checkpoints.packed.file import read_package
 from shears.models.ref import resolve
-from shears.runtime.native.decoder import open_native
+from shears.runtime.native.decoder import NativeBackend
+from shears.runtime.native.model_source import source_of_package
 
 PROMPT, NEW, PREFILL = 16, 64, 512  # tokens
 WARM_UP = 1  # rounds
@@ -108,7 +109,8 @@ def report_loading(arguments: argparse.Namespace) -> Iterator[str]:
             seconds = []
             for _ in range(WARM_UP + arguments.rounds):
                 start = time.perf_counter()
-                open_native(read_package(folder, verify=verify), arguments.threads).prefill(0, [1])
+                source = source_of_package(read_package(folder, verify=verify))
+                NativeBackend(source, arguments.threads).prefill(0, [1])
                 seconds.append(time.perf_counter() - start)
             cells.append(_spread(seconds[WARM_UP:], 2))
         yield f"| {Path(folder).name} | {' | '.join(cells)} |"

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shears.checkpoints.packed.layout import NumberFormat
-from shears.runtime.native.decoder import Limits, NativeBackend
+from shears.runtime.native.decoder import NativeBackend
 from shears.runtime.native.model_source import ModelSource, source_of_model
 
 LONGEST = 1024  # tokens of a sequence in every arm
@@ -90,7 +90,7 @@ def hugging_face(model: Any, *, tuned: bool) -> Arm:
 
 def native(source: ModelSource, threads: int, head: NumberFormat | None = None) -> NativeBackend:
     """Return the native decoder of one sequence."""
-    return NativeBackend(source, Limits(LONGEST, 1, threads), head=head)
+    return NativeBackend(source, threads, max_length=LONGEST, max_sequences=1, head=head)
 
 
 def continued(backend: NativeBackend, prompt: Sequence[int], new: int, never: int | None = None) -> list[int]:

@@ -7,18 +7,19 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from shears.runtime.drop_in.backend import DropInBackend
-    from shears.runtime.drop_in.swap import densify_linears, sparsify_linears
-    from shears.runtime.generation.backend import Backend
-    from shears.runtime.generation.engine import Engine
-    from shears.runtime.generation.worker import Worker
-    from shears.runtime.loading import load
-    from shears.runtime.native import kernels_available
+if TYPE_CHECKING:  # `as` exports a name to type checkers, which cannot read `__all__` below
+    from shears.runtime.drop_in.swap import DropInBackend as DropInBackend
+    from shears.runtime.drop_in.swap import densify_linears as densify_linears
+    from shears.runtime.drop_in.swap import sparsify_linears as sparsify_linears
+    from shears.runtime.generation.backend import Backend as Backend
+    from shears.runtime.generation.engine import Engine as Engine
+    from shears.runtime.generation.worker import Worker as Worker
+    from shears.runtime.loading import load as load
+    from shears.runtime.native import kernels_available as kernels_available
 
 _MODULES = {
     "Backend": "generation.backend",
-    "DropInBackend": "drop_in.backend",
+    "DropInBackend": "drop_in.swap",
     "Engine": "generation.engine",
     "Worker": "generation.worker",
     "densify_linears": "drop_in.swap",
@@ -26,16 +27,7 @@ _MODULES = {
     "load": "loading",
     "sparsify_linears": "drop_in.swap",
 }
-__all__ = [
-    "Backend",
-    "DropInBackend",
-    "Engine",
-    "Worker",
-    "densify_linears",
-    "kernels_available",
-    "load",
-    "sparsify_linears",
-]
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -18,12 +18,13 @@ from shears.errors import InputError, first_line
 from shears.models.devices import set_threads
 from shears.models.load import load_tokenizer, load_with_adapter
 from shears.models.ref import AnyModel, ModelRef, resolve
-from shears.runtime.drop_in.backend import DropInBackend
+from shears.runtime.drop_in.swap import DropInBackend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.engine import Engine
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError
+from shears.runtime.native.model_source import source_of_package
 
 logger = logging.getLogger(__name__)
 
@@ -31,39 +32,34 @@ logger = logging.getLogger(__name__)
 def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | None = None, **options: Any) -> Engine:
     """Return an engine for a package, or for a model by any name with or without an adapter.
 
-    Keywords are those of RunningConfig (`backend`, `dtype`, `device`). InputError if there is no such model, and for a
-    backend that does not run it.
+    Keywords are those of RunningConfig (`backend`, `dtype`, `device`). InputError if there is no such model, or if the
+    backend cannot run it.
     """
     wanted = build(RunningConfig, "", options)
     set_threads(threads)
     ref = resolve(model)
+    backend: Backend
     if ref.is_package:
-        engine = _package_engine(ref, adapter, wanted)
+        if adapter is not None:
+            raise InputError(
+                f"a package comes with its adapter, got adapter={adapter} beside {ref.folder}; unpack it first"
+            )
+        backend = package_backend(ref, wanted)
+        tokenizer = load_tokenizer(ref)
+        settings = _generation_settings(ref.folder)
     elif wanted.backend == "auto":
-        engine = _model_engine(ref, adapter, wanted)
+        network, tokenizer = load_with_adapter(ref, adapter, wanted.dtype, wanted.device)
+        backend = TransformersBackend(network)
+        settings = getattr(network, "generation_config", None)
     else:
-        raise InputError(f"backend {wanted.backend} runs packages, {ref.name} is none; shears export --format package")
-    about = engine.backend.describe()
+        raise InputError(
+            f"backend {wanted.backend} needs a package, {ref.name} is another model; run shears export --format package"
+        )
+    about = backend.describe()
     plural = "" if about["threads"] == 1 else "s"
     details = f"{about['isa']}, {about['values']}, {about['threads']} thread{plural}"
     logger.info("%s runs on %s (%s)", ref.name, about["name"], details)
-    return engine
-
-
-def _model_engine(model: ModelRef, adapter: str | Path | None, wanted: RunningConfig) -> Engine:
-    network, tokenizer = load_with_adapter(model, adapter, wanted.dtype, wanted.device)
-    settings: Any = getattr(network, "generation_config", None)
-    return Engine(TransformersBackend(network), tokenizer, end_tokens(tokenizer, settings))
-
-
-def _package_engine(model: ModelRef, adapter: str | Path | None, wanted: RunningConfig) -> Engine:
-    if adapter is not None:
-        raise InputError(
-            f"a package comes with its adapter, got adapter={adapter} beside {model.folder}; unpack it first"
-        )
-    backend = package_backend(model, wanted)
-    tokenizer = load_tokenizer(model)
-    return Engine(backend, tokenizer, end_tokens(tokenizer, _generation_settings(model.folder)))
+    return Engine(backend, tokenizer, end_tokens(tokenizer, settings))
 
 
 def package_backend(model: ModelRef, wanted: RunningConfig) -> Backend:
@@ -71,10 +67,10 @@ def package_backend(model: ModelRef, wanted: RunningConfig) -> Backend:
     if wanted.backend == "drop-in":
         return DropInBackend(model, dtype=wanted.dtype)
     if kernels_available():
-        from shears.runtime.native.decoder import open_native
+        from shears.runtime.native.decoder import NativeBackend
 
         try:
-            return open_native(model.package, torch.get_num_threads())
+            return NativeBackend(source_of_package(model.package), torch.get_num_threads())
         except NotCoveredError as error:
             if wanted.backend == "native":
                 raise
@@ -90,9 +86,8 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: Any) -> frozenset[i
     Chat models have several, and name some of them only in the settings.
     """
     of_model: Iterable[int] | int | None = getattr(settings, "eos_token_id", None)
-    several = [] if of_model is None else [of_model] if isinstance(of_model, int) else of_model
-    of_tokenizer = tokenizer.eos_token_id
-    return frozenset(several) | (frozenset() if of_tokenizer is None else {of_tokenizer})
+    several = of_model if isinstance(of_model, Iterable) else [of_model]
+    return frozenset(token for token in (tokenizer.eos_token_id, *several) if token is not None)
 
 
 def _generation_settings(folder: Path) -> Any:

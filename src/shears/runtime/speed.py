@@ -1,12 +1,12 @@
-"""`shears bench`: the speed of a package, and in the same run that of the dense model in kernels and transformers."""
+"""`shears bench`: the speed of a package, beside the dense model's in our kernels and in transformers."""
 
 import math
 import random
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -32,7 +32,6 @@ from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError, plan_of
 
 SHORT = 64  # tokens of the prompt that is continued
-PAUSE = 0.01  # s, for one backend's threads to go to sleep before the next runs
 TRANSFORMERS = "dense, transformers"
 TUNED = "dense, transformers, oneDNN off"
 
@@ -60,15 +59,22 @@ def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
 
     `decode_tokens_per_second`, `prefill_tokens_per_second`, `time_to_first_token_seconds` (each a median with min and
     max over the rounds) and `memory_bytes` of the package, the same for every contestant, and the ratios, which are
-    taken round by round. InputError for a model that is no package.
+    taken round by round. InputError for a model that is not a package.
     """
     wanted = build(BenchConfig, "bench", config)
     ref = resolve(package)
     if not ref.is_package:
-        raise InputError(f"bench measures packages, {ref.name} is none; make one with shears export --format package")
+        raise InputError(
+            f"bench needs a package, {ref.name} is another model; make one with shears export --format package"
+        )
     set_threads(wanted.threads)
     contestants = _contestants(ref, wanted)
-    _check_length(contestants[0].backend.max_length, wanted)
+    longest = contestants[0].backend.max_length
+    length = max(wanted.prompt_tokens, SHORT + wanted.new_tokens)
+    if length > longest:
+        raise InputError(
+            f"prompt_tokens and {SHORT} + new_tokens must be at most the model's {longest}, got {length}; ask for less"
+        )
     rounds = _measured(contestants, wanted)
     rows = [_figures(each, rounds[each.name], wanted) for each in contestants]
     ours = rounds[contestants[0].name]
@@ -110,26 +116,18 @@ def _dense_in_kernels(dense: PreTrainedModel, values: NumberFormat) -> Iterator[
     """Yield the dense model in our kernels, in its number format and in the package's; nothing if it is not covered."""
     if not kernels_available():
         return
-    from shears.runtime.native.decoder import Limits, NativeBackend
+    from shears.runtime.native.decoder import NativeBackend
     from shears.runtime.native.model_source import source_of_model
 
     try:
-        longest = plan_of(dense.config).max_positions
+        plan_of(dense.config)
     except NotCoveredError:
         return
     own: NumberFormat = "fp32" if dense.dtype == torch.float32 else "bf16"
     for numbers in dict.fromkeys((own, values)):
         source = source_of_model(dense, numbers, sparse=False)
-        backend = NativeBackend(source, Limits(longest, 1, torch.get_num_threads()))
+        backend = NativeBackend(source, torch.get_num_threads(), max_sequences=1)
         yield Contestant(f"dense, our kernels ({numbers})", backend)
-
-
-def _check_length(longest: int, wanted: BenchConfig) -> None:
-    length = max(wanted.prompt_tokens, SHORT + wanted.new_tokens)
-    if length > longest:
-        raise InputError(
-            f"prompt_tokens and {SHORT} + new_tokens must be at most the model's {longest}, got {length}; ask for less"
-        )
 
 
 def _measured(contestants: Sequence[Contestant], wanted: BenchConfig) -> Mapping[str, list[Round]]:
@@ -141,18 +139,15 @@ def _measured(contestants: Sequence[Contestant], wanted: BenchConfig) -> Mapping
     with meter("bench", len(contestants) * (1 + wanted.rounds), "run") as progress:
         for number in range(1 + wanted.rounds):
             for each in random.Random(number).sample(contestants, len(contestants)):
-                time.sleep(PAUSE)
-                with _onednn(enabled=not each.tuned):
+                time.sleep(0.01)  # for one backend's threads to go to sleep before the next runs
+                with _without_onednn() if each.tuned else nullcontext():
                     rounds[each.name].append(_one_round(each.backend, prompt, wanted))
                 progress.advance(note=f", {each.name}")
     return {name: measured[1:] for name, measured in rounds.items()}
 
 
 @contextmanager
-def _onednn(*, enabled: bool) -> Iterator[None]:
-    if enabled:
-        yield
-        return
+def _without_onednn() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "TF32 acceleration", UserWarning)  # torch warns about absent GPUs
         with torch.backends.mkldnn.flags(enabled=False):
@@ -160,28 +155,18 @@ def _onednn(*, enabled: bool) -> Iterator[None]:
 
 
 def _one_round(backend: Backend, prompt: Sequence[int], wanted: BenchConfig) -> Round:
-    prefill = _seconds(lambda: backend.prefill(0, prompt[: wanted.prompt_tokens]))
-    backend.drop(0)
-    token = 0
-
-    def first() -> None:
-        nonlocal token
-        token = int(backend.prefill(0, prompt[:SHORT]).argmax())
-
-    def others() -> None:
-        nonlocal token
-        for _ in range(wanted.new_tokens - 1):
-            token = int(backend.step([0], [token])[0].argmax())
-
-    result = Round(prefill, _seconds(first), _seconds(others))
-    backend.drop(0)
-    return result
-
-
-def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    backend.prefill(0, prompt[: wanted.prompt_tokens])
+    prefill = time.perf_counter() - start
+    backend.drop(0)
+    start = time.perf_counter()
+    token = int(backend.prefill(0, prompt[:SHORT]).argmax())
+    middle = time.perf_counter()
+    for _ in range(wanted.new_tokens - 1):
+        token = int(backend.step([0], [token])[0].argmax())
+    end = time.perf_counter()
+    backend.drop(0)
+    return Round(prefill, middle - start, end - middle)
 
 
 def _figures(contestant: Contestant, rounds: Sequence[Round], wanted: BenchConfig) -> dict[str, Any]:

@@ -1,12 +1,17 @@
-"""The routes: /v1/models, /v1/completions, /v1/chat/completions in the form of OpenAI's interface, and /health."""
+"""The routes: /v1/models, /v1/completions, /v1/chat/completions in the form of OpenAI's interface, and /health.
+
+The worker's thread generates the answers; the event loop sends them, and cancels them when the client disconnects.
+"""
 
 import asyncio
 import hmac
 import logging
+import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import Depends, FastAPI, Request
@@ -15,16 +20,16 @@ from starlette.exceptions import HTTPException
 
 from shears.config import ServeConfig
 from shears.errors import InputError
-from shears.runtime.generation.answer import Generation
+from shears.runtime.generation.answer import Answer, Generation
+from shears.runtime.generation.batch import TooLongError
 from shears.runtime.generation.engine import Prompt
-from shears.runtime.generation.worker import Worker
-from shears.serving.answers import PendingAnswers, new_answers
+from shears.runtime.generation.worker import BusyError, ClosedError, Worker
 from shears.serving.requests import ChatRequest, CompletionRequest, TextRequest, parse, read_object
 from shears.serving.responses import DONE, RequestError, ResponseBuilder, event, usage
 
 logger = logging.getLogger(__name__)
 
-ID_PREFIXES: dict[Literal["chat", "text"], str] = {"chat": "chatcmpl-", "text": "cmpl-"}
+Piece = tuple[int, str, bool]  # the answer's index, its new text, whether that was the last
 
 
 class Service:
@@ -41,7 +46,7 @@ class Service:
         body = parse(CompletionRequest, await read_object(request, self.config.max_request_bytes))
         self.check_name(body.model)
         limit = self._max_new_tokens("max_tokens", body.max_tokens)
-        return await self._respond(request, "text", body, body.prompts(), limit)
+        return await self._respond(request, body, body.prompts(), limit)
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
@@ -56,21 +61,18 @@ class Service:
             limit = self._max_new_tokens("max_tokens", body.max_tokens)
         else:
             limit = self._max_new_tokens("max_completion_tokens", body.max_completion_tokens)
-        return await self._respond(request, "chat", body, [tokens], limit)
+        return await self._respond(request, body, [tokens], limit)
 
     async def _respond(
-        self,
-        request: Request,
-        kind: Literal["chat", "text"],
-        body: TextRequest,
-        prompts: Sequence[Prompt],
-        max_new_tokens: int,
+        self, request: Request, body: TextRequest, prompts: Sequence[Prompt], max_new_tokens: int
     ) -> Response:
+        kind: Literal["chat", "text"] = "chat" if isinstance(body, ChatRequest) else "text"
         options = {**body.sampling(), "max_new_tokens": max_new_tokens}
         start = time.perf_counter()
-        answers = PendingAnswers(self.worker, await new_answers(self.worker, prompts, options))
-        request_id = ID_PREFIXES[kind] + uuid.uuid4().hex
-        builder = ResponseBuilder(kind, request_id, int(time.time()), self.name, with_usage=body.include_usage)
+        answers = PendingAnswers(self.worker, await _new_answers(self.worker, prompts, options))
+        request_id = ("chatcmpl-" if kind == "chat" else "cmpl-") + uuid.uuid4().hex
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        builder = ResponseBuilder(kind, request_id, int(time.time()), self.name, with_usage)
         if body.stream:
             return EventStream(answers, _events(answers, builder, len(prompts), start))
         try:
@@ -103,10 +105,95 @@ class Service:
         if not hmac.compare_digest(key.encode(), self.config.api_key.encode()):
             raise RequestError(401, "the request must carry Authorization: Bearer KEY", code="invalid_api_key")
 
+    def health(self) -> dict[str, Any]:
+        """Return how many requests are open; RequestError if the worker has ended."""
+        if not self.worker.alive:
+            raise RequestError(503, "the worker has ended; start the server again")
+        return {"status": "ok", "requests": self.worker.num_open}
+
     def card(self, name: str) -> dict[str, Any]:
         """Return the served model in the form of /v1/models; RequestError for the name of another."""
         self.check_name(name)
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "shears"}
+
+
+class PendingAnswers:
+    """Answers that a worker generates for one request; the owner must call `close`, whatever happens."""
+
+    def __init__(self, worker: Worker, answers: Sequence[Answer]) -> None:
+        """Submit all answers together; RequestError if the worker refuses them."""
+        self._worker = worker
+        self._answers = answers
+        self._loop = asyncio.get_running_loop()
+        self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        try:
+            worker.submit(answers, [partial(self._on_piece, index) for index in range(len(answers))])
+        except (InputError, BusyError, ClosedError) as error:
+            raise _as_request_error(error) from None
+
+    def _on_piece(self, index: int, text: str, last: bool) -> None:
+        with suppress(RuntimeError):  # the event loop has ended
+            self._loop.call_soon_threadsafe(self._pieces.put_nowait, (index, text, last))
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Yield the pieces of all answers as they come, until all have ended; RequestError if one fails."""
+        num_open = len(self._answers)
+        while num_open:
+            index, text, last = await self._pieces.get()
+            if last:
+                if (error := self._answers[index].error) is not None:
+                    raise _as_request_error(error) from error
+                num_open -= 1
+            yield index, text, last
+
+    async def finished(self) -> list[Generation]:
+        """Return all answers once they have ended; RequestError if one fails."""
+        async for _ in self.pieces():
+            pass
+        return [answer.result() for answer in self._answers]
+
+    def result(self, index: int) -> Generation:
+        """Return an answer that has ended."""
+        return self._answers[index].result()
+
+    def close(self) -> None:
+        """Cancel the unfinished answers."""
+        self._worker.cancel(self._answers)
+
+
+async def _new_answers(worker: Worker, prompts: Sequence[Prompt], options: dict[str, Any]) -> list[Answer]:
+    """Return an answer for each prompt, not yet submitted; prompts are tokenized outside of the event loop.
+
+    Each answer has its own seed, from the request's seed and the answer's index: equal prompts give several samples.
+    RequestError for a prompt that cannot be read, and, before any is read, for more prompts than the worker holds.
+    """
+    engine = worker.engine
+    size = engine.backend.vocab_size
+    seed = options.get("seed", random.SystemRandom().getrandbits(63))
+    answers = []
+    try:
+        worker.check_number(len(prompts))
+        for index, prompt in enumerate(prompts):
+            if not isinstance(prompt, str) and not 0 <= min(prompt) <= max(prompt) < size:
+                message = f"tokens must be in 0 to {size - 1}, got {min(prompt)} to {max(prompt)}"
+                raise RequestError(400, message, param="prompt")
+            own = {**options, "seed": (seed + index) % 2**63 if index else seed}
+            answers.append(await asyncio.to_thread(engine.answer, prompt, **own))
+    except InputError as error:
+        raise RequestError(400, str(error)) from None
+    return answers
+
+
+def _as_request_error(error: Exception) -> RequestError:
+    if isinstance(error, TooLongError):
+        return RequestError(400, str(error), code="context_length_exceeded")
+    if isinstance(error, InputError):
+        return RequestError(400, str(error))
+    if isinstance(error, BusyError):
+        return RequestError(429, str(error), code="queue_full")
+    if isinstance(error, ClosedError):
+        return RequestError(503, "the server is shutting down", code="shutting_down")
+    return RequestError(500, "the model failed; see the server's log")
 
 
 class EventStream(StreamingResponse):  # type: ignore[misc]  # fastapi is an extra, mypy does not follow it
@@ -177,18 +264,12 @@ def make_app(worker: Worker, name: str, config: ServeConfig) -> FastAPI:
     for kind in (RequestError, HTTPException, Exception):
         app.add_exception_handler(kind, _as_json)
     key = [Depends(service.check_key)]
-    app.add_api_route("/health", lambda: _health(worker), methods=["GET"])
+    app.add_api_route("/health", service.health, methods=["GET"])
     app.add_api_route("/v1/models", lambda: {"object": "list", "data": [service.card(name)]}, dependencies=key)
     app.add_api_route("/v1/models/{name:path}", service.card, dependencies=key)
     app.add_api_route("/v1/completions", service.completions, methods=["POST"], dependencies=key)
     app.add_api_route("/v1/chat/completions", service.chat, methods=["POST"], dependencies=key)
     return app
-
-
-def _health(worker: Worker) -> dict[str, Any]:
-    if not worker.alive:
-        raise RequestError(503, "the worker has ended; start the server again")
-    return {"status": "ok", "requests": worker.num_open}
 
 
 async def _as_json(request: Request, error: Exception) -> JSONResponse:

@@ -8,11 +8,10 @@ value is neutral (n=1); a key that never changes the answer is ignored.
 import asyncio
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
 from shears.serving.responses import RequestError
@@ -28,11 +27,10 @@ IGNORED = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_options",
      "prompt_cache_retention", "parallel_tool_calls", "reasoning_effort", "verbosity")
 )  # fmt: skip
-MOST_STOPS = 16  # every token is compared with all of them
-LONGEST_STOP = 256
 READ_SECONDS = 60.0  # for a whole body
 
-Stop = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_STOP)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Stops = Annotated[list[Stop], Field(max_length=16)]  # every token is compared with all of them
 Tokens = Annotated[list[int], Field(min_length=1)]
 
 
@@ -80,7 +78,7 @@ class _Body(BaseModel):
 class StreamOptions(_Body):
     """How a stream is written."""
 
-    include_usage: bool = False
+    include_usage: bool = False  # whether the stream ends with the number of tokens
     include_obfuscation: bool | None = None  # ignored
 
 
@@ -93,15 +91,10 @@ class TextRequest(_Body):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    stop: Stop | Stops | None = None
     seed: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with the number of tokens."""
-        return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling(self) -> dict[str, Any]:
         """Return keywords of SamplingConfig; OpenAI's defaults are temperature 1 and top_p 1."""
@@ -154,8 +147,9 @@ RequestKind = TypeVar("RequestKind", bound=TextRequest)
 def parse(kind: type[RequestKind], content: Mapping[str, Any]) -> RequestKind:
     """Return a checked request; RequestError naming the first key that cannot be used."""
     for key, value in content.items():
-        unsupported = key in NEUTRAL_VALUES and key not in kind.model_fields
-        if unsupported and value is not None and not _is_neutral(key, value):
+        if value is None or key not in NEUTRAL_VALUES or key in kind.model_fields:
+            continue
+        if not any(type(value) is type(neutral) and value == neutral for neutral in NEUTRAL_VALUES[key]):
             raise RequestError(400, f"{key}={value!r:.40} is not supported here; leave {key} out", param=key)
     known = {key: value for key, value in content.items() if key not in NEUTRAL_VALUES and key not in IGNORED}
     try:
@@ -164,14 +158,13 @@ def parse(kind: type[RequestKind], content: Mapping[str, Any]) -> RequestKind:
         raise _explained(kind, error) from None
 
 
-def _is_neutral(key: str, value: object) -> bool:
-    return any(type(value) is type(neutral) and value == neutral for neutral in NEUTRAL_VALUES[key])
-
-
 def _explained(kind: type[RequestKind], error: ValidationError) -> RequestError:
     details = error.errors()
     misspelt = (each for each in details if each["type"] == "extra_forbidden")  # explains a missing key, so it is first
-    detail = next(misspelt, None) or _likeliest(details)
+    of_first_key = [each for each in details if each["loc"][:1] == details[0]["loc"][:1]]
+    # each alternative of a union has its errors: the likeliest alternative is the one that fits furthest
+    likeliest = max(of_first_key, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
+    detail = next(misspelt, likeliest)
     path = [str(part) for part in detail["loc"]] or ["body"]  # an error of the whole body has no path
     parts = [part for part in path[1:] if part != "str" and part.replace("_", "").isalnum()]  # no names of alternatives
     name = ".".join([path[0], *parts])
@@ -183,9 +176,3 @@ def _explained(kind: type[RequestKind], error: ValidationError) -> RequestError:
         return RequestError(400, f"unknown key {name!r}{hint}", param=name)
     message = detail["msg"].replace("Input should be", "must be")
     return RequestError(400, f"{name} {message}, got {detail['input']!r:.60}", param=name)
-
-
-def _likeliest(details: Sequence[ErrorDetails]) -> ErrorDetails:
-    """Return the likeliest error of the first wrong key: among a union's alternatives, the one that fits furthest."""
-    same = [each for each in details if each["loc"][:1] == details[0]["loc"][:1]]
-    return max(same, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))

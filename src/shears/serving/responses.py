@@ -45,8 +45,7 @@ class ResponseBuilder:
     def whole(self, texts: Sequence[Generation]) -> dict[str, Any]:
         """Return the response that is not streamed."""
         choices = [self._choice(index, self._content(text.text), text.finish) for index, text in enumerate(texts)]
-        name = "chat.completion" if self.kind == "chat" else "text_completion"
-        return {**self._head(name), "choices": choices, "usage": usage(texts)}
+        return {**self._head("chat.completion"), "choices": choices, "usage": usage(texts)}
 
     def _content(self, text: str) -> dict[str, Any]:
         if self.kind == "text":
@@ -67,21 +66,19 @@ class ResponseBuilder:
 
     def totals(self, texts: Sequence[Generation]) -> dict[str, Any]:
         """Return the chunk after all texts, which counts tokens."""
-        return {**self._head(self._chunk_name), "choices": [], "usage": usage(texts)}
-
-    @property
-    def _chunk_name(self) -> str:
-        return "chat.completion.chunk" if self.kind == "chat" else "text_completion"
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(texts)}
 
     def _chunk(self, index: int, content: Mapping[str, Any], finish: FinishReason | None) -> dict[str, Any]:
         choices = [self._choice(index, content, finish)]
-        return {**self._head(self._chunk_name), "choices": choices, **({"usage": None} if self.with_usage else {})}
+        no_usage = {"usage": None} if self.with_usage else {}  # `totals` gives it
+        return {**self._head("chat.completion.chunk"), "choices": choices, **no_usage}
 
     @staticmethod
     def _choice(index: int, content: Mapping[str, Any], finish: FinishReason | None) -> dict[str, Any]:
         return {"index": index, **content, "logprobs": None, "finish_reason": finish}
 
-    def _head(self, name: str) -> dict[str, Any]:
+    def _head(self, chat_name: str) -> dict[str, Any]:
+        name = chat_name if self.kind == "chat" else "text_completion"  # of a whole text and of its chunks
         return {"id": self.id, "object": name, "created": self.created, "model": self.model}
 
 

@@ -20,8 +20,6 @@ from shears.runtime.loading import load
 logger = logging.getLogger(__name__)
 
 REQUIRED = ("fastapi", "uvicorn")
-KEY_VARIABLE = "SHEARS_API_KEY"
-BACKLOG = 2048  # uvicorn's own
 
 
 def serve(model: str | Path, adapter: str | Path | None = None, **config: Any) -> None:
@@ -71,7 +69,8 @@ def make_server(worker: Worker, name: str, config: ServeConfig, listener: socket
 
     from shears.serving.app import make_app
 
-    config = config if config.api_key else config.model_copy(update={"api_key": os.environ.get(KEY_VARIABLE) or None})
+    if not config.api_key:
+        config = config.model_copy(update={"api_key": os.environ.get("SHEARS_API_KEY") or None})
     app = make_app(worker, name, config)
     app.router.lifespan_context = _announced(name, listener)
     settings = uvicorn.Config(
@@ -88,7 +87,8 @@ def make_server(worker: Worker, name: str, config: ServeConfig, listener: socket
 def _announced(name: str, listener: socket.socket) -> Any:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
-        listener.listen(BACKLOG)  # uvicorn listens after this line, but a client may connect once it reads the log
+        # uvicorn listens (with the same backlog) after this line, but a client may connect once it reads the log
+        listener.listen(2048)
         host, port = listener.getsockname()[:2]
         logger.info("%s answers at http://%s:%d/v1 (Ctrl-C ends it)", name, f"[{host}]" if ":" in host else host, port)
         yield

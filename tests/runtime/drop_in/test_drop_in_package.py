@@ -14,9 +14,8 @@ from shears.errors import InputError
 from shears.export.stage import export_adapter
 from shears.models.load import load_model, load_with_adapter
 from shears.runtime.drop_in import swap
-from shears.runtime.drop_in.backend import DropInBackend
 from shears.runtime.drop_in.linears import PackedLinear
-from shears.runtime.drop_in.swap import ReadyWeights, sparsify_linears
+from shears.runtime.drop_in.swap import DropInBackend, ReadyWeights, sparsify_linears
 from shears.runtime.generation.backend import Backend
 from tests.checkpoints.packed.test_layout import sparse_weight
 from tests.export.made import IDS, activated, half_sparse, super_adapter

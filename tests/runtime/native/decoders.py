@@ -77,9 +77,10 @@ def backend(
     model: nn.Module, values: NumberFormat = "fp32", *, threads: int = 1, sparse: bool = True, max_length: int = LONGEST
 ) -> "NativeBackend":
     """Return the native backend of a model; needs the extension, unlike the rest of this file."""
-    from shears.runtime.native.decoder import Limits, NativeBackend
+    from shears.runtime.native.decoder import NativeBackend
 
-    return NativeBackend(source_of_model(model, values, sparse=sparse), Limits(max_length, 4, threads))
+    source = source_of_model(model, values, sparse=sparse)
+    return NativeBackend(source, threads, max_length=max_length, max_sequences=4)
 
 
 def text(length: int, seed: int = 0) -> list[int]:

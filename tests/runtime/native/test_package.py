@@ -19,7 +19,7 @@ from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 if extension_is_missing():
     pytest.skip("the C++ extension is not built", allow_module_level=True)
 
-from shears.runtime.native.decoder import open_native
+from shears.runtime.native.decoder import NativeBackend
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_a_package_gives_the_logits_of_its_model_and_adapter(
     adapted: tuple[PeftModel, Path], tmp_path: Path, values: str, tolerance: float
 ) -> None:
     package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values=values)
-    runtime, tokens = open_native(read_package(package), 1), text(100)
+    runtime, tokens = NativeBackend(source_of_package(read_package(package)), 1), text(100)
     want = expected(adapted[0], tokens)
     assert np.abs(runtime.logits(tokens) - want).max() < tolerance * np.abs(want).max()
     assert (runtime.max_length, runtime.max_sequences, runtime.describe()["values"]) == (256, 16, values)
@@ -50,7 +50,7 @@ def test_a_package_gives_the_logits_of_its_model_and_adapter(
 
 def test_int8_embeddings_are_table_and_head(adapted: tuple[PeftModel, Path], tmp_path: Path) -> None:
     package = export_adapter(str(adapted[1]), tmp_path / "package", format="package", values="int8", embeddings="int8")
-    runtime, tokens = open_native(read_package(package), 1, max_length=120), text(100)
+    runtime, tokens = NativeBackend(source_of_package(read_package(package)), 1, max_length=120), text(100)
     want = expected(adapted[0], tokens)
     assert np.abs(runtime.logits(tokens) - want).max() < 0.1 * np.abs(want).max()
     assert (runtime.describe()["head"], runtime.max_length) == ("int8", 120)
@@ -68,7 +68,7 @@ def test_linears_that_packing_makes_no_smaller_are_computed_as_they_are(
     model.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     package = export_adapter(str(tmp_path / "model"), tmp_path / "package", format="package", values=values)
-    runtime, tokens = open_native(read_package(package), 1), text(100)
+    runtime, tokens = NativeBackend(source_of_package(read_package(package)), 1), text(100)
     want = expected(model, tokens)
     assert np.abs(runtime.logits(tokens) - want).max() < tolerance * np.abs(want).max()
     assert runtime.describe()["values"] == values
@@ -86,13 +86,16 @@ def test_an_update_of_a_dense_linear_is_computed(tmp_path: Path) -> None:
     package = export_adapter(str(tmp_path / "adapter"), tmp_path / "package", format="package")
     tokens = text(50)
     want = expected(adapted, tokens)
-    assert np.abs(open_native(read_package(package), 1).logits(tokens) - want).max() < 1e-5 * np.abs(want).max()
+    assert (
+        np.abs(NativeBackend(source_of_package(read_package(package)), 1).logits(tokens) - want).max()
+        < 1e-5 * np.abs(want).max()
+    )
 
 
 def test_a_package_of_another_architecture_is_refused_with_the_reason(tmp_path: Path) -> None:
     package = export_adapter(str(save_tiny(tmp_path / "model", "gpt2")), tmp_path / "package", format="package")
     with pytest.raises(InputError, match="the native decoder covers .*, not gpt2"):
-        open_native(read_package(package), 1)
+        NativeBackend(source_of_package(read_package(package)), 1)
 
 
 def test_scalings_are_those_peft_computes(adapted: tuple[PeftModel, Path]) -> None:

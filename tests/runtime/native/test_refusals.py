@@ -22,7 +22,7 @@ from tests.tiny import tiny_tokenizer
 if extension_is_missing():
     pytest.skip("the C++ extension is not built", allow_module_level=True)
 
-from shears.runtime.native.decoder import open_native
+from shears.runtime.native.decoder import NativeBackend
 
 
 def _saved(folder: Path, name: str = "llama, tied head") -> Path:
@@ -100,11 +100,11 @@ def test_what_is_left_to_transformers_has_the_logits_of_peft(tmp_path: Path, cha
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_size": 64}, "model.embed_tokens.weight must be .257, 64. by the model's config"),
-        ({"vocab_size": 1000}, "model.embed_tokens.weight must be .1000, 32. by the model's config"),
-        ({"num_attention_heads": 8}, "q_proj.weight must be .64, 32. by"),
-        ({"num_key_value_heads": 4}, "k_proj.weight must be .32, 32. by"),
-        ({"intermediate_size": 47}, "gate_proj.weight must be .47, 32. by"),
+        ({"hidden_size": 64}, "model.embed_tokens.weight must have the shape .257, 64. of the model's config"),
+        ({"vocab_size": 1000}, "model.embed_tokens.weight must have the shape .1000, 32. of the model's config"),
+        ({"num_attention_heads": 8}, "q_proj.weight must have the shape .64, 32. of"),
+        ({"num_key_value_heads": 4}, "k_proj.weight must have the shape .32, 32. of"),
+        ({"intermediate_size": 47}, "gate_proj.weight must have the shape .47, 32. of"),
         ({"num_attention_heads": 0}, "must hold the config.json of a model that transformers knows"),
         ({"num_hidden_layers": 1}, "must have all its blocks in config.json, model.layers.1.* is beyond them"),
         ({"num_hidden_layers": 3}, "must hold every weight"),
@@ -132,7 +132,7 @@ def test_invalid_generation_settings_are_refused(package: Path) -> None:
 def test_layers_beyond_the_config_are_refused(package: Path) -> None:
     _change(package / "config.json", num_hidden_layers=1)
     with pytest.raises(NotCoveredError, match=r"must know every part .*, not model.layers.1"):
-        open_native(read_package(package), 1)
+        NativeBackend(source_of_package(read_package(package)), 1)
 
 
 @pytest.mark.parametrize(

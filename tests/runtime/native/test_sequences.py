@@ -17,7 +17,7 @@ if extension_is_missing():
     pytest.skip("the C++ extension is not built", allow_module_level=True)
 
 from shears.runtime.native import decoder as native_decoder
-from shears.runtime.native.decoder import Limits, NativeBackend
+from shears.runtime.native.decoder import NativeBackend
 
 
 def assert_close(got: Any, want: Any) -> None:
@@ -130,11 +130,11 @@ def test_a_refused_step_changes_nothing(runtime: NativeBackend) -> None:
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        (Limits(257, 1, 1), "max_length must be in 1 to the model's 256, got 257"),
-        (Limits(8, 17, 1), "max_sequences must be in 1 to 16, got 17"),
-        (Limits(8, 1, 0), "threads must be at least 1, got 0"),
+        ({"threads": 1, "max_length": 257}, "max_length must be in 1 to the model's 256, got 257"),
+        ({"threads": 1, "max_sequences": 17}, "max_sequences must be in 1 to 16, got 17"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
     ],
 )
-def test_limits_have_bounds(limits: Limits, message: str) -> None:
+def test_limits_have_bounds(limits: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        NativeBackend(source_of_model(covered()), limits)
+        NativeBackend(source_of_model(covered()), **limits)

@@ -19,13 +19,13 @@ pytestmark = pytest.mark.skipif(not kernels_available(), reason="the C++ extensi
 
 
 def test_what_is_timed_computes_what_the_activated_ranks_compute() -> None:
-    from shears.runtime.native.decoder import Limits, NativeBackend
+    from shears.runtime.native.decoder import NativeBackend
 
     elastic = make_adapter()
     evaluator = LatencyEvaluator(elastic, "fp32")
     tokens = [3, 1, 4, 1, 5, 9]
     for ranks in (elastic.space.minimal(), elastic.space.heuristic(), elastic.space.maximal()):
-        found = NativeBackend(evaluator.source(ranks), Limits(16, 1, 1)).logits(tokens)
+        found = NativeBackend(evaluator.source(ranks), 1, max_length=16).logits(tokens)
         elastic.activate(ranks)
         with torch.no_grad():
             expected = elastic.model(input_ids=torch.tensor([tokens])).logits[0].numpy()

@@ -55,17 +55,14 @@ class KernelLinear(nn.Module):
         """Return the outputs in the dtype of x, or of autocast where it is on."""
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        if not self._has_kernel(x):
+        on_cpu = x.device.type == "cpu" and x.dtype in KERNEL_DTYPES
+        if self.kernel is None or not on_cpu or (x.requires_grad and torch.is_grad_enabled()):
             return self._by_torch(x)
         if torch.compiler.is_compiling():
             y: Tensor = torch.ops.shears.multiply(x, self.handle, self.out_features)
         else:
             y = self.multiply(x)
         return y if self.bias is None else y.add_(self.bias)
-
-    def _has_kernel(self, x: Tensor) -> bool:
-        on_cpu = x.device.type == "cpu" and x.dtype in KERNEL_DTYPES
-        return self.kernel is not None and on_cpu and not (x.requires_grad and torch.is_grad_enabled())
 
     def multiply(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         """Return W x + scaling B (A x) by the kernels."""
@@ -255,15 +252,5 @@ _handles = itertools.count()
 _linears: "weakref.WeakValueDictionary[int, KernelLinear]" = weakref.WeakValueDictionary()
 _library = torch.library.Library("shears", "DEF")  # the operator that torch.compile sees in place of the kernels
 _library.define("multiply(Tensor x, int handle, int rows) -> Tensor")
-
-
-def _multiply(x: Tensor, handle: int, rows: int) -> Tensor:
-    return _linears[handle].multiply(x)
-
-
-def _fake(x: Tensor, handle: int, rows: int) -> Tensor:
-    return x.new_empty((*x.shape[:-1], rows))
-
-
-_library.impl("multiply", _multiply, "CPU")
-torch.library.register_fake("shears::multiply", _fake)
+_library.impl("multiply", lambda x, handle, rows: _linears[handle].multiply(x), "CPU")
+torch.library.register_fake("shears::multiply", lambda x, handle, rows: x.new_empty((*x.shape[:-1], rows)))

@@ -1,6 +1,7 @@
 """Packed linears in place of a model's own; `generate` and everything else work unchanged on any Hugging Face model.
 
 `sparsify_linears` swaps them in; `densify_linears` swaps them out, bit for bit if the values are fp32 or bf16.
+`DropInBackend` runs a package of any architecture that way.
 """
 
 import logging
@@ -13,21 +14,23 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from shears.checkpoints.packed.file import Package
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, kept, pack, packed_bytes
 from shears.errors import InputError
-from shears.models.blocks import LoraUpdate, weight_oi
+from shears.models.blocks import weight_oi
+from shears.models.devices import set_threads
+from shears.models.load import load_with_adapter
+from shears.models.ref import AnyModel, resolve
 from shears.models.sparse_adapter import SparseLinear
-from shears.runtime.drop_in.linears import (
-    DenseLinear,
-    FusedLinear,
-    Kernel,
-    KernelLinear,
-    PackedLinear,
-    weight_owner,
-)
+from shears.records.artifacts import read_object
+from shears.records.peft_files import linear_of
+from shears.runtime.drop_in.linears import DenseLinear, FusedLinear, Kernel, KernelLinear, PackedLinear, weight_owner
+from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.native import kernels_available
+from shears.runtime.native.model_source import NEUTRAL, lora_update
 
 logger = logging.getLogger(__name__)
+HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # names of heads in files
 DEFAULT_VALUES: dict[torch.dtype, NumberFormat] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
@@ -39,7 +42,7 @@ class ReadyWeights(NamedTuple):
 
 
 class LinearSlot(NamedTuple):
-    """Where a linear is in a model: its parent module, the attribute, the module there, the linear's own name."""
+    """A module's place in a model: its parent module, the attribute, the module there, the name of its linear."""
 
     parent: nn.Module
     attribute: str
@@ -70,22 +73,22 @@ def sparsify_linears(
         raise InputError("a model's linears can be packed once; call densify_linears on it first")
     packer = _Packer(values, ready or ReadyWeights({}), threads)
     made: dict[nn.Module, KernelLinear | None] = {}  # a shared module is packed once
-    find_head = getattr(model, "get_output_embeddings", None)
-    head = find_head() if find_head is not None else None
-    for slot in list(_slots(model, fuse)):
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    for slot in list(_packable_slots(model, fuse)):
         if slot.module not in made:
             made[slot.module] = packer.linear(slot, slot.module is head and type(head) is nn.Linear)
         if (linear := made[slot.module]) is not None:
             setattr(slot.parent, slot.attribute, linear)
-    swapped = [slot.name for slot in _swapped_slots(model) if isinstance(slot.module, PackedLinear)]
+    swapped = [slot.name for slot in _all_slots(model) if isinstance(slot.module, PackedLinear)]
     logger.info("packed %d linears of %s", len(swapped), type(model).__name__)
     return swapped
 
 
 def densify_linears(model: nn.Module) -> None:
     """Undo `sparsify_linears`: put back the original modules, with the weights of the packed ones."""
-    for slot in list(_swapped_slots(model)):
-        assert isinstance(slot.module, KernelLinear)
+    for slot in list(_all_slots(model)):
+        if not isinstance(slot.module, KernelLinear):
+            continue
         (original,) = slot.module.original
         if isinstance(slot.module, PackedLinear):
             owner = weight_owner(original)
@@ -94,24 +97,21 @@ def densify_linears(model: nn.Module) -> None:
         setattr(slot.parent, slot.attribute, original.train(slot.module.training))
 
 
-def _swapped_slots(model: nn.Module) -> Iterator[LinearSlot]:
+def _all_slots(model: nn.Module) -> Iterator[LinearSlot]:
     for path, parent in model.named_modules():
         for attribute, child in parent.named_children():
-            if isinstance(child, KernelLinear):
-                yield LinearSlot(parent, attribute, child, f"{path}.{attribute}".lstrip("."))
+            yield LinearSlot(parent, attribute, child, f"{path}.{attribute}".lstrip("."))
 
 
-def _slots(model: nn.Module, fuse: bool) -> Iterator[LinearSlot]:
+def _packable_slots(model: nn.Module, fuse: bool) -> Iterator[LinearSlot]:
     """Yield the linears that may be packed; a LoRA layer whole if it can be fused."""
-    for path, parent in model.named_modules():
-        if isinstance(parent, SparseLinear):
+    for slot in _all_slots(model):
+        if isinstance(slot.parent, SparseLinear):
             continue  # masks its product by the weight's zeros, which it reads itself
-        fused = fuse and is_plain(parent)
-        for attribute, child in parent.named_children():
-            name = f"{path}.{attribute}".lstrip(".")
-            is_base = type(child) in (nn.Linear, Conv1D) and ".lora_" not in f".{name}" and not fused
-            if is_base or (fuse and is_plain(child)):
-                yield LinearSlot(parent, attribute, child, name.removesuffix(".base_layer"))
+        in_fused = fuse and is_plain(slot.parent)
+        is_base = type(slot.module) in (nn.Linear, Conv1D) and ".lora_" not in f".{slot.name}" and not in_fused
+        if is_base or (fuse and is_plain(slot.module)):
+            yield slot._replace(name=slot.name.removesuffix(".base_layer"))
 
 
 def is_plain(layer: Any) -> bool:
@@ -179,26 +179,26 @@ class _Packer:
         return pack(weight, values) if smaller else None
 
     def _packed(self, matrix: PackedMatrix, module: nn.Module) -> PackedLinear:
-        """Return the packed linear; with the kernels, its weight is in their buffer."""
-        update = _update_of(module)
+        """Return the packed linear; with the kernels, its weight and its adapter are in their buffer."""
+        update = None
+        if isinstance(module, LoraLinear):
+            (active,) = [name for name in module.active_adapters if name in module.lora_A]
+            update = lora_update(module, active)
         kernel = None
         if self._native is not None:
             moved = self._native.sparse_matrix(matrix, self._buffer)
-            kernel = Kernel(moved, self._kernel_update(update, matrix.values_dtype), self._pool)
+            native_update = None
+            if update is not None:  # its factors are bf16 beside int8 weights too
+                dtype = torch.float32 if matrix.values_dtype == "fp32" else torch.bfloat16
+                a = self._native.dense_matrix(update.a.to(dtype), buffer=self._buffer)
+                b = self._native.dense_matrix(update.b.to(dtype), buffer=self._buffer)
+                native_update = self._native.KernelUpdate(a, b, update.scaling)
+            kernel = Kernel(moved, native_update, self._pool)
             matrix = moved.packed or matrix
         if update is None:
             return PackedLinear(matrix, module, None, kernel)
         assert isinstance(module, LoraLinear)
         return FusedLinear(matrix, module, update, kernel)
-
-    def _kernel_update(self, update: LoraUpdate | None, values: NumberFormat) -> Any:
-        """Return the kernels' update: bf16 for bf16 and int8 weights, fp32 for fp32 weights."""
-        if update is None:
-            return None
-        dtype = torch.float32 if values == "fp32" else torch.bfloat16
-        a = self._native.dense_matrix(update.a.to(dtype), buffer=self._buffer)
-        b = self._native.dense_matrix(update.b.to(dtype), buffer=self._buffer)
-        return self._native.KernelUpdate(a, b, update.scaling)
 
     def _dense_head(self, head: nn.Module) -> KernelLinear | None:
         if self._native is None or not isinstance(head, nn.Linear) or head.weight.dtype not in DEFAULT_VALUES:
@@ -217,11 +217,58 @@ def _by_module_name(packed: Mapping[str, PackedMatrix], module: str) -> PackedMa
     return next((packed[name] for name in names if name in packed), None)
 
 
-def _update_of(module: nn.Module) -> LoraUpdate | None:
-    """Return the update of PEFT's layer; None for any other linear."""
-    if not isinstance(module, LoraLinear):
+class DropInBackend(TransformersBackend):
+    """Runs a package's model in transformers with packed linears, adapters fused into them.
+
+    InputError for a folder that is no whole package.
+    """
+
+    def __init__(self, model: AnyModel, threads: int | None = None, dtype: str = "auto") -> None:
+        set_threads(threads)
+        ref = resolve(model)
+        network, self.tokenizer = load_with_adapter(ref, dtype=dtype, device="cpu")
+        super().__init__(network, "drop-in")
+        ready = ReadyWeights(_unchanged_weights(ref.package), _quantized_head(ref.package))
+        self.packed = sparsify_linears(network, ready=ready, threads=threads)
+
+    def describe(self) -> Mapping[str, object]:
+        """Return plain data about this backend; memory_bytes includes packed weights and the kernels' copies."""
+        linears = [module for module in self._model.modules() if isinstance(module, KernelLinear)]
+        packed = [module.matrix for module in linears if isinstance(module, PackedLinear)]
+        about = dict(super().describe())
+        memory = sum(matrix.num_bytes for matrix in packed)
+        if kernels_available():
+            from shears.runtime.native import kernels as native
+
+            about["isa"] = native.features()["isa"]
+            memory = next((linear.kernel.matrix.buffer.bytes for linear in linears if linear.kernel), 0)
+        values = "+".join(sorted({matrix.values_dtype for matrix in packed})) or about["values"]
+        return {**about, "values": values, "memory_bytes": int(str(about["memory_bytes"])) + memory}
+
+
+def _unchanged_weights(package: Package) -> Mapping[str, PackedMatrix]:
+    """Return the packed weights that loading the adapter leaves as they are.
+
+    PEFT subtracts the start of some adapters (pissa, olora, ...) from the base, again at every loading.
+    """
+    settings = read_object(package.adapter_config_file()) if package.index.adapter else {}
+    start = settings.get("init_lora_weights")
+    if not start or start in NEUTRAL["init_lora_weights"]:
+        return package.packed
+    adapted = [f".{linear_of(name)}" for name in package.index.adapter]
+    return {
+        linear: matrix
+        for linear, matrix in package.packed.items()
+        if not any(name.endswith(f".{linear}") for name in adapted)
+    }
+
+
+def _quantized_head(package: Package) -> tuple[Tensor, Tensor] | None:
+    """Return the head and its scales if it is in 8 bits, else None."""
+    index = package.index
+    quantized = [name for name, entry in index.dense.items() if entry.quantized]
+    heads = [name for name in (*HEADS, *quantized) if index.tied.get(name, name) in quantized]
+    if not heads or (len(quantized) > 1 and heads[0] not in HEADS):
         return None
-    (name,) = [name for name in module.active_adapters if name in module.lora_A]
-    a = module.lora_A[name].weight.detach()
-    b = module.lora_B[name].weight.detach()
-    return LoraUpdate(a, b, float(module.scaling[name]))
+    name = f"dense.{index.tied.get(heads[0], heads[0])}"
+    return package.tensors[name], package.tensors[f"{name}.scales"]

@@ -50,8 +50,8 @@ class Answer:
         self._sampler = Sampler(sampling, options.seed if seed is None else seed, prompt)
         self._detokenizer = Detokenizer(settings.decode, prompt)
         self._stops = StopFilter(options.stop)
-        self._pieces: list[str] = []
         self._text = ""
+        self._num_taken = 0  # characters of the text that `take` has returned
 
     @property
     def done(self) -> bool:
@@ -65,7 +65,7 @@ class Answer:
             self._end("stop")
             return
         self.tokens.append(token)
-        self._append(self._stops.add(self._detokenizer.add(token)))
+        self._text += self._stops.add(self._detokenizer.add(token))
         full = len(self.prompt) + len(self.tokens) >= self._settings.max_length
         if self._stops.stopped:
             self.finish = "stop"
@@ -73,18 +73,13 @@ class Answer:
             self._end("length")
 
     def _end(self, finish: FinishReason) -> None:
-        self._append(self._stops.add(self._detokenizer.rest()) + self._stops.rest())
+        self._text += self._stops.add(self._detokenizer.rest()) + self._stops.rest()
         self.finish = "stop" if self._stops.stopped else finish
-
-    def _append(self, piece: str) -> None:
-        if piece:
-            self._pieces.append(piece)
-            self._text += piece
 
     def take(self) -> str:
         """Return the text added since the last call."""
-        text = "".join(self._pieces)
-        self._pieces.clear()
+        text = self._text[self._num_taken :]
+        self._num_taken = len(self._text)
         return text
 
     def result(self) -> Generation:

@@ -3,7 +3,7 @@
 B sequences, T tokens, V tokens of the vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -70,7 +70,15 @@ def check_tokens(backend: Backend, tokens: Sequence[int], before: int = 0) -> No
         )
 
 
-def check_step(sequences: Sequence[int], tokens: Sequence[int]) -> None:
-    """Raise InputError unless there is one token for each of one or more different sequences."""
+def check_prefill(backend: Backend, sequence: int, tokens: Sequence[int], length: Callable[[int], int]) -> None:
+    """Raise InputError for a `prefill` that cannot be done; `length` returns how many tokens a sequence has."""
+    check_sequence(backend, sequence)
+    check_tokens(backend, tokens, length(sequence))
+
+
+def check_step(backend: Backend, sequences: Sequence[int], tokens: Sequence[int], length: Callable[[int], int]) -> None:
+    """Raise InputError for a `step` that cannot be done: it takes one token for each of several different sequences."""
     if len(sequences) != len(tokens) or len(set(sequences)) != len(sequences) or not len(sequences):
         raise InputError(f"a step takes different sequences and a token for each, got {sequences} and {tokens}")
+    for sequence, token in zip(sequences, tokens, strict=True):
+        check_prefill(backend, sequence, [token], length)

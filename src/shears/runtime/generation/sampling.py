@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from shears.errors import InputError
 
@@ -71,7 +71,10 @@ def draw(logits: Logits, sampling: TokenSampling, random: np.random.Generator) -
     only the likelier tokens stay and one of them is drawn: this needs no sorting.
     """
     top = logits[likeliest(logits)]
-    tokens, logits = _top_k(logits, sampling.top_k)
+    tokens = np.arange(len(logits))
+    if 0 < sampling.top_k < len(logits):
+        tokens = np.flatnonzero(logits >= top_k_floor(logits, sampling.top_k))
+        logits = logits[tokens]
     weights = np.exp((logits - top) / np.float32(sampling.temperature))
     reach = sampling.top_p * float(weights.sum(dtype=np.float64))
     while True:
@@ -88,27 +91,14 @@ def in_nucleus(weights: Float[np.ndarray, " K"], likelier: Bool[np.ndarray, " K"
     return not likelier.any() or float(weights @ likelier.astype(np.float32)) < reach
 
 
-def _top_k(logits: Logits, k: int) -> tuple[Int[np.ndarray, " K"], Float[np.ndarray, " K"]]:
-    if not 0 < k < len(logits):
-        return np.arange(len(logits)), logits
-    tokens = np.flatnonzero(logits >= top_k_floor(logits, k))
-    return tokens, logits[tokens]
-
-
 def top_k_floor(logits: Logits, k: int) -> float:
     """Return the k-th largest logit; all tokens with that logit are kept."""
-    candidates = _at_least(logits, k)
-    return float(np.partition(candidates, len(candidates) - k)[len(candidates) - k])
-
-
-def _at_least(logits: Logits, k: int) -> Float[np.ndarray, " K"]:
-    """Return the logits that reach the k-th largest of the blocks' maxima: at least k, and not many more."""
     blocks = len(logits) // BLOCK
-    if k > blocks:
-        return logits
-    maxima = logits[: blocks * BLOCK].reshape(blocks, BLOCK).max(axis=1)
-    floor = float(np.partition(maxima, blocks - k)[blocks - k])
-    return np.compress(logits >= floor, logits)
+    if k <= blocks:  # at least k logits reach the k-th largest of the blocks' maxima, and not many more do
+        maxima = logits[: blocks * BLOCK].reshape(blocks, BLOCK).max(axis=1)
+        floor = float(np.partition(maxima, blocks - k)[blocks - k])
+        logits = np.compress(logits >= floor, logits)
+    return float(np.partition(logits, len(logits) - k)[len(logits) - k])
 
 
 def pick(weights: Float[np.ndarray, " K"], uniform: float) -> int:

@@ -3,6 +3,7 @@
 B sequences, T tokens, V tokens of the vocabulary.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +15,8 @@ from torch import nn
 from shears.errors import InputError
 from shears.models.devices import device_of
 from shears.models.losses import forward_parameters, num_positions, own_model
-from shears.runtime.generation.backend import check_sequence, check_step, check_tokens
+from shears.runtime.generation.backend import check_prefill, check_step, check_tokens
 
-UNBOUNDED = 1 << 30  # tokens; for a model without a longest sequence
-MAX_SEQUENCES = 16
 CACHES = ("cache", "past_key_values", "state")  # names of the cache, which a forward takes and returns
 
 
@@ -29,8 +28,8 @@ class TransformersBackend:
     `name` is the backend's name in `describe`; the model keeps its device, dtype and modules.
     """
 
-    def __init__(self, model: nn.Module, name: str = "transformers", max_sequences: int = MAX_SEQUENCES) -> None:
-        self.max_length = num_positions(model) or UNBOUNDED
+    def __init__(self, model: nn.Module, name: str = "transformers", max_sequences: int = 16) -> None:
+        self.max_length = num_positions(model) or (1 << 30)  # a model without a longest sequence
         self.max_sequences = max_sequences
         self._model = model
         self._name = name
@@ -41,16 +40,14 @@ class TransformersBackend:
         self._takes_logits_to_keep = "logits_to_keep" in names
         self._recurrent = bool(getattr(own_model(model), "_is_stateful", False))
         self._caches: dict[int, Any] = {}
-        self._lengths: dict[int, int] = {}
+        self._lengths = Counter[int]()  # 0 for an empty sequence
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
-        self._check(sequence, tokens)
+        check_prefill(self, sequence, tokens, self._lengths.__getitem__)
         return self._append(sequence, tokens)
 
     def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> Float[np.ndarray, "B V"]:
-        check_step(sequences, tokens)
-        for sequence, token in zip(sequences, tokens, strict=True):
-            self._check(sequence, [token])
+        check_step(self, sequences, tokens, self._lengths.__getitem__)
         return np.stack([self._append(s, [token]) for s, token in zip(sequences, tokens, strict=True)])
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
@@ -75,10 +72,6 @@ class TransformersBackend:
             "memory_bytes": sum(sizes.values()),
         }
 
-    def _check(self, sequence: int, tokens: Sequence[int]) -> None:
-        check_sequence(self, sequence)
-        check_tokens(self, tokens, self._lengths.get(sequence, 0))
-
     def _append(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
         if self._recurrent and sequence in self._caches:  # such models continue a state by one token only
             return [self._forward(sequence, [token]) for token in tokens][-1]
@@ -87,7 +80,7 @@ class TransformersBackend:
     @torch.no_grad()
     def _forward(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
         device = device_of(self._model)
-        length = self._lengths.get(sequence, 0) + len(tokens)
+        length = self._lengths[sequence] + len(tokens)
         mask = None if self._recurrent else torch.ones((1, length), dtype=torch.int64, device=device)
         outputs = self._model(
             input_ids=torch.tensor([list(tokens)], device=device),

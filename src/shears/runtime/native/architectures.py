@@ -46,12 +46,8 @@ class DecoderPlan:
     max_positions: int
 
 
-def _full_attention(config: Any) -> list[LayerPlan]:
-    return [LayerPlan(None, True)] * config.num_hidden_layers
-
-
-def _window_everywhere(config: Any) -> list[LayerPlan]:
-    return [LayerPlan(getattr(config, "sliding_window", None), True)] * config.num_hidden_layers
+def _same_in_all_layers(config: Any, window: int | None) -> list[LayerPlan]:
+    return [LayerPlan(window, True)] * config.num_hidden_layers
 
 
 def _window_by_type(config: Any) -> list[LayerPlan]:
@@ -67,8 +63,8 @@ def _window_and_rope_by_layer(config: Any) -> list[LayerPlan]:
 
 
 ARCHITECTURES: Mapping[str, Callable[[Any], list[LayerPlan]]] = {
-    "llama": _full_attention,  # SmolLM and SmolLM2 too
-    "mistral": _window_everywhere,
+    "llama": lambda config: _same_in_all_layers(config, None),  # SmolLM and SmolLM2 too
+    "mistral": lambda config: _same_in_all_layers(config, getattr(config, "sliding_window", None)),
     "qwen2": _window_by_type,
     "qwen3": _window_by_type,
     "smollm3": _window_and_rope_by_layer,

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from shears.checkpoints.packed.layout import PANEL, NumberFormat, PackedMatrix
@@ -54,21 +53,12 @@ class Arena:
         return _native.Matrix(code, weight.rows, weight.cols, masks, values, offsets, self.floats(weight.scales))
 
     def up(self, update: LoraUpdate, *, bf16: bool) -> int:
-        """Copy scaling * B of an update in the order of csrc/ops.h; return its address."""
-        b = in_panels(update.b.float() * update.scaling)
-        return copied(b.to(torch.bfloat16 if bf16 else torch.float32), self._rest)
-
-    def down(self, updates: Sequence[LoraUpdate], values: NumberFormat) -> _native.Matrix:
-        """Copy the A of several updates of one input, row under row, in the number format of their linears."""
-        return self.matrix(DenseRows(torch.cat([update.a.float() for update in updates])).as_values(values))
-
-
-def in_panels(b: Float[Tensor, "O R"]) -> Float[Tensor, "P R 16"]:
-    """Return [panel][rank][16 rows], padded with rows of zeros."""
-    rows, rank = b.shape
-    padded = torch.zeros(-(-rows // PANEL) * PANEL, rank)
-    padded[:rows] = b
-    return padded.view(-1, PANEL, rank).transpose(1, 2).contiguous()
+        """Copy scaling * B of an update as [panel][rank][16 rows], padded with rows of zeros; return its address."""
+        rows, rank = update.b.shape
+        padded = torch.zeros(-(-rows // PANEL) * PANEL, rank)
+        padded[:rows] = update.b.float() * update.scaling
+        panels = padded.view(-1, PANEL, rank).transpose(1, 2)
+        return copied(panels.to(torch.bfloat16 if bf16 else torch.float32), self._rest)
 
 
 class Builder:
@@ -96,14 +86,17 @@ class Builder:
         weights = _native.DecoderWeights()
         for index, layer in enumerate(self._plan.layers):
             self._add_layer(weights, f"model.layers.{index}.", layer)
-        head = self._take_head()
+        head = self.embeddings if self._tied and HEAD not in self._tensors else self._take_rows(HEAD)
+        _check_shape(HEAD, head.values.shape, (self._plan.vocab_size, self._plan.hidden_size))
         head = head.as_values(head_values or head.values_dtype)
         norm = self._take_vector("model.norm.weight", self._plan.hidden_size, required=True)
         frequencies = self._arena.floats(self._plan.inverse_frequencies)
         table = self.embeddings
         addresses = (table.values.data_ptr(), 0 if table.scales is None else table.scales.data_ptr())
         weights.set_ends(*addresses, table.values_dtype == "bf16", norm, frequencies, self._arena.matrix(head))
-        self._refuse_rest()
+        tensors = [name for name in self._tensors if not name.endswith(REDUNDANT)]
+        if rest := [*self._linears, *self._updates, *tensors]:
+            raise NotCoveredError(f"the native decoder must know every part of a model and its adapter, not {rest[0]}")
         return weights, head.values_dtype
 
     def _add_layer(self, weights: _native.DecoderWeights, prefix: str, plan: LayerPlan) -> None:
@@ -136,22 +129,16 @@ class Builder:
         if not updates:
             return
         bf16 = self.values != "fp32"
+        first = 0
         for name, update in updates.items():
             rank = update.a.shape[0]
             rows, cols = self._sizes[name]
             _check_shape(f"A of {linears[name]}", update.a.shape, (rank, cols))
             _check_shape(f"B of {linears[name]}", update.b.shape, (rows, rank))
-        weights.set_down(next(iter(linears)), self._arena.down(list(updates.values()), self.values))
-        first = 0
-        for name, update in updates.items():
-            rank = update.a.shape[0]
             weights.set_update(name, self._arena.up(update, bf16=bf16), bf16, rank, first)
             first += rank
-
-    def _take_head(self) -> DenseRows:
-        head = self.embeddings if self._tied and HEAD not in self._tensors else self._take_rows(HEAD)
-        _check_shape(HEAD, head.values.shape, (self._plan.vocab_size, self._plan.hidden_size))
-        return head
+        down = DenseRows(torch.cat([update.a.float() for update in updates.values()])).as_values(self.values)
+        weights.set_down(next(iter(linears)), self._arena.matrix(down))
 
     def _take(self, name: str) -> DenseRows | Tensor:
         tensor = self._tensors.pop(name, None)
@@ -175,11 +162,6 @@ class Builder:
         _check_shape(name, numbers.shape, (length,))
         return self._arena.floats(numbers)
 
-    def _refuse_rest(self) -> None:
-        tensors = [name for name in self._tensors if not name.endswith(REDUNDANT)]
-        if rest := [*self._linears, *self._updates, *tensors]:
-            raise NotCoveredError(f"the native decoder must know every part of a model and its adapter, not {rest[0]}")
-
 
 def _main_values(source: ModelSource) -> NumberFormat:
     """Return the number format of most linears."""
@@ -200,5 +182,5 @@ def _sizes(plan: DecoderPlan) -> Mapping[str, tuple[int, int]]:
 def _check_shape(name: str, shape: Sequence[int], expected: tuple[int, ...]) -> None:
     if tuple(shape) != expected:
         raise InputError(
-            f"{name} must be {expected} by the model's config.json, it is {tuple(shape)}; restore that file"
+            f"{name} must have the shape {expected} of the model's config.json, got {tuple(shape)}; restore that file"
         )

@@ -4,90 +4,85 @@ B sequences, T tokens, V tokens of the vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from shears.checkpoints.packed.file import Package
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
-from shears.runtime.generation.backend import check_sequence, check_step, check_tokens
+from shears.runtime.generation.backend import check_prefill, check_sequence, check_step, check_tokens
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, plan_of
 from shears.runtime.native.builder import Arena, Builder
-from shears.runtime.native.model_source import ModelSource, source_of_package
+from shears.runtime.native.model_source import ModelSource
 
 CHUNK = 256  # tokens computed together in a prefill; more need more memory and gain little
 MOST_SEQUENCES = 16
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The longest sequence, the most open sequences, and how many threads compute, the calling one included."""
-
-    max_length: int
-    max_sequences: int
-    threads: int
-
-
 class NativeBackend:
-    """A Backend whose model runs in C++.
+    """A Backend whose model runs in C++ on `threads` threads, the calling one included.
 
-    Activations are float32; weights, embeddings and updates keep the source's number formats.
-    `head` is the number format of the output matrix (by default its own), `cache` that of keys and values (by default
-    fp32 if the head is fp32, else bf16). InputError for a model that the decoder does not cover.
+    Activations are float32; weights, embeddings and updates keep the source's number formats. `max_length` is by
+    default the model's longest sequence, `head` (the number format of the output matrix) that of the source, `cache`
+    (of keys and values) fp32 if the head is fp32, else bf16. InputError for a model that the decoder does not cover.
     """
 
     def __init__(
         self,
         source: ModelSource,
-        limits: Limits,
+        threads: int,
         *,
+        max_length: int | None = None,
+        max_sequences: int = MOST_SEQUENCES,
         head: NumberFormat | None = None,
         cache: NumberFormat | None = None,
     ) -> None:
         plan = plan_of(source.config)
-        _check_limits(limits, plan)
         self.vocab_size = plan.vocab_size
-        self.max_length = limits.max_length
-        self.max_sequences = limits.max_sequences
+        self.max_length = plan.max_positions if max_length is None else max_length
+        self.max_sequences = max_sequences
+        if not 1 <= self.max_length <= plan.max_positions:
+            raise InputError(f"max_length must be in 1 to the model's {plan.max_positions}, got {self.max_length}")
+        if not 1 <= max_sequences <= MOST_SEQUENCES:
+            raise InputError(f"max_sequences must be in 1 to {MOST_SEQUENCES}, got {max_sequences}")
+        if threads < 1:
+            raise InputError(f"threads must be at least 1, got {threads}")
         self._arena = Arena()
         builder = Builder(source, plan, self._arena)
         weights, self._head_values = builder.weights(head)
         self._values = builder.values
         self._embeddings = builder.embeddings
-        shape = _shape(plan, limits)
+        shape = _shape(plan)
+        shape.max_length = self.max_length
+        shape.max_sequences = max_sequences
         shape.bf16_cache = (cache or self._head_values) != "fp32"
-        self._pool = _native.Pool(limits.threads)
+        self._pool = _native.Pool(threads)
         try:
             self._decoder = _native.Decoder(shape, weights, self._pool)
         except ValueError as error:
             raise InputError(f"the model's config.json must fit its tensors: {error}; restore that file") from None
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
-        self._check(sequence, tokens)
+        check_prefill(self, sequence, tokens, self._decoder.length)
         ids = np.array(tokens, np.int64)
         logits = np.empty(self.vocab_size, np.float32)
-        self._decoder.prefill(sequence, _address(ids), len(ids), _address(logits))
+        self._decoder.prefill(sequence, ids.ctypes.data, len(ids), logits.ctypes.data)
         return logits
 
     def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> Float[np.ndarray, "B V"]:
-        check_step(sequences, tokens)
-        for sequence, token in zip(sequences, tokens, strict=True):
-            self._check(sequence, [token])
+        check_step(self, sequences, tokens, self._decoder.length)
         ids = np.array(tokens, np.int64)
         numbers = np.array(sequences, np.int64)
         logits = np.empty((len(ids), self.vocab_size), np.float32)
-        self._decoder.step(_address(numbers), _address(ids), len(ids), _address(logits))
+        self._decoder.step(numbers.ctypes.data, ids.ctypes.data, len(ids), logits.ctypes.data)
         return logits
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
         check_tokens(self, tokens)
         ids = np.array(tokens, np.int64)
         logits = np.empty((len(ids), self.vocab_size), np.float32)
-        self._decoder.score(_address(ids), len(ids), _address(logits))
+        self._decoder.score(ids.ctypes.data, len(ids), logits.ctypes.data)
         return logits
 
     def drop(self, sequence: int) -> None:
@@ -106,22 +101,8 @@ class NativeBackend:
             "mapped_bytes": self._embeddings.values.nbytes,
         }
 
-    def _check(self, sequence: int, tokens: Sequence[int]) -> None:
-        check_sequence(self, sequence)
-        check_tokens(self, tokens, self._decoder.length(sequence))
 
-
-def open_native(package: Package, threads: int, *, max_length: int | None = None) -> NativeBackend:
-    """Return the backend of a package: 16 sequences of `max_length`, by default the model's longest.
-
-    InputError for a model that the decoder does not cover.
-    """
-    source = source_of_package(package)
-    length = plan_of(source.config).max_positions if max_length is None else max_length
-    return NativeBackend(source, Limits(length, MOST_SEQUENCES, threads))
-
-
-def _shape(plan: DecoderPlan, limits: Limits) -> _native.DecoderShape:
+def _shape(plan: DecoderPlan) -> _native.DecoderShape:
     shape = _native.DecoderShape()
     shape.layers = len(plan.layers)
     shape.hidden = plan.hidden_size
@@ -133,20 +114,5 @@ def _shape(plan: DecoderPlan, limits: Limits) -> _native.DecoderShape:
     shape.eps = plan.eps
     shape.rope_scale = plan.rope_scale
     shape.query_scale = plan.head_dim**-0.5
-    shape.max_length = limits.max_length
-    shape.max_sequences = limits.max_sequences
     shape.chunk = CHUNK
     return shape
-
-
-def _check_limits(limits: Limits, plan: DecoderPlan) -> None:
-    if not 1 <= limits.max_length <= plan.max_positions:
-        raise InputError(f"max_length must be in 1 to the model's {plan.max_positions}, got {limits.max_length}")
-    if not 1 <= limits.max_sequences <= MOST_SEQUENCES:
-        raise InputError(f"max_sequences must be in 1 to {MOST_SEQUENCES}, got {limits.max_sequences}")
-    if limits.threads < 1:
-        raise InputError(f"threads must be at least 1, got {limits.threads}")
-
-
-def _address(array: Any) -> int:
-    return int(array.__array_interface__["data"][0])

@@ -159,9 +159,14 @@ def source_of_model(model: nn.Module, values: NumberFormat | None = None, *, spa
 
 
 def _update(name: str, module: Any) -> LoraUpdate:
-    adapter = next(iter(module.lora_A), None)
-    if len(module.lora_A) != 1 or adapter in module.lora_variant or module.lora_bias.get(adapter):
+    adapters = list(module.lora_A)
+    if len(adapters) != 1 or adapters[0] in module.lora_variant or module.lora_bias.get(adapters[0]):
         raise NotCoveredError(f"the native decoder covers one plain LoRA, {name} has another adapter; merge it first")
-    a = module.lora_A[adapter].weight.detach()
-    b = module.lora_B[adapter].weight.detach()
-    return LoraUpdate(a, b, module.scaling[adapter])
+    return lora_update(module, adapters[0])
+
+
+def lora_update(layer: Any, adapter: str) -> LoraUpdate:
+    """Return an adapter of PEFT's LoRA layer, its factors not copied."""
+    a = layer.lora_A[adapter].weight.detach()
+    b = layer.lora_B[adapter].weight.detach()
+    return LoraUpdate(a, b, float(layer.scaling[adapter]))

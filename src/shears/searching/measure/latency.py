@@ -49,10 +49,10 @@ class LatencyEvaluator(Evaluator):
 
     def __call__(self, ranks: RankConfig) -> Figures:
         """Return the latency of a configuration, measured now."""
-        from shears.runtime.native.decoder import Limits, NativeBackend
+        from shears.runtime.native.decoder import NativeBackend
 
-        limits = Limits(PROMPT + ROUNDS * STEPS, 1, torch.get_num_threads())
-        backend = NativeBackend(self.source(ranks), limits)
+        length = PROMPT + ROUNDS * STEPS
+        backend = NativeBackend(self.source(ranks), torch.get_num_threads(), max_length=length, max_sequences=1)
         tokens = [1 + number % (backend.vocab_size - 1) for number in range(PROMPT)]
         backend.prefill(0, tokens)
         rounds = list[float]()
