@@ -7,8 +7,8 @@ from shears.records.version import __version__
 
 if TYPE_CHECKING:
     from shears.adapt.elastic import ElasticAdapter, make_elastic
-    from shears.adapt.groups import build_space
     from shears.adapt.load import load_super_adapter
+    from shears.adapt.prepare import build_space
     from shears.adapt.sampling import NLSCallback
     from shears.adapt.space import RankConfig, SearchSpace
     from shears.adapt.train import train
@@ -37,7 +37,7 @@ _MODULES = {
     "SearchSpace": "adapt.space",
     "bench": "runtime.speed",
     "compare": "report.compare",
-    "build_space": "adapt.groups",
+    "build_space": "adapt.prepare",
     "evaluate": "evaluation.run",
     "export_adapter": "export.stage",
     "fetch": "models.fetching",

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from shears.data.batch_trials import keeps_apart
-from shears.data.batches import pack, pad_left
+from shears.data.batches import keeps_apart, pack, pad_left
 from shears.data.examples import Tokenized
 from shears.models.losses import IGNORED, completion_losses, packed_losses
 from tests.tiny import tiny_model

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shears.data.batch_trials import ignores_padding
-from shears.data.batches import length_buckets, pad_left
+from shears.data.batches import ignores_padding, length_buckets, pad_left
 from shears.data.examples import Tokenized
 from shears.models.losses import IGNORED
 from shears.models.losses import completion_losses as token_losses

@@ -22,8 +22,7 @@ from shears.data.example import (
     segments_before,
     with_completion,
 )
-from shears.data.prompts import render_completion, render_prompt
-from shears.data.questions import question_of
+from shears.data.prompts import question_of, render_completion, render_prompt
 from shears.data.rows import Row, read_rows
 from shears.errors import InputError
 from shears.models.losses import IGNORED

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shears.data.examples import Example
-from shears.data.questions import question_id, question_of
+from shears.data.prompts import question_id, question_of
 from shears.data.rows import Row, read_rows, source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.records import Evaluation, Record

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from shears.adapt.groups import build_space
+from shears.adapt.prepare import build_space
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.adapt.training.fit import num_seen, num_steps
 from shears.config import EvaluateConfig, Recipe, SparsifyConfig, TrainConfig

@@ -18,12 +18,11 @@ from shears.config import EvaluateConfig
 from shears.config.evaluate import ANSWER_FORMS
 from shears.data.calibration import text_tokens
 from shears.data.examples import Example, completion_of, load_examples, prompts_of
-from shears.data.paper_rows import paper_row
 from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.data.rows import Row
 from shears.errors import InputError
 from shears.evaluation.contamination import Source, ids_of, mark_seen
-from shears.evaluation.generation.generate import Decoder
+from shears.evaluation.generate import Decoder
 from shears.evaluation.harness.run import QUESTION_IDS, run_harness
 from shears.evaluation.journal import Journal
 from shears.evaluation.records import Evaluation, Record, accuracy_of, record
@@ -31,9 +30,15 @@ from shears.evaluation.scoring.context import warn_beyond
 from shears.evaluation.scoring.perplexity import perplexity
 from shears.evaluation.scoring.score import choose
 from shears.evaluation.scoring.scorers import check_choices
-from shears.evaluation.tasks.answers import NUMBER_READERS, numbers_equal, right_number
-from shears.evaluation.tasks.extraction import is_right, read_answers, response_of
-from shears.evaluation.tasks.paper_tasks import LABELS, right_answers, with_choices
+from shears.evaluation.tasks.answers import (
+    NUMBER_READERS,
+    is_right,
+    numbers_equal,
+    read_answers,
+    response_of,
+    right_number,
+)
+from shears.evaluation.tasks.paper_tasks import LABELS, paper_row, right_answers, with_choices
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,16 @@ from shears.adapt.load import SuperAdapter
 from shears.adapt.space import RankConfig
 from shears.config import SearchConfig
 from shears.data.examples import Example, Tokenized, prompts_of
-from shears.evaluation.generation.generate import Decoder
-from shears.evaluation.generation.prompt_caches import Batch, Fill, PromptCaches, Way, open_prompt_caches
-from shears.evaluation.scoring.prefix import first_blocks, first_difference
+from shears.evaluation.generate import Decoder
+from shears.evaluation.scoring.prefix import (
+    Batch,
+    Fill,
+    PromptCaches,
+    Way,
+    first_blocks,
+    first_difference,
+    open_prompt_caches,
+)
 from shears.evaluation.scoring.scorers import Parts
 from shears.evaluation.tasks.answers import numbers_equal
 from shears.evaluation.tasks.registry import GENERATED

@@ -20,13 +20,23 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from shears.data.batch_trials import LONG, SHORT, TRIAL_ERRORS, drawn, is_apart, num_words, weights_dtype
-from shears.data.batches import length_buckets, pad_left, padding
+from shears.data.batches import (
+    LONG,
+    SHORT,
+    TRIAL_ERRORS,
+    drawn,
+    is_apart,
+    length_buckets,
+    num_words,
+    pad_left,
+    padding,
+    weights_dtype,
+)
 from shears.data.examples import Tokenized
 from shears.errors import InputError
-from shears.evaluation.generation.prompt_caches import Fill
 from shears.evaluation.journal import Journal
 from shears.evaluation.scoring.context import refuse_beyond
+from shears.evaluation.scoring.prefix import Fill
 from shears.models.devices import device_of
 from shears.progress import track
 
