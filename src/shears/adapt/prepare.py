@@ -159,12 +159,14 @@ def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) 
     linears with the names of a mixture's experts (up_proj of DeepSeek's first layers), which it reads as the experts'
     stacked weights.
     """
+    chosen = [model.get_submodule(name) for name in chain(*space.modules.values())]
+    kinds = [getattr(linear, "source_cls", type(linear)) for linear in chosen]  # before a quantization
     lora = LoraConfig(
         r=space.max_rank,
         lora_alpha=int(settings.alpha) if settings.alpha.is_integer() else settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=target_modules(model, space),
-        fan_in_fan_out=any(_is_conv1d(model.get_submodule(name)) for name in chain(*space.modules.values())),
+        fan_in_fan_out=any(issubclass(kind, Conv1D) for kind in kinds),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
@@ -189,8 +191,3 @@ def _peft_refusal(message: str) -> str:
             f"experts', leave them out of groups (PEFT's error: {message})"
         )
     return f"groups must be of linears that PEFT supports, got its error: {message}; leave them out of groups"
-
-
-def _is_conv1d(linear: nn.Module) -> bool:
-    """Tell whether a linear is a Conv1D, or was one before it was quantized."""
-    return issubclass(getattr(linear, "source_cls", type(linear)), Conv1D)

@@ -56,10 +56,7 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     check_trackers(settings.report_to)
     base = resolve(model)
     base.refuse_package("train")
-    origin = {
-        "base_fingerprint": base.fingerprint,
-        "data_sha256": source_fingerprint(settings.data),
-    }
+    origin = {"base_fingerprint": base.fingerprint, "data_sha256": source_fingerprint(settings.data)}
     fixed = _fixed(settings, origin)
     defaults = {**TrainConfig.defaults(), **origin}
     if resume and not partial_folder(output).exists():

@@ -33,21 +33,12 @@ def padding(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0 if pad is None else int(pad)
 
 
-def pad_left(rows: Sequence[Tokenized], pad_id: int) -> dict[str, Tensor]:
+def pad(rows: Sequence[Tokenized], pad_id: int, *, behind: bool = False) -> dict[str, Tensor]:
     """Return input_ids, attention_mask, position_ids and labels, each Int "B T"; padding has no label.
 
     Positions count from each row's first real token, so that a row's logits are the same in every batch. Completions
-    end together.
+    end together. For models that read padding it can stand `behind` the rows, where no real token comes after it.
     """
-    return _padded(rows, pad_id, behind=False)
-
-
-def pad_right(rows: Sequence[Tokenized], pad_id: int) -> dict[str, Tensor]:
-    """Return the same with the padding behind the rows, for models that read it: no real token comes after it."""
-    return _padded(rows, pad_id, behind=True)
-
-
-def _padded(rows: Sequence[Tokenized], pad_id: int, *, behind: bool) -> dict[str, Tensor]:
     length = max(len(row.input_ids) for row in rows)
 
     def filled(lines: Iterable[list[int]], value: int) -> Tensor:
@@ -173,7 +164,7 @@ def ignores_padding(model: nn.Module) -> bool:
     short, long = drawn(model, SHORT, LONG)
 
     def logits(pad_id: int, *rows: list[int]) -> Float[Tensor, "T V"]:
-        batch = pad_left([Tokenized(ids, ids) for ids in rows], pad_id)
+        batch = pad([Tokenized(ids, ids) for ids in rows], pad_id)
         inputs = {name: tensor.to(device) for name, tensor in batch.items()}
         return trailing_logits(model, inputs, SHORT)[0].float()
 

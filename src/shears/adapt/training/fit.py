@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import PrinterCallback, TrainingArguments
 from transformers.training_args import ParallelMode
@@ -14,16 +15,7 @@ from transformers.training_args import ParallelMode
 from shears.adapt.elastic import lora_layers
 from shears.adapt.prepare import Prepared
 from shears.adapt.sampling import NLSCallback, rank_sampling
-from shears.adapt.training.checkpoints import (
-    CHECKPOINTS,
-    MarkWhole,
-    check_processes,
-    delete_torn,
-    last_whole_checkpoint,
-    load_weights,
-    step_of,
-    truncate_log,
-)
+from shears.adapt.training import checkpoints
 from shears.adapt.training.processes import num_processes, shard_frozen, wait
 from shears.adapt.training.step_log import StepLog
 from shears.adapt.training.trainer import Collator, CompletionTrainer, NumberedExamples
@@ -34,6 +26,7 @@ from shears.models.devices import pick_device, resolved_precision
 from shears.models.losses import num_positions
 from shears.progress import is_first_process, meter
 from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES
+from shears.records.peft_files import ADAPTER_WEIGHTS
 
 logger = logging.getLogger(__name__)
 TRIAL = 4  # tokens
@@ -51,20 +44,21 @@ def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
         logger.warning(
             "warmup_steps (%d) must be below the number of steps (%d); lower warmup_steps", settings.warmup_steps, steps
         )
-    trainer = _trainer(prepared, lengths, _arguments(settings, work / CHECKPOINTS), settings)
+    folder = work / checkpoints.CHECKPOINTS
+    trainer = _trainer(prepared, lengths, _arguments(settings, folder), settings)
     trainer.remove_callback(PrinterCallback)  # only the command line prints
     if is_first_process():
-        delete_torn(work / CHECKPOINTS)
+        checkpoints.delete_torn(folder)
     wait()  # all processes must continue from the same checkpoint
-    checkpoint = last_whole_checkpoint(work / CHECKPOINTS)
+    checkpoint = checkpoints.last_whole_checkpoint(folder)
     if checkpoint:
-        check_processes(checkpoint)
-    done = step_of(checkpoint) if checkpoint else 0
+        checkpoints.check_processes(checkpoint)
+    done = checkpoints.step_of(checkpoint) if checkpoint else 0
     if is_first_process():
         for name in (TRAINING_LOG, TRAINING_TIMES):
-            truncate_log(work / name, done)
+            checkpoints.truncate_log(work / name, done)
     if checkpoint and done == steps:  # Trainer would make one more step before it stops
-        load_weights(prepared.model, checkpoint)
+        set_peft_model_state_dict(prepared.model, load_file(checkpoint / ADAPTER_WEIGHTS))
         return
     logger.info(
         "training %d examples, %d tokens, %d steps%s", len(lengths), sum(lengths), steps, f" from {done}" * (done > 0)
@@ -99,7 +93,7 @@ def _trainer(
         args=arguments,
         train_dataset=NumberedExamples(prepared.rows),
         data_collator=collator,
-        callbacks=[NLSCallback(prepared.elastic, strategy=strategy, trainer_draws=True), MarkWhole()],
+        callbacks=[NLSCallback(prepared.elastic, strategy=strategy, trainer_draws=True), checkpoints.MarkWhole()],
     )
 
 

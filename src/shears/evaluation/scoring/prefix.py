@@ -115,7 +115,10 @@ def open_prefix(model: nn.Module, first: Callable[[], Tensor], second: Callable[
     prefix = Prefix(model)
     try:
         prefix.inspect_outputs(first)
-        expected, inputs = _recorded(prefix, first)
+        with prefix.starting(0, {}, range(len(prefix))) as inputs:
+            expected = first()
+        if list(inputs) != list(range(len(prefix))):
+            raise PrefixError("the decoder blocks do not run once each, in order")
         second()
         starts = {len(prefix) - 1, *kept_blocks(len(prefix), 1, TRIED)} - {0}
         for start in sorted(starts, reverse=True):  # descending, so that the blocks below saw the second batch last
@@ -130,14 +133,6 @@ def open_prefix(model: nn.Module, first: Callable[[], Tensor], second: Callable[
     prefix.num_runs = 0
     prefix.bytes_per_position = max(states.shape[-1] * states.element_size() for states in inputs.values())
     return prefix
-
-
-def _recorded(prefix: Prefix, forward: Callable[[], Tensor]) -> tuple[Tensor, States]:
-    with prefix.starting(0, {}, range(len(prefix))) as inputs:
-        result = forward()
-    if list(inputs) != list(range(len(prefix))):
-        raise PrefixError("the decoder blocks do not run once each, in order")
-    return result, inputs
 
 
 def kept_blocks(num_blocks: int, bytes_each: int, budget: int) -> tuple[int, ...]:

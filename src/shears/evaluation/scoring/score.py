@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from shears.data.batches import TRIAL_ERRORS, drawn, ignores_padding, is_apart, length_buckets, pad_left, padding
+from shears.data.batches import TRIAL_ERRORS, drawn, ignores_padding, is_apart, length_buckets, pad, padding
 from shears.data.examples import Example, Tokenized, encode, prompts_of
 from shears.errors import InputError
 from shears.evaluation.scoring.context import check_lengths
@@ -66,7 +66,7 @@ class TreeBatch:
         """Return the model's inputs, padded on the left, or on the right if the rows have branches."""
         if self.shared:
             return branched(self.trees, pad_id)
-        return pad_left([Tokenized(tree.tokens, tree.tokens) for tree in self.trees], pad_id)
+        return pad([Tokenized(tree.tokens, tree.tokens) for tree in self.trees], pad_id)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig
-from shears.data.batches import PACK_TOKENS, ignores_padding, keeps_apart, length_buckets, pack, pad_left
+from shears.data.batches import PACK_TOKENS, ignores_padding, keeps_apart, length_buckets, pack, pad
 from shears.data.examples import Example, Tokenized
 from shears.errors import InputError
 from shears.evaluation.scoring.context import check_lengths
@@ -177,7 +177,7 @@ class LossScorer:
 
     def _tensors(self, rows: Sequence[Tokenized]) -> dict[str, Tensor]:
         limit = num_positions(self.model)
-        batch = pack(rows, PACK_TOKENS, self._pad_id, limit) if self.packed else pad_left(rows, self._pad_id)
+        batch = pack(rows, PACK_TOKENS, self._pad_id, limit) if self.packed else pad(rows, self._pad_id)
         return {name: tensor.to(device_of(self.model)) for name, tensor in batch.items()}
 
     def measure(self, part: int, run: Run) -> Float64[Tensor, " N"]:

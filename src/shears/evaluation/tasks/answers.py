@@ -25,7 +25,6 @@ SIGNS: Mapping[type[ast.unaryop], Callable[[float], float]] = MappingProxyType(
     {ast.UAdd: operator.pos, ast.USub: operator.neg}
 )
 OFFICIAL_NUMBER = re.compile(r"-?\d+\.?\d*")
-OFFICIAL_LETTER = re.compile(r"A|B|C|D|E")
 # 1,234 is one number and 1,2 are two; the - of 10-15 is no sign; a full stop before digits is a decimal point.
 NUMBER = re.compile(
     r"(?P<sign>(?<![\w.)])-|(?<!\d )\b(?:minus|negative) )?(?:\\?[$€£])?"
@@ -103,6 +102,12 @@ def evaluate_equation(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+NUMBER_READERS: Mapping[str, tuple[Callable[[str], float | None], bool]] = MappingProxyType(
+    {"number": (extract_number, False), "equation": (evaluate_equation, True)}
+)
+"""How a task reads the number that a generated text answers, and whether only the text's first line is generated."""
+
+
 def _value(node: ast.expr) -> float:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return float(node.value)
@@ -111,24 +116,6 @@ def _value(node: ast.expr) -> float:
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
         return OPERATORS[type(node.op)](_value(node.left), _value(node.right))
     raise ValueError(f"not arithmetic: {type(node).__name__}")
-
-
-class NumberReader(NamedTuple):
-    """How a task reads the number that a generated text answers: `one_line` tasks generate a single line."""
-
-    read: Callable[[str], float | None]
-    one_line: bool
-
-
-NUMBER_READERS: Mapping[str, NumberReader] = MappingProxyType(
-    {
-        "number": NumberReader(extract_number, one_line=False),
-        "equation": NumberReader(evaluate_equation, one_line=True),
-    }
-)
-
-
-"""The tasks on generated numbers by name; a new one is a function and a line here."""
 
 
 class Reading(NamedTuple):
@@ -195,12 +182,6 @@ def _denied_before(text: str, match: re.Match[str]) -> bool:
     return DENIAL.search(CLAUSE_START.split(text[: match.start()])[-1]) is not None
 
 
-def official_letter(text: str) -> str | None:
-    """Return the first capital A to E anywhere, also inside a word ("Because" is B)."""
-    match = OFFICIAL_LETTER.search(text.strip())
-    return match[0] if match else None
-
-
 def strict_letter(text: str) -> str | None:
     """Return the letter behind the last "answer is", else the only letter that the text names and does not deny.
 
@@ -215,7 +196,7 @@ def strict_letter(text: str) -> str | None:
 
 
 def official_label(text: str, labels: Sequence[str]) -> str | None:
-    """Return the first label anywhere, also inside a word ("untrue" is true), in the same case."""
+    """Return the first label or letter anywhere, in the same case; also inside a word ("untrue" is true)."""
     match = re.search("|".join(map(re.escape, labels)), text.strip())
     return match[0] if match else None
 
@@ -239,7 +220,7 @@ def read_answers(form: str, text: str, labels: Sequence[str] = ()) -> Reading:
     if form == "number":
         return Reading(official_number(text), strict_number(text))
     if form == "letter":
-        return Reading(official_letter(text), strict_letter(text))
+        return Reading(official_label(text, "ABCDE"), strict_letter(text))
     return Reading(official_label(text, labels), strict_label(text, labels))
 
 

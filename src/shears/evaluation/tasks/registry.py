@@ -1,7 +1,7 @@
 """The tasks by name, and the evaluation of a loaded model on one of them.
 
-A new way to read a number from a generated text is a function and a line in answers.py; any other task on examples is
-a function here and a line in `ACCURACY_TASKS`. The configuration lists the names.
+A new way to read a number from a generated text is a function and an entry in answers.py; any other task on examples is
+a function here and an entry of `ACCURACY_TASKS`. The configuration lists the names.
 """
 
 import logging
@@ -30,14 +30,7 @@ from shears.evaluation.scoring.context import warn_beyond
 from shears.evaluation.scoring.perplexity import perplexity
 from shears.evaluation.scoring.score import choose
 from shears.evaluation.scoring.scorers import check_choices
-from shears.evaluation.tasks.answers import (
-    NUMBER_READERS,
-    is_right,
-    numbers_equal,
-    read_answers,
-    response_of,
-    right_number,
-)
+from shears.evaluation.tasks import answers as reading
 from shears.evaluation.tasks.paper_tasks import LABELS, paper_row, right_answers, with_choices
 
 logger = logging.getLogger(__name__)
@@ -74,7 +67,7 @@ def evaluate_task(
     Questions that the `training` data hold are marked.
     """
     if config.task == "perplexity":
-        return _perplexity(model, tokenizer, config)
+        return perplexity(model, text_tokens(config.data, tokenizer), config.sequence_length, config.limit)
     if config.task == "harness":
         evaluation = run_harness(model, tokenizer, config)
         return mark_seen(evaluation, [record[QUESTION_IDS] for record in evaluation.records], training)
@@ -133,13 +126,13 @@ def _paper(inputs: TaskInputs) -> list[Record]:
     form = ANSWER_FORMS[config.task]
     records = []
     for index, (example, text, answer) in enumerate(zip(inputs.examples, inputs.generated(), answers, strict=True)):
-        official, strict = read_answers(form, response_of(text), LABELS.get(config.task, ()))
+        official, strict = reading.read_answers(form, reading.response_of(text), LABELS.get(config.task, ()))
         records.append(
             {
                 **record(index, example, official, answer),
-                "correct": is_right(official, answer),
+                "correct": reading.is_right(official, answer),
                 "prediction_strict": strict,
-                "correct_strict": is_right(strict, answer),
+                "correct_strict": reading.is_right(strict, answer),
                 "output": text,
             }
         )
@@ -152,13 +145,14 @@ class Generated:
 
     read: Callable[[str], float | None]
     one_line: bool
+    """Whether the answer is the first line of the text."""
 
     def answers(self, examples: Sequence[Example]) -> list[float]:
         """Return the right answers, read from the completion of an example without one; InputError if there is none."""
         answers = []
         for number, example in enumerate(examples, start=1):
             given = example.answer
-            answer = self.read(completion_of(example)) if given is None else right_number(given)
+            answer = self.read(completion_of(example)) if given is None else reading.right_number(given)
             if answer is None:
                 raise InputError(f"every row must have a number as its answer, in decimals, row {number} has {given!r}")
             answers.append(answer)
@@ -170,7 +164,7 @@ class Generated:
         return [
             {
                 **record(index, example, self.read(text), answer),
-                "correct": numbers_equal(self.read(text), answer),
+                "correct": reading.numbers_equal(self.read(text), answer),
                 "output": text,
             }
             for index, (example, text, answer) in enumerate(
@@ -180,20 +174,9 @@ class Generated:
 
 
 GENERATED: Mapping[str, Generated] = MappingProxyType(
-    {name: Generated(*reader) for name, reader in NUMBER_READERS.items()}
+    {name: Generated(*reader) for name, reader in reading.NUMBER_READERS.items()}
 )
 ACCURACY_TASKS: Mapping[str, Callable[[TaskInputs], list[Record]]] = MappingProxyType(
     {"choices": _choices, **GENERATED, **dict.fromkeys(ANSWER_FORMS, _paper)}
 )
 """The tasks on examples; each returns a record of every example."""
-
-
-def _perplexity(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:
-    result = perplexity(model, text_tokens(config.data, tokenizer), config.sequence_length, config.limit)
-    length = result.n_tokens // result.n_windows
-    records = [{"window": index, "nll": nll, "tokens": length} for index, nll in enumerate(result.window_losses)]
-    low, high = result.ci95
-    message = "perplexity %.4g (%.4g to %.4g) on %d windows of %d tokens"
-    logger.info(message, result.value, low, high, result.n_windows, length + 1)
-    details = {"windows": float(result.n_windows)}
-    return Evaluation("perplexity", "perplexity", result.value, result.n_tokens, result.ci95, records, details)
