@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
@@ -123,7 +123,11 @@ def prepare(model: ModelRef, settings: TrainConfig) -> Prepared:
     tokenizer = load_tokenizer(model)
     examples = load_examples(settings.data, settings.template, tokenizer)
     device = "cpu" if settings.shard else settings.device  # sharding: no GPU may have room for the whole model
-    base = load_model(model, device=device, quantization=_quantization(settings))
+    quantization = None
+    if settings.quantize != "none":
+        precision = resolved_precision(settings.precision, pick_device(settings.device))
+        quantization = quantization_config(settings.quantize, DTYPES[precision])
+    base = load_model(model, device=device, quantization=quantization)
     rows = tokenize_all(examples, tokenizer, within_context(base, settings.max_length), settings.train_on)
     refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(base))
     keep_as_quantized(base)
@@ -143,13 +147,6 @@ def prepare(model: ModelRef, settings: TrainConfig) -> Prepared:
         make_sparse(peft_model)
     logger.info("%d groups of ranks %s: %s sub-adapters", len(space.ranks), settings.ranks, f"{space.size:.3g}")
     return Prepared(peft_model, tokenizer, elastic, rows, start)
-
-
-def _quantization(settings: TrainConfig) -> BitsAndBytesConfig | None:
-    if settings.quantize == "none":
-        return None
-    precision = resolved_precision(settings.precision, pick_device(settings.device))
-    return quantization_config(settings.quantize, DTYPES[precision])
 
 
 def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftModel:

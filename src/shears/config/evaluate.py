@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -12,12 +12,16 @@ PaperTask = Literal[
     "gsm8k", "aqua", "mawps", "svamp",
     "boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc-easy", "arc-challenge", "obqa",
 ]  # fmt: skip
-TaskName = Literal["perplexity", "choices", "number", "equation", "harness", PaperTask]
+ExampleTask = Literal["choices", "number", "equation"]
+TaskName = Literal["perplexity", ExampleTask, "harness", PaperTask]
 AnswerForm = Literal["number", "letter", "label"]
 
-_LABEL_TASKS = ("boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc-easy", "arc-challenge", "obqa")
 ANSWER_FORMS: Mapping[str, AnswerForm] = MappingProxyType(
-    {"gsm8k": "number", "mawps": "number", "svamp": "number", "aqua": "letter", **dict.fromkeys(_LABEL_TASKS, "label")}
+    {
+        **dict.fromkeys(get_args(PaperTask), "label"),
+        **dict.fromkeys(("gsm8k", "mawps", "svamp"), "number"),
+        "aqua": "letter",
+    }
 )
 NEW_TOKENS: Mapping[AnswerForm, int] = MappingProxyType({"number": 256, "letter": 256, "label": 32})
 NUM_BEAMS = 4  # this and the next: how the Shears paper evaluates

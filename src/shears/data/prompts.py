@@ -68,16 +68,10 @@ def without_template(text: str) -> str:
 
 def _around() -> tuple[set[str], set[str], set[str]]:
     """Return the templates' texts before an instruction, between it and its input, and behind them."""
-    starts = set[str]()
-    middles = set[str]()
-    ends = set[str]()
-    for render in TEMPLATES.values():
-        start, end = render("\0", "").split("\0")
-        start_with_input, middle, end_with_input = re.split("[\0\1]", render("\0", "\1"))
-        starts |= {start, start_with_input}
-        middles.add(middle)
-        ends |= {end, end_with_input}
-    return starts, middles, ends
+    alone = [render("\0", "").split("\0") for render in TEMPLATES.values()]
+    with_input = [re.split("[\0\1]", render("\0", "\1")) for render in TEMPLATES.values()]
+    both = [*alone, *with_input]
+    return {parts[0] for parts in both}, {parts[1] for parts in with_input}, {parts[-1] for parts in both}
 
 
 def _any_of(texts: set[str]) -> str:

@@ -1,4 +1,4 @@
-"""What is written of every optimizer step: a JSON line, the progress bar, and experiment trackers if asked for."""
+"""What a training writes after every optimizer step: a JSON line, the progress bar, and trackers if requested."""
 
 import importlib.util
 import json

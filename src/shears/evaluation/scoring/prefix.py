@@ -25,8 +25,7 @@ States = dict[int, Tensor]
 """The inputs of the blocks in one forward, by the block's number."""
 TRIED = 8  # blocks that a trial begins at, beside the last one
 ROUNDING = 0.2  # of the logits' standard deviation: the largest error of bf16 (docs/runtime.md)
-Batch = Mapping[str, Tensor]
-Fill = Callable[[Batch], Any]
+Fill = Callable[[Mapping[str, Tensor]], Any]
 """Returns a cache of all tokens of a batch but the last, from which transformers' `generate` continues."""
 
 
@@ -187,7 +186,7 @@ class PromptCaches:
         self._takes = forward_parameters(model)
 
     @torch.no_grad()
-    def fill(self, batch: Batch, ways: Sequence[Way]) -> Any:
+    def fill(self, batch: Mapping[str, Tensor], ways: Sequence[Way]) -> Any:
         """Return a cache of B x K rows, ordered by prompt, that holds all tokens of the batch (B T) but the last.
 
         One of the K ways starts at block 0 and is computed whole. The others are computed from their start on.
@@ -224,7 +223,9 @@ def _interleaved(caches: Sequence[Any]) -> Any:
     return caches[-1]
 
 
-def open_prompt_caches(model: nn.Module, batch: Batch, logits: Callable[[Any], Tensor]) -> PromptCaches | None:
+def open_prompt_caches(
+    model: nn.Module, batch: Mapping[str, Tensor], logits: Callable[[Any], Tensor]
+) -> PromptCaches | None:
     """Return an object that fills caches, after a trial; None, with the reason in the log, if the trial fails.
 
     `logits(cache)` continues two copies of every prompt of the batch (B T), from a cache or, for None, from the start,

@@ -203,10 +203,9 @@ class LossScorer:
     def slopes(self, elastic: ElasticAdapter, origin: RankConfig) -> Slopes:
         """Return how the values change with the ranks around a configuration, in the order of the parts."""
         rows = [self._rows[number] for part in self.parts for number in part]
-        buckets = length_buckets([len(row.input_ids) for row in rows], self._batch_size_with_gradient, self._padded)
-        tensors = [self._tensors([rows[place] for place in places]) for places in buckets]
-        batches = [(places, each.get("examples")) for places, each in zip(buckets, tensors, strict=True)]
-        return measure_slopes(elastic, origin, batches, lambda number: self._token_losses(tensors[number]).sum())
+        batches = self._batched(rows, self._batch_size_with_gradient)
+        owners = [(batch.places, batch.tensors.get("examples")) for batch in batches]
+        return measure_slopes(elastic, origin, owners, lambda number: self._token_losses(batches[number].tensors).sum())
 
     def num_positions(self) -> int:
         """Return the tokens of all forwards of all parts, padding included."""

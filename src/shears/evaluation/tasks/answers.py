@@ -24,7 +24,7 @@ OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = Mappin
 SIGNS: Mapping[type[ast.unaryop], Callable[[float], float]] = MappingProxyType(
     {ast.UAdd: operator.pos, ast.USub: operator.neg}
 )
-OFFICIAL_NUMBER = re.compile(r"-?\d+\.?\d*")
+OFFICIAL_NUMBER = re.compile(r"-?\d+\.?\d*")  # the last one without commas: - is a sign, 2/3 is 3, 1,2 is 12
 # 1,234 is one number and 1,2 are two; the - of 10-15 is no sign; a full stop before digits is a decimal point.
 NUMBER = re.compile(
     r"(?P<sign>(?<![\w.)])-|(?<!\d )\b(?:minus|negative) )?(?:\\?[$€£])?"
@@ -57,9 +57,9 @@ NAMED_LETTERS = re.compile(
 HEADING = re.compile(r"^\s*###\s+(?:Instruction|Input|Response)\b", re.MULTILINE)
 
 
-def extract_number(text: str) -> float | None:
+def extract_number(text: str, pattern: re.Pattern[str] = DECIMAL) -> float | None:
     """Return the last number of a text without its commas; None if there is none or it exceeds a float's range."""
-    numbers = DECIMAL.findall(text.replace(",", ""))
+    numbers = pattern.findall(text.replace(",", ""))
     return finite(numbers[-1]) if numbers else None
 
 
@@ -133,12 +133,6 @@ def response_of(text: str) -> str:
 def _first_answer(text: str) -> str:
     """Return a response without the further instructions that a model may invent behind it."""
     return HEADING.split(text, maxsplit=1)[0].strip()
-
-
-def official_number(text: str) -> float | None:
-    """Return the last number of a text without its commas: a - before it is a sign, 2/3 is 3, 1,2 is 12."""
-    numbers = OFFICIAL_NUMBER.findall(text.replace(",", ""))
-    return finite(numbers[-1]) if numbers else None
 
 
 def strict_number(text: str) -> float | None:
@@ -218,7 +212,7 @@ def strict_label(text: str, labels: Sequence[str]) -> str | None:
 def read_answers(form: str, text: str, labels: Sequence[str] = ()) -> Reading:
     """Return the answer in a response by both rules; `form` is number, letter or label (one of `labels`)."""
     if form == "number":
-        return Reading(official_number(text), strict_number(text))
+        return Reading(extract_number(text, OFFICIAL_NUMBER), strict_number(text))
     if form == "letter":
         return Reading(official_label(text, "ABCDE"), strict_letter(text))
     return Reading(official_label(text, labels), strict_label(text, labels))

@@ -19,17 +19,13 @@ from shears.evaluation.tasks.answers import finite, official_label
 
 LETTERS = tuple("ABCDE")
 LETTER_COMPLETION = "The answer is ({})."  # as the papers' training rows of AQuA end
-_ANSWERS = tuple(f"answer{number}" for number in range(1, 6))
 LABELS: Mapping[str, Sequence[str]] = MappingProxyType(
     {
         "boolq": ("true", "false"),
         "piqa": ("solution1", "solution2"),
-        "siqa": _ANSWERS,
         "hellaswag": tuple(f"ending{number}" for number in range(1, 5)),
         "winogrande": ("option1", "option2"),
-        "arc-easy": _ANSWERS,
-        "arc-challenge": _ANSWERS,
-        "obqa": _ANSWERS,
+        **dict.fromkeys(("siqa", "arc-easy", "arc-challenge", "obqa"), tuple(f"answer{n}" for n in range(1, 6))),
     }
 )
 """The labels to choose from, for each task whose answer is a label."""
@@ -157,15 +153,11 @@ def _svamp(row: Mapping[str, Any]) -> tuple[str, object]:
     return f"{body}{'' if body.endswith(('.', '?', '!')) else '.'} {str(row['Question']).strip()}", row["Answer"]
 
 
-def _mawps(row: Mapping[str, Any]) -> tuple[str, object]:
-    return row["original_text"], row["ans"]
-
-
 HUB_FORMS: Mapping[str, tuple[tuple[str, ...], Converter]] = MappingProxyType(
     {
         "gsm8k": (("question", "answer"), _gsm8k),
         "aqua": (("question", "options", "correct"), _aqua),
-        "mawps": (("original_text", "ans"), _mawps),
+        "mawps": (("original_text", "ans"), lambda row: (row["original_text"], row["ans"])),
         "svamp": (("Body", "Question", "Answer"), _svamp),
         "boolq": (("question", "answer"), _boolq),
         "piqa": (("goal", "sol1", "sol2", "label"), _piqa),

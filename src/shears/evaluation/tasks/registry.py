@@ -90,9 +90,8 @@ def evaluate_examples(
         raise InputError(f"task must be one of {', '.join(ACCURACY_TASKS)}, got {config.task!r}")
     records = ACCURACY_TASKS[config.task](TaskInputs(model, tokenizer, examples, config, journal))
     evaluation = accuracy_of(config.task, records)
-    low, high = evaluation.ci95
     message = "%s: accuracy %.4f (%.4f to %.4f) on %d examples"
-    logger.info(message, config.task, evaluation.value, low, high, evaluation.n)
+    logger.info(message, config.task, evaluation.value, *evaluation.ci95, evaluation.n)
     return evaluation
 
 
