@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 
 from benchmarks.decode_arms import adapted, continued, native
 from shears.data.calibration import text_tokens
-from shears.data.examples import load_examples, prompt_of
+from shears.data.example import prompt_of
+from shears.data.examples import load_examples
 from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.evaluation.statistics import paired_difference
 from shears.evaluation.tasks.answers import numbers_equal

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shears.config.evaluate import ANSWER_FORMS
 from shears.evaluation.statistics import mcnemar, wilson_interval
-from shears.evaluation.tasks.extraction import is_right, read_answers, response_of
+from shears.evaluation.tasks.answers import is_right, read_answers, response_of
 
 FILES = {"aqua": "AQuA", "svamp": "SVAMP", "gsm8k": "gsm8k"}
 

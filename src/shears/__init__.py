@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shears.adapt.elastic import ElasticAdapter as ElasticAdapter
     from shears.adapt.elastic import make_elastic as make_elastic
-    from shears.adapt.groups import build_space as build_space
     from shears.adapt.load import load_super_adapter as load_super_adapter
+    from shears.adapt.prepare import build_space as build_space
     from shears.adapt.sampling import NLSCallback as NLSCallback
     from shears.adapt.space import RankConfig as RankConfig
     from shears.adapt.space import SearchSpace as SearchSpace
@@ -39,7 +39,7 @@ _MODULES = {
     "SearchSpace": "adapt.space",
     "__version__": "records.version",
     "bench": "runtime.speed",
-    "build_space": "adapt.groups",
+    "build_space": "adapt.prepare",
     "compare": "report.compare",
     "evaluate": "evaluation.run",
     "export_adapter": "export.stage",

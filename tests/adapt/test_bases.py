@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
-from shears.adapt.groups import build_space
-from shears.adapt.prepare import add_lora, prepare
+from shears.adapt.prepare import add_lora, build_space, prepare
 from shears.adapt.space import SearchSpace
 from shears.adapt.training.fit import fit
 from shears.config import TrainConfig

@@ -9,8 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
-from shears.adapt.groups import build_space
-from shears.adapt.prepare import add_lora
+from shears.adapt.prepare import add_lora, build_space
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import TrainConfig
 from shears.data.batches import pack

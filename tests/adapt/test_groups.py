@@ -2,8 +2,7 @@
 
 import pytest
 
-from shears.adapt.groups import build_space
-from shears.adapt.prepare import add_lora
+from shears.adapt.prepare import add_lora, build_space
 from shears.config import TrainConfig
 from shears.errors import InputError
 from tests.tiny import tiny_model

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shears.adapt.elastic import make_elastic
-from shears.adapt.groups import build_space, target_modules
 from shears.adapt.initial import start_from_principal, start_from_recovery, without_start
+from shears.adapt.prepare import build_space, target_modules
 from shears.adapt.space import RankConfig
 from shears.errors import InputError
 from shears.models.blocks import linears, weight_oi

@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import MontecloraConfig, VeloraConfig
 
 from shears.adapt.elastic import lora_layers, make_elastic
-from shears.adapt.groups import build_space
+from shears.adapt.prepare import build_space
 from shears.adapt.space import SearchSpace
 from shears.errors import InputError
 from tests.adapt.test_elastic import IDS, logits

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
-from shears.adapt.groups import build_space, target_modules
+from shears.adapt.prepare import build_space, target_modules
 from shears.models.blocks import linears, weight_oi
 from shears.models.sparse_adapter import is_sparse, make_plain, make_sparse
 from tests.oracles import sparse_peft

@@ -8,14 +8,16 @@ import pytest
 
 from shears.adapt.sampling import STRATEGIES as SAMPLINGS
 from shears.checkpoints.packed.layout import FORMAT_DTYPES
-from shears.config import ExportConfig, TrainConfig
-from shears.config.evaluate import ANSWER_FORMS, PaperTask, TaskName
+from shears.config import EvaluateConfig, ExportConfig, TrainConfig
+from shears.config.evaluate import ANSWER_FORMS, ExampleTask, PaperTask, TaskName
 from shears.config.export import FORMATS
 from shears.config.fields import DtypeName
 from shears.config.search import OWNERS, StrategyName, StrategyOptions
 from shears.config.sparsify import ALLOCATIONS, METHODS
 from shears.config.train import SamplingName
-from shears.evaluation.tasks.registry import ACCURACY_TASKS
+from shears.data.prompts import TEMPLATES
+from shears.evaluation.tasks.paper_tasks import HUB_FORMS, LABELS
+from shears.evaluation.tasks.registry import ACCURACY_TASKS, GENERATED
 from shears.models.devices import DTYPES
 from shears.models.load import BITS
 from shears.searching.strategies.registry import STRATEGIES
@@ -27,15 +29,33 @@ from shears.searching.strategies.registry import STRATEGIES
         (StrategyName, STRATEGIES),
         (SamplingName, SAMPLINGS),
         (TaskName, [*ACCURACY_TASKS, "perplexity", "harness"]),
-        (PaperTask, ANSWER_FORMS),
+        (ExampleTask, ["choices", *GENERATED]),
+        (PaperTask, HUB_FORMS),
+        (get_args(EvaluateConfig.model_fields["template"].annotation)[0], TEMPLATES),
+        (TrainConfig.model_fields["template"].annotation, TEMPLATES),
         (DtypeName, ["auto", *DTYPES]),
         (TrainConfig.model_fields["quantize"].annotation, ["none", *BITS]),
         (ExportConfig.model_fields["values"].annotation, ["auto", *FORMAT_DTYPES]),
     ],
-    ids=["strategies", "samplings", "tasks", "paper", "dtypes", "quantize", "values"],
+    ids=[
+        "strategies",
+        "samplings",
+        "tasks",
+        "examples",
+        "paper",
+        "prompts",
+        "templates",
+        "dtypes",
+        "quantize",
+        "values",
+    ],
 )
 def test_names_are_those_of_the_registry(names: Any, registry: Iterable[str]) -> None:
     assert sorted(get_args(names)) == sorted(registry)
+
+
+def test_every_task_with_labels_names_them() -> None:
+    assert {task for task, form in ANSWER_FORMS.items() if form == "label"} == LABELS.keys()
 
 
 FUNCTIONS = [

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from shears.data.batch_trials import keeps_apart
-from shears.data.batches import pack, pad_left
+from shears.data.batches import keeps_apart, pack, pad
 from shears.data.examples import Tokenized
 from shears.models.losses import IGNORED, completion_losses, packed_losses
 from tests.tiny import tiny_model
@@ -37,7 +36,7 @@ def test_packed_rows_have_the_losses_of_padded_rows(name: str, capacity: int) ->
     model = tiny_model(name)
     packed, examples = packed_losses(model, pack(ROWS, capacity, pad_id=0))
     sums = torch.zeros(len(ROWS)).index_add(0, examples, packed)
-    padded = completion_losses(model, pad_left(ROWS, 0)).sum(dim=1)
+    padded = completion_losses(model, pad(ROWS, 0)).sum(dim=1)
     torch.testing.assert_close(sums, padded, rtol=1e-5, atol=1e-5)
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.data.batches import NO_EXAMPLE, balanced, length_buckets, pack, pad_left
+from shears.data.batches import NO_EXAMPLE, balanced, length_buckets, pack, pad
 from shears.data.examples import Tokenized
 from shears.models.losses import IGNORED, kept_logits
 
@@ -68,7 +68,7 @@ ROWS = [Tokenized([5, 6, 7], [-100, 6, 7]), Tokenized([8], [8])]
 
 
 def test_padding_is_on_the_left_without_attention_or_label() -> None:
-    batch = pad_left(ROWS, pad_id=7)
+    batch = pad(ROWS, pad_id=7)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [7, 7, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
@@ -84,7 +84,7 @@ def test_padding_is_on_the_left_without_attention_or_label() -> None:
 )
 def test_logits_are_kept_only_from_one_before_the_longest_completion(pieces: list[tuple[list[int], list[int]]]) -> None:
     rows = [Tokenized([*prompt, *completion], [-100] * len(prompt) + completion) for prompt, completion in pieces]
-    labels = pad_left(rows, pad_id=0)["labels"]
+    labels = pad(rows, pad_id=0)["labels"]
     assert kept_logits(labels) == max(len(completion) for _, completion in pieces) + 1
 
 

@@ -7,17 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shears.data.example import prompt_of
 from shears.data.examples import (
     Example,
     Segment,
     choices_of,
     load_examples,
     prompt_ids,
-    prompt_of,
     to_example,
     tokenize,
     tokenize_all,
-    with_completion,
 )
 from shears.errors import InputError
 from tests.tiny import END, starting_tokenizer, tiny_tokenizer
@@ -57,7 +56,8 @@ def test_training_on_all_labels_every_token_but_the_first_which_nothing_predicts
     example = to_example({"prompt": "ab", "completion": "cd"}, "question", TOKENIZER)
     tokens = tokenize_all([example], TOKENIZER, max_length=10, train_on="all")[0]
     assert tokens.labels == [-100, *tokens.input_ids[1:]]
-    assert tokenize(with_completion(example, ""), TOKENIZER).labels == [-100, -100, END_ID]
+    without = to_example({"prompt": "ab", "completion": ""}, "question", TOKENIZER)
+    assert tokenize(without, TOKENIZER).labels == [-100, -100, END_ID]
     alone = Example((Segment("ef", True),))
     assert tokenize(alone, TOKENIZER).labels[:2] == [-100, TOKENIZER("f")["input_ids"][0]]
 
@@ -185,11 +185,6 @@ def test_zero_and_false_are_completions(completion: object, text: str) -> None:
     example = to_example({"prompt": "a", "completion": completion, "answer": completion}, "question", TOKENIZER)
     assert example.segments[-1].text == text
     assert example.answer == (None if completion is None else text)
-
-
-def test_another_completion_leaves_the_prompt() -> None:
-    example = to_example({"prompt": "ab", "completion": "cd"}, "question", TOKENIZER)
-    assert with_completion(example, "ef").segments == (Segment("ab", False), Segment("ef", True))
 
 
 def test_long_and_empty_examples_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shears.data.prompts import TEMPLATES, render_prompt
-from shears.data.questions import question_id, question_of
+from shears.data.prompts import TEMPLATES, question_id, question_of, render_prompt
 
 
 @pytest.mark.parametrize(

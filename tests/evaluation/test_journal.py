@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shears.evaluation.generation.generate import Decoder
+from shears.evaluation.generate import Decoder
 from shears.evaluation.journal import Journal, journal_path
 from shears.evaluation.run import evaluate
 from tests.tiny import save_tiny

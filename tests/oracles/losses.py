@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shears.data.batch_trials import ignores_padding
-from shears.data.batches import length_buckets, pad_left
+from shears.data.batches import ignores_padding, length_buckets, pad
 from shears.data.examples import Tokenized
 from shears.models.losses import IGNORED
 from shears.models.losses import completion_losses as token_losses
@@ -26,7 +25,7 @@ def completion_losses(model: nn.Module, rows: Sequence[Tokenized], pad_id: int, 
     total, num_tokens = torch.zeros(len(rows)), torch.zeros(len(rows), dtype=torch.int64)
     lengths = [len(row.input_ids) for row in rows]
     for indices in length_buckets(lengths, batch_size, len(set(lengths)) < 2 or ignores_padding(model)):
-        batch = pad_left([rows[index] for index in indices], pad_id)
+        batch = pad([rows[index] for index in indices], pad_id)
         total[indices] = token_losses(model, batch).sum(dim=1)
         num_tokens[indices] = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
     return RowLosses(total, num_tokens)

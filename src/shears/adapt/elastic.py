@@ -43,7 +43,7 @@ def _mask_ranks(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
 def lora_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, LoraLayer]]:
     """Yield the layers with the adapter and the names of their linears in the base model."""
     for name, layer in model.get_base_model().named_modules():
-        if LoraLayer in type(layer).__mro__ and adapter in layer.lora_A:  # a stand-in does not call lora_A
+        if LoraLayer in type(layer).__mro__ and adapter in layer.lora_A:  # isinstance accepts FusedLinear too
             yield name, layer
 
 

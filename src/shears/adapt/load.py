@@ -40,27 +40,21 @@ def space_of_record(record: dict[str, Any]) -> SearchSpace:
 
 def _is_group(group: Any) -> bool:
     """Tell whether a value is a group of a search space: whole numbers as ranks, names as modules."""
-    if not isinstance(group, dict):
-        return False
-    ranks, modules = group.get("ranks"), group.get("modules")
-    return (
-        isinstance(ranks, list) and all(type(rank) is int for rank in ranks)
-        and isinstance(modules, list) and all(isinstance(name, str) for name in modules)
-    )  # fmt: skip
-
-
-def base_of(folder: Path, record: dict[str, Any], model: str | None = None) -> str:
-    """Return an adapter's base model: the named one, else the recorded one, or its folder beside a moved adapter."""
-    recorded = str(record["base"])
-    beside = folder.resolve().parent / Path(recorded).name
-    if model is None and not Path(recorded).exists() and beside.is_dir():
-        return str(beside)
-    return model or recorded
+    match group:
+        case {"ranks": [*ranks], "modules": [*modules]}:
+            return all(type(rank) is int for rank in ranks) and all(isinstance(name, str) for name in modules)
+    return False
 
 
 def checked_base(folder: Path, record: dict[str, Any], model: str | None = None) -> ModelRef:
-    """Return the base model that `base_of` names; InputError if it is not the one the adapter was trained on."""
-    name = base_of(folder, record, model)
+    """Return an adapter's base model: the named one, else the recorded one, or its folder beside a moved adapter.
+
+    InputError if it is not the model that the adapter was trained on.
+    """
+    name = model or str(record["base"])
+    beside = folder.resolve().parent / Path(name).name
+    if model is None and not Path(name).exists() and beside.is_dir():
+        name = str(beside)
     if model is None and os.path.isabs(name) and not os.path.exists(name):
         raise InputError(f"the base model of {folder} must be where it was, there is no {name}; name it with --model")
     base = resolve(name)

@@ -1,7 +1,7 @@
 """What a training needs, loaded: the frozen model with its adapter, the tokenizer, the tokenized examples."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -9,17 +9,17 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
-from shears.adapt.groups import build_space, target_modules
 from shears.adapt.initial import start_from_principal, start_from_recovery
 from shears.adapt.space import SearchSpace
 from shears.config import TrainConfig
+from shears.config.targets import matching
 from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.errors import InputError, first_line
-from shears.models.blocks import sharing_a_weight
+from shears.models.blocks import decoder_blocks, linears, sharing_a_weight, weight_oi
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import keep_as_quantized, load_model, load_tokenizer, quantization_config, refuse_unknown
 from shears.models.losses import within_context
@@ -27,6 +27,81 @@ from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import make_sparse
 
 logger = logging.getLogger(__name__)
+
+
+def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:
+    """Return the search space: in each decoder block, the linears joined by + share one of the ranks.
+
+    Each part is a name's ending or a regex (see `config.targets.matching`). InputError if a part matches nothing, if
+    two groups claim one linear, if a linear does not return one tensor of its outputs (routers that return their
+    choice, grouped products), or if a rank exceeds min(inputs, outputs) of every linear in its group.
+    """
+    prefix, blocks = decoder_blocks(model)
+    by_block = {index: linears(block) for index, block in enumerate(blocks)}
+    everywhere = [f"{index}.{name}" for index, names in by_block.items() for name in names]
+    modules: dict[str, tuple[str, ...]] = {}
+    for spec in groups:
+        try:
+            matched = matching(everywhere, [part.strip() for part in spec.split("+")])
+        except InputError as error:
+            raise InputError(f"groups must name linears of this model: {error}") from None
+        for index in by_block:
+            names = [name for name in matched if name.startswith(f"{index}.")]
+            if names:
+                modules[f"layers.{index}.{spec}"] = tuple(f"{prefix}.{name}" for name in names)
+    _check(model, modules, max(ranks, default=0))
+    return SearchSpace(ranks=dict.fromkeys(modules, tuple(ranks)), modules=modules)
+
+
+def _check(model: nn.Module, modules: Mapping[str, Sequence[str]], largest: int) -> None:
+    owner: dict[str, str] = {}
+    for group, names in modules.items():
+        for name in names:
+            if name in owner:
+                raise InputError(
+                    f"a linear must belong to one group, {name} is in {owner[name]} and {group}; leave it out of one"
+                )
+            owner[name] = group
+            linear = model.get_submodule(name)
+            if not _is_linear(linear):
+                raise InputError(
+                    f"groups must be of linears, {name} of {group} is a {type(linear).__name__}, which returns "
+                    "something else; leave it out of groups"
+                )
+        usable = max(min(_sides(model.get_submodule(name))) for name in names)
+        if largest > usable:
+            raise InputError(
+                f"ranks of {group} must be at most {usable}, the most that one of its linears can use, got {largest}; "
+                "lower the largest rank"
+            )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Tell whether a module returns one tensor with all of its outputs, to which LoRA can add.
+
+    Of nn.Linear's subclasses, only those of transformers are tried: some return something else.
+    """
+    if not isinstance(module, nn.Linear) or not type(module).__module__.startswith("transformers."):
+        return True
+    try:
+        with torch.no_grad():
+            output = module(module.weight.new_zeros(1, module.in_features))
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    return isinstance(output, Tensor) and output.shape == (1, module.out_features)
+
+
+def _sides(linear: nn.Module) -> Sequence[int]:
+    """Return the outputs and inputs of a linear, whose weight may be quantized and packed."""
+    return (linear.out_features, linear.in_features) if isinstance(linear, nn.Linear) else weight_oi(linear).shape
+
+
+def target_modules(model: nn.Module, space: SearchSpace) -> list[str]:
+    """Return PEFT's target_modules: name endings if they match exactly the space's linears, else full names."""
+    chosen = {name for names in space.modules.values() for name in names}
+    endings = sorted({name.rsplit(".", 1)[-1] for name in chosen})
+    meant = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in endings}
+    return endings if meant == chosen else sorted(chosen)
 
 
 class Prepared(NamedTuple):
@@ -47,7 +122,11 @@ def prepare(model: ModelRef, settings: TrainConfig) -> Prepared:
     tokenizer = load_tokenizer(model)
     examples = load_examples(settings.data, settings.template, tokenizer)
     device = "cpu" if settings.shard else settings.device  # sharding: no GPU may have room for the whole model
-    base = load_model(model, device=device, quantization=_quantization(settings))
+    quantization = None
+    if settings.quantize != "none":
+        precision = resolved_precision(settings.precision, pick_device(settings.device))
+        quantization = quantization_config(settings.quantize, DTYPES[precision])
+    base = load_model(model, device=device, quantization=quantization)
     rows = tokenize_all(examples, tokenizer, within_context(base, settings.max_length), settings.train_on)
     refuse_unknown(max(max(row.input_ids) for row in rows), base.get_input_embeddings())
     keep_as_quantized(base)
@@ -69,13 +148,6 @@ def prepare(model: ModelRef, settings: TrainConfig) -> Prepared:
     return Prepared(peft_model, tokenizer, elastic, rows, start)
 
 
-def _quantization(settings: TrainConfig) -> BitsAndBytesConfig | None:
-    if settings.quantize == "none":
-        return None
-    precision = resolved_precision(settings.precision, pick_device(settings.device))
-    return quantization_config(settings.quantize, DTYPES[precision])
-
-
 def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftModel:
     """Return the model with a new LoRA adapter of the largest rank on the space's linears, the base frozen.
 
@@ -83,12 +155,14 @@ def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) 
     linears with the names of a mixture's experts (up_proj of DeepSeek's first layers), which it reads as the experts'
     stacked weights.
     """
+    chosen = [model.get_submodule(name) for name in chain(*space.modules.values())]
+    kinds = [getattr(linear, "source_cls", type(linear)) for linear in chosen]  # before a quantization
     lora = LoraConfig(
         r=space.max_rank,
         lora_alpha=int(settings.alpha) if settings.alpha.is_integer() else settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=target_modules(model, space),
-        fan_in_fan_out=any(_is_conv1d(model.get_submodule(name)) for name in chain(*space.modules.values())),
+        fan_in_fan_out=any(issubclass(kind, Conv1D) for kind in kinds),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
@@ -113,8 +187,3 @@ def _peft_refusal(message: str) -> str:
             f"experts', leave them out of groups (PEFT's error: {message})"
         )
     return f"groups must be of linears that PEFT supports, got its error: {message}; leave them out of groups"
-
-
-def _is_conv1d(linear: nn.Module) -> bool:
-    """Tell whether a linear is a Conv1D, or was one before it was quantized."""
-    return issubclass(getattr(linear, "source_cls", type(linear)), Conv1D)

@@ -25,15 +25,7 @@ from shears.data.rows import source_fingerprint
 from shears.models.devices import pick_device
 from shears.models.ref import ModelRef, resolve
 from shears.progress import is_first_process
-from shears.records.artifacts import (
-    SEARCH_SPACE,
-    TRAINING_LOG,
-    as_data,
-    read_json,
-    sync_tree,
-    weights_fingerprint,
-    write_json,
-)
+from shears.records import artifacts
 from shears.records.cards.card import write_card
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded
@@ -56,17 +48,14 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     check_trackers(settings.report_to)
     base = resolve(model)
     base.refuse_package("train")
-    origin = {
-        "base_fingerprint": base.fingerprint,
-        "data_sha256": source_fingerprint(settings.data),
-    }
+    origin = {"base_fingerprint": base.fingerprint, "data_sha256": source_fingerprint(settings.data)}
     fixed = _fixed(settings, origin)
     defaults = {**TrainConfig.defaults(), **origin}
     if resume and not partial_folder(output).exists():
         logger.info("no interrupted training of %s to resume: starting anew", output)
     join_processes(cpu=pick_device(settings.device).type == "cpu")
     with tracking(settings.report_to, output), shared_folder(output, fixed, resume=resume, defaults=defaults) as work:
-        is_saved = (work / SEARCH_SPACE).is_file()  # interrupted between saving and renaming the folder
+        is_saved = (work / artifacts.SEARCH_SPACE).is_file()  # interrupted between saving and renaming the folder
         wait()  # before the first process continues and renames the folder
         if not is_saved:
             _fit_and_save(base, work, settings, {"base": base.recorded_name, **origin})
@@ -83,7 +72,7 @@ def _fixed(settings: TrainConfig, origin: Mapping[str, str | None]) -> dict[str,
     A model is identified by its weights, local data by its content.
     """
     changeable = {"save_steps", "report_to"} | ({"data"} if origin["data_sha256"] is not None else set())
-    return {**origin, **{name: value for name, value in as_data(settings).items() if name not in changeable}}
+    return {**origin, **{name: value for name, value in artifacts.as_data(settings).items() if name not in changeable}}
 
 
 def _fit_and_save(model: ModelRef, work: Path, settings: TrainConfig, origin: dict[str, str | None]) -> None:
@@ -101,27 +90,28 @@ def _save(prepared: Prepared, work: Path, settings: TrainConfig, origin: dict[st
     config = prepared.model.peft_config["default"]
     config.base_model_name_or_path = origin["base"]
     prepared.model.save_pretrained(str(work))
-    written = read_json(work / ADAPTER_CONFIG)  # PEFT writes target_modules in the order of a set, random per process
-    write_json(work / ADAPTER_CONFIG, {**written, "target_modules": sorted(written["target_modules"])})
+    written = artifacts.read_json(work / ADAPTER_CONFIG)
+    # PEFT writes target_modules in the order of a set, which differs between processes
+    artifacts.write_json(work / ADAPTER_CONFIG, {**written, "target_modules": sorted(written["target_modules"])})
     space, alpha, parameters = _without_start(prepared, work, settings.alpha)
     record = {
         "shears_version": __version__,
-        "config": as_data(settings),
+        "config": artifacts.as_data(settings),
         **origin,
         "data_fingerprint": rows_fingerprint(prepared.rows),
-        "fingerprint": weights_fingerprint(work),
+        "fingerprint": artifacts.weights_fingerprint(work),
         "alpha": alpha,
         "sparse_adapter": settings.sparse_adapter,
         "max_rank": space.max_rank,
         "template": settings.template,
-        "num_steps": json.loads((work / TRAINING_LOG).read_text().splitlines()[-1])["step"],
+        "num_steps": json.loads((work / artifacts.TRAINING_LOG).read_text().splitlines()[-1])["step"],
         "num_parameters": parameters,
         "groups": {
             name: {"ranks": list(ranks), "modules": list(space.modules[name])} for name, ranks in space.ranks.items()
         },
     }
-    sync_tree(work)
-    write_json(work / SEARCH_SPACE, record)
+    artifacts.sync_tree(work)
+    artifacts.write_json(work / artifacts.SEARCH_SPACE, record)
 
 
 def _without_start(prepared: Prepared, work: Path, alpha: float) -> tuple[SearchSpace, float, dict[str, int]]:
@@ -137,7 +127,7 @@ def _without_start(prepared: Prepared, work: Path, alpha: float) -> tuple[Search
         return space, alpha, parameters
     tensors = without_start(load_file(work / ADAPTER_WEIGHTS), prepared.start)
     save_file(tensors, work / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config = read_json(work / ADAPTER_CONFIG)
-    write_json(work / ADAPTER_CONFIG, config | {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"]})
+    config = artifacts.read_json(work / ADAPTER_CONFIG)
+    artifacts.write_json(work / ADAPTER_CONFIG, config | {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"]})
     doubled = SearchSpace({group: (2 * ranks[0],) for group, ranks in space.ranks.items()}, space.modules)
     return doubled, 2 * alpha, {name: 2 * count for name, count in parameters.items()}

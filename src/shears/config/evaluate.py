@@ -1,7 +1,7 @@
 """Options of `shears evaluate`: what to measure, on which examples."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -11,13 +11,14 @@ PaperTask = Literal[
     "gsm8k", "aqua", "mawps", "svamp",
     "boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc-easy", "arc-challenge", "obqa",
 ]  # fmt: skip
-TaskName = Literal["perplexity", "choices", "number", "equation", "harness", PaperTask]
+ExampleTask = Literal["choices", "number", "equation"]
+TaskName = Literal["perplexity", ExampleTask, "harness", PaperTask]
 AnswerForm = Literal["number", "letter", "label"]
 
 ANSWER_FORMS: Mapping[str, AnswerForm] = {
+    **dict.fromkeys(get_args(PaperTask), "label"),
     **dict.fromkeys(("gsm8k", "mawps", "svamp"), "number"),
     "aqua": "letter",
-    **dict.fromkeys(("boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc-easy", "arc-challenge", "obqa"), "label"),
 }
 TEMPLATE = "alpaca"  # how the Shears paper evaluates
 

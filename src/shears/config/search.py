@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from shears.config.evaluate import ScoringConfig
+from shears.config.evaluate import ExampleTask, ScoringConfig
 from shears.config.fields import DtypeName, Names, Removed, Seed, Size, StageConfig, StorageURL
 from shears.config.notation import UNITS
 
@@ -145,7 +145,7 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     parameters."""
     constraint: Names = ()
     """Bounds that the chosen configuration must meet, such as parameters<=3M or accuracy>=0.6,macs<=100M."""
-    task: Literal["choices", "number", "equation"] | None = None
+    task: ExampleTask | None = None
     """Task whose accuracy is measured."""
     test: str | None = None
     """Test examples, unseen by the search. At its end, the chosen configuration and the heuristic are measured on

@@ -30,17 +30,14 @@ def arithmetic_rows(split: str) -> list[dict[str, str]]:
     parts, count = SPLITS[split]
     rows: dict[str, dict[str, str]] = {}
     for question, equation, answer in _problems(random.Random(f"shears arithmetic {split}")):
-        if _part(question) in parts and question not in rows:
+        part = int.from_bytes(hashlib.sha256(question.encode()).digest()[:4]) % PARTS
+        if part in parts and question not in rows:
             completion = render_completion("question", f"{equation} = {answer}")
             prompt = render_prompt("question", question)
             rows[question] = {"prompt": prompt, "completion": completion, "answer": answer}
         if len(rows) == count:
             break
     return list(rows.values())
-
-
-def _part(question: str) -> int:
-    return int.from_bytes(hashlib.sha256(question.encode()).digest()[:4]) % PARTS
 
 
 def _problems(generator: random.Random) -> Iterator[tuple[str, str, str]]:

@@ -60,7 +60,7 @@ def calibration_batches(
     """
     generator = random.Random(f"calibration {seed}")
     if _is_text(source):
-        sequences = _drawn_windows(_read_text(source, _needed(tokenizer)), num_samples, sequence_length, generator)
+        sequences = _windows(_read_text(source, _needed(tokenizer)), num_samples, sequence_length, generator)
     else:
         rows = _rows(source)
         if "input_ids" in rows[0]:
@@ -142,28 +142,18 @@ def _read_text(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return prompt_ids([text], tokenizer)[0]
 
 
-def _drawn_windows(
-    tokens: list[int], num_samples: int, sequence_length: int, generator: random.Random
+def _windows(
+    tokens: list[int], num_samples: int, sequence_length: int, generator: random.Random | None = None
 ) -> list[list[int]]:
+    """Return windows that do not overlap, drawn by the generator or, without one, the first ones."""
     windows = len(tokens) // sequence_length
     if windows < num_samples:
-        raise _too_little(len(tokens), num_samples, sequence_length)
-    starts = generator.sample(range(windows), num_samples)
-    return [tokens[start * sequence_length : (start + 1) * sequence_length] for start in starts]
-
-
-def _windows(tokens: list[int], num_samples: int, sequence_length: int) -> list[list[int]]:
-    if len(tokens) < num_samples * sequence_length:
-        raise _too_little(len(tokens), num_samples, sequence_length)
-    return [tokens[index * sequence_length : (index + 1) * sequence_length] for index in range(num_samples)]
-
-
-def _too_little(available: int, num_samples: int, sequence_length: int) -> InputError:
-    needed = num_samples * sequence_length
-    return InputError(
-        f"calibration needs {needed} tokens ({num_samples} samples of {sequence_length}), the text has {available}; "
-        "give more text, or fewer or shorter samples"
-    )
+        raise InputError(
+            f"calibration needs {num_samples * sequence_length} tokens ({num_samples} samples of {sequence_length}), "
+            f"the text has {len(tokens)}; give more text, or fewer or shorter samples"
+        )
+    chosen = range(num_samples) if generator is None else generator.sample(range(windows), num_samples)
+    return [tokens[index * sequence_length : (index + 1) * sequence_length] for index in chosen]
 
 
 def _packed(

@@ -1,6 +1,6 @@
 """An example: text segments, some of which carry the loss. Imports no library, because records are read with it."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,3 @@ def prompt_of(example: Example) -> str:
 def completion_of(example: Example) -> str:
     """Return the text of the last trained segment."""
     return next(segment.text for segment in reversed(example.segments) if segment.trained)
-
-
-def with_completion(example: Example, completion: str) -> Example:
-    """Return the example with another completion."""
-    return replace(example, segments=(Segment(prompt_of(example), False), Segment(completion, True)))

@@ -13,23 +13,14 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from shears.data.chat import chat_segments
-from shears.data.example import (
-    Example,
-    Segment,
-    Tokenized,
-    completion_of,
-    prompt_of,
-    segments_before,
-    with_completion,
-)
-from shears.data.prompts import render_completion, render_prompt
-from shears.data.questions import question_of
+from shears.data.example import Example, Segment, Tokenized, completion_of, segments_before
+from shears.data.prompts import question_of, render_completion, render_prompt
 from shears.data.rows import Row, read_rows
 from shears.errors import InputError
 from shears.models.losses import IGNORED
 
 logger = logging.getLogger(__name__)
-__all__ = ["Example", "Segment", "Tokenized", "completion_of", "prompt_of", "with_completion"]  # those of example.py
+__all__ = ["Example", "Segment", "Tokenized", "completion_of"]  # those of example.py
 
 # The form of LLM-Adapters' commonsense sets: the choices stand at the end of the instruction.
 ANSWER_FORMAT = re.compile(r"Answer format:\s*(\S+(?:/\S+)+)\s*$")

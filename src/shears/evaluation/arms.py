@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shears.data.questions import question_id
+from shears.data.prompts import question_id
 from shears.errors import InputError
 from shears.evaluation.records import Record
 from shears.records.artifacts import EVALUATION, evaluation_file, read_json

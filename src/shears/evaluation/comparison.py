@@ -7,16 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from shears.errors import InputError
+from shears.evaluation import statistics
 from shears.evaluation.arms import Arms, Key, Measurement, with_ids_of_first
-from shears.evaluation.statistics import (
-    Bits,
-    bootstrap_difference,
-    holm,
-    mcnemar,
-    paired_difference,
-    pooled_accuracy,
-    seed_spread,
-)
+from shears.evaluation.statistics import Bits
 from shears.records.measures import CONTAMINATION
 
 logger = logging.getLogger(__name__)
@@ -38,7 +31,7 @@ def compare_arms(arms: Arms, against: str | None = None, seed: int = 0) -> dict[
         {**({"task": task} if task else {}), **_comparison(part, base, seed)} for task, part in _by_task(arms).items()
     ]
     differences = [difference for comparison in comparisons for difference in comparison["differences"]]
-    for difference, p in zip(differences, holm([each["p"] for each in differences]), strict=True):
+    for difference, p in zip(differences, statistics.holm([each["p"] for each in differences]), strict=True):
         difference["p_holm"] = p
     return comparisons[0] if len(comparisons) == 1 else {"against": base, "tasks": comparisons}
 
@@ -98,8 +91,8 @@ def _aligned(arms: Arms) -> dict[str, list[Bits]]:
 
 
 def _arm(name: str, runs: Sequence[Bits], measurements: Sequence[Measurement]) -> dict[str, Any]:
-    value, low, high = pooled_accuracy(runs)
-    spread = seed_spread(runs)
+    value, low, high = statistics.pooled_accuracy(runs)
+    spread = statistics.seed_spread(runs)
     return {
         "name": name,
         "runs": len(runs),
@@ -111,8 +104,8 @@ def _arm(name: str, runs: Sequence[Bits], measurements: Sequence[Measurement]) -
 
 
 def _difference(name: str, runs: Sequence[Bits], base: str, others: Sequence[Bits], seed: int) -> dict[str, Any]:
-    value, low, high = paired_difference(runs, others)
-    resampled = bootstrap_difference(runs, others, seed)
+    value, low, high = statistics.paired_difference(runs, others)
+    resampled = statistics.bootstrap_difference(runs, others, seed)
     difference: dict[str, Any] = {
         "name": name,
         "against": base,
@@ -123,7 +116,7 @@ def _difference(name: str, runs: Sequence[Bits], base: str, others: Sequence[Bit
     }
     if len(runs) > 1 or len(others) > 1:
         return {**difference, "test": "paired bootstrap", "p": resampled.p}
-    test = mcnemar(runs[0], others[0])
+    test = statistics.mcnemar(runs[0], others[0])
     counts = {"won": test.won, "lost": test.lost, "p": test.p_mid, "p_exact": test.p_exact}
     return {**difference, "test": "McNemar, mid-p", **counts}
 
@@ -198,4 +191,4 @@ def _accuracy(runs: Sequence[Measurement], name: str, keys: Sequence[Key] | None
     columns = [each.column(name) for each in runs]
     rows = [[column[key] for key in keys or columns[0]] for column in columns]
     complete = all(isinstance(value, bool) for row in rows for value in row)
-    return pooled_accuracy(rows).value if complete else None
+    return statistics.pooled_accuracy(rows).value if complete else None

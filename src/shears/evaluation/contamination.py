@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shears.data.examples import Example
-from shears.data.questions import question_id, question_of
+from shears.data.prompts import question_id, question_of
 from shears.data.rows import Row, read_rows, source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.records import Evaluation, Record
@@ -123,14 +123,12 @@ def _marked(evaluation: Evaluation, seen: Sequence[bool], source: str) -> Evalua
     unseen = _accuracy([record for record, flag in pairs if not flag])
     if unseen is not None and accuracy is not None and math.isclose(accuracy, evaluation.value):
         details["accuracy_unseen"] = unseen
-    logger.warning(
+    message = (
         "%d of %d test questions stand in the training data %s, so the accuracy does not measure what was learned; "
-        "accuracy on the other questions: %s",
-        sum(seen),
-        len(seen),
-        source,
-        f"{details['accuracy_unseen']:.4f}" if "accuracy_unseen" in details else "unknown",
+        "accuracy on the other questions: %s"
     )
+    shown = f"{details['accuracy_unseen']:.4f}" if "accuracy_unseen" in details else "unknown"
+    logger.warning(message, sum(seen), len(seen), source, shown)
     return replace(evaluation, records=records, details=details)
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shears.data.example import Example, prompt_of
-from shears.data.questions import question_id
+from shears.data.prompts import question_id
 from shears.evaluation.statistics import wilson_interval
 
 Record = dict[str, Any]

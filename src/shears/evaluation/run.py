@@ -19,13 +19,7 @@ from shears.evaluation.tasks.registry import evaluate_task
 from shears.models.devices import autocast, device_of, keep_casts
 from shears.models.load import load_with_adapter
 from shears.models.ref import AnyModel, ModelRef, resolve
-from shears.records.artifacts import (
-    as_data,
-    find_record,
-    read_json,
-    weights_fingerprint,
-    write_json,
-)
+from shears.records.artifacts import as_data, find_record, read_json, weights_fingerprint, write_json
 from shears.records.paths import expanded
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shears.adapt.groups import build_space
+from shears.adapt.prepare import build_space
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.adapt.training.fit import num_seen, num_steps
 from shears.config import EvaluateConfig, Recipe, SparsifyConfig, TrainConfig

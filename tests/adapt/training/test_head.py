@@ -10,7 +10,7 @@ from torch import nn
 from shears.adapt.prepare import Prepared
 from shears.adapt.train import train
 from shears.adapt.training import fit
-from shears.data.batches import pack, pad_left
+from shears.data.batches import pack, pad
 from shears.data.examples import Tokenized, load_examples, to_example, tokenize_all
 from shears.evaluation.scoring.score import plainly
 from shears.evaluation.scoring.scorers import ChoiceScorer, LossScorer
@@ -45,7 +45,7 @@ def test_packed_rows_have_logits_where_a_label_is_predicted() -> None:
 def test_padded_rows_have_logits_from_before_the_first_label_on() -> None:
     model = tiny_model()
     counts = heard(model)
-    padded_predictions(model, pad_left(ROWS, PAD))
+    padded_predictions(model, pad(ROWS, PAD))
     assert counts == [len(ROWS) * (LONGEST + 1)]
 
 

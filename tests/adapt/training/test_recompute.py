@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from shears.adapt.train import train
-from shears.adapt.training.recompute import keeps, recompute_between_products
+from shears.adapt.training.fit import keeps, recompute_between_products
 from tests.adapt.small_training import SETTINGS, assert_same
 from tests.tiny import CONFIGS, tiny_model
 

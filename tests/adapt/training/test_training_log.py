@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from shears.adapt.groups import build_space
+from shears.adapt.prepare import build_space
 from shears.adapt.sampling import RowPosition, rank_sampling
 from shears.adapt.train import train
 from shears.data.examples import load_examples, tokenize_all

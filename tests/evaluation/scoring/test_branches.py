@@ -5,8 +5,7 @@ import random
 import pytest
 import torch
 
-from shears.evaluation.scoring.branches import build_forest, keeps_branches_apart
-from shears.evaluation.scoring.score import log_likelihoods
+from shears.evaluation.scoring.score import build_forest, keeps_branches_apart, log_likelihoods
 from tests.searching.adapters import PAD
 from tests.tiny import tiny_model
 

@@ -9,9 +9,9 @@ import torch
 from shears.config import EvaluateConfig
 from shears.data.examples import Example, to_example
 from shears.errors import InputError
-from shears.evaluation.generation.generate import Decoder
-from shears.evaluation.scoring.branches import Forest
+from shears.evaluation.generate import Decoder
 from shears.evaluation.scoring.context import refuse_beyond
+from shears.evaluation.scoring.score import Forest
 from shears.evaluation.tasks.registry import evaluate_examples
 from tests.tiny import LONGEST, tiny_model, tiny_tokenizer
 

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from shears.errors import InputError
+from shears.evaluation.records import Evaluation
 from shears.evaluation.scoring import perplexity as module
 from shears.evaluation.scoring.perplexity import perplexity
 from tests.tiny import tiny_model
@@ -14,6 +15,10 @@ from tests.tiny import tiny_model
 
 def _tokens(count: int) -> list[int]:
     return [int(token) for token in torch.randint(0, 256, (count,), generator=torch.Generator().manual_seed(0))]
+
+
+def _losses(result: Evaluation) -> list[float]:
+    return [record["nll"] for record in result.records]
 
 
 def _naive(model: PreTrainedModel, tokens: list[int], length: int) -> list[float]:
@@ -31,8 +36,8 @@ def _naive(model: PreTrainedModel, tokens: list[int], length: int) -> list[float
 def test_it_equals_a_naive_loop(name: str) -> None:
     model, tokens = tiny_model(name), _tokens(75)
     result, expected = perplexity(model, tokens, 16), _naive(model, tokens, 16)
-    assert (result.n_windows, result.n_tokens) == (4, 60)
-    assert result.window_losses == pytest.approx(expected, rel=1e-5)  # float32 against float64
+    assert (len(result.records), result.n) == (4, 60)
+    assert _losses(result) == pytest.approx(expected, rel=1e-5)  # float32 against float64
     assert result.value == pytest.approx(math.exp(sum(expected) / 60), rel=1e-4)
 
 
@@ -40,23 +45,23 @@ def test_pieces_of_a_window_do_not_change_the_loss(monkeypatch: pytest.MonkeyPat
     model, tokens = tiny_model(), _tokens(50)
     whole = perplexity(model, tokens, 25)
     monkeypatch.setattr(module, "POSITIONS_AT_ONCE", 7)
-    assert perplexity(model, tokens, 25).window_losses == pytest.approx(whole.window_losses)
+    assert _losses(perplexity(model, tokens, 25)) == pytest.approx(_losses(whole))
 
 
 def test_the_interval_covers_the_value_and_shrinks_with_more_windows() -> None:
     model, tokens = tiny_model(), _tokens(800)
     few, many = perplexity(model, tokens, 16, limit=5), perplexity(model, tokens, 16)
-    assert (few.n_windows, many.n_windows) == (5, 50)
+    assert (len(few.records), len(many.records)) == (5, 50)
     for result in (few, many):
         assert result.ci95[0] < result.value < result.ci95[1]
-    means = torch.tensor(many.window_losses, dtype=torch.float64) / 15
+    means = torch.tensor(_losses(many), dtype=torch.float64) / 15
     half = 1.959964 * means.std() / math.sqrt(50)
     assert many.ci95[1] == pytest.approx(float(torch.exp(means.mean() + half)))
 
 
 def test_a_text_shorter_than_a_window_is_one_window() -> None:
     result = perplexity(tiny_model(), _tokens(10), 16)
-    assert (result.n_windows, result.n_tokens) == (1, 9)
+    assert (len(result.records), result.n) == (1, 9)
     assert result.ci95[0] < result.value < result.ci95[1]
     pair = perplexity(tiny_model(), [1, 2], 16)
     assert pair.ci95 == pytest.approx((pair.value, pair.value))

@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 
 from shears.data.examples import Example, Segment, Tokenized, to_example, tokenize
 from shears.errors import InputError
-from shears.evaluation.scoring.branches import build_forest
-from shears.evaluation.scoring.score import choose, log_likelihoods
+from shears.evaluation.scoring.score import build_forest, choose, log_likelihoods
 from tests.oracles.losses import completion_losses, mean_completion_loss
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -12,10 +12,9 @@ from shears.data.prompts import render_prompt
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import training_data
-from shears.evaluation.generation.generate import Decoder
+from shears.evaluation.generate import Decoder
 from shears.evaluation.run import evaluate
-from shears.evaluation.scoring.branches import build_forest
-from shears.evaluation.scoring.score import log_likelihoods
+from shears.evaluation.scoring.score import build_forest, log_likelihoods
 from shears.evaluation.statistics import wilson_interval
 from shears.evaluation.tasks.registry import evaluate_task
 from shears.records.artifacts import SUB_ADAPTER, write_json

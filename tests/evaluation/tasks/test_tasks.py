@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from shears.config import EvaluateConfig
 from shears.data.examples import to_example
 from shears.errors import InputError
-from shears.evaluation.generation.generate import Decoder
+from shears.evaluation.generate import Decoder
 from shears.evaluation.scoring.score import Choice
 from shears.evaluation.statistics import wilson_interval
 from shears.evaluation.tasks import registry as tasks

@@ -8,12 +8,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from shears.adapt.elastic import make_elastic
-from shears.adapt.groups import build_space, target_modules
 from shears.adapt.load import SuperAdapter
+from shears.adapt.prepare import build_space, target_modules
 from shears.adapt.space import RankConfig
 from shears.config import SearchConfig
 from shears.data.examples import Example, to_example
-from shears.evaluation.generation.generate import Decoder
+from shears.evaluation.generate import Decoder
 from shears.evaluation.scoring.scorers import LossScorer
 from shears.searching.measure import decoding
 from shears.searching.measure.decoding import DecodingGauge

@@ -7,7 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
-from shears.adapt.groups import build_space
+from shears.adapt.prepare import build_space
 from shears.config.search import parse_constraint
 from shears.errors import InputError
 from shears.searching.measure.sizes import base_macs, base_nonzeros, count_sizes, refuse_out_of_reach

@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from shears.adapt.training.processes import num_processes, wait
 from shears.errors import InputError
 from shears.records.artifacts import read_json, read_object, sync_tree, write_json, write_text
-from shears.records.peft_files import ADAPTER_WEIGHTS
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"  # in the working folder
@@ -81,11 +78,6 @@ def describe_last_checkpoint(folder: Path) -> str:
     """Return a clause for an error message: where the last good state is, if any was saved."""
     last = last_whole_checkpoint(folder)
     return "no earlier step was saved" if last is None else f"{last} keeps the state after step {step_of(last)}"
-
-
-def load_weights(model: PeftModel, checkpoint: Path) -> None:
-    """Load the adapter of a checkpoint into a model."""
-    set_peft_model_state_dict(model, load_file(checkpoint / ADAPTER_WEIGHTS))
 
 
 def delete_torn(folder: Path) -> None:

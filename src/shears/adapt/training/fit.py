@@ -1,38 +1,37 @@
 """The training loop: transformers' Trainer with our loss, order of examples, ranks, checkpoints and log."""
 
 import logging
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import PrinterCallback, TrainingArguments
 from transformers.training_args import ParallelMode
 
+from shears.adapt.elastic import lora_layers
 from shears.adapt.prepare import Prepared
 from shears.adapt.sampling import NLSCallback, rank_sampling
-from shears.adapt.training.checkpoints import (
-    CHECKPOINTS,
-    MarkWhole,
-    check_processes,
-    delete_torn,
-    last_whole_checkpoint,
-    load_weights,
-    step_of,
-    truncate_log,
-)
+from shears.adapt.training import checkpoints
 from shears.adapt.training.processes import num_processes, shard_frozen, wait
-from shears.adapt.training.recompute import recompute_between_products
 from shears.adapt.training.step_log import StepLog
 from shears.adapt.training.trainer import Collator, CompletionTrainer, NumberedExamples
 from shears.config import TrainConfig
-from shears.data.batch_trials import ignores_padding, keeps_apart
-from shears.data.batches import PACK_TOKENS, padding
+from shears.data.batches import PACK_TOKENS, ignores_padding, keeps_apart, padding
 from shears.errors import InputError
 from shears.models.devices import pick_device, resolved_precision
 from shears.models.losses import num_positions
 from shears.progress import is_first_process, meter
 from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES
+from shears.records.peft_files import ADAPTER_WEIGHTS
 
 logger = logging.getLogger(__name__)
+TRIAL = 4  # tokens
+KEPT_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm", "_int_mm", "_scaled_mm")
+ATTENTION_PREFIX = "_scaled_dot_product"  # of all of torch's fused attentions
 
 
 def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
@@ -45,20 +44,21 @@ def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
         logger.warning(
             "warmup_steps (%d) must be below the number of steps (%d); lower warmup_steps", settings.warmup_steps, steps
         )
-    trainer = _trainer(prepared, lengths, _arguments(settings, work / CHECKPOINTS), settings)
+    folder = work / checkpoints.CHECKPOINTS
+    trainer = _trainer(prepared, lengths, _arguments(settings, folder), settings)
     trainer.remove_callback(PrinterCallback)  # only the command line prints
     if is_first_process():
-        delete_torn(work / CHECKPOINTS)
+        checkpoints.delete_torn(folder)
     wait()  # all processes must continue from the same checkpoint
-    checkpoint = last_whole_checkpoint(work / CHECKPOINTS)
+    checkpoint = checkpoints.last_whole_checkpoint(folder)
     if checkpoint:
-        check_processes(checkpoint)
-    done = step_of(checkpoint) if checkpoint else 0
+        checkpoints.check_processes(checkpoint)
+    done = checkpoints.step_of(checkpoint) if checkpoint else 0
     if is_first_process():
         for name in (TRAINING_LOG, TRAINING_TIMES):
-            truncate_log(work / name, done)
+            checkpoints.truncate_log(work / name, done)
     if checkpoint and done == steps:  # Trainer would make one more step before it stops
-        load_weights(prepared.model, checkpoint)
+        set_peft_model_state_dict(prepared.model, load_file(checkpoint / ADAPTER_WEIGHTS))
         return
     logger.info(
         "training %d examples, %d tokens, %d steps%s", len(lengths), sum(lengths), steps, f" from {done}" * (done > 0)
@@ -93,7 +93,7 @@ def _trainer(
         args=arguments,
         train_dataset=NumberedExamples(prepared.rows),
         data_collator=collator,
-        callbacks=[NLSCallback(prepared.elastic, strategy=strategy, trainer_draws=True), MarkWhole()],
+        callbacks=[NLSCallback(prepared.elastic, strategy=strategy, trainer_draws=True), checkpoints.MarkWhole()],
     )
 
 
@@ -167,3 +167,56 @@ def _use_one_gpu(device: torch.device, arguments: TrainingArguments) -> None:
     torch.cuda.set_device(device)
     arguments.__dict__["_setup_devices"] = device  # where `arguments.device` is cached
     arguments._n_gpu = 1
+
+
+def recompute_between_products(model: PeftModel) -> bool:
+    """Make every decoder block keep only the results that `keeps` selects; return whether a trial shows that it works.
+
+    The backward pass recomputes the operations between two products (norms, rotations, activations, sums, casts, LoRA's
+    narrow products): they are cheap, but keeping their results takes most of the memory. The recomputed values are the
+    same bits, because a rank configuration is set before the forward and never inside it.
+    The inverse is `model.get_base_model().activation_checkpointing_disable()`. The model's training mode, its gradients
+    and torch's generators stay as they are.
+    """
+    base = model.get_base_model()
+    if base.supports_gradient_checkpointing:
+        narrow = max(layer.lora_A["default"].weight.shape[0] for _, layer in lora_layers(model, "default"))
+        contexts = partial(create_selective_checkpoint_contexts, partial(_policy, narrow))
+        base.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+        if _works(model):
+            return True
+        base.activation_checkpointing_disable()
+    logger.info("this model cannot recompute between its matrix products: training takes more memory")
+    return False
+
+
+def _works(model: PeftModel) -> bool:
+    """Try a backward pass: some blocks modify kept results in place, which torch refuses."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    was_training = model.training
+    model.train()
+    try:
+        with torch.random.fork_rng():
+            ids = torch.arange(TRIAL, device=trained[0].device)[None]
+            torch.autograd.grad(model(input_ids=ids, use_cache=False).logits.sum(), trained, allow_unused=True)
+    except RuntimeError as error:
+        logger.debug("recomputing between products: %s", error)
+        return False
+    finally:
+        model.train(was_training)
+    return True
+
+
+def _policy(narrow: int, _context: Any, operator: Any, *args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if keeps(operator, args, narrow) else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def keeps(operator: torch._ops.OpOverload, args: tuple[Any, ...], narrow: int) -> bool:
+    """Tell whether a result is kept: attention, and products whose inner dimension is larger than `narrow`."""
+    name = operator._schema.name.removeprefix("aten::")
+    if name.startswith(ATTENTION_PREFIX):
+        return True
+    if name not in KEPT_PRODUCTS:
+        return False
+    factors = [argument for argument in args if isinstance(argument, torch.Tensor) and argument.ndim > 1]
+    return factors[0].shape[-1] > narrow

@@ -3,7 +3,7 @@
 import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -84,11 +84,18 @@ def shared_folder(
     The folder is renamed once every process has left the block. InputError, in the first process alone, for what
     `working_folder` refuses; the others then exit with code 2.
     """
+    folder = working_folder(output, config, resume=resume, defaults=defaults)
     if num_processes() == 1:
-        with working_folder(output, config, resume=resume, defaults=defaults) as work:
+        with folder as work:
             yield work
     elif PartialState().is_main_process:
-        with _announced(working_folder(output, config, resume=resume, defaults=defaults)) as work:
+        with ExitStack() as stack:
+            try:
+                work = stack.enter_context(folder)
+            except BaseException:  # the other processes must not wait, whatever the error is
+                broadcast_object_list([False])
+                raise
+            broadcast_object_list([True])
             yield work
             wait()
     else:
@@ -98,19 +105,6 @@ def shared_folder(
             raise SystemExit(2)
         yield partial_folder(output)
         wait()
-
-
-@contextmanager
-def _announced(folder: AbstractContextManager[Path]) -> Iterator[Path]:
-    """Tell the other processes whether the folder could be entered, whatever error prevented it."""
-    with ExitStack() as stack:
-        try:
-            work = stack.enter_context(folder)
-        except BaseException:
-            broadcast_object_list([False])
-            raise
-        broadcast_object_list([True])
-        yield work
 
 
 def shard_frozen(model: PeftModel, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What is written of every optimizer step: a JSON line, the progress bar, and experiment trackers if asked for."""
+"""What a training writes after every optimizer step: a JSON line, the progress bar, and trackers if requested."""
 
 import importlib.util
 import json
@@ -13,14 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from shears.adapt.training.checkpoints import (
-    describe_last_checkpoint,
-    first_non_finite,
-    last_whole_checkpoint,
-    random_states,
-    set_random_states,
-    step_of,
-)
+from shears.adapt.training import checkpoints
 from shears.adapt.training.processes import wait
 from shears.adapt.training.trainer import CompletionTrainer, ExampleLoss
 from shears.errors import InputError
@@ -68,15 +61,15 @@ class StepLog(TrainerCallback):
         if name is None:
             return
         folder = Path(str(args.output_dir))
-        saved = last_whole_checkpoint(folder)
-        is_saved = saved is not None and step_of(saved) == state.global_step
-        if state.global_step > 0 and not is_saved and first_non_finite(kwargs["model"]) is None:
-            set_random_states(self.random_states)
+        saved = checkpoints.last_whole_checkpoint(folder)
+        is_saved = saved is not None and checkpoints.step_of(saved) == state.global_step
+        if state.global_step > 0 and not is_saved and checkpoints.first_non_finite(kwargs["model"]) is None:
+            checkpoints.set_random_states(self.random_states)
             self.trainer.save_state()
         wait()  # for the mark on what the first process saved
         raise InputError(
             f"the {name} must be finite, got {values[name]} at step {state.global_step + 1}; train to another "
-            f"output with a lower learning rate ({describe_last_checkpoint(folder)})"
+            f"output with a lower learning rate ({checkpoints.describe_last_checkpoint(folder)})"
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
@@ -94,15 +87,12 @@ class StepLog(TrainerCallback):
             line["examples"] = [example.as_data() for example in examples]
         if args.process_index == 0:
             _append(self.path, line)
-            _append(self.path.with_name(TRAINING_TIMES), {"step": state.global_step, "seconds": self._seconds()})
-        self.random_states = random_states()
+            now = time.monotonic()
+            seconds = round(now - self.step_start, 4)  # with the making of the batch
+            self.step_start = now
+            _append(self.path.with_name(TRAINING_TIMES), {"step": state.global_step, "seconds": seconds})
+        self.random_states = checkpoints.random_states()
         self.meter.advance(work=tokens, note=f"tokens/s, loss {loss:.3f}")
-
-    def _seconds(self) -> float:
-        """Return the time since the previous step ended, including the making of the batch."""
-        start = self.step_start
-        self.step_start = time.monotonic()
-        return round(self.step_start - start, 4)
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

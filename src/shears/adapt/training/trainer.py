@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.sampling import RankSampling, RowPosition
 from shears.adapt.space import RankConfig
-from shears.data.batches import pack, pad_left, pad_right
+from shears.data.batches import pack, pad
 from shears.data.examples import Tokenized
 from shears.models.losses import IGNORED, packed_predictions, padded_predictions
 
@@ -93,8 +93,10 @@ class Collator:
     def __call__(self, numbered: Sequence[tuple[int, Tokenized]]) -> dict[str, Tensor]:
         """Return the batch, with `numbers`, the examples' numbers in the training set."""
         rows = [row for _, row in numbered]
-        pad = pad_right if self.behind else pad_left
-        batch = pad(rows, self.pad_id) if self.capacity is None else pack(rows, self.capacity, self.pad_id, self.limit)
+        if self.capacity is None:
+            batch = pad(rows, self.pad_id, behind=self.behind)
+        else:
+            batch = pack(rows, self.capacity, self.pad_id, self.limit)
         return {**batch, "numbers": torch.tensor([number for number, _ in numbered])}
 
 

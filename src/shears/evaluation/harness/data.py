@@ -14,12 +14,11 @@ import datasets
 
 from shears.config.evaluate import ANSWER_FORMS, TEMPLATE
 from shears.data.examples import choices_of
-from shears.data.paper_rows import paper_row
 from shears.data.prompts import render_completion, render_prompt
 from shears.data.rows import read_rows
 from shears.errors import InputError
-from shears.evaluation.tasks.extraction import is_right, read_answers, response_of
-from shears.evaluation.tasks.paper_tasks import LABELS
+from shears.evaluation.tasks.answers import is_right, read_answers, response_of
+from shears.evaluation.tasks.paper_tasks import LABELS, paper_row
 
 FOLDERS = {
     "siqa": "social_i_qa",

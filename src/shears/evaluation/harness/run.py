@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from shears.config import EvaluateConfig
-from shears.data.questions import question_id, question_of
+from shears.data.prompts import question_id, question_of
 from shears.errors import InputError, first_line
 from shears.evaluation.records import Evaluation, Record
 from shears.evaluation.statistics import Z95, wilson_interval

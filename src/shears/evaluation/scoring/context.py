@@ -35,14 +35,11 @@ def warn_beyond(model: nn.Module, lengths: Sequence[int]) -> None:
     """Log how many examples exceed the context that the model was made for."""
     context = num_positions(model)
     if context is not None and (beyond := [length for length in lengths if length > context]):
-        logger.warning(
+        message = (
             "%d of %d examples have more tokens (up to %d) than the %d positions that the model was made for; "
-            "their figures mean little",
-            len(beyond),
-            len(lengths),
-            max(beyond),
-            context,
+            "their figures mean little"
         )
+        logger.warning(message, len(beyond), len(lengths), max(beyond), context)
 
 
 def _positions_end(model: nn.Module, context: int) -> bool:

@@ -1,25 +1,32 @@
-"""A forward that begins at a later block, with hidden states that an earlier forward computed.
+"""A forward that begins at a later block, with hidden states of an earlier forward; caches of prompts made by it.
 
 It is the model's ordinary forward, with stand-ins for the blocks below the start. Masks, rotary embeddings, final norm
-and head are the model's own, so the result has the same bits.
+and head are the model's own, so the result has the same bits. B prompts of T tokens, padded on the left; K
+configurations.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from shears.data.batch_trials import TRIAL_ERRORS
+from shears.data.batches import TRIAL_ERRORS
 from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks, replaced_forwards
-from shears.models.losses import own_model
+from shears.models.losses import forward_parameters, own_model
 
+logger = logging.getLogger(__name__)
 HIDDEN = "hidden_states"
 States = dict[int, Tensor]
 """The inputs of the blocks in one forward, by the block's number."""
 TRIED = 8  # blocks that a trial begins at, beside the last one
+ROUNDING = 0.2  # of the logits' standard deviation: the largest error of bf16 (docs/runtime.md)
+Fill = Callable[[Mapping[str, Tensor]], Any]
+"""Returns a cache of all tokens of a batch but the last, from which transformers' `generate` continues."""
 
 
 class PrefixError(InputError):
@@ -107,7 +114,10 @@ def open_prefix(model: nn.Module, first: Callable[[], Tensor], second: Callable[
     prefix = Prefix(model)
     try:
         prefix.inspect_outputs(first)
-        expected, inputs = _recorded(prefix, first)
+        with prefix.starting(0, {}, range(len(prefix))) as inputs:
+            expected = first()
+        if list(inputs) != list(range(len(prefix))):
+            raise PrefixError("the decoder blocks do not run once each, in order")
         second()
         starts = {len(prefix) - 1, *kept_blocks(len(prefix), 1, TRIED)} - {0}
         for start in sorted(starts, reverse=True):  # descending, so that the blocks below saw the second batch last
@@ -122,14 +132,6 @@ def open_prefix(model: nn.Module, first: Callable[[], Tensor], second: Callable[
     prefix.num_runs = 0
     prefix.bytes_per_position = max(states.shape[-1] * states.element_size() for states in inputs.values())
     return prefix
-
-
-def _recorded(prefix: Prefix, forward: Callable[[], Tensor]) -> tuple[Tensor, States]:
-    with prefix.starting(0, {}, range(len(prefix))) as inputs:
-        result = forward()
-    if list(inputs) != list(range(len(prefix))):
-        raise PrefixError("the decoder blocks do not run once each, in order")
-    return result, inputs
 
 
 def kept_blocks(num_blocks: int, bytes_each: int, budget: int) -> tuple[int, ...]:
@@ -162,3 +164,90 @@ def first_difference(
 def _block(name: str, prefix: str) -> int:
     rest = name.removeprefix(f"{prefix}.")
     return int(rest.split(".", 1)[0]) if rest != name else 0
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one configuration reads prompts: what activates it, and the first block that it must compute itself.
+
+    Blocks below `start` are equal to those of the configuration that is computed from block 0.
+    """
+
+    activate: Callable[[], object]
+    start: int = 0
+
+
+class PromptCaches:
+    """Fills caches; made by `open_prompt_caches`, which tries whether the model supports it."""
+
+    def __init__(self, model: nn.Module, prefix: Prefix) -> None:
+        self._model = model
+        self.prefix = prefix
+        self._takes = forward_parameters(model)
+
+    @torch.no_grad()
+    def fill(self, batch: Mapping[str, Tensor], ways: Sequence[Way]) -> Any:
+        """Return a cache of B x K rows, ordered by prompt, that holds all tokens of the batch (B T) but the last.
+
+        One of the K ways starts at block 0 and is computed whole. The others are computed from their start on.
+        """
+        tensors = {name: batch[name][:, :-1] for name in ("input_ids", "attention_mask", "position_ids")}
+        inputs: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if name in self._takes}
+        inputs |= {"use_cache": True} | ({"logits_to_keep": 1} if "logits_to_keep" in self._takes else {})
+        whole = min(ways, key=lambda way: way.start)
+        base, known = self._read(inputs, whole, {}, {way.start for way in ways})
+        caches = [base if way is whole else self._read(inputs, way, known)[0] for way in ways]
+        for way, cache in zip(ways, caches, strict=True):
+            cache.layers[: way.start] = base.layers[: way.start]
+        return _interleaved(caches)
+
+    def _read(
+        self, inputs: Mapping[str, Any], way: Way, known: States, wanted: Collection[int] = ()
+    ) -> tuple[Any, States]:
+        """Return the cache of a forward from a way's start on, and the inputs of the wanted blocks."""
+        way.activate()
+        with self.prefix.starting(way.start, known, wanted) as seen:
+            cache = self._model(**inputs).cache
+        if len(cache.layers) != len(self.prefix):
+            raise PrefixError("the number of layers in the cache differs from the number of blocks")
+        return cache, seen
+
+
+def _interleaved(caches: Sequence[Any]) -> Any:
+    """Return the last cache with the rows of all caches, ordered by row."""
+    for index, layers in enumerate(zip(*[list(cache.layers) for cache in caches], strict=True)):
+        for name in ("keys", "values"):
+            rows = [getattr(layer, name) for layer in layers]
+            setattr(layers[-1], name, torch.stack(rows, dim=1).flatten(0, 1))
+        caches[-1].layers[index] = layers[-1]
+    return caches[-1]
+
+
+def open_prompt_caches(
+    model: nn.Module, batch: Mapping[str, Tensor], logits: Callable[[Any], Tensor]
+) -> PromptCaches | None:
+    """Return an object that fills caches, after a trial; None, with the reason in the log, if the trial fails.
+
+    `logits(cache)` continues two copies of every prompt of the batch (B T), from a cache or, for None, from the start,
+    and returns the logits of every step: with and without cache they must be equal up to rounding.
+    """
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+    def forward(ids: Tensor) -> Tensor:
+        output: Tensor = own_model(model)(**{**inputs, "input_ids": ids}).logits
+        return output
+
+    ids = inputs["input_ids"]
+    try:
+        with torch.no_grad():
+            prefix = open_prefix(model, lambda: forward(ids), lambda: forward(ids.flip(1)))
+            caches = PromptCaches(model, prefix)
+            ways = [Way(lambda: None), Way(lambda: None, len(prefix) // 2)]
+            actual = logits(caches.fill(batch, ways)).float()
+            expected = logits(None).float()
+            if actual.shape != expected.shape or (actual - expected).abs().max() > ROUNDING * expected.std():
+                raise PrefixError("from a combined cache, the model gives other logits")
+    except (InputError, *TRIAL_ERRORS) as error:
+        logger.info("prompt caches are not shared, every configuration computes all blocks: %s", first_line(error))
+        return None
+    return caches

@@ -1,29 +1,206 @@
 """Log-likelihoods of choices; logits are computed only for the tokens that count.
 
-N pairs of a prompt and a continuation, V words of the vocabulary.
+All continuations of a prompt stand in one row, if that pays: the prompt is computed once, and no continuation sees
+another. N pairs of a prompt and a continuation, P rows of L tokens, K positions that predict a token, V words of the
+vocabulary.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from shears.data.batches import padding
-from shears.data.examples import Example, encode, prompts_of
+from shears.data.batches import TRIAL_ERRORS, drawn, ignores_padding, is_apart, length_buckets, pad, padding
+from shears.data.examples import Example, Tokenized, encode, prompts_of
 from shears.errors import InputError
-from shears.evaluation.scoring.branches import Forest, build_forest
 from shears.evaluation.scoring.context import check_lengths
 from shears.models.devices import device_of
-from shears.models.losses import logits_at
+from shears.models.losses import forward_parameters, logits_at, own_model
 from shears.progress import track
 
+Continuation = tuple[list[int], list[int]]
+"""The tokens of a prompt and the tokens that follow it."""
+Ids = tuple[int, ...]
+MAX_SHARE = 0.8  # of the tokens of separate rows; saving less is not worth own masks and more padding
 Run = Callable[[Callable[[], Tensor]], Tensor]
 """Calls a function that makes one forward of the model, and returns its result; it may skip a part of the forward."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A row of a prompt and, behind it, distinct branches; each branch continues the prompt."""
+
+    prompt: Ids
+    branches: tuple[Ids, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(map(len, self.branches))
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of the prompt, then those of branch after branch."""
+        return [*self.prompt, *(token for branch in self.branches for token in branch)]
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """The rows of one forward; `shared` says whether they have branches.
+
+    `tokens[i]` is the i-th token to predict, `owners[i]` its pair, `numbers[i]` its logits among the wanted positions.
+    """
+
+    trees: Sequence[Tree]
+    shared: bool
+    wanted: Bool[Tensor, "P L"]
+    numbers: Sequence[int]
+    tokens: Sequence[int]
+    owners: Tensor
+
+    def inputs(self, pad_id: int) -> dict[str, Tensor]:
+        """Return the model's inputs, padded on the left, or on the right if the rows have branches."""
+        if self.shared:
+            return branched(self.trees, pad_id)
+        return pad([Tokenized(tree.tokens, tree.tokens) for tree in self.trees], pad_id)
+
+
+@dataclass(frozen=True)
+class Forest:
+    """The rows in which all pairs are scored.
+
+    `places` holds, for each row, the positions whose logits predict the continuation of each of its pairs, by number.
+    """
+
+    pairs: Sequence[Continuation]
+    trees: Sequence[Tree]
+    places: Sequence[Mapping[int, Sequence[int]]]
+    shared: bool
+    padded: bool = True
+    """Whether rows of different lengths share a batch."""
+
+    def buckets(self, batch_size: int) -> list[list[int]]:
+        """Return the numbers of each batch's rows, which are of similar lengths, or of equal ones without padding."""
+        return length_buckets([len(tree) for tree in self.trees], batch_size, self.padded)
+
+    def num_positions(self, batch_size: int) -> int:
+        """Return the tokens of all batches, padding included."""
+        return sum(len(bucket) * len(self.trees[bucket[0]]) for bucket in self.buckets(batch_size))
+
+    def batch(self, bucket: Sequence[int]) -> TreeBatch:
+        """Return some of the rows as a batch, with the tokens to predict in them."""
+        trees = [self.trees[row] for row in bucket]
+        length = max(map(len, trees))
+        wanted = torch.zeros(len(trees), length, dtype=torch.bool)
+        spots: list[tuple[int, int]] = []
+        tokens: list[int] = []
+        owners: list[int] = []
+        for pair, line in sorted((pair, line) for line, row in enumerate(bucket) for pair in self.places[row]):
+            shift = 0 if self.shared else length - len(trees[line])  # padding on the left
+            places = [(line, place + shift) for place in self.places[bucket[line]][pair]]
+            spots += places
+            tokens += self.pairs[pair][1]
+            owners += [pair] * len(places)
+        for spot in spots:
+            wanted[spot] = True
+        wanted[0, -1] |= not spots  # the head needs at least one position
+        order = (wanted.flatten().long().cumsum(0) - 1).view(wanted.shape).tolist()
+        numbers = [order[row][place] for row, place in spots]
+        return TreeBatch(trees, self.shared, wanted, numbers, tokens, torch.tensor(owners, dtype=torch.int64))
+
+
+def build_forest(model: nn.Module, pairs: Sequence[Continuation]) -> Forest:
+    """Return the rows in which to score the pairs.
+
+    Each prompt has one row if that saves enough tokens and the model keeps its branches apart; else each distinct input
+    has one. The last token of a continuation is no input, so continuations that differ in it alone share a row.
+    """
+    apart = _separate_rows(pairs)
+    shared = _shared_rows(pairs)
+    before, after = (sum(map(len, forest.trees)) for forest in (apart, shared))
+    saves = after <= MAX_SHARE * before and all(prompt for prompt, _ in pairs)
+    if saves and keeps_branches_apart(model, max(map(len, shared.trees))):
+        return shared
+    return replace(apart, padded=len(set(map(len, apart.trees))) < 2 or ignores_padding(model))
+
+
+def _separate_rows(pairs: Sequence[Continuation]) -> Forest:
+    """Give each distinct input a row."""
+    places: dict[Ids, dict[int, Sequence[int]]] = defaultdict(dict)
+    for pair, (prompt, continuation) in enumerate(pairs):
+        ids = (*prompt, *continuation[:-1])
+        places[ids][pair] = range(len(ids) - len(continuation), len(ids))
+    return Forest(pairs, [Tree(ids) for ids in places], list(places.values()), shared=False)
+
+
+def _shared_rows(pairs: Sequence[Continuation]) -> Forest:
+    """Give each distinct prompt a row."""
+    branches: dict[Ids, dict[Ids, None]] = defaultdict(dict)
+    for prompt, continuation in pairs:
+        branches[tuple(prompt)][tuple(continuation[:-1])] = None
+    trees = {prompt: Tree(prompt, tuple(each)) for prompt, each in branches.items()}
+    places: dict[Ids, dict[int, Sequence[int]]] = defaultdict(dict)
+    for pair, (prompt, continuation) in enumerate(pairs):
+        branch = tuple(continuation[:-1])
+        tree = trees[tuple(prompt)]
+        start = len(prompt) + sum(map(len, tree.branches[: tree.branches.index(branch)]))
+        predicting = [len(prompt) - 1, *range(start, start + len(branch))]
+        places[tuple(prompt)][pair] = predicting[: len(continuation)]
+    return Forest(pairs, list(trees.values()), list(places.values()), shared=True)
+
+
+def branched(trees: Sequence[Tree], pad_id: int) -> dict[str, Tensor]:
+    """Return input_ids and position_ids, Int "P L" padded on the right, and attention_mask, Bool "P 1 L L"."""
+    length = max(map(len, trees))
+    ids = torch.full((len(trees), length), pad_id)
+    positions = torch.zeros_like(ids)
+    owners = torch.full_like(ids, -1)  # padding sees only padding, since a row of the mask must not be empty
+    for row, tree in enumerate(trees):
+        ids[row, : len(tree)] = torch.tensor(tree.tokens)
+        place = len(tree.prompt)
+        positions[row, :place] = torch.arange(place)
+        owners[row, :place] = 0
+        for number, branch in enumerate(tree.branches, start=1):
+            end = place + len(branch)
+            positions[row, place:end] = torch.arange(len(branch)) + len(tree.prompt)
+            owners[row, place:end] = number
+            place = end
+    own_or_prompt = (owners[:, None] == owners[..., None]) | (owners[:, None] == 0)
+    earlier = torch.ones(length, length, dtype=torch.bool).tril()
+    return {"input_ids": ids, "position_ids": positions, "attention_mask": (own_or_prompt & earlier)[:, None]}
+
+
+@torch.no_grad()
+def keeps_branches_apart(model: nn.Module, longest: int) -> bool:
+    """Try whether the model scores the branches of a tree as it scores them in separate rows.
+
+    `longest` is the number of tokens of the longest row; a row beyond a sliding window would need another mask.
+    """
+    config = getattr(own_model(model), "config", None)
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    if "position_ids" not in forward_parameters(model) or any(window and longest > window for window in windows):
+        return False
+    first, other, last, prompt = map(tuple, drawn(model, 4, 4, 6, 5))
+    try:
+        beside, neighbour = (_last_logits(model, Tree(prompt, (near, last))) for near in (first, other))
+        alone = _last_logits(model, Tree((*prompt, *last)))
+    except TRIAL_ERRORS:
+        return False
+    return is_apart(beside, neighbour, alone, alone.dtype)
+
+
+def _last_logits(model: nn.Module, tree: Tree) -> Float[Tensor, "K V"]:
+    """Return the logits of the last six tokens of a tree; one without branches gets the model's own mask."""
+    batch = branched([tree], 0)
+    if not tree.branches:
+        del batch["attention_mask"]
+    device = next(model.parameters()).device
+    logits: Tensor = model(**{name: tensor.to(device) for name, tensor in batch.items()}, use_cache=False).logits
+    return logits[0, -6:]
 
 
 def plainly(forward: Callable[[], Tensor]) -> Tensor:

@@ -1,14 +1,20 @@
-"""Answers read from generated texts: the last number, or the value of an equation. Pure functions."""
+"""Answers read from generated texts: numbers, values of equations, and the answers to the tasks of the Shears paper.
+
+The official rules of LLM-Adapters and the paper are kept as published, faults included, so that figures compare with
+published ones. The strict rules read the answer that a text states; they read none if the text states none or several,
+or denies it. Pure functions.
+"""
 
 import ast
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-NUMBER = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
+DECIMAL = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
 FRACTION = re.compile(r"(?:\d\s*[/\u2044]\s*\d+(?:\.\d+)?|[\u00bc-\u00be\u2150-\u215e])\D*$")  # at the end of a text
 TOLERANCE = 1e-3  # |difference| that still counts as equal, as in LLM-Adapters and the Shears paper
 LONGEST_EQUATION = 200  # characters; the parser's recursion would fail on thousands of brackets
@@ -18,11 +24,42 @@ OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = Mappin
 SIGNS: Mapping[type[ast.unaryop], Callable[[float], float]] = MappingProxyType(
     {ast.UAdd: operator.pos, ast.USub: operator.neg}
 )
+OFFICIAL_NUMBER = re.compile(r"-?\d+\.?\d*")  # the last one without commas: - is a sign, 2/3 is 3, 1,2 is 12
+# 1,234 is one number and 1,2 are two; the - of 10-15 is no sign; a full stop before digits is a decimal point.
+NUMBER = re.compile(
+    r"(?P<sign>(?<![\w.)])-|(?<!\d )\b(?:minus|negative) )?(?:\\?[$€£])?"
+    r"(?:(?<!\d)(?<!\d[./,])(?:(?P<whole>\d{1,15}) +(?:and +)?)?(?P<top>\d{1,15})/(?P<bottom>\d{1,15})(?!\d|[./]\d)"
+    r"|(?P<plain>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\d.])\.\d+))",
+    re.IGNORECASE,
+)
+MINUS = str.maketrans("\u2212\u2013", "--")
+SINGLE_CHARACTER_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e]")
+SENTENCE_END = re.compile(r"\n|\.(?=\s|$)")
+IS = r"\s+is\b(?!\s*not\b)"
+STATED_NUMBER = re.compile(rf"(?:answer{IS}|answer\s*:|####)", re.IGNORECASE)
+# A word of denial counts within the answer's clause: from the last stop before it to the next stop or reason behind it.
+DENIAL = re.compile(r"\b(?:not|cannot|never|neither|nor|wrong|incorrect|impossible)\b|n['\u2019]t\b", re.IGNORECASE)
+CLAUSE_START = re.compile(r"[.,](?!\d)|[;!?\n]|\b(?:but|hence|thus|therefore)\b", re.IGNORECASE)
+CLAUSE_END = re.compile(CLAUSE_START.pattern + r"|\b(?:because|since|as|that|which|who|if|when|while)\b", re.IGNORECASE)
+OPENED = r"[(\[*\"']*"
+NEXT = rf"[)\]*\"']*(?:\s*[,/&]\s*|\s*,?\s+(?:and|or)\s+)(?:(?:option|choice)\s+)?{OPENED}"
+LETTER = r"(?<![A-Za-z])(?<![A-Za-z]['\u2019])[A-E](?!['\u2019]?[A-Za-z])"
+LETTERS = rf"{LETTER}(?:(?i:{NEXT}){LETTER})*"
+NO_ARTICLE = r"(?!A[ \t]+(?!(?:because|since|as|is|for|with|which|and|or)\b)[A-Za-z])"
+STATED_LETTERS = re.compile(
+    rf"(?i:(?:answer|option|choice)(?:\s*:|{IS}\s*:?)\s*(?:(?:option|choice)\s*)?{OPENED})"
+    rf"{NO_ARTICLE}({LETTERS})"
+)
+NAMED_LETTERS = re.compile(
+    rf"(?:\A{OPENED}(?=[A-E](?:[)\].:,*\"]|\s*$))|(?:\(|(?<!\S))(?=[A-E]\))"
+    rf"|(?i:\b(?:options?|choices?)\s+{OPENED})|(?i:\banswer\s+{OPENED}){NO_ARTICLE}){LETTERS}"
+)
+HEADING = re.compile(r"^\s*###\s+(?:Instruction|Input|Response)\b", re.MULTILINE)
 
 
-def extract_number(text: str) -> float | None:
+def extract_number(text: str, pattern: re.Pattern[str] = DECIMAL) -> float | None:
     """Return the last number of a text without its commas; None if there is none or it exceeds a float's range."""
-    numbers = NUMBER.findall(text.replace(",", ""))
+    numbers = pattern.findall(text.replace(",", ""))
     return finite(numbers[-1]) if numbers else None
 
 
@@ -65,6 +102,12 @@ def evaluate_equation(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+NUMBER_READERS: Mapping[str, tuple[Callable[[str], float | None], bool]] = MappingProxyType(
+    {"number": (extract_number, False), "equation": (evaluate_equation, True)}
+)
+"""How a task reads the number that a generated text answers, and whether only the text's first line is generated."""
+
+
 def _value(node: ast.expr) -> float:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return float(node.value)
@@ -75,17 +118,108 @@ def _value(node: ast.expr) -> float:
     raise ValueError(f"not arithmetic: {type(node).__name__}")
 
 
-class NumberReader(NamedTuple):
-    """How a task reads the number that a generated text answers: `one_line` tasks generate a single line."""
+class Reading(NamedTuple):
+    """The answers read from a text by the official rule and by the strict one; None if there is none."""
 
-    read: Callable[[str], float | None]
-    one_line: bool
+    official: float | str | None
+    strict: float | str | None
 
 
-NUMBER_READERS: Mapping[str, NumberReader] = MappingProxyType(
-    {
-        "number": NumberReader(extract_number, one_line=False),
-        "equation": NumberReader(evaluate_equation, one_line=True),
-    }
-)
-"""The tasks on generated numbers by name; a new one is a function and a line here."""
+def response_of(text: str) -> str:
+    """Return the part of a generated text that the papers read: up to a heading `### Response:` in it, stripped."""
+    return text.split("### Response:", maxsplit=1)[0].strip()
+
+
+def _first_answer(text: str) -> str:
+    """Return a response without the further instructions that a model may invent behind it."""
+    return HEADING.split(text, maxsplit=1)[0].strip()
+
+
+def strict_number(text: str) -> float | None:
+    """Return the number in the sentence behind the last "answer is", "answer:" or "####", or else the last number.
+
+    Only the part behind the sentence's last = counts, if it has one. a/b is a quotient, 3 1/2 is 3.5. None for several
+    different numbers, for a number that is denied ("not 5") and for one that exceeds a float's range.
+    """
+    first = SINGLE_CHARACTER_FRACTION.sub(_written_out, _first_answer(text)).translate(MINUS)
+    stated = list(STATED_NUMBER.finditer(first))
+    if not stated:
+        matches = list(NUMBER.finditer(first))
+        return _number(matches[-1]) if matches and not _denied(first, matches[-1]) else None
+    sentence = SENTENCE_END.split(first[stated[-1].end() :].lstrip(), maxsplit=1)[0]
+    result = sentence.rsplit("=", 1)[-1]
+    numbers = [_number(match) for match in NUMBER.finditer(result) if not _denied_before(result, match)]
+    return numbers[0] if numbers and all(numbers_equal(number, numbers[0]) for number in numbers) else None
+
+
+def _written_out(fraction: re.Match[str]) -> str:
+    """Return a fraction character, such as U+00BD, as " 1/2"; the space parts it from a whole number before it."""
+    return " " + unicodedata.normalize("NFKC", fraction[0]).replace("\u2044", "/")
+
+
+def _number(match: re.Match[str]) -> float | None:
+    sign = -1 if match["sign"] else 1
+    if match["plain"]:
+        size = finite(match["plain"].replace(",", ""))
+        return None if size is None else sign * size
+    bottom = int(match["bottom"])
+    return sign * (int(match["whole"] or 0) + int(match["top"]) / bottom) if bottom else None
+
+
+def _denied(text: str, match: re.Match[str]) -> bool:
+    """Return whether the clause around a match denies it: "not 5", "option A is wrong"."""
+    behind = CLAUSE_END.split(text[match.end() :], maxsplit=1)[0]
+    return DENIAL.search(behind) is not None or _denied_before(text, match)
+
+
+def _denied_before(text: str, match: re.Match[str]) -> bool:
+    return DENIAL.search(CLAUSE_START.split(text[: match.start()])[-1]) is not None
+
+
+def strict_letter(text: str) -> str | None:
+    """Return the letter behind the last "answer is", else the only letter that the text names and does not deny.
+
+    A text names a letter that it begins with ("C)", "(C)", "C."), has in brackets or calls an option. None for "A or B"
+    and for the article of "the answer is A man".
+    """
+    first = _first_answer(text)
+    stated = STATED_LETTERS.findall(first)[-1:]
+    named = [match[0] for match in NAMED_LETTERS.finditer(first) if not _denied(first, match)]
+    letters = {letter for group in stated or named for letter in re.findall(LETTER, group)}
+    return letters.pop() if len(letters) == 1 else None
+
+
+def official_label(text: str, labels: Sequence[str]) -> str | None:
+    """Return the first label or letter anywhere, in the same case; also inside a word ("untrue" is true)."""
+    match = re.search("|".join(map(re.escape, labels)), text.strip())
+    return match[0] if match else None
+
+
+def strict_label(text: str, labels: Sequence[str]) -> str | None:
+    """Return the label behind the last "answer is", else the only label that the text names and does not deny.
+
+    None for "answer1 or answer2" and for "not true".
+    """
+    first = _first_answer(text)
+    label = rf"\b(?:{'|'.join(map(re.escape, labels))})\b"
+    group = f"{label}(?:{NEXT}{label})*"
+    stated = re.findall(rf"(?i)answer{IS}\s*:?\s*{OPENED}({group})", first)[-1:]
+    named = [match[0] for match in re.finditer(f"(?i){group}", first) if not _denied(first, match)]
+    names = {name.lower() for each in stated or named for name in re.findall(f"(?i){label}", each)}
+    return next((label for label in labels if {label.lower()} == names), None)
+
+
+def read_answers(form: str, text: str, labels: Sequence[str] = ()) -> Reading:
+    """Return the answer in a response by both rules; `form` is number, letter or label (one of `labels`)."""
+    if form == "number":
+        return Reading(extract_number(text, OFFICIAL_NUMBER), strict_number(text))
+    if form == "letter":
+        return Reading(official_label(text, "ABCDE"), strict_letter(text))
+    return Reading(official_label(text, labels), strict_label(text, labels))
+
+
+def is_right(prediction: float | str | None, answer: float | str) -> bool:
+    """Return whether a prediction is right: a number within 0.001 of the answer, a letter or label equal to it."""
+    if isinstance(answer, str):
+        return prediction == answer
+    return not isinstance(prediction, str) and numbers_equal(prediction, answer)

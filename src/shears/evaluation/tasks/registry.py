@@ -1,7 +1,7 @@
 """The tasks by name, and the evaluation of a loaded model on one of them.
 
-A new way to read a number from a generated text is a function and a line in answers.py; any other task on examples is
-a function here and a line in `ACCURACY_TASKS`. The configuration lists the names.
+A new way to read a number from a generated text is a function and an entry in answers.py; any other task on examples is
+a function here and an entry of `ACCURACY_TASKS`. The configuration lists the names.
 """
 
 import logging
@@ -18,12 +18,11 @@ from shears.config import EvaluateConfig
 from shears.config.evaluate import ANSWER_FORMS
 from shears.data.calibration import text_tokens
 from shears.data.examples import Example, completion_of, load_examples, prompts_of
-from shears.data.paper_rows import paper_row
 from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.data.rows import Row
 from shears.errors import InputError
 from shears.evaluation.contamination import Source, ids_of, mark_seen
-from shears.evaluation.generation.generate import Decoder
+from shears.evaluation.generate import Decoder
 from shears.evaluation.harness.run import QUESTION_IDS, run_harness
 from shears.evaluation.journal import Journal
 from shears.evaluation.records import Evaluation, Record, accuracy_of, record
@@ -31,9 +30,8 @@ from shears.evaluation.scoring.context import warn_beyond
 from shears.evaluation.scoring.perplexity import perplexity
 from shears.evaluation.scoring.score import choose
 from shears.evaluation.scoring.scorers import check_choices
-from shears.evaluation.tasks.answers import NUMBER_READERS, numbers_equal, right_number
-from shears.evaluation.tasks.extraction import is_right, read_answers, response_of
-from shears.evaluation.tasks.paper_tasks import LABELS, right_answers, with_choices
+from shears.evaluation.tasks import answers as reading
+from shears.evaluation.tasks.paper_tasks import LABELS, paper_row, right_answers, with_choices
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +67,7 @@ def evaluate_task(
     Questions that the `training` data hold are marked.
     """
     if config.task == "perplexity":
-        return _perplexity(model, tokenizer, config)
+        return perplexity(model, text_tokens(config.data, tokenizer), config.sequence_length, config.limit)
     if config.task == "harness":
         evaluation = run_harness(model, tokenizer, config)
         return mark_seen(evaluation, [record[QUESTION_IDS] for record in evaluation.records], training)
@@ -92,9 +90,8 @@ def evaluate_examples(
         raise InputError(f"task must be one of {', '.join(ACCURACY_TASKS)}, got {config.task!r}")
     records = ACCURACY_TASKS[config.task](TaskInputs(model, tokenizer, examples, config, journal))
     evaluation = accuracy_of(config.task, records)
-    low, high = evaluation.ci95
     message = "%s: accuracy %.4f (%.4f to %.4f) on %d examples"
-    logger.info(message, config.task, evaluation.value, low, high, evaluation.n)
+    logger.info(message, config.task, evaluation.value, *evaluation.ci95, evaluation.n)
     return evaluation
 
 
@@ -128,13 +125,13 @@ def _paper(inputs: TaskInputs) -> list[Record]:
     form = ANSWER_FORMS[config.task]
     records = []
     for index, (example, text, answer) in enumerate(zip(inputs.examples, inputs.generated(), answers, strict=True)):
-        official, strict = read_answers(form, response_of(text), LABELS.get(config.task, ()))
+        official, strict = reading.read_answers(form, reading.response_of(text), LABELS.get(config.task, ()))
         records.append(
             {
                 **record(index, example, official, answer),
-                "correct": is_right(official, answer),
+                "correct": reading.is_right(official, answer),
                 "prediction_strict": strict,
-                "correct_strict": is_right(strict, answer),
+                "correct_strict": reading.is_right(strict, answer),
                 "output": text,
             }
         )
@@ -147,13 +144,14 @@ class Generated:
 
     read: Callable[[str], float | None]
     one_line: bool
+    """Whether the answer is the first line of the text."""
 
     def answers(self, examples: Sequence[Example]) -> list[float]:
         """Return the right answers, read from the completion of an example without one; InputError if there is none."""
         answers = []
         for number, example in enumerate(examples, start=1):
             given = example.answer
-            answer = self.read(completion_of(example)) if given is None else right_number(given)
+            answer = self.read(completion_of(example)) if given is None else reading.right_number(given)
             if answer is None:
                 raise InputError(f"every row must have a number as its answer, in decimals, row {number} has {given!r}")
             answers.append(answer)
@@ -165,7 +163,7 @@ class Generated:
         return [
             {
                 **record(index, example, self.read(text), answer),
-                "correct": numbers_equal(self.read(text), answer),
+                "correct": reading.numbers_equal(self.read(text), answer),
                 "output": text,
             }
             for index, (example, text, answer) in enumerate(
@@ -175,20 +173,9 @@ class Generated:
 
 
 GENERATED: Mapping[str, Generated] = MappingProxyType(
-    {name: Generated(*reader) for name, reader in NUMBER_READERS.items()}
+    {name: Generated(*reader) for name, reader in reading.NUMBER_READERS.items()}
 )
 ACCURACY_TASKS: Mapping[str, Callable[[TaskInputs], list[Record]]] = MappingProxyType(
     {"choices": _choices, **GENERATED, **dict.fromkeys(ANSWER_FORMS, _paper)}
 )
 """The tasks on examples; each returns a record of every example."""
-
-
-def _perplexity(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:
-    result = perplexity(model, text_tokens(config.data, tokenizer), config.sequence_length, config.limit)
-    length = result.n_tokens // result.n_windows
-    records = [{"window": index, "nll": nll, "tokens": length} for index, nll in enumerate(result.window_losses)]
-    low, high = result.ci95
-    message = "perplexity %.4g (%.4g to %.4g) on %d windows of %d tokens"
-    logger.info(message, result.value, low, high, result.n_windows, length + 1)
-    details = {"windows": float(result.n_windows)}
-    return Evaluation("perplexity", "perplexity", result.value, result.n_tokens, result.ci95, records, details)

@@ -3,7 +3,7 @@
 N examples of a part.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -16,9 +16,8 @@ from shears.adapt.load import SuperAdapter
 from shears.adapt.space import RankConfig
 from shears.config import SearchConfig
 from shears.data.examples import Example, Tokenized, prompts_of
-from shears.evaluation.generation.generate import Decoder
-from shears.evaluation.generation.prompt_caches import Batch, Fill, PromptCaches, Way, open_prompt_caches
-from shears.evaluation.scoring.prefix import first_blocks, first_difference
+from shears.evaluation.generate import Decoder
+from shears.evaluation.scoring import prefix
 from shears.evaluation.scoring.scorers import Parts
 from shears.evaluation.tasks.answers import numbers_equal
 from shears.evaluation.tasks.registry import GENERATED
@@ -66,7 +65,7 @@ class DecodingGauge(Gauge):
         count = len(configs)
         prompts = [prompt for prompt in self._prompts[part] for _ in configs]  # copies of a prompt lie together
 
-        def before(rows: Sequence[int]) -> Fill | None:
+        def before(rows: Sequence[int]) -> prefix.Fill | None:
             if count == 1:
                 self._elastic.activate(configs[0])
                 return None
@@ -83,14 +82,14 @@ class DecodingGauge(Gauge):
         right = [numbers_equal(self._read(text), self._answers[part][row // count]) for row, text in enumerate(texts)]
         return [torch.tensor(right[first::count], dtype=torch.float64) for first in range(count)]
 
-    def _filled(self, batch: Batch, ways: Sequence[Way], by_row: Sequence[RankConfig]) -> Any:
+    def _filled(self, batch: Mapping[str, Tensor], ways: Sequence[prefix.Way], by_row: Sequence[RankConfig]) -> Any:
         """Return the cache of a batch that holds each prompt once a configuration; activate their ranks."""
         assert self._caches is not None, "there are ways only with caches"
         cache = self._caches.fill({name: tensor[:: len(ways)] for name, tensor in batch.items()}, ways)
         self._elastic.activate_rows(by_row)
         return cache
 
-    def _ways(self, configs: Sequence[RankConfig]) -> list[Way]:
+    def _ways(self, configs: Sequence[RankConfig]) -> list[prefix.Way]:
         """Return how each configuration reads the prompts at the least cost together; empty if that saves little."""
         if len(configs) == 1 or self._caches is None:
             return []
@@ -100,18 +99,19 @@ class DecodingGauge(Gauge):
         is_worthwhile = min(costs) < WORTHWHILE * len(configs) * num_blocks
         return candidates[costs.index(min(costs))] if is_worthwhile else []
 
-    def _ways_from(self, whole: int, configs: Sequence[RankConfig]) -> list[Way]:
+    def _ways_from(self, whole: int, configs: Sequence[RankConfig]) -> list[prefix.Way]:
         """Return the ways of all configurations if number `whole` reads the prompts in all blocks."""
         assert self._caches is not None, "there are ways only with caches"
         num_blocks = len(self._caches.prefix)
-        starts = [first_difference(self._first, ranks, configs[whole], num_blocks) for ranks in configs]
+        starts = [prefix.first_difference(self._first, ranks, configs[whole], num_blocks) for ranks in configs]
         starts[whole] = 0
         return [
-            Way(partial(self._elastic.activate, ranks), start) for ranks, start in zip(configs, starts, strict=True)
+            prefix.Way(partial(self._elastic.activate, ranks), start)
+            for ranks, start in zip(configs, starts, strict=True)
         ]
 
     @cached_property
-    def _caches(self) -> PromptCaches | None:
+    def _caches(self) -> prefix.PromptCaches | None:
         """The caches of prompts; None if the model does not allow them, which two prompts try out."""
         prompts = sorted((prompt for part in self._prompts for prompt in part), key=len)
         rows = [Tokenized(ids, ids) for ids in (prompts[0], prompts[-1])]
@@ -121,9 +121,9 @@ class DecodingGauge(Gauge):
         twice = {name: tensor.repeat_interleave(2, dim=0) for name, tensor in batch.items()}
         few = replace(self._decoder, max_new_tokens=TRIAL_TOKENS)
         self._elastic.activate(self._elastic.space.maximal())
-        return open_prompt_caches(self._decoder.model, batch, lambda cache: few.logits(twice, cache))
+        return prefix.open_prompt_caches(self._decoder.model, batch, lambda cache: few.logits(twice, cache))
 
     @cached_property
     def _first(self) -> dict[str, int]:
         assert self._caches is not None, "the blocks' name comes from the caches"
-        return first_blocks(self._elastic.space.modules, self._caches.prefix.name)
+        return prefix.first_blocks(self._elastic.space.modules, self._caches.prefix.name)

@@ -14,7 +14,7 @@ from jaxtyping import Float64
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig
 from shears.config.search import MAXIMISED
-from shears.evaluation.scoring.slopes import Slopes
+from shears.evaluation.scoring.scorers import Slopes
 from shears.searching.measure.gauges import Gauge
 from shears.searching.measure.racing import Race, estimate
 from shears.searching.strategies.base import EXAMPLES, LOSS, PARAMETERS, Evaluated, Figures, Goal, Objective, is_partial

@@ -17,8 +17,7 @@ from shears.adapt.space import RankConfig
 from shears.errors import InputError
 from shears.evaluation.scoring.prefix import Prefix, States, first_blocks, first_difference, kept_blocks, open_prefix
 from shears.evaluation.scoring.score import plainly
-from shears.evaluation.scoring.scorers import LossScorer, Scorer
-from shears.evaluation.scoring.slopes import Slopes
+from shears.evaluation.scoring.scorers import LossScorer, Scorer, Slopes
 from shears.models.devices import autocast, device_of
 from shears.models.sparse_adapter import is_sparse
 

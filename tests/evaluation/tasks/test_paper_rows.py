@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from shears.config.evaluate import ANSWER_FORMS
-from shears.data.paper_rows import HUB_FORMS, paper_row
 from shears.errors import InputError
+from shears.evaluation.tasks.paper_tasks import HUB_FORMS, paper_row
 
 ANSWER = "Please choose the correct answer to the question: "
 SCIENCE = {"choices": {"text": ["ice", "fire"], "label": ["A", "B"]}, "answerKey": "B"}

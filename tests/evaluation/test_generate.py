@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.data.examples import prompt_ids
 from shears.errors import InputError
-from shears.evaluation.generation.generate import Decoder, EndOfLine, line_breaks
+from shears.evaluation.generate import Decoder, EndOfLine, line_breaks
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

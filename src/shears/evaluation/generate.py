@@ -20,13 +20,23 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from shears.data.batch_trials import LONG, SHORT, TRIAL_ERRORS, drawn, is_apart, num_words, weights_dtype
-from shears.data.batches import length_buckets, pad_left, padding
+from shears.data.batches import (
+    LONG,
+    SHORT,
+    TRIAL_ERRORS,
+    drawn,
+    is_apart,
+    length_buckets,
+    num_words,
+    pad,
+    padding,
+    weights_dtype,
+)
 from shears.data.examples import Tokenized
 from shears.errors import InputError
-from shears.evaluation.generation.prompt_caches import Fill
 from shears.evaluation.journal import Journal
 from shears.evaluation.scoring.context import refuse_beyond
+from shears.evaluation.scoring.prefix import Fill
 from shears.models.devices import device_of
 from shears.progress import track
 
@@ -111,9 +121,9 @@ class Decoder:
         """Return the logits behind the first row, every token forced to the same one, which is no end of sequence."""
         ends = _ends(self.model, self.tokenizer)
         token = next(token for token in range(num_words(self.model)) if token not in ends)
-        forced = LogitsProcessorList([ForceToken(token)])
         batch = self.batch([Tokenized(ids, ids) for ids in rows])
-        logits = self._generated(batch, None, None, output_logits=True, logits_processor=forced).logits
+        options = {"output_logits": True, "prefix_allowed_tokens_fn": lambda *_: [token]}
+        logits = self._generated(batch, None, None, **options).logits
         return torch.stack(logits)[:, 0].float()
 
     def _continue(self, rows: Sequence[Tokenized], breaks: Tensor | None, fill: Fill | None) -> list[str]:
@@ -127,7 +137,7 @@ class Decoder:
     def batch(self, rows: Sequence[Tokenized]) -> dict[str, Tensor]:
         """Return prompts as the model's inputs, padded on the left."""
         device = device_of(self.model)
-        return {name: tensor.to(device) for name, tensor in pad_left(rows, padding(self.tokenizer)).items()}
+        return {name: tensor.to(device) for name, tensor in pad(rows, padding(self.tokenizer)).items()}
 
     def continued(
         self, batch: Mapping[str, Tensor], breaks: Tensor | None = None, cache: Any = None
@@ -212,17 +222,6 @@ class EndOfLine(StoppingCriteria):
         """Return which rows have ended."""
         breaks = torch.isin(input_ids[:, self._start :], self._breaks.to(input_ids.device))
         return breaks[:, -1] & (~breaks).any(dim=1)
-
-
-class ForceToken(LogitsProcessor):
-    """Makes one token the likeliest."""
-
-    def __init__(self, token: int) -> None:
-        self._token = token
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return logits that are 1 for the token and 0 for all others."""
-        return torch.zeros_like(scores).index_fill_(1, torch.tensor([self._token], device=scores.device), 1.0)
 
 
 class RequireFiniteLogits(LogitsProcessor):
