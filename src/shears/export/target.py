@@ -18,8 +18,7 @@ from shears.errors import InputError
 from shears.export.tensors import Update, in_format
 from shears.models.blocks import sharing_a_weight
 from shears.models.ref import ModelRef
-from shears.sparsity.report import LinearSparsity
-from shears.sparsity.rewrite import FormatOf, rewrite_model
+from shears.sparsity.rewrite import FormatOf, LinearSparsity, rewrite_model
 
 COPIED = ("config.json", "generation_config.json")
 Result = TypeVar("Result")

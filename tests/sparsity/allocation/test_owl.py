@@ -18,9 +18,8 @@ from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
 from shears.sparsity.allocation.overall import LARGEST
 from shears.sparsity.allocation.owl import block_scores, outlier_share, owl, owl_sparsities
-from shears.sparsity.calibration_run import CalibrationRun
 from shears.sparsity.masks import zero_counts
-from shears.sparsity.plan import choose
+from shears.sparsity.plan import CalibrationRun, choose
 from shears.sparsity.prune import sparsify_model
 from tests.oracles import owl as oracle
 from tests.oracles import wanda

@@ -11,9 +11,8 @@ from shears.blockwise.capture import InputNorms
 from shears.blockwise.walk import BlockRun, walk_blocks
 from shears.errors import InputError
 from shears.sparsity.allocation.overall import LARGEST, check_reach, shifted
-from shears.sparsity.calibration_run import CalibrationRun
 from shears.sparsity.methods.scores import magnitude_scores, wanda_scores
-from shears.sparsity.plan import Chosen
+from shears.sparsity.plan import CalibrationRun, Chosen
 
 Scores = Float[Tensor, "_ _"]
 

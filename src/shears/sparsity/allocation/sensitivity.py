@@ -19,10 +19,8 @@ from shears.blockwise.activations import Activations
 from shears.blockwise.matrices import Matrix
 from shears.blockwise.walk import BlockRun, Walk
 from shears.progress import track
-from shears.sparsity.allocation.marginal_cost import Curve, by_marginal_cost
-from shears.sparsity.allocation.overall import LARGEST
-from shears.sparsity.calibration_run import CalibrationRun
-from shears.sparsity.plan import Chosen
+from shears.sparsity.allocation.overall import LARGEST, Curve, by_marginal_cost
+from shears.sparsity.plan import CalibrationRun, Chosen
 
 SEQUENCES = 8  # of calibration text; gradients are taken sequence by sequence
 STRENGTH = 0.35  # step from uniform towards the optimum; the whole step is too far (docs/decisions/0016)

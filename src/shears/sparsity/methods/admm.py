@@ -13,7 +13,7 @@ from torch import Tensor
 from shears.errors import InputError
 from shears.sparsity.masks import Pattern, pruned_mask
 from shears.sparsity.methods.refit import refit
-from shears.sparsity.methods.task import Pruned, Task
+from shears.sparsity.methods.scores import Pruned, Task
 
 DAMPING = 0.03  # added to second moments scaled to a diagonal of ones; the published 0.1 is 1 % worse in perplexity
 PENALTY = 1.0  # weight of the constraint against the error

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shears.errors import InputError
 from shears.sparsity.masks import Pattern, check_groups, lowest, lowest_per_group, lowest_per_row
-from shears.sparsity.methods.task import Pruned, Task
+from shears.sparsity.methods.scores import Pruned, Task
 
 CHUNK = 32  # columns that are swept one by one; any number gives the same result up to rounding
 RETRIES = 3  # each with ten times the damping
@@ -106,7 +106,7 @@ def prune_obs(
         return lowest_per_row(sweep.scores(start, stop), count + (extra if stop == inputs else 0))
 
     def by_group(start: int, stop: int) -> Bool[Tensor, "_ _"]:
-        return lowest_per_group(sweep.scores(start, stop), pattern.kept, pattern.size)
+        return lowest_per_group(sweep.scores(start, stop), pattern)
 
     if pattern.kind == "groups":
         sweep.run(block_size, pattern.size, at_chunk=by_group)
