@@ -163,12 +163,9 @@ def _report_uncovered(blocks: nn.ModuleList, prefix: str, by_block: Mapping[str,
         for name, size in uncovered_parameters(block).items()
     }
     if outside:
-        logger.warning(
-            "%.1f %% of the block weights are in no linear and stay DENSE (%s and %d more)",
-            100 * sum(outside.values()) / total,
-            max(outside, key=lambda name: outside[name]),
-            len(outside) - 1,
-        )
+        message = "%.1f %% of the block weights are in no linear and stay DENSE (%s and %d more)"
+        largest = max(outside, key=outside.__getitem__)
+        logger.warning(message, 100 * sum(outside.values()) / total, largest, len(outside) - 1)
     routers = sum(sum(kept_dense(block).values()) for block in blocks)
     if routers:
         logger.info("%.2f %% of the block weights choose experts and stay dense", 100 * routers / total)

@@ -1,7 +1,7 @@
 """Prune a model: the linears of its decoder blocks, and nothing else."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -130,14 +130,8 @@ class _Pruner:
                 block.measure(group, moments.receive)
                 for matrix in group:
                     self._prune(matrix, moments=moments.of(matrix))
-        elif matrices:
-            norms = InputNorms()
-            moments = InputMoments()
-            measured = self._measured(matrices)
-            if measured:
-                block.measure(measured, self._receive(norms, moments))
-            for matrix in self._checked(matrices):
-                self._prune(matrix, norms.of(matrix), moments.of(matrix))
+        else:
+            self._prune_measured(matrices, block.measure)
         self._keep(block.index, matrices)
 
     def prune_unmeasured(self, index: int) -> None:
@@ -149,29 +143,27 @@ class _Pruner:
 
     def prune_at_once(self) -> None:
         """Prune all blocks by the statistics of one forward of the whole dense model."""
-        norms = InputNorms()
-        moments = InputMoments()
-        measured = self._measured(self._chosen.matrices)
         batches = self._run.batches
-        with evaluating(self._model), Captured(self._model, self._model, measured, self._receive(norms, moments)):
-            for batch in track(batches, "sparsify", len(batches), "batch"):
-                with self._run.context():
-                    self._model(batch.to(self._run.source.device), use_cache=False)
-        for matrix in self._chosen.matrices:
-            self._prune(matrix, norms.of(matrix), moments.of(matrix))
+
+        def measure(matrices: Sequence[Matrix], receive: Receive) -> None:
+            with evaluating(self._model), Captured(self._model, self._model, matrices, receive):
+                for batch in track(batches, "sparsify", len(batches), "batch"):
+                    with self._run.context():
+                        self._model(batch.to(self._run.source.device), use_cache=False)
+
+        self._prune_measured(self._chosen.matrices, measure)
 
     def report(self) -> SparsityReport:
         """Return the figures of what was pruned."""
+        recovered = self._recoveries.result()
         return SparsityReport(
-            self._config.sparsity, self._linears, self._chosen.uncovered, self._by_magnitude, self._recoveries.result()
+            self._config.sparsity, self._linears, self._chosen.uncovered, self._by_magnitude, recovered
         )
 
-    def _measured(self, matrices: Sequence[Matrix]) -> Sequence[Matrix]:
-        """Return the weights whose inputs pruning or the recovery needs."""
-        return [matrix for matrix in matrices if {self._needs, self._recoveries.needs(matrix)} != {"nothing"}]
-
-    def _receive(self, norms: InputNorms, moments: InputMoments) -> Receive:
-        """Return a function that adds inputs to the statistics that each weight needs."""
+    def _prune_measured(self, matrices: Sequence[Matrix], measure: Callable[[Sequence[Matrix], Receive], None]) -> None:
+        """Prune weights by the statistics of their inputs that pruning or the recovery needs."""
+        norms = InputNorms()
+        moments = InputMoments()
 
         def receive(matrix: Matrix, inputs: Tensor) -> None:
             if self._needs != "moments":
@@ -179,7 +171,11 @@ class _Pruner:
             if "moments" in (self._needs, self._recoveries.needs(matrix)):
                 moments.receive(matrix, inputs)
 
-        return receive
+        measured = [matrix for matrix in matrices if {self._needs, self._recoveries.needs(matrix)} != {"nothing"}]
+        if measured:
+            measure(measured, receive)
+        for matrix in self._checked(matrices):
+            self._prune(matrix, norms.of(matrix), moments.of(matrix))
 
     def _affordable(self, groups: Sequence[Sequence[Matrix]]) -> Iterator[Sequence[Matrix]]:
         """Split stacks of experts so that the moments of one part, a matrix for each expert, stay within the budget."""

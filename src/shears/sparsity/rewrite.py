@@ -93,10 +93,8 @@ def _zeros_by_block(folder: Path) -> dict[str, int]:
         source = WholeModel(load_model(folder, device="cpu"))
     zeros: dict[str, int] = {}
     for index, block in enumerate(decoder_blocks(source.model)[1]):
-        in_block: dict[str, int] = {}
         with source.opened(index):
             for matrix in block_matrices(f"{source.prefix}.{index}", block):
                 name = linear_name(matrix)
-                in_block[name] = in_block.get(name, 0) + count_zeros(matrix.view(source.model))
-        zeros |= in_block
+                zeros[name] = zeros.get(name, 0) + count_zeros(matrix.view(source.model))
     return zeros

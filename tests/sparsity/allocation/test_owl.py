@@ -159,8 +159,8 @@ def test_owl_by_hand() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_outlier_share_is_that_of_the_paper(seed: int) -> None:
     scores = torch.randn(20, 30, generator=torch.Generator().manual_seed(seed)).exp().square()
-    assert outlier_share(scores) == oracle.outlier_share(scores.tolist(), 5.0) > 0
-    assert outlier_share(scores, 3.0) == oracle.outlier_share(scores.tolist(), 3.0)
+    assert outlier_share([scores]) == oracle.outlier_share(scores.tolist(), 5.0) > 0
+    assert outlier_share([scores], 3.0) == oracle.outlier_share(scores.tolist(), 3.0)
 
 
 def test_matrices_of_a_block_count_as_one() -> None:

@@ -112,7 +112,8 @@ def _points(name: str, curve: Curve, low: float, high: float) -> list[Point]:
         raise InputError(f"a cost curve must be finite, that of {name} is not; check the calibration text")
     if any(first[0] == second[0] for first, second in pairwise(points)):
         raise InputError(f"a cost curve must give each sparsity one cost, that of {name} does not; leave out one")
-    first, last = max(low, points[0][0]), min(high, points[-1][0])
+    first = max(low, points[0][0])
+    last = min(high, points[-1][0])
     if first > last:
         raise InputError(f"the cost curve of {name} must reach into {low} to {high}, it does not; widen the bounds")
     inside = [point for point in points if first < point[0] < last]

@@ -102,10 +102,8 @@ def _add(fisher: Fisher, matrix: Matrix, gradient: Tensor | None) -> None:
     if gradient is None:  # the sequence does not reach the linear or the expert
         return
     squares = matrix.cut(gradient).float().square()
-    rows = squares.sum(1)
-    columns = squares.sum(0)
-    before = fisher.get(matrix)
-    fisher[matrix] = (rows, columns) if before is None else (before[0] + rows, before[1] + columns)
+    rows, columns = fisher.get(matrix, (0.0, 0.0))
+    fisher[matrix] = (rows + squares.sum(1), columns + squares.sum(0))
 
 
 def _curve(weight: Float[Tensor, "O I"], sums: tuple[Float[Tensor, " O"], Float[Tensor, " I"]]) -> Curve:

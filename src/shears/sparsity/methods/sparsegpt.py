@@ -148,18 +148,16 @@ class _Sweep:
         return (self.values[start:stop] / self.factor.diagonal()[start:stop, None]).abs_().T
 
     def run(self, block: int, chunk: int, at_block: Choose | None = None, at_chunk: Choose | None = None) -> None:
-        """Sweep all columns; masks are chosen at the start of a block or of a chunk, or were set before."""
+        """Sweep all columns; masks are chosen at the start of a block or of a chunk."""
         for start, stop in _spans(0, len(self.values), block):
             self._take_over(0, start, stop)
-            self._choose(at_block, start, stop)
+            if at_block is not None:
+                self.pruned[start:stop] = at_block(start, stop).T
             for first, last in _spans(start, stop, chunk):
                 self._take_over(start, first, last)
-                self._choose(at_chunk, first, last)
+                if at_chunk is not None:
+                    self.pruned[first:last] = at_chunk(first, last).T
                 self._columns(first, last)
-
-    def _choose(self, choose: Choose | None, start: int, stop: int) -> None:
-        if choose is not None:
-            self.pruned[start:stop] = choose(start, stop).T
 
     def _take_over(self, since: int, start: int, stop: int) -> None:
         """Update the columns from start to stop for the zeros in the columns from `since` to start."""
