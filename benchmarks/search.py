@@ -36,13 +36,14 @@ from shears.searching.explore import ranked
 from shears.searching.measure.decoding import DecodingGauge
 from shears.searching.measure.evaluators import GaugedEvaluator
 from shears.searching.measure.racing import parts_of
-from shears.searching.measure.validation import EvaluationBudget, loss_evaluator
+from shears.searching.measure.validation import loss_evaluator
 from shears.searching.strategies.base import EXAMPLES, LOSS, Evaluated, SearchPlan
 from shears.searching.strategies.hill_climb import HillClimbing
 
 NAIVE, PREFIX, RACING, PREDICTED = "naive", "prefix", "prefix + racing", "prefix + racing, predicted order"
 INDIFFERENT = "prefix + racing with indifference, predicted order"
 WAYS = (PREFIX, RACING, PREDICTED, INDIFFERENT)
+WHOLE = {"cache_budget": "0", "race_error": 0.0}  # settings of whole forwards on all examples
 
 
 class Blocks:
@@ -112,13 +113,13 @@ class Climb(Arm):
 
 
 def climb(
-    adapter: SuperAdapter, rows: Sequence[Tokenized], settings: SearchConfig, budget: EvaluationBudget, every: int = 1,
+    adapter: SuperAdapter, rows: Sequence[Tokenized], settings: SearchConfig, every: int = 1,
     names: Sequence[str] = WAYS,
 ) -> tuple[Arm, list[Climb]]:  # fmt: skip
     """Climb in several ways, in turns; AssertionError if a figure by prefixes differs from that of whole forwards."""
     blocks = Blocks(adapter.model)
-    climbs = [_climb(adapter, rows, settings, way, blocks) for way in _ways(budget) if way[0] in names]
-    naive, whole = Arm(NAIVE, blocks), loss_evaluator(adapter, rows, settings, EvaluationBudget("0", 0.0, budget.seed))
+    climbs = [_climb(adapter, rows, way, blocks) for way in _ways(settings) if way[0] in names]
+    naive, whole = Arm(NAIVE, blocks), loss_evaluator(adapter, rows, settings.model_copy(update=WHOLE))
     running = {each.name: each.steps() for each in climbs}
     for turn in range(settings.max_evaluations + 1):
         for name in random.Random(turn).sample(list(running), len(running)):
@@ -132,25 +133,24 @@ def climb(
 
 
 def _climb(
-    adapter: SuperAdapter, rows: Sequence[Tokenized], settings: SearchConfig,
-    way: tuple[str, EvaluationBudget, StrategyOptions], blocks: Blocks,
-) -> Climb:  # fmt: skip
-    name, budget, options = way
+    adapter: SuperAdapter, rows: Sequence[Tokenized], way: tuple[str, SearchConfig, StrategyOptions], blocks: Blocks
+) -> Climb:
+    name, settings, options = way
     plan = SearchPlan("hill-climbing", settings.max_evaluations, settings.seed, options=options)
     return Climb(
-        name, blocks, open_evaluator=lambda: loss_evaluator(adapter, rows, settings, budget),
+        name, blocks, open_evaluator=lambda: loss_evaluator(adapter, rows, settings),
         plan=plan, space=adapter.elastic.space,
     )  # fmt: skip
 
 
-def _ways(budget: EvaluationBudget) -> list[tuple[str, EvaluationBudget, StrategyOptions]]:
+def _ways(settings: SearchConfig) -> list[tuple[str, SearchConfig, StrategyOptions]]:
     usual, predicted = StrategyOptions(), StrategyOptions(order="predicted")
-    strict = replace(budget, race_indifference=0.0)
+    strict = settings.model_copy(update={"race_indifference": 0.0})
     return [
-        (PREFIX, replace(strict, race_error=0.0), usual),
+        (PREFIX, strict.model_copy(update={"race_error": 0.0}), usual),
         (RACING, strict, usual),
         (PREDICTED, strict, predicted),
-        (INDIFFERENT, budget, predicted),
+        (INDIFFERENT, settings, predicted),
     ]
 
 
@@ -209,6 +209,7 @@ def main() -> None:
     settings = SearchConfig(
         data=str(arguments.data), task="equation", max_evaluations=arguments.evaluations,
         precision=arguments.precision, batch_size=arguments.batch_size, max_new_tokens=32, device="cpu",
+        cache_budget=arguments.cache_budget, race_error=arguments.error, race_indifference=arguments.indifference,
     )  # fmt: skip
     adapter = load_super_adapter(arguments.adapter, arguments.base, device="cpu")
     examples = load_examples(settings.data, adapter.record["template"], adapter.tokenizer, arguments.limit)
@@ -217,9 +218,8 @@ def main() -> None:
         lines = decode(adapter, examples, settings, arguments.configs)
     else:
         rows = tokenize_all(examples, adapter.tokenizer, adapter.record["config"]["max_length"])
-        budget = EvaluationBudget(arguments.cache_budget, arguments.error, race_indifference=arguments.indifference)
-        naive, climbs = climb(adapter, rows, settings, budget, arguments.naive_every, arguments.ways)
-        whole = loss_evaluator(adapter, rows, settings, EvaluationBudget("0", 0.0, budget.seed))
+        naive, climbs = climb(adapter, rows, settings, arguments.naive_every, arguments.ways)
+        whole = loss_evaluator(adapter, rows, settings.model_copy(update=WHOLE))
         lines = climb_report(naive, climbs, len(rows), whole, arguments.naive_loss)
     for line in lines:
         print(line, flush=True)

@@ -13,9 +13,8 @@ from shears.searching.explore import explore
 from shears.searching.shared.claims import StudyState
 from shears.searching.shared.location import StudyLocation, open_study
 from shears.searching.strategies.base import LOSS, Evaluated, Figures, Goal, Objective, SearchPlan, Strategy
-from shears.searching.strategies.evolution import Evolution
+from shears.searching.strategies.evolution import Evolution, Nsga2, rnsga2
 from shears.searching.strategies.hill_climb import HillClimbing
-from shears.searching.strategies.nsga2 import Nsga2, rnsga2
 from shears.searching.strategies.simple import RandomSearch
 
 STRATEGIES: Mapping[str, Callable[[SearchSpace, SearchPlan], Strategy]] = {

@@ -73,7 +73,7 @@ def test_an_excess_is_a_share_of_the_limit() -> None:
         ({"race_error": 0.1, "restarts": True}, "search.race_error needs strategy hill-climbing"),
         ({"race_error": 0.1, "constraint": "parameters<=3M"}, "search.race_error needs strategy hill-climbing"),
         ({"race_error": 0.1, "objective": "parameters,loss"}, "search.race_error needs strategy hill-climbing"),
-        ({"race_error": 0.5}, "search.race_error"),
+        *(({"race_error": error}, "search.race_error") for error in (-0.1, 0.5, 1.0, float("nan"))),
         ({"race_indifference": 0.001}, "race_indifference needs race_error, got 0.001"),
         ({"race_error": 0.1, "race_indifference": -0.001}, "search.race_indifference"),
         ({"cache_budget": "much"}, "search.cache_budget must be a number with a unit such as 2GB"),

@@ -3,7 +3,7 @@
 import pytest
 
 from shears.errors import InputError
-from shears.sparsity.plan import choose, zeros_by_weight
+from shears.sparsity.plan import choose
 from tests.sparsity.test_plan import config, counts
 from tests.tiny import tiny_model
 
@@ -52,7 +52,6 @@ def test_groups_must_fit_the_inputs_of_every_linear() -> None:
         choose(model, config(pattern="1:5", sparsity=0.8))
 
 
-def test_groups_ask_for_no_allocation() -> None:
-    chosen = choose(tiny_model(), config(pattern="2:4"))
-    zeros = zeros_by_weight(chosen, config(pattern="2:4"), lambda: pytest.fail("2:4 is the same everywhere"))
+def test_groups_are_the_same_share_everywhere() -> None:
+    chosen, zeros = counts(tiny_model(), pattern="2:4")
     assert zeros == {name: size // 2 for name, size in chosen.sizes.items()}

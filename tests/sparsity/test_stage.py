@@ -15,7 +15,7 @@ from shears.errors import InputError
 from shears.models.blocks import linears, weight_oi
 from shears.models.load import load_model
 from shears.records.artifacts import SPARSITY, read_record, weights_fingerprint
-from shears.sparsity.report import LinearSparsity, check_saved
+from shears.sparsity.rewrite import LinearSparsity, check_saved
 from shears.sparsity.stage import sparsify
 from tests.oracles import wanda
 from tests.tiny import CONFIGS, VOCABULARY, save_tiny, tiny_model, tiny_tokenizer

@@ -19,7 +19,7 @@ class Method:
 
     needs: Needs
     prune: str
-    """Function from `Task` to `Pruned` (sparsity/methods/task.py), as `module:name`. It is imported when it is used,
+    """Function from `Task` to `Pruned` (sparsity/methods/scores.py), as `module:name`. It is imported when it is used,
     because reading a recipe must not import torch."""
 
 

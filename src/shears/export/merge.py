@@ -17,7 +17,7 @@ from shears.export.project import Text, merge_projected
 from shears.export.target import Target, merge_into, with_masked, with_whole
 from shears.models.load import save_tokenizer
 from shears.records.artifacts import SPARSITY, record_in, training_source, weights_fingerprint
-from shears.sparsity.report import LinearSparsity, check_saved, overall_sparsity
+from shears.sparsity.rewrite import LinearSparsity, check_saved, overall_sparsity
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,7 @@ from shears.models.blocks import LoraUpdate, sharing_a_weight
 from shears.models.load import copy_configs
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import masked_product
-from shears.sparsity.report import LinearSparsity
-from shears.sparsity.rewrite import FormatOf, rewrite_model
+from shears.sparsity.rewrite import FormatOf, LinearSparsity, rewrite_model
 
 Result = TypeVar("Result")
 

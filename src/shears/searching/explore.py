@@ -6,7 +6,7 @@ from shears.adapt.space import RankConfig
 from shears.progress import Meter
 from shears.searching.measure.evaluators import Evaluator, as_evaluator
 from shears.searching.shared.study import SearchStudy
-from shears.searching.strategies.base import Evaluated, Goal, Local, Objective, Strategy, is_partial
+from shears.searching.strategies.base import Evaluated, Goal, Objective, Strategy, is_partial
 
 FINALISTS = 3  # of a race, measured on all examples at the end
 MAX_REPEATS = 100  # known configurations proposed in a row, after which the search ends
@@ -21,29 +21,32 @@ def explore(strategy: Strategy, objective: Objective | Evaluator, study: SearchS
     """
     evaluator = as_evaluator(objective)
     goal = study.plan.goal
-    best = _Best(goal, study.state.evaluations)
-    progress.skip(best.count)
+    best = _best(goal, study.state.evaluations) if study.state.known else None
+    count = len(study.state.known)
+    progress.skip(count)
     budget = min(study.plan.max_evaluations, study.space.size)
     while len(study.state.known) < budget:
         proposed = _next(strategy, study, evaluator.width, budget)
         claimed = study.claim(proposed, budget)
-        if claimed and _is_wanted(claimed, strategy, study, best.count):
+        if claimed and _is_wanted(claimed, strategy, study, count):
             with study.evaluating():
                 if (anchor := _anchor(strategy, study, best)) is not None:
                     evaluator.anchor(anchor)
                 figures = [goal.check(*pair) for pair in zip(claimed, evaluator.many(claimed), strict=True)]
                 for evaluated in map(Evaluated, claimed, figures):
                     study.add(evaluated)
-                    best.update(evaluated)
-                    progress.advance(1, best.describe())
+                    best = _best(goal, [evaluated] if best is None else [best, evaluated])
+                    count += 1
+                    progress.advance(1, _described(goal, best))
         elif not proposed and not study.state.pending:
             break
         elif not proposed:
             study.wait()
         study.refresh()
-        if best.count != len(study.state.known):  # other workers evaluated something
-            progress.skip(len(study.state.known) - best.count)
-            best = _Best(goal, study.state.evaluations)
+        if count != len(study.state.known):  # other workers evaluated something
+            progress.skip(len(study.state.known) - count)
+            count = len(study.state.known)
+            best = _best(goal, study.state.evaluations) if study.state.known else None
 
 
 def _next(strategy: Strategy, study: SearchStudy, width: int, budget: int) -> list[RankConfig]:
@@ -73,41 +76,25 @@ def _is_wanted(claimed: Sequence[RankConfig], strategy: Strategy, study: SearchS
     return not is_over
 
 
-def _anchor(strategy: Strategy, study: SearchStudy, best: "_Best") -> Evaluated | None:
+def _anchor(strategy: Strategy, study: SearchStudy, best: Evaluated | None) -> Evaluated | None:
     """Return what the proposals resemble: the strategy's incumbent, else the best; None if it was not measured."""
-    incumbent = strategy.incumbent if isinstance(strategy, Local) else None
-    known = study.state.known.get(incumbent) if incumbent is not None else None
-    return known if known is not None and best.goal.has_figures(known.metrics) else best.measured
+    incumbent = getattr(strategy, "incumbent", None)  # only of a strategy that looks around one configuration
+    candidates = (None if incumbent is None else study.state.known.get(incumbent), best)
+    goal = study.plan.goal
+    return next((each for each in candidates if each is not None and goal.has_figures(each.metrics)), None)
 
 
-class _Best:
-    """The best evaluation so far, and the best of those that have every figure; `count` evaluations were compared."""
+def _best(goal: Goal, evaluations: Sequence[Evaluated]) -> Evaluated:
+    """Return the best evaluation of those that have every figure, or else of all."""
+    measured = [evaluated for evaluated in evaluations if goal.has_figures(evaluated.metrics)]
+    return goal.best(measured or evaluations)
 
-    def __init__(self, goal: Goal, evaluations: Sequence[Evaluated]) -> None:
-        self.goal = goal
-        self.count = 0
-        self.overall: Evaluated | None = None
-        self.measured: Evaluated | None = None
-        for evaluated in evaluations:
-            self.update(evaluated)
 
-    def update(self, evaluated: Evaluated) -> None:
-        """Update the best with one more evaluation."""
-        self.count += 1
-        self.overall = self._better(self.overall, evaluated)
-        if self.goal.has_figures(evaluated.metrics):
-            self.measured = self._better(self.measured, evaluated)
-
-    def _better(self, best: Evaluated | None, evaluated: Evaluated) -> Evaluated:
-        return evaluated if best is None else self.goal.best([best, evaluated])
-
-    def describe(self) -> str:
-        """Return the best so far in words."""
-        best = self.measured or self.overall
-        assert best is not None
-        value = best.metrics.get(self.goal.quality)
-        unmet = ", constraints unmet" if self.goal.violation(best.metrics) else ""
-        return f"best {self.goal.quality} {'not measured' if value is None else f'{value:.4g}'}{unmet}"
+def _described(goal: Goal, best: Evaluated) -> str:
+    """Return the figure of the best evaluation so far in words."""
+    value = best.metrics.get(goal.quality)
+    unmet = ", constraints unmet" if goal.violation(best.metrics) else ""
+    return f"best {goal.quality} {'not measured' if value is None else f'{value:.4g}'}{unmet}"
 
 
 def ranked(evaluations: Sequence[Evaluated], evaluator: Evaluator, goal: Goal) -> list[Evaluated]:

@@ -30,14 +30,10 @@ class SearchResult:
         """Return the result with `expand` applied to every configuration."""
 
         def of(evaluated: Evaluated) -> Evaluated:
-            return Evaluated(expand(evaluated.ranks), evaluated.metrics)
+            return replace(evaluated, ranks=expand(evaluated.ranks))
 
-        return replace(
-            self,
-            evaluations=list(map(of, self.evaluations)),
-            chosen=of(self.chosen),
-            pareto=list(map(of, self.pareto)),
-        )
+        evaluations = list(map(of, self.evaluations))
+        return replace(self, evaluations=evaluations, chosen=of(self.chosen), pareto=list(map(of, self.pareto)))
 
     def as_data(self) -> dict[str, Any]:
         """Return the result as plain JSON data."""

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,9 @@ def search(
         adapter = load_super_adapter(super_adapter, model, settings.weights, settings.device)
         validation = open_validation(adapter, settings, tied)
         gain = _open_gain(settings, adapter, validation)
+        name = f"{output.name}-{digest(json.dumps(identity, sort_keys=True))[:12]}"  # searches differ in one storage
         about = {"super_adapter": fingerprint, "data": validation.fingerprint}
-        location = location_of(settings, work, _study_name(output, identity), about, bool(resume))
+        location = location_of(settings, work, name, about, bool(resume))
         plan = replace(_plan(settings), predicted=_predicted(settings, validation, tied))
         with deleted_if_unused(work):
             result = run_search(tied.space, validation.evaluator, plan, location).expanded(tied.expand)
@@ -174,8 +175,3 @@ def _identifying(settings: SearchConfig, fingerprint: str) -> dict[str, Any]:
     identity = {"super_adapter_fingerprint": fingerprint, **as_data(settings)}
     unused = {name for name in ADDED_LATER if getattr(settings, name) == SearchConfig.model_fields[name].default}
     return {key: value for key, value in identity.items() if key not in unused.union(WITHOUT_EFFECT)}
-
-
-def _study_name(output: Path, identity: Mapping[str, Any]) -> str:
-    """Return a name for the study that tells searches in one storage apart."""
-    return f"{output.name}-{digest(json.dumps(identity, sort_keys=True))[:12]}"

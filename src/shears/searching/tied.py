@@ -36,7 +36,11 @@ def tie_layers(space: SearchSpace, num_layers: int) -> TiedSpace:
     for group in space.ranks:
         layer, kind = _parts(group)
         runs[layer // num_layers, kind].append((layer, group))
-    members = {_name(kind, run): tuple(group for _, group in sorted(run)) for (_, kind), run in runs.items()}
+    members: dict[str, tuple[str, ...]] = {}
+    for (_, kind), run in runs.items():
+        layers = sorted({layer for layer, _ in run})
+        name = f"layers.{layers[0]}" if len(layers) == 1 else f"layers.{layers[0]}-{layers[-1]}"
+        members[f"{name}.{kind}"] = tuple(group for _, group in sorted(run))
     modules = {
         tied: tuple(name for group in groups for name in space.modules.get(group, ()))
         for tied, groups in members.items()
@@ -49,12 +53,6 @@ def _parts(group: str) -> tuple[int, str]:
     if match is None:
         raise InputError(f"tied groups must be in layers, such as layers.0.up_proj, got {group!r}; set tie_layers 1")
     return int(match[1]), match[2]
-
-
-def _name(kind: str, run: list[tuple[int, str]]) -> str:
-    first = min(run)[0]
-    last = max(run)[0]
-    return f"layers.{first}.{kind}" if first == last else f"layers.{first}-{last}.{kind}"
 
 
 def _ranks(space: SearchSpace, groups: tuple[str, ...]) -> tuple[int, ...]:

@@ -56,15 +56,13 @@ def lowest(scores: Float[Tensor, "O I"], zeros: int) -> Bool[Tensor, "O I"]:
     return lowest_per_row(scores.reshape(1, -1), zeros).reshape(scores.shape)
 
 
-def lowest_per_group(scores: Float[Tensor, "O I"], kept: int, size: int) -> Bool[Tensor, "O I"]:
-    """Return the pruned mask of N:M sparsity: all but the `kept` highest of every `size` consecutive inputs.
+def lowest_per_group(scores: Float[Tensor, "O I"], pattern: "Pattern") -> Bool[Tensor, "O I"]:
+    """Return the pruned mask of N:M sparsity: all but the N highest of every M consecutive inputs, in whole groups.
 
-    InputError where the inputs are not whole groups or a score is NaN.
+    InputError where a score is NaN.
     """
-    pattern = Pattern("groups", kept, size)
-    check_groups(pattern, scores.shape, pattern.num_zeros(scores.shape))
-    groups = scores.reshape(-1, size)
-    return lowest_per_row(groups, (size - kept) * groups.shape[0]).reshape(scores.shape)
+    groups = scores.reshape(-1, pattern.size)
+    return lowest_per_row(groups, pattern.num_zeros(scores.shape)).reshape(scores.shape)
 
 
 def _comparable(scores: Float[Tensor, "O I"], zeros: int) -> Float[Tensor, "O I"]:
@@ -122,11 +120,6 @@ class Pattern:
     kept: int = 0
     size: int = 0
 
-    def __post_init__(self) -> None:
-        """Raise InputError for an N:M that keeps all or nothing."""
-        if self.kind == "groups" and not 0 < self.kept < self.size:
-            raise InputError(f"a pattern N:M must keep 0 < N < M weights, got {self}; 2:4 keeps two of four")
-
     @classmethod
     def parse(cls, text: str) -> "Pattern":
         """Return the pattern of the name `row`, `layer` or `N:M`; InputError for another text."""
@@ -153,7 +146,7 @@ def pruned_mask(scores: Float[Tensor, "O I"], pattern: Pattern, zeros: int) -> B
     if pattern.kind == "layer":
         return lowest(scores, zeros)
     check_groups(pattern, scores.shape, zeros)
-    return lowest_per_group(scores, pattern.kept, pattern.size)
+    return lowest_per_group(scores, pattern)
 
 
 def check_groups(pattern: Pattern, shape: Sequence[int], zeros: int) -> None:

@@ -1,17 +1,23 @@
-"""Which weights of a model are pruned, and how many zeros each of them gets."""
+"""Which weights of a model are pruned, how many zeros each of them gets, and the calibration batches for that."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
+from shears.blockwise.activations import Activations
 from shears.blockwise.matrices import Matrix, block_matrices, kept_dense, uncovered_parameters
+from shears.blockwise.sources import BlockSource
+from shears.blockwise.walk import Batches, Walk
 from shears.config import SparsifyConfig
-from shears.config.notation import kept_of_every
+from shears.config.notation import kept_of_every, num_bytes
 from shears.config.targets import matching
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks, linears
+from shears.models.devices import autocast
 from shears.sparsity.allocation.overall import with_overrides
 from shears.sparsity.masks import Pattern, zero_counts
 
@@ -36,24 +42,54 @@ class Chosen:
         return {matrix.name: matrix.shape[0] * matrix.shape[1] for matrix in self.matrices}
 
 
+@dataclass(frozen=True)
+class CalibrationRun:
+    """A model, calibration batches, and the settings of their forwards; hidden states beyond the budget go to `folder`.
+
+    Methods that look at weights alone need no batches.
+    """
+
+    source: BlockSource
+    batches: Batches
+    config: SparsifyConfig
+    folder: Path | None = None
+
+    @property
+    def budget(self) -> int:
+        """Bytes of memory for hidden states."""
+        return num_bytes(self.config.activation_budget)
+
+    def activations(self, parts: int = 1) -> Activations:
+        """Return an empty store of hidden states that may use a part of the budget: a half for 2."""
+        return Activations(self.budget // parts, self.folder)
+
+    def context(self) -> AbstractContextManager[object]:
+        """Return the autocast context of the forwards."""
+        return autocast(self.config.precision, self.source.device)
+
+    def walk(self, hidden: Activations, batches: Batches | None = None) -> Walk:
+        """Return a walk of the batches through the blocks, which keeps hidden states in `hidden`."""
+        return Walk(self.source, self.batches if batches is None else batches, hidden, self.context)
+
+
 def linear_name(matrix: Matrix) -> str:
     """Return the name that people use for a weight: all experts of a stack share one."""
     return matrix.name if matrix.index is None else matrix.name.rpartition(".")[0]
 
 
 def zeros_by_weight(
-    chosen: Chosen, config: SparsifyConfig, allocate: Callable[[], Mapping[str, float]] | None = None
+    chosen: Chosen, config: SparsifyConfig, sparsities: Mapping[str, float] | None = None
 ) -> dict[str, int]:
     """Return the number of zeros of every weight; together they have the configured sparsity, to one weight.
 
-    `allocate` returns a sparsity for every weight; None gives all of them the same. A pattern N:M means the same number
-    of zeros everywhere, and no allocation is made.
+    `sparsities` has one for every weight; None gives all of them the same, as a pattern N:M does.
     """
     if ":" in config.pattern:
         pattern = Pattern.parse(config.pattern)
         return {matrix.name: pattern.num_zeros(matrix.shape) for matrix in chosen.matrices}
     sizes = chosen.sizes
-    sparsities = allocate() if allocate else dict.fromkeys(sizes, config.sparsity)
+    if sparsities is None:
+        sparsities = dict.fromkeys(sizes, config.sparsity)
     if config.sparsity_of:
         sparsities = with_overrides(sparsities, _overrides(chosen, config.sparsity_of), sizes, config.sparsity)
     return zero_counts(sparsities, sizes)
@@ -127,12 +163,9 @@ def _report_uncovered(blocks: nn.ModuleList, prefix: str, by_block: Mapping[str,
         for name, size in uncovered_parameters(block).items()
     }
     if outside:
-        logger.warning(
-            "%.1f %% of the block weights are in no linear and stay DENSE (%s and %d more)",
-            100 * sum(outside.values()) / total,
-            max(outside, key=lambda name: outside[name]),
-            len(outside) - 1,
-        )
+        message = "%.1f %% of the block weights are in no linear and stay DENSE (%s and %d more)"
+        largest = max(outside, key=outside.__getitem__)
+        logger.warning(message, 100 * sum(outside.values()) / total, largest, len(outside) - 1)
     routers = sum(sum(kept_dense(block).values()) for block in blocks)
     if routers:
         logger.info("%.2f %% of the block weights choose experts and stay dense", 100 * routers / total)

@@ -1,12 +1,12 @@
 """Prune a model: the linears of its decoder blocks, and nothing else."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,22 +21,37 @@ from shears.errors import InputError
 from shears.models.load import num_embeddings
 from shears.models.losses import check_sequence_length
 from shears.progress import track
-from shears.sparsity.allocation.global_magnitude import global_sparsities
-from shears.sparsity.calibration_run import CalibrationRun
 from shears.sparsity.masks import Pattern
 from shears.sparsity.methods.refit import refit
-from shears.sparsity.methods.scores import prune_by_magnitude
-from shears.sparsity.methods.task import Pruned, Task
-from shears.sparsity.plan import Chosen, choose, linear_name, zeros_by_weight
-from shears.sparsity.recovery.adapter import Recoveries
-from shears.sparsity.report import LinearSparsity, SparsityReport
+from shears.sparsity.methods.scores import Pruned, Task, prune_by_magnitude
+from shears.sparsity.plan import CalibrationRun, Chosen, choose, linear_name, zeros_by_weight
+from shears.sparsity.recovery.adapter import Recovered, Recoveries
+from shears.sparsity.rewrite import LinearSparsity, overall_sparsity
 
 logger = logging.getLogger(__name__)
+GLOBAL = "shears.sparsity.allocation.global_magnitude:global_sparsities"  # the allocation of pattern global
 
 
-def sparsify_model(
-    model: PreTrainedModel, batches: Sequence[Int[Tensor, "_ _"]], config: SparsifyConfig
-) -> SparsityReport:
+@dataclass(frozen=True)
+class SparsityReport:
+    """What pruning did: the target, the pruned linears by name, the share of block weights that were not pruned.
+
+    `by_magnitude` names the weights (experts by number) that no calibration token reached.
+    """
+
+    target: float
+    linears: Mapping[str, LinearSparsity]
+    uncovered: float
+    by_magnitude: Sequence[str] = ()
+    recovered: Recovered | None = None
+
+    @property
+    def achieved(self) -> float:
+        """Share of zeros over all pruned linears."""
+        return overall_sparsity(self.linears)
+
+
+def sparsify_model(model: PreTrainedModel, batches: Batches, config: SparsifyConfig) -> SparsityReport:
     """Prune the target linears of a model in memory, in place, block by block.
 
     `batches` are calibration token ids; a method that looks at weights alone needs none. Embeddings, norms and head
@@ -59,7 +74,9 @@ def prune_blocks(
     if config.needs_calibration:
         _check_batches(source.model, batches)
     run = CalibrationRun(source, batches, config, folder)
-    pruner = _Pruner(run, chosen, _zeros_by_weight(run, chosen))
+    reference = GLOBAL if config.pattern == "global" else ALLOCATIONS[config.allocation]
+    sparsities = resolve_name(reference)(run, chosen, config.sparsity) if reference else None
+    pruner = _Pruner(run, chosen, zeros_by_weight(chosen, config, sparsities))
     if config.measures_inputs:
         with run.activations() as hidden:
             _prune_on_the_way(run, pruner, hidden)
@@ -68,17 +85,6 @@ def prune_blocks(
             with source.opened(index):
                 pruner.prune_unmeasured(index)
     return pruner.report()
-
-
-def _zeros_by_weight(run: CalibrationRun, chosen: Chosen) -> dict[str, int]:
-    """Return the number of zeros of every weight, by the configured allocation or the global pattern."""
-    config = run.config
-    reference = ALLOCATIONS[config.allocation]
-    sparsities = resolve_name(reference) if reference else None
-    if config.pattern == "global":
-        sparsities = global_sparsities
-    allocate = (lambda: sparsities(run, chosen, config.sparsity)) if sparsities else None
-    return zeros_by_weight(chosen, config, allocate)
 
 
 def _prune_on_the_way(run: CalibrationRun, pruner: "_Pruner", hidden: Activations) -> None:
@@ -124,14 +130,8 @@ class _Pruner:
                 block.measure(group, moments.receive)
                 for matrix in group:
                     self._prune(matrix, moments=moments.of(matrix))
-        elif matrices:
-            norms = InputNorms()
-            moments = InputMoments()
-            measured = self._measured(matrices)
-            if measured:
-                block.measure(measured, self._receive(norms, moments))
-            for matrix in self._checked(matrices):
-                self._prune(matrix, norms.of(matrix), moments.of(matrix))
+        else:
+            self._prune_measured(matrices, block.measure)
         self._keep(block.index, matrices)
 
     def prune_unmeasured(self, index: int) -> None:
@@ -143,33 +143,27 @@ class _Pruner:
 
     def prune_at_once(self) -> None:
         """Prune all blocks by the statistics of one forward of the whole dense model."""
-        norms = InputNorms()
-        moments = InputMoments()
-        measured = self._measured(self._chosen.matrices)
         batches = self._run.batches
-        with evaluating(self._model), capturing(self._model, self._model, measured, self._receive(norms, moments)):
-            for batch in track(batches, "sparsify", len(batches), "batch"):
-                with self._run.context():
-                    self._model(batch.to(self._run.source.device), use_cache=False)
-        for matrix in self._chosen.matrices:
-            self._prune(matrix, norms.of(matrix), moments.of(matrix))
+
+        def measure(matrices: Sequence[Matrix], receive: Receive) -> None:
+            with evaluating(self._model), capturing(self._model, self._model, matrices, receive):
+                for batch in track(batches, "sparsify", len(batches), "batch"):
+                    with self._run.context():
+                        self._model(batch.to(self._run.source.device), use_cache=False)
+
+        self._prune_measured(self._chosen.matrices, measure)
 
     def report(self) -> SparsityReport:
         """Return the figures of what was pruned."""
+        recovered = self._recoveries.result()
         return SparsityReport(
-            self._config.sparsity,
-            self._linears,
-            self._chosen.uncovered,
-            self._by_magnitude,
-            self._recoveries.result(),
+            self._config.sparsity, self._linears, self._chosen.uncovered, self._by_magnitude, recovered
         )
 
-    def _measured(self, matrices: Sequence[Matrix]) -> Sequence[Matrix]:
-        """Return the weights whose inputs pruning or the recovery needs."""
-        return [matrix for matrix in matrices if {self._needs, self._recoveries.needs(matrix)} != {"nothing"}]
-
-    def _receive(self, norms: InputNorms, moments: InputMoments) -> Receive:
-        """Return a function that adds inputs to the statistics that each weight needs."""
+    def _prune_measured(self, matrices: Sequence[Matrix], measure: Callable[[Sequence[Matrix], Receive], None]) -> None:
+        """Prune weights by the statistics of their inputs that pruning or the recovery needs."""
+        norms = InputNorms()
+        moments = InputMoments()
 
         def receive(matrix: Matrix, inputs: Tensor) -> None:
             if self._needs != "moments":
@@ -177,7 +171,11 @@ class _Pruner:
             if "moments" in (self._needs, self._recoveries.needs(matrix)):
                 moments.receive(matrix, inputs)
 
-        return receive
+        measured = [matrix for matrix in matrices if {self._needs, self._recoveries.needs(matrix)} != {"nothing"}]
+        if measured:
+            measure(measured, receive)
+        for matrix in self._checked(matrices):
+            self._prune(matrix, norms.of(matrix), moments.of(matrix))
 
     def _affordable(self, groups: Sequence[Sequence[Matrix]]) -> Iterator[Sequence[Matrix]]:
         """Split stacks of experts so that the moments of one part, a matrix for each expert, stay within the budget."""

@@ -1,19 +1,25 @@
-"""Write a changed copy of a model, block by block from its files or, where that is not possible, from memory."""
+"""Write a changed copy of a model, count the zeros of its linears, and check that the written files have them."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from shears.blockwise.matrices import block_matrices
 from shears.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
 from shears.blockwise.walk import IrregularBlocks
 from shears.checkpoints.conversion import UnsupportedCheckpoint
-from shears.checkpoints.tensor_files import TensorWriter
+from shears.checkpoints.tensor_files import TensorFiles, TensorWriter
+from shears.checkpoints.zeros import count_zeros
+from shears.errors import InputError
+from shears.models.blocks import decoder_blocks
 from shears.models.devices import DTYPES, pick_device
 from shears.models.load import load_model
 from shears.models.ref import ModelRef
+from shears.sparsity.plan import linear_name
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -46,3 +52,54 @@ def rewrite_model(
     result = change(WholeModel(network), lambda name: network.get_parameter(name).dtype)
     network.save_pretrained(work)
     return result
+
+
+@dataclass(frozen=True)
+class LinearSparsity:
+    """Zeros of one linear; `shape` is (outputs, inputs), in a stack of experts with the outputs of all experts."""
+
+    shape: tuple[int, int]
+    zeros: int
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros."""
+        return self.zeros / self.size
+
+
+def overall_sparsity(linears: Mapping[str, LinearSparsity]) -> float:
+    """Return the share of zeros over all linears together."""
+    return sum(linear.zeros for linear in linears.values()) / sum(linear.size for linear in linears.values())
+
+
+def check_saved(folder: Path, linears: Mapping[str, LinearSparsity]) -> None:
+    """Raise InputError where a linear has another number of zeros in the files of `folder` than in `linears`."""
+    files = TensorFiles(folder)
+    names = set(files.names)
+    zeros = {name: count_zeros(files.load(f"{name}.weight")) for name in linears if f"{name}.weight" in names}
+    if len(zeros) < len(linears):
+        zeros = _zeros_by_block(folder)  # stacks of experts, and models whose files have other names
+    for name, linear in linears.items():
+        if zeros.get(name) != linear.zeros:
+            raise InputError(f"{name} must have {linear.zeros} zeros in {folder}, got {zeros.get(name)}; make it again")
+
+
+def _zeros_by_block(folder: Path) -> dict[str, int]:
+    """Return the zeros of every linear of the saved model, one block in memory at a time where it can be read so."""
+    source: BlockSource
+    try:
+        source = StreamedModel(Skeleton.open(folder))
+    except UnsupportedCheckpoint:
+        source = WholeModel(load_model(folder, device="cpu"))
+    zeros: dict[str, int] = {}
+    for index, block in enumerate(decoder_blocks(source.model)[1]):
+        with source.opened(index):
+            for matrix in block_matrices(f"{source.prefix}.{index}", block):
+                name = linear_name(matrix)
+                zeros[name] = zeros.get(name, 0) + count_zeros(matrix.view(source.model))
+    return zeros

@@ -3,14 +3,14 @@
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from shears.blockwise.sources import BlockSource
+from shears.blockwise.walk import Batches
 from shears.config import SparsifyConfig
 from shears.config.resolve import build
 from shears.data.calibration import calibration_batches
@@ -24,14 +24,11 @@ from shears.records.cards.card import write_card
 from shears.records.folders import working_folder
 from shears.records.paths import expanded
 from shears.records.version import __version__
-from shears.sparsity.prune import prune_blocks
+from shears.sparsity.prune import SparsityReport, prune_blocks
 from shears.sparsity.recovery.adapter import write_recovery
-from shears.sparsity.report import SparsityReport, check_saved
-from shears.sparsity.rewrite import rewrite_model
+from shears.sparsity.rewrite import FormatOf, check_saved, rewrite_model
 
 logger = logging.getLogger(__name__)
-
-Batches = Sequence[Int[Tensor, "_ _"]]
 
 
 def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
@@ -55,13 +52,11 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
             "calibration_fingerprint": calibration,
             "calibration_sha256": source_fingerprint(settings.calibration) if calibration else None,
         }
-        report = rewrite_model(
-            ref,
-            work,
-            settings.device,
-            settings.dtype,
-            lambda source, _: prune_blocks(source, batches, settings, work),
-        )
+
+        def prune(source: BlockSource, _: FormatOf) -> SparsityReport:
+            return prune_blocks(source, batches, settings, work)
+
+        report = rewrite_model(ref, work, settings.device, settings.dtype, prune)
         if not (work / "config.json").is_file():
             _copy_config(ref.folder, work, settings.dtype)
         if tokenizer is not None:

@@ -20,7 +20,7 @@ from shears.searching.measure.evaluators import (
 )
 from shears.searching.measure.gauges import WholeGauge, open_gauge
 from shears.searching.measure.racing import Race, parts_of
-from shears.searching.measure.validation import EvaluationBudget, loss_evaluator
+from shears.searching.measure.validation import loss_evaluator
 from shears.searching.strategies.base import EXAMPLES, Evaluated, Figures, Goal, is_partial
 from tests.searching.adapters import PAD, make_adapter, make_rows, make_super_adapter, walk
 
@@ -192,9 +192,9 @@ def test_what_breaks_a_bound_on_a_size_is_not_measured() -> None:
 
 def test_on_a_model_all_ways_give_the_same_bits_and_a_race_only_decides_earlier() -> None:
     adapter, rows = make_super_adapter(), make_rows(NUM)
-    whole = loss_evaluator(adapter, rows, SETTINGS, EvaluationBudget(cache_budget="0"))
-    prefix = loss_evaluator(adapter, rows, SETTINGS, EvaluationBudget("2GB"))
-    racing = loss_evaluator(adapter, rows, SETTINGS, EvaluationBudget("2GB", race_error=0.2))
+    whole = loss_evaluator(adapter, rows, SETTINGS.model_copy(update={"cache_budget": "0"}))
+    prefix = loss_evaluator(adapter, rows, SETTINGS)
+    racing = loss_evaluator(adapter, rows, SETTINGS.model_copy(update={"race_error": 0.2}))
     best, decided = adapter.elastic.space.heuristic(), 0
     losses = {best: whole(best)["loss"]}
     for ranks in walk(adapter.elastic.space, 12):

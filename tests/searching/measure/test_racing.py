@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from shears.errors import InputError
 from shears.searching.measure.racing import FEWEST, Race, estimate, parts_of, student_quantile
 
 SIMULATIONS = 1500
@@ -88,8 +87,6 @@ def test_an_indifference_ends_races_that_nothing_else_ends() -> None:
     assert Race(0.05, indifference=0.001).is_decided(near + 0.001, nothing) == Race(0.05).is_decided(
         near + 0.001, nothing
     )
-    with pytest.raises(InputError, match="indifference of a race must be 0 or above, got -1"):
-        Race(0.05, indifference=-1.0)
 
 
 @pytest.mark.parametrize("error", [0.01, 0.2])
@@ -167,12 +164,6 @@ def test_the_parts_hold_every_example_once_in_a_seeded_order(num_examples: int) 
 def test_the_quantile_is_that_of_student(freedom: int) -> None:
     for probability in (0.9, 0.95, 1 - 0.05 / 3, 0.99, 0.999):
         assert student_quantile(probability, freedom) == pytest.approx(stats.t.ppf(probability, freedom), abs=3e-3)
-
-
-@pytest.mark.parametrize("error", [0.0, -0.1, 0.5, 1.0])
-def test_an_error_that_is_none_is_refused(error: float) -> None:
-    with pytest.raises(InputError, match="error of a race"):
-        Race(error)
 
 
 def test_hill_climbing_by_races_reaches_what_whole_evaluations_reach_on_a_formula() -> None:

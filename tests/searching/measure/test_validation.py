@@ -8,7 +8,6 @@ from shears.adapt.load import SuperAdapter
 from shears.config import EvaluateConfig, SearchConfig
 from shears.data.examples import Example, load_examples, tokenize_all
 from shears.evaluation.tasks.registry import evaluate_examples
-from shears.searching.measure import validation
 from shears.searching.measure.racing import parts_of
 from shears.searching.measure.validation import Validation, open_validation
 from shears.searching.strategies.base import Evaluated
@@ -91,9 +90,8 @@ def test_only_the_figure_that_decides_is_raced(adapter: SuperAdapter) -> None:
 
 
 def test_a_race_asks_in_an_order_of_the_seed(adapter: SuperAdapter) -> None:
-    config = SearchConfig(data="unused", race_error=0.05, seed=3)
-    seed = validation._budget(config, "loss").seed
-    assert parts_of(400, seed) == parts_of(400, 3) != parts_of(400, 0)
+    gauge: Any = opened(adapter, race_error=0.05, seed=3).qualities["loss"]._gauge
+    assert gauge.scorer.parts == parts_of(24, 3) != parts_of(24, 0)
 
 
 def test_the_fingerprint_is_of_what_is_measured(adapter: SuperAdapter) -> None:

@@ -10,7 +10,7 @@ from shears.config.search import Constraint
 from shears.errors import InputError
 from shears.searching.stage import run_search
 from shears.searching.strategies.base import ACCURACY, Evaluated, Figures, Goal
-from shears.searching.strategies.nsga2 import rnsga2
+from shears.searching.strategies.evolution import rnsga2
 from tests.searching.formulas import a_plan, climb, conflicting, make_space
 
 SPACE = make_space(20)

@@ -18,9 +18,8 @@ from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
 from shears.sparsity.allocation.overall import LARGEST
 from shears.sparsity.allocation.owl import block_scores, outlier_share, owl, owl_sparsities
-from shears.sparsity.calibration_run import CalibrationRun
 from shears.sparsity.masks import zero_counts
-from shears.sparsity.plan import choose
+from shears.sparsity.plan import CalibrationRun, choose
 from shears.sparsity.prune import sparsify_model
 from tests.oracles import owl as oracle
 from tests.oracles import wanda
@@ -160,8 +159,8 @@ def test_owl_by_hand() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_outlier_share_is_that_of_the_paper(seed: int) -> None:
     scores = torch.randn(20, 30, generator=torch.Generator().manual_seed(seed)).exp().square()
-    assert outlier_share(scores) == oracle.outlier_share(scores.tolist(), 5.0) > 0
-    assert outlier_share(scores, 3.0) == oracle.outlier_share(scores.tolist(), 3.0)
+    assert outlier_share([scores]) == oracle.outlier_share(scores.tolist(), 5.0) > 0
+    assert outlier_share([scores], 3.0) == oracle.outlier_share(scores.tolist(), 3.0)
 
 
 def test_matrices_of_a_block_count_as_one() -> None:

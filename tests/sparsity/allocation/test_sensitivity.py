@@ -17,8 +17,7 @@ from shears.errors import InputError
 from shears.sparsity.allocation import sensitivity
 from shears.sparsity.allocation.overall import LARGEST
 from shears.sparsity.allocation.sensitivity import REACH, SAMPLE, SEQUENCES, STRENGTH, sensitivity_sparsities
-from shears.sparsity.calibration_run import CalibrationRun
-from shears.sparsity.plan import choose
+from shears.sparsity.plan import CalibrationRun, choose
 from shears.sparsity.prune import sparsify_model
 from tests.oracles import fisher
 from tests.parts import copied

@@ -9,8 +9,7 @@ from torch import Tensor
 from shears.config.sparsify import ALLOCATIONS, METHODS
 from shears.errors import InputError
 from shears.sparsity.masks import Pattern, pruned_mask
-from shears.sparsity.methods.scores import magnitude_scores, ria_scores, wanda_scores
-from shears.sparsity.methods.task import Task
+from shears.sparsity.methods.scores import Task, magnitude_scores, ria_scores, wanda_scores
 from shears.sparsity.prune import prune_weight
 from tests.oracles import least_squares, obs
 from tests.sparsity.methods.hessians import problem

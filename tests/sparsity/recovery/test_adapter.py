@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from shears.blockwise.walk import IrregularBlocks
 from shears.config import SparsifyConfig
 from shears.models.blocks import decoder_blocks, linears, weight_oi
-from shears.sparsity import calibration_run
+from shears.sparsity import plan
 from shears.sparsity.prune import sparsify_model
 from shears.sparsity.recovery.adapter import Recovered
 from tests.oracles import eckart_young
@@ -100,7 +100,7 @@ def test_blocks_that_allow_no_walk_have_one_too(by: str, monkeypatch: pytest.Mon
     def refuse(*_: object) -> None:
         raise IrregularBlocks("no walk")
 
-    monkeypatch.setattr(calibration_run, "Walk", refuse)
+    monkeypatch.setattr(plan, "Walk", refuse)
     model = tiny_model()
     report = sparsify_model(model, BATCHES, SparsifyConfig(recover_rank=6, recover_by=by, precision="fp32"))
     check_against_oracle(report.recovered, tiny_model(), model, metrics(tiny_model(), by))

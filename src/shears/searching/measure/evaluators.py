@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -100,7 +100,7 @@ class CombinedEvaluator:
     def anchor(self, evaluated: Evaluated) -> None:
         """Take the incumbent."""
         for evaluator in self.evaluators:
-            evaluator.anchor(Evaluated(self.expand(evaluated.ranks), evaluated.metrics))
+            evaluator.anchor(replace(evaluated, ranks=self.expand(evaluated.ranks)))
 
 
 class GaugedEvaluator:
@@ -115,6 +115,7 @@ class GaugedEvaluator:
     def __init__(self, gauge: Gauge, quality: str, elastic: ElasticAdapter, race: Race | None = None) -> None:
         self.quality = quality
         self.race = race
+        self.width = gauge.width
         self.weights: ValuesByExample = gauge.weights.double().cpu().numpy()
         self._gauge = gauge
         self._elastic = elastic
@@ -122,11 +123,6 @@ class GaugedEvaluator:
         self._values: dict[RankConfig, list[ValuesByExample]] = {}  # part by part
         self._anchor: Evaluated | None = None
         self._total_weight = float(gauge.weights.sum())
-
-    @property
-    def width(self) -> int:
-        """Configurations that are best measured together."""
-        return self._gauge.width
 
     def __call__(self, ranks: RankConfig) -> Figures:
         """Return the figures of a configuration, measured on all examples."""
@@ -147,8 +143,8 @@ class GaugedEvaluator:
         num_parts = len(self._gauge.sizes)
         unknown = [ranks for ranks in dict.fromkeys(configs) if len(self._values.get(ranks, ())) < num_parts]
         estimated: dict[RankConfig, Figures] = {}
-        for start in range(0, len(unknown), self._gauge.width):
-            estimated |= self._measure(unknown[start : start + self._gauge.width])
+        for start in range(0, len(unknown), self.width):
+            estimated |= self._measure(unknown[start : start + self.width])
         return [estimated[ranks] if ranks in estimated else self(ranks) for ranks in configs]
 
     def anchor(self, evaluated: Evaluated) -> None:

@@ -5,9 +5,9 @@ N examples of a part.
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float64
 from torch import Tensor
@@ -57,14 +57,9 @@ class WholeGauge(Gauge):
     def __init__(self, elastic: ElasticAdapter, scorer: Scorer, precision: str) -> None:
         self.elastic = elastic
         self.scorer = scorer
-        self._precision = precision
-        self._device = device_of(scorer.model)
+        self.autocast = partial(autocast, precision, device_of(scorer.model))  # the context in which forwards run
         self.sizes = [len(part) for part in scorer.parts]
         self.weights = scorer.weights[[number for part in scorer.parts for number in part]]
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context in which forwards run."""
-        return autocast(self._precision, self._device)
 
     def measure(self, configs: Sequence[RankConfig], part: int) -> list[TensorByExample]:
         """Return each configuration's value of every example of a part."""

@@ -13,63 +13,41 @@ from shears.evaluation.contamination import Trained, ids_of, read_trained
 from shears.evaluation.scoring.scorers import ChoiceScorer, LossScorer
 from shears.models.losses import within_context
 from shears.records.artifacts import training_sources
+from shears.searching.measure.costs import LatencyEvaluator, count_sizes, refuse_out_of_reach
 from shears.searching.measure.decoding import DecodingGauge
 from shears.searching.measure.evaluators import CombinedEvaluator, GaugedEvaluator
-from shears.searching.measure.gauges import open_gauge
-from shears.searching.measure.latency import LatencyEvaluator
+from shears.searching.measure.gauges import Gauge, open_gauge
 from shears.searching.measure.racing import Race, parts_of
-from shears.searching.measure.sizes import count_sizes, refuse_out_of_reach
 from shears.searching.strategies.base import ACCURACY, LATENCY, LOSS, Goal, digest
 from shears.searching.tied import TiedSpace
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class EvaluationBudget:
-    """What makes an evaluation cheaper: bytes of hidden states to keep (0: none), and a race (error 0: none).
-
-    The examples are split into the parts of a race even without one, so that a race changes no whole figure.
-    """
-
-    cache_budget: str
-    race_error: float = 0.0
-    seed: int = 0
-    race_indifference: float = 0.0
-
-    @property
-    def race(self) -> Race | None:
-        """The rule by which candidates are decided early."""
-        return Race(self.race_error, indifference=self.race_indifference) if self.race_error else None
-
-
-def loss_evaluator(
-    adapter: SuperAdapter, rows: Sequence[Tokenized], config: SearchConfig, budget: EvaluationBudget
-) -> GaugedEvaluator:
+def loss_evaluator(adapter: SuperAdapter, rows: Sequence[Tokenized], config: SearchConfig) -> GaugedEvaluator:
     """Return an evaluator of `loss`, the mean over all completion tokens in nats, and `parameters`.
 
+    The examples are split into the parts of a race even without one, so that a race changes no whole figure.
     Precision `auto` is fp32 here: one rank changes the loss by less than bf16 rounds, so that a search in bf16 would
     compare rounding errors.
     """
-    scorer = LossScorer(
-        adapter.model, rows, padding(adapter.tokenizer), config.batch_size, parts_of(len(rows), budget.seed)
-    )
+    parts = parts_of(len(rows), config.seed)
+    scorer = LossScorer(adapter.model, rows, padding(adapter.tokenizer), config.batch_size, parts)
     precision = "fp32" if config.precision == "auto" else config.precision
-    gauge = open_gauge(adapter.elastic, scorer, precision, num_bytes(budget.cache_budget))
-    return GaugedEvaluator(gauge, LOSS.quality, adapter.elastic, budget.race)
+    gauge = open_gauge(adapter.elastic, scorer, precision, num_bytes(config.cache_budget))
+    return GaugedEvaluator(gauge, LOSS.quality, adapter.elastic, _race(config, LOSS.quality))
 
 
-def accuracy_evaluator(
-    adapter: SuperAdapter, examples: Sequence[Example], config: SearchConfig, budget: EvaluationBudget
-) -> GaugedEvaluator:
+def accuracy_evaluator(adapter: SuperAdapter, examples: Sequence[Example], config: SearchConfig) -> GaugedEvaluator:
     """Return an evaluator of `accuracy`, the share of right examples by the rule of the task, and `parameters`."""
-    parts = parts_of(len(examples), budget.seed)
-    if config.task != "choices":
-        decoding = DecodingGauge(adapter, examples, config, parts)
-        return GaugedEvaluator(decoding, ACCURACY.quality, adapter.elastic, budget.race)
-    scorer = ChoiceScorer(adapter.model, adapter.tokenizer, examples, config.batch_size, parts)
-    gauge = open_gauge(adapter.elastic, scorer, config.precision, num_bytes(budget.cache_budget))
-    return GaugedEvaluator(gauge, ACCURACY.quality, adapter.elastic, budget.race)
+    parts = parts_of(len(examples), config.seed)
+    gauge: Gauge
+    if config.task == "choices":
+        scorer = ChoiceScorer(adapter.model, adapter.tokenizer, examples, config.batch_size, parts)
+        gauge = open_gauge(adapter.elastic, scorer, config.precision, num_bytes(config.cache_budget))
+    else:
+        gauge = DecodingGauge(adapter, examples, config, parts)
+    return GaugedEvaluator(gauge, ACCURACY.quality, adapter.elastic, _race(config, ACCURACY.quality))
 
 
 @dataclass(frozen=True)
@@ -97,11 +75,10 @@ def open_validation(adapter: SuperAdapter, config: SearchConfig, tied: TiedSpace
     fingerprint = digest(repr(examples))
     qualities: dict[str, GaugedEvaluator] = {}
     if ACCURACY.quality in config.figures:
-        budget = _budget(config, ACCURACY.quality)
-        qualities[ACCURACY.quality] = accuracy_evaluator(adapter, examples, config, budget)
+        qualities[ACCURACY.quality] = accuracy_evaluator(adapter, examples, config)
     if LOSS.quality in config.figures:
         rows = _tokenized(adapter, examples)
-        qualities[LOSS.quality] = loss_evaluator(adapter, rows, config, _budget(config, LOSS.quality))
+        qualities[LOSS.quality] = loss_evaluator(adapter, rows, config)
         if len(qualities) == 1:
             fingerprint = rows_fingerprint(rows)
     clocks = (LatencyEvaluator(adapter.elastic),) if LATENCY in config.figures else ()
@@ -109,13 +86,13 @@ def open_validation(adapter: SuperAdapter, config: SearchConfig, tied: TiedSpace
     return Validation(fingerprint, evaluator, qualities, trained)
 
 
-def _budget(config: SearchConfig, figure: str) -> EvaluationBudget:
-    """Return the budget of a figure; only the objective that decides is raced.
+def _race(config: SearchConfig, figure: str) -> Race | None:
+    """Return the rule by which candidates are decided early by a figure; None without a race.
 
-    A candidate that is better in another figure must not be dropped.
+    Only the objective that decides is raced: a candidate that is better in another figure must not be dropped.
     """
-    error = config.race_error if figure == config.objectives[0] else 0.0
-    return EvaluationBudget(config.cache_budget, error, config.seed, config.race_indifference)
+    is_raced = config.race_error > 0 and figure == config.objectives[0]
+    return Race(config.race_error, indifference=config.race_indifference) if is_raced else None
 
 
 def _warn_of_training_data(trained: Sequence[Trained], examples: Sequence[Example], data: str, advice: str) -> None:
@@ -150,7 +127,7 @@ def open_whole(
     """
     examples = _examples(adapter, data, limit)
     _warn_of_training_data(trained, examples, data, "a gain on them does not show what was learned")
-    budget = EvaluationBudget("0", seed=config.seed)
+    config = config.model_copy(update={"cache_budget": "0", "race_error": 0.0})
     if quality == ACCURACY.quality:
-        return accuracy_evaluator(adapter, examples, config, budget)
-    return loss_evaluator(adapter, _tokenized(adapter, examples), config, budget)
+        return accuracy_evaluator(adapter, examples, config)
+    return loss_evaluator(adapter, _tokenized(adapter, examples), config)

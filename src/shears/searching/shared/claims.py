@@ -16,13 +16,13 @@ from shears.searching.strategies.base import Evaluated, Figures, Goal
 
 
 class ClaimState(Enum):
-    """The states of a claim."""
+    """The states of a claim; the values are the names of the states of Optuna's trials, and one of our own."""
 
-    RUNNING = "running"
-    COMPLETE = "complete"
-    REPEAT = "repeat"  # a known configuration was proposed again; nothing is evaluated
-    ABANDONED = "abandoned"  # its worker died or stopped
-    WITHDRAWN = "withdrawn"  # another claim was first, or it was beyond the budget
+    RUNNING = "RUNNING"
+    COMPLETE = "COMPLETE"
+    REPEAT = "PRUNED"  # a known configuration was proposed again; nothing is evaluated
+    ABANDONED = "FAIL"  # its worker died or stopped
+    WITHDRAWN = "WITHDRAWN"  # another claim was first, or it was beyond the budget
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from types import MappingProxyType
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -26,14 +25,6 @@ WORKER_KEY = "shears:worker"  # attributes of a trial: who claimed it,
 HEARTBEAT_KEY = "shears:beat"  # a count that rises while it is evaluated,
 WITHDRAWN_KEY = "shears:withdrawn"  # and whether it counts for nothing
 HEARTBEATS = 6  # in the time after which a worker without one is given up
-STATES = MappingProxyType(
-    {
-        TrialState.RUNNING: ClaimState.RUNNING,
-        TrialState.COMPLETE: ClaimState.COMPLETE,
-        TrialState.PRUNED: ClaimState.REPEAT,
-        TrialState.FAIL: ClaimState.ABANDONED,
-    }
-)
 
 
 class SearchStudy:
@@ -90,7 +81,7 @@ class SearchStudy:
         claim = Claim(
             trial_id,
             self.space.check(trial.params),
-            ClaimState.WITHDRAWN if is_withdrawn else STATES[trial.state],
+            ClaimState.WITHDRAWN if is_withdrawn else ClaimState(trial.state.name),
             trial.system_attrs.get(WORKER_KEY, ""),
             trial.system_attrs.get(HEARTBEAT_KEY, 0),
             dict(sorted(trial.user_attrs.items())),
@@ -127,12 +118,11 @@ class SearchStudy:
 
     def _create(self, ranks: RankConfig, state: ClaimState) -> Claim:
         """Create the trial of a claim; if the connection was lost meanwhile, there may be two of it."""
-        is_repeat = state is ClaimState.REPEAT
         template = create_trial(
-            state=TrialState.PRUNED if is_repeat else TrialState.RUNNING,
+            state=TrialState[state.value],
             params=dict(ranks),
             distributions=distributions(self.space),
-            system_attrs={} if is_repeat else {WORKER_KEY: self._worker, HEARTBEAT_KEY: 0},
+            system_attrs={} if state is ClaimState.REPEAT else {WORKER_KEY: self._worker, HEARTBEAT_KEY: 0},
         )
         return Claim(self._storage.create_new_trial(self._id, template), ranks, state, self._worker)
 

@@ -184,14 +184,6 @@ class Strategy(Protocol):
         """
 
 
-@runtime_checkable
-class Local(Protocol):
-    """A strategy that looks around one configuration; its proposals differ little from that."""
-
-    incumbent: RankConfig | None
-    """That configuration, as of the last proposal; None if there is none."""
-
-
 def unknown_of(candidates: Iterable[RankConfig], known: Container[RankConfig], most: int) -> list[RankConfig]:
     """Return the first candidates that are not known, at most so many."""
     return list(islice((ranks for ranks in candidates if ranks not in known), most))

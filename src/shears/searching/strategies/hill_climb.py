@@ -21,7 +21,7 @@ class HillClimbing:
     def __init__(self, space: SearchSpace, plan: SearchPlan) -> None:
         self.space = space
         self.plan = plan
-        self.incumbent: RankConfig | None = None
+        self.incumbent: RankConfig | None = None  # of the last proposal; `explore` makes it the anchor
         self._order: dict[RankConfig, list[RankConfig]] = {}  # the last incumbent's neighbours, by prediction
         self._forget()
 

@@ -7,9 +7,8 @@ from shears.adapt.space import SearchSpace
 from shears.config.search import StrategyName
 from shears.errors import InputError
 from shears.searching.strategies.base import SearchPlan, Strategy
-from shears.searching.strategies.evolution import Evolution
+from shears.searching.strategies.evolution import Evolution, Nsga2, rnsga2
 from shears.searching.strategies.hill_climb import HillClimbing
-from shears.searching.strategies.nsga2 import Nsga2, rnsga2
 from shears.searching.strategies.simple import Exhaustive, FixedConfigs, RandomSearch
 
 STRATEGIES: Mapping[StrategyName, Callable[[SearchSpace, SearchPlan], Strategy]] = MappingProxyType(

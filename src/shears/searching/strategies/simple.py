@@ -2,8 +2,9 @@
 
 import math
 import random
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 from shears.adapt.space import RankConfig, SearchSpace
@@ -40,17 +41,12 @@ class RandomSearch:
         proposed = unknown_of([self.space.heuristic()], known, most)
         known.update(proposed)
         while len(proposed) < most and len(known) < self.space.size:
-            drawn = self._drawn(known, len(history) + len(proposed))
+            generator = random.Random(self.plan.stream(len(history) + len(proposed)))
+            while (drawn := self.space.random(generator)) in known:
+                pass  # at most the whole history is known, so few draws are in vain
             proposed.append(drawn)
             known.add(drawn)
         return proposed
-
-    def _drawn(self, known: Container[RankConfig], number: int) -> RankConfig:
-        """Draw the unknown configuration that becomes proposal `number` of the history."""
-        generator = random.Random(self.plan.stream(number))
-        while (ranks := self.space.random(generator)) in known:
-            pass  # at most the whole history is known, so few draws are in vain
-        return ranks
 
 
 class Exhaustive:
@@ -72,31 +68,13 @@ class Exhaustive:
                 f"{plan.max_evaluations}; raise it, tie more layers or take another strategy"
             )
         self._space = space
-        self._start()
 
-    def _start(self) -> None:
-        """Begin the walk through the space; all that is kept between calls is a function of the history."""
-        self._seen: list[Evaluated] = []
-        self._known: set[RankConfig] = set()
-        self._remaining = self._all()
-        self._next: list[RankConfig] = []  # the first unknown ones, in order
-
-    def _all(self) -> Iterator[RankConfig]:
-        """Yield every configuration once, the heuristic first."""
-        heuristic = self._space.heuristic()
-        yield heuristic
-        for ranks in product(*self._space.ranks.values()):
-            config = RankConfig(dict(zip(self._space.ranks, ranks, strict=True)))
-            if config != heuristic:
-                yield config
+    @cached_property
+    def _all(self) -> list[RankConfig]:
+        groups = self._space.ranks
+        configs = [RankConfig(dict(zip(groups, ranks, strict=True))) for ranks in product(*groups.values())]
+        return list(dict.fromkeys([self._space.heuristic(), *configs]))
 
     def propose(self, history: Sequence[Evaluated], most: int = 1) -> list[RankConfig]:
         """Return the first unknown configurations in a fixed order."""
-        if list(history[: len(self._seen)]) != self._seen:
-            self._start()
-        new = history[len(self._seen) :]
-        self._seen.extend(new)
-        self._known.update(known_in(new))
-        self._next = [ranks for ranks in self._next if ranks not in self._known]
-        self._next += unknown_of(self._remaining, self._known, max(most - len(self._next), 0))
-        return self._next[:most]
+        return unknown_of(self._all, known_in(history), most)

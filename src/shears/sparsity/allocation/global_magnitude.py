@@ -11,8 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shears.errors import InputError
-from shears.sparsity.calibration_run import CalibrationRun
-from shears.sparsity.plan import Chosen
+from shears.sparsity.plan import CalibrationRun, Chosen
 
 LOWER = 16  # bits counted in the second round
 Round = Callable[[], Iterable[tuple[str, Float[Tensor, "_ _"]]]]  # every weight once, by name

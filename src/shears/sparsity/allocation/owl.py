@@ -11,9 +11,8 @@ from shears.blockwise.capture import InputNorms
 from shears.blockwise.walk import BlockRun, walk_blocks
 from shears.errors import InputError
 from shears.sparsity.allocation.overall import LARGEST, check_reach, shifted
-from shears.sparsity.calibration_run import CalibrationRun
 from shears.sparsity.methods.scores import magnitude_scores, wanda_scores
-from shears.sparsity.plan import Chosen
+from shears.sparsity.plan import CalibrationRun, Chosen
 
 Scores = Float[Tensor, "_ _"]
 
@@ -47,15 +46,14 @@ def block_scores(weights: Sequence[tuple[Scores, Float[Tensor, " _"] | None]]) -
     return reached or [magnitude_scores(weight) for weight, _ in weights]
 
 
-def outlier_share(scores: Scores | Sequence[Scores], multiple: float = 5.0) -> float:
+def outlier_share(scores: Sequence[Scores], multiple: float = 5.0) -> float:
     """Return the share of scores above `multiple` times their mean (eq. 1).
 
     Several matrices count as one, as in the published method, which takes all linears of a block together.
     """
-    parts = [scores] if isinstance(scores, Tensor) else scores
-    count = sum(part.numel() for part in parts)
-    mean = math.fsum(float(part.sum(dtype=torch.float64)) for part in parts) / count
-    return sum(int((part > multiple * mean).sum()) for part in parts) / count
+    count = sum(part.numel() for part in scores)
+    mean = math.fsum(float(part.sum(dtype=torch.float64)) for part in scores) / count
+    return sum(int((part > multiple * mean).sum()) for part in scores) / count
 
 
 def owl(

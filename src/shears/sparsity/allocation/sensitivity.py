@@ -19,10 +19,8 @@ from shears.blockwise.activations import Activations
 from shears.blockwise.matrices import Matrix
 from shears.blockwise.walk import BlockRun, Walk
 from shears.progress import track
-from shears.sparsity.allocation.marginal_cost import Curve, by_marginal_cost
-from shears.sparsity.allocation.overall import LARGEST
-from shears.sparsity.calibration_run import CalibrationRun
-from shears.sparsity.plan import Chosen
+from shears.sparsity.allocation.overall import LARGEST, Curve, by_marginal_cost
+from shears.sparsity.plan import CalibrationRun, Chosen
 
 SEQUENCES = 8  # of calibration text; gradients are taken sequence by sequence
 STRENGTH = 0.35  # step from uniform towards the optimum; the whole step is too far (docs/decisions/0016)
@@ -104,10 +102,8 @@ def _add(fisher: Fisher, matrix: Matrix, gradient: Tensor | None) -> None:
     if gradient is None:  # the sequence does not reach the linear or the expert
         return
     squares = matrix.cut(gradient).float().square()
-    rows = squares.sum(1)
-    columns = squares.sum(0)
-    before = fisher.get(matrix)
-    fisher[matrix] = (rows, columns) if before is None else (before[0] + rows, before[1] + columns)
+    rows, columns = fisher.get(matrix, (0.0, 0.0))
+    fisher[matrix] = (rows + squares.sum(1), columns + squares.sum(0))
 
 
 def _curve(weight: Float[Tensor, "O I"], sums: tuple[Float[Tensor, " O"], Float[Tensor, " I"]]) -> Curve:

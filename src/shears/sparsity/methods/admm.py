@@ -13,7 +13,7 @@ from torch import Tensor
 from shears.errors import InputError
 from shears.sparsity.masks import Pattern, pruned_mask
 from shears.sparsity.methods.refit import refit
-from shears.sparsity.methods.task import Pruned, Task
+from shears.sparsity.methods.scores import Pruned, Task
 
 DAMPING = 0.03  # added to second moments scaled to a diagonal of ones; the published 0.1 is 1 % worse in perplexity
 PENALTY = 1.0  # weight of the constraint against the error
@@ -49,7 +49,9 @@ def prune_admm(
     damped.diagonal().add_(DAMPING)
     dense = weight.float() * norms
     target = dense @ damped
-    inverse = _inverse(damped, PENALTY)
+    stiff = damped.clone()
+    stiff.diagonal().add_(PENALTY)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(stiff))
     fitted = dense
     dual = torch.zeros_like(dense)
     pruned = torch.zeros_like(dense, dtype=torch.bool)
@@ -69,12 +71,6 @@ def _norms(hessian: Float[Tensor, "I I"]) -> Float[Tensor, " I"]:
     norms = hessian.diagonal().float().clamp_min(0).sqrt()
     alive = norms > 0
     return torch.where(alive, norms, DEAD * norms[alive].min() if alive.any() else 1.0)
-
-
-def _inverse(damped: Float[Tensor, "I I"], penalty: float) -> Float[Tensor, "I I"]:
-    stiff = damped.clone()
-    stiff.diagonal().add_(penalty)
-    return torch.cholesky_inverse(torch.linalg.cholesky(stiff))
 
 
 def _zeros_at(iteration: int, pattern: Pattern, zeros: int, iterations: int) -> int:

@@ -8,9 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 STEPS = 20  # of conjugate gradients; on a 135 M model 40 change the third digit of the perplexity
-CONVERGED = (
-    1e-14  # of a row's first squared residual; smaller ones are rounding errors, which further steps can enlarge
-)
+CONVERGED = 1e-14  # of a row's first squared residual; further steps can enlarge smaller ones, which are rounding
 
 
 @torch.no_grad()

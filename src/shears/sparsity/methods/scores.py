@@ -1,13 +1,39 @@
-"""Methods that drop the weights of the lowest scores and leave the others as they are.
+"""One weight to prune, and the methods that drop its lowest scores and leave its other weights as they are.
+
+A method is a function from `Task` to `Pruned`, and an entry of METHODS in config/sparsify.py.
 
 Shapes: O output features, I input features of a linear.
 """
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from shears.sparsity.methods.task import Pruned, Task
+from shears.sparsity.masks import Pattern, pruned_mask
+
+Pruned = tuple[Float[Tensor, "O I"], Bool[Tensor, "O I"]]  # the new weight and the mask of its zeros
+
+
+@dataclass(frozen=True)
+class Task:
+    """A weight to prune (O x I, float32): its number of zeros, their pattern, and the statistics of its inputs.
+
+    `norms` (I) and `moments` (I x I, X^T X) are None where the method does not need them or no token came.
+    """
+
+    weight: Float[Tensor, "O I"]
+    pattern: Pattern
+    zeros: int
+    damping: float
+    norms: Float[Tensor, " I"] | None = None
+    moments: Float[Tensor, "I I"] | None = None
+
+    def drop_lowest(self, scores: Float[Tensor, "O I"]) -> Pruned:
+        """Return the weight with zeros in place of the lowest scores, and the mask."""
+        pruned = pruned_mask(scores, self.pattern, self.zeros)
+        return self.weight.masked_fill(pruned, 0.0), pruned
 
 
 def wanda_scores(weight: Float[Tensor, "O I"], input_norm: Float[Tensor, " I"]) -> Float[Tensor, "O I"]:

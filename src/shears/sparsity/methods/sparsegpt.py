@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shears.errors import InputError
 from shears.sparsity.masks import Pattern, check_groups, lowest, lowest_per_group, lowest_per_row
-from shears.sparsity.methods.task import Pruned, Task
+from shears.sparsity.methods.scores import Pruned, Task
 
 CHUNK = 32  # columns that are swept one by one; any number gives the same result up to rounding
 RETRIES = 3  # each with ten times the damping
@@ -106,7 +106,7 @@ def prune_obs(
         return lowest_per_row(sweep.scores(start, stop), count + (extra if stop == inputs else 0))
 
     def by_group(start: int, stop: int) -> Bool[Tensor, "_ _"]:
-        return lowest_per_group(sweep.scores(start, stop), pattern.kept, pattern.size)
+        return lowest_per_group(sweep.scores(start, stop), pattern)
 
     if pattern.kind == "groups":
         sweep.run(block_size, pattern.size, at_chunk=by_group)
@@ -148,18 +148,16 @@ class _Sweep:
         return (self.values[start:stop] / self.factor.diagonal()[start:stop, None]).abs_().T
 
     def run(self, block: int, chunk: int, at_block: Choose | None = None, at_chunk: Choose | None = None) -> None:
-        """Sweep all columns; masks are chosen at the start of a block or of a chunk, or were set before."""
+        """Sweep all columns; masks are chosen at the start of a block or of a chunk."""
         for start, stop in _spans(0, len(self.values), block):
             self._take_over(0, start, stop)
-            self._choose(at_block, start, stop)
+            if at_block is not None:
+                self.pruned[start:stop] = at_block(start, stop).T
             for first, last in _spans(start, stop, chunk):
                 self._take_over(start, first, last)
-                self._choose(at_chunk, first, last)
+                if at_chunk is not None:
+                    self.pruned[first:last] = at_chunk(first, last).T
                 self._columns(first, last)
-
-    def _choose(self, choose: Choose | None, start: int, stop: int) -> None:
-        if choose is not None:
-            self.pruned[start:stop] = choose(start, stop).T
 
     def _take_over(self, since: int, start: int, stop: int) -> None:
         """Update the columns from start to stop for the zeros in the columns from `since` to start."""

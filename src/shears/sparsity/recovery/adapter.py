@@ -141,13 +141,9 @@ def write_recovery(work: Path, base: Path, recovered: Recovered, by: str) -> Non
     }
     write_json(folder / RECOVERY, record)
     write_card(folder)
-    logger.info(
-        "recovery of rank %d gives back %.1f %% of what pruning took away (by %s): %.4g M adapter parameters",
-        recovered.rank,
-        100 * recovered.kept,
-        by,
-        sum(tensor.numel() for tensor in tensors.values()) / 1e6,
-    )
+    size = sum(tensor.numel() for tensor in tensors.values()) / 1e6
+    message = "recovery of rank %d gives back %.1f %% of what pruning took away (by %s): %.4g M adapter parameters"
+    logger.info(message, recovered.rank, 100 * recovered.kept, by, size)
 
 
 def _adapter_config(recovered: Recovered, base: Path) -> dict[str, Any]:

@@ -99,18 +99,13 @@ def _leading(
     outputs, inputs = matrix.shape
     if outputs <= inputs:
         return _largest(_weighted(matrix, metric) @ matrix.T, rank)
-    scaled = _weighted(matrix, _root(metric))
+    if metric.ndim == 1:
+        scaled = matrix * metric.sqrt()
+    else:
+        values, vectors = torch.linalg.eigh(metric)
+        scaled = matrix @ (vectors * values.clamp_min(0).sqrt())
     energy, vectors = _largest(scaled.T @ scaled, rank)
     return energy, scaled @ vectors / energy.sqrt().clamp_min(torch.finfo(energy.dtype).tiny)
-
-
-def _root(metric: Tensor) -> Tensor:
-    """Return F with F F^T = metric, as a vector where the metric is diagonal."""
-    if metric.ndim == 1:
-        return metric.sqrt()
-    values, vectors = torch.linalg.eigh(metric)
-    root: Tensor = vectors * values.clamp_min(0).sqrt()
-    return root
 
 
 def _largest(gram: Float[Tensor, "N N"], rank: int) -> tuple[Float[Tensor, " R"], Float[Tensor, "N R"]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shears.errors import InputError
 from shears.records.artifacts import SPARSITY
-from shears.sparsity.report import LinearSparsity, check_saved
+from shears.sparsity.rewrite import LinearSparsity, check_saved
 from shears.sparsity.stage import sparsify
 from tests.tiny import tiny_model
 
