@@ -1,6 +1,8 @@
 """The search loop: batches change nothing but time, the incumbent is the anchor, what breaks a bound costs nothing."""
 
+import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,9 @@ from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.search import Constraint
-from shears.searching.explore import explore
+from shears.searching.explore import _is_wanted, explore
 from shears.searching.measure.evaluators import CombinedEvaluator, PlainEvaluator
+from shears.searching.shared.claims import Claim, ClaimState, StudyState
 from shears.searching.shared.location import StudyLocation, open_study
 from shears.searching.stage import run_search
 from shears.searching.strategies.base import Evaluated, Figures, Goal, SearchPlan
@@ -164,3 +167,43 @@ def test_the_best_estimates_are_measured_whole_before_one_is_chosen_and_no_estim
     assert result.chosen.metrics == {"loss": 40, "parameters": 40}
     assert [each.metrics["loss"] for each in result.evaluations if sum(each.ranks.values()) == 32] == [42]
     assert all("examples" not in each.metrics for each in result.pareto)
+
+
+def test_claims_of_the_same_moment_do_not_keep_a_finished_search_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers claim while a third ends the search; each sees the other's claim, and both must be given back."""
+    space = make_space(4)
+    first, second, third, fourth = space.heuristic(), space.maximal(), space.minimal(), space.random(random.Random(0))
+    claims = [
+        Claim(0, first, ClaimState.COMPLETE, "one", metrics={"loss": 2.0, "parameters": 1}),
+        Claim(1, second, ClaimState.COMPLETE, "one", metrics={"loss": 1.0, "parameters": 2}),
+        Claim(2, third, ClaimState.RUNNING, "two"),
+        Claim(3, fourth, ClaimState.RUNNING, "three"),
+    ]
+    given_back: list[RankConfig] = []
+
+    class Climb:
+        """Ends at the second configuration; a lie about another one would send it on."""
+
+        def propose(self, history: Sequence[Evaluated], most: int = 1) -> list[RankConfig]:
+            return [] if [each.ranks for each in history] == [first, second] else [space.random(random.Random(1))]
+
+    with open_study(space, a_plan("hill-climbing", 9), StudyLocation()) as study:
+        study.state = StudyState.of(Goal(), claims)
+        monkeypatch.setattr(study, "give_back", lambda: given_back.append(third))
+        assert not _is_wanted([third], Climb(), study, num_known=1)
+    assert given_back == [third]
+
+
+def test_a_worker_that_proposes_nothing_decides_from_the_state_that_it_proposed_from(tmp_path: Path) -> None:
+    """Else it takes the end of another worker's first evaluation, in between, for the end of the search."""
+    space, plan = make_space(4), a_plan("hill-climbing", 9)
+    one, two = (StudyLocation(f"sqlite:///{tmp_path}/shared.db", resume=True, worker=name) for name in ("one", "two"))
+    with open_study(space, plan, one) as first, open_study(space, plan, two) as second:
+        assert first.claim([space.heuristic()], plan.max_evaluations) == [space.heuristic()]
+        second.refresh()
+        assert second.state.pending
+        first.add(Evaluated(space.heuristic(), separable(space)(space.heuristic())))
+        assert second.claim([], plan.max_evaluations) == []
+        assert second.state.pending
+        second.refresh()
+        assert not second.state.pending

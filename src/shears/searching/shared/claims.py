@@ -7,7 +7,7 @@ any worker may claim it again. Configurations are numbered in the order of their
 are not evaluated.
 """
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -87,16 +87,16 @@ class StudyState:
         """Every proposal whose figures are known, in order, repeats included."""
         return [self.known[ranks] for ranks, _ in self._proposals if ranks in self.known]
 
-    def history_with_constant_liar(self, excluding: Container[RankConfig] = ()) -> list[Evaluated]:
+    def history_with_constant_liar(self) -> list[Evaluated]:
         """Return the history in which pending configurations have the figures of the worst known one.
 
         The constant liar (Ginsbourger et al., 2010): a strategy proposes something else than what is being evaluated.
-        Pending configurations in `excluding` are left out. Empty as long as nothing is known.
+        Empty as long as nothing is known.
         """
         if not self.pending or not self.known:
             return self.history
         worst = max(self.known.values(), key=lambda evaluated: self.goal.key(evaluated.metrics)).metrics
-        lies = {ranks: Evaluated(ranks, worst) for ranks in self.pending if ranks not in excluding}
+        lies = {ranks: Evaluated(ranks, worst) for ranks in self.pending}
         figures = {**lies, **self.known}
         return [figures[ranks] for ranks, _ in self._proposals if ranks in figures]
 

@@ -111,7 +111,7 @@ class SearchStudy:
         for ranks in proposed:
             is_repeat = ranks in self.state.known or ranks in self.state.pending
             self.state.add(self._create(ranks, ClaimState.REPEAT if is_repeat else ClaimState.RUNNING))
-        if self._worker:
+        if self._worker and proposed:  # a worker that proposes nothing decides with the state that it proposed from
             self._withdraw_lost(budget)
         held = {claim.ranks for claim in self._held()}
         return [ranks for ranks in dict.fromkeys(proposed) if ranks in held]
