@@ -7,6 +7,7 @@ from importlib import import_module
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("SHEARS_TUNING", "off")  # tests of the kernels take the default walks
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers that share a core slow each other down many times over
 
 import pytest

@@ -55,6 +55,30 @@ def pack_dense(values: int, weight: int, rows: int, cols: int, data: int) -> Non
 def read_memory(address: int, bytes: int, pool: Pool) -> int:
     """Read memory as fast as the pool can; return the sum of its 64-bit words. For benchmarks."""
 
+TOKEN_CLASSES: int
+"""Groups of numbers of tokens that share a choice of a walk: 1, 2, 3 to 4, 5 to 8, 9 to 16, more."""
+
+def tokens_of(token_class: int) -> int:
+    """Return the number of tokens that stands for a class in a measurement."""
+
+def candidates(values: int, sparse: bool, token_class: int) -> list[str]:
+    """Return the names of the walks that this machine can take, the default first."""
+
+def chosen(values: int, sparse: bool, token_class: int) -> str:
+    """Return the name of the walk that products take."""
+
+def choose(values: int, sparse: bool, token_class: int, name: str) -> bool:
+    """Let products take a walk; return False if there is no such candidate."""
+
+def forget_choices() -> None:
+    """Let all products take the default walks."""
+
+def measure_speed(values: int, sparse: bool, tokens: int, bytes: int, turns: int, pool: Pool) -> list[float]:
+    """Return seconds per weight, bytes read per weight, and bytes per second of reading memory, all medians."""
+
+def time_candidates(values: int, sparse: bool, bytes: int, seconds: float) -> list[list[tuple[str, float]]]:
+    """Return for every token class the candidates and their seconds per weight, on a random weight of `bytes` bytes."""
+
 def features() -> dict[str, str | bool]:
     """Return the instruction set in use (`isa`), and whether this machine runs `portable`, `avx2` and `avx512`."""
 

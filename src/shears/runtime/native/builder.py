@@ -11,8 +11,9 @@ from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, LayerPlan, NotCoveredError
-from shears.runtime.native.kernels import VALUES_CODES, HugeBuffer, copied, dense_matrix
+from shears.runtime.native.kernels import HugeBuffer, copied, dense_matrix
 from shears.runtime.native.model_source import DenseRows, ModelSource
+from shears.runtime.native.tuning import CODES
 
 INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -49,7 +50,7 @@ class Arena:
         masks = copied(weight.masks, self._masks)
         values = copied(weight.values, self._values)
         offsets = copied(weight.offsets, self._rest)
-        code = VALUES_CODES[weight.values_dtype]
+        code = CODES[weight.values_dtype]
         return _native.Matrix(code, weight.rows, weight.cols, masks, values, offsets, self.floats(weight.scales))
 
     def up(self, update: LoraUpdate, *, bf16: bool) -> int:

@@ -16,13 +16,13 @@ from torch import Tensor
 from shears.checkpoints.packed.layout import FORMAT_DTYPES, GROUPS, PANEL, NumberFormat, PackedMatrix, mask_shape
 from shears.errors import InputError
 from shears.runtime.native import _native
+from shears.runtime.native.tuning import CODES, tune
 
 Pool = _native.Pool
 HugeBuffer = _native.HugeBuffer
 features = _native.features
 select_isa = _native.select_isa
 
-VALUES_CODES: dict[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2}  # enum Values in csrc/matrix.h
 _NAMES = {dtype: name for name, dtype in FORMAT_DTYPES.items()}
 MAX_INT8_COLS = 131071
 
@@ -61,12 +61,13 @@ def sparse_matrix(packed: PackedMatrix, buffer: _native.HugeBuffer | None = None
     """Copy a packed weight, already checked by `shears.checkpoints.packed`, into a buffer of the kernels."""
     buffer = HugeBuffer() if buffer is None else buffer
     _check_columns(packed.values_dtype, packed.cols)
+    tune(packed.values_dtype, True)
     parts: dict[str, Tensor] = {"masks": packed.masks, "values": packed.values, "offsets": packed.offsets}
     if packed.scales is not None:
         parts["scales"] = packed.scales.float()
     addresses = {name: copied(part, buffer) for name, part in parts.items()}
     native = _native.Matrix(
-        VALUES_CODES[packed.values_dtype],
+        CODES[packed.values_dtype],
         packed.rows,
         packed.cols,
         addresses["masks"],
@@ -90,14 +91,15 @@ def dense_matrix(
         raise InputError(f"a weight must be float32, bfloat16, or int8 with scales, got {weight.dtype}; convert it")
     rows, cols = weight.shape
     _check_columns(name, cols)
+    tune(name, False)
     panels, groups, _ = mask_shape(rows, cols, name)
     num_bytes = panels * groups * PANEL * GROUPS[name] * weight.element_size()
     address = buffer.copy(0, num_bytes)
     weight = weight.contiguous()
-    _native.pack_dense(VALUES_CODES[name], weight.data_ptr(), rows, cols, address)
+    _native.pack_dense(CODES[name], weight.data_ptr(), rows, cols, address)
     scales_address = 0 if scales is None else copied(scales.float(), buffer)
     num_bytes += 0 if scales is None else 4 * rows
-    native = _native.Matrix(VALUES_CODES[name], rows, cols, 0, address, 0, scales_address)
+    native = _native.Matrix(CODES[name], rows, cols, 0, address, 0, scales_address)
     return KernelMatrix(native, buffer, num_bytes)
 
 

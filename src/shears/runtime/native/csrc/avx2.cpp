@@ -6,9 +6,13 @@
 namespace shears {
 namespace {
 
-constexpr int64_t kAhead = 4096;  // bytes of values that are prefetched
+int walks(Values, bool sparse, int64_t, Walk* out) {
+  constexpr int kAhead[] = {4096, 1024, 12288};
+  for (int k = 0; k < 3; ++k) out[k] = {1, false, 4, kAhead[k]};
+  return sparse ? 3 : 1;
+}
 
-int tile(Values values, int64_t tokens) {
+int tile(Values values, int64_t tokens, const Walk&) {
   if (tokens <= 2 || values == Values::i8) return tokens < 2 ? 1 : 2;
   return 4;
 }
@@ -23,9 +27,9 @@ void prepare(Values values, const float* x, int64_t cols, int count, int tile, v
 }
 
 // A panel in the cache: 16 rows of fp32, or of 16-bit integers.
-size_t scratch_bytes(const Matrix& matrix, int64_t tokens) {
+size_t scratch_bytes(const Matrix& matrix, int64_t tokens, const Walk& walk) {
   const size_t inputs = static_cast<size_t>(groups(matrix.values, matrix.cols) * group_size(matrix.values));
-  return tokens <= tile(matrix.values, tokens) ? 0 : inputs * kPanelRows * (matrix.values == Values::i8 ? 2 : 4);
+  return tokens <= tile(matrix.values, tokens, walk) ? 0 : inputs * kPanelRows * (matrix.values == Values::i8 ? 2 : 4);
 }
 
 // The start of a panel's masks and of its values.
@@ -42,8 +46,8 @@ Panel panel_at(const Matrix& matrix, int64_t p) {
 }
 
 template <class T>
-inline void next(const uint8_t*& masks, const typename T::Element*& v, Column (&columns)[T::kGroup]) {
-  _mm_prefetch(reinterpret_cast<const char*>(v) + kAhead, _MM_HINT_T0);
+inline void next(const uint8_t*& masks, const typename T::Element*& v, int ahead, Column (&columns)[T::kGroup]) {
+  _mm_prefetch(reinterpret_cast<const char*>(v) + ahead, _MM_HINT_T0);
   if (!masks) return T::load(v, columns);
   T::expand(masks, v, columns);
   masks += 2 * T::kGroup;
@@ -81,13 +85,13 @@ void stream(const Job& job, int64_t p) {
   for (; j + kGroups <= count; j += kGroups) {
 #pragma GCC unroll 4
     for (int u = 0; u < kGroups; ++u) {
-      next<T>(panel.masks, v, columns);
+      next<T>(panel.masks, v, job.walk.ahead, columns);
 #pragma GCC unroll 2
       for (int i = 0; i < g; ++i, x += M) step<M>(columns[i], x, part[(u * g + i) % kApart]);
     }
   }
   for (; j < count; ++j) {
-    next<T>(panel.masks, v, columns);
+    next<T>(panel.masks, v, job.walk.ahead, columns);
     for (int i = 0; i < g; ++i, x += M) step<M>(columns[i], x, part[0]);
   }
 #pragma GCC unroll 4
@@ -113,7 +117,7 @@ void stream_pairs(const Job& job, int64_t p) {
     uint32_t bits;
     std::memcpy(&pair, x + 2 * j, 8), std::memcpy(&bits, panel.masks + 4 * j, 4);
     const __m256 inputs = _mm256_castpd_ps(_mm256_set1_pd(pair));
-    _mm_prefetch(reinterpret_cast<const char*>(v) + kAhead, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(v) + job.walk.ahead, _MM_HINT_T0);
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q) {
       const uint32_t place = (q ? bits >> (8 * q - 5) : bits << 5) & 0xff << 5;  // the offset of a mask byte's row of 32 bytes
@@ -137,7 +141,7 @@ void from_cache(const Job& job, int64_t p, float* scratch) {
   auto v = reinterpret_cast<const typename T::Element*>(panel.data);
   Column columns[T::kGroup];
   for (int64_t i = 0; i < count; i += T::kGroup) {
-    next<T>(panel.masks, v, columns);
+    next<T>(panel.masks, v, job.walk.ahead, columns);
     for (int k = 0; k < T::kGroup; ++k)
       _mm256_store_ps(scratch + 16 * (i + k), columns[k].top), _mm256_store_ps(scratch + 16 * (i + k) + 8, columns[k].bottom);
   }
@@ -155,7 +159,7 @@ template <class T>
 void float_panel(const Job& job, int64_t p, void* scratch) {
   if (job.tokens > 4) return from_cache<T>(job, p, static_cast<float*>(scratch));
   if (T::kValues == Values::bf16 && job.tokens == 1 && job.matrix->masks) return stream_pairs(job, p);
-  switch (tile(T::kValues, job.tokens)) {
+  switch (tile(T::kValues, job.tokens, job.walk)) {
     case 1: return stream<T, 1>(job, p);
     case 2: return stream<T, 2>(job, p);
   }
@@ -205,7 +209,7 @@ void int_panel(const Job& job, int64_t p, void* scratch) {
   Panel panel = panel_at(*job.matrix, p);
   auto next_quarter = [&] {
     if (!panel.masks) return load_quarter(panel.data);
-    _mm_prefetch(reinterpret_cast<const char*>(panel.data) + kAhead, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(panel.data) + job.walk.ahead, _MM_HINT_T0);
     panel.masks += 2;
     return expand_quarter(panel.masks - 2, panel.data);
   };
@@ -231,7 +235,7 @@ void run(const Job& job, int64_t first, int64_t last, void* scratch) {
 }  // namespace
 
 const Isa& avx2_isa() {
-  static const Isa table{"avx2", tile, tile_bytes, prepare, scratch_bytes, run};
+  static const Isa table{"avx2", walks, tile, tile_bytes, prepare, scratch_bytes, run};
   return table;
 }
 

@@ -5,23 +5,47 @@
 namespace shears {
 namespace {
 
-constexpr int64_t kAhead = 6144;  // bytes of values that are prefetched where one panel is read at a time
-
-constexpr int kMaxPaired = 2;     // tokens; with more, one panel keeps the multipliers busy
+// Tokens for which two panels can be multiplied at the same time: their sums must fit the registers.
+template <class T>
+constexpr int kMaxPaired = T::kMaxTile / 2;
 
 constexpr int kTiles[] = {1, 2, 3, 4, 6, 8, 12, 16};
 
 int max_tile(Values values) { return values == Values::i8 ? I8::kMaxTile : F32::kMaxTile; }
 
-int tile(Values values, int64_t tokens) {
-  const int64_t tiles = (tokens + max_tile(values) - 1) / max_tile(values), even = (tokens + tiles - 1) / tiles;
+int walks(Values values, bool sparse, int64_t tokens, Walk* out) {
+  const int widest = max_tile(values), paired = widest / 2;
+  int count = 0;
+  if (tokens > paired) {
+    out[count++] = {1, true, widest, 12288};
+    out[count++] = {1, true, widest, 6144};
+    out[count++] = {2, true, paired, 6144};
+    return count;
+  }
+  out[count++] = {2, true, widest, 6144};
+  out[count++] = {2, true, widest, 12288};
+  out[count++] = {2, true, widest, 0};
+  out[count++] = {1, true, widest, 6144};
+  out[count++] = {1, true, widest, 12288};
+  out[count++] = {1, true, widest, 2048};
+  if (!sparse) return count;
+  out[count++] = {2, false, widest, 0};
+  out[count++] = {2, false, widest, 6144};
+  out[count++] = {1, false, widest, 6144};
+  return count;
+}
+
+int tile(Values values, int64_t tokens, const Walk& walk) {
+  const int64_t tiles = (tokens + walk.tile - 1) / walk.tile, even = (tokens + tiles - 1) / tiles;
   for (int width : kTiles)
     if (width >= even) return width;
   return max_tile(values);
 }
 
-size_t scratch_bytes(const Matrix& matrix, int64_t tokens) {
-  return matrix.masks && tokens > max_tile(matrix.values) ? 64 * static_cast<size_t>(groups(matrix.values, matrix.cols)) : 0;
+size_t panel_bytes(const Matrix& matrix) { return 64 * static_cast<size_t>(groups(matrix.values, matrix.cols)); }
+
+size_t scratch_bytes(const Matrix& matrix, int64_t tokens, const Walk& walk) {
+  return matrix.masks && tokens > walk.tile ? panel_bytes(matrix) * static_cast<size_t>(walk.panels) : 0;
 }
 
 // The position in a panel's masks and in its values.
@@ -29,25 +53,35 @@ template <class T>
 struct Stream {
   const uint8_t* masks;
   const typename T::Element* v;
+  char* expanded;  // where expanded groups are kept for later tiles, if they are
 };
 
-template <class T, bool Sparse>
+// How groups of weights are read: all of them as they lie, or expanded, with the load in a register or folded into the
+// expansion, and kept for the tiles that follow.
+enum class Read { dense, folded, in_register, keeping };
+
+template <class T, Read R>
 inline __m512i next(Stream<T>& from) {
-  if constexpr (!Sparse) {
+  if constexpr (R == Read::dense) {
     const __m512i raw = load512(from.v);
     from.v += 64 / sizeof(typename T::Element);
     return raw;
   }
-  const __m512i raw = T::expand(from.masks, from.v);
+  const __m512i raw = T::template expand<R != Read::folded>(from.masks, from.v);
   from.masks += 2 * T::kGroup;
+  if constexpr (R == Read::keeping) {
+    _mm512_store_si512(from.expanded, raw);
+    from.expanded += 64;
+  }
   return raw;
 }
 
 // The sums of P panels and one tile of M tokens, over all groups. With few tokens, a token has several sums, so that
 // no addition waits for the one before. Their number does not depend on P: a panel's sums have the same bits in any
 // company.
-template <class T, bool Sparse, int M, int P>
-inline void panel_sums(Stream<T> (&from)[P], int64_t count, const typename T::Input* x, typename T::Sum (&sums)[P][M]) {
+template <class T, Read R, int M, int P>
+inline void panel_sums(Stream<T> (&from)[P], int64_t count, const typename T::Input* x, int64_t ahead,
+                       typename T::Sum (&sums)[P][M]) {
   constexpr int kChains = M == 1 ? 4 : M <= 3 ? 2 : 1;
   typename T::Sum part[kChains][P][M];
   for (auto& chain : part)
@@ -56,14 +90,15 @@ inline void panel_sums(Stream<T> (&from)[P], int64_t count, const typename T::In
   auto group = [&](int u, const typename T::Input* input) __attribute__((always_inline)) {
 #pragma GCC unroll 2
     for (int p = 0; p < P; ++p) {
-      const auto w = T::weights(next<T, Sparse>(from[p]));
+      const auto w = T::weights(next<T, R>(from[p]));
 #pragma GCC unroll 16
       for (int t = 0; t < M; ++t) T::step(part[u][p][t], w, input + t);
     }
   };
   int64_t j = 0;
   for (; j + kChains <= count; j += kChains) {
-    if constexpr (P == 1) _mm_prefetch(reinterpret_cast<const char*>(from[0].v) + kAhead, _MM_HINT_T0);
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) _mm_prefetch(reinterpret_cast<const char*>(from[p].v) + ahead, _MM_HINT_T0);
 #pragma GCC unroll 4
     for (int u = 0; u < kChains; ++u) group(u, x + (j + u) * M);
   }
@@ -90,11 +125,12 @@ void store_panel(const Job& job, int64_t p, int64_t t, __m512 sum) {
 }
 
 // Multiply one tile of tokens, from `first` on, by panels p, p + apart, ...
-template <class T, bool Sparse, int M, int P>
+template <class T, Read R, int M, int P>
 void multiply_tile(const Job& job, int64_t p, int64_t apart, int64_t first, const char* tile, Stream<T> (&from)[P]) {
   typename T::Sum sums[P][M];
   const int64_t count = (job.matrix->cols + T::kGroup - 1) / T::kGroup;
-  panel_sums<T, Sparse, M, P>(from, count, reinterpret_cast<const typename T::Input*>(tile + T::header(M)), sums);
+  const auto* x = reinterpret_cast<const typename T::Input*>(tile + T::header(M));
+  panel_sums<T, R, M, P>(from, count, x, job.walk.ahead, sums);
   for (int q = 0; q < P; ++q)
     for (int t = 0; t < M && first + t < job.tokens; ++t) store_panel(job, p + q * apart, first + t, T::result(sums[q][t], tile, M, t));
 }
@@ -103,67 +139,74 @@ template <class T>
 Stream<T> stream_at(const Matrix& matrix, int64_t p) {
   const auto* data = static_cast<const typename T::Element*>(matrix.data);
   const int64_t count = groups(matrix.values, matrix.cols);
-  if (!matrix.masks) return {nullptr, data + p * count * (64 / sizeof(typename T::Element))};
-  return {matrix.masks + p * count * 2 * T::kGroup, data + matrix.offsets[p]};
+  if (!matrix.masks) return {nullptr, data + p * count * (64 / sizeof(typename T::Element)), nullptr};
+  return {matrix.masks + p * count * 2 * T::kGroup, data + matrix.offsets[p], nullptr};
 }
 
-template <class T>
-Stream<T> expand_panel(Stream<T> from, int64_t count, void* scratch) {
-  for (int64_t j = 0; j < count; ++j) {
-    _mm_prefetch(reinterpret_cast<const char*>(from.v) + kAhead, _MM_HINT_T0);
-    _mm512_store_si512(static_cast<char*>(scratch) + 64 * j, next<T, true>(from));
-  }
-  return {nullptr, static_cast<const typename T::Element*>(scratch)};
-}
-
-// Many tokens: expand a panel once for all tiles.
-template <class T, int M>
-void run_tiles(const Job& job, int64_t first, int64_t last, void* scratch) {
+// All tiles of tokens by P neighbouring panels. The first tile expands them and keeps them in the cache for the others:
+// the expansion hides behind its products.
+template <class T, int M, int P>
+void multiply_tiles(const Job& job, int64_t p, char* scratch) {
   const Matrix& matrix = *job.matrix;
   const size_t stride = laid_out_bytes(matrix.values, matrix.cols, M);
-  for (int64_t p = first; p < last; ++p) {
-    Stream<T> whole = stream_at<T>(matrix, p);
-    if (matrix.masks) whole = expand_panel<T>(whole, groups(matrix.values, matrix.cols), scratch);
-    const char* tile = static_cast<const char*>(job.prepared);
-    for (int64_t t = 0; t < job.tokens; t += M, tile += stride) {
-      Stream<T> from[] = {whole};
-      multiply_tile<T, false, M, 1>(job, p, 0, t, tile, from);
-    }
+  Stream<T> whole[P], from[P];
+  for (int q = 0; q < P; ++q) {
+    from[q] = whole[q] = stream_at<T>(matrix, p + q);
+    from[q].expanded = scratch + panel_bytes(matrix) * static_cast<size_t>(q);
+    if (matrix.masks) whole[q] = {nullptr, reinterpret_cast<const typename T::Element*>(from[q].expanded), nullptr};
+  }
+  const char* tile = static_cast<const char*>(job.prepared);
+  int64_t t = 0;
+  if (matrix.masks) {
+    multiply_tile<T, Read::keeping, M, P>(job, p, 1, 0, tile, from);
+    t = M, tile += stride;
+  }
+  for (; t < job.tokens; t += M, tile += stride) {
+    for (int q = 0; q < P; ++q) from[q] = whole[q];
+    multiply_tile<T, Read::dense, M, P>(job, p, 1, t, tile, from);
   }
 }
 
-// One tile of tokens: weights are used as they come from memory. Two panels at a time, far apart, make two long
-// streams: each continues where its previous panel ended, and the processor's own prefetchers follow two better than
-// one.
-template <class T, bool Sparse, int M>
+template <class T, int M>
+void run_tiles(const Job& job, int64_t first, int64_t last, char* scratch) {
+  int64_t p = first;
+  if constexpr (M <= kMaxPaired<T>)
+    for (; job.walk.panels == 2 && p + 2 <= last; p += 2) multiply_tiles<T, M, 2>(job, p, scratch);
+  for (; p < last; ++p) multiply_tiles<T, M, 1>(job, p, scratch);
+}
+
+// One tile of tokens: weights are used as they come from memory. Two panels that are multiplied at the same time lie far
+// apart: each is a long stream, which continues where its previous panel ended.
+template <class T, Read R, int M>
 void run_streams(const Job& job, int64_t first, int64_t last) {
   const Matrix& matrix = *job.matrix;
   const char* tile = static_cast<const char*>(job.prepared);
   int64_t p = first;
-  if constexpr (M <= kMaxPaired) {
-    const int64_t apart = (last - first) / 2;
+  if constexpr (M <= kMaxPaired<T>) {
+    const int64_t apart = job.walk.panels == 2 ? (last - first) / 2 : 0;
     for (; p < first + apart; ++p) {
       Stream<T> from[] = {stream_at<T>(matrix, p), stream_at<T>(matrix, p + apart)};
-      multiply_tile<T, Sparse, M, 2>(job, p, apart, 0, tile, from);
+      multiply_tile<T, R, M, 2>(job, p, apart, 0, tile, from);
     }
     p += apart;
   }
   for (; p < last; ++p) {
     Stream<T> from[] = {stream_at<T>(matrix, p)};
-    multiply_tile<T, Sparse, M, 1>(job, p, 0, 0, tile, from);
+    multiply_tile<T, R, M, 1>(job, p, 0, 0, tile, from);
   }
 }
 
 template <class T, int M>
 void run_panels(const Job& job, int64_t first, int64_t last, void* scratch) {
-  if (job.tokens > M) return run_tiles<T, M>(job, first, last, scratch);
-  if (job.matrix->masks) return run_streams<T, true, M>(job, first, last);
-  run_streams<T, false, M>(job, first, last);
+  if (job.tokens > M) return run_tiles<T, M>(job, first, last, static_cast<char*>(scratch));
+  if (!job.matrix->masks) return run_streams<T, Read::dense, M>(job, first, last);
+  if (job.walk.in_register) return run_streams<T, Read::in_register, M>(job, first, last);
+  run_streams<T, Read::folded, M>(job, first, last);
 }
 
 template <class T>
 void run_values(const Job& job, int64_t first, int64_t last, void* scratch) {
-  switch (tile(job.matrix->values, job.tokens)) {
+  switch (tile(job.matrix->values, job.tokens, job.walk)) {
     case 1: return run_panels<T, 1>(job, first, last, scratch);
     case 2: return run_panels<T, 2>(job, first, last, scratch);
     case 3: return run_panels<T, 3>(job, first, last, scratch);
@@ -172,7 +215,7 @@ void run_values(const Job& job, int64_t first, int64_t last, void* scratch) {
     case 8: return run_panels<T, 8>(job, first, last, scratch);
   }
   if constexpr (T::kMaxTile > 8) {
-    if (tile(job.matrix->values, job.tokens) == 12) return run_panels<T, 12>(job, first, last, scratch);
+    if (tile(job.matrix->values, job.tokens, job.walk) == 12) return run_panels<T, 12>(job, first, last, scratch);
     return run_panels<T, 16>(job, first, last, scratch);
   }
 }
@@ -188,7 +231,7 @@ void run(const Job& job, int64_t first, int64_t last, void* scratch) {
 }  // namespace
 
 const Isa& avx512_isa() {
-  static const Isa table{"avx512", tile, laid_out_bytes, lay_out, scratch_bytes, run};
+  static const Isa table{"avx512", walks, tile, laid_out_bytes, lay_out, scratch_bytes, run};
   return table;
 }
 

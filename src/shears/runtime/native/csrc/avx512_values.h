@@ -20,6 +20,14 @@ static inline __m512i fresh_zero() {
   return zero;
 }
 
+// A load that stays apart from the instruction that uses its value, or may be folded into it.
+template <bool Register>
+static inline __m512i load_kept(const void* from) {
+  __m512i loaded = load512(from);
+  if constexpr (Register) __asm__("" : "+v"(loaded));
+  return loaded;
+}
+
 // Loads a mask word into a general register, for kmov and popcnt; reading it from memory twice costs half a cycle more.
 template <class Word>
 static inline Word load_mask(const uint8_t* from) {
@@ -37,9 +45,10 @@ struct F32 {
   static constexpr int kGroup = 1, kMaxTile = 16;
 
   static inline Sum zero() { return _mm512_setzero_ps(); }
+  template <bool Register>
   static inline __m512i expand(const uint8_t* mask, const Element*& v) {
     const auto bits = load_mask<uint16_t>(mask);
-    const __m512i wide = _mm512_mask_expand_epi32(fresh_zero(), bits, load512(v));
+    const __m512i wide = _mm512_mask_expand_epi32(fresh_zero(), bits, load_kept<Register>(v));
     v += __builtin_popcount(bits);
     return wide;
   }
@@ -58,9 +67,10 @@ struct Bf16 {
   static constexpr int kGroup = 2, kMaxTile = 16;
 
   static inline Sum zero() { return _mm512_setzero_ps(); }
+  template <bool Register>
   static inline __m512i expand(const uint8_t* mask, const Element*& v) {
     const auto bits = load_mask<uint32_t>(mask);
-    const __m512i wide = _mm512_mask_expand_epi16(fresh_zero(), bits, load512(v));
+    const __m512i wide = _mm512_mask_expand_epi16(fresh_zero(), bits, load_kept<Register>(v));
     v += __builtin_popcount(bits);
     return wide;
   }
@@ -87,9 +97,10 @@ struct I8 {
   static constexpr int kGroup = 4, kMaxTile = 8;
 
   static inline Sum zero() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
+  template <bool Register>
   static inline __m512i expand(const uint8_t* mask, const Element*& v) {
     const auto bits = load_mask<uint64_t>(mask);
-    const __m512i wide = _mm512_mask_expand_epi8(fresh_zero(), bits, load512(v));
+    const __m512i wide = _mm512_mask_expand_epi8(fresh_zero(), bits, load_kept<Register>(v));
     v += __builtin_popcountll(bits);
     return wide;
   }

@@ -1,5 +1,6 @@
 // shears.runtime.native._native. Addresses and sizes are integers, which Python (runtime/native/kernels.py) checks.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -17,6 +18,7 @@
 #include "kernels.h"
 #include "pack.h"
 #include "read.h"
+#include "tuning.h"
 
 namespace nb = nanobind;
 using namespace shears;
@@ -30,13 +32,18 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-void make_matrix(Matrix* place, int values, int64_t rows, int64_t cols, Address masks, Address data, Address offsets, Address scales) {
+Values checked_values(int values) {
   if (values < 0 || values > 2) throw std::invalid_argument("values must be 0 (f32), 1 (bf16) or 2 (i8)");
+  return static_cast<Values>(values);
+}
+
+void make_matrix(Matrix* place, int values, int64_t rows, int64_t cols, Address masks, Address data, Address offsets, Address scales) {
+  const Values kind = checked_values(values);
   if (rows < 0 || cols < 0 || rows > (int64_t{1} << 40) || cols > (int64_t{1} << 31)) throw std::invalid_argument("a shape out of range");
   if ((masks == 0) != (offsets == 0)) throw std::invalid_argument("masks and offsets go together");
   if ((values == 2) != (scales != 0)) throw std::invalid_argument("scales belong to i8 values, and to these only");
   if (values == 2 && cols > kMaxInt8Columns) throw std::invalid_argument("an i8 matrix has at most 131071 columns");
-  new (place) Matrix{static_cast<Values>(values), rows, cols, at<uint8_t>(masks), at<void>(data), at<int64_t>(offsets), at<float>(scales)};
+  new (place) Matrix{kind, rows, cols, at<uint8_t>(masks), at<void>(data), at<int64_t>(offsets), at<float>(scales)};
 }
 
 // x or y as fp32: itself, or a copy of a bf16 tensor, which `finish` converts back.
@@ -118,6 +125,42 @@ void describe_matrix(nb::module_& m) {
           nb::arg("a"), nb::arg("b"), nb::arg("scaling"), nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>());
 }
 
+int checked_class(int number) {
+  if (number < 0 || number >= kTokenClasses) throw std::invalid_argument("a token class must be between 0 and 5");
+  return number;
+}
+
+void bind_tuning(nb::module_& m) {
+  m.attr("TOKEN_CLASSES") = kTokenClasses;
+  m.def("tokens_of", [](int number) { return tokens_of(checked_class(number)); }, nb::arg("token_class"));
+  m.def(
+      "candidates", [](int values, bool sparse, int number) { return candidates(checked_values(values), sparse, checked_class(number)); },
+      nb::arg("values"), nb::arg("sparse"), nb::arg("token_class"));
+  m.def(
+      "chosen", [](int values, bool sparse, int number) { return chosen(checked_values(values), sparse, checked_class(number)); },
+      nb::arg("values"), nb::arg("sparse"), nb::arg("token_class"));
+  m.def(
+      "choose",
+      [](int values, bool sparse, int number, const std::string& name) {
+        return choose(checked_values(values), sparse, checked_class(number), name);
+      },
+      nb::arg("values"), nb::arg("sparse"), nb::arg("token_class"), nb::arg("name"));
+  m.def("forget_choices", forget_choices);
+  m.def(
+      "measure_speed",
+      [](int values, bool sparse, int64_t tokens, size_t bytes, int turns, Pool& pool) {
+        if (tokens < 1 || turns < 1 || bytes < (16u << 20)) throw std::invalid_argument("tokens and turns must be positive, bytes at least 16 MB");
+        const Speed speed = measure_speed(checked_values(values), sparse, tokens, bytes, turns, pool);
+        return std::vector<double>{speed.seconds_per_weight, speed.bytes_per_weight, speed.memory_bytes_per_second};
+      },
+      nb::arg("values"), nb::arg("sparse"), nb::arg("tokens"), nb::arg("bytes"), nb::arg("turns"), nb::arg("pool"),
+      nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "time_candidates",
+      [](int values, bool sparse, size_t bytes, double seconds) { return time_candidates(checked_values(values), sparse, bytes, seconds); },
+      nb::arg("values"), nb::arg("sparse"), nb::arg("bytes"), nb::arg("seconds"), nb::call_guard<nb::gil_scoped_release>());
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -142,6 +185,7 @@ NB_MODULE(_native, m) {
       "read_memory", [](Address from, int64_t bytes, Pool& pool) { return read_memory(at<void>(from), bytes, pool); }, nb::arg("address"),
       nb::arg("bytes"), nb::arg("pool"), nb::call_guard<nb::gil_scoped_release>());
   bind_decoder(m);
+  bind_tuning(m);
   m.def("features", describe);
   m.def("select_isa", use_isa, nb::arg("name"));
   if (const char* name = std::getenv("SHEARS_ISA")) use_isa(name);

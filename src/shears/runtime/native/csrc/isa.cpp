@@ -24,7 +24,9 @@ bool has_avx512() {
 #endif
 }
 
-const Isa* find(const char* name) {
+}  // namespace
+
+const Isa* find_isa(const char* name) {
 #ifdef SHEARS_AVX512
   if (!std::strcmp(name, "avx512") && has_avx512()) return &avx512_isa();
 #endif
@@ -34,13 +36,16 @@ const Isa* find(const char* name) {
   return std::strcmp(name, "portable") ? nullptr : &portable_isa();
 }
 
+namespace {
+
 const Isa* fastest() {
-  const Isa* wide = find("avx512");
-  const Isa* narrow = find("avx2");
+  const Isa* wide = find_isa("avx512");
+  const Isa* narrow = find_isa("avx2");
   return wide ? wide : narrow ? narrow : &portable_isa();
 }
 
 std::atomic<const Isa*> chosen{nullptr};
+std::atomic<bool> forced{false};
 
 }  // namespace
 
@@ -51,10 +56,12 @@ const Isa& isa() {
 }
 
 bool choose_isa(const char* name) {
-  const Isa* wanted = find(name);
-  if (wanted) chosen = wanted;
+  const Isa* wanted = find_isa(name);
+  if (wanted) chosen = wanted, forced = true;
   return wanted != nullptr;
 }
+
+bool isa_is_forced() { return forced.load(std::memory_order_relaxed); }
 
 Features features() { return {isa().name, has_avx2(), has_avx512()}; }
 

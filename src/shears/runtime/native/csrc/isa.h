@@ -9,6 +9,16 @@
 namespace shears {
 
 // Tokens are computed in tiles; `prepare` lays out a tile's inputs for the kernel.
+// One way to walk over a weight. All ways of an instruction set give the same bits. Which one is fastest depends on the
+// processor, so the machine chooses by measuring (tuning.h).
+struct Walk {
+  int panels;        // multiplied at the same time: 1 or 2
+  bool in_register;  // load kept values before they are expanded, rather than with the instruction that expands them
+  int tile;          // tokens that are computed at the same time, at most
+  int ahead;         // bytes of values that are prefetched
+};
+constexpr int kMaxWalks = 16;
+
 struct Job {
   const Matrix* matrix;
   const void* prepared;  // tiles of `tile` tokens, `tile_bytes` apart
@@ -16,15 +26,17 @@ struct Job {
   float* y;      // [tokens, rows]
   float factor;  // y = factor * W x, or y += factor * W x
   bool add;
+  Walk walk;
 };
 
 struct Isa {
   const char* name;
-  int (*tile)(Values, int64_t tokens);
+  int (*walks)(Values, bool sparse, int64_t tokens, Walk* out);  // the walks to time, the default first; their number
+  int (*tile)(Values, int64_t tokens, const Walk&);
   size_t (*tile_bytes)(Values, int64_t cols, int tile);  // a multiple of 64
   // Lay out `count` tokens of `cols` columns; the tile's tokens beyond `count` become zeros.
   void (*prepare)(Values, const float* x, int64_t cols, int count, int tile, void* out);
-  size_t (*scratch_bytes)(const Matrix&, int64_t tokens);  // per thread
+  size_t (*scratch_bytes)(const Matrix&, int64_t tokens, const Walk&);  // per thread
   void (*run)(const Job&, int64_t first_panel, int64_t last_panel, void* scratch);
 };
 
@@ -38,6 +50,8 @@ struct Features {
 };
 
 const Isa& isa();     // the fastest available, or the one that SHEARS_ISA names
+const Isa* find_isa(const char* name);  // nullptr: unknown or not available here
+bool isa_is_forced();  // SHEARS_ISA or a caller named it: no other may be chosen by measuring
 Features features();
 bool choose_isa(const char* name);  // false: unknown or not available here
 

@@ -1,36 +1,17 @@
 // Splits products into runs of panels for the threads; converts inputs once for all matrices that read them.
 #include <algorithm>
-#include <cstdlib>
-#include <new>
 #include <vector>
 
+#include "buffer.h"
 #include "isa.h"
 #include "kernels.h"
+#include "tuning.h"
 
 namespace shears {
 namespace {
 
 constexpr int64_t kWeightsPerTask = 1 << 18;  // enough to hide the cost of starting at a new place in memory
 constexpr int kTasksPerThread = 8;            // more, smaller tasks, in case a thread loses its core
-
-// 64-byte aligned memory that grows and is reused; one per thread and purpose.
-class Buffer {
- public:
-  ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
-  void* reserve(size_t bytes) {
-    if (bytes > size_) {
-      ::operator delete(data_, std::align_val_t{64});
-      data_ = nullptr, size_ = 0;
-      data_ = ::operator new(bytes, std::align_val_t{64});
-      size_ = bytes;
-    }
-    return data_;
-  }
-
- private:
-  void* data_ = nullptr;
-  size_t size_ = 0;
-};
 
 struct Product {
   const Matrix* matrix;
@@ -44,32 +25,36 @@ struct Prepared {
   const float* x;
   Values values;
   int64_t cols;
+  const Isa* isa;
   int tile;
   size_t bytes, place;
 };
 
 class Inputs {
  public:
-  Inputs(const Isa& isa, int64_t tokens) : isa_(isa), tokens_(tokens) {}
+  explicit Inputs(int64_t tokens) : tokens_(tokens) {}
 
-  size_t add(const Product& product) {
+  size_t add(const Product& product, const Choice& choice) {
     const Matrix& matrix = *product.matrix;
-    for (size_t k = 0; k < all_.size(); ++k)
-      if (all_[k].x == product.x && all_[k].values == matrix.values && all_[k].cols == matrix.cols) return k;
-    const int tile = isa_.tile(matrix.values, tokens_);
-    const size_t bytes = isa_.tile_bytes(matrix.values, matrix.cols, tile);
-    all_.push_back({product.x, matrix.values, matrix.cols, tile, bytes, size_});
+    const int tile = choice.isa->tile(matrix.values, tokens_, choice.walk);
+    for (size_t k = 0; k < all_.size(); ++k) {
+      const Prepared& one = all_[k];
+      const bool same_layout = one.isa == choice.isa && one.tile == tile;
+      if (same_layout && one.x == product.x && one.values == matrix.values && one.cols == matrix.cols) return k;
+    }
+    const size_t bytes = choice.isa->tile_bytes(matrix.values, matrix.cols, tile);
+    all_.push_back({product.x, matrix.values, matrix.cols, choice.isa, tile, bytes, size_});
     size_ += bytes * tiles(tile);
     return all_.size() - 1;
   }
 
   void prepare(Pool& pool) {
-    static thread_local Buffer memory;
-    base_ = static_cast<char*>(memory.reserve(size_));
+    static thread_local AlignedBuffer memory;
+    base_ = memory.reserve(size_);
     for (const Prepared& one : all_) {
       auto lay_out = [&](int64_t t) {
         const int64_t first = t * one.tile;
-        isa_.prepare(one.values, one.x + first * one.cols, one.cols, static_cast<int>(std::min<int64_t>(one.tile, tokens_ - first)),
+        one.isa->prepare(one.values, one.x + first * one.cols, one.cols, static_cast<int>(std::min<int64_t>(one.tile, tokens_ - first)),
                      one.tile, base_ + one.place + one.bytes * t);
       };
       if (tokens_ * one.cols < kWeightsPerTask)
@@ -84,7 +69,6 @@ class Inputs {
  private:
   size_t tiles(int tile) const { return static_cast<size_t>((tokens_ + tile - 1) / tile); }
 
-  const Isa& isa_;
   int64_t tokens_;
   std::vector<Prepared> all_;
   size_t size_ = 0;
@@ -112,24 +96,26 @@ void each_run(const std::vector<Product>& products, int64_t begin, int64_t end, 
 }
 
 void run(const std::vector<Product>& products, int64_t tokens, Pool& pool) {
-  const Isa& chosen = isa();
-  Inputs inputs(chosen, tokens);
+  Inputs inputs(tokens);
+  std::vector<Choice> choices;
   std::vector<size_t> places;
   int64_t total = 0;
   size_t scratch = 64;
   for (const Product& product : products) {
-    places.push_back(inputs.add(product));
+    const Choice choice = choice_for(product.matrix->values, product.matrix->masks != nullptr, tokens);
+    choices.push_back(choice);
+    places.push_back(inputs.add(product, choice));
     total += panels(*product.matrix) * panel_weights(product);
-    scratch = std::max(scratch, chosen.scratch_bytes(*product.matrix, tokens));
+    scratch = std::max(scratch, choice.isa->scratch_bytes(*product.matrix, tokens, choice.walk));
   }
   inputs.prepare(pool);
   const int64_t tasks = number_of_tasks(total, tokens, pool.size());
   pool.parallel_for(tasks, [&](int64_t task) {
-    static thread_local Buffer memory;
+    static thread_local AlignedBuffer memory;
     void* own = memory.reserve(scratch);
     each_run(products, total * task / tasks, total * (task + 1) / tasks, [&](size_t k, int64_t first, int64_t last) {
       const Product& one = products[k];
-      chosen.run({one.matrix, inputs[places[k]], tokens, one.y, one.factor, one.add}, first, last, own);
+      choices[k].isa->run({one.matrix, inputs[places[k]], tokens, one.y, one.factor, one.add, choices[k].walk}, first, last, own);
     });
   });
 }

@@ -11,9 +11,14 @@ namespace {
 constexpr int64_t kBlock = 256;  // inputs per block: 16 KB of dense weights
 constexpr int kTile = 4;
 
-int tile(Values, int64_t tokens) { return tokens < kTile ? 1 : kTile; }
+int walks(Values, bool, int64_t, Walk* out) {
+  out[0] = {1, false, kTile, 0};
+  return 1;
+}
+
+int tile(Values, int64_t tokens, const Walk&) { return tokens < kTile ? 1 : kTile; }
 size_t tile_bytes(Values values, int64_t cols, int tile) { return interleaved_bytes(values, cols, tile); }
-size_t scratch_bytes(const Matrix&, int64_t tokens) {
+size_t scratch_bytes(const Matrix&, int64_t tokens, const Walk&) {
   return sizeof(float) * kPanelRows * static_cast<size_t>(kBlock + tokens + kTile);
 }
 
@@ -97,7 +102,7 @@ void multiply_block(const float* dense, int64_t count, const float* x, int tile,
 template <Values V>
 void panel(const Job& job, int64_t p, float* scratch) {
   const Matrix& matrix = *job.matrix;
-  const int width = tile(V, job.tokens);
+  const int width = tile(V, job.tokens, job.walk);
   const int64_t tiles = (job.tokens + width - 1) / width, inputs = groups(V, matrix.cols) * group_size(V);
   const char* x = static_cast<const char*>(job.prepared);
   const size_t stride = interleaved_bytes(V, matrix.cols, width);
@@ -125,7 +130,7 @@ void run(const Job& job, int64_t first, int64_t last, void* scratch) {
 }  // namespace
 
 const Isa& portable_isa() {
-  static const Isa table{"portable", tile, tile_bytes, prepare, scratch_bytes, run};
+  static const Isa table{"portable", walks, tile, tile_bytes, prepare, scratch_bytes, run};
   return table;
 }
 

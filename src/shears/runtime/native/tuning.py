@@ -1,0 +1,118 @@
+"""The walks that the kernels take on this machine, measured once for each kind of values and kept in the user's cache.
+
+How a weight is best read depends on the processor (docs/kernels.md). The candidates give the same bits, except those of
+another instruction set, which is chosen only where it is clearly faster.
+
+`SHEARS_TUNING` in the environment: `off` takes the default walks, `again` measures and overwrites the cache.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from shears.checkpoints.packed.layout import NumberFormat
+from shears.models.fetching import cache_folder
+from shears.records.artifacts import write_json
+from shears.records.timing import processor
+from shears.runtime.native import _native
+
+logger = logging.getLogger(__name__)
+
+CODES: dict[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2}  # enum NumberFormat in csrc/matrix.h
+SECONDS = 0.1  # per kind: a package has two kinds or three
+BETTER = 0.97  # a candidate replaces the default below this share of its time
+MUCH_BETTER = 0.85  # the same for a candidate of another instruction set, whose results differ in their last bits
+SMALLEST_WEIGHT = 64 << 20  # bytes; at least twice the last cache, so that a measurement reads memory
+LARGEST_WEIGHT = 256 << 20  # bytes
+LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")  # Linux
+
+
+@cache
+def tune(values: NumberFormat, sparse: bool) -> None:
+    """Choose the walks for one kind of weight, once in a process: from the cache if it knows, else by measuring."""
+    mode = os.environ.get("SHEARS_TUNING", "")
+    if mode == "off":
+        return
+    path, kind = cache_file(), _kind(values, sparse)
+    names = None if mode == "again" else _cached(path).get(kind)
+    if names is None or not _apply(values, sparse, names):
+        names = measured(values, sparse)
+        _apply(values, sparse, names)
+        _store(path, kind, names)
+
+
+def measured(values: NumberFormat, sparse: bool) -> list[str]:
+    """Return the name of the best walk of every token class; takes about SECONDS and the time to make a weight."""
+    timed = _native.time_candidates(CODES[values], sparse, weight_bytes(), SECONDS)
+    names = [best_of(candidates) for candidates in timed]
+    logger.debug("measured the walks of %s weights: %s", _kind(values, sparse), ", ".join(names))
+    return names
+
+
+def best_of(candidates: Sequence[tuple[str, float]]) -> str:
+    """Return the name to take: the fastest, if it beats the default (the first candidate) by enough."""
+    default, default_time = candidates[0]
+    own = default.split()[0]
+    rivals = [
+        (time, name)
+        for name, time in candidates
+        if time < default_time * (BETTER if name.split()[0] == own else MUCH_BETTER)
+    ]
+    return min(rivals)[1] if rivals else default
+
+
+def weight_bytes() -> int:
+    """Return how large a weight must be so that the processor's caches do not hold it."""
+    try:
+        last_cache = int(LAST_CACHE.read_text(encoding="ascii").strip().removesuffix("K")) << 10
+    except (OSError, ValueError):
+        last_cache = 0
+    return min(max(SMALLEST_WEIGHT, 2 * last_cache), LARGEST_WEIGHT)
+
+
+def cache_file() -> Path:
+    """Return the file of this processor's choices for this build of the extension."""
+    extension = hashlib.sha256(Path(str(_native.__file__)).read_bytes()).hexdigest()
+    machine = hashlib.sha256(f"{processor()} {_native.features()}".encode()).hexdigest()
+    return cache_folder() / "kernels" / f"{machine[:12]}-{extension[:12]}.json"
+
+
+def _kind(values: NumberFormat, sparse: bool) -> str:
+    return f"{values} {'sparse' if sparse else 'dense'}"
+
+
+def _cached(path: Path) -> dict[str, Any]:
+    """Return the choices in a cache file by kind; none, with a line in the log, if it cannot be used."""
+    try:
+        choices = json.loads(path.read_text(encoding="utf-8"))["choices"]
+        return dict(choices)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        logger.warning("ignored the damaged cache of kernel measurements %s (%s); measuring again", path, error)
+        return {}
+
+
+def _apply(values: NumberFormat, sparse: bool, names: Any) -> bool:
+    """Let products take the named walks; return False if a name is unknown here."""
+    if not isinstance(names, list) or len(names) != _native.TOKEN_CLASSES:
+        return False
+    return all(
+        isinstance(name, str) and _native.choose(CODES[values], sparse, number, name)
+        for number, name in enumerate(names)
+    )
+
+
+def _store(path: Path, kind: str, names: list[str]) -> None:
+    """Add a kind's choices to the cache file; a cache that cannot be written costs only another measurement."""
+    content = {"processor": processor(), "choices": {**_cached(path), kind: names}}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content)
+    except OSError as error:
+        logger.warning("did not keep the kernel measurements in %s: %s", path, error)

@@ -1,0 +1,146 @@
+"""The kernels' walks: no choice changes a bit, and choices are measured once for a machine."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from shears.checkpoints.packed.layout import NumberFormat, pack, quantize_rows
+from shears.runtime import kernels_available
+
+if not kernels_available():
+    pytest.skip("the extension was not built", allow_module_level=True)
+from shears.runtime.native import _native, kernels, tuning
+from tests.runtime.native.products import multiply
+
+ROWS, COLS = 83, 301  # neither whole panels nor whole groups
+KINDS: list[tuple[NumberFormat, bool]] = [(values, sparse) for values in tuning.CODES for sparse in (True, False)]
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("SHEARS_TUNING")
+    monkeypatch.setattr(tuning, "SMALLEST_WEIGHT", 1 << 20)
+    monkeypatch.setattr(tuning, "LARGEST_WEIGHT", 1 << 20)
+    monkeypatch.setattr(tuning, "SECONDS", 0.001)
+    tuning.tune.cache_clear()
+    yield
+    tuning.tune.cache_clear()
+    _native.forget_choices()
+
+
+def a_matrix(values: NumberFormat, sparse: bool) -> kernels.KernelMatrix:
+    weight = torch.randn(ROWS, COLS, generator=torch.Generator().manual_seed(0))
+    weight[torch.rand(ROWS, COLS, generator=torch.Generator().manual_seed(1)) < 0.5] = 0
+    if sparse:
+        return kernels.sparse_matrix(pack(weight, values))
+    if values == "int8":
+        return kernels.dense_matrix(*quantize_rows(weight))
+    return kernels.dense_matrix(weight.to({"fp32": torch.float32, "bf16": torch.bfloat16}[values]))
+
+
+@pytest.mark.parametrize(("values", "sparse"), KINDS)
+def test_every_walk_of_an_instruction_set_gives_the_same_bits(values: NumberFormat, sparse: bool) -> None:
+    matrix, pool = a_matrix(values, sparse), kernels.Pool(2)
+    for number, tokens in enumerate((1, 2, 4, 7, 13, 40)):
+        x = torch.randn(tokens, COLS, generator=torch.Generator().manual_seed(tokens))
+        results: dict[str, torch.Tensor] = {}
+        for name in _native.candidates(tuning.CODES[values], sparse, number):
+            assert _native.choose(tuning.CODES[values], sparse, number, name)
+            assert _native.chosen(tuning.CODES[values], sparse, number) == name
+            y = multiply(matrix, x, pool)
+            assert torch.equal(y, results.setdefault(name.split()[0], y)), (name, tokens)
+
+
+@pytest.mark.parametrize(("values", "sparse"), KINDS)
+def test_a_measurement_names_a_candidate_for_every_number_of_tokens(values: NumberFormat, sparse: bool) -> None:
+    names = tuning.measured(values, sparse)
+    assert len(names) == _native.TOKEN_CLASSES
+    for number, name in enumerate(names):
+        assert name in _native.candidates(tuning.CODES[values], sparse, number)
+
+
+def test_the_default_stays_unless_another_walk_is_clearly_faster() -> None:
+    default, rival, other = "avx512 panels=2", "avx512 panels=1", "avx2 panels=1"
+    assert tuning.best_of([(default, 1.0), (rival, 0.98), (other, 0.9)]) == default
+    assert tuning.best_of([(default, 1.0), (rival, 0.96), (other, 0.9)]) == rival
+    assert tuning.best_of([(default, 1.0), (rival, 0.96), (other, 0.8)]) == other
+
+
+def test_a_second_process_reads_the_choices_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning.tune("int8", True)
+    chosen = [_native.chosen(tuning.CODES["int8"], True, number) for number in range(_native.TOKEN_CLASSES)]
+    assert json.loads(tuning.cache_file().read_text())["choices"] == {"int8 sparse": chosen}
+    tuning.tune.cache_clear()
+    _native.forget_choices()
+    monkeypatch.setattr(tuning, "measured", lambda *_: pytest.fail("measured again"))
+    tuning.tune("int8", True)
+    assert [_native.chosen(tuning.CODES["int8"], True, number) for number in range(_native.TOKEN_CLASSES)] == chosen
+
+
+def test_kinds_are_added_to_the_cache_one_by_one() -> None:
+    tuning.tune("int8", True)
+    tuning.tune("bf16", False)
+    assert set(json.loads(tuning.cache_file().read_text())["choices"]) == {"int8 sparse", "bf16 dense"}
+
+
+UNUSABLE = ["", "{", "[]", '{"choices": 1}', '{"choices": {"int8 sparse": 3}}',
+            '{"choices": {"int8 sparse": ["mmx", "mmx", "mmx", "mmx", "mmx", "mmx"]}}']  # fmt: skip
+
+
+@pytest.mark.parametrize("content", UNUSABLE)
+def test_a_cache_that_cannot_be_used_is_measured_anew(content: str, caplog: pytest.LogCaptureFixture) -> None:
+    path = tuning.cache_file()
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with caplog.at_level(logging.WARNING):
+        tuning.tune("int8", True)
+    assert ("damaged cache" in caplog.text) == ("int8" not in content)
+    assert len(json.loads(path.read_text())["choices"]["int8 sparse"]) == _native.TOKEN_CLASSES
+
+
+def test_a_cache_that_cannot_be_written_does_not_stop_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("SHEARS_CACHE", str(tmp_path / "file"))
+    with caplog.at_level(logging.WARNING):
+        tuning.tune("bf16", True)
+    assert "did not keep the kernel measurements" in caplog.text
+
+
+def test_off_takes_the_default_walks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHEARS_TUNING", "off")
+    monkeypatch.setattr(tuning, "measured", lambda *_: pytest.fail("measured"))
+    tuning.tune("int8", True)
+    assert _native.chosen(2, True, 0) == _native.candidates(2, True, 0)[0]
+    assert not tuning.cache_file().exists()
+
+
+def test_again_measures_though_the_cache_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning.tune("int8", True)
+    tuning.tune.cache_clear()
+    monkeypatch.setenv("SHEARS_TUNING", "again")
+    default = _native.candidates(2, True, 0)[0]
+    calls: list[object] = []
+
+    def measured(*kind: object) -> list[str]:
+        calls.append(kind)
+        return [default] * _native.TOKEN_CLASSES
+
+    monkeypatch.setattr(tuning, "measured", measured)
+    tuning.tune("int8", True)
+    assert calls == [("int8", True)]
+
+
+def test_a_forced_instruction_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = str(kernels.features()["isa"])
+    kernels.select_isa("portable")
+    try:
+        assert _native.candidates(1, True, 0) == [_native.chosen(1, True, 0)]
+        assert _native.chosen(1, True, 0).startswith("portable ")
+    finally:
+        kernels.select_isa(before)
