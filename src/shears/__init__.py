@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shears.report.page import write_report as write_report
     from shears.runs.pipeline import run as run
     from shears.runs.plan import plan as plan
+    from shears.runtime.environment import environment as environment
     from shears.runtime.speed import bench as bench
     from shears.searching.stage import run_search as run_search
     from shears.searching.stage import search as search
@@ -41,6 +42,7 @@ _MODULES = {
     "bench": "runtime.speed",
     "build_space": "adapt.prepare",
     "compare": "report.compare",
+    "environment": "runtime.environment",
     "evaluate": "evaluation.run",
     "export_adapter": "export.stage",
     "fetch": "models.fetching",

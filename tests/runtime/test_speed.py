@@ -23,6 +23,7 @@ from shears.runtime.speed import (
     _spread,
     bench,
     values_of,
+    warn_if_slower,
 )
 from tests.runtime.generation.backends import lively
 from tests.runtime.native.decoders import covered, extension_is_missing
@@ -52,6 +53,14 @@ def test_a_package_is_measured_beside_the_dense_model(package: Path) -> None:
         assert row["memory_bytes"] > 0
     assert data["decode_tokens_per_second"] == data["contestants"][0]["decode_tokens_per_second"]
     assert values_of(read_package(package)) == "int8"
+
+
+def test_a_package_that_is_slower_than_dense_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    ratios = [{"over": "dense, our kernels (int8)", "decode": {"median": 0.8}}]
+    warn_if_slower(ratios, "dense, our kernels (bf16)")
+    assert not caplog.records
+    warn_if_slower(ratios, "dense, our kernels (int8)")
+    assert "it reaches 0.80 of its speed" in caplog.text
 
 
 def test_a_package_without_a_packed_linear_is_measured(tmp_path: Path) -> None:

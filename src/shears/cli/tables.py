@@ -278,6 +278,26 @@ def print_bench(data: Mapping[str, Any]) -> None:
     print_line("first token: after a prompt of 64 tokens; memory: weights and our caches, without Python")
 
 
+def print_environment(data: Mapping[str, Any]) -> None:
+    """Print versions, processor, the speed of the kernels, the walks that they take, and warnings."""
+    versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
+    print_line(f"{data['processor']} ({data['machine']}, {data['processors']} processors)")
+    print_line(versions)
+    if data["extension"]:
+        sets = data["instruction_sets"]
+        print_line(f"kernels: {sets['isa']} in use of {', '.join(name for name in ('avx512', 'avx2') if sets[name])}")
+        speeds = Table("values", "weights", "threads", "ps per weight", "GB/s", "of reading memory")
+        for row in data["speeds"]:
+            figures = (f"{row['ps_per_weight']:.1f}", f"{row['gb_per_s']:.1f}", f"{row['of_memory']:.0%}")
+            speeds.add_row(row["values"], "sparse" if row["sparse"] else "dense", str(row["threads"]), *figures)
+        console.print(speeds)
+        print_line("one token by a weight in memory, half of it zeros where it is sparse; pruned weights count")
+        for kind, walks in data["walks"].items():
+            print_line(f"{kind}, 1 token: {walks['1']}")
+    for warning in data["warnings"]:
+        print_line(f"warning: {warning}")
+
+
 def _spread(spread: Mapping[str, float], digits: int, unit: str = "") -> str:
     middle, low, high = (f"{spread[key]:,.{digits}f}" for key in ("median", "min", "max"))
     return f"{middle}{unit}\n{low} to {high}"

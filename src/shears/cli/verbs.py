@@ -238,3 +238,24 @@ def bench(package: Package, as_json: Json = False, *, values: Values) -> None:
         print(json.dumps(data, indent=2))
     else:
         tables.print_bench(data)
+
+
+@app.command()
+def env(
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Most threads to measure with; default: all processors.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Describe this machine: versions, processor, kernels, and their speed.
+
+    Measures, in some seconds, how fast sparse and dense weights of each kind are multiplied here, as a share of reading
+    memory. Names a kind whose sparse product is slower than the dense one, with what to do.
+
+    shears env --threads 1
+    """
+    data = shears.environment(threads)
+    if as_json:
+        print(json.dumps(data, indent=2))
+    else:
+        tables.print_environment(data)

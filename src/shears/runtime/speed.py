@@ -1,5 +1,6 @@
 """`shears bench`: the speed of a package, beside the dense model's in our kernels and in transformers."""
 
+import logging
 import math
 import random
 import time
@@ -31,9 +32,11 @@ from shears.runtime.loading import package_backend
 from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError, plan_of
 
+logger = logging.getLogger(__name__)
 SHORT = 64  # tokens of the prompt that is continued
 TRANSFORMERS = "dense, transformers"
 TUNED = "dense, transformers, oneDNN off"
+OURS = "dense, our kernels ({})"
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,23 @@ def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
     rows = [_figures(each, rounds[each.name], wanted) for each in contestants]
     ours = rounds[contestants[0].name]
     ratios = [_ratios(ours, rounds[each.name], each.name) for each in contestants[1:]]
+    warn_if_slower(ratios, OURS.format(values_of(ref.package)))
     keys = ("decode_tokens_per_second", "prefill_tokens_per_second", "time_to_first_token_seconds", "memory_bytes")
     sizes = wanted.model_dump(include={"prompt_tokens", "new_tokens", "rounds"})
     machine = {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     own = {key: rows[0][key] for key in keys}
     return {"package": ref.name, **machine, **sizes, **own, "contestants": rows, "ratios": ratios}
+
+
+def warn_if_slower(ratios: Sequence[Mapping[str, Any]], dense: str) -> None:
+    """Log a warning if the package decodes more slowly than the dense model in the same kernels and number format."""
+    for ratio in ratios:
+        if ratio["over"] == dense and ratio["decode"]["median"] < 1:
+            logger.warning(
+                "the package must decode faster than the dense model in our kernels, it reaches %.2f of its speed; "
+                "shears env shows which walks the kernels take, SHEARS_TUNING=again measures them anew",
+                ratio["decode"]["median"],
+            )
 
 
 def _contestants(model: ModelRef, wanted: BenchConfig) -> list[Contestant]:
@@ -127,7 +142,7 @@ def _dense_in_kernels(dense: PreTrainedModel, values: NumberFormat) -> Iterator[
     for numbers in dict.fromkeys((own, values)):
         source = source_of_model(dense, numbers, sparse=False)
         backend = NativeBackend(source, torch.get_num_threads(), max_sequences=1)
-        yield Contestant(f"dense, our kernels ({numbers})", backend)
+        yield Contestant(OURS.format(numbers), backend)
 
 
 def _measured(contestants: Sequence[Contestant], wanted: BenchConfig) -> Mapping[str, list[Round]]:
