@@ -12,7 +12,7 @@ from shears.config import EvaluateConfig, ExportConfig, TrainConfig
 from shears.config.evaluate import ANSWER_FORMS, ExampleTask, PaperTask, TaskName
 from shears.config.export import FORMATS
 from shears.config.fields import DtypeName
-from shears.config.search import OWNERS, StrategyName, StrategyOptions
+from shears.config.search import OWNERS, STRATEGIES, StrategyOptions
 from shears.config.sparsify import ALLOCATIONS, METHODS
 from shears.config.train import SamplingName
 from shears.data.prompts import TEMPLATES
@@ -20,13 +20,11 @@ from shears.evaluation.tasks.paper_tasks import HUB_FORMS, LABELS
 from shears.evaluation.tasks.registry import ACCURACY_TASKS, GENERATED
 from shears.models.devices import DTYPES
 from shears.models.load import BITS
-from shears.searching.strategies.registry import STRATEGIES
 
 
 @pytest.mark.parametrize(
     ("names", "registry"),
     [
-        (StrategyName, STRATEGIES),
         (SamplingName, SAMPLINGS),
         (TaskName, [*ACCURACY_TASKS, "perplexity", "harness"]),
         (ExampleTask, ["choices", *GENERATED]),
@@ -38,7 +36,6 @@ from shears.searching.strategies.registry import STRATEGIES
         (ExportConfig.model_fields["values"].annotation, ["auto", *FORMAT_DTYPES]),
     ],
     ids=[
-        "strategies",
         "samplings",
         "tasks",
         "examples",
@@ -59,6 +56,7 @@ def test_every_task_with_labels_names_them() -> None:
 
 
 FUNCTIONS = [
+    *STRATEGIES.values(),
     *(method.prune for method in METHODS.values()),
     *(function for function in ALLOCATIONS.values() if function),
     *(form.writer for form in FORMATS.values()),
@@ -73,4 +71,4 @@ def test_every_entry_of_a_registry_names_a_function_that_exists(function: str) -
 
 def test_every_option_of_a_strategy_has_an_owner() -> None:
     assert OWNERS.keys() == StrategyOptions.model_fields.keys()
-    assert {owner for owners in OWNERS.values() for owner in owners} <= set(get_args(StrategyName))
+    assert {owner for owners in OWNERS.values() for owner in owners} <= set(STRATEGIES)

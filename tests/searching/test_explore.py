@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.config.search import Constraint
+from shears.config.search import STRATEGIES, Constraint
 from shears.searching.explore import _is_wanted, explore
 from shears.searching.measure.evaluators import CombinedEvaluator, PlainEvaluator
 from shears.searching.shared.claims import Claim, ClaimState, StudyState
 from shears.searching.shared.location import StudyLocation, open_study
 from shears.searching.stage import run_search
-from shears.searching.strategies.base import Evaluated, Figures, Goal, SearchPlan
-from shears.searching.strategies.registry import STRATEGIES, make_strategy
+from shears.searching.strategies.base import Evaluated, Figures, Goal, SearchPlan, make_strategy
 from tests.searching.formulas import a_plan, conflicting, counted, make_space, separable, silent
 
 LIMIT = 6 * 24 + 8

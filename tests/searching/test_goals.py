@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from shears.adapt.space import RankConfig
 from shears.config import SearchConfig
 from shears.config.resolve import build
-from shears.config.search import Constraint, parse_constraint, parse_number
+from shears.config.search import STRATEGIES, Constraint, parse_constraint, parse_number
 from shears.errors import InputError
 from shears.searching.shared.location import StudyLocation
 from shears.searching.stage import run_search
 from shears.searching.strategies.base import LOSS, Evaluated, Figures, Goal
-from shears.searching.strategies.registry import STRATEGIES
+from shears.searching.strategies.evolution import Nsga2
 from tests.searching.formulas import a_plan, climb, conflicting, make_space
 from tests.searching.shared.test_study import refuse, url_of
 
@@ -160,7 +160,7 @@ def test_the_study_knows_objectives_and_constraints(tmp_path: Any) -> None:
         size = sum(ranks.values())
         return {"accuracy": size / 96, "loss": 1 - size / 96, "parameters": size * 1.5}
 
-    climb(STRATEGIES["nsga2"], space, objective, plan, StudyLocation(url_of(tmp_path)))
+    climb(Nsga2, space, objective, plan, StudyLocation(url_of(tmp_path)))
     study = optuna.load_study(study_name="search", storage=url_of(tmp_path))
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
     for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):

@@ -13,13 +13,13 @@ from shears.adapt.load import load_super_adapter
 from shears.adapt.space import RankConfig
 from shears.adapt.train import train
 from shears.config import SearchConfig
+from shears.config.search import STRATEGIES
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
 from shears.records.folders import partial_folder
 from shears.searching.measure.evaluators import GaugedEvaluator
 from shears.searching.stage import run_search, search
 from shears.searching.strategies.base import Figures
-from shears.searching.strategies.registry import STRATEGIES
 from tests.oracles.losses import mean_completion_loss
 from tests.searching.formulas import a_plan, conflicting, make_space, separable
 from tests.tiny import save_tiny, tiny_model

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -16,10 +16,24 @@ SIZES = ("parameters", "nonzeros", "macs")  # counted
 FIGURES = (*QUALITIES, *SIZES, "latency")  # the last is timed
 MAXIMISED = frozenset({"accuracy"})  # less is better for all others
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*[kKMGT]?"
-StrategyName = Literal[
-    "heuristic", "maximal", "minimal", "random", "exhaustive", "hill-climbing", "evolution", "nsga2", "rnsga2"
-]
-OWNERS: Mapping[str, tuple[StrategyName, ...]] = {
+STRATEGIES: Mapping[str, str] = {
+    "heuristic": "shears.searching.strategies.simple:heuristic",
+    "maximal": "shears.searching.strategies.simple:maximal",
+    "minimal": "shears.searching.strategies.simple:minimal",
+    "random": "shears.searching.strategies.simple:RandomSearch",
+    "exhaustive": "shears.searching.strategies.simple:Exhaustive",
+    "hill-climbing": "shears.searching.strategies.hill_climb:HillClimbing",
+    "evolution": "shears.searching.strategies.evolution:Evolution",
+    "nsga2": "shears.searching.strategies.evolution:Nsga2",
+    "rnsga2": "shears.searching.strategies.evolution:rnsga2",
+}
+"""Functions from (SearchSpace, SearchPlan) to a strategy, as `module:name`, imported when used (decision 44)."""
+if TYPE_CHECKING:
+    StrategyName = str
+else:
+    StrategyName = Literal[tuple(STRATEGIES)]
+
+OWNERS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("improvement", "restarts", "step", "changes", "order"), ("hill-climbing",)),
     "population": ("evolution", "nsga2", "rnsga2"),
     "tournament": ("evolution",),

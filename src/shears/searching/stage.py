@@ -28,8 +28,16 @@ from shears.searching.measure.evaluators import Evaluator, as_evaluator, race_re
 from shears.searching.measure.validation import Validation, open_validation, open_whole
 from shears.searching.result import SearchResult, conclude
 from shears.searching.shared.location import StudyLocation, deleted_if_unused, location_of, open_study
-from shears.searching.strategies.base import ACCURACY, LOSS, Evaluated, Goal, Objective, SearchPlan, digest
-from shears.searching.strategies.registry import make_strategy
+from shears.searching.strategies.base import (
+    ACCURACY,
+    LOSS,
+    Evaluated,
+    Goal,
+    Objective,
+    SearchPlan,
+    digest,
+    make_strategy,
+)
 from shears.searching.tied import TiedSpace, tie_layers
 
 logger = logging.getLogger(__name__)

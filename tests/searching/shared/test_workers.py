@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from shears.adapt.space import RankConfig, SearchSpace
+from shears.config.search import STRATEGIES
 from shears.errors import InputError
 from shears.searching.explore import explore
 from shears.searching.shared.location import StudyLocation, open_study
-from shears.searching.strategies.base import Evaluated, Figures, SearchPlan
-from shears.searching.strategies.registry import STRATEGIES, make_strategy
+from shears.searching.strategies.base import Evaluated, Figures, SearchPlan, make_strategy
 from tests.processes import Process
 from tests.searching.formulas import a_plan, conflicting, make_space, silent
 

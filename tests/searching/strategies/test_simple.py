@@ -9,16 +9,13 @@ from hypothesis import strategies as st
 
 from shears.adapt.space import SearchSpace
 from shears.searching.strategies.base import SearchPlan, Strategy
-from shears.searching.strategies.registry import STRATEGIES
-from shears.searching.strategies.simple import RandomSearch
+from shears.searching.strategies.simple import RandomSearch, heuristic
 from tests.searching.formulas import a_plan, climb, counted, make_space, separable
 
 
 def test_the_heuristic_strategy_evaluates_the_middle_ranks_and_ends() -> None:
     space, plan = make_space(4), a_plan()
-    assert [e.ranks for e in climb(STRATEGIES["heuristic"], space, separable(space), plan).history] == [
-        space.heuristic()
-    ]
+    assert [e.ranks for e in climb(heuristic, space, separable(space), plan).history] == [space.heuristic()]
 
 
 @settings(max_examples=20, deadline=None)
@@ -32,7 +29,7 @@ def test_random_search_visits_the_whole_space_once(seed: int, num_groups: int) -
     assert asked[0] == space.heuristic()
 
 
-@pytest.mark.parametrize("strategy", [STRATEGIES["heuristic"], RandomSearch])
+@pytest.mark.parametrize("strategy", [heuristic, RandomSearch])
 def test_a_known_space_has_nothing_left(strategy: Callable[[SearchSpace, SearchPlan], Strategy]) -> None:
     space, plan = make_space(1), a_plan()
     history = climb(RandomSearch, space, separable(space), plan).history

@@ -5,10 +5,11 @@ import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pkgutil import resolve_name
 from typing import Any, Protocol, runtime_checkable
 
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.config.search import MAXIMISED, Constraint, StrategyOptions
+from shears.config.search import MAXIMISED, STRATEGIES, Constraint, StrategyOptions
 from shears.errors import InputError
 
 PARAMETERS = "parameters"
@@ -207,3 +208,11 @@ def starts(space: SearchSpace, plan: SearchPlan, history: Sequence[Evaluated]) -
 def landmarks(space: SearchSpace) -> list[RankConfig]:
     """Return the heuristic, the maximal and the minimal configuration: the middle and both ends of the front."""
     return [space.heuristic(), space.maximal(), space.minimal()]
+
+
+def make_strategy(space: SearchSpace, plan: SearchPlan) -> Strategy:
+    """Return the strategy that a plan names; InputError if it is unknown, or cannot search this space."""
+    if plan.strategy not in STRATEGIES:
+        raise InputError(f"strategy must be one of {', '.join(STRATEGIES)}, got {plan.strategy!r}")
+    strategy: Strategy = resolve_name(STRATEGIES[plan.strategy])(space, plan)
+    return strategy

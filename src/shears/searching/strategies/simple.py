@@ -25,6 +25,21 @@ class FixedConfigs:
         return unknown_of(dict.fromkeys(self.configs), known_in(history), most)
 
 
+def heuristic(space: SearchSpace, _: SearchPlan) -> FixedConfigs:
+    """Return the strategy that evaluates the middle rank of every group (Shears, section 3.3)."""
+    return FixedConfigs((space.heuristic(),))
+
+
+def maximal(space: SearchSpace, _: SearchPlan) -> FixedConfigs:
+    """Return the strategy that evaluates the heuristic and the largest ranks."""
+    return FixedConfigs((space.heuristic(), space.maximal()))
+
+
+def minimal(space: SearchSpace, _: SearchPlan) -> FixedConfigs:
+    """Return the strategy that evaluates the heuristic and the smallest ranks."""
+    return FixedConfigs((space.heuristic(), space.minimal()))
+
+
 @dataclass(frozen=True)
 class RandomSearch:
     """Proposes the heuristic, then draws uniformly without repetition until the space is exhausted.
