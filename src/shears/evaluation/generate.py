@@ -38,6 +38,7 @@ from shears.evaluation.journal import Journal
 from shears.evaluation.scoring.context import refuse_beyond
 from shears.evaluation.scoring.prefix import Fill
 from shears.models.devices import device_of
+from shears.models.load import end_tokens
 from shears.progress import track
 
 
@@ -119,7 +120,7 @@ class Decoder:
 
     def _forced(self, rows: Sequence[list[int]]) -> Float[Tensor, "T V"]:
         """Return the logits behind the first row, every token forced to the same one, which is no end of sequence."""
-        ends = _ends(self.model, self.tokenizer)
+        ends = end_tokens(self.tokenizer, self.model.generation_config)
         token = next(token for token in range(num_words(self.model)) if token not in ends)
         batch = self.batch([Tokenized(ids, ids) for ids in rows])
         options = {"output_logits": True, "prefix_allowed_tokens_fn": lambda *_: [token]}
@@ -129,7 +130,7 @@ class Decoder:
     def _continue(self, rows: Sequence[Tokenized], breaks: Tensor | None, fill: Fill | None) -> list[str]:
         batch = self.batch(rows)
         tokens = self.continued(batch, breaks, fill(batch) if fill else None)
-        ends = _ends(self.model, self.tokenizer)
+        ends = end_tokens(self.tokenizer, self.model.generation_config)
         line_ends = set() if breaks is None else set(breaks.tolist())
         texts = [_until_end(row, ends, line_ends) for row in tokens.tolist()]
         return self.tokenizer.batch_decode(texts, skip_special_tokens=True)
@@ -189,7 +190,7 @@ def _settings(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: in
         top_p=1.0,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
-        eos_token_id=sorted(_ends(model, tokenizer)) or None,
+        eos_token_id=sorted(end_tokens(tokenizer, model.generation_config)) or None,
         pad_token_id=padding(tokenizer),
     )
 
@@ -202,13 +203,6 @@ def _until_end(tokens: list[int], ends: Collection[int], line_ends: Collection[i
             return tokens[:place]
         has_text |= token not in line_ends
     return tokens
-
-
-def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return every token that ends a sequence, by the tokenizer or the model (chat models have several)."""
-    of_model = getattr(model.generation_config, "eos_token_id", None)
-    several = of_model if isinstance(of_model, list) else [of_model]
-    return {end for end in (tokenizer.eos_token_id, *several) if end is not None}
 
 
 class EndOfLine(StoppingCriteria):

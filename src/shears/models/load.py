@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -183,6 +183,16 @@ def _stored_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
         words = " ".join(str(error).split())[:200] or first_line(error)
         raise InputError(f"{ref.name} must come with a tokenizer that transformers loads, got: {words}") from error
     return tokenizer
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: Any) -> frozenset[int]:
+    """Return every token that ends a text: the tokenizer's, and those of the model's generation settings.
+
+    Chat models have several, and name some of them only in the settings.
+    """
+    of_model: Iterable[int] | int | None = getattr(settings, "eos_token_id", None)
+    several = of_model if isinstance(of_model, Iterable) else [of_model]
+    return frozenset(token for token in (tokenizer.eos_token_id, *several) if token is not None)
 
 
 def load_both(

@@ -1,22 +1,20 @@
-"""From a model's name to an engine; also the tokens that end a text (`end_tokens`).
+"""From a model's name to an engine.
 
 A package runs in the native decoder or on packed linears, any other model in transformers.
 """
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from shears.checkpoints.conversion import LOADING_ERRORS, known_config
 from shears.config.resolve import build
 from shears.config.serve import RunningConfig
 from shears.errors import InputError, first_line
 from shears.models.devices import set_threads
-from shears.models.load import load_tokenizer, load_with_adapter
+from shears.models.load import end_tokens, load_tokenizer, load_with_adapter
 from shears.models.ref import AnyModel, ModelRef, resolve
 from shears.runtime.drop_in.swap import DropInBackend
 from shears.runtime.generation.backend import Backend
@@ -78,16 +76,6 @@ def package_backend(model: ModelRef, wanted: RunningConfig) -> Backend:
     elif wanted.backend == "native":
         raise InputError("backend native needs the C++ kernels, which were not built; use backend drop-in")
     return DropInBackend(model, dtype=wanted.dtype)
-
-
-def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: Any) -> frozenset[int]:
-    """Return every token that ends a text: the tokenizer's, and those of the model's generation settings.
-
-    Chat models have several, and name some of them only in the settings.
-    """
-    of_model: Iterable[int] | int | None = getattr(settings, "eos_token_id", None)
-    several = of_model if isinstance(of_model, Iterable) else [of_model]
-    return frozenset(token for token in (tokenizer.eos_token_id, *several) if token is not None)
 
 
 def _generation_settings(folder: Path) -> Any:

@@ -19,6 +19,7 @@ from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.blockwise.matrices import block_matrices
 from shears.checkpoints.packed.layout import NumberFormat
+from shears.checkpoints.zeros import count_zeros
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate, linears
 from shears.models.sparse_adapter import is_sparse
@@ -55,7 +56,7 @@ def base_macs(model: nn.Module) -> int:
 
 
 def _nonzeros(weight: Tensor) -> int:
-    return int(torch.count_nonzero(weight))
+    return weight.numel() - count_zeros(weight)
 
 
 SIZES: Mapping[str, Callable[[nn.Module], int]] = MappingProxyType(
