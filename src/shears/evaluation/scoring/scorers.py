@@ -141,7 +141,7 @@ def _trial(inputs: dict[str, Tensor], forward: Callable[[dict[str, Tensor]], Ten
 
 
 @dataclass(frozen=True)
-class Batch:
+class ScoringBatch:
     """The tensors of one forward, and the place in the part of each of its examples."""
 
     places: Sequence[int]
@@ -171,9 +171,9 @@ class LossScorer:
             raise InputError("the examples must have completion tokens to score, got none")
         self._batches = [self._batched([self._rows[number] for number in part], batch_size) for part in self.parts]
 
-    def _batched(self, rows: Sequence[Tokenized], batch_size: int) -> list[Batch]:
+    def _batched(self, rows: Sequence[Tokenized], batch_size: int) -> list[ScoringBatch]:
         buckets = length_buckets([len(row.input_ids) for row in rows], batch_size, self._padded)
-        return [Batch(places, self._tensors([rows[place] for place in places])) for places in buckets]
+        return [ScoringBatch(places, self._tensors([rows[place] for place in places])) for places in buckets]
 
     def _tensors(self, rows: Sequence[Tokenized]) -> dict[str, Tensor]:
         limit = num_positions(self.model)
@@ -192,7 +192,7 @@ class LossScorer:
         return packed_losses(self.model, tensors)[0] if self.packed else completion_losses(self.model, tensors)
 
     @torch.no_grad()
-    def _summed(self, run: Run, batch: Batch) -> Float64[Tensor, " N"]:
+    def _summed(self, run: Run, batch: ScoringBatch) -> Float64[Tensor, " N"]:
         losses = run(partial(self._token_losses, batch.tensors)).double().cpu()
         if not self.packed:
             return losses.sum(dim=1)
