@@ -247,10 +247,10 @@ def env(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Describe this machine: versions, processor, kernels, and their speed.
+    """Describe this machine and the speed of its kernels.
 
-    Measures, in some seconds, how fast sparse and dense weights of each kind are multiplied here, as a share of reading
-    memory. Names a kind whose sparse product is slower than the dense one, with what to do.
+    Prints versions, processor and chosen walks, and measures in some seconds how fast sparse and dense weights of each
+    kind are multiplied, as a share of reading memory. Names a kind that is slower sparse than dense, with what to do.
 
     shears env --threads 1
     """
