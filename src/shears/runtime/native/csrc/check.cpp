@@ -9,12 +9,14 @@
 #include <cstdio>
 #include <cstring>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "isa.h"
 #include "kernels.h"
 #include "pack.h"
+#include "tuning.h"
 
 using namespace shears;
 
@@ -155,7 +157,11 @@ int main() {
         for (int64_t cols : {1, 3, 64, 301})
           for (double kept : {0.0, 0.5, 1.0, 2.0}) {
             const Weight weight = random_weight(values, rows, cols, kept);
-            for (int64_t tokens : {1, 2, 3, 7, 17, 40}) wrong += check(isa, tokens % 2 ? one : three, weight, tokens), ++products;
+            for (int64_t tokens : {1, 2, 3, 7, 17, 40})
+              for (const std::string& walk : candidates(values, kept <= 1, token_class(tokens))) {
+                if (!choose(values, kept <= 1, token_class(tokens), walk)) return 1;
+                wrong += check(walk.c_str(), tokens % 2 ? one : three, weight, tokens), ++products;
+              }
           }
   }
   std::printf("%d products, %d of all wrong\n", products, wrong);

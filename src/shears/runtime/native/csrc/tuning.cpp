@@ -4,6 +4,8 @@
 #include <atomic>
 #include <chrono>
 #include <limits>
+#include <map>
+#include <mutex>
 
 #include "buffer.h"
 #include "huge.h"
@@ -44,6 +46,14 @@ std::vector<Choice> all_choices(Values values, bool sparse, int token_class) {
     for (int k = 0; k < count; ++k) all.push_back({one, walks[k]});
   }
   return all;
+}
+
+// A choice that stays in memory: a product of another thread may read it while another one is made.
+const Choice* kept_choice(const std::string& name, const Choice& choice) {
+  static std::mutex lock;
+  static auto& all = *new std::map<std::string, Choice>;  // threads may outlive the end of main
+  std::lock_guard<std::mutex> guard(lock);
+  return &all.emplace(name, choice).first->second;
 }
 
 uint64_t next_random(uint64_t& state) {
@@ -196,7 +206,7 @@ std::string chosen(Values values, bool sparse, int token_class) { return name_of
 bool choose(Values values, bool sparse, int token_class, const std::string& name) {
   for (const Choice& choice : all_choices(values, sparse, token_class))
     if (name_of(choice) == name) {
-      choices[static_cast<int>(values)][sparse][token_class] = new Choice(choice);  // stays: another thread may read the one before
+      choices[static_cast<int>(values)][sparse][token_class] = kept_choice(name, choice);
       return true;
     }
   return false;
