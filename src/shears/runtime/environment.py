@@ -47,7 +47,7 @@ def environment(threads: int | None = None) -> dict[str, Any]:
     if not kernels_available():
         data["warnings"].append(
             "the C++ extension must be built for fast products, and it is not here; "
-            "install a C++ compiler and run pip install --force-reinstall shears"
+            "install a C++ compiler, then install shears again"
         )
         return data
     from shears.runtime.native import _native

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from shears.checkpoints.packed.layout import NumberFormat, pack, quantize_rows
+from shears.errors import InputError
 from shears.runtime import kernels_available
 
 if not kernels_available():
@@ -98,7 +99,7 @@ def test_a_cache_that_cannot_be_used_is_measured_anew(content: str, caplog: pyte
     path.write_text(content)
     with caplog.at_level(logging.WARNING):
         tuning.tune("int8", True)
-    assert ("damaged cache" in caplog.text) == ("int8" not in content)
+    assert caplog.text.count("damaged cache") == ("int8" not in content)
     assert len(json.loads(path.read_text())["choices"]["int8 sparse"]) == _native.TOKEN_CLASSES
 
 
@@ -118,6 +119,12 @@ def test_off_takes_the_default_walks(monkeypatch: pytest.MonkeyPatch) -> None:
     tuning.tune("int8", True)
     assert _native.chosen(2, True, 0) == _native.candidates(2, True, 0)[0]
     assert not tuning.cache_file().exists()
+
+
+def test_another_word_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHEARS_TUNING", "on")
+    with pytest.raises(InputError, match="SHEARS_TUNING must be off or again, or not be set, got 'on'"):
+        tuning.tune("int8", True)
 
 
 def test_again_measures_though_the_cache_knows(monkeypatch: pytest.MonkeyPatch) -> None:

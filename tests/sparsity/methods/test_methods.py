@@ -1,12 +1,10 @@
 """Every method is an entry of METHODS: what it needs, what it falls back to, what refitting adds."""
 
-from pkgutil import resolve_name
-
 import pytest
 import torch
 from torch import Tensor
 
-from shears.config.sparsify import ALLOCATIONS, METHODS
+from shears.config.sparsify import METHODS
 from shears.errors import InputError
 from shears.sparsity.masks import Pattern, pruned_mask
 from shears.sparsity.methods.scores import Task, magnitude_scores, ria_scores, wanda_scores
@@ -34,13 +32,6 @@ def without(whole: Task, *names: str) -> Task:
 def error(whole: Task, found: Tensor) -> float:
     assert whole.moments is not None
     return float(obs.output_error(whole.weight, found, whole.moments).sum())
-
-
-@pytest.mark.parametrize(
-    "reference", [*(method.prune for method in METHODS.values()), *filter(None, ALLOCATIONS.values())]
-)
-def test_every_entry_names_a_function(reference: str) -> None:
-    assert callable(resolve_name(reference))
 
 
 @pytest.mark.parametrize("reconstruct", [False, True])

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shears.checkpoints.packed.layout import NumberFormat
+from shears.errors import InputError
 from shears.models.fetching import cache_folder
 from shears.records.artifacts import write_json
 from shears.records.timing import processor
@@ -36,14 +37,18 @@ LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")  # Linux
 def tune(values: NumberFormat, sparse: bool) -> None:
     """Choose the walks for one kind of weight, once in a process: from the cache if it knows, else by measuring."""
     mode = os.environ.get("SHEARS_TUNING", "")
+    if mode not in ("", "off", "again"):
+        raise InputError(f"SHEARS_TUNING must be off or again, or not be set, got {mode!r}")
     if mode == "off":
         return
-    path, kind = cache_file(), _kind(values, sparse)
-    names = None if mode == "again" else _cached(path).get(kind)
+    path = cache_file()
+    kind = _kind(values, sparse)
+    known = _cached(path)
+    names = None if mode == "again" else known.get(kind)
     if names is None or not _apply(values, sparse, names):
         names = measured(values, sparse)
         _apply(values, sparse, names)
-        _store(path, kind, names)
+        _store(path, {**known, kind: names})
 
 
 def measured(values: NumberFormat, sparse: bool) -> list[str]:
@@ -77,9 +82,14 @@ def weight_bytes() -> int:
 
 def cache_file() -> Path:
     """Return the file of this processor's choices for this build of the extension."""
-    extension = hashlib.sha256(Path(str(_native.__file__)).read_bytes()).hexdigest()
     machine = hashlib.sha256(f"{processor()} {_native.features()}".encode()).hexdigest()
-    return cache_folder() / "kernels" / f"{machine[:12]}-{extension[:12]}.json"
+    return cache_folder() / "kernels" / f"{machine[:12]}-{_extension()[:12]}.json"
+
+
+@cache
+def _extension() -> str:
+    """Return the sha256 of the extension's file, which no process changes while it runs."""
+    return hashlib.sha256(Path(str(_native.__file__)).read_bytes()).hexdigest()
 
 
 def _kind(values: NumberFormat, sparse: bool) -> str:
@@ -108,11 +118,10 @@ def _apply(values: NumberFormat, sparse: bool, names: Any) -> bool:
     )
 
 
-def _store(path: Path, kind: str, names: list[str]) -> None:
-    """Add a kind's choices to the cache file; a cache that cannot be written costs only another measurement."""
-    content = {"processor": processor(), "choices": {**_cached(path), kind: names}}
+def _store(path: Path, choices: dict[str, Any]) -> None:
+    """Write the choices to the cache file; a cache that cannot be written costs only another measurement."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, content)
+        write_json(path, {"processor": processor(), "choices": choices})
     except OSError as error:
         logger.warning("did not keep the kernel measurements in %s: %s", path, error)

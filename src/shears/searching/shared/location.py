@@ -44,8 +44,8 @@ class StudyLocation:
     resume: bool = False
     identity: Mapping[str, str] = field(default_factory=dict)
     worker: str = ""
-    stale_after: float = 60.0
-    timeout: float = 300.0
+    stale_after: float = SearchConfig.model_fields["stale_after"].default
+    timeout: float = SearchConfig.model_fields["storage_timeout"].default
 
 
 def location_of(
