@@ -51,11 +51,18 @@ def load_generation_config(folder: Path) -> GenerationConfig:
 
 
 def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
-    """Return the tokenizer in a folder; InputError if it asks for code that transformers lacks."""
+    """Return the tokenizer in a folder; InputError if it asks for code that transformers lacks.
+
+    ValueError for files that the tokenizers library cannot read.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     except ValueError as error:
         raise _explained(error, folder) from error
+    except Exception as error:
+        if type(error) is Exception:  # the only class that the tokenizers library raises
+            raise ValueError(str(error)) from error
+        raise
     tokenizer.init_kwargs.pop(AUTO_MAP, None)  # else its copies ask for code that they lack
     return cast("PreTrainedTokenizerBase", tokenizer)
 

@@ -169,14 +169,20 @@ def copy_configs(folder: Path, work: Path, config: Mapping[str, Any] | None = No
 
     The copy asks for no code (`auto_map`). InputError for a link to a file outside of the folder.
     """
-    own = own_file(folder / "config.json")
-    content = read_object(own) if config is None else config
-    if config is None and without_code.AUTO_MAP not in content:
-        shutil.copyfile(own, work / "config.json")
+    if config is None:
+        _copy_without_code(folder / "config.json", work)
     else:
-        write_json(work / "config.json", without_code.without_auto_map(content))
+        write_json(work / "config.json", without_code.without_auto_map(config))
     if (folder / "generation_config.json").is_file():
-        shutil.copyfile(own_file(folder / "generation_config.json"), work / "generation_config.json")
+        _copy_without_code(folder / "generation_config.json", work)
+
+
+def _copy_without_code(path: Path, work: Path) -> None:
+    content = read_object(own_file(path))
+    if without_code.AUTO_MAP in content:
+        write_json(work / path.name, without_code.without_auto_map(content))
+    else:
+        shutil.copyfile(path, work / path.name)
 
 
 def _stored_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
