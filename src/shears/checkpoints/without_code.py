@@ -4,6 +4,7 @@ transformers asks on standard input whether to run such code unless it is told n
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,7 @@ from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 ASKING = ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json")
 AUTO_MAP = "auto_map"  # in these files: the Python classes that a folder brings along
 REFUSED = "trust_remote_code"  # in transformers' message where a folder cannot be loaded without its code
+TEMPLATE_NAME = re.compile(r"\w[\w.-]*")
 PICKLED_ADAPTER = "adapter_model.bin"
 IMPLEMENTATIONS = (
     "attn_implementation",
@@ -63,8 +65,16 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
         if type(error) is Exception:  # the only class that the tokenizers library raises
             raise ValueError(str(error)) from error
         raise
+    _refuse_template_names(folder, tokenizer.chat_template)
     tokenizer.init_kwargs.pop(AUTO_MAP, None)  # else its copies ask for code that they lack
     return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def _refuse_template_names(folder: Path, templates: Any) -> None:
+    """Raise InputError for a chat template whose name is no file name: each is saved as a file of its name."""
+    names = templates if isinstance(templates, dict) else ()
+    if wrong := [name for name in names if not (isinstance(name, str) and TEMPLATE_NAME.fullmatch(name))]:
+        raise InputError(f"{folder} must name its chat templates by plain words, got {wrong[0]!r:.100}; rename it")
 
 
 def load_causal_model(folder: Path, **options: Any) -> Any:
