@@ -76,6 +76,22 @@ def test_a_chat_template_is_not_saved_under_a_path(name: str, tmp_path: Path) ->
         load_tokenizer(folder)
 
 
+@pytest.mark.parametrize("key", ["vocab", "merges", "vocab_file", "tokenizer_file"])
+def test_no_file_of_another_folder_becomes_a_vocabulary(key: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n[PAD]\n[MASK]\na\n")
+    secret = tmp_path / "secret"
+    secret.write_text("[UNK]\n[CLS]\n[SEP]\n[PAD]\n[MASK]\nPASSWORD\n")
+    settings = {"tokenizer_class": "BertTokenizer", key: str(secret)}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if key.endswith("_file"):  # transformers takes the folder's own
+        assert "PASSWORD" not in load_tokenizer(folder).get_vocab()
+    else:
+        with pytest.raises(InputError, match="leave it to files of its folder, it names the file"):
+            load_tokenizer(folder)
+
+
 def test_a_link_out_of_a_model_folder_is_not_copied(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model")
     (tmp_path / "secret.json").write_text('{"password": "1234"}')

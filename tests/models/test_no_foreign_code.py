@@ -165,6 +165,34 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+HOSTILE = {
+    "a module": {"megatron_config": {"a": 1}, "megatron_core": "stranger"},
+    "a tokenizer": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, "prompt_tuning_init": "TEXT",
+                    "prompt_tuning_init_text": "a", "tokenizer_name_or_path": "MODEL", "inference_mode": False,
+                    "tokenizer_kwargs": {"trust_remote_code": True}},
+    "an adapter": {"peft_type": "XLORA", "hidden_size": 32, "adapters": {"0": "MODEL"}},
+    "a cache": {"init_lora_weights": "corda", "corda_config": {"cache_file": "MODEL/adapter_model.bin"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_an_adapter_cannot_name_code(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = tmp_path / "ran"
+    model = arm(save_tiny(tmp_path / "model"), marker)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    shutil.copyfile(model / "model.safetensors", adapter / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    text = json.dumps(settings | HOSTILE[what]).replace("MODEL", str(model))
+    (adapter / "adapter_config.json").write_text(text)
+    monkeypatch.syspath_prepend(str(model))
+    monkeypatch.delitem(sys.modules, "stranger", raising=False)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 4))
+    with pytest.raises(InputError):
+        load_with_adapter(tmp_path / "model", adapter)
+    assert not marker.exists()
+
+
 def test_an_index_that_names_files_of_other_folders_is_refused(tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base")
     weights = load_model(base).state_dict()

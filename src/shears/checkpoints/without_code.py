@@ -57,6 +57,7 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
 
     ValueError for files that the tokenizers library cannot read.
     """
+    _refuse_named_files(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     except ValueError as error:
@@ -68,6 +69,16 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
     _refuse_template_names(folder, tokenizer.chat_template)
     tokenizer.init_kwargs.pop(AUTO_MAP, None)  # else its copies ask for code that they lack
     return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def _refuse_named_files(folder: Path) -> None:
+    """Raise InputError where tokenizer_config.json names a vocabulary: any file's lines would become its tokens."""
+    content = _json(folder / "tokenizer_config.json")
+    if named := [content[key] for key in ("vocab", "merges") if isinstance(content.get(key), str)]:
+        raise InputError(
+            f"{folder / 'tokenizer_config.json'} must hold its vocabulary or leave it to files of its folder, it names "
+            f"the file {named[0]!r:.100}; remove that key"
+        )
 
 
 def _refuse_template_names(folder: Path, templates: Any) -> None:
