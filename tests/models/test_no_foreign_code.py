@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -165,7 +166,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-HOSTILE = {
+HOSTILE: dict[str, dict[str, Any]] = {
     "a module": {"megatron_config": {"a": 1}, "megatron_core": "stranger"},
     "a tokenizer": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, "prompt_tuning_init": "TEXT",
                     "prompt_tuning_init_text": "a", "tokenizer_name_or_path": "MODEL", "inference_mode": False,
