@@ -93,7 +93,7 @@ def test_a_missing_driver_is_named_with_what_installs_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     message = refused(f"{scheme}://me:secret@host/db")
-    assert f"pip install 'shears[{scheme}]'" in message
+    assert f"pip install 'shears-llm[{scheme}]'" in message
     assert "secret" not in message
 
 
