@@ -132,5 +132,5 @@ def test_settings_that_need_plain_weights_refuse_quantize(base: Path, data: str,
 
 def test_without_bitsandbytes_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"pip install 'shears\[quantize\]'"):
+    with pytest.raises(InputError, match=r"pip install 'shears-llm\[quantize\]'"):
         quantization_config("nf4", torch.float32)

@@ -34,7 +34,9 @@ def test_an_address_that_is_taken_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving_server, "REQUIRED", ("no_such_fastapi", "uvicorn"))
-    with pytest.raises(InputError, match=r"serve needs no_such_fastapi, not installed; pip install 'shears\[serve\]'"):
+    with pytest.raises(
+        InputError, match=r"serve needs no_such_fastapi, not installed; pip install 'shears-llm\[serve\]'"
+    ):
         serve(tmp_path)
 
 

@@ -117,7 +117,7 @@ def application() -> Any:
 
     from shears.cli.options import app
 
-    for name in ("verbs", "chat", "sharing"):
+    for name in ("init", "verbs", "chat", "sharing"):
         import_module(f"shears.cli.{name}")
     return app
 

@@ -97,7 +97,7 @@ def serve(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     """Serve a model over HTTP with OpenAI's API.
 
     /v1/chat/completions and /v1/completions (streamed or not), /v1/models, /health. Requests that run at the same
-    time are batched. Needs pip install 'shears[serve]'.
+    time are batched. Needs the extra `serve`.
 
     \b
     shears serve package

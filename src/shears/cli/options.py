@@ -19,7 +19,9 @@ Prune a language model, train elastic LoRA adapters on it, search the best sub-a
 
 Run all stages on a small model from PyPI and built-in examples:
 
-shears run recipes/quickstart.yaml --output runs/quickstart
+\b
+shears init
+shears run quickstart.yaml
 """
 
 app = typer.Typer(

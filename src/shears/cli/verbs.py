@@ -212,7 +212,7 @@ def run(
 
     Finished stages are skipped and interrupted ones continue. A stage made with another configuration is an error.
 
-    shears run recipes/quickstart.yaml --output runs/longer --set train.epochs=2
+    shears run quickstart.yaml --output runs/longer --set train.epochs=2
     """
     loaded = load_recipe(recipe, set_ or [])
     if dry_run:

@@ -62,7 +62,7 @@ class EvaluateConfig(ScoringConfig):
     dtype: DtypeName = "auto"
     """Number format of the loaded model; auto: fp32 with precision fp32, else the model's own."""
     harness: Names = ()
-    """Tasks of lm-eval for task harness, such as hellaswag,arc_easy (pip install 'shears[harness]')."""
+    """Tasks of lm-eval for task harness, such as hellaswag,arc_easy (extra `harness`)."""
     include_path: str | None = None
     """Folder with more YAML tasks for lm-eval; those of shears (shears_boolq, ...) are found without it. Tasks that
     name code need SHEARS_TASK_CODE=1 in the environment."""

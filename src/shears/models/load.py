@@ -22,7 +22,7 @@ from shears.checkpoints import without_code
 from shears.checkpoints.conversion import LOADING_ERRORS, known_config
 from shears.checkpoints.tensor_files import quantized_by, refuse_missing
 from shears.checkpoints.without_code import NeedsOwnCode
-from shears.errors import InputError, first_line
+from shears.errors import InputError, first_line, install_hint
 from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
 from shears.models.ref import AnyModel, ModelRef, resolve
 from shears.models.sparse_adapter import make_sparse
@@ -115,7 +115,7 @@ def quantization_config(form: Quantized, compute: torch.dtype) -> BitsAndBytesCo
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(
-            f"quantize {form} needs the package bitsandbytes, which is not installed; pip install 'shears[quantize]'"
+            f"quantize {form} needs the package bitsandbytes, which is not installed; {install_hint('quantize')}"
         )
     if form == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)

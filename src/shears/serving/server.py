@@ -13,7 +13,7 @@ from typing import Any
 from shears.config import ServeConfig
 from shears.config.resolve import build
 from shears.config.serve import RunningConfig
-from shears.errors import InputError
+from shears.errors import InputError, install_hint
 from shears.runtime.generation.worker import Worker
 from shears.runtime.loading import load
 
@@ -30,7 +30,7 @@ def serve(model: str | Path, adapter: str | Path | None = None, **config: Any) -
     """
     wanted = build(ServeConfig, "serve", config)
     if missing := [name for name in REQUIRED if find_spec(name) is None]:
-        raise InputError(f"serve needs {' and '.join(missing)}, not installed; pip install 'shears[serve]'")
+        raise InputError(f"serve needs {' and '.join(missing)}, not installed; {install_hint('serve')}")
     with bind(wanted.host, wanted.port) as listener:
         engine = load(model, adapter, **wanted.model_dump(include=set(RunningConfig.model_fields)))
         with Worker(engine, wanted.max_waiting) as worker, _signals_ignored():

@@ -52,7 +52,12 @@ def test_a_run_searches_with_the_password_and_records_it_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, given = "postgresql://me:secret@host/db", list[str]()
-    monkeypatch.setattr(pipeline, "search", lambda adapter, output, **config: given.append(config["storage"]))
+
+    def search(adapter: Path, output: Path, **config: str) -> Path:
+        given.append(config["storage"])
+        return output
+
+    monkeypatch.setattr(pipeline, "search", search)
     parts = {"train": {"data": "x.jsonl"}, "search": {"data": "y.jsonl", "storage": url}}
     recipe = Recipe.model_validate({"model": "m", **parts})
     stage = next(stage for stage in pipeline.stages_of(recipe, tmp_path) if stage.name == "search")
@@ -93,7 +98,7 @@ def test_a_missing_driver_is_named_with_what_installs_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     message = refused(f"{scheme}://me:secret@host/db")
-    assert f"pip install 'shears[{scheme}]'" in message
+    assert f"pip install 'shears-llm[{scheme}]'" in message
     assert "secret" not in message
 
 

@@ -70,7 +70,7 @@ def test_one_to_three_objectives_also_flat_ones_and_bounds(goal: Goal) -> None:
 
 def test_without_pymoo_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymoo.algorithms.moo.rnsga2", None)
-    with pytest.raises(InputError, match=r"pip install 'shears\[rnsga2\]'"):
+    with pytest.raises(InputError, match=r"pip install 'shears-llm\[rnsga2\]'"):
         rnsga2(SPACE, a_plan())
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.config import EvaluateConfig
 from shears.data.prompts import question_id, question_of
-from shears.errors import InputError, first_line
+from shears.errors import InputError, first_line, install_hint
 from shears.evaluation.harness.foreign_tasks import may_run_code, refuse_code, sandboxed_templates
 from shears.evaluation.records import Evaluation, Record
 from shears.evaluation.statistics import Z95, wilson_interval
@@ -46,7 +46,7 @@ def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: Ev
     lm-eval is not installed, does not know a task or fails on one, and for tasks of include_path that name code.
     """
     if find_spec("lm_eval") is None:
-        raise InputError("harness needs lm-eval, which is not installed; pip install 'shears[harness]'")
+        raise InputError(f"harness needs lm-eval, which is not installed; {install_hint('harness')}")
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 

@@ -28,7 +28,7 @@ from sqlalchemy import exc
 
 from shears.adapt.space import SearchSpace
 from shears.config.fields import hide_passwords
-from shears.errors import InputError, first_line
+from shears.errors import InputError, first_line, install_hint
 
 logger = logging.getLogger(__name__)
 JOURNAL = "journal://"
@@ -141,7 +141,7 @@ def _database(url: str) -> RDBStorage:
         reason = without(first_line(error), *secrets)
         missing = getattr(error.__cause__, "name", None) or getattr(error, "name", None)
         extra = EXTRAS.get(str(missing)) if isinstance(error, ImportError) else None
-        advice = f"; pip install 'shears[{extra}]'" if extra else ""
+        advice = f"; {install_hint(extra)}" if extra else ""
         raise InputError(
             f"storage must be a database URL that can be opened, got {hide_passwords(url)}: {reason}{advice}"
         ) from None

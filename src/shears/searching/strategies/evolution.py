@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config.search import parse_point
-from shears.errors import InputError
+from shears.errors import InputError, install_hint
 from shears.searching.shared.storage import distributions, quiet_optuna
 from shears.searching.strategies.base import Evaluated, SearchPlan, digest, known_in, landmarks, starts, unknown_of
 from shears.searching.strategies.simple import RandomSearch
@@ -152,7 +152,7 @@ def rnsga2(space: SearchSpace, plan: SearchPlan) -> Nsga2:
         populations = import_module("pymoo.core.population")
     except ImportError as error:
         raise InputError(
-            f"strategy rnsga2 must have pymoo, and it cannot be imported ({error}); pip install 'shears[rnsga2]'"
+            f"strategy rnsga2 must have pymoo, and it cannot be imported ({error}); {install_hint('rnsga2')}"
         ) from None
     wanted = _wanted(plan)
     size = population_of(space, plan)
