@@ -156,8 +156,8 @@ def _print_lead(lead: Mapping[str, Any] | None) -> None:
         print_line(f"{lead['name']} minus {lead['against']}{untrained}:")
         print_line(f"  {100 * difference['value']:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}")
         print_line(
-            f"  the same {difference['n']:,} questions: {difference['won']:,} only the first answers rightly, "
-            f"{difference['lost']:,} only the second"
+            f"  of {difference['n']:,} questions, {difference['won']:,} right only by the first and "
+            f"{difference['lost']:,} only by the second"
         )
     if lead["untrained"]:
         print_line("  for a trained one to compare with: --set evaluate.baselines=dense-lora")

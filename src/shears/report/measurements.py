@@ -15,6 +15,7 @@ from shears.report.records import Record, Run
 from shears.report.words import figure, plural, rate, size
 
 MOST_EXAMPLES = 8
+MOST_PATTERNS = 8  # as many as three models can have
 MOST_CHARACTERS = 1500  # of a text
 DENSE_IN_TRANSFORMERS = "dense, transformers"  # prefix of the names of two contestants of a bench
 
@@ -61,7 +62,12 @@ def _readings(run: Run) -> str:
 def _agreement(figures: Mapping[str, Record]) -> Markup | None:
     """Return how many examples which models answer rightly; None if they cannot be paired."""
     patterns = _patterns(figures)
-    rows = ((count, *map(_verdict, pattern)) for pattern, count in Counter(patterns).most_common())
+    counts = Counter(patterns).most_common()
+    rows: list[tuple[object, ...]] = [(count, *map(_verdict, pattern)) for pattern, count in counts[:MOST_PATTERNS]]
+    if others := counts[MOST_PATTERNS:]:
+        rows.append(
+            (sum(count for _, count in others), plural(len(others), "other pattern"), *[""] * (len(figures) - 1))
+        )
     return table("Examples by which models are right", ("examples", *figures), rows) if patterns else None
 
 

@@ -127,18 +127,23 @@ def _quality(run: Run) -> Iterator[Markup]:
     yield _difference(run, last, first)
     yield from (_difference(run, last, row) for row in rest if row["name"] in BASELINES)
     if len(others) > 1:
-        yield _difference(run, others[0], dense)
+        yield _difference(run, others[0], dense, ": pruning alone")
 
 
-def _difference(run: Run, row: Record, other: Record) -> Markup:
-    """Return the headline of a difference in points with its interval and counts; if it is not paired, both figures."""
+def _difference(run: Run, row: Record, other: Record, about: str = "") -> Markup:
+    """Return the headline of a difference in points with its interval and counts; if it is not paired, both figures.
+
+    `about` are words on what the difference means.
+    """
     against = f"{_value(row)} against {_value(other)}"
     untrained = _untrained(run, row, other)
     if (gap := _gap(run, row, other)) is None:
-        return _headline(_value(row), f"{row['metric']} of {row['name']}", f"against {_value(other)}{untrained}")
-    counts = f"of {gap['n']:,} questions {gap['won']:,} only the first right, {gap['lost']:,} only the second"
+        return _headline(
+            _value(row), f"{row['metric']} of {row['name']}{about}", f"{against} of {other['name']}{untrained}"
+        )
+    counts = f"of {gap['n']:,} questions, {gap['won']:,} right only by the first and {gap['lost']:,} only by the second"
     source = f"95{GAP}% interval {_ends(gap)}; {against}; {counts}"
-    return _headline(f"{points(gap['value'])} points", f"{row['name']} minus {other['name']}{untrained}", source)
+    return _headline(f"{points(gap['value'])} points", f"{row['name']} minus {other['name']}{untrained}{about}", source)
 
 
 def _gap(run: Run, row: Record, other: Record) -> Record | None:
@@ -245,7 +250,7 @@ def _beside(run: Run, row: Record, other: Record) -> str:
     side = "above" if gap["value"] > 0 else "below"
     words = f"{abs(100 * gap['value']):.1f} points {side}" if gap["won"] != gap["lost"] else "level with"
     low, high = gap["ci95"]
-    doubt = "" if low > 0 or high < 0 else ", which is within the noise"
+    doubt = "" if low > 0 or high < 0 else "; these questions do not tell the two apart"
     return f"{row['name']} is {words} {name} (95{GAP}% interval {_ends(gap)}; {figures}){doubt}"
 
 
