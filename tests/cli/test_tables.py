@@ -216,3 +216,39 @@ def test_names_in_square_brackets_are_printed_as_they_are(monkeypatch: pytest.Mo
     assert output.count("f1[/macro]") == 3
     assert "runs/[/old]/base, 1.0 M weights" in output
     assert "runs/[new]" in output
+
+
+@pytest.mark.parametrize(
+    ("lead", "lines"),
+    [
+        (
+            {"against": "dense-lora", "untrained": False},
+            ["sparse + sub-adapter minus dense-lora:", "  -3.0 points, 95 % interval -9.8 to +3.9",
+             "  of 100 questions, 7 right only by the first and 10 only by the second"],
+        ),
+        (
+            {"against": "dense", "untrained": True},
+            ["sparse + sub-adapter minus dense, which was not trained on the task:",
+             "  -3.0 points, 95 % interval -9.8 to +3.9",
+             "  of 100 questions, 7 right only by the first and 10 only by the second",
+             "  for a trained one to compare with: --set evaluate.baselines=dense-lora"],
+        ),
+        (
+            {"against": "dense-lora", "untrained": False, "metric": "perplexity", "values": [20, 30.5],
+             "difference": None},
+            ["sparse + sub-adapter: perplexity 20.00, against 30.50 of dense-lora."],
+        ),
+    ],
+)  # fmt: skip
+def test_the_summary_of_a_run_begins_with_its_difference(
+    lead: dict[str, Any], lines: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"name": "dense", "metric": "accuracy", "value": 0.5, "n": 2, "ci95": [0.1, 0.9], "sparsity": 0.5,
+           "nonzeros": 3, "adapter_parameters": 0}  # fmt: skip
+    difference = {"n": 100, "value": -0.03, "ci95": [-0.098, 0.039], "won": 7, "lost": 10, "p": 0.5}
+    whole = {"name": "sparse + sub-adapter", "metric": "accuracy", "values": [0.8, 0.83], "difference": difference}
+    summary = {"task": "number", "data": "d", "models": [row], "lead": {**whole, **lead}}
+    tables.print_summary(summary, tmp_path)
+    assert capsys.readouterr().out.splitlines()[: len(lines)] == lines
+    tables.print_summary({key: value for key, value in summary.items() if key != "lead"}, tmp_path)  # of an old run
+    assert "points" not in capsys.readouterr().out

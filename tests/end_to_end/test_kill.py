@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from shears.records.artifacts import baseline_folder
 from tests.end_to_end.recipe import write_recipe
 from tests.processes import DEADLINE, Process, command_line
 
@@ -47,9 +48,12 @@ def enough_evaluations(run: Path) -> bool:
     return sum(sizes) > 300_000
 
 
-@pytest.mark.parametrize("strategy", ["hill-climbing", "nsga2"])
-def test_a_run_killed_in_every_stage_ends_with_the_same_bits(tmp_path: Path, strategy: str) -> None:
+@pytest.mark.parametrize(("strategy", "baselines"), [("hill-climbing", ["dense-lora"]), ("nsga2", [])])
+def test_a_run_killed_in_every_stage_ends_with_the_same_bits(
+    tmp_path: Path, strategy: str, baselines: list[str]
+) -> None:
     recipe, run = write_recipe(tmp_path, strategy), tmp_path / "run"
+    recipe.write_text(recipe.read_text().replace("evaluate: {", f"evaluate: {{baselines: {baselines}, "))
     finish_as_a_user(recipe, run)
     run.rename(tmp_path / "undisturbed")  # both runs in the same place: an adapter names its base by path
     moments: list[Callable[[], bool]] = [
@@ -58,6 +62,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_bits(tmp_path: Path, str
         (run / "search.partial" / "study.db").exists,
         lambda: enough_evaluations(run) or (run / "search").exists(),
         lambda: (run / "sub_adapter.partial").exists() or (run / "sub_adapter").exists(),
+        *((baseline_folder(run, f"{name}.partial") / "checkpoints" / "checkpoint-12").exists for name in baselines),
         (run / "evaluation" / "dense.json").exists,
     ]
     for moment in moments:

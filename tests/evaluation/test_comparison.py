@@ -9,7 +9,7 @@ import pytest
 from shears import compare
 from shears.errors import InputError
 from shears.evaluation.arms import Measurement, read_arms
-from shears.evaluation.comparison import compare_arms
+from shears.evaluation.comparison import compare_arms, lead, paired
 from shears.evaluation.statistics import bootstrap_difference, mcnemar, paired_difference, wilson_interval
 from tests.evaluation.measured import ONE, OTHER, THIRD, figures_file, records, run_folder
 
@@ -242,3 +242,38 @@ def test_an_output_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page.html").mkdir()
     with pytest.raises(InputError, match=r"must be a \.json or \.html file"):
         compare(["a.json", "b.json"], output=tmp_path / "page.html")
+
+
+def test_a_run_leads_with_plain_lora_on_the_dense_model_else_with_another_baseline_else_with_the_dense_model() -> None:
+    bits = {"dense": THIRD, "sparse": THIRD, "sparse-lora": OTHER, "dense-lora": ONE, "sparse + sub-adapter": OTHER}
+
+    def led(*names: str, only_run_trained: bool = True) -> Any:
+        rows = [{"name": name, "metric": "accuracy", "value": sum(bits[name]) / 8} for name in names]
+        figures = {name: {"records": records(bits[name])} for name in names}
+        return lead(rows, figures, only_run_trained=only_run_trained)
+
+    found = led(*bits)
+    assert (found["name"], found["against"], found["untrained"]) == ("sparse + sub-adapter", "dense-lora", False)
+    assert found["values"] == [3 / 8, 6 / 8]
+    low, high = found["difference"]["ci95"]
+    assert (low, high) == pytest.approx(paired_difference([OTHER], [ONE])[1:])
+    assert {name: found["difference"][name] for name in ("n", "value", "won", "lost")} == {
+        "n": 8, "value": -3 / 8, "won": 0, "lost": 3
+    }  # fmt: skip
+    assert led("dense", "sparse", "sparse-lora", "sparse + sub-adapter")["against"] == "sparse-lora"
+    alone = ("dense", "sparse", "sparse + sub-adapter")
+    assert (led(*alone)["against"], led(*alone)["untrained"]) == ("dense", True)
+    assert not led(*alone, only_run_trained=False)["untrained"]
+    assert led("dense") is None
+
+
+def test_differences_are_paired_by_question_and_only_over_the_same_ones() -> None:
+    ones, others = records(ONE), records(OTHER)
+    assert paired(ones, others[::-1]) == paired(ones, others)
+    several = [records(ONE, "a") + records(OTHER, "b"), records(OTHER, "a") + records(OTHER, "b")]
+    over_all = paired(*several)
+    assert over_all is not None
+    assert (over_all["n"], over_all["won"], over_all["lost"]) == (16, 3, 0)
+    assert paired(ones, others[:-1]) is None
+    assert paired([{"window": 0, "nll": 2.0}], [{"window": 0, "nll": 1.0}]) is None
+    assert paired([], []) is None

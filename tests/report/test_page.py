@@ -23,10 +23,12 @@ CONTENTS = {
 
 def test_the_page_shows_what_the_records_hold(tmp_path: Path) -> None:
     text = Reader(page_of(tmp_path)).text.replace("\N{NO-BREAK SPACE}", " ")
-    assert "100 %of the dense model's accuracy, by sparse + sub-adapter50.0 % (25.0 % to 75.0 %) against 50.0 %" in text
+    untrained = "dense, which was not trained on the task"
+    assert f"+0.0 pointssparse + sub-adapter minus {untrained}95 % interval -65.3 to +65.3; 50.0 % against 50" in text
+    assert "of 4 questions, 1 right only by the first and 1 only by the second-25.0 pointssparse minus dense" in text
     assert "1.61xfewer non-zero weights" in text
-    assert "Sparse + sub-adapter keeps 100 % of the dense model's accuracy (50.0 % against 50.0 %, n = 4)" in text
-    assert "with 1.61x fewer non-zero weights" in text  # 1000 / (600 + 20)
+    assert f"Sparse + sub-adapter is level with {untrained} (95 % interval -65.3 to +65.3; 50.0 % against" in text
+    assert "It has 1.61x fewer non-zero weights than the dense model." in text  # 1000 / (600 + 20)
     assert "300 steps on 30 k completion tokens, 100 a step. The steps took 2 min 30 s, 200 completion tokens" in text
     assert "Times on a processor, 2 threadsstagetimestartstrain2 min 34 s2, 1 not finishedall2 min 34 s" in text
     assert "random on validation.jsonl: 4 configurations measured, 2 of them on the front" in text

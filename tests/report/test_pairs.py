@@ -128,7 +128,7 @@ def test_a_contaminated_run_begins_with_a_warning_and_shows_the_strict_reading(t
         "Warning: 3 of the 4 test questions stand in the training data of sparse + sub-adapter; on the others its "
         "accuracy is 12.5 %. Its accuracy on all of them does not show what it learned."
     )
-    assert text.index(warning) < text.index("keeps 100 % of the dense model's accuracy")
+    assert text.index(warning) < text.index("Sparse + sub-adapter is level with dense")
     assert "Accuracy strict: sparse + sub-adapter 25.0 %." in text
     assert "50.0 %25.0 % to 75.0 %25.0 % (5.0 % to 70.0 %)4" in text  # accuracy, interval, strict, n
     assert "Warning" not in Reader(page_of(tmp_path / "clean", run_with_ids())).text
@@ -140,4 +140,4 @@ def test_shares_of_lm_eval_are_percentages(metric: str, tmp_path: Path) -> None:
     for row in files["evaluation.json"]["models"]:
         row["metric"] = metric
     text = Reader(page_of(tmp_path, files)).text.replace("\N{NO-BREAK SPACE}", " ")
-    assert f"Sparse + sub-adapter keeps 100 % of the dense model's {metric} (50.0 % against 50.0 %, n = 4)" in text
+    assert f"Sparse + sub-adapter has {metric} 50.0 %, against 50.0 % of dense." in text  # no answers to pair

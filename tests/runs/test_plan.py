@@ -34,7 +34,8 @@ def test_every_recipe_can_be_planned_offline(path: Path, tmp_path: Path) -> None
     recipe = load_recipe(path)
     run_plan = plan(recipe, tmp_path / "run")
     names = [stage.name for stage in run_plan.stages]
-    assert names == ["sparsify", "train", "search", "export", "evaluate"]
+    assert recipe.evaluate is not None
+    assert names == ["sparsify", "train", "search", "export", *recipe.evaluate.baselines, "evaluate"]
     assert {stage.state for stage in run_plan.stages} == {"to do"}
     assert run_plan.parameters == SIZES[recipe.model or ""]
     assert all(stage.memory for stage in run_plan.stages)

@@ -128,8 +128,9 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     """Print the figures of a run's models, where the artifacts are, and a command to try the last model."""
     rows = summary["models"]
     if rows:
+        _print_lead(summary.get("lead"))
         _print_models(f"{summary['task']} on {summary['data']} (n = {rows[0]['n']})", rows)
-    names = ("sparse", "super_adapter", "search", *EXPORTED, "evaluation.json")
+    names = ("sparse", "super_adapter", "search", *EXPORTED, "baselines", "evaluation.json")
     for name in (name for name in names if (folder / name).exists()):
         print_line(f"  {folder / name}")
     exported = [name for name in EXPORTED if name in WHOLE_MODELS and (folder / name).exists()]
@@ -139,6 +140,26 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     has_adapter = last in ("", "sparse + sub-adapter") and sub_adapter.exists()
     option = f" --adapter {quoted(sub_adapter)}" if has_adapter else ""
     print_line(f'Try it: shears generate {quoted(model)}{option} --prompt "..."')
+
+
+def _print_lead(lead: Mapping[str, Any] | None) -> None:
+    """Print the difference that a run is about, above its table; for figures that are not paired, both of them."""
+    if lead is None:
+        return
+    untrained = ", which was not trained on the task" if lead["untrained"] else ""
+    if (difference := lead["difference"]) is None:
+        one, other = (figure({"metric": lead["metric"], "value": value, "ci95": None})[0] for value in lead["values"])
+        print_line(f"{lead['name']}: {lead['metric']} {one}, against {other} of {lead['against']}{untrained}.")
+    else:
+        low, high = (100 * end for end in difference["ci95"])
+        print_line(f"{lead['name']} minus {lead['against']}{untrained}:")
+        print_line(f"  {100 * difference['value']:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}")
+        print_line(
+            f"  of {difference['n']:,} questions, {difference['won']:,} right only by the first and "
+            f"{difference['lost']:,} only by the second"
+        )
+    if lead["untrained"]:
+        print_line("  for a trained one to compare with: --set evaluate.baselines=dense-lora")
 
 
 def _print_models(title: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -6,7 +6,7 @@ keyword of the library, under one name: `--max-steps`, `train.max_steps`, `train
 
 from pydantic import Field
 
-from shears.config.evaluate import EvaluateConfig, ScoringConfig
+from shears.config.evaluate import EvaluateConfig, RunEvaluateConfig, ScoringConfig
 from shears.config.export import ExportConfig
 from shears.config.fields import StageConfig
 from shears.config.search import SearchConfig
@@ -15,8 +15,8 @@ from shears.config.sparsify import SparsifyConfig
 from shears.config.train import TrainConfig
 
 __all__ = ["BenchConfig", "ChatConfig", "EvaluateConfig", "ExportConfig", "FetchConfig", "GenerateConfig",
-           "InspectConfig", "Recipe", "SamplingConfig", "ScoringConfig", "SearchConfig", "ServeConfig",
-           "SparsifyConfig", "TrainConfig"]  # fmt: skip
+           "InspectConfig", "Recipe", "RunEvaluateConfig", "SamplingConfig", "ScoringConfig", "SearchConfig",
+           "ServeConfig", "SparsifyConfig", "TrainConfig"]  # fmt: skip
 
 
 class FetchConfig(StageConfig):
@@ -52,7 +52,7 @@ class Recipe(StageConfig):
     """How to find the best sub-adapter."""
     export: ExportConfig = ExportConfig()
     """Which sub-adapter to write, and in what format."""
-    evaluate: EvaluateConfig | None = None
+    evaluate: RunEvaluateConfig | None = None
     """What to measure."""
     generate: GenerateConfig = GenerateConfig()
     """How to continue a prompt."""

@@ -1,9 +1,9 @@
 """Options of `shears evaluate`: what to measure, on which examples."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from shears.config.fields import Device, DtypeName, Names, StageConfig
 
@@ -21,6 +21,8 @@ ANSWER_FORMS: Mapping[str, AnswerForm] = {
     "aqua": "letter",
 }
 TEMPLATE = "alpaca"  # how the Shears paper evaluates
+BASELINES = ("dense-lora", "sparse-lora")
+"""What a run can train to compare with: plain LoRA on the dense model or on the pruned one."""
 
 
 class ScoringConfig(StageConfig):
@@ -83,6 +85,11 @@ class EvaluateConfig(ScoringConfig):
         """Fill in the keys that the task determines; naming tasks of lm-eval selects task harness."""
         if not isinstance(values, Mapping):
             return values
+        if "baselines" in values and "baselines" not in cls.model_fields:
+            raise ValueError(
+                "baselines is for recipes of shears run, which trains them; this measures one model: leave it out and "
+                "name the adapter of a baseline that is trained"
+            )
         if values.get("harness"):
             values = {"task": "harness", "data": ".", **values}
         form = ANSWER_FORMS.get(str(values.get("task")))
@@ -105,3 +112,42 @@ class EvaluateConfig(ScoringConfig):
         if self.task == "harness" and not self.harness:
             raise ValueError("task harness needs tasks of lm-eval, got none; add --harness hellaswag, for example")
         return self
+
+
+class BaselineConfig(StageConfig):
+    """What a baseline is trained with in place of the run's own settings."""
+
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of the baseline; default: train.learning_rate."""
+
+
+def _by_name(value: object) -> object:
+    """Return a mapping from names to settings for a list of names, and for a text of names with commas."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",") if name.strip()]
+    if isinstance(value, list | tuple):
+        value = dict.fromkeys(map(str, value))
+    if not isinstance(value, Mapping):
+        value = {str(value): None}  # of another type, and so no name
+    if unknown := [name for name in value if name not in BASELINES]:
+        raise ValueError(f"must be of {', '.join(BASELINES)}, got {unknown[0]!r}")
+    return {name: {} if settings is None else settings for name, settings in value.items()}
+
+
+Baselines = Annotated[dict[str, BaselineConfig], BeforeValidator(_by_name)]
+
+
+class RunEvaluateConfig(EvaluateConfig):
+    """What a run measures, and what it trains to compare with."""
+
+    baselines: Baselines = Field(default_factory=dict)
+    """What a run also trains and measures, with the budget of its own training and one rank, the largest: dense-lora
+    (plain LoRA on the dense model), sparse-lora (on the pruned model). A list, or a mapping such as
+    {dense-lora: {learning_rate: 1e-4}}; default: none."""
+
+    @property
+    def measurement(self) -> EvaluateConfig:
+        """What is measured of each model; records hold this part, so that another baseline changes no figures."""
+        return EvaluateConfig.model_validate(self.model_dump(exclude={"baselines"}))

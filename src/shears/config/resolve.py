@@ -10,12 +10,13 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from shears.config import Recipe
+from shears.config import EvaluateConfig, Recipe, RunEvaluateConfig
 from shears.config.fields import StageConfig
 from shears.errors import InputError
 
 Config = TypeVar("Config", bound=StageConfig)
 UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)  # of invalid YAML, impossible dates, endless brackets
+ONLY_OF_RUNS = RunEvaluateConfig.model_fields.keys() - EvaluateConfig.model_fields.keys()
 LARGEST = 100_000  # values; nested aliases make a few lines many millions of them
 NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
@@ -136,11 +137,20 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
 
 def stage_values(section: str, config: str | None, settings: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of one stage: those of the recipe file, overridden by --set, overridden by flags."""
-    values = override(read_yaml(config) if config else {}, settings)
+    values = override(_for_verbs(read_yaml(config)) if config else {}, settings)
     for key in values:
         if key not in Recipe.model_fields:
             raise InputError(_unknown(key, "", list(Recipe.model_fields)))
     return {**_section(values, section), **{name: value for name, value in flags.items() if value is not None}}
+
+
+def _for_verbs(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe without the keys that only a run reads: it trains baselines, `evaluate` measures one model."""
+    section = content.get("evaluate")
+    if not isinstance(section, dict):
+        return dict(content)
+    own = {key: value for key, value in section.items() if key not in ONLY_OF_RUNS}
+    return {**content, "evaluate": own}
 
 
 def _explain(kind: type[StageConfig], section: str, detail: ErrorDetails) -> str:
@@ -164,6 +174,8 @@ def _explain(kind: type[StageConfig], section: str, detail: ErrorDetails) -> str
 def section_class(kind: type[StageConfig], location: Sequence[str]) -> type[StageConfig]:
     """Return the configuration class of a section of `kind`, such as TrainConfig for ['train'] of Recipe."""
     for part in location:
+        if part not in kind.model_fields:  # a key of a field that is a mapping, such as the name of a baseline
+            continue
         annotation: Any = kind.model_fields[part].annotation
         options = getattr(annotation, "__args__", (annotation,))
         kind = next(option for option in options if isinstance(option, type) and issubclass(option, StageConfig))

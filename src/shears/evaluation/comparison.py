@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from shears.config.evaluate import BASELINES
 from shears.errors import InputError
 from shears.evaluation import statistics
-from shears.evaluation.arms import Arms, Key, Measurement, with_ids_of_first
+from shears.evaluation.arms import Arms, Key, Measurement, example_of, numbered, with_ids_of_first
 from shears.evaluation.statistics import Bits
 from shears.records.measures import CONTAMINATION
 
@@ -119,6 +120,54 @@ def _difference(name: str, runs: Sequence[Bits], base: str, others: Sequence[Bit
     test = statistics.mcnemar(runs[0], others[0])
     counts = {"won": test.won, "lost": test.lost, "p": test.p_mid, "p_exact": test.p_exact}
     return {**difference, "test": "McNemar, mid-p", **counts}
+
+
+def lead(
+    rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Mapping[str, Any]], *, only_run_trained: bool
+) -> dict[str, Any] | None:
+    """Return the difference that a run is about: its last model minus plain LoRA, or minus its dense model without one.
+
+    `rows` are the run's models, the dense one first, and `figures` their measurements. `only_run_trained` tells whether
+    the run trained its last model and nobody trained its base before; then a dense model is `untrained` in the result.
+    None for fewer than two models.
+    """
+    if len(rows) < 2:
+        return None
+    by_name = {row["name"]: row for row in rows}
+    last = rows[-1]["name"]
+    other = next((name for name in BASELINES if name in by_name), rows[0]["name"])
+    pair = [figures.get(name, {}).get("records", []) for name in (last, other)]
+    return {
+        "name": last,
+        "against": other,
+        "untrained": other not in BASELINES and only_run_trained,
+        "metric": by_name[last]["metric"],
+        "values": [by_name[name]["value"] for name in (last, other)],
+        "difference": paired(*pair),
+    }
+
+
+def paired(ones: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the difference of two measurements' accuracies over all of their examples, with its counts.
+
+    `won` and `lost` are the numbers of examples that only the first and only the second answers rightly. None for
+    records that are of other examples or hold no right and wrong answers.
+    """
+    left, right = (_bits(records) for records in (ones, others))
+    if not left or left.keys() != right.keys():
+        return None
+    bits = [[each[key] for key in left] for each in (left, right)]
+    value, low, high = statistics.paired_difference(bits[:1], bits[1:])
+    test = statistics.mcnemar(*bits)
+    return {"n": len(left), "value": value, "ci95": [low, high], "won": test.won, "lost": test.lost, "p": test.p_mid}
+
+
+def _bits(records: Sequence[Mapping[str, Any]]) -> dict[Key, bool]:
+    """Return whether each example is right, by its task and question; empty without right and wrong answers."""
+    if not all(isinstance(record.get("correct"), bool) for record in records):
+        return {}
+    keys = numbered(f"{record.get('task', '')} {example_of(record)}" for record in records)
+    return {key: record["correct"] for key, record in zip(keys, records, strict=True)}
 
 
 def _notes(arms: Arms, base: str) -> list[str]:

@@ -154,6 +154,11 @@ def evaluation_file(run: Path, name: str) -> Path:
     return run / "evaluation" / f"{name.replace(' + ', '_').replace('-', '_')}.json"
 
 
+def baseline_folder(run: Path, name: str) -> Path:
+    """Return the folder of a run that holds the adapter of a baseline, such as `dense-lora`."""
+    return run / "baselines" / name.replace("-", "_")
+
+
 def find_record(folder: Path) -> Path | None:
     """Return the file with the record of a finished folder, or None."""
     return next((folder / name for name in RECORDS if (folder / name).is_file()), None)

@@ -6,6 +6,7 @@ from itertools import islice, zip_longest
 
 from markupsafe import Markup
 
+from shears.config.evaluate import BASELINES
 from shears.records.measures import other_readings
 from shears.report.charts import interval_dots, measurement_bars
 from shears.report.html import element, note, picture, table
@@ -14,6 +15,7 @@ from shears.report.records import Record, Run
 from shears.report.words import figure, plural, rate, size
 
 MOST_EXAMPLES = 8
+MOST_PATTERNS = 8  # as many as three models can have
 MOST_CHARACTERS = 1500  # of a text
 DENSE_IN_TRANSFORMERS = "dense, transformers"  # prefix of the names of two contestants of a bench
 
@@ -27,9 +29,12 @@ def accuracy_section(run: Run) -> tuple[object, ...] | None:
         return None
     first = run.models[0]
     lead = f"Task {run.summary['task']} on {run.summary['data']}, {first['n']:,} examples{_sameness(run)}."
-    if len(run.models) > 1 and run.only_last_is_trained:
-        lead += " Only the last model was trained on the task."
-    *others, last = run.figures or [""]
+    if len(run.models) > 1 and run.only_run_trained:
+        baselines = [row["name"] for row in run.models[:-1] if row["name"] in BASELINES]
+        trained = f"{', '.join(baselines)} and {run.models[-1]['name']} were" if baselines else "the last model was"
+        lead += f" Only {trained} trained on the task."
+    last = run.models[-1]["name"]
+    others = [row["name"] for row in run.references if {row["name"], last} <= run.figures.keys()]
     pairs = [(f"{last} against {other}", run.figures[last], run.figures[other]) for other in others]
     bars = measurement_bars(f"{first['metric'].capitalize()} by model", run.models)
     return lead + _readings(run) + unpaired_words(pairs), bars, _agreement(run.figures), pairs_table(pairs)
@@ -57,7 +62,12 @@ def _readings(run: Run) -> str:
 def _agreement(figures: Mapping[str, Record]) -> Markup | None:
     """Return how many examples which models answer rightly; None if they cannot be paired."""
     patterns = _patterns(figures)
-    rows = ((count, *map(_verdict, pattern)) for pattern, count in Counter(patterns).most_common())
+    counts = Counter(patterns).most_common()
+    rows: list[tuple[object, ...]] = [(count, *map(_verdict, pattern)) for pattern, count in counts[:MOST_PATTERNS]]
+    if others := counts[MOST_PATTERNS:]:
+        rows.append(
+            (sum(count for _, count in others), plural(len(others), "other pattern"), *[""] * (len(figures) - 1))
+        )
     return table("Examples by which models are right", ("examples", *figures), rows) if patterns else None
 
 

@@ -8,18 +8,20 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from shears.config.evaluate import BASELINES
 from shears.errors import RECORD_ERRORS, InputError, first_line
+from shears.evaluation.comparison import paired
 from shears.records.artifacts import REPORT, write_text
-from shears.records.measures import is_share, seen_words
+from shears.records.measures import seen_words
 from shears.records.paths import expanded
 from shears.records.version import __version__
 from shears.report.html import asset, document, element, section
 from shears.report.measurements import accuracy_section, examples_section, speed_section, speedup_over_dense
-from shears.report.pairs import comparison
+from shears.report.pairs import aligned, comparison
 from shears.report.records import Record, Run, read_run
 from shears.report.search import measured, objectives_of, search_section
 from shears.report.stages import layers_section, recipe_section, training_section
-from shears.report.words import GAP, count, figure, interval, percent, plural, size, times
+from shears.report.words import GAP, count, figure, interval, percent, plural, points, size, times
 
 logger = logging.getLogger(__name__)
 
@@ -112,18 +114,54 @@ def _headline(value: str, meaning: str, source: str) -> Markup:
 
 
 def _quality(run: Run) -> Iterator[Markup]:
+    """Yield the difference that the run is about, those to its other baselines, and what pruning alone costs."""
     if not run.models:
         return
     dense, *others = run.models
     if not others:
         meaning = f"{dense['metric']} of the {dense['name']} model"
         yield _headline(_value(dense), meaning, f"{interval(dense)}, {_examples(dense)}")
-    for row in (*others[-1:], *others[:-1]):
-        source = f"{_value(row)} ({interval(row)}) against {_value(dense)} ({interval(dense)}), {_examples(row)}"
-        kept = _kept(dense, row)
-        of = "" if kept.endswith("x") else "of "
-        relative = f"{of}the {dense['name']} model's {row['metric']}, by {row['name']}"
-        yield _headline(kept, relative if dense["value"] else f"{row['metric']} of {row['name']}", source)
+        return
+    last = others[-1]
+    first, *rest = run.references
+    yield _difference(run, last, first)
+    yield from (_difference(run, last, row) for row in rest if row["name"] in BASELINES)
+    if len(others) > 1:
+        yield _difference(run, others[0], dense, ": pruning alone")
+
+
+def _difference(run: Run, row: Record, other: Record, about: str = "") -> Markup:
+    """Return the headline of a difference in points with its interval and counts; if it is not paired, both figures.
+
+    `about` are words on what the difference means.
+    """
+    against = f"{_value(row)} against {_value(other)}"
+    untrained = _untrained(run, row, other)
+    if (gap := _gap(run, row, other)) is None:
+        return _headline(
+            _value(row), f"{row['metric']} of {row['name']}{about}", f"{against} of {other['name']}{untrained}"
+        )
+    counts = f"of {gap['n']:,} questions, {gap['won']:,} right only by the first and {gap['lost']:,} only by the second"
+    source = f"95{GAP}% interval {_ends(gap)}; {against}; {counts}"
+    return _headline(f"{points(gap['value'])} points", f"{row['name']} minus {other['name']}{untrained}{about}", source)
+
+
+def _gap(run: Run, row: Record, other: Record) -> Record | None:
+    """Return the paired difference of two models; None if their examples cannot be paired."""
+    records = aligned([run.figures[each["name"]] for each in (row, other) if each["name"] in run.figures])
+    return paired(*records) if len(records) == 2 else None
+
+
+def _ends(gap: Record) -> str:
+    low, high = gap["ci95"]
+    return f"{points(low)} to {points(high)}".replace(" ", GAP)
+
+
+def _untrained(run: Run, row: Record, other: Record) -> str:
+    """Return the words on a model without training that a trained one is compared with."""
+    trained = {*BASELINES, run.models[-1]["name"]}
+    is_unfair = run.only_run_trained and row["name"] in trained and other["name"] not in trained
+    return ", which was not trained on the task" if is_unfair else ""
 
 
 def _value(row: Record) -> str:
@@ -132,14 +170,6 @@ def _value(row: Record) -> str:
 
 def _examples(row: Record) -> str:
     return f"n{GAP}={GAP}{row['n']}"
-
-
-def _kept(dense: Record, other: Record) -> str:
-    """Return a figure relative to the dense model's, or by itself if that is 0."""
-    if not dense["value"]:
-        return _value(other)
-    ratio = other["value"] / dense["value"]
-    return f"{100 * ratio:.0f}{GAP}%" if is_share(dense["metric"]) and ratio < 1.5 else times(ratio)
 
 
 def _weights(run: Run) -> Iterator[Markup]:
@@ -203,22 +233,25 @@ def _sentence(run: Run) -> str | None:
     if len(run.models) < 2:
         return None
     dense, *_, last = run.models
-    words = f"{_beside(dense, last)} ({_value(last)} against {_value(dense)}, {_examples(last)})"
-    words += f" with {' '.join(_nonzeros(dense, last))}"
+    words = f"{_beside(run, last, run.references[0])}. It has {' '.join(_nonzeros(dense, last))} than the dense model"
     if run.package is not None and (sizes := run.package.get("bytes")):
-        words += f", {sizes['model'] / sizes['model_dense']:.2f} of its size on disk"
+        words += f", takes {sizes['model'] / sizes['model_dense']:.2f} of its size on disk"
     if ratio := speedup_over_dense(run):
-        words += f", {times(ratio['median'])} as fast as the dense model in transformers"
-    untrained = " The dense model was not trained on the task." if run.only_last_is_trained else ""
-    return f"{words[0].upper()}{words[1:]}.{untrained}"
+        words += f", decodes {times(ratio['median'])} as fast as it in transformers"
+    return f"{words[0].upper()}{words[1:]}."
 
 
-def _beside(dense: Record, other: Record) -> str:
-    kept = _kept(dense, other)
-    if not dense["value"]:
-        return f"{other['name']} has {other['metric']} {kept}"
-    relation = f"has {kept[:-1]} times" if kept.endswith("x") else f"keeps {kept} of"
-    return f"{other['name']} {relation} the {dense['name']} model's {other['metric']}"
+def _beside(run: Run, row: Record, other: Record) -> str:
+    """Return in words how far a model is from another, and whether these questions show a difference."""
+    name = f"{other['name']}{_untrained(run, row, other)}"
+    figures = f"{_value(row)} against {_value(other)}, {_examples(row)}"
+    if (gap := _gap(run, row, other)) is None:
+        return f"{row['name']} has {row['metric']} {_value(row)}, against {_value(other)} of {name}"
+    side = "above" if gap["value"] > 0 else "below"
+    words = f"{abs(100 * gap['value']):.1f} points {side}" if gap["won"] != gap["lost"] else "level with"
+    low, high = gap["ci95"]
+    doubt = "" if low > 0 or high < 0 else "; these questions do not tell the two apart"
+    return f"{row['name']} is {words} {name} (95{GAP}% interval {_ends(gap)}; {figures}){doubt}"
 
 
 def _policy(style: str, script: str) -> str:

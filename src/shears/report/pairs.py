@@ -14,7 +14,7 @@ from shears.evaluation.statistics import mcnemar, paired_difference
 from shears.report.charts import measurement_bars
 from shears.report.html import element, table
 from shears.report.records import Record, Run
-from shears.report.words import GAP
+from shears.report.words import GAP, points
 
 Pair = tuple[str, Record, Record]  # name, measurement, its reference
 STAGES = ("sparsify", "train", "search", "export", "evaluate")  # recipe sections that a run reads
@@ -174,6 +174,6 @@ def pairs_table(pairs: Iterable[Pair]) -> Markup | None:
 def _difference(one: Sequence[Record], other: Sequence[Record]) -> tuple[str, str, int, int, str]:
     gap = paired_difference([correct(one)], [correct(other)])
     test = mcnemar(correct(one), correct(other))
-    edges = f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}".replace(" ", GAP)
+    edges = f"{points(gap.low)} to {points(gap.high)}".replace(" ", GAP)
     p = "below 0.0001" if test.p_mid < 1e-4 else f"{test.p_mid:.2g}"
-    return f"{100 * gap.value:+.1f}", edges, test.won, test.lost, p
+    return points(gap.value), edges, test.won, test.lost, p

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shears.config.evaluate import BASELINES
 from shears.config.export import FORMAT_OF_RECORD, FORMATS
 from shears.config.resolve import UNREADABLE, parse_yaml
 from shears.errors import InputError, first_line
@@ -31,6 +32,7 @@ class Run:
     log: Sequence[Record]
     result: Record | None
     exports: Mapping[str, Record]  # by the records' file names
+    baselines: Mapping[str, Record]  # of those that were measured, by their names
     bench: Record | None
     summary: Record | None
     figures: Mapping[str, Record]
@@ -60,9 +62,16 @@ class Run:
         return self.exports.get(form.record) or next(iter(self.exports.values()), None)
 
     @property
-    def only_last_is_trained(self) -> bool:
+    def only_run_trained(self) -> bool:
         """Whether the run trains its last model and its base was not trained before."""
         return self.space is not None and not (self.sparsity or {}).get(artifacts.TRAINED_BEFORE)
+
+    @property
+    def references(self) -> Sequence[Record]:
+        """The rows of the models that the last one is compared with: baselines, then the dense model, then others."""
+        names = [*BASELINES, *(row["name"] for row in self.models[:-1])]
+        rows = {row["name"]: row for row in self.models[:-1]}
+        return [rows[name] for name in dict.fromkeys(names) if name in rows]
 
     def times_of(self, stage: str) -> Sequence[Record]:
         """Return a record for each time that a stage was begun or resumed."""
@@ -71,7 +80,7 @@ class Run:
     def stages(self) -> Iterator[tuple[str, Record]]:
         """Yield the name and record of each stage that has one."""
         named = {"sparsify": self.sparsity, "train": self.space, "search": self.result, "export": self.exported}
-        yield from ((name, record) for name, record in named.items() if record)
+        yield from ((name, record) for name, record in (named | dict(self.baselines)).items() if record)
 
 
 def read_run(folder: Path) -> Run:
@@ -106,6 +115,7 @@ def read_run(folder: Path) -> Run:
             for name, form in FORMAT_OF_RECORD.items()
             if (content := record("export", folder / form.folder / name)) is not None
         },
+        baselines=_baselines(folder, summary),
         bench=record("export", folder / artifacts.BENCH),
         summary=summary,
         figures=_figures(folder, summary),
@@ -118,9 +128,18 @@ def read_run(folder: Path) -> Run:
 
 
 def _figures(folder: Path, summary: Record | None) -> dict[str, Record]:
-    names = [row["name"] for row in summary["models"]] if summary is not None else []
-    files = {name: evaluation_file(folder, name) for name in names}
+    files = {name: evaluation_file(folder, name) for name in _measured(summary)}
     return {name: read_object(file) for name, file in files.items() if file.is_file()}
+
+
+def _baselines(folder: Path, summary: Record | None) -> dict[str, Record]:
+    names = [name for name in _measured(summary) if name in BASELINES]
+    files = {name: artifacts.baseline_folder(folder, name) / artifacts.SEARCH_SPACE for name in names}
+    return {name: read_object(file) for name, file in files.items() if file.is_file()}
+
+
+def _measured(summary: Record | None) -> list[str]:
+    return [row["name"] for row in summary["models"]] if summary is not None else []
 
 
 def _yaml(path: Path) -> Record:

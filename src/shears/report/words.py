@@ -40,6 +40,11 @@ def rate(value: int | float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def points(difference: float) -> str:
+    """Return a difference of shares in points with its sign."""
+    return f"{100 * difference:+.1f}"
+
+
 def interval(row: Mapping[str, Any]) -> str:
     """Return the 95 % interval of a measurement, such as `25.0 % to 75.0 %`."""
     low, high = row["ci95"]

@@ -1,7 +1,7 @@
 """Run all stages of a recipe in one folder: finished stages are skipped, interrupted ones continue."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from shears.config.export import FORMATS
 from shears.config.resolve import build, section_class
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
+from shears.evaluation.comparison import lead
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
 from shears.evaluation.run import evaluate, measured, parts_of, template_of
@@ -28,6 +29,7 @@ from shears.records.cards.card import write_card
 from shears.records.folders import partial_folder, run_lock
 from shears.records.paths import expanded, file_fingerprint
 from shears.records.timing import timed
+from shears.runs.baselines import baseline_configs, baseline_model
 from shears.searching.stage import search
 from shears.sparsity.stage import sparsify
 
@@ -44,6 +46,12 @@ class Stage:
     config: Mapping[str, Any]
     inputs: Callable[[], Mapping[str, str]]
     make: Callable[[], object]
+    section: str | None = None
+    """The section of the recipe that configures it, if that is not its name."""
+
+    @property
+    def _section(self) -> str:
+        return self.section or self.name
 
     def is_done(self) -> bool:
         """Tell whether the artifact exists; InputError if it was made with another configuration or is damaged.
@@ -53,7 +61,7 @@ class Stage:
         if not (self.output / self.record).is_file():
             return False
         artifacts.refuse_changes(
-            self.output, _prefixed(self.name, self._recorded_config()), _prefixed(self.name, self.config)
+            self.output, _prefixed(self._section, self._recorded_config()), _prefixed(self._section, self.config)
         )
         return True
 
@@ -67,7 +75,7 @@ class Stage:
                 f"is damaged or belongs to another tool: delete {self.output} or choose another output"
             )
         try:
-            return as_data(build(section_class(Recipe, [self.name]), self.name, config))
+            return as_data(build(section_class(Recipe, [self._section]), self._section, config))
         except InputError as error:
             raise InputError(
                 f"{self.output} must have a record that this version can read, got one of version "
@@ -124,6 +132,11 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
         )
     if recipe.search and not recipe.train:
         raise InputError("a run with a search must train first; add a `train:` section to the recipe")
+    if recipe.evaluate and recipe.evaluate.baselines and not recipe.train:
+        raise InputError(
+            f"a run must train to have baselines, which take its settings; got {', '.join(recipe.evaluate.baselines)} "
+            "and no `train:` section: add one or drop evaluate.baselines"
+        )
     folder = expanded(target).resolve()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output of a run must be a folder, got the file {folder}; choose another output")
@@ -139,6 +152,7 @@ def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
         if recipe.search is not None:
             stages.append(_search_stage(recipe.search, folder))
         stages.append(_export_stage(recipe, folder))
+        stages += [_baseline_stage(recipe, name, config, folder) for name, config in baseline_configs(recipe).items()]
     return stages
 
 
@@ -153,17 +167,23 @@ def _sparsify_stage(config: SparsifyConfig, model: str, folder: Path) -> Stage:
 
 
 def _train_stage(config: TrainConfig, folder: Path) -> Stage:
-    sparse = folder / "sparse"
-    output = folder / "super_adapter"
+    return _training("train", folder / "sparse", folder / "super_adapter", config)
+
+
+def _baseline_stage(recipe: Recipe, name: str, config: TrainConfig, folder: Path) -> Stage:
+    return _training(name, baseline_model(recipe, name, folder), artifacts.baseline_folder(folder, name), config)
+
+
+def _training(name: str, model: str | Path, output: Path, config: TrainConfig) -> Stage:
     values = as_data(config)
 
     def inputs() -> dict[str, str]:
-        return {"base_fingerprint": resolve(sparse).fingerprint, **_hashes(data=config.data)}
+        return {"base_fingerprint": resolve(model).fingerprint, **_hashes(data=config.data)}
 
     def make() -> Path:
-        return train(sparse, output, resume=partial_folder(output).exists(), **values)
+        return train(model, output, resume=partial_folder(output).exists(), **values)
 
-    return Stage("train", output, artifacts.SEARCH_SPACE, values, inputs, make)
+    return Stage(name, output, artifacts.SEARCH_SPACE, values, inputs, make, section="train")
 
 
 def _search_stage(config: SearchConfig, folder: Path) -> Stage:
@@ -204,12 +224,15 @@ def _hashes(**sources: str | None) -> dict[str, str]:
 
 
 def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Evaluate the dense, the sparse and the exported model on the test data; return the summary and write it."""
+    """Evaluate the dense, the sparse, the baseline and the exported models; return the summary and write it."""
     assert recipe.evaluate is not None
     assert recipe.model is not None
     dense = resolve(recipe.model)
     sparse = resolve(folder / "sparse")
     models: dict[str, tuple[ModelRef, Path | None]] = {"dense": (dense, None), "sparse": (sparse, None)}
+    for name in recipe.evaluate.baselines:
+        base = resolve(baseline_model(recipe, name, folder))
+        models[name] = (base, artifacts.baseline_folder(folder, name))
     if recipe.train:
         form = FORMATS[recipe.export.format]
         if form.is_model:
@@ -217,19 +240,26 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
         else:
             models["sparse + sub-adapter"] = (sparse, folder / form.folder)
     (folder / "evaluation").mkdir(exist_ok=True)
-    config = recipe.evaluate
+    config = recipe.evaluate.measurement
     if config.task != "perplexity":  # the same template for all models: the recipe's or the training's
         template = template_of(config, *parts_of(dense, folder / "super_adapter" if recipe.train else None))
         config = config.model_copy(update={"template": template})
     rows = [_row(name, *parts, config, folder) for name, parts in models.items()]
     task = {"task": config.task, "data": config.data}
-    summary = {**task, "models": rows}
+    summary = {**task, "models": rows, "lead": _lead(recipe, rows, folder)}
     artifacts.write_json(folder / artifacts.EVALUATION, summary)
     figures = [{**task, **row} for row in rows]
     write_card(folder / "sparse", figures[:2])
     if recipe.train:
         write_card(folder / FORMATS[recipe.export.format].folder, figures)
     return summary
+
+
+def _lead(recipe: Recipe, rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any] | None:
+    """Return the difference that a run is about, from the files with the figures of its models."""
+    figures = {row["name"]: artifacts.read_object(artifacts.evaluation_file(folder, row["name"])) for row in rows}
+    was_trained = artifacts.read_object(folder / "sparse" / artifacts.SPARSITY).get(artifacts.TRAINED_BEFORE)
+    return lead(rows, figures, only_run_trained=recipe.train is not None and not was_trained)
 
 
 def _row(name: str, model: ModelRef, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:

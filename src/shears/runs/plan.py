@@ -10,7 +10,7 @@ from typing import Any
 from shears.adapt.prepare import build_space
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.adapt.training.fit import num_seen, num_steps
-from shears.config import EvaluateConfig, Recipe, SparsifyConfig, TrainConfig
+from shears.config import EvaluateConfig, Recipe, RunEvaluateConfig, SparsifyConfig, TrainConfig
 from shears.config.export import FORMATS
 from shears.config.notation import num_bytes
 from shears.config.sparsify import METHODS
@@ -25,6 +25,7 @@ from shears.models.load import BITS, load_tokenizer
 from shears.records.artifacts import EVALUATION, evaluation_file, read_object
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded
+from shears.runs.baselines import DENSE_LORA, baseline_configs
 from shears.runs.pipeline import run_folder, stages_of
 from shears.runs.shapes import BF16_BYTES, FP32_BYTES, Shape, packed_bytes, shape_of
 
@@ -128,16 +129,17 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
     if recipe.evaluate:
         is_done = set(states.values()) == {"done"} and _is_evaluated(recipe.evaluate, folder)
         states["evaluate"] = _state(is_done, folder / EVALUATION)
-    stages = [PlannedStage(name, state, *ESTIMATES[name](basis)) for name, state in states.items()]
+    stages = [PlannedStage(name, state, *_estimate(basis, name)) for name, state in states.items()]
     return RunPlan(recipe.model, folder, basis.shape.parameters if basis.shape else None, stages)
 
 
-def _is_evaluated(config: EvaluateConfig, folder: Path) -> bool:
+def _is_evaluated(config: RunEvaluateConfig, folder: Path) -> bool:
     """Tell whether a run has the figures of these data and settings; unlike `run`, it does not check the weights."""
     if not (folder / EVALUATION).is_file():
         return False
-    files = [evaluation_file(folder, row["name"]) for row in read_object(folder / EVALUATION)["models"]]
-    expected = settings_and_data(config)
+    names = [row["name"] for row in read_object(folder / EVALUATION)["models"]]
+    files = [evaluation_file(folder, name) for name in names]
+    expected = settings_and_data(config.measurement)
 
     def fits(record: Mapping[str, Any]) -> bool:
         recorded = record.get("config") or {}
@@ -145,7 +147,7 @@ def _is_evaluated(config: EvaluateConfig, folder: Path) -> bool:
         settings = {**expected["config"], "template": template}
         return {"config": recorded, "data_sha256": record.get("data_sha256")} == {**expected, "config": settings}
 
-    return all(file.is_file() and fits(read_object(file)) for file in files)
+    return config.baselines.keys() <= set(names) and all(file.is_file() and fits(read_object(file)) for file in files)
 
 
 def _state(is_done: bool, output: Path) -> str:
@@ -172,9 +174,21 @@ def _sparsify(basis: _Basis) -> Estimate:
     return work, memory, basis.sparse_bytes + recovery
 
 
+def _estimate(basis: _Basis, name: str) -> Estimate:
+    if (baseline := baseline_configs(basis.recipe).get(name)) is None:
+        return ESTIMATES[name](basis)
+    model = "dense" if name == DENSE_LORA else "sparse"
+    work, memory, disk = _training(basis, baseline, basis.dense_bytes if name == DENSE_LORA else basis.sparse_bytes)
+    return f"rank {baseline.ranks[0]} on the {model} model, {work}", memory, disk
+
+
 def _train(basis: _Basis) -> Estimate:
-    config = basis.recipe.train
-    assert config is not None
+    assert basis.recipe.train is not None
+    return _training(basis, basis.recipe.train, basis.sparse_bytes)
+
+
+def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None) -> Estimate:
+    """Return the estimate of a training on a model of `model_bytes`."""
     examples, words = _amount(config.data)
     count = examples or 0
     tokens = ""
@@ -184,10 +198,9 @@ def _train(basis: _Basis) -> Estimate:
         tokens = f", about {length * num_seen(config, count):,.0f} tokens"
     steps = f"{num_steps(config, count):,} steps" if count or config.max_steps else f"{config.epochs:g} epochs in steps"
     work = f"{steps} of {config.batch_size} examples, {words}{tokens}"
-    if basis.sparse_bytes is None or basis.shape is None:
+    if model_bytes is None or basis.shape is None:
         return work, None, None
     largest = basis.adapter(SearchSpace.maximal)
-    model_bytes = basis.sparse_bytes
     if config.quantize != "none":
         weights = basis.shape.linear_weights
         others = basis.shape.parameters - weights
@@ -226,14 +239,16 @@ def _export(basis: _Basis) -> Estimate:
 def _evaluate(basis: _Basis) -> Estimate:
     config = basis.recipe.evaluate
     assert config is not None
-    num_models = 2 + bool(basis.recipe.train)
+    num_models = 2 + len(config.baselines) + bool(basis.recipe.train)
     work = f"{config.task}, {num_models} models, each on {_evaluation_data(config)}"
     if basis.dense_bytes is None or basis.sparse_bytes is None:
         return work, None, None
     dense = basis.loaded_bytes(basis.dense_bytes, config.weights)
     sparse = basis.loaded_bytes(basis.sparse_bytes, config.weights)
     adapted = sparse + FP32_BYTES * basis.adapter(SearchSpace.heuristic)
-    return work, max(dense, adapted), 0  # one model is loaded at a time
+    bases = (dense if name == DENSE_LORA else sparse for name in config.baselines)
+    largest = FP32_BYTES * basis.adapter(SearchSpace.maximal)
+    return work, max(dense, adapted, *(base + largest for base in bases)), 0  # one model is loaded at a time
 
 
 ESTIMATES: Mapping[str, Callable[[_Basis], Estimate]] = {

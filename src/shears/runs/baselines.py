@@ -1,0 +1,44 @@
+"""Baselines of a run: plain LoRA at one rank, on the dense or on the pruned model, with the budget of its training."""
+
+from pathlib import Path
+from typing import Any
+
+from shears.config import Recipe, TrainConfig
+from shears.config.evaluate import BASELINES
+from shears.records.artifacts import as_data
+
+DENSE_LORA, SPARSE_LORA = BASELINES
+
+
+def baseline_configs(recipe: Recipe) -> dict[str, TrainConfig]:
+    """Return how each baseline of a recipe is trained, by its name: as the run trains, but for what `_plain` changes.
+
+    So data, steps, batch size, alpha, groups and seed are the run's, and so is the learning rate unless the recipe
+    gives the baseline one of its own.
+    """
+    if recipe.train is None or recipe.evaluate is None:
+        return {}
+    own = as_data(recipe.train)
+    configs = {}
+    for name, baseline in recipe.evaluate.baselines.items():
+        given = {key: value for key, value in as_data(baseline).items() if value is not None}
+        configs[name] = TrainConfig.model_validate({**own, **_plain(recipe.train, name), **given})
+    return configs
+
+
+def _plain(train: TrainConfig, name: str) -> dict[str, Any]:
+    """Return the settings of plain LoRA: the largest rank alone; on the dense model also nothing about zeros.
+
+    The dense model has nothing to recover and no zeros to keep. On the pruned model the start is the run's own, so that
+    the run differs from its baseline in nothing but the choice of ranks.
+    """
+    one_rank = {"ranks": train.ranks[:1], "sampling": "maximal", "reorder": False, "curriculum": 0.0}
+    if name == SPARSE_LORA:
+        return one_rank
+    return {**one_rank, "init": "lora" if train.init == "recovery" else train.init, "sparse_adapter": False}
+
+
+def baseline_model(recipe: Recipe, name: str, folder: Path) -> str | Path:
+    """Return the model that a baseline of a run in `folder` is trained on."""
+    assert recipe.model is not None
+    return recipe.model if name == DENSE_LORA else folder / "sparse"

@@ -1,0 +1,141 @@
+"""A run trains the baselines that its recipe names with its own budget, and compares its last model with them."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shears
+from shears.config import Recipe
+from shears.config.resolve import load_recipe
+from shears.errors import InputError
+from shears.records.artifacts import as_data
+from shears.records.timing import read_times
+from shears.runs.baselines import baseline_configs
+from shears.runs.plan import plan
+from tests.end_to_end.recipe import write_recipe
+
+SMALL = ["search.strategy=heuristic", "train.max_steps=4", "train.warmup_steps=1"]
+BOTH = "evaluate.baselines={dense-lora: {learning_rate: 0.02}, sparse-lora: }"
+OF_PLAIN_LORA = {"ranks": [6], "sampling": "maximal", "reorder": False, "curriculum": 0.0}
+
+
+def recipe_of(folder: Path, *settings: str) -> Recipe:
+    return load_recipe(folder / "recipe.yaml", [*SMALL, *settings])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a recipe whose run has both baselines; it was run without them before."""
+    folder = tmp_path_factory.mktemp("baselines")
+    write_recipe(folder)
+    shears.run(recipe_of(folder), folder / "run")
+    (folder / "before.json").write_text(json.dumps(stamps(folder / "run")))
+    shears.run(recipe_of(folder, BOTH), folder / "run")
+    return folder
+
+
+def stamps(run: Path) -> dict[str, int]:
+    """When each of the weights and figures was written, by its path."""
+    files = (path for pattern in ("*.safetensors", "evaluation/*.json") for path in run.rglob(pattern))
+    return {str(path.relative_to(run)): path.stat().st_mtime_ns for path in files}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"init": "recovery", "epochs": 2.0, "alpha": 12.0, "seed": 3, "dropout": 0.1},
+        {"sparse_adapter": True, "batch_size": 4},
+        {"sampling": "sandwich", "curriculum": 0.5, "groups": ("up_proj",)},
+        {"sampling": "maximal", "reorder": True},
+    ],
+)
+def test_a_baseline_has_the_budget_of_the_run_and_one_rank(settings: dict[str, Any]) -> None:
+    train = {"data": "arithmetic:train", "ranks": (6, 4, 2), **settings}
+    evaluate = {"task": "number", "data": "arithmetic:test", "baselines": ["dense-lora", "sparse-lora"]}
+    recipe = Recipe.model_validate({"model": "any", "train": train, "evaluate": evaluate})
+    assert recipe.train is not None
+    own, configs = as_data(recipe.train), baseline_configs(recipe)
+    assert as_data(configs["sparse-lora"]) == {**own, **OF_PLAIN_LORA}
+    assert as_data(configs["dense-lora"]) == {**own, **OF_PLAIN_LORA, "init": "lora", "sparse_adapter": False}
+
+
+def test_baselines_are_arms_of_the_run_before_its_last_model(done: Path) -> None:
+    summary = json.loads((done / "run" / "evaluation.json").read_text())
+    names = [row["name"] for row in summary["models"]]
+    assert names == ["dense", "sparse", "dense-lora", "sparse-lora", "sparse + sub-adapter"]
+    assert [round(row["sparsity"], 2) for row in summary["models"]] == [0.0, 0.5, 0.0, 0.5, 0.5]
+    sizes = [row["adapter_parameters"] for row in summary["models"]]
+    assert sizes[2] == sizes[3] > sizes[4] > 0
+    lead = summary["lead"]
+    assert (lead["name"], lead["against"], lead["untrained"]) == ("sparse + sub-adapter", "dense-lora", False)
+    values = {row["name"]: row["value"] for row in summary["models"]}
+    assert lead["difference"]["value"] == pytest.approx(values["sparse + sub-adapter"] - values["dense-lora"])
+    assert lead["difference"]["n"] == 12
+
+
+def test_a_baseline_is_what_train_makes_of_its_settings(done: Path, tmp_path: Path) -> None:
+    record = json.loads((done / "run" / "baselines" / "dense_lora" / "search_space.json").read_text())
+    assert (record["config"]["learning_rate"], record["num_steps"], record["max_rank"]) == (0.02, 4, 6)
+    alone = shears.train(done / "base", tmp_path / "alone", **record["config"])
+    made = done / "run" / "baselines" / "dense_lora"
+    for name in ("adapter_model.safetensors", "search_space.json"):
+        assert (alone / name).read_bytes() == (made / name).read_bytes()
+
+
+def test_baselines_of_a_finished_run_are_added_and_nothing_is_made_again(done: Path) -> None:
+    """So an old run, whose records know no baselines, is skipped stage by stage."""
+    before, after = json.loads((done / "before.json").read_text()), stamps(done / "run")
+    assert {name: after[name] for name in before} == before
+    assert sorted(after.keys() - before.keys()) == [
+        "baselines/dense_lora/adapter_model.safetensors",
+        "baselines/sparse_lora/adapter_model.safetensors",
+        "evaluation/dense_lora.json",
+        "evaluation/sparse_lora.json",
+    ]
+    timed = [line["stage"] for line in read_times(done / "run")]
+    assert timed[-4:] == ["dense-lora", "sparse-lora", "evaluate dense-lora", "evaluate sparse-lora"]
+
+
+def test_a_run_with_its_baselines_is_skipped_and_names_them(done: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = stamps(done / "run")
+    with caplog.at_level(logging.INFO, logger="shears"):
+        shears.run(recipe_of(done, BOTH), done / "run")
+    assert stamps(done / "run") == before
+    assert "[5/6] dense-lora: done before with this configuration, skipped" in caplog.text
+
+
+def test_a_baseline_with_other_settings_is_refused(done: Path) -> None:
+    with pytest.raises(InputError, match=r"dense_lora was .* train\.learning_rate was 0\.02 and is now 0\.01"):
+        shears.run(recipe_of(done, "evaluate.baselines=[dense-lora]"), done / "run")
+
+
+def test_without_its_baseline_a_run_is_compared_with_the_dense_model_named_as_untrained(done: Path) -> None:
+    lead = shears.run(recipe_of(done), done / "run")["lead"]
+    assert (lead["against"], lead["untrained"]) == ("dense", True)
+    stages = plan(recipe_of(done, BOTH), done / "run").stages
+    assert {stage.name: stage.state for stage in stages}["evaluate"] == "to do"  # their figures are not in the summary
+    shears.run(recipe_of(done, BOTH), done / "run")
+    assert {stage.state for stage in plan(recipe_of(done, BOTH), done / "run").stages} == {"done"}
+
+
+def test_baselines_are_planned(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    stages = plan(recipe_of(tmp_path, BOTH), tmp_path / "run").stages
+    train, dense, sparse = (stage for stage in stages if " steps of " in stage.work)
+    assert (dense.name, sparse.name) == ("dense-lora", "sparse-lora")
+    assert dense.work == f"rank 6 on the dense model, {train.work}"
+    assert sparse.work == f"rank 6 on the sparse model, {train.work}"
+    assert (dense.memory, dense.disk) == (sparse.memory, sparse.disk) == (train.memory, train.disk)
+    assert stages[-1].work.startswith("number, 5 models")
+
+
+def test_baselines_without_a_training_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    recipe = load_recipe(tmp_path / "recipe.yaml", ["search=", "train=", "evaluate.baselines=dense-lora"])
+    for start in (plan, shears.run):
+        with pytest.raises(InputError, match="must train to have baselines.*got dense-lora and no `train:` section"):
+            start(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
