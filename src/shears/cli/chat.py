@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 import shears
+from shears.cli.help import Verb
 from shears.cli.options import Values, app, with_stage_options
 from shears.cli.tables import console
 from shears.config import ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Package, model folder, hub id, .gguf or smollm2-135m.")]
 Adapter = Annotated[
-    str | None, typer.Option(help="PEFT adapter to load into the model; a package includes its own adapter.")
+    str | None,
+    typer.Option(metavar="FOLDER", help="PEFT adapter to load into the model; a package includes its own adapter."),
 ]
 WELCOME = "Ctrl-C stops an answer, Ctrl-D quits, /reset starts a new conversation, /help shows help"
 HELP = """Ctrl-C  stops an answer; the part shown stays in the conversation
@@ -35,11 +37,11 @@ CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) n
 """Control characters, with which a model's answer could change the terminal."""
 
 
-@app.command()
+@app.command(cls=Verb, rich_help_panel="Use")
 @with_stage_options("generate", GenerateConfig)
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Option(help="Text to continue; no template is applied.")],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Text to continue; no template is applied.")],
     adapter: Adapter = None,
     *,
     values: Values,
@@ -61,7 +63,7 @@ def generate(
     print()
 
 
-@app.command()
+@app.command(cls=Verb, rich_help_panel="Use")
 @with_stage_options("chat", ChatConfig)
 def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     """Talk with a model in its chat template; answers appear as they are generated.
@@ -90,7 +92,7 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
             _in_pipe(conversation)
 
 
-@app.command()
+@app.command(cls=Verb, rich_help_panel="Use")
 @with_stage_options("serve", ServeConfig)
 def serve(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     """Serve a model over HTTP with OpenAI's API.

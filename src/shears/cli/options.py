@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from shears.cli.help import Verbs
 from shears.config.fields import Repeated, StageConfig
+from shears.config.flags import ALIASES, METAVARS, REQUIRED, panel_of
 from shears.config.resolve import stage_values
 from shears.records.version import __version__
 
@@ -23,7 +25,11 @@ shears run recipes/quickstart.yaml --output runs/quickstart
 """
 
 app = typer.Typer(
-    help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    cls=Verbs,
+    help=HELP,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -57,14 +63,19 @@ CONFIG = Annotated[
     str | None,
     typer.Option(
         "--config",
-        metavar="RECIPE.yaml",
+        metavar="FILE",
         help="Read this verb's section of a recipe; flags override it.",
     ),
 ]
 SET = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key, such as train.alpha=32. May be repeated."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a recipe key, such as train.alpha=32. May be repeated.",
+    ),
 ]
+WIDEST = 56  # characters of the choices beside a flag; more stand in the description
 Values = dict[str, Any]  # the keys of a stage, after flags, --set and --config were merged
 
 
@@ -105,31 +116,39 @@ def _keyword(name: str, annotation: Any) -> inspect.Parameter:
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     flag = f"--{name.replace('_', '-')}"
-    text = f"{field.description} {_default_text(field)}".strip()
+    names = [flag, *(f"--{short}" for short, full in ALIASES.items() if full == name)]
+    look: dict[str, Any] = {
+        "help": f"{field.description} {_default_text(field)}".strip(),
+        "rich_help_panel": REQUIRED if field.is_required() else panel_of(name),
+        "show_default": False,
+    }
     if field.annotation is bool:
-        option = typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)
-        return _keyword(name, Annotated[bool | None, option])
+        return _keyword(name, Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **look)])
     if any(isinstance(mark, Repeated) for mark in field.metadata):
-        option = typer.Option(flag, help=text, metavar="TEXT", show_default=False)
-        return _keyword(name, Annotated[list[str] | None, option])
-    option = typer.Option(flag, help=text, metavar=_metavar(field.annotation), show_default=False)
-    return _keyword(name, Annotated[str | None, option])
+        return _keyword(name, Annotated[list[str] | None, typer.Option(*names, metavar="TEXT", **look)])
+    metavar = METAVARS.get(name) or _metavar(field.annotation)
+    if len(metavar) > WIDEST:
+        look["help"] += f" One of {metavar.replace('|', ', ')}."
+        metavar = "NAME"
+    return _keyword(name, Annotated[str | None, typer.Option(*names, metavar=metavar, **look)])
 
 
 def _default_text(field: FieldInfo) -> str:
-    if field.is_required():
-        return "(required)"
-    default = field.default
+    default = None if field.is_required() else field.default
     if default in (None, (), {}):
         return ""
     if isinstance(default, bool):
         return f"(default: {'yes' if default else 'no'})"
+    if isinstance(default, float):
+        return f"(default: {default:g})"
     return f"(default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
 
 
 def _metavar(annotation: Any) -> str:
     origin = get_origin(annotation)
     arguments = get_args(annotation)
+    if origin is Annotated:
+        return _metavar(arguments[0])
     if origin is Literal:
         return "|".join(map(str, arguments))
     if origin in (Union, UnionType):
