@@ -1,11 +1,15 @@
-"""The exception for wrong input; its message says what must hold, what came and what to do, in one line."""
+"""The exception for wrong input; its messages say what must hold, what came and what to do, in one line each."""
 
 RECORD_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 """Exceptions of code that reads a record with a missing key or a value of another type."""
 
 
 class InputError(ValueError):
-    """The input cannot be used; the command line prints the message and exits with code 2."""
+    """The input cannot be used; the command line prints each message in a line and exits with code 2."""
+
+    def __init__(self, *messages: str) -> None:
+        super().__init__("; ".join(messages))
+        self.messages = messages
 
 
 def first_line(error: BaseException) -> str:

@@ -79,13 +79,12 @@ def _run() -> None:
             raise KeyboardInterrupt
         sys.exit(code)
     except InputError as error:
-        _fail(str(error), 2)
+        _fail(error.messages, 2)
     except usage_error as error:
-        if not error.format_message():  # type: ignore[attr-defined]  # without arguments, typer has printed the help
-            sys.exit(2)
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "shears"
-        _fail(f"{error.format_message()} See {path} --help", 2)  # type: ignore[attr-defined]
+        message = str(error.format_message())  # type: ignore[attr-defined]
+        _fail(f"{message}{'' if message.endswith(('.', '?')) else '.'} See {path} --help", 2)
     except OSError as error:
         _fail(f"I/O error: {error}", 1)
 
@@ -122,10 +121,11 @@ def application() -> Any:
     return app
 
 
-def _fail(message: str, code: int) -> None:
-    """Exit with one line. Wrong input affects all processes of a launcher, so only the first one prints it."""
+def _fail(message: str | Sequence[str], code: int) -> None:
+    """Exit with a line for each message. Wrong input affects all processes of a launcher: the first one prints it."""
     from shears.progress import is_first_process
 
     if is_first_process() or code == 1:  # a system error may affect one process only
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        for each in [message] if isinstance(message, str) else message:
+            print(f"error: {' '.join(each.split())}", file=sys.stderr)
     sys.exit(code)

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from shears.cli.parsing import parse
 from shears.cli.tables import console
 from shears.config.flags import OTHER, PANELS, REQUIRED
 
@@ -18,7 +19,13 @@ KINDS = {"integer": "INTEGER", "integer range": "INTEGER", "float": "NUMBER"}  #
 
 
 class Verb(TyperCommand):
-    """A command whose help has panels."""
+    """A command whose help has panels, and which tells all mistakes of a call at once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of a call; InputError, with every mistake, for wrong ones."""
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
+        return parse(self, ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the usage, the description, the examples and the options by panel."""
@@ -34,7 +41,8 @@ class Verbs(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the usage, the description, the examples, the commands and the options."""
-        verbs = [(name, command) for name, command in self.commands.items() if not command.hidden]
+        commands: dict[str, Any] = dict(self.commands)
+        verbs = [(name, command) for name, command in commands.items() if not command.hidden]
         rows = [(command.rich_help_panel or VERBS, name, _first_sentence(command.help)) for name, command in verbs]
         formatter.write(_page(self, ctx, [*rows, *_option_panels(self, ctx)]))
 

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from shears.cli.help import Verbs
 from shears.config.fields import Repeated, StageConfig
 from shears.config.flags import ALIASES, METAVARS, REQUIRED, panel_of
-from shears.config.resolve import stage_values
+from shears.config.resolve import build, stage_values
 from shears.records.version import __version__
 
 HELP = """Sparse fine-tuning that stays sparse.
@@ -93,11 +93,16 @@ def with_stage_options(section: str, kind: type[StageConfig]) -> Callable[[Calla
         removed = [_keyword(name, Annotated[str | None, option]) for name, option in flags_removed.items()]
         shared = [_keyword("config", CONFIG), _keyword("set_", SET)]
 
+        def values_of(arguments: dict[str, Any]) -> Values:
+            flags = {name: arguments.pop(name, None) for name in (*kind.model_fields, *kind.REMOVED)}
+            return stage_values(section, arguments.pop("config", None), arguments.pop("set_", None) or [], flags)
+
         def command(**arguments: Any) -> None:
-            config = arguments.pop("config")
-            settings = arguments.pop("set_") or []
-            flags = {name: arguments.pop(name) for name in (*kind.model_fields, *kind.REMOVED)}
-            verb(**arguments, values=stage_values(section, config, settings, flags))
+            values = values_of(arguments)
+            verb(**arguments, values=values)
+
+        # for calls that cannot be run, whose other mistakes are told as well
+        command.check = lambda given: build(kind, section, values_of(dict(given)))  # type: ignore[attr-defined]
 
         keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
         parameters = [*keywords, *options, *removed, *shared]
@@ -117,8 +122,10 @@ def _keyword(name: str, annotation: Any) -> inspect.Parameter:
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     flag = f"--{name.replace('_', '-')}"
     names = [flag, *(f"--{short}" for short, full in ALIASES.items() if full == name)]
+    metavar = METAVARS.get(name) or _metavar(field.annotation)
+    choices = f"One of {metavar.replace('|', ', ')}." if len(metavar) > WIDEST else ""
     look: dict[str, Any] = {
-        "help": f"{field.description} {_default_text(field)}".strip(),
+        "help": " ".join(filter(None, [field.description, choices, _default_text(field)])),
         "rich_help_panel": REQUIRED if field.is_required() else panel_of(name),
         "show_default": False,
     }
@@ -126,11 +133,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         return _keyword(name, Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **look)])
     if any(isinstance(mark, Repeated) for mark in field.metadata):
         return _keyword(name, Annotated[list[str] | None, typer.Option(*names, metavar="TEXT", **look)])
-    metavar = METAVARS.get(name) or _metavar(field.annotation)
-    if len(metavar) > WIDEST:
-        look["help"] += f" One of {metavar.replace('|', ', ')}."
-        metavar = "NAME"
-    return _keyword(name, Annotated[str | None, typer.Option(*names, metavar=metavar, **look)])
+    kind = "NAME" if choices else metavar
+    return _keyword(name, Annotated[str | None, typer.Option(*names, metavar=kind, **look)])
 
 
 def _default_text(field: FieldInfo) -> str:
