@@ -1,4 +1,11 @@
-"""The exception for wrong input; its messages say what must hold, what came and what to do, in one line each."""
+"""The exception for wrong input; its messages say what must hold, what came and what to do, in one line each.
+
+Also: which of other libraries' errors mean that memory is used up.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 RECORD_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 """Exceptions of code that reads a record with a missing key or a value of another type."""
@@ -15,3 +22,30 @@ class InputError(ValueError):
 def first_line(error: BaseException) -> str:
     """Return the first line of the message of another library's error, or its class name for an empty message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+ALLOCATION = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE
+)
+"""In the messages of torch's RuntimeErrors when an allocation fails, on GPU and CPU."""
+
+
+def memory_error(error: BaseException) -> BaseException | None:
+    """Return the error, or the one that it was raised from, that says that memory is used up; None for others."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and ALLOCATION.search(str(cause))):
+            return cause
+        cause = cause.__cause__
+    return None
+
+
+@contextmanager
+def memory_of(stage: str) -> Iterator[None]:
+    """Note on an error that says that memory is used up which stage of a run used it."""
+    try:
+        yield
+    except Exception as error:
+        if memory_error(error) is not None:
+            error.add_note(stage)
+        raise

@@ -50,7 +50,7 @@ def _quieten() -> None:
 
 
 def main() -> None:
-    """Run the command line and exit: 0 success, 1 system error (disk, permission), 2 wrong input, 130 Ctrl-C."""
+    """Run the command line and exit: 0 success, 1 system error (disk, memory), 2 wrong input, 130 Ctrl-C."""
     try:
         _run()
     except KeyboardInterrupt:  # also while libraries are imported
@@ -79,6 +79,7 @@ def _run() -> None:
             raise KeyboardInterrupt
         sys.exit(code)
     except InputError as error:
+        _fail_for_memory(error)
         _fail(error.messages, 2)
     except usage_error as error:
         context = getattr(error, "ctx", None)
@@ -87,6 +88,20 @@ def _run() -> None:
         _fail(f"{message}{'' if message.endswith(('.', '?')) else '.'} See {path} --help", 2)
     except OSError as error:
         _fail(f"I/O error: {error}", 1)
+    except (MemoryError, RuntimeError) as error:  # torch's errors of allocations are RuntimeErrors
+        _fail_for_memory(error)
+        raise
+
+
+def _fail_for_memory(error: BaseException) -> None:
+    """Exit with one line if memory is used up, also where a library's error was raised from that."""
+    from shears.cli.memory import memory_line
+    from shears.errors import memory_error
+
+    cause = memory_error(error)
+    if cause is not None:
+        stage = next(iter(getattr(error, "__notes__", [])), None) if _verb() == "run" else None
+        _fail(memory_line(cause, _verb(), stage, sys.argv[1:]), 1)
 
 
 def _check_words(words: Sequence[str]) -> None:
