@@ -131,7 +131,7 @@ def application() -> Any:
 
     from shears.cli.options import app
 
-    for name in ("verbs", "chat", "sharing"):
+    for name in ("data", "verbs", "chat", "sharing"):
         import_module(f"shears.cli.{name}")
     return app
 

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -79,15 +79,19 @@ WIDEST = 56  # characters of the choices beside a flag; more stand in the descri
 Values = dict[str, Any]  # the keys of a stage, after flags, --set and --config were merged
 
 
-def with_stage_options(section: str, kind: type[StageConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_stage_options(
+    section: str, kind: type[StageConfig], only: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a verb one option per field of its configuration; the verb receives the merged keys as its last argument.
 
-    Flags override --set, --set overrides the --config file, and the file overrides the defaults.
+    `only` names the fields that become options; by default all do. Flags override --set, --set overrides the --config
+    file, and the file overrides the defaults.
     """
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(verb).parameters.values())[:-1]
-        options = [_parameter(name, field) for name, field in kind.model_fields.items()]
+        fields = {name: field for name, field in kind.model_fields.items() if not only or name in only}
+        options = [_parameter(name, field) for name, field in fields.items()]
         # hidden options: without them, typer would suggest a similar flag instead of the message of the configuration
         flags_removed = {name: typer.Option(f"--{name.replace('_', '-')}", hidden=True) for name in kind.REMOVED}
         removed = [_keyword(name, Annotated[str | None, option]) for name, option in flags_removed.items()]
@@ -101,8 +105,8 @@ def with_stage_options(section: str, kind: type[StageConfig]) -> Callable[[Calla
             values = values_of(arguments)
             verb(**arguments, values=values)
 
-        # for calls that cannot be run, whose other mistakes are told as well
-        command.check = lambda given: build(kind, section, values_of(dict(given)))  # type: ignore[attr-defined]
+        if not only:  # for calls that cannot be run, whose other mistakes are told as well
+            command.check = lambda given: build(kind, section, values_of(dict(given)))  # type: ignore[attr-defined]
 
         keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
         parameters = [*keywords, *options, *removed, *shared]
