@@ -64,14 +64,9 @@ def _verb() -> str:
 
 def _run() -> None:
     _quieten()
-    import typer
-
+    from shears.cli.parsing import USAGE_ERROR, message_of, with_help
     from shears.errors import InputError
 
-    # the base class of click's exceptions, found by name: newer versions of typer contain click and do not export it
-    usage_error: type[Exception] = next(
-        kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
-    )
     try:
         _check_words(sys.argv[1:])
         code = application()(standalone_mode=False) or 0
@@ -81,11 +76,10 @@ def _run() -> None:
     except InputError as error:
         _fail_for_memory(error)
         _fail(error.messages, 2)
-    except usage_error as error:
+    except USAGE_ERROR as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "shears"
-        message = str(error.format_message())  # type: ignore[attr-defined]
-        _fail(f"{message}{'' if message.endswith(('.', '?')) else '.'} See {path} --help", 2)
+        _fail(with_help(message_of(error), path), 2)
     except OSError as error:
         _fail(f"I/O error: {error}", 1)
     except (MemoryError, RuntimeError) as error:  # torch's errors of allocations are RuntimeErrors

@@ -21,17 +21,25 @@ def memory_line(error: BaseException, verb: str, stage: str | None, words: Seque
     """Return the message; `stage` is the one of a run that needed the memory, `words` are the call's, not advised."""
     text = str(error)
     kind = "GPU memory" if re.search("CUDA|GPU|HIP|MPS|CUBLAS", text) else "memory"
-    size = re.search(r"[Tt]ried to allocate (?:about )?(\d+(?:\.\d+)? ?(?:[KMGT]i?B|bytes))", text)
+    size = _size(text)
     section = stage or verb
     settings = [
         _as_flag(setting) if stage is None else f"--set {stage}.{setting}" for setting in ADVICE.get(section, ())
     ]
     given = " ".join(words)
     useful = [setting for setting in settings if setting not in given]
-    what = f"{section} needs more {kind} than there is{f' ({size[1]} more)' if size else ''}"
+    what = f"{section} needs more {kind} than there is{f' ({size} more)' if size else ''}"
     if not useful:
         return f"{what}; take a smaller model or a machine with more memory"
     return f"{what}; {' or '.join(filter(None, [', '.join(useful[:-1]), useful[-1]]))} needs less"
+
+
+def _size(text: str) -> str:
+    """Return how much memory could not be had, as torch says it, with the bytes of its CPU messages as GB."""
+    match = re.search(r"[Tt]ried to allocate (\d+(?:\.\d+)?) ?([KMGT]?i?B|bytes)", text)
+    if match is None:
+        return ""
+    return f"{float(match[1]) / 10**9:.1f} GB" if match[2] == "bytes" else f"{match[1]} {match[2]}"
 
 
 def _as_flag(setting: str) -> str:

@@ -24,7 +24,7 @@ def parse(command: Any, ctx: Any, args: list[str]) -> list[str]:
     try:
         options, extra, order = _without_unknown(parser, list(args), unknown)
     except USAGE_ERROR as error:  # an option without its value: the words behind it cannot be told apart
-        raise InputError(*_with_hint([*map(_unknown, unknown), _message(error)], ctx)) from None
+        raise InputError(*_with_hint([*map(_unknown, unknown), message_of(error)], ctx)) from None
     messages: list[str] = []
     # as click does: first the parameters that end a call, such as --help
     for parameter in sorted(command.get_params(ctx), key=lambda each: (not each.is_eager, each not in order)):
@@ -44,8 +44,12 @@ def parse(command: Any, ctx: Any, args: list[str]) -> list[str]:
 
 def _with_hint(messages: list[str], ctx: Any) -> list[str]:
     """Return the messages, the last with the command that prints the help."""
-    last = messages[-1] if messages[-1].endswith((".", "?")) else f"{messages[-1]}."
-    return [*messages[:-1], f"{last} See {ctx.command_path} --help"]
+    return [*messages[:-1], with_help(messages[-1], ctx.command_path)]
+
+
+def with_help(message: str, path: str) -> str:
+    """Return a message with the command that prints the help of `path`."""
+    return f"{message}{'' if message.endswith(('.', '?')) else '.'} See {path} --help"
 
 
 def _without_unknown(parser: Any, args: list[str], unknown: list[str]) -> tuple[dict[str, Any], list[str], list[Any]]:
@@ -80,10 +84,11 @@ def _collect(messages: list[str], action: Callable[[], object]) -> None:
     except InputError as error:
         messages.extend(error.messages)
     except USAGE_ERROR as error:
-        messages.append(_message(error))
+        messages.append(message_of(error))
 
 
-def _message(error: Any) -> str:
+def message_of(error: Any) -> str:
+    """Return the message of a usage error, without a full stop."""
     return str(error.format_message()).rstrip(".").replace("Input should be", "must be")
 
 

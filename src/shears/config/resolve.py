@@ -141,7 +141,14 @@ def _explain(kind: type[StageConfig], section: str, detail: ErrorDetails) -> str
         if text.startswith("must "):  # about the field itself; other messages begin with the name of a field
             return f"{name} {text}"
         return ".".join(filter(None, [section, *location, text]))
-    return f"{name} {message}, got {detail['input']!r}{_share_hint(detail)}"
+    return f"{name} {message}, got {detail['input']!r}{_share_hint(detail)}{_choice_hint(detail)}"
+
+
+def _choice_hint(detail: ErrorDetails) -> str:
+    """Return the choice that a wrong one is most like, if any is: text that begins with a semicolon."""
+    choices = re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))
+    close = difflib.get_close_matches(str(detail["input"]), choices, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _share_hint(detail: ErrorDetails) -> str:
