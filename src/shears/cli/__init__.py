@@ -123,10 +123,13 @@ def application() -> Any:
     """Return the application with all its verbs, in the order of the help."""
     from importlib import import_module
 
+    from shears.cli.help import Verb
     from shears.cli.options import app
 
     for name in ("data", "verbs", "chat", "sharing"):
         import_module(f"shears.cli.{name}")
+    for verb in app.registered_commands:
+        verb.cls = Verb
     return app
 
 

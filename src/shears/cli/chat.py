@@ -12,7 +12,6 @@ from rich.cells import cell_len
 from rich.text import Text
 
 import shears
-from shears.cli.help import Verb
 from shears.cli.options import Values, app, with_stage_options
 from shears.cli.tables import console
 from shears.config import ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
@@ -37,7 +36,7 @@ CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) n
 """Control characters, with which a model's answer could change the terminal."""
 
 
-@app.command(cls=Verb, rich_help_panel="Use")
+@app.command(rich_help_panel="Use")
 @with_stage_options("generate", GenerateConfig)
 def generate(
     model: Model,
@@ -63,7 +62,7 @@ def generate(
     print()
 
 
-@app.command(cls=Verb, rich_help_panel="Use")
+@app.command(rich_help_panel="Use")
 @with_stage_options("chat", ChatConfig)
 def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     """Talk with a model in its chat template; answers appear as they are generated.
@@ -92,7 +91,7 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
             _in_pipe(conversation)
 
 
-@app.command(cls=Verb, rich_help_panel="Use")
+@app.command(rich_help_panel="Use")
 @with_stage_options("serve", ServeConfig)
 def serve(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     """Serve a model over HTTP with OpenAI's API.

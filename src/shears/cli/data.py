@@ -10,7 +10,6 @@ from rich.style import Style
 from rich.text import Text
 
 from shears.cli import tables
-from shears.cli.help import Verb
 from shears.cli.options import Values, app, with_stage_options
 from shears.config import TrainConfig
 from shears.config.embedded import EMBEDDED
@@ -30,7 +29,7 @@ PROMPT = (Style(dim=True), Style())  # neighbouring tokens differ
 TRAINED = (Style(color="green", underline=True), Style(color="bright_green", underline=True, bold=True))
 
 
-@app.command("data", cls=Verb, rich_help_panel="Measure")
+@app.command("data", rich_help_panel="Measure")
 @with_stage_options("train", TrainConfig, only=FIELDS)
 def data(
     file: Annotated[

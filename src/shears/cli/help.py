@@ -1,5 +1,6 @@
 """The help of the verbs: options in panels, the required ones first, and examples that are never wrapped."""
 
+import re
 import textwrap
 from collections.abc import Iterable
 from typing import Any
@@ -12,9 +13,13 @@ from shears.cli.tables import console
 from shears.config.flags import OTHER, PANELS, REQUIRED
 
 WIDTH = 80  # characters, the width of a terminal nobody has changed
-COLUMN = 28  # characters of the first column; a longer flag has a line for itself
+COLUMN = 30  # characters of the first column; a longer flag has a line for itself
 ARGUMENTS = "Arguments"
-VERBS = "Commands"
+VERB_PANELS = ("Start", "Stages", "Use", "Measure")
+VERBS = "Commands"  # the panel of those that name none
+VERB_COLUMN = 14
+DEFAULT = re.compile(r"\(default: [^()]*\)")  # stands in one line
+JOINT = "\0"  # a space that is no place to wrap
 KINDS = {"integer": "INTEGER", "integer range": "INTEGER", "float": "NUMBER"}  # by typer's names of types
 
 
@@ -44,6 +49,7 @@ class Verbs(TyperGroup):
         commands: dict[str, Any] = dict(self.commands)
         verbs = [(name, command) for name, command in commands.items() if not command.hidden]
         rows = [(command.rich_help_panel or VERBS, name, _first_sentence(command.help)) for name, command in verbs]
+        rows.sort(key=lambda row: VERB_PANELS.index(row[0]) if row[0] in VERB_PANELS else len(VERB_PANELS))
         formatter.write(_page(self, ctx, [*rows, *_option_panels(self, ctx)]))
 
 
@@ -59,7 +65,8 @@ def _page(command: Any, ctx: Any, rows: Iterable[Row]) -> str:
     for row in rows:
         by_panel.setdefault(row[0], []).append(row)
     for panel, members in by_panel.items():
-        blocks.append("\n".join([_rule(panel), *(_entry(name, text) for _, name, text in members)]))
+        column = VERB_COLUMN if panel in (*VERB_PANELS, VERBS) else COLUMN
+        blocks.append("\n".join([_rule(panel), *(_entry(name, text, column) for _, name, text in members)]))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -112,12 +119,13 @@ def _kind(parameter: Any) -> str:
     return str(parameter.metavar or KINDS.get(parameter.type.name, "TEXT"))
 
 
-def _entry(name: str, text: str) -> str:
+def _entry(name: str, text: str, column: int) -> str:
     """Return a flag or command and its description beside it, or below it where the name is long."""
-    margin = " " * COLUMN
-    lines = textwrap.wrap(text, _width() - COLUMN, break_long_words=False, break_on_hyphens=False)
-    below = "".join(f"\n{margin}{line}" for line in lines)
-    if len(name) <= COLUMN - 4:
+    margin = " " * column
+    whole = DEFAULT.sub(lambda match: match[0].replace(" ", JOINT), text)
+    lines = textwrap.wrap(whole, _width() - column, break_long_words=False, break_on_hyphens=False)
+    below = "".join(f"\n{margin}{line.replace(JOINT, ' ')}" for line in lines)
+    if len(name) <= column - 4:
         below = below.lstrip("\n")[len(name) + 2 :]
     return f"  {_styled(name, fg='cyan')}{below}"
 

@@ -11,13 +11,12 @@ from rich.text import Text
 
 import shears
 from shears.cli import tables
-from shears.cli.help import Verb
 from shears.cli.options import app
 
 PLOT_WIDTH = 22  # characters; the table then fits into 80 columns
 
 
-@app.command(cls=Verb, rich_help_panel="Measure")
+@app.command(rich_help_panel="Measure")
 def compare(
     runs: Annotated[
         list[str],
@@ -49,7 +48,7 @@ def compare(
         tables.print_line(f"{Path(output)}: the comparison")
 
 
-@app.command(cls=Verb, rich_help_panel="Measure")
+@app.command(rich_help_panel="Measure")
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run.")],
     output: Annotated[
@@ -68,7 +67,7 @@ def report(
     tables.print_line(f"{shears.write_report(run, output, compare=compare)}: open it in a browser")
 
 
-@app.command(cls=Verb, rich_help_panel="Use")
+@app.command(rich_help_panel="Use")
 def push(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder of a model, an adapter or a package.")],
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub; created if needed.")],

@@ -9,7 +9,6 @@ import typer
 import shears
 from shears import config
 from shears.cli import tables
-from shears.cli.help import Verb
 from shears.cli.options import SET, Values, app, with_stage_options
 from shears.config.export import FORMAT_OF_RECORD
 from shears.config.resolve import build, load_recipe
@@ -26,7 +25,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
-@app.command(cls=Verb, rich_help_panel="Models")
+@app.command(rich_help_panel="Start")
 @with_stage_options("fetch", config.FetchConfig)
 def fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Embedded model: smollm2-135m.")], values: Values
@@ -39,7 +38,7 @@ def fetch(
     print(shears.fetch(name, Path(output) if output else None))
 
 
-@app.command(cls=Verb, rich_help_panel="Stages")
+@app.command(rich_help_panel="Stages")
 @with_stage_options("sparsify", config.SparsifyConfig)
 def sparsify(model: BaseModel, out: Out, values: Values) -> None:
     """Prune a model and write it as an ordinary model folder.
@@ -54,7 +53,7 @@ def sparsify(model: BaseModel, out: Out, values: Values) -> None:
     )
 
 
-@app.command(cls=Verb, rich_help_panel="Stages")
+@app.command(rich_help_panel="Stages")
 @with_stage_options("train", config.TrainConfig)
 def train(
     sparse: Annotated[
@@ -76,7 +75,7 @@ def train(
     tables.print_line(f"{folder}: super-adapter. Next: shears search {tables.quoted(folder)} search --data VALIDATION")
 
 
-@app.command(cls=Verb, rich_help_panel="Stages")
+@app.command(rich_help_panel="Stages")
 @with_stage_options("search", config.SearchConfig)
 def search(
     super_adapter: Annotated[str, typer.Argument(metavar="SUPER", help="Super-adapter that train wrote.")],
@@ -100,7 +99,7 @@ def search(
     tables.print_line(f"Next: shears export {tables.quoted(super_adapter)} sub_adapter --ranks {ranks}")
 
 
-@app.command(cls=Verb, rich_help_panel="Stages")
+@app.command(rich_help_panel="Stages")
 @with_stage_options("export", config.ExportConfig)
 def export(
     super_adapter: Annotated[
@@ -145,7 +144,7 @@ def export(
     tables.print_line(f"{folder}: {description}. Next: shears {following}")
 
 
-@app.command(cls=Verb, rich_help_panel="Use")
+@app.command(rich_help_panel="Use")
 def unpack(package: Package, out: Out) -> None:
     """Convert a package into ordinary folders.
 
@@ -159,7 +158,7 @@ def unpack(package: Package, out: Out) -> None:
     tables.print_line(f"{folder}: unpacked. Next: shears evaluate {model}{adapter} --task ... --data TEST")
 
 
-@app.command(cls=Verb, rich_help_panel="Measure")
+@app.command(rich_help_panel="Measure")
 @with_stage_options("evaluate", config.EvaluateConfig)
 def evaluate(
     model: BaseModel,
@@ -181,7 +180,7 @@ def evaluate(
     tables.print_evaluation(f"{model}{f' + {adapter}' if adapter else ''}", result.as_data())
 
 
-@app.command(cls=Verb, rich_help_panel="Measure")
+@app.command(rich_help_panel="Measure")
 @with_stage_options("inspect", config.InspectConfig)
 def inspect(
     path: Annotated[
@@ -207,7 +206,7 @@ def inspect(
         raise InputError(f"{path} must be as shears wrote it, got {error!r}; --json prints it unchanged") from None
 
 
-@app.command(cls=Verb, rich_help_panel="Stages")
+@app.command(rich_help_panel="Stages")
 def run(
     recipe: Annotated[str, typer.Argument(metavar="FILE", help="Recipe: model, output and one section per stage.")],
     output: Annotated[
@@ -232,7 +231,7 @@ def run(
     tables.print_summary(summary, expanded(str(output or loaded.output)))
 
 
-@app.command(cls=Verb, rich_help_panel="Measure")
+@app.command(rich_help_panel="Measure")
 @with_stage_options("bench", config.BenchConfig)
 def bench(package: Package, as_json: Json = False, *, values: Values) -> None:
     """Measure a package's speed and memory beside the dense model's.
@@ -250,7 +249,7 @@ def bench(package: Package, as_json: Json = False, *, values: Values) -> None:
         tables.print_bench(data)
 
 
-@app.command(cls=Verb, rich_help_panel="Measure")
+@app.command(rich_help_panel="Measure")
 def env(
     threads: Annotated[
         int | None,
