@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shears.cli.data import FIRST, LAST, as_text, visible
+from shears.cli.data import FIRST, LAST, as_text, escaped
 from shears.config import TrainConfig
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.preview import Piece, preview
@@ -101,4 +101,4 @@ def test_colours_mark_the_loss_and_the_middle_of_a_long_row_is_left_out() -> Non
 
 
 def test_every_control_and_format_character_is_escaped() -> None:
-    assert visible("a\x00\x07\x1b\x7f\x9b\u200b\u202e\ufeffé") == r"a\x00\x07\x1b\x7f\x9b\u200b\u202e\ufeffé"
+    assert escaped("a\x00\x07\x1b\x7f\x9b\u200b\u202e\ufeffé") == r"a\x00\x07\x1b\x7f\x9b\u200b\u202e\ufeffé"

@@ -135,9 +135,9 @@ def application() -> Any:
 
 def _fail(message: str | Sequence[str], code: int) -> None:
     """Exit with a line for each message. Wrong input affects all processes of a launcher: the first one prints it."""
-    from shears.progress import is_first_process
+    from shears.progress import is_first_process, visible
 
     if is_first_process() or code == 1:  # a system error may affect one process only
         for each in [message] if isinstance(message, str) else message:
-            print(f"error: {' '.join(each.split())}", file=sys.stderr)
+            print(f"error: {visible(' '.join(each.split()))}", file=sys.stderr)
     sys.exit(code)

@@ -81,14 +81,14 @@ def print_preview(source: str, rows: "Preview") -> None:
 
 def _counts(source: str, rows: "Preview") -> "list[str]":
     used = len(rows.lengths) - rows.num_long
-    lines = [f"{visible(source)}: {rows.rows:,} row{'s' * (rows.rows != 1)}, train uses {used:,}"]
+    lines = [f"{escaped(source)}: {rows.rows:,} row{'s' * (rows.rows != 1)}, train uses {used:,}"]
     if rows.num_long:
         lines.append(f"  left out: {rows.num_long:,} longer than {rows.max_length} tokens; --max-length raises that")
     if empty := rows.without_completion:
         lines.append(f"  left out: {len(empty):,} without a completion, the first is row {empty[0]}")
     if rows.refused:
         lines.append(f"  refused: {len(rows.refused):,}; train stops at the first")
-        lines += [f"    row {number}: {visible(reason)}" for number, reason in rows.refused[:REFUSED]]
+        lines += [f"    row {number}: {escaped(reason)}" for number, reason in rows.refused[:REFUSED]]
     if rows.lengths:
         low, middle, high, most = rows.quantiles.values()
         lines.append(f"tokens of a row: min {low:,}, median {middle:,}, 95 % {high:,}, max {most:,}")
@@ -97,7 +97,7 @@ def _counts(source: str, rows: "Preview") -> "list[str]":
 
 
 def as_text(pieces: "Sequence[Piece]", *, has_colour: bool) -> Text:
-    """Return the tokens of a row, each visible as one; a long row without its middle."""
+    """Return the tokens of a row, each to be told from the next; a long row without its middle."""
     text = Text()
     hidden = len(pieces) - FIRST - LAST
     for index, piece in enumerate(pieces):
@@ -105,7 +105,7 @@ def as_text(pieces: "Sequence[Piece]", *, has_colour: bool) -> Text:
             if index == FIRST:
                 text.append(f"\n... {hidden:,} tokens ...\n", Style(italic=True))
             continue
-        shown = visible(piece.text)
+        shown = escaped(piece.text)
         if has_colour:
             text.append(shown, (TRAINED if piece.trained else PROMPT)[index % 2])
         else:
@@ -114,8 +114,8 @@ def as_text(pieces: "Sequence[Piece]", *, has_colour: bool) -> Text:
     return text
 
 
-def visible(text: str) -> str:
-    """Return a text whose control and format characters are escaped, such as \\x1b and \\u202e."""
+def escaped(text: str) -> str:
+    """Return a text whose control, line break and format characters are escaped, such as \\x1b and \\u202e."""
     return "".join(
         character.encode("unicode_escape").decode() if unicodedata.category(character) in HIDDEN else character
         for character in text
