@@ -1,4 +1,11 @@
-"""The exception for wrong input; its message says what must hold, what came and what to do, in one line."""
+"""The exception for wrong input; its messages say what must hold, what came and what to do, in one line each.
+
+Also: which of other libraries' errors mean that memory is used up.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 DISTRIBUTION = "shears-llm"
 """The name that pip installs; `shears` on PyPI is another project."""
@@ -8,7 +15,11 @@ RECORD_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticE
 
 
 class InputError(ValueError):
-    """The input cannot be used; the command line prints the message and exits with code 2."""
+    """The input cannot be used; the command line prints each message in a line and exits with code 2."""
+
+    def __init__(self, *messages: str) -> None:
+        super().__init__("; ".join(messages))
+        self.messages = messages
 
 
 def install_hint(extra: str) -> str:
@@ -19,3 +30,30 @@ def install_hint(extra: str) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of the message of another library's error, or its class name for an empty message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+ALLOCATION = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE
+)
+"""In the messages of torch's RuntimeErrors when an allocation fails, on GPU and CPU."""
+
+
+def memory_error(error: BaseException) -> BaseException | None:
+    """Return the error, or the one that it was raised from, that says that memory is used up; None for others."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and ALLOCATION.search(str(cause))):
+            return cause
+        cause = cause.__cause__
+    return None
+
+
+@contextmanager
+def memory_of(stage: str) -> Iterator[None]:
+    """Note on an error that says that memory is used up which stage of a run used it."""
+    try:
+        yield
+    except Exception as error:
+        if memory_error(error) is not None:
+            error.add_note(stage)
+        raise

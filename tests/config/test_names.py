@@ -31,7 +31,7 @@ from shears.models.load import BITS
         (PaperTask, HUB_FORMS),
         (get_args(EvaluateConfig.model_fields["template"].annotation)[0], TEMPLATES),
         (TrainConfig.model_fields["template"].annotation, TEMPLATES),
-        (DtypeName, ["auto", *DTYPES]),
+        (get_args(DtypeName)[0], ["auto", *DTYPES]),
         (TrainConfig.model_fields["quantize"].annotation, ["none", *BITS]),
         (ExportConfig.model_fields["values"].annotation, ["auto", *FORMAT_DTYPES]),
     ],

@@ -62,13 +62,14 @@ def test_the_map_is_short() -> None:
     assert len(lines) <= 150
 
 
-def test_every_verb_has_an_example_in_the_readme() -> None:
+def test_every_verb_has_an_example_in_the_readme_or_the_docs() -> None:
     from shears.cli import application
 
     commands = application().registered_commands
     names = [command.name or command.callback.__name__ for command in commands if command.callback]
     assert len(names) >= 10
-    assert all(f"    shears {name} " in README for name in names)
+    text = README + "".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
+    assert [name for name in names if f"    shears {name} " not in text] == []
 
 
 def test_the_verbs_without_a_recipe_are_those_the_readme_names() -> None:

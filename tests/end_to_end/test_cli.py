@@ -14,7 +14,8 @@ from shears.config import SparsifyConfig
 from tests.end_to_end.recipe import write_recipe
 from tests.tiny import save_tiny
 
-SHORT = ["--num-samples", "4", "--sequence-length", "32"]
+TEXT = ["--calibration", "arithmetic:train"]
+SHORT = [*TEXT, "--num-samples", "4", "--sequence-length", "32"]
 
 
 def shears(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, str, str]:
@@ -59,11 +60,11 @@ def test_every_verb_works_on_the_result_of_the_one_before(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sparsify", "nowhere/at/all", "out"], "there is no nowhere/at/all"),
+        (["sparsify", "nowhere/at/all", "out", *TEXT], "there is no nowhere/at/all"),
         (["sparsify", "base", "out", "--sparsity", "1.5"], "sparsify.sparsity must be less than 1, got '1.5'"),
-        (["sparsify", "base", "out", "--targets", "q_porj"], "did you mean 'q_proj'"),
+        (["sparsify", "base", "out", "--targets", "q_porj", *TEXT], "did you mean 'q_proj'"),
         (["sparsify", "base", "out", "--calibration", "none.txt"], "none.txt"),
-        (["sparsify", "base", "base"], "must not exist yet"),
+        (["sparsify", "base", "base", *TEXT], "must not exist yet"),
         (["sparsify", "base", "out", "--pattern", "3:2"], "must keep 0 < N < M weights, got 3:2"),
         (["sparsify", "base", "out", "--pattern", "2:4", "--sparsity", "0.6"], "2:4 is a sparsity of 0.5 everywhere; set sparsity=0.5"),
         (["sparsify", "base", "out", "--pattern", "global"], "pattern global needs method magnitude"),
@@ -127,7 +128,7 @@ def test_the_help_of_sparsify_names_every_option_with_its_choices(
     assert code == 0
     words = " ".join(output.split())
     for option in [f"--{name.replace('_', '-')}" for name in SparsifyConfig.model_fields]:
-        assert f"{option} " in words
+        assert f" {option} " in words or f" {option}, " in words
     assert "--method wanda|magnitude|ria|sparsegpt|admm" in words
     assert "--allocation uniform|owl|sensitivity" in words
     assert "--reconstruct / --no-reconstruct" in words

@@ -50,6 +50,18 @@ def test_a_run_leaves_every_artifact(done: tuple[Path, Path, dict[str, Any]]) ->
     assert summary == json.loads((folder / "evaluation.json").read_text())
 
 
+def test_a_run_says_which_stage_and_which_model_it_is_at(
+    done: tuple[Path, Path, dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, folder, _ = done
+    with caplog.at_level("INFO", "shears"):
+        shears.run(load(path), folder)
+    stages = [message for message in caplog.messages if message.startswith("[")]
+    assert stages[0] == "[1/5] sparsify: done before with this configuration, skipped"
+    models = ("dense", "sparse", "sparse + sub-adapter")
+    assert stages[4:] == [f"[5/5] evaluate ({number} of 3): {name}" for number, name in enumerate(models, start=1)]
+
+
 def test_a_run_keeps_the_time_of_every_stage(done: tuple[Path, Path, dict[str, Any]]) -> None:
     path, folder, _ = done
     shears.run(load(path), folder)  # skips all, so it adds nothing

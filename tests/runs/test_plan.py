@@ -24,6 +24,7 @@ from tests.tiny import save_tiny, tiny_model
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 NO_SEARCH = ["search=null", "evaluate=null", "train.max_steps=null", "train.epochs=0.5"]
+MAGNITUDE = {"method": "magnitude"}  # needs no calibration text
 MOVED = ["sparsify.recover_by=moments", "sparsify.recover_rank=2"]
 SIZES = {"smollm2-135m": 134_515_008, "huggyllama/llama-7b": 6_738_415_616, "huggyllama/llama-13b": 13_015_864_320,
          "mosaicml/mpt-7b": 6_649_286_656}  # fmt: skip
@@ -120,7 +121,7 @@ def test_a_sparse_model_of_another_number_format_has_its_size(tmp_path: Path) ->
     sixteen = plan(load_recipe(path, [*settings, "sparsify.dtype=bf16", "search.precision=bf16"]), tmp_path / "run")
     assert (plain[2].memory or 0) - (sixteen.stages[2].memory or 0) == pytest.approx(most / 2, rel=0.05)
     assert halved[4].memory == pytest.approx(most, rel=0.05)  # of the dense model, which is measured too
-    sparse = shears.sparsify(tmp_path / "base", tmp_path / "sparse", dtype="bf16", num_samples=4, sequence_length=32)
+    sparse = shears.sparsify(tmp_path / "base", tmp_path / "sparse", method="magnitude", dtype="bf16")
     assert halved[0].disk == pytest.approx((sparse / "model.safetensors").stat().st_size, rel=0.05)
 
 
@@ -159,7 +160,9 @@ def test_an_embedded_model_is_planned_alike_before_and_after_it_is_fetched(
 
 
 def test_figures_of_models_and_data_to_download_are_unknown(tmp_path: Path) -> None:
-    recipe = Recipe.model_validate({"model": "someone/something", "train": {"data": "nowhere.jsonl"}})
+    recipe = Recipe.model_validate(
+        {"model": "someone/something", "sparsify": MAGNITUDE, "train": {"data": "nowhere.jsonl"}}
+    )
     run_plan = plan(recipe, tmp_path / "run")
     assert run_plan.parameters is None
     assert {(stage.memory, stage.disk) for stage in run_plan.stages} == {(None, None)}
@@ -225,6 +228,7 @@ def planned(folder: Path, **sections: Any) -> RunPlan:
     """The plan of a tiny model's run."""
     if not (folder / "base").exists():
         save_tiny(folder / "base")
+    sections["sparsify"] = {"calibration": "arithmetic:train", **sections.get("sparsify", {})}
     recipe = {"model": str(folder / "base"), "output": str(folder / "run"), **sections}
     return plan(Recipe.model_validate(recipe))
 
@@ -275,7 +279,7 @@ def test_the_savings_of_a_packages_number_formats_are_planned(tmp_path: Path) ->
     train = {"data": "arithmetic:train", "ranks": [4, 2], "max_steps": 1}
     disks, files = list[int](), list[int]()
     planned(tmp_path)
-    sparse = shears.sparsify(tmp_path / "base", tmp_path / "sparse", sparsity=0.75, num_samples=4, sequence_length=32)
+    sparse = shears.sparsify(tmp_path / "base", tmp_path / "sparse", method="magnitude", sparsity=0.75)
     for number, each in enumerate(settings):
         export = {"format": "package", "ranks": "heuristic", **each}
         disks.append(planned(tmp_path, sparsify={"sparsity": 0.75}, train=train, export=export).stages[2].disk or 0)
@@ -304,7 +308,7 @@ def test_a_package_of_experts_is_planned_at_its_size(name: str, tmp_path: Path) 
         {
             "model": str(tmp_path / "base"),
             "output": str(tmp_path / "run"),
-            "sparsify": {"method": "magnitude"},
+            "sparsify": MAGNITUDE,
             "train": train,
             "export": {"format": "package"},
         }
@@ -328,12 +332,27 @@ def test_a_search_on_the_test_rows_is_refused_whatever_their_file_is_called(tmp_
     assert planned(tmp_path, **sections | {"evaluate": {"task": "number", "data": "org/name"}})
 
 
+def test_a_calibration_text_must_be_given_but_for_the_embedded_model(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "base")
+    for act in (plan, shears.run):
+        recipe = Recipe.model_validate({"model": str(tmp_path / "base"), "output": str(tmp_path / "run")})
+        with pytest.raises(InputError, match=r"sparsify.calibration must be given \(--calibration\) for .*base: text"):
+            act(recipe)
+    assert not (tmp_path / "run").exists()
+    embedded = Recipe.model_validate({"model": "smollm2-135m", "output": str(tmp_path / "run")})
+    assert "of arithmetic:train" in plan(embedded).stages[0].work
+
+
 def test_a_package_is_refused_and_a_text_to_download_is_named(tmp_path: Path) -> None:
     run_plan = planned(tmp_path, sparsify={"calibration": "nowhere.txt", "num_samples": 2, "sequence_length": 8})
     assert run_plan.stages[0].work == "wanda to 50%, 2 x 8 = 16 tokens of nowhere.txt (not here yet)"
     shears.export_adapter(tmp_path / "base", tmp_path / "package", format="package")
     with pytest.raises(InputError, match="a model to prune must be a model folder, got the package"):
-        plan(Recipe.model_validate({"model": str(tmp_path / "package"), "output": str(tmp_path / "run")}))
+        plan(
+            Recipe.model_validate(
+                {"model": str(tmp_path / "package"), "output": str(tmp_path / "run"), "sparsify": MAGNITUDE}
+            )
+        )
 
 
 def test_rows_of_token_ids_are_planned_as_they_are_calibrated_on(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def _quieten() -> None:
 
 
 def main() -> None:
-    """Run the command line and exit: 0 success, 1 system error (disk, permission), 2 wrong input, 130 Ctrl-C."""
+    """Run the command line and exit: 0 success, 1 system error (disk, memory), 2 wrong input, 130 Ctrl-C."""
     try:
         _run()
     except KeyboardInterrupt:  # also while libraries are imported
@@ -64,14 +64,9 @@ def _verb() -> str:
 
 def _run() -> None:
     _quieten()
-    import typer
-
+    from shears.cli.parsing import USAGE_ERROR, message_of, with_help
     from shears.errors import InputError
 
-    # the base class of click's exceptions, found by name: newer versions of typer contain click and do not export it
-    usage_error: type[Exception] = next(
-        kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
-    )
     try:
         _check_words(sys.argv[1:])
         code = application()(standalone_mode=False) or 0
@@ -79,15 +74,28 @@ def _run() -> None:
             raise KeyboardInterrupt
         sys.exit(code)
     except InputError as error:
-        _fail(str(error), 2)
-    except usage_error as error:
-        if not error.format_message():  # type: ignore[attr-defined]  # without arguments, typer has printed the help
-            sys.exit(2)
+        _fail_for_memory(error)
+        _fail(error.messages, 2)
+    except USAGE_ERROR as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "shears"
-        _fail(f"{error.format_message()} See {path} --help", 2)  # type: ignore[attr-defined]
+        _fail(with_help(message_of(error), path), 2)
     except OSError as error:
         _fail(f"I/O error: {error}", 1)
+    except (MemoryError, RuntimeError) as error:  # torch's errors of allocations are RuntimeErrors
+        _fail_for_memory(error)
+        raise
+
+
+def _fail_for_memory(error: BaseException) -> None:
+    """Exit with one line if memory is used up, also where a library's error was raised from that."""
+    from shears.cli.memory import memory_line
+    from shears.errors import memory_error
+
+    cause = memory_error(error)
+    if cause is not None:
+        stage = next(iter(getattr(error, "__notes__", [])), None) if _verb() == "run" else None
+        _fail(memory_line(cause, _verb(), stage, sys.argv[1:]), 1)
 
 
 def _check_words(words: Sequence[str]) -> None:
@@ -115,17 +123,21 @@ def application() -> Any:
     """Return the application with all its verbs, in the order of the help."""
     from importlib import import_module
 
+    from shears.cli.help import Verb
     from shears.cli.options import app
 
-    for name in ("init", "verbs", "chat", "sharing"):
+    for name in ("init", "data", "verbs", "chat", "sharing"):
         import_module(f"shears.cli.{name}")
+    for verb in app.registered_commands:
+        verb.cls = Verb
     return app
 
 
-def _fail(message: str, code: int) -> None:
-    """Exit with one line. Wrong input affects all processes of a launcher, so only the first one prints it."""
+def _fail(message: str | Sequence[str], code: int) -> None:
+    """Exit with a line for each message. Wrong input affects all processes of a launcher: the first one prints it."""
     from shears.progress import is_first_process, visible
 
     if is_first_process() or code == 1:  # a system error may affect one process only
-        print(f"error: {visible(' '.join(message.split()))}", file=sys.stderr)
+        for each in [message] if isinstance(message, str) else message:
+            print(f"error: {visible(' '.join(each.split()))}", file=sys.stderr)
     sys.exit(code)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Package, model folder, hub id, .gguf or smollm2-135m.")]
 Adapter = Annotated[
-    str | None, typer.Option(help="PEFT adapter to load into the model; a package includes its own adapter.")
+    str | None,
+    typer.Option(metavar="FOLDER", help="PEFT adapter to load into the model; a package includes its own adapter."),
 ]
 WELCOME = "Ctrl-C stops an answer, Ctrl-D quits, /reset starts a new conversation, /help shows help"
 HELP = """Ctrl-C  stops an answer; the part shown stays in the conversation
@@ -36,11 +37,11 @@ REMOVED = dict.fromkeys(CONTROLS)
 """Control characters, removed from what a model says to a terminal."""
 
 
-@app.command()
+@app.command(rich_help_panel="Use")
 @with_stage_options("generate", GenerateConfig)
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Option(help="Text to continue; no template is applied.")],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Text to continue; no template is applied.")],
     adapter: Adapter = None,
     *,
     values: Values,
@@ -62,7 +63,7 @@ def generate(
     print()
 
 
-@app.command()
+@app.command(rich_help_panel="Use")
 @with_stage_options("chat", ChatConfig)
 def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     """Talk with a model in its chat template; answers appear as they are generated.
@@ -91,7 +92,7 @@ def chat(model: Model, adapter: Adapter = None, *, values: Values) -> None:
             _in_pipe(conversation)
 
 
-@app.command()
+@app.command(rich_help_panel="Use")
 @with_stage_options("serve", ServeConfig)
 def serve(model: Model, adapter: Adapter = None, *, values: Values) -> None:
     """Serve a model over HTTP with OpenAI's API.

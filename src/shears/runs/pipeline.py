@@ -13,7 +13,7 @@ from shears.config import EvaluateConfig, Recipe, SearchConfig, SparsifyConfig, 
 from shears.config.export import FORMATS
 from shears.config.resolve import build, section_class
 from shears.data.rows import source_fingerprint
-from shears.errors import InputError
+from shears.errors import InputError, memory_of
 from shears.evaluation.comparison import lead
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
@@ -103,6 +103,7 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
     InputError for an incomplete recipe, a stage made with another configuration, or a folder that another process uses.
     """
     folder = run_folder(recipe, output)
+    recipe = with_calibration(recipe)
     set_threads(recipe.threads)
     if recipe.search and recipe.evaluate:
         check_apart(recipe.search.data, recipe.evaluate.data, recipe.search.limit, recipe.evaluate.limit)
@@ -110,13 +111,14 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
         stages = stages_of(recipe, folder)
         done = [stage.is_done() for stage in stages]  # raises before any work is done
         artifacts.write_text(folder / artifacts.RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        total = len(stages) + (recipe.evaluate is not None)
         for number, (stage, is_done) in enumerate(zip(stages, done, strict=True), start=1):
             if is_done:
                 stage.verify()
-                logger.info("[%d/%d] %s: done before with this configuration, skipped", number, len(stages), stage.name)
+                logger.info("[%d/%d] %s: done before with this configuration, skipped", number, total, stage.name)
             else:
-                logger.info("[%d/%d] %s", number, len(stages), stage.name)
-                with timed(folder, stage.name):
+                logger.info("[%d/%d] %s", number, total, stage.name)
+                with timed(folder, stage.name), memory_of(stage.name):
                     stage.make()
         return _evaluate_models(recipe, folder) if recipe.evaluate else {"models": []}
 
@@ -141,6 +143,11 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output of a run must be a folder, got the file {folder}; choose another output")
     return folder
+
+
+def with_calibration(recipe: Recipe) -> Recipe:
+    """Return a recipe with the calibration text of its model; InputError where it must be given."""
+    return recipe.model_copy(update={"sparsify": recipe.sparsify.for_model(str(recipe.model))})
 
 
 def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
@@ -223,8 +230,8 @@ def _hashes(**sources: str | None) -> dict[str, str]:
     return {key: value for key, value in hashes.items() if value}
 
 
-def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Evaluate the dense, the sparse, the baseline and the exported models; return the summary and write it."""
+def _models_of(recipe: Recipe, folder: Path) -> dict[str, tuple[ModelRef, Path | None]]:
+    """Return the dense, the sparse, the baseline and the exported models, each with its adapter, by name."""
     assert recipe.evaluate is not None
     assert recipe.model is not None
     dense = resolve(recipe.model)
@@ -239,12 +246,26 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
             models[form.folder] = (resolve(folder / form.folder), None)
         else:
             models["sparse + sub-adapter"] = (sparse, folder / form.folder)
+    return models
+
+
+def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Evaluate the dense, the sparse, the baseline and the exported models; return the summary and write it."""
+    assert recipe.evaluate is not None
+    models = _models_of(recipe, folder)
     (folder / "evaluation").mkdir(exist_ok=True)
     config = recipe.evaluate.measurement
     if config.task != "perplexity":  # the same template for all models: the recipe's or the training's
-        template = template_of(config, *parts_of(dense, folder / "super_adapter" if recipe.train else None))
+        template = template_of(
+            config, *parts_of(models["dense"][0], folder / "super_adapter" if recipe.train else None)
+        )
         config = config.model_copy(update={"template": template})
-    rows = [_row(name, *parts, config, folder) for name, parts in models.items()]
+    number = len(stages_of(recipe, folder)) + 1
+    rows = []
+    for done, (name, parts) in enumerate(models.items(), start=1):
+        logger.info("[%d/%d] evaluate (%d of %d): %s", number, number, done, len(models), name)
+        with memory_of("evaluate"):
+            rows.append(_row(name, *parts, config, folder))
     task = {"task": config.task, "data": config.data}
     summary = {**task, "models": rows, "lead": _lead(recipe, rows, folder)}
     artifacts.write_json(folder / artifacts.EVALUATION, summary)
@@ -265,7 +286,6 @@ def _lead(recipe: Recipe, rows: Sequence[Mapping[str, Any]], folder: Path) -> di
 def _row(name: str, model: ModelRef, adapter: Path | None, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     """Return the figures and sizes of one model, from an earlier run if it measured the same."""
     file = artifacts.evaluation_file(folder, name)
-    logger.info("evaluate %s", name)
     figures = _earlier_figures(file, model, adapter, config)
     if figures is None:
         with timed(folder, f"evaluate {name}"):

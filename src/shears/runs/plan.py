@@ -26,7 +26,7 @@ from shears.records.artifacts import EVALUATION, evaluation_file, read_object
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded
 from shears.runs.baselines import DENSE_LORA, baseline_configs
-from shears.runs.pipeline import run_folder, stages_of
+from shears.runs.pipeline import run_folder, stages_of, with_calibration
 from shears.runs.shapes import BF16_BYTES, FP32_BYTES, Shape, packed_bytes, shape_of
 
 CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others are estimated as the heuristic
@@ -118,6 +118,7 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
     both are here), a stage that was made with another configuration, groups that match no linear.
     """
     folder = run_folder(recipe, output)
+    recipe = with_calibration(recipe)
     assert recipe.model is not None
     search = recipe.search
     test = recipe.evaluate
@@ -294,7 +295,7 @@ def _evaluation_data(config: EvaluateConfig) -> str:
 
 def _calibration_tokens(config: SparsifyConfig) -> tuple[int, str]:
     """Return the number of calibration tokens, and the same in words; InputError if local rows cannot be read."""
-    text = config.calibration
+    text = str(config.calibration)
     if _is_local(text):
         with _quietly():
             lengths = token_row_lengths(text)

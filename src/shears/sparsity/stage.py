@@ -38,7 +38,7 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
     embeddings, one block and the hidden states. InputError for a model, a text or settings that cannot be used.
     """
     started = time.monotonic()
-    settings = build(SparsifyConfig, "sparsify", config)
+    settings = build(SparsifyConfig, "sparsify", config).for_model(str(model))
     output = expanded(output)
     with working_folder(output, {"model": str(model), **as_data(settings)}, resume=None) as work:
         ref = resolve(model)
@@ -50,7 +50,7 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
             "base_fingerprint": ref.fingerprint,
             **inherited(ref.record),
             "calibration_fingerprint": calibration,
-            "calibration_sha256": source_fingerprint(settings.calibration) if calibration else None,
+            "calibration_sha256": source_fingerprint(str(settings.calibration)) if calibration else None,
         }
 
         def prune(source: BlockSource, _: FormatOf) -> SparsityReport:
@@ -84,7 +84,7 @@ def _calibration(tokenizer: PreTrainedTokenizerBase | None, settings: SparsifyCo
     if not settings.needs_calibration:
         return [], None
     calibration = calibration_batches(
-        settings.calibration,
+        str(settings.calibration),
         tokenizer,
         settings.num_samples,
         settings.sequence_length,

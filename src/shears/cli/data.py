@@ -1,0 +1,122 @@
+"""The verb data: rows as the model will see them, and what a training would leave out."""
+
+import json
+import sys
+import unicodedata
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.style import Style
+from rich.text import Text
+
+from shears.cli import tables
+from shears.cli.options import Values, app, with_stage_options
+from shears.config import TrainConfig
+from shears.config.embedded import EMBEDDED
+from shears.config.resolve import build
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shears.data.preview import Piece, Preview
+
+FIELDS = ("columns", "template", "train_on", "max_length")  # of train, those that decide what it sees of the data
+FIRST = 300  # pieces of a long row that are shown
+LAST = 100
+REFUSED = 3  # reasons that are shown
+HIDDEN = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}  # Unicode categories that could change the terminal or hide text
+PROMPT = (Style(dim=True), Style())  # neighbouring tokens differ
+TRAINED = (Style(color="green", underline=True), Style(color="bright_green", underline=True, bold=True))
+
+
+@app.command("data", rich_help_panel="Measure")
+@with_stage_options("train", TrainConfig, only=FIELDS)
+def data(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Training examples: JSON, JSONL, CSV, Parquet, a hub id.")
+    ],
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="Model whose tokenizer and chat template are used.")
+    ] = next(iter(EMBEDDED)),
+    limit: Annotated[
+        int | None, typer.Option(metavar="INTEGER", min=1, help="Read only this many rows, the first ones.")
+    ] = None,
+    show: Annotated[int, typer.Option(metavar="INTEGER", min=0, help="Rows to show (default: 3).")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    *,
+    values: Values,
+) -> None:
+    """Show training data as the model will see it.
+
+    Prints some rows token by token, those with loss underlined in a terminal and in brackets elsewhere. Then counts the
+    rows that train would use, leave out or refuse, and their lengths in tokens.
+
+    shears data train.jsonl --model sparse --template alpaca --max-length 256
+    """
+    from shears.data.preview import preview
+    from shears.models.load import load_tokenizer
+
+    settings = build(TrainConfig, "train", {**values, "data": file})
+    rows = preview(settings, load_tokenizer(model), limit, show)
+    if as_json:
+        print(json.dumps({"data": file, "model": model, **rows.as_data()}, indent=2))
+        return
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    print_preview(file, rows)
+
+
+def print_preview(source: str, rows: "Preview") -> None:
+    """Print the rows and the counts."""
+    has_colour = tables.console.color_system is not None and not tables.console.no_color
+    for number, pieces in rows.shown:
+        tables.print_line(f"row {number}, {sum(len(piece.ids) for piece in pieces):,} tokens:")
+        tables.console.print(as_text(pieces, has_colour=has_colour), soft_wrap=True)
+        tables.print_line("")
+    if rows.shown:
+        mark = "green and underlined" if has_colour else "in [brackets], others between |"
+        tables.print_line(f"Tokens with loss are {mark}; control characters are escaped.")
+    for line in _counts(source, rows):
+        tables.print_line(line)
+
+
+def _counts(source: str, rows: "Preview") -> "list[str]":
+    used = len(rows.lengths) - rows.num_long
+    lines = [f"{escaped(source)}: {rows.rows:,} row{'s' * (rows.rows != 1)}, train uses {used:,}"]
+    if rows.num_long:
+        lines.append(f"  left out: {rows.num_long:,} longer than {rows.max_length} tokens; --max-length raises that")
+    if empty := rows.without_completion:
+        lines.append(f"  left out: {len(empty):,} without a completion, the first is row {empty[0]}")
+    if rows.refused:
+        lines.append(f"  refused: {len(rows.refused):,}; train stops at the first")
+        lines += [f"    row {number}: {escaped(reason)}" for number, reason in rows.refused[:REFUSED]]
+    if rows.lengths:
+        low, middle, high, most = rows.quantiles.values()
+        lines.append(f"tokens of a row: min {low:,}, median {middle:,}, 95 % {high:,}, max {most:,}")
+        lines.append(f"tokens in all: {sum(rows.lengths):,}; with loss, in the rows used: {rows.num_trained:,}")
+    return lines
+
+
+def as_text(pieces: "Sequence[Piece]", *, has_colour: bool) -> Text:
+    """Return the tokens of a row, each to be told from the next; a long row without its middle."""
+    text = Text()
+    hidden = len(pieces) - FIRST - LAST
+    for index, piece in enumerate(pieces):
+        if hidden > 0 and FIRST <= index < FIRST + hidden:
+            if index == FIRST:
+                text.append(f"\n... {hidden:,} tokens ...\n", Style(italic=True))
+            continue
+        shown = escaped(piece.text)
+        if has_colour:
+            text.append(shown, (TRAINED if piece.trained else PROMPT)[index % 2])
+        else:
+            text.append(f"[{shown}]" if piece.trained else f"{shown}|")
+        text.append("\n" * piece.text.count("\n"))
+    return text
+
+
+def escaped(text: str) -> str:
+    """Return a text whose control, line break and format characters are escaped, such as \\x1b and \\u202e."""
+    return "".join(
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in HIDDEN else character
+        for character in text
+    )

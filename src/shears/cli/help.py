@@ -1,0 +1,146 @@
+"""The help of the verbs: options in panels, the required ones first, and examples that are never wrapped."""
+
+import re
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from shears.cli.parsing import parse
+from shears.cli.tables import console
+from shears.config.flags import OTHER, PANELS, REQUIRED
+
+WIDTH = 80  # characters, the width of a terminal nobody has changed
+COLUMN = 30  # characters of the first column; a longer flag has a line for itself
+ARGUMENTS = "Arguments"
+VERB_PANELS = ("Start", "Stages", "Use", "Measure")
+VERBS = "Commands"  # the panel of those that name none
+VERB_COLUMN = 14
+DEFAULT = re.compile(r"\(default: [^()]*\)")  # stands in one line
+JOINT = "\0"  # a space that is no place to wrap
+KINDS = {"integer": "INTEGER", "integer range": "INTEGER", "float": "NUMBER"}  # by typer's names of types
+
+
+class Verb(TyperCommand):
+    """A command whose help has panels, and which tells all mistakes of a call at once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of a call; InputError, with every mistake, for wrong ones."""
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
+        return parse(self, ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the usage, the description, the examples and the options by panel."""
+        formatter.write(_page(self, ctx, _option_panels(self, ctx)))
+
+
+class Verbs(TyperGroup):
+    """The group of all commands, whose help has panels of options and of commands; without a word it prints it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words before a command."""
+        return super().parse_args(ctx, args or ["--help"])
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the usage, the description, the examples, the commands and the options."""
+        commands: dict[str, Any] = dict(self.commands)
+        verbs = [(name, command) for name, command in commands.items() if not command.hidden]
+        rows = [(command.rich_help_panel or VERBS, name, _first_sentence(command.help)) for name, command in verbs]
+        rows.sort(key=lambda row: VERB_PANELS.index(row[0]) if row[0] in VERB_PANELS else len(VERB_PANELS))
+        formatter.write(_page(self, ctx, [*rows, *_option_panels(self, ctx)]))
+
+
+Row = tuple[str, str, str]  # panel, flag or command, description
+
+
+def _page(command: Any, ctx: Any, rows: Iterable[Row]) -> str:
+    """Return the whole help; rows of one panel stand together, in the order in which the panels first appear."""
+    arguments = [_kind(each) for each in command.get_params(ctx) if each.param_type_name == "argument"]
+    after = ["COMMAND ..."] if isinstance(command, TyperGroup) else arguments
+    blocks = [" ".join(["Usage:", ctx.command_path, "[OPTIONS]", *after]), *_paragraphs(command.help or "")]
+    by_panel: dict[str, list[Row]] = {}
+    for row in rows:
+        by_panel.setdefault(row[0], []).append(row)
+    for panel, members in by_panel.items():
+        column = VERB_COLUMN if panel in (*VERB_PANELS, VERBS) else COLUMN
+        blocks.append("\n".join([_rule(panel), *(_entry(name, text, column) for _, name, text in members)]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _paragraphs(text: str) -> list[str]:
+    """Return the description, wrapped, and blocks of examples as they are: those that begin with `shears`."""
+    blocks = []
+    for block in text.replace("\b\n", "").strip().split("\n\n"):
+        is_example = block.startswith("shears ")
+        blocks.append(
+            textwrap.indent(block, "  ") if is_example else textwrap.fill(block, _width(), break_on_hyphens=False)
+        )
+    return blocks
+
+
+def examples(text: str) -> list[str]:
+    """Return the command lines of a description, continued lines joined."""
+    blocks = text.replace("\b\n", "").strip().split("\n\n")
+    lines = "\n".join(block for block in blocks if block.startswith("shears ")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("shears ")]
+
+
+def _first_sentence(text: str | None) -> str:
+    return " ".join((text or "").split("\n\n")[0].split())
+
+
+def _option_panels(command: Any, ctx: Any) -> list[Row]:
+    """Return arguments, then required options, then the others, by panel."""
+    rows = [_row(parameter, ctx) for parameter in command.get_params(ctx)]
+    order = [ARGUMENTS, REQUIRED, *PANELS, OTHER]
+    return sorted((row for row in rows if row is not None), key=lambda row: order.index(row[0]))
+
+
+def _row(parameter: Any, ctx: Any) -> Row | None:
+    if getattr(parameter, "hidden", False):
+        return None
+    text = parameter.help or ""
+    if parameter.param_type_name == "argument":
+        return ARGUMENTS, _kind(parameter), text
+    panel = parameter.rich_help_panel or (REQUIRED if parameter.required else OTHER)
+    if parameter.name == "help":
+        text = "Show this help."
+    flags = ", ".join(sorted(parameter.opts, key=len, reverse=parameter.name != "help"))
+    if parameter.secondary_opts:
+        flags += f" / {parameter.secondary_opts[0]}"
+    return panel, flags if parameter.is_flag else f"{flags} {_kind(parameter)}", text
+
+
+def _kind(parameter: Any) -> str:
+    """Return the kind of value of an argument or option; options that typer adds itself have none."""
+    return str(parameter.metavar or KINDS.get(parameter.type.name, "TEXT"))
+
+
+def _entry(name: str, text: str, column: int) -> str:
+    """Return a flag or command and its description beside it, or below it where the name is long."""
+    margin = " " * column
+    whole = DEFAULT.sub(lambda match: match[0].replace(" ", JOINT), text)
+    lines = textwrap.wrap(whole, _width() - column, break_long_words=False, break_on_hyphens=False)
+    below = "".join(f"\n{margin}{line.replace(JOINT, ' ')}" for line in lines)
+    if len(name) <= column - 4:
+        below = below.lstrip("\n")[len(name) + 2 :]
+    return f"  {_styled(name, fg='cyan')}{below}"
+
+
+def _rule(title: str) -> str:
+    """Return the heading of a panel: its title on a line as wide as the help."""
+    line = "-" if console.options.ascii_only else "─"
+    rest = line * (_width() - len(title) - 3)
+    return f"{_styled(line, dim=True)} {_styled(title, bold=True)} {_styled(rest, dim=True)}"
+
+
+def _width() -> int:
+    return min(console.width, WIDTH)
+
+
+def _styled(text: str, **style: Any) -> str:
+    """Return a text with colours for a terminal that shows them."""
+    return typer.style(text, **style) if console.is_terminal and not console.no_color else text

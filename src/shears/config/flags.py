@@ -1,0 +1,66 @@
+"""How configuration fields look on the command line: the panel of the help, the kind of value, short names.
+
+A field that is named nowhere here is shown too: in the panel `Options`, with a kind made from its type.
+"""
+
+from collections.abc import Mapping
+
+REQUIRED = "Required"
+OTHER = "Options"
+PANELS: Mapping[str, tuple[str, ...]] = {
+    "Data": (
+        "data", "columns", "validation", "test", "task", "harness", "include_path", "template", "train_on",
+        "max_length", "packing", "limit", "protocol", "calibration", "num_samples", "sequence_length",
+    ),
+    "Pruning": (
+        "sparsity", "method", "pattern", "allocation", "reconstruct", "targets", "skip", "sparsity_of", "damping",
+    ),
+    "Adapter": (
+        "ranks", "groups", "alpha", "init", "sampling", "reorder", "curriculum", "sparse_adapter", "dropout",
+        "recover_rank", "recover_by",
+    ),
+    "Schedule": (
+        "epochs", "max_steps", "learning_rate", "scheduler", "warmup_steps", "weight_decay", "early_stopping",
+    ),
+    "Goal and budget": ("objective", "constraint", "strategy", "max_evaluations", "tie_layers"),
+    "Text": (
+        "system", "max_new_tokens", "num_beams", "temperature", "top_k", "top_p", "repetition_penalty", "stop",
+    ),
+    "Server": (
+        "host", "port", "name", "api_key", "max_waiting", "max_request_bytes", "shutdown_seconds",
+    ),
+    "Measurement": ("against", "prompt_tokens", "new_tokens", "rounds", "baselines"),
+    "Memory and speed": (
+        "batch_size", "micro_batch_size", "gradient_checkpointing", "recompute", "quantize", "shard", "compile",
+        "precision", "device", "threads", "activation_budget", "cache_budget", "backend",
+    ),
+    "Output": (
+        "output", "format", "values", "embeddings", "negative_zeros", "dtype", "report_to", "save_steps",
+    ),
+    "Strategy options": (
+        "improvement", "restarts", "step", "changes", "order", "population", "tournament", "reference_points",
+        "race_error", "race_indifference",
+    ),
+    "Several workers": ("storage", "study", "stale_after", "storage_timeout"),
+    "Advanced": ("seed",),
+}  # fmt: skip
+"""The fields of every panel, in the order of the help; the same name has the same panel in every verb."""
+
+METAVARS: Mapping[str, str] = {
+    **dict.fromkeys(("data", "test", "validation", "calibration"), "FILE"),
+    **dict.fromkeys(("output", "include_path", "against"), "FOLDER"),
+    "device": "auto|cpu|cuda|mps",
+    "pattern": "row|layer|global|N:M",
+    "activation_budget": "SIZE",
+    "cache_budget": "SIZE",
+    "storage": "URL",
+}
+"""The kind of value of fields whose type does not say it."""
+
+ALIASES: Mapping[str, str] = {"lr": "learning_rate", "bs": "batch_size"}
+"""Short names, as flags, in --set, in recipes and as keywords; records hold the full names."""
+
+
+def panel_of(name: str) -> str:
+    """Return the panel of a field."""
+    return next((panel for panel, fields in PANELS.items() if name in fields), OTHER)

@@ -1,0 +1,104 @@
+"""shears data shows rows as the model will see them and counts what train would use."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shears.cli.data import FIRST, LAST, as_text, escaped
+from shears.config import TrainConfig
+from shears.data.examples import load_examples, tokenize_all
+from shears.data.preview import Piece, preview
+from tests.cli.calls import call_with
+from tests.tiny import save_tiny, tiny_tokenizer
+
+ROWS = [
+    {"prompt": "Q: Ünï \x1b[31mred\u202e?\nA:", "completion": " 4"},
+    {"instruction": "Add 1 and 2", "output": "3"},
+    {"prompt": "x", "completion": " "},
+    {"text": "foo"},
+    {"prompt": "long " * 20, "completion": " y"},
+]
+TEXTS = ["Q: Ünï \x1b[31mred\u202e?\nA: 4", "Question: Add 1 and 2\nAnswer: 3", "long " * 20 + " y"]
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "base")
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def test_tokens_and_loss_are_those_of_the_training(file: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    usable = file.with_name("usable.jsonl")
+    usable.write_text("".join(json.dumps(ROWS[index]) + "\n" for index in (0, 1)))
+    trained = tokenize_all(load_examples(str(usable), "question", tokenizer), tokenizer, 512)
+    shown = preview(TrainConfig(data=str(file)), tokenizer, show=2).shown
+    for (_, pieces), row in zip(shown, trained, strict=True):
+        assert [each for piece in pieces for each in piece.ids] == row.input_ids
+        marks = [piece.trained for piece in pieces for _ in piece.ids]
+        assert marks == [label != -100 for label in row.labels]
+        assert "".join(piece.text for piece in pieces) == tokenizer.decode(row.input_ids)
+
+
+def test_counts_and_quantiles(file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    call = call_with(capfd, monkeypatch)
+    code, output, _ = call("data", file, "--model", "base", "--max-length", "60", "--json", "--show", "1")
+    content = json.loads(output)
+    assert code == 0
+    assert (content["rows"], content["used"], content["longer_than_max_length"]) == (5, 2, 1)
+    assert content["without_completion"] == [3]
+    assert [entry["row"] for entry in content["refused"]] == [4]
+    first, second, last = (len(text.encode()) + 1 for text in TEXTS)  # bytes are tokens, and one ends the text
+    lengths = sorted([first, second, last])
+    expected = {"min": lengths[0], "median": lengths[1], "p95": lengths[2], "max": lengths[2], "total": sum(lengths)}
+    assert content["tokens"].items() >= expected.items()
+    assert len(content["shown"]) == 1
+
+
+def test_a_pipe_gets_brackets_and_no_escape(
+    file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, output, _ = call_with(capfd, monkeypatch)("data", file, "--model", "base", "--max-length", "60")
+    assert code == 0
+    assert "A|:|[ ][4][<|end|>]" in output
+    assert r"\x1b|[|3|1|m|r|e|d|\u202e|?|\n|" in output
+    assert "\x1b" not in output
+    assert "\u202e" not in output
+    assert "rows.jsonl: 5 rows, train uses 2\n" in output
+    assert "left out: 1 longer than 60 tokens; --max-length raises that" in output
+    assert "left out: 1 without a completion, the first is row 3" in output
+    assert "row 4: a row must have the columns" in output
+
+
+def test_limit_reads_the_first_rows(
+    file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, output, _ = call_with(capfd, monkeypatch)("data", file, "--model", "base", "--limit", "1", "--show", "0")
+    assert "1 row, train uses 1" in output
+    assert "Tokens with loss" not in output
+
+
+def test_options_come_from_the_train_section(
+    file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.with_name("recipe.yaml").write_text("train: {max_length: 20, template: alpaca, lr: 0.1}")
+    call = call_with(capfd, monkeypatch)
+    assert json.loads(call("data", file, "--model", "base", "--config", "recipe.yaml", "--json")[1])["used"] == 0
+    assert call("data", file, "--train-on", "nothing")[0] == 2
+
+
+def test_colours_mark_the_loss_and_the_middle_of_a_long_row_is_left_out() -> None:
+    pieces = [Piece("ab", (1,), trained=index > 400) for index in range(600)]
+    text = as_text(pieces, has_colour=True)
+    assert text.plain.count("ab") == FIRST + LAST
+    assert f"... {600 - FIRST - LAST:,} tokens ..." in text.plain
+    underlined = [span for span in text.spans if not isinstance(span.style, str) and span.style.underline]
+    assert len(underlined) == LAST
+
+
+def test_every_control_and_format_character_is_escaped() -> None:
+    assert escaped("a\x00\x07\x1b\x7f\x9b\u200b\u202e\ufeffé") == r"a\x00\x07\x1b\x7f\x9b\u200b\u202e\ufeffé"

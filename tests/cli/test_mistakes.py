@@ -1,0 +1,194 @@
+"""Typical mistakes and what the command line answers: lines that say what must hold, what came and what to do.
+
+`pytest -s tests/cli/test_mistakes.py` prints every call with its answer.
+"""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import shears
+from shears.cli.memory import ADVICE
+from shears.config import TrainConfig
+from shears.config.resolve import build
+from tests.cli.calls import call_with
+from tests.cli.test_help import VERBS
+from tests.tiny import save_tiny
+
+MISTAKES = {
+    "trian": ["No such command 'trian'. Did you mean 'train'?"],
+    "train": ["Missing arguments 'SPARSE', 'OUT'", "train.data must be given (--data)"],
+    "train base out --daat rows.jsonl": ["No such option: --daat (did you mean --data?). See shears train --help"],
+    "train base out --data rows.jsonl --alhpa 3 --ranks 8,x --lr -1 --bs 7.5": [
+        "No such option: --alhpa (did you mean --alpha?)",
+        "train.ranks.1 must be a whole number, got 'x'",
+        "train.learning_rate must be greater than 0, got '-1'",
+        "train.batch_size must be a whole number, got '7.5'. See shears train --help",
+    ],
+    "train base out --data": ["Option '--data' requires an argument. See shears train --help"],
+    "train base out --data rows.json": ["data must be a file that exists, got rows.json (nothing there)"],
+    "train base out --data words.txt": ["examples must be rows, got the plain text words.txt"],
+    "train base out --data other.jsonl": ["row 1 of other.jsonl: a row must have the columns prompt and completion"],
+    "train base out --data rows.jsonl --groups c_attn": ["no linear matches target 'c_attn'; this model has q_proj"],
+    "train base out --data rows.jsonl --batch-size 16 --micro-batch-size 3": ["must divide"],
+    "train base base --data rows.jsonl": ["base", "must"],
+    "sparsify base out --sparsity 50 --calibration rows.jsonl": [
+        "sparsify.sparsity must be less than 1, got '50'; for 50 % give 0.5"
+    ],
+    "sparsify base out --config percent.yaml": ["sparsify.sparsity must be a number, got '50%'; for 50 % give 0.5"],
+    "sparsify base out": ["sparsify.calibration must be given (--calibration) for base: text like that which the"],
+    "sparsify base out --method magnitude --dtype half": ["must be 'auto', 'fp32', 'bf16' or 'fp16', got 'half'"],
+    "sparsify out": ["Missing argument 'OUT'. See shears sparsify --help"],
+    "search base found --data rows.jsonl": ["must be a super-adapter"],
+    "evaluate base": ["evaluate.task must be given (--task)", "evaluate.data must be given (--data)"],
+    "evaluate base --task nubmer --data rows.jsonl": ["got 'nubmer'; did you mean 'number'?"],
+    "generate nowhere/model --prompt Hi": ["must be a folder, a .gguf file or a reachable hub id, got 'nowhere/model'"],
+    "generate base": ["Missing option '--prompt'. See shears generate --help"],
+    "inspect base other": ["Got unexpected extra argument (other). See shears inspect --help"],
+    "run recipe.yaml": ["unknown key 'trian'; did you mean 'train'?"],
+    "run recipe.yml": ["the recipe must be a readable YAML file, got recipe.yml"],
+    "--threads 0 env": ["Invalid value for '--threads': must be greater than or equal to 1. See shears --help"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, data and recipes, in which the calls are made."""
+    made = tmp_path_factory.mktemp("mistakes")
+    save_tiny(made / "base")
+    (made / "rows.jsonl").write_text('{"prompt": "1+1=", "completion": " 2", "answer": 2}\n')
+    (made / "other.jsonl").write_text('{"query": "1+1="}\n')
+    (made / "words.txt").write_text("some words")
+    (made / "percent.yaml").write_text("sparsify: {sparsity: 50%, calibration: rows.jsonl}")
+    (made / "recipe.yaml").write_text("model: base\noutput: out\ntrian: {data: rows.jsonl}")
+    return made
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_is_answered_in_lines_that_help(
+    words: str,
+    folder: Path,
+    request: pytest.FixtureRequest,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    code, output, errors = call_with(capfd, monkeypatch)(*shlex.split(words))
+    if request.config.getoption("capture") == "no":
+        with capfd.disabled():
+            sys.stdout.write(f"\n$ shears {words}\n{errors.strip()}\n")
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert (code, output) == (2, "")
+    assert "Traceback" not in errors
+    assert lines
+    assert lines[-1] == errors.splitlines()[-1]
+    for part in MISTAKES[words]:
+        assert any(part in line for line in lines), errors
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_short_names_and_torchs_names_are_taken_everywhere(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    given: list[dict[str, object]] = []
+
+    def train_with(_sparse: str, out: str, **values: object) -> Path:
+        given.append(values)
+        return Path(out)
+
+    monkeypatch.setattr(shears, "train", train_with)
+    call = call_with(capfd, monkeypatch)
+    (folder / "short.yaml").write_text("train: {data: rows.jsonl, lr: 0.5, bs: 2, precision: torch.bfloat16}")
+    train = ["train", "base", "out", "--config", "short.yaml"]
+    for more in ([], ["--set", "train.lr=0.25"], ["--set", "train.learning_rate=0.25", "--lr", "0.125"]):
+        assert call(*train, *more)[0] == 0
+    configs = [build(TrainConfig, "train", {k: v for k, v in values.items() if k != "resume"}) for values in given]
+    assert [config.learning_rate for config in configs] == [0.5, 0.25, 0.125]
+    assert {(config.batch_size, config.precision) for config in configs} == {(2, "bf16")}
+
+
+OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB"
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "answer"),
+    [
+        (
+            "train base out --data rows.jsonl",
+            torch.OutOfMemoryError(OUT_OF_MEMORY),
+            "train needs more GPU memory than there is (2.00 GiB more); "
+            "--micro-batch-size 1, --gradient-checkpointing or --quantize nf4 needs less",
+        ),
+        (
+            "train base out --data rows.jsonl --gradient-checkpointing",
+            torch.OutOfMemoryError(OUT_OF_MEMORY),
+            "train needs more GPU memory than there is (2.00 GiB more); "
+            "--micro-batch-size 1 or --quantize nf4 needs less",
+        ),
+        (
+            "train base out --data rows.jsonl",
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes. Error"),
+            "train needs more memory than there is (8.6 GB more); "
+            "--micro-batch-size 1, --gradient-checkpointing or --quantize nf4 needs less",
+        ),
+        ("train base out --data rows.jsonl", MemoryError(), "train needs more memory than there is; --micro"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line_with_the_flags_that_help(
+    words: str,
+    error: Exception,
+    answer: str,
+    folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def raise_it(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(shears, "train", raise_it)
+    code, _, errors = call_with(capfd, monkeypatch)(*words.split())
+    assert (code, errors.count("\n")) == (1, 1)
+    assert errors.startswith(f"error: {answer}")
+
+
+def test_a_model_too_large_to_load_is_a_lack_of_memory(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error is wrapped into one about the model."""
+
+    def raise_it(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("shears.models.load._from_pretrained", raise_it)
+    code, _, errors = call_with(capfd, monkeypatch)("generate", "base", "--prompt", "Hi")
+    assert code == 1
+    assert errors.splitlines()[-1].startswith("error: generate needs more GPU memory than there is (2.00 GiB more); ")
+
+
+def test_a_run_names_the_stage_that_lacked_memory_in_settings(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raise_it(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("shears.runs.pipeline.sparsify", raise_it)
+    (folder / "whole.yaml").write_text(json.dumps({"model": "base", "sparsify": {"method": "magnitude"}}))
+    code, _, errors = call_with(capfd, monkeypatch)("run", "whole.yaml", "--output", "run")
+    assert code == 1
+    assert "--set sparsify.batch_size=1, --set sparsify.activation_budget=500MB or" in errors.splitlines()[-1]
+
+
+def test_every_advice_is_an_option_of_its_verb() -> None:
+    for verb, settings in ADVICE.items():
+        known = {option for parameter in VERBS[verb].params for option in parameter.opts}
+        assert len(settings) == 3
+        assert {f"--{setting.partition('=')[0].replace('_', '-')}" for setting in settings} <= known
