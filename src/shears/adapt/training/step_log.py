@@ -24,6 +24,7 @@ from shears.records.artifacts import TRAINING_TIMES
 
 logger = logging.getLogger(__name__)
 TENSORBOARD_FOLDER = "TENSORBOARD_LOGGING_DIR"  # the variable that Trainer's tensorboard callback reads
+FOLDERS = {"tensorboard": TENSORBOARD_FOLDER, "mlflow": "MLFLOW_TRACKING_URI"}  # variables of where trackers write
 
 
 class StepLog(TrainerCallback):
@@ -110,7 +111,9 @@ class StepLog(TrainerCallback):
         loss = self.validator.validate(step)
         self.note = f", validation {loss:.3f}"
         if args.report_to:
+            should_log = control.should_log
             self.trainer.log({"eval_loss": loss})
+            control.should_log = should_log  # Trainer has not logged the step yet, and takes this for it
         if self.validator.losses.is_over:
             logger.info(
                 "step %d: the validation loss has not fallen since step %s; stopped", step, self.validator.losses.best
@@ -135,15 +138,15 @@ def check_trackers(names: Sequence[str]) -> None:
 
 @contextmanager
 def tracking(names: Sequence[str], output: Path) -> Iterator[None]:
-    """Let tensorboard write to a folder beside the output, unless the user has named one in the environment.
+    """Let tensorboard and mlflow write to folders beside the output, unless the user's environment says where.
 
-    Event files hold times, and artifacts must not.
+    Their files hold times, and artifacts must not.
     """
-    if "tensorboard" not in names or TENSORBOARD_FOLDER in os.environ:
-        yield
-        return
-    os.environ[TENSORBOARD_FOLDER] = str(output.with_name(f"{output.name}_tensorboard"))
+    own = {variable: name for name, variable in FOLDERS.items() if name in names and variable not in os.environ}
+    for variable, name in own.items():
+        os.environ[variable] = str(output.absolute().with_name(f"{output.name}_{name}"))
     try:
         yield
     finally:
-        os.environ.pop(TENSORBOARD_FOLDER, None)
+        for variable in own:
+            os.environ.pop(variable, None)
