@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from shears.adapt.training.checkpoints import last_steps
+from shears.adapt.training.processes import reshard
 from shears.adapt.training.trainer import CompletionTrainer
 from shears.data.batches import length_buckets
 from shears.data.examples import Tokenized
@@ -109,6 +110,7 @@ class Validator:
                 sums = self._sums()
         finally:
             model.train(was_training)
+            reshard(model)
             if active is not None:
                 elastic.activate(active)
         ordered = [figures for _, figures in sorted(sums)]
