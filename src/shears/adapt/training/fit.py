@@ -3,6 +3,7 @@
 import logging
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from shears.adapt.training.trainer import Collator, CompletionTrainer, NumberedE
 from shears.adapt.training.validation import Losses, Schedule, Validator, read_losses, restore_best
 from shears.config import TrainConfig
 from shears.data.batches import PACK_TOKENS, ignores_padding, keeps_apart, padding
-from shears.errors import InputError
+from shears.errors import InputError, first_line
 from shears.models.devices import pick_device, resolved_precision
 from shears.models.losses import num_positions
 from shears.progress import is_first_process, meter
@@ -66,7 +67,7 @@ def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
             progress.skip(done)
             validator = _validator(prepared, trainer, losses, settings)
             trainer.add_callback(StepLog(work / TRAINING_LOG, trainer, progress, validator))
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            _train_from(trainer, checkpoint)
     if settings.early_stopping and is_first_process():  # who saves the adapter
         restore_best(prepared.model, folder, read_losses(work / TRAINING_LOG))
 
@@ -96,6 +97,15 @@ def _validator(
     count = len(prepared.rows)
     schedule = Schedule(settings.validation_every or steps_per_epoch(settings, count), num_steps(settings, count))
     return Validator(trainer, prepared.validation, schedule, losses, Path(str(trainer.args.output_dir)))
+
+
+def _train_from(trainer: CompletionTrainer, checkpoint: Path | None) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except UnpicklingError as error:  # transformers lets torch read tensors and plain values only
+        raise InputError(
+            f"{checkpoint} must hold tensors and plain values, got: {first_line(error)}; delete that folder"
+        ) from error
 
 
 def _trainer(
