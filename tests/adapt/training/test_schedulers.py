@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ AFTER_WARMUP: dict[str, Callable[[float], float]] = {  # of the share of the ste
 
 @pytest.mark.parametrize("name", AFTER_WARMUP)
 def test_the_learning_rate_has_its_closed_form(base: Path, data: str, tmp_path: Path, name: str) -> None:
-    output = train(base, tmp_path / "out", data=data, **SETTINGS, **({} if name == "linear" else {"scheduler": name}))
+    changes: dict[str, Any] = {} if name == "linear" else {"scheduler": name}
+    output = train(base, tmp_path / "out", data=data, **SETTINGS, **changes)
     expected = [
         PEAK * (step / WARMUP if step < WARMUP else AFTER_WARMUP[name]((step - WARMUP) / (STEPS - WARMUP)))
         for step in range(STEPS)

@@ -135,7 +135,7 @@ def log_metrics(metrics, step, **_):
 """
 
 
-def test_mlflow_sees_losses_and_validations_in_a_folder_beside_the_output(
+def test_mlflow_sees_losses_and_validations_in_a_database_beside_the_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -153,7 +153,7 @@ def test_mlflow_sees_losses_and_validations_in_a_folder_beside_the_output(
         monkeypatch.delitem(sys.modules, name)
     seen = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     steps = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
-    assert {line["uri"] for line in seen} == {str(tmp_path / "super_mlflow")}
+    assert {line["uri"] for line in seen} == {f"sqlite:///{tmp_path / 'super_mlflow.db'}"}
     assert [line["loss"] for line in seen if "loss" in line] == pytest.approx([s["loss"] for s in steps], abs=1e-3)
     validated = [line["validation_loss"] for line in steps if "validation_loss" in line]
     assert [line["eval_loss"] for line in seen if "eval_loss" in line] == validated

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict
 
 from shears.adapt.load import load_super_adapter
 from shears.adapt.prepare import split_off
 from shears.adapt.train import train
-from shears.adapt.training import validation as module
-from shears.adapt.training.validation import Losses, Schedule, Validator
+from shears.adapt.training.validation import Losses, Schedule, Validator, own_module
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.data.examples import Tokenized, load_examples, tokenize_all
@@ -90,7 +90,7 @@ def test_early_stopping_keeps_the_best_adapter(
     keep = Validator.validate
 
     def noted(self: Validator, step: int) -> float:
-        tensors = module.get_peft_model_state_dict(module.own_module(self.trainer))
+        tensors = get_peft_model_state_dict(own_module(self.trainer))
         seen[step] = {name: tensor.clone() for name, tensor in tensors.items()}
         return keep(self, step)
 

@@ -24,7 +24,9 @@ from shears.records.artifacts import TRAINING_TIMES
 
 logger = logging.getLogger(__name__)
 TENSORBOARD_FOLDER = "TENSORBOARD_LOGGING_DIR"  # the variable that Trainer's tensorboard callback reads
-FOLDERS = {"tensorboard": TENSORBOARD_FOLDER, "mlflow": "MLFLOW_TRACKING_URI"}  # variables of where trackers write
+MLFLOW_STORE = "MLFLOW_TRACKING_URI"
+STORES = {"tensorboard": (TENSORBOARD_FOLDER, "{}_tensorboard"), "mlflow": (MLFLOW_STORE, "sqlite:///{}_mlflow.db")}
+"""The variables from which trackers learn where to write, and where that is beside an output."""
 
 
 class StepLog(TrainerCallback):
@@ -138,13 +140,14 @@ def check_trackers(names: Sequence[str]) -> None:
 
 @contextmanager
 def tracking(names: Sequence[str], output: Path) -> Iterator[None]:
-    """Let tensorboard and mlflow write to folders beside the output, unless the user's environment says where.
+    """Let tensorboard and mlflow write beside the output, unless the user's environment says where.
 
     Their files hold times, and artifacts must not.
     """
-    own = {variable: name for name, variable in FOLDERS.items() if name in names and variable not in os.environ}
-    for variable, name in own.items():
-        os.environ[variable] = str(output.absolute().with_name(f"{output.name}_{name}"))
+    wanted = dict(place for name, place in STORES.items() if name in names)
+    own = {variable: place for variable, place in wanted.items() if variable not in os.environ}
+    for variable, place in own.items():
+        os.environ[variable] = place.format(output.absolute())
     try:
         yield
     finally:
