@@ -71,3 +71,16 @@ def test_a_run_of_an_earlier_version_is_shown_without_versions(tmp_path: Path) -
     text = Reader(page_of(tmp_path, files)).text
     assert "Times on a processor, 2 threads" in text
     assert "Versions" not in text
+
+
+def test_validation_losses_are_dots_with_a_table_and_the_lowest_in_words(tmp_path: Path) -> None:
+    files = records()
+    plain = page_of(tmp_path, files)
+    for step, loss in ((100, 2.0), (200, 1.25), (300, 1.5)):
+        files["super_adapter/training_log.jsonl"][step - 1]["validation_loss"] = loss
+    files["super_adapter/search_space.json"]["validation"] = {"step": 200, "loss": 1.25}
+    page = page_of(tmp_path, files)
+    words = "lowest after step 200, whose adapter was kept: 1.25; at the end it was 1.5."
+    assert words in Reader(page).text
+    assert page.count('class="dot"') - plain.count('class="dot"') == 3
+    assert "Validation loss" not in plain

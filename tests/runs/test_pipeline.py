@@ -58,3 +58,35 @@ def test_a_run_goes_into_a_folder_and_nowhere_else(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must have a model and an output folder"):
         run_folder(recipe, "")
     assert run_folder(recipe) == tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.columns={prompt: question}", r"must name columns of .*train.jsonl \(prompt, completion, answer\)"),
+        ("search.columns={completion: reply}", "must name columns of .*validation.jsonl .* got completion=reply"),
+        ("evaluate.columns={prompt: promt}", "must name columns of .*test.jsonl .* did you mean 'prompt'"),
+    ],
+)  # fmt: skip
+def test_columns_that_are_not_there_are_told_before_any_work(setting: str, message: str, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path), [setting])
+    with pytest.raises(InputError, match=message):
+        shears.run(recipe, tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"recipe.yaml", ".lock"}
+
+
+def test_a_training_of_named_groups_is_that_of_the_default(tmp_path: Path) -> None:
+    """Records of earlier versions name the groups that are the default of Llama now."""
+    recipe = load_recipe(write_recipe(tmp_path), ["train.max_steps=1", "search=null", "evaluate=null"])
+    shears.run(recipe, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "super_adapter" / "search_space.json").read_text())
+    assert record["config"]["groups"] == ["q_proj+k_proj+v_proj", "up_proj", "down_proj"]
+    assert [stage.state for stage in plan(recipe, tmp_path / "run").stages][:2] == ["done", "done"]
+    named = load_recipe(
+        tmp_path / "recipe.yaml",
+        ["train.max_steps=1", "search=null", "evaluate=null", "train.groups=q_proj+k_proj+v_proj,up_proj,down_proj"],
+    )
+    assert [stage.state for stage in plan(named, tmp_path / "run").stages][:2] == ["done", "done"]
+    other = named.model_copy(update={"train": named.train and named.train.model_copy(update={"groups": ("up_proj",)})})
+    with pytest.raises(InputError, match="train.groups was"):
+        plan(other, tmp_path / "run")

@@ -1,6 +1,7 @@
 """What a training needs, loaded: the frozen model with its adapter, the tokenizer, the tokenized examples."""
 
 import logging
+import random
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -13,11 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.elastic import ElasticAdapter, make_elastic
+from shears.adapt.groups import with_auto
 from shears.adapt.initial import start_from_principal, start_from_recovery
 from shears.adapt.space import SearchSpace
 from shears.config import TrainConfig
 from shears.config.targets import matching
-from shears.data.examples import Tokenized, load_examples, tokenize_all
+from shears.data.examples import Example, Tokenized, check_completions, load_examples, tokenize_all
 from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks, linears, sharing_a_weight, weight_oi
 from shears.models.devices import DTYPES, pick_device, resolved_precision
@@ -32,10 +34,12 @@ logger = logging.getLogger(__name__)
 def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:
     """Return the search space: in each decoder block, the linears joined by + share one of the ranks.
 
-    Each part is a name's ending or a regex (see `config.targets.matching`). InputError if a part matches nothing, if
+    Each part is a name's ending or a regex (see `config.targets.matching`); the group `auto` stands for those of
+    `auto_groups`. InputError if a part matches nothing, if
     two groups claim one linear, if a linear does not return one tensor of its outputs (routers that return their
     choice, grouped products), or if a rank exceeds min(inputs, outputs) of every linear in its group.
     """
+    groups = with_auto(groups, model)
     prefix, blocks = decoder_blocks(model)
     by_block = {index: linears(block) for index, block in enumerate(blocks)}
     everywhere = [f"{index}.{name}" for index, names in by_block.items() for name in names]
@@ -108,6 +112,7 @@ class Prepared(NamedTuple):
     """A model to train, its tokenizer, the handle on its ranks, the examples.
 
     `start` holds the adapter's first tensors if they were moved out of the model's weights (init pissa), else nothing.
+    `validation` are examples that are not trained on; none without a validation.
     """
 
     model: PeftModel
@@ -115,37 +120,66 @@ class Prepared(NamedTuple):
     elastic: ElasticAdapter
     rows: Sequence[Tokenized]
     start: dict[str, Tensor]
+    validation: Sequence[Tokenized] = ()
 
 
 def prepare(model: ModelRef, settings: TrainConfig) -> Prepared:
     """Load the model, adapter and examples of `settings`. InputError for anything unusable."""
     tokenizer = load_tokenizer(model)
-    examples = load_examples(settings.data, settings.template, tokenizer)
+    sources = [settings.data, *([] if settings.validation_source is None else [settings.validation_source])]
+    examples = [_examples(source, settings, tokenizer) for source in sources]
     device = "cpu" if settings.shard else settings.device  # sharding: no GPU may have room for the whole model
     quantization = None
     if settings.quantize != "none":
         precision = resolved_precision(settings.precision, pick_device(settings.device))
         quantization = quantization_config(settings.quantize, DTYPES[precision])
     base = load_model(model, device=device, quantization=quantization)
-    rows = tokenize_all(examples, tokenizer, within_context(base, settings.max_length), settings.train_on)
-    refuse_unknown(max(max(row.input_ids) for row in rows), base.get_input_embeddings())
+    longest = within_context(base, settings.max_length)
+    rows, *held_out = (tokenize_all(each, tokenizer, longest, settings.train_on) for each in examples)
+    refuse_unknown(max(max(row.input_ids) for row in chain(rows, *held_out)), base.get_input_embeddings())
+    if settings.validation_share is not None:
+        rows, *held_out = split_off(rows, settings.validation_share, settings.seed)
     keep_as_quantized(base)
     space = build_space(base, settings.groups, settings.ranks)
     if settings.sparse_adapter and (pair := sharing_a_weight(base, chain(*space.modules.values()))) is not None:
         logger.warning("%s shares its weight with %s: export as format peft works, a merge does not", *pair)
     peft_model = add_lora(base, space, settings)
-    start: dict[str, Tensor] = {}
-    if settings.init == "recovery":
-        start_from_recovery(peft_model, model)
-    elif settings.init == "pissa":
-        start = start_from_principal(peft_model)
+    start = _start(peft_model, model, settings)
     elastic = make_elastic(peft_model, space)
     if settings.sparse_adapter:
         if settings.init == "recovery":
             logger.warning("sparse_adapter masks out what init recovery restores: init lora is as good")
         make_sparse(peft_model)
     logger.info("%d groups of ranks %s: %s sub-adapters", len(space.ranks), settings.ranks, f"{space.size:.3g}")
-    return Prepared(peft_model, tokenizer, elastic, rows, start)
+    return Prepared(peft_model, tokenizer, elastic, rows, start, list(chain(*held_out)))
+
+
+def _start(peft_model: PeftModel, model: ModelRef, settings: TrainConfig) -> dict[str, Tensor]:
+    """Give the adapter its initial values; return those that were moved out of the model's weights."""
+    if settings.init == "recovery":
+        start_from_recovery(peft_model, model)
+    return start_from_principal(peft_model) if settings.init == "pissa" else {}
+
+
+def _examples(source: str, settings: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """Return the examples of a source; InputError, before a model is loaded, for rows that cannot be trained on."""
+    examples = load_examples(source, settings.template, tokenizer, columns=settings.columns)
+    check_completions(examples, source)
+    return examples
+
+
+def split_off(rows: Sequence[Tokenized], share: float, seed: int) -> tuple[list[Tokenized], list[Tokenized]]:
+    """Return the rows to train on and those of the share, each in the given order; InputError for a single row.
+
+    The share is rounded, and both parts have at least one row. The draw is a function of the seed and the number of
+    rows.
+    """
+    if len(rows) < 2:
+        raise InputError(f"validation by a share needs at least two examples, got {len(rows)}; give a file")
+    count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+    drawn = set(random.Random(f"validation/{seed}").sample(range(len(rows)), count))
+    trained = [row for index, row in enumerate(rows) if index not in drawn]
+    return trained, [rows[index] for index in sorted(drawn)]
 
 
 def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftModel:

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from shears.adapt.elastic import reorder
+from shears.adapt.groups import resolved_groups
 from shears.adapt.initial import without_start
 from shears.adapt.prepare import Prepared, prepare
 from shears.adapt.space import SearchSpace
@@ -18,6 +19,7 @@ from shears.adapt.training.checkpoints import CHECKPOINTS
 from shears.adapt.training.fit import fit
 from shears.adapt.training.processes import join_processes, raise_in_all, shared_folder, wait
 from shears.adapt.training.step_log import check_trackers, tracking
+from shears.adapt.training.validation import read_losses
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
@@ -48,7 +50,8 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     check_trackers(settings.report_to)
     base = resolve(model)
     base.refuse_package("train")
-    origin = {"base_fingerprint": base.fingerprint, "data_sha256": source_fingerprint(settings.data)}
+    settings = settings.model_copy(update={"groups": resolved_groups(settings.groups, base.folder)})
+    origin = _origin(base, settings)
     fixed = _fixed(settings, origin)
     defaults = {**TrainConfig.defaults(), **origin}
     if resume and not partial_folder(output).exists():
@@ -66,12 +69,23 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     return output
 
 
+def _origin(base: ModelRef, settings: TrainConfig) -> dict[str, str | None]:
+    """Return the fingerprints of the base, of the data, and of the validation examples where these are a local file."""
+    validation = source_fingerprint(settings.validation_source) if settings.validation_source else None
+    return {
+        "base_fingerprint": base.fingerprint,
+        "data_sha256": source_fingerprint(settings.data),
+        **({"validation_sha256": validation} if validation else {}),
+    }
+
+
 def _fixed(settings: TrainConfig, origin: Mapping[str, str | None]) -> dict[str, Any]:
     """Return the configuration that a resume must not change: all that decides the weights, without file names.
 
     A model is identified by its weights, local data by its content.
     """
-    changeable = {"save_steps", "report_to"} | ({"data"} if origin["data_sha256"] is not None else set())
+    hashed = {name for name in ("data", "validation") if origin.get(f"{name}_sha256") is not None}
+    changeable = {"save_steps", "report_to"} | hashed
     return {**origin, **{name: value for name, value in artifacts.as_data(settings).items() if name not in changeable}}
 
 
@@ -106,12 +120,22 @@ def _save(prepared: Prepared, work: Path, settings: TrainConfig, origin: dict[st
         "template": settings.template,
         "num_steps": json.loads((work / artifacts.TRAINING_LOG).read_text().splitlines()[-1])["step"],
         "num_parameters": parameters,
+        **_validated(work / artifacts.TRAINING_LOG, settings),
         "groups": {
             name: {"ranks": list(ranks), "modules": list(space.modules[name])} for name, ranks in space.ranks.items()
         },
     }
     artifacts.sync_tree(work)
     artifacts.write_json(work / artifacts.SEARCH_SPACE, record)
+
+
+def _validated(log: Path, settings: TrainConfig) -> dict[str, Any]:
+    """Return the step and the validation loss of the saved adapter; nothing without a validation."""
+    losses = read_losses(log)
+    if losses.best is None:
+        return {}
+    step = losses.best if settings.early_stopping else max(losses.by_step)
+    return {"validation": {"step": step, "loss": losses.by_step[step]}}
 
 
 def _without_start(prepared: Prepared, work: Path, alpha: float) -> tuple[SearchSpace, float, dict[str, int]]:

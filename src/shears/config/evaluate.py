@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from shears.config.fields import Device, DtypeName, Names, StageConfig
+from shears.config.fields import Columns, Device, DtypeName, Names, StageConfig
 
 PaperTask = Literal[
     "gsm8k", "aqua", "mawps", "svamp",
@@ -51,6 +51,8 @@ class EvaluateConfig(ScoringConfig):
     data: str
     """Test examples or text: a file, a hub id or the embedded arithmetic:test; for harness: the folder with the data
     files of shears' own tasks."""
+    columns: Columns = Field({})
+    """Columns of the data that stand for those of a known form of row, such as prompt=question,completion=answer."""
     protocol: Literal["generate", "choices"] | None = None
     """How a task of the paper is answered: generate (as in the paper: 4 beams, 256 or 32 new tokens; default) or
     choices (the most likely choice)."""
@@ -109,6 +111,8 @@ class EvaluateConfig(ScoringConfig):
         if self.num_beams > 1 and not self.generates:
             cause = f"task {self.task}" if self.protocol is None else f"protocol {self.protocol}"
             raise ValueError(f"num_beams needs generated answers, got {self.num_beams} with {cause}; drop num_beams")
+        if self.task == "harness" and self.columns:
+            raise ValueError("columns needs a task with data of its own, got task harness; drop columns")
         if self.task == "harness" and not self.harness:
             raise ValueError("task harness needs tasks of lm-eval, got none; add --harness hellaswag, for example")
         return self

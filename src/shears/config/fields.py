@@ -1,7 +1,9 @@
 """The types of configuration fields, and how their text is parsed: sizes, lists of names, shares by name."""
 
+import difflib
 import re
 from collections.abc import Mapping
+from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
@@ -11,6 +13,9 @@ from shears.config.flags import ALIASES
 from shears.config.notation import kept_of_every, num_bytes
 from shears.errors import InputError
 
+FORMS = (("prompt", "completion"), ("instruction", "input", "output"), ("messages",), ("conversations",), ("text",))
+"""The columns of each form of row that is known; a row has one form."""
+BESIDE_FORMS = ("choices", "answer")  # columns that a row of any form may have
 SEEDS = 2**32  # the largest seed of numpy's and transformers' generators, plus one
 
 
@@ -31,6 +36,33 @@ def _split_shares(value: object) -> object:
             raise ValueError(f"must be NAME=SHARE, got {part!r}; for example down_proj=0.4")
         shares[name.strip()] = share.strip()
     return shares
+
+
+def _split_columns(value: object) -> object:
+    """Parse `prompt=question,completion=answer`; the first = separates, because a column's name may contain one."""
+    if not isinstance(value, str):
+        return value
+    columns = {}
+    for part in filter(None, map(str.strip, value.split(","))):
+        name, _, column = part.partition("=")
+        if not column.strip():
+            raise ValueError(f"must be NAME=COLUMN, got {part!r}; for example prompt=question,completion=answer")
+        columns[name.strip()] = column.strip()
+    return columns
+
+
+def _check_columns(value: dict[str, str]) -> dict[str, str]:
+    """Return the columns; ValueError for a name that no form of row has, or for names of several forms."""
+    known = [*chain(*FORMS), *BESIDE_FORMS]
+    if unknown := [name for name in value if name not in known]:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"must name columns that are known ({', '.join(known)}), got {unknown[0]!r}{hint}")
+    named = [name for name in value if name not in BESIDE_FORMS]
+    if named and not any(set(named) <= set(form) for form in FORMS):
+        forms = " or ".join(", ".join(form) for form in FORMS)
+        raise ValueError(f"must name the columns of one form of row ({forms}), got {', '.join(named)}")
+    return value
 
 
 def _as_text(value: object) -> object:
@@ -86,7 +118,11 @@ DtypeMark = BeforeValidator(_short_dtype)
 Ranks = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_split_commas), Field(min_length=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 Shares = Annotated[dict[str, Annotated[float, Field(ge=0.0, lt=1.0)]], BeforeValidator(_split_shares)]
+Columns = Annotated[dict[str, str], BeforeValidator(_split_columns), AfterValidator(_check_columns)]
+"""The column of the data that stands for each column of a form, such as {prompt: question, completion: answer}."""
 Size = Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_size)]
+Source = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
+"""A source of rows, or a number that YAML parsed, such as a share of other rows, as text."""
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
 StorageURL = Annotated[str, PlainSerializer(hide_passwords, when_used="json")]

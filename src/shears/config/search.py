@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from shears.config.evaluate import ExampleTask, ScoringConfig
-from shears.config.fields import DtypeName, Names, Removed, Seed, Size, StageConfig, StorageURL
+from shears.config.fields import Columns, DtypeName, Names, Removed, Seed, Size, StageConfig, StorageURL
 from shears.config.notation import UNITS
 
 QUALITIES = ("loss", "accuracy")  # measured on validation examples
@@ -152,6 +152,9 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     autocast for accuracies where the processor supports it. With fp32, a 16-bit model takes twice its memory."""
     data: str
     """Validation examples, never the test split: a file, a hub id or the embedded arithmetic:validation."""
+    columns: Columns = Field({})
+    """Columns of data and test that stand for those of a known form of row, such as
+    prompt=question,completion=answer."""
     objective: Names = ("loss",)
     """One to three figures to improve: loss per completion token (fast, exact), accuracy of a task, parameters of the
     adapter, nonzeros (of base and adapter), macs (per token), latency (ms per token of the packed model in the native

@@ -5,9 +5,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from shears.config.fields import Device, DtypeName, Names, Ranks, Removed, Seed, StageConfig
+from shears.config.fields import Columns, Device, DtypeName, Names, Ranks, Removed, Seed, Source, StageConfig
 
-TRACKERS = ("tensorboard", "trackio", "wandb")
+AUTO = "auto"  # the groups that the model's structure gives
+TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
 SamplingName = Literal["uniform", "sandwich", "per-example", "per-process", "maximal"]
 
 
@@ -20,12 +21,15 @@ class TrainConfig(StageConfig):
 
     data: str
     """Training examples: a JSON, JSONL, CSV or Parquet file, a hub id, or the embedded arithmetic:train."""
+    columns: Columns = Field({})
+    """Columns of the data, and of a validation file, that stand for those of a known form of row, such as
+    prompt=question,completion=answer."""
     ranks: Ranks = (32, 24, 16)
     """Allowed ranks of every group, largest first; a single rank is plain LoRA."""
-    groups: Names = ("q_proj+k_proj+v_proj", "up_proj", "down_proj")
-    """Linears that get an adapter; those joined by + share one rank in each decoder block. The default fits Llama.
-    Other architectures have other names (c_attn and c_proj, fc1 and fc2), which inspect lists; stacked experts get no
-    adapter."""
+    groups: Names = (AUTO,)
+    """Linears that get an adapter; those joined by + share one rank in each decoder block. auto: queries, keys and
+    values, the first and the second linear of the MLP, whatever they are called: q_proj+k_proj+v_proj,up_proj,down_proj
+    in Llama, attn.c_attn,mlp.c_fc,mlp.c_proj in GPT-2. Stacked experts get no adapter."""
     alpha: float = Field(64.0, gt=0)
     """LoRA alpha; the adapter is scaled by alpha / max_rank at every rank."""
     init: Literal["lora", "recovery", "pissa"] = "lora"
@@ -53,7 +57,12 @@ class TrainConfig(StageConfig):
     max_steps: int | None = Field(None, gt=0)
     """Optimizer steps; overrides epochs."""
     learning_rate: float = Field(3e-4, gt=0)
-    """Peak learning rate (AdamW, linear decay)."""
+    """Peak learning rate of AdamW."""
+    scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    """Course of the learning rate after warmup: linear (falls to 0 at the last step), cosine (half a cosine to 0) or
+    constant."""
+    weight_decay: float = Field(0.0, ge=0.0, lt=1.0)
+    """AdamW's decay: each step shrinks the adapter's weights by this share of the learning rate."""
     warmup_steps: int = Field(10, ge=0)
     """Steps over which the learning rate rises from 0 to its peak; must be below the number of steps."""
     batch_size: int = Field(16, gt=0)
@@ -78,13 +87,21 @@ class TrainConfig(StageConfig):
     """Largest number of tokens in an example; longer examples are skipped and counted."""
     train_on: Literal["completion", "all"] = "completion"
     """Tokens that the loss is computed on."""
+    validation: Source | None = None
+    """Validation examples, whose loss is measured at the largest ranks without dropout: a source of rows like data, or
+    a share of the training rows such as 0.05, which is then not trained on."""
+    validation_every: int | None = Field(None, gt=0)
+    """Optimizer steps between two validations; default: an epoch. The last step is always validated."""
+    early_stopping: int | None = Field(None, gt=0)
+    """Stop after this many validations in a row without a lower loss; the result is the adapter with the lowest."""
     template: Literal["question", "alpaca"] = "question"
     """Prompt template of instruction/input/output rows, in training and in evaluation."""
     precision: DtypeName = "auto"
     """Arithmetic; auto: bf16 autocast where the processor supports it, else fp32. A 16-bit base model computes in its
     own number format even with fp32."""
     report_to: Names = ()
-    """Trackers that receive loss and learning rate of every step: tensorboard, trackio, wandb; default: none."""
+    """Trackers that receive loss and learning rate of every step: mlflow, tensorboard, trackio, wandb; default:
+    none."""
     save_steps: int = Field(50, gt=0)
     """Optimizer steps between two checkpoints; an interruption loses at most this many."""
     device: Device = "auto"
@@ -111,7 +128,13 @@ class TrainConfig(StageConfig):
             )
         self._check_plain_weights()
         self._check_sparse_adapter()
+        self._check_validation()
         return self
+
+    @property
+    def validation_share(self) -> float | None:
+        """The share of the training rows that is held out for validation; None for a source of its own, or none."""
+        return share_of(self.validation) if self.validation is not None else None
 
     @field_validator("report_to")
     @classmethod
@@ -131,6 +154,21 @@ class TrainConfig(StageConfig):
                 f"sparse_adapter and init pissa need plain weights: quantize must be none, got {self.quantize}"
             )
 
+    @property
+    def validation_source(self) -> str | None:
+        """The source of validation examples; None for a share of the training rows, or none."""
+        return self.validation if self.validation_share is None else None
+
+    def _check_validation(self) -> None:
+        for name in ("validation_every", "early_stopping"):
+            if self.validation is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} needs validation, got none; add a file, or a share of the rows such as 0.05")
+        if self.validation == self.data:
+            raise ValueError(f"validation must be other examples than data, both are {self.data}; give a share of them")
+        share = self.validation_share
+        if share is not None and not 0 < share < 1:
+            raise ValueError(f"validation must be a source of rows or a share between 0 and 1, got {share:g}")
+
     def _check_sparse_adapter(self) -> None:
         if not self.sparse_adapter:
             return
@@ -144,3 +182,11 @@ class TrainConfig(StageConfig):
                 "sparse_adapter needs dropout 0 and init lora or recovery, "
                 f"got dropout {self.dropout:g} and init {self.init}"
             )
+
+
+def share_of(source: str) -> float | None:
+    """Return the number that a source of validation examples is, None for a file or a data set."""
+    try:
+        return float(source)
+    except ValueError:
+        return None

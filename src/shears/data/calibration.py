@@ -7,7 +7,7 @@ import hashlib
 import logging
 import random
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,15 +17,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shears.data.chat import render_turns, turns_of
+from shears.data.columns import OWN_NAMES, Row, messages_of, renamed
 from shears.data.examples import encode, prompt_ids, to_example, tokenize
 from shears.data.prompts import DEFAULT_TEMPLATE
-from shears.data.rows import Row, is_saved, read_rows, saved_rows
+from shears.data.rows import is_saved, read_rows, saved_rows
 from shears.errors import InputError
 from shears.records.paths import expanded
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE_COLUMNS = frozenset({"messages", "prompt", "instruction"})  # every form of example has one of them
+EXAMPLE_COLUMNS = frozenset({"messages", "conversations", "prompt", "instruction"})  # one in every form
 FEW_TOKENS = 8 * 256  # up to this, input norms of a 135 M model still change visibly from draw to draw
 LARGEST_ID = 2**63 - 1  # that a tensor holds
 
@@ -39,13 +40,15 @@ class Calibration:
     num_tokens: int
 
 
-def calibration_batches(
+def calibration_batches(  # noqa: PLR0913  (all of them decide the bits)
     source: str,
     tokenizer: PreTrainedTokenizerBase | None,
     num_samples: int,
     sequence_length: int,
     batch_size: int,
     seed: int,
+    *,
+    columns: Mapping[str, str] = OWN_NAMES,
 ) -> Calibration:
     """Return `num_samples` sequences of `sequence_length` tokens, drawn by a generator with this seed.
 
@@ -62,7 +65,7 @@ def calibration_batches(
     if _is_text(source):
         sequences = _windows(_read_text(source, _needed(tokenizer)), num_samples, sequence_length, generator)
     else:
-        rows = _rows(source)
+        rows = renamed(_rows(source), columns, source)
         if "input_ids" in rows[0]:
             sequences = token_rows(source, rows)
         else:
@@ -79,11 +82,15 @@ def token_row_lengths(source: str) -> list[int] | None:
     return [len(ids) for ids in token_rows(source, rows)] if rows and "input_ids" in rows[0] else None
 
 
-def text_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens of a whole .txt file, or of all rows of a source, in order, end of sequence between them."""
+def text_tokens(source: str, tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, str] = OWN_NAMES) -> list[int]:
+    """Return the tokens of a whole .txt file, or of all rows of a source, in order, end of sequence between them.
+
+    Columns of rows get the names of `columns`.
+    """
     if _is_text(source):
         return _read_text(source, tokenizer)
-    return [token for ids in _row_tokens(source, _rows(source), tokenizer) for token in ids]
+    rows = renamed(_rows(source), columns, source)
+    return [token for ids in _row_tokens(source, rows, tokenizer) for token in ids]
 
 
 def token_rows(source: str, rows: Sequence[Row]) -> list[list[int]]:
@@ -196,8 +203,8 @@ def _row_tokens(source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizer
                 yield ids + _end(tokenizer) if ids else []  # a third of the rows of WikiText, by lines, are empty
             elif row.get("text", "") is None and not EXAMPLE_COLUMNS & filled.keys():
                 yield []
-            elif filled.get("messages"):
-                yield _chat_tokens(filled["messages"], tokenizer)
+            elif messages := messages_of(filled):
+                yield _chat_tokens(messages, tokenizer)
             else:
                 yield tokenize(to_example(filled, DEFAULT_TEMPLATE, tokenizer), tokenizer).input_ids
         except InputError as error:

@@ -13,9 +13,10 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from shears.data.chat import chat_segments
+from shears.data.columns import OWN_NAMES, Row, messages_of
 from shears.data.example import Example, Segment, Tokenized, completion_of, segments_before
 from shears.data.prompts import question_of, render_completion, render_prompt
-from shears.data.rows import Row, read_rows
+from shears.data.rows import read_rows
 from shears.errors import InputError
 from shears.models.losses import IGNORED
 
@@ -26,24 +27,31 @@ __all__ = ["Example", "Segment", "Tokenized", "completion_of"]  # those of examp
 ANSWER_FORMAT = re.compile(r"Answer format:\s*(\S+(?:/\S+)+)\s*$")
 CHOICE_COMPLETION = "the correct answer is {}"
 TrainOn = Literal["completion", "all"]
-KNOWN_COLUMNS = "prompt and completion, instruction (input) and output, or messages"
+KNOWN_COLUMNS = "prompt and completion, instruction (input) and output, messages or conversations"
 
 
 def to_example(row: Mapping[str, Any], template: str, tokenizer: PreTrainedTokenizerBase) -> Example:
     """Return a row as an example; InputError if it has none of the known columns, or values that are not text.
 
-    Known are prompt/completion, instruction/input/output and chat messages, each with or without `answer`. The first
-    two may have `choices`; `answer` is then a choice's text, letter or index.
+    Known are prompt/completion, instruction/input/output, chat messages and ShareGPT's conversations, each with or
+    without `answer`. The first two may have `choices`; `answer` is then a choice's text, letter or index.
     """
-    if row.get("messages"):
-        segments = chat_segments(row["messages"], tokenizer)
+    if messages := messages_of(row):
+        segments = chat_segments(messages, tokenizer)
         return Example(segments, _optional_text(row.get("answer")), question=question_of(row), is_chat=True)
     if row.get("prompt") is not None or ("prompt" in row and row.get("instruction") is None):
         return _complete(row, _text(row, "prompt"), "completion", str)
     if "instruction" in row:
         prompt = render_prompt(template, _text(row, "instruction"), _text(row, "input"))
         return _complete(row, prompt, "output", lambda text: render_completion(template, text))
-    raise InputError(f"a row must have the columns {KNOWN_COLUMNS}, got {', '.join(map(str, row)) or 'none'}")
+    raise _no_form(row)
+
+
+def _no_form(row: Mapping[str, Any]) -> InputError:
+    got = ", ".join(map(str, row)) or "none"
+    return InputError(
+        f"a row must have the columns {KNOWN_COLUMNS}, got {got}; name yours with columns, such as prompt=question"
+    )
 
 
 def _complete(row: Mapping[str, Any], prompt: str, column: str, render: Callable[[str], str]) -> Example:
@@ -119,15 +127,44 @@ def load_examples(
     tokenizer: PreTrainedTokenizerBase,
     limit: int | None = None,
     convert: Callable[[Row], Row] = lambda row: row,
+    columns: Mapping[str, str] = OWN_NAMES,
 ) -> list[Example]:
     """Return the first `limit` examples of a source, its rows passed through `convert`; an InputError names the row."""
     examples = []
-    for number, row in enumerate(read_rows(source)[:limit], start=1):
+    for number, row in enumerate(read_rows(source, columns)[:limit], start=1):
         try:
             examples.append(to_example(convert(row), template, tokenizer))
         except InputError as error:
             raise InputError(f"row {number} of {source}: {error}") from None
     return examples
+
+
+def check_rows(
+    source: str,
+    columns: Mapping[str, str] = OWN_NAMES,
+    limit: int | None = None,
+    convert: Callable[[Row], Row] = lambda row: row,
+) -> None:
+    """Raise InputError unless the first `limit` rows of a source have a known form; needs no model and no tokenizer.
+
+    `load_examples` refuses these rows too, and other faults, but only once there is a tokenizer.
+    """
+    for number, row in enumerate(read_rows(source, columns)[:limit], start=1):
+        try:
+            converted = convert(row)
+            if not messages_of(converted) and converted.keys().isdisjoint(("prompt", "instruction")):
+                raise _no_form(converted)
+        except InputError as error:
+            raise InputError(f"row {number} of {source}: {error}") from None
+
+
+def check_completions(examples: Sequence[Example], source: str) -> None:
+    """Raise InputError if no example has a completion: the column is missing, or every row is empty in it."""
+    if not any(completion_of(example).strip() for example in examples):
+        raise InputError(
+            f"at least one row of {source} must have a completion (column completion or output), got {len(examples)} "
+            "rows without; name yours with columns, such as completion=response"
+        )
 
 
 def tokenize(example: Example, tokenizer: PreTrainedTokenizerBase) -> Tokenized:

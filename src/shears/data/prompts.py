@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from shears.data.columns import messages_of
 from shears.errors import InputError
 
 # Decimal points, operators and signs distinguish questions (1.5 and 1 5, 3 + 4 and 3 - 4, 5! and 5). Punctuation does
@@ -88,7 +89,10 @@ _START, _MIDDLE, _END = (
 
 def question_of(row: Mapping[str, Any]) -> str:
     """Return the question of a row: instruction and input, prompt, question or last user message, and its choices."""
-    messages = row.get("messages")
+    try:
+        messages = messages_of(row)
+    except InputError:  # a row that is no example has no question either
+        return ""
     if isinstance(messages, list):
         contents = [turn.get("content") for turn in messages if isinstance(turn, dict) and turn.get("role") == "user"]
         return str(contents[-1]) if contents else ""

@@ -12,17 +12,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import datasets
 
 from shears.data.arithmetic import arithmetic_rows
+from shears.data.columns import OWN_NAMES, Row, renamed
 from shears.errors import InputError, first_line
 from shears.records.paths import HUB_SOURCE, expanded, file_fingerprint, is_path
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 ARITHMETIC = "arithmetic"
 TRAIN = "train"  # the split of a source that names none
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON writes half a character; a pair is a whole one
@@ -30,20 +29,22 @@ HUB_ERRORS = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsErr
 SAVED_MARKERS = ("state.json", "dataset_dict.json")  # in the folder of a Dataset, of a DatasetDict
 
 
-def read_rows(source: str) -> list[Row]:
+def read_rows(source: str, columns: Mapping[str, str] = OWN_NAMES) -> list[Row]:
     """Return the rows of a .json, .jsonl, .csv or .parquet file, of `arithmetic:SPLIT` or of a hub id.
 
+    Columns get the names of `columns` (see `renamed`).
+
     A hub id is `org/name` or `org/name/config`, with or without `:split` behind it; the default is the split `train`.
-    InputError if the source is missing, empty, damaged or of another kind.
+    InputError if the source is missing, empty, damaged or of another kind, or lacks one of the columns.
     """
     name, _, split = source.partition(":")
     if name == ARITHMETIC:
-        return arithmetic_rows(split or TRAIN)
+        return renamed(arithmetic_rows(split or TRAIN), columns, source)
     rows = _read_file(expanded(source)) if is_path(source) else _read_hub(source)
     if not rows:
         raise InputError(f"{source} must hold at least one row, got none")
     logger.info("read %d rows from %s", len(rows), source)
-    return rows
+    return renamed(rows, columns, source)
 
 
 def source_fingerprint(source: str) -> str | None:

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shears.data.columns import OWN_NAMES, Row
 from shears.data.examples import Example
 from shears.data.prompts import question_id, question_of
-from shears.data.rows import Row, read_rows, source_fingerprint
+from shears.data.rows import read_rows, source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.records import Evaluation, Record
 from shears.records.artifacts import find_record, record_in, training_sources
@@ -21,7 +22,7 @@ from shears.records.measures import CONTAMINATION
 logger = logging.getLogger(__name__)
 
 Source = Mapping[str, Any]
-"""Training data as a record names them: `data` and `data_sha256`."""
+"""Training data as a record names them: `data`, `data_sha256`, and `columns` if these were named."""
 
 
 class Trained(NamedTuple):
@@ -65,15 +66,21 @@ def ids_of(examples: Iterable[Example]) -> list[list[str]]:
     return [[question_id(example.question)] if example.question else [] for example in examples]
 
 
-def check_apart(data: str, test: str, limit: int | None = None, test_limit: int | None = None) -> None:
+def check_apart(
+    data: str,
+    test: str,
+    limit: int | None = None,
+    test_limit: int | None = None,
+    columns: tuple[Mapping[str, str], Mapping[str, str]] = (OWN_NAMES, OWN_NAMES),
+) -> None:
     """Raise InputError if `data`, which a search sees, hold all test rows; warn if they hold some test questions.
 
     Rows are compared whole, whatever their file and order; questions without their answers. Only the first `limit` rows
-    of `data` and `test_limit` rows of `test` count. Sources that cannot be read, and texts, pass: the stage that
-    evaluates on them reports what is wrong.
+    of `data` and `test_limit` rows of `test` count; `columns` names those of each. Sources that cannot be
+    read, and texts, pass: the stage that evaluates on them reports what is wrong.
     """
-    seen = (_rows(data) or [])[:limit]
-    tested = (_rows(test) or [])[:test_limit]
+    seen = (_rows(data, columns[0]) or [])[:limit]
+    tested = (_rows(test, columns[1]) or [])[:test_limit]
     known = set(map(_identity, seen))
     if tested and all(_identity(row) in known for row in tested):
         raise InputError(
@@ -94,13 +101,13 @@ def _trained_rows(source: Source) -> list[Row] | None:
         message = "%s is not what was trained on (sha256 %s, now %s): it cannot be searched for test questions"
         logger.warning(message, data, str(expected)[:12], str(actual)[:12])
         return None
-    return _rows(data)
+    return _rows(data, source.get("columns") or OWN_NAMES)
 
 
-def _rows(source: str) -> list[Row] | None:
+def _rows(source: str, columns: Mapping[str, str] = OWN_NAMES) -> list[Row] | None:
     """Return the rows of a source; None, with a log line, if it cannot be read."""
     try:
-        return read_rows(source)
+        return read_rows(source, columns)
     except InputError as error:
         logger.info("%s could not be searched for questions of other data: %s", source, error)
         return None

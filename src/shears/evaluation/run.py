@@ -15,7 +15,7 @@ from shears.errors import InputError
 from shears.evaluation.contamination import training_data
 from shears.evaluation.journal import Journal, journal_path, settings_fingerprint
 from shears.evaluation.records import Evaluation
-from shears.evaluation.tasks.registry import evaluate_task
+from shears.evaluation.tasks.registry import check_data, evaluate_task
 from shears.models.devices import autocast, device_of, keep_casts
 from shears.models.load import load_with_adapter
 from shears.models.ref import AnyModel, ModelRef, resolve
@@ -38,6 +38,7 @@ def evaluate(
     path = None if output is None else expanded(output)
     if path is not None:
         _check_output(path, given)
+    check_data(given)
     ref = resolve(model)
     parts = parts_of(ref, adapter)
     settings = given.model_copy(update={"template": template_of(given, *parts)})
@@ -88,9 +89,14 @@ def measured(model: ModelRef, adapter: str | Path | None, config: EvaluateConfig
 def settings_and_data(config: EvaluateConfig) -> dict[str, Any]:
     """Return what identifies a measurement beside the model: settings, with the resolved dtype, and the data."""
     return {
-        "config": {**as_data(config), "dtype": config.weights},
+        "config": {**recorded(config), "dtype": config.weights},
         "data_sha256": source_fingerprint(config.data),
     }
+
+
+def recorded(config: EvaluateConfig) -> dict[str, Any]:
+    """Return the settings as a record holds them: no columns unless some are named, as in earlier versions."""
+    return {key: value for key, value in as_data(config).items() if key != "columns" or value}
 
 
 def parts_of(model: ModelRef, adapter: str | Path | None) -> list[Path]:

@@ -10,6 +10,7 @@ import torch
 from shears.adapt.load import checked_base
 from shears.checkpoints.tensor_files import quantized_by
 from shears.config import ExportConfig
+from shears.data.columns import OWN_NAMES
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.export.peft import SubAdapter, origin, read_sub_adapter
@@ -69,7 +70,8 @@ def _calibration_text(chosen: SubAdapter, settings: ExportConfig) -> Text:
             f"merged-sparse fits this adapter on its training data, {source}, which must be as it was (sha256 "
             f"{str(expected)[:12]}), got {current[:12] if current else 'no such file'}; add --calibration"
         )
-    return Text(str(source), chosen.record["template"])
+    columns = trained.get("columns", OWN_NAMES) if settings.calibration is None else OWN_NAMES
+    return Text(str(source), chosen.record["template"], columns)
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ from shears.blockwise.walk import BlockRun, IrregularBlocks, Walk, walk_blocks
 from shears.config import ExportConfig, SparsifyConfig
 from shears.config.notation import num_bytes
 from shears.data.calibration import calibration_batches
+from shears.data.columns import OWN_NAMES
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
@@ -53,10 +54,11 @@ POSITIONS_AT_ONCE = 128  # positions of a batch whose logits are float32 at the 
 
 
 class Text(NamedTuple):
-    """A calibration text, and the prompt template for its examples."""
+    """A calibration text, the prompt template for its examples, and the columns of its rows."""
 
     source: str
     template: str
+    columns: Mapping[str, str] = OWN_NAMES
 
 
 class Labelled(NamedTuple):
@@ -170,9 +172,11 @@ def draw_samples(
     count = settings.num_samples
     length = settings.sequence_length
     try:
-        drawn = calibration_batches(text.source, tokenizer, 2 * count, length, BATCH, settings.seed)
+        drawn = calibration_batches(
+            text.source, tokenizer, 2 * count, length, BATCH, settings.seed, columns=text.columns
+        )
     except InputError:  # too short for both parts; any other error comes again
-        drawn = calibration_batches(text.source, tokenizer, count, length, BATCH, settings.seed)
+        drawn = calibration_batches(text.source, tokenizer, count, length, BATCH, settings.seed, columns=text.columns)
     sequences = [Labelled(row[None], row[None]) for batch in drawn.batches for row in batch]
     share = count if len(sequences) == 2 * count else len(sequences)
     parts = {
@@ -187,7 +191,7 @@ def draw_samples(
 def _completions(text: Text, tokenizer: PreTrainedTokenizerBase, settings: ExportConfig) -> list[Labelled]:
     """Return examples drawn from the text, with their completions labelled; an empty list for other texts."""
     try:
-        examples = load_examples(text.source, text.template, tokenizer)
+        examples = load_examples(text.source, text.template, tokenizer, columns=text.columns)
         generator = random.Random(f"completions {settings.seed}")
         chosen = generator.sample(examples, min(2 * settings.num_samples, len(examples)))
         rows = tokenize_all(chosen, tokenizer, settings.sequence_length)

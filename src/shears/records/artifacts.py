@@ -42,7 +42,7 @@ KINDS = {
     **{record: f"a {form.called}" for record, form in FORMAT_OF_RECORD.items()},
 }  # fmt: skip
 FIELDS: Mapping[str, type | tuple[type, ...]] = {  # types of keys in records, which readers rely on
-    "base": str, "template": str, "config": dict, "ranks": dict, "linears": dict, "bytes": dict,
+    "base": str, "template": str, "config": dict, "ranks": dict, "columns": dict, "linears": dict, "bytes": dict,
     "ratio": dict, "alpha": (int, float), "max_rank": int,
 }  # fmt: skip
 
@@ -189,10 +189,12 @@ def read_record(folder: Path, name: str, *needed: str, fingerprint: str | None =
 
 
 def training_source(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the data that the adapter of a record was trained on, and their hash."""
+    """Return the data that the adapter of a record was trained on, their hash, and the columns that were named."""
     config = record.get("config")
-    configured = config.get("data") if isinstance(config, dict) else None  # a super-adapter has no key of its own
-    return {"data": record.get("data") or configured, "data_sha256": record.get("data_sha256")}
+    configured = config if isinstance(config, dict) else {}  # a super-adapter has no keys of its own
+    columns = record.get("columns") or (configured.get("columns") if "data" in configured else None)
+    named = {"columns": columns} if columns else {}
+    return {"data": record.get("data") or configured.get("data"), "data_sha256": record.get("data_sha256"), **named}
 
 
 def training_sources(record: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -9,12 +9,13 @@ import yaml
 from markupsafe import Markup
 
 from shears.checkpoints.zeros import kinds_of, place_in_block, sparsities
-from shears.report.charts import Cells, curves, map_picture
+from shears.report.charts import Cells, Points, curves, map_picture
 from shears.report.html import element, picture, table
 from shears.report.records import Record, Run
 from shears.report.words import GAP, count, digits, duration, percent, plural, rank_counts
 
 GROUP = re.compile(r"^(?:.*\.)?(?P<layer>\d+)\.(?P<kind>.+)$")
+VALIDATION_LOSS = "validation_loss"  # key of steps that were validated
 MOST_POINTS = 200  # of a curve: as many as a drawing can show
 SMOOTHED_OVER = 0.05  # share of the steps over which the smooth curve is a mean
 INPUTS = ("base", "calibration", "data", "super_adapter", "ranks")  # of stages, as far as records name them
@@ -72,13 +73,36 @@ def training_section(run: Run) -> tuple[object, ...] | None:
         speed = sum(line["tokens"] for line, _ in timed) / seconds
         lead += f" The steps took {duration(seconds)}, {digits(speed)} completion tokens a second."
     others = {"tokens a step": _column(run.log, "tokens"), "learning rate": _column(run.log, "learning_rate")}
-    loss = _smoothed_picture(("Training loss", "loss per token"), run.log, _column(run.log, "loss"), others)
+    validation = [line for line in run.log if VALIDATION_LOSS in line]
+    lead += _validation_words(validation, run.space or {})
+    marks = [(float(line["step"]), float(line[VALIDATION_LOSS])) for line in validation]
+    names = ("Training loss", "loss per token")
+    loss = _smoothed_picture(names, run.log, _column(run.log, "loss"), others, marks)
+    table_of_marks = _validation_table(validation)
     if not timed:
-        return lead, loss, _tokens_picture(run.log)
+        return lead, loss, table_of_marks, _tokens_picture(run.log)
     speeds = [float(line["tokens"]) / max(took, 1e-9) for line, took in timed]
     names = ("Speed of training", "completion tokens a second")
     others = {"seconds a step": [took for _, took in timed]}
-    return lead, loss, _smoothed_picture(names, [line for line, _ in timed], speeds, others)
+    return lead, loss, table_of_marks, _smoothed_picture(names, [line for line, _ in timed], speeds, others)
+
+
+def _validation_words(lines: Sequence[Record], record: Record) -> str:
+    """Return the lowest and the last validation loss in a sentence, empty without a validation."""
+    if not lines:
+        return ""
+    best = min(lines, key=lambda line: float(line[VALIDATION_LOSS]))
+    last = lines[-1]
+    saved = (record.get("validation") or {}).get("step")
+    kept = ", whose adapter was kept" if saved == best["step"] and best is not last else ""
+    words = f" The validation loss (dots; at the largest ranks) was lowest after step {best['step']}{kept}: "
+    return f"{words}{digits(best[VALIDATION_LOSS])}; at the end it was {digits(last[VALIDATION_LOSS])}."
+
+
+def _validation_table(lines: Sequence[Record]) -> Markup | None:
+    title = "Validation loss"
+    rows = ((line["step"], digits(line[VALIDATION_LOSS])) for line in lines)
+    return table(title, ("step", "loss per token"), rows) if lines else None
 
 
 def _column(log: Sequence[Record], name: str) -> list[float]:
@@ -95,19 +119,23 @@ def _tokens_picture(log: Sequence[Record]) -> Markup:
 
 
 def _smoothed_picture(
-    names: tuple[str, str], log: Sequence[Record], values: list[float], others: Mapping[str, Sequence[float]]
+    names: tuple[str, str],
+    log: Sequence[Record],
+    values: list[float],
+    others: Mapping[str, Sequence[float]],
+    marks: Points = (),
 ) -> Markup:
     """Return the steps' figures as a pale curve and their moving mean as a strong one.
 
     `names` are those of the picture and of the figures. The table has the points of the curves
-    and `others`, further figures of the same steps.
+    and `others`, further figures of the same steps. `marks` are single figures, drawn as dots.
     """
     width = max(1, round(SMOOTHED_OVER * len(values)))
     smooth = [_mean(values[max(0, end - width) : end]) for end in range(1, len(values) + 1)]
     parts = parts_of(len(log))
     columns = (_column(log, "step"), values, smooth, *others.values())
     steps, pale, line, *rest = ([_mean(column[part]) for part in parts] for column in columns)
-    lines = {"pale": list(zip(steps, pale, strict=True)), "line": list(zip(steps, line, strict=True))}
+    lines = {"pale": list(zip(steps, pale, strict=True)), "dot": marks, "line": list(zip(steps, line, strict=True))}
     head = ("steps", names[1], f"mean over {plural(width, 'step')}", *others)
     figures = zip(pale, line, *rest, strict=True)
     spans = [dict.fromkeys((log[part][0]["step"], log[part][-1]["step"])) for part in parts]

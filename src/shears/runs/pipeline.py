@@ -1,23 +1,26 @@
 """Run all stages of a recipe in one folder: finished stages are skipped, interrupted ones continue."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from shears.adapt.groups import resolved_groups
 from shears.adapt.train import train
 from shears.config import EvaluateConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
 from shears.config.export import FORMATS
 from shears.config.resolve import build, section_class
+from shears.data.examples import check_rows
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError, memory_of
 from shears.evaluation.comparison import lead
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
-from shears.evaluation.run import evaluate, measured, parts_of, template_of
+from shears.evaluation.run import evaluate, measured, parts_of, recorded, template_of
+from shears.evaluation.tasks.registry import check_data
 from shears.export.ranks import ranks_file, ranks_name
 from shears.export.stage import export_adapter
 from shears.inspection import inspect
@@ -106,10 +109,12 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
     recipe = with_calibration(recipe)
     set_threads(recipe.threads)
     if recipe.search and recipe.evaluate:
-        check_apart(recipe.search.data, recipe.evaluate.data, recipe.search.limit, recipe.evaluate.limit)
+        columns = (recipe.search.columns, recipe.evaluate.columns)
+        check_apart(recipe.search.data, recipe.evaluate.data, recipe.search.limit, recipe.evaluate.limit, columns)
     with run_lock(folder):
         stages = stages_of(recipe, folder)
         done = [stage.is_done() for stage in stages]  # raises before any work is done
+        _check_rows(recipe, {stage.name for stage, is_done in zip(stages, done, strict=True) if is_done})
         artifacts.write_text(folder / artifacts.RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         total = len(stages) + (recipe.evaluate is not None)
         for number, (stage, is_done) in enumerate(zip(stages, done, strict=True), start=1):
@@ -121,6 +126,23 @@ def run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]:
                 with timed(folder, stage.name), memory_of(stage.name):
                     stage.make()
         return _evaluate_models(recipe, folder) if recipe.evaluate else {"models": []}
+
+
+def _check_rows(recipe: Recipe, done: Collection[str]) -> None:
+    """Raise InputError, before any work is done, for rows here that a stage could not use."""
+    sources = list[tuple[str | None, Mapping[str, str], int | None]]()
+    if recipe.train and "train" not in done:
+        sources += [
+            (source, recipe.train.columns, None) for source in (recipe.train.data, recipe.train.validation_source)
+        ]
+    if recipe.search and "search" not in done:
+        search = recipe.search
+        sources += [(search.data, search.columns, search.limit), (search.test, search.columns, None)]
+    for source, columns, limit in sources:
+        if source and expanded(source).is_file():
+            check_rows(source, columns, limit)
+    if recipe.evaluate and expanded(recipe.evaluate.data).is_file():
+        check_data(recipe.evaluate)
 
 
 def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
@@ -174,18 +196,23 @@ def _sparsify_stage(config: SparsifyConfig, model: str, folder: Path) -> Stage:
 
 
 def _train_stage(config: TrainConfig, folder: Path) -> Stage:
-    return _training("train", folder / "sparse", folder / "super_adapter", config)
+    return _training("train", folder / "sparse", folder / "super_adapter", config, folder / "sparse")
 
 
 def _baseline_stage(recipe: Recipe, name: str, config: TrainConfig, folder: Path) -> Stage:
-    return _training(name, baseline_model(recipe, name, folder), artifacts.baseline_folder(folder, name), config)
+    output = artifacts.baseline_folder(folder, name)
+    return _training(name, baseline_model(recipe, name, folder), output, config, folder / "sparse")
 
 
-def _training(name: str, model: str | Path, output: Path, config: TrainConfig) -> Stage:
+def _training(name: str, model: str | Path, output: Path, config: TrainConfig, sparse: Path) -> Stage:
+    """Return a stage that trains on a model; `sparse` is a model of the same architecture, which tells its groups."""
     values = as_data(config)
+    if (output / artifacts.SEARCH_SPACE).is_file() and sparse.is_dir():  # its record names the groups
+        values["groups"] = list(resolved_groups(config.groups, sparse))
 
     def inputs() -> dict[str, str]:
-        return {"base_fingerprint": resolve(model).fingerprint, **_hashes(data=config.data)}
+        hashes = _hashes(data=config.data, validation=config.validation_source)
+        return {"base_fingerprint": resolve(model).fingerprint, **hashes}
 
     def make() -> Path:
         return train(model, output, resume=partial_folder(output).exists(), **values)
@@ -313,7 +340,7 @@ def _earlier_figures(
     record = artifacts.read_object(file)
     expected = measured(model, adapter, config)
     own = config.model_copy(update={"template": None})
-    if record.get("config") == as_data(own) and template_of(own, *parts_of(model, adapter)) == config.template:
+    if record.get("config") == recorded(own) and template_of(own, *parts_of(model, adapter)) == config.template:
         expected["config"]["template"] = None  # earlier versions recorded no template; it was the same one here
     if any(record.get(key) != value for key, value in expected.items()):
         logger.info("%s is of another model, prompt, data or setting: measuring again", file)

@@ -124,7 +124,7 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
     test = recipe.evaluate
     if search and test and _is_local(search.data) and _is_local(test.data):
         with _quietly():
-            check_apart(search.data, test.data, search.limit, test.limit)
+            check_apart(search.data, test.data, search.limit, test.limit, (search.columns, test.columns))
     basis = _Basis(recipe, shape_of(recipe.model))
     states = {stage.name: _state(stage.is_done(), stage.output) for stage in stages_of(recipe, folder)}
     if recipe.evaluate:
@@ -195,10 +195,11 @@ def _training(basis: _Basis, config: TrainConfig, model_bytes: int | None) -> Es
     tokens = ""
     if examples is not None and basis.shape is not None and basis.shape.folder is not None:
         length, kept = _example_length(config, basis.shape.folder)
-        count = round(examples * kept)
+        count = round(examples * kept * (1 - (config.validation_share or 0)))
         tokens = f", about {length * num_seen(config, count):,.0f} tokens"
     steps = f"{num_steps(config, count):,} steps" if count or config.max_steps else f"{config.epochs:g} epochs in steps"
-    work = f"{steps} of {config.batch_size} examples, {words}{tokens}"
+    held_out = f", validated on {config.validation}" if config.validation else ""
+    work = f"{steps} of {config.batch_size} examples, {words}{tokens}{held_out}"
     if model_bytes is None or basis.shape is None:
         return work, None, None
     largest = basis.adapter(SearchSpace.maximal)
@@ -309,7 +310,7 @@ def _example_length(config: TrainConfig, model: Path) -> tuple[float, float]:
     """Return the mean tokens of a training example and the share that is short enough, estimated on the first ones."""
     tokenizer = load_tokenizer(model)
     with _quietly():
-        examples = load_examples(config.data, config.template, tokenizer, NUM_SAMPLED)
+        examples = load_examples(config.data, config.template, tokenizer, NUM_SAMPLED, columns=config.columns)
         rows = tokenize_all(examples, tokenizer, config.max_length, config.train_on)
     return sum(len(row.input_ids) for row in rows) / len(rows), len(rows) / len(examples)
 

@@ -13,6 +13,7 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import SearchConfig
 from shears.config.resolve import build
 from shears.config.search import StrategyOptions
+from shears.data.examples import check_rows
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import check_apart
@@ -43,7 +44,8 @@ from shears.searching.tied import TiedSpace, tie_layers
 logger = logging.getLogger(__name__)
 IN_MEMORY = StudyLocation()
 ADDED_LATER = (  # options that earlier searches did not have; see `_identifying`
-    "test", "study", "constraint", "tie_layers", "race_error", "race_indifference", *StrategyOptions.model_fields
+    "test", "study", "columns", "constraint", "tie_layers", "race_error", "race_indifference",
+    *StrategyOptions.model_fields,
 )  # fmt: skip
 WITHOUT_EFFECT = ("max_evaluations", "cache_budget", "stale_after", "storage_timeout")  # on proposals and figures
 NUM_PROPOSALS = {"heuristic": 1, "maximal": 2, "minimal": 2}  # of the strategies that do not search
@@ -89,7 +91,9 @@ def search(
     make_strategy(tied.space, _plan(settings))  # this line and the next refuse before a model is loaded
     resolved_precision(settings.precision, pick_device(settings.device))
     if settings.test is not None:
-        check_apart(settings.data, settings.test, settings.limit)
+        check_apart(settings.data, settings.test, settings.limit, columns=(settings.columns, settings.columns))
+        check_rows(settings.test, settings.columns)
+    check_rows(settings.data, settings.columns, settings.limit)
     identity = _identifying(settings, fingerprint)
     with working_folder(output, identity, resume=resume, defaults=SearchConfig.defaults()) as work:
         adapter = load_super_adapter(super_adapter, model, settings.weights, settings.device)

@@ -29,13 +29,14 @@ SAME: dict[str, dict[str, Any]] = {
     "uniform": {},
     "uniform-padded-split": {"packing": False, "micro_batch_size": 1},
     "example": {"sampling": "per-example", "curriculum": 0.5},
-    "sharded": {"shard": True},
+    "sharded": {"shard": True, "validation": "0.2", "validation_every": 3},
     "sharded-sparse": {"shard": True, "sparse_adapter": True, "micro_batch_size": 1},
     "sharded-example": {"shard": True, "sampling": "per-example", "recompute": False},
     "sharded-checkpointing": {"shard": True, "gradient_checkpointing": True, "packing": False},
     "sandwich-padded-split": {"sampling": "sandwich", "packing": False, "micro_batch_size": 1},
 }
-LONG: dict[str, Any] = {**SETTINGS, "max_steps": 30, "dropout": 0.1, "sampling": "per-example"}
+LONG: dict[str, Any] = {**SETTINGS, "max_steps": 30, "dropout": 0.1, "sampling": "per-example",
+                        "validation": "0.06", "validation_every": 3, "early_stopping": 9}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,8 @@ def test_two_processes_make_the_steps_of_one(folder: Path, name: str) -> None:
     one = train(folder / "base", folder / f"one-{name}", data=str(folder / "train.jsonl"), **{**SETTINGS, **SAME[name]})
     assert outcomes(folder, f"two-{name}") == ["done", "done"]
     for alone, shared in zip(log(one), log(folder / f"two-{name}"), strict=True):
-        assert alone.pop("loss") == pytest.approx(shared.pop("loss"), rel=1e-5)
+        for key in ("loss", "validation_loss"):
+            assert alone.pop(key, 0.0) == pytest.approx(shared.pop(key, 0.0), rel=1e-5)
         for lines in (alone, shared):
             lines.get("examples", []).sort(key=lambda example: example["example"])
         for example, twin in zip(alone.get("examples", []), shared.get("examples", []), strict=True):
@@ -150,7 +152,7 @@ def test_killed_processes_resume_to_the_same_bits(folder: Path) -> None:
     command = [PYTHON, "-m", *words, *verb(folder, "killed"), "--resume"]  # multi_gpu: its word for torchrun
     written, logged = launch(command)
     assert "30 steps from 8" in logged
-    assert logged.count("training 18 examples") == 1  # only the first process logs
+    assert logged.count("training 17 examples") == 1  # only the first process logs
     assert written.count("Next:") == 1
     assert_same(folder / "whole", folder / "killed")
 

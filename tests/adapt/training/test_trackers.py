@@ -24,8 +24,9 @@ TINY: dict[str, Any] = {"data": "arithmetic:train", "ranks": (4, 2), "max_steps"
 
 def test_no_tracker_sees_a_training_unless_asked() -> None:
     assert TrainConfig(data="-").report_to == ()
-    with pytest.raises(InputError, match="train.report_to must be of tensorboard, trackio, wandb, got 'mlflow'"):
-        build(TrainConfig, "train", {"data": "-", "report_to": "mlflow"})
+    message = "train.report_to must be of mlflow, tensorboard, trackio, wandb, got 'comet'"
+    with pytest.raises(InputError, match=message):
+        build(TrainConfig, "train", {"data": "-", "report_to": "comet"})
 
 
 @pytest.mark.parametrize("name", TRACKERS)
@@ -114,6 +115,49 @@ def test_a_tracker_sees_the_loss_of_every_step(tmp_path: Path, monkeypatch: pyte
     assert [line["train/loss"] for line in seen if "train/loss" in line] == pytest.approx(
         [line["loss"] for line in steps], abs=1e-3
     )
+
+
+FAKE_MLFLOW = """
+import json, os
+from types import SimpleNamespace
+
+__version__ = "3.0"
+log_params = set_tags = set_experiment = end_run = lambda *args, **kwargs: None
+active_run = lambda: SimpleNamespace(info=SimpleNamespace(run_id="1"))
+is_tracking_uri_set = lambda: False
+set_tracking_uri = lambda uri: globals().update(uri=uri)
+get_tracking_uri = lambda: uri
+uri = None
+
+def log_metrics(metrics, step, **_):
+    with open("LOG", "a") as file:
+        file.write(json.dumps({**metrics, "step": step, "uri": uri}) + "\\n")
+"""
+
+
+def test_mlflow_sees_losses_and_validations_in_a_database_beside_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow" / "utils").mkdir(parents=True)
+    (tmp_path / "mlflow" / "__init__.py").write_text(FAKE_MLFLOW.replace("LOG", str(tmp_path / "log.jsonl")))
+    limits = "MAX_PARAM_VAL_LENGTH = 500\nMAX_PARAMS_TAGS_PER_BATCH = 100\n"
+    (tmp_path / "mlflow" / "utils" / "validation.py").write_text(limits)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("mlflow", "mlflow.utils", "mlflow.utils.validation"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    importlib.import_module("mlflow.utils.validation")
+    settings = {**TINY, "report_to": "mlflow", "validation": "0.01"}
+    output = shears.train(str(save_tiny(tmp_path / "base")), tmp_path / "super", **settings)
+    for name in ("mlflow", "mlflow.utils", "mlflow.utils.validation"):
+        monkeypatch.delitem(sys.modules, name)
+    seen = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    steps = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
+    assert {line["uri"] for line in seen} == {f"sqlite:///{tmp_path / 'super_mlflow.db'}"}
+    assert [line["loss"] for line in seen if "loss" in line] == pytest.approx([s["loss"] for s in steps], abs=1e-3)
+    validated = [line["validation_loss"] for line in steps if "validation_loss" in line]
+    assert [line["eval_loss"] for line in seen if "eval_loss" in line] == validated
+    assert len(validated) == 1
 
 
 def test_trackers_are_handed_to_the_trainer(tmp_path: Path) -> None:

@@ -88,6 +88,11 @@ def delete_torn(folder: Path) -> None:
             shutil.rmtree(path)
 
 
+def last_steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in a folder, whole or not, from which a training may be resumed."""
+    return [step_of(path) for path in folder.glob("checkpoint-*")]
+
+
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """Return the newest whole checkpoint; None if there is none."""
     whole = [path for path in folder.glob("checkpoint-*") if _is_whole(path)]

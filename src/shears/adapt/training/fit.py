@@ -20,6 +20,7 @@ from shears.adapt.training import checkpoints
 from shears.adapt.training.processes import num_processes, shard_frozen, wait
 from shears.adapt.training.step_log import StepLog
 from shears.adapt.training.trainer import Collator, CompletionTrainer, NumberedExamples
+from shears.adapt.training.validation import Losses, Schedule, Validator, read_losses, restore_best
 from shears.config import TrainConfig
 from shears.data.batches import PACK_TOKENS, ignores_padding, keeps_apart, padding
 from shears.errors import InputError, first_line
@@ -31,12 +32,16 @@ from shears.records.peft_files import ADAPTER_WEIGHTS
 
 logger = logging.getLogger(__name__)
 TRIAL = 4  # tokens
+SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}  # their names in transformers
 KEPT_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm", "_int_mm", "_scaled_mm")
 ATTENTION_PREFIX = "_scaled_dot_product"  # of all of torch's fused attentions
 
 
 def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
-    """Train until the last step, from the last whole checkpoint in `work` if there is one."""
+    """Train until the last step, from the last whole checkpoint in `work` if there is one.
+
+    With early stopping, the model then has the adapter of the lowest validation loss, in the process that saves it.
+    """
     if settings.shard:
         shard_frozen(prepared.model, pick_device(settings.device))
     lengths = [len(row.input_ids) for row in prepared.rows]
@@ -48,26 +53,50 @@ def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
     folder = work / checkpoints.CHECKPOINTS
     trainer = _trainer(prepared, lengths, _arguments(settings, folder), settings)
     trainer.remove_callback(PrinterCallback)  # only the command line prints
+    checkpoint = _last_checkpoint(work)
+    done = checkpoints.step_of(checkpoint) if checkpoint else 0
+    losses = read_losses(work / TRAINING_LOG, settings.early_stopping)
+    if checkpoint and (done == steps or losses.is_over):  # Trainer would make one more step before it stops
+        set_peft_model_state_dict(prepared.model, load_file(checkpoint / ADAPTER_WEIGHTS))
+    else:
+        logger.info(
+            "training %d examples, %d tokens, %d steps%s",
+            len(lengths), sum(lengths), steps, f" from {done}" * (done > 0),
+        )  # fmt: skip
+        with meter("train", steps, "step") as progress:
+            progress.skip(done)
+            validator = _validator(prepared, trainer, losses, settings)
+            trainer.add_callback(StepLog(work / TRAINING_LOG, trainer, progress, validator))
+            _train_from(trainer, checkpoint)
+    if settings.early_stopping and is_first_process():  # who saves the adapter
+        restore_best(prepared.model, folder, read_losses(work / TRAINING_LOG))
+
+
+def _last_checkpoint(work: Path) -> Path | None:
+    """Return the checkpoint to continue from, None to start anew; the logs then end at its step."""
+    folder = work / checkpoints.CHECKPOINTS
     if is_first_process():
         checkpoints.delete_torn(folder)
     wait()  # all processes must continue from the same checkpoint
     checkpoint = checkpoints.last_whole_checkpoint(folder)
     if checkpoint:
         checkpoints.check_processes(checkpoint)
-    done = checkpoints.step_of(checkpoint) if checkpoint else 0
     if is_first_process():
         for name in (TRAINING_LOG, TRAINING_TIMES):
-            checkpoints.truncate_log(work / name, done)
-    if checkpoint and done == steps:  # Trainer would make one more step before it stops
-        set_peft_model_state_dict(prepared.model, load_file(checkpoint / ADAPTER_WEIGHTS))
-        return
-    logger.info(
-        "training %d examples, %d tokens, %d steps%s", len(lengths), sum(lengths), steps, f" from {done}" * (done > 0)
-    )
-    with meter("train", steps, "step") as progress:
-        progress.skip(done)
-        trainer.add_callback(StepLog(work / TRAINING_LOG, trainer, progress))
-        _train_from(trainer, checkpoint)
+            checkpoints.truncate_log(work / name, checkpoints.step_of(checkpoint) if checkpoint else 0)
+    wait()  # all processes must read the same log
+    return checkpoint
+
+
+def _validator(
+    prepared: Prepared, trainer: CompletionTrainer, losses: Losses, settings: TrainConfig
+) -> Validator | None:
+    """Return what validates the training, None without validation examples."""
+    if not prepared.validation:
+        return None
+    count = len(prepared.rows)
+    schedule = Schedule(settings.validation_every or steps_per_epoch(settings, count), num_steps(settings, count))
+    return Validator(trainer, prepared.validation, schedule, losses, Path(str(trainer.args.output_dir)))
 
 
 def _train_from(trainer: CompletionTrainer, checkpoint: Path | None) -> None:
@@ -108,14 +137,18 @@ def _trainer(
 
 
 def num_steps(settings: TrainConfig, num_examples: int) -> int:
-    """Return the optimizer steps of a training."""
-    per_epoch = -(-num_examples // settings.batch_size)
-    return settings.max_steps or -int(-settings.epochs * per_epoch // 1)
+    """Return the optimizer steps of a training, unless it is stopped early."""
+    return settings.max_steps or -int(-settings.epochs * steps_per_epoch(settings, num_examples) // 1)
+
+
+def steps_per_epoch(settings: TrainConfig, num_examples: int) -> int:
+    """Return the optimizer steps of an epoch."""
+    return -(-num_examples // settings.batch_size)
 
 
 def num_seen(settings: TrainConfig, num_examples: int) -> int:
     """Return the examples of all steps of a training; the last step of an epoch may have fewer than a batch."""
-    per_epoch = max(-(-num_examples // settings.batch_size), 1)
+    per_epoch = max(steps_per_epoch(settings, num_examples), 1)
     epochs, steps = divmod(num_steps(settings, num_examples), per_epoch)
     return epochs * num_examples + steps * settings.batch_size
 
@@ -146,6 +179,8 @@ def _arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         learning_rate=settings.learning_rate,
+        lr_scheduler_type=SCHEDULERS[settings.scheduler],
+        weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup_steps,
         save_steps=settings.save_steps,
         save_total_limit=2,  # the previous checkpoint must exist until the new one is whole

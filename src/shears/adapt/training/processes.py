@@ -12,8 +12,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from shears.errors import InputError
@@ -125,3 +126,13 @@ def shard_frozen(model: PeftModel, device: torch.device) -> None:
     model.to(device)  # the trained parameters and the rank masks
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free what a forward without a backward pass left gathered in a sharded model, in every process.
+
+    The process that saves a checkpoint frees it by itself; in the next forward it would gather alone.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import math
 import os
 import time
@@ -11,16 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from shears.adapt.training import checkpoints
 from shears.adapt.training.processes import wait
 from shears.adapt.training.trainer import CompletionTrainer, ExampleLoss
+from shears.adapt.training.validation import VALIDATION_LOSS, Validator
 from shears.errors import InputError
 from shears.progress import Meter
 from shears.records.artifacts import TRAINING_TIMES
 
+logger = logging.getLogger(__name__)
 TENSORBOARD_FOLDER = "TENSORBOARD_LOGGING_DIR"  # the variable that Trainer's tensorboard callback reads
+MLFLOW_STORE = "MLFLOW_TRACKING_URI"
+STORES = {"tensorboard": (TENSORBOARD_FOLDER, "{}_tensorboard"), "mlflow": (MLFLOW_STORE, "sqlite:///{}_mlflow.db")}
+"""The variables from which trackers learn where to write, and where that is beside an output."""
 
 
 class StepLog(TrainerCallback):
@@ -29,10 +35,14 @@ class StepLog(TrainerCallback):
     The seconds of a step go into a file of their own.
     """
 
-    def __init__(self, path: Path, trainer: CompletionTrainer, meter: Meter) -> None:
+    def __init__(
+        self, path: Path, trainer: CompletionTrainer, meter: Meter, validator: Validator | None = None
+    ) -> None:
         self.path = path
         self.trainer = trainer
         self.meter = meter
+        self.validator = validator
+        self.note = ""  # the last validation loss, for the progress bar
         self.learning_rate = 0.0
         self.step_start = 0.0  # when the previous step ended, or training began
         self.figures: tuple[float, int, list[ExampleLoss]] = (0.0, 0, [])
@@ -72,8 +82,10 @@ class StepLog(TrainerCallback):
             f"output with a lower learning rate ({checkpoints.describe_last_checkpoint(folder)})"
         )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Log the step."""
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *_: Any, **__: Any
+    ) -> None:
+        """Log the step, with its validation if one is due, which may end the training."""
         loss, tokens, examples = self.figures
         line: dict[str, Any] = {
             "step": state.global_step,
@@ -85,14 +97,32 @@ class StepLog(TrainerCallback):
             line["ranks"] = dict(self.trainer.elastic.active or {})
         else:
             line["examples"] = [example.as_data() for example in examples]
+        seconds = round(time.monotonic() - self.step_start, 4)  # with the making of the batch
+        line |= self._validated(args, state.global_step, control)
         if args.process_index == 0:
             _append(self.path, line)
-            now = time.monotonic()
-            seconds = round(now - self.step_start, 4)  # with the making of the batch
-            self.step_start = now
             _append(self.path.with_name(TRAINING_TIMES), {"step": state.global_step, "seconds": seconds})
+        self.step_start = time.monotonic()
         self.random_states = checkpoints.random_states()
-        self.meter.advance(work=tokens, note=f"tokens/s, loss {loss:.3f}")
+        self.meter.advance(work=tokens, note=f"tokens/s, loss {loss:.3f}{self.note}")
+
+    def _validated(self, args: TrainingArguments, step: int, control: TrainerControl) -> dict[str, float]:
+        """Return the validation loss if it is due; tell the trainer to stop where it no longer falls."""
+        if self.validator is None or not self.validator.schedule.is_due(step):
+            return {}
+        loss = self.validator.validate(step)
+        self.note = f", validation {loss:.3f}"
+        if args.report_to:
+            should_log = control.should_log
+            self.trainer.log({"eval_loss": loss})
+            control.should_log = should_log  # Trainer has not logged the step yet, and takes this for it
+        if self.validator.losses.is_over:
+            logger.info(
+                "step %d: the validation loss has not fallen since step %s; stopped", step, self.validator.losses.best
+            )
+            control.should_training_stop = True
+            control.should_save = True
+        return {VALIDATION_LOSS: loss}
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
@@ -110,15 +140,16 @@ def check_trackers(names: Sequence[str]) -> None:
 
 @contextmanager
 def tracking(names: Sequence[str], output: Path) -> Iterator[None]:
-    """Let tensorboard write to a folder beside the output, unless the user has named one in the environment.
+    """Let tensorboard and mlflow write beside the output, unless the user's environment says where.
 
-    Event files hold times, and artifacts must not.
+    Their files hold times, and artifacts must not.
     """
-    if "tensorboard" not in names or TENSORBOARD_FOLDER in os.environ:
-        yield
-        return
-    os.environ[TENSORBOARD_FOLDER] = str(output.with_name(f"{output.name}_tensorboard"))
+    wanted = dict(place for name, place in STORES.items() if name in names)
+    own = {variable: place for variable, place in wanted.items() if variable not in os.environ}
+    for variable, place in own.items():
+        os.environ[variable] = place.format(output.absolute())
     try:
         yield
     finally:
-        os.environ.pop(TENSORBOARD_FOLDER, None)
+        for variable in own:
+            os.environ.pop(variable, None)

@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any
 
 from shears.config.evaluate import ANSWER_FORMS
+from shears.data.columns import Row
 from shears.data.examples import Example
 from shears.data.prompts import render_completion
-from shears.data.rows import Row
 from shears.errors import InputError
 from shears.evaluation.tasks.answers import finite, official_label
 

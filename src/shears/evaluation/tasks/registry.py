@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from shears.config import EvaluateConfig
 from shears.config.evaluate import ANSWER_FORMS
 from shears.data.calibration import text_tokens
-from shears.data.examples import Example, completion_of, load_examples, prompts_of
+from shears.data.columns import Row
+from shears.data.examples import Example, check_rows, completion_of, load_examples, prompts_of
 from shears.data.prompts import DEFAULT_TEMPLATE
-from shears.data.rows import Row
 from shears.errors import InputError
 from shears.evaluation.contamination import Source, ids_of, mark_seen
 from shears.evaluation.generate import Decoder
@@ -67,15 +67,26 @@ def evaluate_task(
     Questions that the `training` data hold are marked.
     """
     if config.task == "perplexity":
-        return perplexity(model, text_tokens(config.data, tokenizer), config.sequence_length, config.limit)
+        tokens = text_tokens(config.data, tokenizer, config.columns)
+        return perplexity(model, tokens, config.sequence_length, config.limit)
     if config.task == "harness":
         evaluation = run_harness(model, tokenizer, config)
         return mark_seen(evaluation, [record[QUESTION_IDS] for record in evaluation.records], training)
-    # rows of a paper's task may have the columns of the hub's set
-    convert: Callable[[Row], Row] = partial(paper_row, config.task) if config.task in ANSWER_FORMS else dict
-    examples = load_examples(config.data, config.template or DEFAULT_TEMPLATE, tokenizer, config.limit, convert)
+    template = config.template or DEFAULT_TEMPLATE
+    examples = load_examples(config.data, template, tokenizer, config.limit, _converted(config), config.columns)
     evaluation = evaluate_examples(model, tokenizer, examples, config, journal)
     return mark_seen(evaluation, ids_of(examples), training)
+
+
+def _converted(config: EvaluateConfig) -> Callable[[Row], Row]:
+    """Return what makes a row one of the task's: rows of a paper's task may have the columns of the hub's set."""
+    return partial(paper_row, config.task) if config.task in ANSWER_FORMS else dict
+
+
+def check_data(config: EvaluateConfig) -> None:
+    """Raise InputError, before a model is loaded, for data whose rows the task does not know."""
+    if config.task not in ("perplexity", "harness"):
+        check_rows(config.data, config.columns, config.limit, _converted(config))
 
 
 def evaluate_examples(

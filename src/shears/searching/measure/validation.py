@@ -69,7 +69,7 @@ def open_validation(adapter: SuperAdapter, config: SearchConfig, tied: TiedSpace
     goal = Goal(config.objectives, config.constraints)
     sizes = count_sizes(adapter.elastic, config.figures)
     refuse_out_of_reach(goal, adapter.elastic.space, sizes)
-    examples = _examples(adapter, config.data, config.limit)
+    examples = _examples(adapter, config, config.data, config.limit)
     trained = read_trained(training_sources(adapter.record))
     _warn_of_training_data(trained, examples, config.data, "search on validation data")
     fingerprint = digest(repr(examples))
@@ -109,8 +109,8 @@ def _tokenized(adapter: SuperAdapter, examples: Sequence[Example]) -> list[Token
     return tokenize_all(examples, adapter.tokenizer, longest)
 
 
-def _examples(adapter: SuperAdapter, data: str, limit: int | None = None) -> list[Example]:
-    return load_examples(data, adapter.record["template"], adapter.tokenizer, limit)
+def _examples(adapter: SuperAdapter, config: SearchConfig, data: str, limit: int | None = None) -> list[Example]:
+    return load_examples(data, adapter.record["template"], adapter.tokenizer, limit, columns=config.columns)
 
 
 def open_whole(
@@ -125,7 +125,7 @@ def open_whole(
 
     Warn of examples that the super-adapter was trained on, as far as these are given.
     """
-    examples = _examples(adapter, data, limit)
+    examples = _examples(adapter, config, data, limit)
     _warn_of_training_data(trained, examples, data, "a gain on them does not show what was learned")
     config = config.model_copy(update={"cache_budget": "0", "race_error": 0.0})
     if quality == ACCURACY.quality:
