@@ -78,7 +78,7 @@ def main() -> None:
 def report_speed(arguments: argparse.Namespace) -> Iterator[str]:
     """Time all arms; yield the lines of the report."""
     folder = str(resolve(arguments.model).folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     text = Path(__file__).parents[1].joinpath("README.md").read_text()
     prompt = tokenizer(text, add_special_tokens=False)["input_ids"][:PREFILL]
     dense = loaded(folder)
