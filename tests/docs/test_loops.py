@@ -19,7 +19,7 @@ from tests.tiny import save_tiny
 
 PAGES = Path(__file__).parents[2] / "docs" / "how-to"
 IDS = torch.arange(40, 60)[None]
-ROWS = [{"prompt": f"{a}+{a}=", "completion": f" {2 * a}"} for a in range(12)]
+ROWS = [{"prompt": f"{a}+{a}=", "completion": f" {2 * a}"} for a in range(20)]
 PREFERENCES = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": " no"} for row in ROWS[:6]]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:'pin_memory'"),  # Trainer's default, of which torch warns without a GPU
