@@ -9,6 +9,7 @@ B rows of a batch, R ranks, O output and I input features of a linear; P packed 
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from shears.adapt.own_loop import save_own_loop
 from shears.adapt.space import RankConfig, SearchSpace
+from shears.config.own_loop import OwnLoopConfig
+from shears.config.resolve import build
 from shears.config.targets import EXPERTS
 from shears.errors import InputError
 from shears.models.sparse_adapter import MASK
@@ -138,6 +142,19 @@ class ElasticAdapter:
             for group, layers in self._layers.items()
             for layer in layers
         )
+
+    def save(self, folder: str | Path, *, base: str | Path | None = None, **about: Any) -> Path:
+        """Write the trained adapter to `folder` as a super-adapter for search, export, evaluate; return the folder.
+
+        For a training loop of your own, such as transformers' or TRL's Trainer with an `NLSCallback`. `base` is the
+        model's folder or hub id, by default the name that it was loaded by; the other keywords are the fields of
+        `OwnLoopConfig`. The folder appears whole; of several processes the first one writes. InputError if the folder
+        exists and is not empty, if the adapter is not plain LoRA on the space's linears, or if the frozen weights in
+        memory are not those of `base`.
+        """
+        settings = build(OwnLoopConfig, "save", about)
+        named = None if base is None else str(base)
+        return save_own_loop(Path(folder), self.model, self.adapter, self.space, named, settings)
 
     def remove(self) -> None:
         """Remove the hooks and masks, if any; the model is then a plain PEFT model at its largest ranks."""

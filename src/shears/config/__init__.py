@@ -9,14 +9,15 @@ from pydantic import Field
 from shears.config.evaluate import EvaluateConfig, RunEvaluateConfig, ScoringConfig
 from shears.config.export import ExportConfig
 from shears.config.fields import StageConfig
+from shears.config.own_loop import OwnLoopConfig
 from shears.config.search import SearchConfig
 from shears.config.serve import BenchConfig, ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
 from shears.config.sparsify import SparsifyConfig
 from shears.config.train import TrainConfig
 
 __all__ = ["BenchConfig", "ChatConfig", "EvaluateConfig", "ExportConfig", "FetchConfig", "GenerateConfig",
-           "InspectConfig", "Recipe", "RunEvaluateConfig", "SamplingConfig", "ScoringConfig", "SearchConfig",
-           "ServeConfig", "SparsifyConfig", "TrainConfig"]  # fmt: skip
+           "InspectConfig", "OwnLoopConfig", "Recipe", "RunEvaluateConfig", "SamplingConfig", "ScoringConfig",
+           "SearchConfig", "ServeConfig", "SparsifyConfig", "TrainConfig"]  # fmt: skip
 
 
 class FetchConfig(StageConfig):

@@ -20,7 +20,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "recover_rank", "recover_by",
     ),
     "Schedule": (
-        "epochs", "max_steps", "learning_rate", "scheduler", "warmup_steps", "weight_decay", "early_stopping",
+        "epochs", "max_steps", "learning_rate", "scheduler", "warmup_steps", "weight_decay", "validation_every",
+        "early_stopping",
     ),
     "Goal and budget": ("objective", "constraint", "strategy", "max_evaluations", "tie_layers"),
     "Text": (

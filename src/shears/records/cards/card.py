@@ -64,6 +64,7 @@ FETCHED = """\
 The base is the model that shears embeds: `shears fetch {base} --output {base}` makes its folder.
 
 """
+ALL_TRAINED = "every smaller adapter inside it was trained too."
 
 
 def base_of(record: Record) -> str:
@@ -97,9 +98,12 @@ def _describe_sparse(record: Record) -> str:
 
 
 def _describe_super_adapter(record: Record) -> str:
+    data = _trained(record["config"])
+    words = (
+        f"{data or ', trained'} in a loop of the user's own. " if "trained_by" in record else f"{data}: {ALL_TRAINED} "
+    )
     return (
-        f"A LoRA super-adapter for {_source(record)}{_trained(record['config'])}: every smaller adapter inside it was "
-        f"trained too. Ranks up to {record['max_rank']}, alpha {record['alpha']:g}."
+        f"A LoRA super-adapter for {_source(record)}{words}Ranks up to {record['max_rank']}, alpha {record['alpha']:g}."
     )
 
 

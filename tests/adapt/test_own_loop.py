@@ -1,0 +1,136 @@
+"""`elastic.save` writes what `train` writes, whole or not at all, and only for the model that it was trained on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+import shears
+from shears.adapt.elastic import ElasticAdapter, make_elastic
+from shears.adapt.load import load_super_adapter
+from shears.adapt.prepare import build_space
+from shears.adapt.train import train
+from shears.errors import InputError
+from shears.models.sparse_adapter import make_sparse
+from shears.records.folders import partial_folder
+from tests.adapt.small_training import SETTINGS, weights
+from tests.adapt.test_elastic import GROUPS, logits
+
+
+def own(base: Path, adapter: str = "default", **changes: Any) -> ElasticAdapter:
+    """An elastic adapter as a loop of one's own has it after the training: B is no longer zero."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    space = build_space(model, GROUPS["llama"], (6, 4, 2))
+    linears = [name for names in space.modules.values() for name in names]
+    lora = LoraConfig(**{"r": 6, "lora_alpha": 12, "target_modules": linears, **changes})
+    peft_model = get_peft_model(model, lora, adapter_name=adapter)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in peft_model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return make_elastic(peft_model, space, adapter)
+
+
+@pytest.mark.parametrize("adapter", ["default", "mine"])
+def test_a_saved_adapter_is_loaded_with_its_space_and_weights(base: Path, tmp_path: Path, adapter: str) -> None:
+    elastic = own(base, adapter)
+    elastic.activate(elastic.space.minimal())  # what is active does not matter
+    folder = elastic.save(tmp_path / "super", base=base)
+    loaded = load_super_adapter(folder, device="cpu")
+    assert loaded.elastic.space == elastic.space
+    for choice in ("maximal", "minimal"):
+        ranks = getattr(elastic.space, choice)()
+        elastic.activate(ranks)
+        loaded.elastic.activate(ranks)
+        assert torch.equal(logits(loaded.model), logits(elastic.model))
+
+
+def test_the_record_has_the_keys_of_train_and_says_who_trained(base: Path, data: str, tmp_path: Path) -> None:
+    saved = own(base).save(tmp_path / "own", data=data)  # the base is the folder that the model was loaded from
+    trained = train(base, tmp_path / "trained", data=data, **{**SETTINGS, "max_steps": 1, "warmup_steps": 0})
+    mine, theirs = (json.loads((folder / "search_space.json").read_text()) for folder in (saved, trained))
+    assert theirs.keys() - mine.keys() == {"num_steps", "data_fingerprint"}
+    assert mine.keys() - theirs.keys() == {"trained_by"}
+    same = ("base", "base_fingerprint", "data_sha256", "alpha", "max_rank", "num_parameters", "groups", "template")
+    assert {key: mine[key] for key in same} == {key: theirs[key] for key in same}
+    assert weights(saved).keys() == weights(trained).keys()
+    assert {path.name for path in trained.iterdir()} - {path.name for path in saved.iterdir()} == {
+        "training_log.jsonl", "training_times.jsonl",
+    }  # fmt: skip
+    assert "in a loop of the user's own" in (saved / "README.md").read_text()
+    assert shears.inspect(saved, base)["fits"]
+
+
+def test_a_masked_adapter_is_saved_as_one(base: Path, tmp_path: Path) -> None:
+    elastic = own(base)
+    make_sparse(elastic.model)
+    loaded = load_super_adapter(elastic.save(tmp_path / "super"), device="cpu")
+    assert torch.equal(logits(loaded.model), logits(elastic.model))
+
+
+def test_an_output_that_holds_files_is_refused(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    elastic = own(base)
+    elastic.save(tmp_path / "empty")
+    before = (tmp_path / "empty" / "search_space.json").read_bytes()
+    with pytest.raises(InputError, match="the output must not exist yet"):
+        elastic.save(tmp_path / "empty")
+    assert (tmp_path / "empty" / "search_space.json").read_bytes() == before
+
+
+def test_only_the_first_process_writes(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elastic = own(base)
+    monkeypatch.setenv("RANK", "1")
+    assert not elastic.save(tmp_path / "super").exists()
+
+
+def other_numbers(elastic: ElasticAdapter) -> None:
+    """Change one weight of the base in memory."""
+    elastic.model.get_base_model().get_parameter("model.norm.weight").data[3] += 1e-3
+
+
+def not_finite(elastic: ElasticAdapter) -> None:
+    """Let a training diverge."""
+    next(p for p in elastic.model.parameters() if p.requires_grad).data[0, 0] = torch.nan
+
+
+@pytest.mark.parametrize(
+    ("changes", "change", "about", "message"),
+    [
+        ({}, other_numbers, {}, "model.norm.weight of .*base has other numbers"),
+        ({}, not_finite, {}, "an adapter must be finite"),
+        ({}, None, {"base": "no/such/model"}, "the model must"),
+        ({}, None, {"template": "other"}, "template"),
+        ({}, None, {"max_length": 1}, "max_length"),
+        ({}, None, {"data": "nothing.jsonl"}, "nothing.jsonl"),
+        ({"r": 8}, None, {}, r"largest rank of its space \(6\), got 8"),
+        ({"use_dora": True}, None, {}, "plain LoRA, A and B of every linear, got .*magnitude"),
+        ({"modules_to_save": ["norm"]}, None, {}, "plain LoRA, A and B of every linear, got .*norm"),
+        ({"alpha_pattern": {"up_proj": 3}}, None, {}, "scale all linears alike, got alpha_pattern"),
+        ({"target_modules": "all-linear"}, None, {}, "on the linears of its space and no others, .*gate_proj"),
+    ],
+)
+def test_what_no_sub_adapter_can_be_cut_from_is_refused_before_anything_is_written(
+    base: Path, tmp_path: Path, changes: dict[str, Any], change: Any, about: dict[str, Any], message: str
+) -> None:
+    elastic = own(base, **changes)
+    if change is not None:
+        change(elastic)
+    with pytest.raises(InputError, match=message):
+        elastic.save(tmp_path / "super", **{"base": str(base), **about})
+    assert not (tmp_path / "super").exists()
+    assert not partial_folder(tmp_path / "super").exists()
+
+
+def test_a_16_bit_copy_of_the_base_is_the_base(base: Path, tmp_path: Path) -> None:
+    elastic = own(base)
+    elastic.model.to(torch.bfloat16)
+    record = json.loads((elastic.save(tmp_path / "super") / "search_space.json").read_text())
+    assert record["base_fingerprint"] == shears.inspect(base)["fingerprint"]
+    assert isinstance(
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "super"), PeftModel
+    )
