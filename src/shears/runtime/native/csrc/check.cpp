@@ -147,7 +147,7 @@ int check_pool() {
 int main() {
   int products = 0, wrong = check_pool();
   Pool one(1), three(3);
-  for (const char* isa : {"portable", "avx2", "avx512"}) {
+  for (const char* isa : {"portable", "avx2", "avx512", "neon", "neon_dot"}) {
     if (!choose_isa(isa)) {
       std::printf("%s: not here\n", isa);
       continue;
