@@ -141,8 +141,8 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def default_isas() -> list[str]:
-    """Return the fastest instruction set of this machine, and AVX2 if that is AVX-512."""
-    names = [name for name in ("avx512", "avx2") if native.features()[name]]
+    """Return the instruction sets of this machine apart from the portable code, or that alone, the fastest first."""
+    names = [name for name in ("avx512", "avx2", "neon_dot", "neon") if native.features()[name]]
     return names or ["portable"]
 
 
@@ -152,7 +152,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--tokens", nargs="+", type=int, default=TOKENS)
     parser.add_argument("--sparsities", nargs="+", type=float, default=[FIRST_SPARSITY, 0.6, 0.7])
-    parser.add_argument("--isa", nargs="+", default=default_isas(), choices=["avx512", "avx2", "portable"])
+    isas = ["avx512", "avx2", "neon_dot", "neon", "portable"]
+    parser.add_argument("--isa", nargs="+", default=default_isas(), choices=isas)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--cold", type=int, default=128, metavar="MB")
     return parser.parse_args()

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 console = VisibleConsole(quiet=not is_first_process())
 
+INSTRUCTION_SETS = {
+    "avx512": "avx512",
+    "avx2": "avx2",
+    "neon_dot": "neon with dot product",
+    "neon": "neon",
+    "portable": "portable",
+}  # of the kernels, the fastest first
 BARS = " ▁▂▃▄▅▆▇█"
 EXPORTED = dict.fromkeys(form.folder for form in FORMATS.values())
 WHOLE_MODELS = {form.folder for form in FORMATS.values() if form.is_model}
@@ -305,7 +312,8 @@ def print_environment(data: Mapping[str, Any]) -> None:
     print_line(versions)
     if data["extension"]:
         sets = data["instruction_sets"]
-        print_line(f"kernels: {sets['isa']} in use of {', '.join(name for name in ('avx512', 'avx2') if sets[name])}")
+        here = ", ".join(words for name, words in INSTRUCTION_SETS.items() if sets[name])
+        print_line(f"kernels: {INSTRUCTION_SETS[sets['isa']]} in use of {here}")
         speeds = Table("values", "weights", "threads", "ps per weight", "GB/s", "of reading memory")
         for row in data["speeds"]:
             figures = (f"{row['ps_per_weight']:.1f}", f"{row['gb_per_s']:.1f}", f"{row['of_memory']:.0%}")

@@ -2,7 +2,11 @@
 // simd.inl.
 
 constexpr int kVecs = kBlock / kLanes;                    // vectors of positions in a block
-constexpr int kTogether = kLanes == 4 ? 2 : 4;            // vectors (of positions, or of a head) computed together
+#if defined(SHEARS_OPS_NEON)
+constexpr int kTogether = 4;                              // vectors (of positions, or of a head) computed together
+#else
+constexpr int kTogether = kLanes == 4 ? 2 : 4;
+#endif
 constexpr float kMinusInfinity = -__builtin_inff();
 
 template <class T>

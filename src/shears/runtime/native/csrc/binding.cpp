@@ -96,12 +96,14 @@ nb::dict describe() {
   result["portable"] = true;
   result["avx2"] = now.avx2;
   result["avx512"] = now.avx512;
+  result["neon"] = now.neon;
+  result["neon_dot"] = now.neon_dot;
   return result;
 }
 
 void use_isa(const std::string& name) {
   if (!choose_isa(name.c_str()))
-    throw std::invalid_argument("SHEARS_ISA must be avx512, avx2 or portable, and this machine must have it, got '" + name + "'");
+    throw std::invalid_argument("SHEARS_ISA must be avx512, avx2, neon_dot, neon or portable, and this machine must have it, got '" + name + "'");
 }
 
 void check_update(const Matrix* a, const Matrix* b) {

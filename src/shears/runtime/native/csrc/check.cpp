@@ -1,18 +1,24 @@
-// A program to run under sanitizers (docs/kernels.md): compares products of many shapes, on every instruction set of
-// this machine, with sums in double, and runs jobs of the pool.
+// A program to run under sanitizers and on processors without Python (docs/kernels.md): compares products of many shapes,
+// on every instruction set of this machine or on those that it is given, with sums in double, checks what test_kernels.py
+// and the decoder promise, and runs jobs of the pool.
 //
 // Every buffer has exactly the length that matrix.h requires, so that AddressSanitizer reports the first read beyond
 // it.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <list>
+#include <memory>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "bf16.h"
+#include "decoder.h"
 #include "isa.h"
 #include "kernels.h"
 #include "pack.h"
@@ -142,16 +148,29 @@ int check_pool() {
   return wrong + others_wrong;
 }
 
+#include "check_products.inl"
+#include "check_ops.inl"
+
 }  // namespace
 
-int main() {
+// With names of instruction sets, each of them must be here.
+int main(int argc, char** argv) {
+  std::vector<std::string> names(argv + 1, argv + argc);
+  if (names.empty()) names = {"portable", "avx2", "avx512", "neon", "neon_dot"};
+  std::printf("default: %s\n", isa().name);
   int products = 0, wrong = check_pool();
   Pool one(1), three(3);
-  for (const char* isa : {"portable", "avx2", "avx512"}) {
-    if (!choose_isa(isa)) {
-      std::printf("%s: not here\n", isa);
+  for (const std::string& isa : names) {
+    if (!choose_isa(isa.c_str())) {
+      std::printf("%s: not here\n", isa.c_str());
+      wrong += argc > 1;
       continue;
     }
+    Cases cases{isa};
+    check_products(cases, one);
+    check_ops(cases);
+    std::printf("%s: %d cases, %d wrong\n", isa.c_str(), cases.count, cases.wrong);
+    wrong += cases.wrong;
     for (Values values : {Values::f32, Values::bf16, Values::i8})
       for (int64_t rows : {1, 16, 53, 100})
         for (int64_t cols : {1, 3, 64, 301})

@@ -2,6 +2,11 @@
 
 #include <atomic>
 #include <cstring>
+#if defined(SHEARS_NEON_DOT) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(SHEARS_NEON_DOT) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 namespace shears {
 namespace {
@@ -24,6 +29,27 @@ bool has_avx512() {
 #endif
 }
 
+bool has_neon() {
+#ifdef SHEARS_NEON
+  return true;  // a part of every 64-bit ARM processor
+#else
+  return false;
+#endif
+}
+
+bool has_neon_dot() {
+#if defined(SHEARS_NEON_DOT) && defined(__linux__)
+  constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP; old headers do not name it
+  return getauxval(AT_HWCAP) & kDotProduct;
+#elif defined(SHEARS_NEON_DOT) && defined(__APPLE__)
+  int has = 0;
+  size_t bytes = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &bytes, nullptr, 0) == 0 && has;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 const Isa* find_isa(const char* name) {
@@ -33,15 +59,22 @@ const Isa* find_isa(const char* name) {
 #ifdef SHEARS_AVX2
   if (!std::strcmp(name, "avx2") && has_avx2()) return &avx2_isa();
 #endif
+#ifdef SHEARS_NEON_DOT
+  if (!std::strcmp(name, "neon_dot") && has_neon_dot()) return &neon_dot_isa();
+#endif
+#ifdef SHEARS_NEON
+  if (!std::strcmp(name, "neon")) return &neon_isa();
+#endif
   return std::strcmp(name, "portable") ? nullptr : &portable_isa();
 }
 
 namespace {
 
 const Isa* fastest() {
-  const Isa* wide = find_isa("avx512");
-  const Isa* narrow = find_isa("avx2");
-  return wide ? wide : narrow ? narrow : &portable_isa();
+  constexpr const char* kNames[] = {"avx512", "avx2", "neon_dot", "neon"};
+  for (const char* name : kNames)
+    if (const Isa* one = find_isa(name)) return one;
+  return &portable_isa();
 }
 
 std::atomic<const Isa*> chosen{nullptr};
@@ -63,6 +96,6 @@ bool choose_isa(const char* name) {
 
 bool isa_is_forced() { return forced.load(std::memory_order_relaxed); }
 
-Features features() { return {isa().name, has_avx2(), has_avx512()}; }
+Features features() { return {isa().name, has_avx2(), has_avx512(), has_neon(), has_neon_dot()}; }
 
 }  // namespace shears

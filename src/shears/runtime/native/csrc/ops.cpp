@@ -14,6 +14,9 @@ const Ops& ops() {
 #ifdef SHEARS_AVX2
   if (!std::strcmp(name, "avx2")) return ops_avx2::kOps;
 #endif
+#ifdef SHEARS_NEON
+  if (!std::strncmp(name, "neon", 4)) return ops_neon::kOps;  // neon_dot, too
+#endif
   return ops_portable::kOps;
 }
 

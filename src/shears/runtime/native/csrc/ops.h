@@ -73,6 +73,7 @@ const Ops& ops();
 
 namespace ops_avx512 { extern const Ops kOps; }
 namespace ops_avx2 { extern const Ops kOps; }
+namespace ops_neon { extern const Ops kOps; }
 namespace ops_portable { extern const Ops kOps; }
 
 }  // namespace shears

@@ -1,8 +1,10 @@
-// Included by one file per instruction set, which defines SHEARS_OPS, the namespace: ops_avx512, ops_avx2 or
+// Included by one file per instruction set, which defines SHEARS_OPS, the namespace: ops_avx512, ops_avx2, ops_neon or
 // ops_portable.
 #include <cstring>
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(SHEARS_OPS_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "ops.h"

@@ -39,6 +39,8 @@ void watch_forks() {
 inline void pause() {
 #if defined(__x86_64__) || defined(_M_X64)
   _mm_pause();
+#elif defined(__aarch64__) && defined(__GNUC__)
+  __asm__ volatile("yield");
 #else
   std::this_thread::yield();
 #endif

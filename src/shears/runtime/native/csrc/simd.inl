@@ -27,6 +27,8 @@ inline Vec load(const uint16_t* p) {
 #elif defined(__AVX2__)
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return reinterpret_cast<Vec>(_mm256_slli_epi32(wide, 16));
+#elif defined(SHEARS_OPS_NEON)
+  return reinterpret_cast<Vec>(vshll_n_u16(vld1_u16(p), 16));
 #else
   const Halves raw = *reinterpret_cast<const AnyHalves*>(p);
   return reinterpret_cast<Vec>(__builtin_convertvector(raw, Ints) << 16);

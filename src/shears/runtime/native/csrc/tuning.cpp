@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -25,7 +26,7 @@ constexpr int kFirstTurns = 2;       // timed calls of every candidate
 constexpr int kTurns = 9;            // timed calls of a candidate, at most
 constexpr double kHopeless = 1.5;    // a candidate that was so many times slower than the best is not timed again
 
-const char* const kIsas[] = {"avx512", "avx2", "portable"};
+const char* const kIsas[] = {"avx512", "avx2", "neon_dot", "neon", "portable"};
 
 std::atomic<const Choice*> choices[kValues][2][kTokenClasses];
 
@@ -35,12 +36,15 @@ std::string name_of(const Choice& choice) {
          " tile=" + std::to_string(walk.tile) + " ahead=" + std::to_string(walk.ahead);
 }
 
-// The portable code is a candidate only where nothing else runs: it is several times slower.
+// Whether an instruction set is a candidate only where no other runs: the portable code is several times slower, and NEON
+// without the dot product does the same work more slowly.
+bool is_last_resort(const Isa& one) { return !std::strcmp(one.name, "portable") || !std::strcmp(one.name, "neon"); }
+
 std::vector<Choice> all_choices(Values values, bool sparse, int token_class) {
   std::vector<Choice> all;
   for (const char* name : kIsas) {
     const Isa* one = find_isa(name);
-    if (!one || (isa_is_forced() && one != &isa()) || (one == &portable_isa() && !all.empty())) continue;
+    if (!one || (isa_is_forced() && one != &isa()) || (is_last_resort(*one) && !all.empty())) continue;
     Walk walks[kMaxWalks];
     const int count = one->walks(values, sparse, tokens_of(token_class), walks);
     for (int k = 0; k < count; ++k) all.push_back({one, walks[k]});
