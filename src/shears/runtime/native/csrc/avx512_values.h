@@ -43,6 +43,7 @@ struct F32 {
   using Weights = __m512;
   using Sum = __m512;
   static constexpr int kGroup = 1, kMaxTile = 16;
+  static constexpr bool kInBlocks = false;
 
   static inline Sum zero() { return _mm512_setzero_ps(); }
   template <bool Register>
@@ -65,6 +66,7 @@ struct Bf16 {
   using Weights = __m512bh;
   using Sum = __m512;
   static constexpr int kGroup = 2, kMaxTile = 16;
+  static constexpr bool kInBlocks = false;
 
   static inline Sum zero() { return _mm512_setzero_ps(); }
   template <bool Register>
@@ -95,6 +97,7 @@ struct I8 {
     __m512i hi, lo;
   };
   static constexpr int kGroup = 4, kMaxTile = 8;
+  static constexpr bool kInBlocks = false;
 
   static inline Sum zero() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
   template <bool Register>

@@ -33,17 +33,21 @@ T* at(Address address) {
 }
 
 Values checked_values(int values) {
-  if (values < 0 || values > 2) throw std::invalid_argument("values must be 0 (f32), 1 (bf16) or 2 (i8)");
+  if (values < 0 || values > 3) throw std::invalid_argument("values must be 0 (f32), 1 (bf16), 2 (i8) or 3 (i4)");
   return static_cast<Values>(values);
 }
 
-void make_matrix(Matrix* place, int values, int64_t rows, int64_t cols, Address masks, Address data, Address offsets, Address scales) {
+void make_matrix(Matrix* place, int values, int64_t rows, int64_t cols, Address masks, Address data, Address offsets, Address scales,
+                 Address zeros) {
   const Values kind = checked_values(values);
   if (rows < 0 || cols < 0 || rows > (int64_t{1} << 40) || cols > (int64_t{1} << 31)) throw std::invalid_argument("a shape out of range");
   if ((masks == 0) != (offsets == 0)) throw std::invalid_argument("masks and offsets go together");
-  if ((values == 2) != (scales != 0)) throw std::invalid_argument("scales belong to i8 values, and to these only");
+  if ((values >= 2) != (scales != 0)) throw std::invalid_argument("scales belong to i8 and i4 values, and to these only");
+  if ((values == 3) != (zeros != 0)) throw std::invalid_argument("zeros belong to i4 values, and to these only");
   if (values == 2 && cols > kMaxInt8Columns) throw std::invalid_argument("an i8 matrix has at most 131071 columns");
-  new (place) Matrix{kind, rows, cols, at<uint8_t>(masks), at<void>(data), at<int64_t>(offsets), at<float>(scales)};
+  new (place) Matrix{kind, rows, cols, at<uint8_t>(masks), at<void>(data), at<int64_t>(offsets), nullptr};
+  if (kind == Values::i8) place->scales = at<float>(scales);
+  if (kind == Values::i4) place->block_scales = at<uint16_t>(scales), place->zeros = at<uint8_t>(zeros);
 }
 
 // x or y as fp32: itself, or a copy of a bf16 tensor, which `finish` converts back.
@@ -111,7 +115,7 @@ void check_update(const Matrix* a, const Matrix* b) {
 void describe_matrix(nb::module_& m) {
   nb::class_<Matrix>(m, "Matrix")
       .def("__init__", make_matrix, nb::arg("values"), nb::arg("rows"), nb::arg("cols"), nb::arg("masks"), nb::arg("data"),
-           nb::arg("offsets"), nb::arg("scales"))
+           nb::arg("offsets"), nb::arg("scales"), nb::arg("zeros") = 0)
       .def_ro("rows", &Matrix::rows)
       .def_ro("cols", &Matrix::cols)
       .def_prop_ro("values", [](const Matrix& matrix) { return static_cast<int>(matrix.values); });
