@@ -246,7 +246,7 @@ void int4_tile(const Job& job, int64_t p, int64_t first, const char* x, F group)
       for (int t = 0; t < M; ++t) add_products(exact[t], w, inputs.inputs[j * M + t]);
     }
     const Column scales = block_scales(matrix.block_scales + block * kPanelRows);
-    for (int t = 0; t < M; ++t) add_block_sums(sums[t], exact[t], zeros, scales, inputs.scales[t], inputs.sums[t]);
+    for (int t = 0; t < M; ++t) add_block_sums(sums[t], exact[t], zeros, scales, inputs.scales[t], inputs.less[t]);
   }
   store_columns<M>(job, p, first, sums);
 }

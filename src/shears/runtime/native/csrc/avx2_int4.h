@@ -83,13 +83,13 @@ static inline Column block_scales(const uint16_t* from) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
 }
 
-static inline void add_block_sums(Column& sums, const __m256i (&exact)[2], const Zeros& zeros, const Column& scales, float scale, int32_t sum) {
-  const __m256i inputs = _mm256_set1_epi32(sum);
+static inline void add_block_sums(Column& sums, const __m256i (&exact)[2], const Zeros& zeros, const Column& scales, float scale, int32_t less) {
+  const __m256i inputs = _mm256_set1_epi32(less);
   const __m256 factor = _mm256_set1_ps(scale);
-  const __m256i top = _mm256_sub_epi32(exact[0], _mm256_mullo_epi32(zeros.top, inputs));
-  const __m256i bottom = _mm256_sub_epi32(exact[1], _mm256_mullo_epi32(zeros.bottom, inputs));
-  sums.top = _mm256_fmadd_ps(_mm256_mul_ps(scales.top, factor), _mm256_cvtepi32_ps(top), sums.top);
-  sums.bottom = _mm256_fmadd_ps(_mm256_mul_ps(scales.bottom, factor), _mm256_cvtepi32_ps(bottom), sums.bottom);
+  const __m256i top = _mm256_add_epi32(exact[0], _mm256_mullo_epi32(zeros.top, inputs));
+  const __m256i bottom = _mm256_add_epi32(exact[1], _mm256_mullo_epi32(zeros.bottom, inputs));
+  sums.top = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(top), factor), scales.top, sums.top);
+  sums.bottom = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(bottom), factor), scales.bottom, sums.bottom);
 }
 
 static inline void lay_out_int4_block(const float* x, int64_t count, int tile, int t, char* out) {
@@ -108,7 +108,7 @@ static inline void lay_out_int4_block(const float* x, int64_t count, int tile, i
     sum += steps[i];
   }
   reinterpret_cast<float*>(out)[t] = scale;
-  reinterpret_cast<int32_t*>(out)[tile + t] = sum;
+  reinterpret_cast<int32_t*>(out)[tile + t] = -sum;
   for (int64_t j = 0; j < kBlockGroups; ++j) std::memcpy(out + 4 * ((2 + j) * tile + t), steps + 4 * j, 4);
 }
 

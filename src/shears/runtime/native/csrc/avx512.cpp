@@ -105,23 +105,31 @@ inline __m512i next_bytes(Stream<I4>& from, __m512i zeros) {
 // block.
 template <Read R, int M, int P, bool Whole>
 inline void add_block(Stream<I4> (&from)[P], int64_t count, const Int4Block& x, int64_t ahead, __m512 (&sums)[P][M]) {
-  constexpr int kChains = M == 1 ? 4 : M <= 3 ? 2 : 1;
-  __m512i part[kChains][P][M], zeros[P], zero_bytes[P];
-#pragma GCC unroll 2
-  for (int p = 0; p < P; ++p) {
-    zeros[p] = I4::zero_points(from[p].zeros);
-    zero_bytes[p] = I4::in_every_byte(zeros[p]);
-  }
+  constexpr int kFree = 16 / (M * P), kChains = kFree >= 4 ? 4 : kFree >= 2 ? 2 : 1;  // integers: their order changes no bit
+  __m512i part[kChains][P][M], zero_bytes[P];
   for (auto& chain : part)
     for (auto& panel : chain)
       for (auto& sum : panel) sum = _mm512_setzero_si512();
-  auto group = [&](int u, const int32_t* input) __attribute__((always_inline)) {
 #pragma GCC unroll 2
-    for (int p = 0; p < P; ++p) {
-      const __m512i w = next_bytes<R>(from[p], zero_bytes[p]);
+  for (int p = 0; p < P; ++p) {
+    const __m512i zeros = I4::zero_points(from[p].zeros);
+    zero_bytes[p] = I4::in_every_byte(zeros);
 #pragma GCC unroll 16
-      for (int t = 0; t < M; ++t) part[u][p][t] = _mm512_dpbusd_epi32(part[u][p][t], w, _mm512_set1_epi32(input[t]));
-    }
+    for (int t = 0; t < M; ++t) part[0][p][t] = _mm512_dpwssd_epi32(part[0][p][t], zeros, _mm512_set1_epi32(x.less[t]));
+  }
+  auto group = [&](int u, const int32_t* input) __attribute__((always_inline)) {
+    __m512i w[P];
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) w[p] = next_bytes<R>(from[p], zero_bytes[p]);
+#pragma GCC unroll 16
+    for (int t = 0; t < M; ++t)
+      if constexpr (P == 1) {
+        add_fours(part[u][0][t], w[0], input + t);
+      } else {
+        const __m512i shared = _mm512_set1_epi32(input[t]);
+        add_fours(part[u][0][t], w[0], shared);
+        add_fours(part[u][1][t], w[1], shared);
+      }
   };
   int64_t j = 0;
   for (; j + kChains <= count; j += kChains) {
@@ -144,8 +152,8 @@ inline void add_block(Stream<I4> (&from)[P], int64_t count, const Int4Block& x, 
       __m512i exact = part[0][p][t];
 #pragma GCC unroll 4
       for (int u = 1; u < kChains; ++u) exact = _mm512_add_epi32(exact, part[u][p][t]);
-      exact = _mm512_sub_epi32(exact, _mm512_mullo_epi32(zeros[p], _mm512_set1_epi32(x.sums[t])));
-      sums[p][t] = _mm512_fmadd_ps(_mm512_mul_ps(scales, _mm512_set1_ps(x.scales[t])), _mm512_cvtepi32_ps(exact), sums[p][t]);
+      const __m512 parts = _mm512_mul_ps(_mm512_cvtepi32_ps(exact), _mm512_set1_ps(x.scales[t]));
+      sums[p][t] = _mm512_fmadd_ps(parts, scales, sums[p][t]);
     }
   }
 }
@@ -171,12 +179,18 @@ inline void panel_sums(Stream<T> (&from)[P], int64_t count, const typename T::In
     for (auto& panel : chain)
       for (auto& sum : panel) sum = T::zero();
   auto group = [&](int u, const typename T::Input* input) __attribute__((always_inline)) {
+    typename T::Weights w[P];
 #pragma GCC unroll 2
-    for (int p = 0; p < P; ++p) {
-      const auto w = T::weights(next<T, R>(from[p]));
+    for (int p = 0; p < P; ++p) w[p] = T::weights(next<T, R>(from[p]));
 #pragma GCC unroll 16
-      for (int t = 0; t < M; ++t) T::step(part[u][p][t], w, input + t);
-    }
+    for (int t = 0; t < M; ++t)
+      if constexpr (P == 1) {
+        T::step(part[u][0][t], w[0], input + t);
+      } else {
+        const auto shared = T::shared(input + t);
+        T::step(part[u][0][t], w[0], shared);
+        T::step(part[u][1][t], w[1], shared);
+      }
   };
   int64_t j = 0;
   for (; j + kChains <= count; j += kChains) {

@@ -43,7 +43,7 @@ struct I4 {
 
 static inline void lay_out_int4_block(const float* x, int64_t count, int tile, int t, char* out) {
   float* scales = reinterpret_cast<float*>(out);
-  int32_t* sums = reinterpret_cast<int32_t*>(out) + tile;
+  int32_t* less = reinterpret_cast<int32_t*>(out) + tile;
   int32_t* inputs = reinterpret_cast<int32_t*>(out) + 2 * tile;
   __m512 parts[8], largest = _mm512_setzero_ps();
   __mmask16 odd = 0;
@@ -63,7 +63,7 @@ static inline void lay_out_int4_block(const float* x, int64_t count, int tile, i
     _mm_storeu_si128(reinterpret_cast<__m128i*>(four), _mm512_cvtepi32_epi8(q));
     for (int j = 0; j < 4; ++j) inputs[(4 * k + j) * tile + t] = four[j];
   }
-  sums[t] = _mm512_reduce_add_epi32(sum);
+  less[t] = -_mm512_reduce_add_epi32(sum);
 }
 
 static inline void lay_out_int4(const float* x, int64_t cols, int count, int tile, void* out) {

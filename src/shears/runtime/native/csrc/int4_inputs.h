@@ -1,5 +1,5 @@
 // The inputs of i4 weights: 8-bit integers with a scale per token and block of 128 inputs. A tile holds for each block its
-// tokens' scales, the sums of their integers, and four inputs for every [group][token]. Included by the instruction sets
+// tokens' scales, the negated sums of their integers (they fit 16 bits), and four inputs for every [group][token]. Included by the instruction sets
 // that multiply bytes.
 #pragma once
 #include "layout.h"
@@ -11,7 +11,7 @@ constexpr float kInt8Steps = 127.0f;
 
 struct Int4Block {
   const float* scales;    // [tile]
-  const int32_t* sums;    // [tile]
+  const int32_t* less;    // [tile]
   const int32_t* inputs;  // [32][tile]
 };
 
