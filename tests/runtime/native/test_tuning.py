@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from shears.checkpoints.packed.layout import NumberFormat, pack, quantize_rows
+from shears.checkpoints.packed.layout import NumberFormat, pack
 from shears.errors import InputError
 from shears.runtime import kernels_available
 
 if not kernels_available():
     pytest.skip("the extension was not built", allow_module_level=True)
 from shears.runtime.native import _native, kernels, tuning
+from shears.runtime.native.dense_rows import DenseRows
 from tests.runtime.native.products import multiply
 
 ROWS, COLS = 83, 301  # neither whole panels nor whole groups
@@ -38,9 +39,7 @@ def a_matrix(values: NumberFormat, sparse: bool) -> kernels.KernelMatrix:
     weight[torch.rand(ROWS, COLS, generator=torch.Generator().manual_seed(1)) < 0.5] = 0
     if sparse:
         return kernels.sparse_matrix(pack(weight, values))
-    if values == "int8":
-        return kernels.dense_matrix(*quantize_rows(weight))
-    return kernels.dense_matrix(weight.to({"fp32": torch.float32, "bf16": torch.bfloat16}[values]))
+    return kernels.dense_matrix(DenseRows(weight).as_values(values))
 
 
 @pytest.mark.parametrize(("values", "sparse"), KINDS)

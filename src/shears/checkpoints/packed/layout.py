@@ -121,7 +121,7 @@ def _stored(
     if values == "int4":
         codes, by_row, zeros = quantize_blocks(weight)
         stored = _paired(_in_panels(codes, values), bits)
-        return stored, _by_panel(by_row), pack_nibbles(_by_panel(zeros))
+        return stored, blocks_by_panel(by_row), pack_nibbles(blocks_by_panel(zeros))
     converted, scales = quantize_rows(weight) if values == "int8" else (weight.to(FORMAT_DTYPES[values]), None)
     return _in_panels(converted, values)[bits], scales, None
 
@@ -275,14 +275,14 @@ def _filled_up(bits: Bool[Tensor, "P G W"]) -> Bool[Tensor, "P G W1"]:
     return torch.cat([bits, bits.sum(2, keepdim=True) % 2 == 1], 2)
 
 
-def _by_panel(table: Shaped[Tensor, "O B"]) -> Shaped[Tensor, "P B 16"]:
+def blocks_by_panel(table: Shaped[Tensor, "O B"]) -> Shaped[Tensor, "P B 16"]:
     """Return numbers by row and block in the order (panel, block, row), 0 for rows beyond the weight."""
     rows, blocks = table.shape
     return pad(table, (0, 0, 0, -rows % PANEL)).view(-1, PANEL, blocks).transpose(1, 2).contiguous()
 
 
 def _by_row(table: Shaped[Tensor, "P B 16"], rows: int) -> Shaped[Tensor, "O B"]:
-    """Undo `_by_panel`."""
+    """Undo `blocks_by_panel`."""
     return table.transpose(1, 2).reshape(-1, table.shape[1])[:rows]
 
 

@@ -24,7 +24,7 @@ from shears.runtime.native import _native
 
 logger = logging.getLogger(__name__)
 
-CODES: dict[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2}  # enum NumberFormat in csrc/matrix.h
+CODES: dict[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}  # enum NumberFormat in csrc/matrix.h
 SECONDS = 0.1  # per kind: a package has two kinds or three
 BETTER = 0.97  # a candidate replaces the default below this share of its time
 MUCH_BETTER = 0.85  # the same for a candidate of another instruction set, whose results differ in their last bits

@@ -122,7 +122,7 @@ void check_update(const Matrix* a, const Matrix* b) {
 void describe_matrix(nb::module_& m) {
   nb::class_<Matrix>(m, "Matrix")
       .def("__init__", make_matrix, nb::arg("values"), nb::arg("rows"), nb::arg("cols"), nb::arg("masks"), nb::arg("data"),
-           nb::arg("offsets"), nb::arg("scales"), nb::arg("zeros") = 0)
+           nb::arg("offsets"), nb::arg("scales") = 0, nb::arg("zeros") = 0)
       .def_ro("rows", &Matrix::rows)
       .def_ro("cols", &Matrix::cols)
       .def_prop_ro("values", [](const Matrix& matrix) { return static_cast<int>(matrix.values); });
