@@ -158,6 +158,14 @@ def test_int4_is_off_by_half_a_step_at_most(
         assert bool((off[:, start : start + BLOCK].double() <= bound[:, None]).all())
 
 
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
+def test_a_weight_without_rows_or_inputs_is_packed(shape: tuple[int, int], values: NumberFormat) -> None:
+    matrix = pack(torch.zeros(shape), values)
+    assert (matrix.num_kept, dense(matrix).shape) == (0, shape)
+    assert matrix.num_bytes == packed_bytes(*shape, 0, values)
+
+
 def test_a_weight_that_rounds_to_its_zero_point_stays_kept() -> None:
     matrix = pack(torch.tensor([[15.0, 1e-3, 0.0, -0.0]]), "int4")
     assert (matrix.values.tolist(), matrix.num_kept) == ([15, 0], 3)
