@@ -247,10 +247,11 @@ def test_bf16_inputs_give_bf16_outputs(isa: str) -> None:
 
 def test_a_weight_without_rows_or_inputs(isa: str) -> None:
     pool = native.Pool(2)
-    assert multiply(native.dense_matrix(DenseRows(torch.zeros(0, 8))), torch.ones(2, 8), pool).shape == (2, 0)
-    assert torch.equal(
-        multiply(native.dense_matrix(DenseRows(torch.zeros(3, 0))), torch.ones(2, 0), pool), torch.zeros(2, 3)
-    )
+    for values in VALUES:
+        no_rows = native.dense_matrix(DenseRows(torch.zeros(0, 8)).as_values(values))
+        no_inputs = native.dense_matrix(DenseRows(torch.zeros(3, 0)).as_values(values))
+        assert multiply(no_rows, torch.ones(2, 8), pool).shape == (2, 0)
+        assert torch.equal(multiply(no_inputs, torch.ones(2, 0), pool), torch.zeros(2, 3))
     assert native.features()["isa"] == isa
 
 

