@@ -6,8 +6,8 @@
 
 `serve` reads lines of JSON, {"tokens": [...], "new": N}, and answers {"seconds": wall time, "cpu": CPU time,
 "tokens": [...]}: it clears the cache, reads the prompt, and continues it greedily by N tokens with llama.cpp's own
-sampler. N = 0 only reads the prompt. `resident` prints the bytes that the process holds after a short text. `quantize` also
-takes a model that is quantized: its weights are rounded once more.
+sampler. N = 0 only reads the prompt. `resident` prints the bytes that the process holds after a short text.
+`quantize` also takes a model that is quantized: its weights are rounded once more.
 """
 
 import ctypes
