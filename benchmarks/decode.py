@@ -115,7 +115,8 @@ def report_speed(arguments: argparse.Namespace) -> Iterator[str]:
         yield from table(seconds_of(clock, decode), NEW, DECODE_TARGETS)
         yield f"\nPrefill, {PREFILL} tokens, {how}: tokens/s\n"
         yield from table(seconds_of(clock, prefill), PREFILL, PREFILL_TARGETS)
-        yield f"\nFirst token after a prompt of {QUESTION} tokens, {how}: ms\n\n| arm | ms (min to max) |\n| --- | --- |"
+        yield f"\nFirst token after a prompt of {QUESTION} tokens, {how}: ms\n"
+        yield "| arm | ms (min to max) |\n| --- | --- |"
         for name, values in seconds_of(clock, first).items():
             yield f"| {name} | {_spread([1e3 * value for value in values], 0)} |"
 

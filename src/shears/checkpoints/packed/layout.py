@@ -144,6 +144,17 @@ def unpack(matrix: PackedMatrix) -> Shaped[Tensor, "O I"]:
     return steps.masked_fill_(~_by_rows(bits, matrix), 0)
 
 
+def unpack_codes(
+    matrix: PackedMatrix,
+) -> tuple[UInt8[Tensor, "O I"], Float16[Tensor, "O B"], UInt8[Tensor, "O B"]]:
+    """Return what `quantize_blocks` returns of an int4 weight; a weight that is not kept has its zero point as code."""
+    assert matrix.zeros is not None
+    assert matrix.scales is not None
+    zeros = _by_row(unpack_nibbles(matrix.zeros, PANEL), matrix.rows)
+    codes = unpack(matrix).add_(_by_input(zeros, matrix.cols).view(torch.int8)).view(torch.uint8)
+    return codes, _by_row(matrix.scales, matrix.rows), zeros
+
+
 def dense(matrix: PackedMatrix, dtype: torch.dtype | None = None) -> Float[Tensor, "O I"]:
     """Return the unpacked weight with scales applied; by default in its own dtype, float32 for int8 and int4."""
     whole = unpack(matrix)

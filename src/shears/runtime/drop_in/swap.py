@@ -187,7 +187,7 @@ class _Packer:
             update = lora_update(module, active)
         kernel = None
         if self._native is not None:
-            moved = self._native.sparse_matrix(matrix, self._buffer)
+            moved = self._native.sparse_matrix(matrix, self._buffer, self._pool.size)
             native_update = None
             if update is not None:  # its factors are bf16 beside quantized weights too
                 dtype = torch.float32 if matrix.values_dtype == "fp32" else torch.bfloat16

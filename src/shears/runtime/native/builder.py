@@ -11,10 +11,10 @@ from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, LayerPlan, NotCoveredError
-from shears.runtime.native.dense_rows import DenseRows
+from shears.runtime.native.dense_rows import DenseRows, rows_of
 from shears.runtime.native.kernels import HugeBuffer, copied, dense_matrix
 from shears.runtime.native.model_source import ModelSource
-from shears.runtime.native.tuning import CODES
+from shears.runtime.native.tuning import CODES, is_dense_faster, tune
 
 INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -26,11 +26,13 @@ HEAD = "lm_head.weight"
 class Arena:
     """Memory for copies of weights; it lives as long as this object. Address 0 means that there is no weight.
 
+    Sparse weights are stored with their zeros where that is faster on `threads` threads.
     Values follow values and masks follow masks in the order of the calls: a kernel that prefetches beyond the end of a
     weight prefetches the next weight.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
         self._values = HugeBuffer()
         self._masks = HugeBuffer()
         self._rest = HugeBuffer()
@@ -46,11 +48,14 @@ class Arena:
 
     def matrix(self, weight: PackedMatrix | DenseRows) -> _native.Matrix:
         """Copy a packed or a dense weight; return it for the kernels."""
+        if isinstance(weight, PackedMatrix) and is_dense_faster(weight.values_dtype, self._threads):
+            weight = rows_of(weight)
         if isinstance(weight, DenseRows):
             return dense_matrix(weight, self._values).native
         masks = copied(weight.masks, self._masks)
         values = copied(weight.values, self._values)
         offsets = copied(weight.offsets, self._rest)
+        tune(weight.values_dtype, True)
         code = CODES[weight.values_dtype]
         rest = [copied(part, self._rest) for part in (weight.scales, weight.zeros) if part is not None]
         return _native.Matrix(code, weight.rows, weight.cols, masks, values, offsets, *rest)

@@ -12,10 +12,13 @@ from torch import Tensor
 from shears.checkpoints.packed.layout import (
     FORMAT_DTYPES,
     NumberFormat,
+    PackedMatrix,
     dequantize_blocks,
     pack_nibbles,
     quantize_blocks,
     quantize_rows,
+    unpack,
+    unpack_codes,
     unpack_nibbles,
 )
 
@@ -59,3 +62,11 @@ class DenseRows:
         if self.zeros is None or self.num_cols is None:
             return self.values.float() * self.scales[:, None]
         return dequantize_blocks(unpack_nibbles(self.values, self.num_cols), self.scales, self.zeros)
+
+
+def rows_of(packed: PackedMatrix) -> DenseRows:
+    """Return a packed weight with its zeros; every weight stands for the same number as before."""
+    if packed.values_dtype != "int4":
+        return DenseRows(unpack(packed), packed.scales)
+    codes, scales, zeros = unpack_codes(packed)
+    return DenseRows(pack_nibbles(codes), scales, zeros, packed.cols)

@@ -22,8 +22,8 @@ from shears.checkpoints.packed.layout import (
 )
 from shears.errors import InputError
 from shears.runtime.native import _native
-from shears.runtime.native.dense_rows import DenseRows
-from shears.runtime.native.tuning import CODES, tune
+from shears.runtime.native.dense_rows import DenseRows, rows_of
+from shears.runtime.native.tuning import CODES, is_dense_faster, tune
 
 Pool = _native.Pool
 HugeBuffer = _native.HugeBuffer
@@ -63,9 +63,16 @@ class KernelUpdate:
         self.b = b
 
 
-def sparse_matrix(packed: PackedMatrix, buffer: _native.HugeBuffer | None = None) -> KernelMatrix:
-    """Copy a packed weight, already checked by `shears.checkpoints.packed`, into a buffer of the kernels."""
+def sparse_matrix(
+    packed: PackedMatrix, buffer: _native.HugeBuffer | None = None, threads: int | None = None
+) -> KernelMatrix:
+    """Copy a packed weight, already checked by `shears.checkpoints.packed`, into a buffer of the kernels.
+
+    With `threads`, its zeros are stored where that makes products on so many threads faster (`is_dense_faster`).
+    """
     buffer = HugeBuffer() if buffer is None else buffer
+    if threads and is_dense_faster(packed.values_dtype, threads):
+        return dense_matrix(rows_of(packed), buffer)
     _check_columns(packed.values_dtype, packed.cols)
     tune(packed.values_dtype, True)
     parts: dict[str, Tensor] = {"masks": packed.masks, "values": packed.values, "offsets": packed.offsets}
