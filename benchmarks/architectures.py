@@ -87,7 +87,10 @@ def measure(name: str, folder: Path, **settings: Any) -> Row:
         **settings,
     )
     record = json.loads((sparse / SPARSITY).read_text())
-    before, after = (AutoModelForCausalLM.from_pretrained(place).eval() for place in (folder / "base", sparse))
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(place, trust_remote_code=False).eval()
+        for place in (folder / "base", sparse)
+    )
     blocks = decoder_blocks(after)[1]
     total = sum(weight.numel() for name, weight in blocks.named_parameters() if _is_weight(name, weight))
     covered = sum(linear["shape"][0] * linear["shape"][1] for linear in record["linears"].values())

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.packed.layout import NumberFormat
+from shears.models.load import put_adapter
 from shears.runtime.native.decoder import NativeBackend
 from shears.runtime.native.model_source import ModelSource, source_of_model, source_of_package
 
@@ -57,17 +58,15 @@ def timed(run: Run) -> Arm:
 
 def loaded(folder: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
     """Return a model in evaluation mode."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
     return model
 
 
 def adapted(base: str, adapter: str | None, dtype: torch.dtype = torch.bfloat16) -> Any:
     """Return a base in one number format, with its adapter, if any, not merged."""
-    from peft import PeftModel
-
     if adapter is None:
         return loaded(base, dtype)
-    return PeftModel.from_pretrained(loaded(base, dtype), adapter).to(dtype).eval()
+    return put_adapter(loaded(base, dtype), Path(adapter)).to(dtype).eval()
 
 
 def hugging_face(model: Any, *, tuned: bool) -> Arm:

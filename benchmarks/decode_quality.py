@@ -37,7 +37,7 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 
 def report_quality(arguments: argparse.Namespace) -> Iterator[str]:
     """Yield the lines of the report."""
-    tokenizer = AutoTokenizer.from_pretrained(arguments.sparse)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.sparse, trust_remote_code=False)
     tokens = text_tokens(str(arguments.data / "test.txt"), tokenizer)
     half = adapted(arguments.sparse, arguments.adapter)
     sources = {values: source_of_model(half, values) for values in ("bf16", "int8")}

@@ -155,10 +155,7 @@ def _check_scales(matrix: PackedMatrix, panels: int) -> None:
 def _multiply(matrix: PackedMatrix) -> None:
     from benchmarks.sparse_linear_arms import multiply
     from shears.runtime.native import kernels as native
-    from shears.runtime.native.tuning import CODES
 
-    if matrix.values_dtype not in CODES:  # a format that the kernels do not multiply by
-        return
     loaded = native.sparse_matrix(matrix)
     for tokens in (1, 3):
         multiply(loaded, torch.ones(tokens, matrix.cols), native.Pool(1))

@@ -23,7 +23,7 @@ LEARNING_RATE = 1e-3
 
 def plain_trainer(base: str, rows: Sequence[dict[str, list[int]]], output: Path, *, bf16: bool) -> Trainer:
     """Return a Trainer over the rows (input_ids; labels, -100 before the completion), to be taken in their order."""
-    model = AutoModelForCausalLM.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)
     lora = LoraConfig(r=32, lora_alpha=64, target_modules=TARGETS, task_type="CAUSAL_LM")
     arguments = TrainingArguments(
         output_dir=str(output),
@@ -41,7 +41,7 @@ def plain_trainer(base: str, rows: Sequence[dict[str, list[int]]], output: Path,
         model=get_peft_model(model, lora),
         args=arguments,
         train_dataset=rows,
-        data_collator=DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(base)),
+        data_collator=DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(base, trust_remote_code=False)),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -1,9 +1,15 @@
 """What a person sees of long work: how far it is, how fast, how much longer."""
 
+import io
+import logging
+import re
 import time
 
 import pytest
+from rich.table import Table
+from rich.text import Text
 
+from shears import cli, progress
 from shears.progress import meter, track
 
 
@@ -47,3 +53,31 @@ def test_short_work_says_nothing(clock: Clock, caplog: pytest.LogCaptureFixture)
         for _ in track(range(5), "short", 5):
             clock.now += 1.0
     assert not caplog.messages
+
+
+ESCAPES = "a\x1b]0;title\x07b\x9b2Jc\x7f\x00"
+
+
+def test_control_characters_are_written_out_and_styles_stay() -> None:
+    stream = io.StringIO()
+    shown = progress.VisibleConsole(file=stream, force_terminal=True, color_system="standard", width=60)
+    table = Table("head", title=ESCAPES)
+    table.add_row(Text(ESCAPES, style="red"))
+    shown.print(table)
+    shown.print(ESCAPES, markup=False, highlight=False, soft_wrap=True)
+    text = stream.getvalue()
+    assert "\x1b[31m" in text  # the style of the cell
+    assert re.sub(r"\x1b\[[\d;]*m", "", text).isprintable() is False  # line breaks
+    assert all(character.isprintable() or character == "\n" for character in re.sub(r"\x1b\[[\d;]*m", "", text))
+    assert text.count(r"\x1b]0;title") == 3
+    assert r"\x9b2Jc\x7f" in text
+
+
+def test_a_log_line_and_an_error_write_control_characters_out(capfd: pytest.CaptureFixture[str]) -> None:
+    handler = cli._ConsoleHandler()
+    handler.emit(logging.LogRecord("shears", logging.INFO, "", 0, "read %s", (ESCAPES,), None))
+    with pytest.raises(SystemExit):
+        cli._fail(f"no file {ESCAPES}", 2)
+    errors = capfd.readouterr().err
+    assert errors.count(r"a\x1b]0;title") == 2
+    assert not {"\x1b", "\x07", "\x9b", "\x7f", "\x00"} & set(errors)

@@ -299,3 +299,15 @@ def test_an_adapter_that_names_no_base_gets_the_one_given(made: Path, tmp_path: 
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
     sent_settings = _sent_settings(tmp_path / "sub")
     assert sent_settings["base_model_name_or_path"] == "me/base"
+
+
+def test_a_link_out_of_the_folder_is_not_uploaded(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sub"
+    shutil.copytree(made / "sub", folder)
+    (folder / "inside.txt").write_text("mine")
+    (folder / "link.txt").symlink_to("inside.txt")
+    assert "link.txt" in sent(folder, "me/sub", "me/base")
+    (tmp_path / "id_rsa").write_text("secret")
+    (folder / "notes.txt").symlink_to(tmp_path / "id_rsa")
+    with pytest.raises(InputError, match=r"notes\.txt must be a file of its own folder, it is a link"):
+        sent(folder, "me/sub", "me/base")

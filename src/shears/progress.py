@@ -1,4 +1,4 @@
-"""The progress bar: rate and time left in a terminal, a log line every 15 s elsewhere."""
+"""The progress bar: rate and time left in a terminal, a log line every 15 s elsewhere; and what a terminal is shown."""
 
 import logging
 import os
@@ -8,11 +8,30 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 
 logger = logging.getLogger(__name__)
-console = Console(stderr=True)
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""Control characters, with which a name or a model's text could change the terminal, and how they are shown."""
+
+
+def visible(text: str) -> str:
+    """Return a text whose control characters are written out, such as \\x1b; line breaks and tabs stay."""
+    return text.translate(CONTROLS)
+
+
+class VisibleConsole(Console):
+    """A console whose texts come from anywhere: only its own styles and movements reach the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Yield the segments of anything that is printed, their texts made visible."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+console = VisibleConsole(stderr=True)
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LOG_LINES = 15.0
 

@@ -18,7 +18,7 @@ from shears.errors import InputError, first_line
 from shears.records import artifacts
 from shears.records.cards.card import HubLocation, published
 from shears.records.folders import PARTIAL
-from shears.records.paths import HUB_NAME, SEPARATOR, is_path, last_part, without_folders
+from shears.records.paths import HUB_NAME, SEPARATOR, is_path, last_part, own_file, without_folders
 from shears.records.peft_files import ADAPTER_CONFIG
 
 logger = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ def _files(folder: Path, repo: str, base: str | None) -> Iterator[Upload]:
         name = path.relative_to(folder)
         if any(map(_is_excluded, name.parts)):
             continue
+        own_file(path, folder)
         is_inside = len(name.parts) > 1
         content = public_content(
             path, repo if is_inside else base, HubLocation(repo, name.parent.as_posix() if is_inside else "")

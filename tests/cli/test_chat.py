@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
-from shears.cli import application, main
+from shears.cli import application, chat, main
 from shears.cli.chat import Wrapper, _turns
 from shears.runtime import load, loading
 from tests.processes import DEADLINE, Process, until
@@ -202,3 +203,27 @@ def test_a_word_is_shown_once_it_is_whole() -> None:
     wrapper = Wrapper(20)
     assert [wrapper.add(piece) for piece in ("Hel", "lo", " wor", "ld.", "\n")] == ["", "", "Hello ", "", "world.\n"]
     assert _wrapped(["    x = 1\n"], 20) == "    x = 1\n"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_generated_control_characters_reach_a_file_but_no_terminal(
+    verb: str, is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stream(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return is_terminal
+
+    escapes = "a\x1b]0;title\x07b\x9b2Jc"
+    monkeypatch.setattr(loading, "load", lambda *_, **__: SimpleNamespace(stream=lambda *_, **__: iter([escapes])))
+    output = Stream(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", output)
+    if verb == "generate":
+        monkeypatch.setattr(sys, "argv", ["shears", "generate", "model", "--prompt", "x"])
+        with pytest.raises(SystemExit):
+            main()
+    else:  # lines of a file as turns, answers to a terminal
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hi\n")))
+        chat._in_pipe(SimpleNamespace(say=lambda _: (None, iter([escapes]))))  # type: ignore[arg-type]
+    output.seek(0)
+    assert output.read() == ("a]0;titleb2Jc\n" if is_terminal else f"{escapes}\n")

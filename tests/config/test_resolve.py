@@ -187,3 +187,21 @@ def test_an_empty_section_has_all_defaults(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("model: smollm2-135m\nsparsify:\n")
     assert load_recipe(path).sparsify == SparsifyConfig()
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system [touch ran]", "!!python/name:os.system", "!any x"])
+def test_a_recipe_names_no_code(tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(f"model: {tag}\n")
+    with pytest.raises(InputError, match="could not determine a constructor"):
+        read_yaml("recipe.yaml")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_aliases_that_make_a_recipe_enormous_are_refused(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    for text in ("\n".join([*lines, "train: *a11"]), "train: &a [*a]", "train: &a {b: *a}"):
+        (tmp_path / "recipe.yaml").write_text(text)
+        with pytest.raises(InputError, match="fewer than 100,000 values"):
+            read_yaml(tmp_path / "recipe.yaml")

@@ -2,8 +2,10 @@
 
 import csv
 import hashlib
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +190,17 @@ def test_sources_that_are_not_local_have_no_hash(source: str, tmp_path: Path, mo
     (tmp_path / "stray.arrow").write_bytes(b"not of a saved folder")
     monkeypatch.chdir(tmp_path)
     assert source_fingerprint(source) is None
+
+
+def test_the_script_of_a_data_set_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "org" / "rows"
+    folder.mkdir(parents=True)
+    (folder / "rows.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 4))
+    with pytest.raises(InputError):
+        read_rows("org/rows:train")
+    monkeypatch.setattr("shears.data.rows.is_path", lambda _: False)  # as for a set of the hub
+    with pytest.raises(InputError, match="must be a file or a hub data set that loads, got"):
+        read_rows("org/rows:train")
+    assert not (tmp_path / "ran").exists()

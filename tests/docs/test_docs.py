@@ -76,6 +76,18 @@ def test_links_lead_to_pages_that_exist(page: Path) -> None:
         assert link.startswith("https://") or (page.parent / link).exists(), link
 
 
+def test_security_names_tests_that_exist() -> None:
+    page = (ROOT / "SECURITY.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    assert {len(row) for row in rows} == {5}
+    named = [re.findall(r"`(test_\w+)`", row[-1]) for row in rows[2:]]
+    assert all(named), "every input has a test"
+    defined = {
+        name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert {name for names in named for name in names} <= defined
+
+
 def test_the_site_names_pages_that_exist() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
     named = re.findall(r"[\w/-]+\.md", str(site["nav"]))

@@ -15,13 +15,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, core_model_loading
+from transformers import PreTrainedModel, core_model_loading
 from transformers import initialization as init
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils.logging import set_tqdm_hook
 
 from shears.checkpoints.tensor_files import TensorFiles, refuse_missing
+from shears.checkpoints.without_code import NeedsOwnCode, build_causal_model, load_config
 from shears.errors import InputError, first_line
 from shears.records.peft_files import ADAPTER_CONFIG
 
@@ -169,9 +170,14 @@ def _no_bar() -> Iterator[None]:
 
 
 def known_config(folder: Path) -> Any:
-    """Return a model folder's configuration; UnsupportedCheckpoint for unknown architectures and remote code."""
+    """Return a model folder's configuration; UnsupportedCheckpoint for unknown architectures.
+
+    NeedsOwnCode where the folder brings code along for them.
+    """
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return load_config(folder)
+    except NeedsOwnCode:
+        raise
     except LOADING_ERRORS as error:
         raise UnsupportedCheckpoint(
             f"{folder} must hold the config.json of a model that transformers knows: {first_line(error)}"
@@ -179,7 +185,7 @@ def known_config(folder: Path) -> Any:
 
 
 def read_config(folder: Path) -> Any:
-    """Return a model folder's configuration; UnsupportedCheckpoint for adapters, quantised weights and remote code."""
+    """Return a model folder's configuration; UnsupportedCheckpoint for adapters and quantised weights."""
     config = known_config(folder)
     if any(getattr(part, "quantization_config", None) for part in (config, config.get_text_config())):
         raise UnsupportedCheckpoint(f"a model read part by part must not be quantised, {folder} is")
@@ -192,7 +198,9 @@ def empty_model(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedMode
     """Return the model in evaluation mode on the meta device, built as from_pretrained builds it."""
     try:
         with META, init.no_tie_weights(), init.meta_device_safe_creation_ops():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+            model = build_causal_model(config, dtype=dtype)
+    except NeedsOwnCode:
+        raise
     except LOADING_ERRORS as error:
         raise UnsupportedCheckpoint(f"{folder} must be a causal language model: {first_line(error)}") from error
     built: PreTrainedModel = model.eval()

@@ -22,6 +22,7 @@ from shears.checkpoints.tensor_format import (
 )
 from shears.errors import InputError
 from shears.records.artifacts import read_object
+from shears.records.paths import last_part
 
 SINGLE = "model.safetensors"  # transformers reads this file where it exists, else those of INDEX
 INDEX = "model.safetensors.index.json"
@@ -36,6 +37,11 @@ def refuse_missing(name: str | Path, absent: Collection[str]) -> None:
             f"the files of {name} must hold every weight, {len(absent)} are missing or of another shape "
             f"({min(absent)} ...); get a complete checkpoint of this architecture"
         )
+
+
+def _is_own_file(name: object) -> bool:
+    """Tell whether a name in an index is that of a file in the same folder, on any operating system."""
+    return isinstance(name, str) and last_part(name) == name and name not in ("", ".", "..")
 
 
 def quantized_by(folder: Path) -> str | None:
@@ -59,7 +65,7 @@ class TensorFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self.index = self._read_index()
+        self.index = self._read_index(self.folder)
         self.files = self._chosen_files()
         self.metadata: dict[str, Any] = {}
         self._stored: dict[str, StoredTensor] = {}
@@ -72,18 +78,24 @@ class TensorFiles:
         if absent := sorted(set(file_of) - set(self._stored)):
             raise InputError(f"the shards of {self.folder} must hold every tensor of {INDEX}, {absent[0]} is missing")
 
-    def _read_index(self) -> dict[str, Any] | None:
-        path = self.folder / INDEX
-        if (self.folder / SINGLE).is_file() or not path.is_file():
+    @staticmethod
+    def _read_index(folder: Path) -> dict[str, Any] | None:
+        path = folder / INDEX
+        if (folder / SINGLE).is_file() or not path.is_file():
             return None
         try:
             index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             files = set(index["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} must be the index of the shards, got {error!r}; get it again") from None
-        if foreign := [file for file in files if not isinstance(file, str) or Path(file).name != file]:
+        if foreign := [file for file in files if not _is_own_file(file)]:
             raise InputError(f"{path} must name files of its own folder, got {foreign[0]!r}; get it again")
         return index
+
+    @classmethod
+    def refuse_foreign_index(cls, folder: Path) -> None:
+        """Raise InputError where the index that transformers would follow names a file of another folder."""
+        cls._read_index(folder)
 
     def _chosen_files(self) -> list[str]:
         if (self.folder / SINGLE).is_file():

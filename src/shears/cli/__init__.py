@@ -124,8 +124,8 @@ def application() -> Any:
 
 def _fail(message: str, code: int) -> None:
     """Exit with one line. Wrong input affects all processes of a launcher, so only the first one prints it."""
-    from shears.progress import is_first_process
+    from shears.progress import is_first_process, visible
 
     if is_first_process() or code == 1:  # a system error may affect one process only
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {visible(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)

@@ -18,6 +18,7 @@ from shears.config import ChatConfig, GenerateConfig, SamplingConfig, ServeConfi
 from shears.config.resolve import build
 from shears.config.serve import RunningConfig
 from shears.errors import InputError
+from shears.progress import CONTROLS
 
 if TYPE_CHECKING:
     from shears.runtime.generation.conversation import Conversation
@@ -31,8 +32,8 @@ HELP = """Ctrl-C  stops an answer; the part shown stays in the conversation
 /reset  starts a new conversation
 /quit   quits, as Ctrl-D does
 \\       at the end of a line: the text continues on the next line"""
-CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-"""Control characters, with which a model's answer could change the terminal."""
+REMOVED = dict.fromkeys(CONTROLS)
+"""Control characters, removed from what a model says to a terminal."""
 
 
 @app.command()
@@ -191,7 +192,7 @@ def _show(conversation: "Conversation", text: str) -> None:
     try:
         for piece in stream:
             first = first or time.perf_counter()
-            _write(wrapper.add(piece.translate(CONTROLS)))
+            _write(wrapper.add(piece.translate(REMOVED)))
     except KeyboardInterrupt:
         is_stopped = True
     finally:
@@ -208,7 +209,7 @@ def _show(conversation: "Conversation", text: str) -> None:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(text.translate(REMOVED) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from shears.config.export import FORMATS
-from shears.progress import is_first_process
+from shears.progress import VisibleConsole, is_first_process
 from shears.records.artifacts import PACKAGE, SPARSITY, read_json
 from shears.records.cards.tables import ranks_by_kind
 from shears.records.measures import is_share, other_readings, seen_words
@@ -22,7 +21,7 @@ from shears.records.measures import is_share, other_readings, seen_words
 if TYPE_CHECKING:
     from shears.runs.plan import RunPlan
 
-console = Console(quiet=not is_first_process())
+console = VisibleConsole(quiet=not is_first_process())
 
 BARS = " ▁▂▃▄▅▆▇█"
 EXPORTED = dict.fromkeys(form.folder for form in FORMATS.values())

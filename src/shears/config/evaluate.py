@@ -64,7 +64,8 @@ class EvaluateConfig(ScoringConfig):
     harness: Names = ()
     """Tasks of lm-eval for task harness, such as hellaswag,arc_easy (pip install 'shears[harness]')."""
     include_path: str | None = None
-    """Folder with more YAML tasks for lm-eval; those of shears (shears_boolq, ...) are found without it."""
+    """Folder with more YAML tasks for lm-eval; those of shears (shears_boolq, ...) are found without it. Tasks that
+    name code need SHEARS_TASK_CODE=1 in the environment."""
 
     @property
     def weights(self) -> DtypeName:

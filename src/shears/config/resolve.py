@@ -16,6 +16,7 @@ from shears.errors import InputError
 
 Config = TypeVar("Config", bound=StageConfig)
 UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)  # of invalid YAML, impossible dates, endless brackets
+LARGEST = 100_000  # values; nested aliases make a few lines many millions of them
 NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
@@ -45,12 +46,30 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _parsed(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
+    """Return the content of a YAML text; one of UNREADABLE if it is none, or grows beyond LARGEST by its aliases."""
     loader = _Loader(text)
     try:
-        return loader.get_single_data()
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {})
+        return loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node holds, those behind aliases as often as they are named; ValueError if too many."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = LARGEST  # for an alias to a list inside itself
+        children = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_count(child, known) for child in children)
+    if known[id(node)] >= LARGEST:
+        raise ValueError(f"it must hold fewer than {LARGEST:,} values, its aliases counted; write it without aliases")
+    return known[id(node)]
 
 
 def build(kind: type[Config], section: str, values: Mapping[str, Any]) -> Config:
@@ -67,7 +86,7 @@ def build(kind: type[Config], section: str, values: Mapping[str, Any]) -> Config
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the content of a recipe file; InputError if it cannot be read or is not a mapping of sections."""
     try:
-        content = _parsed(Path(path).read_text(encoding="utf-8"))
+        content = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the recipe must be a readable YAML file, got {path}: {error}") from None
     except UNREADABLE as error:
@@ -96,7 +115,7 @@ def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
 
 def _value(text: str) -> Any:
     try:
-        return _parsed(text)
+        return parse_yaml(text)
     except UNREADABLE:
         return text
 

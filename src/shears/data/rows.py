@@ -156,7 +156,8 @@ def _read_hub(source: str) -> list[Row]:
         kinds = "a .json, .jsonl, .csv or .parquet file, a hub id org/name or arithmetic:train"
         raise InputError(f"data must be {kinds}, got {source!r}")
     try:
-        table = datasets.load_dataset(match["name"], match["config"], split=match["split"] or TRAIN)
+        split = match["split"] or TRAIN
+        table = datasets.load_dataset(match["name"], match["config"], split=split, trust_remote_code=False)
     except HUB_ERRORS as error:
         raise InputError(f"{source} must be a file or a hub data set that loads, got {first_line(error)}") from error
     return list(table.to_list())

@@ -36,7 +36,7 @@ from shears.models.ref import ModelRef, resolve
 from shears.records import artifacts
 from shears.records.cards.card import write_card
 from shears.records.folders import working_folder
-from shears.records.paths import expanded
+from shears.records.paths import expanded, own_file
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B, linear_of
 from shears.records.version import __version__
 
@@ -297,7 +297,7 @@ def _write_adapter(package: Package, work: Path, record: Mapping[str, Any]) -> N
     adapter = work / "adapter"
     adapter.mkdir()
     save_file(package.adapter(), adapter / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    shutil.copyfile(package.adapter_config_file(), adapter / ADAPTER_CONFIG)
+    shutil.copyfile(own_file(package.adapter_config_file()), adapter / ADAPTER_CONFIG)
     if "ranks" in record:
         kept = {key: record[key] for key in OF_ADAPTER if key in record}
         kept["base"] = "model"

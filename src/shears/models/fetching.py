@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -139,13 +140,16 @@ def _download(embedded: Embedded, folder: Path) -> Path:
 def _convert(file: Path, work: Path) -> None:
     """Write a GGUF file's model (fp32) and tokenizer into `work` as an ordinary model folder."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from shears.checkpoints.conversion import LOADING_ERRORS
+    from shears.checkpoints.without_code import load_causal_model, load_tokenizer
 
     logger.info("converting %s to a model folder in fp32, once", file.name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except (OSError, ValueError, KeyError, RuntimeError, IndexError, struct.error) as error:
+        with _alone(file) as folder:
+            model = load_causal_model(folder, gguf_file=file.name, dtype=torch.float32)
+            tokenizer = load_tokenizer(folder, gguf_file=file.name)
+    except (*LOADING_ERRORS, MemoryError, struct.error) as error:
         raise InputError(
             f"{file} must be a GGUF file of an architecture that transformers reads: {first_line(error)}"
         ) from error
@@ -154,6 +158,14 @@ def _convert(file: Path, work: Path) -> None:
         tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", LONGEST_CONTEXT)
     model.save_pretrained(work)
     tokenizer.save_pretrained(work)
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[Path]:
+    """Yield a folder that holds the file alone: transformers would also read the configurations that lie beside it."""
+    with tempfile.TemporaryDirectory(prefix="shears-") as name:
+        (Path(name) / file.name).symlink_to(file.absolute())
+        yield Path(name)
 
 
 def _clear_quantization_marks(model: object) -> None:

@@ -16,22 +16,18 @@ from jaxtyping import Int
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from shears.checkpoints import without_code
 from shears.checkpoints.conversion import LOADING_ERRORS, known_config
 from shears.checkpoints.tensor_files import quantized_by, refuse_missing
+from shears.checkpoints.without_code import NeedsOwnCode
 from shears.errors import InputError, first_line
 from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
 from shears.models.ref import AnyModel, ModelRef, resolve
 from shears.models.sparse_adapter import make_sparse
-from shears.records.artifacts import check_input, find_record, read_record, write_json
+from shears.records.artifacts import check_input, find_record, read_object, read_record, write_json
+from shears.records.paths import own_file
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 logger = logging.getLogger(__name__)
@@ -83,20 +79,22 @@ def _from_pretrained(ref: ModelRef, options: dict[str, Any]) -> Any:
     """Return the model and transformers' loading info, of a package too."""
     options |= {"output_loading_info": True}
     if not ref.is_package:
-        return cast("Any", AutoModelForCausalLM).from_pretrained(ref.folder, use_safetensors=True, **options)
+        return without_code.load_causal_model(ref.folder, **options)
     folder = ref.folder
     package = ref.package
     if package.index.adapter:
         package.adapter_config_file()  # raises where it is missing
     config = known_config(folder)
     with torch.device("meta"):
-        kind = type(AutoModelForCausalLM.from_config(config))
+        kind = type(without_code.build_causal_model(config))
     tensors = dict(package.model_tensors())
-    model, info = cast("Any", kind).from_pretrained(None, config=config, state_dict=tensors, **options)
+    model, info = cast("Any", kind).from_pretrained(
+        None, config=config, state_dict=tensors, trust_remote_code=False, **options
+    )
     _refuse_more_blocks(folder, model.state_dict().keys(), info["unexpected_keys"])
     model.name_or_path = str(folder)
     if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.generation_config = without_code.load_generation_config(folder)
     return model, info
 
 
@@ -167,22 +165,34 @@ def save_tokenizer(model: AnyModel, folder: Path) -> None:
 
 
 def copy_configs(folder: Path, work: Path, config: Mapping[str, Any] | None = None) -> None:
-    """Copy the configuration of a model folder, or write `config` in its place, and the one for generation, if any."""
+    """Copy the configuration of a model folder, or write `config` in its place, and the one for generation, if any.
+
+    The copy asks for no code (`auto_map`). InputError for a link to a file outside of the folder.
+    """
     if config is None:
-        shutil.copyfile(folder / "config.json", work / "config.json")
+        _copy_without_code(folder / "config.json", work)
     else:
-        write_json(work / "config.json", config)
+        write_json(work / "config.json", without_code.without_auto_map(config))
     if (folder / "generation_config.json").is_file():
-        shutil.copyfile(folder / "generation_config.json", work / "generation_config.json")
+        _copy_without_code(folder / "generation_config.json", work)
+
+
+def _copy_without_code(path: Path, work: Path) -> None:
+    content = read_object(own_file(path))
+    if without_code.AUTO_MAP in content:
+        write_json(work / path.name, without_code.without_auto_map(content))
+    else:
+        shutil.copyfile(path, work / path.name)
 
 
 def _stored_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(ref.folder)
+        return without_code.load_tokenizer(ref.folder)
+    except NeedsOwnCode:
+        raise
     except LOADING_ERRORS as error:
         words = " ".join(str(error).split())[:200] or first_line(error)
         raise InputError(f"{ref.name} must come with a tokenizer that transformers loads, got: {words}") from error
-    return tokenizer
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: Any) -> frozenset[int]:
@@ -261,7 +271,7 @@ def _load_package_with_adapter(
     with tempfile.TemporaryDirectory(prefix="shears-") as name:  # PEFT reads adapters from folders only
         folder = Path(name)
         save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        shutil.copyfile(ref.folder / ADAPTER_CONFIG, folder / ADAPTER_CONFIG)
+        shutil.copyfile(own_file(ref.folder / ADAPTER_CONFIG), folder / ADAPTER_CONFIG)
         return put_adapter(base, folder, shown=ref.folder), tokenizer
 
 
@@ -280,9 +290,10 @@ def put_adapter(base: nn.Module, adapter: Path, *, masked: bool = False, shown: 
     """Return the model with an adapter of a folder, in evaluation mode; `masked` masks its product (`make_sparse`).
 
     `shown` is the folder that messages name, by default the adapter's. InputError for what PEFT cannot load, for
-    missing weights, and for adapters that put tokens before the text.
+    missing or pickled weights, and for adapters that put tokens before the text.
     """
     shown = shown or adapter
+    without_code.refuse_pickled(adapter)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -5,6 +5,8 @@ import os
 import re
 from pathlib import Path
 
+from shears.errors import InputError
+
 FILE_LIKE = re.compile(r"\.(jsonl?|csv|tsv|txt|parquet|arrow|xml|ya?ml|xlsx?|md|gz|zip|zst)$", re.IGNORECASE)
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_SOURCE = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w\[\]%:+-]+))?")
@@ -33,6 +35,21 @@ def without_folders(name: str) -> str:
 def last_part(path: str) -> str:
     """Return the last part of a path of any operating system."""
     return SEPARATOR.split(path.rstrip("/\\"))[-1]
+
+
+def own_file(path: Path, folder: Path | None = None) -> Path:
+    """Return the path; InputError for a link that leads out of `folder` (by default the path's).
+
+    What lies elsewhere is not part of a model: a copy of it, and an upload, could give away any file of this machine.
+
+    The hub's cache is an exception: there a model's folder holds links into the `blobs` of its repository.
+    """
+    target = path.resolve()
+    folder = (folder or path.parent).resolve()
+    is_cached = folder.parent.name == "snapshots" and target.parent == folder.parent.parent / "blobs"
+    if not (target.is_relative_to(folder) or is_cached):
+        raise InputError(f"{path} must be a file of its own folder, it is a link to {target}; put a copy in its place")
+    return path
 
 
 def file_fingerprint(*paths: Path) -> str:

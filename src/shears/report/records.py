@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from shears.config.export import FORMAT_OF_RECORD, FORMATS
-from shears.config.resolve import UNREADABLE
+from shears.config.resolve import UNREADABLE, parse_yaml
 from shears.errors import InputError, first_line
 from shears.records import artifacts
 from shears.records.artifacts import evaluation_file, read_object
@@ -127,7 +125,7 @@ def _figures(folder: Path, summary: Record | None) -> dict[str, Record]:
 
 def _yaml(path: Path) -> Record:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        content = parse_yaml(path.read_text(encoding="utf-8")) if path.is_file() else None
     except UNREADABLE as error:
         raise InputError(f"{path} must be a YAML file, got {first_line(error)}; write it again") from None
     return content if isinstance(content, dict) else {}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from shears.checkpoints.conversion import LOADING_ERRORS, known_config
+from shears.checkpoints.without_code import load_generation_config
 from shears.config.resolve import build
 from shears.config.serve import RunningConfig
 from shears.errors import InputError, first_line
@@ -80,12 +81,12 @@ def package_backend(model: ModelRef, wanted: RunningConfig) -> Backend:
 
 def _generation_settings(folder: Path) -> Any:
     """Return a package's generation settings as transformers reads them: from their file, else from the config."""
-    from transformers import GenerationConfig
-
     settings = folder / "generation_config.json"
     if not settings.is_file():
+        from transformers import GenerationConfig
+
         return GenerationConfig.from_model_config(known_config(folder))
     try:
-        return GenerationConfig.from_pretrained(folder)
+        return load_generation_config(folder)
     except LOADING_ERRORS as error:
         raise InputError(f"{settings} must hold settings of transformers: {first_line(error)}") from error

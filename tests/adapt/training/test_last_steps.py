@@ -16,9 +16,10 @@ from shears.adapt.training.step_log import StepLog
 from shears.adapt.training.trainer import CompletionTrainer
 from shears.errors import InputError
 from shears.records import folders
-from shears.records.artifacts import read_json
+from shears.records.artifacts import read_json, write_json
 from shears.records.folders import partial_folder
 from tests.adapt.small_training import SETTINGS, assert_same, log, weights
+from tests.models.foreign import Armed
 from tests.tiny import save_tiny
 
 LENGTHS = [{"max_steps": 7}, {"max_steps": None, "epochs": 1.5}]
@@ -143,3 +144,21 @@ def _assert_kept(step: int, base: Path, data: str, folder: Path) -> None:
     whole = train(base, folder / "whole", data=data, **SETTINGS)
     assert_same(whole, train(base, folder / "out", data=data, resume=True, **SETTINGS))
     assert [line["step"] for line in log(folder / "out")] == list(range(1, 8))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_that_would_run_code_is_refused(
+    name: str, base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**SETTINGS, "max_steps": 2, "save_steps": 1, "data": data}
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_save", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(base, tmp_path / "out", **settings)
+    checkpoints = partial_folder(tmp_path / "out") / "checkpoints"
+    shutil.rmtree(checkpoints / "checkpoint-2")
+    torch.save(Armed(tmp_path / "ran"), checkpoints / "checkpoint-1" / name)
+    write_json(checkpoints / "checkpoint-1" / "whole.json", {"step": 1, "processes": 1, "sizes": {}})
+    with pytest.raises(InputError, match="must hold tensors and plain values, got: Weights only load failed"):
+        train(base, tmp_path / "out", resume=True, **settings)
+    assert not (tmp_path / "ran").exists()

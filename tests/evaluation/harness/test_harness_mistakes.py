@@ -51,7 +51,6 @@ def test_a_mistake_is_an_error_that_says_what_to_do(
     [
         ({"test_split": "tset"}, "got KeyError: 'tset'"),
         ({"doc_to_text": "{{asked.of}}"}, "got UndefinedError: 'asked' is undefined"),
-        ({"metric_list": [{"metric": "acuracy"}]}, "got KeyError"),
         ({"outputtype": "multiple_choice"}, "got TypeError: .* unexpected keyword argument 'outputtype'"),
         ({"dataset_path": None}, "got TypeError"),
     ],

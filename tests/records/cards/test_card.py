@@ -170,3 +170,11 @@ def test_the_metadata_names_the_data_set_as_the_hub_does_and_never_leaves_it_emp
     figures = [{**FIGURES[0], "task": "harness", "data": data}]
     (result,) = checked(card("sub_adapter.json", RECORDS["sub_adapter.json"], figures)).data.eval_results
     assert result.dataset_type == called
+
+
+def test_a_name_from_a_record_cannot_become_code_that_people_copy() -> None:
+    hostile = 'x")\nimport os; os.system("`touch ran`$(touch ran)'
+    record = {**RECORDS["sub_adapter.json"], "base": f"/models/{hostile}", "data": "a`<img src=x>\n# b"}
+    text = card("sub_adapter.json", record)
+    assert "x_)_import os_ os.system(__touch ran__(touch ran)" in text
+    assert not any(part in text for part in ("\nimport os", "$(", "`touch", "<img"))

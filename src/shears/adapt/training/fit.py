@@ -3,6 +3,7 @@
 import logging
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from shears.adapt.training.step_log import StepLog
 from shears.adapt.training.trainer import Collator, CompletionTrainer, NumberedExamples
 from shears.config import TrainConfig
 from shears.data.batches import PACK_TOKENS, ignores_padding, keeps_apart, padding
-from shears.errors import InputError
+from shears.errors import InputError, first_line
 from shears.models.devices import pick_device, resolved_precision
 from shears.models.losses import num_positions
 from shears.progress import is_first_process, meter
@@ -66,7 +67,16 @@ def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
     with meter("train", steps, "step") as progress:
         progress.skip(done)
         trainer.add_callback(StepLog(work / TRAINING_LOG, trainer, progress))
+        _train_from(trainer, checkpoint)
+
+
+def _train_from(trainer: CompletionTrainer, checkpoint: Path | None) -> None:
+    try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except UnpicklingError as error:  # transformers lets torch read tensors and plain values only
+        raise InputError(
+            f"{checkpoint} must hold tensors and plain values, got: {first_line(error)}; delete that folder"
+        ) from error
 
 
 def _trainer(

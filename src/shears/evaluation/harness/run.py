@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from shears.config import EvaluateConfig
 from shears.data.prompts import question_id, question_of
 from shears.errors import InputError, first_line
+from shears.evaluation.harness.foreign_tasks import may_run_code, refuse_code, sandboxed_templates
 from shears.evaluation.records import Evaluation, Record
 from shears.evaluation.statistics import Z95, wilson_interval
 from shears.models.devices import DTYPES, device_of, resolved_precision
@@ -41,7 +43,7 @@ def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: Ev
     """Return the figures of lm-eval's tasks, equal to those that `lm_eval --model hf` prints for the same model.
 
     The value is the first metric of a single task, or the mean of the first metrics of several tasks. InputError if
-    lm-eval is not installed, does not know a task or fails on one.
+    lm-eval is not installed, does not know a task or fails on one, and for tasks of include_path that name code.
     """
     if find_spec("lm_eval") is None:
         raise InputError("harness needs lm-eval, which is not installed; pip install 'shears[harness]'")
@@ -55,8 +57,10 @@ def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: Ev
         batch_size=config.batch_size,
         mixed_precision_dtype=_autocast_dtype(config.precision, device_of(model)),
     )
+    trusted = config.include_path is None or may_run_code()
     try:
-        results: Any = simple_evaluate(loaded, tasks=list(config.harness), task_manager=manager, limit=config.limit)
+        with nullcontext() if trusted else sandboxed_templates():
+            results: Any = simple_evaluate(loaded, tasks=list(config.harness), task_manager=manager, limit=config.limit)
     except (*RUNNING_ERRORS, *TASK_ERRORS) as error:
         kind = f"{type(error).__name__}: " if isinstance(error, TASK_ERRORS) else ""  # a KeyError's text is a bare key
         message = f"{kind}{first_line(error)}"
@@ -78,11 +82,14 @@ def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 def _manager(config: EvaluateConfig) -> Any:
     """Return lm-eval's index of tasks; its own thousands are indexed only if one of them is named."""
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import __file__ as tasks_of_lm_eval
 
     metadata = {"shears_data": config.data} | ({"shears_template": config.template} if config.template else {})
     paths = [str(TASKS), *([config.include_path] if config.include_path else [])]
     if config.include_path and not Path(config.include_path).is_dir():
         raise InputError(f"include_path must be a folder of YAML tasks, got {config.include_path}")
+    if config.include_path and not may_run_code():
+        refuse_code(Path(config.include_path), TASKS, Path(tasks_of_lm_eval).parent)
     for defaults in (False, True):
         manager = TaskManager(include_path=paths, include_defaults=defaults, metadata=metadata)
         unknown = [name for name in config.harness if name not in manager.all_tasks]

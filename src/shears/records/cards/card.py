@@ -4,6 +4,7 @@ The same record gives the same bytes.
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ Figures = Sequence[Mapping[str, Any]]
 the metadata; those before it are for comparison."""
 
 ROUNDED = ("int8", "int4")  # formats of a package's values that unpack restores rounded
+ACTIVE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\"'`$<>;|&\\]")  # people copy a card's code and commands
 SPARSE = "sparse"  # a run's folder of the sparse model; the base of a recovery, whose record names none
 MODEL = """\
 ```python
@@ -68,7 +70,12 @@ The base is the model that shears embeds: `shears fetch {base} --output {base}` 
 def base_of(record: Record) -> str:
     """Return the name of the model that the artifact was made from, without the folders of this machine."""
     name = without_folders(str(record.get("model") or record.get("base") or SPARSE))
-    return name if HUB_NAME.fullmatch(name) else last_part(name)
+    return name if HUB_NAME.fullmatch(name) else _harmless(last_part(name))
+
+
+def _harmless(name: str) -> str:
+    """Return a name without what could end a string of Python, a word of a shell, or a code span of Markdown."""
+    return ACTIVE.sub("_", name)
 
 
 def _source(record: Record) -> str:
@@ -150,7 +157,7 @@ def _trained_before(record: Record) -> str:
 
 
 def _data(config: Record, key: str) -> str:
-    return f"`{without_folders(str(config.get(key)))}`"
+    return f"`{_harmless(without_folders(str(config.get(key))))}`"
 
 
 @dataclass(frozen=True)

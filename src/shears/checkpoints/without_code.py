@@ -1,0 +1,173 @@
+"""The one place where transformers reads a folder: always without the code that the folder may bring along.
+
+transformers asks on standard input whether to run such code unless it is told not to, and a piped `y` is a yes.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from shears.checkpoints.tensor_files import TensorFiles
+from shears.errors import InputError
+from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+ASKING = ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json")
+AUTO_MAP = "auto_map"  # in these files: the Python classes that a folder brings along
+REFUSED = "trust_remote_code"  # in transformers' message where a folder cannot be loaded without its code
+TEMPLATE_NAME = re.compile(r"\w[\w.-]*")
+PICKLED_ADAPTER = "adapter_model.bin"
+IMPLEMENTATIONS = (
+    "attn_implementation",
+    "experts_implementation",
+)  # the name of a function, or a repository of kernels
+
+
+class NeedsOwnCode(InputError):  # noqa: N818  # InputError says that it is an error
+    """The folder can only be loaded by running Python that came with it, which shears never does."""
+
+
+def load_config(folder: Path) -> Any:
+    """Return transformers' configuration of a model folder; InputError if it asks for code that transformers lacks."""
+    _refuse_kernels(folder)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except ValueError as error:
+        raise _explained(error, folder) from error
+
+
+def load_generation_config(folder: Path) -> GenerationConfig:
+    """Return the generation settings in a folder; they name no code."""
+    settings: GenerationConfig = GenerationConfig.from_pretrained(folder)
+    return settings
+
+
+def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in a folder; InputError if it asks for code that transformers lacks.
+
+    ValueError for files that the tokenizers library cannot read.
+    """
+    _refuse_named_files(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    except ValueError as error:
+        raise _explained(error, folder) from error
+    except Exception as error:
+        if type(error) is Exception:  # the only class that the tokenizers library raises
+            raise ValueError(str(error)) from error
+        raise
+    _refuse_template_names(folder, tokenizer.chat_template)
+    tokenizer.init_kwargs.pop(AUTO_MAP, None)  # else its copies ask for code that they lack
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def _refuse_named_files(folder: Path) -> None:
+    """Raise InputError where tokenizer_config.json names a vocabulary: any file's lines would become its tokens."""
+    content = _json(folder / "tokenizer_config.json")
+    if named := [content[key] for key in ("vocab", "merges") if isinstance(content.get(key), str)]:
+        raise InputError(
+            f"{folder / 'tokenizer_config.json'} must hold its vocabulary or leave it to files of its folder, it names "
+            f"the file {named[0]!r:.100}; remove that key"
+        )
+
+
+def _refuse_template_names(folder: Path, templates: Any) -> None:
+    """Raise InputError for a chat template whose name is no file name: each is saved as a file of its name."""
+    names = templates if isinstance(templates, dict) else ()
+    if wrong := [name for name in names if not (isinstance(name, str) and TEMPLATE_NAME.fullmatch(name))]:
+        raise InputError(f"{folder} must name its chat templates by plain words, got {wrong[0]!r:.100}; rename it")
+
+
+def load_causal_model(folder: Path, **options: Any) -> Any:
+    """Return what `from_pretrained` returns for a model folder, read from safetensors or, with `gguf_file`, from that.
+
+    InputError if it asks for code that transformers lacks, or if its index names files of other folders.
+    """
+    if "gguf_file" not in options:
+        _refuse_kernels(folder)
+        TensorFiles.refuse_foreign_index(folder)
+        if (folder / ADAPTER_CONFIG).is_file():  # transformers loads it with the model
+            refuse_pickled(folder)
+        options |= {"use_safetensors": True}  # the other format is a pickle, which runs code
+    try:
+        return cast("Any", AutoModelForCausalLM).from_pretrained(folder, trust_remote_code=False, **options)
+    except ValueError as error:
+        raise _explained(error, folder) from error
+
+
+def refuse_pickled(adapter: Path) -> None:
+    """Raise InputError for an adapter's folder without safetensors: PEFT would read a pickle, or ask the hub."""
+    if not (adapter / ADAPTER_WEIGHTS).is_file():
+        pickled = (adapter / PICKLED_ADAPTER).is_file()
+        came = f"only {PICKLED_ADAPTER}, a pickle, which can hold code" if pickled else "none"
+        raise InputError(f"{adapter} must hold its weights in {ADAPTER_WEIGHTS}, got {came}; save it as safetensors")
+
+
+def build_causal_model(config: Any, **options: Any) -> PreTrainedModel:
+    """Return a model with new weights; InputError if its configuration asks for code that transformers lacks."""
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    except ValueError as error:
+        raise _explained(error, Path(str(getattr(config, "name_or_path", "") or "the configuration"))) from error
+    return model
+
+
+def without_auto_map(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration that asks for no code: what shears writes was loaded without it."""
+    return {key: value for key, value in config.items() if key != AUTO_MAP}
+
+
+def _explained(error: ValueError, folder: Path) -> ValueError:
+    """Return the error, or one line in its place if transformers refused a folder for the code that it asks for."""
+    if REFUSED not in str(error):
+        return error
+    asked = ", ".join(sorted({str(name) for name in _classes(folder)}))[:200]
+    return NeedsOwnCode(
+        f"{folder} needs code of its own ({AUTO_MAP}: {asked or 'unknown'}), which shears never runs; use a model that "
+        "transformers knows"
+    )
+
+
+def _classes(folder: Path) -> Iterator[object]:
+    """Yield the classes that the files of a folder ask for."""
+    for name in ASKING:
+        asked = _json(folder / name).get(AUTO_MAP)
+        for value in asked.values() if isinstance(asked, dict) else filter(None, [asked]):
+            yield from value if isinstance(value, list) else [value]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _refuse_kernels(folder: Path) -> None:
+    """Raise NeedsOwnCode for a config.json that names a repository of kernels: transformers would run its code."""
+    for value in _implementations(_json(folder / "config.json")):
+        for name in value.values() if isinstance(value, dict) else [value]:
+            if "/" in str(name):
+                raise NeedsOwnCode(
+                    f"{folder} asks for kernels of the repository {str(name)[:100]}, which shears never runs; remove "
+                    "attn_implementation and experts_implementation from its config.json"
+                )
+
+
+def _implementations(content: Any) -> Iterator[Any]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if any(name in key for name in IMPLEMENTATIONS):
+                yield value
+            yield from _implementations(value)
