@@ -109,7 +109,7 @@ def test_zeros_are_stored_where_that_was_measured_to_be_faster(
         calls.append(sparse)
         return [(10.0 if sparse else dense_ps) * 1e-12, 1.0, 1e9]
 
-    monkeypatch.setattr(tuning._native, "measure_speed", speed)
+    monkeypatch.setattr(_native, "measure_speed", speed)
     weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
     packed = pack(weight.where(weight > 0, 0.0), "int8")
     try:

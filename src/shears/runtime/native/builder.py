@@ -100,8 +100,7 @@ class Builder:
         norm = self._take_vector("model.norm.weight", self._plan.hidden_size, required=True)
         frequencies = self._arena.floats(self._plan.inverse_frequencies)
         table = self.embeddings
-        parts = (table.values, table.scales, table.zeros)
-        addresses = [0 if part is None else part.data_ptr() for part in parts]
+        addresses = (_address(table.values), _address(table.scales), _address(table.zeros))
         weights.set_ends(CODES[table.values_dtype], *addresses, norm, frequencies, self._arena.matrix(head))
         tensors = [name for name in self._tensors if not name.endswith(REDUNDANT)]
         if rest := [*self._linears, *self._updates, *tensors]:
@@ -171,6 +170,10 @@ class Builder:
         numbers = tensor.floats() if isinstance(tensor, DenseRows) else tensor
         _check_shape(name, numbers.shape, (length,))
         return self._arena.floats(numbers)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _main_values(source: ModelSource) -> NumberFormat:
