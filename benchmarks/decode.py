@@ -1,19 +1,24 @@
 """Decoding on a CPU: Hugging Face, the native decoder dense and sparse, and llama.cpp, interleaved in one run.
 
-    python -m benchmarks.decode speed --model smollm2-135m --sparse FOLDER --adapter FOLDER [--threads 1]
+    python -m benchmarks.decode speed|memory --model FOLDER --packages FOLDER ... [--threads 1]
         [--llama-cpp PYTHON --gguf FOLDER]
     python -m benchmarks.decode quality --sparse FOLDER [--adapter FOLDER] --data FOLDER [--questions FILE.jsonl]
     python -m benchmarks.decode loading --packages FOLDER ...
 
---sparse is a model at 50 % zeros, --adapter its LoRA, which no arm merges. PYTHON has llama-cpp-python; --gguf is the
-folder of its models, named NAME-bf16.gguf, NAME-q8_0.gguf, ... (convert_hf_to_gguf.py of llama.cpp makes the first,
-`llama_cpp_decode.py quantize` the others). A round runs every arm once, in a new order: a prompt of 16 tokens and 64
-new tokens (tokens/s are the 64 over all seconds), then a prompt of 512 tokens alone. The first round is a warm-up and
-not counted. `--clocks wall cpu` also reports seconds of CPU time, for one thread on a machine with other load.
+--model is the dense model, --packages are packages of its sparse form, named after what they hold (int4, int8-lora);
+their adapters are not merged. PYTHON has llama-cpp-python; --gguf is the folder of its models, named NAME-q8_0.gguf,
+NAME-q4_k_m.gguf, ... (`llama_cpp_decode.py quantize` makes one from another). A round of `speed` runs every arm once,
+in a new order: a prompt of 16 tokens and 64 new tokens (tokens/s are the 64 over all seconds), a prompt of 512 tokens
+alone, and a prompt of 64 tokens with one new one (the first token of an answer). The first round is a warm-up and not
+counted. `--clocks wall cpu` also reports seconds of CPU time, for one thread on a machine with other load. `memory`
+loads every arm in a process of its own; it prints what stays resident after a short text, and the bytes on disk.
 """
 
 import argparse
+import gc
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,43 +28,55 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.decode_arms import (
+    DENSE,
+    DENSE_VALUES,
     HF_DEFAULT,
     HF_TUNED,
     LLAMA,
-    NATIVE_BF16,
-    NATIVE_DENSE,
-    NATIVE_INT8,
+    SCRIPT,
+    SPARSE,
     Arm,
     Timing,
-    adapted,
     hugging_face,
     llama_cpp_arms,
+    llama_cpp_files,
+    llama_cpp_name,
     loaded,
-    native_arms,
-)  # fmt: skip
+    native,
+    native_arm,
+    native_backends,
+)
 from benchmarks.decode_quality import report_quality
 from benchmarks.report import environment, log_to_stderr
 from shears.checkpoints.packed.file import read_package
 from shears.models.ref import resolve
 from shears.runtime.native.decoder import NativeBackend
-from shears.runtime.native.model_source import source_of_package
+from shears.runtime.native.model_source import source_of_model, source_of_package
 
-PROMPT, NEW, PREFILL = 16, 64, 512  # tokens
+PROMPT, NEW, PREFILL, QUESTION = 16, 64, 512, 64  # tokens
 WARM_UP = 1  # rounds
+INT8, INT4 = SPARSE + "int8", SPARSE + "int4"
 DECODE_TARGETS = (  # two arms, and the least ratio of their tokens/s
-    (NATIVE_BF16, HF_TUNED, 4.2),
-    (NATIVE_BF16, HF_DEFAULT, 7.0),
-    (NATIVE_INT8, HF_TUNED, 6.0),
-    (NATIVE_BF16, NATIVE_DENSE, None),
-    (NATIVE_BF16, LLAMA + "bf16", 1.3),
-    (NATIVE_INT8, LLAMA + "q8_0", 1.0),
-    (NATIVE_INT8, LLAMA + "q4_0", None),
+    (SPARSE + "bf16", DENSE + "bf16", None),
+    (INT8, DENSE + "int8", 1.65),
+    (INT4, DENSE + "int4", None),
+    (INT4, INT8, None),
+    (INT8, LLAMA + "q4_k_m", 1.35),
+    (INT8, LLAMA + "q8_0", 2.2),
+    (INT4, LLAMA + "q4_k_m", 1.7),
+    (INT4, LLAMA + "q4_0", None),
+    (INT4, LLAMA + "q3_k_m", None),
+    (INT8, SPARSE + "int8-lora", None),
+    (INT4, SPARSE + "int4-lora", None),
+    (INT8, HF_TUNED, None),
 )
 PREFILL_TARGETS = (
-    (NATIVE_BF16, HF_DEFAULT, 1.0),
-    (NATIVE_BF16, HF_TUNED, 1.0),
-    (NATIVE_INT8, HF_DEFAULT, 1.0),
-    (NATIVE_BF16, LLAMA + "bf16", None),
+    (INT8, DENSE + "int8", 0.95),
+    (INT4, DENSE + "int4", 0.95),
+    (SPARSE + "bf16", HF_DEFAULT, None),
+    (INT8, LLAMA + "q4_0", 1.4),
+    (INT4, LLAMA + "q4_0", 1.4),
+    (INT4, LLAMA + "q4_k_m", 1.4),
 )
 Seconds = Mapping[str, Sequence[float]]
 
@@ -70,7 +87,13 @@ def main() -> None:
     log_to_stderr()
     torch.set_num_threads(arguments.threads)
     print(environment(), flush=True)
-    reports = {"speed": report_speed, "quality": report_quality, "loading": report_loading}
+    reports = {
+        "speed": report_speed,
+        "memory": report_memory,
+        "resident": report_resident,
+        "quality": report_quality,
+        "loading": report_loading,
+    }
     for line in reports[arguments.command](arguments):
         print(line, flush=True)
 
@@ -79,25 +102,71 @@ def report_speed(arguments: argparse.Namespace) -> Iterator[str]:
     """Time all arms; yield the lines of the report."""
     folder = str(resolve(arguments.model).folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    text = Path(__file__).parents[1].joinpath("README.md").read_text()
+    text = Path(__file__).parents[1].joinpath("docs", "kernels.md").read_text()
     prompt = tokenizer(text, add_special_tokens=False)["input_ids"][:PREFILL]
-    dense = loaded(folder)
     with llama_cpp_arms(arguments.llama_cpp, arguments.gguf, arguments.threads) as others:
-        arms = {
-            HF_DEFAULT: hugging_face(dense, tuned=False),
-            HF_TUNED: hugging_face(dense, tuned=True),
-            **native_arms(dense, adapted(arguments.sparse, arguments.adapter), arguments.threads),
-            **others,
-        }
-        arms = {name: arm for name, arm in arms.items() if any(text in name for text in arguments.only)}
+        arms = {**own_arms(folder, arguments), **others}
         decode = measured(arms, prompt[:PROMPT], NEW, arguments.rounds)
         prefill = measured(arms, prompt, 0, arguments.rounds)
+        first = measured(arms, prompt[:QUESTION], 1, arguments.rounds)
     for clock in arguments.clocks:
         how = f"{arguments.threads} threads, {arguments.rounds} rounds, {clock} seconds"
         yield f"\nDecode, {PROMPT} + {NEW} tokens, {how}: tokens/s\n"
         yield from table(seconds_of(clock, decode), NEW, DECODE_TARGETS)
         yield f"\nPrefill, {PREFILL} tokens, {how}: tokens/s\n"
         yield from table(seconds_of(clock, prefill), PREFILL, PREFILL_TARGETS)
+        yield f"\nFirst token after a prompt of {QUESTION} tokens, {how}: ms\n"
+        yield "| arm | ms (min to max) |\n| --- | --- |"
+        for name, values in seconds_of(clock, first).items():
+            yield f"| {name} | {_spread([1e3 * value for value in values], 0)} |"
+
+
+def own_arms(folder: str, arguments: argparse.Namespace) -> dict[str, Arm]:
+    """Return the arms of this process that --only names, the dense model loaded once."""
+    dense = loaded(folder)
+    arms = {HF_DEFAULT: hugging_face(dense, tuned=False), HF_TUNED: hugging_face(dense, tuned=True)}
+    arms |= {
+        name: native_arm(backend) for name, backend in native_backends(dense, arguments.packages, arguments.threads)
+    }
+    return {name: arm for name, arm in arms.items() if any(text in name for text in arguments.only)}
+
+
+def report_memory(arguments: argparse.Namespace) -> Iterator[str]:
+    """Load every arm in a process of its own; yield its resident memory after a short text, and its bytes on disk."""
+    yield "\n| arm | resident, MB | on disk, MB |\n| --- | --- | --- |"
+    folder = resolve(arguments.model).folder
+    ours = {HF_DEFAULT: folder, **{DENSE + values: None for values in DENSE_VALUES}}
+    for name, path in {**ours, **{SPARSE + one.name: one for one in arguments.packages}}.items():
+        command = [sys.executable, "-m", "benchmarks.decode", "resident", "--model", str(folder), "--only", name]
+        command += ["--packages", *map(str, arguments.packages)] if arguments.packages else []
+        resident = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+        yield f"| {name} | {int(resident) / 1e6:.0f} | {'' if path is None else f'{_weight_bytes(path) / 1e6:.0f}'} |"
+    for file in llama_cpp_files(arguments.gguf) if arguments.llama_cpp else []:
+        command = [arguments.llama_cpp, str(SCRIPT), "resident", str(file)]
+        resident = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+        yield f"| {llama_cpp_name(file)} | {int(resident) / 1e6:.0f} | {file.stat().st_size / 1e6:.0f} |"
+
+
+def report_resident(arguments: argparse.Namespace) -> Iterator[str]:
+    """Load the one arm that --only names and use it; yield the bytes that this process then holds."""
+    (name,) = arguments.only
+    folder = str(resolve(arguments.model).folder)
+    package = next((one for one in arguments.packages if SPARSE + one.name == name), None)
+    if package is not None:
+        arm = native_arm(native(source_of_package(read_package(package)), arguments.threads))
+    elif name == HF_DEFAULT:
+        arm = hugging_face(loaded(folder), tuned=False)
+    else:
+        values = next(values for values in DENSE_VALUES if DENSE + values == name)
+        arm = native_arm(native(source_of_model(loaded(folder), values, sparse=False), arguments.threads, values))
+    arm.run(list(range(PROMPT)), 8)
+    gc.collect()
+    fields = Path("/proc/self/status").read_text().split()
+    yield str(1024 * int(fields[fields.index("VmRSS:") + 1]))
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def report_loading(arguments: argparse.Namespace) -> Iterator[str]:
@@ -113,7 +182,7 @@ def report_loading(arguments: argparse.Namespace) -> Iterator[str]:
                 NativeBackend(source, arguments.threads).prefill(0, [1])
                 seconds.append(time.perf_counter() - start)
             cells.append(_spread(seconds[WARM_UP:], 2))
-        yield f"| {Path(folder).name} | {' | '.join(cells)} |"
+        yield f"| {folder.name} | {' | '.join(cells)} |"
 
 
 def measured(arms: Mapping[str, Arm], prompt: Sequence[int], new: int, rounds: int) -> dict[str, list[Timing]]:
@@ -150,11 +219,11 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["speed", "quality", "loading"])
+    parser.add_argument("command", choices=["speed", "memory", "resident", "quality", "loading"])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--sparse")
     parser.add_argument("--adapter")
-    parser.add_argument("--packages", nargs="+", default=[])
+    parser.add_argument("--packages", nargs="+", type=Path, default=[])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clocks", nargs="+", choices=Timing._fields, default=["wall"])

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -13,16 +13,17 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.models.load import put_adapter
 from shears.runtime.native.decoder import NativeBackend
-from shears.runtime.native.model_source import ModelSource, source_of_model
+from shears.runtime.native.model_source import ModelSource, source_of_model, source_of_package
 
 LONGEST = 1024  # tokens of a sequence in every arm
 HF_DEFAULT, HF_TUNED = "HF bf16, default", "HF bf16, tuned"
-NATIVE_DENSE, NATIVE_DENSE_INT8 = "native dense bf16", "native dense int8, int8 head"
-NATIVE_BF16, NATIVE_INT8 = "native sparse bf16 + LoRA", "native sparse int8 + LoRA, int8 head"
-NATIVE_INT8_ONLY = "native sparse int8 + LoRA, bf16 head"
+DENSE = "ours dense "  # + the number format of blocks and head
+SPARSE = "ours sparse "  # + the name of the package's folder
+DENSE_VALUES: tuple[NumberFormat, ...] = ("bf16", "int8", "int4")
 LLAMA = "llama.cpp "  # + the name of its quantization
 SCRIPT = Path(__file__).with_name("llama_cpp_decode.py")
 
@@ -106,30 +107,40 @@ def continued(backend: NativeBackend, prompt: Sequence[int], new: int, never: in
     return tokens
 
 
-def native_arms(dense: Any, sparse: Any, threads: int) -> dict[str, Arm]:
-    """Return the native arms: a dense model without adapter, a sparse one with its adapter."""
-    sources: Mapping[str, tuple[ModelSource, NumberFormat | None]] = {
-        NATIVE_DENSE: (source_of_model(dense, "bf16", sparse=False), None),
-        NATIVE_DENSE_INT8: (source_of_model(dense, "int8", sparse=False), "int8"),
-        NATIVE_BF16: (source_of_model(sparse, "bf16"), None),
-        NATIVE_INT8_ONLY: (source_of_model(sparse, "int8"), None),
-        NATIVE_INT8: (source_of_model(sparse, "int8"), "int8"),
-    }
-    backends = {name: native(source, threads, head) for name, (source, head) in sources.items()}
-    return {name: timed(partial(continued, backend)) for name, backend in backends.items()}
+def native_backends(dense: Any, packages: Sequence[Path], threads: int) -> Iterator[tuple[str, NativeBackend]]:
+    """Yield the native decoder of a dense model in every number format, and of every package."""
+    for values in DENSE_VALUES:
+        yield DENSE + values, native(source_of_model(dense, values, sparse=False), threads, values)
+    for folder in packages:
+        yield SPARSE + folder.name, native(source_of_package(read_package(folder)), threads)
+
+
+def native_arm(backend: NativeBackend) -> Arm:
+    """Return the arm of a native decoder."""
+    return timed(partial(continued, backend))
+
+
+def llama_cpp_files(folder: Path | None) -> list[Path]:
+    """Return the models of llama.cpp in a folder."""
+    return sorted(folder.glob("*.gguf")) if folder else []
+
+
+def llama_cpp_name(file: Path) -> str:
+    """Return the arm's name: NAME-q4_k_m.gguf is "llama.cpp q4_k_m"."""
+    return LLAMA + file.stem.rpartition("-")[2]
 
 
 @contextmanager
 def llama_cpp_arms(python: str | None, folder: Path | None, threads: int) -> Iterator[dict[str, Arm]]:
     """Yield an arm for every .gguf file of a folder, each in a process of `python`; no arm if that is None."""
-    files = sorted(folder.glob("*.gguf")) if python and folder else []
+    files = llama_cpp_files(folder) if python and folder else []
     processes = {}
     try:
         for file in files:
             command = [str(python), str(SCRIPT), "serve", str(file), str(threads)]
             processes[file] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             _answer(processes[file])
-        yield {LLAMA + file.stem.rpartition("-")[2]: _remote(process) for file, process in processes.items()}
+        yield {llama_cpp_name(file): _remote(process) for file, process in processes.items()}
     finally:
         for process in processes.values():
             process.communicate()  # closes the process's input, which ends it

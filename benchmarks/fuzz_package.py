@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.mutations import SEEDS, mutated, write_seed
 from shears.checkpoints.packed.file import PACKAGE_FILE, Package, read_package
-from shears.checkpoints.packed.layout import GROUPS, PANEL, PackedMatrix, dense
+from shears.checkpoints.packed.layout import BLOCK, GROUPS, PANEL, PackedMatrix, dense
 from shears.errors import InputError
 from shears.runtime import kernels_available
 
@@ -131,12 +131,25 @@ def check_bounds(matrix: PackedMatrix) -> None:
         count = 0
         for j, word in enumerate(matrix.masks[panel].tolist()):
             bits = int.from_bytes(bytes(word), "little")
-            count += bits.bit_count()
+            count += (bits.bit_count() + 1) // 2 if matrix.values_dtype == "int4" else bits.bit_count()
             for bit in range(16 * group):
                 if bits >> bit & 1:
                     assert PANEL * panel + bit // group < matrix.rows
                     assert group * j + bit % group < matrix.cols
         assert offsets[panel + 1] - offsets[panel] == count
+    if matrix.values_dtype == "int4":
+        _check_scales(matrix, panels)
+
+
+def _check_scales(matrix: PackedMatrix, panels: int) -> None:
+    """Assert that an int4 weight has a finite scale and a zero point for each row and block."""
+    assert matrix.scales is not None
+    assert matrix.zeros is not None
+    blocks = -(-matrix.cols // BLOCK)
+    assert matrix.scales.shape == (panels, blocks, PANEL)
+    assert matrix.zeros.shape == (panels, blocks, PANEL // 2)
+    assert matrix.scales.dtype == torch.float16
+    assert all(0 <= scale < 65520 for scale in matrix.scales.flatten().tolist())
 
 
 def _multiply(matrix: PackedMatrix) -> None:

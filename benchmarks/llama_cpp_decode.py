@@ -1,11 +1,13 @@
 """llama.cpp for benchmarks.decode; runs in another Python that has llama-cpp-python, and imports nothing else.
 
     PYTHON llama_cpp_decode.py serve MODEL.gguf THREADS
-    PYTHON llama_cpp_decode.py quantize MODEL.gguf OUTPUT.gguf q8_0|q4_0
+    PYTHON llama_cpp_decode.py resident MODEL.gguf
+    PYTHON llama_cpp_decode.py quantize MODEL.gguf OUTPUT.gguf q8_0|q4_0|q4_k_m|q3_k_m
 
 `serve` reads lines of JSON, {"tokens": [...], "new": N}, and answers {"seconds": wall time, "cpu": CPU time,
 "tokens": [...]}: it clears the cache, reads the prompt, and continues it greedily by N tokens with llama.cpp's own
-sampler. N = 0 only reads the prompt.
+sampler. N = 0 only reads the prompt. `resident` prints the bytes that the process holds after a short text.
+`quantize` also takes a model that is quantized: its weights are rounded once more.
 """
 
 import ctypes
@@ -24,22 +26,15 @@ def main() -> None:
     command, *arguments = sys.argv[1:]
     if command == "serve":
         serve(arguments[0], int(arguments[1]))
+    elif command == "resident":
+        print(resident(arguments[0]))
     else:
         quantize(*arguments)
 
 
 def serve(model_file: str, threads: int) -> None:
     """Answer the lines of stdin."""
-    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept alive as long as llama.cpp logs
-    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(model_file.encode(), llama_cpp.llama_model_default_params())
-    settings = llama_cpp.llama_context_default_params()
-    settings.n_ctx = 1024
-    settings.n_batch = settings.n_ubatch = 512
-    settings.n_threads = settings.n_threads_batch = threads
-    context = llama_cpp.llama_init_from_model(model, settings)
-    sampler = llama_cpp.llama_sampler_init_greedy()
+    context, sampler = opened(model_file, threads)
     print(json.dumps({"ready": llama_cpp.llama_print_system_info().decode()}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -48,6 +43,28 @@ def serve(model_file: str, threads: int) -> None:
         tokens = _continued(context, sampler, request["tokens"], request["new"])
         timing = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
         print(json.dumps({**timing, "tokens": tokens}), flush=True)
+
+
+def resident(model_file: str) -> int:
+    """Return the resident bytes of this process after a text of 16 + 8 tokens."""
+    context, sampler = opened(model_file, 1)
+    _continued(context, sampler, list(range(16)), 8)
+    with open("/proc/self/status", encoding="ascii") as status:
+        fields = status.read().split()
+    return 1024 * int(fields[fields.index("VmRSS:") + 1])
+
+
+def opened(model_file: str, threads: int) -> tuple[Any, Any]:
+    """Return a context of a model, and a greedy sampler."""
+    opened.quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # type: ignore[attr-defined]  # kept alive
+    llama_cpp.llama_log_set(opened.quiet, ctypes.c_void_p(0))  # type: ignore[attr-defined]
+    llama_cpp.llama_backend_init()
+    model = llama_cpp.llama_model_load_from_file(model_file.encode(), llama_cpp.llama_model_default_params())
+    settings = llama_cpp.llama_context_default_params()
+    settings.n_ctx = 1024
+    settings.n_batch = settings.n_ubatch = 512
+    settings.n_threads = settings.n_threads_batch = threads
+    return llama_cpp.llama_init_from_model(model, settings), llama_cpp.llama_sampler_init_greedy()
 
 
 def _continued(context: Any, sampler: Any, prompt: list[int], new: int) -> list[int]:
@@ -72,7 +89,8 @@ def _decode(context: Any, tokens: Any, count: int) -> None:
 def quantize(source: str, target: str, kind: str) -> None:
     """Write a quantized model."""
     settings = llama_cpp.llama_model_quantize_default_params()
-    settings.ftype = {"q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}[kind]
+    settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
+    settings.allow_requantize = True
     if llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(settings)):
         raise RuntimeError("llama_model_quantize must return 0")
 

@@ -14,14 +14,17 @@ from typing import Any
 import torch
 
 from shears.checkpoints.packed.file import NO_FINGERPRINT, PACKAGE_FILE, DenseEntry, Index, PackageWriter, PackedEntry
-from shears.checkpoints.packed.layout import NumberFormat, pack, quantize_rows
+from shears.checkpoints.packed.layout import NumberFormat, pack, pack_nibbles, quantize_blocks, quantize_rows
 
 ODD: tuple[Any, ...] = (
     0, 1, -1, 2, 3, 15, 16, 17, 1 << 31, 1 << 48, 1 << 62, 1 << 63, 1 << 64, -(1 << 63), 0.5, 1e300, True, None, "",
     "F32", "BF16", "I8", "U8", "I64", "F64", "F8_E4M3", "fp32", "bf16", "int8", "padding", [], [0], [0, 0], [-1],
-    [1 << 62, 4], {}, {"a": 1}, "\ud800", "a\nb", "1", "2",
+    "int4", "F16", "bytes", False, [1 << 62, 4], {}, {"a": 1}, "\ud800", "a\nb", "1", "2", "3",
 )  # fmt: skip
-SEEDS: tuple[tuple[NumberFormat, int, int], ...] = (("fp32", 17, 5), ("bf16", 33, 9), ("int8", 37, 23), ("bf16", 1, 1))
+SEEDS: tuple[tuple[NumberFormat, int, int], ...] = (
+    ("fp32", 17, 5), ("bf16", 33, 9), ("int8", 37, 23), ("bf16", 1, 1), ("int4", 17, 131), ("int4", 37, 22),
+)  # fmt: skip
+"""Number format, rows and columns of a packed weight; the embeddings are int4 beside int4, else int8."""
 
 
 def write_seed(folder: Path, number: int) -> bytes:
@@ -30,13 +33,19 @@ def write_seed(folder: Path, number: int) -> bytes:
     generator = torch.Generator().manual_seed(number)
     weight = torch.randn(rows, cols, generator=generator)
     weight[torch.rand(rows, cols, generator=generator) < 0.5] = 0.0
-    matrix, (steps, scales) = pack(weight, values), quantize_rows(weight)
+    matrix = pack(weight, values)
+    if values == "int4":
+        codes, scales, zeros = quantize_blocks(weight)
+        embedding = {"": pack_nibbles(codes), ".scales": scales, ".zeros": zeros}
+    else:
+        steps, scales = quantize_rows(weight)
+        embedding = {"": steps, ".scales": scales}
     a = "base_model.model.layers.0.up.lora_A.weight"
     index = Index(
-        packed={"layers.0.up": PackedEntry(rows=rows, cols=cols, values=values, kept=matrix.values.numel())},
+        packed={"layers.0.up": PackedEntry.of(matrix)},
         dense={
             "norm": DenseEntry(dtype="fp32", shape=(cols,)),
-            "embed": DenseEntry(dtype="bf16", shape=(rows, cols), quantized=True),
+            "embed": DenseEntry(dtype="bf16", shape=(rows, cols), quantized="int4" if values == "int4" else "int8"),
         },
         adapter={a: DenseEntry(dtype="fp32", shape=(2, cols))},
         tied={"head": "embed"},
@@ -44,8 +53,9 @@ def write_seed(folder: Path, number: int) -> bytes:
     folder.mkdir(parents=True, exist_ok=True)
     writer = PackageWriter(folder / PACKAGE_FILE, index)
     writer.put_packed("layers.0.up", matrix)
-    for name, tensor in (("dense.norm", weight[0]), ("dense.embed", steps), ("dense.embed.scales", scales)):
-        writer.put(name, tensor)
+    writer.put("dense.norm", weight[0])
+    for part, tensor in embedding.items():
+        writer.put(f"dense.embed{part}", tensor)
     writer.put(f"adapter.{a}", torch.ones(2, cols))
     writer.finish()
     return (folder / PACKAGE_FILE).read_bytes()

@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.report import environment, log_to_stderr
 from benchmarks.sparse_linear_arms import (
+    ALL_VALUES,
     DEFAULT,
     FIRST_SPARSITY,
     MEMORY,
@@ -55,14 +56,18 @@ class Target:
 
 def targets(isa: str) -> list[Target]:
     """Return the targets of an instruction set."""
-    bf16, int8 = (sparse_name(values, FIRST_SPARSITY, isa) for values in ("bf16", "int8"))
+    fp32, bf16, int8, int4 = (sparse_name(values, FIRST_SPARSITY, isa) for values in ALL_VALUES)
     if isa != "avx512":
         return [Target(1, bf16, TUNED, 1.3)]
     return [
         Target(1, bf16, TUNED, 2.0),
         Target(1, bf16, DEFAULT, 4.0),
-        Target(1, bf16, MEMORY, 0.85),
+        *(Target(1, sparse, MEMORY, 0.85) for sparse in (fp32, bf16, int8)),
+        Target(1, fp32, dense_name("fp32", isa), 1.4),
         Target(1, bf16, dense_name("bf16", isa), 1.4),
+        Target(1, int8, dense_name("int8", isa), 1.4),
+        Target(1, int4, int8, 1.15),
+        Target(1, int4, dense_name("int4", isa), 1.25),
         Target(1, int8, TUNED, 3.3),
         Target(8, bf16, DEFAULT, 2.0),
     ]
@@ -117,7 +122,7 @@ def verdicts(
     """Yield whether each target is met."""
     yield "| arm over arm | measured (quartiles) | target | met |\n" + "| --- " * 4 + "|"
     for target in (target for isa in isas for target in targets(isa)):
-        if target.tokens != tokens or target.arm not in arms:
+        if target.tokens != tokens or not {target.arm, target.other} <= arms.keys():
             continue
         bytes_ = arms[target.arm].num_bytes / arms[target.other].num_bytes if target.other == MEMORY else 1.0
         ratios = [ratio * bytes_ for ratio in quotients(seconds[target.other], seconds[target.arm])]

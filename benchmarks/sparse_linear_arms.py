@@ -16,14 +16,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
-from shears.checkpoints.packed.layout import FORMAT_DTYPES, NumberFormat, pack, quantize_rows
+from shears.checkpoints.packed.layout import NumberFormat, pack
 from shears.runtime.native import _native
 from shears.runtime.native import kernels as native
+from shears.runtime.native.dense_rows import DenseRows
 
 MEMORY = "memory read, 2 MB pages"
 DEFAULT, TUNED, TUNED_PAGES = "torch bf16, default", "torch bf16, tuned", "torch bf16, tuned, 2 MB pages"
 FP32, FP32_TUNED = "torch fp32, default", "torch fp32, tuned"
-ALL_VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8")
+ALL_VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8", "int4")
 FIRST_SPARSITY = 0.5  # the sparsity of the targets, and the only one for all but the first instruction set
 _PIECE = 16 << 20  # bytes of one call of the memory arm
 WARM_UP = 0.02  # s, for threads to wake up and find a processor
@@ -91,8 +92,8 @@ class Weights:
         return max(2, math.ceil(self.cold / num_bytes))
 
     def _dense(self, weight: Tensor, values: NumberFormat) -> list[native.KernelMatrix]:
-        whole, scales = quantize_rows(weight) if values == "int8" else (weight.to(FORMAT_DTYPES[values]), None)
-        return [native.dense_matrix(whole, scales) for _ in range(self._count(whole.nbytes))]
+        whole = DenseRows(weight).as_values(values)
+        return [native.dense_matrix(whole) for _ in range(self._count(whole.values.nbytes))]
 
     def _sparse(self, weight: Tensor, values: NumberFormat) -> list[native.KernelMatrix]:
         packed = pack(weight, values)

@@ -134,6 +134,7 @@ def test_zeros_everywhere_are_packed(tmp_path: Path) -> None:
         (torch.float32, "bf16", "bf16"),
         (BF16, "fp32", "fp32"),
         (BF16, "int8", "int8"),
+        (BF16, "int4", "int4"),
     ],
 )
 def test_values_are_of_the_models_dtype_unless_asked(
@@ -155,16 +156,17 @@ def test_values_are_of_the_models_dtype_unless_asked(
         assert all(torch.equal(tensor, back[name].to(dtype)) for name, tensor in all_tensors(base).items())
 
 
-def test_the_rounding_error_is_what_unpacking_shows(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("values", "least", "most"), [("int8", 0.001, 0.01), ("int4", 0.02, 0.15)])
+def test_the_rounding_error_is_what_unpacking_shows(values: str, least: float, most: float, tmp_path: Path) -> None:
     base = half_sparse(tmp_path / "base")
-    out = package(base, tmp_path / "out", values="int8")
+    out = package(base, tmp_path / "out", values=values)
     packed, before = read_package(out), all_tensors(base)
     pairs = [(before[f"{name}.weight"].double(), packed.weight(name).double()) for name in packed.packed]
     error = sum(float((one - other).square().sum()) for one, other in pairs)
     assert read_record(out, PACKAGE)["rounding"] == pytest.approx(
         (error / sum(float(one.square().sum()) for one, _ in pairs)) ** 0.5
     )
-    assert 0.001 < read_record(out, PACKAGE)["rounding"] < 0.01
+    assert least < read_record(out, PACKAGE)["rounding"] < most
 
 
 def test_unpack_takes_a_path_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from shears.checkpoints.packed.file import Index, read_package
+from shears.checkpoints.packed.layout import dequantize_blocks, quantize_blocks
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
 from shears.export.package import unpack, write_shards
@@ -24,14 +25,21 @@ from tests.export.packages import all_tensors, package, same_bits
 BF16 = torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["llama", "llama_untied"])
-def test_embeddings_and_head_may_be_int8(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "embeddings"), [("llama", "int8"), ("llama_untied", "int8"), ("llama_untied", "int4")]
+)
+def test_embeddings_and_head_may_be_quantized(name: str, embeddings: str, tmp_path: Path) -> None:
     base = half_sparse(tmp_path / "base", name)
-    out = package(base, tmp_path / "out", embeddings="int8")
-    index = read_package(out).index
-    quantized = {entry_name for entry_name, entry in index.dense.items() if entry.quantized}
+    out = package(base, tmp_path / "out", embeddings=embeddings)
+    opened = read_package(out)
+    quantized = {entry_name for entry_name, entry in opened.index.dense.items() if entry.quantized == embeddings}
+    if embeddings == "int4":
+        for entry_name in quantized:
+            weight = TensorFiles(base).load(entry_name)
+            assert torch.equal(opened.dense(entry_name), dequantize_blocks(*quantize_blocks(weight)))
     assert quantized == {"model.embed_tokens.weight"} | ({"lm_head.weight"} if name == "llama_untied" else set())
-    torch.testing.assert_close(logits(load_with_adapter(out)[0]), logits(stock(base)), rtol=0.05, atol=0.05)
+    tolerance = {"int8": 0.05, "int4": 0.8}[embeddings]  # 4 bits are 16 times as coarse
+    torch.testing.assert_close(logits(load_with_adapter(out)[0]), logits(stock(base)), rtol=0.05, atol=tolerance)
 
 
 def test_equal_embeddings_and_heads_are_stored_once(tmp_path: Path) -> None:
@@ -42,6 +50,9 @@ def test_equal_embeddings_and_heads_are_stored_once(tmp_path: Path) -> None:
     assert len(index.tied) == 1
     assert same_bits(all_tensors(unpack(out, tmp_path / "back") / "model"), all_tensors(base))
     assert inspect(out)["parameters"] == stock(base).num_parameters()
+    small = read_package(package(base, tmp_path / "small", embeddings="int4"))
+    assert list(small.index.tied) == list(index.tied)
+    assert [name for name in small.tensors if name.endswith(".zeros")] == ["dense.lm_head.weight.zeros"]
 
 
 def test_a_masked_adapter_is_merged_into_its_package(tmp_path: Path) -> None:

@@ -275,7 +275,8 @@ def test_shares_of_zeros_are_not_rounded_to_whole_percents(tmp_path: Path) -> No
 
 def test_the_savings_of_a_packages_number_formats_are_planned(tmp_path: Path) -> None:
     """Beside an fp32 package; what headers take is alike in all of them."""
-    settings = [{}, {"values": "bf16"}, {"values": "int8"}, {"values": "bf16", "embeddings": "int8"}]
+    settings = [{}, {"values": "bf16"}, {"values": "int4"}]
+    settings += [{"values": "bf16", "embeddings": "int8"}, {"values": "int8", "embeddings": "int4"}]
     train = {"data": "arithmetic:train", "ranks": [4, 2], "max_steps": 1}
     disks, files = list[int](), list[int]()
     planned(tmp_path)
@@ -286,7 +287,7 @@ def test_the_savings_of_a_packages_number_formats_are_planned(tmp_path: Path) ->
         package = shears.export_adapter(sparse, tmp_path / f"package-{number}", format="package", **each)
         files.append((package / "package.safetensors").stat().st_size)
     saved, measured = ([sizes[0] - size for size in sizes[1:]] for sizes in (disks, files))
-    assert saved == pytest.approx(measured, rel=0.15)  # int8 has a scale a row
+    assert saved == pytest.approx(measured, rel=0.2)  # int8 has a scale a row, int4 one a block, wider than these rows
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_every_kind_of_weight_is_measured_on_one_thread_and_on_most() -> None:
     kinds = {(speed["values"], speed["sparse"], speed["threads"]) for speed in data["speeds"]}
     assert kinds == {
         (values, sparse, threads)
-        for values in ("fp32", "bf16", "int8")
+        for values in ("fp32", "bf16", "int8", "int4")
         for sparse in (True, False)
         for threads in (1, 2)
     }

@@ -148,7 +148,8 @@ def export(
 def unpack(package: Package, out: Out) -> None:
     """Convert a package into ordinary folders.
 
-    OUT holds a model folder and a PEFT adapter with exactly the weights of the package; int8 weights stay rounded.
+    OUT holds a model folder and a PEFT adapter with exactly the weights of the package; int8 and int4 weights
+    stay rounded.
 
     shears unpack package unpacked
     """

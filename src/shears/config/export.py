@@ -90,10 +90,11 @@ class ExportConfig(StageConfig):
     rank, filled up with zeros (for llama.cpp); merged: one model, in which the base's zeros are lost; merged-sparse:
     one model that keeps every zero; package: sparse model and adapter in one packed file, smaller and faster on a
     CPU."""
-    values: Annotated[Literal["auto", "fp32", "bf16", "int8"], DtypeMark] = "auto"
+    values: Annotated[Literal["auto", "fp32", "bf16", "int8", "int4"], DtypeMark] = "auto"
     """For a package: number format of the nonzero weights; auto: the model's own, but bf16 for an fp16 model."""
-    embeddings: Literal["keep", "int8"] = "keep"
-    """For a package: keep embeddings and output head as they are, or quantize them to 8 bits with one scale per row."""
+    embeddings: Literal["keep", "int8", "int4"] = "keep"
+    """For a package: keep embeddings and output head as they are, or quantize them to 8 bits with one scale per row,
+    or to 4 bits with a scale and a zero point per row and 128 inputs."""
     negative_zeros: Literal["keep", "drop"] = "keep"
     """For a package: keep weights of -0.0 (a mask applied by multiplication leaves them), or drop them as zeros."""
     calibration: str | None = None

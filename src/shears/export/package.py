@@ -68,7 +68,7 @@ def write_package(source: str, work: Path, model: str | None, settings: ExportCo
     """Write a package of a model, a super-adapter or a sub-adapter; return its record.
 
     InputError for `ranks` where there is no choice of ranks, for another base than the adapter's, and for weights that
-    int8 cannot hold.
+    int8 or int4 cannot hold.
     """
     with _opened(source, work, model, settings) as parts:
         figures = _write(parts, work, settings)
@@ -236,8 +236,8 @@ def _log(figures: Mapping[str, Any]) -> None:
 def unpack(package: str | Path, output: str | Path) -> Path:
     """Write `output`/model, an ordinary model folder, and `output`/adapter where the package has one; return `output`.
 
-    fp32 and bf16 values come out bit for bit as they were packed, int8 values as the nearest numbers of the model's
-    dtype. Each folder gets a record and a card. InputError for a folder that is no whole package.
+    fp32 and bf16 values come out bit for bit as they were packed, int8 and int4 values as the nearest numbers of the
+    model's dtype. Each folder gets a record and a card. InputError for a folder that is no whole package.
     """
     folder = expanded(package)
     output = expanded(output)

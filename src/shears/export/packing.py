@@ -1,7 +1,7 @@
 """Choice of the tensors to pack and of their number format, and the writing of a package, one tensor at a time.
 
-A weight is packed where that takes fewer bytes: at 50 % zeros nearly always, without zeros only in int8. Routers, and
-tensors that are no plain matrices of a decoder block, are not packed.
+A weight is packed where that takes fewer bytes: at 50 % zeros nearly always, without zeros only in int8 and int4.
+Routers, and tensors that are no plain matrices of a decoder block, are not packed.
 """
 
 import hashlib
@@ -15,8 +15,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shears.checkpoints.packed.file import PLAIN, PLAIN_NAMES, DenseEntry, Index, PackageWriter, PackedEntry
-from shears.checkpoints.packed.layout import NumberFormat, dense, kept, pack, packed_bytes, quantize_rows
+from shears.checkpoints.packed.file import PLAIN, PLAIN_NAMES, DenseEntry, Index, PackageWriter, PackedEntry, Quantized
+from shears.checkpoints.packed.layout import (
+    QUANTIZED,
+    NumberFormat,
+    dense,
+    kept,
+    num_stored,
+    pack,
+    pack_nibbles,
+    packed_bytes,
+    quantize_blocks,
+    quantize_rows,
+)
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.checkpoints.zeros import count_zeros
 from shears.config import ExportConfig
@@ -32,12 +43,12 @@ class Form:
 
     values: NumberFormat
     rest: torch.dtype | None
-    quantize_embeddings: bool
+    embeddings: Quantized  # False: like other tensors
     drop_negative_zeros: bool = False
 
     def of(self, tensor: Tensor) -> NumberFormat:
         """Return the format of a packed weight; it keeps its own dtype where the package keeps the model's."""
-        if self.rest is None and self.values != "int8" and tensor.dtype in (torch.float32, torch.bfloat16):
+        if self.rest is None and self.values not in QUANTIZED and tensor.dtype in (torch.float32, torch.bfloat16):
             return "fp32" if tensor.dtype == torch.float32 else "bf16"
         return self.values
 
@@ -73,7 +84,7 @@ def choose_form(files: TensorFiles, settings: ExportConfig) -> Form:
     """Return the formats that the settings name; `auto` is the files' main dtype where that is fp32, else bf16.
 
     Other tensors keep their dtypes where the values have the main one. Otherwise they are converted too (to bf16 beside
-    int8), so that the model has one dtype. InputError for files whose numbers are not plain.
+    int8 and int4), so that the model has one dtype. InputError for files whose numbers are not plain.
     """
     sizes = Counter[torch.dtype]()
     for name in files.names:
@@ -87,9 +98,8 @@ def choose_form(files: TensorFiles, settings: ExportConfig) -> Form:
     auto: NumberFormat = "fp32" if main == torch.float32 else "bf16"
     values = auto if settings.values == "auto" else settings.values
     rest = torch.float32 if values == "fp32" else torch.bfloat16
-    return Form(
-        values, None if rest == main else rest, settings.embeddings == "int8", settings.negative_zeros == "drop"
-    )
+    embeddings = False if settings.embeddings == "keep" else settings.embeddings
+    return Form(values, None if rest == main else rest, embeddings, settings.negative_zeros == "drop")
 
 
 class Packing:
@@ -134,10 +144,13 @@ class Packing:
             return None
         rows, cols = reversed(tensor.shape) if transposed else tensor.shape
         values = self.form.of(tensor)
-        count = int(kept(tensor).sum())
-        if packed_bytes(rows, cols, count, values) >= tensor.numel() * self._dense_size(tensor):
+        mask = kept(tensor)
+        size = num_stored(mask.T if transposed else mask, values)
+        if packed_bytes(rows, cols, size, values) >= tensor.numel() * self._dense_size(tensor):
             return None
-        return PackedEntry(rows=rows, cols=cols, values=values, kept=count, transposed=transposed)
+        of_int4 = size if values == "int4" else None
+        count = int(mask.sum())
+        return PackedEntry(rows=rows, cols=cols, values=values, kept=count, bytes=of_int4, transposed=transposed)
 
     def _dense_size(self, tensor: Tensor) -> int:
         return (self.form.rest or tensor.dtype).itemsize
@@ -147,13 +160,13 @@ class Packing:
         self.sums.weights += tensor.numel()
         self.sums.zeros += zeros
         self.sums.negative_zeros += zeros - (tensor.numel() - entry.kept)
-        self.sums.bytes += packed_bytes(entry.rows, entry.cols, entry.kept, entry.values)
+        self.sums.bytes += packed_bytes(entry.rows, entry.cols, entry.num_values, entry.values)
         self.sums.dense_bytes += tensor.numel() * self._dense_size(tensor)
 
     def _dense_entry(self, name: str, tensor: Tensor) -> DenseEntry:
         dtype = PLAIN_NAMES[self.form.converted(tensor[:0] if tensor.ndim else tensor).dtype]
         self.sums.rest_bytes += tensor.numel() * PLAIN[dtype].itemsize
-        quantized = self.form.quantize_embeddings and self._is_vocabulary(name, tensor)
+        quantized = self.form.embeddings if self._is_vocabulary(name, tensor) else False
         return DenseEntry(dtype=dtype, shape=tuple(tensor.shape), quantized=quantized)  # type: ignore[arg-type]
 
     def _is_vocabulary(self, name: str, tensor: Tensor) -> bool:
@@ -169,7 +182,7 @@ class Packing:
         return f"{digest} {tensor.dtype} {tuple(tensor.shape)}"
 
     def write(self, path: Path, adapter: Mapping[str, Tensor]) -> str:
-        """Write the package file and return its fingerprint; InputError for weights that int8 cannot hold."""
+        """Write the package file and return its fingerprint; InputError for weights that int8 or int4 cannot hold."""
         writer = PackageWriter(path, self.index(adapter))
         for linear, entry in self.packed.items():
             self._write_packed(writer, linear, entry)
@@ -190,7 +203,12 @@ class Packing:
             self.sums.error += float((dense(matrix).double() - weight.double()).square().sum())
 
     def _stored(self, tensor: Tensor, entry: DenseEntry) -> Iterator[tuple[str, Tensor]]:
-        if entry.quantized:
+        if entry.quantized == "int4":
+            codes, scales, zeros = quantize_blocks(tensor)
+            yield "", pack_nibbles(codes)
+            yield ".scales", scales
+            yield ".zeros", zeros
+        elif entry.quantized:
             steps, scales = quantize_rows(tensor)
             yield "", steps
             yield ".scales", scales

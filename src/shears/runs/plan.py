@@ -27,7 +27,7 @@ from shears.records.folders import partial_folder
 from shears.records.paths import expanded
 from shears.runs.baselines import DENSE_LORA, baseline_configs
 from shears.runs.pipeline import run_folder, stages_of, with_calibration
-from shears.runs.shapes import BF16_BYTES, FP32_BYTES, Shape, packed_bytes, shape_of
+from shears.runs.shapes import BF16_BYTES, FP32_BYTES, INT4_SCALE_BYTES, Shape, packed_bytes, shape_of
 
 CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others are estimated as the heuristic
 NUM_SAMPLED = 500  # examples that are tokenized to estimate the length of one
@@ -86,12 +86,14 @@ class _Basis:
         assert self.shape is not None
         export = self.recipe.export
         own = FP32_BYTES if (self.sparse_bytes or 0) > 3 * self.shape.parameters else BF16_BYTES
-        value_bytes = {"fp32": FP32_BYTES, "bf16": BF16_BYTES, "int8": 1}.get(export.values, own)
-        other_bytes = max(value_bytes, BF16_BYTES)
+        value_bytes = {"fp32": FP32_BYTES, "bf16": BF16_BYTES, "int8": 1, "int4": 0.5}.get(export.values, own)
+        other_bytes = FP32_BYTES if value_bytes == FP32_BYTES else BF16_BYTES
+        scale_bytes = INT4_SCALE_BYTES if export.values == "int4" else 0.0
         weights = self.shape.packed_weights
         others = self.shape.parameters - weights
-        packed = packed_bytes(weights, others, self.recipe.sparsify.sparsity, value_bytes, other_bytes)
-        return packed - (other_bytes - 1) * self.shape.beside * (export.embeddings == "int8")
+        packed = packed_bytes(weights, others, self.recipe.sparsify.sparsity, value_bytes, other_bytes, scale_bytes)
+        of_embedding = {"int8": 1.0, "int4": 0.5 + INT4_SCALE_BYTES}.get(export.embeddings, other_bytes)
+        return packed - round((other_bytes - of_embedding) * self.shape.beside)
 
     @property
     def space(self) -> SearchSpace | None:

@@ -22,6 +22,7 @@ from shears.records.paths import expanded
 
 FP32_BYTES = 4
 BF16_BYTES = 2
+INT4_SCALE_BYTES = 2.5 / 128  # a weight, of a block's scale and zero points
 
 _LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
 _SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
@@ -138,10 +139,18 @@ def _built(folder: Path, config: Any) -> nn.Module:
     return model
 
 
-def packed_bytes(weights: int, others: int, sparsity: float, value_bytes: int = 2, other_bytes: int = 2) -> int:
-    """Return the size of a package: per weight of a linear one bit, and `value_bytes` if it is nonzero.
+def packed_bytes(
+    weights: int,
+    others: int,
+    sparsity: float,
+    value_bytes: int | float = 2,
+    other_bytes: int = 2,
+    scale_bytes: int | float = 0,
+) -> int:
+    """Return the size of a package: per weight of a linear one bit and its scales, and `value_bytes` if it is nonzero.
 
     All other weights take `other_bytes`; linears that packing does not shrink stay dense.
     """
     dense = max(value_bytes, other_bytes) * weights
-    return round(min(weights / 8 + value_bytes * (1 - sparsity) * weights, dense) + other_bytes * others)
+    packed = (1 / 8 + scale_bytes + value_bytes * (1 - sparsity)) * weights
+    return round(min(packed, dense) + other_bytes * others)

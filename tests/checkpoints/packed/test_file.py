@@ -12,7 +12,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from shears.checkpoints.packed.file import PACKAGE_FILE, DenseEntry, Index, PackageWriter, PackedEntry, read_package
-from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack, quantize_rows
+from shears.checkpoints.packed.layout import (
+    NumberFormat,
+    PackedMatrix,
+    dense,
+    dequantize_blocks,
+    pack,
+    pack_nibbles,
+    quantize_blocks,
+    quantize_rows,
+)
 from shears.errors import InputError
 from tests.checkpoints.packed.test_layout import bits, sparse_weight
 
@@ -23,14 +32,18 @@ EMBEDDING = sparse_weight(20, 23, 0.0, seed=3)
 def write(folder: Path, values: NumberFormat = "bf16") -> Path:
     """A package with a packed linear, a norm, quantized embeddings with a tied head, and an adapter."""
     folder.mkdir(exist_ok=True)
-    matrix, (steps, scales) = pack(WEIGHT, values), quantize_rows(EMBEDDING)
+    matrix = pack(WEIGHT, values)
+    embedding = dict(zip(("", ".scales"), quantize_rows(EMBEDDING), strict=True))
+    if values == "int4":
+        codes, scales, zeros = quantize_blocks(EMBEDDING)
+        embedding = {"": pack_nibbles(codes), ".scales": scales, ".zeros": zeros}
     index = Index(
-        packed={"layers.0.up": PackedEntry(rows=37, cols=23, values=values, kept=matrix.values.numel())},
+        packed={"layers.0.up": PackedEntry.of(matrix)},
         dense={
             "norm.weight": DenseEntry(dtype="fp32", shape=(23,)),
             "count": DenseEntry(dtype="int64", shape=()),
             "none": DenseEntry(dtype="bf16", shape=(0, 3)),
-            "embed.weight": DenseEntry(dtype="bf16", shape=(20, 23), quantized=True),
+            "embed.weight": DenseEntry(dtype="bf16", shape=(20, 23), quantized="int4" if values == "int4" else "int8"),
         },
         adapter={"base_model.model.layers.0.up.lora_A.weight": DenseEntry(dtype="fp32", shape=(2, 23))},
         tied={"head.weight": "embed.weight"},
@@ -40,8 +53,8 @@ def write(folder: Path, values: NumberFormat = "bf16") -> Path:
     writer.put("dense.norm.weight", torch.arange(23.0))
     writer.put("dense.count", torch.tensor(7))
     writer.put("dense.none", torch.zeros(0, 3, dtype=torch.bfloat16))
-    writer.put("dense.embed.weight", steps)
-    writer.put("dense.embed.weight.scales", scales)
+    for part, tensor in embedding.items():
+        writer.put(f"dense.embed.weight{part}", tensor)
     writer.put("adapter.base_model.model.layers.0.up.lora_A.weight", torch.ones(2, 23))
     writer.finish()
     return folder
@@ -49,25 +62,58 @@ def write(folder: Path, values: NumberFormat = "bf16") -> Path:
 
 def same(one: PackedMatrix, other: PackedMatrix) -> bool:
     parts = ("rows", "cols", "values_dtype")
-    tensors = ("masks", "offsets", "values")
+    tensors = ("masks", "offsets", "values", "scales", "zeros")
+    pairs = [(getattr(one, part), getattr(other, part)) for part in tensors]
     return all(getattr(one, part) == getattr(other, part) for part in parts) and all(
-        torch.equal(getattr(one, part), getattr(other, part)) for part in tensors
+        first is second if first is None else torch.equal(first, second) for first, second in pairs
     )
 
 
-@pytest.mark.parametrize("values", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("values", ["fp32", "bf16", "int8", "int4"])
 def test_a_package_comes_back_as_it_was_written(values: NumberFormat, tmp_path: Path) -> None:
+    is_int4 = values == "int4"
     package = read_package(write(tmp_path, values))
     assert same(package.packed["layers.0.up"], pack(WEIGHT, values))
     found = dict(package.model_tensors())
     assert list(found) == ["layers.0.up.weight", "norm.weight", "count", "none", "embed.weight", "head.weight"]
     assert torch.equal(found["norm.weight"], torch.arange(23.0))
     assert (found["count"].item(), found["none"].shape) == (7, (0, 3))
-    assert torch.allclose(found["embed.weight"], EMBEDDING, atol=float(EMBEDDING.abs().max()) / 250)
+    assert torch.allclose(found["embed.weight"], EMBEDDING, atol=float(EMBEDDING.abs().max()) / (250, 14)[is_int4])
     assert torch.equal(found["head.weight"], found["embed.weight"])
     if values == "fp32":
         assert torch.equal(bits(found["layers.0.up.weight"]), bits(WEIGHT))
+    if is_int4:
+        assert torch.equal(found["layers.0.up.weight"], dense(pack(WEIGHT, "int4")))
+        assert torch.equal(found["embed.weight"], dequantize_blocks(*quantize_blocks(EMBEDDING)))
+    assert package.index.version == _header(tmp_path)["version"] == ("2" if is_int4 else "1")
     assert list(package.adapter()) == ["base_model.model.layers.0.up.lora_A.weight"]
+
+
+def _header(folder: Path) -> dict[str, str]:
+    with safe_open(folder / PACKAGE_FILE, framework="pt") as opened:
+        metadata: dict[str, str] = opened.metadata()
+    return metadata
+
+
+def test_only_a_package_with_int4_is_of_version_two(tmp_path: Path) -> None:
+    """Others stay readable by a shears that knows version 1 alone, whose index says true for int8."""
+    old = json.loads(_header(write(tmp_path / "old", "int8"))["index"])
+    assert old["dense"]["embed.weight"]["quantized"] is True
+    assert old["packed"]["layers.0.up"].keys() == {"rows", "cols", "values", "kept", "transposed"}
+    new = json.loads(_header(write(tmp_path / "new", "int4"))["index"])
+    assert new["dense"]["embed.weight"]["quantized"] == "int4"
+    assert new["dense"]["norm.weight"]["quantized"] is False
+    assert new["packed"]["layers.0.up"].keys() == {"rows", "cols", "values", "kept", "bytes", "transposed"}
+    assert Index(dense={"a": DenseEntry(dtype="fp32", shape=(2, 3), quantized="int4")}).version == "2"
+
+
+@pytest.mark.parametrize("version", ["3", "10", "999"])
+def test_a_newer_version_is_refused_by_its_number(version: str, tmp_path: Path) -> None:
+    rewrite(write(tmp_path), lambda header, _: header["__metadata__"].update(version=version))
+    what = f"is package format version {version}, this shears reads 1 and 2; update shears"
+    with pytest.raises(InputError, match=what) as caught:
+        read_package(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_stock_safetensors_reads_the_file_and_its_data_are_aligned(tmp_path: Path) -> None:
@@ -131,7 +177,9 @@ Change = Callable[[dict[str, Any], dict[str, Any]], Any]
 EDITS: list[tuple[Change, str]] = [
     (lambda header, _: header["__metadata__"].update(format="pt"), "another kind"),
     (lambda header, _: header.pop("__metadata__"), "another kind"),
-    (lambda header, _: header["__metadata__"].update(version="2"), "newer shears"),
+    (lambda header, _: header["__metadata__"].update(version="0"), "version must be 1 or 2"),
+    (lambda header, _: header["__metadata__"].update(version="2.5"), "version must be 1 or 2"),
+    (lambda header, _: header["__metadata__"].update(version="2"), "quantized"),  # says true, as version 1 does
     (lambda header, _: header["__metadata__"].update(extra="1"), "metadata"),
     (lambda header, _: header["__metadata__"].update(fingerprint=3), "metadata"),
     (lambda _, index: index["packed"]["layers.0.up"].update(rows=36), "it is torch|beyond|must be"),
@@ -141,6 +189,10 @@ EDITS: list[tuple[Change, str]] = [
     (lambda _, index: index["packed"]["layers.0.up"].update(rows=True), "its index"),
     (lambda _, index: index["packed"]["layers.0.up"].update(values="fp32"), "it is torch"),
     (lambda _, index: index["packed"]["layers.0.up"].update(values="int8"), "in one of them only"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(values="int4", bytes=9), "must be version 2"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(bytes=9), "for int4 values and for no others"),
+    (lambda _, index: index["dense"]["embed.weight"].update(quantized="int8"), "true or false"),
+    (lambda _, index: index["dense"]["embed.weight"].update(quantized=1), "true or false"),
     (lambda _, index: index["packed"]["layers.0.up"].update(kept=3), "it is torch"),
     (lambda _, index: index["packed"]["layers.0.up"].update(kept=10**12), "at most all"),
     (lambda _, index: index["packed"]["layers.0.up"].update(other=3), "its index"),
@@ -162,6 +214,102 @@ def test_a_header_that_contradicts_itself_is_refused(change: Change, what: str, 
     with pytest.raises(InputError, match=what) as caught:
         read_package(tmp_path, verify=False)
     assert "\n" not in str(caught.value)
+
+
+KEPT = pack(WEIGHT, "int4").num_kept
+BYTES = pack(WEIGHT, "int4").values.numel()
+EDITS_OF_INT4: list[tuple[Change, str]] = [
+    (lambda header, _: header["__metadata__"].update(version="1"), "true or false"),
+    (lambda _, index: index["packed"]["layers.0.up"].pop("bytes"), "must give bytes for int4"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(bytes=-1), "its index"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(bytes=BYTES + 1), "it is torch"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(bytes=(KEPT + 1) // 2 - 1), "must give the bytes of"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(bytes=KEPT + 1), "must give the bytes of"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(kept=KEPT - 1), "must give the kept weights"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(kept=KEPT + 1), "must give the kept weights"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(kept=10**12), "at most all"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(values="int8"), "for int4 values and for no others"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(rows=49), "it is torch"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(rows=36), "beyond"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(cols=22), "beyond"),
+    (lambda _, index: index["packed"]["layers.0.up"].update(cols=129), "it is torch"),
+    (lambda _, index: index["dense"]["embed.weight"].update(quantized=True), "quantized"),
+    (lambda _, index: index["dense"]["embed.weight"].update(quantized=0), "quantized"),
+    (lambda _, index: index["dense"]["embed.weight"].update(quantized="int2"), "quantized"),
+    (lambda _, index: index["dense"]["embed.weight"].update(quantized="int8"), "in one of them only"),
+    (lambda _, index: index["dense"]["embed.weight"].update(quantized=False), "in one of them only"),
+    (lambda _, index: index["dense"]["embed.weight"].update(shape=[20, 25]), "it is torch"),
+    (lambda _, index: index["dense"]["embed.weight"].update(shape=[460]), "must be matrices"),
+    (lambda _, index: index["dense"].update({"embed.weight.zeros": {"dtype": "fp32", "shape": [1]}}), "its own"),
+    (lambda header, _: header[PART + "scales"].update(dtype="BF16"), "it is torch"),
+    (lambda header, _: header[PART + "scales"].update(shape=[3, 16, 1]), "it is torch"),
+    (lambda header, _: header[PART + "zeros"].update(shape=[3, 8, 1]), "it is torch"),
+    (lambda header, _: header[PART + "values"].update(dtype="I8"), "it is torch"),
+]
+
+
+@pytest.mark.parametrize(("change", "what"), EDITS_OF_INT4, ids=[str(number) for number in range(len(EDITS_OF_INT4))])
+def test_a_header_of_int4_that_contradicts_itself_is_refused(change: Change, what: str, tmp_path: Path) -> None:
+    rewrite(write(tmp_path, "int4"), change)
+    with pytest.raises(InputError, match=what) as caught:
+        read_package(tmp_path, verify=False)
+    assert "\n" not in str(caught.value)
+
+
+def _damaged(folder: Path, name: str, element: int, new: bytes) -> None:
+    """Write bytes at an element of a tensor of an int4 package."""
+    path = write(folder, "int4") / PACKAGE_FILE
+    tensor = read_package(folder).tensors[name]
+    place = (tensor.storage_offset() + element) * tensor.element_size()
+    data = bytearray(path.read_bytes())
+    data[place : place + len(new)] = new
+    path.write_bytes(data)
+
+
+DAMAGES: list[tuple[str, int, bytes, str]] = [
+    ("dense.embed.weight.scales", 5, struct.pack("<e", float("nan")), "finite"),
+    ("dense.embed.weight.scales", 5, struct.pack("<e", float("inf")), "finite"),
+    ("dense.embed.weight.scales", 5, struct.pack("<e", -1.0), "finite"),
+    ("dense.embed.weight.zeros", 19, bytes([16]), "at most 15"),
+    (PART + "scales", 7, struct.pack("<e", float("nan")), "finite"),
+    (PART + "scales", 7, struct.pack("<e", float("inf")), "finite"),
+    (PART + "scales", 7, struct.pack("<e", -1.0), "finite"),
+    (PART + "offsets", 0, struct.pack("<q", 1), "go from 0 to"),
+    (PART + "offsets", 3, struct.pack("<q", BYTES + 1), "go from 0 to"),
+    (PART + "offsets", 1, struct.pack("<q", 1), "count the bits"),
+    (PART + "masks", 0, bytes(8), "count the bits"),
+    (PART + "masks", 8 * 6 * 2 + 7, bytes([255]), "count the bits|beyond"),
+]
+
+
+@pytest.mark.parametrize(("name", "element", "new", "what"), DAMAGES, ids=[str(number) for number in range(12)])
+def test_numbers_of_int4_out_of_their_range_are_refused(
+    name: str, element: int, new: bytes, what: str, tmp_path: Path
+) -> None:
+    _damaged(tmp_path, name, element, new)
+    with pytest.raises(InputError, match=what) as caught:
+        read_package(tmp_path, verify=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bit_too_many_that_takes_no_byte_is_seen(tmp_path: Path) -> None:
+    """A group of an odd number of kept weights has room for one more nibble; only the count of all bits shows it."""
+    matrix = pack(WEIGHT, "int4")
+    word = next(word for word in matrix.masks.view(-1, 8).tolist() if sum(map(int.bit_count, word)) % 2)
+    group = matrix.masks.view(-1, 8).tolist().index(word)
+    byte = next(place for place in range(8) if word[place] != 255)
+    _damaged(tmp_path, PART + "masks", 8 * group + byte, bytes([word[byte] | (word[byte] + 1)]))
+    with pytest.raises(InputError, match="must give the kept weights"):
+        read_package(tmp_path, verify=False)
+
+
+def test_a_nibble_that_no_weight_has_is_not_read(tmp_path: Path) -> None:
+    matrix = pack(WEIGHT, "int4")
+    counts = [sum(map(int.bit_count, word)) for word in matrix.masks.view(-1, 8).tolist()]
+    odd = next(group for group, count in enumerate(counts) if count % 2)
+    place = sum((count + 1) // 2 for count in counts[: odd + 1]) - 1
+    _damaged(tmp_path, PART + "values", place, bytes([int(matrix.values[place]) | 0xF0]))
+    assert torch.equal(read_package(tmp_path, verify=False).weight("layers.0.up"), dense(matrix))
 
 
 def test_a_rewritten_header_is_read_only_without_verification(tmp_path: Path) -> None:

@@ -2,32 +2,42 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from shears.checkpoints.packed.layout import (
+    BLOCK,
     FORMAT_DTYPES,
+    LARGEST_CODE,
     NumberFormat,
     PackedMatrix,
     check_matrix,
     dense,
+    dequantize_blocks,
     kept,
     mask_shape,
+    num_stored,
     pack,
+    pack_nibbles,
     packed_bytes,
+    quantize_blocks,
     unpack,
+    unpack_nibbles,
 )
 from shears.errors import InputError
 from tests.oracles import packed as oracle
 
-VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8")
+VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8", "int4")
+DOCS = Path(__file__).parents[3] / "docs" / "package-format.md"
 ODD = (-0.0, math.nan, math.inf, -math.inf, 1e-42, -1e-42, 3e38)
 SHAPES = st.tuples(st.integers(1, 50), st.integers(1, 40))
-EXACT = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.int8: torch.int8}
+WIDE = st.tuples(st.integers(1, 20), st.integers(1, 300))
+EXACT = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.int8: torch.int8, torch.uint8: torch.uint8}
 
 
 def sparse_weight(rows: int, cols: int, sparsity: float, seed: int = 0) -> Tensor:
@@ -57,9 +67,10 @@ def test_unpacking_gives_every_bit_back(
     check_matrix("w", matrix)
     count = int(kept(weight).sum())
     assert (matrix.values.numel(), matrix.num_bytes) == (count, packed_bytes(*shape, count, values))
+    assert matrix.num_kept == num_stored(kept(weight), values) == count
 
 
-@given(SHAPES, st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from(VALUES), st.integers(0, 99))
+@given(SHAPES, st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from(["fp32", "bf16", "int8"]), st.integers(0, 99))
 def test_the_bits_are_the_documented_ones(
     shape: tuple[int, int], sparsity: float, values: NumberFormat, seed: int
 ) -> None:
@@ -97,16 +108,118 @@ def test_a_kept_weight_that_rounds_to_zero_stays_kept() -> None:
     assert (tiny.values.tolist(), tiny.scales is not None and tiny.scales.tolist()) == ([0, 0, 0], [0.0])
 
 
+@settings(max_examples=40)
+@given(WIDE, st.sampled_from([0.0, 0.5, 0.98, 1.0]), st.integers(-8, 4), st.integers(0, 99))
+def test_int4_has_the_documented_bytes(shape: tuple[int, int], sparsity: float, power: int, seed: int) -> None:
+    weight = sparse_weight(*shape, sparsity, seed) * 10.0**power
+    weight.view(-1)[0] = -0.0  # kept, although it is its zero point
+    matrix = pack(weight, "int4")
+    assert matrix.scales is not None
+    assert matrix.zeros is not None
+    found = (matrix.masks, matrix.values, matrix.scales, matrix.zeros)
+    masks, values, scales, zeros = (part.numpy().tobytes() for part in found)
+    expected = oracle.pack_int4(weight.tolist())
+    assert oracle.Int4(masks, values, matrix.offsets.tolist(), scales, zeros) == expected
+    assert oracle.unpack_int4(expected, *shape) == dense(matrix).tolist()
+    check_matrix("w", matrix)
+    assert matrix.num_kept == int(kept(weight).sum())
+    size = num_stored(kept(weight), "int4")
+    assert (matrix.values.numel(), matrix.num_bytes) == (size, packed_bytes(*shape, size, "int4"))
+
+
+@settings(max_examples=40)
+@given(WIDE, st.integers(-8, 4), st.integers(0, 99))
+def test_a_dense_int4_matrix_has_the_documented_bytes(shape: tuple[int, int], power: int, seed: int) -> None:
+    weight = sparse_weight(*shape, 0.3, seed) * 10.0**power
+    codes, scales, zeros = quantize_blocks(weight)
+    nibbles = pack_nibbles(codes)
+    found = tuple(part.numpy().tobytes() for part in (nibbles, scales, zeros))
+    assert found == oracle.dense_int4(weight.tolist())
+    assert torch.equal(unpack_nibbles(nibbles, shape[1]), codes)
+    back = dequantize_blocks(codes, scales, zeros)
+    assert torch.equal(back, dense(pack(weight, "int4")))  # a zero of a dense matrix is exact
+    assert bool((back[weight == 0] == 0).all())
+
+
+@settings(max_examples=60)
+@given(WIDE, st.sampled_from([0.0, 0.5]), st.integers(-30, 5), st.sampled_from([-1.0, 0.0, 3.0]), st.integers(0, 99))
+def test_int4_is_off_by_half_a_step_at_most(
+    shape: tuple[int, int], sparsity: float, power: int, shift: float, seed: int
+) -> None:
+    """Beyond half a step there are only the roundings: of the scale to fp16, which 15 steps add up, and of fp32."""
+    weight = (sparse_weight(*shape, sparsity, seed) + shift).where(sparse_weight(*shape, sparsity, seed) != 0, 0.0)
+    weight = weight * 10.0**power
+    off = (dense(pack(weight, "int4")) - weight).abs()
+    for start in range(0, shape[1], BLOCK):
+        block = weight[:, start : start + BLOCK].double()
+        exact = (block.amax(1).clamp(min=0) - block.amin(1).clamp(max=0)) / LARGEST_CODE
+        scale = exact.half().double()
+        bound = scale / 2 + LARGEST_CODE * (scale - exact).abs() + 1e-5 * exact
+        assert bool((off[:, start : start + BLOCK].double() <= bound[:, None]).all())
+
+
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
+def test_a_weight_without_rows_or_inputs_is_packed(shape: tuple[int, int], values: NumberFormat) -> None:
+    matrix = pack(torch.zeros(shape), values)
+    assert (matrix.num_kept, dense(matrix).shape) == (0, shape)
+    assert matrix.num_bytes == packed_bytes(*shape, 0, values)
+
+
+def test_a_weight_that_rounds_to_its_zero_point_stays_kept() -> None:
+    matrix = pack(torch.tensor([[15.0, 1e-3, 0.0, -0.0]]), "int4")
+    assert (matrix.values.tolist(), matrix.num_kept) == ([15, 0], 3)
+    assert dense(matrix).tolist() == [[15.0, 0.0, 0.0, 0.0]]
+    tiny = pack(torch.full((1, 3), 1e-9), "int4")
+    assert tiny.scales is not None
+    assert (tiny.num_kept, tiny.scales.count_nonzero().item(), dense(tiny).tolist()) == (3, 0, [[0.0] * 3])
+
+
+def test_the_examples_of_the_docs_are_packed_as_they_say() -> None:
+    text = " ".join(DOCS.read_text(encoding="utf-8").split())
+
+    def documented(tensor: Tensor, size: int | None = None) -> bool:
+        digits = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()[:size].hex(" ")
+        return f"`{digits}`" in text
+
+    halves = pack(torch.tensor([[1.0, 0.0, -2.0]]), "bf16")
+    assert documented(halves.masks[0, 0])
+    assert documented(halves.masks[0, 1])
+    assert documented(halves.values)
+    weight = torch.tensor([[1.25, 0.0, -2.5, 0.5, 1.0]])
+    nibbles = pack(weight, "int4")
+    assert nibbles.scales is not None
+    assert nibbles.zeros is not None
+    assert all(map(documented, nibbles.masks[0]))
+    assert documented(nibbles.values)
+    assert documented(nibbles.scales, 2)
+    assert documented(nibbles.zeros, 1)
+    assert nibbles.scales.count_nonzero() == nibbles.zeros.count_nonzero() == 1
+    assert (nibbles.num_kept, nibbles.offsets.tolist()) == (4, [0, 3])
+    assert torch.equal(dense(nibbles), weight)
+    assert documented(pack_nibbles(quantize_blocks(weight)[0]))
+
+
+@pytest.mark.parametrize("values", ["int8", "int4"])
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
-def test_int8_refuses_nan_and_infinity(odd: float) -> None:
+def test_whole_numbers_refuse_nan_and_infinity(odd: float, values: NumberFormat) -> None:
     with pytest.raises(InputError, match="finite"):
-        pack(torch.tensor([[1.0, odd]]), "int8")
+        pack(torch.tensor([[1.0, odd]]), values)
+
+
+@pytest.mark.parametrize("large", [15 * 65520.0, -15 * 65520.0, 3e38])
+def test_int4_refuses_a_scale_beyond_fp16(large: float) -> None:
+    with pytest.raises(InputError, match="within 15 x 65504") as caught:
+        pack(torch.tensor([[1.0, large], [1.0, -large]]), "int4")
+    assert "\n" not in str(caught.value)
+    pack(torch.tensor([[15 * 65504.0]]), "int4")
 
 
 def test_a_half_sparse_bf16_weight_takes_at_most_three_fifths_of_its_bytes() -> None:
     weight = sparse_weight(576, 1536, 0.5).bfloat16()
     assert pack(weight, "bf16").num_bytes <= 0.60 * weight.numel() * 2
     assert pack(weight.float(), "int8").num_bytes <= 0.36 * weight.numel() * 2
+    assert pack(weight, "int4").num_bytes * 8 <= 3.25 * weight.numel()
 
 
 def _changed(matrix: PackedMatrix, part: str, index: object, value: float) -> PackedMatrix:
@@ -127,11 +240,17 @@ UNFIT: list[tuple[str, object, float, str]] = [
     ("scales", 3, math.nan, "finite"),
     ("scales", 3, math.inf, "finite"),
 ]
+OF_INT4 = [
+    (part, (0, 0, 3) if part == "scales" else index, value, what) for part, index, value, what in UNFIT
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("values", "part", "index", "value", "what"),
-    [(values, *case) for values in VALUES for case in UNFIT if case[0] != "scales" or values == "int8"],
+    [
+        *((values, *case) for values in VALUES[:3] for case in UNFIT if case[0] != "scales" or values == "int8"),
+        *(("int4", *case) for case in OF_INT4),
+    ],
 )
 def test_inconsistent_parts_are_refused(
     values: NumberFormat, part: str, index: object, value: float, what: str
@@ -147,6 +266,6 @@ def test_a_bit_beyond_the_weight_is_refused(values: NumberFormat, whole: Tensor)
     larger = pack(whole, values)  # 3 panels; the smaller weight has as many, and as many groups
     check_matrix("w", larger)
     rows, cols = (33, 40) if whole.shape[0] == 48 and whole.shape[1] == 40 else (33, 37)
-    scales = None if larger.scales is None else larger.scales[:rows]
+    scales = larger.scales[:rows] if values == "int8" and larger.scales is not None else larger.scales
     with pytest.raises(InputError, match="beyond the weight"):
         check_matrix("w", dataclasses.replace(larger, rows=rows, cols=cols, scales=scales))

@@ -98,7 +98,7 @@ def test_the_weight_of_a_conv1d_is_read_as_it_is_stored(path: str) -> None:
     torch.testing.assert_close(logits(model), before, **near(path))
 
 
-@pytest.mark.parametrize("values", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("values", ["fp32", "bf16", "int8", "int4"])
 def test_one_linear_computes_the_formula(values: NumberFormat, path: str) -> None:
     weight, generator = sparse_weight(37, 24, 0.7), torch.Generator().manual_seed(3)
     original = nn.Linear(24, 37)

@@ -15,8 +15,8 @@ if kernels_available():
     from shears.runtime.native import kernels as native
 
     ISAS += [name for name in ("portable", "avx2", "avx512", "neon", "neon_dot") if native.features()[name]]
-VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8")
-NEAR = {"fp32": 1e-5, "bf16": 0.02, "int8": 1e-3}  # of the sum of magnitudes: inputs are rounded beside bf16 and int8
+VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8", "int4")
+NEAR = {"fp32": 1e-5, "bf16": 0.02, "int8": 1e-3, "int4": 0.004}  # of the sum of magnitudes: inputs are rounded, too
 
 
 @pytest.fixture(params=ISAS)
@@ -53,7 +53,11 @@ def assert_is_the_product(weight: Tensor, values: NumberFormat, tokens: int, pat
         y = packed_linear(weight, values, path)(x)
     whole = dense(pack(weight, values)).double()
     assert y.shape == (tokens, weight.shape[0])
-    error, size = (y.double() - x.double() @ whole.T).abs(), x.double().abs() @ whole.abs().T
+    error = (y.double() - x.double() @ whole.T).abs()
+    inputs = x.double().abs()
+    if values == "int4":  # inputs are rounded by half a step of the largest one
+        inputs = inputs.amax(1, keepdim=True).expand_as(inputs)
+    size = inputs @ whole.abs().T
     assert bool((error <= NEAR[values] * size + 1e-6).all()), f"off by {(error / (size + 1e-9)).max():.1e} of its size"
 
 
@@ -89,7 +93,7 @@ def test_an_odd_input_spoils_its_token_and_no_other(odd: float, values: NumberFo
     assert torch.equal(spoilt[others], clean[others])
 
 
-@pytest.mark.parametrize("values", VALUES[:2])  # int8 has none
+@pytest.mark.parametrize("values", VALUES[:2])  # the others have none
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
 def test_an_odd_weight_spoils_its_row_and_no_other(odd: float, values: NumberFormat, path: str) -> None:
     weight, x = random_weight(40, 50, 0.5), torch.randn(3, 50, generator=torch.Generator().manual_seed(8))

@@ -4,6 +4,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shears.checkpoints.packed.layout import GROUPS, NumberFormat, PackedMatrix
+from shears.checkpoints.packed import layout
+from shears.checkpoints.packed.layout import FORMAT_DTYPES, GROUPS, NumberFormat, PackedMatrix
 from shears.errors import InputError
 from shears.runtime import kernels_available
 from tests.oracles.packed import pack
@@ -22,12 +24,11 @@ if not kernels_available() and not os.environ.get("CI"):
     pytest.skip("the C++ extension is not built", allow_module_level=True)
 
 from shears.runtime.native import kernels as native
+from shears.runtime.native.dense_rows import DenseRows
 from tests.runtime.native.products import multiply, multiply_many
 
 ISAS = [name for name in ("portable", "avx2", "avx512", "neon", "neon_dot") if native.features()[name]]
-VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
-NAMES: dict[torch.dtype, NumberFormat] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
+VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8", "int4")
 TOKENS = (1, 2, 3, 8, 16, 17, 64, 130)
 UNIT = 2.0**-24  # half a step of fp32
 
@@ -41,16 +42,43 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     native.select_isa(before)
 
 
-def sparse_weight(
-    rows: int, cols: int, values: str, sparsity: float = 0.5, seed: int = 0
-) -> tuple[Tensor, Tensor | None]:
-    """Return a random weight of the values' dtype, and scales for int8."""
+@dataclass(frozen=True)
+class Weight:
+    """A weight in both forms of the kernels; `whole` is what it stands for, in float64 (O I)."""
+
+    sparse: PackedMatrix
+    dense: DenseRows
+
+    @property
+    def whole(self) -> np.ndarray:
+        return self.dense.floats().double().numpy()
+
+
+def random_weight(rows: int, cols: int, values: NumberFormat, sparsity: float = 0.5, seed: int = 0) -> Weight:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, cols, generator=generator)
-    weight[torch.rand(rows, cols, generator=generator) < sparsity] = 0
-    if values != "int8":
-        return weight.to(DTYPES[values]), None
-    return (weight * 40).round().clamp(-127, 127).to(torch.int8), torch.rand(rows, generator=generator) + 0.5
+    weight.masked_fill_(torch.rand(rows, cols, generator=generator) < sparsity, 0)
+    return in_both_forms(weight, values)
+
+
+def in_both_forms(weight: Tensor, values: NumberFormat) -> Weight:
+    """Return a weight packed by the oracle, which knows nothing of shears.checkpoints.packed, and as dense rows.
+
+    int4 is packed by `layout.pack`, which tests/checkpoints/packed compares with its own oracle.
+    """
+    if values == "int4":
+        return Weight(layout.pack(weight, values), DenseRows(weight).as_values(values))
+    rows, cols = weight.shape
+    scales = None
+    if values == "int8":
+        scales = torch.rand(rows, generator=torch.Generator().manual_seed(rows)) + 0.5
+        weight = (weight * 40).round().clamp(-127, 127)
+    converted = weight.to(FORMAT_DTYPES[values])
+    masks, places, offsets = pack(converted.tolist(), values)
+    kept = torch.stack([converted[place] for place in places]) if places else converted.new_zeros(0)
+    mask_bytes = torch.frombuffer(bytearray(masks), dtype=torch.uint8).view(len(offsets) - 1, -1, 2 * GROUPS[values])
+    packed = PackedMatrix(rows, cols, values, mask_bytes, kept, torch.tensor(offsets), scales)
+    return Weight(packed, DenseRows(converted, scales))
 
 
 def rounded(x: Tensor, values: str, isa: str) -> np.ndarray:
@@ -58,48 +86,38 @@ def rounded(x: Tensor, values: str, isa: str) -> np.ndarray:
     if values == "bf16" and isa == "avx512":
         return x.bfloat16().double().numpy()
     if values == "int8" and isa != "portable":
-        scale = x.abs().amax(1, keepdim=True) / 32639
-        steps = torch.where(scale > 1e-35, torch.round(x * (1 / scale)), 0)
-        return (steps.double() * scale.double()).numpy()
+        return in_steps(x, 32639)
+    if values == "int4" and isa != "portable":
+        return np.concatenate([in_steps(block, 127) for block in x.split(128, 1)], 1)
     return x.double().numpy()
 
 
-def product(weight: Tensor, scales: Tensor | None, x: Tensor, isa: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the float64 product (M O) and the bound of its error in fp32.
+def in_steps(x: Tensor, most: int) -> np.ndarray:
+    """Return the inputs rounded to whole numbers up to `most`, with a scale per token."""
+    scale = x.abs().amax(1, keepdim=True) / most
+    steps = torch.where(scale > 1e-35, torch.round(x * (1 / scale)), 0)
+    return (steps.double() * scale.double()).numpy()
+
+
+def assert_product(weight: Weight, x: Tensor, y: Tensor, isa: str) -> None:
+    """Fail where y is further from the float64 product than rounding explains.
 
     A sum of n products in any order is off by at most n half steps of the sum of magnitudes; a few more for scales.
     """
-    values = NAMES[weight.dtype]
-    whole = weight.double().numpy() * (1 if scales is None else scales.double().numpy()[:, None])
-    inputs = rounded(x, values, isa)
-    magnitudes = np.abs(inputs) @ np.abs(whole).T
-    bound = (weight.shape[1] + 4) * UNIT * magnitudes
-    return inputs @ whole.T, bound
-
-
-def assert_product(weight: Tensor, scales: Tensor | None, x: Tensor, y: Tensor, isa: str) -> None:
-    """Fail where y is further from the float64 product than rounding explains."""
-    expected, bound = product(weight, scales, x, isa)
-    error = np.abs(y.double().numpy() - expected)
+    whole = weight.whole
+    inputs = rounded(x, weight.sparse.values_dtype, isa)
+    bound = (whole.shape[1] + 4) * UNIT * (np.abs(inputs) @ np.abs(whole).T)
+    error = np.abs(y.double().numpy() - inputs @ whole.T)
     assert (error <= bound + 1e-30).all(), f"off by {error.max()}, {(error / (bound + 1e-30)).max()} bounds"
 
 
-def packed(weight: Tensor, scales: Tensor | None) -> PackedMatrix:
-    """Return the weight packed by the oracle, which knows nothing of shears.checkpoints.packed."""
-    values, (rows, cols) = NAMES[weight.dtype], weight.shape
-    masks, places, offsets = pack(weight.tolist(), values)
-    kept = torch.stack([weight[place] for place in places]) if places else weight.new_zeros(0)
-    mask_bytes = torch.frombuffer(bytearray(masks), dtype=torch.uint8).view(len(offsets) - 1, -1, 2 * GROUPS[values])
-    return PackedMatrix(rows, cols, values, mask_bytes, kept, torch.tensor(offsets), scales)
-
-
 @pytest.mark.parametrize(("values", "tokens"), [*itertools.product(VALUES, TOKENS)])
-def test_a_packed_weight_multiplies_as_its_dense_form(values: str, tokens: int, isa: str) -> None:
-    weight, scales = sparse_weight(53, 139, values)
+def test_a_packed_weight_multiplies_as_its_dense_form(values: NumberFormat, tokens: int, isa: str) -> None:
+    weight = random_weight(53, 139, values)
     x = torch.randn(tokens, 139, generator=torch.Generator().manual_seed(tokens))
     pool = native.Pool(1)
-    assert_product(weight, scales, x, multiply(native.sparse_matrix(packed(weight, scales)), x, pool), isa)
-    assert_product(weight, scales, x, multiply(native.dense_matrix(weight, scales), x, pool), isa)
+    assert_product(weight, x, multiply(native.sparse_matrix(weight.sparse), x, pool), isa)
+    assert_product(weight, x, multiply(native.dense_matrix(weight.dense), x, pool), isa)
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -111,32 +129,36 @@ def test_a_packed_weight_multiplies_as_its_dense_form(values: str, tokens: int, 
     sparsity=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
     seed=st.integers(0, 9),
 )
-def test_any_shape_and_sparsity(values: str, rows: int, cols: int, tokens: int, sparsity: float, seed: int) -> None:
-    weight, scales = sparse_weight(rows, cols, values, sparsity, seed)
+def test_any_shape_and_sparsity(
+    values: NumberFormat, rows: int, cols: int, tokens: int, sparsity: float, seed: int
+) -> None:
+    weight = random_weight(rows, cols, values, sparsity, seed)
     x = torch.randn(tokens, cols, generator=torch.Generator().manual_seed(seed))
-    matrix, before = native.sparse_matrix(packed(weight, scales)), str(native.features()["isa"])
+    matrix, before = native.sparse_matrix(weight.sparse), str(native.features()["isa"])
     for name in ISAS:
         native.select_isa(name)
-        assert_product(weight, scales, x, multiply(matrix, x, native.Pool(1)), name)
+        assert_product(weight, x, multiply(matrix, x, native.Pool(1)), name)
     native.select_isa(before)
 
 
 @pytest.mark.parametrize("values", VALUES)
-def test_long_rows_and_empty_ones(values: str, isa: str) -> None:
-    weight, scales = sparse_weight(40, 5000, values)
-    weight[3] = 0
-    weight[16:32] = 0
+def test_long_rows_and_empty_ones(values: NumberFormat, isa: str) -> None:
+    numbers = torch.randn(40, 5000, generator=torch.Generator().manual_seed(0))
+    numbers.masked_fill_(numbers < 0, 0)
+    numbers[3] = 0
+    numbers[16:32] = 0
+    weight = in_both_forms(numbers, values)
     x = torch.randn(5, 5000, generator=torch.Generator().manual_seed(1))
-    y = multiply(native.sparse_matrix(packed(weight, scales)), x, native.Pool(1))
-    assert_product(weight, scales, x, y, isa)
+    y = multiply(native.sparse_matrix(weight.sparse), x, native.Pool(1))
+    assert_product(weight, x, y, isa)
     assert torch.equal(y[:, 16:32], torch.zeros(5, 16))
 
 
 @pytest.mark.parametrize(("values", "tokens"), [*itertools.product(VALUES, (1, 5, 40))])
-def test_the_number_of_threads_changes_no_bit(values: str, tokens: int, isa: str) -> None:
-    weight, scales = sparse_weight(300, 2000, values)
+def test_the_number_of_threads_changes_no_bit(values: NumberFormat, tokens: int, isa: str) -> None:
+    weight = random_weight(300, 2000, values)
     x = torch.randn(tokens, 2000, generator=torch.Generator().manual_seed(2))
-    matrix = native.dense_matrix(weight, scales)
+    matrix = native.dense_matrix(weight.dense)
     one, two, three = (multiply(matrix, x, native.Pool(threads)) for threads in (1, 2, 3))
     assert torch.equal(one, two)
     assert torch.equal(one, three)
@@ -145,8 +167,8 @@ def test_the_number_of_threads_changes_no_bit(values: str, tokens: int, isa: str
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
 def test_a_pool_s_threads_may_run_anywhere_again_after_they_were_kept_off_their_caller_s_processor() -> None:
-    weight, scales = sparse_weight(300, 2000, "fp32")
-    matrix, x, pool = native.dense_matrix(weight, scales), torch.ones(4, 2000), native.Pool(3)
+    weight = random_weight(300, 2000, "fp32")
+    matrix, x, pool = native.dense_matrix(weight.dense), torch.ones(4, 2000), native.Pool(3)
     expected, allowed = multiply(matrix, x, native.Pool(1)), os.sched_getaffinity(0)
     for _ in range(20):
         time.sleep(0.001)  # its threads fall asleep
@@ -165,14 +187,14 @@ def _allowed(thread: str) -> set[int]:
 
 
 @pytest.mark.parametrize(("values", "tokens"), [*itertools.product(VALUES, (1, 3, 20))])
-def test_nan_and_infinity_of_an_input_reach_its_token_only(values: str, tokens: int, isa: str) -> None:
-    weight, scales = sparse_weight(20, 60, values)
+def test_nan_and_infinity_of_an_input_reach_its_token_only(values: NumberFormat, tokens: int, isa: str) -> None:
+    weight = random_weight(20, 60, values)
     x = torch.randn(tokens + 1, 60, generator=torch.Generator().manual_seed(3))
-    pool, matrix = native.Pool(1), native.sparse_matrix(packed(weight, scales))
+    pool, matrix = native.Pool(1), native.sparse_matrix(weight.sparse)
     clean = multiply(matrix, x, pool)
     x[tokens, 7] = float("nan")
     y = multiply(matrix, x, pool)
-    kept = weight[:, 7] != 0
+    kept = weight.whole[:, 7] != 0
     assert torch.isnan(y[tokens, kept]).all(), isa
     assert torch.equal(y[:tokens], clean[:tokens])
     x[tokens, 7] = float("inf")
@@ -182,27 +204,29 @@ def test_nan_and_infinity_of_an_input_reach_its_token_only(values: str, tokens: 
 
 
 @pytest.mark.parametrize(("values", "tokens"), [*itertools.product(("fp32", "bf16"), (1, 3, 20))])
-def test_nan_and_infinity_of_a_weight_reach_its_row_only(values: str, tokens: int, isa: str) -> None:
-    weight, _ = sparse_weight(36, 60, values)
+def test_nan_and_infinity_of_a_weight_reach_its_row_only(values: NumberFormat, tokens: int, isa: str) -> None:
+    numbers = torch.randn(36, 60, generator=torch.Generator().manual_seed(0))
+    weight = in_both_forms(numbers, values)
     x = torch.randn(tokens, 60, generator=torch.Generator().manual_seed(4))
     pool = native.Pool(1)
-    clean = multiply(native.sparse_matrix(packed(weight, None)), x, pool)
+    clean = multiply(native.sparse_matrix(weight.sparse), x, pool)
     for value in (float("nan"), float("inf"), -float("inf")):
-        weight[33, 5] = value
-        y = multiply(native.sparse_matrix(packed(weight, None)), x, pool)
+        numbers[33, 5] = value
+        weight = in_both_forms(numbers, values)
+        y = multiply(native.sparse_matrix(weight.sparse), x, pool)
         assert not torch.isfinite(y[:, 33]).any(), isa
         others = [row for row in range(36) if row != 33]
         assert torch.equal(y[:, others], clean[:, others])
 
 
 @pytest.mark.parametrize(("values", "tokens"), [*itertools.product(VALUES, (1, 7, 33))])
-def test_several_weights_with_updates_are_the_sum_of_their_parts(values: str, tokens: int, isa: str) -> None:
+def test_several_weights_with_updates_are_the_sum_of_their_parts(values: NumberFormat, tokens: int, isa: str) -> None:
     pool = native.Pool(2)
     x = torch.randn(tokens, 130, generator=torch.Generator().manual_seed(5))
-    weights = [sparse_weight(rows, 130, values, seed=rows) for rows in (64, 17, 33)]
+    weights = [random_weight(rows, 130, values, seed=rows) for rows in (64, 17, 33)]
     a, b = torch.randn(6, 130) / 10, torch.randn(17, 6)
-    update = native.KernelUpdate(native.dense_matrix(a), native.dense_matrix(b), 0.5)
-    matrices = [native.sparse_matrix(packed(*weight)) for weight in weights]
+    update = native.KernelUpdate(native.dense_matrix(DenseRows(a)), native.dense_matrix(DenseRows(b)), 0.5)
+    matrices = [native.sparse_matrix(weight.sparse) for weight in weights]
     y = multiply_many(matrices, x, pool, [None, update, None])
     for k in (0, 2):
         assert torch.equal(y[k], multiply(matrices[k], x, pool))
@@ -213,9 +237,9 @@ def test_several_weights_with_updates_are_the_sum_of_their_parts(values: str, to
 
 
 def test_bf16_inputs_give_bf16_outputs(isa: str) -> None:
-    weight, _ = sparse_weight(50, 70, "bf16")
+    weight = random_weight(50, 70, "bf16")
     x = torch.randn(3, 70, generator=torch.Generator().manual_seed(6)).bfloat16()
-    matrix, pool = native.sparse_matrix(packed(weight, None)), native.Pool(1)
+    matrix, pool = native.sparse_matrix(weight.sparse), native.Pool(1)
     y = multiply(matrix, x, pool)
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, multiply(matrix, x.float(), pool).bfloat16()), isa
@@ -223,16 +247,19 @@ def test_bf16_inputs_give_bf16_outputs(isa: str) -> None:
 
 def test_a_weight_without_rows_or_inputs(isa: str) -> None:
     pool = native.Pool(2)
-    assert multiply(native.dense_matrix(torch.zeros(0, 8)), torch.ones(2, 8), pool).shape == (2, 0)
-    assert torch.equal(multiply(native.dense_matrix(torch.zeros(3, 0)), torch.ones(2, 0), pool), torch.zeros(2, 3))
+    for values in VALUES:
+        no_rows = native.dense_matrix(DenseRows(torch.zeros(0, 8)).as_values(values))
+        no_inputs = native.dense_matrix(DenseRows(torch.zeros(3, 0)).as_values(values))
+        assert multiply(no_rows, torch.ones(2, 8), pool).shape == (2, 0)
+        assert torch.equal(multiply(no_inputs, torch.ones(2, 0), pool), torch.zeros(2, 3))
     assert native.features()["isa"] == isa
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(InputError, match="int8 with scales"):
-        native.dense_matrix(torch.zeros(4, 8, dtype=torch.int8))
+    with pytest.raises(InputError, match="float32, bfloat16, int8 or int4"):
+        native.dense_matrix(DenseRows(torch.zeros(4, 8, dtype=torch.float16)))
     with pytest.raises(InputError, match="at most 131071 columns"):
-        native.dense_matrix(torch.zeros(1, 140000, dtype=torch.int8), torch.ones(1))
+        native.dense_matrix(DenseRows(torch.zeros(1, 140000, dtype=torch.int8), torch.ones(1)))
     with pytest.raises(ValueError, match="SHEARS_ISA must be"):
         native.select_isa("sse2")
 

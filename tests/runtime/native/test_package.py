@@ -1,5 +1,6 @@
 """A package folder through the native decoder."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import torch
 from peft import PeftModel
 
 from shears import export_adapter
-from shears.checkpoints.packed.file import read_package
+from shears.checkpoints.packed.file import Package, read_package
 from shears.errors import InputError
 from shears.records.peft_files import ADAPTER_CONFIG
+from shears.runtime.drop_in.swap import DropInBackend
 from shears.runtime.native.model_source import scaling_of, source_of_package
 from tests.runtime.native.decoders import covered, expected, extension_is_missing, text, with_lora
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -54,6 +56,32 @@ def test_int8_embeddings_are_table_and_head(adapted: tuple[PeftModel, Path], tmp
     want = expected(adapted[0], tokens)
     assert np.abs(runtime.logits(tokens) - want).max() < 0.1 * np.abs(want).max()
     assert (runtime.describe()["head"], runtime.max_length) == ("int8", 120)
+
+
+@pytest.mark.parametrize("embeddings", ["keep", "int8", "int4"])
+def test_int4_is_the_model_of_the_rounded_weights(
+    adapted: tuple[PeftModel, Path], tmp_path: Path, embeddings: str
+) -> None:
+    package = export_adapter(
+        str(adapted[1]), tmp_path / "package", format="package", values="int4", embeddings=embeddings
+    )
+    tokens, parts = text(100), read_package(package)
+    want = expected(with_weights(adapted[0], parts), tokens)
+    for runtime in (NativeBackend(source_of_package(parts), 1), DropInBackend(package, threads=1)):
+        got = runtime.logits(tokens)
+        assert np.abs(got - want).max() < 0.1 * np.abs(want).max()  # 8-bit inputs, bf16 beside them
+        assert runtime.describe()["values"] == "int4"
+
+
+def with_weights(adapted: PeftModel, package: Package) -> PeftModel:
+    """Return a copy of a model whose weights are those of a package, which may be rounded."""
+    copied = copy.deepcopy(adapted)
+    weights = dict(package.model_tensors())
+    with torch.no_grad():
+        for name, parameter in copied.get_base_model().named_parameters():
+            if ".lora_" not in name:
+                parameter.copy_(weights[name.replace(".base_layer.", ".")])
+    return copied
 
 
 @pytest.mark.parametrize("dense", ["one layer", "all"])

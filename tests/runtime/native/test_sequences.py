@@ -78,7 +78,7 @@ def test_scoring_a_text_leaves_sequences_alone(runtime: NativeBackend) -> None:
     assert_close(runtime.step([0], tokens[39:])[0], runtime.logits(tokens)[39])
 
 
-@pytest.mark.parametrize("values", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("values", ["fp32", "bf16", "int8", "int4"])
 def test_two_threads_give_the_bits_of_one(values: str) -> None:
     model, tokens = with_lora(covered("qwen2, biases"), ["q_proj", "k_proj", "gate_proj", "down_proj"]), text(150)
     one, two = (backend(model, values, threads=threads) for threads in (1, 2))  # type: ignore[arg-type]

@@ -4,17 +4,19 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from shears.checkpoints.packed.layout import NumberFormat, pack, quantize_rows
+from shears.checkpoints.packed.layout import NumberFormat, dense, pack
 from shears.errors import InputError
 from shears.runtime import kernels_available
 
 if not kernels_available():
     pytest.skip("the extension was not built", allow_module_level=True)
 from shears.runtime.native import _native, kernels, tuning
+from shears.runtime.native.dense_rows import DenseRows, rows_of
 from tests.runtime.native.products import multiply
 
 ROWS, COLS = 83, 301  # neither whole panels nor whole groups
@@ -28,8 +30,10 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tuning, "LARGEST_WEIGHT", 1 << 20)
     monkeypatch.setattr(tuning, "SECONDS", 0.001)
     tuning.tune.cache_clear()
+    tuning.is_dense_faster.cache_clear()
     yield
     tuning.tune.cache_clear()
+    tuning.is_dense_faster.cache_clear()
     _native.forget_choices()
 
 
@@ -38,9 +42,7 @@ def a_matrix(values: NumberFormat, sparse: bool) -> kernels.KernelMatrix:
     weight[torch.rand(ROWS, COLS, generator=torch.Generator().manual_seed(1)) < 0.5] = 0
     if sparse:
         return kernels.sparse_matrix(pack(weight, values))
-    if values == "int8":
-        return kernels.dense_matrix(*quantize_rows(weight))
-    return kernels.dense_matrix(weight.to({"fp32": torch.float32, "bf16": torch.bfloat16}[values]))
+    return kernels.dense_matrix(DenseRows(weight).as_values(values))
 
 
 @pytest.mark.parametrize(("values", "sparse"), KINDS)
@@ -86,6 +88,37 @@ def test_kinds_are_added_to_the_cache_one_by_one() -> None:
     tuning.tune("int8", True)
     tuning.tune("bf16", False)
     assert set(json.loads(tuning.cache_file().read_text())["choices"]) == {"int8 sparse", "bf16 dense"}
+
+
+@pytest.mark.parametrize("values", tuning.CODES)
+def test_a_weight_with_its_zeros_is_the_same_weight(values: NumberFormat) -> None:
+    weight = torch.randn(ROWS, COLS, generator=torch.Generator().manual_seed(0))
+    packed = pack(weight.where(weight > 0, 0.0), values)
+    assert torch.equal(rows_of(packed).floats(), dense(packed, torch.float32))
+
+
+@pytest.mark.parametrize(("dense_ps", "is_dense"), [(9.0, True), (11.0, False)])
+def test_zeros_are_stored_where_that_was_measured_to_be_faster(
+    dense_ps: float, is_dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = str(_native.features()["isa"])
+    kernels.select_isa("portable")
+    calls = []
+
+    def speed(code: int, sparse: bool, *_: Any) -> list[float]:
+        calls.append(sparse)
+        return [(10.0 if sparse else dense_ps) * 1e-12, 1.0, 1e9]
+
+    monkeypatch.setattr(_native, "measure_speed", speed)
+    weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
+    packed = pack(weight.where(weight > 0, 0.0), "int8")
+    try:
+        assert (kernels.sparse_matrix(packed, threads=3).packed is None) == is_dense
+        tuning.is_dense_faster.cache_clear()
+        assert tuning.is_dense_faster("int8", 3) == is_dense
+        assert calls == [True, False]  # then the cache of the machine is asked
+    finally:
+        kernels.select_isa(before)
 
 
 UNUSABLE = ["", "{", "[]", '{"choices": 1}', '{"choices": {"int8 sparse": 3}}',

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 from torch import Tensor
 
 from shears.checkpoints.packed import layout
@@ -28,12 +28,13 @@ NO_FINGERPRINT = "0" * 64
 ALIGNMENT = 64  # bytes; of the first tensor
 CHUNK = 1 << 22
 FORMAT = "shears-package"
-VERSION = "1"
+VERSIONS = ("1", "2")  # a file with int4 is version 2, any other file version 1
 PADDING = "padding"  # the last tensor: a vector that a kernel reads at the last value stays inside the file
 PADDING_BYTES = 64
 LARGEST = 1 << 48
 Size = Annotated[int, Field(ge=1, lt=1 << 31)]
 Count = Annotated[int, Field(ge=0, lt=LARGEST)]
+Quantized = Literal[False, "int8", "int4"]
 Shape = Annotated[tuple[Annotated[int, Field(ge=0, lt=LARGEST)], ...], Field(max_length=8)]
 PLAIN = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64, "int64": torch.int64,
@@ -41,6 +42,7 @@ PLAIN = {
 }  # fmt: skip
 PLAIN_NAMES = {dtype: name for name, dtype in PLAIN.items()}
 Spec = tuple[torch.dtype, tuple[int, ...]]
+PARTS = ("masks", "values", "offsets", "scales", "zeros")
 
 
 class _Entry(BaseModel):
@@ -54,15 +56,45 @@ class PackedEntry(_Entry):
     cols: Size
     values: NumberFormat
     kept: Count
+    bytes: Count | None = None  # of int4 alone: the size of `values`, whose groups begin with a new byte
     transposed: bool = False
+
+    @property
+    def num_values(self) -> int:
+        """Number of elements of the tensor `values`."""
+        return self.kept if self.bytes is None else self.bytes
+
+    @classmethod
+    def of(cls, matrix: PackedMatrix) -> "PackedEntry":
+        """Return the entry of a packed weight."""
+        size = matrix.values.numel() if matrix.values_dtype == "int4" else None
+        return cls(rows=matrix.rows, cols=matrix.cols, values=matrix.values_dtype, kept=matrix.num_kept, bytes=size)
 
 
 class DenseEntry(_Entry):
-    """A tensor that is not packed. `quantized`: stored as 8-bit steps and a scale a row, for 2-D tensors."""
+    """A tensor that is not packed.
+
+    `quantized`, for 2-D tensors: stored as int8 with a scale a row, or as int4 with a scale and a zero point for each
+    block of a row. A version 1 file says true for int8.
+    """
 
     dtype: Literal["fp32", "bf16", "fp16", "fp64", "int64", "int32", "int16", "int8", "uint8", "bool"]
     shape: Shape
-    quantized: bool = False
+    quantized: Quantized = False
+
+    @field_validator("quantized", mode="before")
+    @classmethod
+    def _of_version(cls, value: object, info: Any) -> object:
+        known = bool if info.context == "1" else bool | str
+        if not isinstance(value, known):  # a literal False also takes 0 and 0.0
+            raise ValueError(  # noqa: TRY004  (pydantic reports a ValueError)
+                "Input should be true or false" if known is bool else "Input should be false, 'int8' or 'int4'"
+            )
+        return "int8" if value is True and info.context == "1" else value
+
+    @field_serializer("quantized")
+    def _in_version(self, value: Quantized, info: Any) -> Quantized | bool:
+        return bool(value) if info.context == "1" else value
 
 
 class Index(_Entry):
@@ -72,6 +104,17 @@ class Index(_Entry):
     dense: dict[str, DenseEntry] = {}
     adapter: dict[str, DenseEntry] = {}
     tied: dict[str, str] = {}  # name -> name of the dense tensor that it equals
+
+    @property
+    def version(self) -> str:
+        """The lowest version of the format that has everything that the index names."""
+        of_packed = (entry.values for entry in self.packed.values())
+        of_plain = (entry.quantized for entry in self.plain().values())
+        return "2" if "int4" in {*of_packed, *of_plain} else "1"
+
+    def text(self) -> str:
+        """Return the index as JSON, as a file of its version holds it."""
+        return self.model_dump_json(exclude_none=True, context=self.version)
 
     def plain(self) -> dict[str, DenseEntry]:
         """Return the tensors that are not packed, of model and adapter, by their names in the file."""
@@ -84,39 +127,57 @@ class Index(_Entry):
         for linear, entry in self.packed.items():
             specs |= {f"packed.{linear}.{part}": spec for part, spec in packed_specs(entry).items()}
         for name, plain in self.plain().items():
-            specs |= dict(_dense_specs(name, plain))
+            specs |= {f"{name}{part}": spec for part, spec in _dense_specs(plain).items()}
         return specs | {PADDING: (torch.uint8, (PADDING_BYTES,))}
 
 
 def packed_specs(entry: PackedEntry) -> dict[str, Spec]:
     """Return dtype and shape of a packed weight's parts."""
-    panels = -(-entry.rows // layout.PANEL)
+    panels = math.ceil(entry.rows / layout.PANEL)
+    blocks = math.ceil(entry.cols / layout.BLOCK)
     specs: dict[str, Spec] = {
         "offsets": (torch.int64, (panels + 1,)),
-        "values": (layout.FORMAT_DTYPES[entry.values], (entry.kept,)),
+        "values": (layout.FORMAT_DTYPES[entry.values], (entry.num_values,)),
         "masks": (torch.uint8, layout.mask_shape(entry.rows, entry.cols, entry.values)),
     }
-    return specs | ({"scales": (torch.float32, (entry.rows,))} if entry.values == "int8" else {})
+    if entry.values == "int8":
+        specs["scales"] = (torch.float32, (entry.rows,))
+    elif entry.values == "int4":
+        specs["scales"] = (torch.float16, (panels, blocks, layout.PANEL))
+        specs["zeros"] = (torch.uint8, (panels, blocks, layout.PANEL // 2))
+    return specs
 
 
-def _dense_specs(name: str, entry: DenseEntry) -> Iterator[tuple[str, Spec]]:
-    if entry.quantized:
-        yield name, (torch.int8, entry.shape)
-        yield f"{name}.scales", (torch.float32, entry.shape[:1])
-    else:
-        yield name, (PLAIN[entry.dtype], entry.shape)
+def _dense_specs(entry: DenseEntry) -> dict[str, Spec]:
+    """Return dtype and shape of a tensor and of its scales and zero points, by the endings of their names."""
+    if not entry.quantized:
+        return {"": (PLAIN[entry.dtype], entry.shape)}
+    rows, cols = entry.shape
+    if entry.quantized == "int8":
+        return {"": (torch.int8, entry.shape), ".scales": (torch.float32, (rows,))}
+    blocks = layout.block_shape(rows, cols)
+    return {
+        "": (torch.uint8, (rows, math.ceil(cols / 2))),
+        ".scales": (torch.float16, blocks),
+        ".zeros": (torch.uint8, blocks),
+    }
 
 
-def parse_index(text: str) -> Index:
-    """Return the index; InputError where it is invalid, or its names or sizes contradict each other."""
+def parse_index(text: str, version: str) -> Index:
+    """Return the index of a file of that version.
+
+    InputError where it is invalid, needs a newer version, or its names or sizes contradict each other.
+    """
     try:
-        index = Index.model_validate_json(text)
+        index = Index.model_validate_json(text, context=version)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"its index must be valid, got {where}: {first['msg']}") from None
     except (RecursionError, ValueError) as error:
         raise InputError(f"its index must be valid JSON, got {error}") from None
+    if index.version > version:
+        raise InputError(f"a file with int4 must be version {index.version}, it is version {version}")
     _check(index)
     return index
 
@@ -131,12 +192,20 @@ def _check(index: Index) -> None:
     for name, entry in [*index.dense.items(), *index.adapter.items()]:
         _check_dense(name, entry)
     num_parts = sum(len(packed_specs(entry)) for entry in index.packed.values())
-    num_plain = sum(1 + entry.quantized for entry in [*index.dense.values(), *index.adapter.values()])
+    num_plain = sum(len(_dense_specs(entry)) for entry in [*index.dense.values(), *index.adapter.values()])
     if len(index.tensors()) != num_parts + num_plain + 1:  # the padding
         raise InputError("its index must give every tensor a name of its own, two tensors share one")
     for linear, packed in index.packed.items():
-        if packed.kept > packed.rows * packed.cols:
-            raise InputError(f"its index must keep at most all weights of {linear}, it keeps {packed.kept}")
+        _check_packed(linear, packed)
+
+
+def _check_packed(linear: str, entry: PackedEntry) -> None:
+    if entry.kept > entry.rows * entry.cols:
+        raise InputError(f"its index must keep at most all weights of {linear}, it keeps {entry.kept}")
+    if (entry.bytes is None) != (entry.values != "int4"):
+        raise InputError(f"its index must give bytes for int4 values and for no others, {linear} is {entry.values}")
+    if entry.bytes is not None and not (entry.kept + 1) // 2 <= entry.bytes <= entry.kept:
+        raise InputError(f"its index must give the bytes of {entry.kept} nibbles of {linear}, it gives {entry.bytes}")
 
 
 def _check_dense(name: str, entry: DenseEntry) -> None:
@@ -176,7 +245,7 @@ class Package:
         return self._plain(f"dense.{name}", self.index.dense[name])
 
     def weight(self, linear: str) -> Tensor:
-        """Return a packed weight in the form of the model's files, which may be transposed; float32 for int8."""
+        """Return a packed weight in the form of the model's files (may be transposed); float32 where quantized."""
         whole = layout.dense(self.packed[linear])
         return whole.T.contiguous() if self.index.packed[linear].transposed else whole
 
@@ -188,10 +257,10 @@ class Package:
             yield name, self.dense(name)
 
     def model_specs(self, quantized: torch.dtype) -> dict[str, Spec]:
-        """Return dtype and shape of the tensors of `model_tensors`, in order; int8 weights become `quantized`."""
+        """Return dtype and shape of the tensors of `model_tensors`, in order; int8 and int4 become `quantized`."""
         specs: dict[str, Spec] = {}
         for linear, entry in self.index.packed.items():
-            dtype = quantized if entry.values == "int8" else layout.FORMAT_DTYPES[entry.values]
+            dtype = quantized if entry.values in layout.QUANTIZED else layout.FORMAT_DTYPES[entry.values]
             shape = (entry.cols, entry.rows) if entry.transposed else (entry.rows, entry.cols)
             specs[f"{linear}.weight"] = (dtype, shape)
         for name in [*self.index.dense, *self.index.tied]:
@@ -205,7 +274,13 @@ class Package:
 
     def _plain(self, name: str, entry: DenseEntry) -> Tensor:
         tensor = self.tensors[name]
-        return tensor.float() * self.tensors[f"{name}.scales"][:, None] if entry.quantized else tensor
+        if not entry.quantized:
+            return tensor
+        scales = self.tensors[f"{name}.scales"]
+        if entry.quantized == "int8":
+            return tensor.float() * scales[:, None]
+        codes = layout.unpack_nibbles(tensor, entry.shape[1])
+        return layout.dequantize_blocks(codes, scales, self.tensors[f"{name}.zeros"])
 
 
 def is_package(folder: str | Path) -> bool:
@@ -223,6 +298,7 @@ def read_package(folder: str | Path, *, verify: bool = True) -> Package:
     if not path.is_file():
         raise InputError(f"a package must hold {PACKAGE_FILE}, {folder} does not; make one with shears export")
     stored, metadata = read_header(path)
+    _refuse_newer(path, metadata)
     try:
         index, fingerprint = _checked_metadata(metadata)
         _check_tensors(stored, index)
@@ -232,23 +308,34 @@ def read_package(folder: str | Path, *, verify: bool = True) -> Package:
         packed = {linear: _matrix(linear, index, tensors) for linear in index.packed}
         for linear, matrix in packed.items():
             layout.check_matrix(linear, matrix)
+            _check_kept(linear, index.packed[linear], matrix)
         _check_scales(index, tensors)
     except InputError as error:
         raise InputError(f"{path} must be a whole package: {' '.join(str(error).split())}") from None
     return Package(path, index, fingerprint, packed, tensors)
 
 
+def _refuse_newer(path: Path, metadata: Any) -> None:
+    """Raise InputError that names the version where a package is of a newer one."""
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        return
+    version = metadata.get("version")
+    if isinstance(version, str) and re.fullmatch("[1-9][0-9]{0,3}", version) and version not in VERSIONS:
+        known = " and ".join(VERSIONS)
+        raise InputError(f"{path} is package format version {version}, this shears reads {known}; update shears")
+
+
 def _checked_metadata(metadata: Any) -> tuple[Index, str]:
     known = {"format", "version", "fingerprint", "index"}
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise InputError(f"its format must be {FORMAT}; it is a file of another kind")
-    if metadata.get("version") != VERSION:
-        raise InputError(f"its version must be {VERSION}, got {metadata.get('version')!r}; use a newer shears")
+    if metadata.get("version") not in VERSIONS:
+        raise InputError(f"its version must be {' or '.join(VERSIONS)}, got {metadata.get('version')!r:.40}")
     if metadata.keys() != known or not all(isinstance(value, str) for value in metadata.values()):
         raise InputError(f"its metadata must be the texts {', '.join(sorted(known))}")
     if not re.fullmatch("[0-9a-f]{64}", metadata["fingerprint"]):
         raise InputError("its fingerprint must be 64 digits of sha256")
-    return parse_index(metadata["index"]), metadata["fingerprint"]
+    return parse_index(metadata["index"], metadata["version"]), metadata["fingerprint"]
 
 
 def _check_tensors(stored: Mapping[str, StoredTensor], index: Index) -> None:
@@ -284,15 +371,25 @@ def _view(storage: torch.UntypedStorage, tensor: StoredTensor) -> Tensor:
 
 def _matrix(linear: str, index: Index, tensors: Mapping[str, Tensor]) -> PackedMatrix:
     entry = index.packed[linear]
-    parts = {part: tensors.get(f"packed.{linear}.{part}") for part in ("masks", "values", "offsets", "scales")}
+    parts = {part: tensors.get(f"packed.{linear}.{part}") for part in PARTS}
     return PackedMatrix(entry.rows, entry.cols, entry.values, **cast("dict[str, Any]", parts))
 
 
+def _check_kept(linear: str, entry: PackedEntry, matrix: PackedMatrix) -> None:
+    """Raise InputError where an int4 weight keeps another number than its index says; others are checked by size."""
+    if entry.values == "int4" and matrix.num_kept != entry.kept:
+        raise InputError(f"its index must give the kept weights of {linear}, {matrix.num_kept}, it gives {entry.kept}")
+
+
 def _check_scales(index: Index, tensors: Mapping[str, Tensor]) -> None:
-    """Raise InputError where a scale of a quantized dense tensor is not finite and at least 0."""
-    for name in [f"{name}.scales" for name, entry in index.plain().items() if entry.quantized]:
-        if not bool((torch.isfinite(tensors[name]) & (tensors[name] >= 0)).all()):
-            raise InputError(f"{name} must be finite and at least 0")
+    """Raise InputError where a scale or a zero point of a quantized dense tensor is out of its range."""
+    quantized = {name: entry.quantized for name, entry in index.plain().items() if entry.quantized}
+    for name, values in quantized.items():
+        scales = tensors[f"{name}.scales"]
+        if not bool((torch.isfinite(scales) & (scales >= 0)).all()):
+            raise InputError(f"{name}.scales must be finite and at least 0")
+        if values == "int4" and bool((tensors[f"{name}.zeros"] > layout.LARGEST_CODE).any()):
+            raise InputError(f"{name}.zeros must be at most {layout.LARGEST_CODE}")
 
 
 def _check_fingerprint(path: Path, fingerprint: str) -> None:
@@ -325,8 +422,8 @@ class PackageWriter:
     def __init__(self, path: Path, index: Index) -> None:
         self.path = path
         self._specs = index.tensors()
-        metadata = {"format": FORMAT, "version": VERSION, "fingerprint": NO_FINGERPRINT,
-                    "index": index.model_dump_json()}  # fmt: skip
+        metadata = {"format": FORMAT, "version": index.version, "fingerprint": NO_FINGERPRINT,
+                    "index": index.text()}  # fmt: skip
         self._stored = dict(zip(self._specs, write_layout(path, self._specs, metadata, ALIGNMENT), strict=True))
         self._missing = set(self._specs) - {PADDING}
 
@@ -340,7 +437,7 @@ class PackageWriter:
 
     def put_packed(self, linear: str, matrix: PackedMatrix) -> None:
         """Write the parts of a packed weight."""
-        for part in ("masks", "values", "offsets", "scales"):
+        for part in PARTS:
             tensor = getattr(matrix, part)
             if tensor is not None:
                 self.put(f"packed.{linear}.{part}", tensor)

@@ -1,29 +1,40 @@
 """The packed layout of a sparse weight: one bit a weight, and the values of the kept weights in a kernel's order. Pure.
 
-A weight (O I) is cut into panels of 16 rows, its inputs into groups of g = 1 (fp32), 2 (bf16) or 4 (int8). For panel p
-and group j there is one little-endian mask word of 16 g bits: bit r g + i stands for weight[16 p + r, g j + i], and is
-set where that weight is kept. Rows and inputs beyond the weight have bit 0. The kept values are in the order
-(p, j, bit). docs/package-format.md describes every byte.
+A weight (O I) is cut into panels of 16 rows, its inputs into groups of g = 1 (fp32), 2 (bf16) or 4 (int8, int4). For
+panel p and group j there is one little-endian mask word of 16 g bits: bit r g + i stands for weight[16 p + r, g j + i],
+and is set where that weight is kept. Rows and inputs beyond the weight have bit 0. The kept values are in the order
+(p, j, bit). int4 values are nibbles, two a byte, and every group begins with a new byte; each row has a scale and a
+zero point for each block of 128 inputs. docs/package-format.md describes every byte.
 
-Shapes: O rows (outputs), I columns (inputs), P = ceil(O / 16) panels, G = ceil(I / g) groups, N kept weights.
+Shapes: O rows (outputs), I columns (inputs), P = ceil(O / 16) panels, G = ceil(I / g) groups, W = 16 g weights of a
+group, B = ceil(I / 128) blocks, N elements of `values`.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int8, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float, Float16, Int8, Int64, Shaped, UInt8
 from torch import Tensor
+from torch.nn.functional import pad
 
 from shears.errors import InputError
 
-NumberFormat = Literal["fp32", "bf16", "int8"]
+NumberFormat = Literal["fp32", "bf16", "int8", "int4"]
 PANEL = 16
-FORMAT_DTYPES: dict[NumberFormat, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
-GROUPS: dict[NumberFormat, int] = {"fp32": 1, "bf16": 2, "int8": 4}
+BLOCK = 128  # inputs that share a scale and a zero point in int4
+FORMAT_DTYPES: dict[NumberFormat, torch.dtype] = {
+    "fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8
+}  # fmt: skip
+"""The dtype of `values`; an element of int4 is a byte of two nibbles."""
+GROUPS: dict[NumberFormat, int] = {"fp32": 1, "bf16": 2, "int8": 4, "int4": 4}
+QUANTIZED: frozenset[NumberFormat] = frozenset(("int8", "int4"))  # formats of whole numbers and scales
 LARGEST_STEP = 127  # of int8, which is symmetric: -128 is never written
+LARGEST_CODE = 15  # of int4, which is asymmetric: weight = scale * (code - zero point)
+_QUANTIZED_AT_ONCE = 1 << 24  # weights; bounds the memory that quantizing an embedding takes
+Counts: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -34,16 +45,22 @@ class PackedMatrix:
     rows: int
     cols: int
     values_dtype: NumberFormat
-    masks: UInt8[Tensor, "P G B"]  # B = 2 g bytes, the mask word
-    values: Shaped[Tensor, " N"]  # float32, bfloat16 or int8
-    offsets: Int64[Tensor, " P1"]  # P + 1; index in `values` of a panel's first value
-    scales: Float[Tensor, " O"] | None  # float32, of int8 alone: weight = value * scale of its row
+    masks: UInt8[Tensor, "P G M"]  # M = 2 g bytes, the mask word
+    values: Shaped[Tensor, " N"]  # float32, bfloat16, int8, or bytes of two nibbles
+    offsets: Int64[Tensor, " P1"]  # P + 1; index in `values` of a panel's first element
+    scales: Float[Tensor, " O"] | Float16[Tensor, "P B 16"] | None  # of int8 a float32 a row, of int4 an fp16 a block
+    zeros: UInt8[Tensor, "P B 8"] | None = None  # of int4 alone: zero points as nibbles, row 2 k in the low one
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all parts."""
-        parts = (self.masks, self.values, self.offsets, self.scales)
+        parts = (self.masks, self.values, self.offsets, self.scales, self.zeros)
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+    @property
+    def num_kept(self) -> int:
+        """Number of kept weights, counted in the masks."""
+        return int(np.bitwise_count(self.masks.numpy()).sum(dtype=np.int64))
 
 
 def mask_shape(rows: int, cols: int, values: NumberFormat) -> tuple[int, int, int]:
@@ -52,11 +69,24 @@ def mask_shape(rows: int, cols: int, values: NumberFormat) -> tuple[int, int, in
     return math.ceil(rows / PANEL), math.ceil(cols / group), 2 * group
 
 
-def packed_bytes(rows: int, cols: int, kept: int, values: NumberFormat) -> int:
-    """Return the bytes that a weight takes when packed."""
-    scales = 4 * rows if values == "int8" else 0
-    panels = math.ceil(rows / PANEL)
-    return math.prod(mask_shape(rows, cols, values)) + kept * FORMAT_DTYPES[values].itemsize + 8 * (panels + 1) + scales
+def block_shape(rows: int, cols: int) -> tuple[int, int]:
+    """Return the shape of the scales and zero points of a dense int4 matrix, O x B."""
+    return rows, math.ceil(cols / BLOCK)
+
+
+def packed_bytes(rows: int, cols: int, num_values: int, values: NumberFormat) -> int:
+    """Return the bytes that a weight takes when packed; `num_values` is what `num_stored` returns."""
+    panels, blocks = math.ceil(rows / PANEL), math.ceil(cols / BLOCK)
+    scales = {"int8": 4 * rows, "int4": panels * blocks * (2 * PANEL + PANEL // 2)}.get(values, 0)
+    of_values = num_values * FORMAT_DTYPES[values].itemsize
+    return math.prod(mask_shape(rows, cols, values)) + of_values + 8 * (panels + 1) + scales
+
+
+def num_stored(mask: Bool[Tensor, "O I"], values: NumberFormat) -> int:
+    """Return the number of elements of `values` for a mask of kept weights; of int4, bytes that hold whole groups."""
+    if values != "int4":
+        return int(mask.sum())
+    return int(_panel_sizes(_in_panels(mask, values), values).sum())
 
 
 def kept(weight: Float[Tensor, "O I"]) -> Bool[Tensor, "O I"]:
@@ -68,40 +98,128 @@ def pack(weight: Float[Tensor, "O I"], values: NumberFormat) -> PackedMatrix:
     """Return the packed weight, its kept values converted to `values`.
 
     Bit for bit lossless where that is the weight's own dtype. A kept weight that becomes zero in `values` stays kept.
-    InputError for NaN or infinity in int8.
+    InputError for NaN or infinity in int8 or int4, and for a scale of int4 beyond fp16.
     """
     rows, cols = weight.shape
-    panels, groups, _ = mask_shape(rows, cols, values)
-    converted, scales = quantize_rows(weight) if values == "int8" else (weight.to(FORMAT_DTYPES[values]), None)
     bits = _in_panels(kept(weight), values)
-    counts = bits.reshape(panels, -1).sum(1) if panels else torch.zeros(0, dtype=torch.int64)
     masks = torch.from_numpy(np.packbits(bits.numpy(), axis=-1, bitorder="little"))
+    stored, scales, zeros = _stored(weight, bits, values)
     return PackedMatrix(
         rows, cols, values,
-        masks=masks.reshape(panels, groups, -1) if masks.numel() else masks.new_zeros(mask_shape(rows, cols, values)),
-        values=_in_panels(converted, values)[bits],
-        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
+        masks=masks.reshape(mask_shape(rows, cols, values)),
+        values=stored,
+        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), _panel_sizes(bits, values).cumsum(0)]),
         scales=scales,
+        zeros=zeros,
     )  # fmt: skip
 
 
+def _stored(
+    weight: Float[Tensor, "O I"], bits: Bool[Tensor, "P G W"], values: NumberFormat
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return `values`, `scales` and `zeros` of a packed weight."""
+    if values == "int4":
+        codes, by_row, zeros = quantize_blocks(weight)
+        stored = _paired(_in_panels(codes, values), bits)
+        return stored, blocks_by_panel(by_row), pack_nibbles(blocks_by_panel(zeros))
+    converted, scales = quantize_rows(weight) if values == "int8" else (weight.to(FORMAT_DTYPES[values]), None)
+    return _in_panels(converted, values)[bits], scales, None
+
+
 def unpack(matrix: PackedMatrix) -> Shaped[Tensor, "O I"]:
-    """Return the weight in the dtype of its values, +0.0 where not kept; scales of int8 are not applied."""
-    panels, groups, _ = mask_shape(matrix.rows, matrix.cols, matrix.values_dtype)
-    group = GROUPS[matrix.values_dtype]
-    bits = np.unpackbits(matrix.masks.numpy(), axis=-1, bitorder="little").view(bool)
-    spread = torch.zeros(bits.shape, dtype=matrix.values.dtype)
-    spread[torch.from_numpy(bits)] = matrix.values
-    whole = spread.view(panels, groups, PANEL, group).transpose(1, 2).reshape(panels * PANEL, groups * group)
-    return whole[: matrix.rows, : matrix.cols].contiguous()
+    """Return the weight in the dtype of its values, +0.0 where not kept; scales are not applied.
+
+    Of int4, the steps code - zero point in int8.
+    """
+    bits = torch.from_numpy(np.unpackbits(matrix.masks.numpy(), axis=-1, bitorder="little").view(bool))
+    if matrix.values_dtype == "int4":
+        spread = _spread_pairs(matrix.values, bits)
+    else:
+        spread = torch.zeros(bits.shape, dtype=matrix.values.dtype).masked_scatter_(bits, matrix.values)
+    whole = _by_rows(spread, matrix)
+    if matrix.zeros is None:
+        return whole
+    zeros = _by_row(unpack_nibbles(matrix.zeros, PANEL), matrix.rows)
+    steps = whole.view(torch.int8) - _by_input(zeros, matrix.cols).view(torch.int8)
+    return steps.masked_fill_(~_by_rows(bits, matrix), 0)
+
+
+def unpack_codes(
+    matrix: PackedMatrix,
+) -> tuple[UInt8[Tensor, "O I"], Float16[Tensor, "O B"], UInt8[Tensor, "O B"]]:
+    """Return what `quantize_blocks` returns of an int4 weight; a weight that is not kept has its zero point as code."""
+    assert matrix.zeros is not None
+    assert matrix.scales is not None
+    zeros = _by_row(unpack_nibbles(matrix.zeros, PANEL), matrix.rows)
+    codes = unpack(matrix).add_(_by_input(zeros, matrix.cols).view(torch.int8)).view(torch.uint8)
+    return codes, _by_row(matrix.scales, matrix.rows), zeros
 
 
 def dense(matrix: PackedMatrix, dtype: torch.dtype | None = None) -> Float[Tensor, "O I"]:
-    """Return the unpacked weight with scales applied; by default in its own dtype, float32 for int8."""
+    """Return the unpacked weight with scales applied; by default in its own dtype, float32 for int8 and int4."""
     whole = unpack(matrix)
     if matrix.scales is not None:
-        whole = whole.float() * matrix.scales[:, None]
+        int4 = matrix.values_dtype == "int4"
+        by_row = _by_row(matrix.scales, matrix.rows).float() if int4 else matrix.scales
+        whole = whole.float() * (_by_input(by_row, matrix.cols) if int4 else by_row[:, None])
     return whole if dtype is None else whole.to(dtype)
+
+
+def quantize_blocks(
+    weight: Float[Tensor, "O I"],
+) -> tuple[UInt8[Tensor, "O I"], Float16[Tensor, "O B"], UInt8[Tensor, "O B"]]:
+    """Return int4 codes q in 0..15, and by row and block of 128 inputs a scale and a zero point z in 0..15.
+
+    weight ~ scale * (q - z), scale = (max(0, max w) - min(0, min w)) / 15 rounded to fp16, z = round(-min(0, min w) /
+    scale); a zero is exact. A scale of 0 has zero weights alone. InputError for NaN, infinity, and a scale beyond fp16.
+    """
+    rows, cols = weight.shape
+    codes = torch.empty(rows, cols, dtype=torch.uint8)
+    scales = torch.empty(block_shape(rows, cols), dtype=torch.float16)
+    zeros = torch.empty(block_shape(rows, cols), dtype=torch.uint8)
+    at_once = max(_QUANTIZED_AT_ONCE // max(cols, 1), 1)
+    for start in range(0, rows, at_once):
+        some = slice(start, start + at_once)
+        codes[some], scales[some], zeros[some] = _quantized_blocks(weight[some].float())
+    return codes, scales, zeros
+
+
+def _quantized_blocks(wide: Float[Tensor, "O I"]) -> tuple[Tensor, Tensor, Tensor]:
+    rows, cols = wide.shape
+    _check_finite(wide)
+    blocks = pad(wide, (0, -cols % BLOCK)).view(*block_shape(rows, cols), BLOCK)
+    low = blocks.amin(2).clamp_(max=0)
+    high = blocks.amax(2).clamp_(min=0)
+    scales = ((high - low) / LARGEST_CODE).half()
+    if not bool(torch.isfinite(scales).all()):
+        raise InputError(
+            f"{BLOCK} weights of a row must lie within {LARGEST_CODE} x 65504 to be quantized to int4, they go from "
+            f"{float(low.min()):.3g} to {float(high.max()):.3g}; pack them as fp32 or bf16"
+        )
+    steps = scales.float().where(scales > 0, 1.0)  # with scale 0 all weights are below 1e-6 and round to 0
+    zeros = (-low / steps).round_().clamp_(0, LARGEST_CODE)
+    codes = (blocks / steps[:, :, None]).round_().add_(zeros[:, :, None]).clamp_(0, LARGEST_CODE)
+    return codes.flatten(1)[:, :cols].to(torch.uint8), scales, zeros.to(torch.uint8)
+
+
+def dequantize_blocks(
+    codes: UInt8[Tensor, "O I"], scales: Float16[Tensor, "O B"], zeros: UInt8[Tensor, "O B"]
+) -> Float[Tensor, "O I"]:
+    """Return scale * (code - zero point) in float32, which is exact."""
+    cols = codes.shape[1]
+    steps = codes.float().sub_(_by_input(zeros.float(), cols))
+    return steps.mul_(_by_input(scales.float(), cols))
+
+
+def pack_nibbles(codes: UInt8[Tensor, "*A I"]) -> UInt8[Tensor, "*A H"]:
+    """Return numbers in 0..15 as H = ceil(I / 2) bytes, the even ones in the low nibbles."""
+    even = pad(codes, (0, codes.shape[-1] % 2))
+    return even[..., 0::2] | (even[..., 1::2] << 4)
+
+
+def unpack_nibbles(nibbles: UInt8[Tensor, "*A H"], count: int) -> UInt8[Tensor, "*A I"]:
+    """Return the first `count` numbers of each row of nibbles."""
+    return torch.stack([nibbles & 15, nibbles >> 4], -1).flatten(-2)[..., :count]
 
 
 def quantize_rows(weight: Float[Tensor, "O I"]) -> tuple[Int8[Tensor, "O I"], Float[Tensor, " O"]]:
@@ -110,13 +228,17 @@ def quantize_rows(weight: Float[Tensor, "O I"]) -> tuple[Int8[Tensor, "O I"], Fl
     A row whose scale would be no normal number (zeros, or nearly zeros) has scale 0. InputError for NaN and infinity.
     """
     wide = weight.float()
-    if not bool(torch.isfinite(wide).all()):
-        raise InputError("weights must be finite to be quantized, got NaN or infinity; pack them as fp32 or bf16")
+    _check_finite(wide)
     largest = wide.abs().amax(1) if wide.shape[1] else wide.new_zeros(wide.shape[0])
     scales = largest / LARGEST_STEP
     scales = scales.where(scales >= torch.finfo(torch.float32).tiny, 0.0)
     steps = (wide / scales.where(scales > 0, 1.0)[:, None]).round_()
     return steps.clamp_(-LARGEST_STEP, LARGEST_STEP).to(torch.int8), scales
+
+
+def _check_finite(weight: Tensor) -> None:
+    if not bool(torch.isfinite(weight).all()):
+        raise InputError("weights must be finite to be quantized, got NaN or infinity; pack them as fp32 or bf16")
 
 
 def _in_panels(weight: Shaped[Tensor, "O I"], values: NumberFormat) -> Shaped[Tensor, "P G W"]:
@@ -129,6 +251,62 @@ def _in_panels(weight: Shaped[Tensor, "O I"], values: NumberFormat) -> Shaped[Te
     return padded.view(panels, PANEL, groups, group).transpose(1, 2).reshape(panels, groups, PANEL * group)
 
 
+def _by_rows(spread: Shaped[Tensor, "P G W"], matrix: PackedMatrix) -> Shaped[Tensor, "O I"]:
+    """Return a weight that is in the order (panel, group, bit), without what lies beyond it."""
+    panels, groups, _ = spread.shape
+    group = GROUPS[matrix.values_dtype]
+    whole = spread.reshape(panels, groups, PANEL, group).transpose(1, 2).reshape(panels * PANEL, groups * group)
+    return whole[: matrix.rows, : matrix.cols].contiguous()
+
+
+def _panel_sizes(bits: Bool[Tensor, "P G W"], values: NumberFormat) -> Int64[Tensor, " P"]:
+    """Return the number of elements of `values` by panel."""
+    by_group = _group_sizes(bits)
+    return ((by_group + 1) // 2 if values == "int4" else by_group).sum(1)
+
+
+def _group_sizes(bits: Bool[Tensor, "P G W"]) -> Int64[Tensor, "P G"]:
+    """Return the number of kept weights by group, counted in words, which is ten times as fast as a sum of bits."""
+    words = np.packbits(bits.contiguous().numpy(), axis=-1).view(f"u{bits.shape[2] // 8}")
+    return torch.from_numpy(np.bitwise_count(words[..., 0]).astype(np.int64))
+
+
+def _paired(codes: UInt8[Tensor, "P G W"], bits: Bool[Tensor, "P G W"]) -> UInt8[Tensor, " N"]:
+    """Return the kept codes in pairs, the first one in the low nibble; a group's last byte is filled up with 0."""
+    codes = pad(codes, (0, 1))
+    nibbles = torch.from_numpy(codes.numpy()[_filled_up(bits).numpy()])  # torch takes three times as long
+    return nibbles[0::2] | (nibbles[1::2] << 4)
+
+
+def _spread_pairs(stored: UInt8[Tensor, " N"], bits: Bool[Tensor, "P G W"]) -> UInt8[Tensor, "P G W"]:
+    """Return the codes in the order (panel, group, bit), 0 where not kept."""
+    filled = _filled_up(bits)
+    spread = torch.zeros(filled.shape, dtype=torch.uint8)
+    return spread.masked_scatter_(filled, unpack_nibbles(stored, 2 * stored.numel()))[..., :-1]
+
+
+def _filled_up(bits: Bool[Tensor, "P G W"]) -> Bool[Tensor, "P G W1"]:
+    """Return the bits and one more a group, which is set where the group keeps an odd number of weights."""
+    return torch.cat([bits, _group_sizes(bits)[:, :, None] % 2 == 1], 2)
+
+
+def blocks_by_panel(table: Shaped[Tensor, "O B"]) -> Shaped[Tensor, "P B 16"]:
+    """Return numbers by row and block in the order (panel, block, row), 0 for rows beyond the weight."""
+    rows, blocks = table.shape
+    padded = pad(table, (0, 0, 0, -rows % PANEL))
+    return padded.view(math.ceil(rows / PANEL), PANEL, blocks).transpose(1, 2).contiguous()
+
+
+def _by_row(table: Shaped[Tensor, "P B 16"], rows: int) -> Shaped[Tensor, "O B"]:
+    """Undo `blocks_by_panel`."""
+    return table.transpose(1, 2).flatten(0, 1)[:rows]
+
+
+def _by_input(table: Shaped[Tensor, "O B"], cols: int) -> Shaped[Tensor, "O I"]:
+    """Repeat each block's number for its inputs."""
+    return table.repeat_interleave(BLOCK, 1)[:, :cols]
+
+
 def check_matrix(name: str, matrix: PackedMatrix) -> None:
     """Raise InputError where offsets, masks and values are inconsistent, so that a kernel could read out of bounds.
 
@@ -136,7 +314,7 @@ def check_matrix(name: str, matrix: PackedMatrix) -> None:
     """
     offsets = matrix.offsets
     panels = matrix.masks.shape[0]
-    counts = _popcounts(matrix.masks.reshape(panels, -1).numpy())
+    counts = _byte_counts(matrix) if matrix.values_dtype == "int4" else _popcounts(matrix.masks.reshape(panels, -1))
     if int(offsets[0]) != 0 or int(offsets[-1]) != matrix.values.numel():
         raise _unfit(name, f"its offsets must go from 0 to {matrix.values.numel()}")
     if not np.array_equal(np.diff(offsets.numpy()), counts):
@@ -147,12 +325,18 @@ def check_matrix(name: str, matrix: PackedMatrix) -> None:
         raise _unfit(name, "its scales must be finite and at least 0")
 
 
-def _popcounts(
-    masks: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]",
-) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
+def _byte_counts(matrix: PackedMatrix) -> Counts:
+    """Return the number of bytes of int4 values by panel."""
+    by_group = np.bitwise_count(matrix.masks.numpy()).sum(2, dtype=np.int64)
+    counts: Counts = ((by_group + 1) // 2).sum(1)
+    return counts
+
+
+def _popcounts(by_panel: UInt8[Tensor, "P M"]) -> Counts:
     """Return the number of bits by panel, counting eight bytes at once where a panel is a multiple of eight bytes."""
+    masks = by_panel.numpy()
     wide = masks.view(np.uint64) if masks.shape[1] % 8 == 0 and masks.ctypes.data % 8 == 0 else masks
-    counts: np.ndarray[tuple[int, ...], np.dtype[np.int64]] = np.bitwise_count(wide).sum(1, dtype=np.int64)
+    counts: Counts = np.bitwise_count(wide).sum(1, dtype=np.int64)
     return counts
 
 

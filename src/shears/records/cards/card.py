@@ -23,6 +23,7 @@ Figures = Sequence[Mapping[str, Any]]
 """Measurements, each with name, task, data, metric, value, ci95, n. The last one is the artifact's own and goes into
 the metadata; those before it are for comparison."""
 
+ROUNDED = ("int8", "int4")  # formats of a package's values that unpack restores rounded
 ACTIVE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\"'`$<>;|&\\]")  # people copy a card's code and commands
 SPARSE = "sparse"  # a run's folder of the sparse model; the base of a recovery, whose record names none
 MODEL = """\
@@ -140,8 +141,8 @@ def _adapted(record: Record) -> bool:
 
 def _describe_unpacked(record: Record) -> str:
     merged = f", with a LoRA adapter{_trained(record, ', trained on {},')} in its weights" if "ranks" in record else ""
-    is_rounded = record.get("values") == "int8"
-    rounded = "the nearest numbers to the package's int8" if is_rounded else "bit for bit the package's"
+    values = record.get("values")
+    rounded = f"the nearest numbers to the package's {values}" if values in ROUNDED else "bit for bit the package's"
     return (
         f"{_source(record)}{merged}, packed by shears and unpacked again: an ordinary model folder, its weights "
         f"{rounded}."

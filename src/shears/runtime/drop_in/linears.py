@@ -137,7 +137,7 @@ class PackedLinear(KernelLinear):
 
     def extra_repr(self) -> str:
         """Return this linear's line in `print(model)`."""
-        kept = self.matrix.values.numel() / max(self.in_features * self.out_features, 1)
+        kept = self.matrix.num_kept / max(self.in_features * self.out_features, 1)
         rank = f", rank={self.update.a.shape[0]}" if self.update else ""
         return f"{self.in_features}, {self.out_features}, {self.matrix.values_dtype}, kept={kept:.2f}{rank}"
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from shears.checkpoints.packed.file import Package
-from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, kept, pack, packed_bytes
+from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, kept, num_stored, pack, packed_bytes
 from shears.errors import InputError
 from shears.models.blocks import weight_oi
 from shears.models.devices import set_threads
@@ -27,7 +27,8 @@ from shears.records.peft_files import linear_of
 from shears.runtime.drop_in.linears import DenseLinear, FusedLinear, Kernel, KernelLinear, PackedLinear, weight_owner
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.native import kernels_available
-from shears.runtime.native.model_source import NEUTRAL, lora_update
+from shears.runtime.native.dense_rows import DenseRows
+from shears.runtime.native.model_source import NEUTRAL, lora_update, quantized_rows
 
 logger = logging.getLogger(__name__)
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # names of heads in files
@@ -35,10 +36,10 @@ DEFAULT_VALUES: dict[torch.dtype, NumberFormat] = {torch.float32: "fp32", torch.
 
 
 class ReadyWeights(NamedTuple):
-    """Weights of a package, already packed: linears by name, and a head in 8 bits with a scale per row."""
+    """Weights of a package, already packed: linears by name, and a quantized head."""
 
     packed: Mapping[str, PackedMatrix]
-    head: tuple[Tensor, Tensor] | None = None
+    head: DenseRows | None = None
 
 
 class LinearSlot(NamedTuple):
@@ -60,8 +61,8 @@ def sparsify_linears(
 ) -> list[str]:
     """Swap every linear that takes less memory packed, in place; return the names of the swapped linears.
 
-    `values`: fp32 or bf16 (by default each weight's own dtype), or int8. `ready`: weights of a package. `threads` of
-    the kernels: by default torch's. With the C++ kernels the head is swapped too, dense.
+    `values`: fp32 or bf16 (by default each weight's own dtype), int8 or int4. `ready`: weights of a package.
+    `threads` of the kernels: by default torch's. With the C++ kernels the head is swapped too, dense.
 
     `fuse`: a plain LoRA layer of PEFT is swapped whole, its active adapter in the same product. Without `fuse`, and for
     other adapters, only the base below PEFT's layer is swapped; below a masked adapter (SparsePEFT) nothing is. A fused
@@ -175,7 +176,7 @@ class _Packer:
         if values is None or weight.device.type != "cpu" or weight.numel() == 0:
             return None
         rows, cols = weight.shape
-        smaller = packed_bytes(rows, cols, int(kept(weight).sum()), values) < weight.nbytes
+        smaller = packed_bytes(rows, cols, num_stored(kept(weight), values), values) < weight.nbytes
         return pack(weight, values) if smaller else None
 
     def _packed(self, matrix: PackedMatrix, module: nn.Module) -> PackedLinear:
@@ -186,12 +187,12 @@ class _Packer:
             update = lora_update(module, active)
         kernel = None
         if self._native is not None:
-            moved = self._native.sparse_matrix(matrix, self._buffer)
+            moved = self._native.sparse_matrix(matrix, self._buffer, self._pool.size)
             native_update = None
-            if update is not None:  # its factors are bf16 beside int8 weights too
+            if update is not None:  # its factors are bf16 beside quantized weights too
                 dtype = torch.float32 if matrix.values_dtype == "fp32" else torch.bfloat16
-                a = self._native.dense_matrix(update.a.to(dtype), buffer=self._buffer)
-                b = self._native.dense_matrix(update.b.to(dtype), buffer=self._buffer)
+                a = self._native.dense_matrix(DenseRows(update.a.to(dtype)), self._buffer)
+                b = self._native.dense_matrix(DenseRows(update.b.to(dtype)), self._buffer)
                 native_update = self._native.KernelUpdate(a, b, update.scaling)
             kernel = Kernel(moved, native_update, self._pool)
             matrix = moved.packed or matrix
@@ -203,10 +204,10 @@ class _Packer:
     def _dense_head(self, head: nn.Module) -> KernelLinear | None:
         if self._native is None or not isinstance(head, nn.Linear) or head.weight.dtype not in DEFAULT_VALUES:
             return None
-        weight, scales = self._ready.head or (head.weight.detach(), None)
-        if head.weight.device.type != "cpu" or tuple(weight.shape) != tuple(head.weight.shape):
+        weight = self._ready.head or DenseRows(head.weight.detach())
+        if head.weight.device.type != "cpu" or weight.shape != tuple(head.weight.shape):
             return None
-        matrix = self._native.dense_matrix(weight, scales, self._buffer)
+        matrix = self._native.dense_matrix(weight, self._buffer)
         return DenseLinear(head, Kernel(matrix, None, self._pool)).train(head.training)
 
 
@@ -263,12 +264,11 @@ def _unchanged_weights(package: Package) -> Mapping[str, PackedMatrix]:
     }
 
 
-def _quantized_head(package: Package) -> tuple[Tensor, Tensor] | None:
-    """Return the head and its scales if it is in 8 bits, else None."""
+def _quantized_head(package: Package) -> DenseRows | None:
+    """Return the head if it is quantized, else None."""
     index = package.index
     quantized = [name for name, entry in index.dense.items() if entry.quantized]
     heads = [name for name in (*HEADS, *quantized) if index.tied.get(name, name) in quantized]
     if not heads or (len(quantized) > 1 and heads[0] not in HEADS):
         return None
-    name = f"dense.{index.tied.get(heads[0], heads[0])}"
-    return package.tensors[name], package.tensors[f"{name}.scales"]
+    return quantized_rows(package, index.tied.get(heads[0], heads[0]))

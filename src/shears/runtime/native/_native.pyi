@@ -18,9 +18,22 @@ class HugeBuffer:
     def bytes(self) -> int: ...
 
 class Matrix:
-    """A weight in panel order (csrc/matrix.h); dense if `masks` and `offsets` are 0; `scales` only for i8."""
+    """A weight in panel order (csrc/matrix.h); dense if `masks` and `offsets` are 0.
 
-    def __init__(self, values: int, rows: int, cols: int, masks: int, data: int, offsets: int, scales: int) -> None: ...
+    `scales` are of i8 (fp32 by row) and i4 (fp16 by panel and block), `zeros` of i4.
+    """
+
+    def __init__(
+        self,
+        values: int,
+        rows: int,
+        cols: int,
+        masks: int,
+        data: int,
+        offsets: int,
+        scales: int = 0,
+        zeros: int = 0,
+    ) -> None: ...
     @property
     def values(self) -> int: ...
     @property
@@ -120,7 +133,14 @@ class DecoderWeights:
         """Set the common A of all linears with the same input as the named one."""
 
     def set_ends(
-        self, embeddings: int, scales: int, is_bf16: bool, norm: int, inverse_frequencies: int, head: Matrix
+        self,
+        values: int,
+        embeddings: int,
+        scales: int,
+        zeros: int,
+        norm: int,
+        inverse_frequencies: int,
+        head: Matrix,
     ) -> None: ...
 
 class Decoder:

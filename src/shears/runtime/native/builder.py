@@ -11,9 +11,10 @@ from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, LayerPlan, NotCoveredError
+from shears.runtime.native.dense_rows import DenseRows, rows_of
 from shears.runtime.native.kernels import HugeBuffer, copied, dense_matrix
-from shears.runtime.native.model_source import DenseRows, ModelSource
-from shears.runtime.native.tuning import CODES
+from shears.runtime.native.model_source import ModelSource
+from shears.runtime.native.tuning import CODES, is_dense_faster, tune
 
 INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -25,11 +26,13 @@ HEAD = "lm_head.weight"
 class Arena:
     """Memory for copies of weights; it lives as long as this object. Address 0 means that there is no weight.
 
+    Sparse weights are stored with their zeros where that is faster on `threads` threads.
     Values follow values and masks follow masks in the order of the calls: a kernel that prefetches beyond the end of a
     weight prefetches the next weight.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
         self._values = HugeBuffer()
         self._masks = HugeBuffer()
         self._rest = HugeBuffer()
@@ -45,13 +48,17 @@ class Arena:
 
     def matrix(self, weight: PackedMatrix | DenseRows) -> _native.Matrix:
         """Copy a packed or a dense weight; return it for the kernels."""
+        if isinstance(weight, PackedMatrix) and is_dense_faster(weight.values_dtype, self._threads):
+            weight = rows_of(weight)
         if isinstance(weight, DenseRows):
-            return dense_matrix(weight.values, weight.scales, self._values).native
+            return dense_matrix(weight, self._values).native
         masks = copied(weight.masks, self._masks)
         values = copied(weight.values, self._values)
         offsets = copied(weight.offsets, self._rest)
+        tune(weight.values_dtype, True)
         code = CODES[weight.values_dtype]
-        return _native.Matrix(code, weight.rows, weight.cols, masks, values, offsets, self.floats(weight.scales))
+        rest = [copied(part, self._rest) for part in (weight.scales, weight.zeros) if part is not None]
+        return _native.Matrix(code, weight.rows, weight.cols, masks, values, offsets, *rest)
 
     def up(self, update: LoraUpdate, *, bf16: bool) -> int:
         """Copy scaling * B of an update as [panel][rank][16 rows], padded with rows of zeros; return its address."""
@@ -79,7 +86,7 @@ class Builder:
         self._tied = bool(getattr(source.config, "tie_word_embeddings", True))
         self._sizes = _sizes(plan)
         self.embeddings = self._take_rows(EMBEDDINGS)
-        _check_shape(EMBEDDINGS, self.embeddings.values.shape, (plan.vocab_size, plan.hidden_size))
+        _check_shape(EMBEDDINGS, self.embeddings.shape, (plan.vocab_size, plan.hidden_size))
         self.values = _main_values(source)
 
     def weights(self, head_values: NumberFormat | None) -> tuple[_native.DecoderWeights, NumberFormat]:
@@ -88,13 +95,13 @@ class Builder:
         for index, layer in enumerate(self._plan.layers):
             self._add_layer(weights, f"model.layers.{index}.", layer)
         head = self.embeddings if self._tied and HEAD not in self._tensors else self._take_rows(HEAD)
-        _check_shape(HEAD, head.values.shape, (self._plan.vocab_size, self._plan.hidden_size))
+        _check_shape(HEAD, head.shape, (self._plan.vocab_size, self._plan.hidden_size))
         head = head.as_values(head_values or head.values_dtype)
         norm = self._take_vector("model.norm.weight", self._plan.hidden_size, required=True)
         frequencies = self._arena.floats(self._plan.inverse_frequencies)
         table = self.embeddings
-        addresses = (table.values.data_ptr(), 0 if table.scales is None else table.scales.data_ptr())
-        weights.set_ends(*addresses, table.values_dtype == "bf16", norm, frequencies, self._arena.matrix(head))
+        addresses = (_address(table.values), _address(table.scales), _address(table.zeros))
+        weights.set_ends(CODES[table.values_dtype], *addresses, norm, frequencies, self._arena.matrix(head))
         tensors = [name for name in self._tensors if not name.endswith(REDUNDANT)]
         if rest := [*self._linears, *self._updates, *tensors]:
             raise NotCoveredError(f"the native decoder must know every part of a model and its adapter, not {rest[0]}")
@@ -120,7 +127,7 @@ class Builder:
     def _take_linear(self, name: str, sizes: tuple[int, int]) -> PackedMatrix | DenseRows:
         """Return a linear's weight: packed, or dense if packing made it no smaller."""
         weight = self._linears.pop(name, None) or self._take_rows(f"{name}.weight")
-        shape = (weight.rows, weight.cols) if isinstance(weight, PackedMatrix) else weight.values.shape
+        shape = (weight.rows, weight.cols) if isinstance(weight, PackedMatrix) else weight.shape
         _check_shape(f"{name}.weight", shape, sizes)
         return weight
 
@@ -138,7 +145,8 @@ class Builder:
             _check_shape(f"B of {linears[name]}", update.b.shape, (rows, rank))
             weights.set_update(name, self._arena.up(update, bf16=bf16), bf16, rank, first)
             first += rank
-        down = DenseRows(torch.cat([update.a.float() for update in updates.values()])).as_values(self.values)
+        down = DenseRows(torch.cat([update.a.float() for update in updates.values()]))
+        down = down.as_values("int8" if self.values == "int4" else self.values)  # 4 bits would be felt in the outputs
         weights.set_down(next(iter(linears)), self._arena.matrix(down))
 
     def _take(self, name: str) -> DenseRows | Tensor:
@@ -162,6 +170,10 @@ class Builder:
         numbers = tensor.floats() if isinstance(tensor, DenseRows) else tensor
         _check_shape(name, numbers.shape, (length,))
         return self._arena.floats(numbers)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _main_values(source: ModelSource) -> NumberFormat:

@@ -48,7 +48,7 @@ class NativeBackend:
             raise InputError(f"max_sequences must be in 1 to {MOST_SEQUENCES}, got {max_sequences}")
         if threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
-        self._arena = Arena()
+        self._arena = Arena(threads)
         builder = Builder(source, plan, self._arena)
         weights, self._head_values = builder.weights(head)
         self._values = builder.values

@@ -10,20 +10,26 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from shears.checkpoints.packed.layout import FORMAT_DTYPES, GROUPS, PANEL, NumberFormat, PackedMatrix, mask_shape
+from shears.checkpoints.packed.layout import (
+    FORMAT_DTYPES,
+    NumberFormat,
+    PackedMatrix,
+    blocks_by_panel,
+    mask_shape,
+    pack_nibbles,
+)
 from shears.errors import InputError
 from shears.runtime.native import _native
-from shears.runtime.native.tuning import CODES, tune
+from shears.runtime.native.dense_rows import DenseRows, rows_of
+from shears.runtime.native.tuning import CODES, is_dense_faster, tune
 
 Pool = _native.Pool
 HugeBuffer = _native.HugeBuffer
 features = _native.features
 select_isa = _native.select_isa
 
-_NAMES = {dtype: name for name, dtype in FORMAT_DTYPES.items()}
 MAX_INT8_COLS = 131071
 
 
@@ -57,14 +63,23 @@ class KernelUpdate:
         self.b = b
 
 
-def sparse_matrix(packed: PackedMatrix, buffer: _native.HugeBuffer | None = None) -> KernelMatrix:
-    """Copy a packed weight, already checked by `shears.checkpoints.packed`, into a buffer of the kernels."""
+def sparse_matrix(
+    packed: PackedMatrix, buffer: _native.HugeBuffer | None = None, threads: int | None = None
+) -> KernelMatrix:
+    """Copy a packed weight, already checked by `shears.checkpoints.packed`, into a buffer of the kernels.
+
+    With `threads`, its zeros are stored where that makes products on so many threads faster (`is_dense_faster`).
+    """
     buffer = HugeBuffer() if buffer is None else buffer
+    if threads and is_dense_faster(packed.values_dtype, threads):
+        return dense_matrix(rows_of(packed), buffer)
     _check_columns(packed.values_dtype, packed.cols)
     tune(packed.values_dtype, True)
     parts: dict[str, Tensor] = {"masks": packed.masks, "values": packed.values, "offsets": packed.offsets}
     if packed.scales is not None:
-        parts["scales"] = packed.scales.float()
+        parts["scales"] = packed.scales
+    if packed.zeros is not None:
+        parts["zeros"] = packed.zeros
     addresses = {name: copied(part, buffer) for name, part in parts.items()}
     native = _native.Matrix(
         CODES[packed.values_dtype],
@@ -74,33 +89,39 @@ def sparse_matrix(packed: PackedMatrix, buffer: _native.HugeBuffer | None = None
         addresses["values"],
         addresses["offsets"],
         addresses.get("scales", 0),
+        addresses.get("zeros", 0),
     )
     views: dict[str, Any] = {name: _view(address, parts[name], buffer) for name, address in addresses.items()}
     return KernelMatrix(native, buffer, packed.num_bytes, replace(packed, **views))
 
 
-def dense_matrix(
-    weight: Shaped[Tensor, "O I"],
-    scales: Float[Tensor, " O"] | None = None,
-    buffer: _native.HugeBuffer | None = None,
-) -> KernelMatrix:
-    """Copy a dense weight (float32, bfloat16, or int8 with a scale per row) into a buffer of the kernels, in panels."""
+def dense_matrix(weight: DenseRows, buffer: _native.HugeBuffer | None = None) -> KernelMatrix:
+    """Copy a dense weight into a buffer of the kernels, in panels. InputError for floats of another dtype."""
     buffer = HugeBuffer() if buffer is None else buffer
-    name = _NAMES.get(weight.dtype)
-    if name is None or (name == "int8") != (scales is not None):
-        raise InputError(f"a weight must be float32, bfloat16, or int8 with scales, got {weight.dtype}; convert it")
+    name = weight.values_dtype
+    if weight.values.dtype != FORMAT_DTYPES[name]:
+        raise InputError(f"a weight must be float32, bfloat16, int8 or int4, got {weight.values.dtype}; convert it")
     rows, cols = weight.shape
     _check_columns(name, cols)
     tune(name, False)
     panels, groups, _ = mask_shape(rows, cols, name)
-    num_bytes = panels * groups * PANEL * GROUPS[name] * weight.element_size()
+    num_bytes = panels * groups * (32 if name == "int4" else 64)  # of a group of 16 rows
     address = buffer.copy(0, num_bytes)
-    weight = weight.contiguous()
-    _native.pack_dense(CODES[name], weight.data_ptr(), rows, cols, address)
-    scales_address = 0 if scales is None else copied(scales.float(), buffer)
-    num_bytes += 0 if scales is None else 4 * rows
-    native = _native.Matrix(CODES[name], rows, cols, 0, address, 0, scales_address)
-    return KernelMatrix(native, buffer, num_bytes)
+    values = weight.values.contiguous()
+    _native.pack_dense(CODES[name], values.data_ptr(), rows, cols, address)
+    parts = _scales_and_zeros(weight)
+    addresses = [copied(part, buffer) for part in parts]
+    native = _native.Matrix(CODES[name], rows, cols, 0, address, 0, *addresses)
+    return KernelMatrix(native, buffer, num_bytes + sum(part.nbytes for part in parts))
+
+
+def _scales_and_zeros(weight: DenseRows) -> list[Tensor]:
+    """Return what follows the values of a quantized weight, in the order of the kernels."""
+    if weight.scales is None:
+        return []
+    if weight.zeros is None:
+        return [weight.scales.float()]
+    return [blocks_by_panel(weight.scales), pack_nibbles(blocks_by_panel(weight.zeros))]
 
 
 def in_huge_pages(tensor: Tensor, buffer: _native.HugeBuffer) -> Tensor:

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from shears.checkpoints.conversion import known_config
 from shears.checkpoints.packed.file import Package
-from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack, quantize_rows
+from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
 from shears.records.artifacts import read_object
 from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
+from shears.runtime.native.dense_rows import DenseRows
 
 # Keys of PEFT's LoraConfig that the tensors or `scaling_of` account for, or that matter in training only. Any other
 # key that is set may change the outputs, and a key of NEUTRAL does with any value that is not listed.
@@ -35,32 +35,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "bias": ("none",),
     "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),  # other starts are subtracted from the base
 }
-
-
-@dataclass(frozen=True)
-class DenseRows:
-    """A dense matrix, row by row: int8 with a scale per row, or floats without scales."""
-
-    values: Shaped[Tensor, "O I"]
-    scales: Float[Tensor, " O"] | None = None
-
-    @property
-    def values_dtype(self) -> NumberFormat:
-        """The number format; fp32 also for floats that are neither float32 nor bfloat16."""
-        if self.scales is not None:
-            return "int8"
-        return "bf16" if self.values.dtype == torch.bfloat16 else "fp32"
-
-    def as_values(self, values: NumberFormat) -> "DenseRows":
-        """Return the matrix in another number format; the same object if it already has that format."""
-        if values == "int8":
-            return self if self.scales is not None else DenseRows(*quantize_rows(self.values))
-        dtype = torch.float32 if values == "fp32" else torch.bfloat16
-        return self if self.values.dtype == dtype else DenseRows(self.floats().to(dtype))
-
-    def floats(self) -> Float[Tensor, "O I"]:
-        """Return the matrix in float32, scales multiplied in."""
-        return self.values.float() if self.scales is None else self.values.float() * self.scales[:, None]
 
 
 @dataclass(frozen=True)
@@ -88,9 +62,17 @@ def source_of_package(package: Package) -> ModelSource:
 
 def _rows(package: Package, name: str) -> DenseRows | Tensor:
     """Return a dense tensor of a package; a quantized one stays quantized."""
-    if not package.index.dense[name].quantized:
-        return package.dense(name)
-    return DenseRows(package.tensors[f"dense.{name}"], package.tensors[f"dense.{name}.scales"])
+    return quantized_rows(package, name) or package.dense(name)
+
+
+def quantized_rows(package: Package, name: str) -> DenseRows | None:
+    """Return a dense tensor of a package, mapped, if it is quantized; else None."""
+    entry = package.index.dense[name]
+    if not entry.quantized:
+        return None
+    parts = [package.tensors.get(f"dense.{name}{part}") for part in ("", ".scales", ".zeros")]
+    assert parts[0] is not None
+    return DenseRows(parts[0], parts[1], parts[2], entry.shape[1] if entry.quantized == "int4" else None)
 
 
 def _package_updates(package: Package) -> dict[str, LoraUpdate]:

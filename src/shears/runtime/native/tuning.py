@@ -24,10 +24,11 @@ from shears.runtime.native import _native
 
 logger = logging.getLogger(__name__)
 
-CODES: dict[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2}  # enum NumberFormat in csrc/matrix.h
+CODES: dict[NumberFormat, int] = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}  # enum NumberFormat in csrc/matrix.h
 SECONDS = 0.1  # per kind: a package has two kinds or three
 BETTER = 0.97  # a candidate replaces the default below this share of its time
 MUCH_BETTER = 0.85  # the same for a candidate of another instruction set, whose results differ in their last bits
+TURNS = 5  # products timed to compare sparse with dense; the median counts
 SMALLEST_WEIGHT = 64 << 20  # bytes; at least twice the last cache, so that a measurement reads memory
 LARGEST_WEIGHT = 256 << 20  # bytes
 LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")  # Linux
@@ -49,6 +50,32 @@ def tune(values: NumberFormat, sparse: bool) -> None:
         names = measured(values, sparse)
         _apply(values, sparse, names)
         _store(path, {**known, kind: names})
+
+
+@cache
+def is_dense_faster(values: NumberFormat, threads: int) -> bool:
+    """Return whether a sparse weight is multiplied faster by one token if its zeros are stored, on so many threads.
+
+    Measured where no instruction expands the kept values; there a few threads may be slower than memory. Kept in the
+    cache, too.
+    """
+    mode = os.environ.get("SHEARS_TUNING", "")
+    for sparse in (True, False):
+        tune(values, sparse)
+    if mode == "off" or _native.chosen(CODES[values], True, 0).startswith("avx512"):
+        return False
+    path = cache_file()
+    known = _cached(path)
+    key = f"{values} dense on {threads} threads"
+    if mode == "again" or not isinstance(known.get(key), bool):
+        pool = _native.Pool(threads)
+        times = [
+            _native.measure_speed(CODES[values], sparse, 1, weight_bytes(), TURNS, pool)[0] for sparse in (True, False)
+        ]
+        known[key] = times[1] < BETTER * times[0]
+        logger.debug("%s: sparse %.1f, dense %.1f ps per weight", key, 1e12 * times[0], 1e12 * times[1])
+        _store(path, known)
+    return bool(known[key])
 
 
 def measured(values: NumberFormat, sparse: bool) -> list[str]:

@@ -1,6 +1,7 @@
 // AVX2 with FMA. For one token or one tile of tokens, kept weights are expanded in registers; for more tokens, a
 // panel is expanded once into the cache (as fp32, or as 16-bit integers) and multiplied tile by tile.
 #include "avx2_floats.h"
+#include "avx2_int4.h"
 #include "avx2_ints.h"
 
 namespace shears {
@@ -13,23 +14,26 @@ int walks(Values, bool sparse, int64_t, Walk* out) {
 }
 
 int tile(Values values, int64_t tokens, const Walk&) {
+  if (values == Values::i4) return tokens < 2 ? 1 : tokens == 2 ? 2 : 4;
   if (tokens <= 2 || values == Values::i8) return tokens < 2 ? 1 : 2;
   return 4;
 }
 
 size_t tile_bytes(Values values, int64_t cols, int tile) {
+  if (values == Values::i4) return int4_tile_bytes(cols, tile);
   return values == Values::i8 ? int_tile_bytes(cols, tile) : interleaved_bytes(values, cols, tile);
 }
 
 void prepare(Values values, const float* x, int64_t cols, int count, int tile, void* out) {
   if (values == Values::i8) return lay_out_ints(x, cols, count, tile, out);
+  if (values == Values::i4) return lay_out_int4(x, cols, count, tile, out);
   interleave(values, x, cols, count, tile, static_cast<float*>(out));
 }
 
-// A panel in the cache: 16 rows of fp32, or of 16-bit integers.
+// A panel in the cache: 16 rows of fp32, of 16-bit integers, or of bytes.
 size_t scratch_bytes(const Matrix& matrix, int64_t tokens, const Walk& walk) {
   const size_t inputs = static_cast<size_t>(groups(matrix.values, matrix.cols) * group_size(matrix.values));
-  return tokens <= tile(matrix.values, tokens, walk) ? 0 : inputs * kPanelRows * (matrix.values == Values::i8 ? 2 : 4);
+  return tokens <= tile(matrix.values, tokens, walk) ? 0 : inputs * kPanelRows * (matrix.values == Values::i4 ? 1 : matrix.values == Values::i8 ? 2 : 4);
 }
 
 // The start of a panel's masks and of its values.
@@ -40,9 +44,10 @@ struct Panel {
 
 Panel panel_at(const Matrix& matrix, int64_t p) {
   const int64_t count = groups(matrix.values, matrix.cols);
-  const int64_t first = matrix.masks ? matrix.offsets[p] : p * count * kPanelRows * group_size(matrix.values);
+  const int64_t element = group_bytes(matrix.values) * (matrix.values == Values::i4 ? 2 : 1) / (kPanelRows * group_size(matrix.values));
+  const int64_t first = matrix.masks ? matrix.offsets[p] * element : p * count * group_bytes(matrix.values);
   return {matrix.masks ? matrix.masks + p * count * 2 * group_size(matrix.values) : nullptr,
-          static_cast<const uint8_t*>(matrix.data) + first * element_bytes(matrix.values)};
+          static_cast<const uint8_t*>(matrix.data) + first};
 }
 
 template <class T>
@@ -224,10 +229,69 @@ void int_panel(const Job& job, int64_t p, void* scratch) {
   }
 }
 
+// One tile of M tokens by i4 weights; `group()` gives the next sixteen rows by four inputs.
+template <int M, class F>
+void int4_tile(const Job& job, int64_t p, int64_t first, const char* x, F group) {
+  const Matrix& matrix = *job.matrix;
+  const int64_t count = groups(Values::i4, matrix.cols), block_count = blocks(matrix.cols);
+  Column sums[M] = {};
+  for (int64_t b = 0; b < block_count; ++b, x += int4_block_bytes(M)) {
+    const Int4Block inputs = int4_block(x, M);
+    const int64_t block = p * block_count + b, left = count - b * kBlockGroups;
+    const Zeros zeros(matrix.zeros + block * (kPanelRows / 2));
+    __m256i exact[M][2] = {};
+    for (int64_t j = 0; j < (left < kBlockGroups ? left : kBlockGroups); ++j) {
+      const Bytes w = group(zeros);
+#pragma GCC unroll 4
+      for (int t = 0; t < M; ++t) add_products(exact[t], w, inputs.inputs[j * M + t]);
+    }
+    const Column scales = block_scales(matrix.block_scales + block * kPanelRows);
+    for (int t = 0; t < M; ++t) add_block_sums(sums[t], exact[t], zeros, scales, inputs.scales[t], inputs.less[t]);
+  }
+  store_columns<M>(job, p, first, sums);
+}
+
+template <int M>
+void int4_panel(const Job& job, int64_t p, void* scratch) {
+  Panel panel = panel_at(*job.matrix, p);
+  auto next_group = [&](const Zeros& zeros) {
+    _mm_prefetch(reinterpret_cast<const char*>(panel.data) + job.walk.ahead, _MM_HINT_T0);
+    if (!panel.masks) return load_bytes(panel.data);
+    panel.masks += 8;
+    return expand_bytes(panel.masks - 8, panel.data, zeros);
+  };
+  const char* x = static_cast<const char*>(job.prepared);
+  if (job.tokens <= M) return int4_tile<M>(job, p, 0, x, next_group);
+  auto* kept = static_cast<__m256i*>(scratch);
+  int4_tile<M>(job, p, 0, x, [&](const Zeros& zeros) {
+    const Bytes w = next_group(zeros);
+    _mm256_store_si256(kept, w.top), _mm256_store_si256(kept + 1, w.bottom);
+    kept += 2;
+    return w;
+  });
+  for (int64_t t = M; t < job.tokens; t += M) {
+    x += int4_tile_bytes(job.matrix->cols, M);
+    const auto* whole = static_cast<const __m256i*>(scratch);
+    int4_tile<M>(job, p, t, x, [&](const Zeros&) {
+      whole += 2;
+      return Bytes{_mm256_load_si256(whole - 2), _mm256_load_si256(whole - 1)};
+    });
+  }
+}
+
+void run_int4_panel(const Job& job, int64_t p, void* scratch) {
+  switch (tile(Values::i4, job.tokens, job.walk)) {
+    case 1: return int4_panel<1>(job, p, scratch);
+    case 2: return int4_panel<2>(job, p, scratch);
+  }
+  int4_panel<4>(job, p, scratch);
+}
+
 void run(const Job& job, int64_t first, int64_t last, void* scratch) {
   for (int64_t p = first; p < last; ++p) switch (job.matrix->values) {
       case Values::f32: float_panel<Narrow32>(job, p, scratch); break;
       case Values::bf16: float_panel<Narrow16>(job, p, scratch); break;
+      case Values::i4: run_int4_panel(job, p, scratch); break;
       case Values::i8: job.tokens < 2 ? int_panel<1>(job, p, scratch) : int_panel<2>(job, p, scratch); break;
     }
 }

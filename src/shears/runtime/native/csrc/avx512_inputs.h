@@ -1,5 +1,6 @@
 // Lays out a tile's inputs for the AVX-512 kernels: its header, then [group][token].
 #pragma once
+#include "avx512_int4.h"
 #include "avx512_values.h"
 
 namespace shears {
@@ -52,12 +53,14 @@ static inline void lay_out_i8(const float* x, int64_t cols, int tile, int t, cha
 }
 
 static inline size_t laid_out_bytes(Values values, int64_t cols, int tile) {
+  if (values == Values::i4) return int4_tile_bytes(cols, tile);
   const size_t input = values == Values::i8 ? 8 : 4, header = values == Values::i8 ? I8::header(tile) : 0;
   return header + round_up(input * static_cast<size_t>(groups(values, cols) * tile), 64);
 }
 
 static inline void lay_out(Values values, const float* x, int64_t cols, int count, int tile, void* out) {
   if (values == Values::f32) return interleave(values, x, cols, count, tile, static_cast<float*>(out));
+  if (values == Values::i4) return lay_out_int4(x, cols, count, tile, out);
   if (count < tile) __builtin_memset(out, 0, laid_out_bytes(values, cols, tile));
   for (int t = 0; t < count; ++t)
     if (values == Values::bf16)

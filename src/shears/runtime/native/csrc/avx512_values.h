@@ -37,12 +37,26 @@ static inline Word load_mask(const uint8_t* from) {
   return bits;
 }
 
+// sum += weights * an input (or a pair, or four): from memory, or from a register that several panels share. Written in
+// assembly because GCC 12 to 14 copies the sums of the intrinsics into other registers and back at every step, and spills
+// the inputs.
+#define SHEARS_STEP(NAME, INSTRUCTION, VECTOR, INPUT)                                                \
+  static inline void NAME(VECTOR& sum, VECTOR w, const INPUT* x) {                                  \
+    __asm__(INSTRUCTION " %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*x));                      \
+  }                                                                                                 \
+  static inline void NAME(VECTOR& sum, VECTOR w, __m512i x) { __asm__(INSTRUCTION " %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x)); }
+SHEARS_STEP(add_floats, "vfmadd231ps", __m512, float)
+SHEARS_STEP(add_pairs, "vdpbf16ps", __m512, uint32_t)
+SHEARS_STEP(add_fours, "vpdpbusd", __m512i, int32_t)
+#undef SHEARS_STEP
+
 struct F32 {
   using Element = float;
   using Input = float;  // the inputs of one token and group
   using Weights = __m512;
   using Sum = __m512;
   static constexpr int kGroup = 1, kMaxTile = 16;
+  static constexpr bool kInBlocks = false;
 
   static inline Sum zero() { return _mm512_setzero_ps(); }
   template <bool Register>
@@ -53,7 +67,11 @@ struct F32 {
     return wide;
   }
   static inline Weights weights(__m512i raw) { return _mm512_castsi512_ps(raw); }
-  static inline void step(Sum& sum, Weights w, const Input* x) { sum = _mm512_fmadd_ps(w, _mm512_set1_ps(*x), sum); }
+  template <class From>
+  static inline void step(Sum& sum, Weights w, From x) {
+    add_floats(sum, w, x);
+  }
+  static inline __m512i shared(const Input* x) { return _mm512_castps_si512(_mm512_set1_ps(*x)); }
   static inline void merge(Sum& sum, const Sum& other) { sum = _mm512_add_ps(sum, other); }
   static inline __m512 result(const Sum& sum, const void*, int, int) { return sum; }
   static inline size_t header(int) { return 0; }
@@ -62,9 +80,10 @@ struct F32 {
 struct Bf16 {
   using Element = uint16_t;
   using Input = uint32_t;  // a pair of inputs
-  using Weights = __m512bh;
+  using Weights = __m512;
   using Sum = __m512;
   static constexpr int kGroup = 2, kMaxTile = 16;
+  static constexpr bool kInBlocks = false;
 
   static inline Sum zero() { return _mm512_setzero_ps(); }
   template <bool Register>
@@ -74,10 +93,12 @@ struct Bf16 {
     v += __builtin_popcount(bits);
     return wide;
   }
-  static inline Weights weights(__m512i raw) { return (__m512bh)raw; }
-  static inline void step(Sum& sum, Weights w, const Input* x) {
-    sum = _mm512_dpbf16_ps(sum, w, (__m512bh)_mm512_set1_epi32(static_cast<int>(*x)));
+  static inline Weights weights(__m512i raw) { return _mm512_castsi512_ps(raw); }
+  template <class From>
+  static inline void step(Sum& sum, Weights w, From x) {
+    add_pairs(sum, w, x);
   }
+  static inline __m512i shared(const Input* x) { return _mm512_set1_epi32(static_cast<int>(*x)); }
   static inline void merge(Sum& sum, const Sum& other) { sum = _mm512_add_ps(sum, other); }
   static inline __m512 result(const Sum& sum, const void*, int, int) { return sum; }
   static inline size_t header(int) { return 0; }
@@ -95,6 +116,7 @@ struct I8 {
     __m512i hi, lo;
   };
   static constexpr int kGroup = 4, kMaxTile = 8;
+  static constexpr bool kInBlocks = false;
 
   static inline Sum zero() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
   template <bool Register>
@@ -106,8 +128,15 @@ struct I8 {
   }
   static inline Weights weights(__m512i raw) { return _mm512_xor_si512(raw, _mm512_set1_epi8(-128)); }
   static inline void step(Sum& sum, Weights w, const Input* x) {
-    sum.hi = _mm512_dpbusd_epi32(sum.hi, w, _mm512_set1_epi32(x->hi));
-    sum.lo = _mm512_dpbusd_epi32(sum.lo, w, _mm512_set1_epi32(x->lo));
+    add_fours(sum.hi, w, &x->hi);
+    add_fours(sum.lo, w, &x->lo);
+  }
+  static inline void step(Sum& sum, Weights w, Sum x) {
+    add_fours(sum.hi, w, x.hi);
+    add_fours(sum.lo, w, x.lo);
+  }
+  static inline Sum shared(const Input* x) {
+    return {_mm512_set1_epi32(x->hi), _mm512_set1_epi32(x->lo)};
   }
   static inline void merge(Sum& sum, const Sum& other) {
     sum.hi = _mm512_add_epi32(sum.hi, other.hi);

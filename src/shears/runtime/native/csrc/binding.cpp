@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "bf16.h"
+#include "buffer.h"
 #include "decoder_binding.h"
 #include "huge.h"
 #include "isa.h"
@@ -33,40 +34,47 @@ T* at(Address address) {
 }
 
 Values checked_values(int values) {
-  if (values < 0 || values > 2) throw std::invalid_argument("values must be 0 (f32), 1 (bf16) or 2 (i8)");
+  if (values < 0 || values > 3) throw std::invalid_argument("values must be 0 (f32), 1 (bf16), 2 (i8) or 3 (i4)");
   return static_cast<Values>(values);
 }
 
-void make_matrix(Matrix* place, int values, int64_t rows, int64_t cols, Address masks, Address data, Address offsets, Address scales) {
+void make_matrix(Matrix* place, int values, int64_t rows, int64_t cols, Address masks, Address data, Address offsets, Address scales,
+                 Address zeros) {
   const Values kind = checked_values(values);
   if (rows < 0 || cols < 0 || rows > (int64_t{1} << 40) || cols > (int64_t{1} << 31)) throw std::invalid_argument("a shape out of range");
   if ((masks == 0) != (offsets == 0)) throw std::invalid_argument("masks and offsets go together");
-  if ((values == 2) != (scales != 0)) throw std::invalid_argument("scales belong to i8 values, and to these only");
+  if ((values >= 2) != (scales != 0)) throw std::invalid_argument("scales belong to i8 and i4 values, and to these only");
+  if ((values == 3) != (zeros != 0)) throw std::invalid_argument("zeros belong to i4 values, and to these only");
   if (values == 2 && cols > kMaxInt8Columns) throw std::invalid_argument("an i8 matrix has at most 131071 columns");
-  new (place) Matrix{kind, rows, cols, at<uint8_t>(masks), at<void>(data), at<int64_t>(offsets), at<float>(scales)};
+  new (place) Matrix{kind, rows, cols, at<uint8_t>(masks), at<void>(data), at<int64_t>(offsets), nullptr};
+  if (kind == Values::i8) place->scales = at<float>(scales);
+  if (kind == Values::i4) place->block_scales = at<uint16_t>(scales), place->zeros = at<uint8_t>(zeros);
 }
 
-// x or y as fp32: itself, or a copy of a bf16 tensor, which `finish` converts back.
+// x or y as fp32: itself, or a copy of a bf16 tensor in `memory`, which `finish` converts back.
 class Floats {
  public:
-  Floats(Address address, int64_t count, bool bf16, bool input) : address_(address), bf16_(bf16) {
-    if (!bf16) return;
-    copy_.resize(static_cast<size_t>(count));
-    if (input) widen(at<uint16_t>(address), copy_.data(), count);
+  Floats(Address address, int64_t count, bool bf16, AlignedBuffer& memory) : address_(address), count_(count) {
+    if (bf16) copy_ = reinterpret_cast<float*>(memory.reserve(sizeof(float) * static_cast<size_t>(count)));
   }
-  float* data() { return bf16_ ? copy_.data() : at<float>(address_); }
+  float* data() { return copy_ ? copy_ : at<float>(address_); }
+  void read() {
+    if (copy_) widen(at<uint16_t>(address_), copy_, count_);
+  }
   void finish() {
-    if (bf16_) narrow(copy_.data(), at<uint16_t>(address_), static_cast<int64_t>(copy_.size()));
+    if (copy_) narrow(copy_, at<uint16_t>(address_), count_);
   }
 
  private:
   Address address_;
-  bool bf16_;
-  std::vector<float> copy_;
+  int64_t count_;
+  float* copy_ = nullptr;
 };
 
 void multiply_one(const Matrix& matrix, Address x, int64_t m, Address y, Pool& pool, bool bf16, const LowRank* update) {
-  Floats in(x, m * matrix.cols, bf16, true), out(y, m * matrix.rows, bf16, false);
+  static thread_local AlignedBuffer inputs, outputs_memory;
+  Floats in(x, m * matrix.cols, bf16, inputs), out(y, m * matrix.rows, bf16, outputs_memory);
+  in.read();
   const Matrix* matrices[] = {&matrix};
   float* outputs[] = {out.data()};
   multiply_adapted(matrices, &update, 1, in.data(), m, outputs, pool);
@@ -80,10 +88,13 @@ void multiply_several(const std::vector<const Matrix*>& matrices, Address x, int
   if (y.size() != count || (!updates.empty() && updates.size() != count)) throw std::invalid_argument("one y and one update a matrix");
   for (const Matrix* matrix : matrices)
     if (matrix->cols != matrices[0]->cols) throw std::invalid_argument("matrices that share an input have as many columns");
-  Floats in(x, m * matrices[0]->cols, bf16, true);
+  AlignedBuffer inputs;
+  std::vector<AlignedBuffer> memory(count);
+  Floats in(x, m * matrices[0]->cols, bf16, inputs);
+  in.read();
   std::vector<Floats> out;
   std::vector<float*> outputs;
-  for (size_t k = 0; k < count; ++k) out.emplace_back(y[k], m * matrices[k]->rows, bf16, false);
+  for (size_t k = 0; k < count; ++k) out.emplace_back(y[k], m * matrices[k]->rows, bf16, memory[k]);
   for (Floats& one : out) outputs.push_back(one.data());
   multiply_adapted(matrices.data(), updates.empty() ? nullptr : updates.data(), static_cast<int>(count), in.data(), m, outputs.data(), pool);
   for (Floats& one : out) one.finish();
@@ -113,7 +124,7 @@ void check_update(const Matrix* a, const Matrix* b) {
 void describe_matrix(nb::module_& m) {
   nb::class_<Matrix>(m, "Matrix")
       .def("__init__", make_matrix, nb::arg("values"), nb::arg("rows"), nb::arg("cols"), nb::arg("masks"), nb::arg("data"),
-           nb::arg("offsets"), nb::arg("scales"))
+           nb::arg("offsets"), nb::arg("scales") = 0, nb::arg("zeros") = 0)
       .def_ro("rows", &Matrix::rows)
       .def_ro("cols", &Matrix::cols)
       .def_prop_ro("values", [](const Matrix& matrix) { return static_cast<int>(matrix.values); });

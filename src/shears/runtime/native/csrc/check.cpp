@@ -21,6 +21,7 @@
 #include "decoder.h"
 #include "isa.h"
 #include "kernels.h"
+#include "layout.h"
 #include "pack.h"
 #include "tuning.h"
 
@@ -39,10 +40,12 @@ struct Weight {
   std::vector<uint8_t> data, masks;
   std::vector<int64_t> offsets;
   std::vector<float> scales;
+  std::vector<uint16_t> block_scales;
+  std::vector<uint8_t> zeros;
 
   Matrix matrix() const {
     return {values, rows, cols, masks.empty() ? nullptr : masks.data(), data.data(), masks.empty() ? nullptr : offsets.data(),
-            scales.empty() ? nullptr : scales.data()};
+            scales.empty() ? nullptr : scales.data(), block_scales.data(), zeros.data()};
   }
 };
 
@@ -64,23 +67,45 @@ double append(Weight& weight, float value) {
   return put(&upper, 2), value;
 }
 
+// Random scales and zero points of the rows and blocks of i4: 0.04 is no fp16 number, but near one.
+void add_blocks(Weight& weight) {
+  const int64_t count = panels(weight.matrix()) * blocks(weight.cols);
+  for (int64_t k = 0; k < count * kPanelRows; ++k) weight.block_scales.push_back(static_cast<uint16_t>(0x2000 + generator() % 0x800));
+  for (int64_t k = 0; k < count * kPanelRows / 2; ++k) weight.zeros.push_back(static_cast<uint8_t>(generator()));
+  weight.block_scales.shrink_to_fit(), weight.zeros.shrink_to_fit();
+}
+
+// Append a random nibble, the `number`th of its group; return the number that it stands for.
+double append_nibble(Weight& weight, int64_t row, int64_t col, int number) {
+  const auto nibble = static_cast<uint8_t>(generator() & 15);
+  if (number % 2)
+    weight.data.back() |= static_cast<uint8_t>(nibble << 4);
+  else
+    weight.data.push_back(nibble);
+  const auto block = static_cast<size_t>(row / kPanelRows * blocks(weight.cols) + col / kBlockInputs), r = static_cast<size_t>(row % kPanelRows);
+  return static_cast<double>(from_half(weight.block_scales[block * kPanelRows + r])) * (nibble - zero_point(weight.zeros.data() + block * 8, static_cast<int>(r)));
+}
+
 // kept: the share of weights that are kept; above 1 makes a dense matrix.
 Weight random_weight(Values values, int64_t rows, int64_t cols, double kept) {
   const bool sparse = kept <= 1;
   const int g = group_size(values);
-  Weight weight{values, rows, cols, std::vector<double>(static_cast<size_t>(rows * cols)), {}, {}, {}, {}};
+  Weight weight{values, rows, cols, std::vector<double>(static_cast<size_t>(rows * cols)), {}, {}, {}, {}, {}, {}};
+  if (values == Values::i4) add_blocks(weight);
   for (int64_t row = 0; values == Values::i8 && row < rows; ++row) weight.scales.push_back(std::fabs(normal()) / 40);
   int64_t count = 0;
   for (int64_t top = 0; top < rows; top += kPanelRows) {
-    if (sparse) weight.offsets.push_back(count);
+    if (sparse) weight.offsets.push_back(values == Values::i4 ? static_cast<int64_t>(weight.data.size()) : count);
     for (int64_t left = 0; left < cols; left += g) {
       uint64_t word = 0;
+      int number = 0;
       for (int bit = 0; bit < kPanelRows * g; ++bit) {
         const int64_t row = top + bit / g, col = left + bit % g;
         const bool inside = row < rows && col < cols;
         if (sparse && !(inside && std::uniform_real_distribution<>()(generator) < kept)) continue;
         word |= uint64_t{1} << bit, ++count;
-        const double value = append(weight, inside ? normal() : 0.0f);
+        const bool is_nibble = values == Values::i4;
+        const double value = is_nibble ? append_nibble(weight, row, inside ? col : left, number++) : append(weight, inside ? normal() : 0.0f);
         if (inside) weight.dense[static_cast<size_t>(row * cols + col)] = value * (weight.scales.empty() ? 1 : weight.scales[static_cast<size_t>(row)]);
       }
       for (int byte = 0; sparse && byte < 2 * g; ++byte) weight.masks.push_back(static_cast<uint8_t>(word >> (8 * byte)));
@@ -94,13 +119,17 @@ Weight random_weight(Values values, int64_t rows, int64_t cols, double kept) {
 bool right(const Weight& weight, const std::vector<float>& x, int64_t tokens, const std::vector<float>& y, double factor) {
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t row = 0; row < weight.rows; ++row) {
-      double sum = 0, size = 0;
+      double sum = 0, size = 0, weights = 0, largest = 0;
       for (int64_t i = 0; i < weight.cols; ++i) {
         const double part = weight.dense[static_cast<size_t>(row * weight.cols + i)] * x[static_cast<size_t>(t * weight.cols + i)];
         sum += part, size += std::fabs(part);
+        weights += std::fabs(weight.dense[static_cast<size_t>(row * weight.cols + i)]);
+        largest = std::fmax(largest, std::fabs(x[static_cast<size_t>(t * weight.cols + i)]));
       }
       const double error = std::fabs(factor * sum - y[static_cast<size_t>(t * weight.rows + row)]);
-      if (!(error <= 0.005 * factor * size + 1e-2)) return false;  // inputs are rounded to bf16, or to 16-bit integers
+      // Inputs are rounded to bf16, to 16-bit integers, or (i4) to 8-bit integers: by half a step at most.
+      const double bound = weight.values == Values::i4 ? weights * largest / 253 + 1e-5 * size + 1e-6 : 0.005 * size + 1e-2;
+      if (!(error <= factor * bound)) return false;
     }
   return true;
 }
@@ -171,7 +200,7 @@ int main(int argc, char** argv) {
     check_ops(cases);
     std::printf("%s: %d cases, %d wrong\n", isa.c_str(), cases.count, cases.wrong);
     wrong += cases.wrong;
-    for (Values values : {Values::f32, Values::bf16, Values::i8})
+    for (Values values : {Values::f32, Values::bf16, Values::i8, Values::i4})
       for (int64_t rows : {1, 16, 53, 100})
         for (int64_t cols : {1, 3, 64, 301})
           for (double kept : {0.0, 0.5, 1.0, 2.0}) {

@@ -1,5 +1,7 @@
 #include "decoder.h"
 
+#include "layout.h"
+
 #include <algorithm>
 #include <cmath>
 #include <utility>
@@ -116,13 +118,25 @@ void Decoder::embed(const std::vector<Span>& spans, const int64_t* tokens, int64
 
 void Decoder::look_up(int64_t token, float* x) {
   const int64_t width = shape_.hidden, start = token * width;
-  if (weights_.embedding_scales != nullptr) {
-    const int8_t* steps = static_cast<const int8_t*>(weights_.embeddings) + start;
-    for (int64_t i = 0; i < width; ++i) x[i] = static_cast<float>(steps[i]) * weights_.embedding_scales[token];
-  } else if (weights_.bf16_embeddings) {
-    ops_.widen(static_cast<const uint16_t*>(weights_.embeddings) + start, width, x);
-  } else {
-    std::copy_n(static_cast<const float*>(weights_.embeddings) + start, width, x);
+  switch (weights_.embedding_values) {
+    case Values::f32: std::copy_n(static_cast<const float*>(weights_.embeddings) + start, width, x); break;
+    case Values::bf16: ops_.widen(static_cast<const uint16_t*>(weights_.embeddings) + start, width, x); break;
+    case Values::i8: {
+      const int8_t* steps = static_cast<const int8_t*>(weights_.embeddings) + start;
+      const float scale = static_cast<const float*>(weights_.embedding_scales)[token];
+      for (int64_t i = 0; i < width; ++i) x[i] = static_cast<float>(steps[i]) * scale;
+      break;
+    }
+    case Values::i4: {
+      const uint8_t* pairs = static_cast<const uint8_t*>(weights_.embeddings) + token * ((width + 1) / 2);
+      const uint16_t* scales = static_cast<const uint16_t*>(weights_.embedding_scales) + token * blocks(width);
+      const uint8_t* zeros = weights_.embedding_zeros + token * blocks(width);
+      for (int64_t i = 0; i < width; ++i) {
+        const int64_t block = i / kBlockInputs;
+        x[i] = from_half(scales[block]) * static_cast<float>((pairs[i / 2] >> (i % 2 * 4) & 15) - zeros[block]);
+      }
+      break;
+    }
   }
 }
 

@@ -40,9 +40,10 @@ struct Layer {
 /// The caller owns the memory: every pointer must outlive the decoder.
 struct Weights {
   std::vector<Layer> layers;
-  const void* embeddings = nullptr;       // [V, H], row by row
-  const float* embedding_scales = nullptr;  // [V] for int8 embeddings, else null
-  bool bf16_embeddings = false;
+  Values embedding_values = Values::f32;
+  const void* embeddings = nullptr;            // [V, H], row by row; of i4 [V, (H + 1) / 2] bytes
+  const void* embedding_scales = nullptr;      // [V] fp32 of i8, [V, blocks] fp16 of i4
+  const uint8_t* embedding_zeros = nullptr;    // [V, blocks] of i4, a byte each
   const float* norm = nullptr;              // [H]
   const float* inverse_frequencies = nullptr;  // [D / 2]
   Matrix head{};                            // [V, H]

@@ -73,11 +73,12 @@ void set_down(Weights& weights, const std::string& name, const Matrix& down) {
   throw std::invalid_argument("unknown input of " + name);
 }
 
-void set_ends(Weights& weights, Address embeddings, Address scales, bool is_bf16, Address norm, Address inverse_frequencies,
+void set_ends(Weights& weights, int values, Address embeddings, Address scales, Address zeros, Address norm, Address inverse_frequencies,
               const Matrix& head) {
+  weights.embedding_values = static_cast<Values>(values);
   weights.embeddings = at<void>(embeddings);
-  weights.embedding_scales = at<float>(scales);
-  weights.bf16_embeddings = is_bf16;
+  weights.embedding_scales = at<void>(scales);
+  weights.embedding_zeros = at<uint8_t>(zeros);
   weights.norm = at<float>(norm);
   weights.inverse_frequencies = at<float>(inverse_frequencies);
   weights.head = head;

@@ -15,6 +15,20 @@ static inline float from_bf16(uint16_t bits) {
   return value;
 }
 
+static inline float from_half(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
+  if (exponent == 0) {  // zero, or subnormal: fraction * 2^-24
+    const float size = static_cast<float>(fraction) * 5.9604644775390625e-8f;
+    return sign ? -size : size;
+  }
+  const uint32_t wide = sign | (exponent == 31 ? 255u : exponent + 112) << 23 | fraction << 13;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
+
+static inline int zero_point(const uint8_t* zeros, int row) { return zeros[row / 2] >> (row % 2 * 4) & 15; }
+
 static inline size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
 static inline size_t interleaved_bytes(Values values, int64_t cols, int tile) {

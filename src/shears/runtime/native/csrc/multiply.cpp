@@ -30,9 +30,10 @@ struct Prepared {
   size_t bytes, place;
 };
 
+// Every thread keeps one of these, so that a product allocates nothing once its like was seen.
 class Inputs {
  public:
-  explicit Inputs(int64_t tokens) : tokens_(tokens) {}
+  void start(int64_t tokens) { tokens_ = tokens, size_ = 0, all_.clear(); }
 
   size_t add(const Product& product, const Choice& choice) {
     const Matrix& matrix = *product.matrix;
@@ -49,8 +50,7 @@ class Inputs {
   }
 
   void prepare(Pool& pool) {
-    static thread_local AlignedBuffer memory;
-    base_ = memory.reserve(size_);
+    base_ = memory_.reserve(size_);
     for (const Prepared& one : all_) {
       auto lay_out = [&](int64_t t) {
         const int64_t first = t * one.tile;
@@ -69,10 +69,23 @@ class Inputs {
  private:
   size_t tiles(int tile) const { return static_cast<size_t>((tokens_ + tile - 1) / tile); }
 
-  int64_t tokens_;
+  int64_t tokens_ = 0;
   std::vector<Prepared> all_;
+  AlignedBuffer memory_;
   size_t size_ = 0;
   char* base_ = nullptr;
+};
+
+// What a call of `run` keeps for the next one.
+struct Plan {
+  Inputs inputs;
+  std::vector<Choice> choices;
+  std::vector<size_t> places;
+};
+
+struct Products {
+  const Product* first;
+  size_t count;
 };
 
 int64_t panel_weights(const Product& product) { return kPanelRows * std::max<int64_t>(product.matrix->cols, 1); }
@@ -85,37 +98,40 @@ int64_t number_of_tasks(int64_t total, int64_t tokens, int threads) {
 
 // Call f(product, first panel, last panel) for the weights [begin, end) of all products, in order.
 template <class F>
-void each_run(const std::vector<Product>& products, int64_t begin, int64_t end, F f) {
+void each_run(const Products& products, int64_t begin, int64_t end, F f) {
   int64_t before = 0;
-  for (size_t k = 0; k < products.size(); ++k) {
-    const int64_t count = panels(*products[k].matrix), unit = panel_weights(products[k]);
+  for (size_t k = 0; k < products.count; ++k) {
+    const Product& one = products.first[k];
+    const int64_t count = panels(*one.matrix), unit = panel_weights(one);
     auto panel = [&](int64_t at) { return at <= before ? 0 : std::min((at - before + unit - 1) / unit, count); };
     if (panel(begin) < panel(end)) f(k, panel(begin), panel(end));
     before += count * unit;
   }
 }
 
-void run(const std::vector<Product>& products, int64_t tokens, Pool& pool) {
-  Inputs inputs(tokens);
-  std::vector<Choice> choices;
-  std::vector<size_t> places;
+void run(const Products& products, int64_t tokens, Pool& pool) {
+  static thread_local Plan kept;
+  Plan& plan = kept;  // this thread's, also in the tasks of others
+  plan.inputs.start(tokens), plan.choices.clear(), plan.places.clear();
   int64_t total = 0;
   size_t scratch = 64;
-  for (const Product& product : products) {
+  for (size_t k = 0; k < products.count; ++k) {
+    const Product& product = products.first[k];
     const Choice choice = choice_for(product.matrix->values, product.matrix->masks != nullptr, tokens);
-    choices.push_back(choice);
-    places.push_back(inputs.add(product, choice));
+    plan.choices.push_back(choice);
+    plan.places.push_back(plan.inputs.add(product, choice));
     total += panels(*product.matrix) * panel_weights(product);
     scratch = std::max(scratch, choice.isa->scratch_bytes(*product.matrix, tokens, choice.walk));
   }
-  inputs.prepare(pool);
+  plan.inputs.prepare(pool);
   const int64_t tasks = number_of_tasks(total, tokens, pool.size());
   pool.parallel_for(tasks, [&](int64_t task) {
     static thread_local AlignedBuffer memory;
     void* own = memory.reserve(scratch);
     each_run(products, total * task / tasks, total * (task + 1) / tasks, [&](size_t k, int64_t first, int64_t last) {
-      const Product& one = products[k];
-      choices[k].isa->run({one.matrix, inputs[places[k]], tokens, one.y, one.factor, one.add, choices[k].walk}, first, last, own);
+      const Product& one = products.first[k];
+      const Choice& choice = plan.choices[k];
+      choice.isa->run({one.matrix, plan.inputs[plan.places[k]], tokens, one.y, one.factor, one.add, choice.walk}, first, last, own);
     });
   });
 }
@@ -123,7 +139,9 @@ void run(const std::vector<Product>& products, int64_t tokens, Pool& pool) {
 }  // namespace
 
 void multiply(const Matrix& matrix, const float* x, int64_t m, float* y, Pool& pool) {
-  if (m > 0) run({{&matrix, x, y, 1.0f, false}}, m, pool);
+  if (m <= 0) return;
+  const Product product{&matrix, x, y, 1.0f, false};
+  run({&product, 1}, m, pool);
 }
 
 void multiply_many(const Matrix* const* matrices, int count, const float* x, int64_t m, float* const* y, Pool& pool) {
@@ -133,25 +151,31 @@ void multiply_many(const Matrix* const* matrices, int count, const float* x, int
 void add_low_rank(const LowRank& update, const float* x, int64_t m, float* y, Pool& pool) {
   if (m <= 0) return;
   std::vector<float> middle(static_cast<size_t>(m * update.a->rows));
-  run({{update.a, x, middle.data(), 1.0f, false}}, m, pool);
-  run({{update.b, middle.data(), y, update.scaling, true}}, m, pool);
+  const Product down{update.a, x, middle.data(), 1.0f, false}, up{update.b, middle.data(), y, update.scaling, true};
+  run({&down, 1}, m, pool);
+  run({&up, 1}, m, pool);
 }
 
 void multiply_adapted(const Matrix* const* matrices, const LowRank* const* updates, int count, const float* x, int64_t m,
                       float* const* y, Pool& pool) {
   if (m <= 0) return;
-  std::vector<Product> first, second;
-  std::vector<std::vector<float>> middle(static_cast<size_t>(count));
+  static thread_local std::vector<Product> first, second;
+  static thread_local AlignedBuffer memory;
+  size_t inner = 0;
+  for (int k = 0; updates && k < count; ++k)
+    if (updates[k]) inner += static_cast<size_t>(m * updates[k]->a->rows);
+  auto* middle = reinterpret_cast<float*>(memory.reserve(sizeof(float) * inner));
+  first.clear(), second.clear();
   for (int k = 0; k < count; ++k) {
     first.push_back({matrices[k], x, y[k], 1.0f, false});
     const LowRank* update = updates ? updates[k] : nullptr;
     if (!update) continue;
-    middle[k].resize(static_cast<size_t>(m * update->a->rows));
-    first.push_back({update->a, x, middle[k].data(), 1.0f, false});
-    second.push_back({update->b, middle[k].data(), y[k], update->scaling, true});
+    first.push_back({update->a, x, middle, 1.0f, false});
+    second.push_back({update->b, middle, y[k], update->scaling, true});
+    middle += m * update->a->rows;
   }
-  run(first, m, pool);
-  if (!second.empty()) run(second, m, pool);
+  run({first.data(), first.size()}, m, pool);
+  if (!second.empty()) run({second.data(), second.size()}, m, pool);
 }
 
 }  // namespace shears

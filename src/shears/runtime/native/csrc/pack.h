@@ -4,7 +4,8 @@
 
 namespace shears {
 
-// `data` holds panels * groups * 16 * g elements; rows and columns beyond the weight become zeros.
+// `data` holds panels * groups * group_bytes; rows and columns beyond the weight become zeros. A row of i4 is
+// (cols + 1) / 2 bytes, the first column in the lower half.
 void pack_dense(Values values, const void* weight, int64_t rows, int64_t cols, void* data);
 
 }  // namespace shears

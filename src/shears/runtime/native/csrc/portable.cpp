@@ -70,6 +70,30 @@ void expand(const Matrix& matrix, int64_t p, int64_t first, int64_t last, int64_
   }
 }
 
+// The same for i4, scales and zero points applied; `at` counts bytes. `first` is the start of a block.
+template <>
+void expand<Values::i4>(const Matrix& matrix, int64_t p, int64_t first, int64_t last, int64_t& at, float* dense) {
+  const int64_t all = groups(Values::i4, matrix.cols), block_count = blocks(matrix.cols);
+  const auto* data = static_cast<const uint8_t*>(matrix.data);
+  for (int64_t j = first / 4; j * 4 < last; ++j) {
+    float* to = dense + (j * 4 - first) * kPanelRows;
+    const uint64_t word = matrix.masks ? mask_word(matrix.masks + (p * all + j) * 8, 8) : ~uint64_t{0};
+    const int64_t block = p * block_count + j / kBlockGroups;
+    int next = 0;
+    for (int r = 0; r < kPanelRows; ++r) {
+      const float scale = from_half(matrix.block_scales[block * kPanelRows + r]);
+      const int zero = zero_point(matrix.zeros + block * (kPanelRows / 2), r);
+      for (int i = 0; i < 4; ++i) {
+        const int kept = static_cast<int>(word >> (r * 4 + i) & 1);
+        const int step = (data[at + next / 2] >> (next % 2 * 4) & 15) - zero;  // may read one byte beyond the group
+        to[i * kPanelRows + r] = scale * static_cast<float>(step & -kept);
+        next += kept;
+      }
+    }
+    at += (next + 1) / 2;
+  }
+}
+
 #if defined(__GNUC__)
 using Four = float __attribute__((vector_size(16)));  // the compiler emulates it where the processor has no such vectors
 #else
@@ -108,7 +132,7 @@ void panel(const Job& job, int64_t p, float* scratch) {
   const size_t stride = interleaved_bytes(V, matrix.cols, width);
   float* sums = scratch + kBlock * kPanelRows;
   std::memset(sums, 0, sizeof(float) * kPanelRows * width * tiles);
-  int64_t at = matrix.masks ? matrix.offsets[p] : p * kPanelRows * inputs;
+  int64_t at = matrix.masks ? matrix.offsets[p] : p * kPanelRows * inputs / (V == Values::i4 ? 2 : 1);
   for (int64_t first = 0; first < inputs; first += kBlock) {
     const int64_t last = first + kBlock < inputs ? first + kBlock : inputs;
     expand<V>(matrix, p, first, last, at, scratch);
@@ -124,6 +148,7 @@ void run(const Job& job, int64_t first, int64_t last, void* scratch) {
       case Values::f32: panel<Values::f32>(job, p, static_cast<float*>(scratch)); break;
       case Values::bf16: panel<Values::bf16>(job, p, static_cast<float*>(scratch)); break;
       case Values::i8: panel<Values::i8>(job, p, static_cast<float*>(scratch)); break;
+      case Values::i4: panel<Values::i4>(job, p, static_cast<float*>(scratch)); break;
     }
 }
 

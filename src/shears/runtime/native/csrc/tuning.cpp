@@ -19,7 +19,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kValues = 3;
+constexpr int kValues = 4;
 constexpr int64_t kColumns = 4096;
 constexpr int64_t kSlice = 1 << 20;  // weights per timed call: long enough for a clock, short enough for many turns
 constexpr int kFirstTurns = 2;       // timed calls of every candidate
@@ -65,43 +65,61 @@ uint64_t next_random(uint64_t& state) {
   return state;
 }
 
+// Bytes per panel of a random weight, about half of it zeros where it is sparse.
+double panel_bytes(Values values, bool sparse) {
+  const auto count = static_cast<double>(groups(values, kColumns));
+  const double rest = values == Values::i4 ? static_cast<double>(blocks(kColumns)) * kPanelRows * 2.5 : 0;
+  if (!sparse) return rest + count * group_bytes(values);
+  return rest + count * (2 * group_size(values) + group_bytes(values) / 2.0 + (values == Values::i4 ? 0.25 : 0));
+}
+
 // A random weight of whole panels, in memory of its own.
 class RandomWeight {
  public:
-  RandomWeight(Values values, bool sparse, size_t bytes) : scales_(0) {
-    const int bits_per_group = kPanelRows * group_size(values), value_bytes = element_bytes(values);
-    const int64_t count = groups(values, kColumns);
-    const size_t panel = static_cast<size_t>(count) * bits_per_group * value_bytes / (sparse ? 2 : 1) + (sparse ? count * bits_per_group / 8 : 0);
-    const int64_t panels = std::max<int64_t>(2, static_cast<int64_t>(bytes / panel));
-    const size_t words = static_cast<size_t>(panels * count);
+  RandomWeight(Values values, bool sparse, size_t bytes) {
+    const int64_t mask_bytes = groups(values, kColumns) * 2 * group_size(values);  // of a panel
+    const auto panels = std::max<int64_t>(2, static_cast<int64_t>(static_cast<double>(bytes) / panel_bytes(values, sparse)));
     uint64_t state = 0x9e3779b97f4a7c15;
-    size_t kept = words * bits_per_group;
+    auto value_bytes = static_cast<size_t>(panels * groups(values, kColumns) * group_bytes(values));
     uint8_t* masks = nullptr;
     if (sparse) {
-      masks = static_cast<uint8_t*>(memory_.copy(nullptr, words * bits_per_group / 8));
-      kept = fill_masks(masks, panels, count * bits_per_group / 8, state);
+      masks = static_cast<uint8_t*>(memory_.copy(nullptr, static_cast<size_t>(panels * mask_bytes)));
+      value_bytes = fill_masks(values, masks, panels, mask_bytes, state);
     }
-    auto* data = static_cast<uint64_t*>(memory_.copy(nullptr, kept * value_bytes + 8));
-    const uint64_t small = values == Values::i8 ? ~uint64_t{0} : 0x3f7f3f7f3f7f3f7f;  // no infinities, no NaN
-    for (size_t k = 0; k < kept * value_bytes / 8; ++k) data[k] = next_random(state) & small;
-    scales_.resize(static_cast<size_t>(panels * kPanelRows), 0.01f);
-    matrix_ = {values, panels * kPanelRows, kColumns, masks, data, sparse ? offsets_.data() : nullptr,
-               values == Values::i8 ? scales_.data() : nullptr};
+    auto* data = static_cast<uint64_t*>(memory_.copy(nullptr, value_bytes + 8));
+    const bool is_integer = values == Values::i8 || values == Values::i4;
+    const uint64_t small = is_integer ? ~uint64_t{0} : 0x3f7f3f7f3f7f3f7f;  // no infinities, no NaN
+    for (size_t k = 0; k < value_bytes / 8; ++k) data[k] = next_random(state) & small;
+    matrix_ = {values, panels * kPanelRows, kColumns, masks, data, sparse ? offsets_.data() : nullptr, nullptr};
+    if (values == Values::i8) scales_.resize(static_cast<size_t>(panels * kPanelRows), 0.01f), matrix_.scales = scales_.data();
+    if (values == Values::i4) add_blocks(static_cast<size_t>(panels * blocks(kColumns)));
   }
   const Matrix& matrix() const { return matrix_; }
 
  private:
-  size_t fill_masks(uint8_t* masks, int64_t panels, int64_t bytes, uint64_t& state) {
-    size_t kept = 0;
+  // Return the bytes of the kept values.
+  size_t fill_masks(Values values, uint8_t* masks, int64_t panels, int64_t bytes, uint64_t& state) {
+    const int element = values == Values::f32 ? 4 : values == Values::bf16 ? 2 : 1;
+    size_t size = 0;
     for (int64_t p = 0; p < panels; ++p) {
-      offsets_.push_back(static_cast<int64_t>(kept));
+      offsets_.push_back(static_cast<int64_t>(size) / element);
       for (int64_t at = 0; at < bytes; at += 8) {
         const uint64_t word = next_random(state);
         std::memcpy(masks + p * bytes + at, &word, 8);
-        kept += static_cast<size_t>(__builtin_popcountll(word));
+        const auto kept = static_cast<size_t>(__builtin_popcountll(word));
+        size += values == Values::i4 ? (kept + 1) / 2 : kept * static_cast<size_t>(element);
       }
     }
-    return kept;
+    return size;
+  }
+
+  void add_blocks(size_t count) {
+    constexpr uint16_t kHundredth = 0x211f;  // fp16
+    auto* scales = static_cast<uint16_t*>(memory_.copy(nullptr, count * kPanelRows * 2));
+    auto* zeros = static_cast<uint8_t*>(memory_.copy(nullptr, count * kPanelRows / 2));
+    std::fill_n(scales, count * kPanelRows, kHundredth);
+    std::fill_n(zeros, count * kPanelRows / 2, 0x77);
+    matrix_.block_scales = scales, matrix_.zeros = zeros;
   }
 
   HugeBuffer memory_;
@@ -153,11 +171,15 @@ Matrix panels_of(const Matrix& matrix, int64_t first, int64_t count) {
   Matrix part = matrix;
   part.rows = count * kPanelRows;
   if (matrix.scales) part.scales = matrix.scales + first * kPanelRows;
+  if (matrix.zeros) {
+    part.block_scales = matrix.block_scales + first * blocks(matrix.cols) * kPanelRows;
+    part.zeros = matrix.zeros + first * blocks(matrix.cols) * (kPanelRows / 2);
+  }
   if (matrix.masks) {
     part.masks = matrix.masks + first * words * word_bytes;
     part.offsets = matrix.offsets + first;
   } else {
-    part.data = static_cast<const char*>(matrix.data) + first * words * 64;
+    part.data = static_cast<const char*>(matrix.data) + first * words * group_bytes(matrix.values);
   }
   return part;
 }
@@ -263,7 +285,7 @@ Speed measure_speed(Values values, bool sparse, int64_t tokens, size_t bytes, in
     first = first + 2 * slice <= all ? first + slice : 0;
     place = (place + (8 << 20)) % memory_bytes;
   }
-  const double bytes_per_weight = sparse ? element_bytes(values) / 2.0 + 1.0 / 8 : element_bytes(values);
+  const double bytes_per_weight = panel_bytes(values, sparse) / static_cast<double>(kPanelRows * kColumns);
   return {median(products) / weights, bytes_per_weight, memory_slice / median(reads)};
 }
 
