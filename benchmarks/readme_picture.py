@@ -25,6 +25,7 @@ TOP = 62.0  # of the first row
 ROW_HEIGHT = 52.0
 BAR_HEIGHT = 15.0
 MILLION = 1e6
+FEW_ZEROS = 0.01  # a share; dense models contain some zeros, too
 KEPT = ("name", "metric", "value", "ci95", "n", "sparsity", "nonzeros", "adapter_parameters")
 STYLE = """
 .page { fill: #ffffff; stroke: #d0d7de }
@@ -66,7 +67,7 @@ def draw(figures: Mapping[str, Any]) -> str:
         text(LEFT, 26.0, f"right answers of {number}, 95 % interval", class_="head"),
         text(RIGHT, 26.0, "non-zero weights", class_="head"),
     )
-    height = TOP + len(models) * ROW_HEIGHT + 34.0
+    height = TOP + len(models) * ROW_HEIGHT + 20.0
     name = "; ".join(f"{row['name']}: {percent(row['value'])}, {row['nonzeros'] / MILLION:.1f} M" for row in models)
     drawing = element(
         "svg",
@@ -93,7 +94,8 @@ def _lead(lead: Mapping[str, Any]) -> str:
 
 def _row(row: Mapping[str, Any], top: float, models: Sequence[Mapping[str, Any]]) -> Markup:
     """Return the line of a model: its name, its accuracy on the left, its size on the right."""
-    kind = "ours" if row["sparsity"] and row["adapter_parameters"] else "plain"
+    is_pruned = row["sparsity"] > FEW_ZEROS
+    kind = "ours" if is_pruned and row["adapter_parameters"] else "plain"
     return element("g", text(LEFT, top, row["name"]), _accuracy(row, top + 8.0, kind), _size(row, top, kind, models))
 
 
@@ -116,7 +118,7 @@ def _accuracy(row: Mapping[str, Any], top: float, kind: str) -> Markup:
 def _size(row: Mapping[str, Any], top: float, kind: str, models: Sequence[Mapping[str, Any]]) -> Markup:
     """Return the weights that are not zero: the model's, and behind them the adapter's."""
     most = max(each["nonzeros"] + (each["adapter_parameters"] or 0) for each in models)
-    scale = Scale(0.0, most, RIGHT, WIDTH - 18.0)
+    scale = Scale(0.0, float(most), RIGHT, WIDTH - 18.0)
     adapter = row["adapter_parameters"] or 0
     end = scale(row["nonzeros"])
     words = f"{row['nonzeros'] / MILLION:.1f} M" + (f" + {adapter / MILLION:.1f} M" if adapter else "")
