@@ -42,9 +42,10 @@ bench: setup
 	$(BIN)/python -m benchmarks.sparsify memory
 	$(BIN)/python -m benchmarks.mawps $(if $(DATA),--data $(DATA)/mawps)
 
-# The documentation as a site, in site/; warnings are errors.
+# The documentation as a site, in site/; warnings are errors, as are commands that do not parse.
 docs: setup
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/pytest -q -n 0 tests/docs/test_commands.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 demo: setup
