@@ -102,3 +102,16 @@ def test_colours_mark_the_loss_and_the_middle_of_a_long_row_is_left_out() -> Non
 
 def test_every_control_and_format_character_is_escaped() -> None:
     assert escaped("a\x00\x07\x1b\x7f\x9b\u200b\u202e\ufeffé") == r"a\x00\x07\x1b\x7f\x9b\u200b\u202e\ufeffé"
+
+
+def test_columns_are_renamed_as_training_renames_them(
+    file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text('{"question": "Q: 2?", "response": " two"}\n')
+    call = call_with(capfd, monkeypatch)
+    status, output, _ = call(
+        "data", file, "--model", "base", "--columns", "prompt=question,completion=response", "--json"
+    )
+    shown = json.loads(output)
+    assert (status, shown["used"], shown["refused"]) == (0, 1, [])
+    assert "".join(t["text"] for t in shown["shown"][0]["tokens"] if t["loss"]).startswith(" two")

@@ -8,8 +8,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from shears.config import TrainConfig
+from shears.data.columns import Row
 from shears.data.examples import Example, Tokenized, completion_of, to_example, tokenize_all
-from shears.data.rows import Row, read_rows
+from shears.data.rows import read_rows
 from shears.errors import InputError
 from shears.models.losses import IGNORED
 
@@ -76,7 +77,7 @@ def preview(
     settings: TrainConfig, tokenizer: PreTrainedTokenizerBase, limit: int | None = None, show: int = 3
 ) -> Preview:
     """Return what a training sees of the first `limit` rows of its data; InputError for unreadable data."""
-    rows = read_rows(settings.data)[:limit]
+    rows = read_rows(settings.data, settings.columns)[:limit]
     examples, refused = _examples(rows, settings.template, tokenizer)
     empty = tuple(number for number, example in examples if not completion_of(example).strip())
     usable = [(number, example) for number, example in examples if number not in set(empty)]

@@ -87,7 +87,7 @@ def rounded(x: Tensor, values: str, isa: str) -> np.ndarray:
         return x.bfloat16().double().numpy()
     if values == "int8" and isa != "portable":
         return in_steps(x, 32639)
-    if values == "int4" and isa != "portable":
+    if values == "int4" and isa in ("avx2", "avx512"):
         return np.concatenate([in_steps(block, 127) for block in x.split(128, 1)], 1)
     return x.double().numpy()
 

@@ -136,7 +136,7 @@ void check_long_rows(Cases& cases, Pool& pool) {
 
 // The longest int8 rows with the largest sums, and inputs whose lower half is -128.
 void check_largest_sums(Cases& cases, Pool& pool) {
-  Weight weight{Values::i8, 2, kMaxInt8Columns, std::vector<double>(2 * kMaxInt8Columns, -128.0), {}, {}, {}, {1.0f, 1.0f}};
+  Weight weight{Values::i8, 2, kMaxInt8Columns, std::vector<double>(2 * kMaxInt8Columns, -128.0), {}, {}, {}, {1.0f, 1.0f}, {}, {}};
   weight.data.resize(static_cast<size_t>(groups(Values::i8, kMaxInt8Columns)) * 64 + kOverread);
   const std::vector<int8_t> rows(2 * kMaxInt8Columns, -128);
   pack_dense(Values::i8, rows.data(), 2, kMaxInt8Columns, weight.data.data());
