@@ -100,13 +100,13 @@ def panel_of(parameter: Any) -> str:
 def option_row(parameter: Any) -> tuple[str, str, str, str]:
     """Return a row of a verb's table."""
     if parameter.param_type_name == "argument":
-        return f"`{parameter.metavar}`", "", "", text_of(parameter.help or "")
+        return whole(parameter.metavar), "", "", text_of(parameter.help or "")
     names = [*sorted(parameter.opts, key=len, reverse=True), *parameter.secondary_opts]
     kind = "" if parameter.is_flag else parameter.metavar
     found = DEFAULT.search(parameter.help or "")
     default = found[0].removeprefix("(default: ").removesuffix(")") if found else ""
     return (
-        "<br>".join(f"`{name}`" for name in names),
+        "<br>".join(map(whole, names)),
         kinds(kind),
         code(default),
         text_of(DEFAULT.sub("", parameter.help or "")),
@@ -148,7 +148,7 @@ def key_row(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
     default = "" if field.is_required() else yaml_of(field.get_default(call_default_factory=True))
     meaning = text_of(field.description or "")
     return (
-        f"`{name}`",
+        whole(name),
         kinds(METAVARS.get(name) or _metavar(field.annotation)),
         default,
         f"**required.** {meaning}" if field.is_required() else meaning,
@@ -170,6 +170,11 @@ def kinds(text: str) -> str:
 def code(text: str) -> str:
     """Return a text as a code span, empty for an empty one."""
     return f"`{text}`" if text else ""
+
+
+def whole(name: str) -> str:
+    """Return a flag or key as a code span that is not broken at a hyphen (style.css)."""
+    return f'<span class="whole">`{name}`</span>'
 
 
 def text_of(text: str) -> str:
