@@ -140,9 +140,9 @@ def test_no_bit_of_an_answer_depends_on_company_or_on_shared_beginnings(precisio
     together = Logged(_native(model, precision=precision, batch_size=16))
     few = Logged(_native(model, precision=precision))
     alone = Logged(_native(model, precision=precision, batch_size=1))
-    texts = _answers(model, together, prompts)  # type: ignore[arg-type]
-    assert _answers(model, few, prompts) == texts  # type: ignore[arg-type]
-    assert _answers(model, alone, prompts) == texts  # type: ignore[arg-type]
+    texts = _answers(model, together, prompts)
+    assert _answers(model, few, prompts) == texts
+    assert _answers(model, alone, prompts) == texts
     assert together.logits_after == few.logits_after == alone.logits_after
     assert not alone.copied
     shared = len(TOKENIZER(f"{SHARED}How many are ")["input_ids"]) // 4 * 4
@@ -153,7 +153,7 @@ def test_no_bit_of_an_answer_depends_on_company_or_on_shared_beginnings(precisio
 def test_an_ended_text_is_replaced_at_once_and_the_longest_prompt_is_first() -> None:
     model = _always(TOKENIZER("z")["input_ids"][0])
     backend = Logged(_native(model, batch_size=2))
-    _answers(model, backend, [[n] * n for n in (3, 9, 6, 4, 8)], 4)  # type: ignore[arg-type]
+    _answers(model, backend, [[n] * n for n in (3, 9, 6, 4, 8)], 4)
     assert backend.read == [9, 8, 6, 4, 3]
     assert backend.begun == [0, 0, 3, 4, 7]  # steps before each prompt: the third one does not wait for the second text
 
@@ -175,7 +175,7 @@ def test_damaged_weights_are_told() -> None:
 
 
 def _masked() -> nn.Module:
-    model = with_lora(covered(), ["q_proj"])
+    model: nn.Module = with_lora(covered(), ["q_proj"])
     make_sparse(model)
     return model
 

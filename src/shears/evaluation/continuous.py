@@ -139,7 +139,8 @@ class ContinuousDecoder:
         refuse_empty(prompts)
         ends = end_tokens(self.tokenizer, self.settings)
         line_ends = frozenset(line_breaks(self.tokenizer).tolist()) if self.one_line else frozenset[int]()
-        answers = {number: text for number in range(len(prompts)) if (text := self._kept(number)) is not None}
+        kept = {number: self._kept(number) for number in range(len(prompts))}
+        answers = {number: answer for number, answer in kept.items() if answer is not None}
         longest_first = [number for (number,) in length_buckets([len(prompt) for prompt in prompts], 1)]
         texts = [
             GreedyText(number, prompts[number], self.max_new_tokens, ends, line_ends)
