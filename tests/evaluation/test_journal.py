@@ -71,7 +71,7 @@ def test_texts_of_another_evaluation_are_not_taken(
         with pytest.raises(Killed):
             evaluate(str(base), "figures.json", **OPTIONS)
     taken = _spied(monkeypatch, until=9)
-    evaluate(str(base), "figures.json", **{**OPTIONS, **change})
+    evaluate(str(base), "figures.json", backend="transformers", **{**OPTIONS, **change})
     assert len(taken) == 4
 
 

@@ -61,7 +61,7 @@ class Casts(TorchDispatchMode):
 def test_frozen_weights_under_an_adapter_are_cast_once_not_at_every_forward(base: Path, tmp_path: Path) -> None:
     adapter = _adapter(tmp_path / "adapter")
     with Casts() as casts:
-        evaluate(str(base), adapter=str(adapter), precision="bf16", **OPTIONS)
+        evaluate(str(base), adapter=str(adapter), precision="bf16", backend="transformers", **OPTIONS)
     assert set(casts.counts.values()) == {1}
 
 

@@ -58,6 +58,9 @@ class EvaluateConfig(ScoringConfig):
     choices (the most likely choice)."""
     num_beams: int = Field(1, gt=0)
     """Beams of the beam search for generated answers; the paper's tasks use 4, and 1 is several times as fast."""
+    backend: Literal["auto", "native", "transformers"] = "auto"
+    """What generates answers: native (our decoder, greedy, on the CPU), transformers, or auto (native where it covers
+    the model, else transformers)."""
     sequence_length: int = Field(1024, gt=1)
     """Tokens in one window of a perplexity measurement."""
     template: Literal["question", "alpaca"] | None = None
@@ -112,6 +115,9 @@ class EvaluateConfig(ScoringConfig):
         if self.num_beams > 1 and not self.generates:
             cause = f"task {self.task}" if self.protocol is None else f"protocol {self.protocol}"
             raise ValueError(f"num_beams needs generated answers, got {self.num_beams} with {cause}; drop num_beams")
+        if self.backend == "native" and (self.num_beams > 1 or not self.generates):
+            got = f"{self.num_beams} beams" if self.generates else f"task {self.task}, which generates none"
+            raise ValueError(f"backend native needs greedy answers, got {got}; use num_beams 1 or drop backend")
         if self.task == "harness" and self.columns:
             raise ValueError("columns needs a task with data of its own, got task harness; drop columns")
         if self.task == "harness" and not self.harness:

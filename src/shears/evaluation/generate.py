@@ -66,8 +66,7 @@ class Decoder:
 
         `before` is called with the numbers of each batch's prompts; it may return a function that fills their cache.
         """
-        if not all(prompts):
-            raise InputError(f"a prompt must not be empty, number {[*prompts].index([]) + 1} is")
+        refuse_empty(prompts)
         rows = [Tokenized(ids, ids) for ids in prompts]
         lengths = [len(row.input_ids) for row in rows]
         refuse_beyond(
@@ -175,6 +174,12 @@ class Decoder:
             raise
 
 
+def refuse_empty(prompts: Sequence[list[int]]) -> None:
+    """Raise InputError for the first prompt without tokens."""
+    if not all(prompts):
+        raise InputError(f"a prompt must not be empty, number {[*prompts].index([]) + 1} is")
+
+
 def _settings(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, num_beams: int) -> GenerationConfig:
     """Return settings that decode without sampling or penalties; a missing one would come from the model's own."""
     return GenerationConfig(
@@ -225,11 +230,15 @@ class RequireFiniteLogits(LogitsProcessor):
         """Return the logits unchanged; InputError if a row has nan, or no finite maximum."""
         largest = scores.amax(dim=-1)
         if not bool(largest.isfinite().all()):
-            bad = largest[~largest.isfinite()][0].item()
-            raise InputError(
-                f"the model must give finite logits, got {bad} for a token; it may be damaged, or need --precision fp32"
-            )
+            raise damaged_logits(largest[~largest.isfinite()][0].item())
         return scores
+
+
+def damaged_logits(logit: float) -> InputError:
+    """Return the error for logits whose maximum is not finite."""
+    return InputError(
+        f"the model must give finite logits, got {logit} for a token; it may be damaged, or need --precision fp32"
+    )
 
 
 def line_breaks(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " V"]:

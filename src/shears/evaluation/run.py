@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from shears.data.prompts import DEFAULT_TEMPLATE, TEMPLATES
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import training_data
+from shears.evaluation.continuous import native_backend
 from shears.evaluation.journal import Journal, journal_path, settings_fingerprint
 from shears.evaluation.records import Evaluation
 from shears.evaluation.tasks.registry import check_data, evaluate_task
@@ -23,6 +25,7 @@ from shears.records.artifacts import as_data, find_record, read_json, weights_fi
 from shears.records.paths import expanded
 
 logger = logging.getLogger(__name__)
+TRANSFORMERS = "transformers"
 
 
 def evaluate(
@@ -43,18 +46,22 @@ def evaluate(
     parts = parts_of(ref, adapter)
     settings = given.model_copy(update={"template": template_of(given, *parts)})
     loaded, tokenizer = load_with_adapter(ref, adapter, settings.weights, settings.device)
+    backend = native_backend(loaded, settings)
     identity = measured(ref, adapter, given) if path is not None else {}
     journal = None
     if path is not None and settings.generates:
         also = {"template": settings.template, "settings_sha256": settings_fingerprint(*parts)}
+        if backend is not None:  # journals of earlier versions, which name no backend, are those of transformers
+            also["backend"] = "native"
         journal = Journal(journal_path(path), {**identity, **also})
     keep_casts(loaded)  # PEFT freezes the base model, whose weights autocast would cast at every forward
     own_autocast = settings.task == "harness"  # lm-eval opens it
     with nullcontext() if own_autocast else autocast(settings.precision, device_of(loaded)):
-        evaluation = evaluate_task(loaded, tokenizer, settings, journal, training_data(*parts))
+        evaluation = evaluate_task(loaded, tokenizer, settings, journal, training_data(*parts), backend)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**identity, **evaluation.as_data()})
+        answered_by = {"backend": TRANSFORMERS if backend is None else "native"} if settings.generates else {}
+        write_json(path, {**identity, **answered_by, **evaluation.as_data()})
         logger.info("wrote %s", path)
     if journal is not None:
         journal.close()
@@ -95,8 +102,16 @@ def settings_and_data(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def recorded(config: EvaluateConfig) -> dict[str, Any]:
-    """Return the settings as a record holds them: no columns unless some are named, as in earlier versions."""
-    return {key: value for key, value in as_data(config).items() if key != "columns" or value}
+    """Return the settings as a record holds them: no columns unless some are named, as in earlier versions.
+
+    The record says at its top which backend answered, so the setting is left out.
+    """
+    return {key: value for key, value in as_data(config).items() if key != "backend" and (key != "columns" or value)}
+
+
+def answered_as_asked(record: Mapping[str, Any], config: EvaluateConfig) -> bool:
+    """Return whether the backend that made a record is one that the settings allow; earlier ones were transformers."""
+    return config.backend in ("auto", record.get("backend", TRANSFORMERS)) or not config.generates
 
 
 def parts_of(model: ModelRef, adapter: str | Path | None) -> list[Path]:

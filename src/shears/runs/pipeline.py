@@ -19,7 +19,7 @@ from shears.errors import InputError, memory_of
 from shears.evaluation.comparison import lead
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
-from shears.evaluation.run import evaluate, measured, parts_of, recorded, template_of
+from shears.evaluation.run import answered_as_asked, evaluate, measured, parts_of, recorded, template_of
 from shears.evaluation.tasks.registry import check_data
 from shears.export.ranks import ranks_file, ranks_name
 from shears.export.stage import export_adapter
@@ -345,7 +345,7 @@ def _earlier_figures(
     own = config.model_copy(update={"template": None})
     if record.get("config") == recorded(own) and template_of(own, *parts_of(model, adapter)) == config.template:
         expected["config"]["template"] = None  # earlier versions recorded no template; it was the same one here
-    if any(record.get(key) != value for key, value in expected.items()):
+    if any(record.get(key) != value for key, value in expected.items()) or not answered_as_asked(record, config):
         logger.info("%s is of another model, prompt, data or setting: measuring again", file)
         return None
     journal_path(file).unlink(missing_ok=True)  # a kill between writing the figures and deleting the journal leaves it

@@ -18,7 +18,7 @@ from shears.data.calibration import token_row_lengths
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import ARITHMETIC, is_saved, read_rows
 from shears.evaluation.contamination import check_apart
-from shears.evaluation.run import settings_and_data
+from shears.evaluation.run import answered_as_asked, settings_and_data
 from shears.export.ranks import by_linear
 from shears.models.devices import DTYPES
 from shears.models.load import BITS, load_tokenizer
@@ -148,7 +148,8 @@ def _is_evaluated(config: RunEvaluateConfig, folder: Path) -> bool:
         recorded = record.get("config") or {}
         template = config.template or recorded.get("template")  # that of the training
         settings = {**expected["config"], "template": template}
-        return {"config": recorded, "data_sha256": record.get("data_sha256")} == {**expected, "config": settings}
+        same = {"config": recorded, "data_sha256": record.get("data_sha256")} == {**expected, "config": settings}
+        return same and answered_as_asked(record, config)
 
     return config.baselines.keys() <= set(names) and all(file.is_file() and fits(read_object(file)) for file in files)
 

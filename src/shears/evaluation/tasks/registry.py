@@ -22,6 +22,7 @@ from shears.data.examples import Example, check_rows, completion_of, load_exampl
 from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.errors import InputError
 from shears.evaluation.contamination import Source, ids_of, mark_seen
+from shears.evaluation.continuous import ContinuousDecoder
 from shears.evaluation.generate import Decoder
 from shears.evaluation.harness.run import QUESTION_IDS, run_harness
 from shears.evaluation.journal import Journal
@@ -32,26 +33,35 @@ from shears.evaluation.scoring.score import choose
 from shears.evaluation.scoring.scorers import check_choices
 from shears.evaluation.tasks import answers as reading
 from shears.evaluation.tasks.paper_tasks import LABELS, paper_row, right_answers, with_choices
+from shears.runtime.generation.backend import Backend
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """What a task measures: a loaded model on examples; `journal` keeps generated texts for a resumed evaluation."""
+    """What a task measures: a loaded model on examples; `journal` keeps generated texts for a resumed evaluation.
+
+    `backend` generates them in place of transformers.
+    """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     examples: Sequence[Example]
     config: EvaluateConfig
     journal: Journal | None = None
+    backend: Backend | None = None
 
     def generated(self, one_line: bool = False) -> list[str]:
         """Return the generated text of every example."""
         limit = self.config.max_new_tokens
-        decoder = Decoder(self.model, self.tokenizer, limit, one_line, self.config.num_beams, self.journal)
         prompts = prompts_of(self.examples, self.tokenizer)
         warn_beyond(self.model, [len(ids) + limit - 1 for ids in prompts])
+        if self.backend is not None:
+            settings = getattr(self.model, "generation_config", None)
+            native = ContinuousDecoder(self.backend, self.tokenizer, settings, limit, one_line, self.journal)
+            return native.answers(prompts)
+        decoder = Decoder(self.model, self.tokenizer, limit, one_line, self.config.num_beams, self.journal)
         return decoder.answers(prompts, self.config.batch_size)
 
 
@@ -61,10 +71,11 @@ def evaluate_task(
     config: EvaluateConfig,
     journal: Journal | None = None,
     training: Sequence[Source] = (),
+    backend: Backend | None = None,
 ) -> Evaluation:
     """Return the evaluation of a model on a configuration's task and data; InputError if they do not match.
 
-    Questions that the `training` data hold are marked.
+    Questions that the `training` data hold are marked. `backend` generates answers in place of transformers.
     """
     if config.task == "perplexity":
         tokens = text_tokens(config.data, tokenizer, config.columns)
@@ -74,7 +85,7 @@ def evaluate_task(
         return mark_seen(evaluation, [record[QUESTION_IDS] for record in evaluation.records], training)
     template = config.template or DEFAULT_TEMPLATE
     examples = load_examples(config.data, template, tokenizer, config.limit, _converted(config), config.columns)
-    evaluation = evaluate_examples(model, tokenizer, examples, config, journal)
+    evaluation = evaluate_examples(model, tokenizer, examples, config, journal, backend)
     return mark_seen(evaluation, ids_of(examples), training)
 
 
@@ -95,11 +106,12 @@ def evaluate_examples(
     examples: Sequence[Example],
     config: EvaluateConfig,
     journal: Journal | None = None,
+    backend: Backend | None = None,
 ) -> Evaluation:
     """Return the accuracy on loaded examples; `limit` and `data` of the configuration are ignored."""
     if config.task not in ACCURACY_TASKS:
         raise InputError(f"task must be one of {', '.join(ACCURACY_TASKS)}, got {config.task!r}")
-    records = ACCURACY_TASKS[config.task](TaskInputs(model, tokenizer, examples, config, journal))
+    records = ACCURACY_TASKS[config.task](TaskInputs(model, tokenizer, examples, config, journal, backend))
     evaluation = accuracy_of(config.task, records)
     message = "%s: accuracy %.4f (%.4f to %.4f) on %d examples"
     logger.info(message, config.task, evaluation.value, *evaluation.ci95, evaluation.n)

@@ -50,6 +50,14 @@ class Backend(Protocol):
         """Return plain data about this backend: name, isa, threads, values (number format), memory_bytes."""
 
 
+@runtime_checkable
+class CopyingBackend(Backend, Protocol):
+    """A backend that can let several sequences begin with tokens that it has computed once."""
+
+    def copy(self, source: int, sequence: int, count: int) -> None:
+        """Let an empty sequence begin with the first `count` tokens of `source`; InputError if it has fewer."""
+
+
 def check_sequence(backend: Backend, sequence: int) -> None:
     """Raise InputError for a sequence's number out of range."""
     if not 0 <= sequence < backend.max_sequences:

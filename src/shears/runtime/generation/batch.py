@@ -2,32 +2,65 @@
 
 import logging
 from collections import deque
+from typing import Generic, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
 
 from shears.errors import InputError
-from shears.runtime.generation.answer import Answer
-from shears.runtime.generation.backend import Backend
+from shears.runtime.generation.backend import Backend, CopyingBackend
 
 logger = logging.getLogger(__name__)
 PREFILL_CHUNK = 512  # tokens of a prompt that are read before the other answers get their next token
+STEADY = 4  # tokens: where prompts are cut into multiples of these, the native decoder gives the bits of whole prompts
+LEAST_SHARED = 8  # tokens of a beginning that are worth copying
 
 
 class TooLongError(InputError):
     """A prompt that leaves no room for an answer."""
 
 
-class Batch:
+@runtime_checkable
+class Continuation(Protocol):
+    """What a batch must know of an answer."""
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The tokens before the answer."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of the answer so far."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete or has failed."""
+
+    num_prefilled: int
+    error: Exception | None
+
+    def accept(self, logits: Float[np.ndarray, " V"]) -> None:
+        """Choose the next token."""
+
+
+A = TypeVar("A", bound=Continuation)
+
+
+class Batch(Generic[A]):
     """The answers that a backend works on, and a queue of those that wait for a free sequence.
 
     One thread at a time may use a batch, apart from `check`.
     The caches of the last `num_kept` finished answers stay: a prompt that continues one of them (the next turn of a
-    conversation) is read from the end of that cache.
+    conversation) is read from the end of that cache. If `shares_beginnings` and the backend can, a prompt takes the
+    tokens that it has in common with the beginning of a running one from that one's cache.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, *, shares_beginnings: bool = False) -> None:
         self.num_kept = 0
         self._backend = backend
-        self._waiting: deque[Answer] = deque()
-        self._running: dict[int, Answer] = {}  # by sequence
+        self._copying = backend if shares_beginnings and isinstance(backend, CopyingBackend) else None
+        self._waiting: deque[A] = deque()
+        self._running: dict[int, A] = {}  # by sequence
         self._num_cached: dict[int, int] = {}  # tokens in the cache of a running sequence
         self._kept: dict[int, tuple[int, ...]] = {}  # tokens in the caches of finished answers, the oldest first
 
@@ -35,7 +68,7 @@ class Batch:
         """Return how many answers wait or run."""
         return len(self._waiting) + len(self._running)
 
-    def check(self, answer: Answer) -> None:
+    def check(self, answer: A) -> None:
         """Raise InputError for an empty prompt, TooLongError for one without room for an answer; from any thread."""
         longest = self._backend.max_length
         if not answer.prompt:
@@ -45,19 +78,19 @@ class Batch:
                 f"a prompt must be shorter than the model's {longest} tokens, got {len(answer.prompt)}; shorten it"
             )
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: A) -> None:
         """Append an answer to the queue; InputError as `check`."""
         self.check(answer)
         self._waiting.append(answer)
 
-    def remove(self, answer: Answer) -> None:
+    def remove(self, answer: A) -> None:
         """Remove an answer, whether it waits, runs or has ended."""
         if answer in self._waiting:
             self._waiting.remove(answer)
         for sequence in [number for number, running in self._running.items() if running is answer]:
             self._release(sequence)
 
-    def advance(self) -> list[Answer]:
+    def advance(self) -> list[A]:
         """Read a chunk of one prompt and give every answer whose prompt is read its next token.
 
         Returns the answers that changed. An answer that fails carries its error and does not disturb the others; an
@@ -95,15 +128,16 @@ class Batch:
         self._backend.drop(sequence)
         return sequence
 
-    def _read_prompt(self) -> list[Answer]:
+    def _read_prompt(self) -> list[A]:
         """Read a chunk of the oldest unread prompt; return its answer once it has a first token, or has failed."""
         unread = (sequence for sequence, each in self._running.items() if each.num_prefilled < len(each.prompt))
         sequence = next(unread, None)
         if sequence is None:
             return []
         answer = self._running[sequence]
-        chunk = answer.prompt[answer.num_prefilled : answer.num_prefilled + PREFILL_CHUNK]
         try:
+            self._copy_beginning(sequence, answer)
+            chunk = _next_chunk(answer.prompt[answer.num_prefilled :])
             logits = self._backend.prefill(sequence, chunk)
         except Exception as error:
             if not isinstance(error, InputError):
@@ -118,10 +152,24 @@ class Batch:
         self._accept(sequence, logits)
         return [answer]
 
-    def _accept(self, sequence: int, logits: object) -> None:
+    def _copy_beginning(self, sequence: int, answer: A) -> None:
+        """Begin an unread prompt with the most tokens that it shares with a running one, if that is worth a copy."""
+        if self._copying is None or answer.num_prefilled:
+            return
+        beginning = answer.prompt[:-STEADY]
+        common = {
+            number: _num_common(other.prompt[: other.num_prefilled], beginning) // STEADY * STEADY
+            for number, other in self._running.items()
+        }
+        source = max(common, key=common.__getitem__)
+        if common[source] >= LEAST_SHARED:
+            self._copying.copy(source, sequence, common[source])
+            answer.num_prefilled = self._num_cached[sequence] = common[source]
+
+    def _accept(self, sequence: int, logits: Float[np.ndarray, " V"]) -> None:
         answer = self._running[sequence]
         try:
-            answer.accept(logits)  # type: ignore[arg-type]
+            answer.accept(logits)
         except InputError as error:
             answer.error = error
         if answer.done:
@@ -137,7 +185,7 @@ class Batch:
         if len(self._kept) > self.num_kept:
             self._drop_oldest()
 
-    def clear(self) -> list[Answer]:
+    def clear(self) -> list[A]:
         """Remove and return all answers, and drop all caches: after an error of a whole step, or at the end."""
         answers = [*self._running.values(), *self._waiting]
         for sequence in [*self._running, *self._kept]:
@@ -145,3 +193,15 @@ class Batch:
         for table in (self._running, self._num_cached, self._kept, self._waiting):
             table.clear()
         return answers
+
+
+def _num_common(tokens: tuple[int, ...], others: tuple[int, ...]) -> int:
+    """Return how many first tokens are equal."""
+    pairs = enumerate(zip(tokens, others, strict=False))
+    return next((place for place, (token, other) in pairs if token != other), min(len(tokens), len(others)))
+
+
+def _next_chunk(unread: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the tokens to read now; STEADY or more are left, or none."""
+    rest = len(unread) - PREFILL_CHUNK
+    return unread[: PREFILL_CHUNK - STEADY if 0 < rest < STEADY else PREFILL_CHUNK]

@@ -33,7 +33,7 @@ class Engine:
     def __init__(self, backend: Backend, tokenizer: PreTrainedTokenizerBase, end_tokens: frozenset[int]) -> None:
         self.backend = backend
         self.tokenizer = tokenizer
-        self.batch = Batch(backend)
+        self.batch = Batch[Answer](backend)
         self.text_settings = TextSettings(self._decode, end_tokens, backend.max_length)
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:

@@ -18,14 +18,17 @@ from shears.runtime.native.model_source import ModelSource
 
 CHUNK = 256  # tokens computed together in a prefill; more need more memory and gain little
 MOST_SEQUENCES = 16
+STEADY = 4  # rows: kSteady in csrc/decoder.cpp, and kRaisedRows in csrc/ops.h
 
 
 class NativeBackend:
     """A Backend whose model runs in C++ on `threads` threads, the calling one included.
 
     Activations are float32; weights, embeddings and updates keep the source's number formats. `max_length` is by
-    default the model's longest sequence, `head` (the number format of the output matrix) that of the source, `cache`
-    (of keys and values) fp32 if the head is fp32, else bf16. InputError for a model that the decoder does not cover.
+    default the model's longest sequence, `head` (the number format of the output matrix) that of the source; keys and
+    values are fp32 if the head is, else bf16. `for_evaluation`, a step computes a multiple of STEADY rows, so that no
+    bit of a sequence depends on the others, and sequences may exceed the model's context, as in transformers.
+    InputError for a model that the decoder does not cover.
     """
 
     def __init__(
@@ -36,13 +39,13 @@ class NativeBackend:
         max_length: int | None = None,
         max_sequences: int = MOST_SEQUENCES,
         head: NumberFormat | None = None,
-        cache: NumberFormat | None = None,
+        for_evaluation: bool = False,
     ) -> None:
         plan = plan_of(source.config)
         self.vocab_size = plan.vocab_size
         self.max_length = plan.max_positions if max_length is None else max_length
         self.max_sequences = max_sequences
-        if not 1 <= self.max_length <= plan.max_positions:
+        if self.max_length < 1 or (self.max_length > plan.max_positions and not for_evaluation):
             raise InputError(f"max_length must be in 1 to the model's {plan.max_positions}, got {self.max_length}")
         if not 1 <= max_sequences <= MOST_SEQUENCES:
             raise InputError(f"max_sequences must be in 1 to {MOST_SEQUENCES}, got {max_sequences}")
@@ -55,8 +58,9 @@ class NativeBackend:
         self._embeddings = builder.embeddings
         shape = _shape(plan)
         shape.max_length = self.max_length
-        shape.max_sequences = max_sequences
-        shape.bf16_cache = (cache or self._head_values) != "fp32"
+        self._rows = STEADY if for_evaluation else 1  # in a step
+        shape.max_sequences = max_sequences + self._rows - 1
+        shape.bf16_cache = self._head_values != "fp32"
         self._pool = _native.Pool(threads)
         try:
             self._decoder = _native.Decoder(shape, weights, self._pool)
@@ -72,11 +76,15 @@ class NativeBackend:
 
     def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> Float[np.ndarray, "B V"]:
         check_step(self, sequences, tokens, self._decoder.length)
-        ids = np.array(tokens, np.int64)
-        numbers = np.array(sequences, np.int64)
+        count = len(tokens)
+        extra = range(self.max_sequences, self.max_sequences + -count % self._rows)
+        ids = np.array([*tokens, *[0] * len(extra)], np.int64)
+        numbers = np.array([*sequences, *extra], np.int64)
         logits = np.empty((len(ids), self.vocab_size), np.float32)
         self._decoder.step(numbers.ctypes.data, ids.ctypes.data, len(ids), logits.ctypes.data)
-        return logits
+        for sequence in extra:
+            self._decoder.drop(sequence)
+        return logits[:count]
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
         check_tokens(self, tokens)
@@ -88,6 +96,16 @@ class NativeBackend:
     def drop(self, sequence: int) -> None:
         check_sequence(self, sequence)
         self._decoder.drop(sequence)
+
+    def copy(self, source: int, sequence: int, count: int) -> None:
+        for number in (source, sequence):
+            check_sequence(self, number)
+        if not 1 <= count <= self._decoder.length(source) or self._decoder.length(sequence):
+            raise InputError(
+                f"an empty sequence must begin with 1 to {self._decoder.length(source)} tokens of sequence {source}, "
+                f"got {count} for one of {self._decoder.length(sequence)} tokens"
+            )
+        self._decoder.copy(source, sequence, count)
 
     def describe(self) -> Mapping[str, object]:
         """Return plain data about this backend; memory_bytes excludes the mapped embeddings."""

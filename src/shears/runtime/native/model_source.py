@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from shears.checkpoints.conversion import known_config
 from shears.checkpoints.packed.file import Package
-from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack
+from shears.checkpoints.packed.layout import (
+    FORMAT_DTYPES,
+    NumberFormat,
+    PackedMatrix,
+    kept,
+    num_stored,
+    pack,
+    packed_bytes,
+)
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
 from shears.records.artifacts import read_object
@@ -119,8 +127,9 @@ def _number(settings: Mapping[str, Any], key: str, patterns: str, linear: str) -
 def source_of_model(model: nn.Module, values: NumberFormat | None = None, *, sparse: bool = True) -> ModelSource:
     """Return the source of a transformers model in memory, or of PEFT's LoRA around one.
 
-    `values` is the number format of the linears of the blocks, by default the model's own; `sparse` packs them.
-    NotCoveredError for an adapter that is more than scaling B A.
+    `values` is the number format of the linears of the blocks, by default the model's own (fp32 for fp16, whose numbers
+    bf16 does not hold); `sparse` packs those that packing makes smaller. NotCoveredError for weights that are no
+    floats, and for an adapter that is more than scaling B A.
     """
     wrapped: Any = model
     base: Any = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
@@ -132,12 +141,24 @@ def source_of_model(model: nn.Module, values: NumberFormat | None = None, *, spa
     }
     in_blocks = [name for name in tensors if ".layers." in name and name.endswith("_proj.weight")]
     names = [name.removesuffix(".weight") for name in in_blocks if tensors[name].ndim == 2]
-    kept: NumberFormat = values or ("fp32" if tensors[f"{names[0]}.weight"].dtype == torch.float32 else "bf16")
+    if not names or not all(tensors[name].is_floating_point() for name in in_blocks):
+        raise NotCoveredError(
+            "the native decoder covers linears of floats in its blocks, this model has none or others"
+        )
+    form: NumberFormat = values or ("bf16" if tensors[f"{names[0]}.weight"].dtype == torch.bfloat16 else "fp32")
     linears: dict[str, PackedMatrix | DenseRows] = {}
     for name in names:
         weight = tensors.pop(f"{name}.weight")
-        linears[name] = pack(weight, kept) if sparse else DenseRows(weight).as_values(kept)
+        is_packed = sparse and _is_packed_smaller(weight, form)
+        linears[name] = pack(weight, form) if is_packed else DenseRows(weight).as_values(form)
     return ModelSource(base.config, linears, tensors, updates)
+
+
+def _is_packed_smaller(weight: Tensor, values: NumberFormat) -> bool:
+    """Return whether packing a weight takes less memory than its zeros do."""
+    rows, cols = weight.shape
+    size = packed_bytes(rows, cols, num_stored(kept(weight), values), values)
+    return size < weight.numel() * FORMAT_DTYPES[values].itemsize // (2 if values == "int4" else 1)
 
 
 def _update(name: str, module: Any) -> LoraUpdate:

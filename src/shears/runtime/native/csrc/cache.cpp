@@ -42,6 +42,13 @@ void Cache::drop(int64_t sequence) {
   mine = {};
 }
 
+void Cache::copy(int64_t source, int64_t target, int64_t count) {
+  reserve(target, count);
+  for (int64_t block = 0; block * kBlock < count; ++block)
+    std::memcpy(sequences_[target].blocks[block], sequences_[source].blocks[block], block_bytes_);
+  sequences_[target].length = count;
+}
+
 Cached Cache::at(int64_t sequence, int64_t layer, int64_t head) const {
   const int64_t offset = (layer * shape_.heads + head) * head_bytes_;
   return {sequences_[sequence].blocks.data(), offset, shape_.head, padded_, shape_.is_bf16};

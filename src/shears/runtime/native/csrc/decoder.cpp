@@ -10,6 +10,7 @@ namespace shears {
 
 namespace {
 constexpr int64_t kWorthThreads = 8192;  // multiplications; fewer take less time than waking a thread
+constexpr int64_t kSteady = 4;           // rows from which on a row's bits do not depend on their number
 constexpr int64_t kPiece = 256;          // outputs that one thread completes at a time; whole panels
 
 /// Add bias and low-rank update to outputs [begin, end) of y; tokens.h holds the outputs of all A with this input.
@@ -19,6 +20,12 @@ void complete(const Ops& ops, const Linear& linear, Raised tokens, int64_t begin
   if (linear.up.rank == 0) return;
   tokens.h += linear.first;
   ops.raise(linear.up, tokens, begin, end);
+}
+
+/// The rows of the next chunk of a prompt with `count` more tokens; at least kSteady follow, or none.
+int64_t chunk_of(int64_t count, int64_t longest) {
+  if (count <= longest) return count;
+  return count - longest < kSteady && longest > kSteady ? longest - kSteady : longest;
 }
 
 int64_t runs_of(int64_t rows) { return (rows + kRaisedRows - 1) / kRaisedRows; }
@@ -54,8 +61,8 @@ void Decoder::each(int64_t count, int64_t work, const F& f) {
 
 void Decoder::prefill(int64_t sequence, const int64_t* tokens, int64_t count, float* logits) {
   cache_.reserve(sequence, count);
-  for (int64_t start = 0; start < count; start += shape_.chunk) {
-    const int64_t rows = std::min(shape_.chunk, count - start);
+  for (int64_t start = 0, rows = 0; start < count; start += rows) {
+    rows = chunk_of(count - start, shape_.chunk);
     run({{sequence, 0, rows}}, tokens + start, rows);
     if (start + rows == count) finish(rows - 1, 1, logits);
   }

@@ -63,6 +63,8 @@ class Decoder {
   /// Write the logits [count, V] of a text without keeping it in any sequence.
   void score(const int64_t* tokens, int64_t count, float* logits);
   void drop(int64_t sequence) { cache_.drop(sequence); }
+  /// Let an empty sequence begin with the first `count` tokens of another, whose keys and values are copied.
+  void copy(int64_t source, int64_t target, int64_t count) { cache_.copy(source, target, count); }
 
   const DecoderShape& shape() const { return shape_; }
   int64_t length(int64_t sequence) const { return cache_.length(sequence); }

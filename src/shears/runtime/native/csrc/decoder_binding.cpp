@@ -176,6 +176,7 @@ void bind_decoder(nb::module_& m) {
           },
           unlocked)
       .def("drop", &Decoder::drop)
+      .def("copy", &Decoder::copy, unlocked)
       .def("length", &Decoder::length)
       .def_prop_ro("cache_bytes", &Decoder::cache_bytes);
 }

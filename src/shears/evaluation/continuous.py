@@ -1,0 +1,176 @@
+"""Greedy answers by the native decoder: up to 16 texts at once, each replaced by the next one as soon as it ends.
+
+V tokens of the vocabulary.
+"""
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from shears.checkpoints.packed.layout import NumberFormat
+from shears.config import EvaluateConfig
+from shears.data.batches import length_buckets
+from shears.errors import InputError
+from shears.evaluation.generate import damaged_logits, line_breaks, refuse_empty
+from shears.evaluation.journal import Journal
+from shears.models.devices import device_of, resolved_precision
+from shears.models.load import end_tokens
+from shears.models.losses import own_model
+from shears.models.sparse_adapter import is_sparse
+from shears.progress import meter
+from shears.runtime.generation.backend import Backend
+from shears.runtime.generation.batch import Batch
+from shears.runtime.native import kernels_available
+from shears.runtime.native.architectures import NotCoveredError, plan_of
+from shears.runtime.native.model_source import source_of_model
+
+if TYPE_CHECKING:
+    from shears.runtime.native.decoder import NativeBackend
+
+logger = logging.getLogger(__name__)
+MOST_SEQUENCES = 16  # of the native decoder
+LONGEST = 1 << 24  # tokens of a text; rotary positions go on beyond a model's context, of which `warn_beyond` tells
+
+
+def native_backend(model: nn.Module, config: EvaluateConfig) -> "NativeBackend | None":
+    """Return the native decoder of a loaded model, or None if transformers generates its answers, if there are any.
+
+    InputError, with the reason, if the configuration asks for the native decoder and it cannot answer.
+    """
+    if not config.generates or config.backend == "transformers":
+        return None
+    try:
+        return _covering(model, config)
+    except NotCoveredError as error:
+        if config.backend == "native":
+            raise InputError(f"backend native must cover the model: {error}; use --backend transformers") from None
+        logger.info("transformers generates the answers: %s", error)
+        return None
+
+
+def _covering(model: nn.Module, config: EvaluateConfig) -> "NativeBackend":
+    """Return the native decoder of a model; NotCoveredError, with the reason, if it cannot answer as configured.
+
+    Its linears and its head are in the arithmetic that transformers would compute in, so that both read equal weights.
+    """
+    if config.num_beams > 1:
+        raise NotCoveredError(f"the native decoder answers greedily (num_beams 1), got {config.num_beams} beams")
+    if device_of(model).type != "cpu":
+        raise NotCoveredError(f"the native decoder runs on the CPU, the model is on {device_of(model)}")
+    if not kernels_available():
+        raise NotCoveredError("the native decoder needs the C++ kernels, which were not built")
+    if is_sparse(model):
+        raise NotCoveredError("the native decoder covers plain LoRA, this adapter is masked by the base's zeros")
+    plan_of(getattr(own_model(model), "config"))  # noqa: B009  (no field of Module)
+    from shears.runtime.native.decoder import NativeBackend
+
+    values: NumberFormat | None = "bf16" if resolved_precision(config.precision, "cpu") == "bf16" else None
+    source = source_of_model(model, values)
+    return NativeBackend(
+        source,
+        torch.get_num_threads(),
+        max_length=LONGEST,
+        max_sequences=min(config.batch_size, MOST_SEQUENCES),
+        head=values,
+        for_evaluation=True,
+    )
+
+
+class GreedyText:
+    """A text that takes the most likely token up to an end token, the end of its first line, or its longest length.
+
+    It ends where `Decoder` ends it; `line_ends` are empty for texts of several lines.
+    """
+
+    def __init__(
+        self, number: int, prompt: Sequence[int], limit: int, ends: Collection[int], line_ends: Collection[int]
+    ) -> None:
+        self.number = number
+        self.prompt = tuple(prompt)
+        self.tokens: list[int] = []
+        self.num_prefilled = 0
+        self.error: Exception | None = None
+        self._limit = limit
+        self._ends = ends
+        self._line_ends = line_ends
+        self._has_text = False
+        self._has_ended = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the text is complete or has failed."""
+        return self._has_ended or self.error is not None
+
+    def accept(self, logits: Float[np.ndarray, " V"]) -> None:
+        """Append the most likely token; InputError if its logit is not finite."""
+        token = int(logits.argmax())
+        if not np.isfinite(logits[token]):
+            raise damaged_logits(float(logits[token]))
+        self.tokens.append(token)
+        at_end = token in self._ends or (self._has_text and token in self._line_ends)
+        self._has_ended = at_end or len(self.tokens) >= self._limit
+        self._has_text |= token not in self._line_ends
+
+
+@dataclass(frozen=True)
+class ContinuousDecoder:
+    """Continues prompts greedily up to the end of sequence or, if `one_line`, up to the end of the first line.
+
+    A text does not depend on the texts that are generated with it, nor on when it begins; so `journal` keeps single
+    texts. `settings` are the model's generation settings, which name end tokens.
+    """
+
+    backend: Backend
+    tokenizer: PreTrainedTokenizerBase
+    settings: object
+    max_new_tokens: int
+    one_line: bool = False
+    journal: Journal | None = None
+
+    def answers(self, prompts: Sequence[list[int]]) -> list[str]:
+        """Return the continuation of every prompt, each given as tokens; InputError for an empty one."""
+        refuse_empty(prompts)
+        ends = end_tokens(self.tokenizer, self.settings)
+        line_ends = frozenset(line_breaks(self.tokenizer).tolist()) if self.one_line else frozenset[int]()
+        kept = {number: self._kept(number) for number in range(len(prompts))}
+        answers = {number: answer for number, answer in kept.items() if answer is not None}
+        longest_first = [number for (number,) in length_buckets([len(prompt) for prompt in prompts], 1)]
+        texts = [
+            GreedyText(number, prompts[number], self.max_new_tokens, ends, line_ends)
+            for number in longest_first
+            if number not in answers
+        ]
+        with meter("generating", len(prompts), "questions") as progress:
+            progress.skip(len(answers))
+            for text in self._ended(texts):
+                [answers[text.number]] = self.tokenizer.batch_decode([text.tokens], skip_special_tokens=True)
+                if self.journal:
+                    self.journal.put([text.number], [answers[text.number]])
+                progress.advance(work=len(text.tokens), note="tokens/s")
+        return [answers[number] for number in range(len(prompts))]
+
+    def _kept(self, number: int) -> str | None:
+        texts = self.journal.get([number]) if self.journal else None
+        return None if texts is None else texts[0]
+
+    def _ended(self, texts: Sequence[GreedyText]) -> Iterator[GreedyText]:
+        """Generate all texts and yield each one when it ends; raise the error of one that fails."""
+        batch = Batch[GreedyText](self.backend, shares_beginnings=True)
+        for text in texts:
+            batch.add(text)
+        try:
+            while len(batch):
+                for text in batch.advance():
+                    if text.error is not None:
+                        raise text.error
+                    if text.done:
+                        yield text
+        finally:
+            batch.clear()
