@@ -17,6 +17,7 @@ from shears.adapt.elastic import lora_layers
 from shears.adapt.prepare import Prepared
 from shears.adapt.sampling import NLSCallback, rank_sampling
 from shears.adapt.training import checkpoints
+from shears.adapt.training.frozen import hold_as_computed
 from shears.adapt.training.processes import num_processes, shard_frozen, wait
 from shears.adapt.training.step_log import StepLog
 from shears.adapt.training.trainer import Collator, CompletionTrainer, NumberedExamples
@@ -124,7 +125,7 @@ def _trainer(
         behind=not packed and not ignores_padding(prepared.model),
         limit=num_positions(prepared.model),
     )
-    return CompletionTrainer(
+    trainer = CompletionTrainer(
         lengths=[1] * len(lengths) if packed else lengths,  # packed examples need not be of similar length
         elastic=prepared.elastic,
         strategy=strategy,
@@ -134,6 +135,10 @@ def _trainer(
         data_collator=collator,
         callbacks=[NLSCallback(prepared.elastic, strategy=strategy, trainer_draws=True), checkpoints.MarkWhole()],
     )
+    if not settings.shard:  # a shard's weights are of one number format
+        precision = resolved_precision(settings.precision, pick_device(settings.device))
+        hold_as_computed(prepared.model, precision)  # behind all trials, which multiply in the files' number format
+    return trainer
 
 
 def num_steps(settings: TrainConfig, num_examples: int) -> int:
