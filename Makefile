@@ -18,12 +18,12 @@ setup: .venv/.done
 	touch $@
 
 fmt: setup
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks docs
+	$(BIN)/ruff format src tests benchmarks docs
 
 check: setup
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -42,9 +42,10 @@ bench: setup
 	$(BIN)/python -m benchmarks.sparsify memory
 	$(BIN)/python -m benchmarks.mawps $(if $(DATA),--data $(DATA)/mawps)
 
-# The documentation as a site, in site/; warnings are errors.
+# The documentation as a site, in site/; warnings are errors, as are commands that do not parse.
 docs: setup
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/pytest -q -n 0 tests/docs/test_commands.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 demo: setup

@@ -124,11 +124,15 @@ def report_speed(arguments: argparse.Namespace) -> Iterator[str]:
 def own_arms(folder: str, arguments: argparse.Namespace) -> dict[str, Arm]:
     """Return the arms of this process that --only names, the dense model loaded once."""
     dense = loaded(folder)
+
+    def only(name: str) -> bool:
+        return any(text in name for text in arguments.only)
+
     arms = {HF_DEFAULT: hugging_face(dense, tuned=False), HF_TUNED: hugging_face(dense, tuned=True)}
-    arms |= {
-        name: native_arm(backend) for name, backend in native_backends(dense, arguments.packages, arguments.threads)
+    backends = native_backends(dense, arguments.packages, arguments.threads, only)
+    return {name: arm for name, arm in arms.items() if only(name)} | {
+        name: native_arm(backend) for name, backend in backends
     }
-    return {name: arm for name, arm in arms.items() if any(text in name for text in arguments.only)}
 
 
 def report_memory(arguments: argparse.Namespace) -> Iterator[str]:

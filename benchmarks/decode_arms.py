@@ -107,12 +107,16 @@ def continued(backend: NativeBackend, prompt: Sequence[int], new: int, never: in
     return tokens
 
 
-def native_backends(dense: Any, packages: Sequence[Path], threads: int) -> Iterator[tuple[str, NativeBackend]]:
-    """Yield the native decoder of a dense model in every number format, and of every package."""
+def native_backends(
+    dense: Any, packages: Sequence[Path], threads: int, only: Callable[[str], bool]
+) -> Iterator[tuple[str, NativeBackend]]:
+    """Yield the native decoder of a dense model in every number format, and of every package, if `only` its name."""
     for values in DENSE_VALUES:
-        yield DENSE + values, native(source_of_model(dense, values, sparse=False), threads, values)
+        if only(DENSE + values):
+            yield DENSE + values, native(source_of_model(dense, values, sparse=False), threads, values)
     for folder in packages:
-        yield SPARSE + folder.name, native(source_of_package(read_package(folder)), threads)
+        if only(SPARSE + folder.name):
+            yield SPARSE + folder.name, native(source_of_package(read_package(folder)), threads)
 
 
 def native_arm(backend: NativeBackend) -> Arm:

@@ -1,6 +1,6 @@
 """Describe a folder or file; counts come from the tensors themselves, not from records."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from shears.checkpoints.gguf_file import GGUF_ARCHITECTURES, GgufFile, can_dequantize, read_gguf
 from shears.checkpoints.packed.file import is_package, read_package
 from shears.checkpoints.tensor_files import quantized_by
 from shears.checkpoints.zeros import count_zeros, place_in_block, sparsities
@@ -30,6 +31,19 @@ ADAPTERS = {
 }
 """What to call the adapters with these records."""
 ADAPTED = ("super_adapter_fingerprint", "sub_adapter_fingerprint")  # keys of models and packages with an adapter
+GGUF_FACTS = {
+    "name": "general.name",
+    "blocks": "{}.block_count",
+    "width": "{}.embedding_length",
+    "inner_width": "{}.feed_forward_length",
+    "heads": "{}.attention.head_count",
+    "key_value_heads": "{}.attention.head_count_kv",
+    "context": "{}.context_length",
+    "tokenizer": "tokenizer.ggml.model",
+    "pre_tokenizer": "tokenizer.ggml.pre",
+    "vocabulary": "tokenizer.ggml.tokens",
+}
+"""What `inspect` tells of a GGUF file, by the key of its metadata; {} is the architecture."""
 INPUTS = ("base_fingerprint", *ADAPTED, "model_fingerprint", "adapter_fingerprint")  # keys of what was used
 
 
@@ -47,10 +61,12 @@ def inspect(path: str | Path, against: str | Path | None = None) -> dict[str, An
 
 
 def _describe(path: Path) -> dict[str, Any]:
+    if path.is_file() and path.suffix == ".gguf":
+        return _gguf(path)
     if path.is_file() and path.suffix == ".json":
         return {"kind": "file", "path": str(path), **artifacts.read_object(path)}
     if not path.is_dir():
-        raise InputError(f"the path must be a folder or JSON file of an artifact, there is no {path}; check the path")
+        raise InputError(f"the path must be a folder, a JSON file or a .gguf file, there is no {path}; check the path")
     for marker, describe in KINDS.items():
         if (path / marker).is_file():
             num_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -129,6 +145,55 @@ def _adapter(folder: Path) -> dict[str, Any]:
         **artifacts.read_object(folder / name),
         "fingerprint": artifacts.weights_fingerprint(folder),
     }
+
+
+def _gguf(path: Path) -> dict[str, Any]:
+    """Return what the header of a GGUF file says of its model, and whether it can be converted."""
+    file = read_gguf(path)
+    facts = {
+        name: file.metadata.get(key.format(file.architecture))
+        for name, key in GGUF_FACTS.items()
+        if isinstance(file.metadata.get(key.format(file.architecture)), int | str)
+    }
+    parameters = sum(tensor.numel for tensor in file.tensors)
+    tensor_bytes = sum(tensor.num_bytes for tensor in file.tensors)
+    reason = _why_not_loaded(file)
+    return {
+        "path": str(path),
+        "kind": "GGUF file",
+        "architecture": file.architecture,
+        **facts,
+        "chat_template": "tokenizer.chat_template" in file.metadata,
+        "parameters": parameters,
+        "tensors": len(file.tensors),
+        "types": _gguf_types(file),
+        "bits_per_parameter": 8 * tensor_bytes / max(parameters, 1),
+        "bytes_as_fp32": 4 * parameters,
+        "bytes_as_bf16": 2 * parameters,
+        "loads": reason is None,
+        **({} if reason is None else {"why": reason}),
+        "size_bytes": path.stat().st_size,
+    }
+
+
+def _gguf_types(file: GgufFile) -> dict[str, dict[str, int]]:
+    """Return tensors, parameters and bytes of every type of quantization, largest first."""
+    types = defaultdict[str, Counter[str]](Counter)
+    for tensor in file.tensors:
+        types[tensor.kind.name].update(tensors=1, parameters=tensor.numel, bytes=tensor.num_bytes)
+    return {name: dict(counts) for name, counts in sorted(types.items(), key=lambda item: -item[1]["bytes"])}
+
+
+def _why_not_loaded(file: GgufFile) -> str | None:
+    """Return why the file cannot become a model folder; None where it can."""
+    if file.architecture not in GGUF_ARCHITECTURES:
+        return f"transformers reads no causal language model of the architecture {file.architecture}"
+    kinds = {tensor.kind for tensor in file.tensors}
+    if unknown := sorted(kind.name for kind in kinds if not can_dequantize(kind)):
+        return f"the package gguf does not dequantize {', '.join(unknown)}"
+    if not isinstance(file.metadata.get("tokenizer.ggml.tokens"), int):
+        return "it has no tokenizer"
+    return None
 
 
 def _package(folder: Path) -> dict[str, Any]:

@@ -52,10 +52,10 @@ def test_every_example_of_the_help_can_be_copied_and_parsed(pages: dict[str, str
         commands = [line.strip() for line in lines if line.startswith("  shears ")]
         assert commands, verb
         assert [shlex.split(line) for line in commands] == [shlex.split(line) for line in examples(VERBS[verb].help)]
-        for line in commands:
-            words = shlex.split(line.split(" < ")[0])
-            assert words[:2] == ["shears", verb]
-            VERBS[verb].make_context(verb, words[2:])  # raises for an unknown option or a missing argument
+        called = [shlex.split(line.split(" < ")[0])[1:] for line in commands]
+        assert called[0][0] == verb
+        for name, *words in called:
+            VERBS[name].make_context(name, words)  # raises for an unknown option or a missing argument
 
 
 def test_options_have_one_style_of_kinds() -> None:

@@ -12,7 +12,7 @@ from shears.config.fields import StageConfig
 from shears.config.resolve import build, load_recipe, override, read_yaml, stage_values
 from shears.errors import InputError
 
-RECIPES = sorted(Path(__file__).parents[2].glob("recipes/*.yaml"))
+RECIPES = sorted(Path(__file__).parents[2].glob("recipes/**/*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

@@ -1,17 +1,18 @@
-"""The README's Python runs, from top to bottom, on a tiny model; the maps name files that exist."""
+"""The README is one page, its Python runs, its demo is the recorded one; the maps name files that exist."""
 
+import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-from transformers import Trainer, TrainingArguments
+from benchmarks.readme_picture import draw
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 import shears
-from shears.adapt.prepare import add_lora, build_space
-from shears.config import TrainConfig
+from tests.docs.blocks import blocks_of, shears_calls
 from tests.end_to_end.recipe import write_recipe
-from tests.tiny import save_tiny, tiny_model
+from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -24,29 +25,48 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     save_tiny(tmp_path / "base", max_position_embeddings=1024)
     (tmp_path / "text.txt").write_text("Some text to calibrate on, at least sixteen thousand tokens. " * 300)
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    assert len(BLOCKS) == 3
-    exec(BLOCKS[0].replace('"smollm2-135m"', '"base"'), names)
+    assert len(BLOCKS) == 1
+    assert len(BLOCKS[0].splitlines()) <= 10
+    exec(BLOCKS[0].replace('"smollm2-135m"', '"base"'), {})
     assert shears.inspect("sub_adapter", "sparse")["fits"]
-    exec(BLOCKS[1], names | _own_model_and_trainer(tmp_path))
-    exec(BLOCKS[2], names)
-    assert names["model"].peft_config["default"].r == 32
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("sparse"), "sub_adapter")
+    assert model.peft_config["default"].r == 32
 
 
-def _own_model_and_trainer(folder: Path) -> dict[str, Any]:
-    """Return what a user of the second block has: a model, a PEFT model on it, a Trainer."""
-    model = tiny_model()
-    space = build_space(model, ("q_proj+k_proj+v_proj", "up_proj"), (32, 24, 16))
-    peft_model = add_lora(model, space, TrainConfig(data="-"))
-    trainer = Trainer(peft_model, TrainingArguments(str(folder / "trainer"), report_to="none", use_cpu=True))
-    return {"model": tiny_model(), "peft_model": peft_model, "trainer": trainer}
+def test_the_readme_is_one_page() -> None:
+    assert len(README.splitlines()) <= 150
+    assert len(README.split()) <= 1300
+    assert max(line.count(" | ") + 1 for line in README.splitlines() if line.startswith("|")) <= 6
+
+
+def test_the_readme_names_files_that_exist() -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", README)
+    assert len(links) >= 10
+    files = [link for link in links if not link.startswith("https://")]
+    assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_the_demo_of_the_readme_is_the_recorded_one() -> None:
+    figures = json.loads((ROOT / "docs/assets/demo.json").read_text())
+    assert (ROOT / "docs/assets/demo.svg").read_text() == draw(figures)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if "|" in line]
+    names = [row["name"] for row in figures["models"]]
+    assert names == ["dense", "sparse", "dense-lora", "sparse + sub-adapter"]
+    for row in figures["models"]:
+        low, high = row["ci95"]
+        sizes = [f"{row[key] / 1e6:.1f} M" if row[key] else "-" for key in ("nonzeros", "adapter_parameters")]
+        interval = f"{100 * low:.1f} to {100 * high:.1f} %"
+        assert [row["name"], f"{100 * row['value']:.1f} %", interval, f"{row['sparsity']:.0%}", *sizes] in rows
+    difference = figures["lead"]["difference"]
+    low, high = (100 * end for end in difference["ci95"])
+    assert f"{100 * difference['value']:+.1f} points ({low:+.1f} to {high:+.1f})" in " ".join(README.split())
 
 
 @pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
 def test_every_file_and_folder_that_a_map_names_exists(page: str) -> None:
     text = (ROOT / page).read_text()
     source = ROOT / "src" / "shears"
-    files = {path.name for path in [*source.rglob("*.py"), *ROOT.glob("tests/*.py")]}
+    files = {path.name for path in [*source.rglob("*.py"), *ROOT.glob("tests/*.py"), *ROOT.glob("docs/*.py")]}
     roots = (source, ROOT / "tests", ROOT / "docs")
     folders = {path.name for root in roots for path in [root, *root.rglob("*")] if path.is_dir()}
     named = set(re.findall(r"\b(\w+\.py)\b", text))
@@ -68,18 +88,6 @@ def test_every_verb_has_an_example_in_the_readme_or_the_docs() -> None:
     commands = application().registered_commands
     names = [command.name or command.callback.__name__ for command in commands if command.callback]
     assert len(names) >= 10
-    text = README + "".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
-    assert [name for name in names if f"    shears {name} " not in text] == []
-
-
-def test_the_verbs_without_a_recipe_are_those_the_readme_names() -> None:
-    import typer
-
-    from shears.cli import application
-
-    group: Any = typer.main.get_command(application())
-    without = {
-        name for name, verb in group.commands.items() if "--config" not in {o for p in verb.params for o in p.opts}
-    }
-    words = README.split("Every verb that is a stage")[1].split("recipe keys are")[0]
-    assert {name for name in group.commands if f"`{name}`" in words} == without
+    pages = [README, *(page.read_text() for page in (ROOT / "docs").rglob("*.md"))]
+    shown = {word for page in pages for block in blocks_of(page) for words in shears_calls(block) for word in words[:1]}
+    assert [name for name in names if name not in shown] == []

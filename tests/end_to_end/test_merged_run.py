@@ -39,7 +39,7 @@ def test_a_run_can_end_in_a_package(tmp_path: Path) -> None:
     unpacked = shears.unpack(tmp_path / "run" / "package", tmp_path / "out")
     assert recipe.evaluate is not None
     model, adapter = str(unpacked / "model"), str(unpacked / "adapter")
-    figures = shears.evaluate(model, adapter=adapter, **recipe.evaluate.model_dump())
+    figures = shears.evaluate(model, adapter=adapter, **recipe.evaluate.measurement.model_dump())
     assert figures.as_data()["value"] == package["value"]
 
 

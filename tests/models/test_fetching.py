@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from shears.config import Recipe, SparsifyConfig
 from shears.errors import InputError
 from shears.models import fetching
 from shears.models.load import load_model, load_tokenizer
-from shears.models.ref import resolve
+from shears.models.ref import resolve, resolve_with
+from shears.runs.baselines import baseline_model, dense_model
 
 NAME = "smollm2-135m"
 
@@ -24,7 +26,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         folders.append(work)
 
     monkeypatch.setattr(fetching, "_convert_embedded", convert)
-    monkeypatch.setattr(fetching, "_convert", lambda file, work: convert(file.name, work))
+    monkeypatch.setattr(fetching, "_convert", lambda file, work, dtype: convert(f"{file.name} {dtype}", work))
     return folders
 
 
@@ -98,6 +100,26 @@ def test_a_gguf_file_is_converted_once_per_content(made: list[Path], tmp_path: P
     file.write_bytes(b"two")
     assert resolve(file).folder != first
     assert len(made) == 2
+
+
+def test_a_gguf_file_has_a_folder_for_each_number_format(made: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(b"one")
+    folders = {dtype: resolve(file, dtype).folder for dtype in ("auto", "fp32", "fp16", "bf16")}
+    assert folders["auto"] == folders["fp32"] == folders["fp16"] == resolve_with(file, "adapter", "bf16").folder
+    assert resolve_with(file, None, "bf16").folder == folders["bf16"]
+    read = {dtype: (folder / "config.json").read_text() for dtype, folder in folders.items()}
+    assert (read["fp32"], read["bf16"]) == ("tiny.gguf fp32", "tiny.gguf bf16")
+    assert len(made) == 2
+
+
+def test_a_run_in_bf16_trains_its_dense_baseline_on_the_bf16_folder(made: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(b"one")
+    auto, bf16 = (Recipe(model=str(file), sparsify=SparsifyConfig(dtype=dtype)) for dtype in ("auto", "bf16"))
+    assert baseline_model(auto, "dense-lora", tmp_path) == str(file)
+    assert baseline_model(bf16, "dense-lora", tmp_path) == dense_model(bf16).folder == resolve(file, "bf16").folder
+    assert baseline_model(bf16, "sparse-lora", tmp_path) == tmp_path / "sparse"
 
 
 def test_a_file_that_is_no_gguf_is_an_error_of_one_line(tmp_path: Path) -> None:

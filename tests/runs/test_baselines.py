@@ -104,7 +104,7 @@ def test_a_run_with_its_baselines_is_skipped_and_names_them(done: Path, caplog: 
     with caplog.at_level(logging.INFO, logger="shears"):
         shears.run(recipe_of(done, BOTH), done / "run")
     assert stamps(done / "run") == before
-    assert "[5/6] dense-lora: done before with this configuration, skipped" in caplog.text
+    assert "[5/7] dense-lora: done before with this configuration, skipped" in caplog.text
 
 
 def test_a_baseline_with_other_settings_is_refused(done: Path) -> None:

@@ -27,7 +27,8 @@ NO_SEARCH = ["search=null", "evaluate=null", "train.max_steps=null", "train.epoc
 MAGNITUDE = {"method": "magnitude"}  # needs no calibration text
 MOVED = ["sparsify.recover_by=moments", "sparsify.recover_rank=2"]
 SIZES = {"smollm2-135m": 134_515_008, "huggyllama/llama-7b": 6_738_415_616, "huggyllama/llama-13b": 13_015_864_320,
-         "mosaicml/mpt-7b": 6_649_286_656}  # fmt: skip
+         "mosaicml/mpt-7b": 6_649_286_656, "Qwen/Qwen2.5-Coder-0.5B-Instruct": 494_032_768,
+         "Qwen/Qwen2.5-Coder-1.5B-Instruct": 1_543_714_304}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

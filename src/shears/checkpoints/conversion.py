@@ -1,7 +1,8 @@
 """Convert the tensors in a model's files into the parameters of transformers' model, and back.
 
 One tensor may become several parameters (a fused tensor on disk), and many tensors one parameter (experts that lie one
-by one on disk). Only this module uses what is not public in transformers; tests/checkpoints/test_conversion.py pins it.
+by one on disk). This module and gguf_conversion.py alone use what is not public in transformers;
+tests/checkpoints/test_conversion.py pins it.
 """
 
 from collections import defaultdict

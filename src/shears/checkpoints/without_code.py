@@ -37,11 +37,14 @@ class NeedsOwnCode(InputError):  # noqa: N818  # InputError says that it is an e
     """The folder can only be loaded by running Python that came with it, which shears never does."""
 
 
-def load_config(folder: Path) -> Any:
-    """Return transformers' configuration of a model folder; InputError if it asks for code that transformers lacks."""
+def load_config(folder: Path, **options: Any) -> Any:
+    """Return transformers' configuration of a model folder, or, with `gguf_file`, of that file in it.
+
+    InputError if it asks for code that transformers lacks.
+    """
     _refuse_kernels(folder)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
     except ValueError as error:
         raise _explained(error, folder) from error
 

@@ -195,6 +195,9 @@ def print_inspection(data: Mapping[str, Any]) -> None:
         print_line(f"  {name}: {_short(name, value)}")
     if data.get("sparsity_by_linear"):
         print_heat_map(data)
+    for kind, counts in data.get("types", {}).items():
+        sizes = f"{counts['parameters']:,} parameters, {counts['bytes'] / 1e6:,.1f} MB"
+        print_line(f"  {kind}: {counts['tensors']} tensors, {sizes}")
     groups = {name: group["ranks"] for name, group in data.get("groups", {}).items()}
     ranks = groups or data.get("ranks") or data.get("chosen", {}).get("ranks", {})
     for kind, words in ranks_by_kind(ranks).items():

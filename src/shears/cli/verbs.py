@@ -185,7 +185,11 @@ def evaluate(
 @with_stage_options("inspect", config.InspectConfig)
 def inspect(
     path: Annotated[
-        str, typer.Argument(metavar="PATH", help="Folder of a model, an adapter, a search or a run; or a JSON file.")
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help="Folder of a model, an adapter, a search or a run; or a JSON or .gguf file.",
+        ),
     ],
     as_json: Json = False,
     *,
@@ -193,7 +197,8 @@ def inspect(
 ) -> None:
     """Describe a model, an adapter, a search or a run.
 
-    Prints sparsity per layer and kind of linear, ranks per group, parameters, non-zeros, size and fingerprints.
+    Prints sparsity per layer and kind of linear, ranks per group, parameters, non-zeros, size and fingerprints; of a
+    .gguf file its architecture, sizes, types of quantization and tokenizer, and whether it can be loaded.
 
     shears inspect sub_adapter --against sparse
     """

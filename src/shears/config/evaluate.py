@@ -64,7 +64,8 @@ class EvaluateConfig(ScoringConfig):
     """Prompt template of instruction rows; default: the one the adapter was trained with, else alpaca for the paper's
     tasks and question for others."""
     dtype: DtypeName = "auto"
-    """Number format of the loaded model; auto: fp32 with precision fp32, else the model's own."""
+    """Number format of the loaded model; auto: fp32 with precision fp32, else the model's own. bf16 also converts a
+    .gguf file in bf16, if there is no adapter."""
     harness: Names = ()
     """Tasks of lm-eval for task harness, such as hellaswag,arc_easy (extra `harness`)."""
     include_path: str | None = None

@@ -50,7 +50,8 @@ class RunningConfig(BackendConfig):
     """What runs a model or a package."""
 
     dtype: DtypeName = "auto"
-    """For a model that is not a package: its number format; auto: the model's own."""
+    """For a model that is not a package: its number format; auto: the model's own. bf16 also converts a .gguf file in
+    bf16, if there is no adapter."""
     device: Device = "auto"
     """For a model that is not a package, where to compute: auto, cpu, cuda or mps."""
 

@@ -96,7 +96,8 @@ class SparsifyConfig(StageConfig):
     """Arithmetic of the forward passes; auto: bf16 where the processor supports it, else fp32. Statistics are always
     in fp32."""
     dtype: DtypeName = "auto"
-    """Number format of the saved model; auto: the model's own."""
+    """Number format of the saved model; auto: the model's own, and fp32 for a .gguf file, which bf16 also converts in
+    bf16: half the disk."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda or mps."""
     seed: Seed = 0

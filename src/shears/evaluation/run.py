@@ -18,7 +18,7 @@ from shears.evaluation.records import Evaluation
 from shears.evaluation.tasks.registry import check_data, evaluate_task
 from shears.models.devices import autocast, device_of, keep_casts
 from shears.models.load import load_with_adapter
-from shears.models.ref import AnyModel, ModelRef, resolve
+from shears.models.ref import AnyModel, ModelRef, resolve_with
 from shears.records.artifacts import as_data, find_record, read_json, weights_fingerprint, write_json
 from shears.records.paths import expanded
 
@@ -39,7 +39,7 @@ def evaluate(
     if path is not None:
         _check_output(path, given)
     check_data(given)
-    ref = resolve(model)
+    ref = resolve_with(model, adapter, given.weights)
     parts = parts_of(ref, adapter)
     settings = given.model_copy(update={"template": template_of(given, *parts)})
     loaded, tokenizer = load_with_adapter(ref, adapter, settings.weights, settings.device)

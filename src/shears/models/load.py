@@ -24,7 +24,7 @@ from shears.checkpoints.tensor_files import quantized_by, refuse_missing
 from shears.checkpoints.without_code import NeedsOwnCode
 from shears.errors import InputError, first_line, install_hint
 from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
-from shears.models.ref import AnyModel, ModelRef, resolve
+from shears.models.ref import AnyModel, ModelRef, resolve, resolve_with
 from shears.models.sparse_adapter import make_sparse
 from shears.records.artifacts import check_input, find_record, read_object, read_record, write_json
 from shears.records.paths import own_file
@@ -52,7 +52,7 @@ def load_model(
     On a CPU fp16 LayerNorms are widened (`widen_norms`), unless the model is loaded to be saved again.
     InputError, in one line, for any failure to load, missing weights included.
     """
-    ref = resolve(model)
+    ref = resolve(model, dtype)
     torch_device = pick_device(device)
     options: dict[str, Any] = {"dtype": DTYPES.get(dtype, "auto")}
     if quantization is not None:
@@ -209,7 +209,7 @@ def load_both(
     model: AnyModel, dtype: str = "auto", device: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a model and its tokenizer. A forward raises InputError for tokens that have no embedding."""
-    ref = resolve(model)
+    ref = resolve(model, dtype)
     network = load_model(ref, dtype, device)
     tokenizer = load_tokenizer(ref)
     if max(tokenizer.get_vocab().values(), default=0) >= num_embeddings(network):
@@ -246,7 +246,7 @@ def load_with_adapter(
     comes with its own adapter. InputError where the adapter cannot be loaded, lacks weights, or was trained on another
     base than this model.
     """
-    ref = resolve(model)
+    ref = resolve_with(model, adapter, dtype)
     if ref.is_package:
         return _load_package_with_adapter(ref, adapter, dtype, device)
     record = {} if adapter is None else _checked_record(Path(adapter), ref)

@@ -73,11 +73,12 @@ AnyModel = ModelRef | str | Path
 """A model's name or a resolved model: public functions take both."""
 
 
-def resolve(model: AnyModel) -> ModelRef:
+def resolve(model: AnyModel, dtype: str = "auto") -> ModelRef:
     """Return the model that a name stands for; a ModelRef is returned as it is.
 
-    Embedded models and .gguf files are converted once into the cache; a hub id is downloaded into the hub's cache
-    (unless HF_HUB_OFFLINE). InputError where there is no such model.
+    Embedded models and .gguf files are converted once into the cache, a .gguf file in bf16 where `dtype` says so, all
+    else in fp32; a hub id is downloaded into the hub's cache (unless HF_HUB_OFFLINE). InputError where there is no such
+    model.
     """
     if isinstance(model, ModelRef):
         return model
@@ -90,12 +91,20 @@ def resolve(model: AnyModel) -> ModelRef:
             raise InputError(
                 f"a model must be a folder, a .gguf file, a hub id or an embedded name, got the file {path}"
             )
-        return ModelRef(convert_gguf(path), name)
+        return ModelRef(convert_gguf(path, "bf16" if dtype == "bf16" else "fp32"), name)
     if name in EMBEDDED:
         return ModelRef(fetch(name), name)
     if not _looks_like_hub_id(name):
         raise InputError(f"the model must exist, and there is no {name}; give a folder, a .gguf file or a hub id")
     return ModelRef(_downloaded(name), name)
+
+
+def resolve_with(model: AnyModel, adapter: str | Path | None, dtype: str) -> ModelRef:
+    """Return the model that a name stands for, which an adapter is put on if one is given.
+
+    An adapter for a .gguf file was trained on the fp32 conversion and belongs to its weights alone.
+    """
+    return resolve(model, dtype if adapter is None else "auto")
 
 
 def _checked_folder(folder: Path) -> Path:

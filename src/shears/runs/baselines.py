@@ -5,7 +5,9 @@ from typing import Any
 
 from shears.config import Recipe, TrainConfig
 from shears.config.evaluate import BASELINES
+from shears.models.ref import ModelRef, resolve
 from shears.records.artifacts import as_data
+from shears.records.paths import expanded
 
 DENSE_LORA, SPARSE_LORA = BASELINES
 
@@ -38,7 +40,19 @@ def _plain(train: TrainConfig, name: str) -> dict[str, Any]:
     return {**one_rank, "init": "lora" if train.init == "recovery" else train.init, "sparse_adapter": False}
 
 
-def baseline_model(recipe: Recipe, name: str, folder: Path) -> str | Path:
-    """Return the model that a baseline of a run in `folder` is trained on."""
+def dense_model(recipe: Recipe) -> ModelRef:
+    """Return the model that a run prunes; a .gguf file is converted into the number format of the pruned model."""
     assert recipe.model is not None
-    return recipe.model if name == DENSE_LORA else folder / "sparse"
+    return resolve(recipe.model, recipe.sparsify.dtype)
+
+
+def baseline_model(recipe: Recipe, name: str, folder: Path) -> str | Path:
+    """Return the model that a baseline of a run in `folder` is trained on.
+
+    A .gguf file that the run converts to bf16 is given by its folder, because its name means the fp32 conversion.
+    """
+    assert recipe.model is not None
+    if name != DENSE_LORA:
+        return folder / "sparse"
+    is_bf16_file = recipe.sparsify.dtype == "bf16" and expanded(recipe.model).is_file()
+    return dense_model(recipe).folder if is_bf16_file else recipe.model

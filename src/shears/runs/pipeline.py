@@ -32,7 +32,7 @@ from shears.records.cards.card import write_card
 from shears.records.folders import partial_folder, run_lock
 from shears.records.paths import expanded, file_fingerprint
 from shears.records.timing import timed
-from shears.runs.baselines import baseline_configs, baseline_model
+from shears.runs.baselines import baseline_configs, baseline_model, dense_model
 from shears.searching.stage import search
 from shears.sparsity.stage import sparsify
 
@@ -190,32 +190,36 @@ def _sparsify_stage(config: SparsifyConfig, model: str, folder: Path) -> Stage:
     values = as_data(config)
 
     def inputs() -> dict[str, str]:
-        return {"base_fingerprint": resolve(model).fingerprint, **_hashes(calibration=config.calibration)}
+        return {"base_fingerprint": resolve(model, config.dtype).fingerprint, **_hashes(calibration=config.calibration)}
 
     return Stage("sparsify", output, artifacts.SPARSITY, values, inputs, lambda: sparsify(model, output, **values))
 
 
 def _train_stage(config: TrainConfig, folder: Path) -> Stage:
-    return _training("train", folder / "sparse", folder / "super_adapter", config, folder / "sparse")
+    sparse = folder / "sparse"
+    return _training("train", lambda: sparse, folder / "super_adapter", config, sparse)
 
 
 def _baseline_stage(recipe: Recipe, name: str, config: TrainConfig, folder: Path) -> Stage:
     output = artifacts.baseline_folder(folder, name)
-    return _training(name, baseline_model(recipe, name, folder), output, config, folder / "sparse")
+    return _training(name, lambda: baseline_model(recipe, name, folder), output, config, folder / "sparse")
 
 
-def _training(name: str, model: str | Path, output: Path, config: TrainConfig, sparse: Path) -> Stage:
-    """Return a stage that trains on a model; `sparse` is a model of the same architecture, which tells its groups."""
+def _training(name: str, model: Callable[[], str | Path], output: Path, config: TrainConfig, sparse: Path) -> Stage:
+    """Return a stage that trains on a model, which is asked for when it is needed, because a plan converts none.
+
+    `sparse` is a model of the same architecture, which tells its groups.
+    """
     values = as_data(config)
     if (output / artifacts.SEARCH_SPACE).is_file() and sparse.is_dir():  # its record names the groups
         values["groups"] = list(resolved_groups(config.groups, sparse))
 
     def inputs() -> dict[str, str]:
         hashes = _hashes(data=config.data, validation=config.validation_source)
-        return {"base_fingerprint": resolve(model).fingerprint, **hashes}
+        return {"base_fingerprint": resolve(model()).fingerprint, **hashes}
 
     def make() -> Path:
-        return train(model, output, resume=partial_folder(output).exists(), **values)
+        return train(model(), output, resume=partial_folder(output).exists(), **values)
 
     return Stage(name, output, artifacts.SEARCH_SPACE, values, inputs, make, section="train")
 
@@ -260,8 +264,7 @@ def _hashes(**sources: str | None) -> dict[str, str]:
 def _models_of(recipe: Recipe, folder: Path) -> dict[str, tuple[ModelRef, Path | None]]:
     """Return the dense, the sparse, the baseline and the exported models, each with its adapter, by name."""
     assert recipe.evaluate is not None
-    assert recipe.model is not None
-    dense = resolve(recipe.model)
+    dense = dense_model(recipe)
     sparse = resolve(folder / "sparse")
     models: dict[str, tuple[ModelRef, Path | None]] = {"dense": (dense, None), "sparse": (sparse, None)}
     for name in recipe.evaluate.baselines:

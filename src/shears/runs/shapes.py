@@ -27,12 +27,19 @@ INT4_SCALE_BYTES = 2.5 / 128  # a weight, of a block's scale and zero points
 _LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
 _SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
             "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}  # fmt: skip
+_QWEN_2_5_CODER_05B = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+                       "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936,
+                       "tie_word_embeddings": True}  # fmt: skip
+_QWEN_2_5_CODER_15B = {**_QWEN_2_5_CODER_05B, "hidden_size": 1536, "intermediate_size": 8960,
+                       "num_hidden_layers": 28, "num_attention_heads": 12}  # fmt: skip
 _MPT_7B = {"d_model": 4096, "n_heads": 32, "n_layers": 32, "expansion_ratio": 4, "vocab_size": 50432}
 PUBLISHED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "smollm2-135m": ("llama", _SMOLLM2),
     "huggyllama/llama-7b": ("llama", {}),  # transformers' own defaults of llama
     "huggyllama/llama-13b": ("llama", _LLAMA_13B),
     "mosaicml/mpt-7b": ("mpt", _MPT_7B),
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct": ("qwen2", _QWEN_2_5_CODER_05B),
+    "Qwen/Qwen2.5-Coder-1.5B-Instruct": ("qwen2", _QWEN_2_5_CODER_15B),
 }
 """The models of our recipes, which can be planned before a download: type in transformers, settings beside its
 defaults."""

@@ -16,7 +16,7 @@ from shears.config.serve import RunningConfig
 from shears.errors import InputError, first_line
 from shears.models.devices import set_threads
 from shears.models.load import end_tokens, load_tokenizer, load_with_adapter
-from shears.models.ref import AnyModel, ModelRef, resolve
+from shears.models.ref import AnyModel, ModelRef, resolve_with
 from shears.runtime.drop_in.swap import DropInBackend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.engine import Engine
@@ -36,7 +36,7 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
     """
     wanted = build(RunningConfig, "", options)
     set_threads(threads)
-    ref = resolve(model)
+    ref = resolve_with(model, adapter, wanted.dtype)
     backend: Backend
     if ref.is_package:
         if adapter is not None:

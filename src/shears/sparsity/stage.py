@@ -41,7 +41,7 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
     settings = build(SparsifyConfig, "sparsify", config).for_model(str(model))
     output = expanded(output)
     with working_folder(output, {"model": str(model), **as_data(settings)}, resume=None) as work:
-        ref = resolve(model)
+        ref = resolve(model, settings.dtype)
         ref.refuse_package("prune")
         tokenizer = _tokenizer(ref)
         batches, calibration = _calibration(tokenizer, settings)

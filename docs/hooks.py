@@ -1,0 +1,203 @@
+"""Pages that `make docs` makes: every verb and every recipe key from the configuration, and the list of decisions.
+
+mkdocs calls `on_config` and `on_files`. Nothing that is made here is written into docs/, so that it cannot be stale.
+"""
+
+import html
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
+
+from shears.cli import application
+from shears.cli.help import DEFAULT, VERB_PANELS
+from shears.cli.options import _metavar
+from shears.config import Recipe
+from shears.config.evaluate import BaselineConfig
+from shears.config.fields import StageConfig
+from shears.config.flags import METAVARS, OTHER, PANELS, REQUIRED
+
+DOCS = Path(__file__).parent
+ARGUMENTS = "Arguments"
+SHARED = ("config", "set_", "help")  # options of every verb, described once, in command-line.md
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the made pages to the navigation."""
+    sections = {title: pages for entry in config.nav or [] for title, pages in entry.items() if isinstance(entry, dict)}
+    verbs = [{f"shears {name}": f"reference/verbs/{name}.md"} for name in verbs_of(application_group())]
+    sections["Reference"] += [{"Recipe keys": "reference/recipe.md"}, {"Verbs": verbs}]
+    sections["Research"].append({"Decisions": "decisions/index.md"})
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the made pages to the site."""
+    for path, text in made_pages().items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def made_pages() -> dict[str, str]:
+    """Return every made page by its path below docs/."""
+    verbs = verbs_of(application_group())
+    pages = {f"reference/verbs/{name}.md": verb_page(name, verb) for name, verb in verbs.items()}
+    return {**pages, "reference/recipe.md": recipe_page(), "decisions/index.md": decisions_page()}
+
+
+def application_group() -> Any:
+    """Return the command line as a click group."""
+    return typer.main.get_command(application())
+
+
+def verbs_of(group: Any) -> dict[str, Any]:
+    """Return the verbs by name, in the order of the help."""
+    shown = {name: verb for name, verb in group.commands.items() if not verb.hidden}
+    return dict(sorted(shown.items(), key=lambda item: VERB_PANELS.index(item[1].rich_help_panel)))
+
+
+def verb_page(name: str, verb: Any) -> str:
+    """Return the page of a verb: what it does, examples, arguments and options by panel."""
+    blocks = [f"# shears {name}"]
+    for block in (verb.help or "").replace("\b\n", "").strip().split("\n\n"):
+        is_example = block.startswith("shears ")
+        blocks.append(f"```text\n{block}\n```" if is_example else text_of(" ".join(block.split())))
+    parameters = [parameter for parameter in verb.params if not getattr(parameter, "hidden", False)]
+    panels: dict[str, list[Any]] = {panel: [] for panel in (ARGUMENTS, REQUIRED, *PANELS, OTHER)}
+    for parameter in parameters:
+        if parameter.name not in SHARED:
+            panels[panel_of(parameter)].append(parameter)
+    for panel, members in panels.items():
+        if members:
+            blocks += [f"## {panel}", table(("name", "values", "default", "meaning"), map(option_row, members))]
+    if any("--config" in parameter.opts for parameter in parameters):
+        blocks.append(
+            f"`--config FILE` reads them from the section `{section_of(name)}` of a recipe; `--set KEY=VALUE` and the "
+            "options above override it."
+        )
+    return "\n\n".join(blocks) + "\n"
+
+
+def section_of(verb: str) -> str:
+    """Return the section of a recipe that a verb reads."""
+    return "train" if verb == "data" else verb
+
+
+def panel_of(parameter: Any) -> str:
+    """Return the panel of an argument or option."""
+    if parameter.param_type_name == "argument":
+        return ARGUMENTS
+    return parameter.rich_help_panel or (REQUIRED if parameter.required else OTHER)
+
+
+def option_row(parameter: Any) -> tuple[str, str, str, str]:
+    """Return a row of a verb's table."""
+    if parameter.param_type_name == "argument":
+        return whole(parameter.metavar), "", "", text_of(parameter.help or "")
+    names = [*sorted(parameter.opts, key=len, reverse=True), *parameter.secondary_opts]
+    kind = "" if parameter.is_flag else parameter.metavar
+    found = DEFAULT.search(parameter.help or "")
+    default = found[0].removeprefix("(default: ").removesuffix(")") if found else ""
+    return (
+        "<br>".join(map(whole, names)),
+        kinds(kind),
+        code(default),
+        text_of(DEFAULT.sub("", parameter.help or "")),
+    )
+
+
+def recipe_page() -> str:
+    """Return the page of a recipe: the keys of every section."""
+    sections = {name: field for name, field in Recipe.model_fields.items() if section_class(field)}
+    blocks = [
+        "# Recipe keys",
+        "A recipe is a YAML file with one section per stage. One key is a flag, a `--set` and a keyword of the Python "
+        "function, under one name: `train.max_steps`, `--max-steps`, `--set train.max_steps=100`, "
+        "`shears.train(..., max_steps=100)`. An unknown key is refused. `shears init` writes a recipe to begin with.",
+        "## Whole run",
+        keys_table({name: field for name, field in Recipe.model_fields.items() if name not in sections}),
+    ]
+    for name, field in sections.items():
+        kind = section_class(field)
+        assert kind is not None
+        blocks += [f"## {name}", text_of(field.description or ""), keys_table(kind.model_fields)]
+    blocks += ["## evaluate.baselines.NAME", "Settings of one baseline.", keys_table(BaselineConfig.model_fields)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def section_class(field: FieldInfo) -> type[StageConfig] | None:
+    """Return the configuration of a section, None for a plain key."""
+    options = getattr(field.annotation, "__args__", (field.annotation,))
+    return next((kind for kind in options if isinstance(kind, type) and issubclass(kind, StageConfig)), None)
+
+
+def keys_table(fields: dict[str, FieldInfo]) -> str:
+    """Return the table of some keys."""
+    return table(("key", "values", "default", "meaning"), (key_row(name, field) for name, field in fields.items()))
+
+
+def key_row(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
+    """Return a row of a section's table."""
+    default = "" if field.is_required() else yaml_of(field.get_default(call_default_factory=True))
+    meaning = text_of(field.description or "")
+    return (
+        whole(name),
+        kinds(METAVARS.get(name) or _metavar(field.annotation)),
+        default,
+        f"**required.** {meaning}" if field.is_required() else meaning,
+    )
+
+
+def yaml_of(value: Any) -> str:
+    """Return a default as it stands in a recipe; empty for none."""
+    if value in (None, (), {}):
+        return ""
+    return code(yaml.safe_dump(to_jsonable_python(value), default_flow_style=True).removesuffix("...\n").strip())
+
+
+def kinds(text: str) -> str:
+    """Return the kind of value; choices stand apart, because a bar would end the cell of a table."""
+    return ", ".join(map(code, text.split("|")))
+
+
+def code(text: str) -> str:
+    """Return a text as a code span, empty for an empty one."""
+    return f"`{text}`" if text else ""
+
+
+def whole(name: str) -> str:
+    """Return a flag or key as a code span that is not broken at a hyphen (style.css)."""
+    return f'<span class="whole">`{name}`</span>'
+
+
+def text_of(text: str) -> str:
+    """Return a plain text as Markdown that shows it as it is."""
+    escaped = re.sub(r"([\\*_`\[\]|])", r"\\\1", " ".join(text.split()))
+    return html.escape(escaped, quote=False)
+
+
+def table(heads: tuple[str, ...], rows: Any) -> str:
+    """Return a Markdown table without the columns that are empty in every row."""
+    cells = list(rows)
+    used = [index for index in range(len(heads)) if any(row[index] for row in cells)]
+    lines = [[heads[index] for index in used], ["---"] * len(used), *([row[index] for index in used] for row in cells)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def decisions_page() -> str:
+    """Return the list of decisions, the newest first."""
+    entries = "\n".join(f"- [{title}]({name})" for name, title in sorted(decisions(), reverse=True))
+    return f"# Decisions\n\nWhat another would have decided otherwise, and why; the newest first.\n\n{entries}\n"
+
+
+def decisions() -> Iterator[tuple[str, str]]:
+    """Yield each decision's file and title."""
+    for path in (DOCS / "decisions").glob("[0-9]*.md"):
+        yield path.name, path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
