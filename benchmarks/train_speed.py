@@ -3,12 +3,12 @@
     python -m benchmarks.train_speed --data FOLDER [--model smollm2-135m] [--steps 6] [--rounds 5] [--length N]
     python -m benchmarks.train_speed --data FOLDER --memory
 
-FOLDER holds LLM-Adapters' MAWPS. The base is pruned by magnitude to 50 %, or is `--base`. A round is one pass over
-`--steps` x 16 examples, the same in every arm; the batches are the same too, except in the arm in length buckets. One
-arm makes an optimizer step while the others wait (benchmarks/turns.py). Each takes about 2 GB, the plain one 4 GB:
-`--only TEXT ...` keeps only arms whose names contain one of the texts. A first round is a warm-up and does not count.
-`--length N` puts solved questions before every question, for examples of about N tokens. `--memory` makes three steps
-on the 16 longest examples, one arm at a time.
+FOLDER holds LLM-Adapters' MAWPS, or is a JSONL file of questions and answers, such as GSM8K's. The base is pruned by
+magnitude to 50 %, or is `--base`. A round is one pass over `--steps` x 16 examples, the same in every arm; the batches
+are the same too, except in the arm in length buckets. One arm makes an optimizer step while the others wait
+(benchmarks/turns.py). Each takes about 2 GB, the plain one 4 GB: `--only TEXT ...` keeps only arms whose names contain
+one of the texts. A first round is a warm-up and does not count. `--length N` puts solved questions before every
+question, for examples of about N tokens. `--memory` makes three steps on the 16 longest examples, one arm at a time.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from benchmarks.plain_peft import BATCH_SIZE
 from benchmarks.report import environment, log_to_stderr
 from benchmarks.train_arms import ARMS, HOOKLESS, LORA, NLS, PLAIN, SPARSE, Job, lengthened, num_tokens, train
 from benchmarks.turns import take_turns
+from shears.data.prompts import render_completion, render_prompt
 from shears.models.devices import resolved_precision
 from shears.models.load import load_tokenizer
 
@@ -67,7 +68,10 @@ def write_examples(arguments: argparse.Namespace, base: str, folder: Path) -> Pa
     """Write the training examples, drawn at random, or the longest for `--memory`; return the file."""
     tokenizer = load_tokenizer(base)
     target = folder / "examples.jsonl"
-    rows = [json.loads(line) for line in write_splits(arguments.data, folder)["train"].read_text().splitlines()]
+    if arguments.data.is_file():
+        rows = _questions(arguments.data)
+    else:
+        rows = [json.loads(line) for line in write_splits(arguments.data, folder)["train"].read_text().splitlines()]
     if arguments.length:
         rows = lengthened(rows, arguments.length, tokenizer)
     if arguments.memory:
@@ -76,6 +80,17 @@ def write_examples(arguments: argparse.Namespace, base: str, folder: Path) -> Pa
         rows = random.Random(0).sample(rows, arguments.steps * BATCH_SIZE)
     target.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return target
+
+
+def _questions(path: Path) -> list[dict[str, str]]:
+    """Return the prompts and completions, in Alpaca's template, of a file's questions and answers."""
+    return [
+        {
+            "prompt": render_prompt("alpaca", row["question"]),
+            "completion": render_completion("alpaca", row["answer"]),
+        }
+        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    ]
 
 
 def speed(arms: Sequence[str], job: Job) -> Iterator[str]:

@@ -36,6 +36,15 @@ def job(tmp_path: Path) -> Job:
     return Job(str(base), str(write_examples(asked, str(base), tmp_path)), ROUNDS, str(tmp_path))
 
 
+def test_questions_and_answers_of_a_file_are_examples(job: Job, tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{n} + 1 ?", "answer": f"{n + 1}"}) + "\n" for n in range(40)))
+    asked = argparse.Namespace(data=path, steps=STEPS, memory=False, length=None)
+    rows = [json.loads(line) for line in write_examples(asked, job.base, tmp_path).read_text().splitlines()]
+    assert len(rows) == STEPS * BATCH_SIZE
+    assert all("### Instruction:" in row["prompt"] and row["completion"].strip().isdigit() for row in rows)
+
+
 def _log(job: Job, arm: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in (Path(job.folder) / arm / "training_log.jsonl").read_text().splitlines()]
 

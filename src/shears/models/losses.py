@@ -11,10 +11,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 
 from shears.errors import InputError
+from shears.models.blocks import replaced_forwards
 
 IGNORED = -100  # label of a token that does not count
+PIECE = 2**24  # logits that are computed together: 64 MiB in float32, held three times
+PROBE = 100.0  # times the hidden states: large enough for a bound of logits to show
 CONTEXT = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx")  # keys of configurations
 
 
@@ -69,6 +74,14 @@ def trailing_logits(model: nn.Module, batch: Mapping[str, Tensor], keep: int) ->
     return logits[:, -keep:]
 
 
+class TokenLosses(NamedTuple):
+    """The losses at K positions in float32, 0 without a label; the target of each, and its row or example."""
+
+    losses: Float[Tensor, " K"]
+    targets: Int[Tensor, " K"]
+    rows: Int[Tensor, " K"]
+
+
 class Predictions(NamedTuple):
     """Logits at K positions, the target token of each, and the row or example that it belongs to."""
 
@@ -111,9 +124,7 @@ def packed_predictions(model: nn.Module, batch: Mapping[str, Tensor]) -> Predict
     `batch` holds input_ids, position_ids, labels and examples, each Int "P L" (see `data.packing`). The head runs on
     these positions only; without any label, on one position without a target.
     """
-    predicting = torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
-    if not predicting.any():
-        predicting[0, 0] = True
+    predicting = labelled_positions(batch["labels"])
     logits = logits_at(model, {name: batch[name] for name in ("input_ids", "position_ids")}, predicting)
     return Predictions(logits, batch["labels"].roll(-1, dims=1)[predicting], batch["examples"][predicting])
 
@@ -145,3 +156,141 @@ def logits_at(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tensor
         if handle is not None:
             handle.remove()
     return logits[wanted] if logits.shape[:2] == wanted.shape else logits.flatten(0, -2)
+
+
+class _Pieces(torch.autograd.Function):
+    """Cross entropy behind a frozen head, some rows at a time: no logits outlive their piece.
+
+    The gradient is computed with the loss, for a weight `scale` of every loss, and multiplied by what the backward pass
+    brings over `scale`: exactly 1 where that is `scale`, so that its logits are rounded as autograd would round them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Float[Tensor, "K H"],
+        weight: Float[Tensor, "V H"],
+        bias: Float[Tensor, " V"] | None,
+        targets: Int[Tensor, " K"],
+        scale: float,
+    ) -> Float[Tensor, " K"]:
+        ctx.scale = scale
+        weight = weight.to(_product_dtype(hidden))  # once, where autocast would convert it for every piece
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        rows = min(max(PIECE // len(weight), 1), len(hidden))
+        buffers = _Buffers(rows, len(weight), hidden.device)
+        for start in range(0, len(hidden), rows):
+            piece = slice(start, start + rows)
+            logits = nn.functional.linear(hidden[piece], weight, bias)
+            likelihoods = buffers.log_softmax(logits)
+            losses[piece] = nn.functional.nll_loss(likelihoods, targets[piece], ignore_index=IGNORED, reduction="none")
+            if gradient is not None:
+                gradient[piece] = logits.copy_(buffers.gradient(targets[piece], scale)) @ weight
+        ctx.save_for_backward(*([] if gradient is None else [gradient]))
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Float[Tensor, " K"]) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * (upstream / ctx.scale)[:, None].to(gradient.dtype), None, None, None, None
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the dtype in which a linear multiplies: autocast's where it is on."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+class _Buffers:
+    """Memory that the pieces share: new pages for each of them cost as much time as the softmax.
+
+    K rows of a piece, at most `rows`; V words.
+    """
+
+    def __init__(self, rows: int, words: int, device: torch.device) -> None:
+        self.wide = torch.empty(rows, words, device=device, dtype=torch.float32)
+        self.likelihoods = torch.empty_like(self.wide)
+        self.weights = torch.zeros_like(self.wide)
+
+    def log_softmax(self, logits: Float[Tensor, "K V"]) -> Float[Tensor, "K V"]:
+        """Return the log-likelihoods in float32."""
+        count = len(logits)
+        return torch.log_softmax(self.wide[:count].copy_(logits), -1, out=self.likelihoods[:count])
+
+    def gradient(self, targets: Int[Tensor, " K"], scale: float) -> Float[Tensor, "K V"]:
+        """Return scale (softmax - one at the target), 0 without a target, with the bits of autograd's own kernel.
+
+        The softmax is that of the last call of `log_softmax`.
+        """
+        count = len(targets)
+        at = targets.clamp(min=0)[:, None]
+        weights = self.weights[:count].scatter_(1, at, (targets != IGNORED).float()[:, None] * -scale)
+        torch.ops.aten._log_softmax_backward_data.out(
+            weights, self.likelihoods[:count], 1, torch.float32, out=self.wide[:count]
+        )
+        weights.scatter_(1, at, 0.0)
+        return self.wide[:count]
+
+
+def piecewise_losses(model: nn.Module, batch: Mapping[str, Tensor], scale: float) -> TokenLosses:
+    """Return the losses of the K labelled tokens of packed or padded rows, without the logits of all of them at once.
+
+    `batch` is as in `packed_predictions` or `padded_predictions`, for a model that `takes_pieces`. Every loss is
+    expected to weigh `scale` in what is differentiated (see `_Pieces`).
+    """
+    wanted = labelled_positions(batch["labels"])
+    names = ("input_ids", "position_ids") if "examples" in batch else tuple(batch)
+    hidden = _before_head(model, {name: batch[name] for name in names}, wanted)
+    head: Any = own_model(model).get_output_embeddings()  # type: ignore[operator]
+    targets = batch["labels"].roll(-1, dims=1)[wanted]
+    rows = batch["examples"] if "examples" in batch else torch.arange(len(wanted), device=wanted.device)[:, None]
+    losses: Tensor = _Pieces.apply(hidden, head.weight, head.bias, targets, scale)
+    return TokenLosses(losses, targets, rows.expand(wanted.shape)[wanted])
+
+
+def labelled_positions(labels: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """Tell which positions predict a label; the first one where there is none, so that a head has some input."""
+    wanted = torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1))
+    if not wanted.any():
+        wanted[0, 0] = True
+    return wanted
+
+
+def _before_head(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "B T"]) -> Float[Tensor, "K H"]:
+    """Return what the head gets at the K wanted positions: the model's forward, whose head passes its input on."""
+    head = own_model(model).get_output_embeddings()  # type: ignore[operator]
+    with replaced_forwards([head], lambda _: lambda hidden: hidden):
+        return logits_at(model, batch, wanted)
+
+
+@torch.no_grad()
+def takes_pieces(model: nn.Module) -> bool:
+    """Tell whether a model's logits are what a plain frozen head returns, so that losses can be computed in pieces.
+
+    Some models scale or bound their logits behind the head. Tried with two tokens; the model's mode stays as it is.
+    """
+    head = own_model(model).get_output_embeddings()  # type: ignore[operator]
+    if type(head) is not nn.Linear or any(
+        each.requires_grad or isinstance(each, DTensor) for each in head.parameters()
+    ):
+        return False
+    was_training = model.training
+    model.eval()
+    inputs: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    try:
+        with replaced_forwards([head], lambda _: lambda hidden: hidden * PROBE):
+            ids = torch.tensor([[0, 1]], device=head.weight.device)
+            logits = own_model(model)(input_ids=ids, use_cache=False).logits
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+        return False
+    finally:
+        handle.remove()
+        model.train(was_training)
+    return (
+        len(inputs) == 1
+        and logits.shape == inputs[0].shape
+        and torch.equal(logits, (inputs[0] * PROBE).to(logits.dtype))
+    )

@@ -17,6 +17,7 @@ from shears.adapt.elastic import lora_layers
 from shears.adapt.prepare import Prepared
 from shears.adapt.sampling import NLSCallback, rank_sampling
 from shears.adapt.training import checkpoints
+from shears.adapt.training.frozen import hold_as_computed
 from shears.adapt.training.processes import num_processes, shard_frozen, wait
 from shears.adapt.training.step_log import StepLog
 from shears.adapt.training.trainer import Collator, CompletionTrainer, NumberedExamples
@@ -26,6 +27,7 @@ from shears.data.batches import PACK_TOKENS, ignores_padding, keeps_apart, paddi
 from shears.errors import InputError, first_line
 from shears.models.devices import pick_device, resolved_precision
 from shears.models.losses import num_positions
+from shears.models.packed_attention import use_packed_attention
 from shears.progress import is_first_process, meter
 from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES
 from shears.records.peft_files import ADAPTER_WEIGHTS
@@ -34,7 +36,7 @@ logger = logging.getLogger(__name__)
 TRIAL = 4  # tokens
 SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}  # their names in transformers
 KEPT_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm", "_int_mm", "_scaled_mm")
-ATTENTION_PREFIX = "_scaled_dot_product"  # of all of torch's fused attentions
+ATTENTION = ("_scaled_dot_product", "shears::packed_attention")  # how the names of fused attentions begin
 
 
 def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
@@ -112,6 +114,8 @@ def _trainer(
     prepared: Prepared, lengths: list[int], arguments: TrainingArguments, settings: TrainConfig
 ) -> CompletionTrainer:
     packed = settings.packing and keeps_apart(prepared.model)
+    if packed and not settings.compile:
+        attend_by_example(prepared.model)
     if settings.packing and not packed:
         logger.info("this model does not keep packed examples apart: batches are padded")
     if settings.recompute and not (settings.gradient_checkpointing or settings.compile):
@@ -124,7 +128,7 @@ def _trainer(
         behind=not packed and not ignores_padding(prepared.model),
         limit=num_positions(prepared.model),
     )
-    return CompletionTrainer(
+    trainer = CompletionTrainer(
         lengths=[1] * len(lengths) if packed else lengths,  # packed examples need not be of similar length
         elastic=prepared.elastic,
         strategy=strategy,
@@ -134,6 +138,10 @@ def _trainer(
         data_collator=collator,
         callbacks=[NLSCallback(prepared.elastic, strategy=strategy, trainer_draws=True), checkpoints.MarkWhole()],
     )
+    if not settings.shard:  # a shard's weights are of one number format
+        precision = resolved_precision(settings.precision, pick_device(settings.device))
+        hold_as_computed(prepared.model, precision)  # behind all trials, which multiply in the files' number format
+    return trainer
 
 
 def num_steps(settings: TrainConfig, num_examples: int) -> int:
@@ -214,6 +222,18 @@ def _use_one_gpu(device: torch.device, arguments: TrainingArguments) -> None:
     arguments._n_gpu = 1
 
 
+def attend_by_example(model: PeftModel) -> bool:
+    """Let a model that keeps packed examples apart compute attention by example, if it still keeps them apart then."""
+    base = model.get_base_model()
+    before = base.config._attn_implementation
+    if not use_packed_attention(base):
+        return False
+    if keeps_apart(model):
+        return True
+    base.set_attn_implementation(before)
+    return False
+
+
 def recompute_between_products(model: PeftModel) -> bool:
     """Make every decoder block keep only the results that `keeps` selects; return whether a trial shows that it works.
 
@@ -259,7 +279,7 @@ def _policy(narrow: int, _context: Any, operator: Any, *args: Any, **_kwargs: An
 def keeps(operator: torch._ops.OpOverload, args: tuple[Any, ...], narrow: int) -> bool:
     """Tell whether a result is kept: attention, and products whose inner dimension is larger than `narrow`."""
     name = operator._schema.name.removeprefix("aten::")
-    if name.startswith(ATTENTION_PREFIX):
+    if name.startswith(ATTENTION):
         return True
     if name not in KEPT_PRODUCTS:
         return False

@@ -20,7 +20,14 @@ from shears.adapt.sampling import RankSampling, RowPosition
 from shears.adapt.space import RankConfig
 from shears.data.batches import pack, pad
 from shears.data.examples import Tokenized
-from shears.models.losses import IGNORED, packed_predictions, padded_predictions
+from shears.models.losses import (
+    IGNORED,
+    TokenLosses,
+    packed_predictions,
+    padded_predictions,
+    piecewise_losses,
+    takes_pieces,
+)
 
 BATCHES_PER_POOL = 16  # examples are sorted by length within pools this large: little padding, still a random mix
 BLANK = -1  # the number of an example without labels, which fills up the last batch of several processes
@@ -126,6 +133,7 @@ class CompletionTrainer(Trainer):
         self.elastic = elastic
         self.strategy = strategy
         self.model_accepts_loss_kwargs = True  # makes Trainer count the step's labels and not divide again
+        self.in_pieces = not self.args.torch_compile and takes_pieces(kwargs["model"])
         self.add_callback(_EpochOrder(self))
         self.begin_step()
 
@@ -172,8 +180,10 @@ class CompletionTrainer(Trainer):
         """Return the summed loss of this forward over the number of labelled tokens in the whole step."""
         numbers: list[int] = inputs["numbers"].tolist()
         configs = self._draw(len(numbers)) if self.strategy.by_example else []
-        losses, counts = self._example_losses(model, inputs, len(numbers), configs)
-        total = max(int(num_items_in_batch if num_items_in_batch is not None else counts.sum()), 1)
+        labelled = (inputs["labels"][:, 1:] != IGNORED).sum()
+        total = max(int(num_items_in_batch if num_items_in_batch is not None else labelled), 1)
+        scale = self.accelerator.num_processes / total * self._scaler_scale()
+        losses, counts = self._example_losses(model, inputs, len(numbers), configs, scale)
         self.step_loss += (losses.detach().sum() / total).item()
         self.step_tokens += _num_tokens(inputs)
         if not self.strategy.by_step:
@@ -183,6 +193,11 @@ class CompletionTrainer(Trainer):
         scaled: Tensor = losses.sum() / total * self.accelerator.num_processes
         return scaled
 
+    def _scaler_scale(self) -> float:
+        """Return what accelerate multiplies the loss with, so that fp16 holds small gradients; 1 without a scaler."""
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
+
     def _draw(self, count: int) -> list[RankConfig]:
         """Draw the ranks of this forward's examples, the same for any number of processes and forwards a step."""
         forward = self._forwards * self.accelerator.num_processes + self.accelerator.process_index
@@ -191,17 +206,28 @@ class CompletionTrainer(Trainer):
         return [self.strategy.config(RowPosition(step, row=row)) for row in range(first, first + count)]
 
     def _example_losses(
-        self, model: nn.Module, inputs: Mapping[str, Tensor], count: int, configs: Sequence[RankConfig]
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        count: int,
+        configs: Sequence[RankConfig],
+        scale: float = 1.0,
     ) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
-        """Return each example's summed loss and its number of labelled tokens."""
+        """Return each example's summed loss, to be differentiated with the weight `scale`, and its labelled tokens."""
         if configs:
             self.elastic.activate_rows(configs, inputs.get("examples"))
+        losses, targets, rows = self._token_losses(model, inputs, scale)
+        sums = losses.new_zeros(count).index_add(0, rows, losses)
+        return sums, torch.bincount(rows[targets != IGNORED], minlength=count)
+
+    def _token_losses(self, model: nn.Module, inputs: Mapping[str, Tensor], scale: float) -> TokenLosses:
+        if self.in_pieces:
+            batch = {name: tensor for name, tensor in inputs.items() if name != "numbers"}
+            with self.accelerator.autocast():  # prepared models switch it on in their own forward alone
+                return piecewise_losses(model, batch, scale)
         predict = packed_predictions if "examples" in inputs else padded_predictions
         predictions = predict(model, inputs)
-        losses = predictions.losses()
-        sums = losses.new_zeros(count).index_add(0, predictions.rows, losses)
-        labelled = predictions.rows[predictions.targets != IGNORED]
-        return sums, torch.bincount(labelled, minlength=count)
+        return TokenLosses(predictions.losses(), predictions.targets, predictions.rows)
 
     def _note(self, numbers: Sequence[int], losses: Tensor, counts: Tensor, configs: Sequence[RankConfig]) -> None:
         if not configs:  # every example of this process has the active configuration
