@@ -10,6 +10,7 @@ from types import MethodType
 import pytest
 import torch
 from benchmarks.memory import Usage
+from benchmarks.plain_peft import BATCH_SIZE
 from benchmarks.train_arms import LORA, NLS, PLAIN, SPARSE, Job, lengthened, loaded, train
 from benchmarks.train_speed import by_round, memory, memory_report, quotients, speed_report, write_examples
 from benchmarks.turns import take_turns
