@@ -21,7 +21,7 @@ from shears.errors import InputError
 from shears.evaluation.generate import damaged_logits, line_breaks, refuse_empty
 from shears.evaluation.journal import Journal
 from shears.models.devices import device_of, resolved_precision
-from shears.models.load import end_tokens
+from shears.models.load import end_tokens, refuse_beyond
 from shears.models.losses import own_model
 from shears.models.sparse_adapter import is_sparse
 from shears.progress import meter
@@ -137,6 +137,7 @@ class ContinuousDecoder:
     def answers(self, prompts: Sequence[list[int]]) -> list[str]:
         """Return the continuation of every prompt, each given as tokens; InputError for an empty one."""
         refuse_empty(prompts)
+        refuse_beyond(max(map(max, prompts)), self.backend.vocab_size)
         ends = end_tokens(self.tokenizer, self.settings)
         line_ends = frozenset(line_breaks(self.tokenizer).tolist()) if self.one_line else frozenset[int]()
         kept = {number: self._kept(number) for number in range(len(prompts))}

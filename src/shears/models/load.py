@@ -224,7 +224,11 @@ def num_embeddings(model: PreTrainedModel) -> int:
 
 def refuse_unknown(largest: int, embedding: nn.Module) -> None:
     """Raise InputError where the largest token id of a text has no embedding."""
-    embeddings = embedding.get_parameter("weight").shape[0]
+    refuse_beyond(largest, embedding.get_parameter("weight").shape[0])
+
+
+def refuse_beyond(largest: int, embeddings: int) -> None:
+    """Raise InputError where a token id is beyond a number of embeddings."""
     if largest >= embeddings:
         raise InputError(
             f"token ids must be below {embeddings}, the model's embeddings, got {largest}; resize the model's "
