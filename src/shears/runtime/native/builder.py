@@ -12,9 +12,9 @@ from shears.models.blocks import LoraUpdate
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, LayerPlan, NotCoveredError
 from shears.runtime.native.dense_rows import DenseRows, rows_of
-from shears.runtime.native.kernels import HugeBuffer, copied, dense_matrix
+from shears.runtime.native.kernels import HugeBuffer, copied, copied_matrix, dense_matrix
 from shears.runtime.native.model_source import ModelSource
-from shears.runtime.native.tuning import CODES, is_dense_faster, tune
+from shears.runtime.native.tuning import CODES, is_dense_faster
 
 INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -52,13 +52,7 @@ class Arena:
             weight = rows_of(weight)
         if isinstance(weight, DenseRows):
             return dense_matrix(weight, self._values).native
-        masks = copied(weight.masks, self._masks)
-        values = copied(weight.values, self._values)
-        offsets = copied(weight.offsets, self._rest)
-        tune(weight.values_dtype, True)
-        code = CODES[weight.values_dtype]
-        rest = [copied(part, self._rest) for part in (weight.scales, weight.zeros) if part is not None]
-        return _native.Matrix(code, weight.rows, weight.cols, masks, values, offsets, *rest)
+        return copied_matrix(weight, self._values, self._masks, self._rest)[0]
 
     def up(self, update: LoraUpdate, *, bf16: bool) -> int:
         """Copy scaling * B of an update as [panel][rank][16 rows], padded with rows of zeros; return its address."""

@@ -73,26 +73,26 @@ def sparse_matrix(
     buffer = HugeBuffer() if buffer is None else buffer
     if threads and is_dense_faster(packed.values_dtype, threads):
         return dense_matrix(rows_of(packed), buffer)
+    native, addresses = copied_matrix(packed, buffer, buffer, buffer)
+    views: dict[str, Any] = {
+        name: _view(address, getattr(packed, name), buffer) for name, address in addresses.items() if address
+    }
+    return KernelMatrix(native, buffer, packed.num_bytes, replace(packed, **views))
+
+
+def copied_matrix(
+    packed: PackedMatrix, values: _native.HugeBuffer, masks: _native.HugeBuffer, rest: _native.HugeBuffer
+) -> tuple[_native.Matrix, dict[str, int]]:
+    """Copy a packed weight's masks, values and other parts into buffers; return it, and the copies' addresses.
+
+    Address 0 means that there is no such part.
+    """
     _check_columns(packed.values_dtype, packed.cols)
     tune(packed.values_dtype, True)
-    parts: dict[str, Tensor] = {"masks": packed.masks, "values": packed.values, "offsets": packed.offsets}
-    if packed.scales is not None:
-        parts["scales"] = packed.scales
-    if packed.zeros is not None:
-        parts["zeros"] = packed.zeros
-    addresses = {name: copied(part, buffer) for name, part in parts.items()}
-    native = _native.Matrix(
-        CODES[packed.values_dtype],
-        packed.rows,
-        packed.cols,
-        addresses["masks"],
-        addresses["values"],
-        addresses["offsets"],
-        addresses.get("scales", 0),
-        addresses.get("zeros", 0),
-    )
-    views: dict[str, Any] = {name: _view(address, parts[name], buffer) for name, address in addresses.items()}
-    return KernelMatrix(native, buffer, packed.num_bytes, replace(packed, **views))
+    buffers = {"masks": masks, "values": values, "offsets": rest, "scales": rest, "zeros": rest}  # in _native's order
+    parts = {name: getattr(packed, name) for name in buffers}
+    addresses = {name: 0 if part is None else copied(part, buffers[name]) for name, part in parts.items()}
+    return _native.Matrix(CODES[packed.values_dtype], packed.rows, packed.cols, *addresses.values()), addresses
 
 
 def dense_matrix(weight: DenseRows, buffer: _native.HugeBuffer | None = None) -> KernelMatrix:

@@ -59,11 +59,11 @@ def is_dense_faster(values: NumberFormat, threads: int) -> bool:
     Measured where no instruction expands the kept values; there a few threads may be slower than memory. Kept in the
     cache, too.
     """
+    tune(values, True)
     mode = os.environ.get("SHEARS_TUNING", "")
-    for sparse in (True, False):
-        tune(values, sparse)
     if mode == "off" or _native.chosen(CODES[values], True, 0).startswith("avx512"):
         return False
+    tune(values, False)
     path = cache_file()
     known = _cached(path)
     key = f"{values} dense on {threads} threads"

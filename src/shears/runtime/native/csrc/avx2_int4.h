@@ -93,13 +93,7 @@ static inline void add_block_sums(Column& sums, const __m256i (&exact)[2], const
 }
 
 static inline void lay_out_int4_block(const float* x, int64_t count, int tile, int t, char* out) {
-  float largest = 0.0f, odd = 0.0f;
-  for (int64_t i = 0; i < count; ++i) {
-    const float size = __builtin_fabsf(x[i]);
-    largest = size > largest ? size : largest;
-    odd += x[i] - x[i];
-  }
-  const float scale = odd == 0.0f ? largest / kInt8Steps : __builtin_nanf("");
+  const float scale = symmetric_scale(x, count, kInt8Steps);
   const __m128 inverse = _mm_set_ss(inverse_scale(scale));
   int8_t steps[kBlockInputs] = {};
   int32_t sum = 0;

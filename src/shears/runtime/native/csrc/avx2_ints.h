@@ -37,13 +37,7 @@ static inline size_t int_tile_bytes(int64_t cols, int tile) {
 }
 
 static inline void lay_out_token(const float* x, int64_t cols, int tile, int t, char* out) {
-  float largest = 0.0f, odd = 0.0f;
-  for (int64_t i = 0; i < cols; ++i) {
-    const float size = __builtin_fabsf(x[i]);
-    largest = size > largest ? size : largest;
-    odd += x[i] - x[i];
-  }
-  const float scale = odd == 0.0f ? largest / kInt16Steps : __builtin_nanf("");
+  const float scale = symmetric_scale(x, cols, kInt16Steps);
   reinterpret_cast<float*>(out)[t] = scale;
   int16_t* inputs = reinterpret_cast<int16_t*>(out + scales_bytes(tile));
   const __m128 inverse = _mm_set_ss(inverse_scale(scale));

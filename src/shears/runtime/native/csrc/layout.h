@@ -48,6 +48,18 @@ constexpr float kInt16Steps = 32639.0f;
 // The factor from an input to its integer; 0 if the inputs are so small that it would overflow, or not finite.
 static inline float inverse_scale(float scale) { return scale > 1e-35f ? 1.0f / scale : 0.0f; }
 
+// The scale of `count` inputs whose integers go up to `steps`; NaN if an input is not finite, so that every output that
+// reads them becomes NaN.
+static inline float symmetric_scale(const float* x, int64_t count, float steps) {
+  float largest = 0.0f, odd = 0.0f;
+  for (int64_t i = 0; i < count; ++i) {
+    const float size = __builtin_fabsf(x[i]);
+    largest = size > largest ? size : largest;
+    odd += x[i] - x[i];
+  }
+  return odd == 0.0f ? largest / steps : __builtin_nanf("");
+}
+
 // Store the sixteen sums of token t and panel p into y, without the rows beyond the matrix.
 static inline void store(const Job& job, int64_t p, int64_t t, const float* sums) {
   const Matrix& matrix = *job.matrix;
