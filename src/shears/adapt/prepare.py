@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from shears.models.blocks import decoder_blocks, linears, sharing_a_weight, weig
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import keep_as_quantized, load_model, load_tokenizer, quantization_config, refuse_unknown
 from shears.models.losses import within_context
+from shears.models.quantize_aware import Grid, grids_of, make_quantize_aware
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import make_sparse
 
@@ -112,7 +114,8 @@ class Prepared(NamedTuple):
     """A model to train, its tokenizer, the handle on its ranks, the examples.
 
     `start` holds the adapter's first tensors if they were moved out of the model's weights (init pissa), else nothing.
-    `validation` are examples that are not trained on; none without a validation.
+    `validation` are examples that are not trained on; none without a validation. `grids` are those of quantize_aware at
+    the start, else nothing.
     """
 
     model: PeftModel
@@ -121,6 +124,7 @@ class Prepared(NamedTuple):
     rows: Sequence[Tokenized]
     start: dict[str, Tensor]
     validation: Sequence[Tokenized] = ()
+    grids: Mapping[str, Grid] = MappingProxyType({})
 
 
 def prepare(model: ModelRef, settings: TrainConfig) -> Prepared:
@@ -141,17 +145,26 @@ def prepare(model: ModelRef, settings: TrainConfig) -> Prepared:
         rows, *held_out = split_off(rows, settings.validation_share, settings.seed)
     keep_as_quantized(base)
     space = build_space(base, settings.groups, settings.ranks)
-    if settings.sparse_adapter and (pair := sharing_a_weight(base, chain(*space.modules.values()))) is not None:
+    if settings.masks and (pair := sharing_a_weight(base, chain(*space.modules.values()))) is not None:
         logger.warning("%s shares its weight with %s: export as format peft works, a merge does not", *pair)
+    grids = {} if settings.quantize_aware == "none" else grids_of(base, model.folder)
     peft_model = add_lora(base, space, settings)
     start = _start(peft_model, model, settings)
     elastic = make_elastic(peft_model, space)
-    if settings.sparse_adapter:
-        if settings.init == "recovery":
-            logger.warning("sparse_adapter masks out what init recovery restores: init lora is as good")
-        make_sparse(peft_model)
+    _mask(peft_model, grids, settings)
     logger.info("%d groups of ranks %s: %s sub-adapters", len(space.ranks), settings.ranks, f"{space.size:.3g}")
-    return Prepared(peft_model, tokenizer, elastic, rows, start, list(chain(*held_out)))
+    return Prepared(peft_model, tokenizer, elastic, rows, start, list(chain(*held_out)), grids)
+
+
+def _mask(peft_model: PeftModel, grids: Mapping[str, Grid], settings: TrainConfig) -> None:
+    """Mask the adapter's product by the zeros of the base, and put the weights on their grids, if the settings ask."""
+    if settings.masks and settings.init == "recovery":
+        logger.warning("sparse_adapter masks out what init recovery restores: init lora is as good")
+    if grids:
+        make_quantize_aware(peft_model, grids, learn_scales=settings.learn_scales)
+        logger.info("%d linears are trained as int4 holds them", len(grids))
+    elif settings.sparse_adapter:
+        make_sparse(peft_model)
 
 
 def _start(peft_model: PeftModel, model: ModelRef, settings: TrainConfig) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
 from shears.data.rows import source_fingerprint
 from shears.models.devices import pick_device
+from shears.models.quantize_aware import LEARNT, current_grids, write_grids
 from shears.models.ref import ModelRef, resolve
 from shears.progress import is_first_process
 from shears.records import artifacts
@@ -108,6 +109,7 @@ def _save(prepared: Prepared, work: Path, settings: TrainConfig, origin: dict[st
     # PEFT writes target_modules in the order of a set, which differs between processes
     artifacts.write_json(work / ADAPTER_CONFIG, {**written, "target_modules": sorted(written["target_modules"])})
     space, alpha, parameters = _without_start(prepared, work, settings.alpha)
+    _save_grids(prepared, work)
     record = {
         "shears_version": __version__,
         "config": artifacts.as_data(settings),
@@ -115,7 +117,8 @@ def _save(prepared: Prepared, work: Path, settings: TrainConfig, origin: dict[st
         "data_fingerprint": rows_fingerprint(prepared.rows),
         "fingerprint": artifacts.weights_fingerprint(work),
         "alpha": alpha,
-        "sparse_adapter": settings.sparse_adapter,
+        "sparse_adapter": settings.masks,
+        **({} if settings.quantize_aware == "none" else {"quantize_aware": settings.quantize_aware}),
         "max_rank": space.max_rank,
         "template": settings.template,
         "num_steps": json.loads((work / artifacts.TRAINING_LOG).read_text().splitlines()[-1])["step"],
@@ -127,6 +130,16 @@ def _save(prepared: Prepared, work: Path, settings: TrainConfig, origin: dict[st
     }
     artifacts.sync_tree(work)
     artifacts.write_json(work / artifacts.SEARCH_SPACE, record)
+
+
+def _save_grids(prepared: Prepared, work: Path) -> None:
+    """Write the grids of quantize_aware into a file of their own, so that the adapter's file is plain LoRA."""
+    if not prepared.grids:
+        return
+    write_grids(work, current_grids(prepared.model, prepared.grids))
+    tensors = load_file(work / ADAPTER_WEIGHTS)
+    plain = {name: tensor for name, tensor in tensors.items() if LEARNT not in name}
+    save_file(plain, work / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 def _validated(log: Path, settings: TrainConfig) -> dict[str, Any]:

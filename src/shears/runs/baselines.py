@@ -37,7 +37,8 @@ def _plain(train: TrainConfig, name: str) -> dict[str, Any]:
     one_rank = {"ranks": train.ranks[:1], "sampling": "maximal", "reorder": False, "curriculum": 0.0}
     if name == SPARSE_LORA:
         return one_rank
-    return {**one_rank, "init": "lora" if train.init == "recovery" else train.init, "sparse_adapter": False}
+    plain = {"sparse_adapter": False, "quantize_aware": "none", "learn_scales": False}
+    return {**one_rank, "init": "lora" if train.init == "recovery" else train.init, **plain}
 
 
 def dense_model(recipe: Recipe) -> ModelRef:
