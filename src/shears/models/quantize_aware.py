@@ -9,7 +9,7 @@ Shapes: O output features, I input features, R ranks, B = ceil(I / 128) blocks, 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +26,8 @@ from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
 from shears.models.blocks import linears, sharing_a_weight, weight_oi
 from shears.models.sparse_adapter import SparseLinear, compute_dtype, make_sparse, masked_product, wide_dtype
+from shears.records.peft_files import GRIDS
 
-GRIDS = "quantization_grids.safetensors"  # beside the adapter's weights; `fingerprint` covers both
 SCALES = ".scales"
 ZEROS = ".zeros"
 LEARNT = "lora_log_scales"  # PEFT saves and loads what begins with `lora_`, so checkpoints hold it
@@ -98,25 +98,30 @@ def rounded(weight: Float[Tensor, "O I"], grid: Grid) -> Float[Tensor, "O I"]:
 def _steps(weight: Tensor, a: Tensor, b: Tensor, scales: Tensor, scaling: float = 1.0) -> Tensor:
     """Return (W + P) / scale before rounding; a scale of 0 counts as 1, because its weights become 0 afterwards."""
     steps = masked_product(weight, a, b, scaling).add_(weight)
-    for part, scale in _in_blocks(steps, scales):
+    for part, scale in _in_blocks([steps], [scales]):
         part.div_(scale.where(scale > 0, 1.0))
     return steps
 
 
 def _round_(steps: Float[Tensor, "O I"], scales: Float[Tensor, "O B"], zeros: UInt8[Tensor, "O B"]) -> Tensor:
     """Replace steps by the numbers of the grid, in place."""
-    for part, scale, zero in _in_blocks(steps, scales, zeros.to(scales.dtype)):
+    for part, scale, zero in _in_blocks([steps], [scales, zeros.to(scales.dtype)]):
         part.round_().clamp_(-zero, LARGEST_CODE - zero).mul_(scale).add_(0.0)  # -0.0 + 0.0 is +0.0
     return steps
 
 
-def _in_blocks(whole: Float[Tensor, "O I"], *tables: Float[Tensor, "O B"]) -> Iterator[tuple[Tensor, ...]]:
-    """Yield views of the blocks (O, blocks, inputs) with their numbers (O, blocks, 1); the last block may be narrow."""
-    count, rest = divmod(whole.shape[1], BLOCK)
+def _in_blocks(wholes: Sequence[Tensor], tables: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield views of the weights (O I) in blocks (O, blocks, inputs), and of the tables (O B) as (O, blocks, 1).
+
+    The last block may be narrower than the others, and then comes by itself.
+    """
+    count, rest = divmod(wholes[0].shape[1], BLOCK)
+    full = count * BLOCK
     if count:
-        yield whole[:, : count * BLOCK].unflatten(1, (count, BLOCK)), *(table[:, :count, None] for table in tables)
+        parts = [whole[:, :full].unflatten(1, (count, BLOCK)) for whole in wholes]
+        yield parts + [table[:, :count, None] for table in tables]
     if rest:
-        yield whole[:, count * BLOCK :].unsqueeze(1), *(table[:, count:, None] for table in tables)
+        yield [whole[:, None, full:] for whole in wholes] + [table[:, count:, None] for table in tables]
 
 
 class Frozen(NamedTuple):
@@ -177,7 +182,7 @@ def _pass_through_(
     there, else k (LSQ, eq. 3). A scale of 0 stops every gradient.
     """
     of_scales = []
-    for part, step, scale, zero in _in_blocks(gradient, steps, scales, zeros):
+    for part, step, scale, zero in _in_blocks([gradient, steps], [scales, zeros.to(scales.dtype)]):
         nearest = step.round()
         clamped = nearest.clamp(-zero, LARGEST_CODE - zero)
         inside = nearest == clamped
@@ -252,9 +257,9 @@ class GridLinear(SparseLinear):
         learnt = [self.get_submodule(LEARNT)[self.sparse_adapter]] if self.learns_scales else []
         return [*super().more_parts(), self.grid_scales, self.grid_zeros, *learnt]
 
-    def update(self, weight: Tensor, a: Tensor, b: Tensor) -> Float[Tensor, "O I"]:
-        """Return Q - W."""
-        return self.whole(weight, a, b).sub_(weight)
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """Refuse to merge in place: PEFT could not undo a rounding."""
+        raise InputError("weights on a grid are not merged in place; take shears export --format merged or package")
 
     def make_plain(self) -> None:
         """Become PEFT's own layer again."""

@@ -147,13 +147,8 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
             return super().get_delta_weight(adapter)  # type: ignore[no-any-return]
         base = self.get_base_layer()
         a = self.lora_A[adapter].weight
-        weight = weight_oi(base)
-        product = self.update(weight, a, self._scaled_b()).to(weight.dtype)
+        product = masked_product(weight_oi(base), a, self._scaled_b()).to(base.weight.dtype)
         return product.T if isinstance(base, Conv1D) else product
-
-    def update(self, weight: Tensor, a: Tensor, b: Tensor) -> Float[Tensor, "O I"]:
-        """Return what merging adds to the weight."""
-        return masked_product(weight, a, b)
 
     def _scaled_b(self) -> Float[Tensor, "O R"]:
         """Return scaling * B * m; autograd gives the ranks beyond the mask a gradient of exactly zero."""

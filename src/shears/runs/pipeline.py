@@ -156,6 +156,8 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
         )
     if recipe.search and not recipe.train:
         raise InputError("a run with a search must train first; add a `train:` section to the recipe")
+    if recipe.train and recipe.train.quantize_aware != "none":
+        _check_rounded(recipe)
     if recipe.evaluate and recipe.evaluate.baselines and not recipe.train:
         raise InputError(
             f"a run must train to have baselines, which take its settings; got {', '.join(recipe.evaluate.baselines)} "
@@ -165,6 +167,15 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output of a run must be a folder, got the file {folder}; choose another output")
     return folder
+
+
+def _check_rounded(recipe: Recipe) -> None:
+    """Raise InputError, before any work is done, for an export that refuses an adapter of quantize_aware."""
+    if not FORMATS[recipe.export.format].is_model or recipe.export.values not in ("auto", "int4"):
+        raise InputError(
+            "a run that trains with quantize_aware must export format package with values int4 (or a merged format), "
+            f"got format {recipe.export.format} with values {recipe.export.values}; change the `export:` section"
+        )
 
 
 def with_calibration(recipe: Recipe) -> Recipe:
