@@ -102,7 +102,7 @@ def test_the_grid_is_the_layouts_and_some_weights_leave_it() -> None:
     a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
     whole = on_grid(weight, a, b, grid, SCALING)
     steps = (codes_on(whole, scales, zeros)[weight != 0]).long()
-    assert ((steps == 0).sum() > 5, (steps == 15).sum() > 5) == (True, True)
+    assert min(int((steps == 0).sum()), int((steps == 15).sum())) > 5
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])

@@ -66,7 +66,8 @@ def grids_of(model: nn.Module, folder: Path, given: Mapping[str, Grid] | None = 
                 "train without, and let export round"
             )
         weight = weight_oi(modules[owners[0]]).detach()
-        if packed_bytes(*weight.shape, num_stored(weight.cpu() != 0, "int4"), "int4") < DENSE_BYTES * weight.numel():
+        rows, cols = weight.shape
+        if packed_bytes(rows, cols, num_stored(weight.cpu() != 0, "int4"), "int4") < DENSE_BYTES * weight.numel():
             grids[owners[0]] = (given or {}).get(owners[0]) or grid_of(weight)
     if (pair := sharing_a_weight(model, grids)) is not None:
         raise InputError(f"quantize_aware needs weights of their own, {pair[0]} shares its with {pair[1]}")
