@@ -38,7 +38,7 @@ from tests.export.made import IDS, half_sparse, logits, stock
 from tests.export.packages import all_tensors, package, same_bits
 
 ROWS = [{"prompt": f"{a}+1=", "completion": f" {a + 1}"} for a in range(18)]
-INT4 = {**SETTINGS, "max_steps": 4, "learning_rate": 0.05, "quantize_aware": "int4"}
+INT4 = {**SETTINGS, "max_steps": 3, "warmup_steps": 1, "learning_rate": 0.05, "quantize_aware": "int4"}
 
 
 def base_of(folder: Path, name: str = "llama", is_dense: bool = False) -> Path:
@@ -65,7 +65,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     ways: dict[str, tuple[Path, dict[str, Any]]] = {
         "sparse": (base_of(folder / "base-sparse"), {}),
-        "dense": (base_of(folder / "base-dense", is_dense=True), {"learn_scales": True, "validation": "0.2"}),
+        "dense": (base_of(folder / "base-dense", is_dense=True), {"learn_scales": True}),
         "gpt2": (base_of(folder / "base-gpt2", "gpt2"), {}),
     }
     return {
