@@ -7,11 +7,14 @@
 FOLDER holds LLM-Adapters' MAWPS, or is a JSONL file of questions and answers, such as GSM8K's. The base is pruned by
 magnitude to 50 %, or is `--base`. A round is one pass over `--steps` x 16 examples, the same in every arm; the batches
 are the same too, except in the arm in length buckets. One arm makes an optimizer step while the others wait
-(benchmarks/turns.py). Each takes about 2 GB, the plain one 4 GB (of half a billion parameters 5 GB and 20 GB): `--only
-TEXT ...` keeps only arms whose names contain one of the texts. The first arm kept is what the others are compared with:
-the plain recipe, with its blocks recomputed where only `gradient checkpointing` fits. Peaks are of each arm's own
-process, with the pages of mapped files and what was needed to load. A first round is a warm-up and does not count. `--length N` puts solved questions before every
-question, for examples of about N tokens. `--memory` makes three steps on the 16 longest examples, one arm at a time.
+(benchmarks/turns.py). A first round is a warm-up and does not count.
+
+`--only TEXT ...` keeps only arms whose names contain one of the texts; the first that is kept is what the others are
+compared with. A peak is of an arm's own process, from its start, with pages of mapped files. With SmolLM2-135M each arm
+takes about 2 GB and the plain one 4 GB; larger models may leave room only for `gradient checkpointing`.
+
+`--length N` puts solved questions before every question, for examples of about N tokens. `--memory` makes three steps
+on the 16 longest examples, one arm at a time.
 """
 
 import argparse

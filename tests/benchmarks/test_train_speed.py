@@ -79,7 +79,7 @@ def test_the_plain_recipe_has_the_batches_and_the_loss_of_ours(job: Job) -> None
 def test_gradient_checkpointing_computes_the_plain_recipes_blocks_twice(job: Job, arm: str, times: int) -> None:
     trainer = loaded(arm, replace(job, rounds=1)).__self__  # type: ignore[attr-defined]
     calls: list[object] = []
-    trainer.model.get_base_model().model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(None))
+    trainer.model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(None))
     trainer.train()
     assert len(calls) == times * STEPS
 

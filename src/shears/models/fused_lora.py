@@ -70,7 +70,7 @@ def _mask(part: Float[Tensor, "T R"], mask: Tensor) -> None:
 
 
 class _LoraLinears(torch.autograd.Function):
-    """The operator and its gradients for x, A and B; the weights are frozen. Layers come as fields, one after another."""
+    """The operator and its gradients for x, A and B; weights are frozen. Layers come as fields, one after another."""
 
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "T I"], scalings: Sequence[float], *fields: Tensor) -> tuple[Tensor, ...]:
@@ -82,7 +82,7 @@ class _LoraLinears(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Float[Tensor, "T O"]) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, narrow, *fields = ctx.saved_tensors
         layers = _layers(fields)
         dtype = narrow.dtype
