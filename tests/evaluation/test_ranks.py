@@ -8,12 +8,14 @@ import pytest
 
 import shears
 from shears.adapt.train import train
+from shears.config import EvaluateConfig
 from shears.errors import InputError
 from shears.evaluation.journal import Journal
 from shears.evaluation.run import evaluate
 from shears.evaluation.subject import open_subject
 from shears.export.stage import export_adapter
 from shears.models.ref import resolve
+from shears.runtime.loading import load
 from tests.runtime.native.decoders import extension_is_missing
 from tests.searching.test_stage import rows
 from tests.tiny import save_tiny
@@ -128,21 +130,15 @@ def test_ranks_need_a_super_adapter(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("values", ["bf16", "int8"])
-def test_a_package_answers_by_its_own_decoder_as_when_it_is_served(trained: Path, tmp_path: Path, values: str) -> None:
-    shears.sparsify(str(trained / "dense"), tmp_path / "sparse", sparsity=0.6, method="magnitude", device="cpu")
+def test_a_package_answers_by_its_own_decoder_as_when_it_is_served(tmp_path: Path, values: str) -> None:
+    shears.sparsify(str(save_tiny(tmp_path / "dense")), tmp_path / "sparse", sparsity=0.6, method="magnitude")
     package = export_adapter(tmp_path / "sparse", tmp_path / "package", format="package", values=values)
-    options = {**OPTIONS, "precision": "auto", "data": str(trained / "test.jsonl")}
+    options = {**OPTIONS, "precision": "auto", "data": rows(tmp_path / "test.jsonl", 3)}
     evaluate(str(package), tmp_path / "native.json", **options)
     record = json.loads((tmp_path / "native.json").read_text())
     assert (record["backend"], record["values"]) == ("native", values)
-    subject = open_subject(resolve(str(package)), None, _config(options))
+    subject = open_subject(resolve(str(package)), None, EvaluateConfig(**options))
     assert all(parameter.is_meta for parameter in subject.model.parameters())
-    engine = shears.load(str(package))
-    served = [engine.generate(each["prompt"], max_new_tokens=6, temperature=0.0) for each in record["records"]]
-    assert [str(text) for text in served] == [each["output"] for each in record["records"]]
-
-
-def _config(options: dict[str, Any]) -> Any:
-    from shears.config import EvaluateConfig
-
-    return EvaluateConfig(**options)
+    engine = load(str(package))
+    served = [engine.generate(each["prompt"], max_new_tokens=6, temperature=0.0).text for each in record["records"]]
+    assert served == [each["output"] for each in record["records"]]

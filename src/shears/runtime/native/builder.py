@@ -91,6 +91,7 @@ class Builder:
         self._linears = source.linears
         self._tensors = dict(source.tensors)
         self._updates = source.updates
+        self._release = source.release
         self._tied = bool(getattr(source.config, "tie_word_embeddings", True))
         self._sizes = _sizes(plan)
         self._steps: list[Call | SharedInput] = []
@@ -172,15 +173,19 @@ class Builder:
 
     def _packed_ahead(self) -> Iterator[PackedMatrix | DenseRows]:
         """Yield the source's linears in the order of computation, a few of them packed ahead on the arena's threads."""
-        waiting: deque[Future[PackedMatrix | DenseRows]] = deque()
+        waiting: deque[tuple[str, Future[PackedMatrix | DenseRows]]] = deque()
         with ThreadPoolExecutor(self._arena.threads) as workers:
-            for name in self._linear_names():
-                if name in self._linears:
-                    waiting.append(workers.submit(self._linears.__getitem__, name))
+            for name in [name for name in self._linear_names() if name in self._linears]:
+                waiting.append((name, workers.submit(self._linears.__getitem__, name)))
                 if len(waiting) > self._arena.threads:
-                    yield waiting.popleft().result()
+                    yield self._packed_one(*waiting.popleft())
             while waiting:
-                yield waiting.popleft().result()
+                yield self._packed_one(*waiting.popleft())
+
+    def _packed_one(self, name: str, packed: "Future[PackedMatrix | DenseRows]") -> PackedMatrix | DenseRows:
+        weight = packed.result()
+        self._release(name)
+        return weight
 
     def _taken_layer(self, index: int, plan: LayerPlan) -> Iterator[Call | SharedInput]:
         hidden, head_dim = self._plan.hidden_size, self._plan.head_dim

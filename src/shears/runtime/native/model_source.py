@@ -5,8 +5,8 @@ Shapes: O rows (outputs), I columns (inputs).
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,8 @@ class ModelSource:
     updates: Mapping[str, LoraUpdate]
     values: NumberFormat | None = None
     """The number format of all linears, if it is known without packing them."""
+    release: Callable[[str], None] = lambda _: None
+    """Called with a linear's name when its weight was read for the last time."""
 
 
 def source_of_package(package: Package) -> ModelSource:
@@ -132,9 +134,9 @@ def source_of_model(
 
     `values` is the number format of the linears of the blocks, by default the model's own (fp32 for fp16, whose numbers
     bf16 does not hold); `sparse` packs those that packing makes smaller. A linear is packed when it is read; if
-    `consume`, the model loses its weight then, so that no weight is held twice, and is of no further use. The product
-    of a masked adapter (`make_sparse`) is added to the weight. NotCoveredError for weights that are no floats, and for
-    an adapter that is more than scaling B A.
+    `consume`, `release` takes its weight from the model, so that none is held twice. The product of a masked adapter
+    (`make_sparse`) is added to the weight. NotCoveredError for weights that are no floats, and for an adapter that is
+    more than scaling B A.
     """
     wrapped: Any = model
     base: Any = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
@@ -153,8 +155,15 @@ def source_of_model(
     form: NumberFormat = values or ("bf16" if tensors[f"{names[0]}.weight"].dtype == torch.bfloat16 else "fp32")
     for name in names:
         del tensors[f"{name}.weight"]
-    layers = {name: base.get_submodule(name) for name in names}
-    return ModelSource(base.config, _LayerWeights(layers, form, sparse, consume), tensors, updates, form)
+    layers: dict[str, Any] = {name: base.get_submodule(name) for name in names}
+
+    def release(name: str) -> None:
+        weight = getattr(layers[name], "base_layer", layers[name]).weight
+        weight.data = weight.data.new_empty(0)
+
+    linears = _LayerWeights(layers, form, sparse)
+    source = ModelSource(base.config, linears, tensors, updates, form)
+    return replace(source, release=release) if consume else source
 
 
 def updates_of(model: nn.Module) -> dict[str, LoraUpdate]:
@@ -171,11 +180,10 @@ def updates_of(model: nn.Module) -> dict[str, LoraUpdate]:
 class _LayerWeights(Mapping[str, PackedMatrix | DenseRows]):
     """The weights of a model's linears by name, packed when they are read."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], values: NumberFormat, sparse: bool, consume: bool) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], values: NumberFormat, sparse: bool) -> None:
         self._layers = layers
         self._values = values
         self._sparse = sparse
-        self._consume = consume
 
     def __getitem__(self, name: str) -> PackedMatrix | DenseRows:
         layer: Any = self._layers[name]
@@ -184,8 +192,6 @@ class _LayerWeights(Mapping[str, PackedMatrix | DenseRows]):
         packed = self._sparse and _may_be_packed_smaller(whole, self._values) and pack(whole, self._values)
         if not packed or packed.num_bytes >= _dense_bytes(whole, self._values):
             packed = DenseRows(whole).as_values(self._values)
-        if self._consume:
-            weight.data = weight.data.new_empty(0)
         return packed
 
     def __contains__(self, name: object) -> bool:
