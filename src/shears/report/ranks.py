@@ -39,8 +39,8 @@ def ranks_section(run: Run) -> tuple[object, ...] | None:
 
 def _drawing(curve: list[Record]) -> Markup:
     """Return accuracies with their intervals over rank, joined by lines."""
-    ranks = [point["rank"] for point in curve]
-    across = Scale(*around(ranks, 0.05), LEFT, WIDTH - RIGHT)
+    ranks = [float(point["rank"]) for point in curve]
+    across = Scale(*around(ranks), LEFT, WIDTH - RIGHT)
     ends = [end for point in curve for end in point["ci95"]]
     up = Scale(*around(ends), CURVE_HEIGHT - BOTTOM, TOP + 10)
     parts = [axes(across, up, ("rank", "accuracy"), (lambda value: f"{value:,.0f}", percent))]
