@@ -155,13 +155,13 @@ def test_another_adapter_replaces_the_first_as_if_the_model_had_been_made_with_i
     }
     bare = backend(covered("qwen2, biases"))
     expected = {"none": bare.logits(tokens)}
-    for name, given in (("all", updates), ("cut", cut)):
-        source = replace(source_of_model(adapted, "fp32"), updates=given)
+    for name, other in (("all", updates), ("cut", cut)):
+        source = replace(source_of_model(adapted, "fp32"), updates=other)
         expected[name] = NativeBackend(source, 1, max_length=64, max_sequences=4).logits(tokens)
     runtime = backend(adapted)
     runtime.prefill(0, tokens)
-    for name, given in (("cut", cut), ("none", {}), ("all", updates)):
-        runtime.adapt(given)
+    for name, other in (("cut", cut), ("none", {}), ("all", updates)):
+        runtime.adapt(other)
         np.testing.assert_array_equal(runtime.logits(tokens), expected[name])
         runtime.prefill(0, tokens[:3])  # the sequence is empty again
         runtime.drop(0)
