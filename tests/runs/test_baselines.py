@@ -97,7 +97,13 @@ def test_baselines_of_a_finished_run_are_added_and_nothing_is_made_again(done: P
         "evaluation/sparse_lora.json",
     ]
     timed = [line["stage"] for line in read_times(done / "run")]
-    assert timed[-4:] == ["dense-lora", "sparse-lora", "evaluate dense-lora", "evaluate sparse-lora"]
+    assert timed[-5:] == [
+        "dense-lora",
+        "sparse-lora",
+        "evaluate dense-lora",
+        "evaluate sparse-lora",
+        "evaluate ranks",
+    ]
 
 
 def test_a_run_with_its_baselines_is_skipped_and_names_them(done: Path, caplog: pytest.LogCaptureFixture) -> None:
