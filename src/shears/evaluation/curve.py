@@ -68,10 +68,11 @@ def curve(by_rank: Mapping[int, Evaluation], parameters: Mapping[int, int]) -> E
     ranks = sorted(by_rank, reverse=True)
     first = by_rank[ranks[0]]
     points = [_point(rank, by_rank[rank], parameters[rank]) for rank in ranks]
-    differences = [paired(by_rank[rank].records, first.records) for rank in ranks[1:]]
-    corrected = holm([each["p"] for each in differences if each is not None])
-    for point, difference, p in zip(points[1:], differences, corrected, strict=True):
-        point["difference"] = {**(difference or {}), "p_holm": p}
+    found = (paired(by_rank[rank].records, first.records) for rank in ranks[1:])
+    differences = [difference for difference in found if difference is not None]
+    corrected = holm([difference["p"] for difference in differences])
+    for point, difference, p in zip(points[1:], differences, corrected, strict=True):  # all ranks have equal questions
+        point["difference"] = {**difference, "p_holm": p}
     area = aurac(ranks, [[record["correct"] for record in by_rank[rank].records] for rank in ranks])
     records = [
         {**record, "by_rank": {str(rank): _answer(by_rank[rank].records[index]) for rank in ranks}}

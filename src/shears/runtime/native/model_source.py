@@ -189,10 +189,11 @@ class _LayerWeights(Mapping[str, PackedMatrix | DenseRows]):
         layer: Any = self._layers[name]
         weight = getattr(layer, "base_layer", layer).weight
         whole = layer.whole_weight() if isinstance(layer, SparseLinear) else weight.detach()
-        packed = self._sparse and _may_be_packed_smaller(whole, self._values) and pack(whole, self._values)
-        if not packed or packed.num_bytes >= _dense_bytes(whole, self._values):
-            packed = DenseRows(whole).as_values(self._values)
-        return packed
+        if self._sparse and _may_be_packed_smaller(whole, self._values):
+            packed = pack(whole, self._values)
+            if packed.num_bytes < _dense_bytes(whole, self._values):
+                return packed
+        return DenseRows(whole).as_values(self._values)
 
     def __contains__(self, name: object) -> bool:
         return name in self._layers  # Mapping's own would pack the weight

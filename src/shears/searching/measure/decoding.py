@@ -51,7 +51,7 @@ class NativeGauge(Gauge):
         self._task = GENERATED[config.task or ""]
         self._answers = self._task.answers(examples)
         self._prompts = prompts_of(examples, adapter.tokenizer)
-        self._parts = [range(len(examples))] if parts is None else parts
+        self._parts: Parts = [range(len(examples))] if parts is None else parts
         self.sizes = [len(part) for part in self._parts]
         self.weights = torch.ones(len(examples), dtype=torch.float64)
 
