@@ -35,9 +35,9 @@ from benchmarks.real_models_cells import (
     Wanted,
     choices,
     pending,
-    test_cells,
     title,
     undecided,
+    wanted_tests,
 )
 from benchmarks.real_models_data import parse_task
 from benchmarks.real_models_pictures import write_pictures
@@ -129,7 +129,7 @@ def _plan(arguments: argparse.Namespace) -> None:
             losses = "; ".join(f"{name}: {loss:.4f}" for name, loss in choice.losses.items())
             print(f"chosen for {cell.model}, {cell.arm}, {cell.base} {cell.sparsity:.0%}, trained on {cell.trained}: "
                   f"rate {choice.cell.learning_rate:g}, alpha {choice.cell.alpha:g} ({losses})")  # fmt: skip
-    total = len(set(test_cells(wanted)))
+    total = len(set(wanted_tests(wanted)))
     print(f"{total} tests asked for; {len(ready)} cells can run now, {len(waiting)} tests wait for a choice")
 
 
@@ -168,7 +168,9 @@ def _wanted(arguments: argparse.Namespace) -> Wanted:
         tuple(arguments.models), tuple(map(parse_task, arguments.tasks)), tuple(arguments.arms),
         tuple(arguments.sparsities), tuple(arguments.seeds), tuple(arguments.readings), tuple(arguments.rates),
         tuple(arguments.alphas), arguments.examples, arguments.epochs, arguments.limit, arguments.validation_limit,
-        arguments.evaluations, arguments.tune_at,
+arguments.evaluations,
+        arguments.max_new_tokens,
+        arguments.tune_at,
     )  # fmt: skip
 
 
@@ -176,7 +178,7 @@ def _setting(arguments: argparse.Namespace, wanted: Wanted) -> Setting:
     """Return the setting; InputError for bases that no cell would use, or that are not what they are called."""
     bases = {name if ":" in name else f"{model}:{name}": Path(path)
              for name, path in arguments.bases.items() for model in wanted.models}  # fmt: skip
-    used = {f"{cell.model}:{cell.base}-{cell.sparsity:g}": cell for cell in test_cells(wanted) if cell.base != DENSE}
+    used = {f"{cell.model}:{cell.base}-{cell.sparsity:g}": cell for cell in wanted_tests(wanted) if cell.base != DENSE}
     for name, path in bases.items():
         if name not in used:
             known = ", ".join(sorted(used)) or "none"
@@ -222,6 +224,7 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=float, default=Wanted.epochs)
     parser.add_argument("--limit", type=int, default=0, help="test questions, the first ones; 0: all")
     parser.add_argument("--validation-limit", type=int, default=Wanted.validation_limit)
+    parser.add_argument("--max-new-tokens", type=int, default=Wanted.max_new_tokens)
     parser.add_argument("--evaluations", type=int, default=Wanted.evaluations, help="of the search")
 
 

@@ -77,6 +77,8 @@ class Cell:
     """Test questions, the first ones, or validation examples in kind `tune`; 0: all."""
     evaluations: int
     """Evaluations of the search; 0 if there is none."""
+    max_new_tokens: int
+    """Longest answer; 0 in kind `tune`."""
     learning_rate: float = 0.0
     alpha: float = 0.0
 
@@ -108,6 +110,7 @@ class Wanted:
     limit: int = 0
     validation_limit: int = 200
     evaluations: int = 30
+    max_new_tokens: int = 256
     tune_at: float | None = None
     """Sparsity whose choice of rate and alpha serves all sparsities; None: each has its own."""
 
@@ -121,7 +124,7 @@ class Choice:
     missing: tuple[Cell, ...]
 
 
-def test_cells(wanted: Wanted) -> Iterator[Cell]:
+def wanted_tests(wanted: Wanted) -> Iterator[Cell]:
     """Yield every test cell without rate and alpha, seed after seed, so that the first seed is complete first.
 
     The tests of one adapter follow each other. Untrained models have no seed: they are measured once.
@@ -134,11 +137,13 @@ def test_cells(wanted: Wanted) -> Iterator[Cell]:
         bases = (DENSE,) if kind.is_dense else kind.bases
         for base, ranks, task in product(bases, readings, wanted.tasks):
             yield Cell(
-                kind="test", model=model, test=task.test, trained="" if kind.is_dense and not kind.ranks else task.trained,
+                kind="test", model=model, test=task.test,
+                trained="" if kind.is_dense and not kind.ranks else task.trained,
                 sparsity=0.0 if kind.is_dense else sparsity, base=base, arm=arm, ranks=ranks,
                 seed=seed if kind.ranks else 0, examples=wanted.examples if kind.ranks else 0,
                 epochs=wanted.epochs if kind.ranks else 0.0, limit=wanted.limit,
                 evaluations=wanted.evaluations if ranks == "searched" else 0,
+                max_new_tokens=wanted.max_new_tokens,
             )  # fmt: skip
 
 
@@ -178,7 +183,7 @@ def tuning_cell(cell: Cell, wanted: Wanted) -> Cell:
     sparsity = cell.sparsity if wanted.tune_at is None or ARMS[cell.arm].is_dense else wanted.tune_at
     return replace(
         cell, kind="tune", test="", ranks="heuristic", seed=TUNING_SEED, epochs=wanted.epochs * TUNING_SHARE,
-        sparsity=sparsity, limit=wanted.validation_limit, evaluations=0,
+        sparsity=sparsity, limit=wanted.validation_limit, evaluations=0, max_new_tokens=0,
     )  # fmt: skip
 
 
@@ -188,7 +193,7 @@ def pending(wanted: Wanted, rows: Sequence[Row]) -> Iterator[Cell]:
     A cell of kind `test` whose choice is not made yet is not among them; see `undecided`.
     """
     done = {_identity(row) for row in rows}
-    for cell in test_cells(wanted):
+    for cell in wanted_tests(wanted):
         choice = choose(cell, wanted, rows)
         for each in choice.missing if choice.cell is None else (choice.cell,):
             if (identity := _identity(each.key)) not in done:
@@ -198,12 +203,12 @@ def pending(wanted: Wanted, rows: Sequence[Row]) -> Iterator[Cell]:
 
 def undecided(wanted: Wanted, rows: Sequence[Row]) -> list[Cell]:
     """Return the test cells whose rate and alpha are not chosen yet."""
-    return [cell for cell in test_cells(wanted) if choose(cell, wanted, rows).cell is None]
+    return [cell for cell in wanted_tests(wanted) if choose(cell, wanted, rows).cell is None]
 
 
 def choices(wanted: Wanted, rows: Sequence[Row]) -> dict[Cell, Choice]:
     """Return the choice of every trained arm, by its cell of kind `tune`."""
-    return {tuning_cell(cell, wanted): choose(cell, wanted, rows) for cell in test_cells(wanted) if cell.is_trained}
+    return {tuning_cell(cell, wanted): choose(cell, wanted, rows) for cell in wanted_tests(wanted) if cell.is_trained}
 
 
 def title(cell: Cell) -> str:

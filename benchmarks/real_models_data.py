@@ -1,11 +1,14 @@
 """The data of benchmarks.real_models: training sets, their validation splits, the four test sets, without repetitions.
 
+    python -m benchmarks.real_models_data mawps --data FOLDER --output data/mawps   # for recipes/real
+
 All rows are instruction rows (instruction, input, output, answer), so that one template serves all sets. A training or
 validation row is left out if its question stands in any of the four test files; so no counted question was trained on,
 and all arms answer the same questions. AQuA and SVAMP have no training rows here: models trained on other sets take
 them, which measures transfer.
 """
 
+import argparse
 import contextlib
 import json
 import random
@@ -131,3 +134,21 @@ def _write(path: Path, rows: Sequence[Row]) -> Path:
     part = path.with_suffix(".partial")
     part.write_text(content, encoding="utf-8")
     return part.replace(path)
+
+
+def main() -> None:
+    """Write train.jsonl, validation.jsonl and test.jsonl of a set that can be trained on."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=list(READERS))
+    parser.add_argument("--data", type=Path, required=True, help="folder of the sets in LLM-Adapters' form")
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    paths = write_training(arguments.data, arguments.output, arguments.name, None)
+    rows = json.loads(test_file(arguments.data, arguments.name).read_text(encoding="utf-8"))
+    paths["test"] = _write(arguments.output / "test.jsonl", rows)
+    for split, path in paths.items():
+        print(f"{path}: {len(path.read_text(encoding='utf-8').splitlines()):,} rows of {split}")
+
+
+if __name__ == "__main__":
+    main()

@@ -29,7 +29,6 @@ from shears.records.measures import CONTAMINATION
 from shears.records.timing import machine
 
 MAX_LENGTH = 512
-MAX_NEW_TOKENS = 256
 TEMPLATE = "alpaca"
 SEEN = "-"
 """Stands in a cell's answers for a question of its training data, which no table counts."""
@@ -152,7 +151,7 @@ def training_keywords(cell: Cell, arm: Arm, data: Path) -> dict[str, Any]:
     An adapter on the pruned model starts from the recovery, unless it is masked: the mask would leave little of it.
     """
     batch_size = 16
-    num_rows = sum(1 for _ in data.open(encoding="utf-8"))
+    num_rows = len(data.read_text(encoding="utf-8").splitlines())
     steps = math.ceil(num_rows / batch_size * cell.epochs)
     return {
         "ranks": arm.ranks, "alpha": cell.alpha, "learning_rate": cell.learning_rate, "epochs": cell.epochs,
@@ -232,14 +231,19 @@ def _search_summary(result: Path) -> dict[str, Any]:
 def _answered(cell: Cell, model: str, adapter: Path | None, setting: Setting, stages: Stages) -> dict[str, Any]:
     """Answer the test set greedily; answers of a killed process are kept in the journal beside the figures."""
     name = "-".join(
-        [adapter.name if adapter else Path(model).name, cell.test, f"first{cell.limit}" if cell.limit else "all"]
+        [
+            adapter.name if adapter else Path(model).name,
+            cell.test,
+            f"first{cell.limit}" if cell.limit else "all",
+            str(cell.max_new_tokens),
+        ]
     )
     output = setting.work / cell.model / "answers" / f"{name}.json"
     with stages("evaluate"):
         evaluation = shears.evaluate(
             model, output, None if adapter is None else str(adapter), task=cell.test,
             data=str(test_file(setting.data, cell.test)), num_beams=1, backend=setting.backend, template=TEMPLATE,
-            **{"max_new_tokens": MAX_NEW_TOKENS, "limit": cell.limit or None, **setting.evaluation},
+            **{"max_new_tokens": cell.max_new_tokens, "limit": cell.limit or None, **setting.evaluation},
         )  # fmt: skip
     tokens = _num_tokens(model, evaluation)
     return {
