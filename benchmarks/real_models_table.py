@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.real_models_cells import DENSE
+from benchmarks.real_models_data import TESTS
 from shears.evaluation.statistics import (
     Z95,
     Bits,
@@ -78,15 +79,30 @@ def arms_by_table(rows: Sequence[Row]) -> dict[Table, dict[Arm, dict[int, Bits]]
     cell measured twice the last line counts.
     """
     tests = [row for row in rows if row["kind"] == "test"]
-    trained = sorted({table_of(row) for row in tests if row["examples"] or row["epochs"]})
     tables = {}
-    for table in trained or sorted({table_of(row) for row in tests}):
+    for table in _tables_of(tests):
         lines = [row for row in tests if _belongs(row, table)]
         arms: dict[Arm, dict[int, str]] = {}
         for row in sorted(lines, key=_place):
             arms.setdefault(arm_of(row), {})[row["seed"]] = row["right"]
         tables[table] = _without_seen(arms)
     return tables
+
+
+def _tables_of(tests: Sequence[Row]) -> list[Table]:
+    """Return the tables in the order of the test sets: those of trained models, and others where there are none."""
+    found = {table_of(row) for row in tests}
+    most: dict[tuple[str, str, int], tuple[bool, bool]] = {}
+    for each in found:
+        place = (each.model, each.test, each.limit)
+        most[place] = max(most.get(place, (False, False)), _trained(each))
+    kept = [each for each in found if _trained(each) == most[each.model, each.test, each.limit]]
+    return sorted(kept, key=lambda table: (table.model, list(TESTS).index(table.test), table))
+
+
+def _trained(table: Table) -> tuple[bool, bool]:
+    """Tell whether the models of a table are trained, and whether they are pruned on the text of a training set."""
+    return table.epochs > 0, bool(table.trained)
 
 
 def arm_of(row: Row) -> Arm:
@@ -199,6 +215,7 @@ def _with_any_seed(arm: Arm, runs: Runs, others: Runs) -> Difference | None:
 def _print_accuracies(table: Table, arms: Mapping[Arm, Runs], corrected: Iterator[float]) -> None:
     questions = len(next(iter(next(iter(arms.values())).values())))
     budget = f"trained on {table.trained}, {table.examples or 'all'} examples, {table.epochs:g} epochs"
+    budget = budget if table.epochs else "untrained"
     print(f"\n### {table.model}, {table.test}: {questions} questions; {budget}\n")
     print("| model | right | accuracy (95 %) | minus dense LoRA (95 %) | p (Holm) | paper |")
     print("| --- | --- | --- | --- | --- | --- |")

@@ -256,6 +256,14 @@ def test_questions_that_any_line_was_trained_on_are_counted_in_none(capsys: pyte
     assert _table_lines(text)["dense, LoRA 32"][1] == "1 of 2 x 1"
 
 
+def test_untrained_models_alone_have_one_table_a_test_set(capsys: pytest.CaptureFixture[str]) -> None:
+    print_tables([LINES[0], _line("sparse-0shot", "0100", **UNTRAINED), {**LINES[0], "test": "aqua"}])
+    text = capsys.readouterr().out
+    titles = [line for line in text.splitlines() if "questions" in line]
+    assert titles == ["### small, gsm8k: 4 questions; untrained", "### small, aqua: 4 questions; untrained"]
+    assert text.count("dense, 0-shot") == 3  # the third is the mean's
+
+
 def test_choices_are_shown_with_their_losses(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{**_line("dense-lora", ""), "kind": "tune", "test": "", "learning_rate": rate, "loss": loss}
             for rate, loss in ((1e-4, 0.9), (1e-3, 0.8))]  # fmt: skip
