@@ -72,6 +72,15 @@ class SearchSpace:
         """The number of rank configurations."""
         return math.prod(len(ranks) for ranks in self.ranks.values())
 
+    def nested_weights(self, group: str) -> tuple[float, ...]:
+        """Return, for every component of a group's largest rank, the share of its allowed ranks that contain it.
+
+        This is the mean over the allowed ranks of the masks that keep the first components, the diagonal of
+        MatryoshkaLoRA (arXiv 2605.07850, Algorithm 1) for ranks that are all scaled alike.
+        """
+        ranks = self.ranks[group]
+        return tuple(sum(rank > index for rank in ranks) / len(ranks) for index in range(ranks[0]))
+
     def maximal(self) -> RankConfig:
         """Return the largest rank of every group."""
         return RankConfig({group: ranks[0] for group, ranks in self.ranks.items()})

@@ -94,6 +94,7 @@ def _fit_and_save(model: ModelRef, work: Path, settings: TrainConfig, origin: di
     fit(prepared, work, settings)
     wait()  # for checkpoints that other processes still write
     if is_first_process():
+        prepared.elastic.fold()
         if settings.reorder:
             reorder(prepared.model)
         _save(prepared, work, settings, origin)
