@@ -29,7 +29,7 @@ from shears.sparsity.stage import sparsify
 from tests.adapt.small_training import SETTINGS, log, weights
 from tests.adapt.test_elastic import elastic_model, logits
 from tests.oracles import nested as oracle
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_model
 
 RANKS = (6, 4, 2)
 SCALING = 2.0
@@ -53,6 +53,39 @@ def test_the_diagonal_is_the_mean_mask_of_uniformly_drawn_ranks() -> None:
             assert weight == sum(1 for rank in ranks if index < rank) / len(ranks)
             assert abs(weight - drawn) < 5 * (0.25 / len(draws)) ** 0.5  # five sigma
     assert space.nested_weights("b") == (1.0, 1.0, 1.0)  # one rank is plain LoRA
+
+
+def test_a_cut_is_multiplied_until_its_weights_sum_to_those_of_all_components() -> None:
+    space = SearchSpace({"a": (9, 5, 2), "b": (3,)}).nested()
+    for group, ranks in space.ranks.items():
+        weights = space.nested_weights(group)
+        for rank in ranks:
+            assert space.factor(group, rank) * sum(weights[:rank]) == pytest.approx(sum(weights))
+        assert space.factor(group, ranks[0]) == 1.0  # the largest rank is what is trained
+    assert SearchSpace(space.ranks).factor("a", 2) == 1.0
+    with pytest.raises(InputError, match=r"factor for each of its ranks, 'a' has \[1.0\]"):
+        SearchSpace({"a": (2, 1)}, factors={"a": (1.0,)})
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_cut_is_the_slice_times_the_diagonal_and_the_factor(name: str) -> None:
+    """Before it is folded: dense weights W + scaling * factor * B[:, :r] D A[:r] in a model that knows no LoRA."""
+    model, elastic = elastic_model(name)
+    elastic.remove()
+    elastic = make_elastic(model, elastic.space, nested=True)
+    share = torch.tensor([sum(index < rank for rank in RANKS) / 3 for index in range(6)])
+    for rank in RANKS:
+        elastic.activate(RankConfig(dict.fromkeys(elastic.space.ranks, rank)))
+        plain = tiny_model(name)
+        weigh = share[:rank] * share.sum() / share[:rank].sum()
+        tensors = dict(model.named_parameters())
+        for linear in (linear for linears in elastic.space.modules.values() for linear in linears):
+            a = tensors[f"base_model.model.{linear}.lora_A.default.weight"][:rank]
+            b = tensors[f"base_model.model.{linear}.lora_B.default.weight"][:, :rank]
+            update = SCALING * (b * weigh) @ a
+            weight = plain.get_submodule(linear).get_parameter("weight")
+            weight.data += (update.T if name == "gpt2" else update).detach()
+        torch.testing.assert_close(logits(model), logits(plain), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -146,6 +179,8 @@ def test_every_exported_rank_is_a_stock_peft_adapter_with_the_super_adapters_log
     odd = tmp_path / "ranks.json"
     mixed = RankConfig({group: RANKS[index % 3] for index, group in enumerate(ours.elastic.space.ranks)})
     odd.write_text(json.dumps(dict(mixed)))
+    groups = json.loads((output / "search_space.json").read_text())["groups"].values()
+    assert {tuple(group["factors"]) for group in groups} == {(1.0, 1.2, 2.0)}  # of weights 1, 1, 2/3, 2/3, 1/3, 1/3
     cuts = {"minimal": ours.elastic.space.minimal(), "maximal": ours.elastic.space.maximal(), str(odd): mixed}
     for number, (choice, config) in enumerate(cuts.items()):
         folder = export_adapter(output, tmp_path / f"sub{number}", ranks=choice)

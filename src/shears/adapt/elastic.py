@@ -5,7 +5,8 @@ the unused ranks a gradient of exactly zero, and leaves PEFT's layers, files and
 share one mask, or each has its own, so that one forward trains or scores many sub-adapters at once.
 
 A nested adapter computes scaling * B D A while it trains: D, a fixed diagonal, weighs each component by the share of
-the allowed ranks that contain it, and `fold` moves D into the factors (decision 53). The masks hold D's numbers.
+the allowed ranks that contain it, and `fold` moves D into A and B. Smaller ranks are multiplied by the space's factors
+(decision 53). The masks hold these numbers.
 
 B rows of a batch, R ranks, O output and I input features of a linear; P packed rows of L tokens.
 """
@@ -70,7 +71,7 @@ class ElasticAdapter:
 
     def __init__(self, model: PeftModel, space: SearchSpace, adapter: str = "default", *, nested: bool = False) -> None:
         self.model = model
-        self.space = space
+        self.space = space.nested() if nested else space
         self.adapter = adapter
         self.nested = nested
         layers = dict(lora_layers(model, adapter))
@@ -103,6 +104,7 @@ class ElasticAdapter:
                     _set_full_mask(linear)
                 mask = linear.get_buffer(MASK)  # written in place, because compiled code keeps its buffer
                 mask.copy_(torch.arange(len(mask), device=mask.device) < config[group])
+                mask.mul_(self.space.factor(group, config[group]))
                 if self.nested:
                     mask.mul_(self._diagonal(group, len(mask)).to(mask.device))
         self.active = config
@@ -182,16 +184,17 @@ class ElasticAdapter:
         if self.refuses_rows:
             raise InputError(self.refuses_rows)
         checked = [self.space.check(config) for config in configs]
+        rows = torch.arange(len(checked))[:, None] if examples is None else examples.cpu()
         for group, layers in self._layers.items():
-            ranks = torch.tensor([config[group] for config in checked])
-            ranks = (ranks[:, None] if examples is None else ranks[examples.cpu()])[..., None]
+            ranks = torch.tensor([config[group] for config in checked])[rows][..., None]
+            factors = torch.tensor([self.space.factor(group, config[group]) for config in checked])[rows][..., None]
             masks: dict[tuple[int, torch.device], Tensor] = {}  # shared by the linears of a group
             for layer in layers:
                 linear = layer.lora_A[self.adapter]
                 size = linear.weight.shape[0]
                 device = linear.weight.device
                 if (size, device) not in masks:
-                    mask = (torch.arange(size) < ranks).float()
+                    mask = (torch.arange(size) < ranks).float() * factors
                     masks[size, device] = (mask * self._diagonal(group, size) if self.nested else mask).to(device)
                 linear.register_buffer(MASK, masks[size, device], persistent=False)
         self.active = None

@@ -122,9 +122,7 @@ def _save(prepared: Prepared, work: Path, settings: TrainConfig, origin: dict[st
         "num_steps": json.loads((work / artifacts.TRAINING_LOG).read_text().splitlines()[-1])["step"],
         "num_parameters": parameters,
         **_validated(work / artifacts.TRAINING_LOG, settings),
-        "groups": {
-            name: {"ranks": list(ranks), "modules": list(space.modules[name])} for name, ranks in space.ranks.items()
-        },
+        "groups": space.as_data(),
     }
     artifacts.sync_tree(work)
     artifacts.write_json(work / artifacts.SEARCH_SPACE, record)
