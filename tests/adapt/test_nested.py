@@ -212,15 +212,19 @@ def test_the_trained_function_is_what_is_saved(
         torch.testing.assert_close(tensor, expected[name])
 
 
-def test_a_start_from_the_recovery_keeps_its_product(data: str, tmp_path: Path) -> None:
+def test_a_start_from_the_recovery_keeps_its_product_at_every_rank(data: str, tmp_path: Path) -> None:
     save_tiny(tmp_path / "dense")
     pruning: dict[str, Any] = {"num_samples": 4, "sequence_length": 32, "recover_rank": 6, "precision": "fp32"}
     sparse = sparsify(tmp_path / "dense", tmp_path / "sparse", calibration=data, device="cpu", **pruning)
-    models = []
-    for sampling in ("maximal", "nested"):
-        config = TrainConfig(data=data, sampling=sampling, init="recovery", **SETTINGS)
-        models.append(prepare(resolve(sparse), config).model.eval())
-    torch.testing.assert_close(logits(models[0]), logits(models[1]))
+    plain, nested = (
+        prepare(resolve(sparse), TrainConfig(data=data, sampling=sampling, init="recovery", **SETTINGS))
+        for sampling in ("maximal", "nested")
+    )
+    assert nested.elastic.nested
+    for choice in ("maximal", "heuristic", "minimal"):
+        for each in (plain, nested):
+            each.elastic.activate(getattr(each.elastic.space, choice)())
+        torch.testing.assert_close(logits(nested.model.eval()), logits(plain.model.eval()))
 
 
 @pytest.mark.parametrize(("sampling", "nested"), [("nested", False), ("uniform", True)])

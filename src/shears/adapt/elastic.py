@@ -13,6 +13,7 @@ B rows of a batch, R ranks, O output and I input features of a linear; P packed 
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class ElasticAdapter:
     """The handle on a PEFT model whose LoRA ranks can be switched; `remove` undoes it.
 
     `nested` weighs the components by the diagonal D of nested training until `fold`; an adapter with a start of its
-    own must be divided by it first (`unfold`).
+    own, whose B is not zero, must be divided by it first (`unfold`).
     """
 
     def __init__(self, model: PeftModel, space: SearchSpace, adapter: str = "default", *, nested: bool = False) -> None:
@@ -132,8 +133,14 @@ class ElasticAdapter:
         self.activate(self.active or self.space.maximal())
 
     def unfold(self) -> None:
-        """Divide A and B by the roots of D, in place, so that B D A is what B A was."""
+        """Divide A and B by the roots of D, in place, so that every cut of B D A is what that of B A was.
+
+        For an adapter that has a start of its own before nested training. Its components are parts of a whole, not
+        estimates of one update, so smaller ranks then have no factors.
+        """
         self._multiply({name: 1 / roots for name, roots in self.roots().items()})
+        self.space = replace(self.space, factors={})
+        self.activate(self.active or self.space.maximal())
 
     @contextmanager
     def _folded(self) -> Iterator[None]:
