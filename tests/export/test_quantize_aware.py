@@ -235,6 +235,7 @@ def test_changed_or_missing_grids_are_refused(trained: dict[str, Path], tmp_path
     [
         ({"quantize": "nf4"}, "quantize_aware int4 needs plain weights: quantize must be none, got nf4"),
         ({"sampling": "sandwich"}, "quantize_aware int4 computes one product per step"),
+        ({"sampling": "nested"}, "sampling must be uniform, per-process or maximal, got nested"),
         ({"dropout": 0.1}, "quantize_aware int4 needs dropout 0"),
         ({"init": "pissa", "ranks": (4,)}, "quantize_aware int4 needs dropout 0 and init lora or recovery"),
         ({"quantize_aware": "none", "learn_scales": True}, "learn_scales trains the scales of quantize_aware"),

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.groups import with_auto
 from shears.adapt.initial import start_from_principal, start_from_recovery
+from shears.adapt.sampling import NESTED
 from shears.adapt.space import SearchSpace
 from shears.config import TrainConfig
 from shears.config.targets import matching
@@ -150,7 +151,9 @@ def prepare(model: ModelRef, settings: TrainConfig) -> Prepared:
     grids = {} if settings.quantize_aware == "none" else grids_of(base, model.folder)
     peft_model = add_lora(base, space, settings)
     start = _start(peft_model, model, settings)
-    elastic = make_elastic(peft_model, space)
+    elastic = make_elastic(peft_model, space, nested=settings.sampling == NESTED)
+    if settings.init != "lora":
+        elastic.unfold()  # the product of the start stays
     _mask(peft_model, grids, settings)
     logger.info("%d groups of ranks %s: %s sub-adapters", len(space.ranks), settings.ranks, f"{space.size:.3g}")
     return Prepared(peft_model, tokenizer, elastic, rows, start, list(chain(*held_out)), grids)

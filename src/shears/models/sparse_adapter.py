@@ -141,6 +141,11 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
         self.__class__ = LoraLinear
         del self.sparse_adapter
 
+    @torch.no_grad()
+    def whole_weight(self) -> Float[Tensor, "O I"]:
+        """Return what the forward multiplies by, at the active ranks, in float32 or wider."""
+        return self.whole(weight_oi(self.get_base_layer()), self.lora_A[self.sparse_adapter].weight, self._scaled_b())
+
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Return the masked product, which PEFT's merging adds to the base weight, in the weight's layout."""
         if adapter != self.sparse_adapter:

@@ -38,6 +38,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "recovery, per-example": {"init": "recovery", "sampling": "per-example"},
     "sparse adapter": {"sparse_adapter": True},
     "for int4, scales learnt": {"quantize_aware": "int4", "learn_scales": True},
+    "nested, sparse adapter, recovery": {"sampling": "nested", "sparse_adapter": True, "init": "recovery"},
     "pissa": {"init": "pissa", "ranks": (4,)},
 }
 
