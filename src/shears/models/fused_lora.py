@@ -112,7 +112,7 @@ def _layers(fields: Sequence[Tensor]) -> list[_Layer]:
     return [_Layer(*fields[start : start + SIZE]) for start in range(0, len(fields), SIZE)]
 
 
-class FusedLora(LoraLinear):
+class FusedLora(LoraLinear):  # type: ignore[misc]  # PEFT has no types here
     """PEFT's LoRA on a linear, computed together with the layers of `partners` that get the same input.
 
     The first of them that gets an input computes all outputs, and the others take theirs. A subclass of PEFT's layer
@@ -201,7 +201,7 @@ def _by_input(model: PeftModel, adapter: str) -> Iterator[tuple[int, LoraLinear]
 
     def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
         inputs.append(args[0])
-        seen.append(layer)  # type: ignore[arg-type]
+        seen.append(layer)
 
     chosen = [layer for layer in model.modules() if _is_fusible(layer, adapter)]
     handles = [layer.register_forward_pre_hook(note) for layer in chosen]
@@ -218,7 +218,7 @@ def _by_input(model: PeftModel, adapter: str) -> Iterator[tuple[int, LoraLinear]
             yield next(number for number, other in enumerate(inputs) if other is each), layer
 
 
-def _is_fusible(layer: nn.Module, adapter: str) -> bool:
+def _is_fusible(layer: Any, adapter: str) -> bool:
     if type(layer) is not LoraLinear or adapter not in layer.lora_A:
         return False
     base = layer.get_base_layer()
