@@ -13,6 +13,7 @@ from shears.config import HealConfig
 from shears.data.batches import padding
 from shears.healing.prepare import Prepared
 from shears.healing.trainer import HealingTrainer, restore
+from shears.models.heap import kept_heap
 from shears.progress import meter
 from shears.records.artifacts import TRAINING_LOG
 
@@ -40,7 +41,8 @@ def fit(prepared: Prepared, work: Path, settings: HealConfig) -> None:
     with meter("heal", steps, "step") as progress:
         progress.skip(done)
         trainer.add_callback(StepLog(work / TRAINING_LOG, trainer, progress))
-        train_from(trainer, checkpoint)
+        with kept_heap():
+            train_from(trainer, checkpoint)
 
 
 def _trainer(prepared: Prepared, folder: Path, settings: HealConfig) -> HealingTrainer:

@@ -27,6 +27,8 @@ from shears.config import TrainConfig
 from shears.data.batches import PACK_TOKENS, ignores_padding, keeps_apart, padding
 from shears.errors import InputError, first_line
 from shears.models.devices import pick_device, resolved_precision
+from shears.models.fused_lora import fuse_lora
+from shears.models.heap import kept_heap
 from shears.models.losses import num_positions, own_model
 from shears.models.packed_attention import use_packed_attention
 from shears.progress import is_first_process, meter
@@ -37,7 +39,7 @@ logger = logging.getLogger(__name__)
 TRIAL = 4  # tokens
 SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}  # their names in transformers
 KEPT_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm", "_int_mm", "_scaled_mm")
-ATTENTION = ("_scaled_dot_product", "shears::packed_attention")  # how the names of fused attentions begin
+WHOLE = ("_scaled_dot_product", "shears::packed_attention", "shears::lora_linears")  # names of fused operators begin so
 
 
 def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
@@ -70,7 +72,8 @@ def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
             progress.skip(done)
             validator = _validator(prepared, trainer, losses, settings)
             trainer.add_callback(StepLog(work / TRAINING_LOG, trainer, progress, validator))
-            train_from(trainer, checkpoint)
+            with kept_heap():
+                train_from(trainer, checkpoint)
     if settings.early_stopping and is_first_process():  # who saves the adapter
         restore_best(prepared.model, folder, read_losses(work / TRAINING_LOG))
 
@@ -143,6 +146,8 @@ def _trainer(
     if not settings.shard:  # a shard's weights are of one number format
         precision = resolved_precision(settings.precision, pick_device(settings.device))
         hold_as_computed(prepared.model, precision)  # behind all trials, which multiply in the files' number format
+        if not settings.compile:
+            fuse_lora(prepared.model, precision)
     return trainer
 
 
@@ -283,9 +288,9 @@ def _policy(narrow: int, _context: Any, operator: Any, *args: Any, **_kwargs: An
 
 
 def keeps(operator: torch._ops.OpOverload, args: tuple[Any, ...], narrow: int) -> bool:
-    """Tell whether a result is kept: attention, and products whose inner dimension is larger than `narrow`."""
+    """Tell whether a result is kept: fused operators, and products whose inner dimension is larger than `narrow`."""
     name = operator._schema.name.removeprefix("aten::")
-    if name.startswith(ATTENTION):
+    if name.startswith(WHOLE):
         return True
     if name not in KEPT_PRODUCTS:
         return False
