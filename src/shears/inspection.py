@@ -21,6 +21,7 @@ from shears.records.peft_files import GRIDS
 
 MODELS = {
     artifacts.SPARSITY: "sparse model",
+    artifacts.HEALED: "healed model",
     **{record: form.called for record, form in FORMAT_OF_RECORD.items() if form.holds == "model"},
     artifacts.UNPACKED: "unpacked model",
 }

@@ -78,6 +78,18 @@ class _MaskedLinear(torch.autograd.Function):
         return dx, None, dbias, da, db
 
 
+def masked_linear(
+    x: Float[Tensor, "*B I"],
+    weight: Float[Tensor, "O I"],
+    bias: Float[Tensor, " O"] | None,
+    a: Float[Tensor, "R I"],
+    b: Float[Tensor, "O R"],
+) -> Float[Tensor, "*B O"]:
+    """Return (W + (B A) * (W != 0)) x + bias for frozen W, in the dtype that nn.Linear would compute in."""
+    result: Tensor = _MaskedLinear.apply(x, weight, bias, a, b)
+    return result
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype that nn.Linear would compute in: autocast's if it is on, except for float64."""
     kind = x.device.type
@@ -112,8 +124,7 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
         """Return (W + P) x + bias."""
-        result: Tensor = _MaskedLinear.apply(x, weight, bias, a, b)
-        return result
+        return masked_linear(x, weight, bias, a, b)
 
     def whole(self, weight: Tensor, a: Tensor, b: Tensor) -> Float[Tensor, "O I"]:
         """Return W + P in float32 or the wider dtype of its arguments."""
