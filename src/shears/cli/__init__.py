@@ -20,6 +20,7 @@ INTERRUPTED = 130  # exit code of shells and of typer for Ctrl-C
 HOW_TO_CONTINUE = {
     "train": "--resume continues from the last checkpoint",
     "search": "--resume continues from the last evaluation",
+    "write": "the same command continues from there",
     "run": "the same command continues from there",
 }
 

@@ -25,7 +25,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     ),
     "Goal and budget": ("objective", "constraint", "strategy", "max_evaluations", "tie_layers"),
     "Text": (
-        "system", "max_new_tokens", "num_beams", "temperature", "top_k", "top_p", "repetition_penalty", "stop",
+        "tokens", "chats", "system", "max_new_tokens", "num_beams", "temperature", "top_k", "top_p",
+        "repetition_penalty", "stop",
     ),
     "Server": (
         "host", "port", "name", "api_key", "max_waiting", "max_request_bytes", "shutdown_seconds",

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from shears.checkpoints.packed.layout import NumberFormat
 from shears.config import EvaluateConfig
 from shears.data.batches import length_buckets
 from shears.errors import InputError
@@ -22,21 +20,16 @@ from shears.evaluation.generate import damaged_logits, line_breaks, refuse_empty
 from shears.evaluation.journal import Journal
 from shears.models.devices import device_of, resolved_precision
 from shears.models.load import end_tokens, refuse_beyond
-from shears.models.losses import own_model
-from shears.models.sparse_adapter import is_sparse
 from shears.progress import meter
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.batch import Batch
-from shears.runtime.native import kernels_available
-from shears.runtime.native.architectures import NotCoveredError, plan_of
-from shears.runtime.native.model_source import source_of_model
+from shears.runtime.loading import native_backend_of
+from shears.runtime.native.architectures import NotCoveredError
 
 if TYPE_CHECKING:
     from shears.runtime.native.decoder import NativeBackend
 
 logger = logging.getLogger(__name__)
-MOST_SEQUENCES = 16  # of the native decoder
-LONGEST = 1 << 24  # tokens of a text; rotary positions go on beyond a model's context, of which `warn_beyond` tells
 
 
 def native_backend(model: nn.Module, config: EvaluateConfig) -> "NativeBackend | None":
@@ -56,31 +49,10 @@ def native_backend(model: nn.Module, config: EvaluateConfig) -> "NativeBackend |
 
 
 def _covering(model: nn.Module, config: EvaluateConfig) -> "NativeBackend":
-    """Return the native decoder of a model; NotCoveredError, with the reason, if it cannot answer as configured.
-
-    Its linears and its head are in the arithmetic that transformers would compute in, so that both read equal weights.
-    """
+    """Return the native decoder of a model; NotCoveredError, with the reason, if it cannot answer as configured."""
     if config.num_beams > 1:
         raise NotCoveredError(f"the native decoder answers greedily (num_beams 1), got {config.num_beams} beams")
-    if device_of(model).type != "cpu":
-        raise NotCoveredError(f"the native decoder runs on the CPU, the model is on {device_of(model)}")
-    if not kernels_available():
-        raise NotCoveredError("the native decoder needs the C++ kernels, which were not built")
-    if is_sparse(model):
-        raise NotCoveredError("the native decoder covers plain LoRA, this adapter is masked by the base's zeros")
-    plan_of(getattr(own_model(model), "config"))  # noqa: B009  (no field of Module)
-    from shears.runtime.native.decoder import NativeBackend
-
-    values: NumberFormat | None = "bf16" if resolved_precision(config.precision, "cpu") == "bf16" else None
-    source = source_of_model(model, values)
-    return NativeBackend(
-        source,
-        torch.get_num_threads(),
-        max_length=LONGEST,
-        max_sequences=min(config.batch_size, MOST_SEQUENCES),
-        head=values,
-        for_evaluation=True,
-    )
+    return native_backend_of(model, resolved_precision(config.precision, device_of(model)), config.batch_size)
 
 
 class GreedyText:

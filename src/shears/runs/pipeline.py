@@ -33,8 +33,8 @@ from shears.records.folders import partial_folder, run_lock
 from shears.records.paths import expanded, file_fingerprint
 from shears.records.timing import timed
 from shears.runs.baselines import baseline_configs, baseline_model, dense_model
+from shears.runs.own_text import sparsify
 from shears.searching.stage import search
-from shears.sparsity.stage import sparsify
 
 logger = logging.getLogger(__name__)
 
