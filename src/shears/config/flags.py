@@ -17,6 +17,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     ),
     "Adapter": (
         "ranks", "groups", "alpha", "init", "sampling", "reorder", "curriculum", "sparse_adapter", "dropout",
+        "teacher", "teacher_weight", "teacher_top_k",
         "recover_rank", "recover_by",
     ),
     "Schedule": (

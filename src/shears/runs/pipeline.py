@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from shears.adapt.groups import resolved_groups
+from shears.adapt.teacher.source import find_teacher
 from shears.adapt.train import train
 from shears.config import EvaluateConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
 from shears.config.export import FORMATS
@@ -216,7 +217,8 @@ def _training(name: str, model: Callable[[], str | Path], output: Path, config: 
 
     def inputs() -> dict[str, str]:
         hashes = _hashes(data=config.data, validation=config.validation_source)
-        return {"base_fingerprint": resolve(model()).fingerprint, **hashes}
+        taught = {"teacher_fingerprint": find_teacher(config.teacher).fingerprint} if config.teacher else {}
+        return {"base_fingerprint": resolve(model()).fingerprint, **taught, **hashes}
 
     def make() -> Path:
         return train(model(), output, resume=partial_folder(output).exists(), **values)

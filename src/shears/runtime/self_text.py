@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from jaxtyping import Float
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.config import WriteConfig
@@ -204,7 +205,7 @@ class Author:
             tokens = sum(map(len, encode([text.user, words], self.tokenizer)))
             turns = [{"role": "user", "content": text.user}, {"role": "assistant", "content": words}]
             return {"number": text.number, "tokens": tokens if words else 0, **({"messages": turns} if words else {})}
-        whole = self.tokenizer.decode([text.prompt[-1], *text.tokens], skip_special_tokens=True).strip()
+        whole = str(self.tokenizer.decode([text.prompt[-1], *text.tokens], skip_special_tokens=True)).strip()
         tokens = len(encode([whole], self.tokenizer)[0])
         has_text = bool(words) and not text.is_chat
         return {"number": text.number, "tokens": tokens if has_text else 0, **({"text": whole} if has_text else {})}
@@ -224,7 +225,7 @@ class Author:
 
     def _words_of(self, text: WrittenText) -> str:
         """Return the sampled words; those of a turn end where the template's closing, if it is text, was written."""
-        words: str = self.tokenizer.decode(text.tokens, skip_special_tokens=True).strip()
+        words = str(self.tokenizer.decode(text.tokens, skip_special_tokens=True)).strip()
         closing = self.turns.closing.strip() if self.turns is not None and text.is_chat else ""
         return words.partition(closing)[0].strip() if closing else words
 
@@ -264,7 +265,7 @@ def _backend(network: PreTrainedModel, precision: str, settings: WriteConfig) ->
         if settings.backend == "native":
             raise InputError(f"backend native must cover the model: {error}; use --backend transformers") from None
         logger.info("transformers writes the texts: %s", error)
-        return TransformersBackend(network.to(DTYPES[precision]), max_sequences=settings.batch_size)
+        return TransformersBackend(nn.Module.to(network, DTYPES[precision]), max_sequences=settings.batch_size)
 
 
 def _read_journal(journal: Path) -> Iterator[Row]:
