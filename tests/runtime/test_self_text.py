@@ -17,7 +17,7 @@ from shears.records.folders import partial_folder
 from shears.runs.own_text import sparsify
 from shears.runtime import self_text as module
 from shears.runtime.generation.transformers_backend import TransformersBackend
-from shears.runtime.self_text import Author, Writing, cached_self_text, first_words, self_text, turns_of_template
+from shears.runtime.self_text import Author, Writing, first_words, own_text, self_text, turns_of_template
 from shears.sparsity.stage import sparsify as sparsify_stage
 from tests.tiny import END, VOCABULARY, save_tiny, tiny_tokenizer
 
@@ -111,12 +111,12 @@ def test_an_interrupted_text_continues_and_a_longer_one_begins_with_it(
 def test_the_cache_knows_models_and_settings_apart(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = cached_self_text(tmp_path, model, tokens=8, **SHORT)
-    assert cached_self_text(tmp_path, model, tokens=8, seed=1, **SHORT).parent.parent != first.parent.parent
+    first = own_text(model, 8, 0, **SHORT)
+    assert own_text(model, 8, 1, **SHORT).parent.parent != first.parent.parent
     other = save_tiny(tmp_path / "other", seed=1)
-    assert cached_self_text(tmp_path, other, tokens=8, **SHORT).parent.parent != first.parent.parent
+    assert own_text(other, 8, 0, **SHORT).parent.parent != first.parent.parent
     monkeypatch.setattr(module, "_written", None)
-    assert cached_self_text(tmp_path, model, tokens=8, **SHORT) == first
+    assert own_text(model, 8, 0, **SHORT) == first
 
 
 def test_without_a_template_every_text_is_plain(model: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from shears.config.export import FORMATS
 from shears.progress import VisibleConsole, is_first_process
-from shears.records.artifacts import PACKAGE, SPARSITY, read_json
+from shears.records.artifacts import PACKAGE, find_record, read_json
 from shears.records.cards.tables import ranks_by_kind
 from shears.records.measures import is_share, other_readings, seen_words
 
@@ -48,8 +48,10 @@ def print_line(text: str) -> None:
 
 
 def sparsity_line(folder: Path) -> str:
-    """Return the sparsity of a pruned model as a sentence."""
-    record = read_json(folder / SPARSITY)
+    """Return the sparsity of a pruned or healed model as a sentence."""
+    path = find_record(folder)
+    assert path is not None, folder
+    record = read_json(path)
     zeros = sum(linear["zeros"] for linear in record["linears"].values())
     size = sum(linear["shape"][0] * linear["shape"][1] for linear in record["linears"].values())
     return f"{zeros / size:.2%} of the {size / 1e6:.1f} M weights of {len(record['linears'])} linears are zero"

@@ -146,9 +146,7 @@ class TrainConfig(StageConfig):
     @field_validator("report_to")
     @classmethod
     def _check_trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [name for name in value if name not in TRACKERS]:
-            raise ValueError(f"must be of {', '.join(TRACKERS)}, got {unknown[0]!r}")
-        return value
+        return known_trackers(value)
 
     def _check_plain_weights(self) -> None:
         if self.shard and (self.quantize != "none" or self.compile):
@@ -189,6 +187,13 @@ class TrainConfig(StageConfig):
                 "sparse_adapter needs dropout 0 and init lora or recovery, "
                 f"got dropout {self.dropout:g} and init {self.init}"
             )
+
+
+def known_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names; ValueError for one that is no tracker."""
+    if unknown := [name for name in names if name not in TRACKERS]:
+        raise ValueError(f"must be of {', '.join(TRACKERS)}, got {unknown[0]!r}")
+    return names
 
 
 def share_of(source: str) -> float | None:

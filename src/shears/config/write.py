@@ -13,7 +13,7 @@ SELF = "self"
 class WriteConfig(StageConfig):
     """How a model writes text itself."""
 
-    tokens: Count = Field(100_000, gt=0)
+    tokens: Count = 100_000
     """Tokens to write at least, such as 100k or 1M; the templates of chats do not count."""
     chats: float = Field(0.5, ge=0.0, le=1.0)
     """Share of the texts that are chats, where the tokenizer has a chat template: the model writes the user's turn

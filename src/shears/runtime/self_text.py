@@ -27,6 +27,7 @@ from shears.data.chat import render_turns
 from shears.data.examples import encode, prompt_ids
 from shears.errors import InputError
 from shears.models.devices import DTYPES, pick_device, resolved_precision
+from shears.models.fetching import cache_folder
 from shears.models.load import end_tokens, load_model, load_tokenizer
 from shears.models.losses import num_positions
 from shears.models.ref import AnyModel, ModelRef, resolve
@@ -44,6 +45,7 @@ from shears.runtime.native.architectures import NotCoveredError
 
 logger = logging.getLogger(__name__)
 
+FOLDER = "self_text"  # in the cache of converted models
 TEXT = "text.jsonl"
 JOURNAL = "written.jsonl"  # in the working folder: texts in the order in which they ended
 DECIDING = ("chats", "max_new_tokens", "temperature", "seed")  # fields that decide each text; tokens: how many
@@ -82,16 +84,17 @@ def self_text(model: AnyModel, output: str | Path, **config: Any) -> Path:
     return output / TEXT
 
 
-def cached_self_text(folder: Path, model: AnyModel, **config: Any) -> Path:
-    """Return the file of a text of `self_text` below `folder`; it is written if it is not there yet.
+def own_text(model: AnyModel, tokens: int, seed: int, **config: Any) -> Path:
+    """Return a file of at least so many tokens that the model writes itself, from shears' cache if it is there already.
 
-    Its folder is named by all that decides the text, so that a changed setting or model gives another one.
+    Other keywords are those of `self_text`. Its folder is named by all that decides the text, so that a changed setting
+    or model gives another one.
     """
-    settings = build(WriteConfig, "write", config)
+    settings = build(WriteConfig, "write", {**config, "tokens": tokens, "seed": seed})
     ref = resolve(model)
     deciding = {"base": ref.fingerprint, **{name: as_data(settings)[name] for name in DECIDING}}
     name = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
-    output = folder / name / f"{settings.tokens}-tokens"
+    output = cache_folder() / FOLDER / name / f"{settings.tokens}-tokens"
     if (output / SELF_TEXT).is_file():
         logger.info("taking the text that %s wrote before: %s", ref.name, output)
         return output / TEXT
