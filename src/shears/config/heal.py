@@ -101,5 +101,6 @@ class HealConfig(StageConfig):
     @property
     def as_training(self) -> TrainConfig:
         """What the training loop must know, in its own configuration."""
-        names = (HealConfig.model_fields.keys() & TrainConfig.model_fields.keys()) - {"columns", "template"}
+        others = {"columns", "template", "teacher", "teacher_top_k"}
+        names = (HealConfig.model_fields.keys() & TrainConfig.model_fields.keys()) - others
         return TrainConfig(**{name: getattr(self, name) for name in names}, max_steps=self.num_steps)
