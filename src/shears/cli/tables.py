@@ -139,12 +139,13 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     if rows:
         _print_lead(summary.get("lead"))
         _print_models(f"{summary['task']} on {summary['data']} (n = {rows[0]['n']})", rows)
-    names = ("sparse", "super_adapter", "search", *EXPORTED, "baselines", "evaluation.json")
+    names = ("sparse", "healed", "super_adapter", "search", *EXPORTED, "baselines", "evaluation.json")
     for name in (name for name in names if (folder / name).exists()):
         print_line(f"  {folder / name}")
     exported = [name for name in EXPORTED if name in WHOLE_MODELS and (folder / name).exists()]
     last = rows[-1]["name"] if rows else exported[-1] if exported else ""
-    model = folder / last if last in WHOLE_MODELS else folder / "sparse"
+    base = next((folder / name for name in ("healed", "sparse") if (folder / name).exists()), folder / "sparse")
+    model = folder / last if last in WHOLE_MODELS else base
     sub_adapter = folder / "sub_adapter"
     has_adapter = last in ("", "sparse + sub-adapter") and sub_adapter.exists()
     option = f" --adapter {quoted(sub_adapter)}" if has_adapter else ""

@@ -7,7 +7,7 @@ Shapes: O output features, I input features, N weights that are not zero, R rank
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -157,7 +157,7 @@ def trainable(model: nn.Module) -> dict[str, Matrix]:
     return found
 
 
-def train_kept(model: nn.Module, names: Iterator[str], dtype: torch.dtype | None) -> None:
+def train_kept(model: nn.Module, names: Iterable[str], dtype: torch.dtype | None) -> None:
     """Make the kept weights of the named linears the only trained ones; `dtype` is that of products."""
     model.requires_grad_(False)
     for name in names:
@@ -166,7 +166,7 @@ def train_kept(model: nn.Module, names: Iterator[str], dtype: torch.dtype | None
         linear.start(dtype)
 
 
-def train_products(model: nn.Module, names: Iterator[str], rank: int, scaling: float, seed: int) -> None:
+def train_products(model: nn.Module, names: Iterable[str], rank: int, scaling: float, seed: int) -> None:
     """Give the named linears masked products, the only trained weights."""
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)

@@ -1,6 +1,7 @@
 """What healing needs, loaded: the sparse model with what is trained in it, its teacher, the sequences."""
 
 import logging
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import nn
@@ -135,7 +136,7 @@ def _start(sparse: ModelRef, model: PreTrainedModel, settings: HealConfig, preci
     logger.info("healing %d linears, %.1f %% zeros: %.4g M trained numbers", len(linears), 100 * zeros, trained / 1e6)
 
 
-def zeros_share(model: nn.Module, names: "list[str] | dict[str, object]") -> float:
+def zeros_share(model: nn.Module, names: Iterable[str]) -> float:
     """Return the share of zeros in the weights of the named linears."""
     weights = [model.get_parameter(f"{name}.weight") for name in names]
     return sum(map(count_zeros, weights)) / max(sum(weight.numel() for weight in weights), 1)
@@ -153,7 +154,7 @@ def _check_teacher(
             f"block_outputs needs a teacher of {own[0]} blocks of width {own[1]}, {dense.name} has {shape[0]} of width "
             f"{shape[1]}; set block_outputs to 0, the distributions can be compared"
         )
-    zeros = zeros_share(teacher, list(trainable(teacher)))
+    zeros = zeros_share(teacher, trainable(teacher))
     if zeros >= SPARSE:
         logger.warning("the teacher should be dense, %s has %.1f %% zeros", dense.name, 100 * zeros)
 
