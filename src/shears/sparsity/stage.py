@@ -108,6 +108,7 @@ def _calibration(
         settings.sequence_length,
         settings.batch_size,
         settings.seed,
+        columns=settings.columns,
     )
     return calibration.batches, calibration.fingerprint
 
