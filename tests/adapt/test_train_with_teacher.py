@@ -103,7 +103,7 @@ def test_an_adapter_on_the_dense_model_teaches(
 
 
 def test_the_validation_measures_the_labels_alone(base: Path, teacher: Path, data: str, tmp_path: Path) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         **SETTINGS,
         "data": data,
         "validation": "0.2",
@@ -111,9 +111,10 @@ def test_the_validation_measures_the_labels_alone(base: Path, teacher: Path, dat
         "validation_every": 3,
         "learning_rate": 1e-12,
     }
+    arms: dict[str, dict[str, Any]] = {"plain": {}, "taught": {"teacher": str(teacher), "teacher_weight": 1.0}}
     losses = [
         log(train(base, tmp_path / name, **settings, **options))[-1]["validation_loss"]
-        for name, options in (("plain", {}), ("taught", {"teacher": str(teacher), "teacher_weight": 1.0}))
+        for name, options in arms.items()
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 

@@ -1,6 +1,7 @@
 """A model's own text: drawn from its own distribution, a function of the text's number, kept and taken up again."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_every_token_is_drawn_from_the_models_softmax(model: Path) -> None:
     author = Author(load_tokenizer(model), frozenset({256}), 256, settings)
     text = author.begin(0)
     assert len(text.prompt) == 1
-    seed = module.random.Random("self text 0 0 text").getrandbits(63)
+    seed = random.Random("self text 0 0 text").getrandbits(63)
     numbers = np.random.default_rng(seed)
     backend = TransformersBackend(network)
     text.accept(backend.prefill(0, text.prompt))
@@ -100,7 +101,12 @@ def test_an_interrupted_text_continues_and_a_longer_one_begins_with_it(
         file.write('{"number": 99, "tok')  # a kill while a line was written
     begun: list[int] = []
     begin = Author.begin
-    monkeypatch.setattr(Author, "begin", lambda author, number: begun.append(number) or begin(author, number))
+
+    def noted(author: Author, number: int) -> Any:
+        begun.append(number)
+        return begin(author, number)
+
+    monkeypatch.setattr(Author, "begin", noted)
     short = self_text(model, tmp_path / "short", tokens=36, **SHORT)
     assert not set(kept) & set(begun)
     longer = self_text(model, tmp_path / "longer", tokens=60, **SHORT)
@@ -140,7 +146,7 @@ def test_a_turn_ends_where_a_closing_of_plain_text_was_written() -> None:
     answer = author.answer(user)
     assert answer is not None
     assert answer.user == "what is it?"
-    assert tokenizer.decode(answer.prompt) == "user: what is it?\n--\n"
+    assert tokenizer.decode(list(answer.prompt)) == "user: what is it?\n--\n"
     user.tokens = tokenizer("\n--\n")["input_ids"]
     assert author.answer(user) is None
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from shears.runtime.self_text import own_text
-from shears.sparsity import stage
+from shears.sparsity.stage import sparsify_on
 
 
 def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
@@ -14,4 +14,4 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
     embeddings, one block and the hidden states. Only text of its own (calibration self) is written by the whole model.
     InputError for a model, a text or settings that cannot be used.
     """
-    return stage.sparsify(model, output, write_text=own_text, **config)
+    return sparsify_on(own_text, model, output, **config)

@@ -36,7 +36,16 @@ WriteText = Callable[[ModelRef, int, int], Path]
 """Returns a file of at least so many tokens, with that seed, which the model wrote itself."""
 
 
-def sparsify(model: str | Path, output: str | Path, *, write_text: WriteText | None = None, **config: Any) -> Path:
+def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
+    """Return `sparsify_on` without text of the model's own: InputError for calibration self."""
+    return sparsify_on(_no_text, model, output, **config)
+
+
+def _no_text(model: ModelRef, tokens: int, seed: int) -> Path:
+    raise InputError("calibration self needs a writer here: call shears.sparsify, or give a file of shears write")
+
+
+def sparsify_on(write_text: WriteText, model: str | Path, output: str | Path, **config: Any) -> Path:
     """Prune `model` and write it to the folder `output`; return that folder.
 
     The keywords are the fields of `SparsifyConfig`; `write_text` gives the text of calibration self. The model is read
@@ -86,12 +95,10 @@ def _tokenizer(model: ModelRef) -> PreTrainedTokenizerBase | None:
         return None
 
 
-def _source(model: ModelRef, settings: SparsifyConfig, write_text: WriteText | None) -> str:
+def _source(model: ModelRef, settings: SparsifyConfig, write_text: WriteText) -> str:
     """Return the calibration text's source; text that the model writes itself is written first."""
     if settings.calibration != SELF or not settings.needs_calibration:
         return str(settings.calibration)
-    if write_text is None:
-        raise InputError("calibration self needs a writer here: call shears.sparsify, or give a file of shears write")
     return str(write_text(model, settings.num_samples * settings.sequence_length, settings.seed))
 
 

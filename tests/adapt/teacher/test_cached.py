@@ -1,11 +1,13 @@
 """Cached targets are the teacher's, wherever an example stands; they are computed once, and a kill loses a shard."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from shears.adapt.teacher import cached
@@ -175,7 +177,12 @@ def test_a_kill_loses_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(KeyboardInterrupt):
             cache_targets(tmp_path / "cut", ROWS, asked(), SHAPE, teacher_on(PADDED))
     again: list[str] = []
-    monkeypatch.setattr(cached, "_save", lambda tensors, path: again.append(path.name) or save(tensors, path))
+
+    def noted(tensors: Any, path: Path) -> None:
+        again.append(path.name)
+        save(tensors, path)
+
+    monkeypatch.setattr(cached, "_save", noted)
     cache_targets(tmp_path / "cut", ROWS, asked(), SHAPE, teacher_on(PADDED))
     assert len(saved) == 2
     assert again
@@ -187,7 +194,7 @@ def test_a_kill_loses_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
     positions = sum(label != IGNORED for row in ROWS for label in row.labels)
     with pytest.raises(InputError, match=rf"\({positions} positions x 32 bytes\) below .* where 0 MB are free"):
         made(tmp_path / "new")
@@ -197,7 +204,7 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
 def test_the_bytes_of_a_position_are_those_of_the_files(tmp_path: Path) -> None:
     made(tmp_path, with_blocks=True)
     [file] = tmp_path.glob("*/*.safetensors")
-    tensors = cached.load_file(file)
+    tensors = load_file(file)
     positions = len(tensors["log_probs"])
     assert sum(t.nbytes for t in tensors.values()) == positions * SHAPE.bytes_per_position(asked(with_blocks=True))
     assert Shape(2, 32, 100_000).bytes_per_position(asked(top_k=64)) == 64 * 6
