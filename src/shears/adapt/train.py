@@ -113,6 +113,7 @@ def _fit_and_save(
     fit(prepared, work, settings, teaching)
     wait()  # for checkpoints that other processes still write
     if is_first_process():
+        prepared.elastic.fold()
         if settings.reorder:
             reorder(prepared.model)
         _save(prepared, work, settings, origin)
@@ -153,9 +154,7 @@ def _save(prepared: Prepared, work: Path, settings: TrainConfig, origin: dict[st
         "num_steps": json.loads((work / artifacts.TRAINING_LOG).read_text().splitlines()[-1])["step"],
         "num_parameters": parameters,
         **_validated(work / artifacts.TRAINING_LOG, settings),
-        "groups": {
-            name: {"ranks": list(ranks), "modules": list(space.modules[name])} for name, ranks in space.ranks.items()
-        },
+        "groups": space.as_data(),
     }
     artifacts.sync_tree(work)
     artifacts.write_json(work / artifacts.SEARCH_SPACE, record)

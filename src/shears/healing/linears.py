@@ -52,8 +52,8 @@ class _KeptProduct(torch.autograd.Function):
 class TrainedLinear(nn.Module):
     """A linear of which something is trained that leaves its zeros zero."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Any  # a parameter, as in the classes beside which this one is a base
+    bias: Any
 
     @abstractmethod
     def healed(self, stored: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
@@ -94,7 +94,7 @@ class KeptWeights(TrainedLinear):
         """Return the values at their places, zero elsewhere."""
         flat = torch.zeros(self.weight.shape, device=stored.device).flatten()
         flat[self.places.long().to(stored.device)] = self.values.detach().to(stored.device)
-        weight = flat.view(self.weight.shape)
+        weight: Tensor = flat.view(self.weight.shape)
         return weight.T if isinstance(self, Conv1D) else weight
 
 

@@ -133,5 +133,5 @@ def restore(model: Any, checkpoint: Path) -> None:
     refresh(model)
 
 
-def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def _trained(model: Any) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -32,9 +32,8 @@ def layers_section(run: Run) -> tuple[object, ...] | None:
         words.append(f"Pruned with {config['method']}, pattern {config['pattern']}, allocation {config['allocation']}.")
         maps.append(_sparsity_map(run.sparsity["linears"]))
     if run.healed is not None:
-        words.append(
-            f"Healed in {plural(run.healed['num_steps'], 'step')} on {run.healed['config']['data']}; the zeros are the same."
-        )
+        steps = plural(run.healed["num_steps"], "step")
+        words.append(f"Healed in {steps} on {run.healed['config']['data']}; the zeros are the same.")
     ranks = (run.exported or {}).get("ranks") or (run.result or {}).get("chosen", {}).get("ranks")
     if ranks:
         words.append(f"The exported sub-adapter has {rank_counts(ranks)}; equal layers share a row.")

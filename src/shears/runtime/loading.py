@@ -20,7 +20,6 @@ from shears.models.devices import device_of, set_threads
 from shears.models.load import end_tokens, load_tokenizer, load_with_adapter
 from shears.models.losses import own_model
 from shears.models.ref import AnyModel, ModelRef, resolve_with
-from shears.models.sparse_adapter import is_sparse
 from shears.runtime.drop_in.swap import DropInBackend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.engine import Engine
@@ -53,7 +52,7 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
             )
         backend = package_backend(ref, wanted)
         tokenizer = load_tokenizer(ref)
-        settings = _generation_settings(ref.folder)
+        settings = generation_settings(ref.folder)
     elif wanted.backend == "auto":
         network, tokenizer = load_with_adapter(ref, adapter, wanted.dtype, wanted.device)
         backend = TransformersBackend(network)
@@ -97,8 +96,6 @@ def native_backend_of(model: nn.Module, precision: str, max_sequences: int) -> "
         raise NotCoveredError(f"the native decoder runs on the CPU, the model is on {device_of(model)}")
     if not kernels_available():
         raise NotCoveredError("the native decoder needs the C++ kernels, which were not built")
-    if is_sparse(model):
-        raise NotCoveredError("the native decoder covers plain LoRA, this adapter is masked by the base's zeros")
     plan_of(getattr(own_model(model), "config"))  # noqa: B009  (no field of Module)
     from shears.runtime.native.decoder import MOST_SEQUENCES, NativeBackend
 
@@ -113,7 +110,7 @@ def native_backend_of(model: nn.Module, precision: str, max_sequences: int) -> "
     )
 
 
-def _generation_settings(folder: Path) -> Any:
+def generation_settings(folder: Path) -> Any:
     """Return a package's generation settings as transformers reads them: from their file, else from the config."""
     settings = folder / "generation_config.json"
     if not settings.is_file():
