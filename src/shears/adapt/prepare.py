@@ -19,6 +19,7 @@ from shears.adapt.groups import with_auto
 from shears.adapt.initial import start_from_principal, start_from_recovery
 from shears.adapt.sampling import NESTED
 from shears.adapt.space import SearchSpace
+from shears.checkpoints.conversion import known_config
 from shears.config import TrainConfig
 from shears.config.targets import matching
 from shears.data.examples import Example, Tokenized, check_completions, load_examples, tokenize_all
@@ -26,7 +27,7 @@ from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks, linears, sharing_a_weight, weight_oi
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import keep_as_quantized, load_model, load_tokenizer, quantization_config, refuse_unknown
-from shears.models.losses import within_context
+from shears.models.losses import positions_in
 from shears.models.quantize_aware import Grid, grids_of, make_quantize_aware
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import make_sparse
@@ -128,22 +129,36 @@ class Prepared(NamedTuple):
     grids: Mapping[str, Grid] = MappingProxyType({})
 
 
-def prepare(model: ModelRef, settings: TrainConfig) -> Prepared:
-    """Load the model, adapter and examples of `settings`. InputError for anything unusable."""
+class Rows(NamedTuple):
+    """The tokenized examples to train on, and those to validate on, if any."""
+
+    train: list[Tokenized]
+    validation: list[Tokenized]
+
+
+def read_training_rows(model: ModelRef, settings: TrainConfig) -> Rows:
+    """Return the tokenized examples of `settings`, without loading the model. InputError for unusable ones."""
     tokenizer = load_tokenizer(model)
     sources = [settings.data, *([] if settings.validation_source is None else [settings.validation_source])]
     examples = [_examples(source, settings, tokenizer) for source in sources]
+    longest = min(settings.max_length, positions_in(known_config(model.folder)) or settings.max_length)
+    rows, *held_out = (tokenize_all(each, tokenizer, longest, settings.train_on) for each in examples)
+    if settings.validation_share is not None:
+        rows, *held_out = split_off(rows, settings.validation_share, settings.seed)
+    return Rows(rows, list(chain(*held_out)))
+
+
+def prepare(model: ModelRef, settings: TrainConfig, rows: Rows | None = None) -> Prepared:
+    """Load the model, the adapter and, without `rows`, the examples of `settings`. InputError for anything unusable."""
+    rows = rows or read_training_rows(model, settings)
+    tokenizer = load_tokenizer(model)
     device = "cpu" if settings.shard else settings.device  # sharding: no GPU may have room for the whole model
     quantization = None
     if settings.quantize != "none":
         precision = resolved_precision(settings.precision, pick_device(settings.device))
         quantization = quantization_config(settings.quantize, DTYPES[precision])
     base = load_model(model, device=device, quantization=quantization)
-    longest = within_context(base, settings.max_length)
-    rows, *held_out = (tokenize_all(each, tokenizer, longest, settings.train_on) for each in examples)
-    refuse_unknown(max(max(row.input_ids) for row in chain(rows, *held_out)), base.get_input_embeddings())
-    if settings.validation_share is not None:
-        rows, *held_out = split_off(rows, settings.validation_share, settings.seed)
+    refuse_unknown(max(max(row.input_ids) for row in chain(*rows)), base.get_input_embeddings())
     keep_as_quantized(base)
     space = build_space(base, settings.groups, settings.ranks)
     if settings.masks and (pair := sharing_a_weight(base, chain(*space.modules.values()))) is not None:
@@ -156,7 +171,7 @@ def prepare(model: ModelRef, settings: TrainConfig) -> Prepared:
         elastic.unfold()  # the product of the start stays
     _mask(peft_model, grids, settings)
     logger.info("%d groups of ranks %s: %s sub-adapters", len(space.ranks), settings.ranks, f"{space.size:.3g}")
-    return Prepared(peft_model, tokenizer, elastic, rows, start, list(chain(*held_out)), grids)
+    return Prepared(peft_model, tokenizer, elastic, rows.train, start, rows.validation, grids)
 
 
 def _mask(peft_model: PeftModel, grids: Mapping[str, Grid], settings: TrainConfig) -> None:

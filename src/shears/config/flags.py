@@ -11,7 +11,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     "Data": (
         "data", "columns", "validation", "test", "task", "harness", "include_path", "template", "train_on",
         "max_length", "packing", "limit", "protocol", "calibration", "num_samples", "sequence_length",
-        "teacher", "tokens",
+        "teacher", "teacher_weight", "teacher_top_k", "tokens",
     ),
     "Healing": ("train", "kl", "block_outputs", "cross_entropy"),
     "Pruning": (
@@ -27,7 +27,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     ),
     "Goal and budget": ("objective", "constraint", "strategy", "max_evaluations", "tie_layers"),
     "Text": (
-        "system", "max_new_tokens", "num_beams", "temperature", "top_k", "top_p", "repetition_penalty", "stop",
+        "chats", "system", "max_new_tokens", "num_beams", "temperature", "top_k", "top_p",
+        "repetition_penalty", "stop",
     ),
     "Server": (
         "host", "port", "name", "api_key", "max_waiting", "max_request_bytes", "shutdown_seconds",

@@ -56,6 +56,13 @@ class TrainConfig(StageConfig):
     rounded, so that export --format package is exact."""
     learn_scales: bool = False
     """With quantize_aware: train the scale of every row and 128 inputs too; they start at those of the weights."""
+    teacher: str | None = None
+    """Model whose predictions the adapter also learns on every token with loss: the dense one, or the folder of an
+    adapter that was trained on it. Its predictions are computed once and kept beside the data."""
+    teacher_weight: float = Field(0.5, ge=0.0, le=1.0)
+    """Weight of the divergence from the teacher's predictions; the labels' loss has the rest."""
+    teacher_top_k: int = Field(64, gt=0)
+    """Words that are kept of each prediction of the teacher, the likeliest; the others count as one."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapters' inputs."""
     epochs: float = Field(1.0, gt=0, le=1e6)

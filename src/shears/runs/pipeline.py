@@ -10,6 +10,7 @@ import yaml
 
 from shears.adapt.groups import resolved_groups
 from shears.adapt.ranks import ranks_file, ranks_name
+from shears.adapt.teacher.source import find_teacher
 from shears.adapt.train import train
 from shears.config import EvaluateConfig, HealConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
 from shears.config.export import FORMATS
@@ -35,8 +36,8 @@ from shears.records.folders import partial_folder, run_lock
 from shears.records.paths import expanded, file_fingerprint
 from shears.records.timing import timed
 from shears.runs.baselines import HEALED_FOLDER, baseline_configs, baseline_model, dense_model, sparse_folder
+from shears.runs.own_text import sparsify
 from shears.searching.stage import search
-from shears.sparsity.stage import sparsify
 
 logger = logging.getLogger(__name__)
 
@@ -251,7 +252,8 @@ def _training(name: str, model: Callable[[], str | Path], output: Path, config: 
 
     def inputs() -> dict[str, str]:
         hashes = _hashes(data=config.data, validation=config.validation_source)
-        return {"base_fingerprint": resolve(model()).fingerprint, **hashes}
+        taught = {"teacher_fingerprint": find_teacher(config.teacher).fingerprint} if config.teacher else {}
+        return {"base_fingerprint": resolve(model()).fingerprint, **taught, **hashes}
 
     def make() -> Path:
         return train(model(), output, resume=partial_folder(output).exists(), **values)
