@@ -245,7 +245,7 @@ def _export(basis: _Basis) -> Estimate:
     choice = CHOICES.get("maximal" if FORMATS[config.format].pads else config.ranks or "", SearchSpace.heuristic)
     adapter = basis.adapter(choice)
     ranks = config.ranks or ("the ranks that search chose" if basis.recipe.search else "the heuristic's ranks")
-    work = f"format {config.format}, {ranks}"
+    work = f"format {config.format}, {ranks}" if basis.recipe.train else f"format {config.format}, {config.values}"
     if basis.shape is None:
         return work, None, None
     disk = {
@@ -259,7 +259,8 @@ def _export(basis: _Basis) -> Estimate:
 def _evaluate(basis: _Basis) -> Estimate:
     config = basis.recipe.evaluate
     assert config is not None
-    num_models = 2 + bool(basis.recipe.heal) + len(config.baselines) + bool(basis.recipe.train)
+    is_exported = bool(basis.recipe.train) or FORMATS[basis.recipe.export.format].holds == "package"
+    num_models = 2 + bool(basis.recipe.heal) + len(config.baselines) + is_exported
     work = f"{config.task}, {num_models} models, each on {_evaluation_data(config)}"
     if basis.dense_bytes is None or basis.sparse_bytes is None:
         return work, None, None
