@@ -70,7 +70,7 @@ def _picture(rows: list[Mapping[str, Any]], axis: Axis) -> Markup | None:
     points = [row for row in rows if row.get(key) is not None and row.get("loss") is not None]
     if len(points) < 2:
         return None
-    across = Scale(*around([row[key] for row in points], 0.1), LEFT, WIDTH - RIGHT)
+    across = Scale(*around([float(row[key]) for row in points], 0.1), LEFT, WIDTH - RIGHT)
     up = Scale(*around([row["loss"] for row in points], 0.1), CURVE_HEIGHT - BOTTOM, TOP + 10)
     title = f"Loss over {name}"
     parts = [axes(across, up, (name, "loss, nats a token"), (form, digits))]

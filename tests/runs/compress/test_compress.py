@@ -1,4 +1,4 @@
-"""`compress` makes packages until one meets the target, measures them, continues, reports, and plans without a trace."""
+"""`compress` makes packages until one meets the target, measures them and continues; a plan leaves no trace."""
 
 import json
 import math
