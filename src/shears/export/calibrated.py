@@ -155,7 +155,7 @@ class _PackedTables(BlockSource):
 def _choose_tables(source: _PackedTables, batches: Batches, folder: Path) -> dict[str, Any]:
     """Give each table the smallest format whose loss stays below the bound; return losses and choice for the record.
 
-    Tables are chosen one after the other, the embeddings first; the bound holds for all of them together.
+    Tables are chosen one after the other, in the order of the files; the bound holds for all of them together.
     """
     packing = source.packing
     rows = [row[None] for batch in batches for row in batch][:MEASURED]
