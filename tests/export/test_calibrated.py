@@ -15,8 +15,9 @@ from shears.config.export import EMBEDDINGS_BOUND
 from shears.data.calibration import calibration_batches
 from shears.errors import InputError
 from shears.export.package import unpack
+from shears.inspection import inspect
 from shears.models.load import load_tokenizer, load_with_adapter
-from shears.records.artifacts import PACKAGE, read_record
+from shears.records.artifacts import PACKAGE, README, read_record
 from tests import parts
 from tests.export.made import half_sparse, stock, super_adapter
 from tests.export.packages import all_tensors, package
@@ -99,6 +100,8 @@ def test_outputs_are_nearer_to_the_models_than_those_rounded_to_nearest(
     assert record["calibration_sha256"] == hashlib.sha256(Path(text).read_bytes()).hexdigest()
     assert record["rounded"]["method"]
     assert 0 < record["rounded"]["output_error_of_nearest"] < 0.8
+    assert f"not zero, rounded on `{Path(text).name}`" in (packages["calibrated"] / README).read_text()
+    assert inspect(packages["calibrated"])["calibration_fingerprint"] == record["calibration_fingerprint"]
     assert "only 128 calibration tokens" in caplog.text
 
 
