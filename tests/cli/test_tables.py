@@ -218,6 +218,26 @@ def test_names_in_square_brackets_are_printed_as_they_are(monkeypatch: pytest.Mo
     assert "runs/[new]" in output
 
 
+def test_the_curve_over_ranks_has_a_row_for_each_and_the_area_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(tables, "console", Console(file=file, width=120, _environ={}))
+    gap = {"value": -0.055, "ci95": [-0.1, 0.0125], "p_holm": 0.0404}
+    points = [
+        {"rank": rank, "parameters": 1000 * rank, "value": value, "ci95": [0.3, 0.6], "difference": difference}
+        for rank, value, difference in ((32, 0.5, None), (8, 0.4, gap))
+    ]
+    curve = {"aurac": 0.4512, "aurac_ci95": [0.4, 0.5], "points": points}
+    tables.print_evaluation(
+        "model", {"task": "gsm8k", "metric": "accuracy", "value": 0.5, "ci95": [0.3, 0.6], "n": 200, "curve": curve}
+    )
+    output = file.getvalue()
+    [line] = [line for line in output.splitlines() if "8,000" in line]
+    assert re.sub(r"[^\S ]|[|\u2502]", "", line).split() == (
+        ["8", "8,000", "40.0%", "30.0%", "to", "60.0%", "-5.5", "(-10.0", "to", "+1.2)", "0.040"]
+    )
+    assert "area under the curve (AURAC) 45.1% (40.0% to 50.0%), 2 ranks" in output
+
+
 @pytest.mark.parametrize(
     ("lead", "lines"),
     [

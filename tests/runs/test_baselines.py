@@ -33,7 +33,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_recipe(folder)
     shears.run(recipe_of(folder), folder / "run")
     (folder / "before.json").write_text(json.dumps(stamps(folder / "run")))
-    shears.run(recipe_of(folder, BOTH), folder / "run")
+    shears.run(recipe_of(folder, BOTH, "evaluate.ranks=all"), folder / "run")
     return folder
 
 
@@ -93,10 +93,17 @@ def test_baselines_of_a_finished_run_are_added_and_nothing_is_made_again(done: P
         "baselines/dense_lora/adapter_model.safetensors",
         "baselines/sparse_lora/adapter_model.safetensors",
         "evaluation/dense_lora.json",
+        "evaluation/ranks.json",
         "evaluation/sparse_lora.json",
     ]
     timed = [line["stage"] for line in read_times(done / "run")]
-    assert timed[-4:] == ["dense-lora", "sparse-lora", "evaluate dense-lora", "evaluate sparse-lora"]
+    assert timed[-5:] == [
+        "dense-lora",
+        "sparse-lora",
+        "evaluate dense-lora",
+        "evaluate sparse-lora",
+        "evaluate ranks",
+    ]
 
 
 def test_a_run_with_its_baselines_is_skipped_and_names_them(done: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -139,3 +146,22 @@ def test_baselines_without_a_training_are_refused_before_anything_is_written(tmp
         with pytest.raises(InputError, match="must train to have baselines.*got dense-lora and no `train:` section"):
             start(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_measures_its_super_adapter_at_all_ranks_once_and_its_report_draws_them(
+    done: Path, tmp_path: Path
+) -> None:
+    file = done / "run" / "evaluation" / "ranks.json"
+    record = json.loads(file.read_text())
+    assert [point["rank"] for point in record["curve"]["points"]] == [6, 4, 2]
+    before = file.stat().st_mtime_ns
+    shears.run(recipe_of(done, BOTH, "evaluate.ranks=all"), done / "run")
+    assert file.stat().st_mtime_ns == before
+    assert "AURAC" in shears.write_report(done / "run", tmp_path / "page.html").read_text()
+
+
+def test_ranks_of_a_recipe_are_all_or_none_and_need_training(done: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"ranks must be all in a recipe, where export\.ranks names"):
+        recipe_of(done, "evaluate.ranks=4")
+    with pytest.raises(InputError, match="a run must train to be measured at all ranks"):
+        shears.run(recipe_of(done, "evaluate.ranks=all", "train=null", "search=null"), tmp_path / "run")

@@ -84,6 +84,22 @@ def test_ready_token_ids_reproduce_a_pruning_done_elsewhere(tmp_path: Path) -> N
         assert torch.equal(weight_oi(linears(model)[name]) == 0, pruned)
 
 
+def test_columns_of_the_calibration_rows_can_be_named(tmp_path: Path) -> None:
+    """The weights are those of the same rows under their own names; a column that is not there is told."""
+    base = str(save_tiny(tmp_path / "base"))
+    for name, question, answer in (("own", "instruction", "output"), ("other", "question", "answer")):
+        rows = [{question: f"How much is {n} plus 1?", answer: f"{n} + 1 = {n + 1}"} for n in range(40)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"instruction": "question", "output": "answer"}
+    own = sparsify(base, tmp_path / "a", calibration=str(tmp_path / "own.jsonl"), **SMALL)
+    other = sparsify(base, tmp_path / "b", calibration=str(tmp_path / "other.jsonl"), columns=columns, **SMALL)
+    assert weights_fingerprint(own) == weights_fingerprint(other)
+    assert read_record(other, SPARSITY)["config"]["columns"] == columns
+    with pytest.raises(InputError, match=r"must name columns of .*other.jsonl \(question, answer\), got output=reply"):
+        sparsify(base, tmp_path / "c", calibration=str(tmp_path / "other.jsonl"), columns={"output": "reply"}, **SMALL)
+    assert not (tmp_path / "c").exists()
+
+
 def test_magnitude_reads_no_calibration(tmp_path: Path, text: str) -> None:
     base = save_tiny(tmp_path / "base")
     folder = sparsify(str(base), tmp_path / "sparse", method="magnitude", calibration=text)

@@ -84,8 +84,30 @@ def print_evaluation(title: str, data: Mapping[str, Any]) -> None:
         table.add_section()
         table.add_row("mean of the tasks", Text(data["metric"]), *figure(data), f"{data['n']:,}")
     console.print(table)
+    if curve := data.get("curve"):
+        _print_curve(curve)
     if seen := seen_words(data):
         print_line(seen)
+
+
+def _print_curve(curve: Mapping[str, Any]) -> None:
+    """Print the accuracy at every rank, with its paired difference to the largest one, and the area under the curve."""
+    table = Table("rank", "parameters", "accuracy", "95 % interval", "minus the largest, points", "p, Holm")
+    for point in curve["points"]:
+        value, interval = figure({**point, "metric": "accuracy"})
+        table.add_row(f"{point['rank']}", f"{point['parameters']:,}", value, interval, *_gap(point["difference"]))
+    console.print(table)
+    low, high = curve["aurac_ci95"]
+    print_line(
+        f"area under the curve (AURAC) {curve['aurac']:.1%} ({low:.1%} to {high:.1%}), {len(curve['points'])} ranks"
+    )
+
+
+def _gap(difference: Mapping[str, Any] | None) -> tuple[str, str]:
+    if not difference:
+        return "", ""
+    low, high = (100 * end for end in difference["ci95"])
+    return f"{100 * difference['value']:+.1f} ({low:+.1f} to {high:+.1f})", f"{difference['p_holm']:.3f}"
 
 
 def print_search(path: Path) -> None:

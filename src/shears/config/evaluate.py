@@ -21,6 +21,7 @@ ANSWER_FORMS: Mapping[str, AnswerForm] = {
     "aqua": "letter",
 }
 TEMPLATE = "alpaca"  # how the Shears paper evaluates
+ALL_RANKS = "all"
 BASELINES = ("dense-lora", "sparse-lora")
 """What a run can train to compare with: plain LoRA on the dense model or on the pruned one."""
 
@@ -39,6 +40,13 @@ class ScoringConfig(StageConfig):
     a 16-bit model takes twice its memory."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda or mps."""
+    backend: Literal["auto", "native", "transformers"] = "auto"
+    """What generates answers: native (our decoder, greedy, on the CPU), transformers, or auto (native where it covers
+    the model, else transformers)."""
+
+
+def _rank_as_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class EvaluateConfig(ScoringConfig):
@@ -53,14 +61,15 @@ class EvaluateConfig(ScoringConfig):
     files of shears' own tasks."""
     columns: Columns = Field({})
     """Columns of the data that stand for those of a known form of row, such as prompt=question,completion=answer."""
+    ranks: Annotated[str | None, BeforeValidator(_rank_as_text)] = None
+    """Ranks of a super-adapter: all (every allowed rank in turn, the same for all groups: the curve of accuracy over
+    rank), one of these ranks such as 16, or as in export: heuristic, maximal, minimal, RESULT.json, RESULT.json:N or
+    RANKS.json; default: the adapter as it is."""
     protocol: Literal["generate", "choices"] | None = None
     """How a task of the paper is answered: generate (as in the paper: 4 beams, 256 or 32 new tokens; default) or
     choices (the most likely choice)."""
     num_beams: int = Field(1, gt=0)
     """Beams of the beam search for generated answers; the paper's tasks use 4, and 1 is several times as fast."""
-    backend: Literal["auto", "native", "transformers"] = "auto"
-    """What generates answers: native (our decoder, greedy, on the CPU), transformers, or auto (native where it covers
-    the model, else transformers)."""
     sequence_length: int = Field(1024, gt=1)
     """Tokens in one window of a perplexity measurement."""
     template: Literal["question", "alpaca"] | None = None
@@ -120,6 +129,10 @@ class EvaluateConfig(ScoringConfig):
             raise ValueError(f"backend native needs greedy answers, got {got}; use num_beams 1 or drop backend")
         if self.task == "harness" and self.columns:
             raise ValueError("columns needs a task with data of its own, got task harness; drop columns")
+        if self.ranks == ALL_RANKS and self.task in ("perplexity", "harness"):
+            raise ValueError(
+                f"ranks all needs a task with right and wrong answers, got task {self.task}; name one rank"
+            )
         if self.task == "harness" and not self.harness:
             raise ValueError("task harness needs tasks of lm-eval, got none; add --harness hellaswag, for example")
         return self
@@ -158,7 +171,15 @@ class RunEvaluateConfig(EvaluateConfig):
     (plain LoRA on the dense model), sparse-lora (on the pruned model). A list, or a mapping such as
     {dense-lora: {learning_rate: 1e-4}}; default: none."""
 
+    @model_validator(mode="after")
+    def _check_ranks(self) -> "RunEvaluateConfig":
+        if self.ranks not in (None, ALL_RANKS):
+            raise ValueError(
+                f"ranks must be all in a recipe, where export.ranks names the sub-adapter's, got {self.ranks}; set that"
+            )
+        return self
+
     @property
     def measurement(self) -> EvaluateConfig:
         """What is measured of each model; records hold this part, so that another baseline changes no figures."""
-        return EvaluateConfig.model_validate(self.model_dump(exclude={"baselines"}))
+        return EvaluateConfig.model_validate(self.model_dump(exclude={"baselines", "ranks"}))

@@ -218,6 +218,8 @@ class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
         self._check_goal()
         if "accuracy" in self.figures and self.task is None:
             raise ValueError("task must be given with objective accuracy: choices, number or equation, got none")
+        if self.backend == "native" and self.task not in ("number", "equation"):
+            raise ValueError(f"backend native needs generated answers (task number or equation), got {self.task}")
         for name, owners in OWNERS.items():
             if self.strategy not in owners and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} needs strategy {' or '.join(owners)}, got {self.strategy}; drop {name}")

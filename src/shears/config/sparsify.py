@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from shears.config.embedded import EMBEDDED
-from shears.config.fields import Device, DtypeName, Names, Pattern, Seed, Shares, Size, StageConfig
+from shears.config.fields import Columns, Device, DtypeName, Names, Pattern, Seed, Shares, Size, StageConfig
 from shears.config.notation import kept_of_every
 from shears.errors import InputError
 
@@ -67,6 +67,9 @@ class SparsifyConfig(StageConfig):
     calibration: str | None = None
     """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, or the embedded arithmetic:train;
     default: arithmetic:train for the embedded model, none for others."""
+    columns: Columns = Field({})
+    """Columns of the calibration rows that stand for those of a known form of row, such as
+    instruction=question,output=answer."""
     num_samples: int = Field(32, gt=0)
     """Number of calibration sequences."""
     sequence_length: int = Field(512, gt=1)

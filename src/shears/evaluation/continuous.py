@@ -4,9 +4,9 @@ V tokens of the vocabulary.
 """
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -14,73 +14,141 @@ from jaxtyping import Float
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from shears.adapt.elastic import ElasticAdapter
+from shears.adapt.space import RankConfig, SearchSpace
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.config import EvaluateConfig
+from shears.config.evaluate import ScoringConfig
 from shears.data.batches import length_buckets
 from shears.errors import InputError
 from shears.evaluation.generate import damaged_logits, line_breaks, refuse_empty
 from shears.evaluation.journal import Journal
-from shears.models.devices import device_of, resolved_precision
+from shears.models.blocks import LoraUpdate
+from shears.models.devices import device_of, pick_device, resolved_precision
 from shears.models.load import end_tokens, refuse_beyond
 from shears.models.losses import own_model
+from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import is_sparse
 from shears.progress import meter
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.batch import Batch
 from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError, plan_of
-from shears.runtime.native.model_source import source_of_model
+from shears.runtime.native.model_source import ModelSource, source_of_model, source_of_package, updates_of
 
 if TYPE_CHECKING:
     from shears.runtime.native.decoder import NativeBackend
 
+D = TypeVar("D")
 logger = logging.getLogger(__name__)
 MOST_SEQUENCES = 16  # of the native decoder
 LONGEST = 1 << 24  # tokens of a text; rotary positions go on beyond a model's context, of which `warn_beyond` tells
 
 
-def native_backend(model: nn.Module, config: EvaluateConfig) -> "NativeBackend | None":
+def native_backend(model: nn.Module, config: EvaluateConfig, *, consume: bool = False) -> "NativeBackend | None":
     """Return the native decoder of a loaded model, or None if transformers generates its answers, if there are any.
 
-    InputError, with the reason, if the configuration asks for the native decoder and it cannot answer.
+    If `consume`, weights move from the model to the decoder, and the model computes nothing any more. InputError, with
+    the reason, if the configuration asks for the native decoder and it cannot answer.
     """
-    if not config.generates or config.backend == "transformers":
+    if not config.generates:
+        return None
+    return if_covered(config.backend, config.num_beams, lambda: _backend_of(model, config, consume))
+
+
+def package_backend(ref: ModelRef, config: EvaluateConfig) -> "NativeBackend | None":
+    """Return the native decoder of a package, its weights as they are packed; None if its unpacked model is measured.
+
+    That is so where `precision` or `dtype` asks for an arithmetic, and as in `native_backend`, with its InputError.
+    """
+    if not ref.is_package or not config.generates or (config.precision, config.dtype) != ("auto", "auto"):
+        return None
+    return if_covered(config.backend, config.num_beams, lambda: _backend_of_package(ref, config))
+
+
+def if_covered(backend: str, num_beams: int, make: Callable[[], D]) -> D | None:
+    """Return what `make` makes of the native decoder, or None, with InputError, as `native_backend` does."""
+    if backend == "transformers":
         return None
     try:
-        return _covering(model, config)
+        if num_beams > 1:
+            raise NotCoveredError(f"the native decoder answers greedily (num_beams 1), got {num_beams} beams")
+        if not kernels_available():
+            raise NotCoveredError("the native decoder needs the C++ kernels, which were not built")
+        return make()
     except NotCoveredError as error:
-        if config.backend == "native":
+        if backend == "native":
             raise InputError(f"backend native must cover the model: {error}; use --backend transformers") from None
         logger.info("transformers generates the answers: %s", error)
         return None
 
 
-def _covering(model: nn.Module, config: EvaluateConfig) -> "NativeBackend":
+def _backend_of(model: nn.Module, config: ScoringConfig, consume: bool) -> "NativeBackend":
     """Return the native decoder of a model; NotCoveredError, with the reason, if it cannot answer as configured.
 
     Its linears and its head are in the arithmetic that transformers would compute in, so that both read equal weights.
     """
-    if config.num_beams > 1:
-        raise NotCoveredError(f"the native decoder answers greedily (num_beams 1), got {config.num_beams} beams")
     if device_of(model).type != "cpu":
         raise NotCoveredError(f"the native decoder runs on the CPU, the model is on {device_of(model)}")
-    if not kernels_available():
-        raise NotCoveredError("the native decoder needs the C++ kernels, which were not built")
-    if is_sparse(model):
-        raise NotCoveredError("the native decoder covers plain LoRA, this adapter is masked by the base's zeros")
     plan_of(getattr(own_model(model), "config"))  # noqa: B009  (no field of Module)
+    values: NumberFormat | None = "bf16" if resolved_precision(config.precision, "cpu") == "bf16" else None
+    return _backend_from(source_of_model(model, values, consume=consume), config, values)
+
+
+def _backend_of_package(ref: ModelRef, config: ScoringConfig) -> "NativeBackend":
+    if (device := pick_device(config.device)).type != "cpu":
+        raise NotCoveredError(f"the native decoder runs on the CPU, the model would be on {device}")
+    return _backend_from(source_of_package(ref.package), config, None)
+
+
+def _backend_from(source: ModelSource, config: ScoringConfig, head: NumberFormat | None) -> "NativeBackend":
     from shears.runtime.native.decoder import NativeBackend
 
-    values: NumberFormat | None = "bf16" if resolved_precision(config.precision, "cpu") == "bf16" else None
-    source = source_of_model(model, values)
     return NativeBackend(
         source,
         torch.get_num_threads(),
         max_length=LONGEST,
         max_sequences=min(config.batch_size, MOST_SEQUENCES),
-        head=values,
+        head=head,
         for_evaluation=True,
     )
+
+
+class NativeRanks:
+    """The native decoder of an elastic adapter at any ranks; the model's weights are packed once.
+
+    A masked adapter is a part of the weights, which are packed anew for other ranks. `consume` as in `native_backend`,
+    for an adapter without a mask.
+    """
+
+    def __init__(self, elastic: ElasticAdapter, config: ScoringConfig, *, consume: bool = False) -> None:
+        self._elastic = elastic
+        self._config = config
+        self._updates = updates_of(elastic.model)
+        self._is_masked = is_sparse(elastic.model)
+        self._backend: NativeBackend | None = _backend_of(elastic.model, config, consume and not self._is_masked)
+        self._packed = elastic.active
+
+    def at(self, ranks: RankConfig) -> "NativeBackend":
+        """Return the decoder at these ranks; decoders returned before are of no further use."""
+        self._elastic.activate(ranks)
+        if self._is_masked and self._packed != ranks:
+            self._backend = None  # frees its memory first
+            self._backend = _backend_of(self._elastic.model, self._config, False)
+            self._packed = ranks
+        assert self._backend is not None, "it is made before and after each use"
+        if not self._is_masked:
+            self._backend.adapt(cut(self._updates, self._elastic.space, ranks))
+        return self._backend
+
+
+def cut(updates: Mapping[str, LoraUpdate], space: SearchSpace, ranks: RankConfig) -> dict[str, LoraUpdate]:
+    """Return the first r rows of every A and columns of every B, r the rank of its group; the scaling stays."""
+    by_linear = {name: ranks[group] for group, names in space.modules.items() for name in names}
+    return {
+        name: LoraUpdate(update.a[: by_linear[name]], update.b[:, : by_linear[name]], update.scaling)
+        for name, update in updates.items()
+    }
 
 
 class GreedyText:
@@ -163,7 +231,7 @@ class ContinuousDecoder:
 
     def _ended(self, texts: Sequence[GreedyText]) -> Iterator[GreedyText]:
         """Generate all texts and yield each one when it ends; raise the error of one that fails."""
-        batch = Batch[GreedyText](self.backend, shares_beginnings=True)
+        batch = Batch[GreedyText](self.backend, shares_beginnings=True, fills_first=True)
         for text in texts:
             batch.add(text)
         try:

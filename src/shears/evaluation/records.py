@@ -24,11 +24,14 @@ class Evaluation:
     details: dict[str, float] = field(default_factory=dict)
     figures: list[dict[str, Any]] = field(default_factory=list)
     """For several tasks or metrics measured together: task, metric, value, stderr, n and ci95 of each."""
+    curve: dict[str, Any] = field(default_factory=dict)
+    """For all ranks of a super-adapter (curve.py): aurac, aurac_ci95, and the points of the curve, largest rank first;
+    the other fields are those of the largest rank."""
 
     def as_data(self) -> dict[str, Any]:
-        """Return the evaluation as plain JSON data."""
+        """Return the evaluation as plain JSON data; without `figures` and `curve` where they are empty."""
         data = {**asdict(self), "ci95": list(self.ci95)}
-        return data if self.figures else {name: value for name, value in data.items() if name != "figures"}
+        return {name: value for name, value in data.items() if value or name not in ("figures", "curve")}
 
 
 def record(index: int, example: Example, prediction: object, answer: object) -> Record:

@@ -65,18 +65,28 @@ def example_means(runs: Sequence[Bits]) -> list[float]:
 def pooled_accuracy(runs: Sequence[Bits]) -> Interval:
     """Return the share of right answers over all seeds, with an interval clustered by example.
 
-    The interval is Wilson's for the effective number of examples, p (1 - p) over the variance of the mean: with one run
-    all examples, with several runs more, but never more than there are answers. It holds for these seeds; for the
-    spread between seeds see `seed_spread`.
+    It holds for these seeds; for the spread between seeds see `seed_spread`. The interval is that of
+    `weighted_accuracy` with equal weights.
     """
-    means = example_means(runs)
+    return weighted_accuracy(runs, [1 / len(runs)] * len(runs))
+
+
+def weighted_accuracy(runs: Sequence[Bits], weights: Sequence[float]) -> Interval:
+    """Return the weighted mean of the runs' accuracies, with an interval clustered by example; the weights sum to 1.
+
+    The interval is Wilson's for the effective number of examples, p (1 - p) over the variance of the mean: with one run
+    all examples, with several runs more, but never more than n over the sum of squared weights, which is the number of
+    answers if the weights are equal.
+    """
+    columns = zip(*runs, strict=True)
+    means = [sum(weight * right for weight, right in zip(weights, column, strict=True)) for column in columns]
     n = len(means)
     if n == 0:
         return Interval(math.nan, 0.0, 1.0)
-    share = sum(means) / n
+    share = min(1.0, sum(means) / n)
     variance = sum((mean - share) ** 2 for mean in means) / n**2
     effective = share * (1 - share) / variance if variance > 0 else n if share in (0, 1) else math.inf
-    effective = min(effective, n * len(runs))
+    effective = min(effective, n / sum(weight * weight for weight in weights))
     return Interval(share, *wilson_interval(share * effective, effective))
 
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shears.adapt.load import space_of_record
+from shears.adapt.ranks import by_linear, choose_ranks, ranks_file
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import ExportConfig
 from shears.config.export import FORMATS
 from shears.errors import InputError
-from shears.export.ranks import by_linear, choose_ranks, ranks_file
 from shears.models.blocks import LoraUpdate
 from shears.models.ref import ModelRef
 from shears.records import artifacts

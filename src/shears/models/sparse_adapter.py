@@ -100,6 +100,13 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
         result: Tensor = _MaskedLinear.apply(x, weight_oi(base), base.bias, a, self._scaled_b())
         return result
 
+    @torch.no_grad()
+    def whole_weight(self) -> Float[Tensor, "O I"]:
+        """Return W + P, what the forward multiplies by, at the active ranks, in float32 or wider."""
+        weight = weight_oi(self.get_base_layer())
+        product = masked_product(weight, self.lora_A[self.sparse_adapter].weight, self._scaled_b())
+        return product.add_(weight)
+
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Return the masked product, which PEFT's merging adds to the base weight, in the weight's layout."""
         if adapter != self.sparse_adapter:

@@ -103,6 +103,11 @@ def stairs(points: Points) -> list[tuple[float, float]]:
     return [place for pair in zip_longest(points, corners) for place in pair if place is not None]
 
 
+def whisker(x: float, low: float, high: float) -> Markup:
+    """Return an upright interval."""
+    return _line(x, x, low, high, "whisker")
+
+
 def _whisker(low: float, high: float, y: float) -> Markup:
     """Return an interval as a line with ends, on a halo that sets it off."""
     line = f"M{low:.1f} {y - 5:.1f}v10M{low:.1f} {y:.1f}H{high:.1f}M{high:.1f} {y - 5:.1f}v10"

@@ -18,6 +18,7 @@ from shears.records.version import __version__
 from shears.report.html import asset, document, element, section
 from shears.report.measurements import accuracy_section, examples_section, speed_section, speedup_over_dense
 from shears.report.pairs import aligned, comparison
+from shears.report.ranks import ranks_section
 from shears.report.records import Record, Run, read_run
 from shears.report.search import measured, objectives_of, search_section
 from shears.report.stages import layers_section, recipe_section, training_section
@@ -83,6 +84,7 @@ def _sections(run: Run, other: Run | None) -> Iterator[tuple[str, str, Markup]]:
         ("layers", "Layers", layers_section(run)),
         ("training", "Training", training_section(run)),
         ("search", "Search", search_section(run)),
+        ("ranks", "Ranks", ranks_section(run)),
         ("examples", "Examples", examples_section(run)),
         ("origin", "Recipe", recipe_section(run)),
     )

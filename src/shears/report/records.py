@@ -38,6 +38,7 @@ class Run:
     figures: Mapping[str, Record]
     times: Sequence[Record]
     step_times: Mapping[int, float]
+    ranks: Record | None = None  # the super-adapter at all of its ranks
 
     @property
     def models(self) -> Sequence[Record]:
@@ -120,6 +121,7 @@ def read_run(folder: Path) -> Run:
         summary=summary,
         figures=_figures(folder, summary),
         times=read_times(folder),
+        ranks=record("evaluate", evaluation_file(folder, artifacts.ALL_RANKS)),
         step_times={line["step"]: line["seconds"] for line in training_lines(artifacts.TRAINING_TIMES)},
     )
     if not run.models and not any(run.stages()):

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from shears.adapt.groups import resolved_groups
+from shears.adapt.ranks import ranks_file, ranks_name
 from shears.adapt.train import train
 from shears.config import EvaluateConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
 from shears.config.export import FORMATS
@@ -21,7 +22,6 @@ from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
 from shears.evaluation.run import answered_as_asked, evaluate, measured, parts_of, recorded, template_of
 from shears.evaluation.tasks.registry import check_data
-from shears.export.ranks import ranks_file, ranks_name
 from shears.export.stage import export_adapter
 from shears.inspection import inspect
 from shears.models.devices import set_threads
@@ -156,6 +156,8 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
         )
     if recipe.search and not recipe.train:
         raise InputError("a run with a search must train first; add a `train:` section to the recipe")
+    if recipe.evaluate and recipe.evaluate.ranks and not recipe.train:
+        raise InputError("a run must train to be measured at all ranks, got no `train:` section; drop evaluate.ranks")
     if recipe.evaluate and recipe.evaluate.baselines and not recipe.train:
         raise InputError(
             f"a run must train to have baselines, which take its settings; got {', '.join(recipe.evaluate.baselines)} "
@@ -296,6 +298,8 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
         logger.info("[%d/%d] evaluate (%d of %d): %s", number, number, done, len(models), name)
         with memory_of("evaluate"):
             rows.append(_row(name, *parts, config, folder))
+    if recipe.evaluate.ranks is not None:
+        _measure_ranks(models["sparse"][0], config.model_copy(update={"ranks": recipe.evaluate.ranks}), folder)
     task = {"task": config.task, "data": config.data}
     summary = {**task, "models": rows, "lead": _lead(recipe, rows, folder)}
     artifacts.write_json(folder / artifacts.EVALUATION, summary)
@@ -304,6 +308,16 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
     if recipe.train:
         write_card(folder / FORMATS[recipe.export.format].folder, figures)
     return summary
+
+
+def _measure_ranks(sparse: ModelRef, config: EvaluateConfig, folder: Path) -> None:
+    """Measure the super-adapter at all of its ranks, unless an earlier run did; the report draws the curve."""
+    file = artifacts.evaluation_file(folder, artifacts.ALL_RANKS)
+    adapter = folder / "super_adapter"
+    if _earlier_figures(file, sparse, adapter, config) is None:
+        logger.info("evaluate: the super-adapter at all ranks")
+        with timed(folder, "evaluate ranks"), memory_of("evaluate"):
+            evaluate(sparse, file, adapter=str(adapter), **as_data(config))
 
 
 def _lead(recipe: Recipe, rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shears.adapt.prepare import build_space
+from shears.adapt.ranks import by_linear
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.adapt.training.fit import num_seen, num_steps
 from shears.config import EvaluateConfig, Recipe, RunEvaluateConfig, SparsifyConfig, TrainConfig
@@ -19,7 +20,6 @@ from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import ARITHMETIC, is_saved, read_rows
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.run import answered_as_asked, settings_and_data
-from shears.export.ranks import by_linear
 from shears.models.devices import DTYPES
 from shears.models.load import BITS, load_tokenizer
 from shears.records.artifacts import EVALUATION, evaluation_file, read_object

@@ -45,7 +45,7 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
             )
         backend = package_backend(ref, wanted)
         tokenizer = load_tokenizer(ref)
-        settings = _generation_settings(ref.folder)
+        settings = generation_settings(ref.folder)
     elif wanted.backend == "auto":
         network, tokenizer = load_with_adapter(ref, adapter, wanted.dtype, wanted.device)
         backend = TransformersBackend(network)
@@ -79,7 +79,7 @@ def package_backend(model: ModelRef, wanted: RunningConfig) -> Backend:
     return DropInBackend(model, dtype=wanted.dtype)
 
 
-def _generation_settings(folder: Path) -> Any:
+def generation_settings(folder: Path) -> Any:
     """Return a package's generation settings as transformers reads them: from their file, else from the config."""
     settings = folder / "generation_config.json"
     if not settings.is_file():

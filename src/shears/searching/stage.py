@@ -44,7 +44,7 @@ from shears.searching.tied import TiedSpace, tie_layers
 logger = logging.getLogger(__name__)
 IN_MEMORY = StudyLocation()
 ADDED_LATER = (  # options that earlier searches did not have; see `_identifying`
-    "test", "study", "columns", "constraint", "tie_layers", "race_error", "race_indifference",
+    "test", "study", "columns", "constraint", "tie_layers", "race_error", "race_indifference", "backend",
     *StrategyOptions.model_fields,
 )  # fmt: skip
 WITHOUT_EFFECT = ("max_evaluations", "cache_budget", "stale_after", "storage_timeout")  # on proposals and figures

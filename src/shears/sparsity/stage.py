@@ -90,6 +90,7 @@ def _calibration(tokenizer: PreTrainedTokenizerBase | None, settings: SparsifyCo
         settings.sequence_length,
         settings.batch_size,
         settings.seed,
+        columns=settings.columns,
     )
     return calibration.batches, calibration.fingerprint
 

@@ -1,16 +1,20 @@
 """Sequences of the native decoder: apart from each other, in pieces, on several threads; and what is refused."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from shears.errors import InputError
+from shears.models.blocks import LoraUpdate
 from shears.runtime.native.model_source import source_of_model
 from tests.runtime.native.decoders import backend, covered, extension_is_missing, text, with_lora
+from tests.runtime.native.decoders import expected as decoded
 from tests.tiny import VOCABULARY
 
 if extension_is_missing():
@@ -138,3 +142,40 @@ def test_a_refused_step_changes_nothing(runtime: NativeBackend) -> None:
 def test_limits_have_bounds(limits: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         NativeBackend(source_of_model(covered()), **limits)
+
+
+def test_another_adapter_replaces_the_first_as_if_the_model_had_been_made_with_it() -> None:
+    adapted = with_lora(covered("qwen2, biases"), ["q_proj", "v_proj", "up_proj", "down_proj"])
+    tokens = text(20)
+    updates = dict(source_of_model(adapted).updates)
+    cut = {
+        name: LoraUpdate(update.a[:2], update.b[:, :2], update.scaling)
+        for name, update in updates.items()
+        if "layers.0" in name
+    }
+    bare = backend(covered("qwen2, biases"))
+    expected = {"none": bare.logits(tokens)}
+    for name, other in (("all", updates), ("cut", cut)):
+        source = replace(source_of_model(adapted, "fp32"), updates=other)
+        expected[name] = NativeBackend(source, 1, max_length=64, max_sequences=4).logits(tokens)
+    runtime = backend(adapted)
+    runtime.prefill(0, tokens)
+    for name, other in (("cut", cut), ("none", {}), ("all", updates)):
+        runtime.adapt(other)
+        np.testing.assert_array_equal(runtime.logits(tokens), expected[name])
+        runtime.prefill(0, tokens[:3])  # the sequence is empty again
+        runtime.drop(0)
+    assert len({each.tobytes() for each in expected.values()}) == 3
+    with pytest.raises(InputError, match="must know every part of a model and its adapter, not lm_head"):
+        runtime.adapt({"lm_head": updates["model.layers.0.self_attn.q_proj"]})
+    np.testing.assert_array_equal(runtime.logits(tokens), expected["all"])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_packing_ahead_on_threads_changes_nothing(threads: int) -> None:
+    tokens = text(9)
+    model = with_lora(covered("qwen2, biases"), ["q_proj"])
+    for name, part in model.named_modules():  # one dense weight among the sparse ones
+        if name.endswith("layers.1.mlp.gate_proj"):
+            nn.init.normal_(part.get_parameter("weight"))
+    assert_close(backend(model, threads=threads).logits(tokens), decoded(model, tokens))

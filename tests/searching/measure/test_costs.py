@@ -103,13 +103,12 @@ def test_of_a_sparse_adapter_only_its_own_parameters_are_counted() -> None:
 
 @needs_kernels
 def test_what_is_timed_computes_what_the_activated_ranks_compute() -> None:
-    from shears.runtime.native.decoder import NativeBackend
 
     elastic = make_adapter()
     evaluator = LatencyEvaluator(elastic, "fp32")
     tokens = [3, 1, 4, 1, 5, 9]
     for ranks in (elastic.space.minimal(), elastic.space.heuristic(), elastic.space.maximal()):
-        found = NativeBackend(evaluator.source(ranks), 1, max_length=16).logits(tokens)
+        found = evaluator.adapted(ranks).logits(tokens)
         elastic.activate(ranks)
         with torch.no_grad():
             expected = elastic.model(input_ids=torch.tensor([tokens])).logits[0].numpy()

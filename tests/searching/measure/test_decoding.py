@@ -13,12 +13,14 @@ from shears.adapt.prepare import build_space, target_modules
 from shears.adapt.space import RankConfig
 from shears.config import SearchConfig
 from shears.data.examples import Example, to_example
+from shears.errors import InputError
 from shears.evaluation.generate import Decoder
 from shears.evaluation.scoring.scorers import LossScorer
 from shears.searching.measure import decoding
 from shears.searching.measure.decoding import DecodingGauge
 from shears.searching.measure.evaluators import GaugedEvaluator
 from shears.searching.measure.gauges import WholeGauge
+from tests.runtime.native.decoders import extension_is_missing
 from tests.searching.adapters import PAD, deep_model, make_adapter, make_rows, make_super_adapter, walk
 from tests.tiny import tiny_tokenizer
 
@@ -173,3 +175,41 @@ def test_adapters_without_ranks_by_row_come_one_by_one() -> None:
     assert all(0 <= each["accuracy"] <= 1 for each in figures)
     scorer = LossScorer(peft_model, make_rows(), PAD, 4)
     assert WholeGauge(elastic, scorer, "fp32").slopes(space.heuristic()) is None
+
+
+@pytest.mark.skipif(extension_is_missing(), reason="the C++ extension is not built")
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_native_decoder_gives_the_values_of_transformers(
+    sparse: bool, monkeypatch: pytest.MonkeyPatch, texts: Texts
+) -> None:
+    adapter = make_super_adapter(sparse)
+    space = adapter.elastic.space
+    examples = examples_of(adapter, 5)
+    parts = [[0, 3], [1, 2, 4]]
+    configs = [space.maximal(), space.minimal(), space.random(random.Random(0)), space.maximal()]
+    native, other = (
+        decoding.open_decoding(adapter, examples, SearchConfig(**CONFIG, task="number", backend=name), parts)
+        for name in ("native", "transformers")
+    )
+    assert (type(native), type(other)) == (decoding.NativeGauge, DecodingGauge)
+    answers: Texts = []
+    given = decoding.ContinuousDecoder.answers
+
+    def spied(self: Any, prompts: Any) -> list[str]:
+        answers.append(given(self, prompts))
+        return answers[-1]
+
+    monkeypatch.setattr(decoding.ContinuousDecoder, "answers", spied)
+    for part in range(2):
+        expected = [other.measure([ranks], part)[0] for ranks in configs]
+        assert all(map(torch.equal, native.measure(configs, part), expected))
+    assert answers == texts
+    assert len({str(each) for each in answers}) > 3
+
+
+def test_a_search_falls_back_to_transformers_where_the_decoder_does_not_cover_the_model() -> None:
+    adapter, _ = opened("gpt2")
+    config = SearchConfig(**CONFIG, task="number")
+    assert type(decoding.open_decoding(adapter, examples_of(adapter), config)) is DecodingGauge
+    with pytest.raises(InputError, match="backend native must cover the model: .* not gpt2"):
+        decoding.open_decoding(adapter, examples_of(adapter), config.model_copy(update={"backend": "native"}))

@@ -52,11 +52,13 @@ class Batch(Generic[A]):
     One thread at a time may use a batch, apart from `check`.
     The caches of the last `num_kept` finished answers stay: a prompt that continues one of them (the next turn of a
     conversation) is read from the end of that cache. If `shares_beginnings` and the backend can, a prompt takes the
-    tokens that it has in common with the beginning of a running one from that one's cache.
+    tokens that it has in common with the beginning of a running one from that one's cache. If `fills_first`, all
+    prompts that have a sequence are read before the next step: more tokens a second, but running answers wait.
     """
 
-    def __init__(self, backend: Backend, *, shares_beginnings: bool = False) -> None:
+    def __init__(self, backend: Backend, *, shares_beginnings: bool = False, fills_first: bool = False) -> None:
         self.num_kept = 0
+        self._fills_first = fills_first
         self._backend = backend
         self._copying = backend if shares_beginnings and isinstance(backend, CopyingBackend) else None
         self._waiting: deque[A] = deque()
@@ -91,14 +93,14 @@ class Batch(Generic[A]):
             self._release(sequence)
 
     def advance(self) -> list[A]:
-        """Read a chunk of one prompt and give every answer whose prompt is read its next token.
+        """Read a chunk of one prompt (of all, if `fills_first`); give each answer whose prompt was read its next token.
 
         Returns the answers that changed. An answer that fails carries its error and does not disturb the others; an
         error of a whole step is raised.
         """
         self._admit()
         ready = [sequence for sequence, answer in self._running.items() if answer.tokens]
-        changed = [self._running[sequence] for sequence in ready] + self._read_prompt()
+        changed = [self._running[sequence] for sequence in ready] + self._read_prompts()
         if ready:
             logits = self._backend.step(ready, [self._running[sequence].tokens[-1] for sequence in ready])
             for sequence, row in zip(ready, logits, strict=True):
@@ -128,10 +130,19 @@ class Batch(Generic[A]):
         self._backend.drop(sequence)
         return sequence
 
+    def _read_prompts(self) -> list[A]:
+        changed = self._read_prompt()
+        while self._fills_first and self._unread() is not None:
+            changed += self._read_prompt()
+        return changed
+
+    def _unread(self) -> int | None:
+        """Return the sequence of the oldest unread prompt."""
+        return next((number for number, each in self._running.items() if each.num_prefilled < len(each.prompt)), None)
+
     def _read_prompt(self) -> list[A]:
         """Read a chunk of the oldest unread prompt; return its answer once it has a first token, or has failed."""
-        unread = (sequence for sequence, each in self._running.items() if each.num_prefilled < len(each.prompt))
-        sequence = next(unread, None)
+        sequence = self._unread()
         if sequence is None:
             return []
         answer = self._running[sequence]

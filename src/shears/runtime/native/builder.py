@@ -1,7 +1,10 @@
 """Copies a model's weights, in the order of computation, into the memory that the native decoder reads."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -21,6 +24,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 REDUNDANT = "rotary_emb.inv_freq"  # in old files; computed from the config
 EMBEDDINGS = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+NORM = "model.norm.weight"
 
 
 class Arena:
@@ -32,7 +36,7 @@ class Arena:
     """
 
     def __init__(self, threads: int) -> None:
-        self._threads = threads
+        self.threads = threads
         self._values = HugeBuffer()
         self._masks = HugeBuffer()
         self._rest = HugeBuffer()
@@ -48,7 +52,7 @@ class Arena:
 
     def matrix(self, weight: PackedMatrix | DenseRows) -> _native.Matrix:
         """Copy a packed or a dense weight; return it for the kernels."""
-        if isinstance(weight, PackedMatrix) and is_dense_faster(weight.values_dtype, self._threads):
+        if isinstance(weight, PackedMatrix) and is_dense_faster(weight.values_dtype, self.threads):
             weight = rows_of(weight)
         if isinstance(weight, DenseRows):
             return dense_matrix(weight, self._values).native
@@ -63,71 +67,160 @@ class Arena:
         return copied(panels.to(torch.bfloat16 if bf16 else torch.float32), self._rest)
 
 
+@dataclass(frozen=True)
+class SharedInput:
+    """The linears of a layer that share one input, by kind: here the decoder is told their updates."""
+
+    linears: Mapping[str, str]
+
+
+Call = tuple[str, tuple[object, ...]]  # a method of _native.DecoderWeights and its arguments
+
+
 class Builder:
     """Takes the parts of a source one by one and copies them into the arena.
 
     `embeddings` are not copied: the decoder reads them where they are, so the caller keeps them. `values` is the number
-    format of most linears. InputError for a config that does not fit the tensors, NotCoveredError for a tensor that is
-    missing or left over.
+    format of most linears. InputError for a config that does not fit the tensors, NotCoveredError, before anything is
+    taken, for a tensor that is missing or left over.
     """
 
     def __init__(self, source: ModelSource, plan: DecoderPlan, arena: Arena) -> None:
         self._plan = plan
         self._arena = arena
-        self._linears = dict(source.linears)
+        self._linears = source.linears
         self._tensors = dict(source.tensors)
-        self._updates = dict(source.updates)
+        self._updates = source.updates
+        self._release = source.release
         self._tied = bool(getattr(source.config, "tie_word_embeddings", True))
         self._sizes = _sizes(plan)
+        self._steps: list[Call | SharedInput] = []
+        self._check_parts()
         self.embeddings = self._take_rows(EMBEDDINGS)
         _check_shape(EMBEDDINGS, self.embeddings.shape, (plan.vocab_size, plan.hidden_size))
-        self.values = _main_values(source)
+        self.values = source.values or _main_values(source)
 
     def weights(self, head_values: NumberFormat | None) -> tuple[_native.DecoderWeights, NumberFormat]:
-        """Return everything the decoder reads, and the number format of its head."""
+        """Return everything the decoder reads, and the number format of its head; called once."""
         weights = _native.DecoderWeights()
+        for step in self._taken(head_values):
+            self._steps.append(step)
+            self._tell(weights, step, self._updates, self._arena)
+        return weights, self._head_values
+
+    def adapted(self, updates: Mapping[str, LoraUpdate], arena: Arena) -> _native.DecoderWeights:
+        """Return everything the decoder reads with other updates, which are copied into an arena of their own.
+
+        The copies of the model's weights are shared. NotCoveredError for an update of another linear.
+        """
+        self._check_updates(updates)
+        weights = _native.DecoderWeights()
+        for step in self._steps:
+            self._tell(weights, step, updates, arena)
+        return weights
+
+    def _check_parts(self) -> None:
+        names = [*self._linear_names()]
+        layers = [f"model.layers.{index}." for index in range(len(self._plan.layers))]
+        norms = [f"{layer}{name}_layernorm.weight" for layer in layers for name in ("input", "post_attention")]
+        needed = [EMBEDDINGS, NORM, *norms, *(f"{name}.weight" for name in names if name not in self._linears)]
+        if missing := [name for name in needed if name not in self._tensors]:
+            raise NotCoveredError(f"the native decoder covers models that hold {missing[0]}, this one does not")
+        by_head = [f"{layer}self_attn.{name}_norm.weight" for layer in layers for name in "qk"]
+        known = {*needed, HEAD, *by_head, *(f"{name}.bias" for name in names)}
+        tensors = [name for name in self._tensors if name not in known and not name.endswith(REDUNDANT)]
+        _refuse_rest([*(name for name in self._linears if name not in {*names}), *tensors])
+        self._check_updates(self._updates)
+
+    def _linear_names(self) -> Iterator[str]:
+        for index in range(len(self._plan.layers)):
+            yield from (_linear_name(index, name) for name in chain(*INPUTS))
+
+    def _check_updates(self, updates: Mapping[str, LoraUpdate]) -> None:
+        names = {*self._linear_names()}
+        _refuse_rest([name for name in updates if name not in names])
+
+    def _tell(
+        self,
+        weights: _native.DecoderWeights,
+        step: Call | SharedInput,
+        updates: Mapping[str, LoraUpdate],
+        arena: Arena,
+    ) -> None:
+        if isinstance(step, SharedInput):
+            self._add_updates(weights, step.linears, updates, arena)
+        else:
+            method, arguments = step
+            getattr(weights, method)(*arguments)
+
+    def _taken(self, head_values: NumberFormat | None) -> Iterator[Call | SharedInput]:
+        """Copy all weights; yield what the decoder is to be told, in the order of computation."""
+        self._packed = self._packed_ahead()
         for index, layer in enumerate(self._plan.layers):
-            self._add_layer(weights, f"model.layers.{index}.", layer)
+            yield from self._taken_layer(index, layer)
         head = self.embeddings if self._tied and HEAD not in self._tensors else self._take_rows(HEAD)
         _check_shape(HEAD, head.shape, (self._plan.vocab_size, self._plan.hidden_size))
         head = head.as_values(head_values or head.values_dtype)
-        norm = self._take_vector("model.norm.weight", self._plan.hidden_size, required=True)
+        self._head_values = head.values_dtype
+        norm = self._take_vector(NORM, self._plan.hidden_size, required=True)
         frequencies = self._arena.floats(self._plan.inverse_frequencies)
         table = self.embeddings
         addresses = (_address(table.values), _address(table.scales), _address(table.zeros))
-        weights.set_ends(CODES[table.values_dtype], *addresses, norm, frequencies, self._arena.matrix(head))
-        tensors = [name for name in self._tensors if not name.endswith(REDUNDANT)]
-        if rest := [*self._linears, *self._updates, *tensors]:
-            raise NotCoveredError(f"the native decoder must know every part of a model and its adapter, not {rest[0]}")
-        return weights, head.values_dtype
+        yield (
+            "set_ends",
+            (CODES[table.values_dtype], *addresses, norm, frequencies, self._arena.matrix(head)),
+        )
 
-    def _add_layer(self, weights: _native.DecoderWeights, prefix: str, plan: LayerPlan) -> None:
+    def _packed_ahead(self) -> Iterator[PackedMatrix | DenseRows]:
+        """Yield the source's linears in the order of computation, a few of them packed ahead on the arena's threads."""
+        waiting: deque[tuple[str, Future[PackedMatrix | DenseRows]]] = deque()
+        with ThreadPoolExecutor(self._arena.threads) as workers:
+            for name in [name for name in self._linear_names() if name in self._linears]:
+                waiting.append((name, workers.submit(self._linears.__getitem__, name)))
+                if len(waiting) > self._arena.threads:
+                    yield self._packed_one(*waiting.popleft())
+            while waiting:
+                yield self._packed_one(*waiting.popleft())
+
+    def _packed_one(self, name: str, packed: "Future[PackedMatrix | DenseRows]") -> PackedMatrix | DenseRows:
+        weight = packed.result()
+        self._release(name)
+        return weight
+
+    def _taken_layer(self, index: int, plan: LayerPlan) -> Iterator[Call | SharedInput]:
         hidden, head_dim = self._plan.hidden_size, self._plan.head_dim
-        weights.add_layer(
+        prefix = f"model.layers.{index}."
+        norms = (
             self._take_vector(f"{prefix}input_layernorm.weight", hidden, required=True),
             self._take_vector(f"{prefix}post_attention_layernorm.weight", hidden, required=True),
             self._take_vector(f"{prefix}self_attn.q_norm.weight", head_dim),
             self._take_vector(f"{prefix}self_attn.k_norm.weight", head_dim),
-            plan.window or 0,
-            plan.rotates,
         )
+        yield "add_layer", (*norms, plan.window or 0, plan.rotates)
         for names in INPUTS:
-            linears = {name: f"{prefix}{'self_attn' if name in ATTENTION else 'mlp'}.{name}" for name in names}
+            linears = {name: _linear_name(index, name) for name in names}
             for name, linear in linears.items():
                 bias = self._take_vector(f"{linear}.bias", self._sizes[name][0])
-                weights.set_linear(name, self._arena.matrix(self._take_linear(linear, self._sizes[name])), bias)
-            self._add_updates(weights, linears)
+                matrix = self._arena.matrix(self._take_linear(linear, self._sizes[name]))
+                yield "set_linear", (name, matrix, bias)
+            yield SharedInput(linears)
 
     def _take_linear(self, name: str, sizes: tuple[int, int]) -> PackedMatrix | DenseRows:
         """Return a linear's weight: packed, or dense if packing made it no smaller."""
-        weight = self._linears.pop(name, None) or self._take_rows(f"{name}.weight")
+        weight = next(self._packed) if name in self._linears else self._take_rows(f"{name}.weight")
         shape = (weight.rows, weight.cols) if isinstance(weight, PackedMatrix) else weight.shape
         _check_shape(f"{name}.weight", shape, sizes)
         return weight
 
-    def _add_updates(self, weights: _native.DecoderWeights, linears: Mapping[str, str]) -> None:
+    def _add_updates(
+        self,
+        weights: _native.DecoderWeights,
+        linears: Mapping[str, str],
+        given: Mapping[str, LoraUpdate],
+        arena: Arena,
+    ) -> None:
         """Add the updates, if any, of the linears that share one input."""
-        updates = {name: self._updates.pop(linear) for name, linear in linears.items() if linear in self._updates}
+        updates = {name: given[linear] for name, linear in linears.items() if linear in given}
         if not updates:
             return
         bf16 = self.values != "fp32"
@@ -137,17 +230,14 @@ class Builder:
             rows, cols = self._sizes[name]
             _check_shape(f"A of {linears[name]}", update.a.shape, (rank, cols))
             _check_shape(f"B of {linears[name]}", update.b.shape, (rows, rank))
-            weights.set_update(name, self._arena.up(update, bf16=bf16), bf16, rank, first)
+            weights.set_update(name, arena.up(update, bf16=bf16), bf16, rank, first)
             first += rank
         down = DenseRows(torch.cat([update.a.float() for update in updates.values()]))
         down = down.as_values("int8" if self.values == "int4" else self.values)  # 4 bits would be felt in the outputs
-        weights.set_down(next(iter(linears)), self._arena.matrix(down))
+        weights.set_down(next(iter(linears)), arena.matrix(down))
 
     def _take(self, name: str) -> DenseRows | Tensor:
-        tensor = self._tensors.pop(name, None)
-        if tensor is None:
-            raise NotCoveredError(f"the native decoder covers models that hold {name}, this one does not")
-        return tensor
+        return self._tensors.pop(name)
 
     def _take_rows(self, name: str) -> DenseRows:
         """Return a matrix in a number format of the kernels; one of another format becomes fp32."""
@@ -164,6 +254,15 @@ class Builder:
         numbers = tensor.floats() if isinstance(tensor, DenseRows) else tensor
         _check_shape(name, numbers.shape, (length,))
         return self._arena.floats(numbers)
+
+
+def _linear_name(layer: int, kind: str) -> str:
+    return f"model.layers.{layer}.{'self_attn' if kind in ATTENTION else 'mlp'}.{kind}"
+
+
+def _refuse_rest(rest: Sequence[str]) -> None:
+    if rest:
+        raise NotCoveredError(f"the native decoder must know every part of a model and its adapter, not {rest[0]}")
 
 
 def _address(tensor: Tensor | None) -> int:

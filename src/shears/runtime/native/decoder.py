@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
+from shears.models.blocks import LoraUpdate
 from shears.runtime.generation.backend import check_prefill, check_sequence, check_step, check_tokens
 from shears.runtime.native import _native
 from shears.runtime.native.architectures import DecoderPlan, plan_of
@@ -52,20 +53,34 @@ class NativeBackend:
         if threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
         self._arena = Arena(threads)
-        builder = Builder(source, plan, self._arena)
-        weights, self._head_values = builder.weights(head)
-        self._values = builder.values
-        self._embeddings = builder.embeddings
-        shape = _shape(plan)
+        self._adapter = Arena(threads)  # of the updates that `adapt` gave
+        self._builder = Builder(source, plan, self._arena)
+        weights, self._head_values = self._builder.weights(head)
+        self._values = self._builder.values
+        self._embeddings = self._builder.embeddings
+        self._shape = shape = _shape(plan)
         shape.max_length = self.max_length
         self._rows = STEADY if for_evaluation else 1  # in a step
         shape.max_sequences = max_sequences + self._rows - 1
         shape.bf16_cache = self._head_values != "fp32"
+        self._threads = threads
         self._pool = _native.Pool(threads)
+        self._decoder = self._made(weights)
+
+    def _made(self, weights: _native.DecoderWeights) -> _native.Decoder:
         try:
-            self._decoder = _native.Decoder(shape, weights, self._pool)
+            return _native.Decoder(self._shape, weights, self._pool)
         except ValueError as error:
             raise InputError(f"the model's config.json must fit its tensors: {error}; restore that file") from None
+
+    def adapt(self, updates: Mapping[str, LoraUpdate]) -> None:
+        """Replace the adapter by updates of the linears, named as in the source; all sequences become empty.
+
+        Nothing else is copied, so this takes milliseconds. NotCoveredError for an update of an unknown linear.
+        """
+        arena = Arena(self._threads)
+        self._decoder = self._made(self._builder.adapted(updates, arena))
+        self._adapter = arena
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
         check_prefill(self, sequence, tokens, self._decoder.length)
@@ -115,7 +130,7 @@ class NativeBackend:
             "threads": self._pool.size,
             "values": self._values,
             "head": self._head_values,
-            "memory_bytes": self._arena.num_bytes + self._decoder.cache_bytes,
+            "memory_bytes": self._arena.num_bytes + self._adapter.num_bytes + self._decoder.cache_bytes,
             "mapped_bytes": self._embeddings.values.nbytes,
         }
 

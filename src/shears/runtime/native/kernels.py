@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shears.checkpoints.packed.layout import (
     FORMAT_DTYPES,
+    PANEL,
     NumberFormat,
     PackedMatrix,
     blocks_by_panel,
@@ -31,6 +32,7 @@ features = _native.features
 select_isa = _native.select_isa
 
 MAX_INT8_COLS = 131071
+GROUP_BYTES = 4  # of a row in a panel: one fp32, two bf16, four int8
 
 
 class KernelMatrix:
@@ -108,7 +110,12 @@ def dense_matrix(weight: DenseRows, buffer: _native.HugeBuffer | None = None) ->
     num_bytes = panels * groups * (32 if name == "int4" else 64)  # of a group of 16 rows
     address = buffer.copy(0, num_bytes)
     values = weight.values.contiguous()
-    _native.pack_dense(CODES[name], values.data_ptr(), rows, cols, address)
+    if name != "int4" and rows % PANEL == 0 and cols * values.itemsize % GROUP_BYTES == 0:
+        # torch copies whole panels several times as fast, on its threads: a group of a row is 4 bytes in every format
+        groups_by_row = values.view(torch.int32).view(panels, PANEL, groups).transpose(1, 2)
+        _view(address, groups_by_row, buffer).copy_(groups_by_row)
+    else:
+        _native.pack_dense(CODES[name], values.data_ptr(), rows, cols, address)
     parts = _scales_and_zeros(weight)
     addresses = [copied(part, buffer) for part in parts]
     native = _native.Matrix(CODES[name], rows, cols, 0, address, 0, *addresses)

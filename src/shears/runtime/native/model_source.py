@@ -5,8 +5,8 @@ Shapes: O rows (outputs), I columns (inputs).
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,13 +18,12 @@ from shears.checkpoints.packed.layout import (
     FORMAT_DTYPES,
     NumberFormat,
     PackedMatrix,
-    kept,
-    num_stored,
     pack,
     packed_bytes,
 )
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
+from shears.models.sparse_adapter import SparseLinear
 from shears.records.artifacts import read_object
 from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B
 from shears.runtime.native.architectures import NotCoveredError
@@ -53,6 +52,10 @@ class ModelSource:
     linears: Mapping[str, PackedMatrix | DenseRows]
     tensors: Mapping[str, DenseRows | Tensor]
     updates: Mapping[str, LoraUpdate]
+    values: NumberFormat | None = None
+    """The number format of all linears, if it is known without packing them."""
+    release: Callable[[str], None] = lambda _: None
+    """Called with a linear's name when its weight was read for the last time."""
 
 
 def source_of_package(package: Package) -> ModelSource:
@@ -124,16 +127,20 @@ def _number(settings: Mapping[str, Any], key: str, patterns: str, linear: str) -
     return number
 
 
-def source_of_model(model: nn.Module, values: NumberFormat | None = None, *, sparse: bool = True) -> ModelSource:
+def source_of_model(
+    model: nn.Module, values: NumberFormat | None = None, *, sparse: bool = True, consume: bool = False
+) -> ModelSource:
     """Return the source of a transformers model in memory, or of PEFT's LoRA around one.
 
     `values` is the number format of the linears of the blocks, by default the model's own (fp32 for fp16, whose numbers
-    bf16 does not hold); `sparse` packs those that packing makes smaller. NotCoveredError for weights that are no
-    floats, and for an adapter that is more than scaling B A.
+    bf16 does not hold); `sparse` packs those that packing makes smaller. A linear is packed when it is read; if
+    `consume`, `release` takes its weight from the model, so that none is held twice. The product of a masked adapter
+    (`make_sparse`) is added to the weight. NotCoveredError for weights that are no floats, and for an adapter that is
+    more than scaling B A.
     """
     wrapped: Any = model
     base: Any = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
-    updates = {name: _update(name, module) for name, module in base.named_modules() if hasattr(module, "lora_A")}
+    updates = updates_of(model)
     tensors = {
         name.replace(".base_layer.", "."): tensor.detach()
         for name, tensor in base.state_dict().items()
@@ -146,19 +153,66 @@ def source_of_model(model: nn.Module, values: NumberFormat | None = None, *, spa
             "the native decoder covers linears of floats in its blocks, this model has none or others"
         )
     form: NumberFormat = values or ("bf16" if tensors[f"{names[0]}.weight"].dtype == torch.bfloat16 else "fp32")
-    linears: dict[str, PackedMatrix | DenseRows] = {}
     for name in names:
-        weight = tensors.pop(f"{name}.weight")
-        is_packed = sparse and _is_packed_smaller(weight, form)
-        linears[name] = pack(weight, form) if is_packed else DenseRows(weight).as_values(form)
-    return ModelSource(base.config, linears, tensors, updates)
+        del tensors[f"{name}.weight"]
+    layers: dict[str, Any] = {name: base.get_submodule(name) for name in names}
+
+    def release(name: str) -> None:
+        weight = getattr(layers[name], "base_layer", layers[name]).weight
+        weight.data = weight.data.new_empty(0)
+
+    linears = _LayerWeights(layers, form, sparse)
+    source = ModelSource(base.config, linears, tensors, updates, form)
+    return replace(source, release=release) if consume else source
 
 
-def _is_packed_smaller(weight: Tensor, values: NumberFormat) -> bool:
-    """Return whether packing a weight takes less memory than its zeros do."""
-    rows, cols = weight.shape
-    size = packed_bytes(rows, cols, num_stored(kept(weight), values), values)
-    return size < weight.numel() * FORMAT_DTYPES[values].itemsize // (2 if values == "int4" else 1)
+def updates_of(model: nn.Module) -> dict[str, LoraUpdate]:
+    """Return the adapter of a model by linear, its factors not copied; masked products are parts of the weights.
+
+    NotCoveredError for an adapter that is more than scaling B A.
+    """
+    wrapped: Any = model
+    base: nn.Module = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
+    adapted = {name: module for name, module in base.named_modules() if hasattr(module, "lora_A")}
+    return {name: _update(name, module) for name, module in adapted.items() if not isinstance(module, SparseLinear)}
+
+
+class _LayerWeights(Mapping[str, PackedMatrix | DenseRows]):
+    """The weights of a model's linears by name, packed when they are read."""
+
+    def __init__(self, layers: Mapping[str, nn.Module], values: NumberFormat, sparse: bool) -> None:
+        self._layers = layers
+        self._values = values
+        self._sparse = sparse
+
+    def __getitem__(self, name: str) -> PackedMatrix | DenseRows:
+        layer: Any = self._layers[name]
+        weight = getattr(layer, "base_layer", layer).weight
+        whole = layer.whole_weight() if isinstance(layer, SparseLinear) else weight.detach()
+        if self._sparse and _may_be_packed_smaller(whole, self._values):
+            packed = pack(whole, self._values)
+            if packed.num_bytes < _dense_bytes(whole, self._values):
+                return packed
+        return DenseRows(whole).as_values(self._values)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._layers  # Mapping's own would pack the weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
+def _may_be_packed_smaller(weight: Tensor, values: NumberFormat) -> bool:
+    """Return whether packing a weight may take less memory than its zeros do; False spares a dense one the packing."""
+    num_stored = int(torch.count_nonzero(weight)) // (2 if values == "int4" else 1)  # at least: of int4 whole groups
+    return packed_bytes(*weight.shape, num_stored, values) < _dense_bytes(weight, values)
+
+
+def _dense_bytes(weight: Tensor, values: NumberFormat) -> int:
+    return weight.numel() * FORMAT_DTYPES[values].itemsize // (2 if values == "int4" else 1)
 
 
 def _update(name: str, module: Any) -> LoraUpdate:

@@ -8,9 +8,9 @@ on this CPU.
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from statistics import median
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,16 @@ from shears.blockwise.matrices import block_matrices
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.checkpoints.zeros import count_zeros
 from shears.errors import InputError
-from shears.models.blocks import LoraUpdate, linears
+from shears.evaluation.continuous import cut
+from shears.models.blocks import linears
 from shears.models.sparse_adapter import is_sparse
 from shears.runtime.native import kernels_available
-from shears.runtime.native.model_source import ModelSource, source_of_model
+from shears.runtime.native.model_source import source_of_model
 from shears.searching.measure.evaluators import Evaluator
 from shears.searching.strategies.base import LATENCY, PARAMETERS, Figures, Goal, Objective
+
+if TYPE_CHECKING:
+    from shears.runtime.native.decoder import NativeBackend
 
 LORA = "lora_"  # part of the name of every parameter that PEFT adds to a model
 PROMPT = 16  # tokens before the first measured one
@@ -114,17 +118,18 @@ class LatencyEvaluator(Evaluator):
             raise InputError(
                 "latency must be left out with a sparse adapter: merged into its zeros, no rank costs time"
             )
-        self._elastic = elastic
-        self._source = source_of_model(elastic.model, values)
-        self._groups = {name: group for group, names in elastic.space.modules.items() for name in names}
+        from shears.runtime.native.decoder import NativeBackend
+
+        self._space = elastic.space
+        source = source_of_model(elastic.model, values)
+        self._updates = source.updates
+        length = PROMPT + ROUNDS * STEPS
+        self._backend = NativeBackend(source, torch.get_num_threads(), max_length=length, max_sequences=1)
         self(elastic.space.heuristic())  # raises for a model that is not covered, and warms up
 
     def __call__(self, ranks: RankConfig) -> Figures:
         """Return the latency of a configuration, measured now."""
-        from shears.runtime.native.decoder import NativeBackend
-
-        length = PROMPT + ROUNDS * STEPS
-        backend = NativeBackend(self.source(ranks), torch.get_num_threads(), max_length=length, max_sequences=1)
+        backend = self.adapted(ranks)
         tokens = [1 + number % (backend.vocab_size - 1) for number in range(PROMPT)]
         backend.prefill(0, tokens)
         rounds = list[float]()
@@ -135,10 +140,7 @@ class LatencyEvaluator(Evaluator):
             rounds.append(1000 * (time.perf_counter() - start) / STEPS)
         return {LATENCY: median(rounds)}
 
-    def source(self, ranks: RankConfig) -> ModelSource:
-        """Return the packed model with the update cut to the ranks; the scaling stays alpha over the largest rank."""
-        updates: dict[str, LoraUpdate] = {}
-        for name, update in self._source.updates.items():
-            rank = ranks[self._groups[name]]
-            updates[name] = LoraUpdate(update.a[:rank], update.b[:, :rank], update.scaling)
-        return replace(self._source, updates=updates)
+    def adapted(self, ranks: RankConfig) -> "NativeBackend":
+        """Return the decoder with the update cut to the ranks; the scaling stays alpha over the largest rank."""
+        self._backend.adapt(cut(self._updates, self._space, ranks))
+        return self._backend

@@ -1,4 +1,4 @@
-"""Many configurations in one batch of generation: every row has its own ranks, and weights are read once for all rows.
+"""Accuracies of generated answers: by the native decoder, or by transformers with many configurations in one batch.
 
 N examples of a part.
 """
@@ -16,6 +16,7 @@ from shears.adapt.load import SuperAdapter
 from shears.adapt.space import RankConfig
 from shears.config import SearchConfig
 from shears.data.examples import Example, Tokenized, prompts_of
+from shears.evaluation.continuous import ContinuousDecoder, NativeRanks, if_covered
 from shears.evaluation.generate import Decoder
 from shears.evaluation.scoring import prefix
 from shears.evaluation.scoring.scorers import Parts
@@ -29,6 +30,46 @@ WIDTH = 8
 """Configurations in a batch; with more, time grows with the rows on most machines."""
 WORTHWHILE = 0.9  # largest share of the blocks' runs at which prompts are read from shared caches
 TRIAL_TOKENS = 2  # one from the cache, and one after it
+
+
+class NativeGauge(Gauge):
+    """Values as those of DecodingGauge, by the native decoder: configurations one by one, weights packed once."""
+
+    width = 1
+
+    def __init__(
+        self,
+        native: NativeRanks,
+        adapter: SuperAdapter,
+        examples: Sequence[Example],
+        config: SearchConfig,
+        parts: Parts | None = None,
+    ) -> None:
+        self._native = native
+        self._adapter = adapter
+        self._limit = config.max_new_tokens
+        self._task = GENERATED[config.task or ""]
+        self._answers = self._task.answers(examples)
+        self._prompts = prompts_of(examples, adapter.tokenizer)
+        self._parts: Parts = [range(len(examples))] if parts is None else parts
+        self.sizes = [len(part) for part in self._parts]
+        self.weights = torch.ones(len(examples), dtype=torch.float64)
+
+    def measure(self, configs: Sequence[RankConfig], part: int) -> list[Float64[Tensor, " N"]]:
+        """Return, for each configuration, 1 for each of the part's answers that is right and 0 for each other one."""
+        return [self._measure(ranks, self._parts[part]) for ranks in configs]
+
+    def _measure(self, ranks: RankConfig, numbers: Sequence[int]) -> Float64[Tensor, " N"]:
+        settings = getattr(self._adapter.model, "generation_config", None)
+        decoder = ContinuousDecoder(
+            self._native.at(ranks), self._adapter.tokenizer, settings, self._limit, self._task.one_line
+        )
+        texts = decoder.answers([self._prompts[number] for number in numbers])
+        right = [
+            numbers_equal(self._task.read(text), self._answers[number])
+            for text, number in zip(texts, numbers, strict=True)
+        ]
+        return torch.tensor(right, dtype=torch.float64)
 
 
 class DecodingGauge(Gauge):
@@ -127,3 +168,16 @@ class DecodingGauge(Gauge):
     def _first(self) -> dict[str, int]:
         assert self._caches is not None, "the blocks' name comes from the caches"
         return prefix.first_blocks(self._elastic.space.modules, self._caches.prefix.name)
+
+
+def open_decoding(
+    adapter: SuperAdapter, examples: Sequence[Example], config: SearchConfig, parts: Parts | None = None
+) -> Gauge:
+    """Return the gauge of generated answers: by the native decoder if the configuration allows and it covers the model.
+
+    InputError where the configuration asks for the native decoder and it does not.
+    """
+    native = if_covered(config.backend, 1, lambda: NativeRanks(adapter.elastic, config))
+    if native is None:
+        return DecodingGauge(adapter, examples, config, parts)
+    return NativeGauge(native, adapter, examples, config, parts)

@@ -14,7 +14,7 @@ from shears.evaluation.scoring.scorers import ChoiceScorer, LossScorer
 from shears.models.losses import within_context
 from shears.records.artifacts import training_sources
 from shears.searching.measure.costs import LatencyEvaluator, count_sizes, refuse_out_of_reach
-from shears.searching.measure.decoding import DecodingGauge
+from shears.searching.measure.decoding import open_decoding
 from shears.searching.measure.evaluators import CombinedEvaluator, GaugedEvaluator
 from shears.searching.measure.gauges import Gauge, open_gauge
 from shears.searching.measure.racing import Race, parts_of
@@ -46,7 +46,7 @@ def accuracy_evaluator(adapter: SuperAdapter, examples: Sequence[Example], confi
         scorer = ChoiceScorer(adapter.model, adapter.tokenizer, examples, config.batch_size, parts)
         gauge = open_gauge(adapter.elastic, scorer, config.precision, num_bytes(config.cache_budget))
     else:
-        gauge = DecodingGauge(adapter, examples, config, parts)
+        gauge = open_decoding(adapter, examples, config, parts)
     return GaugedEvaluator(gauge, ACCURACY.quality, adapter.elastic, _race(config, ACCURACY.quality))
 
 

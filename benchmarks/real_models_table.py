@@ -1,0 +1,316 @@
+"""The tables of benchmarks.real_models: accuracies, differences paired by question, the paper's figures beside them.
+
+Seeds are pooled by question. Questions that stand in the training data of any line of a table are left out of all its
+lines. The p values of one call are corrected together (Holm), those of the table of accuracies and those of the claims
+each on their own.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.real_models_cells import DENSE
+from benchmarks.real_models_data import TESTS
+from shears.evaluation.statistics import (
+    Z95,
+    Bits,
+    bootstrap_difference,
+    holm,
+    paired_difference,
+    pooled_accuracy,
+)
+
+Row = Mapping[str, Any]
+SEEN = "-"
+NO_CELL = "-"
+
+
+class Arm(NamedTuple):
+    """What a line of the table measures; its runs are seeds."""
+
+    arm: str
+    base: str
+    sparsity: float
+    ranks: str
+
+
+class Table(NamedTuple):
+    """The part of the results whose lines are compared: one model on one test set with one budget."""
+
+    model: str
+    test: str
+    trained: str
+    examples: int
+    epochs: float
+    limit: int
+
+
+Runs = Mapping[int, Bits]
+DENSE_LORA = Arm("dense-lora", DENSE, 0.0, "heuristic")
+LLAMA = {
+    0.0: {"gsm8k": 37.5, "aqua": 18.9, "mawps": 79.0, "svamp": 52.1, "mean": 46.9},
+    0.4: {"gsm8k": 36.8, "aqua": 19.7, "mawps": 83.2, "svamp": 47.7, "mean": 46.9},
+    0.5: {"gsm8k": 36.1, "aqua": 22.0, "mawps": 78.6, "svamp": 44.5, "mean": 45.3},
+}
+"""LLaMA-7B in the paper (arXiv 2404.10934): dense LoRA at 0, NLS at the heuristic's ranks else; percent."""
+LLAMA_MEANS = {("sparse-lora", "heuristic"): 43.3, ("sparse-nls", "searched"): 45.9, ("sparse-nls", "minimal"): 43.5}
+"""LLaMA-7B at 50 %, mean of the four sets: other arms."""
+MPT = {0.0: 36.1, 0.4: 35.7, 0.5: 33.4, 0.6: 30.4, 0.7: 22.8}
+"""MPT-7B on GSM8K with NLS, percent by sparsity."""
+ORDER = ("dense-0shot", "sparse-0shot", "dense-lora", "dense-nls", "sparse-lora", "sparse-nls", "sparse-sparsepeft")
+NAMES = {"0shot": "0-shot", "lora": "LoRA 32", "nls": "NLS", "sparsepeft": "SparsePEFT, merged"}
+
+
+def print_tables(rows: Sequence[Row]) -> None:
+    """Print the choices, the accuracies of every test set, the claims, and the mean of the test sets."""
+    tables = {table: arms for table, arms in arms_by_table(rows).items() if arms}
+    _print_choices(rows)
+    corrected = iter(holm([line.p for arms in tables.values() for line in _against_dense(arms).values()]))
+    for table, arms in tables.items():
+        _print_accuracies(table, arms, corrected)
+    _print_claims(tables)
+    _print_means(tables)
+
+
+def arms_by_table(rows: Sequence[Row]) -> dict[Table, dict[Arm, dict[int, Bits]]]:
+    """Return the right and wrong answers of every arm by seed, in the order of the tables.
+
+    Untrained dense models belong to all tables of their test set, models pruned on a text to those trained on it. Of a
+    cell measured twice the last line counts.
+    """
+    tests = [row for row in rows if row["kind"] == "test"]
+    tables = {}
+    for table in _tables_of(tests):
+        lines = [row for row in tests if _belongs(row, table)]
+        arms: dict[Arm, dict[int, str]] = {}
+        for row in sorted(lines, key=_place):
+            arms.setdefault(arm_of(row), {})[row["seed"]] = row["right"]
+        tables[table] = _without_seen(arms)
+    return tables
+
+
+def _tables_of(tests: Sequence[Row]) -> list[Table]:
+    """Return the tables in the order of the test sets: those of trained models, and others where there are none."""
+    found = {table_of(row) for row in tests}
+    most: dict[tuple[str, str, int], tuple[bool, bool]] = {}
+    for each in found:
+        place = (each.model, each.test, each.limit)
+        most[place] = max(most.get(place, (False, False)), _trained(each))
+    kept = [each for each in found if _trained(each) == most[each.model, each.test, each.limit]]
+    return sorted(kept, key=lambda table: (table.model, list(TESTS).index(table.test), table))
+
+
+def _trained(table: Table) -> tuple[bool, bool]:
+    """Tell whether the models of a table are trained, and whether they are pruned on the text of a training set."""
+    return table.epochs > 0, bool(table.trained)
+
+
+def arm_of(row: Row) -> Arm:
+    """Return the arm that a line measures."""
+    return Arm(row["arm"], row["base"], row["sparsity"], row["ranks"])
+
+
+def table_of(row: Row) -> Table:
+    """Return the table of a line."""
+    return Table(row["model"], row["test"], row["trained"], row["examples"], row["epochs"], row["limit"])
+
+
+def name_of(arm: Arm) -> str:
+    """Return an arm in words."""
+    where, _, kind = arm.arm.partition("-")
+    base = where if arm.base == DENSE else f"{arm.sparsity:.0%} ({arm.base})"
+    reading = f", {arm.ranks}" if kind == "nls" else ""
+    return f"{base}, {NAMES[kind]}{reading}"
+
+
+def paper_figure(table: Table, arm: Arm) -> str:
+    """Return what the paper measured on its models for a line, in percent; empty if it has no such line."""
+    figures = []
+    if arm in (DENSE_LORA, Arm("sparse-nls", arm.base, arm.sparsity, "heuristic")) and arm.sparsity in LLAMA:
+        figures.append(f"LLaMA-7B {LLAMA[arm.sparsity][table.test]}")
+    is_nls = arm.arm in ("dense-nls", "sparse-nls") and arm.ranks == "heuristic"
+    if table.test == "gsm8k" and is_nls and arm.sparsity in MPT:
+        figures.append(f"MPT-7B {MPT[arm.sparsity]}")
+    return ", ".join(figures)
+
+
+class Difference(NamedTuple):
+    """A difference of two arms in shares, with its interval, its p value and the seeds that both have."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    seeds: tuple[int, ...]
+
+
+def difference(ones: Runs, others: Runs) -> Difference | None:
+    """Return the difference of two arms over the seeds that both have, paired by question; None without such seeds.
+
+    A model without training has one run, which stands for every seed.
+    """
+    seeds = sorted(ones.keys() & others.keys())
+    if not seeds:
+        return None
+    runs, other_runs = [ones[seed] for seed in seeds], [others[seed] for seed in seeds]
+    interval = paired_difference(runs, other_runs)
+    return Difference(*interval, bootstrap_difference(runs, other_runs).p, tuple(seeds))
+
+
+def claims(arms: Mapping[Arm, Runs]) -> Iterator[tuple[str, Arm, Arm]]:
+    """Yield the comparisons beside those with dense LoRA: what is claimed, and the two arms that are compared."""
+    for arm in arms:
+        heuristic = arm._replace(arm="sparse-nls", ranks="heuristic")
+        where = f"{arm.sparsity:.0%} ({arm.base})"
+        if arm.arm == "sparse-nls" and arm.ranks == "heuristic":
+            yield f"{where}: NLS, heuristic, minus LoRA 32", arm, arm._replace(arm="sparse-lora")
+        elif arm.arm == "sparse-nls":
+            yield f"{where}: NLS, {arm.ranks}, minus heuristic", arm, heuristic
+        elif arm.arm == "sparse-sparsepeft":
+            yield f"{where}: SparsePEFT, merged, minus NLS, heuristic", arm, heuristic
+        elif arm.arm == "sparse-0shot" and arm.base != "wanda":
+            yield f"{where}: 0-shot minus 0-shot of Wanda", arm, arm._replace(base="wanda")
+        elif arm.arm == "dense-nls" and arm.ranks == "heuristic":
+            yield "dense: NLS, heuristic, minus LoRA 32", arm, DENSE_LORA
+
+
+def _print_choices(rows: Sequence[Row]) -> None:
+    """Print the validation losses that rate and alpha were chosen by."""
+    tuned = [row for row in rows if row["kind"] == "tune"]
+    if not tuned:
+        return
+    print("### Rate and alpha, chosen on validation loss at seed 0 and a third of the epochs\n")
+    print("| model | arm | trained on | rate, alpha: loss (lowest in bold) |")
+    print("| --- | --- | --- | --- |")
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in tuned:
+        key = (
+            row["model"],
+            name_of(arm_of(row)),
+            f"{row['trained']}, {row['examples'] or 'all'} x {row['epochs']:.3g}",
+        )
+        groups.setdefault(key, []).append(row)
+    for (model, arm, trained), lines in groups.items():
+        lowest = min(row["loss"] for row in lines)
+        cells = [f"{row['learning_rate']:g}, {row['alpha']:g}: {row['loss']:.4f}" for row in lines]
+        shown = "; ".join(
+            f"**{cell}**" if row["loss"] == lowest else cell for cell, row in zip(cells, lines, strict=True)
+        )
+        print(f"| {model} | {arm} | {trained} | {shown} |")
+
+
+def _against_dense(arms: Mapping[Arm, Runs]) -> dict[Arm, Difference]:
+    """Return the difference of every other arm to dense LoRA."""
+    dense = arms.get(DENSE_LORA, {})
+    found = {arm: _with_any_seed(arm, runs, dense) for arm, runs in arms.items() if arm != DENSE_LORA}
+    return {arm: each for arm, each in found.items() if each is not None}
+
+
+def _with_any_seed(arm: Arm, runs: Runs, others: Runs) -> Difference | None:
+    """Return the difference to others; the one run of an untrained model is repeated for each of their seeds."""
+    repeated = dict.fromkeys(others, next(iter(runs.values()))) if arm.ranks == "none" else runs
+    return difference(repeated, others)
+
+
+def _print_accuracies(table: Table, arms: Mapping[Arm, Runs], corrected: Iterator[float]) -> None:
+    questions = len(next(iter(next(iter(arms.values())).values())))
+    budget = f"trained on {table.trained}, {table.examples or 'all'} examples, {table.epochs:g} epochs"
+    budget = budget if table.epochs else "untrained"
+    print(f"\n### {table.model}, {table.test}: {questions} questions; {budget}\n")
+    print("| model | right | accuracy (95 %) | minus dense LoRA (95 %) | p (Holm) | paper |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    differences = _against_dense(arms)
+    for arm, runs in arms.items():
+        value, low, high = (100 * each for each in pooled_accuracy(list(runs.values())))
+        right = f"{sum(map(sum, runs.values()))} of {questions} x {len(runs)}"
+        line = differences.get(arm)
+        points = "" if line is None else _points(line)
+        p = "" if line is None else _p(next(corrected))
+        cells = [name_of(arm), right, f"{value:.1f} ({low:.1f} to {high:.1f})", points, p, paper_figure(table, arm)]
+        print(f"| {' | '.join(cells)} |")
+
+
+def _print_claims(tables: Mapping[Table, Mapping[Arm, Runs]]) -> None:
+    lines = []
+    for table, arms in tables.items():
+        for words, one, other in claims(arms):
+            found = difference(arms[one], arms.get(other, {}))
+            if found is not None:
+                lines.append((f"{table.model}, {table.test}", words, found))
+    if not lines:
+        return
+    print("\n### Claims, paired by question\n")
+    print("| model, test | difference | points (95 %) | p | p (Holm) | seeds |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for (where, words, found), p in zip(lines, holm([found.p for *_, found in lines]), strict=True):
+        seeds = ", ".join(map(str, found.seeds))
+        print(f"| {where} | {words} | {_points(found)} | {_p(found.p)} | {_p(p)} | {seeds} |")
+
+
+def _print_means(tables: Mapping[Table, Mapping[Arm, Runs]]) -> None:
+    """Print the means over the test sets of a model, each set with the same weight; the interval is normal.
+
+    Test sets are independent samples, so that the variance of the mean is the sum of theirs over their number squared.
+    """
+    models: dict[tuple[str, int, float], dict[str, Mapping[Arm, Runs]]] = {}
+    for table, arms in tables.items():  # of two training sets for a test set, the first one's arms
+        models.setdefault((table.model, table.examples, table.epochs), {}).setdefault(table.test, arms)
+    for (model, *_), tests in models.items():
+        common = [arm for arm in next(iter(tests.values())) if all(arm in arms for arms in tests.values())]
+        if len(tests) < 2 or not common:
+            continue
+        print(f"\n### {model}: mean of {', '.join(tests)}\n")
+        print("| model | accuracy | minus dense LoRA (95 %) | paper, LLaMA-7B |")
+        print("| --- | --- | --- | --- |")
+        for arm in common:
+            share = sum(pooled_accuracy(list(arms[arm].values())).value for arms in tests.values()) / len(tests)
+            found = [_against_dense(arms).get(arm) for arms in tests.values()]
+            points = "" if None in found else mean_points([each for each in found if each is not None])
+            print(f"| {name_of(arm)} | {100 * share:.1f} | {points} | {_paper_mean(arm, len(tests))} |")
+
+
+def mean_points(differences: Sequence[Difference]) -> str:
+    """Return the mean of differences on independent test sets in points, with its 95 % interval."""
+    count = len(differences)
+    value = sum(each.value for each in differences) / count
+    errors = [(each.high - each.low) / (2 * Z95) for each in differences]
+    half = Z95 * math.sqrt(sum(error**2 for error in errors)) / count
+    return f"{100 * value:+.1f} ({100 * (value - half):+.1f} to {100 * (value + half):+.1f})"
+
+
+def _paper_mean(arm: Arm, num_tests: int) -> str:
+    if num_tests < 4:
+        return ""
+    if arm == DENSE_LORA or (arm.arm == "sparse-nls" and arm.ranks == "heuristic" and arm.sparsity in LLAMA):
+        return str(LLAMA[arm.sparsity]["mean"])
+    return str(LLAMA_MEANS.get((arm.arm, arm.ranks), "")) if arm.sparsity == 0.5 else ""
+
+
+def _belongs(row: Row, table: Table) -> bool:
+    if (row["model"], row["test"], row["limit"]) != (table.model, table.test, table.limit):
+        return False
+    if row["ranks"] == "none":
+        return row["trained"] in ("", table.trained)
+    return table_of(row) == table
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    return ORDER.index(row["arm"]), row["sparsity"], row["base"] != "wanda", row["ranks"], row["seed"]
+
+
+def _without_seen(arms: Mapping[Arm, Mapping[int, str]]) -> dict[Arm, dict[int, Bits]]:
+    """Return answers as bits, without the questions that any line marks as seen."""
+    texts = [text for runs in arms.values() for text in runs.values()]
+    counted = [number for number, answers in enumerate(zip(*texts, strict=True)) if SEEN not in answers]
+    return {
+        arm: {seed: [text[number] == "1" for number in counted] for seed, text in runs.items()}
+        for arm, runs in arms.items()
+    }
+
+
+def _points(found: Difference) -> str:
+    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+
+
+def _p(value: float) -> str:
+    return f"{value:.4f}"

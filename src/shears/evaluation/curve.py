@@ -1,0 +1,98 @@
+"""The curve of accuracy over the rank of a super-adapter, all groups at the same rank, and the area under it. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+from shears.adapt.space import RankConfig, SearchSpace
+from shears.errors import InputError
+from shears.evaluation.comparison import paired
+from shears.evaluation.records import Evaluation
+from shears.evaluation.statistics import Interval, holm, weighted_accuracy
+
+BY_RANK = ("prediction", "correct", "output")  # fields of a record that each rank has, beside `correct_NAME`
+
+
+def allowed_ranks(space: SearchSpace) -> list[int]:
+    """Return every rank that some group may have, largest first."""
+    return sorted({rank for ranks in space.ranks.values() for rank in ranks}, reverse=True)
+
+
+def tied(space: SearchSpace, rank: int) -> RankConfig:
+    """Return the configuration of one rank for all groups; InputError for a rank that no group may have.
+
+    A group that may not have it takes its largest rank below it, or its smallest one.
+    """
+    if rank not in (allowed := allowed_ranks(space)):
+        raise InputError(f"ranks must be all or one of {', '.join(map(str, allowed))}, got {rank}")
+    return RankConfig(
+        {group: next((each for each in ranks if each <= rank), ranks[-1]) for group, ranks in space.ranks.items()}
+    )
+
+
+def area_weights(ranks: Sequence[int]) -> list[float]:
+    """Return the weight of each rank's accuracy in the area under the curve; they are positive and their sum is 1.
+
+    AURAC, the area under the rank-accuracy curve, is named by MatryoshkaLoRA (arXiv 2605.07850); its formula could not
+    be read when this was written, so the definition is ours. The area is that of the trapezoids over rank (the curve
+    is drawn with straight lines between measured ranks), divided by the span of the ranks:
+
+        sum over neighbours (r_i, r_i+1) of (a_i + a_i+1) / 2 * (r_i+1 - r_i), over (r_max - r_min)
+
+    so it is a mean accuracy, in [0, 1]. Of one rank it is the accuracy at it.
+    """
+    if len(ranks) == 1:
+        return [1.0]
+    weights = dict.fromkeys(ranks, 0.0)
+    span = max(ranks) - min(ranks)
+    for low, high in pairwise(sorted(ranks)):
+        for rank in (low, high):
+            weights[rank] += (high - low) / 2 / span
+    return [weights[rank] for rank in ranks]
+
+
+def aurac(ranks: Sequence[int], runs: Sequence[Sequence[bool]]) -> Interval:
+    """Return the area under the curve (`area_weights`) with its 95 % interval over examples.
+
+    `runs` hold, for each rank, whether each example was answered rightly.
+    """
+    return weighted_accuracy(runs, area_weights(ranks))
+
+
+def curve(by_rank: Mapping[int, Evaluation], parameters: Mapping[int, int]) -> Evaluation:
+    """Return the evaluation at the largest rank, with the curve of all ranks and what each rank answered.
+
+    `parameters` are those of the sub-adapter by rank. Every difference is paired by example: a rank minus the largest.
+    """
+    ranks = sorted(by_rank, reverse=True)
+    first = by_rank[ranks[0]]
+    points = [_point(rank, by_rank[rank], parameters[rank]) for rank in ranks]
+    found = (paired(by_rank[rank].records, first.records) for rank in ranks[1:])
+    differences = [difference for difference in found if difference is not None]
+    corrected = holm([difference["p"] for difference in differences])
+    for point, difference, p in zip(points[1:], differences, corrected, strict=True):  # all ranks have equal questions
+        point["difference"] = {**difference, "p_holm": p}
+    area = aurac(ranks, [[record["correct"] for record in by_rank[rank].records] for rank in ranks])
+    records = [
+        {**record, "by_rank": {str(rank): _answer(by_rank[rank].records[index]) for rank in ranks}}
+        for index, record in enumerate(first.records)
+    ]
+    content = {"aurac": area.value, "aurac_ci95": [area.low, area.high], "points": points}
+    return replace(first, records=records, curve=content)
+
+
+def _point(rank: int, evaluation: Evaluation, parameters: int) -> dict[str, Any]:
+    return {
+        "rank": rank,
+        "parameters": parameters,
+        "value": evaluation.value,
+        "n": evaluation.n,
+        "ci95": list(evaluation.ci95),
+        "details": evaluation.details,
+        "difference": None,
+    }
+
+
+def _answer(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key in BY_RANK or key.startswith("correct_")}
