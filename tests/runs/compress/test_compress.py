@@ -150,6 +150,9 @@ def test_a_text_is_cut_at_a_line_and_rows_at_a_row(tmp_path: Path) -> None:
     first, rest = (file.read_text() for file in split_text(str(tmp_path / "rows.jsonl"), tmp_path))
     assert [json.loads(line)["text"] for line in rest.splitlines()] == ["18", "19"]
     assert len(first.splitlines()) == 18
+    (tmp_path / "mine.jsonl").write_text('{"words": "a", "text": "b"}\n' * 3)
+    first, _ = split_text(str(tmp_path / "mine.jsonl"), tmp_path, {"text": "words"})
+    assert [json.loads(line)["text"] for line in first.read_text().splitlines()] == ["a", "a"]
     (tmp_path / "one.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(InputError, match="must have a part to hold out"):
         split_text(str(tmp_path / "one.jsonl"), tmp_path)

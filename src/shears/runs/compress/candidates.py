@@ -100,7 +100,7 @@ def recipe_of(candidate: Candidate, config: CompressConfig, model: str, text: st
     """Return the recipe of a run that makes a candidate, calibrated and healed on the file `text`."""
     sampling: dict[str, Any] = {"num_samples": config.num_samples, "sequence_length": config.sequence_length,
                                 "seed": config.seed}  # fmt: skip
-    pruning: dict[str, Any] = {"method": config.method, "calibration": text, "columns": config.columns}
+    pruning: dict[str, Any] = {"method": config.method, "calibration": text}
     dense: dict[str, Any] = {"method": "magnitude"}  # no weight becomes zero, so that nothing must be measured
     rounds = candidate.values in ("int8", "int4")
     return Recipe(
@@ -123,7 +123,7 @@ def _heal(config: CompressConfig, text: str) -> HealConfig:
     steps = HealConfig(data=text, tokens=config.heal, sequence_length=config.sequence_length).num_steps
     warmup = min(HealConfig.model_fields["warmup_steps"].default, steps - 1)
     return HealConfig(
-        data=text, tokens=config.heal, sequence_length=config.sequence_length, columns=config.columns,
+        data=text, tokens=config.heal, sequence_length=config.sequence_length,
         warmup_steps=warmup, seed=config.seed,
     )  # fmt: skip
 

@@ -63,9 +63,9 @@ def measured_losses(
     tokenizer = load_tokenizer(model)
     network = load_model(model, "auto", "cpu")
     length = within_context(network, min(LENGTH, config.sequence_length))
-    tokens = text_tokens(held_out, tokenizer, config.columns)
+    tokens = text_tokens(held_out, tokenizer)
     samples = min(SEQUENCES, config.num_samples)
-    calibration = calibration_batches(text, tokenizer, samples, length, samples, config.seed, columns=config.columns)
+    calibration = calibration_batches(text, tokenizer, samples, length, samples, config.seed)
 
     def loss(changed: PreTrainedModel) -> float:
         with autocast("auto", "cpu"):

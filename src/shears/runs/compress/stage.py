@@ -82,7 +82,7 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
             return _attempted(record, settings, folder, name)
     source = _source(ref, name, settings, dry_run)
     with tempfile.TemporaryDirectory() as scratch:
-        texts = _texts(source, Path(scratch))
+        texts = _texts(source, Path(scratch), settings)
         record = _planned(ref, name, settings, texts, folder)
         if dry_run:
             return record
@@ -123,10 +123,10 @@ def _source(ref: ModelRef, name: str, settings: CompressConfig, dry_run: bool) -
     return str(own_text(ref, tokens, settings.seed))
 
 
-def _texts(source: str | None, folder: Path) -> Texts:
+def _texts(source: str | None, folder: Path, settings: CompressConfig) -> Texts:
     if source is None:
         return Texts(folder / "calibration.jsonl", folder / "held_out.jsonl")
-    return Texts(*split_text(source, folder))
+    return Texts(*split_text(source, folder, settings.columns))
 
 
 def _planned(ref: ModelRef, name: str, settings: CompressConfig, texts: Texts, folder: Path) -> dict[str, Any]:
@@ -309,7 +309,7 @@ def _figures(
 def _loss(model: str | Path, held_out: Path, settings: CompressConfig) -> float:
     """Return the loss on the held-out text in nats a token."""
     measured = evaluate(
-        model, task="perplexity", data=str(held_out), columns=settings.columns, device="cpu",
+        model, task="perplexity", data=str(held_out), device="cpu",
         sequence_length=settings.sequence_length, limit=settings.num_samples,
     )  # fmt: skip
     return math.log(measured.value)
