@@ -407,7 +407,7 @@ def print_compressed(record: Mapping[str, Any]) -> None:
     for row in rows:
         figures = (_number(row["tokens_per_second"], ".1f"), _number(row["loss"], ".4f"))
         bits = f"{8 * row['bytes'] / weights:.2f}"
-        meets = {True: "yes", False: "no"}.get(row.get("holds"), "")
+        meets = "" if row.get("holds") is None else "yes" if row["holds"] else "no"
         table.add_row(Text(row["name"]), f"{row['bytes'] / 1e9:.4f} GB", bits, *figures, meets)
     console.print(table)
 

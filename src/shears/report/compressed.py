@@ -93,7 +93,7 @@ def _measured_table(rows: list[Mapping[str, Any]], record: Record) -> Markup:
         speed = row.get("tokens_per_second")
         loss = row.get("loss")
         bits = f"{8 * row['bytes'] / record['parameters']:.2f}"
-        holds = {True: "yes", False: "no"}.get(row.get("holds"), "")  # type: ignore[call-overload]
+        holds = "" if row.get("holds") is None else "yes" if row["holds"] else "no"  # only candidates have a verdict
         return (
             row["name"], size(row["bytes"]), bits, "unknown" if speed is None else rate(speed),
             "unknown" if loss is None else digits(loss), holds,

@@ -64,7 +64,7 @@ def test_files_to_compare_with_have_figures_or_none(tmp_path: Path) -> None:
     file = tmp_path / "q4.gguf"
     assert Rival.parse(f"{file},loss=2.5,tok/s=46.6") == Rival(str(file), 2.5, 46.6)
     assert Rival.parse(str(file)) == Rival(str(file))
-    for wrong, words in ((f"{file},speed=3", "FILE.gguf,loss"), ("model.bin", "a .gguf file"), (str(file), "are here")):
+    for wrong, words in ((f"{file},speed=3", "FILE.gguf,loss"), ("model.bin", "a .gguf file")):
         with pytest.raises(InputError, match=words):
             build(CompressConfig, "compress", {"target": "1GB", "compare": wrong})
 

@@ -115,6 +115,7 @@ def test_the_report_draws_every_package(made: tuple[Path, dict[str, Any]]) -> No
         ({"target": "100GB"}, "the target must need a compression"),
         ({"target": "1bits"}, r"nearest of 8 candidates is s50-int4-int4"),
         ({"target": "9bits", "calibration": None}, r"compress\.calibration must be given"),
+        ({"target": "9bits", "compare": "nowhere.gguf"}, "must name files that are here"),
         ({"target": "9bits", "calibration": "nowhere.txt"}, "readable UTF-8 file"),
         ({"target": "9bits", "sequence_length": 9999}, "sequence_length must be at most this model's context"),
     ],

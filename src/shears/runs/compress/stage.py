@@ -72,6 +72,8 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
     """
     settings = build(CompressConfig, "compress", config)
     set_threads(settings.threads)
+    if missing := [rival.file for rival in settings.rivals if not expanded(rival.file).is_file()]:
+        raise InputError(f"compress.compare must name files that are here, got {missing[0]}; check the path")
     folder = expanded(output).resolve()
     name = str(model)
     ref = resolve(model)
