@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import shears
+from shears.checkpoints.packed.file import read_package
 from shears.cli import main
 from shears.errors import InputError
 from shears.runs.compress.texts import split_text
@@ -107,6 +108,41 @@ def test_the_report_draws_every_package(made: tuple[Path, dict[str, Any]]) -> No
     for row in record["measured"]:
         assert page.count(row["name"]) >= 4
     assert all(each["name"] in page for each in record["candidates"])
+
+
+def test_a_package_that_misses_is_followed_by_a_better_one_on_the_same_sparse_model(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = {"int8": 60.0, "int4": 90.0}
+    monkeypatch.setattr(Forecast, "tokens_per_second", lambda _, s, values, e: speeds.get(values, 10.0))
+    measured = iter([30.0, 55.0])
+    monkeypatch.setattr(
+        "shears.runs.compress.stage.package_decoding",
+        lambda *_: dict.fromkeys(("median", "min", "max"), next(measured)),
+    )
+    settings = {**SETTINGS, "sparsities": (0.5,), "values": ("bf16", "int8", "int4"), "embeddings": ("keep",)}
+    record = shears.compress(
+        inputs / "dense", inputs / "fast", target="50tok/s", calibration=inputs / "text.txt", probe=False, **settings
+    )
+    assert [(row["name"], row["holds"]) for row in record["measured"]] == [("s50-int8", False), ("s50-int4", True)]
+    assert record["chosen"] == "s50-int4"
+    files = [inputs / "fast" / name / "sparse" / "model.safetensors" for name in ("s50-int8", "s50-int4")]
+    assert files[0].samefile(files[1])
+
+
+def test_a_sparse_model_is_healed_and_trained_for_the_package(inputs: Path) -> None:
+    (inputs / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 8)
+    settings = {**SETTINGS, "sparsities": "0.5", "values": "int4", "embeddings": "int8", "probe": False}
+    record = shears.compress(
+        inputs / "dense", inputs / "trained", target="9bits", calibration=inputs / "text.txt", heal=64,
+        data=inputs / "rows.jsonl", max_steps=1, **settings,
+    )  # fmt: skip
+    folder = inputs / "trained" / record["chosen"]
+    assert {"sparse", "healed", "super_adapter", "package"} <= {path.name for path in folder.iterdir()}
+    assert [stage["name"] for stage in record["stages"]] == ["sparsify", "heal", "train", "export"]
+    package = read_package(folder / "package")
+    assert {entry.values for entry in package.index.packed.values()} == {"int4"}
+    assert not package.adapter()  # it was merged
 
 
 @pytest.mark.parametrize(
