@@ -117,7 +117,8 @@ class Shape:
         linears = sum(
             count * _linear_bytes(*size, sparsity, values) for size, count in Counter(self.sides.values()).items()
         )
-        words = int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator, union-attr, index]
+        table: Any = self.model.get_input_embeddings()  # type: ignore[operator]  # of a PreTrainedModel
+        words = int(table.weight.shape[0])
         outside = [tuple(weight.shape) for weight in self.model.parameters() if tuple(weight.shape)[:1] == (words,)]
         tables = [shape for shape in outside if len(shape) == 2]
         saved = sum(math.prod(shape) * BF16_BYTES - _table_bytes(*shape, embeddings) for shape in tables)

@@ -188,8 +188,8 @@ def test_a_text_is_cut_at_a_line_and_rows_at_a_row(tmp_path: Path) -> None:
     assert [json.loads(line)["text"] for line in rest.splitlines()] == ["18", "19"]
     assert len(first.splitlines()) == 18
     (tmp_path / "mine.jsonl").write_text('{"words": "a", "text": "b"}\n' * 3)
-    first, _ = split_text(str(tmp_path / "mine.jsonl"), tmp_path, {"text": "words"})
-    assert [json.loads(line)["text"] for line in first.read_text().splitlines()] == ["a", "a"]
+    renamed, _ = split_text(str(tmp_path / "mine.jsonl"), tmp_path, {"text": "words"})
+    assert [json.loads(line)["text"] for line in renamed.read_text().splitlines()] == ["a", "a"]
     (tmp_path / "one.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(InputError, match="must have a part to hold out"):
         split_text(str(tmp_path / "one.jsonl"), tmp_path)

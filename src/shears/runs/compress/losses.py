@@ -70,7 +70,7 @@ def measured_losses(
     def loss(changed: PreTrainedModel) -> float:
         with autocast("auto", "cpu"):
             sums = perplexity(changed, tokens, length, samples).records
-        return sum(record["nll"] for record in sums) / sum(record["tokens"] for record in sums)
+        return float(sum(record["nll"] for record in sums) / sum(record["tokens"] for record in sums))
 
     started = time.perf_counter()
     dense = loss(network)
