@@ -35,14 +35,18 @@ def space_of_record(record: dict[str, Any]) -> SearchSpace:
     return SearchSpace(
         ranks={name: group["ranks"] for name, group in groups.items()},
         modules={name: group["modules"] for name, group in groups.items()},
+        factors={name: group["factors"] for name, group in groups.items() if "factors" in group},
     )
 
 
 def _is_group(group: Any) -> bool:
-    """Tell whether a value is a group of a search space: whole numbers as ranks, names as modules."""
+    """Tell whether a value is a group of a search space: whole numbers as ranks, names as modules, perhaps factors."""
     match group:
         case {"ranks": [*ranks], "modules": [*modules]}:
-            return all(type(rank) is int for rank in ranks) and all(isinstance(name, str) for name in modules)
+            factors = group.get("factors", [])
+            numbers = isinstance(factors, list) and all(type(factor) in (int, float) for factor in factors)
+            names = all(isinstance(name, str) for name in modules)
+            return numbers and names and all(type(rank) is int for rank in ranks)
     return False
 
 
@@ -65,7 +69,7 @@ def checked_base(folder: Path, record: dict[str, Any], model: str | None = None)
 def load_super_adapter(
     folder: str | Path, model: str | None = None, dtype: str = "auto", device: str = "auto"
 ) -> SuperAdapter:
-    """Load a super-adapter on its frozen base, masked by the base's zeros if it was trained so (sparse_adapter).
+    """Load a super-adapter on its frozen base; it computes as in its training (sparse_adapter, quantize_aware).
 
     InputError if the base is not the one it was trained on.
     """
@@ -73,6 +77,6 @@ def load_super_adapter(
     record = read_record(folder, SEARCH_SPACE, "groups", "base", "base_fingerprint")
     base = checked_base(folder, record, model)
     network, tokenizer = load_both(base, dtype, device)
-    peft_model = put_adapter(network, folder, masked=record.get("sparse_adapter", False))
+    peft_model = put_adapter(network, folder, record=record)
     known = {**inherited(base.record), **record}
     return SuperAdapter(peft_model, tokenizer, make_elastic(peft_model, space_of_record(record)), known)

@@ -9,7 +9,7 @@ from shears.config.fields import Columns, Device, DtypeName, Names, Ranks, Remov
 
 AUTO = "auto"  # the groups that the model's structure gives
 TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
-SamplingName = Literal["uniform", "sandwich", "per-example", "per-process", "maximal"]
+SamplingName = Literal["uniform", "sandwich", "per-example", "per-process", "maximal", "nested"]
 
 
 class TrainConfig(StageConfig):
@@ -39,7 +39,8 @@ class TrainConfig(StageConfig):
     sampling: SamplingName = "uniform"
     """How rank configurations are drawn: uniform (one per step), per-process (one per step and process), per-example
     (one per example), sandwich (a quarter of the examples at the largest ranks, a quarter at the smallest, the others
-    at random) or maximal (always the largest ranks: plain LoRA, see reorder)."""
+    at random), maximal (always the largest ranks: plain LoRA, see reorder) or nested (every rank in every step, by a
+    fixed diagonal between the factors that weighs a component by the share of the ranks that contain it)."""
     reorder: bool = False
     """After training at the largest ranks, sort the components by size, so that cutting ranks loses little."""
     curriculum: float = Field(0.0, ge=0.0, le=1.0)
@@ -50,6 +51,18 @@ class TrainConfig(StageConfig):
     sparse_adapter: bool = False
     """SparsePEFT: mask the adapter's product by the zeros of the weight, so that merging keeps every zero. At a
     sparsity of 0.5 the mask halves the product: double alpha."""
+    quantize_aware: Literal["none", "int4"] = "none"
+    """QA-SparsePEFT: int4 trains the weights that a package of int4 values will hold, adapter merged, zeros kept and
+    rounded, so that export --format package is exact."""
+    learn_scales: bool = False
+    """With quantize_aware: train the scale of every row and 128 inputs too; they start at those of the weights."""
+    teacher: str | None = None
+    """Model whose predictions the adapter also learns on every token with loss: the dense one, or the folder of an
+    adapter that was trained on it. Its predictions are computed once and kept beside the data."""
+    teacher_weight: float = Field(0.5, ge=0.0, le=1.0)
+    """Weight of the divergence from the teacher's predictions; the labels' loss has the rest."""
+    teacher_top_k: int = Field(64, gt=0)
+    """Words that are kept of each prediction of the teacher, the likeliest; the others count as one."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapters' inputs."""
     epochs: float = Field(1.0, gt=0, le=1e6)
@@ -122,6 +135,11 @@ class TrainConfig(StageConfig):
                 "init pissa needs one rank, because it moves a part of the model into the adapter, "
                 f"got {len(self.ranks)}; set one rank or init lora"
             )
+        if self.curriculum and self.sampling == "nested":
+            raise ValueError(
+                "curriculum needs a sampling that draws ranks, got nested, which trains all of them in every step; "
+                "set curriculum 0 or another sampling"
+            )
         if self.reorder and self.sampling != "maximal" and len(self.ranks) > 1:
             raise ValueError(
                 f"reorder needs sampling maximal, because it undoes what smaller ranks learnt, got {self.sampling}"
@@ -139,9 +157,17 @@ class TrainConfig(StageConfig):
     @field_validator("report_to")
     @classmethod
     def _check_trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [name for name in value if name not in TRACKERS]:
-            raise ValueError(f"must be of {', '.join(TRACKERS)}, got {unknown[0]!r}")
-        return value
+        return known_trackers(value)
+
+    @property
+    def masks(self) -> bool:
+        """Whether the adapter's product is masked by the zeros of the weight."""
+        return self.sparse_adapter or self.quantize_aware != "none"
+
+    @property
+    def _masked_by(self) -> str:
+        """The option that masks the product, for messages."""
+        return "sparse_adapter" if self.quantize_aware == "none" else f"quantize_aware {self.quantize_aware}"
 
     def _check_plain_weights(self) -> None:
         if self.shard and (self.quantize != "none" or self.compile):
@@ -149,10 +175,10 @@ class TrainConfig(StageConfig):
                 "shard needs plain weights and blocks that are not compiled: quantize none and no compile, got "
                 f"quantize {self.quantize}{' and compile' * self.compile}"
             )
-        if self.quantize != "none" and (self.sparse_adapter or self.init == "pissa"):
-            raise ValueError(
-                f"sparse_adapter and init pissa need plain weights: quantize must be none, got {self.quantize}"
-            )
+        if self.quantize != "none" and (self.masks or self.init == "pissa"):
+            first = self._masked_by if self.quantize_aware != "none" else "sparse_adapter and init pissa"
+            verb = "needs" if self.quantize_aware != "none" else "need"
+            raise ValueError(f"{first} {verb} plain weights: quantize must be none, got {self.quantize}")
 
     @property
     def validation_source(self) -> str | None:
@@ -170,18 +196,32 @@ class TrainConfig(StageConfig):
             raise ValueError(f"validation must be a source of rows or a share between 0 and 1, got {share:g}")
 
     def _check_sparse_adapter(self) -> None:
-        if not self.sparse_adapter:
+        if self.learn_scales and self.quantize_aware == "none":
+            raise ValueError("learn_scales trains the scales of quantize_aware, got none; add quantize_aware int4")
+        if not self.masks:
             return
+        if self.quantize_aware != "none" and self.sampling == "nested":
+            raise ValueError(
+                "quantize_aware needs the product that is exported, to the bit, and nested sampling weighs components "
+                "that are folded at the end: sampling must be uniform, per-process or maximal, got nested"
+            )
         if self.sampling in ("per-example", "sandwich"):
             raise ValueError(
-                "sparse_adapter computes one product per step: sampling must be uniform, per-process or maximal, "
-                f"got {self.sampling}"
+                f"{self._masked_by} computes one product per step: sampling must be uniform, per-process, maximal or "
+                f"nested, got {self.sampling}"
             )
         if self.dropout or self.init == "pissa":
             raise ValueError(
-                "sparse_adapter needs dropout 0 and init lora or recovery, "
+                f"{self._masked_by} needs dropout 0 and init lora or recovery, "
                 f"got dropout {self.dropout:g} and init {self.init}"
             )
+
+
+def known_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names; ValueError for one that is no tracker."""
+    if unknown := [name for name in names if name not in TRACKERS]:
+        raise ValueError(f"must be of {', '.join(TRACKERS)}, got {unknown[0]!r}")
+    return names
 
 
 def share_of(source: str) -> float | None:

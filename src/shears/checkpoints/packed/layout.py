@@ -108,15 +108,21 @@ def kept(weight: Float[Tensor, "O I"]) -> Bool[Tensor, "O I"]:
     return weight.contiguous().view(_BITS[weight.element_size()]) != 0
 
 
-def pack(weight: Float[Tensor, "O I"], values: NumberFormat) -> PackedMatrix:
+def pack(
+    weight: Float[Tensor, "O I"],
+    values: NumberFormat,
+    grid: tuple[Float16[Tensor, "O B"], UInt8[Tensor, "O B"]] | None = None,
+) -> PackedMatrix:
     """Return the packed weight, its kept values converted to `values`.
 
     Bit for bit lossless where that is the weight's own dtype. A kept weight that becomes zero in `values` stays kept.
+    `grid` are the scales and zero points of int4, by default those of the weight (`quantize_blocks`).
     InputError for NaN or infinity in int8 or int4, and for a scale of int4 beyond fp16.
     """
     mask = kept(weight)
     if values in QUANTIZED:
-        return pack_quantized(mask, quantize(weight, values))
+        rounded = quantize(weight, values) if grid is None else Quantized(codes_on_grid(weight, *grid), *grid)
+        return pack_quantized(mask, rounded)
     bits = _in_panels(mask, values)
     return _packed(mask, bits, values, _in_panels(weight.to(FORMAT_DTYPES[values]), values)[bits], None, None)
 
@@ -242,13 +248,14 @@ def grid_of_range(
 def codes_on_grid(
     weight: Float[Tensor, "O I"], scales: Float[Tensor, "O B"], zeros: Shaped[Tensor, "O B"]
 ) -> UInt8[Tensor, "O I"]:
-    """Return the int4 codes nearest to a float32 weight on the grid of scales and zero points, on any device.
+    """Return the int4 codes nearest to a weight on the grid of scales and zero points, on any device.
 
     A weight of 0 gets the zero point of its block. `dequantize_blocks` is the way back.
     """
     cols = weight.shape[1]
-    steps = scales.float().where(scales > 0, 1.0)
-    codes = (weight / by_input(steps, cols)).round_().add_(by_input(zeros.float(), cols))
+    wide = scales.float()
+    steps = weight.float() / by_input(wide.where(wide > 0, 1.0), cols)
+    codes = steps.masked_fill_(by_input(wide == 0, cols), 0.0).round_().add_(by_input(zeros.float(), cols))
     return codes.clamp_(0, LARGEST_CODE).to(torch.uint8)
 
 
