@@ -13,7 +13,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "max_length", "packing", "limit", "protocol", "calibration", "num_samples", "sequence_length",
     ),
     "Pruning": (
-        "sparsity", "method", "pattern", "allocation", "reconstruct", "targets", "skip", "sparsity_of", "damping",
+        "sparsity", "method", "pattern", "allocation", "reconstruct", "refine", "targets", "skip", "sparsity_of",
+        "damping",
     ),
     "Adapter": (
         "ranks", "groups", "alpha", "init", "sampling", "reorder", "curriculum", "sparse_adapter", "dropout",
