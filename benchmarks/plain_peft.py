@@ -21,8 +21,13 @@ BATCH_SIZE = 16  # examples in an optimizer step, in every recipe compared with 
 LEARNING_RATE = 1e-3
 
 
-def plain_trainer(base: str, rows: Sequence[dict[str, list[int]]], output: Path, *, bf16: bool) -> Trainer:
-    """Return a Trainer over the rows (input_ids; labels, -100 before the completion), to be taken in their order."""
+def plain_trainer(
+    base: str, rows: Sequence[dict[str, list[int]]], output: Path, *, bf16: bool, checkpointing: bool = False
+) -> Trainer:
+    """Return a Trainer over the rows (input_ids; labels, -100 before the completion), to be taken in their order.
+
+    `checkpointing` recomputes every block in the backward pass.
+    """
     model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)
     lora = LoraConfig(r=32, lora_alpha=64, target_modules=TARGETS, task_type="CAUSAL_LM")
     arguments = TrainingArguments(
@@ -32,6 +37,8 @@ def plain_trainer(base: str, rows: Sequence[dict[str, list[int]]], output: Path,
         learning_rate=LEARNING_RATE,
         train_sampling_strategy="sequential",  # the rows come shuffled
         bf16=bf16,
+        activation_checkpointing=checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=True,
         save_strategy="no",
         report_to="none",

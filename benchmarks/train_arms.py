@@ -22,15 +22,18 @@ from shears.models.devices import resolved_precision
 from shears.models.load import load_tokenizer
 from shears.models.ref import resolve
 
-PLAIN, LORA, HOOKLESS = "plain PEFT", "LoRA, packed", "LoRA, packed, hooks off"
+PLAIN, CHECKPOINTED = "plain PEFT", "plain PEFT, gradient checkpointing"
+LORA, HOOKLESS = "LoRA, packed", "LoRA, packed, hooks off"
 NLS, SPARSE = "NLS uniform, packed", "SparsePEFT, packed"
 ARMS: dict[str, dict[str, Any]] = {
     PLAIN: {},
+    CHECKPOINTED: {},
     "LoRA, padded in length buckets": {"ranks": 32, "packing": False},
     LORA: {"ranks": 32},
     HOOKLESS: {"ranks": 32},  # LoRA has the hooks that mask ranks even with one rank; this arm removes them
     NLS: {},
     "NLS uniform, packed, nothing recomputed": {"recompute": False},
+    "NLS uniform, packed, gradient checkpointing": {"gradient_checkpointing": True},
     "NLS uniform, packed, two forwards": {"micro_batch_size": 8},  # gradients accumulate: less memory
     "NLS per example, packed": {"sampling": "per-example"},
     "NLS sandwich, packed": {"sampling": "sandwich"},
@@ -75,10 +78,11 @@ def loaded(arm: str, job: Job) -> Callable[[], object]:
     settings = job.settings(arm)
     work = Path(job.folder) / arm
     work.mkdir()
-    if arm == PLAIN:
-        rows = job.rows()
+    if arm in (PLAIN, CHECKPOINTED):
+        rows = [asdict(row) for row in job.rows()]
         bf16 = resolved_precision(settings.precision, "cpu") == "bf16"
-        trainer = plain_trainer(job.base, [asdict(rows[number]) for number in job.order()], work, bf16=bf16)
+        ordered = [rows[number] for number in job.order()]
+        trainer = plain_trainer(job.base, ordered, work, bf16=bf16, checkpointing=arm == CHECKPOINTED)
         _read(trainer.model)
         return trainer.train
     prepared = prepare(resolve(job.base), settings)

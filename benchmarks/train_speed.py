@@ -2,13 +2,19 @@
 
     python -m benchmarks.train_speed --data FOLDER [--model smollm2-135m] [--steps 6] [--rounds 5] [--length N]
     python -m benchmarks.train_speed --data FOLDER --memory
+    python -m benchmarks.train_speed --data gsm8k.jsonl --base FOLDER --steps 2 --rounds 2 --only "plain PEFT" "NLS uni"
 
 FOLDER holds LLM-Adapters' MAWPS, or is a JSONL file of questions and answers, such as GSM8K's. The base is pruned by
 magnitude to 50 %, or is `--base`. A round is one pass over `--steps` x 16 examples, the same in every arm; the batches
 are the same too, except in the arm in length buckets. One arm makes an optimizer step while the others wait
-(benchmarks/turns.py). Each takes about 2 GB, the plain one 4 GB: `--only TEXT ...` keeps only arms whose names contain
-one of the texts. A first round is a warm-up and does not count. `--length N` puts solved questions before every
-question, for examples of about N tokens. `--memory` makes three steps on the 16 longest examples, one arm at a time.
+(benchmarks/turns.py). A first round is a warm-up and does not count.
+
+`--only TEXT ...` keeps only arms whose names contain one of the texts; the first that is kept is what the others are
+compared with. A peak is of an arm's own process, from its start, with pages of mapped files. With SmolLM2-135M each arm
+takes about 2 GB and the plain one 4 GB; larger models may leave room only for `gradient checkpointing`.
+
+`--length N` puts solved questions before every question, for examples of about N tokens. `--memory` makes three steps
+on the 16 longest examples, one arm at a time.
 """
 
 import argparse
@@ -26,21 +32,34 @@ from benchmarks.mawps_data import write_splits
 from benchmarks.memory import Usage, peak_memory
 from benchmarks.plain_peft import BATCH_SIZE
 from benchmarks.report import environment, log_to_stderr
-from benchmarks.train_arms import ARMS, HOOKLESS, LORA, NLS, PLAIN, SPARSE, Job, lengthened, num_tokens, train
+from benchmarks.train_arms import (
+    ARMS,
+    CHECKPOINTED,
+    HOOKLESS,
+    LORA,
+    NLS,
+    PLAIN,
+    SPARSE,
+    Job,
+    lengthened,
+    num_tokens,
+    train,
+)
 from benchmarks.turns import take_turns
 from shears.data.prompts import render_completion, render_prompt
 from shears.models.devices import resolved_precision
 from shears.models.load import load_tokenizer
 
 TARGETS = (  # the seconds of one arm's step over those of another
-    (PLAIN, LORA, ">=", 1.8),
-    (PLAIN, NLS, ">=", 1.8),
+    (PLAIN, LORA, ">=", 2.2),
+    (PLAIN, NLS, ">=", 2.2),
+    (CHECKPOINTED, NLS, ">=", 2.2),
     (NLS, LORA, "<=", 1.02),
     (NLS, HOOKLESS, "<=", 1.02),
     (SPARSE, LORA, "<=", 1.5),
 )
 RELATIONS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
-MEMORY_TARGET = 0.6  # of the plain recipe's peak
+MEMORY_TARGET = 0.4  # of the plain recipe's peak
 MEMORY_STEPS = 3
 WARM_UP = 1  # rounds
 SPREAD = "(min to max)"
@@ -59,7 +78,7 @@ def main() -> None:
         rounds = MEMORY_STEPS if arguments.memory else WARM_UP + arguments.rounds
         job = Job(base, str(data), rounds, folder)
         print(f"{environment()}, {resolved_precision('auto', 'cpu')}", flush=True)
-        arms = [arm for arm in ARMS if arm == PLAIN or any(text in arm for text in arguments.only)]
+        arms = [arm for arm in ARMS if any(text in arm for text in arguments.only)]
         for line in (memory if arguments.memory else speed)(arms, job):
             print(line, flush=True)
 
@@ -98,7 +117,9 @@ def speed(arms: Sequence[str], job: Job) -> Iterator[str]:
     sizes = [len(row.input_ids) for row in job.rows()]
     steps = len(sizes) // BATCH_SIZE
     taken = take_turns({arm: partial(train, arm, job) for arm in arms}, job.rounds * steps)
-    yield from speed_report(by_round(taken, steps), sum(sizes) / steps)
+    peaks = {arm: each.peak for arm, each in taken.items()}
+    seconds = {arm: each.seconds for arm, each in taken.items()}
+    yield from speed_report(by_round(seconds, steps), sum(sizes) / steps, peaks)
 
 
 def by_round(taken: Seconds, steps: int) -> dict[str, list[float]]:
@@ -112,14 +133,21 @@ def quotients(seconds: Seconds, arm: str, other: str) -> list[float]:
     return [one / two for one, two in zip(seconds[arm], seconds[other], strict=True)]
 
 
-def speed_report(seconds: Seconds, tokens: float) -> Iterator[str]:
-    """Yield the lines of both tables; `tokens` is the mean number of tokens of a step, without padding."""
+def speed_report(seconds: Seconds, tokens: float, peaks: Mapping[str, int]) -> Iterator[str]:
+    """Yield the lines of both tables; `tokens` is the mean number of tokens of a step, without padding.
+
+    `peaks` are in bytes, by arm.
+    """
+    first = next(iter(seconds))
     yield f"\n{tokens:.0f} tokens a step of {BATCH_SIZE} examples\n"
-    yield f"| arm | s/step {SPREAD} | examples/s | tokens/s | times as fast as {PLAIN} {SPREAD} |"
-    yield "| --- " * 5 + "|"
+    yield f"| arm | s/step {SPREAD} | tokens/s | times as fast as {first} {SPREAD} | peak, GB | over {first} |"
+    yield "| --- " * 6 + "|"
     for arm, values in seconds.items():
-        step, faster = median(values), quotients(seconds, PLAIN, arm)
-        yield f"| {arm} | {_spread(values)} | {BATCH_SIZE / step:.2f} | {tokens / step:.0f} | {_spread(faster)} |"
+        faster = quotients(seconds, first, arm)
+        yield (
+            f"| {arm} | {_spread(values)} | {tokens / median(values):.0f} | {_spread(faster)} "
+            f"| {peaks[arm] / 1e9:.2f} | {peaks[arm] / peaks[first]:.2f} |"
+        )
     yield f"\n| step over step | measured {SPREAD} | target | met |\n" + "| --- " * 4 + "|"
     for arm, other, relation, target in TARGETS:
         if {arm, other} <= seconds.keys():
@@ -150,14 +178,15 @@ def memory(arms: Sequence[str], job: Job) -> Iterator[str]:
 
 def memory_report(usages: Mapping[str, Usage]) -> Iterator[str]:
     """Yield the lines of the table: the peak memory of each process, and the part of it added after loading."""
-    yield f"\n| arm | peak, GB | over {PLAIN} | loaded, GB | peak above it, GB | over {PLAIN} |\n" + "| --- " * 6 + "|"
+    first = next(iter(usages))
+    yield f"\n| arm | peak, GB | over {first} | loaded, GB | peak above it, GB | over {first} |\n" + "| --- " * 6 + "|"
     totals = {arm: usage.baseline + usage.peak for arm, usage in usages.items()}
     for arm, usage in usages.items():
         yield (
-            f"| {arm} | {totals[arm] / 1e9:.2f} | {totals[arm] / totals[PLAIN]:.2f} | {usage.baseline / 1e9:.2f} "
-            f"| {usage.peak / 1e9:.2f} | {usage.peak / usages[PLAIN].peak:.2f} |"
+            f"| {arm} | {totals[arm] / 1e9:.2f} | {totals[arm] / totals[first]:.2f} | {usage.baseline / 1e9:.2f} "
+            f"| {usage.peak / 1e9:.2f} | {usage.peak / usages[first].peak:.2f} |"
         )
-    if NLS in totals:
+    if {NLS, PLAIN} <= totals.keys():
         measured = totals[NLS] / totals[PLAIN]
         yield f"\n{NLS} / {PLAIN}: {measured:.2f}, target <= {MEMORY_TARGET}, met: {_yes(measured <= MEMORY_TARGET)}"
 

@@ -1,22 +1,46 @@
 """Times several trainings side by side: each has its own process, and one makes a step while the others wait.
 
 steps = take_turns({"one": partial(train, ...), "other": partial(train, ...)}, 30)
-steps["one"]                          # the seconds of its 30 optimizer steps
+steps["one"].seconds                  # of its 30 optimizer steps
+steps["one"].peak                     # bytes of resident memory, the most that its process ever had
 """
 
 import multiprocessing
 import random
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import DEFAULT_CALLBACKS
 
+from benchmarks.memory import memory
 
-def take_turns(trainings: Mapping[str, Callable[[], object]], steps: int) -> dict[str, list[float]]:
-    """Return the seconds of every training's optimizer steps; the trainings take turns in a new order at each step.
+
+@dataclass
+class Taken:
+    """The seconds of a training's steps, and the peak of its process's resident memory in bytes."""
+
+    seconds: list[float]
+    peak: int = 0
+
+    def add(self, message: "Message") -> None:
+        """Add a step."""
+        self.seconds.append(message.seconds)
+        self.peak = max(self.peak, message.peak)
+
+
+class Message(NamedTuple):
+    """What a training reports of a step: its seconds, and the peak of resident memory so far in bytes."""
+
+    seconds: float
+    peak: int
+
+
+def take_turns(trainings: Mapping[str, Callable[[], object]], steps: int) -> dict[str, Taken]:
+    """Return every training's optimizer steps; the trainings take turns in a new order at each step.
 
     A training is called in its own process (so it must be picklable) and runs one transformers Trainer for that many
     steps. RuntimeError if one ends early.
@@ -29,24 +53,24 @@ def take_turns(trainings: Mapping[str, Callable[[], object]], steps: int) -> dic
         processes[name] = context.Process(target=_take_part, args=(training, theirs), daemon=True)
         processes[name].start()
         theirs.close()  # the process has its own copy, so its end is an EOF here
-        _seconds(name, batons[name])  # loads while the others wait
-    taken: dict[str, list[float]] = {name: [] for name in trainings}
+        _hear(name, batons[name])  # loads while the others wait
+    taken = {name: Taken([]) for name in trainings}
     for step in range(steps):
         for name in random.Random(step).sample(list(trainings), len(trainings)):
             batons[name].send(None)
-            taken[name].append(_seconds(name, batons[name]))
+            taken[name].add(_hear(name, batons[name]))
     for name, process in processes.items():
         batons[name].send(None)
         process.join()
     return taken
 
 
-def _seconds(name: str, baton: Connection) -> float:
+def _hear(name: str, baton: Connection) -> Message:
     try:
-        seconds: float = baton.recv()
+        message: Message = baton.recv()
     except EOFError as error:
         raise RuntimeError(f"every training must make all steps, {name!r} ended early; its error is above") from error
-    return seconds
+    return message
 
 
 def _take_part(training: Callable[[], object], baton: Connection) -> None:
@@ -76,6 +100,6 @@ class _Turn(TrainerCallback):
         self._pass_on(time.perf_counter() - self.started)
 
     def _pass_on(self, seconds: float) -> None:
-        self.baton.send(seconds)
+        self.baton.send(Message(seconds, memory("VmHWM")))
         self.baton.recv()
         self.started = time.perf_counter()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shears.evaluation.run import evaluate as evaluate
     from shears.export.package import unpack as unpack
     from shears.export.stage import export_adapter as export_adapter
+    from shears.healing.stage import heal as heal
     from shears.inspection import inspect as inspect
     from shears.models.fetching import fetch as fetch
     from shears.publishing import push as push
@@ -46,6 +47,7 @@ _MODULES = {
     "evaluate": "evaluation.run",
     "export_adapter": "export.stage",
     "fetch": "models.fetching",
+    "heal": "healing.stage",
     "inspect": "inspection",
     "load_super_adapter": "adapt.load",
     "make_elastic": "adapt.elastic",
@@ -62,7 +64,7 @@ _MODULES = {
     "write_report": "report.page",
 }
 __all__ = list(_MODULES)
-_FOLDERS = ("adapt", "data", "errors", "evaluation", "export", "runtime", "searching", "serving", "sparsity")
+_FOLDERS = ("adapt", "data", "errors", "evaluation", "export", "healing", "runtime", "searching", "serving", "sparsity")
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from shears.records.folders import partial_folder
 
 MODELS = {
     artifacts.SPARSITY: "sparse model",
+    artifacts.HEALED: "healed model",
     **{record: form.called for record, form in FORMAT_OF_RECORD.items() if form.holds == "model"},
     artifacts.UNPACKED: "unpacked model",
 }

@@ -72,6 +72,20 @@ def test_a_masked_adapter_is_saved_as_one(base: Path, tmp_path: Path) -> None:
     assert torch.equal(logits(loaded.model), logits(elastic.model))
 
 
+def test_a_nested_adapter_is_saved_folded_and_trains_on_as_it_was(base: Path, tmp_path: Path) -> None:
+    plain = own(base)
+    plain.remove()
+    elastic = make_elastic(plain.model, plain.space, nested=True)
+    before = {name: tensor.clone() for name, tensor in elastic.model.state_dict().items()}
+    loaded = load_super_adapter(elastic.save(tmp_path / "super"), device="cpu")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in elastic.model.state_dict().items())
+    for choice in ("maximal", "heuristic", "minimal"):
+        ranks = getattr(elastic.space, choice)()
+        elastic.activate(ranks)
+        loaded.elastic.activate(ranks)
+        torch.testing.assert_close(logits(loaded.model), logits(elastic.model))
+
+
 def test_an_output_that_holds_files_is_refused(base: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     elastic = own(base)

@@ -21,7 +21,7 @@ def test_draws_depend_on_seed_and_position_alone(name: str) -> None:
     places = [RowPosition(step, process, row) for step in (0, 7) for process in (0, 1) for row in range(8)]
     drawn = [strategy.config(place) for place in places]
     assert [again.config(place) for place in reversed(places)] == drawn[::-1]
-    if name != "maximal":
+    if name not in ("maximal", "nested"):
         assert [other.config(place) for place in places] != drawn
 
 

@@ -4,10 +4,16 @@ Rank r means the first r rows of A and the first r columns of B. Zeroing A's out
 the unused ranks a gradient of exactly zero, and leaves PEFT's layers, files and merging as they are. Rows of a batch
 share one mask, or each has its own, so that one forward trains or scores many sub-adapters at once.
 
+A nested adapter computes scaling * B D A while it trains: D, a fixed diagonal, weighs each component by the share of
+the allowed ranks that contain it, and `fold` moves D into A and B. Smaller ranks are multiplied by the space's factors
+(decision 53). The masks hold these numbers.
+
 B rows of a batch, R ranks, O output and I input features of a linear; P packed rows of L tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -58,12 +64,17 @@ def _set_full_mask(linear: nn.Module) -> None:
 
 
 class ElasticAdapter:
-    """The handle on a PEFT model whose LoRA ranks can be switched; `remove` undoes it."""
+    """The handle on a PEFT model whose LoRA ranks can be switched; `remove` undoes it.
 
-    def __init__(self, model: PeftModel, space: SearchSpace, adapter: str = "default") -> None:
+    `nested` weighs the components by the diagonal D of nested training until `fold`; an adapter with a start of its
+    own, whose B is not zero, must be divided by it first (`unfold`).
+    """
+
+    def __init__(self, model: PeftModel, space: SearchSpace, adapter: str = "default", *, nested: bool = False) -> None:
         self.model = model
-        self.space = space
+        self.space = space.nested() if nested else space
         self.adapter = adapter
+        self.nested = nested
         layers = dict(lora_layers(model, adapter))
         self._layers = {
             group: [_elastic_layer(layers, name, ranks[0], adapter) for name in space.modules.get(group, ())]
@@ -94,8 +105,66 @@ class ElasticAdapter:
                     _set_full_mask(linear)
                 mask = linear.get_buffer(MASK)  # written in place, because compiled code keeps its buffer
                 mask.copy_(torch.arange(len(mask), device=mask.device) < config[group])
+                mask.mul_(self.space.factor(group, config[group]))
+                if self.nested:
+                    mask.mul_(self._diagonal(group, len(mask)).to(mask.device))
         self.active = config
         return config
+
+    def _diagonal(self, group: str, size: int) -> Float[Tensor, " R"]:
+        """Return D of a group in float32; components beyond the group's largest rank have 0."""
+        weights = torch.tensor(self.space.nested_weights(group))
+        return nn.functional.pad(weights, (0, size - len(weights)))
+
+    def roots(self) -> dict[str, Float[Tensor, " R"]]:
+        """Return the roots of D by linear, 1 for components that no allowed rank contains; empty if not nested."""
+        if not self.nested:
+            return {}
+        return {
+            name: _roots(self._diagonal(group, layer.lora_A[self.adapter].weight.shape[0]))
+            for group, layers in self._layers.items()
+            for name, layer in zip(self.space.modules.get(group, ()), layers, strict=True)
+        }
+
+    def fold(self) -> None:
+        """Multiply A and B by the roots of D, in place; the adapter is then plain LoRA with the same outputs."""
+        self._multiply(self.roots())
+        self.nested = False
+        self.activate(self.active or self.space.maximal())
+
+    def unfold(self) -> None:
+        """Divide A and B by the roots of D, in place, so that every cut of B D A is what that of B A was.
+
+        For an adapter that has a start of its own before nested training. Its components are parts of a whole, not
+        estimates of one update, so smaller ranks then have no factors.
+        """
+        self._multiply({name: 1 / roots for name, roots in self.roots().items()})
+        self.space = replace(self.space, factors={})
+        self.activate(self.active or self.space.maximal())
+
+    @contextmanager
+    def _folded(self) -> Iterator[None]:
+        """Hold the factors that `fold` would leave; afterwards those from before, bit for bit."""
+        roots = self.roots()
+        layers = [layer for name, layer in lora_layers(self.model, self.adapter) if name in roots]
+        weights = [part[self.adapter].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
+        kept = [weight.detach().clone() for weight in weights]
+        self._multiply(roots)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for weight, before in zip(weights, kept, strict=True):
+                    weight.copy_(before)
+
+    @torch.no_grad()
+    def _multiply(self, factors: Mapping[str, Float[Tensor, " R"]]) -> None:
+        layers = dict(lora_layers(self.model, self.adapter))
+        for name, factor in factors.items():
+            a = layers[name].lora_A[self.adapter].weight
+            b = layers[name].lora_B[self.adapter].weight
+            a.mul_(factor.to(a)[:, None])
+            b.mul_(factor.to(b))
 
     @property
     def refuses_rows(self) -> str:
@@ -122,16 +191,18 @@ class ElasticAdapter:
         if self.refuses_rows:
             raise InputError(self.refuses_rows)
         checked = [self.space.check(config) for config in configs]
+        rows = torch.arange(len(checked))[:, None] if examples is None else examples.cpu()
         for group, layers in self._layers.items():
-            ranks = torch.tensor([config[group] for config in checked])
-            ranks = (ranks[:, None] if examples is None else ranks[examples.cpu()])[..., None]
+            ranks = torch.tensor([config[group] for config in checked])[rows][..., None]
+            factors = torch.tensor([self.space.factor(group, config[group]) for config in checked])[rows][..., None]
             masks: dict[tuple[int, torch.device], Tensor] = {}  # shared by the linears of a group
             for layer in layers:
                 linear = layer.lora_A[self.adapter]
                 size = linear.weight.shape[0]
                 device = linear.weight.device
                 if (size, device) not in masks:
-                    masks[size, device] = (torch.arange(size) < ranks).float().to(device)
+                    mask = (torch.arange(size) < ranks).float() * factors
+                    masks[size, device] = (mask * self._diagonal(group, size) if self.nested else mask).to(device)
                 linear.register_buffer(MASK, masks[size, device], persistent=False)
         self.active = None
 
@@ -148,13 +219,15 @@ class ElasticAdapter:
 
         For a training loop of your own, such as transformers' or TRL's Trainer with an `NLSCallback`. `base` is the
         model's folder or hub id, by default the name that it was loaded by; the other keywords are the fields of
-        `OwnLoopConfig`. The folder appears whole; of several processes the first one writes. InputError if the folder
+        `OwnLoopConfig`. A nested adapter is written folded and stays as it is in memory. The folder appears whole; of
+        several processes the first one writes. InputError if the folder
         exists and is not empty, if the adapter is not plain LoRA on the space's linears, or if the frozen weights in
         memory are not those of `base`.
         """
         settings = build(OwnLoopConfig, "save", about)
         named = None if base is None else str(base)
-        return save_own_loop(Path(folder), self.model, self.adapter, self.space, named, settings)
+        with self._folded():
+            return save_own_loop(Path(folder), self.model, self.adapter, self.space, named, settings)
 
     def remove(self) -> None:
         """Remove the hooks and masks, if any; the model is then a plain PEFT model at its largest ranks."""
@@ -188,9 +261,18 @@ def _elastic_layer(layers: dict[str, LoraLayer], name: str, max_rank: int, adapt
     return layer
 
 
-def make_elastic(model: PeftModel, space: SearchSpace, adapter: str = "default") -> ElasticAdapter:
-    """Return the handle that switches the ranks of a PEFT model's LoRA adapter; the largest are active at first."""
-    return ElasticAdapter(model, space, adapter)
+def _roots(diagonal: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
+    return torch.where(diagonal > 0, diagonal.sqrt(), 1.0)
+
+
+def make_elastic(
+    model: PeftModel, space: SearchSpace, adapter: str = "default", *, nested: bool = False
+) -> ElasticAdapter:
+    """Return the handle that switches the ranks of a PEFT model's LoRA adapter; the largest are active at first.
+
+    `nested` trains all allowed ranks at once, by a diagonal between the factors (see `ElasticAdapter`).
+    """
+    return ElasticAdapter(model, space, adapter, nested=nested)
 
 
 @torch.no_grad()

@@ -35,14 +35,18 @@ def space_of_record(record: dict[str, Any]) -> SearchSpace:
     return SearchSpace(
         ranks={name: group["ranks"] for name, group in groups.items()},
         modules={name: group["modules"] for name, group in groups.items()},
+        factors={name: group["factors"] for name, group in groups.items() if "factors" in group},
     )
 
 
 def _is_group(group: Any) -> bool:
-    """Tell whether a value is a group of a search space: whole numbers as ranks, names as modules."""
+    """Tell whether a value is a group of a search space: whole numbers as ranks, names as modules, perhaps factors."""
     match group:
         case {"ranks": [*ranks], "modules": [*modules]}:
-            return all(type(rank) is int for rank in ranks) and all(isinstance(name, str) for name in modules)
+            factors = group.get("factors", [])
+            numbers = isinstance(factors, list) and all(type(factor) in (int, float) for factor in factors)
+            names = all(isinstance(name, str) for name in modules)
+            return numbers and names and all(type(rank) is int for rank in ranks)
     return False
 
 

@@ -163,7 +163,5 @@ def _record(space: SearchSpace, tensors: Mapping[str, Tensor], settings: OwnLoop
         "num_parameters": {
             name: sum(config[group] * size for group, size in sizes.items()) for name, config in configs.items()
         },
-        "groups": {
-            name: {"ranks": list(ranks), "modules": list(space.modules[name])} for name, ranks in space.ranks.items()
-        },
+        "groups": space.as_data(),
     }

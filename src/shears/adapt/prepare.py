@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.groups import with_auto
 from shears.adapt.initial import start_from_principal, start_from_recovery
+from shears.adapt.sampling import NESTED
 from shears.adapt.space import SearchSpace
 from shears.config import TrainConfig
 from shears.config.targets import matching
@@ -145,7 +146,9 @@ def prepare(model: ModelRef, settings: TrainConfig) -> Prepared:
         logger.warning("%s shares its weight with %s: export as format peft works, a merge does not", *pair)
     peft_model = add_lora(base, space, settings)
     start = _start(peft_model, model, settings)
-    elastic = make_elastic(peft_model, space)
+    elastic = make_elastic(peft_model, space, nested=settings.sampling == NESTED)
+    if settings.init != "lora":
+        elastic.unfold()  # the product of the start stays
     if settings.sparse_adapter:
         if settings.init == "recovery":
             logger.warning("sparse_adapter masks out what init recovery restores: init lora is as good")

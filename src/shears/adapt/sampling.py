@@ -27,6 +27,7 @@ class RowPosition:
     row: int = 0
 
 
+NESTED = "nested"  # the strategy that draws nothing, see `elastic`
 Reach = Literal["step", "process", "example"]
 Draw = Callable[[SearchSpace, int, RowPosition], RankConfig]
 
@@ -70,7 +71,8 @@ def sandwich(space: SearchSpace, seed: int, position: RowPosition) -> RankConfig
 class RankSampling:
     """A strategy on a search space; `reach` is what shares one draw: a step, a process in a step, or an example.
 
-    Over the first `curriculum` steps the smaller ranks are added one after the other, largest first.
+    Over the first `curriculum` steps the smaller ranks are added one after the other, largest first. `nested` needs an
+    elastic adapter whose diagonal stands for the smaller ranks.
     """
 
     space: SearchSpace
@@ -78,6 +80,7 @@ class RankSampling:
     reach: Reach
     seed: int
     curriculum: int = 0
+    nested: bool = False
 
     @property
     def by_step(self) -> bool:
@@ -109,6 +112,7 @@ STRATEGIES: Mapping[str, tuple[Draw, Reach]] = MappingProxyType(
         "per-process": (per_process, "process"),
         "per-example": (per_example, "example"),
         "sandwich": (sandwich, "example"),
+        NESTED: (maximal, "step"),  # the diagonal of the adapter stands for the smaller ranks
     }
 )
 
@@ -116,7 +120,7 @@ STRATEGIES: Mapping[str, tuple[Draw, Reach]] = MappingProxyType(
 def rank_sampling(name: str, space: SearchSpace, seed: int, curriculum: int = 0) -> RankSampling:
     """Return the strategy of that name."""
     draw, reach = STRATEGIES[name]
-    return RankSampling(space, draw, reach, seed, curriculum)
+    return RankSampling(space, draw, reach, seed, curriculum, name == NESTED)
 
 
 class NLSCallback(TrainerCallback):
@@ -140,7 +144,12 @@ class NLSCallback(TrainerCallback):
         self.trainer_draws = trainer_draws
 
     def on_train_begin(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
-        """Refuse a strategy whose draws this trainer would not make, or would overwrite."""
+        """Refuse a strategy whose draws this trainer would not make, would overwrite, or that misfits the adapter."""
+        if self.strategy.nested != self.elastic.nested:
+            raise InputError(
+                "the strategy nested and an adapter with make_elastic(..., nested=True) need each other, got the "
+                f"{'strategy' if self.strategy.nested else 'adapter'} alone; set both"
+            )
         if self.strategy.by_example and not self.trainer_draws:
             raise InputError(
                 "the strategy of NLSCallback must draw ranks by step or by process, got one by example; use uniform, "

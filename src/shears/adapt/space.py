@@ -3,8 +3,9 @@
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 from shears.errors import InputError
 
@@ -45,12 +46,14 @@ class RankConfig(Mapping[str, int]):
 class SearchSpace:
     """Allowed ranks of every group, largest first, and the linears that share a group's rank.
 
-    Raises InputError if there is no group, or if a group has no rank, a rank below 1, or ranks that are not strictly
-    falling.
+    `factors` are what a group's components are multiplied with at each of its ranks, in their order; a group without
+    any has 1 everywhere. Raises InputError if there is no group, or if a group has no rank, a rank below 1, ranks that
+    are not strictly falling, or not as many factors as ranks.
     """
 
     ranks: Mapping[str, Sequence[int]]
     modules: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    factors: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.ranks:
@@ -60,7 +63,22 @@ class SearchSpace:
             if not ranks or min(ranks) < 1 or not falling:
                 raise InputError(f"ranks must be positive and largest first, got {list(ranks)} for group {group!r}")
         object.__setattr__(self, "ranks", {group: tuple(ranks) for group, ranks in sorted(self.ranks.items())})
+        for group, factors in self.factors.items():
+            if len(factors) != len(self.ranks.get(group, ())):
+                raise InputError(f"a group must have a factor for each of its ranks, {group!r} has {list(factors)}")
+        object.__setattr__(self, "factors", {group: tuple(values) for group, values in self.factors.items()})
         object.__setattr__(self, "modules", {group: tuple(names) for group, names in self.modules.items()})
+
+    def as_data(self) -> dict[str, dict[str, list[Any]]]:
+        """Return the groups as plain JSON data: ranks, modules, and factors if there are any."""
+        return {
+            group: {
+                "ranks": list(ranks),
+                "modules": list(self.modules[group]),
+                **({"factors": list(self.factors[group])} if group in self.factors else {}),
+            }
+            for group, ranks in self.ranks.items()
+        }
 
     @property
     def max_rank(self) -> int:
@@ -71,6 +89,32 @@ class SearchSpace:
     def size(self) -> int:
         """The number of rank configurations."""
         return math.prod(len(ranks) for ranks in self.ranks.values())
+
+    def nested_weights(self, group: str) -> tuple[float, ...]:
+        """Return, for every component of a group's largest rank, the share of its allowed ranks that contain it.
+
+        This is the mean over the allowed ranks of the masks that keep the first components, the diagonal of
+        MatryoshkaLoRA (arXiv 2605.07850, Algorithm 1) for ranks that are all scaled alike.
+        """
+        ranks = self.ranks[group]
+        return tuple(sum(rank > index for rank in ranks) / len(ranks) for index in range(ranks[0]))
+
+    def nested(self) -> "SearchSpace":
+        """Return the space with the factors of nested training: the kept components' weights sum to that of all.
+
+        Early in a training, every component is an estimate of the same update of the weight, so that a cut needs the
+        sum of the weights that the whole was trained with (decision 53).
+        """
+        factors = {}
+        for group, ranks in self.ranks.items():
+            # a component that k ranks contain has the weight k / len(ranks): these sums are of whole numbers
+            kept = {rank: sum(min(rank, other) for other in ranks) for rank in ranks}
+            factors[group] = tuple(kept[ranks[0]] / kept[rank] for rank in ranks)
+        return replace(self, factors=factors)
+
+    def factor(self, group: str, rank: int) -> float:
+        """Return what a group's components are multiplied with at one of its ranks."""
+        return dict(zip(self.ranks[group], self.factors[group], strict=True))[rank] if group in self.factors else 1.0
 
     def maximal(self) -> RankConfig:
         """Return the largest rank of every group."""

@@ -94,6 +94,7 @@ def _fit_and_save(model: ModelRef, work: Path, settings: TrainConfig, origin: di
     fit(prepared, work, settings)
     wait()  # for checkpoints that other processes still write
     if is_first_process():
+        prepared.elastic.fold()
         if settings.reorder:
             reorder(prepared.model)
         _save(prepared, work, settings, origin)
@@ -121,9 +122,7 @@ def _save(prepared: Prepared, work: Path, settings: TrainConfig, origin: dict[st
         "num_steps": json.loads((work / artifacts.TRAINING_LOG).read_text().splitlines()[-1])["step"],
         "num_parameters": parameters,
         **_validated(work / artifacts.TRAINING_LOG, settings),
-        "groups": {
-            name: {"ranks": list(ranks), "modules": list(space.modules[name])} for name, ranks in space.ranks.items()
-        },
+        "groups": space.as_data(),
     }
     artifacts.sync_tree(work)
     artifacts.write_json(work / artifacts.SEARCH_SPACE, record)

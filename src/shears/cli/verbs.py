@@ -54,6 +54,29 @@ def sparsify(model: BaseModel, out: Out, values: Values) -> None:
 
 
 @app.command(rich_help_panel="Stages")
+@with_stage_options("heal", config.HealConfig)
+def heal(
+    sparse: Annotated[str, typer.Argument(metavar="SPARSE", help="Sparse model that sparsify wrote.")],
+    out: Out,
+    resume: Resume = False,
+    *,
+    values: Values,
+) -> None:
+    """Train a sparse model to predict what the dense one predicts.
+
+    OUT is an ordinary model folder whose zeros are exactly those of SPARSE: it takes the place of SPARSE in every
+    other verb.
+
+    shears heal sparse healed --teacher smollm2-135m --data text.txt --tokens 1M
+    """
+    folder = shears.heal(sparse, out, resume=resume, **values)
+    tables.print_line(
+        f"{folder}: healed, {tables.sparsity_line(folder)}. Next: shears train {tables.quoted(folder)} adapter --data "
+        "FILE"
+    )
+
+
+@app.command(rich_help_panel="Stages")
 @with_stage_options("train", config.TrainConfig)
 def train(
     sparse: Annotated[

@@ -9,6 +9,7 @@ from pydantic import Field
 from shears.config.evaluate import EvaluateConfig, RunEvaluateConfig, ScoringConfig
 from shears.config.export import ExportConfig
 from shears.config.fields import StageConfig
+from shears.config.heal import HealConfig
 from shears.config.own_loop import OwnLoopConfig
 from shears.config.search import SearchConfig
 from shears.config.serve import BenchConfig, ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
@@ -16,8 +17,8 @@ from shears.config.sparsify import SparsifyConfig
 from shears.config.train import TrainConfig
 
 __all__ = ["BenchConfig", "ChatConfig", "EvaluateConfig", "ExportConfig", "FetchConfig", "GenerateConfig",
-           "InspectConfig", "OwnLoopConfig", "Recipe", "RunEvaluateConfig", "SamplingConfig", "ScoringConfig",
-           "SearchConfig", "ServeConfig", "SparsifyConfig", "TrainConfig"]  # fmt: skip
+           "HealConfig", "InspectConfig", "OwnLoopConfig", "Recipe", "RunEvaluateConfig", "SamplingConfig",
+           "ScoringConfig", "SearchConfig", "ServeConfig", "SparsifyConfig", "TrainConfig"]  # fmt: skip
 
 
 class FetchConfig(StageConfig):
@@ -47,6 +48,8 @@ class Recipe(StageConfig):
     """Where to write the embedded model."""
     sparsify: SparsifyConfig = SparsifyConfig()
     """How to prune."""
+    heal: HealConfig | None = None
+    """How to give the sparse model back what pruning took."""
     train: TrainConfig | None = None
     """How to train the super-adapter."""
     search: SearchConfig | None = None

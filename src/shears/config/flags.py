@@ -11,18 +11,20 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     "Data": (
         "data", "columns", "validation", "test", "task", "harness", "include_path", "template", "train_on",
         "max_length", "packing", "limit", "protocol", "calibration", "num_samples", "sequence_length",
+        "teacher", "tokens",
     ),
+    "Healing": ("train", "kl", "block_outputs", "cross_entropy"),
     "Pruning": (
         "sparsity", "method", "pattern", "allocation", "reconstruct", "refine", "targets", "skip", "sparsity_of",
         "damping",
     ),
     "Adapter": (
         "ranks", "groups", "alpha", "init", "sampling", "reorder", "curriculum", "sparse_adapter", "dropout",
-        "recover_rank", "recover_by",
+        "recover_rank", "recover_by", "rank",
     ),
     "Schedule": (
         "epochs", "max_steps", "learning_rate", "scheduler", "warmup_steps", "weight_decay", "validation_every",
-        "early_stopping",
+        "early_stopping", "optimizer",
     ),
     "Goal and budget": ("objective", "constraint", "strategy", "max_evaluations", "tie_layers"),
     "Text": (
@@ -51,6 +53,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
 METAVARS: Mapping[str, str] = {
     **dict.fromkeys(("data", "test", "validation", "calibration"), "FILE"),
     **dict.fromkeys(("output", "include_path", "against"), "FOLDER"),
+    "teacher": "MODEL",
+    "tokens": "COUNT",
     "device": "auto|cpu|cuda|mps",
     "pattern": "row|layer|global|N:M",
     "activation_budget": "SIZE",

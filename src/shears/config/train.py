@@ -9,7 +9,7 @@ from shears.config.fields import Columns, Device, DtypeName, Names, Ranks, Remov
 
 AUTO = "auto"  # the groups that the model's structure gives
 TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
-SamplingName = Literal["uniform", "sandwich", "per-example", "per-process", "maximal"]
+SamplingName = Literal["uniform", "sandwich", "per-example", "per-process", "maximal", "nested"]
 
 
 class TrainConfig(StageConfig):
@@ -39,7 +39,8 @@ class TrainConfig(StageConfig):
     sampling: SamplingName = "uniform"
     """How rank configurations are drawn: uniform (one per step), per-process (one per step and process), per-example
     (one per example), sandwich (a quarter of the examples at the largest ranks, a quarter at the smallest, the others
-    at random) or maximal (always the largest ranks: plain LoRA, see reorder)."""
+    at random), maximal (always the largest ranks: plain LoRA, see reorder) or nested (every rank in every step, by a
+    fixed diagonal between the factors that weighs a component by the share of the ranks that contain it)."""
     reorder: bool = False
     """After training at the largest ranks, sort the components by size, so that cutting ranks loses little."""
     curriculum: float = Field(0.0, ge=0.0, le=1.0)
@@ -122,6 +123,11 @@ class TrainConfig(StageConfig):
                 "init pissa needs one rank, because it moves a part of the model into the adapter, "
                 f"got {len(self.ranks)}; set one rank or init lora"
             )
+        if self.curriculum and self.sampling == "nested":
+            raise ValueError(
+                "curriculum needs a sampling that draws ranks, got nested, which trains all of them in every step; "
+                "set curriculum 0 or another sampling"
+            )
         if self.reorder and self.sampling != "maximal" and len(self.ranks) > 1:
             raise ValueError(
                 f"reorder needs sampling maximal, because it undoes what smaller ranks learnt, got {self.sampling}"
@@ -139,9 +145,7 @@ class TrainConfig(StageConfig):
     @field_validator("report_to")
     @classmethod
     def _check_trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [name for name in value if name not in TRACKERS]:
-            raise ValueError(f"must be of {', '.join(TRACKERS)}, got {unknown[0]!r}")
-        return value
+        return known_trackers(value)
 
     def _check_plain_weights(self) -> None:
         if self.shard and (self.quantize != "none" or self.compile):
@@ -174,14 +178,21 @@ class TrainConfig(StageConfig):
             return
         if self.sampling in ("per-example", "sandwich"):
             raise ValueError(
-                "sparse_adapter computes one product per step: sampling must be uniform, per-process or maximal, "
-                f"got {self.sampling}"
+                "sparse_adapter computes one product per step: sampling must be uniform, per-process, maximal or "
+                f"nested, got {self.sampling}"
             )
         if self.dropout or self.init == "pissa":
             raise ValueError(
                 "sparse_adapter needs dropout 0 and init lora or recovery, "
                 f"got dropout {self.dropout:g} and init {self.init}"
             )
+
+
+def known_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names; ValueError for one that is no tracker."""
+    if unknown := [name for name in names if name not in TRACKERS]:
+        raise ValueError(f"must be of {', '.join(TRACKERS)}, got {unknown[0]!r}")
+    return names
 
 
 def share_of(source: str) -> float | None:

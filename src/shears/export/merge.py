@@ -17,7 +17,7 @@ from shears.export.peft import SubAdapter, origin, read_sub_adapter
 from shears.export.project import Text, merge_projected
 from shears.export.target import Target, merge_into, with_masked, with_whole
 from shears.models.load import save_tokenizer
-from shears.records.artifacts import SPARSITY, record_in, training_source, weights_fingerprint
+from shears.records.artifacts import HEALED, SPARSITY, record_in, training_source, weights_fingerprint
 from shears.sparsity.rewrite import LinearSparsity, check_saved, overall_sparsity
 
 logger = logging.getLogger(__name__)
@@ -90,9 +90,10 @@ Linears = Mapping[str, LinearSparsity]
 
 def _sparsity(folder: Path, before: Linears, after: Linears, fingerprint: str) -> dict[str, float]:
     """Return the shares of zeros before and after merging, over the pruned linears or else the adapted ones."""
-    record = record_in(folder / SPARSITY) if (folder / SPARSITY).is_file() else {}
-    if record.get("fingerprint") == fingerprint:
-        pruned = _pruned_linears(folder, record)
+    path = next((folder / name for name in (SPARSITY, HEALED) if (folder / name).is_file()), None)
+    record = {} if path is None else record_in(path)
+    if path is not None and record.get("fingerprint") == fingerprint:
+        pruned = _pruned_linears(path, record)
         before = {name: before.get(name, linear) for name, linear in pruned.items()}
         after = {name: after.get(name, linear) for name, linear in pruned.items()}
     shares = {"before": overall_sparsity(before), "after": overall_sparsity(after)}
@@ -102,7 +103,7 @@ def _sparsity(folder: Path, before: Linears, after: Linears, fingerprint: str) -
     return shares
 
 
-def _pruned_linears(folder: Path, record: Mapping[str, Any]) -> dict[str, LinearSparsity]:
+def _pruned_linears(path: Path, record: Mapping[str, Any]) -> dict[str, LinearSparsity]:
     try:
         return {
             name: LinearSparsity((int(linear["shape"][0]), int(linear["shape"][1])), int(linear["zeros"]))
@@ -110,5 +111,5 @@ def _pruned_linears(folder: Path, record: Mapping[str, Any]) -> dict[str, Linear
         }
     except (LookupError, TypeError, ValueError):
         raise InputError(
-            f"{folder / SPARSITY} must have the shape and the zeros of every linear, it does not; make the folder again"
+            f"{path} must have the shape and the zeros of every linear, it does not; make the folder again"
         ) from None

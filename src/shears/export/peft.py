@@ -6,7 +6,7 @@ Shapes: R rank, O output features, I input features of a linear.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +24,11 @@ from shears.models.blocks import LoraUpdate
 from shears.models.ref import ModelRef
 from shears.records import artifacts
 from shears.records.paths import file_fingerprint
-from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, linear_of, rank_patterns
+from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, B, linear_of, rank_patterns
 from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
+Resize = Callable[[Mapping[str, Tensor], Mapping[str, int]], dict[str, Tensor]]
 NEEDED = ("base", "base_fingerprint", "fingerprint", "template")  # keys of a record that every export repeats
 
 
@@ -43,8 +44,7 @@ def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> 
             folder,
         )
     pads = FORMATS[settings.format].pads
-    resize = padded if pads else sliced
-    tensors = resize(load_file(folder / ADAPTER_WEIGHTS), by_linear(space, ranks))
+    tensors = _cut(folder, space, ranks, padded if pads else sliced)
     save_file(tensors, work / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = read_adapter_config(folder) if pads else sliced_config(folder, space, ranks)
     artifacts.write_json(work / ADAPTER_CONFIG, config)
@@ -71,6 +71,13 @@ def recorded_settings(settings: ExportConfig) -> dict[str, Any]:
     """Return the settings for a record; a file of ranks is named without its folder, which may be moved."""
     file = ranks_file(settings.ranks)
     return artifacts.as_data(settings) | ({"ranks": file.name} if file else {})
+
+
+def _cut(folder: Path, space: SearchSpace, ranks: RankConfig, resize: Resize) -> dict[str, Tensor]:
+    """Return the sub-adapter's tensors, B multiplied by the factor of its linear's rank."""
+    tensors = resize(load_file(folder / ADAPTER_WEIGHTS), by_linear(space, ranks))
+    factors = {linear: space.factor(group, ranks[group]) for group in space.ranks for linear in space.modules[group]}
+    return {name: tensor * factors[linear_of(name)] if name.endswith(B) else tensor for name, tensor in tensors.items()}
 
 
 def sliced(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
@@ -133,7 +140,7 @@ def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
     record = artifacts.read_record(folder, artifacts.SEARCH_SPACE, *NEEDED, "groups")
     space = space_of_record(record)
     ranks = choose_ranks(settings.ranks, space, record["fingerprint"])
-    tensors = sliced(load_file(folder / ADAPTER_WEIGHTS), by_linear(space, ranks))
+    tensors = _cut(folder, space, ranks, sliced)
     return SubAdapter(record, dict(ranks), tensors, sliced_config(folder, space, ranks))
 
 

@@ -49,7 +49,7 @@ class _MaskedLinear(torch.autograd.Function):
         b: Float[Tensor, "O R"],
     ) -> Float[Tensor, "*B O"]:
         ctx.save_for_backward(x, weight, a, b)  # x without a cast: linears with the same input keep it once
-        ctx.dtype = dtype = _compute_dtype(x)
+        ctx.dtype = dtype = compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             whole = masked_product(weight, a, b).add_(weight).to(dtype)
             return nn.functional.linear(x.to(dtype), whole, None if bias is None else bias.to(dtype))
@@ -76,7 +76,19 @@ class _MaskedLinear(torch.autograd.Function):
         return dx, None, dbias, da, db
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def masked_linear(
+    x: Float[Tensor, "*B I"],
+    weight: Float[Tensor, "O I"],
+    bias: Float[Tensor, " O"] | None,
+    a: Float[Tensor, "R I"],
+    b: Float[Tensor, "O R"],
+) -> Float[Tensor, "*B O"]:
+    """Return (W + (B A) * (W != 0)) x + bias for frozen W, in the dtype that nn.Linear would compute in."""
+    result: Tensor = _MaskedLinear.apply(x, weight, bias, a, b)
+    return result
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype that nn.Linear would compute in: autocast's if it is on, except for float64."""
     kind = x.device.type
     cast = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
@@ -97,8 +109,7 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
             raise InputError(f"a sparse adapter must be the only active one, got {', '.join(active)}; activate one")
         base = self.get_base_layer()
         a = self.lora_A[self.sparse_adapter].weight
-        result: Tensor = _MaskedLinear.apply(x, weight_oi(base), base.bias, a, self._scaled_b())
-        return result
+        return masked_linear(x, weight_oi(base), base.bias, a, self._scaled_b())
 
     @torch.no_grad()
     def whole_weight(self) -> Float[Tensor, "O I"]:

@@ -10,6 +10,7 @@ from shears.records.artifacts import as_data
 from shears.records.paths import expanded
 
 DENSE_LORA, SPARSE_LORA = BASELINES
+HEALED_FOLDER = "healed"  # in a run's folder
 
 
 def baseline_configs(recipe: Recipe) -> dict[str, TrainConfig]:
@@ -40,6 +41,11 @@ def _plain(train: TrainConfig, name: str) -> dict[str, Any]:
     return {**one_rank, "init": "lora" if train.init == "recovery" else train.init, "sparse_adapter": False}
 
 
+def sparse_folder(recipe: Recipe, folder: Path) -> Path:
+    """Return the folder of the sparse model that a run trains on: the healed one where the recipe heals."""
+    return folder / (HEALED_FOLDER if recipe.heal is not None else "sparse")
+
+
 def dense_model(recipe: Recipe) -> ModelRef:
     """Return the model that a run prunes; a .gguf file is converted into the number format of the pruned model."""
     assert recipe.model is not None
@@ -53,6 +59,6 @@ def baseline_model(recipe: Recipe, name: str, folder: Path) -> str | Path:
     """
     assert recipe.model is not None
     if name != DENSE_LORA:
-        return folder / "sparse"
+        return sparse_folder(recipe, folder)
     is_bf16_file = recipe.sparsify.dtype == "bf16" and expanded(recipe.model).is_file()
     return dense_model(recipe).folder if is_bf16_file else recipe.model

@@ -11,7 +11,7 @@ import yaml
 from shears.adapt.groups import resolved_groups
 from shears.adapt.ranks import ranks_file, ranks_name
 from shears.adapt.train import train
-from shears.config import EvaluateConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
+from shears.config import EvaluateConfig, HealConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
 from shears.config.export import FORMATS
 from shears.config.resolve import build, section_class
 from shears.data.examples import check_rows
@@ -23,6 +23,8 @@ from shears.evaluation.journal import journal_path
 from shears.evaluation.run import answered_as_asked, evaluate, measured, parts_of, recorded, template_of
 from shears.evaluation.tasks.registry import check_data
 from shears.export.stage import export_adapter
+from shears.healing.prepare import teacher_of
+from shears.healing.stage import heal
 from shears.inspection import inspect
 from shears.models.devices import set_threads
 from shears.models.ref import ModelRef, resolve
@@ -32,7 +34,7 @@ from shears.records.cards.card import write_card
 from shears.records.folders import partial_folder, run_lock
 from shears.records.paths import expanded, file_fingerprint
 from shears.records.timing import timed
-from shears.runs.baselines import baseline_configs, baseline_model, dense_model
+from shears.runs.baselines import HEALED_FOLDER, baseline_configs, baseline_model, dense_model, sparse_folder
 from shears.searching.stage import search
 from shears.sparsity.stage import sparsify
 
@@ -178,8 +180,10 @@ def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
     """Return the stages of a recipe in order; each reads the artifact of the one before."""
     assert recipe.model is not None
     stages = [_sparsify_stage(recipe.sparsify, recipe.model, folder)]
+    if recipe.heal is not None:
+        stages.append(_heal_stage(recipe.heal, folder))
     if recipe.train is not None:
-        stages.append(_train_stage(recipe.train, folder))
+        stages.append(_train_stage(recipe.train, folder, sparse_folder(recipe, folder)))
         if recipe.search is not None:
             stages.append(_search_stage(recipe.search, folder))
         stages.append(_export_stage(recipe, folder))
@@ -197,14 +201,32 @@ def _sparsify_stage(config: SparsifyConfig, model: str, folder: Path) -> Stage:
     return Stage("sparsify", output, artifacts.SPARSITY, values, inputs, lambda: sparsify(model, output, **values))
 
 
-def _train_stage(config: TrainConfig, folder: Path) -> Stage:
+def _heal_stage(config: HealConfig, folder: Path) -> Stage:
     sparse = folder / "sparse"
+    output = folder / HEALED_FOLDER
+    values = as_data(config)
+
+    def inputs() -> dict[str, str]:
+        base = resolve(sparse)
+        fingerprints = {
+            "base_fingerprint": base.fingerprint,
+            "teacher_fingerprint": teacher_of(base, config).fingerprint,
+        }
+        return fingerprints | _hashes(data=config.data)
+
+    def make() -> Path:
+        return heal(sparse, output, resume=partial_folder(output).exists(), **values)
+
+    return Stage("heal", output, artifacts.HEALED, values, inputs, make)
+
+
+def _train_stage(config: TrainConfig, folder: Path, sparse: Path) -> Stage:
     return _training("train", lambda: sparse, folder / "super_adapter", config, sparse)
 
 
 def _baseline_stage(recipe: Recipe, name: str, config: TrainConfig, folder: Path) -> Stage:
     output = artifacts.baseline_folder(folder, name)
-    return _training(name, lambda: baseline_model(recipe, name, folder), output, config, folder / "sparse")
+    return _training(name, lambda: baseline_model(recipe, name, folder), output, config, sparse_folder(recipe, folder))
 
 
 def _training(name: str, model: Callable[[], str | Path], output: Path, config: TrainConfig, sparse: Path) -> Stage:
@@ -267,8 +289,13 @@ def _models_of(recipe: Recipe, folder: Path) -> dict[str, tuple[ModelRef, Path |
     """Return the dense, the sparse, the baseline and the exported models, each with its adapter, by name."""
     assert recipe.evaluate is not None
     dense = dense_model(recipe)
-    sparse = resolve(folder / "sparse")
-    models: dict[str, tuple[ModelRef, Path | None]] = {"dense": (dense, None), "sparse": (sparse, None)}
+    models: dict[str, tuple[ModelRef, Path | None]] = {
+        "dense": (dense, None),
+        "sparse": (resolve(folder / "sparse"), None),
+    }
+    sparse = resolve(sparse_folder(recipe, folder))
+    if recipe.heal is not None:
+        models["healed"] = (sparse, None)
     for name in recipe.evaluate.baselines:
         base = resolve(baseline_model(recipe, name, folder))
         models[name] = (base, artifacts.baseline_folder(folder, name))
@@ -305,6 +332,8 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
     artifacts.write_json(folder / artifacts.EVALUATION, summary)
     figures = [{**task, **row} for row in rows]
     write_card(folder / "sparse", figures[:2])
+    if recipe.heal:
+        write_card(folder / HEALED_FOLDER, figures[:3])
     if recipe.train:
         write_card(folder / FORMATS[recipe.export.format].folder, figures)
     return summary

@@ -27,7 +27,7 @@ PYTHON = sys.executable
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SAME: dict[str, dict[str, Any]] = {
     "uniform": {},
-    "uniform-padded-split": {"packing": False, "micro_batch_size": 1},
+    "nested-padded-split": {"sampling": "nested", "packing": False, "micro_batch_size": 1},
     "example": {"sampling": "per-example", "curriculum": 0.5},
     "sharded": {"shard": True, "validation": "0.2", "validation_every": 3},
     "sharded-sparse": {"shard": True, "sparse_adapter": True, "micro_batch_size": 1},

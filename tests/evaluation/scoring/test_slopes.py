@@ -35,8 +35,11 @@ def test_slopes_are_the_derivatives_along_every_factor(packed: bool, monkeypatch
             torch.testing.assert_close(slopes.by_group[group][:, rank].double(), expected, rtol=2e-2, atol=2e-3)
 
 
-def test_predictions_add_the_slopes_of_switched_ranks_and_approximate_the_loss() -> None:
+@pytest.mark.parametrize("nested", [False, True])
+def test_predictions_add_the_slopes_of_switched_ranks_and_approximate_the_loss(nested: bool) -> None:
     elastic = make_adapter()
+    if nested:  # smaller ranks have larger factors
+        elastic.space = elastic.space.nested()
     for layer in elastic.model.modules():
         if hasattr(layer, "lora_B"):
             layer.lora_B["default"].weight.data /= 20  # small updates, as trained ones are

@@ -14,6 +14,7 @@ from shears.adapt.space import RankConfig
 from shears.config import SearchConfig
 from shears.data.examples import Example, to_example
 from shears.errors import InputError
+from shears.evaluation.continuous import ContinuousDecoder
 from shears.evaluation.generate import Decoder
 from shears.evaluation.scoring.scorers import LossScorer
 from shears.searching.measure import decoding
@@ -193,13 +194,13 @@ def test_the_native_decoder_gives_the_values_of_transformers(
     )
     assert (type(native), type(other)) == (decoding.NativeGauge, DecodingGauge)
     answers: Texts = []
-    given = decoding.ContinuousDecoder.answers
+    given = ContinuousDecoder.answers
 
     def spied(self: Any, prompts: Any) -> list[str]:
         answers.append(given(self, prompts))
         return answers[-1]
 
-    monkeypatch.setattr(decoding.ContinuousDecoder, "answers", spied)
+    monkeypatch.setattr(ContinuousDecoder, "answers", spied)
     for part in range(2):
         expected = [other.measure([ranks], part)[0] for ranks in configs]
         assert all(map(torch.equal, native.measure(configs, part), expected))

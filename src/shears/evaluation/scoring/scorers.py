@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.elastic import ElasticAdapter
-from shears.adapt.space import RankConfig
+from shears.adapt.space import RankConfig, SearchSpace
 from shears.data.batches import PACK_TOKENS, ignores_padding, keeps_apart, length_buckets, pack, pad
 from shears.data.examples import Example, Tokenized
 from shears.errors import InputError
@@ -32,10 +32,11 @@ Parts = Sequence[Sequence[int]]
 class Slopes:
     """For each group, the slope of each example's loss along each rank, at the configuration `origin`.
 
-    The mask of a rank is a factor of 0 or 1 in the forward. The gradient of the loss with respect to it approximates
-    the change from switching the rank on or off.
+    The mask of a rank is a factor in the forward: 0, or the space's factor of its group's rank (1 unless nested). The
+    gradient of the loss with respect to it approximates the change from another mask.
     """
 
+    space: SearchSpace
     origin: RankConfig
     by_group: Mapping[str, Float[Tensor, "N R"]]
 
@@ -43,6 +44,10 @@ class Slopes:
         """Return the change of each example's loss from the origin to a configuration, to first order."""
         total = torch.zeros(len(next(iter(self.by_group.values()))), dtype=torch.float64)
         for group, slopes in self.by_group.items():
+            if group in self.space.factors:
+                for rank, sign in ((ranks[group], 1), (self.origin[group], -1)):
+                    total += sign * self.space.factor(group, rank) * slopes[:, :rank].double().sum(dim=1)
+                continue
             low, high = sorted((ranks[group], self.origin[group]))
             if low < high:
                 change = slopes[:, low:high].double().sum(dim=1)
@@ -52,7 +57,12 @@ class Slopes:
     def predict_sum(self, ranks: RankConfig) -> float:
         """Return the sum of `predict` over the examples, from sums that are computed once."""
         sums = self._sums
-        return sum(sums[group][rank] - sums[group][self.origin[group]] for group, rank in ranks.items())
+        factor = self.space.factor
+        return sum(
+            factor(group, rank) * sums[group][rank]
+            - factor(group, self.origin[group]) * sums[group][self.origin[group]]
+            for group, rank in ranks.items()
+        )
 
     @cached_property
     def _sums(self) -> dict[str, list[float]]:
@@ -84,16 +94,18 @@ def measure_slopes(
         for group, gradient in zip(factors, gradients, strict=True):
             slopes[group][list(examples)] = gradient.cpu()
     elastic.activate(before or origin)
-    return Slopes(origin, slopes)
+    return Slopes(elastic.space, origin, slopes)
 
 
 def _factors(elastic: ElasticAdapter, origin: RankConfig, count: int) -> dict[str, Float[Tensor, "B R"]]:
     """Return the masks of the configuration, one copy for each example, that require gradients."""
     device = next(elastic.model.parameters()).device
-    return {
-        group: (torch.arange(ranks[0], device=device) < origin[group]).float().repeat(count, 1).requires_grad_()
-        for group, ranks in elastic.space.ranks.items()
-    }
+    masks = {}
+    for group, ranks in elastic.space.ranks.items():
+        kept = (torch.arange(ranks[0], device=device) < origin[group]).float()
+        mask = kept * elastic.space.factor(group, origin[group])
+        masks[group] = mask.repeat(count, 1).requires_grad_()
+    return masks
 
 
 def _install(elastic: ElasticAdapter, factors: Mapping[str, Tensor], owners: Tensor | None) -> None:

@@ -98,6 +98,16 @@ def _describe_sparse(record: Record) -> str:
     )
 
 
+def _describe_healed(record: Record) -> str:
+    config = record["config"]
+    what = "its kept weights were" if config["train"] == "weights" else "a low-rank update of its kept weights was"
+    return (
+        f"`{base_of(record)}`, pruned to {record['achieved']:.1%} zeros in its decoder blocks and healed: {what} "
+        f"trained on {_data(config, 'data')} in {record['num_steps']} steps to predict what "
+        f"{_data(record, 'teacher')} predicts. An ordinary model folder with zeros in place."
+    )
+
+
 def _describe_super_adapter(record: Record) -> str:
     data = _trained(record["config"])
     words = (
@@ -183,6 +193,7 @@ EXPORTED: Mapping[str, tuple[Callable[[Record], str], str]] = {
 """Description and loading code of an export, by what its folder holds."""
 CARDS: Mapping[str, CardKind] = {
     artifacts.SPARSITY: CardKind("{}, sparse", SPARSE, _describe_sparse, MODEL),
+    artifacts.HEALED: CardKind("{}, pruned and healed", "healed", _describe_healed, MODEL),
     artifacts.SEARCH_SPACE: CardKind(
         "LoRA super-adapter for {}", "super_adapter", _describe_super_adapter, ADAPTER, is_adapter=True
     ),

@@ -208,7 +208,7 @@ class _LayerWeights(Mapping[str, PackedMatrix | DenseRows]):
 def _may_be_packed_smaller(weight: Tensor, values: NumberFormat) -> bool:
     """Return whether packing a weight may take less memory than its zeros do; False spares a dense one the packing."""
     num_stored = int(torch.count_nonzero(weight)) // (2 if values == "int4" else 1)  # at least: of int4 whole groups
-    return packed_bytes(*weight.shape, num_stored, values) < _dense_bytes(weight, values)
+    return packed_bytes(weight.shape[0], weight.shape[1], num_stored, values) < _dense_bytes(weight, values)
 
 
 def _dense_bytes(weight: Tensor, values: NumberFormat) -> int:

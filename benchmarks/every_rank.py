@@ -1,0 +1,235 @@
+"""Is every rank of one training as good as a training of its own? Nested, sampled and cut adapters against LoRA.
+
+    python -m benchmarks.every_rank run --data FOLDER --task mawps --seeds 0,1,2 --work DIR --results FILE.jsonl
+    python -m benchmarks.every_rank search --data FOLDER --task mawps --seeds 0,1,2 --work DIR --results FILE.jsonl
+    python -m benchmarks.every_rank cost --data FOLDER --task mawps --work DIR --results FILE.jsonl
+    python -m benchmarks.every_rank table FILE.jsonl...
+
+FOLDER holds mawps/ and ARC-Easy/ in LLM-Adapters' form and gsm8k/ with train.jsonl and test.jsonl. `run` tunes every
+way (three learning rates, two values of alpha) on the mean validation loss over its ranks with the first seed, trains
+the best for every seed and measures its test answers at every rank. `search` needs the adapters of `run`: validation
+chooses a configuration with no more parameters than a uniform one, test measures both. `cost` times steps in turns.
+Cells that are in the results are skipped, and an interrupted training resumes. `--start` is plain, recovery,
+sparse-peft (merged at every rank) or dense. No test trains as it does: it needs the data.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import shears
+from benchmarks.every_rank_table import tables
+from benchmarks.every_rank_ways import COST_WAYS, RATES, SCALINGS, SEARCHED, STARTS, TASKS, WAYS, Way, ways_of
+from benchmarks.nls import MODEL, mean_loss
+from benchmarks.nls_tasks import Task
+from benchmarks.report import add_row, environment, log_to_stderr, rows_of
+from benchmarks.rightness import as_text
+from benchmarks.turns import take_turns
+from shears.adapt.load import load_super_adapter
+from shears.data.batches import padding
+from shears.data.examples import load_examples, tokenize_all
+from shears.models.devices import autocast
+
+Cell = dict[str, Any]
+
+
+class Bench:
+    """The cells of one task, start and number of epochs: what is there, and how one is made."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.task: Task = TASKS[arguments.task]
+        self.start: str = arguments.start
+        self.epochs: float = arguments.epochs
+        self.seeds: list[int] = arguments.seeds
+        self.limit: int | None = arguments.limit
+        self.grid = [(rate, scaling) for rate in arguments.rates for scaling in arguments.scalings]
+        self.results: Path = arguments.results
+        self.work: Path = arguments.work / self.task.name
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.data: Mapping[str, Path] = self.task.write(arguments.data, self.work)
+        self.base = arguments.model if self.start == "dense" else str(self._sparse(arguments.model))
+
+    def _sparse(self, model: str) -> Path:
+        base = self.work / "sparse"
+        if not base.exists():
+            settings = {"num_samples": 32, "sequence_length": 512, "recover_rank": 32, "recover_by": "moments"}
+            shears.sparsify(model, base, calibration=str(self.data["train"]), **settings)
+        return base
+
+    def once(self, key: Mapping[str, Any], make: Any) -> Cell:
+        """Return the cell of a key, made by `make()` and appended if it is not in the results."""
+        key = {"task": self.task.name, "start": self.start, "epochs": self.epochs, **key}
+        for row in rows_of(self.results):
+            if {name: row.get(name) for name in key} == key:
+                return row
+        row = {**key, **make()}
+        add_row(self.results, row)
+        print({name: value for name, value in row.items() if name not in ("right", "seconds")}, flush=True)
+        return row
+
+    def adapter(self, way: Way, rate: float, scaling: float, seed: int) -> Path:
+        """Return the folder of a training."""
+        name = f"{way.name}-{self.start}-{rate:g}-{scaling:g}-epochs{self.epochs:g}-seed{seed}"
+        return self.work / name
+
+    def trained(self, way: Way, rate: float, scaling: float, seed: int) -> Path:
+        """Train, if there is no adapter yet; return its folder."""
+        folder = self.adapter(way, rate, scaling, seed)
+        if not folder.exists():
+            shears.train(
+                self.base, folder, resume=True, data=str(self.data["train"]), seed=seed, epochs=self.epochs,
+                max_length=self.task.max_length, **way.keywords(rate, scaling), **STARTS[self.start],
+            )  # fmt: skip
+        return folder
+
+    def tuned(self, way: Way) -> tuple[float, float]:
+        """Return the learning rate and the scaling of the lowest mean validation loss; delete the other adapters."""
+        found: dict[tuple[float, float], float] = {}
+        for rate, scaling in self.grid:
+            key = {"kind": "tuning", "way": way.name, "rate": rate, "scaling": scaling, "seed": self.seeds[0]}
+            cell = self.once(key, partial(self._losses, way, rate, scaling, self.seeds[0]))
+            found[rate, scaling] = sum(cell["losses"].values()) / len(cell["losses"])
+        best = min(found, key=lambda settings: found[settings])
+        for rate, scaling in found:
+            if (rate, scaling) != best:
+                shutil.rmtree(self.adapter(way, rate, scaling, self.seeds[0]), ignore_errors=True)
+        return best
+
+    def _losses(self, way: Way, rate: float, scaling: float, seed: int) -> Cell:
+        """Return the loss per completion token on the validation examples at every rank, and the training's time."""
+        begun = time.monotonic()
+        folder = self.trained(way, rate, scaling, seed)
+        taken = time.monotonic() - begun
+        loaded = load_super_adapter(folder)
+        examples = load_examples(str(self.data["validation"]), loaded.record["template"], loaded.tokenizer)
+        rows = tokenize_all(examples, loaded.tokenizer, 4096)
+        losses = {}
+        for rank in way.ranks:
+            loaded.elastic.activate(loaded.elastic.space.check(dict.fromkeys(loaded.elastic.space.ranks, rank)))
+            with autocast("auto", "cpu"):
+                losses[str(rank)] = mean_loss(loaded.model, rows, padding(loaded.tokenizer))
+        return {"losses": losses, "seconds": round(taken, 1)}
+
+    def answers(self, folder: Path, ranks: Path, name: str) -> str:
+        """Return which test examples a sub-adapter answers rightly, as a text of 0 and 1."""
+        out = folder.with_name(f"{folder.name}-{name}")
+        merged = self.start == "sparse-peft"
+        shutil.rmtree(out, ignore_errors=True)
+        shears.export_adapter(folder, out, ranks=str(ranks), format="merged-sparse" if merged else "peft")
+        model, more = (str(out), {}) if merged else (self.base, {"adapter": str(out)})
+        found = shears.evaluate(model, data=str(self.data["test"]), limit=self.limit, **more, **self.task.evaluation)
+        shutil.rmtree(out)
+        return as_text(found.records, self.task.correct)
+
+    def at_every_rank(self, way: Way, rate: float, scaling: float, seed: int) -> Cell:
+        """Return the test answers at every rank that a way allows."""
+        folder = self.trained(way, rate, scaling, seed)
+        right = {}
+        for rank in way.ranks:
+            groups = json.loads((folder / "search_space.json").read_text())["groups"]
+            ranks = self.work / f"ranks-{rank}.json"
+            ranks.write_text(json.dumps(dict.fromkeys(groups, rank)))
+            right[str(rank)] = self.answers(folder, ranks, f"rank{rank}")
+        return {"rate": rate, "scaling": scaling, "right": right}
+
+    def searched(self, way: Way, rank: int, seed: int, evaluations: int) -> Cell:
+        """Search on validation under the size of a uniform configuration; return the choice's test answers."""
+        [cell] = [row for row in self._test_cells(way) if row["seed"] == seed]
+        folder = self.adapter(way, cell["rate"], cell["scaling"], seed)
+        space = load_super_adapter(folder).elastic
+        bound = space.num_parameters(space.space.check(dict.fromkeys(space.space.ranks, rank)))
+        found = folder.with_name(f"{folder.name}-search{rank}")
+        if not (found / "result.json").is_file():
+            shears.search(
+                folder, found, resume=True, data=str(self.data["validation"]), strategy="hill-climbing",
+                max_evaluations=evaluations, constraint=(f"parameters<={bound}",),
+            )  # fmt: skip
+        right = self.answers(folder, found / "result.json", f"searched{rank}")
+        return {"right": right, "uniform": cell["right"][str(rank)], "parameters": bound}
+
+    def _test_cells(self, way: Way) -> Iterator[Cell]:
+        wanted = (self.task.name, self.start, self.epochs, "test", way.name)
+        for row in rows_of(self.results):
+            if tuple(row.get(name) for name in ("task", "start", "epochs", "kind", "way")) == wanted:
+                yield row
+
+    def steps(self, way: Way, count: int) -> None:
+        """Make some steps of a training, to be timed."""
+        folder = self.work / f"cost-{way.name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        shears.train(
+            self.base, folder, data=str(self.data["train"]), max_steps=count, warmup_steps=1,
+            max_length=self.task.max_length, **way.keywords(RATES[0], SCALINGS[0]), **STARTS[self.start],
+        )  # fmt: skip
+
+
+def run(bench: Bench, arguments: argparse.Namespace) -> None:
+    """Tune, train and measure every way."""
+    for way in ways_of(bench.start, arguments.ways):
+        rate, scaling = bench.tuned(way)
+        for seed in bench.seeds:
+            key = {"kind": "test", "way": way.name, "seed": seed}
+            bench.once(key, partial(bench.at_every_rank, way, rate, scaling, seed))
+
+
+def search(bench: Bench, arguments: argparse.Namespace) -> None:
+    """Search on every elastic super-adapter that was measured."""
+    for way in ways_of(bench.start, arguments.ways):
+        for seed in bench.seeds if way.is_elastic else []:
+            for rank in SEARCHED:
+                key = {"kind": "search", "way": way.name, "seed": seed, "rank": rank}
+                bench.once(key, partial(bench.searched, way, rank, seed, arguments.evaluations))
+
+
+def cost(bench: Bench, arguments: argparse.Namespace) -> None:
+    """Time the steps of several ways, which take turns."""
+    steps = {name: partial(bench.steps, WAYS[name], arguments.steps) for name in COST_WAYS}
+    bench.once({"kind": "cost"}, lambda: {"seconds": take_turns(steps, arguments.steps)})
+
+
+def main() -> None:
+    """Run one of the commands."""
+    arguments = _arguments()
+    if arguments.command == "table":
+        for line in tables([row for path in arguments.files for row in rows_of(path)]):
+            print(line)
+        return
+    log_to_stderr()
+    print(environment(), flush=True)
+    {"run": run, "search": search, "cost": cost}[arguments.command](Bench(arguments), arguments)
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("table").add_argument("files", type=Path, nargs="+")
+    for name in ("run", "search", "cost"):
+        command = commands.add_parser(name)
+        command.add_argument("--data", type=Path, required=True)
+        command.add_argument("--task", choices=list(TASKS), default="mawps")
+        command.add_argument("--model", default=MODEL)
+        command.add_argument("--start", choices=list(STARTS), default="plain")
+        command.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS))
+        command.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0])
+        command.add_argument("--rates", type=_numbers, default=list(RATES), help="learning rates to choose from")
+        command.add_argument("--scalings", type=_numbers, default=list(SCALINGS), help="alpha / rank, to choose from")
+        command.add_argument("--epochs", type=float, default=3.0)
+        command.add_argument("--limit", type=int, help="only the first so many test examples")
+        command.add_argument("--evaluations", type=int, default=100, help="of a search")
+        command.add_argument("--steps", type=int, default=30, help="timed steps")
+        command.add_argument("--work", type=Path, default=Path("runs/every-rank"))
+        command.add_argument("--results", type=Path, default=Path("every_rank.jsonl"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The benchmark of every rank: cells that are made once, tables that pair them, the area under accuracy over rank."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benchmarks.every_rank_table import area_weights, tables
+from benchmarks.every_rank_ways import COST_WAYS, RANKS, WAYS, Way, ways_of
+from benchmarks.nls_tasks import Task
+from benchmarks.report import rows_of
+
+from benchmarks import every_rank, every_rank_ways
+from tests.searching.test_stage import rows
+from tests.tiny import save_tiny
+
+
+@pytest.mark.parametrize("ranks", [(32, 24, 16, 8), (32, 24, 8), (40, 32, 4, 2), (8,)])
+def test_weighted_accuracies_sum_to_the_area_of_the_trapezoids(ranks: tuple[int, ...]) -> None:
+    accuracies = dict(zip(ranks, np.random.default_rng(0).random(len(ranks)), strict=True))
+    weights = area_weights(ranks)
+    found = sum(weights[rank] * accuracies[rank] for rank in ranks) / sum(weights.values())
+    ordered = sorted(ranks)
+    if len(ranks) == 1:
+        assert found == accuracies[ranks[0]]
+    else:
+        expected = np.trapezoid([accuracies[rank] for rank in ordered], ordered) / (ordered[-1] - ordered[0])
+        assert abs(found - expected) < 1e-12
+
+
+def test_sparse_peft_has_no_ranks_by_example() -> None:
+    assert "sandwich" in [way.name for way in ways_of("recovery", list(WAYS))]
+    assert "sandwich" not in [way.name for way in ways_of("sparse-peft", list(WAYS))]
+
+
+def cell(way: str, seed: int, right: Mapping[str, Any] | str, **more: Any) -> dict[str, Any]:
+    """A cell as the benchmark writes it."""
+    key = {"task": "t", "start": "plain", "epochs": 1.0, "way": way, "seed": seed}
+    return {**key, "kind": "test", "rate": 1e-3, "scaling": 2.0, "right": right, **more}
+
+
+def test_the_tables_pair_each_rank_with_its_own_lora_and_areas_with_areas() -> None:
+    cells = [cell(f"lora-{rank}", seed, {str(rank): "11100"}) for rank in RANKS for seed in (0, 1)]
+    cells += [cell("nested", seed, dict.fromkeys(map(str, RANKS), "11110")) for seed in (0, 1)]
+    cells.append(cell("uniform", 0, {"32": "11000", "24": "11000", "16": "10000", "8": "00000"}))
+    cells.append(cell("nested", 0, "11110", kind="search", rank=16, uniform="11100"))
+    seconds = {way: [9.0, 1.0 + index, 2.0 + 2 * index] for index, way in enumerate(COST_WAYS)}
+    cells.append({**cell("", 0, ""), "kind": "cost", "seconds": seconds})
+    text = "\n".join(tables(cells))
+    assert "| nested | 80.0% | 80.0% | 80.0% | 80.0% | 80.0% |" in text
+    assert "| LoRA of each rank | 60.0% | 60.0% | 60.0% | 60.0% | 60.0% |" in text
+    assert "| uniform | 40.0% | 40.0% | 20.0% | 0.0% | 26.7% |" in text  # (40/2 + 40 + 20 + 0/2) / 3
+    assert "| nested, rank 8, against LoRA of rank 8 | +20.0 |" in text
+    assert "| area: nested against uniform | +53.3 |" in text
+    assert "| area: nested against lora | +20.0 |" in text
+    assert "| nested | 3.00 | 2.000 | 2.000 | 2.000 |" in text
+    assert "| nested: searched against uniform rank 16 | +20.0 |" in text
+
+
+def test_a_run_tunes_trains_measures_and_searches_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(source: Path, target: Path) -> dict[str, Path]:
+        names = ("train", "validation", "test")
+        return {name: Path(rows(target / f"{name}.jsonl", seed)) for seed, name in enumerate(names)}
+
+    task = Task("tiny", write, {"task": "number", "max_new_tokens": 2})
+    monkeypatch.setattr(every_rank, "TASKS", {"tiny": task})
+    monkeypatch.setattr(every_rank, "SEARCHED", (8,))
+    monkeypatch.setattr(every_rank_ways, "WAYS", {"nested": Way("nested", {"sampling": "nested"}, (16, 8))})
+    results = tmp_path / "cells.jsonl"
+    common = ["--data", str(tmp_path), "--task", "tiny", "--model", str(save_tiny(tmp_path / "base")), "--start",
+              "dense", "--ways", "nested", "--rates", "1e-3", "--scalings", "2", "--epochs", "0.1", "--limit", "3",
+              "--evaluations", "2", "--work", str(tmp_path / "work"), "--results", str(results)]  # fmt: skip
+    for command in ("run", "search", "run"):
+        monkeypatch.setattr(sys, "argv", ["every_rank", command, *common])
+        every_rank.main()
+    tuning, test, search = rows_of(results)
+    assert (tuning["kind"], test["kind"], search["kind"]) == ("tuning", "test", "search")
+    assert tuning["losses"].keys() == test["right"].keys() == {"16", "8"}
+    assert len(search["right"]) == len(test["right"]["8"]) == 3
+    assert search["uniform"] == test["right"]["8"]
