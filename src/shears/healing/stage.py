@@ -43,7 +43,8 @@ logger = logging.getLogger(__name__)
 def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **config: Any) -> Path:
     """Train `sparse` to predict what its teacher predicts and write it to the folder `output`; return that folder.
 
-    The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`. `resume` continues an
+    The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`, or as
+    many in each linear where they `move`. `resume` continues an
     interrupted run of the same configuration from its last whole checkpoint. Under a launcher all processes call this,
     and the first one writes. InputError if an input is unusable, or if the loss or the weights stop being finite.
     """
@@ -91,7 +92,7 @@ def _save(
     prepared: Prepared, base: ModelRef, work: Path, origin: Mapping[str, str | None], settings: HealConfig
 ) -> None:
     """Write the model; last the record that makes the folder a healed model, so that it marks it whole."""
-    linears = write_healed(base, prepared.model, work)
+    linears = write_healed(base, prepared.model, work, moved=settings.move > 0)
     if (base.folder / RECOVERY_FOLDER).is_dir():
         logger.info("%s belongs to the weights before healing: it is not copied", base.folder / RECOVERY_FOLDER)
     record = {

@@ -58,7 +58,7 @@ def test_more_rounds_never_raise_an_error_and_keep_the_zeros_of_rows_and_groups(
             assert torch.equal(found[~pruned], task.weight[~pruned])
     for before, after in pairwise(errors):
         assert (after <= before * (1 + 1e-5)).all()
-    assert errors[-1].sum() < (1.0 if name == "admm" else 0.97) * errors[0].sum()  # admm leaves little to swaps
+    assert name == "admm" or errors[-1].sum() < 0.97 * errors[0].sum()  # admm leaves little to swaps, or nothing
 
 
 def test_refitting_after_swaps_gives_a_lower_error_than_without_them() -> None:
@@ -68,7 +68,7 @@ def test_refitting_after_swaps_gives_a_lower_error_than_without_them() -> None:
 
 
 def test_the_size_of_a_part_of_the_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    task, seen, start = pruned_by("wanda", ROW, 1, (9, 16))
+    task, _, start = pruned_by("wanda", ROW, 1, (9, 16))
     whole = swap(task, start, 5)
     monkeypatch.setattr(swaps, "PAIRS", 16 * swaps.TRIED * 2)  # two rows a part
     parts = swap(task, start, 5)

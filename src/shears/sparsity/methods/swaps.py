@@ -1,7 +1,7 @@
 """Swaps of a kept and a pruned weight of a row, each of which lowers the linear's output error on the calibration.
 
-After "SparseSwaps" (arXiv 2512.10922): with W the dense weight, V the sparse one, H = X^T X and g = (W - V) H for a row,
-setting V_q to 0 and V_p (now 0) to v changes the row's squared error ||(W - V) X||^2 by
+After "SparseSwaps" (arXiv 2512.10922). For a row, with W its dense weight, V the sparse one, H = X^T X and
+g = (W - V) H: setting V_q to 0 and V_p (now 0) to v changes the squared error ||(W - V) X||^2 by
 
     2 V_q g_q + V_q^2 H_qq  +  v^2 H_pp - 2 v (g_p + V_q H_pq)
 
