@@ -16,6 +16,7 @@ from shears.errors import InputError
 from shears.healing.stage import heal
 from shears.models.distillation import kl_from_logits
 from shears.records.folders import partial_folder
+from shears.sparsity.stage import sparsify
 from tests.adapt.small_training import log, stop_after
 from tests.healing.conftest import SETTINGS, prune
 from tests.tiny import save_tiny, tiny_tokenizer
@@ -81,6 +82,13 @@ def test_moved_zeros_are_as_many_in_every_linear(models: Path, tmp_path: Path, s
         assert int(zeros.sum()) == int(found.sum())
         moved = int((zeros & ~found).sum()) / max(int(zeros.sum()), 1)
         assert 0.05 < moved < 0.3 if "_proj" in name else moved == 0  # two moves: 0.13 and 0.02, of 0.2 at the start
+
+
+def test_zeros_of_a_pattern_of_groups_do_not_move(models: Path, tmp_path: Path) -> None:
+    sparse = sparsify(models / "dense", tmp_path / "sparse", method="magnitude", pattern="2:4", device="cpu")
+    with pytest.raises(InputError, match=r"move keeps zeros per linear, not the pattern 2:4 of .*sparse; set move to"):
+        heal(sparse, tmp_path / "healed", data=str(models / "text.txt"), **SETTINGS, **MOVE)
+    assert not (tmp_path / "healed.partial").exists()
 
 
 def test_one_forward_or_several_make_the_same_steps(models: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
 from shears.data.rows import source_fingerprint
 from shears.healing.fit import fit
-from shears.healing.prepare import Prepared, prepare, teacher_of
+from shears.healing.prepare import Prepared, prepare, refuse_to_move, teacher_of
 from shears.healing.write import write_healed
 from shears.models.devices import pick_device
 from shears.models.ref import ModelRef, resolve
@@ -54,6 +54,7 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
     check_trackers((*settings.report_to, *(["bitsandbytes"] if settings.optimizer == "adamw-8bit" else [])))
     base = resolve(sparse)
     base.refuse_package("heal")
+    refuse_to_move(base, settings)
     dense = teacher_of(base, settings)
     origin = {
         "base_fingerprint": base.fingerprint,
