@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from shears.records.version import __version__ as __version__
     from shears.report.compare import compare as compare
     from shears.report.page import write_report as write_report
+    from shears.runs.own_text import sparsify as sparsify
     from shears.runs.pipeline import run as run
     from shears.runs.plan import plan as plan
     from shears.runtime.environment import environment as environment
+    from shears.runtime.self_text import self_text as self_text
     from shears.runtime.speed import bench as bench
     from shears.searching.stage import run_search as run_search
     from shears.searching.stage import search as search
     from shears.serving.server import serve as serve
     from shears.sparsity.prune import sparsify_model as sparsify_model
-    from shears.sparsity.stage import sparsify as sparsify
 
 _MODULES = {
     "ElasticAdapter": "adapt.elastic",
@@ -56,8 +57,9 @@ _MODULES = {
     "run": "runs.pipeline",
     "run_search": "searching.stage",
     "search": "searching.stage",
+    "self_text": "runtime.self_text",
     "serve": "serving.server",
-    "sparsify": "sparsity.stage",
+    "sparsify": "runs.own_text",
     "sparsify_model": "sparsity.prune",
     "train": "adapt.train",
     "unpack": "export.package",

@@ -17,6 +17,7 @@ from shears.config.targets import EXPERTS
 from shears.errors import InputError, first_line
 from shears.records import artifacts
 from shears.records.folders import partial_folder
+from shears.records.peft_files import GRIDS
 
 MODELS = {
     artifacts.SPARSITY: "sparse model",
@@ -85,7 +86,7 @@ def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         package = read_package(folder)
         yield from ((name, tensor) for name, tensor in package.model_tensors() if name not in package.index.tied)
         return
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(path for path in folder.glob("*.safetensors") if path.name != GRIDS):
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118  (safe_open is no mapping)

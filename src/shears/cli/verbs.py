@@ -13,7 +13,7 @@ from shears.cli.options import SET, Values, app, with_stage_options
 from shears.config.export import FORMAT_OF_RECORD
 from shears.config.resolve import build, load_recipe
 from shears.errors import RECORD_ERRORS, InputError
-from shears.records.artifacts import RESULT, read_json
+from shears.records.artifacts import RESULT, SELF_TEXT, read_json
 from shears.records.paths import expanded
 
 Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")]
@@ -36,6 +36,23 @@ def fetch(
     """
     output = build(config.FetchConfig, "fetch", values).output
     print(shears.fetch(name, Path(output) if output else None))
+
+
+@app.command(rich_help_panel="Stages")
+@with_stage_options("write", config.WriteConfig)
+def write(model: BaseModel, out: Out, values: Values) -> None:
+    """Let a model write text itself, to calibrate or to heal on.
+
+    OUT/text.jsonl holds texts that the model samples behind random first words and, with a chat template, whole chats.
+    The same command continues an interrupted one, and a longer text begins with a shorter one beside OUT.
+
+    shears write smollm2-135m written --tokens 100k
+    """
+    file = shears.self_text(model, out, **values)
+    record = read_json(file.with_name(SELF_TEXT))
+    counts = f"{record['num_tokens']:,} tokens, {record['num_texts']:,} texts, {record['num_chats']:,} of them chats"
+    following = f"shears sparsify {tables.quoted(model)} sparse --calibration {tables.quoted(file)}"
+    tables.print_line(f"{file}: {counts}. Next: {following}")
 
 
 @app.command(rich_help_panel="Stages")

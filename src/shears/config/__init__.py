@@ -15,10 +15,12 @@ from shears.config.search import SearchConfig
 from shears.config.serve import BenchConfig, ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
 from shears.config.sparsify import SparsifyConfig
 from shears.config.train import TrainConfig
+from shears.config.write import WriteConfig
 
 __all__ = ["BenchConfig", "ChatConfig", "EvaluateConfig", "ExportConfig", "FetchConfig", "GenerateConfig",
            "HealConfig", "InspectConfig", "OwnLoopConfig", "Recipe", "RunEvaluateConfig", "SamplingConfig",
-           "ScoringConfig", "SearchConfig", "ServeConfig", "SparsifyConfig", "TrainConfig"]  # fmt: skip
+           "ScoringConfig", "SearchConfig", "ServeConfig", "SparsifyConfig", "TrainConfig",
+           "WriteConfig"]  # fmt: skip
 
 
 class FetchConfig(StageConfig):
@@ -46,6 +48,8 @@ class Recipe(StageConfig):
     """CPU threads; default: one per core. More threads than free cores make a run many times slower."""
     fetch: FetchConfig = FetchConfig()
     """Where to write the embedded model."""
+    write: WriteConfig = WriteConfig()
+    """How the model writes text itself."""
     sparsify: SparsifyConfig = SparsifyConfig()
     """How to prune."""
     heal: HealConfig | None = None

@@ -11,7 +11,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     "Data": (
         "data", "columns", "validation", "test", "task", "harness", "include_path", "template", "train_on",
         "max_length", "packing", "limit", "protocol", "calibration", "num_samples", "sequence_length",
-        "teacher", "tokens",
+        "teacher", "teacher_weight", "teacher_top_k", "tokens",
     ),
     "Healing": ("train", "move", "move_every", "kl", "block_outputs", "cross_entropy"),
     "Pruning": (
@@ -19,8 +19,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "damping",
     ),
     "Adapter": (
-        "ranks", "groups", "alpha", "init", "sampling", "reorder", "curriculum", "sparse_adapter", "dropout",
-        "recover_rank", "recover_by", "rank",
+        "ranks", "groups", "alpha", "init", "sampling", "reorder", "curriculum", "sparse_adapter", "quantize_aware",
+        "learn_scales", "dropout", "recover_rank", "recover_by", "rank",
     ),
     "Schedule": (
         "epochs", "max_steps", "learning_rate", "scheduler", "warmup_steps", "weight_decay", "validation_every",
@@ -28,7 +28,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     ),
     "Goal and budget": ("objective", "constraint", "strategy", "max_evaluations", "tie_layers"),
     "Text": (
-        "system", "max_new_tokens", "num_beams", "temperature", "top_k", "top_p", "repetition_penalty", "stop",
+        "chats", "system", "max_new_tokens", "num_beams", "temperature", "top_k", "top_p",
+        "repetition_penalty", "stop",
     ),
     "Server": (
         "host", "port", "name", "api_key", "max_waiting", "max_request_bytes", "shutdown_seconds",

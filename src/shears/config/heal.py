@@ -12,8 +12,9 @@ class HealConfig(StageConfig):
     """How to give a sparse model back what pruning took: it is trained to predict what the dense model predicts."""
 
     data: str
-    """Text to train on: a .txt file, rows in JSON, JSONL, CSV or Parquet, a hub id, or the embedded
-    arithmetic:train. Every token counts, prompts too. Labels are not used unless cross_entropy is above 0."""
+    """Text to train on: a .txt file, rows in JSON, JSONL, CSV or Parquet, a hub id, the embedded arithmetic:train, or
+    self (text that the dense model writes itself, see write). Every token counts, prompts too. Labels are not used
+    unless cross_entropy is above 0."""
     columns: Columns = Field({})
     """Columns of the data that stand for those of a known form of row, such as prompt=question,completion=answer."""
     template: Literal["question", "alpaca"] = "question"
@@ -21,6 +22,9 @@ class HealConfig(StageConfig):
     teacher: str | None = None
     """Dense model that says what is right; default: the model that SPARSE was pruned from. Embeddings, norms and the
     head of SPARSE stay as they are."""
+    teacher_top_k: int = Field(0, ge=0)
+    """Likeliest words that are kept of each prediction of the teacher; the others count as one. They are computed once
+    and kept beside the data, so that the teacher is not in memory while training. 0: it is, and all words count."""
     tokens: Count = 1_000_000
     """Tokens to train on, such as 50k or 1M; a shorter text is read several times."""
     sequence_length: int = Field(512, gt=1)
@@ -107,5 +111,6 @@ class HealConfig(StageConfig):
     @property
     def as_training(self) -> TrainConfig:
         """What the training loop must know, in its own configuration."""
-        names = (HealConfig.model_fields.keys() & TrainConfig.model_fields.keys()) - {"columns", "template"}
+        others = {"columns", "template", "teacher", "teacher_top_k"}
+        names = (HealConfig.model_fields.keys() & TrainConfig.model_fields.keys()) - others
         return TrainConfig(**{name: getattr(self, name) for name in names}, max_steps=self.num_steps)

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ from shears.export.peft import origin, read_sub_adapter, refuse_ranks
 from shears.models.blocks import linears, weight_oi
 from shears.models.devices import DTYPES
 from shears.models.load import copy_configs, save_tokenizer
+from shears.models.quantize_aware import Grid
 from shears.models.ref import ModelRef, resolve
 from shears.records import artifacts
 from shears.records.cards.card import write_card
@@ -62,6 +64,8 @@ class Source(NamedTuple):
     adapter: Mapping[str, Tensor]
     adapter_config: Mapping[str, Any] | None
     origin: Mapping[str, Any]
+    grids: Mapping[str, Grid] = MappingProxyType({})
+    """The grids that the model's weights lie on, by linear; the others are then not packed."""
 
 
 def write_package(source: str, work: Path, model: str | None, settings: ExportConfig) -> dict[str, Any]:
@@ -84,10 +88,15 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
         yield _foreign_source(source, model, settings)
         return
     chosen = read_sub_adapter(folder, settings)
+    if chosen.grids and settings.values not in ("auto", "int4"):
+        raise InputError(
+            f"values must be int4 for an adapter trained with quantize_aware int4, whose weights are whole numbers of "
+            f"its scales, got {settings.values}, which would round them again; leave values out"
+        )
     if chosen.masked:
         with tempfile.TemporaryDirectory(dir=work) as merged:  # a kill leaves it in `work`, which the next run empties
             record = write_merged(source, Path(merged), model, settings)
-            yield Source(resolve(merged), {}, None, record)
+            yield Source(resolve(merged), {}, None, record, chosen.grids)
         return
     base = checked_base(folder, dict(chosen.record), model)
     trained = {key: chosen.record[key] for key in ("alpha", "max_rank") if key in chosen.record}
@@ -149,12 +158,12 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
         raise InputError(f"a package is made of a model folder, got the package {folder}; shears unpack it first")
     config = read_config(folder)
     files = TensorFiles(folder)
-    form = choose_form(files, settings)
+    form = choose_form(files, settings.model_copy(update={"values": "int4"}) if source.grids else settings)
     empty = empty_model(folder, config, torch.float32)
     if problem := _misfit(source.adapter, empty):
         raise InputError(f"an adapter must fit the model that it is packed with, {problem} in {folder}; name its base")
     transposed = [name for name, module in empty.named_modules() if isinstance(module, Conv1D)]
-    packing = Packing(files, form, transposed, getattr(config.get_text_config(), "vocab_size", None))
+    packing = Packing(files, form, transposed, getattr(config.get_text_config(), "vocab_size", None), source.grids)
     fingerprint = packing.write(work / PACKAGE_FILE, source.adapter)
     _copy_configs(source, work, form.rest)
     save_tokenizer(source.model, work)

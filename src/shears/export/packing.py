@@ -6,11 +6,11 @@ Routers, and tensors that are no plain matrices of a decoder block, are not pack
 
 import hashlib
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -28,13 +28,12 @@ from shears.checkpoints.packed.layout import (
     quantize_blocks,
     quantize_rows,
 )
+from shears.checkpoints.packed.matrices import IN_BLOCK, is_block_matrix, same_name
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.checkpoints.zeros import count_zeros
 from shears.config import ExportConfig
 from shears.errors import InputError
-
-IN_BLOCK = re.compile(r"(?:^|\.)\d+\.(?P<path>.+)\.weight$")
-ROUTERS = {"router", "shared_expert_gate"}  # modules that choose experts; so does one whose last name is `gate`
+from shears.models.quantize_aware import Grid
 
 
 @dataclass(frozen=True)
@@ -103,11 +102,18 @@ def choose_form(files: TensorFiles, settings: ExportConfig) -> Form:
 
 
 class Packing:
-    """The tensors of a model's files, each packed, dense, or tied to another one; `write` makes the package."""
+    """The tensors of a model's files, each packed, dense, or tied to another one; `write` makes the package.
 
-    def __init__(self, files: TensorFiles, form: Form, transposed: Collection[str], vocabulary: int | None) -> None:
+    With `grids`, by the model's names, their linears are packed in int4 on these grids, and no others.
+    """
+
+    def __init__(
+        self, files: TensorFiles, form: Form, transposed: Collection[str], vocabulary: int | None,
+        grids: Mapping[str, Grid] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self.files = files
         self.form = form
+        self._grids = grids
         self._vocabulary = vocabulary
         self.packed: dict[str, PackedEntry] = {}
         self.dense: dict[str, DenseEntry] = {}
@@ -117,7 +123,7 @@ class Packing:
         for name in files.names:
             tensor = self._load(name)
             linear = name.removesuffix(".weight")
-            entry = self._packed_entry(name, tensor, any(_same_name(linear, other) for other in transposed))
+            entry = self._packed_entry(name, tensor, any(same_name(linear, other) for other in transposed))
             if entry is not None:
                 self.packed[linear] = entry
                 self._count(entry, tensor)
@@ -146,11 +152,16 @@ class Packing:
         values = self.form.of(tensor)
         mask = kept(tensor)
         size = num_stored(mask.T if transposed else mask, values)
-        if packed_bytes(rows, cols, size, values) >= tensor.numel() * self._dense_size(tensor):
+        is_smaller = packed_bytes(rows, cols, size, values) < tensor.numel() * self._dense_size(tensor)
+        if not (is_smaller if not self._grids else self._grid(name.removesuffix(".weight"))):
             return None
         of_int4 = size if values == "int4" else None
         count = int(mask.sum())
         return PackedEntry(rows=rows, cols=cols, values=values, kept=count, bytes=of_int4, transposed=transposed)
+
+    def _grid(self, linear: str) -> Grid | None:
+        """Return the grid of a linear of the files."""
+        return next((grid for module, grid in self._grids.items() if same_name(linear, module)), None)
 
     def _dense_size(self, tensor: Tensor) -> int:
         return (self.form.rest or tensor.dtype).itemsize
@@ -196,9 +207,10 @@ class Packing:
     def _write_packed(self, writer: PackageWriter, linear: str, entry: PackedEntry) -> None:
         stored = self._load(f"{linear}.weight")
         weight = stored.T.contiguous() if entry.transposed else stored
-        matrix = pack(weight, entry.values)
+        grid = self._grid(linear)
+        matrix = pack(weight, entry.values, grid)
         writer.put_packed(linear, matrix)
-        if matrix.values.dtype != weight.dtype:
+        if matrix.values.dtype != weight.dtype and grid is None:  # a weight on its grid is stored as it is
             self.sums.square += float(weight.double().square().sum())
             self.sums.error += float((dense(matrix).double() - weight.double()).square().sum())
 
@@ -214,18 +226,3 @@ class Packing:
             yield ".scales", scales
         else:
             yield "", tensor.to(PLAIN[entry.dtype])
-
-
-def is_block_matrix(name: str, tensor: Tensor) -> bool:
-    """Return whether a tensor may be packed: a plain matrix of a decoder block that is no router."""
-    match = IN_BLOCK.search(name)
-    plain = tensor.ndim == 2 and tensor.is_floating_point() and tensor.element_size() <= 4 and tensor.numel() > 0
-    if match is None or not plain:
-        return False
-    path = match["path"].split(".")
-    return path[-1] != "gate" and ROUTERS.isdisjoint(path)
-
-
-def _same_name(linear: str, module: str) -> bool:
-    """Return whether a linear of the files is that module; files may leave out the first part of a name."""
-    return module == linear or module.endswith(f".{linear}")

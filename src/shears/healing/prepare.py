@@ -7,9 +7,12 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from shears.adapt.teacher.cached import Asked, CachedTeacher, cache_targets
 from shears.adapt.teacher.live import LiveTeacher
+from shears.adapt.teacher.source import TeacherSource, targets_folder
 from shears.adapt.teacher.targets import Teacher
 from shears.adapt.training.frozen import hold_as_computed
+from shears.adapt.training.trainer import Collator, collator_of
 from shears.checkpoints.zeros import count_zeros
 from shears.config import HealConfig
 from shears.data.calibration import text_tokens
@@ -71,14 +74,32 @@ def prepare(sparse: ModelRef, dense: ModelRef, settings: HealConfig) -> Prepared
         )
     rows = sequences(tokenizer, settings)
     precision = resolved_precision(settings.precision, pick_device(settings.device))
+    cached = _cached(dense, tokenizer, rows, settings, precision) if settings.teacher_top_k else None
     model = load_model(sparse, device=settings.device)
     check_sequence_length(model, settings.sequence_length)
     refuse_unknown(max(max(row.input_ids) for row in rows), model.get_input_embeddings())
     _start(sparse, model, settings, precision)
+    if cached is not None:
+        return Prepared(model, tokenizer, cached, rows)
     teacher = load_model(dense, device=settings.device)
     _check_teacher(sparse, dense, model, teacher, settings)
     hold_as_computed(teacher.requires_grad_(False), precision)
     return Prepared(model, tokenizer, LiveTeacher(teacher, precision, with_blocks=settings.block_outputs > 0), rows)
+
+
+def _cached(
+    dense: ModelRef, tokenizer: PreTrainedTokenizerBase, rows: list[Tokenized], settings: HealConfig, precision: str
+) -> CachedTeacher:
+    """Return the dense model's targets of the sequences, computed before the sparse model is loaded."""
+    source = TeacherSource(dense)
+    asked = Asked(source.fingerprint, precision, settings.teacher_top_k, settings.block_outputs > 0)
+
+    def load() -> tuple[LiveTeacher, Collator]:
+        network = source.load(device=settings.device)
+        live = LiveTeacher(network, precision, with_blocks=asked.with_blocks)
+        return live, collator_of(network, tokenizer, packing=True)
+
+    return cache_targets(targets_folder(settings.data), rows, asked, source.shape, load)
 
 
 def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[Tokenized]:

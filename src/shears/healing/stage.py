@@ -13,6 +13,7 @@ from shears.adapt.training.processes import join_processes, raise_in_all, shared
 from shears.adapt.training.step_log import check_trackers, tracking
 from shears.config import HealConfig
 from shears.config.resolve import build
+from shears.config.write import SELF
 from shears.data.examples import rows_fingerprint
 from shears.data.rows import source_fingerprint
 from shears.healing.fit import fit
@@ -35,6 +36,7 @@ from shears.records.cards.card import write_card
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded
 from shears.records.version import __version__
+from shears.runtime.self_text import own_text
 from shears.sparsity.rewrite import LinearSparsity, overall_sparsity
 
 logger = logging.getLogger(__name__)
@@ -70,7 +72,8 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
         is_saved = (work / HEALED).is_file()  # interrupted between saving and renaming the folder
         wait()  # before the first process continues and renames the folder
         if not is_saved:
-            prepared = raise_in_all(lambda: prepare(base, dense, settings))
+            text = _text(dense, settings)
+            prepared = raise_in_all(lambda: prepare(base, dense, settings.model_copy(update={"data": text})))
             fit(prepared, work, settings)
             wait()  # for checkpoints that other processes still write
             if is_first_process():
@@ -80,6 +83,18 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
             shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needs them until all is saved
     logger.info("healed %s in %.0f s", output, time.monotonic() - started)
     return output
+
+
+def _text(dense: ModelRef, settings: HealConfig) -> str:
+    """Return the source of the text; the first process lets the dense model write text of its own if it must."""
+    if settings.data != SELF:
+        return settings.data
+
+    def write() -> str:
+        return str(own_text(dense, settings.num_sequences * settings.sequence_length, settings.seed))
+
+    raise_in_all(lambda: write() if is_first_process() else "")
+    return write()  # the others find it there
 
 
 def _fixed(settings: HealConfig, origin: Mapping[str, str | None]) -> dict[str, Any]:

@@ -25,7 +25,11 @@ CONTEXT = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx")  # 
 
 def num_positions(model: nn.Module) -> int | None:
     """Return the number of positions in a model's configuration; None where it has none."""
-    config: Any = getattr(own_model(model), "config", None)
+    return positions_in(getattr(own_model(model), "config", None))
+
+
+def positions_in(config: Any) -> int | None:
+    """Return the number of positions in a configuration; None where it has none."""
     config = config.get_text_config() if config is not None else None
     lengths = (getattr(config, name, None) for name in CONTEXT)
     return next((length for length in lengths if isinstance(length, int) and length > 0), None)

@@ -29,6 +29,7 @@ RECOVERY = "recovery.json"
 MERGED = FORMATS["merged"].record
 PACKAGE = FORMATS["package"].record
 UNPACKED = "unpacked.json"
+SELF_TEXT = "self_text.json"
 RECIPE = "recipe.yaml"  # this and the next three lie in a run's folder
 REPORT = "report.html"
 README = "README.md"

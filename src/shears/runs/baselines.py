@@ -32,13 +32,14 @@ def baseline_configs(recipe: Recipe) -> dict[str, TrainConfig]:
 def _plain(train: TrainConfig, name: str) -> dict[str, Any]:
     """Return the settings of plain LoRA: the largest rank alone; on the dense model also nothing about zeros.
 
-    The dense model has nothing to recover and no zeros to keep. On the pruned model the start is the run's own, so that
-    the run differs from its baseline in nothing but the choice of ranks.
+    The dense model has nothing to recover, no zeros to keep and no teacher. On the pruned model the start is the run's
+    own, so that the run differs from its baseline in nothing but the choice of ranks.
     """
     one_rank = {"ranks": train.ranks[:1], "sampling": "maximal", "reorder": False, "curriculum": 0.0}
     if name == SPARSE_LORA:
         return one_rank
-    return {**one_rank, "init": "lora" if train.init == "recovery" else train.init, "sparse_adapter": False}
+    plain = {"sparse_adapter": False, "quantize_aware": "none", "learn_scales": False, "teacher": None}
+    return {**one_rank, "init": "lora" if train.init == "recovery" else train.init, **plain}
 
 
 def sparse_folder(recipe: Recipe, folder: Path) -> Path:

@@ -10,6 +10,7 @@ import yaml
 
 from shears.adapt.groups import resolved_groups
 from shears.adapt.ranks import ranks_file, ranks_name
+from shears.adapt.teacher.source import find_teacher
 from shears.adapt.train import train
 from shears.config import EvaluateConfig, HealConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
 from shears.config.export import FORMATS
@@ -35,8 +36,8 @@ from shears.records.folders import partial_folder, run_lock
 from shears.records.paths import expanded, file_fingerprint
 from shears.records.timing import timed
 from shears.runs.baselines import HEALED_FOLDER, baseline_configs, baseline_model, dense_model, sparse_folder
+from shears.runs.own_text import sparsify
 from shears.searching.stage import search
-from shears.sparsity.stage import sparsify
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +159,8 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
         )
     if recipe.search and not recipe.train:
         raise InputError("a run with a search must train first; add a `train:` section to the recipe")
+    if recipe.train and recipe.train.quantize_aware != "none":
+        _check_rounded(recipe)
     if recipe.evaluate and recipe.evaluate.ranks and not recipe.train:
         raise InputError("a run must train to be measured at all ranks, got no `train:` section; drop evaluate.ranks")
     if recipe.evaluate and recipe.evaluate.baselines and not recipe.train:
@@ -169,6 +172,15 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output of a run must be a folder, got the file {folder}; choose another output")
     return folder
+
+
+def _check_rounded(recipe: Recipe) -> None:
+    """Raise InputError, before any work is done, for an export that refuses an adapter of quantize_aware."""
+    if not FORMATS[recipe.export.format].is_model or recipe.export.values not in ("auto", "int4"):
+        raise InputError(
+            "a run that trains with quantize_aware must export format package with values int4 (or a merged format), "
+            f"got format {recipe.export.format} with values {recipe.export.values}; change the `export:` section"
+        )
 
 
 def with_calibration(recipe: Recipe) -> Recipe:
@@ -240,7 +252,8 @@ def _training(name: str, model: Callable[[], str | Path], output: Path, config: 
 
     def inputs() -> dict[str, str]:
         hashes = _hashes(data=config.data, validation=config.validation_source)
-        return {"base_fingerprint": resolve(model()).fingerprint, **hashes}
+        taught = {"teacher_fingerprint": find_teacher(config.teacher).fingerprint} if config.teacher else {}
+        return {"base_fingerprint": resolve(model()).fingerprint, **taught, **hashes}
 
     def make() -> Path:
         return train(model(), output, resume=partial_folder(output).exists(), **values)

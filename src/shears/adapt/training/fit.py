@@ -17,6 +17,7 @@ from transformers.training_args import ParallelMode
 from shears.adapt.elastic import lora_layers
 from shears.adapt.prepare import Prepared
 from shears.adapt.sampling import NLSCallback, rank_sampling
+from shears.adapt.teacher.teaching import Teaching
 from shears.adapt.training import checkpoints
 from shears.adapt.training.frozen import hold_as_computed
 from shears.adapt.training.processes import num_processes, shard_frozen, wait
@@ -42,8 +43,8 @@ KEPT_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm", 
 WHOLE = ("_scaled_dot_product", "shears::packed_attention", "shears::lora_linears")  # names of fused operators begin so
 
 
-def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
-    """Train until the last step, from the last whole checkpoint in `work` if there is one.
+def fit(prepared: Prepared, work: Path, settings: TrainConfig, teaching: Teaching | None = None) -> None:
+    """Train until the last step, from the last whole checkpoint in `work` if there is one; `teaching` adds its loss.
 
     With early stopping, the model then has the adapter of the lowest validation loss, in the process that saves it.
     """
@@ -57,6 +58,7 @@ def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
         )
     folder = work / checkpoints.CHECKPOINTS
     trainer = _trainer(prepared, lengths, training_arguments(settings, folder), settings)
+    trainer.teaching = teaching
     trainer.remove_callback(PrinterCallback)  # only the command line prints
     checkpoint = last_checkpoint(work)
     done = checkpoints.step_of(checkpoint) if checkpoint else 0

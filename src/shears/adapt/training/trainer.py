@@ -13,16 +13,18 @@ from accelerate.utils import gather_object
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.sampling import RankSampling, RowPosition
 from shears.adapt.space import RankConfig
-from shears.data.batches import pack, pad
+from shears.adapt.teacher.teaching import Teaching
+from shears.data.batches import PACK_TOKENS, ignores_padding, keeps_apart, pack, pad, padding
 from shears.data.examples import Tokenized
 from shears.models.losses import (
     IGNORED,
     TokenLosses,
+    num_positions,
     packed_predictions,
     padded_predictions,
     piecewise_losses,
@@ -107,6 +109,13 @@ class Collator:
         return {**batch, "numbers": torch.tensor([number for number, _ in numbered])}
 
 
+def collator_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, packing: bool) -> Collator:
+    """Return the collator whose batches a model computes correctly: packed where it keeps examples apart."""
+    packed = packing and keeps_apart(model)
+    behind = not packed and not ignores_padding(model)
+    return Collator(padding(tokenizer), PACK_TOKENS if packed else None, behind, num_positions(model))
+
+
 class ExampleLoss(NamedTuple):
     """The loss of a training example (nats per labelled token) and the ranks that it was computed with."""
 
@@ -184,6 +193,9 @@ class CompletionTrainer(StepTrainer):
     A `strategy` by example draws the ranks here; otherwise NLSCallback has activated those of the step.
     """
 
+    teaching: Teaching | None = None
+    """A teacher, whose predictions the loss of training also counts."""
+
     def __init__(self, *, elastic: ElasticAdapter, strategy: RankSampling, **kwargs: Any) -> None:
         self.elastic = elastic
         self.strategy = strategy
@@ -250,6 +262,9 @@ class CompletionTrainer(StepTrainer):
         return sums, torch.bincount(rows[targets != IGNORED], minlength=count)
 
     def _token_losses(self, model: nn.Module, inputs: Mapping[str, Tensor], scale: float) -> TokenLosses:
+        if self.teaching is not None and model.training:  # a validation measures the labels' loss
+            with self.accelerator.autocast():
+                return self.teaching.losses(model, inputs, scale, in_pieces=self.in_pieces)
         if self.in_pieces:
             batch = {name: tensor for name, tensor in inputs.items() if name != "numbers"}
             with self.accelerator.autocast():  # prepared models switch it on in their own forward alone

@@ -94,16 +94,21 @@ def kept(weight: Float[Tensor, "O I"]) -> Bool[Tensor, "O I"]:
     return weight.contiguous().view(_BITS[weight.element_size()]) != 0
 
 
-def pack(weight: Float[Tensor, "O I"], values: NumberFormat) -> PackedMatrix:
+def pack(
+    weight: Float[Tensor, "O I"],
+    values: NumberFormat,
+    grid: tuple[Float16[Tensor, "O B"], UInt8[Tensor, "O B"]] | None = None,
+) -> PackedMatrix:
     """Return the packed weight, its kept values converted to `values`.
 
     Bit for bit lossless where that is the weight's own dtype. A kept weight that becomes zero in `values` stays kept.
+    `grid` are the scales and zero points of int4, by default those of the weight (`quantize_blocks`).
     InputError for NaN or infinity in int8 or int4, and for a scale of int4 beyond fp16.
     """
     rows, cols = weight.shape
     bits = _in_panels(kept(weight), values)
     masks = torch.from_numpy(np.packbits(bits.numpy(), axis=-1, bitorder="little"))
-    stored, scales, zeros = _stored(weight, bits, values)
+    stored, scales, zeros = _stored(weight, bits, values, grid)
     return PackedMatrix(
         rows, cols, values,
         masks=masks.reshape(mask_shape(rows, cols, values)),
@@ -115,11 +120,11 @@ def pack(weight: Float[Tensor, "O I"], values: NumberFormat) -> PackedMatrix:
 
 
 def _stored(
-    weight: Float[Tensor, "O I"], bits: Bool[Tensor, "P G W"], values: NumberFormat
+    weight: Float[Tensor, "O I"], bits: Bool[Tensor, "P G W"], values: NumberFormat, grid: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return `values`, `scales` and `zeros` of a packed weight."""
     if values == "int4":
-        codes, by_row, zeros = quantize_blocks(weight)
+        codes, by_row, zeros = quantize_blocks(weight) if grid is None else (codes_on(weight, *grid), *grid)
         stored = _paired(_in_panels(codes, values), bits)
         return stored, blocks_by_panel(by_row), pack_nibbles(blocks_by_panel(zeros))
     converted, scales = quantize_rows(weight) if values == "int8" else (weight.to(FORMAT_DTYPES[values]), None)
@@ -200,6 +205,17 @@ def _quantized_blocks(wide: Float[Tensor, "O I"]) -> tuple[Tensor, Tensor, Tenso
     zeros = (-low / steps).round_().clamp_(0, LARGEST_CODE)
     codes = (blocks / steps[:, :, None]).round_().add_(zeros[:, :, None]).clamp_(0, LARGEST_CODE)
     return codes.flatten(1)[:, :cols].to(torch.uint8), scales, zeros.to(torch.uint8)
+
+
+def codes_on(
+    weight: Float[Tensor, "O I"], scales: Float16[Tensor, "O B"], zeros: UInt8[Tensor, "O B"]
+) -> UInt8[Tensor, "O I"]:
+    """Return the int4 codes of the numbers of a grid that are nearest to a weight."""
+    cols = weight.shape[1]
+    wide = scales.float()
+    steps = weight.float() / _by_input(wide.where(wide > 0, 1.0), cols)
+    codes = steps.masked_fill_(_by_input(wide == 0, cols), 0.0).round_().add_(_by_input(zeros.float(), cols))
+    return codes.clamp_(0, LARGEST_CODE).to(torch.uint8)
 
 
 def dequantize_blocks(

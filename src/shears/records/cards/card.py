@@ -55,6 +55,12 @@ It was trained with its product masked by the base's zeros, which other tools ig
 every zero.
 
 {download}    shears export {folder} merged --format merged-sparse --model {base}"""
+ON_GRID = """\
+It was trained for a package of int4 values, which holds exactly the weights that its training computed with:
+zeros of the base kept, the adapter merged, the sum rounded. Other tools do not round: export it.
+
+{download}    shears search {folder} search --data VALIDATION
+    shears export {folder} package --ranks search/result.json --format package --model {base}"""
 SUPER = """
     shears search {folder} search --data VALIDATION
     shears export {folder} sub_adapter --ranks search/result.json"""
@@ -319,6 +325,8 @@ def _template(kind: str, record: Record) -> str:
     if not CARDS[kind].is_adapter:
         return code
     before = FETCHED if base_of(record) in EMBEDDED else ""
+    if "quantize_aware" in record:
+        return before + ON_GRID
     after = SUPER if kind == artifacts.SEARCH_SPACE else ""
     return before + (MASKED if record.get("sparse_adapter") else code) + after
 
