@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from shears.config import HealConfig
 from shears.healing.linears import KeptWeights, trained_linears
@@ -31,13 +31,13 @@ class MoveZeros(TrainerCallback):
     def __init__(self, settings: HealConfig) -> None:
         self.settings = settings
 
-    def on_step_begin(self, _: Any, state: TrainerState, *__: Any, **kwargs: Any) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Let the gradients of all weights be added up in a step before a move."""
         if share_at(state.global_step + 1, self.settings):
             for linear in _kept(kwargs["model"]):
                 linear.gradient = torch.zeros_like(linear.weight, dtype=torch.float32)
 
-    def on_optimizer_step(self, _: Any, state: TrainerState, *__: Any, **kwargs: Any) -> None:
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Move zeros; the optimizer knows nothing of the new weights."""
         share = share_at(state.global_step + 1, self.settings)
         if not share:
