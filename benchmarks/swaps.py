@@ -27,7 +27,7 @@ from shears.sparsity.methods.scores import Pruned, Task
 from shears.sparsity.methods.swaps import TRIED, swap
 from shears.sparsity.prune import prune_weight
 
-ARMS = [(4, TRIED), (16, TRIED), (64, TRIED), (16, 1), (16, 32)]  # rounds, and pruned weights tried in each
+ARMS = [(4, TRIED), (16, TRIED), (64, TRIED), (64, 1), (64, 8)]  # rounds, and pruned weights tried in each
 
 
 @torch.no_grad()
@@ -41,6 +41,7 @@ def main() -> None:
     seconds: dict[str, float] = defaultdict(float)
     for matrix in matrices:
         hessian = moments.of(matrix)
+        assert hessian is not None, matrix.name
         weight = matrix.view(model).float()
         zeros = round(arguments.sparsity * weight.numel())
         task = Task(weight, Pattern.parse("row"), zeros, 0.01, hessian.diagonal().sqrt(), hessian)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from shears.sparsity.methods.scores import Pruned, Task
 
-TRIED = 8  # pruned weights of a row that a round tries with every kept one: those that alone lower the error most
+TRIED = 2  # pruned weights of a row that a round tries with every kept one: those that alone lower the error most
 PAIRS = 1 << 18  # that are compared at once: arrays of 1 MB stay in a core's cache, twice as fast as 16 MB
 ROUNDING = 1e-6  # a swap must lower a row's first error by this share, above float32's noise
 
