@@ -201,7 +201,7 @@ def _why_not_loaded(file: GgufFile) -> str | None:
 def _package(folder: Path) -> dict[str, Any]:
     record = artifacts.read_record(folder, artifacts.PACKAGE, "bytes", "ratio", "base_fingerprint", "config")
     tensors = read_package(folder).adapter().values()
-    copied = ("values", "rounding", "num_linears", "bytes", "ratio", "ranks")
+    copied = ("values", "rounding", "num_linears", "bytes", "ratio", "ranks", "calibration_fingerprint")
     sizes = {f"bytes_{name}": size for name, size in record["bytes"].items()}
     ratios = {f"size_of_dense_{name}": ratio for name, ratio in record["ratio"].items()}
     return {

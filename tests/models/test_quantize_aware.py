@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from shears.checkpoints.packed.layout import codes_on, dense, dequantize_blocks, pack, quantize_blocks
+from shears.checkpoints.packed.layout import codes_on_grid, dense, dequantize_blocks, pack, quantize_blocks
 from shears.errors import InputError
 from shears.models.blocks import weight_oi
 from shears.models.quantize_aware import (
@@ -101,7 +101,7 @@ def test_the_grid_is_the_layouts_and_some_weights_leave_it() -> None:
     assert torch.equal(rounded(weight, grid), dequantize_blocks(codes, scales, zeros))
     a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
     whole = on_grid(weight, a, b, grid, SCALING)
-    steps = (codes_on(whole, scales, zeros)[weight != 0]).long()
+    steps = (codes_on_grid(whole, scales, zeros)[weight != 0]).long()
     assert min(int((steps == 0).sum()), int((steps == 15).sum())) > 5
 
 

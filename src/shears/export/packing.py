@@ -7,7 +7,7 @@ Routers, and tensors that are no plain matrices of a decoder block, are not pack
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from shears.checkpoints.packed import layout
 from shears.checkpoints.packed.file import PLAIN, PLAIN_NAMES, DenseEntry, Index, PackageWriter, PackedEntry, Quantized
 from shears.checkpoints.packed.layout import (
     QUANTIZED,
@@ -24,6 +25,7 @@ from shears.checkpoints.packed.layout import (
     num_stored,
     pack,
     pack_nibbles,
+    pack_quantized,
     packed_bytes,
     quantize_blocks,
     quantize_rows,
@@ -34,6 +36,8 @@ from shears.checkpoints.zeros import count_zeros
 from shears.config import ExportConfig
 from shears.errors import InputError
 from shears.models.quantize_aware import Grid
+
+Sink = Callable[[str, layout.Quantized], None]  # takes a linear's name and its rounded weight (O I)
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def choose_form(files: TensorFiles, settings: ExportConfig) -> Form:
     auto: NumberFormat = "fp32" if main == torch.float32 else "bf16"
     values = auto if settings.values == "auto" else settings.values
     rest = torch.float32 if values == "fp32" else torch.bfloat16
-    embeddings = False if settings.embeddings == "keep" else settings.embeddings
+    embeddings = settings.embeddings if settings.embeddings in QUANTIZED else False
     return Form(values, None if rest == main else rest, embeddings, settings.negative_zeros == "drop")
 
 
@@ -118,6 +122,7 @@ class Packing:
         self.packed: dict[str, PackedEntry] = {}
         self.dense: dict[str, DenseEntry] = {}
         self.tied: dict[str, str] = {}
+        self.tables: list[str] = []  # embeddings and heads, those that are tied to others left out
         self.sums = Sums()
         seen: dict[str, str] = {}
         for name in files.names:
@@ -177,7 +182,10 @@ class Packing:
     def _dense_entry(self, name: str, tensor: Tensor) -> DenseEntry:
         dtype = PLAIN_NAMES[self.form.converted(tensor[:0] if tensor.ndim else tensor).dtype]
         self.sums.rest_bytes += tensor.numel() * PLAIN[dtype].itemsize
-        quantized = self.form.embeddings if self._is_vocabulary(name, tensor) else False
+        quantized: Quantized = False
+        if self._is_vocabulary(name, tensor):
+            self.tables.append(name)
+            quantized = self.form.embeddings
         return DenseEntry(dtype=dtype, shape=tuple(tensor.shape), quantized=quantized)  # type: ignore[arg-type]
 
     def _is_vocabulary(self, name: str, tensor: Tensor) -> bool:
@@ -192,11 +200,27 @@ class Packing:
         digest = hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
         return f"{digest} {tensor.dtype} {tuple(tensor.shape)}"
 
-    def write(self, path: Path, adapter: Mapping[str, Tensor]) -> str:
-        """Write the package file and return its fingerprint; InputError for weights that int8 or int4 cannot hold."""
+    def quantize_table(self, name: str, form: Quantized) -> None:
+        """Hold an embedding or a head in this format."""
+        self.dense[name] = self.dense[name].model_copy(update={"quantized": form})
+
+    def write(self, path: Path, adapter: Mapping[str, Tensor], fill: Callable[[Sink], None] | None = None) -> str:
+        """Write the package file and return its fingerprint; InputError for weights that int8 or int4 cannot hold.
+
+        `fill` may hand rounded linears to the sink that it is given; the others are rounded to nearest.
+        """
         writer = PackageWriter(path, self.index(adapter))
-        for linear, entry in self.packed.items():
-            self._write_packed(writer, linear, entry)
+        filled: set[str] = set()
+
+        def sink(linear: str, rounded: layout.Quantized) -> None:
+            filled.add(linear)
+            self._write_packed(writer, linear, rounded)
+
+        if fill is not None:
+            fill(sink)
+        for linear in self.packed:
+            if linear not in filled:
+                self._write_packed(writer, linear)
         for name, plain in self.dense.items():
             for part, tensor in self._stored(self.files.load(name), plain):
                 writer.put(f"dense.{name}{part}", tensor)
@@ -204,11 +228,12 @@ class Packing:
             writer.put(f"adapter.{name}", tensor)
         return writer.finish()
 
-    def _write_packed(self, writer: PackageWriter, linear: str, entry: PackedEntry) -> None:
+    def _write_packed(self, writer: PackageWriter, linear: str, rounded: layout.Quantized | None = None) -> None:
+        entry = self.packed[linear]
         stored = self._load(f"{linear}.weight")
         weight = stored.T.contiguous() if entry.transposed else stored
         grid = self._grid(linear)
-        matrix = pack(weight, entry.values, grid)
+        matrix = pack(weight, entry.values, grid) if rounded is None else pack_quantized(kept(weight), rounded)
         writer.put_packed(linear, matrix)
         if matrix.values.dtype != weight.dtype and grid is None:  # a weight on its grid is stored as it is
             self.sums.square += float(weight.double().square().sum())
