@@ -13,9 +13,10 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "max_length", "packing", "limit", "protocol", "calibration", "num_samples", "sequence_length",
         "teacher", "teacher_weight", "teacher_top_k", "tokens",
     ),
-    "Healing": ("train", "kl", "block_outputs", "cross_entropy"),
+    "Healing": ("train", "move", "move_every", "kl", "block_outputs", "cross_entropy"),
     "Pruning": (
-        "sparsity", "method", "pattern", "allocation", "reconstruct", "targets", "skip", "sparsity_of", "damping",
+        "sparsity", "method", "pattern", "allocation", "reconstruct", "refine", "targets", "skip", "sparsity_of",
+        "damping",
     ),
     "Adapter": (
         "ranks", "groups", "alpha", "init", "sampling", "reorder", "curriculum", "sparse_adapter", "quantize_aware",
