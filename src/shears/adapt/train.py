@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from shears.adapt.elastic import reorder
 from shears.adapt.groups import resolved_groups
 from shears.adapt.initial import without_start
+from shears.adapt.polar import fold_polar
 from shears.adapt.prepare import Prepared, prepare
 from shears.adapt.space import SearchSpace
 from shears.adapt.training.checkpoints import CHECKPOINTS
@@ -94,6 +95,7 @@ def _fit_and_save(model: ModelRef, work: Path, settings: TrainConfig, origin: di
     fit(prepared, work, settings)
     wait()  # for checkpoints that other processes still write
     if is_first_process():
+        fold_polar(prepared.model)
         prepared.elastic.fold()
         if settings.reorder:
             reorder(prepared.model)

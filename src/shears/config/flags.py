@@ -16,8 +16,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "sparsity", "method", "pattern", "allocation", "reconstruct", "targets", "skip", "sparsity_of", "damping",
     ),
     "Adapter": (
-        "ranks", "groups", "alpha", "init", "sampling", "reorder", "curriculum", "sparse_adapter", "dropout",
-        "recover_rank", "recover_by",
+        "ranks", "groups", "adapter", "decompose_factor", "alpha", "init", "sampling", "reorder", "curriculum",
+        "sparse_adapter", "dropout", "recover_rank", "recover_by",
     ),
     "Schedule": (
         "epochs", "max_steps", "learning_rate", "scheduler", "warmup_steps", "weight_decay", "validation_every",

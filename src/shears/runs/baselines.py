@@ -34,7 +34,7 @@ def _plain(train: TrainConfig, name: str) -> dict[str, Any]:
     The dense model has nothing to recover and no zeros to keep. On the pruned model the start is the run's own, so that
     the run differs from its baseline in nothing but the choice of ranks.
     """
-    one_rank = {"ranks": train.ranks[:1], "sampling": "maximal", "reorder": False, "curriculum": 0.0}
+    one_rank = {"adapter": "lora", "ranks": train.ranks[:1], "sampling": "maximal", "reorder": False, "curriculum": 0.0}
     if name == SPARSE_LORA:
         return one_rank
     return {**one_rank, "init": "lora" if train.init == "recovery" else train.init, "sparse_adapter": False}
