@@ -197,7 +197,7 @@ def test_packed_examples_have_their_own_ranks(make: Any) -> None:
             torch.testing.assert_close(packed[batch["examples"] == number], alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "sampling"), [("polar", "nested"), ("polar", "uniform"), ("lokr", "per-example")])
+@pytest.mark.parametrize(("name", "sampling"), [("polar", "nested"), ("lokr", "per-example")])
 def test_every_exported_rank_is_a_stock_peft_adapter_with_the_super_adapters_logits(
     base: Path, data: str, tmp_path: Path, name: str, sampling: str
 ) -> None:
@@ -212,20 +212,21 @@ def test_every_exported_rank_is_a_stock_peft_adapter_with_the_super_adapters_log
         assert not torch.allclose(logits(stock), plain, atol=1e-3)
     written = json.loads((output / "adapter_config.json").read_text())
     assert written["peft_type"] == ("LOKR" if name == "lokr" else "LORA")
-    if name == "polar":
+    if name == "polar":  # orthonormal rows, times the roots of the diagonal
+        share = torch.tensor([sum(index < rank for rank in RANKS) / 3 for index in range(6)])
         for key, tensor in weights(output).items():
-            if key.endswith("lora_A.weight") and sampling == "uniform":
-                torch.testing.assert_close(tensor @ tensor.T, torch.eye(6), rtol=1e-5, atol=1e-5)
+            if key.endswith("lora_A.weight"):
+                torch.testing.assert_close(tensor @ tensor.T, share.diag(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", list(RELATIVES))
 def test_an_interrupted_training_resumes_bit_for_bit(
     base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    settings = {**SETTINGS, "data": data, "sampling": "sandwich", **RELATIVES[name]}
+    settings = {**SETTINGS, "data": data, "sampling": "sandwich", "max_steps": 4, **RELATIVES[name]}
     whole = train(base, tmp_path / "whole", **settings)
     with monkeypatch.context() as patch:
-        stop_after(3, patch)
+        stop_after(2, patch)
         with pytest.raises(KeyboardInterrupt):
             train(base, tmp_path / "cut", **settings)
     assert_same(whole, train(base, tmp_path / "cut", resume=True, **settings))
@@ -239,6 +240,11 @@ def test_lokr_is_merged_packed_and_decoded_as_peft_computes_it(base: Path, data:
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(merged)), stock, rtol=1e-4, atol=1e-5)
     package = export_adapter(sub, tmp_path / "package", format="package")
     torch.testing.assert_close(logits(load_with_adapter(package)[0]), stock, rtol=1e-4, atol=1e-5)
+    for folder in (output, sub):  # neither vLLM nor llama.cpp reads LoKr
+        text = (folder / "README.md").read_text()
+        assert "PeftModel.from_pretrained" in text
+        assert "vllm" not in text
+        assert "--format merged --model" in text
     unpacked = unpack(package, tmp_path / "unpacked")
     found = weights(unpacked / "adapter")
     assert found.keys() == weights(sub).keys()

@@ -75,6 +75,7 @@ def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> 
         **artifacts.training_source(record),
         "alpha": record["alpha"],
         "sparse_adapter": record.get("sparse_adapter", False),
+        **({"adapter": "lokr"} if _is_lokr(config) else {}),
         "max_rank": record["max_rank"],
         "ranks": dict(ranks),
     }
@@ -187,7 +188,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def _alpha_key(config: Mapping[str, Any]) -> str:
-    return "alpha" if config.get("peft_type") == "LOKR" else "lora_alpha"
+    return "alpha" if _is_lokr(config) else "lora_alpha"
+
+
+def _is_lokr(config: Mapping[str, Any]) -> bool:
+    return config.get("peft_type") == "LOKR"
 
 
 def alpha_of(config: Mapping[str, Any]) -> int | float:
