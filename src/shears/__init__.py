@@ -16,21 +16,23 @@ if TYPE_CHECKING:
     from shears.evaluation.run import evaluate as evaluate
     from shears.export.package import unpack as unpack
     from shears.export.stage import export_adapter as export_adapter
+    from shears.healing.stage import heal as heal
     from shears.inspection import inspect as inspect
     from shears.models.fetching import fetch as fetch
     from shears.publishing import push as push
     from shears.records.version import __version__ as __version__
     from shears.report.compare import compare as compare
     from shears.report.page import write_report as write_report
+    from shears.runs.own_text import sparsify as sparsify
     from shears.runs.pipeline import run as run
     from shears.runs.plan import plan as plan
     from shears.runtime.environment import environment as environment
+    from shears.runtime.self_text import self_text as self_text
     from shears.runtime.speed import bench as bench
     from shears.searching.stage import run_search as run_search
     from shears.searching.stage import search as search
     from shears.serving.server import serve as serve
     from shears.sparsity.prune import sparsify_model as sparsify_model
-    from shears.sparsity.stage import sparsify as sparsify
 
 _MODULES = {
     "ElasticAdapter": "adapt.elastic",
@@ -46,6 +48,7 @@ _MODULES = {
     "evaluate": "evaluation.run",
     "export_adapter": "export.stage",
     "fetch": "models.fetching",
+    "heal": "healing.stage",
     "inspect": "inspection",
     "load_super_adapter": "adapt.load",
     "make_elastic": "adapt.elastic",
@@ -54,15 +57,16 @@ _MODULES = {
     "run": "runs.pipeline",
     "run_search": "searching.stage",
     "search": "searching.stage",
+    "self_text": "runtime.self_text",
     "serve": "serving.server",
-    "sparsify": "sparsity.stage",
+    "sparsify": "runs.own_text",
     "sparsify_model": "sparsity.prune",
     "train": "adapt.train",
     "unpack": "export.package",
     "write_report": "report.page",
 }
 __all__ = list(_MODULES)
-_FOLDERS = ("adapt", "data", "errors", "evaluation", "export", "runtime", "searching", "serving", "sparsity")
+_FOLDERS = ("adapt", "data", "errors", "evaluation", "export", "healing", "runtime", "searching", "serving", "sparsity")
 
 
 def __getattr__(name: str) -> Any:

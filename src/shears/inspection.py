@@ -17,9 +17,11 @@ from shears.config.targets import EXPERTS
 from shears.errors import InputError, first_line
 from shears.records import artifacts
 from shears.records.folders import partial_folder
+from shears.records.peft_files import GRIDS
 
 MODELS = {
     artifacts.SPARSITY: "sparse model",
+    artifacts.HEALED: "healed model",
     **{record: form.called for record, form in FORMAT_OF_RECORD.items() if form.holds == "model"},
     artifacts.UNPACKED: "unpacked model",
 }
@@ -84,7 +86,7 @@ def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
         package = read_package(folder)
         yield from ((name, tensor) for name, tensor in package.model_tensors() if name not in package.index.tied)
         return
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(path for path in folder.glob("*.safetensors") if path.name != GRIDS):
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118  (safe_open is no mapping)
@@ -199,7 +201,7 @@ def _why_not_loaded(file: GgufFile) -> str | None:
 def _package(folder: Path) -> dict[str, Any]:
     record = artifacts.read_record(folder, artifacts.PACKAGE, "bytes", "ratio", "base_fingerprint", "config")
     tensors = read_package(folder).adapter().values()
-    copied = ("values", "rounding", "num_linears", "bytes", "ratio", "ranks")
+    copied = ("values", "rounding", "num_linears", "bytes", "ratio", "ranks", "calibration_fingerprint")
     sizes = {f"bytes_{name}": size for name, size in record["bytes"].items()}
     ratios = {f"size_of_dense_{name}": ratio for name, ratio in record["ratio"].items()}
     return {

@@ -32,13 +32,14 @@ BASE_KEYS = {
     ADAPTER_CONFIG: "base_model_name_or_path",
     **dict.fromkeys(artifacts.RECORDS, "base"),
     artifacts.SPARSITY: "model",
+    artifacts.HEALED: "model",
 }
 """Files that name the model an artifact was made from, and the key of that name."""
 SOURCES = frozenset(
     ("data", "calibration", "test", "ranks", "include_path", "model", "base", "adapter", "super_adapter", "package",
-     "path", "base_model_name_or_path", "_name_or_path", "name_or_path", "tokenizer_name_or_path", "model_name_or_path",
-     "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "tokenizer", "cache_file",
-     "covariance_file")
+     "sparse", "teacher", "path", "base_model_name_or_path", "_name_or_path", "name_or_path", "tokenizer_name_or_path",
+     "model_name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "tokenizer",
+     "cache_file", "covariance_file")
 )  # fmt: skip
 """Keys of JSON files, ours and other tools', whose value may be a file or folder."""
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shears.adapt.training import step_log
+from shears.records.peft_files import GRIDS
 
 SETTINGS: dict[str, Any] = {
     "ranks": (6, 4, 2), "alpha": 12, "max_steps": 7, "save_steps": 2, "batch_size": 4, "learning_rate": 1e-2,
@@ -33,6 +34,8 @@ def assert_same(one: Path, other: Path) -> None:
     first, second = weights(one), weights(other)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+    grids = [(folder / GRIDS).read_bytes() if (folder / GRIDS).is_file() else b"" for folder in (one, other)]
+    assert grids[0] == grids[1]
     assert (one / "training_log.jsonl").read_text() == (other / "training_log.jsonl").read_text()
 
 

@@ -312,6 +312,7 @@ def test_the_sizes_of_lokr_are_those_of_its_factors() -> None:
         ({"adapter": "polar", "weight_decay": 0.1}, r"polar needs weight_decay 0.*got 0.1"),
         ({"adapter": "polar", "shard": True}, "shard is tried with adapter lora only, got adapter polar"),
         ({"adapter": "lokr", "compile": True}, "compile is tried with adapter lora only"),
+        ({"adapter": "polar", "quantize_aware": "int4"}, "quantize_aware is tried with adapter lora only"),
         ({"adapter": "lokr", "init": "recovery"}, "lokr needs the default of init, because no Kronecker"),
         ({"adapter": "lokr", "sparse_adapter": True}, "needs the default of sparse_adapter"),
         ({"adapter": "lokr", "quantize": "nf4"}, "needs the default of quantize"),

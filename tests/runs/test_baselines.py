@@ -48,6 +48,7 @@ def stamps(run: Path) -> dict[str, int]:
     [
         {"init": "recovery", "epochs": 2.0, "alpha": 12.0, "seed": 3, "dropout": 0.1},
         {"sparse_adapter": True, "batch_size": 4},
+        {"quantize_aware": "int4", "learn_scales": True},
         {"sampling": "sandwich", "curriculum": 0.5, "groups": ("up_proj",)},
         {"sampling": "maximal", "reorder": True},
     ],
@@ -59,7 +60,8 @@ def test_a_baseline_has_the_budget_of_the_run_and_one_rank(settings: dict[str, A
     assert recipe.train is not None
     own, configs = as_data(recipe.train), baseline_configs(recipe)
     assert as_data(configs["sparse-lora"]) == {**own, **OF_PLAIN_LORA}
-    assert as_data(configs["dense-lora"]) == {**own, **OF_PLAIN_LORA, "init": "lora", "sparse_adapter": False}
+    of_dense = {"init": "lora", "sparse_adapter": False, "quantize_aware": "none", "learn_scales": False}
+    assert as_data(configs["dense-lora"]) == {**own, **OF_PLAIN_LORA, **of_dense}
 
 
 def test_baselines_are_arms_of_the_run_before_its_last_model(done: Path) -> None:

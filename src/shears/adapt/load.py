@@ -69,7 +69,7 @@ def checked_base(folder: Path, record: dict[str, Any], model: str | None = None)
 def load_super_adapter(
     folder: str | Path, model: str | None = None, dtype: str = "auto", device: str = "auto"
 ) -> SuperAdapter:
-    """Load a super-adapter on its frozen base, masked by the base's zeros if it was trained so (sparse_adapter).
+    """Load a super-adapter on its frozen base; it computes as in its training (sparse_adapter, quantize_aware).
 
     InputError if the base is not the one it was trained on.
     """
@@ -77,6 +77,6 @@ def load_super_adapter(
     record = read_record(folder, SEARCH_SPACE, "groups", "base", "base_fingerprint")
     base = checked_base(folder, record, model)
     network, tokenizer = load_both(base, dtype, device)
-    peft_model = put_adapter(network, folder, masked=record.get("sparse_adapter", False))
+    peft_model = put_adapter(network, folder, record=record)
     known = {**inherited(base.record), **record}
     return SuperAdapter(peft_model, tokenizer, make_elastic(peft_model, space_of_record(record)), known)

@@ -19,6 +19,7 @@ from shears.checkpoints.tensor_files import TensorFiles
 from shears.config.own_loop import OwnLoopConfig
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
+from shears.models.quantize_aware import is_quantize_aware
 from shears.models.ref import ModelRef, resolve
 from shears.models.sparse_adapter import is_sparse
 from shears.progress import is_first_process
@@ -45,6 +46,8 @@ def save_own_loop(
     output = expanded(output)
     if not is_first_process():
         return output
+    if is_quantize_aware(model):
+        raise InputError("a loop of your own saves no grids of int4; train with shears train --quantize-aware int4")
     config: Any = model.peft_config[adapter]
     ref = _base(base or config.base_model_name_or_path)
     tensors = _plain_tensors(model, adapter, space)

@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from shears.adapt.initial import start_from_principal, start_from_recovery
 from shears.adapt.polar import make_polar
 from shears.adapt.sampling import NESTED
 from shears.adapt.space import SearchSpace
+from shears.checkpoints.conversion import known_config
 from shears.config import TrainConfig
 from shears.config.targets import matching
 from shears.data.examples import Example, Tokenized, check_completions, load_examples, tokenize_all
@@ -28,7 +30,8 @@ from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks, linears, sharing_a_weight, weight_oi
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import keep_as_quantized, load_model, load_tokenizer, quantization_config, refuse_unknown
-from shears.models.losses import within_context
+from shears.models.losses import positions_in
+from shears.models.quantize_aware import Grid, grids_of, make_quantize_aware
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import make_sparse
 
@@ -116,7 +119,8 @@ class Prepared(NamedTuple):
     """A model to train, its tokenizer, the handle on its ranks, the examples.
 
     `start` holds the adapter's first tensors if they were moved out of the model's weights (init pissa), else nothing.
-    `validation` are examples that are not trained on; none without a validation.
+    `validation` are examples that are not trained on; none without a validation. `grids` are those of quantize_aware at
+    the start, else nothing.
     """
 
     model: PeftModel
@@ -125,36 +129,60 @@ class Prepared(NamedTuple):
     rows: Sequence[Tokenized]
     start: dict[str, Tensor]
     validation: Sequence[Tokenized] = ()
+    grids: Mapping[str, Grid] = MappingProxyType({})
 
 
-def prepare(model: ModelRef, settings: TrainConfig) -> Prepared:
-    """Load the model, adapter and examples of `settings`. InputError for anything unusable."""
+class Rows(NamedTuple):
+    """The tokenized examples to train on, and those to validate on, if any."""
+
+    train: list[Tokenized]
+    validation: list[Tokenized]
+
+
+def read_training_rows(model: ModelRef, settings: TrainConfig) -> Rows:
+    """Return the tokenized examples of `settings`, without loading the model. InputError for unusable ones."""
     tokenizer = load_tokenizer(model)
     sources = [settings.data, *([] if settings.validation_source is None else [settings.validation_source])]
     examples = [_examples(source, settings, tokenizer) for source in sources]
+    longest = min(settings.max_length, positions_in(known_config(model.folder)) or settings.max_length)
+    rows, *held_out = (tokenize_all(each, tokenizer, longest, settings.train_on) for each in examples)
+    if settings.validation_share is not None:
+        rows, *held_out = split_off(rows, settings.validation_share, settings.seed)
+    return Rows(rows, list(chain(*held_out)))
+
+
+def prepare(model: ModelRef, settings: TrainConfig, rows: Rows | None = None) -> Prepared:
+    """Load the model, the adapter and, without `rows`, the examples of `settings`. InputError for anything unusable."""
+    rows = rows or read_training_rows(model, settings)
+    tokenizer = load_tokenizer(model)
     device = "cpu" if settings.shard else settings.device  # sharding: no GPU may have room for the whole model
     quantization = None
     if settings.quantize != "none":
         precision = resolved_precision(settings.precision, pick_device(settings.device))
         quantization = quantization_config(settings.quantize, DTYPES[precision])
     base = load_model(model, device=device, quantization=quantization)
-    longest = within_context(base, settings.max_length)
-    rows, *held_out = (tokenize_all(each, tokenizer, longest, settings.train_on) for each in examples)
-    refuse_unknown(max(max(row.input_ids) for row in chain(rows, *held_out)), base.get_input_embeddings())
-    if settings.validation_share is not None:
-        rows, *held_out = split_off(rows, settings.validation_share, settings.seed)
+    refuse_unknown(max(max(row.input_ids) for row in chain(*rows)), base.get_input_embeddings())
     keep_as_quantized(base)
     space = build_space(base, settings.groups, settings.ranks)
-    if settings.sparse_adapter and (pair := sharing_a_weight(base, chain(*space.modules.values()))) is not None:
+    if settings.masks and (pair := sharing_a_weight(base, chain(*space.modules.values()))) is not None:
         logger.warning("%s shares its weight with %s: export as format peft works, a merge does not", *pair)
+    grids = {} if settings.quantize_aware == "none" else grids_of(base, model.folder)
     peft_model = add_lora(base, space, settings)
     elastic, start = _elastic(peft_model, model, space, settings)
-    if settings.sparse_adapter:
-        if settings.init == "recovery":
-            logger.warning("sparse_adapter masks out what init recovery restores: init lora is as good")
-        make_sparse(peft_model)
+    _mask(peft_model, grids, settings)
     logger.info("%d groups of ranks %s: %s sub-adapters", len(space.ranks), settings.ranks, f"{space.size:.3g}")
-    return Prepared(peft_model, tokenizer, elastic, rows, start, list(chain(*held_out)))
+    return Prepared(peft_model, tokenizer, elastic, rows.train, start, rows.validation, grids)
+
+
+def _mask(peft_model: PeftModel, grids: Mapping[str, Grid], settings: TrainConfig) -> None:
+    """Mask the adapter's product by the zeros of the base, and put the weights on their grids, if the settings ask."""
+    if settings.masks and settings.init == "recovery":
+        logger.warning("sparse_adapter masks out what init recovery restores: init lora is as good")
+    if grids:
+        make_quantize_aware(peft_model, grids, learn_scales=settings.learn_scales)
+        logger.info("%d linears are trained as int4 holds them", len(grids))
+    elif settings.sparse_adapter:
+        make_sparse(peft_model)
 
 
 def _elastic(

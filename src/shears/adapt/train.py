@@ -14,18 +14,25 @@ from shears.adapt.elastic import reorder
 from shears.adapt.groups import resolved_groups
 from shears.adapt.initial import without_start
 from shears.adapt.polar import fold_polar
-from shears.adapt.prepare import Prepared, prepare
+from shears.adapt.prepare import Prepared, Rows, prepare, read_training_rows
 from shears.adapt.space import SearchSpace
+from shears.adapt.teacher.cached import Asked, CachedTeacher, cache_targets
+from shears.adapt.teacher.live import LiveTeacher
+from shears.adapt.teacher.source import TeacherSource, find_teacher, refuse_other_vocabulary, targets_folder
+from shears.adapt.teacher.teaching import Teaching
 from shears.adapt.training.checkpoints import CHECKPOINTS
 from shears.adapt.training.fit import fit
 from shears.adapt.training.processes import join_processes, raise_in_all, shared_folder, wait
 from shears.adapt.training.step_log import check_trackers, tracking
+from shears.adapt.training.trainer import Collator, collator_of
 from shears.adapt.training.validation import read_losses
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
 from shears.data.rows import source_fingerprint
-from shears.models.devices import pick_device
+from shears.models.devices import pick_device, resolved_precision
+from shears.models.load import load_tokenizer
+from shears.models.quantize_aware import LEARNT, current_grids, write_grids
 from shears.models.ref import ModelRef, resolve
 from shears.progress import is_first_process
 from shears.records import artifacts
@@ -52,7 +59,10 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     base = resolve(model)
     base.refuse_package("train")
     settings = settings.model_copy(update={"groups": resolved_groups(settings.groups, base.folder)})
-    origin = _origin(base, settings)
+    teacher = find_teacher(settings.teacher) if settings.teacher else None
+    if teacher:
+        refuse_other_vocabulary(teacher, base)
+    origin = _origin(base, settings, teacher)
     fixed = _fixed(settings, origin)
     defaults = {**TrainConfig.defaults(), **origin}
     if resume and not partial_folder(output).exists():
@@ -62,7 +72,7 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
         is_saved = (work / artifacts.SEARCH_SPACE).is_file()  # interrupted between saving and renaming the folder
         wait()  # before the first process continues and renames the folder
         if not is_saved:
-            _fit_and_save(base, work, settings, {"base": base.recorded_name, **origin})
+            _fit_and_save(base, work, settings, {"base": base.recorded_name, **origin}, teacher)
         if is_first_process():
             write_card(work)
             shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needs them until all is saved
@@ -70,13 +80,14 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
     return output
 
 
-def _origin(base: ModelRef, settings: TrainConfig) -> dict[str, str | None]:
-    """Return the fingerprints of the base, of the data, and of the validation examples where these are a local file."""
+def _origin(base: ModelRef, settings: TrainConfig, teacher: TeacherSource | None) -> dict[str, str | None]:
+    """Return the fingerprints of the base, of the data, of the teacher, and of local validation examples."""
     validation = source_fingerprint(settings.validation_source) if settings.validation_source else None
     return {
         "base_fingerprint": base.fingerprint,
         "data_sha256": source_fingerprint(settings.data),
         **({"validation_sha256": validation} if validation else {}),
+        **({"teacher_fingerprint": teacher.fingerprint} if teacher else {}),
     }
 
 
@@ -86,13 +97,22 @@ def _fixed(settings: TrainConfig, origin: Mapping[str, str | None]) -> dict[str,
     A model is identified by its weights, local data by its content.
     """
     hashed = {name for name in ("data", "validation") if origin.get(f"{name}_sha256") is not None}
+    hashed |= {"teacher"} if "teacher_fingerprint" in origin else set()
     changeable = {"save_steps", "report_to"} | hashed
     return {**origin, **{name: value for name, value in artifacts.as_data(settings).items() if name not in changeable}}
 
 
-def _fit_and_save(model: ModelRef, work: Path, settings: TrainConfig, origin: dict[str, str | None]) -> None:
-    prepared = raise_in_all(lambda: prepare(model, settings))
-    fit(prepared, work, settings)
+def _fit_and_save(
+    model: ModelRef,
+    work: Path,
+    settings: TrainConfig,
+    origin: dict[str, str | None],
+    teacher: TeacherSource | None,
+) -> None:
+    rows = raise_in_all(lambda: read_training_rows(model, settings))
+    teaching = Teaching(_cached(teacher, model, rows, settings), settings.teacher_weight) if teacher else None
+    prepared = raise_in_all(lambda: prepare(model, settings, rows))
+    fit(prepared, work, settings, teaching)
     wait()  # for checkpoints that other processes still write
     if is_first_process():
         fold_polar(prepared.model)
@@ -100,6 +120,19 @@ def _fit_and_save(model: ModelRef, work: Path, settings: TrainConfig, origin: di
         if settings.reorder:
             reorder(prepared.model)
         _save(prepared, work, settings, origin)
+
+
+def _cached(teacher: TeacherSource, model: ModelRef, rows: Rows, settings: TrainConfig) -> CachedTeacher:
+    """Return the teacher's targets of the training examples, computed before the model is loaded."""
+    precision = resolved_precision(settings.precision, pick_device(settings.device))
+    asked = Asked(teacher.fingerprint, precision, settings.teacher_top_k, with_blocks=False)
+
+    def load() -> tuple[LiveTeacher, Collator]:
+        network = teacher.load(device=settings.device)
+        live = LiveTeacher(network, precision, with_blocks=False)
+        return live, collator_of(network, load_tokenizer(model), packing=settings.packing)
+
+    return cache_targets(targets_folder(settings.data), rows.train, asked, teacher.shape, load)
 
 
 def _save(prepared: Prepared, work: Path, settings: TrainConfig, origin: dict[str, str | None]) -> None:
@@ -111,6 +144,7 @@ def _save(prepared: Prepared, work: Path, settings: TrainConfig, origin: dict[st
     # PEFT writes target_modules in the order of a set, which differs between processes
     artifacts.write_json(work / ADAPTER_CONFIG, {**written, "target_modules": sorted(written["target_modules"])})
     space, alpha, parameters = _without_start(prepared, work, settings.alpha)
+    _save_grids(prepared, work)
     record = {
         "shears_version": __version__,
         "config": artifacts.as_data(settings),
@@ -118,7 +152,8 @@ def _save(prepared: Prepared, work: Path, settings: TrainConfig, origin: dict[st
         "data_fingerprint": rows_fingerprint(prepared.rows),
         "fingerprint": artifacts.weights_fingerprint(work),
         "alpha": alpha,
-        "sparse_adapter": settings.sparse_adapter,
+        "sparse_adapter": settings.masks,
+        **({} if settings.quantize_aware == "none" else {"quantize_aware": settings.quantize_aware}),
         "max_rank": space.max_rank,
         "template": settings.template,
         "num_steps": json.loads((work / artifacts.TRAINING_LOG).read_text().splitlines()[-1])["step"],
@@ -128,6 +163,16 @@ def _save(prepared: Prepared, work: Path, settings: TrainConfig, origin: dict[st
     }
     artifacts.sync_tree(work)
     artifacts.write_json(work / artifacts.SEARCH_SPACE, record)
+
+
+def _save_grids(prepared: Prepared, work: Path) -> None:
+    """Write the grids of quantize_aware into a file of their own, so that the adapter's file is plain LoRA."""
+    if not prepared.grids:
+        return
+    write_grids(work, current_grids(prepared.model, prepared.grids))
+    tensors = load_file(work / ADAPTER_WEIGHTS)
+    plain = {name: tensor for name, tensor in tensors.items() if LEARNT not in name}
+    save_file(plain, work / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 def _validated(log: Path, settings: TrainConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ attribute equal to E whose name contains `experts` (`num_experts`, `total_expert
 convolutions, state-space models and token mixing. Routers are excluded too: see `kept_dense`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -55,6 +55,15 @@ def block_matrices(prefix: str, block: nn.Module) -> list[Matrix]:
         else:
             matrices.extend(_slices(full, module))
     return matrices
+
+
+def affordable(groups: Iterable[Sequence[Matrix]], budget: int) -> Iterator[Sequence[Matrix]]:
+    """Split stacks of experts so that the moments of one part, a matrix for each expert, stay within a budget."""
+    for group in groups:
+        size = len(group)
+        if group[0].index is not None:
+            size = max(budget // (4 * group[0].shape[1] ** 2), 1)
+        yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 def kept_dense(block: nn.Module) -> dict[str, int]:

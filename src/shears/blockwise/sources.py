@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shears.checkpoints import conversion
@@ -115,10 +115,17 @@ class Skeleton:
         if unknown := sorted(wanted - below):
             raise ValueError(f"names must be parameters below {prefix}, got {unknown[0]}")
         wanted |= {name for tie in ties.items() if wanted & set(tie) for name in tie}
+        for name, tensor in self.stored(wanted):
+            writer.put(name, in_dtype_with_zeros(name, tensor, writer.dtype(name)))
+
+    def stored(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield loaded parameters, by full name, as the files hold them, by the names there.
+
+        Parameters that are made from the same tensors are converted with them.
+        """
         for group in self._conversion.groups:
-            if wanted.intersection(group.parameters):
-                for name, tensor in self._conversion.as_stored(group).items():
-                    writer.put(name, in_dtype_with_zeros(name, tensor, writer.dtype(name)))
+            if not set(names).isdisjoint(group.parameters):
+                yield from self._conversion.as_stored(group).items()
 
 
 def _below(name: str, prefix: str) -> bool:

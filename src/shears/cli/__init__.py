@@ -18,8 +18,10 @@ QUIET = {
 }
 INTERRUPTED = 130  # exit code of shells and of typer for Ctrl-C
 HOW_TO_CONTINUE = {
+    "heal": "--resume continues from the last checkpoint",
     "train": "--resume continues from the last checkpoint",
     "search": "--resume continues from the last evaluation",
+    "write": "the same command continues from there",
     "run": "the same command continues from there",
 }
 
@@ -101,14 +103,14 @@ def _fail_for_memory(error: BaseException) -> None:
 def _check_words(words: Sequence[str]) -> None:
     """Raise InputError for bytes that are not UTF-8, which records cannot hold, and for several processes of a verb.
 
-    Only train may be started by a launcher such as torchrun.
+    Only heal and train may be started by a launcher such as torchrun.
     """
     from shears.errors import InputError
 
     processes = os.environ.get("WORLD_SIZE", "1")
-    if _verb() not in ("train", "") and processes != "1":
+    if _verb() not in ("heal", "train", "") and processes != "1":
         raise InputError(
-            f"only train runs on several processes, got {_verb()} on {processes}; start it without a launcher"
+            f"only heal and train run on several processes, got {_verb()} on {processes}; start it without a launcher"
         )
     for word in words:
         try:

@@ -4,8 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 
 ADVICE: Mapping[str, tuple[str, ...]] = {
+    "write": ("batch_size=4", "max_new_tokens=128", "precision=bf16"),
     "sparsify": ("batch_size=1", "activation_budget=500MB", "sequence_length=256"),
     "train": ("micro_batch_size=1", "gradient_checkpointing=true", "quantize=nf4"),
+    "heal": ("micro_batch_size=1", "train=lora", "sequence_length=256"),
     "search": ("batch_size=4", "cache_budget=0", "precision=bf16"),
     "export": ("num_samples=16", "sequence_length=256", "device=cpu"),
     "evaluate": ("batch_size=4", "precision=bf16", "num_beams=1"),

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from shears.config.export import FORMATS
 from shears.progress import VisibleConsole, is_first_process
-from shears.records.artifacts import PACKAGE, SPARSITY, read_json
+from shears.records.artifacts import PACKAGE, find_record, read_json
 from shears.records.cards.tables import ranks_by_kind
 from shears.records.measures import is_share, other_readings, seen_words
 
@@ -48,8 +48,10 @@ def print_line(text: str) -> None:
 
 
 def sparsity_line(folder: Path) -> str:
-    """Return the sparsity of a pruned model as a sentence."""
-    record = read_json(folder / SPARSITY)
+    """Return the sparsity of a pruned or healed model as a sentence."""
+    path = find_record(folder)
+    assert path is not None, folder
+    record = read_json(path)
     zeros = sum(linear["zeros"] for linear in record["linears"].values())
     size = sum(linear["shape"][0] * linear["shape"][1] for linear in record["linears"].values())
     return f"{zeros / size:.2%} of the {size / 1e6:.1f} M weights of {len(record['linears'])} linears are zero"
@@ -159,12 +161,13 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     if rows:
         _print_lead(summary.get("lead"))
         _print_models(f"{summary['task']} on {summary['data']} (n = {rows[0]['n']})", rows)
-    names = ("sparse", "super_adapter", "search", *EXPORTED, "baselines", "evaluation.json")
+    names = ("sparse", "healed", "super_adapter", "search", *EXPORTED, "baselines", "evaluation.json")
     for name in (name for name in names if (folder / name).exists()):
         print_line(f"  {folder / name}")
     exported = [name for name in EXPORTED if name in WHOLE_MODELS and (folder / name).exists()]
     last = rows[-1]["name"] if rows else exported[-1] if exported else ""
-    model = folder / last if last in WHOLE_MODELS else folder / "sparse"
+    base = next((folder / name for name in ("healed", "sparse") if (folder / name).exists()), folder / "sparse")
+    model = folder / last if last in WHOLE_MODELS else base
     sub_adapter = folder / "sub_adapter"
     has_adapter = last in ("", "sparse + sub-adapter") and sub_adapter.exists()
     option = f" --adapter {quoted(sub_adapter)}" if has_adapter else ""

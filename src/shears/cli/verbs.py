@@ -13,7 +13,7 @@ from shears.cli.options import SET, Values, app, with_stage_options
 from shears.config.export import FORMAT_OF_RECORD
 from shears.config.resolve import build, load_recipe
 from shears.errors import RECORD_ERRORS, InputError
-from shears.records.artifacts import RESULT, read_json
+from shears.records.artifacts import RESULT, SELF_TEXT, read_json
 from shears.records.paths import expanded
 
 Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")]
@@ -39,6 +39,23 @@ def fetch(
 
 
 @app.command(rich_help_panel="Stages")
+@with_stage_options("write", config.WriteConfig)
+def write(model: BaseModel, out: Out, values: Values) -> None:
+    """Let a model write text itself, to calibrate or to heal on.
+
+    OUT/text.jsonl holds texts that the model samples behind random first words and, with a chat template, whole chats.
+    The same command continues an interrupted one, and a longer text begins with a shorter one beside OUT.
+
+    shears write smollm2-135m written --tokens 100k
+    """
+    file = shears.self_text(model, out, **values)
+    record = read_json(file.with_name(SELF_TEXT))
+    counts = f"{record['num_tokens']:,} tokens, {record['num_texts']:,} texts, {record['num_chats']:,} of them chats"
+    following = f"shears sparsify {tables.quoted(model)} sparse --calibration {tables.quoted(file)}"
+    tables.print_line(f"{file}: {counts}. Next: {following}")
+
+
+@app.command(rich_help_panel="Stages")
 @with_stage_options("sparsify", config.SparsifyConfig)
 def sparsify(model: BaseModel, out: Out, values: Values) -> None:
     """Prune a model and write it as an ordinary model folder.
@@ -50,6 +67,29 @@ def sparsify(model: BaseModel, out: Out, values: Values) -> None:
     folder = shears.sparsify(model, out, **values)
     tables.print_line(
         f"{folder}: {tables.sparsity_line(folder)}. Next: shears train {tables.quoted(folder)} adapter --data FILE"
+    )
+
+
+@app.command(rich_help_panel="Stages")
+@with_stage_options("heal", config.HealConfig)
+def heal(
+    sparse: Annotated[str, typer.Argument(metavar="SPARSE", help="Sparse model that sparsify wrote.")],
+    out: Out,
+    resume: Resume = False,
+    *,
+    values: Values,
+) -> None:
+    """Train a sparse model to predict what the dense one predicts.
+
+    OUT is an ordinary model folder whose zeros are exactly those of SPARSE: it takes the place of SPARSE in every
+    other verb.
+
+    shears heal sparse healed --teacher smollm2-135m --data text.txt --tokens 1M
+    """
+    folder = shears.heal(sparse, out, resume=resume, **values)
+    tables.print_line(
+        f"{folder}: healed, {tables.sparsity_line(folder)}. Next: shears train {tables.quoted(folder)} adapter --data "
+        "FILE"
     )
 
 

@@ -9,15 +9,18 @@ from pydantic import Field
 from shears.config.evaluate import EvaluateConfig, RunEvaluateConfig, ScoringConfig
 from shears.config.export import ExportConfig
 from shears.config.fields import StageConfig
+from shears.config.heal import HealConfig
 from shears.config.own_loop import OwnLoopConfig
 from shears.config.search import SearchConfig
 from shears.config.serve import BenchConfig, ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
 from shears.config.sparsify import SparsifyConfig
 from shears.config.train import TrainConfig
+from shears.config.write import WriteConfig
 
 __all__ = ["BenchConfig", "ChatConfig", "EvaluateConfig", "ExportConfig", "FetchConfig", "GenerateConfig",
-           "InspectConfig", "OwnLoopConfig", "Recipe", "RunEvaluateConfig", "SamplingConfig", "ScoringConfig",
-           "SearchConfig", "ServeConfig", "SparsifyConfig", "TrainConfig"]  # fmt: skip
+           "HealConfig", "InspectConfig", "OwnLoopConfig", "Recipe", "RunEvaluateConfig", "SamplingConfig",
+           "ScoringConfig", "SearchConfig", "ServeConfig", "SparsifyConfig", "TrainConfig",
+           "WriteConfig"]  # fmt: skip
 
 
 class FetchConfig(StageConfig):
@@ -45,8 +48,12 @@ class Recipe(StageConfig):
     """CPU threads; default: one per core. More threads than free cores make a run many times slower."""
     fetch: FetchConfig = FetchConfig()
     """Where to write the embedded model."""
+    write: WriteConfig = WriteConfig()
+    """How the model writes text itself."""
     sparsify: SparsifyConfig = SparsifyConfig()
     """How to prune."""
+    heal: HealConfig | None = None
+    """How to give the sparse model back what pruning took."""
     train: TrainConfig | None = None
     """How to train the super-adapter."""
     search: SearchConfig | None = None

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from shears.config.fields import Device, DtypeMark, Seed, StageConfig
 
 PACKAGE_ONLY = ("values", "embeddings", "negative_zeros")  # options of format package
+EMBEDDINGS_BOUND = 0.01
+"""Nats a token by which embeddings and head that are chosen by their loss (`auto`) may raise it: 1 % of perplexity."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,17 @@ class ExportConfig(StageConfig):
     one model that keeps every zero; package: sparse model and adapter in one packed file, smaller and faster on a
     CPU."""
     values: Annotated[Literal["auto", "fp32", "bf16", "int8", "int4"], DtypeMark] = "auto"
-    """For a package: number format of the nonzero weights; auto: the model's own, but bf16 for an fp16 model."""
-    embeddings: Literal["keep", "int8", "int4"] = "keep"
+    """For a package: number format of the nonzero weights; auto: the model's own, but bf16 for an fp16 model, and int4
+    for an adapter trained with quantize_aware."""
+    embeddings: Literal["keep", "int8", "int4", "auto"] = "keep"
     """For a package: keep embeddings and output head as they are, or quantize them to 8 bits with one scale per row,
-    or to 4 bits with a scale and a zero point per row and 128 inputs."""
+    or to 4 bits with a scale and a zero point per row and 128 inputs; auto: the smallest of these formats that raises
+    the loss on the calibration text by less than 0.01 nats a token."""
     negative_zeros: Literal["keep", "drop"] = "keep"
     """For a package: keep weights of -0.0 (a mask applied by multiplication leaves them), or drop them as zeros."""
     calibration: str | None = None
-    """Text on which merged-sparse fits an adapter trained without sparse_adapter; default: its training data."""
+    """Text on which merged-sparse fits an adapter trained without sparse_adapter (default: its training data), and on
+    which a package of int8 or int4 values is rounded (default: none, each weight is rounded to nearest)."""
     num_samples: int = Field(32, gt=0)
     """Number of calibration sequences."""
     sequence_length: int = Field(512, gt=1)
@@ -116,4 +121,12 @@ class ExportConfig(StageConfig):
                 raise ValueError(
                     f"{name} needs format package, got {value} with format {self.format}; add --format package"
                 )
+        if self.embeddings == "auto" and self.calibration is None:
+            raise ValueError("embeddings auto measures losses on a text, got none; add --calibration")
+        rounds = self.values in ("int8", "int4") or self.embeddings == "auto"
+        if self.format == "package" and self.calibration is not None and not rounds:
+            raise ValueError(
+                f"calibration of a package needs values int8 or int4, got {self.values}; add --values int4, or leave "
+                "calibration out"
+            )
         return self

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import to_jsonable_python
 
 from shears.config.flags import ALIASES
-from shears.config.notation import kept_of_every, num_bytes
+from shears.config.notation import kept_of_every, num_bytes, whole_number
 from shears.errors import InputError
 
 FORMS = (("prompt", "completion"), ("instruction", "input", "output"), ("messages",), ("conversations",), ("text",))
@@ -78,6 +78,15 @@ def _check_size(value: str) -> str:
     return value
 
 
+def _counted(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return whole_number(value)
+    except InputError as error:
+        raise ValueError(str(error).removeprefix("a count ")) from None
+
+
 def _check_pattern(value: str) -> str:
     try:
         is_known = value in ("row", "layer", "global") or kept_of_every(value) is not None
@@ -121,6 +130,8 @@ Shares = Annotated[dict[str, Annotated[float, Field(ge=0.0, lt=1.0)]], BeforeVal
 Columns = Annotated[dict[str, str], BeforeValidator(_split_columns), AfterValidator(_check_columns)]
 """The column of the data that stands for each column of a form, such as {prompt: question, completion: answer}."""
 Size = Annotated[str, BeforeValidator(_as_text), AfterValidator(_check_size)]
+Count = Annotated[int, BeforeValidator(_counted), Field(gt=0)]
+"""A whole number that may be written with a unit, such as 50k or 1M."""
 Source = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
 """A source of rows, or a number that YAML parsed, such as a share of other rows, as text."""
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]

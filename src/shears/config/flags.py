@@ -11,21 +11,24 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     "Data": (
         "data", "columns", "validation", "test", "task", "harness", "include_path", "template", "train_on",
         "max_length", "packing", "limit", "protocol", "calibration", "num_samples", "sequence_length",
+        "teacher", "teacher_weight", "teacher_top_k", "tokens",
     ),
+    "Healing": ("train", "kl", "block_outputs", "cross_entropy"),
     "Pruning": (
         "sparsity", "method", "pattern", "allocation", "reconstruct", "targets", "skip", "sparsity_of", "damping",
     ),
     "Adapter": (
         "ranks", "groups", "adapter", "decompose_factor", "alpha", "init", "sampling", "reorder", "curriculum",
-        "sparse_adapter", "dropout", "recover_rank", "recover_by",
+        "sparse_adapter", "quantize_aware", "learn_scales", "dropout", "recover_rank", "recover_by", "rank",
     ),
     "Schedule": (
         "epochs", "max_steps", "learning_rate", "scheduler", "warmup_steps", "weight_decay", "validation_every",
-        "early_stopping",
+        "early_stopping", "optimizer",
     ),
     "Goal and budget": ("objective", "constraint", "strategy", "max_evaluations", "tie_layers"),
     "Text": (
-        "system", "max_new_tokens", "num_beams", "temperature", "top_k", "top_p", "repetition_penalty", "stop",
+        "chats", "system", "max_new_tokens", "num_beams", "temperature", "top_k", "top_p",
+        "repetition_penalty", "stop",
     ),
     "Server": (
         "host", "port", "name", "api_key", "max_waiting", "max_request_bytes", "shutdown_seconds",
@@ -50,6 +53,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
 METAVARS: Mapping[str, str] = {
     **dict.fromkeys(("data", "test", "validation", "calibration"), "FILE"),
     **dict.fromkeys(("output", "include_path", "against"), "FOLDER"),
+    "teacher": "MODEL",
+    "tokens": "COUNT",
     "device": "auto|cpu|cuda|mps",
     "pattern": "row|layer|global|N:M",
     "activation_budget": "SIZE",

@@ -1,4 +1,4 @@
-"""Sizes, patterns and figures of layers as text: `2GB`, `2:4`, `24 in layers 0-3; 16 in layer 4`. Pure."""
+"""Sizes, counts, patterns and figures of layers as text: `2GB`, `2:4`, `24 in layers 0-3; 16 in layer 4`. Pure."""
 
 import re
 from collections.abc import Mapping
@@ -17,6 +17,15 @@ def num_bytes(size: str) -> int:
         raise InputError(f"a size must be a number with a unit such as 2GB or 512MiB, got {size!r}")
     units = BINARY_UNITS if match[3] else UNITS
     return int(float(match[1]) * units[match[2]])
+
+
+def whole_number(text: str) -> int:
+    """Return a count such as `50k`, `1M`, `1.5G` or `1000`; InputError for anything else."""
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)([kKMG]?)", text.strip())
+    number = 0.0 if match is None else float(match[1]) * UNITS[match[2]]
+    if match is None or number != int(number):
+        raise InputError(f"a count must be a whole number such as 1000, 50k or 1M, got {text!r}")
+    return int(number)
 
 
 def kept_of_every(pattern: str) -> tuple[int, int] | None:

@@ -65,8 +65,9 @@ class SparsifyConfig(StageConfig):
     reconstruct: bool = False
     """Fit the kept weights to the dense linear's outputs on the calibration text; zeros stay where they are."""
     calibration: str | None = None
-    """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, or the embedded arithmetic:train;
-    default: arithmetic:train for the embedded model, none for others."""
+    """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, the embedded arithmetic:train, or self
+    (text that the model writes itself, see write); default: arithmetic:train for the embedded model, none for
+    others."""
     columns: Columns = Field({})
     """Columns of the calibration rows that stand for those of a known form of row, such as
     instruction=question,output=answer."""
@@ -126,7 +127,8 @@ class SparsifyConfig(StageConfig):
         if self.needs_calibration and model not in EMBEDDED:
             raise InputError(
                 f"sparsify.calibration must be given (--calibration) for {model}: text like that which the model will "
-                "see, as FILE.txt, FILE.jsonl or a hub id; or --method magnitude, which needs none"
+                "see, as FILE.txt, FILE.jsonl or a hub id; self, which the model writes; or --method magnitude, which "
+                "needs none"
             )
         return self.model_copy(update={"calibration": EMBEDDED_CALIBRATION})
 

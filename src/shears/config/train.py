@@ -67,6 +67,18 @@ class TrainConfig(StageConfig):
     sparse_adapter: bool = False
     """SparsePEFT: mask the adapter's product by the zeros of the weight, so that merging keeps every zero. At a
     sparsity of 0.5 the mask halves the product: double alpha."""
+    quantize_aware: Literal["none", "int4"] = "none"
+    """QA-SparsePEFT: int4 trains the weights that a package of int4 values will hold, adapter merged, zeros kept and
+    rounded, so that export --format package is exact."""
+    learn_scales: bool = False
+    """With quantize_aware: train the scale of every row and 128 inputs too; they start at those of the weights."""
+    teacher: str | None = None
+    """Model whose predictions the adapter also learns on every token with loss: the dense one, or the folder of an
+    adapter that was trained on it. Its predictions are computed once and kept beside the data."""
+    teacher_weight: float = Field(0.5, ge=0.0, le=1.0)
+    """Weight of the divergence from the teacher's predictions; the labels' loss has the rest."""
+    teacher_top_k: int = Field(64, gt=0)
+    """Words that are kept of each prediction of the teacher, the likeliest; the others count as one."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapters' inputs."""
     epochs: float = Field(1.0, gt=0, le=1e6)
@@ -162,13 +174,21 @@ class TrainConfig(StageConfig):
     @field_validator("report_to")
     @classmethod
     def _check_trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [name for name in value if name not in TRACKERS]:
-            raise ValueError(f"must be of {', '.join(TRACKERS)}, got {unknown[0]!r}")
-        return value
+        return known_trackers(value)
+
+    @property
+    def masks(self) -> bool:
+        """Whether the adapter's product is masked by the zeros of the weight."""
+        return self.sparse_adapter or self.quantize_aware != "none"
+
+    @property
+    def _masked_by(self) -> str:
+        """The option that masks the product, for messages."""
+        return "sparse_adapter" if self.quantize_aware == "none" else f"quantize_aware {self.quantize_aware}"
 
     def _check_adapter(self) -> None:
-        if self.adapter != "lora" and (self.shard or self.compile):
-            name = "shard" if self.shard else "compile"
+        untried = {"shard": self.shard, "compile": self.compile, "quantize_aware": self.quantize_aware != "none"}
+        if self.adapter != "lora" and (name := next((name for name, is_set in untried.items() if is_set), None)):
             raise ValueError(f"{name} is tried with adapter lora only, got adapter {self.adapter}; leave {name} out")
         if self.adapter == "polar" and self.weight_decay:
             raise ValueError(
@@ -186,10 +206,10 @@ class TrainConfig(StageConfig):
                 "shard needs plain weights and blocks that are not compiled: quantize none and no compile, got "
                 f"quantize {self.quantize}{' and compile' * self.compile}"
             )
-        if self.quantize != "none" and (self.sparse_adapter or self.init == "pissa"):
-            raise ValueError(
-                f"sparse_adapter and init pissa need plain weights: quantize must be none, got {self.quantize}"
-            )
+        if self.quantize != "none" and (self.masks or self.init == "pissa"):
+            first = self._masked_by if self.quantize_aware != "none" else "sparse_adapter and init pissa"
+            verb = "needs" if self.quantize_aware != "none" else "need"
+            raise ValueError(f"{first} {verb} plain weights: quantize must be none, got {self.quantize}")
 
     @property
     def validation_source(self) -> str | None:
@@ -207,18 +227,32 @@ class TrainConfig(StageConfig):
             raise ValueError(f"validation must be a source of rows or a share between 0 and 1, got {share:g}")
 
     def _check_sparse_adapter(self) -> None:
-        if not self.sparse_adapter:
+        if self.learn_scales and self.quantize_aware == "none":
+            raise ValueError("learn_scales trains the scales of quantize_aware, got none; add quantize_aware int4")
+        if not self.masks:
             return
+        if self.quantize_aware != "none" and self.sampling == "nested":
+            raise ValueError(
+                "quantize_aware needs the product that is exported, to the bit, and nested sampling weighs components "
+                "that are folded at the end: sampling must be uniform, per-process or maximal, got nested"
+            )
         if self.sampling in ("per-example", "sandwich"):
             raise ValueError(
-                "sparse_adapter computes one product per step: sampling must be uniform, per-process, maximal or "
+                f"{self._masked_by} computes one product per step: sampling must be uniform, per-process, maximal or "
                 f"nested, got {self.sampling}"
             )
         if self.dropout or self.init == "pissa":
             raise ValueError(
-                "sparse_adapter needs dropout 0 and init lora or recovery, "
+                f"{self._masked_by} needs dropout 0 and init lora or recovery, "
                 f"got dropout {self.dropout:g} and init {self.init}"
             )
+
+
+def known_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names; ValueError for one that is no tracker."""
+    if unknown := [name for name in names if name not in TRACKERS]:
+        raise ValueError(f"must be of {', '.join(TRACKERS)}, got {unknown[0]!r}")
+    return names
 
 
 def share_of(source: str) -> float | None:

@@ -82,15 +82,22 @@ def token_row_lengths(source: str) -> list[int] | None:
     return [len(ids) for ids in token_rows(source, rows)] if rows and "input_ids" in rows[0] else None
 
 
-def text_tokens(source: str, tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, str] = OWN_NAMES) -> list[int]:
+def text_tokens(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: Mapping[str, str] = OWN_NAMES,
+    template: str = DEFAULT_TEMPLATE,
+) -> list[int]:
     """Return the tokens of a whole .txt file, or of all rows of a source, in order, end of sequence between them.
 
-    Columns of rows get the names of `columns`.
+    Columns of rows get the names of `columns`; rows of instructions get the `template`. Rows of `input_ids` are taken
+    as they are.
     """
     if _is_text(source):
         return _read_text(source, tokenizer)
     rows = renamed(_rows(source), columns, source)
-    return [token for ids in _row_tokens(source, rows, tokenizer) for token in ids]
+    each = token_rows(source, rows) if "input_ids" in rows[0] else _row_tokens(source, rows, tokenizer, template)
+    return [token for ids in each for token in ids]
 
 
 def token_rows(source: str, rows: Sequence[Row]) -> list[list[int]]:
@@ -194,7 +201,9 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
-def _row_tokens(source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+def _row_tokens(
+    source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: str = DEFAULT_TEMPLATE
+) -> Iterator[list[int]]:
     for row in rows:
         filled = {name: value for name, value in row.items() if value is not None}  # tables give a row all columns
         try:
@@ -206,7 +215,7 @@ def _row_tokens(source: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizer
             elif messages := messages_of(filled):
                 yield _chat_tokens(messages, tokenizer)
             else:
-                yield tokenize(to_example(filled, DEFAULT_TEMPLATE, tokenizer), tokenizer).input_ids
+                yield tokenize(to_example(filled, template, tokenizer), tokenizer).input_ids
         except InputError as error:
             raise InputError(f"rows of {source} must have the column text, or be examples: {error}") from None
 

@@ -15,9 +15,9 @@ from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.export.peft import SubAdapter, origin, read_sub_adapter
 from shears.export.project import Text, merge_projected
-from shears.export.target import Target, merge_into, with_masked, with_whole
+from shears.export.target import Target, merge_into, with_masked, with_rounded, with_whole
 from shears.models.load import save_tokenizer
-from shears.records.artifacts import SPARSITY, record_in, training_source, weights_fingerprint
+from shears.records.artifacts import HEALED, SPARSITY, record_in, training_source, weights_fingerprint
 from shears.sparsity.rewrite import LinearSparsity, check_saved, overall_sparsity
 
 logger = logging.getLogger(__name__)
@@ -42,9 +42,8 @@ def write_merged(source: str, work: Path, model: str | None, settings: ExportCon
     if projects:
         target, figures = merge_projected(base, work, chosen.updates, _calibration_text(chosen, settings), settings)
     else:
-        target, _ = merge_into(
-            base, work, chosen.updates, settings.device, lambda target: _merge(target, chosen.masked)
-        )
+        updates = chosen.padded_updates if chosen.grids else chosen.updates
+        target, _ = merge_into(base, work, updates, settings.device, lambda target: _merge(target, chosen))
     check_saved(work, target.after)
     save_tokenizer(base, work)
     return {
@@ -75,14 +74,19 @@ def _calibration_text(chosen: SubAdapter, settings: ExportConfig) -> Text:
 
 
 @torch.no_grad()
-def _merge(target: Target, masked: bool) -> None:
-    """Make every adapted linear W + scaling B A, its product masked by W != 0 where `masked`."""
+def _merge(target: Target, chosen: SubAdapter) -> None:
+    """Make every adapted linear W + scaling B A, masked by W != 0 and put on a grid as in the adapter's training."""
     for index in target.indices:
         with target.opened(index) as matrices:
             for matrix in matrices:
                 weight = target.view(matrix)
-                merged = (with_masked if masked else with_whole)(weight, target.updates[matrix.name])
-                target.put(matrix, merged, weight != 0 if masked else None)
+                update = target.updates[matrix.name]
+                if chosen.grids:  # a kept weight may be 0 on its grid
+                    target.put(matrix, with_rounded(weight, update, chosen.grids[matrix.name]), None)
+                elif chosen.masked:
+                    target.put(matrix, with_masked(weight, update), weight != 0)
+                else:
+                    target.put(matrix, with_whole(weight, update), None)
 
 
 Linears = Mapping[str, LinearSparsity]
@@ -90,9 +94,10 @@ Linears = Mapping[str, LinearSparsity]
 
 def _sparsity(folder: Path, before: Linears, after: Linears, fingerprint: str) -> dict[str, float]:
     """Return the shares of zeros before and after merging, over the pruned linears or else the adapted ones."""
-    record = record_in(folder / SPARSITY) if (folder / SPARSITY).is_file() else {}
-    if record.get("fingerprint") == fingerprint:
-        pruned = _pruned_linears(folder, record)
+    path = next((folder / name for name in (SPARSITY, HEALED) if (folder / name).is_file()), None)
+    record = {} if path is None else record_in(path)
+    if path is not None and record.get("fingerprint") == fingerprint:
+        pruned = _pruned_linears(path, record)
         before = {name: before.get(name, linear) for name, linear in pruned.items()}
         after = {name: after.get(name, linear) for name, linear in pruned.items()}
     shares = {"before": overall_sparsity(before), "after": overall_sparsity(after)}
@@ -102,7 +107,7 @@ def _sparsity(folder: Path, before: Linears, after: Linears, fingerprint: str) -
     return shares
 
 
-def _pruned_linears(folder: Path, record: Mapping[str, Any]) -> dict[str, LinearSparsity]:
+def _pruned_linears(path: Path, record: Mapping[str, Any]) -> dict[str, LinearSparsity]:
     try:
         return {
             name: LinearSparsity((int(linear["shape"][0]), int(linear["shape"][1])), int(linear["zeros"]))
@@ -110,5 +115,5 @@ def _pruned_linears(folder: Path, record: Mapping[str, Any]) -> dict[str, Linear
         }
     except (LookupError, TypeError, ValueError):
         raise InputError(
-            f"{folder / SPARSITY} must have the shape and the zeros of every linear, it does not; make the folder again"
+            f"{path} must have the shape and the zeros of every linear, it does not; make the folder again"
         ) from None

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,12 +27,14 @@ from shears.checkpoints.tensor_files import INDEX, SINGLE, TensorFiles
 from shears.checkpoints.tensor_format import StoredTensor, as_bytes, write_at, write_layout
 from shears.config import ExportConfig
 from shears.errors import InputError, first_line
+from shears.export.calibrated import Inputs, write_calibrated
 from shears.export.merge import write_merged
 from shears.export.packing import Packing, choose_form
 from shears.export.peft import origin, read_sub_adapter, refuse_ranks
-from shears.models.blocks import linears, weight_oi
+from shears.models.blocks import LoraUpdate, linears, weight_oi
 from shears.models.devices import DTYPES
 from shears.models.load import copy_configs, save_tokenizer
+from shears.models.quantize_aware import Grid
 from shears.models.ref import ModelRef, resolve
 from shears.records import artifacts
 from shears.records.cards.card import write_card
@@ -62,6 +65,10 @@ class Source(NamedTuple):
     adapter: Mapping[str, Tensor]
     adapter_config: Mapping[str, Any] | None
     origin: Mapping[str, Any]
+    grids: Mapping[str, Grid] = MappingProxyType({})
+    """The grids that the model's weights lie on, by linear; the others are then not packed."""
+    updates: Mapping[str, LoraUpdate] = MappingProxyType({})
+    """The adapter's, by linear; empty for another tool's adapter."""
 
 
 def write_package(source: str, work: Path, model: str | None, settings: ExportConfig) -> dict[str, Any]:
@@ -84,14 +91,25 @@ def _opened(source: str, work: Path, model: str | None, settings: ExportConfig) 
         yield _foreign_source(source, model, settings)
         return
     chosen = read_sub_adapter(folder, settings)
+    if chosen.grids and settings.values not in ("auto", "int4"):
+        raise InputError(
+            f"values must be int4 for an adapter trained with quantize_aware int4, whose weights are whole numbers of "
+            f"its scales, got {settings.values}, which would round them again; leave values out"
+        )
+    if chosen.grids and settings.calibration is not None:
+        raise InputError(
+            f"calibration must be left out for an adapter trained with quantize_aware int4, whose weights are rounded "
+            f"already, got {settings.calibration}; leave it out"
+        )
     if chosen.masked:
         with tempfile.TemporaryDirectory(dir=work) as merged:  # a kill leaves it in `work`, which the next run empties
             record = write_merged(source, Path(merged), model, settings)
-            yield Source(resolve(merged), {}, None, record)
+            yield Source(resolve(merged), {}, None, record, chosen.grids)
         return
     base = checked_base(folder, dict(chosen.record), model)
     trained = {key: chosen.record[key] for key in ("alpha", "max_rank") if key in chosen.record}
-    yield Source(base, chosen.tensors, chosen.config, {**trained, **origin(base, chosen, settings)})
+    record = {**trained, **origin(base, chosen, settings)}
+    yield Source(base, chosen.tensors, chosen.config, record, updates=chosen.updates)
 
 
 def _foreign_source(source: str, model: str | None, settings: ExportConfig) -> Source:
@@ -149,16 +167,26 @@ def _write(source: Source, work: Path, settings: ExportConfig) -> dict[str, Any]
         raise InputError(f"a package is made of a model folder, got the package {folder}; shears unpack it first")
     config = read_config(folder)
     files = TensorFiles(folder)
-    form = choose_form(files, settings)
+    form = choose_form(files, settings.model_copy(update={"values": "int4"}) if source.grids else settings)
     empty = empty_model(folder, config, torch.float32)
     if problem := _misfit(source.adapter, empty):
         raise InputError(f"an adapter must fit the model that it is packed with, {problem} in {folder}; name its base")
     transposed = [name for name, module in empty.named_modules() if isinstance(module, Conv1D)]
-    packing = Packing(files, form, transposed, getattr(config.get_text_config(), "vocab_size", None))
-    fingerprint = packing.write(work / PACKAGE_FILE, source.adapter)
+    packing = Packing(files, form, transposed, getattr(config.get_text_config(), "vocab_size", None), source.grids)
+    path = work / PACKAGE_FILE
+    if settings.calibration is None:
+        fingerprint = packing.write(path, source.adapter)
+        calibrated: dict[str, Any] = {}
+    else:
+        if source.adapter and not source.updates:
+            logger.warning("the adapter of another tool is left out while the inputs are measured")
+        inputs = Inputs(source.model, source.updates, settings)
+        fingerprint, calibrated = write_calibrated(inputs, packing, path, source.adapter)
     _copy_configs(source, work, form.rest)
     save_tokenizer(source.model, work)
-    return {"values": form.values, "package_fingerprint": fingerprint, **_figures(packing, work, source)}
+    return {
+        "values": form.values, "package_fingerprint": fingerprint, **calibrated, **_figures(packing, work, source)
+    }  # fmt: skip
 
 
 def _misfit(adapter: Mapping[str, Tensor], model: nn.Module) -> str | None:

@@ -6,15 +6,16 @@ Routers, and tensors that are no plain matrices of a decoder block, are not pack
 
 import hashlib
 import math
-import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from shears.checkpoints.packed import layout
 from shears.checkpoints.packed.file import PLAIN, PLAIN_NAMES, DenseEntry, Index, PackageWriter, PackedEntry, Quantized
 from shears.checkpoints.packed.layout import (
     QUANTIZED,
@@ -24,17 +25,19 @@ from shears.checkpoints.packed.layout import (
     num_stored,
     pack,
     pack_nibbles,
+    pack_quantized,
     packed_bytes,
     quantize_blocks,
     quantize_rows,
 )
+from shears.checkpoints.packed.matrices import IN_BLOCK, is_block_matrix, same_name
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.checkpoints.zeros import count_zeros
 from shears.config import ExportConfig
 from shears.errors import InputError
+from shears.models.quantize_aware import Grid
 
-IN_BLOCK = re.compile(r"(?:^|\.)\d+\.(?P<path>.+)\.weight$")
-ROUTERS = {"router", "shared_expert_gate"}  # modules that choose experts; so does one whose last name is `gate`
+Sink = Callable[[str, layout.Quantized], None]  # takes a linear's name and its rounded weight (O I)
 
 
 @dataclass(frozen=True)
@@ -98,26 +101,34 @@ def choose_form(files: TensorFiles, settings: ExportConfig) -> Form:
     auto: NumberFormat = "fp32" if main == torch.float32 else "bf16"
     values = auto if settings.values == "auto" else settings.values
     rest = torch.float32 if values == "fp32" else torch.bfloat16
-    embeddings = False if settings.embeddings == "keep" else settings.embeddings
+    embeddings = settings.embeddings if settings.embeddings in QUANTIZED else False
     return Form(values, None if rest == main else rest, embeddings, settings.negative_zeros == "drop")
 
 
 class Packing:
-    """The tensors of a model's files, each packed, dense, or tied to another one; `write` makes the package."""
+    """The tensors of a model's files, each packed, dense, or tied to another one; `write` makes the package.
 
-    def __init__(self, files: TensorFiles, form: Form, transposed: Collection[str], vocabulary: int | None) -> None:
+    With `grids`, by the model's names, their linears are packed in int4 on these grids, and no others.
+    """
+
+    def __init__(
+        self, files: TensorFiles, form: Form, transposed: Collection[str], vocabulary: int | None,
+        grids: Mapping[str, Grid] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self.files = files
         self.form = form
+        self._grids = grids
         self._vocabulary = vocabulary
         self.packed: dict[str, PackedEntry] = {}
         self.dense: dict[str, DenseEntry] = {}
         self.tied: dict[str, str] = {}
+        self.tables: list[str] = []  # embeddings and heads, those that are tied to others left out
         self.sums = Sums()
         seen: dict[str, str] = {}
         for name in files.names:
             tensor = self._load(name)
             linear = name.removesuffix(".weight")
-            entry = self._packed_entry(name, tensor, any(_same_name(linear, other) for other in transposed))
+            entry = self._packed_entry(name, tensor, any(same_name(linear, other) for other in transposed))
             if entry is not None:
                 self.packed[linear] = entry
                 self._count(entry, tensor)
@@ -146,11 +157,16 @@ class Packing:
         values = self.form.of(tensor)
         mask = kept(tensor)
         size = num_stored(mask.T if transposed else mask, values)
-        if packed_bytes(rows, cols, size, values) >= tensor.numel() * self._dense_size(tensor):
+        is_smaller = packed_bytes(rows, cols, size, values) < tensor.numel() * self._dense_size(tensor)
+        if not (is_smaller if not self._grids else self._grid(name.removesuffix(".weight"))):
             return None
         of_int4 = size if values == "int4" else None
         count = int(mask.sum())
         return PackedEntry(rows=rows, cols=cols, values=values, kept=count, bytes=of_int4, transposed=transposed)
+
+    def _grid(self, linear: str) -> Grid | None:
+        """Return the grid of a linear of the files."""
+        return next((grid for module, grid in self._grids.items() if same_name(linear, module)), None)
 
     def _dense_size(self, tensor: Tensor) -> int:
         return (self.form.rest or tensor.dtype).itemsize
@@ -166,7 +182,10 @@ class Packing:
     def _dense_entry(self, name: str, tensor: Tensor) -> DenseEntry:
         dtype = PLAIN_NAMES[self.form.converted(tensor[:0] if tensor.ndim else tensor).dtype]
         self.sums.rest_bytes += tensor.numel() * PLAIN[dtype].itemsize
-        quantized = self.form.embeddings if self._is_vocabulary(name, tensor) else False
+        quantized: Quantized = False
+        if self._is_vocabulary(name, tensor):
+            self.tables.append(name)
+            quantized = self.form.embeddings
         return DenseEntry(dtype=dtype, shape=tuple(tensor.shape), quantized=quantized)  # type: ignore[arg-type]
 
     def _is_vocabulary(self, name: str, tensor: Tensor) -> bool:
@@ -181,11 +200,27 @@ class Packing:
         digest = hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
         return f"{digest} {tensor.dtype} {tuple(tensor.shape)}"
 
-    def write(self, path: Path, adapter: Mapping[str, Tensor]) -> str:
-        """Write the package file and return its fingerprint; InputError for weights that int8 or int4 cannot hold."""
+    def quantize_table(self, name: str, form: Quantized) -> None:
+        """Hold an embedding or a head in this format."""
+        self.dense[name] = self.dense[name].model_copy(update={"quantized": form})
+
+    def write(self, path: Path, adapter: Mapping[str, Tensor], fill: Callable[[Sink], None] | None = None) -> str:
+        """Write the package file and return its fingerprint; InputError for weights that int8 or int4 cannot hold.
+
+        `fill` may hand rounded linears to the sink that it is given; the others are rounded to nearest.
+        """
         writer = PackageWriter(path, self.index(adapter))
-        for linear, entry in self.packed.items():
-            self._write_packed(writer, linear, entry)
+        filled: set[str] = set()
+
+        def sink(linear: str, rounded: layout.Quantized) -> None:
+            filled.add(linear)
+            self._write_packed(writer, linear, rounded)
+
+        if fill is not None:
+            fill(sink)
+        for linear in self.packed:
+            if linear not in filled:
+                self._write_packed(writer, linear)
         for name, plain in self.dense.items():
             for part, tensor in self._stored(self.files.load(name), plain):
                 writer.put(f"dense.{name}{part}", tensor)
@@ -193,12 +228,14 @@ class Packing:
             writer.put(f"adapter.{name}", tensor)
         return writer.finish()
 
-    def _write_packed(self, writer: PackageWriter, linear: str, entry: PackedEntry) -> None:
+    def _write_packed(self, writer: PackageWriter, linear: str, rounded: layout.Quantized | None = None) -> None:
+        entry = self.packed[linear]
         stored = self._load(f"{linear}.weight")
         weight = stored.T.contiguous() if entry.transposed else stored
-        matrix = pack(weight, entry.values)
+        grid = self._grid(linear)
+        matrix = pack(weight, entry.values, grid) if rounded is None else pack_quantized(kept(weight), rounded)
         writer.put_packed(linear, matrix)
-        if matrix.values.dtype != weight.dtype:
+        if matrix.values.dtype != weight.dtype and grid is None:  # a weight on its grid is stored as it is
             self.sums.square += float(weight.double().square().sum())
             self.sums.error += float((dense(matrix).double() - weight.double()).square().sum())
 
@@ -214,18 +251,3 @@ class Packing:
             yield ".scales", scales
         else:
             yield "", tensor.to(PLAIN[entry.dtype])
-
-
-def is_block_matrix(name: str, tensor: Tensor) -> bool:
-    """Return whether a tensor may be packed: a plain matrix of a decoder block that is no router."""
-    match = IN_BLOCK.search(name)
-    plain = tensor.ndim == 2 and tensor.is_floating_point() and tensor.element_size() <= 4 and tensor.numel() > 0
-    if match is None or not plain:
-        return False
-    path = match["path"].split(".")
-    return path[-1] != "gate" and ROUTERS.isdisjoint(path)
-
-
-def _same_name(linear: str, module: str) -> bool:
-    """Return whether a linear of the files is that module; files may leave out the first part of a name."""
-    return module == linear or module.endswith(f".{linear}")

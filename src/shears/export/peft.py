@@ -9,11 +9,13 @@ Shapes: R rank, O = L * K output features, I = M * N input features of a linear.
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from shears.adapt.load import space_of_record
 from shears.adapt.ranks import by_linear, choose_ranks, ranks_file
@@ -23,6 +25,7 @@ from shears.config.export import FORMATS
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
 from shears.models.lokr import kronecker_update
+from shears.models.quantize_aware import Grid, read_grids
 from shears.models.ref import ModelRef
 from shears.records import artifacts
 from shears.records.paths import file_fingerprint
@@ -49,6 +52,11 @@ def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> 
     """Write the adapter, each tensor at its own rank or, for format padded, at the largest; return its record."""
     folder = Path(source)
     record = artifacts.read_record(folder, artifacts.SEARCH_SPACE, *NEEDED, "groups", "config", "alpha", "max_rank")
+    if "quantize_aware" in record:
+        raise InputError(
+            f"{folder} was trained with quantize_aware, whose rounding no tool adds to an adapter, got format "
+            f"{settings.format}; take package, or merged for the rounded weights in an ordinary model"
+        )
     space = space_of_record(record)
     ranks = choose_ranks(settings.ranks, space, record["fingerprint"])
     if record.get("sparse_adapter", False):
@@ -130,6 +138,8 @@ class SubAdapter(NamedTuple):
     ranks: dict[str, int]
     tensors: Mapping[str, Tensor]
     config: dict[str, Any]
+    grids: Mapping[str, Grid] = MappingProxyType({})
+    """The grids of an adapter that was trained with quantize_aware, by linear."""
 
     @property
     def masked(self) -> bool:
@@ -142,13 +152,28 @@ class SubAdapter(NamedTuple):
         scaling = alpha_of(self.config) / self.config["r"]  # patterns keep this scaling
         tensors = self.tensors
         found = {}
-        for name in (f"{PREFIX}{linear}" for linear in sorted(set(map(linear_of, tensors)))):
+        for name in (
+            f"{PREFIX}{linear}" for linear in sorted(linear_of(name) for name in tensors if name.endswith((A, W1)))
+        ):
             if name + W1 in tensors:
                 update = kronecker_update(tensors[name + W1], tensors[name + W2_A], tensors[name + W2_B], scaling)
             else:
                 update = LoraUpdate(tensors[name + A], tensors[name + B], scaling)
             found[name.removeprefix(PREFIX)] = update
         return found
+
+    @property
+    def padded_updates(self) -> dict[str, LoraUpdate]:
+        """The updates of all linears that have a grid, each of the largest rank: sums of training's shapes and bits."""
+        rank = self.config["r"]
+        updates = {
+            linear: LoraUpdate(
+                pad(update.a, (0, 0, 0, rank - len(update.a))), pad(update.b, (0, rank - len(update.a))), update.scaling
+            )
+            for linear, update in self.updates.items()
+        }
+        none = LoraUpdate(torch.empty(0, 0), torch.empty(0, 0), 0.0)
+        return {linear: updates.get(linear, none) for linear in self.grids}
 
 
 def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
@@ -166,7 +191,8 @@ def read_sub_adapter(folder: Path, settings: ExportConfig) -> SubAdapter:
     space = space_of_record(record)
     ranks = choose_ranks(settings.ranks, space, record["fingerprint"])
     tensors = _cut(folder, space, ranks, sliced)
-    return SubAdapter(record, dict(ranks), tensors, sliced_config(folder, space, ranks))
+    grids = read_grids(folder) if "quantize_aware" in record else {}
+    return SubAdapter(record, dict(ranks), tensors, sliced_config(folder, space, ranks), grids)
 
 
 def refuse_ranks(settings: ExportConfig) -> None:
@@ -229,6 +255,7 @@ def origin(base: ModelRef, chosen: SubAdapter, settings: ExportConfig) -> dict[s
         "sub_adapter_fingerprint": record["fingerprint"] if "super_adapter_fingerprint" in record else None,
         "ranks_fingerprint": file_fingerprint(ranks.path) if ranks else record.get("ranks_fingerprint"),
         "sparse_adapter": chosen.masked,
+        **({"quantize_aware": record["quantize_aware"]} if chosen.grids else {}),
         "template": record["template"],
         **artifacts.training_source(record),
         "ranks": chosen.ranks,

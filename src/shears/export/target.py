@@ -19,6 +19,7 @@ from shears.checkpoints.zeros import count_zeros
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate, sharing_a_weight
 from shears.models.load import copy_configs
+from shears.models.quantize_aware import Grid, on_grid, rounded
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import masked_product
 from shears.sparsity.rewrite import FormatOf, LinearSparsity, rewrite_model
@@ -108,6 +109,17 @@ def with_masked(weight: Float[Tensor, "O I"], update: LoraUpdate) -> Float[Tenso
     """Return W + (scaling B A) * (W != 0) in float32; the sum has every zero of W."""
     product = masked_product(weight, update.a.to(weight.device), update.b.to(weight.device), update.scaling)
     return weight.float() + product
+
+
+def with_rounded(weight: Float[Tensor, "O I"], update: LoraUpdate, grid: Grid) -> Float[Tensor, "O I"]:
+    """Return the numbers of the grid that training with quantize_aware computed with, in float32.
+
+    Without factors, those of the weight alone.
+    """
+    grid = grid.to(weight.device)
+    if not update.a.numel():
+        return rounded(weight, grid).float()
+    return on_grid(weight, update.a.to(weight.device), update.b.to(weight.device), grid, update.scaling)
 
 
 def in_format(values: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"], dtype: torch.dtype) -> Float[Tensor, "O I"]:

@@ -24,6 +24,7 @@ from shears.checkpoints.tensor_files import quantized_by, refuse_missing
 from shears.checkpoints.without_code import NeedsOwnCode
 from shears.errors import InputError, first_line, install_hint
 from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
+from shears.models.quantize_aware import make_quantize_aware, read_grids
 from shears.models.ref import AnyModel, ModelRef, resolve, resolve_with
 from shears.models.sparse_adapter import make_sparse
 from shears.records.artifacts import check_input, find_record, read_object, read_record, write_json
@@ -246,9 +247,9 @@ def load_with_adapter(
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Return a model, ready to evaluate, and its tokenizer; the adapter on it is loaded through stock PEFT.
 
-    The product of an adapter trained with sparse_adapter is masked by the model's zeros, as in its training. A package
-    comes with its own adapter. InputError where the adapter cannot be loaded, lacks weights, or was trained on another
-    base than this model.
+    An adapter trained with sparse_adapter or quantize_aware computes as in its training: its product is masked by the
+    model's zeros, and the weights are rounded. A package comes with its own adapter. InputError where the adapter
+    cannot be loaded, lacks weights, or was trained on another base than this model.
     """
     ref = resolve_with(model, adapter, dtype)
     if ref.is_package:
@@ -257,7 +258,7 @@ def load_with_adapter(
     base, tokenizer = load_both(ref, dtype, device)
     if adapter is None:
         return base, tokenizer
-    return put_adapter(base, Path(adapter), masked=record.get("sparse_adapter", False)), tokenizer
+    return put_adapter(base, Path(adapter), record=record), tokenizer
 
 
 def _load_package_with_adapter(
@@ -290,8 +291,12 @@ def _checked_record(adapter: Path, ref: ModelRef) -> dict[str, Any]:
     return record
 
 
-def put_adapter(base: nn.Module, adapter: Path, *, masked: bool = False, shown: Path | None = None) -> PeftModel:
-    """Return the model with an adapter of a folder, in evaluation mode; `masked` masks its product (`make_sparse`).
+def put_adapter(
+    base: nn.Module, adapter: Path, *, record: Mapping[str, Any] = MappingProxyType({}), shown: Path | None = None
+) -> PeftModel:
+    """Return the model with an adapter of a folder, in evaluation mode, computing as in its training.
+
+    Its record says whether its product is masked (`make_sparse`) and rounded (`make_quantize_aware`).
 
     `shown` is the folder that messages name, by default the adapter's. InputError for what PEFT cannot load, for
     missing or pickled weights, and for adapters that put tokens before the text.
@@ -316,7 +321,9 @@ def put_adapter(base: nn.Module, adapter: Path, *, masked: bool = False, shown: 
     if loaded.active_peft_config.is_prompt_learning:
         raise InputError(f"{shown} must change weights, it puts tokens before the text; take LoRA or its like")
     loaded.eval()
-    if masked:
+    if record.get("quantize_aware", "none") != "none":
+        make_quantize_aware(loaded, read_grids(adapter))
+    elif record.get("sparse_adapter", False):
         make_sparse(loaded)
     return loaded
 

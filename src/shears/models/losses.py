@@ -25,7 +25,11 @@ CONTEXT = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx")  # 
 
 def num_positions(model: nn.Module) -> int | None:
     """Return the number of positions in a model's configuration; None where it has none."""
-    config: Any = getattr(own_model(model), "config", None)
+    return positions_in(getattr(own_model(model), "config", None))
+
+
+def positions_in(config: Any) -> int | None:
+    """Return the number of positions in a configuration; None where it has none."""
     config = config.get_text_config() if config is not None else None
     lengths = (getattr(config, name, None) for name in CONTEXT)
     return next((length for length in lengths if isinstance(length, int) and length > 0), None)
@@ -175,7 +179,7 @@ class _Pieces(torch.autograd.Function):
         scale: float,
     ) -> Float[Tensor, " K"]:
         ctx.scale = scale
-        weight = weight.to(_product_dtype(hidden))  # once, where autocast would convert it for every piece
+        weight = weight.to(product_dtype(hidden))  # once, where autocast would convert it for every piece
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         rows = min(max(PIECE // len(weight), 1), len(hidden))
@@ -197,7 +201,7 @@ class _Pieces(torch.autograd.Function):
         return gradient * (upstream / ctx.scale)[:, None].to(gradient.dtype), None, None, None, None
 
 
-def _product_dtype(hidden: Tensor) -> torch.dtype:
+def product_dtype(hidden: Tensor) -> torch.dtype:
     """Return the dtype in which a linear multiplies: autocast's where it is on."""
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
@@ -242,7 +246,7 @@ def piecewise_losses(model: nn.Module, batch: Mapping[str, Tensor], scale: float
     """
     wanted = labelled_positions(batch["labels"])
     names = ("input_ids", "position_ids") if "examples" in batch else tuple(batch)
-    hidden = _before_head(model, {name: batch[name] for name in names}, wanted)
+    hidden = before_head(model, {name: batch[name] for name in names}, wanted)
     head: Any = own_model(model).get_output_embeddings()  # type: ignore[operator]
     targets = batch["labels"].roll(-1, dims=1)[wanted]
     rows = batch["examples"] if "examples" in batch else torch.arange(len(wanted), device=wanted.device)[:, None]
@@ -258,7 +262,7 @@ def labelled_positions(labels: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
     return wanted
 
 
-def _before_head(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "B T"]) -> Float[Tensor, "K H"]:
+def before_head(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "B T"]) -> Float[Tensor, "K H"]:
     """Return what the head gets at the K wanted positions: the model's forward, whose head passes its input on."""
     head = own_model(model).get_output_embeddings()  # type: ignore[operator]
     with replaced_forwards([head], lambda _: lambda hidden: hidden):

@@ -1,7 +1,8 @@
 """SparsePEFT: an adapter whose product is masked by the zeros of the frozen weight, so that merging keeps every zero.
 
 y = (W + P) x + bias, P = (scaling * (B * m) A) * (W != 0), m the rank mask of an elastic adapter, else all ones.
-The inputs are multiplied once. Tensors of the weight's size are recomputed in the backward instead of being kept.
+The inputs are multiplied once. Tensors of the weight's size are recomputed in the backward instead of being kept. An
+adapter that was loaded to be used, not trained, keeps the sum W + P between forwards, until one of its parts changes.
 
 Shapes: O output features, I input features, R ranks, * any leading dimensions.
 """
@@ -27,12 +28,13 @@ def masked_product(
     weight: Float[Tensor, "O I"], a: Float[Tensor, "R I"], b: Float[Tensor, "O R"], scaling: float = 1.0
 ) -> Float[Tensor, "O I"]:
     """Return (scaling * B A) * (weight != 0), in float32 or the wider dtype of its arguments."""
-    wide = _wide(weight, a)
+    wide = wide_dtype(weight, a)
     product = (b.to(wide) * scaling) @ a.to(wide)
     return product.masked_fill_(weight == 0, 0.0)
 
 
-def _wide(weight: Tensor, a: Tensor) -> torch.dtype:
+def wide_dtype(weight: Tensor, a: Tensor) -> torch.dtype:
+    """Return the dtype that products with a weight are computed in: float32 or the wider one of its arguments."""
     return torch.promote_types(torch.promote_types(weight.dtype, a.dtype), torch.float32)
 
 
@@ -49,7 +51,7 @@ class _MaskedLinear(torch.autograd.Function):
         b: Float[Tensor, "O R"],
     ) -> Float[Tensor, "*B O"]:
         ctx.save_for_backward(x, weight, a, b)  # x without a cast: linears with the same input keep it once
-        ctx.dtype = dtype = _compute_dtype(x)
+        ctx.dtype = dtype = compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             whole = masked_product(weight, a, b).add_(weight).to(dtype)
             return nn.functional.linear(x.to(dtype), whole, None if bias is None else bias.to(dtype))
@@ -69,14 +71,26 @@ class _MaskedLinear(torch.autograd.Function):
             if wants_bias:
                 dbias = rows.sum(0)
             if wants_a or wants_b:
-                dp = (rows.T @ x.reshape(-1, x.shape[-1]).to(ctx.dtype)).to(_wide(weight, a))
+                dp = (rows.T @ x.reshape(-1, x.shape[-1]).to(ctx.dtype)).to(wide_dtype(weight, a))
                 dp.masked_fill_(weight == 0, 0.0)
                 da = (b.T.to(dp.dtype) @ dp).to(a.dtype)
                 db = (dp @ a.T.to(dp.dtype)).to(b.dtype)
         return dx, None, dbias, da, db
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def masked_linear(
+    x: Float[Tensor, "*B I"],
+    weight: Float[Tensor, "O I"],
+    bias: Float[Tensor, " O"] | None,
+    a: Float[Tensor, "R I"],
+    b: Float[Tensor, "O R"],
+) -> Float[Tensor, "*B O"]:
+    """Return (W + (B A) * (W != 0)) x + bias for frozen W, in the dtype that nn.Linear would compute in."""
+    result: Tensor = _MaskedLinear.apply(x, weight, bias, a, b)
+    return result
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype that nn.Linear would compute in: autocast's if it is on, except for float64."""
     kind = x.device.type
     cast = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
@@ -87,6 +101,7 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
     """PEFT's LoRA layer with the adapter `sparse_adapter` masked by the zeros of its base; made by `make_sparse`."""
 
     sparse_adapter: str
+    _known: tuple[Any, Tensor] | None = None  # what the sum was made from, and the sum
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the outputs; InputError if other adapters are active beside the masked one."""
@@ -97,15 +112,50 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
             raise InputError(f"a sparse adapter must be the only active one, got {', '.join(active)}; activate one")
         base = self.get_base_layer()
         a = self.lora_A[self.sparse_adapter].weight
-        result: Tensor = _MaskedLinear.apply(x, weight_oi(base), base.bias, a, self._scaled_b())
-        return result
+        b = self._scaled_b()
+        if torch.is_grad_enabled() or self.training or a.requires_grad:
+            if self._known is not None:
+                self._known = None
+            return self.product(x, weight_oi(base), base.bias, a, b)
+        dtype = compute_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if base.bias is None else base.bias.to(dtype)
+            return nn.functional.linear(x.to(dtype), self._kept(weight_oi(base), a, b, dtype), bias)
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+        """Return (W + P) x + bias."""
+        return masked_linear(x, weight, bias, a, b)
+
+    def whole(self, weight: Tensor, a: Tensor, b: Tensor) -> Float[Tensor, "O I"]:
+        """Return W + P in float32 or the wider dtype of its arguments."""
+        return masked_product(weight, a, b).add_(weight)
+
+    def _kept(self, weight: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return `whole` in a dtype, the tensor of the last call where nothing that it was made from has changed."""
+        parts = [weight, a, self.lora_B[self.sparse_adapter].weight, *self.more_parts()]
+        if any(part.is_inference() for part in parts):  # whose changes are not counted
+            return self.whole(weight, a, b).to(dtype)
+        state = (dtype, [(part.data_ptr(), part._version) for part in parts], self.scaling[self.sparse_adapter])
+        if self._known is None or self._known[0] != state:
+            self._known = None  # before the next sum takes its memory
+            self._known = (state, self.whole(weight, a, b).to(dtype))
+        return self._known[1]
+
+    def more_parts(self) -> list[Tensor]:
+        """Return the tensors that `whole` is made from beside the weight, A and B."""
+        mask = self.lora_A[self.sparse_adapter]._buffers.get(MASK)
+        return [] if mask is None else [mask]
+
+    def make_plain(self) -> None:
+        """Become PEFT's own layer again."""
+        self.__dict__.pop("_known", None)
+        self.__class__ = LoraLinear
+        del self.sparse_adapter
 
     @torch.no_grad()
     def whole_weight(self) -> Float[Tensor, "O I"]:
-        """Return W + P, what the forward multiplies by, at the active ranks, in float32 or wider."""
-        weight = weight_oi(self.get_base_layer())
-        product = masked_product(weight, self.lora_A[self.sparse_adapter].weight, self._scaled_b())
-        return product.add_(weight)
+        """Return what the forward multiplies by, at the active ranks, in float32 or wider."""
+        return self.whole(weight_oi(self.get_base_layer()), self.lora_A[self.sparse_adapter].weight, self._scaled_b())
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Return the masked product, which PEFT's merging adds to the base weight, in the weight's layout."""
@@ -158,8 +208,7 @@ def make_plain(model: nn.Module) -> None:
     """Undo `make_sparse`: the layers are PEFT's own again, unmasked. A plain model stays as it is."""
     for layer in model.modules():
         if isinstance(layer, SparseLinear):
-            layer.__class__ = LoraLinear
-            del layer.sparse_adapter
+            layer.make_plain()
 
 
 def _check(name: str, layer: Any, adapter: str) -> None:

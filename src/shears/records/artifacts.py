@@ -20,6 +20,7 @@ from shears.records.paths import file_fingerprint
 logger = logging.getLogger(__name__)
 
 SPARSITY = "sparsity.json"
+HEALED = "heal.json"
 SEARCH_SPACE = "search_space.json"
 RESULT = "result.json"
 SUB_ADAPTER = FORMATS["peft"].record
@@ -28,17 +29,19 @@ RECOVERY = "recovery.json"
 MERGED = FORMATS["merged"].record
 PACKAGE = FORMATS["package"].record
 UNPACKED = "unpacked.json"
+SELF_TEXT = "self_text.json"
 RECIPE = "recipe.yaml"  # this and the next three lie in a run's folder
 REPORT = "report.html"
 README = "README.md"
 BENCH = "bench.json"
-RECORDS = (SPARSITY, SEARCH_SPACE, RESULT, *FORMAT_OF_RECORD, RECOVERY, UNPACKED, EVALUATION)
+RECORDS = (SPARSITY, HEALED, SEARCH_SPACE, RESULT, *FORMAT_OF_RECORD, RECOVERY, UNPACKED, EVALUATION)
 TRAINED_BEFORE = "trained_before"  # key of a record: data and hashes of the trainings that were merged into its base
 TRAINING_LOG = "training_log.jsonl"
 TRAINING_TIMES = "training_times.jsonl"  # not in the log: equal trainings write equal logs
 RECOVERY_FOLDER = "recovery"  # inside a sparse model's folder
 KINDS = {
-    SPARSITY: "a sparse model", SEARCH_SPACE: "a super-adapter", RECOVERY: "a recovery", UNPACKED: "an unpacked model",
+    SPARSITY: "a sparse model", HEALED: "a healed model", SEARCH_SPACE: "a super-adapter", RECOVERY: "a recovery",
+    UNPACKED: "an unpacked model",
     **{record: f"a {form.called}" for record, form in FORMAT_OF_RECORD.items()},
 }  # fmt: skip
 FIELDS: Mapping[str, type | tuple[type, ...]] = {  # types of keys in records, which readers rely on

@@ -28,6 +28,7 @@ class Run:
     folder: Path
     recipe: Record
     sparsity: Record | None
+    healed: Record | None
     space: Record | None
     log: Sequence[Record]
     result: Record | None
@@ -80,7 +81,13 @@ class Run:
 
     def stages(self) -> Iterator[tuple[str, Record]]:
         """Yield the name and record of each stage that has one."""
-        named = {"sparsify": self.sparsity, "train": self.space, "search": self.result, "export": self.exported}
+        named = {
+            "sparsify": self.sparsity,
+            "heal": self.healed,
+            "train": self.space,
+            "search": self.result,
+            "export": self.exported,
+        }
         yield from ((name, record) for name, record in (named | dict(self.baselines)).items() if record)
 
 
@@ -93,7 +100,7 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise InputError(f"{needs}, which is not a folder; make one with shears run")
     recipe = _yaml(folder / artifacts.RECIPE)
-    omitted = {name for name in ("train", "search", "evaluate") if name in recipe and recipe[name] is None}
+    omitted = {name for name in ("heal", "train", "search", "evaluate") if name in recipe and recipe[name] is None}
     if "train" in omitted:
         omitted |= {"search", "export"}
 
@@ -108,6 +115,7 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         recipe=recipe,
         sparsity=record("sparsify", folder / "sparse" / artifacts.SPARSITY),
+        healed=record("heal", folder / "healed" / artifacts.HEALED),
         space=record("train", folder / "super_adapter" / artifacts.SEARCH_SPACE),
         log=training_lines(artifacts.TRAINING_LOG),
         result=record("search", folder / "search" / artifacts.RESULT),

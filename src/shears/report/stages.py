@@ -18,7 +18,7 @@ GROUP = re.compile(r"^(?:.*\.)?(?P<layer>\d+)\.(?P<kind>.+)$")
 VALIDATION_LOSS = "validation_loss"  # key of steps that were validated
 MOST_POINTS = 200  # of a curve: as many as a drawing can show
 SMOOTHED_OVER = 0.05  # share of the steps over which the smooth curve is a mean
-INPUTS = ("base", "calibration", "data", "super_adapter", "ranks")  # of stages, as far as records name them
+INPUTS = ("base", "calibration", "teacher", "data", "super_adapter", "ranks")  # of stages, as far as records name them
 FINGERPRINTS = {**{f"{name}_fingerprint": name.replace("_", " ") for name in INPUTS}, "fingerprint": "output"}
 FINGERPRINT_DIGITS = 12
 
@@ -31,6 +31,9 @@ def layers_section(run: Run) -> tuple[object, ...] | None:
         config = run.sparsity["config"]
         words.append(f"Pruned with {config['method']}, pattern {config['pattern']}, allocation {config['allocation']}.")
         maps.append(_sparsity_map(run.sparsity["linears"]))
+    if run.healed is not None:
+        steps = plural(run.healed["num_steps"], "step")
+        words.append(f"Healed in {steps} on {run.healed['config']['data']}; the zeros are the same.")
     ranks = (run.exported or {}).get("ranks") or (run.result or {}).get("chosen", {}).get("ranks")
     if ranks:
         words.append(f"The exported sub-adapter has {rank_counts(ranks)}; equal layers share a row.")

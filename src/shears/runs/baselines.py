@@ -10,6 +10,7 @@ from shears.records.artifacts import as_data
 from shears.records.paths import expanded
 
 DENSE_LORA, SPARSE_LORA = BASELINES
+HEALED_FOLDER = "healed"  # in a run's folder
 
 
 def baseline_configs(recipe: Recipe) -> dict[str, TrainConfig]:
@@ -31,13 +32,19 @@ def baseline_configs(recipe: Recipe) -> dict[str, TrainConfig]:
 def _plain(train: TrainConfig, name: str) -> dict[str, Any]:
     """Return the settings of plain LoRA: the largest rank alone; on the dense model also nothing about zeros.
 
-    The dense model has nothing to recover and no zeros to keep. On the pruned model the start is the run's own, so that
-    the run differs from its baseline in nothing but the choice of ranks.
+    The dense model has nothing to recover, no zeros to keep and no teacher. On the pruned model the start is the run's
+    own, so that the run differs from its baseline in nothing but the choice of ranks.
     """
     one_rank = {"adapter": "lora", "ranks": train.ranks[:1], "sampling": "maximal", "reorder": False, "curriculum": 0.0}
     if name == SPARSE_LORA:
         return one_rank
-    return {**one_rank, "init": "lora" if train.init == "recovery" else train.init, "sparse_adapter": False}
+    plain = {"sparse_adapter": False, "quantize_aware": "none", "learn_scales": False, "teacher": None}
+    return {**one_rank, "init": "lora" if train.init == "recovery" else train.init, **plain}
+
+
+def sparse_folder(recipe: Recipe, folder: Path) -> Path:
+    """Return the folder of the sparse model that a run trains on: the healed one where the recipe heals."""
+    return folder / (HEALED_FOLDER if recipe.heal is not None else "sparse")
 
 
 def dense_model(recipe: Recipe) -> ModelRef:
@@ -53,6 +60,6 @@ def baseline_model(recipe: Recipe, name: str, folder: Path) -> str | Path:
     """
     assert recipe.model is not None
     if name != DENSE_LORA:
-        return folder / "sparse"
+        return sparse_folder(recipe, folder)
     is_bf16_file = recipe.sparsify.dtype == "bf16" and expanded(recipe.model).is_file()
     return dense_model(recipe).folder if is_bf16_file else recipe.model

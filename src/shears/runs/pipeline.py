@@ -10,8 +10,9 @@ import yaml
 
 from shears.adapt.groups import resolved_groups
 from shears.adapt.ranks import ranks_file, ranks_name
+from shears.adapt.teacher.source import find_teacher
 from shears.adapt.train import train
-from shears.config import EvaluateConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
+from shears.config import EvaluateConfig, HealConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
 from shears.config.export import FORMATS
 from shears.config.resolve import build, section_class
 from shears.data.examples import check_rows
@@ -23,6 +24,8 @@ from shears.evaluation.journal import journal_path
 from shears.evaluation.run import answered_as_asked, evaluate, measured, parts_of, recorded, template_of
 from shears.evaluation.tasks.registry import check_data
 from shears.export.stage import export_adapter
+from shears.healing.prepare import teacher_of
+from shears.healing.stage import heal
 from shears.inspection import inspect
 from shears.models.devices import set_threads
 from shears.models.ref import ModelRef, resolve
@@ -32,9 +35,9 @@ from shears.records.cards.card import write_card
 from shears.records.folders import partial_folder, run_lock
 from shears.records.paths import expanded, file_fingerprint
 from shears.records.timing import timed
-from shears.runs.baselines import baseline_configs, baseline_model, dense_model
+from shears.runs.baselines import HEALED_FOLDER, baseline_configs, baseline_model, dense_model, sparse_folder
+from shears.runs.own_text import sparsify
 from shears.searching.stage import search
-from shears.sparsity.stage import sparsify
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +159,8 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
         )
     if recipe.search and not recipe.train:
         raise InputError("a run with a search must train first; add a `train:` section to the recipe")
+    if recipe.train and recipe.train.quantize_aware != "none":
+        _check_rounded(recipe)
     if recipe.evaluate and recipe.evaluate.ranks and not recipe.train:
         raise InputError("a run must train to be measured at all ranks, got no `train:` section; drop evaluate.ranks")
     if recipe.evaluate and recipe.evaluate.baselines and not recipe.train:
@@ -169,6 +174,15 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     return folder
 
 
+def _check_rounded(recipe: Recipe) -> None:
+    """Raise InputError, before any work is done, for an export that refuses an adapter of quantize_aware."""
+    if not FORMATS[recipe.export.format].is_model or recipe.export.values not in ("auto", "int4"):
+        raise InputError(
+            "a run that trains with quantize_aware must export format package with values int4 (or a merged format), "
+            f"got format {recipe.export.format} with values {recipe.export.values}; change the `export:` section"
+        )
+
+
 def with_calibration(recipe: Recipe) -> Recipe:
     """Return a recipe with the calibration text of its model; InputError where it must be given."""
     return recipe.model_copy(update={"sparsify": recipe.sparsify.for_model(str(recipe.model))})
@@ -178,8 +192,10 @@ def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
     """Return the stages of a recipe in order; each reads the artifact of the one before."""
     assert recipe.model is not None
     stages = [_sparsify_stage(recipe.sparsify, recipe.model, folder)]
+    if recipe.heal is not None:
+        stages.append(_heal_stage(recipe.heal, folder))
     if recipe.train is not None:
-        stages.append(_train_stage(recipe.train, folder))
+        stages.append(_train_stage(recipe.train, folder, sparse_folder(recipe, folder)))
         if recipe.search is not None:
             stages.append(_search_stage(recipe.search, folder))
         stages.append(_export_stage(recipe, folder))
@@ -197,14 +213,32 @@ def _sparsify_stage(config: SparsifyConfig, model: str, folder: Path) -> Stage:
     return Stage("sparsify", output, artifacts.SPARSITY, values, inputs, lambda: sparsify(model, output, **values))
 
 
-def _train_stage(config: TrainConfig, folder: Path) -> Stage:
+def _heal_stage(config: HealConfig, folder: Path) -> Stage:
     sparse = folder / "sparse"
+    output = folder / HEALED_FOLDER
+    values = as_data(config)
+
+    def inputs() -> dict[str, str]:
+        base = resolve(sparse)
+        fingerprints = {
+            "base_fingerprint": base.fingerprint,
+            "teacher_fingerprint": teacher_of(base, config).fingerprint,
+        }
+        return fingerprints | _hashes(data=config.data)
+
+    def make() -> Path:
+        return heal(sparse, output, resume=partial_folder(output).exists(), **values)
+
+    return Stage("heal", output, artifacts.HEALED, values, inputs, make)
+
+
+def _train_stage(config: TrainConfig, folder: Path, sparse: Path) -> Stage:
     return _training("train", lambda: sparse, folder / "super_adapter", config, sparse)
 
 
 def _baseline_stage(recipe: Recipe, name: str, config: TrainConfig, folder: Path) -> Stage:
     output = artifacts.baseline_folder(folder, name)
-    return _training(name, lambda: baseline_model(recipe, name, folder), output, config, folder / "sparse")
+    return _training(name, lambda: baseline_model(recipe, name, folder), output, config, sparse_folder(recipe, folder))
 
 
 def _training(name: str, model: Callable[[], str | Path], output: Path, config: TrainConfig, sparse: Path) -> Stage:
@@ -218,7 +252,8 @@ def _training(name: str, model: Callable[[], str | Path], output: Path, config: 
 
     def inputs() -> dict[str, str]:
         hashes = _hashes(data=config.data, validation=config.validation_source)
-        return {"base_fingerprint": resolve(model()).fingerprint, **hashes}
+        taught = {"teacher_fingerprint": find_teacher(config.teacher).fingerprint} if config.teacher else {}
+        return {"base_fingerprint": resolve(model()).fingerprint, **taught, **hashes}
 
     def make() -> Path:
         return train(model(), output, resume=partial_folder(output).exists(), **values)
@@ -267,8 +302,13 @@ def _models_of(recipe: Recipe, folder: Path) -> dict[str, tuple[ModelRef, Path |
     """Return the dense, the sparse, the baseline and the exported models, each with its adapter, by name."""
     assert recipe.evaluate is not None
     dense = dense_model(recipe)
-    sparse = resolve(folder / "sparse")
-    models: dict[str, tuple[ModelRef, Path | None]] = {"dense": (dense, None), "sparse": (sparse, None)}
+    models: dict[str, tuple[ModelRef, Path | None]] = {
+        "dense": (dense, None),
+        "sparse": (resolve(folder / "sparse"), None),
+    }
+    sparse = resolve(sparse_folder(recipe, folder))
+    if recipe.heal is not None:
+        models["healed"] = (sparse, None)
     for name in recipe.evaluate.baselines:
         base = resolve(baseline_model(recipe, name, folder))
         models[name] = (base, artifacts.baseline_folder(folder, name))
@@ -305,6 +345,8 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
     artifacts.write_json(folder / artifacts.EVALUATION, summary)
     figures = [{**task, **row} for row in rows]
     write_card(folder / "sparse", figures[:2])
+    if recipe.heal:
+        write_card(folder / HEALED_FOLDER, figures[:3])
     if recipe.train:
         write_card(folder / FORMATS[recipe.export.format].folder, figures)
     return summary

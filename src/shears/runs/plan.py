@@ -178,6 +178,21 @@ def _sparsify(basis: _Basis) -> Estimate:
     return work, memory, basis.sparse_bytes + recovery
 
 
+def _heal(basis: _Basis) -> Estimate:
+    config = basis.recipe.heal
+    assert config is not None
+    tokens = config.num_sequences * config.sequence_length
+    work = f"{config.train}, {config.num_steps:,} steps, {tokens:,} tokens of {_shown(config.data)}"
+    if basis.shape is None or basis.sparse_bytes is None or basis.dense_bytes is None:
+        return work, None, None
+    if config.train == "weights":
+        kept = round(basis.shape.linear_weights * (1 - basis.recipe.sparsify.sparsity))
+        trained = (ADAM_BYTES + FP32_BYTES) * kept  # with the place of every kept weight
+    else:
+        trained = ADAM_BYTES * basis.shape.adapter_parameters(dict.fromkeys(basis.shape.sides, config.rank))
+    return work, basis.dense_bytes + basis.sparse_bytes + trained, basis.sparse_bytes
+
+
 def _estimate(basis: _Basis, name: str) -> Estimate:
     if (baseline := baseline_configs(basis.recipe).get(name)) is None:
         return ESTIMATES[name](basis)
@@ -244,7 +259,7 @@ def _export(basis: _Basis) -> Estimate:
 def _evaluate(basis: _Basis) -> Estimate:
     config = basis.recipe.evaluate
     assert config is not None
-    num_models = 2 + len(config.baselines) + bool(basis.recipe.train)
+    num_models = 2 + bool(basis.recipe.heal) + len(config.baselines) + bool(basis.recipe.train)
     work = f"{config.task}, {num_models} models, each on {_evaluation_data(config)}"
     if basis.dense_bytes is None or basis.sparse_bytes is None:
         return work, None, None
@@ -258,6 +273,7 @@ def _evaluate(basis: _Basis) -> Estimate:
 
 ESTIMATES: Mapping[str, Callable[[_Basis], Estimate]] = {
     "sparsify": _sparsify,
+    "heal": _heal,
     "train": _train,
     "search": _search,
     "export": _export,

@@ -12,9 +12,9 @@ from transformers import AutoConfig
 
 from shears.blockwise.matrices import linear_matrix
 from shears.checkpoints.conversion import LOADING_ERRORS, META, empty_model, known_config
+from shears.checkpoints.packed.matrices import is_block_matrix
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config.embedded import EMBEDDED
-from shears.export.packing import is_block_matrix
 from shears.models.blocks import decoder_blocks, linears
 from shears.models.fetching import cache_folder
 from shears.models.ref import resolve

@@ -5,27 +5,34 @@ A package runs in the native decoder or on packed linears, any other model in tr
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from shears.checkpoints.conversion import LOADING_ERRORS, known_config
+from shears.checkpoints.packed.layout import NumberFormat
 from shears.checkpoints.without_code import load_generation_config
 from shears.config.resolve import build
 from shears.config.serve import RunningConfig
 from shears.errors import InputError, first_line
-from shears.models.devices import set_threads
+from shears.models.devices import device_of, set_threads
 from shears.models.load import end_tokens, load_tokenizer, load_with_adapter
+from shears.models.losses import own_model
 from shears.models.ref import AnyModel, ModelRef, resolve_with
 from shears.runtime.drop_in.swap import DropInBackend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.engine import Engine
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.native import kernels_available
-from shears.runtime.native.architectures import NotCoveredError
-from shears.runtime.native.model_source import source_of_package
+from shears.runtime.native.architectures import NotCoveredError, plan_of
+from shears.runtime.native.model_source import source_of_model, source_of_package
+
+if TYPE_CHECKING:
+    from shears.runtime.native.decoder import NativeBackend
 
 logger = logging.getLogger(__name__)
+LONGEST = 1 << 24  # tokens of a text; rotary positions go on beyond a model's context
 
 
 def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | None = None, **options: Any) -> Engine:
@@ -77,6 +84,30 @@ def package_backend(model: ModelRef, wanted: RunningConfig) -> Backend:
     elif wanted.backend == "native":
         raise InputError("backend native needs the C++ kernels, which were not built; use backend drop-in")
     return DropInBackend(model, dtype=wanted.dtype)
+
+
+def native_backend_of(model: nn.Module, precision: str, max_sequences: int) -> "NativeBackend":
+    """Return the native decoder of a loaded model; NotCoveredError, with the reason, where it cannot compute it.
+
+    Its linears and its head are in the arithmetic that transformers would compute in, so that both read equal weights.
+    No bit of a text depends on the texts beside it.
+    """
+    if device_of(model).type != "cpu":
+        raise NotCoveredError(f"the native decoder runs on the CPU, the model is on {device_of(model)}")
+    if not kernels_available():
+        raise NotCoveredError("the native decoder needs the C++ kernels, which were not built")
+    plan_of(getattr(own_model(model), "config"))  # noqa: B009  (no field of Module)
+    from shears.runtime.native.decoder import MOST_SEQUENCES, NativeBackend
+
+    values: NumberFormat | None = "bf16" if precision == "bf16" else None
+    return NativeBackend(
+        source_of_model(model, values),
+        torch.get_num_threads(),
+        max_length=LONGEST,
+        max_sequences=min(max_sequences, MOST_SEQUENCES),
+        head=values,
+        for_evaluation=True,
+    )
 
 
 def generation_settings(folder: Path) -> Any:

@@ -1,7 +1,7 @@
 """Prune a model: the linears of its decoder blocks, and nothing else."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from shears.blockwise.activations import Activations
 from shears.blockwise.capture import InputMoments, InputNorms, Receive, capturing
-from shears.blockwise.matrices import Matrix
+from shears.blockwise.matrices import Matrix, affordable
 from shears.blockwise.sources import BlockSource, WholeModel
 from shears.blockwise.walk import Batches, BlockRun, IrregularBlocks, evaluating, walk_blocks
 from shears.checkpoints.zeros import count_zeros
@@ -125,7 +125,7 @@ class _Pruner:
         """
         matrices = self._chosen.by_block[block.name]
         if self._needs == "moments" and matrices:
-            for group in self._affordable(block.groups(self._checked(matrices))):
+            for group in affordable(block.groups(self._checked(matrices)), self._run.budget):
                 moments = InputMoments()
                 block.measure(group, moments.receive)
                 for matrix in group:
@@ -176,14 +176,6 @@ class _Pruner:
             measure(measured, receive)
         for matrix in self._checked(matrices):
             self._prune(matrix, norms.of(matrix), moments.of(matrix))
-
-    def _affordable(self, groups: Sequence[Sequence[Matrix]]) -> Iterator[Sequence[Matrix]]:
-        """Split stacks of experts so that the moments of one part, a matrix for each expert, stay within the budget."""
-        for group in groups:
-            size = len(group)
-            if group[0].index is not None:
-                size = max(self._run.budget // (4 * group[0].shape[1] ** 2), 1)
-            yield from (group[start : start + size] for start in range(0, len(group), size))
 
     def _checked(self, matrices: Sequence[Matrix]) -> Sequence[Matrix]:
         if not self._run.source.resident:

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from shears.blockwise.sources import BlockSource
 from shears.blockwise.walk import Batches
 from shears.config import SparsifyConfig
 from shears.config.resolve import build
+from shears.config.write import SELF
 from shears.data.calibration import calibration_batches
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
@@ -31,11 +32,25 @@ from shears.sparsity.rewrite import FormatOf, check_saved, rewrite_model
 logger = logging.getLogger(__name__)
 
 
+WriteText = Callable[[ModelRef, int, int], Path]
+"""Returns a file of at least so many tokens, with that seed, which the model wrote itself."""
+
+
 def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
+    """Return `sparsify_on` without text of the model's own: InputError for calibration self."""
+    return sparsify_on(_no_text, model, output, **config)
+
+
+def _no_text(model: ModelRef, tokens: int, seed: int) -> Path:
+    raise InputError("calibration self needs a writer here: call shears.sparsify, or give a file of shears write")
+
+
+def sparsify_on(write_text: WriteText, model: str | Path, output: str | Path, **config: Any) -> Path:
     """Prune `model` and write it to the folder `output`; return that folder.
 
-    The keywords are the fields of `SparsifyConfig`. The model is read and written block by block: memory holds the
-    embeddings, one block and the hidden states. InputError for a model, a text or settings that cannot be used.
+    The keywords are the fields of `SparsifyConfig`; `write_text` gives the text of calibration self. The model is read
+    and written block by block: memory holds the embeddings, one block and the hidden states. InputError for a model, a
+    text or settings that cannot be used.
     """
     started = time.monotonic()
     settings = build(SparsifyConfig, "sparsify", config).for_model(str(model))
@@ -44,13 +59,14 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
         ref = resolve(model, settings.dtype)
         ref.refuse_package("prune")
         tokenizer = _tokenizer(ref)
-        batches, calibration = _calibration(tokenizer, settings)
+        source = _source(ref, settings, write_text)
+        batches, calibration = _calibration(source, tokenizer, settings)
         origin = {
             "model": ref.recorded_name,
             "base_fingerprint": ref.fingerprint,
             **inherited(ref.record),
             "calibration_fingerprint": calibration,
-            "calibration_sha256": source_fingerprint(str(settings.calibration)) if calibration else None,
+            "calibration_sha256": source_fingerprint(source) if calibration else None,
         }
 
         def prune(source: BlockSource, _: FormatOf) -> SparsityReport:
@@ -79,12 +95,21 @@ def _tokenizer(model: ModelRef) -> PreTrainedTokenizerBase | None:
         return None
 
 
-def _calibration(tokenizer: PreTrainedTokenizerBase | None, settings: SparsifyConfig) -> tuple[Batches, str | None]:
+def _source(model: ModelRef, settings: SparsifyConfig, write_text: WriteText) -> str:
+    """Return the calibration text's source; text that the model writes itself is written first."""
+    if settings.calibration != SELF or not settings.needs_calibration:
+        return str(settings.calibration)
+    return str(write_text(model, settings.num_samples * settings.sequence_length, settings.seed))
+
+
+def _calibration(
+    source: str, tokenizer: PreTrainedTokenizerBase | None, settings: SparsifyConfig
+) -> tuple[Batches, str | None]:
     """Return the calibration batches and their fingerprint; none where pruning looks at weights alone."""
     if not settings.needs_calibration:
         return [], None
     calibration = calibration_batches(
-        str(settings.calibration),
+        source,
         tokenizer,
         settings.num_samples,
         settings.sequence_length,

@@ -27,6 +27,7 @@ PYTHON = sys.executable
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SAME: dict[str, dict[str, Any]] = {
     "uniform": {},
+    "taught-padded-split": {"teacher": "teacher", "packing": False, "micro_batch_size": 1},
     "nested-padded-split": {"sampling": "nested", "packing": False, "micro_batch_size": 1},
     "example": {"sampling": "per-example", "curriculum": 0.5},
     "sharded": {"shard": True, "validation": "0.2", "validation_every": 3},
@@ -50,7 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "taken").mkdir()
     (folder / "taken" / "file").touch()
     data = {"data": str(folder / "train.jsonl")}
-    trainings = {f"two-{name}": {**SETTINGS, **data, **changes} for name, changes in SAME.items()}
+    save_tiny(folder / "teacher", seed=3)
+    trainings = {f"two-{name}": {**SETTINGS, **data, **placed(folder, name)} for name in SAME}
     trainings["process"] = {**SETTINGS, **data, "sampling": "per-process"}
     trainings["whole"] = {**LONG, **data}
     trainings["taken"] = {**SETTINGS, **data}
@@ -59,6 +61,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "trainings.json").write_text(json.dumps(trainings))
     launch(torchrun("tests.adapt.trainings", str(folder)))
     return folder
+
+
+def placed(folder: Path, name: str) -> dict[str, Any]:
+    """The settings of SAME, the teacher with its folder."""
+    changes = SAME[name]
+    return {**changes, "teacher": str(folder / changes["teacher"])} if "teacher" in changes else changes
 
 
 def launch(command: list[str]) -> tuple[str, str]:
@@ -93,7 +101,8 @@ def outcomes(folder: Path, name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", SAME)
 def test_two_processes_make_the_steps_of_one(folder: Path, name: str) -> None:
-    one = train(folder / "base", folder / f"one-{name}", data=str(folder / "train.jsonl"), **{**SETTINGS, **SAME[name]})
+    settings = {**SETTINGS, **placed(folder, name)}
+    one = train(folder / "base", folder / f"one-{name}", data=str(folder / "train.jsonl"), **settings)
     assert outcomes(folder, f"two-{name}") == ["done", "done"]
     for alone, shared in zip(log(one), log(folder / f"two-{name}"), strict=True):
         for key in ("loss", "validation_loss"):

@@ -8,7 +8,7 @@ import torch
 
 from shears.adapt.train import train
 from shears.adapt.training.checkpoints import last_whole_checkpoint
-from shears.adapt.training.trainer import CompletionTrainer, ExampleLoss
+from shears.adapt.training.trainer import CompletionTrainer, StepTrainer
 from shears.errors import InputError
 from shears.records.folders import partial_folder
 from tests.adapt.small_training import SETTINGS, assert_same, log, stop_after, weights
@@ -68,7 +68,7 @@ def test_a_state_that_is_already_saved_is_not_saved_again(
 ) -> None:
     spoil(5, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.delattr(CompletionTrainer, "save_state")
+        patch.delattr(StepTrainer, "save_state")
         with pytest.raises(InputError, match=r"got nan at step 5; train to another output with a lower learning rate"):
             train(base, tmp_path / "out", data=data, **SETTINGS)
     checkpoints = partial_folder(tmp_path / "out") / "checkpoints"
@@ -85,11 +85,11 @@ def test_without_a_finite_state_no_checkpoint_is_named(
         train(base, tmp_path / "first", data=data, **SETTINGS)
     step_figures = CompletionTrainer.step_figures
 
-    def unseen_at_first(self: CompletionTrainer) -> tuple[float, int, list[ExampleLoss]]:
+    def unseen_at_first(self: CompletionTrainer) -> tuple[float, int, dict[str, Any]]:
         if self.state.global_step:
             return step_figures(self)
         self.gradient_norm = 1.0
-        return 1.0, 1, []
+        return 1.0, 1, {}
 
     monkeypatch.setattr(CompletionTrainer, "step_figures", unseen_at_first)
     with pytest.raises(InputError, match=r"got nan at step 2; .*\(no earlier step was saved\)"):  # its weights are nan

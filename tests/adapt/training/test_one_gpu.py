@@ -21,7 +21,7 @@ def test_without_a_launcher_one_gpu_is_used(
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     try:
         settings = TrainConfig(data="-", batch_size=4, device=device, precision="fp32")
-        arguments = fit._arguments(settings, tmp_path)
+        arguments = fit.training_arguments(settings, tmp_path)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)  # it took the machine for one with GPUs
     assert arguments.n_gpu == 1

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import shears
-from shears.adapt.training.fit import _arguments
+from shears.adapt.training.fit import training_arguments
 from shears.adapt.training.step_log import TENSORBOARD_FOLDER, check_trackers, tracking
 from shears.config import TrainConfig
 from shears.config.resolve import build
@@ -162,7 +162,7 @@ def test_mlflow_sees_losses_and_validations_in_a_database_beside_the_output(
 
 def test_trackers_are_handed_to_the_trainer(tmp_path: Path) -> None:
     settings = TrainConfig(data="-", report_to=("wandb", "trackio"), device="cpu")
-    arguments = _arguments(settings, tmp_path)
+    arguments = training_arguments(settings, tmp_path)
     assert arguments.report_to == ["wandb", "trackio"]
     assert (arguments.logging_strategy, arguments.logging_steps) == ("steps", 1)
-    assert _arguments(TrainConfig(data="-", device="cpu"), tmp_path).report_to == []
+    assert training_arguments(TrainConfig(data="-", device="cpu"), tmp_path).report_to == []

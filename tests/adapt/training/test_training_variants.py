@@ -37,6 +37,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "per-process": {"sampling": "per-process", "gradient_checkpointing": True},
     "recovery, per-example": {"init": "recovery", "sampling": "per-example"},
     "sparse adapter": {"sparse_adapter": True},
+    "for int4, scales learnt": {"quantize_aware": "int4", "learn_scales": True},
     "nested, sparse adapter, recovery": {"sampling": "nested", "sparse_adapter": True, "init": "recovery"},
     "pissa": {"init": "pissa", "ranks": (4,)},
 }

@@ -59,7 +59,7 @@ def test_losses_are_measured_in_fp32_unless_another_precision_is_asked_for(adapt
 @pytest.mark.parametrize("task", ["equation", "number"])
 def test_the_accuracy_is_that_of_the_task_on_the_activated_ranks(adapter: SuperAdapter, task: Any) -> None:
     space = adapter.elastic.space
-    evaluator = opened(adapter, objective="accuracy", task=task).evaluator
+    evaluator = opened(adapter, objective="accuracy", task=task, backend="transformers").evaluator
     assert evaluator.width == 8
     configs = [space.maximal(), space.heuristic(), space.minimal()]
     scoring = EvaluateConfig(task=task, data="unused", max_new_tokens=4)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
+from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import PrinterCallback, TrainingArguments
 from transformers.training_args import ParallelMode
@@ -16,11 +17,12 @@ from transformers.training_args import ParallelMode
 from shears.adapt.elastic import adapted_layers, factors_of
 from shears.adapt.prepare import Prepared
 from shears.adapt.sampling import NLSCallback, rank_sampling
+from shears.adapt.teacher.teaching import Teaching
 from shears.adapt.training import checkpoints
 from shears.adapt.training.frozen import hold_as_computed
 from shears.adapt.training.processes import num_processes, shard_frozen, wait
 from shears.adapt.training.step_log import StepLog
-from shears.adapt.training.trainer import Collator, CompletionTrainer, NumberedExamples
+from shears.adapt.training.trainer import Collator, CompletionTrainer, NumberedExamples, StepTrainer
 from shears.adapt.training.validation import Losses, Schedule, Validator, read_losses, restore_best
 from shears.config import TrainConfig
 from shears.data.batches import PACK_TOKENS, ignores_padding, keeps_apart, padding
@@ -28,7 +30,7 @@ from shears.errors import InputError, first_line
 from shears.models.devices import pick_device, resolved_precision
 from shears.models.fused_lora import fuse_lora
 from shears.models.heap import kept_heap
-from shears.models.losses import num_positions
+from shears.models.losses import num_positions, own_model
 from shears.models.packed_attention import use_packed_attention
 from shears.progress import is_first_process, meter
 from shears.records.artifacts import TRAINING_LOG, TRAINING_TIMES
@@ -43,8 +45,8 @@ WHOLE = (  # so begin the names of fused operators, and of PoLAR's reflections, 
 )  # fmt: skip
 
 
-def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
-    """Train until the last step, from the last whole checkpoint in `work` if there is one.
+def fit(prepared: Prepared, work: Path, settings: TrainConfig, teaching: Teaching | None = None) -> None:
+    """Train until the last step, from the last whole checkpoint in `work` if there is one; `teaching` adds its loss.
 
     With early stopping, the model then has the adapter of the lowest validation loss, in the process that saves it.
     """
@@ -57,9 +59,10 @@ def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
             "warmup_steps (%d) must be below the number of steps (%d); lower warmup_steps", settings.warmup_steps, steps
         )
     folder = work / checkpoints.CHECKPOINTS
-    trainer = _trainer(prepared, lengths, _arguments(settings, folder), settings)
+    trainer = _trainer(prepared, lengths, training_arguments(settings, folder), settings)
+    trainer.teaching = teaching
     trainer.remove_callback(PrinterCallback)  # only the command line prints
-    checkpoint = _last_checkpoint(work)
+    checkpoint = last_checkpoint(work)
     done = checkpoints.step_of(checkpoint) if checkpoint else 0
     losses = read_losses(work / TRAINING_LOG, settings.early_stopping)
     if checkpoint and (done == steps or losses.is_over):  # Trainer would make one more step before it stops
@@ -74,12 +77,12 @@ def fit(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
             validator = _validator(prepared, trainer, losses, settings)
             trainer.add_callback(StepLog(work / TRAINING_LOG, trainer, progress, validator))
             with kept_heap():
-                _train_from(trainer, checkpoint)
+                train_from(trainer, checkpoint)
     if settings.early_stopping and is_first_process():  # who saves the adapter
         restore_best(prepared.model, folder, read_losses(work / TRAINING_LOG))
 
 
-def _last_checkpoint(work: Path) -> Path | None:
+def last_checkpoint(work: Path) -> Path | None:
     """Return the checkpoint to continue from, None to start anew; the logs then end at its step."""
     folder = work / checkpoints.CHECKPOINTS
     if is_first_process():
@@ -106,7 +109,8 @@ def _validator(
     return Validator(trainer, prepared.validation, schedule, losses, Path(str(trainer.args.output_dir)))
 
 
-def _train_from(trainer: CompletionTrainer, checkpoint: Path | None) -> None:
+def train_from(trainer: StepTrainer, checkpoint: Path | None) -> None:
+    """Train to the last step; InputError for a checkpoint that holds other things than tensors and plain values."""
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except UnpicklingError as error:  # transformers lets torch read tensors and plain values only
@@ -180,7 +184,8 @@ def forward_size(settings: TrainConfig) -> int:
     return size
 
 
-def _arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
+def training_arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
+    """Return Trainer's arguments; checkpoints go into `folder`. InputError if a step cannot be split evenly."""
     device = pick_device(settings.device)
     precision = resolved_precision(settings.precision, device)
     size = forward_size(settings)
@@ -241,18 +246,21 @@ def attend_by_example(model: PeftModel) -> bool:
     return False
 
 
-def recompute_between_products(model: PeftModel) -> bool:
+def recompute_between_products(model: nn.Module, narrow: int | None = None) -> bool:
     """Make every decoder block keep only the results that `keeps` selects; return whether a trial shows that it works.
+
+    `narrow` is the largest rank of the trained products, by default that of PEFT's adapter.
 
     The backward pass recomputes the operations between two products (norms, rotations, activations, sums, casts, LoRA's
     narrow products): they are cheap, but keeping their results takes most of the memory. The recomputed values are the
     same bits, because a rank configuration is set before the forward and never inside it.
-    The inverse is `model.get_base_model().activation_checkpointing_disable()`. The model's training mode, its gradients
+    The inverse is `own_model(model).activation_checkpointing_disable()`. The model's training mode, its gradients
     and torch's generators stay as they are.
     """
-    base = model.get_base_model()
+    base: Any = own_model(model)
     if base.supports_gradient_checkpointing:
-        narrow = max(len(factors_of(layer, "default")[0]) for _, layer in adapted_layers(model, "default"))
+        if narrow is None:
+            narrow = max(len(factors_of(layer, "default")[0]) for _, layer in adapted_layers(model, "default"))
         contexts = partial(create_selective_checkpoint_contexts, partial(_policy, narrow))
         base.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
         if _works(model):
@@ -262,7 +270,7 @@ def recompute_between_products(model: PeftModel) -> bool:
     return False
 
 
-def _works(model: PeftModel) -> bool:
+def _works(model: nn.Module) -> bool:
     """Try a backward pass: some blocks modify kept results in place, which torch refuses."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     was_training = model.training

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from shears.adapt.training import checkpoints
 from shears.adapt.training.processes import wait
-from shears.adapt.training.trainer import CompletionTrainer, ExampleLoss
+from shears.adapt.training.trainer import StepTrainer
 from shears.adapt.training.validation import VALIDATION_LOSS, Validator
 from shears.errors import InputError
 from shears.progress import Meter
@@ -30,14 +30,12 @@ STORES = {"tensorboard": (TENSORBOARD_FOLDER, "{}_tensorboard"), "mlflow": (MLFL
 
 
 class StepLog(TrainerCallback):
-    """Writes every step: loss, tokens, learning rate, ranks; or each example's loss and ranks if these differ.
+    """Writes every step: loss, tokens, learning rate, and what the trainer adds, such as ranks.
 
     The seconds of a step go into a file of their own.
     """
 
-    def __init__(
-        self, path: Path, trainer: CompletionTrainer, meter: Meter, validator: Validator | None = None
-    ) -> None:
+    def __init__(self, path: Path, trainer: StepTrainer, meter: Meter, validator: Validator | None = None) -> None:
         self.path = path
         self.trainer = trainer
         self.meter = meter
@@ -45,7 +43,7 @@ class StepLog(TrainerCallback):
         self.note = ""  # the last validation loss, for the progress bar
         self.learning_rate = 0.0
         self.step_start = 0.0  # when the previous step ended, or training began
-        self.figures: tuple[float, int, list[ExampleLoss]] = (0.0, 0, [])
+        self.figures: tuple[float, int, dict[str, Any]] = (0.0, 0, {})
         self.random_states: list[Tensor] = []  # after the previous step; a checkpoint of that step must hold them
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -86,17 +84,14 @@ class StepLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *_: Any, **__: Any
     ) -> None:
         """Log the step, with its validation if one is due, which may end the training."""
-        loss, tokens, examples = self.figures
+        loss, tokens, details = self.figures
         line: dict[str, Any] = {
             "step": state.global_step,
             "loss": loss,
             "tokens": tokens,
             "learning_rate": self.learning_rate,
+            **details,
         }
-        if self.trainer.strategy.by_step:
-            line["ranks"] = dict(self.trainer.elastic.active or {})
-        else:
-            line["examples"] = [example.as_data() for example in examples]
         seconds = round(time.monotonic() - self.step_start, 4)  # with the making of the batch
         line |= self._validated(args, state.global_step, control)
         if args.process_index == 0:

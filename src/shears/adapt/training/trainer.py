@@ -13,16 +13,18 @@ from accelerate.utils import gather_object
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.sampling import RankSampling, RowPosition
 from shears.adapt.space import RankConfig
-from shears.data.batches import pack, pad
+from shears.adapt.teacher.teaching import Teaching
+from shears.data.batches import PACK_TOKENS, ignores_padding, keeps_apart, pack, pad, padding
 from shears.data.examples import Tokenized
 from shears.models.losses import (
     IGNORED,
     TokenLosses,
+    num_positions,
     packed_predictions,
     padded_predictions,
     piecewise_losses,
@@ -107,6 +109,13 @@ class Collator:
         return {**batch, "numbers": torch.tensor([number for number, _ in numbered])}
 
 
+def collator_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, packing: bool) -> Collator:
+    """Return the collator whose batches a model computes correctly: packed where it keeps examples apart."""
+    packed = packing and keeps_apart(model)
+    behind = not packed and not ignores_padding(model)
+    return Collator(padding(tokenizer), PACK_TOKENS if packed else None, behind, num_positions(model))
+
+
 class ExampleLoss(NamedTuple):
     """The loss of a training example (nats per labelled token) and the ranks that it was computed with."""
 
@@ -120,18 +129,15 @@ class ExampleLoss(NamedTuple):
         return {**self._asdict(), "loss": round(self.loss, 5), "ranks": list(self.ranks)}
 
 
-class CompletionTrainer(Trainer):
-    """A Trainer whose loss is the mean over the optimizer step's completion tokens, however they are split.
+class StepTrainer(Trainer):
+    """A Trainer with our order of examples, bucketed by `lengths`, and figures of every optimizer step.
 
-    Batches are bucketed by `lengths`. A `strategy` by example draws the ranks here; otherwise NLSCallback has activated
-    those of the step.
+    A subclass computes the loss as a sum over the tokens of the whole step, and adds to the step's figures.
     """
 
-    def __init__(self, *, lengths: list[int], elastic: ElasticAdapter, strategy: RankSampling, **kwargs: Any) -> None:
+    def __init__(self, *, lengths: list[int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.lengths = lengths
-        self.elastic = elastic
-        self.strategy = strategy
         self.model_accepts_loss_kwargs = True  # makes Trainer count the step's labels and not divide again
         self.in_pieces = not self.args.torch_compile and takes_pieces(kwargs["model"])
         self.add_callback(_EpochOrder(self))
@@ -141,17 +147,22 @@ class CompletionTrainer(Trainer):
         """Reset the figures of the step."""
         self.step_loss = 0.0
         self.step_tokens = 0
-        self.step_examples: list[ExampleLoss] = []
         self.gradient_norm = 0.0
-        self._forwards = 0
 
-    def step_figures(self) -> tuple[float, int, list[ExampleLoss]]:
-        """Return the step's loss, its tokens, and its examples if their ranks differ, over all processes."""
-        if self.accelerator.num_processes == 1:
-            return self.step_loss, self.step_tokens, self.step_examples
-        parts = gather_object([(self.step_loss, self.step_tokens, self.step_examples)])
-        examples = [example for part in parts for example in part[2]]
-        return sum(part[0] for part in parts), sum(part[1] for part in parts), examples
+    def step_figures(self) -> tuple[float, int, dict[str, Any]]:
+        """Return the step's loss, its tokens, and what else its line in the log says, over all processes."""
+        own = (self.step_loss, self.step_tokens, self._own_details())
+        parts = [own] if self.accelerator.num_processes == 1 else gather_object([own])
+        details = self._details([part[2] for part in parts])
+        return sum(part[0] for part in parts), sum(part[1] for part in parts), details
+
+    def _own_details(self) -> Any:
+        """Return what this process knows of the step beside loss and tokens."""
+        return None
+
+    def _details(self, parts: Sequence[Any]) -> dict[str, Any]:
+        """Return keys of the step's line in the log from the details of all processes."""
+        return {}
 
     def save_state(self) -> None:
         """Save the state after the last step as a checkpoint, in all processes."""
@@ -170,6 +181,41 @@ class CompletionTrainer(Trainer):
         self.order = LengthBucketSampler(self.lengths, size, self.args.seed, multiple)
         return self.order
 
+    def _scaler_scale(self) -> float:
+        """Return what accelerate multiplies the loss with, so that fp16 holds small gradients; 1 without a scaler."""
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+class CompletionTrainer(StepTrainer):
+    """A trainer whose loss is the mean over the optimizer step's completion tokens, however they are split.
+
+    A `strategy` by example draws the ranks here; otherwise NLSCallback has activated those of the step.
+    """
+
+    teaching: Teaching | None = None
+    """A teacher, whose predictions the loss of training also counts."""
+
+    def __init__(self, *, elastic: ElasticAdapter, strategy: RankSampling, **kwargs: Any) -> None:
+        self.elastic = elastic
+        self.strategy = strategy
+        super().__init__(**kwargs)
+
+    def begin_step(self) -> None:
+        """Reset the figures of the step."""
+        super().begin_step()
+        self.step_examples: list[ExampleLoss] = []
+        self._forwards = 0
+
+    def _own_details(self) -> list[ExampleLoss]:
+        return self.step_examples
+
+    def _details(self, parts: Sequence[list[ExampleLoss]]) -> dict[str, Any]:
+        """Return the step's ranks, or its examples if their ranks differ."""
+        if self.strategy.by_step:
+            return {"ranks": dict(self.elastic.active or {})}
+        return {"examples": [example.as_data() for part in parts for example in part]}
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -185,18 +231,13 @@ class CompletionTrainer(Trainer):
         scale = self.accelerator.num_processes / total * self._scaler_scale()
         losses, counts = self._example_losses(model, inputs, len(numbers), configs, scale)
         self.step_loss += (losses.detach().sum() / total).item()
-        self.step_tokens += _num_tokens(inputs)
+        self.step_tokens += num_tokens(inputs)
         if not self.strategy.by_step:
             self._note(numbers, losses.detach() / counts.clamp(min=1), counts, configs)
         self._forwards += 1
         # DDP averages the gradients of the processes, and the step's loss is their sum
         scaled: Tensor = losses.sum() / total * self.accelerator.num_processes
         return scaled
-
-    def _scaler_scale(self) -> float:
-        """Return what accelerate multiplies the loss with, so that fp16 holds small gradients; 1 without a scaler."""
-        scaler = self.accelerator.scaler
-        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _draw(self, count: int) -> list[RankConfig]:
         """Draw the ranks of this forward's examples, the same for any number of processes and forwards a step."""
@@ -221,6 +262,9 @@ class CompletionTrainer(Trainer):
         return sums, torch.bincount(rows[targets != IGNORED], minlength=count)
 
     def _token_losses(self, model: nn.Module, inputs: Mapping[str, Tensor], scale: float) -> TokenLosses:
+        if self.teaching is not None and model.training:  # a validation measures the labels' loss
+            with self.accelerator.autocast():
+                return self.teaching.losses(model, inputs, scale, in_pieces=self.in_pieces)
         if self.in_pieces:
             batch = {name: tensor for name, tensor in inputs.items() if name != "numbers"}
             with self.accelerator.autocast():  # prepared models switch it on in their own forward alone
@@ -248,7 +292,7 @@ class _EpochOrder(TrainerCallback):
     epoch continued in the order of the first epoch.
     """
 
-    def __init__(self, trainer: CompletionTrainer) -> None:
+    def __init__(self, trainer: StepTrainer) -> None:
         self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
@@ -256,7 +300,7 @@ class _EpochOrder(TrainerCallback):
         self.trainer.order.set_epoch(int(state.epoch or 0))
 
 
-def _num_tokens(inputs: Mapping[str, Tensor]) -> int:
+def num_tokens(inputs: Mapping[str, Tensor]) -> int:
     """Return the number of tokens of this forward, without padding and blank examples."""
     real = inputs["numbers"] != BLANK
     if "examples" not in inputs:

@@ -12,7 +12,7 @@ group, B = ceil(I / 128) blocks, N elements of `values`.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -36,6 +36,20 @@ LARGEST_CODE = 15  # of int4, which is asymmetric: weight = scale * (code - zero
 _QUANTIZED_AT_ONCE = 1 << 24  # weights; bounds the memory that quantizing an embedding takes
 Counts: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Quantized(NamedTuple):
+    """A weight in whole numbers: int8 with a scale a row, or codes 0..15 with a scale and a zero point a block."""
+
+    codes: Int8[Tensor, "O I"] | UInt8[Tensor, "O I"]
+    scales: Float[Tensor, " O"] | Float16[Tensor, "O B"]
+    zeros: UInt8[Tensor, "O B"] | None
+
+    def dense(self) -> Float[Tensor, "O I"]:
+        """Return the weights in float32."""
+        if self.zeros is None:
+            return self.codes.float() * self.scales[:, None]
+        return dequantize_blocks(self.codes, self.scales, self.zeros)
 
 
 @dataclass(frozen=True)
@@ -94,16 +108,46 @@ def kept(weight: Float[Tensor, "O I"]) -> Bool[Tensor, "O I"]:
     return weight.contiguous().view(_BITS[weight.element_size()]) != 0
 
 
-def pack(weight: Float[Tensor, "O I"], values: NumberFormat) -> PackedMatrix:
+def pack(
+    weight: Float[Tensor, "O I"],
+    values: NumberFormat,
+    grid: tuple[Float16[Tensor, "O B"], UInt8[Tensor, "O B"]] | None = None,
+) -> PackedMatrix:
     """Return the packed weight, its kept values converted to `values`.
 
     Bit for bit lossless where that is the weight's own dtype. A kept weight that becomes zero in `values` stays kept.
+    `grid` are the scales and zero points of int4, by default those of the weight (`quantize_blocks`).
     InputError for NaN or infinity in int8 or int4, and for a scale of int4 beyond fp16.
     """
-    rows, cols = weight.shape
-    bits = _in_panels(kept(weight), values)
+    mask = kept(weight)
+    if values in QUANTIZED:
+        rounded = quantize(weight, values) if grid is None else Quantized(codes_on_grid(weight, *grid), *grid)
+        return pack_quantized(mask, rounded)
+    bits = _in_panels(mask, values)
+    return _packed(mask, bits, values, _in_panels(weight.to(FORMAT_DTYPES[values]), values)[bits], None, None)
+
+
+def pack_quantized(mask: Bool[Tensor, "O I"], weight: Quantized) -> PackedMatrix:
+    """Return the packed weight of codes, of which those in the mask are kept; the others must stand for 0."""
+    if weight.zeros is None:
+        bits = _in_panels(mask, "int8")
+        return _packed(mask, bits, "int8", _in_panels(weight.codes, "int8")[bits], weight.scales, None)
+    bits = _in_panels(mask, "int4")
+    stored = _paired(_in_panels(weight.codes, "int4"), bits)
+    zeros = pack_nibbles(blocks_by_panel(weight.zeros))
+    return _packed(mask, bits, "int4", stored, blocks_by_panel(weight.scales), zeros)
+
+
+def _packed(
+    mask: Bool[Tensor, "O I"],
+    bits: Bool[Tensor, "P G W"],
+    values: NumberFormat,
+    stored: Shaped[Tensor, " N"],
+    scales: Tensor | None,
+    zeros: Tensor | None,
+) -> PackedMatrix:
+    rows, cols = mask.shape
     masks = torch.from_numpy(np.packbits(bits.numpy(), axis=-1, bitorder="little"))
-    stored, scales, zeros = _stored(weight, bits, values)
     return PackedMatrix(
         rows, cols, values,
         masks=masks.reshape(mask_shape(rows, cols, values)),
@@ -112,18 +156,6 @@ def pack(weight: Float[Tensor, "O I"], values: NumberFormat) -> PackedMatrix:
         scales=scales,
         zeros=zeros,
     )  # fmt: skip
-
-
-def _stored(
-    weight: Float[Tensor, "O I"], bits: Bool[Tensor, "P G W"], values: NumberFormat
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return `values`, `scales` and `zeros` of a packed weight."""
-    if values == "int4":
-        codes, by_row, zeros = quantize_blocks(weight)
-        stored = _paired(_in_panels(codes, values), bits)
-        return stored, blocks_by_panel(by_row), pack_nibbles(blocks_by_panel(zeros))
-    converted, scales = quantize_rows(weight) if values == "int8" else (weight.to(FORMAT_DTYPES[values]), None)
-    return _in_panels(converted, values)[bits], scales, None
 
 
 def unpack(matrix: PackedMatrix) -> Shaped[Tensor, "O I"]:
@@ -140,7 +172,7 @@ def unpack(matrix: PackedMatrix) -> Shaped[Tensor, "O I"]:
     if matrix.zeros is None:
         return whole
     zeros = _by_row(unpack_nibbles(matrix.zeros, PANEL), matrix.rows)
-    steps = whole.view(torch.int8) - _by_input(zeros, matrix.cols).view(torch.int8)
+    steps = whole.view(torch.int8) - by_input(zeros, matrix.cols).view(torch.int8)
     return steps.masked_fill_(~_by_rows(bits, matrix), 0)
 
 
@@ -151,7 +183,7 @@ def unpack_codes(
     assert matrix.zeros is not None
     assert matrix.scales is not None
     zeros = _by_row(unpack_nibbles(matrix.zeros, PANEL), matrix.rows)
-    codes = unpack(matrix).add_(_by_input(zeros, matrix.cols).view(torch.int8)).view(torch.uint8)
+    codes = unpack(matrix).add_(by_input(zeros, matrix.cols).view(torch.int8)).view(torch.uint8)
     return codes, _by_row(matrix.scales, matrix.rows), zeros
 
 
@@ -161,8 +193,13 @@ def dense(matrix: PackedMatrix, dtype: torch.dtype | None = None) -> Float[Tenso
     if matrix.scales is not None:
         int4 = matrix.values_dtype == "int4"
         by_row = _by_row(matrix.scales, matrix.rows).float() if int4 else matrix.scales
-        whole = whole.float() * (_by_input(by_row, matrix.cols) if int4 else by_row[:, None])
+        whole = whole.float() * (by_input(by_row, matrix.cols) if int4 else by_row[:, None])
     return whole if dtype is None else whole.to(dtype)
+
+
+def quantize(weight: Float[Tensor, "O I"], values: NumberFormat) -> Quantized:
+    """Return the weight rounded to nearest in int8 or int4; InputError as in `quantize_rows` and `quantize_blocks`."""
+    return Quantized(*quantize_blocks(weight)) if values == "int4" else Quantized(*quantize_rows(weight), None)
 
 
 def quantize_blocks(
@@ -190,16 +227,36 @@ def _quantized_blocks(wide: Float[Tensor, "O I"]) -> tuple[Tensor, Tensor, Tenso
     blocks = pad(wide, (0, -cols % BLOCK)).view(*block_shape(rows, cols), BLOCK)
     low = blocks.amin(2).clamp_(max=0)
     high = blocks.amax(2).clamp_(min=0)
-    scales = ((high - low) / LARGEST_CODE).half()
+    scales, zeros = grid_of_range(low, high)
     if not bool(torch.isfinite(scales).all()):
         raise InputError(
             f"{BLOCK} weights of a row must lie within {LARGEST_CODE} x 65504 to be quantized to int4, they go from "
             f"{float(low.min()):.3g} to {float(high.max()):.3g}; pack them as fp32 or bf16"
         )
+    return codes_on_grid(wide, scales, zeros), scales, zeros.to(torch.uint8)
+
+
+def grid_of_range(
+    low: Float[Tensor, "O B"], high: Float[Tensor, "O B"]
+) -> tuple[Float16[Tensor, "O B"], Float[Tensor, "O B"]]:
+    """Return int4's scales and zero points (whole numbers) for weights from low <= 0 to high >= 0."""
+    scales = ((high - low) / LARGEST_CODE).half()
     steps = scales.float().where(scales > 0, 1.0)  # with scale 0 all weights are below 1e-6 and round to 0
-    zeros = (-low / steps).round_().clamp_(0, LARGEST_CODE)
-    codes = (blocks / steps[:, :, None]).round_().add_(zeros[:, :, None]).clamp_(0, LARGEST_CODE)
-    return codes.flatten(1)[:, :cols].to(torch.uint8), scales, zeros.to(torch.uint8)
+    return scales, (-low / steps).round_().clamp_(0, LARGEST_CODE)
+
+
+def codes_on_grid(
+    weight: Float[Tensor, "O I"], scales: Float[Tensor, "O B"], zeros: Shaped[Tensor, "O B"]
+) -> UInt8[Tensor, "O I"]:
+    """Return the int4 codes nearest to a weight on the grid of scales and zero points, on any device.
+
+    A weight of 0 gets the zero point of its block. `dequantize_blocks` is the way back.
+    """
+    cols = weight.shape[1]
+    wide = scales.float()
+    steps = weight.float() / by_input(wide.where(wide > 0, 1.0), cols)
+    codes = steps.masked_fill_(by_input(wide == 0, cols), 0.0).round_().add_(by_input(zeros.float(), cols))
+    return codes.clamp_(0, LARGEST_CODE).to(torch.uint8)
 
 
 def dequantize_blocks(
@@ -207,8 +264,8 @@ def dequantize_blocks(
 ) -> Float[Tensor, "O I"]:
     """Return scale * (code - zero point) in float32, which is exact."""
     cols = codes.shape[1]
-    steps = codes.float().sub_(_by_input(zeros.float(), cols))
-    return steps.mul_(_by_input(scales.float(), cols))
+    steps = codes.float().sub_(by_input(zeros.float(), cols))
+    return steps.mul_(by_input(scales.float(), cols))
 
 
 def pack_nibbles(codes: UInt8[Tensor, "*A I"]) -> UInt8[Tensor, "*A H"]:
@@ -302,7 +359,7 @@ def _by_row(table: Shaped[Tensor, "P B 16"], rows: int) -> Shaped[Tensor, "O B"]
     return table.transpose(1, 2).flatten(0, 1)[:rows]
 
 
-def _by_input(table: Shaped[Tensor, "O B"], cols: int) -> Shaped[Tensor, "O I"]:
+def by_input(table: Shaped[Tensor, "O B"], cols: int) -> Shaped[Tensor, "O I"]:
     """Repeat each block's number for its inputs."""
     return table.repeat_interleave(BLOCK, 1)[:, :cols]
 

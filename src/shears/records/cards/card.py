@@ -57,6 +57,12 @@ It was trained with its product masked by the base's zeros, which other tools ig
 every zero.
 
 {download}    shears export {folder} merged --format merged-sparse --model {base}"""
+ON_GRID = """\
+It was trained for a package of int4 values, which holds exactly the weights that its training computed with:
+zeros of the base kept, the adapter merged, the sum rounded. Other tools do not round: export it.
+
+{download}    shears search {folder} search --data VALIDATION
+    shears export {folder} package --ranks search/result.json --format package --model {base}"""
 SUPER = """
     shears search {folder} search --data VALIDATION
     shears export {folder} sub_adapter --ranks search/result.json"""
@@ -100,6 +106,16 @@ def _describe_sparse(record: Record) -> str:
     )
 
 
+def _describe_healed(record: Record) -> str:
+    config = record["config"]
+    what = "its kept weights were" if config["train"] == "weights" else "a low-rank update of its kept weights was"
+    return (
+        f"`{base_of(record)}`, pruned to {record['achieved']:.1%} zeros in its decoder blocks and healed: {what} "
+        f"trained on {_data(config, 'data')} in {record['num_steps']} steps to predict what "
+        f"{_data(record, 'teacher')} predicts. An ordinary model folder with zeros in place."
+    )
+
+
 def _describe_super_adapter(record: Record) -> str:
     data = _trained(record["config"])
     words = (
@@ -133,7 +149,8 @@ def _describe_merged(record: Record) -> str:
 def _describe_package(record: Record) -> str:
     kind = "a LoRA adapter" if "ranks" in record else "an adapter"
     adapter = f" with {kind}{_trained(record, ', trained on {},')}" if _adapted(record) else ""
-    return f"{_source(record)}{adapter}, packed by shears: one bit a weight, and the weights that are not zero."
+    text = f", rounded on {_data(record['config'], 'calibration')}" if record.get("rounded") else ""
+    return f"{_source(record)}{adapter}, packed by shears: one bit a weight, and the weights that are not zero{text}."
 
 
 def _adapted(record: Record) -> bool:
@@ -185,6 +202,7 @@ EXPORTED: Mapping[str, tuple[Callable[[Record], str], str]] = {
 """Description and loading code of an export, by what its folder holds."""
 CARDS: Mapping[str, CardKind] = {
     artifacts.SPARSITY: CardKind("{}, sparse", SPARSE, _describe_sparse, MODEL),
+    artifacts.HEALED: CardKind("{}, pruned and healed", "healed", _describe_healed, MODEL),
     artifacts.SEARCH_SPACE: CardKind(
         "LoRA super-adapter for {}", "super_adapter", _describe_super_adapter, ADAPTER, is_adapter=True
     ),
@@ -310,6 +328,8 @@ def _template(kind: str, record: Record) -> str:
     if not CARDS[kind].is_adapter:
         return code
     before = FETCHED if base_of(record) in EMBEDDED else ""
+    if "quantize_aware" in record:
+        return before + ON_GRID
     after = SUPER if kind == artifacts.SEARCH_SPACE else ""
     of_training = record.get("config")
     form = record.get("adapter") or (of_training.get("adapter") if isinstance(of_training, Mapping) else None)

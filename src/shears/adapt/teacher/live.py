@@ -1,0 +1,48 @@
+"""A teacher that is a model in memory."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from shears.adapt.teacher.targets import Targets
+from shears.models.devices import autocast, device_of
+from shears.models.distillation import Logits, block_outputs
+from shears.models.losses import before_head, logits_at, own_model, product_dtype, takes_pieces
+
+
+class LiveTeacher:
+    """Runs a frozen model on every batch, without gradients; its head runs when the student's does, in pieces.
+
+    `precision` is the arithmetic (see `devices.autocast`). The model is put into evaluation mode and frozen.
+    """
+
+    def __init__(self, model: nn.Module, precision: str, *, with_blocks: bool) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.precision = precision
+        self.with_blocks = with_blocks
+        self.in_pieces = takes_pieces(model)
+        self.head = self._head() if self.in_pieces else (None, None)
+
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        """Return the head's weight and bias in the arithmetic: autocast would convert the weight for every piece."""
+        head: Any = own_model(self.model).get_output_embeddings()  # type: ignore[operator]
+        with autocast(self.precision, device_of(self.model)):
+            return head.weight.to(product_dtype(head.weight)), head.bias
+
+    @torch.no_grad()
+    def targets(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Targets:
+        """Return the model's targets of the wanted positions."""
+        names = (
+            ("input_ids", "position_ids") if "examples" in batch else ("input_ids", "attention_mask", "position_ids")
+        )
+        device = device_of(self.model)
+        inputs = {name: batch[name].to(device) for name in names}
+        with autocast(self.precision, device), block_outputs(self.model) as outputs:
+            if self.in_pieces:
+                logits = Logits(before_head(self.model, inputs, wanted.to(device)), *self.head)
+            else:
+                logits = Logits(logits_at(self.model, inputs, wanted.to(device)))
+        return Targets(logits, tuple(output[wanted] for output in outputs) if self.with_blocks else None)

@@ -1,0 +1,91 @@
+"""A teacher by its name: a model, or an adapter on the model that it was trained on."""
+
+import logging
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+from shears.adapt.load import checked_base
+from shears.adapt.teacher.cached import Shape
+from shears.checkpoints.conversion import known_config
+from shears.errors import InputError
+from shears.models.fetching import cache_folder
+from shears.models.load import load_tokenizer, load_with_adapter
+from shears.models.ref import ModelRef, resolve
+from shears.records.artifacts import SPARSITY, find_record, read_record, weights_fingerprint
+from shears.records.paths import expanded
+from shears.records.peft_files import ADAPTER_CONFIG
+
+logger = logging.getLogger(__name__)
+FOLDER = "teacher_targets"
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """A teacher that is not loaded yet: its model, and the adapter on it, if any."""
+
+    model: ModelRef
+    adapter: Path | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of the model's weights, with that of the adapter's behind it."""
+        return "-".join([self.model.fingerprint, *([weights_fingerprint(self.adapter)] if self.adapter else [])])
+
+    @property
+    def name(self) -> str:
+        """The name shown to people."""
+        return self.model.name if self.adapter is None else str(self.adapter)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The sizes that its configuration tells; InputError for an architecture that transformers does not know."""
+        config = known_config(self.model.folder).get_text_config()
+        return Shape(config.num_hidden_layers, config.hidden_size, config.vocab_size)
+
+    def load(self, dtype: str = "auto", device: str = "auto") -> nn.Module:
+        """Return the model, with its adapter, in evaluation mode."""
+        return load_with_adapter(self.model, self.adapter, dtype, device)[0]
+
+
+def find_teacher(name: str | Path) -> TeacherSource:
+    """Return the teacher of a name: a model by any name, or the folder of an adapter that shears trained.
+
+    InputError where there is none, for a package, and for an adapter whose base is not the one it was trained on. A
+    teacher that is itself sparse is warned of.
+    """
+    folder = expanded(name)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        source = TeacherSource(resolve(name))
+    else:
+        path = find_record(folder)
+        if path is None:
+            raise InputError(f"a teacher that is an adapter must be one that shears trained, got {folder}; merge it")
+        source = TeacherSource(checked_base(folder, read_record(folder, path.name, "base", "base_fingerprint")), folder)
+    source.model.refuse_package("teach")
+    if (source.model.folder / SPARSITY).is_file():
+        logger.warning("the teacher %s is itself sparse: a dense one says more", source.name)
+    return source
+
+
+def refuse_other_vocabulary(teacher: TeacherSource, student: ModelRef) -> None:
+    """Raise InputError where the teacher's words are not the student's."""
+    sizes = [known_config(model.folder).get_text_config().vocab_size for model in (teacher.model, student)]
+    words = [load_tokenizer(model).get_vocab() for model in (teacher.model, student)]
+    if sizes[0] != sizes[1] or words[0] != words[1]:
+        raise InputError(
+            f"a teacher must have the vocabulary of the model that it teaches, {teacher.name} has {sizes[0]:,} words "
+            f"and {student.name} {sizes[1]:,}{' others' if sizes[0] == sizes[1] else ''}; take the model that it was "
+            "pruned from"
+        )
+
+
+def targets_folder(data: str) -> Path:
+    """Return where targets of a source of examples are kept: beside a file that is here, else in shears' cache."""
+    path = expanded(data)
+    if path.is_file() and os.access(path.parent, os.W_OK):
+        return path.with_name(f"{path.name}.teacher")
+    return cache_folder() / FOLDER

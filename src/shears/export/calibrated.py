@@ -1,0 +1,292 @@
+"""Packages that know their inputs: weights rounded on a calibration text, embeddings chosen by their measured loss.
+
+The walk of pruning visits the blocks. Every linear is rounded on inputs that come from the embeddings as the package
+holds them, from the blocks rounded before, and from the adapter of the package. Memory holds one block.
+
+Shapes: O output features, I input features of a linear.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from shears.blockwise.activations import Activations
+from shears.blockwise.capture import InputMoments
+from shears.blockwise.matrices import Matrix, affordable, block_matrices
+from shears.blockwise.sources import BlockSource, Skeleton, StreamedModel
+from shears.blockwise.walk import Batches, BlockRun, IrregularBlocks, Walk, walk_blocks
+from shears.checkpoints.conversion import UnsupportedCheckpoint
+from shears.checkpoints.packed import file, layout
+from shears.checkpoints.packed.layout import BLOCK, QUANTIZED, Quantized
+from shears.config import ExportConfig
+from shears.config.export import EMBEDDINGS_BOUND
+from shears.data.calibration import Calibration, calibration_batches
+from shears.data.rows import source_fingerprint
+from shears.errors import InputError
+from shears.export.packing import Packing, Sink
+from shears.export.project import BATCH, BUDGET, Labelled, losses
+from shears.models.blocks import LoraUpdate
+from shears.models.devices import autocast, pick_device
+from shears.models.load import load_tokenizer
+from shears.models.losses import check_sequence_length
+from shears.models.ref import ModelRef
+from shears.sparsity.methods.rounding import output_error, round_with_inputs
+
+logger = logging.getLogger(__name__)
+METHOD = "masked GPTQ and coordinate descent"
+MEASURED = 16  # calibration sequences on which the losses of embeddings are measured
+SMALLEST_FIRST: tuple[file.Quantized, ...] = ("int4", "int8", False)
+
+
+class Inputs(NamedTuple):
+    """What a package is calibrated with: the model, the adapter's updates by linear, the settings."""
+
+    model: ModelRef
+    updates: Mapping[str, LoraUpdate]
+    settings: ExportConfig
+
+
+def write_calibrated(
+    inputs: Inputs, packing: Packing, path: Path, adapter: Mapping[str, Tensor]
+) -> tuple[str, dict[str, Any]]:
+    """Write the package file; return its fingerprint and the record's figures of the calibration.
+
+    InputError for a text that cannot be used, and for a model whose blocks cannot be read and walked one by one.
+    """
+    try:
+        return _write(inputs, packing, path, adapter)
+    except (UnsupportedCheckpoint, IrregularBlocks) as error:
+        raise InputError(f"{error}; leave --calibration out to round to nearest") from error
+
+
+@torch.no_grad()
+def _write(inputs: Inputs, packing: Packing, path: Path, adapter: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    settings = inputs.settings
+    text = str(settings.calibration)
+    source = _PackedTables(inputs, packing)
+    calibration = _calibration(inputs, source)
+    figures: dict[str, Any] = {
+        "calibration_fingerprint": calibration.fingerprint,
+        "calibration_sha256": source_fingerprint(text),
+    }
+    with _updated(source.model, inputs.updates):
+        if settings.embeddings == "auto":
+            figures["embeddings"] = _choose_tables(source, calibration.batches, path.parent)
+        source.put()
+        if packing.form.values not in QUANTIZED:
+            return packing.write(path, adapter), figures
+        rounding = _Rounding(source, packing)
+        fingerprint = packing.write(path, adapter, lambda sink: rounding.run(calibration.batches, path.parent, sink))
+    return fingerprint, {**figures, "rounded": rounding.figures()}
+
+
+def _calibration(inputs: Inputs, source: BlockSource) -> Calibration:
+    settings = inputs.settings
+    check_sequence_length(source.model, settings.sequence_length)
+    return calibration_batches(
+        str(settings.calibration), load_tokenizer(inputs.model), settings.num_samples, settings.sequence_length, BATCH,
+        settings.seed,
+    )  # fmt: skip
+
+
+@contextmanager
+def _updated(model: nn.Module, updates: Mapping[str, LoraUpdate]) -> Iterator[None]:
+    """Add the updates to the outputs of their linears, whose weights stay as they are."""
+
+    def hook(update: LoraUpdate) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            a = update.a.to(output.device, torch.float32)
+            b = update.b.to(output.device, torch.float32) * update.scaling
+            return output + nn.functional.linear(nn.functional.linear(args[0], a), b).to(output.dtype)
+
+        return add
+
+    with ExitStack() as hooks:
+        for name, update in updates.items():
+            hooks.callback(model.get_submodule(name).register_forward_hook(hook(update)).remove)
+        yield
+
+
+class _PackedTables(BlockSource):
+    """The model of a package, read block by block, whose embeddings and head are rounded as the package holds them."""
+
+    def __init__(self, inputs: Inputs, packing: Packing) -> None:
+        self.skeleton = Skeleton.open(inputs.model.folder, torch.float32, pick_device(inputs.settings.device))
+        self._source = StreamedModel(self.skeleton)
+        self.model = self._source.model
+        self.prefix = self._source.prefix
+        self.device = self._source.device
+        self.resident = False
+        self.packing = packing
+        owner = {name: packing.tied.get(name, name) for name in packing.files.names}
+        names = {name: self.skeleton.disk_names(name) for name, _ in self.model.named_parameters()}
+        of_parameters = {name: owner[tensors[0]] for name, tensors in names.items() if len(tensors) == 1}
+        self._tables = {name: table for name, table in of_parameters.items() if table in packing.tables}
+
+    def put(self) -> None:
+        """Give embeddings and head the values that the package has for them now, where they are in memory."""
+        for name, table in self._tables.items():
+            parameter = self.model.get_parameter(name)
+            if not parameter.is_meta:
+                form = self.packing.dense[table].quantized
+                stored = self.packing.files.load(table)
+                parameter.data.copy_(layout.quantize(stored, form).dense() if form else stored)
+
+    def opened(self, index: int) -> AbstractContextManager[nn.Module]:
+        """Return a context in which a block is in memory."""
+        return self._source.opened(index)
+
+    @contextmanager
+    def with_head(self) -> Iterator[None]:
+        """Hold the head in memory, as the package has it."""
+        with self._source.with_head():
+            self.put()
+            yield
+
+    def keep(self, index: int, parameters: Collection[str]) -> None:
+        """Do nothing: the package is written elsewhere."""
+
+
+def _choose_tables(source: _PackedTables, batches: Batches, folder: Path) -> dict[str, Any]:
+    """Give each table the smallest format whose loss stays below the bound; return losses and choice for the record.
+
+    Tables are chosen one after the other, in the order of the files; the bound holds for all of them together.
+    """
+    packing = source.packing
+    rows = [row[None] for batch in batches for row in batch][:MEASURED]
+    sequences = [Labelled(row, row) for row in rows]
+
+    def loss(title: str) -> float:
+        source.put()
+        return losses(source, {"text": sequences}, folder, title)["text"]
+
+    before = loss("loss, embeddings kept")
+    by_form: dict[str, dict[str, float]] = {}
+    for table in packing.tables:
+        by_form[table] = {}
+        for form in SMALLEST_FIRST:
+            packing.quantize_table(table, form)
+            if not form:
+                break
+            measured = loss(f"loss, {table} {form}")
+            by_form[table][form] = measured
+            if measured <= before + EMBEDDINGS_BOUND:
+                break
+        shown = ", ".join(f"{value - before:+.4f} in {form}" for form, value in by_form[table].items())
+        logger.info("%s: %s; nats a token %s", table, packing.dense[table].quantized or "kept", shown)
+    chosen = {table: packing.dense[table].quantized or "keep" for table in packing.tables}
+    return {"chosen": chosen, "bound": EMBEDDINGS_BOUND, "kept_loss": before, "losses": by_form}
+
+
+class _Rounding:
+    """Rounds the packed linears of one block after the other and hands them to the package."""
+
+    def __init__(self, source: _PackedTables, packing: Packing) -> None:
+        self._source = source
+        self._packing = packing
+        self._values = cast("Literal['int8', 'int4']", packing.form.values)
+        self._error = 0.0
+        self._nearest = 0.0
+        self._unreached: list[str] = []
+        self._done: set[str] = set()
+
+    def run(self, batches: Batches, folder: Path, sink: Sink) -> None:
+        """Round every block; hidden states beyond the budget are kept in `folder`."""
+        with Activations(BUDGET, folder) as hidden:
+            walk = Walk(self._source, batches, hidden, lambda: autocast("auto", self._source.device))
+            walk_blocks(walk, lambda block: self._round_block(block, sink), "round")
+        for name in self.to_nearest:
+            logger.warning("%s is rounded to nearest: no calibration token reached it, or it has no matrix", name)
+
+    @property
+    def to_nearest(self) -> list[str]:
+        """Packed linears and matrices that were rounded without their inputs."""
+        return [*self._unreached, *sorted(self._packing.packed.keys() - self._done)]
+
+    def figures(self) -> dict[str, Any]:
+        """Return the record's figures: the method, and the output error as a share of that of rounding to nearest."""
+        ratio = self._error / self._nearest if self._nearest > 0 else 1.0
+        logger.info("output error: %.1f %% of that of rounding to nearest", 100 * ratio)
+        return {"method": METHOD, "output_error_of_nearest": ratio, "to_nearest": self.to_nearest}
+
+    def _round_block(self, block: BlockRun, sink: Sink) -> None:
+        matrices = [matrix for matrix in block_matrices(block.name, block.block) if self._is_packed(matrix)]
+        rounded: dict[Matrix, Quantized] = {}
+        for group in affordable(block.groups(matrices) if matrices else [], BUDGET):
+            moments = InputMoments()
+            block.measure(group, moments.receive)
+            for matrix in group:
+                rounded[matrix] = self._rounded(matrix, moments.of(matrix))
+                matrix.view(self._source.model).copy_(rounded[matrix].dense())
+        for linear, quantized in self._as_stored(block.name, rounded):
+            sink(linear, quantized)
+            self._done.add(linear)
+
+    def _is_packed(self, matrix: Matrix) -> bool:
+        tensors = self._source.skeleton.disk_names(matrix.parameter)
+        return any(name.removesuffix(".weight") in self._packing.packed for name in tensors)
+
+    def _rounded(self, matrix: Matrix, moments: Tensor | None) -> Quantized:
+        weight = matrix.view(self._source.model).float()
+        nearest = layout.quantize(weight, self._values)
+        if moments is None or not moments.any():
+            self._unreached.append(matrix.name)
+            return nearest
+        rounded = round_with_inputs(weight, weight != 0, moments, self._values)
+        self._error += float(output_error(weight, rounded, moments).double().sum())
+        self._nearest += float(output_error(weight, nearest, moments).double().sum())
+        return rounded
+
+    def _as_stored(self, block: str, rounded: Mapping[Matrix, Quantized]) -> Iterator[tuple[str, Quantized]]:
+        """Yield codes, scales and zero points by the linears of the files.
+
+        The model's own conversion takes them apart where the files hold weights otherwise (experts one by one, fused
+        linears): codes, scales and zero points take the weights' places in turn, repeated to the weights' shape.
+        """
+        codes = self._converted(block, {matrix: weight.codes for matrix, weight in rounded.items()})
+        scales = self._converted(block, {matrix: _repeated(w.scales, w.codes) for matrix, w in rounded.items()})
+        zeros = self._converted(
+            block, {matrix: _repeated(w.zeros, w.codes) for matrix, w in rounded.items() if w.zeros is not None}
+        )
+        for matrix, weight in rounded.items():
+            matrix.view(self._source.model).copy_(weight.dense())
+        for linear, code in codes.items():
+            if _same_in_blocks(scales[linear], self._values):
+                yield linear, _quantized(code, scales[linear], zeros.get(linear))
+
+    def _converted(self, block: str, tensors: Mapping[Matrix, Tensor]) -> dict[str, Tensor]:
+        """Return what the files' packed linears (O I) hold where the matrices hold these tensors."""
+        for matrix, tensor in tensors.items():
+            matrix.view(self._source.model).copy_(tensor)
+        names = {matrix.parameter for matrix in tensors}
+        stored = {name.removesuffix(".weight"): tensor for name, tensor in self._source.skeleton.stored(names)}
+        packed = self._packing.packed
+        return {
+            linear: (tensor.T if packed[linear].transposed else tensor).cpu().clone()
+            for linear, tensor in stored.items()
+            if linear in packed
+        }
+
+
+def _repeated(table: Tensor, codes: Tensor) -> Tensor:
+    """Return numbers by row, or by row and block, repeated for every input."""
+    return table[:, None].expand_as(codes) if table.ndim == 1 else layout.by_input(table, codes.shape[1])
+
+
+def _same_in_blocks(scales: Tensor, values: str) -> bool:
+    """Return whether a conversion left the blocks of inputs, each of one scale, where they were."""
+    width = BLOCK if values == "int4" else scales.shape[1]
+    return torch.equal(scales, scales[:, ::width].repeat_interleave(width, 1)[:, : scales.shape[1]])
+
+
+def _quantized(codes: Tensor, scales: Tensor, zeros: Tensor | None) -> Quantized:
+    if zeros is None:
+        return Quantized(codes.to(torch.int8), scales[:, 0].contiguous(), None)
+    return Quantized(
+        codes.to(torch.uint8), scales[:, ::BLOCK].half().contiguous(), zeros[:, ::BLOCK].to(torch.uint8).contiguous()
+    )

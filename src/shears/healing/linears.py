@@ -1,0 +1,187 @@
+"""Linears of a sparse model whose zeros stay zero while they are trained: kept weights themselves, or a masked product.
+
+Both change a linear of the model in place, by its class. Its `weight` is frozen; what is trained is beside it.
+
+Shapes: O output features, I input features, N weights that are not zero, R rank, * any leading dimensions.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+from shears.blockwise.matrices import Matrix, block_matrices
+from shears.models.blocks import decoder_blocks, sharing_a_weight, weight_oi
+from shears.models.sparse_adapter import compute_dtype, masked_linear, masked_product
+
+
+class _KeptProduct(torch.autograd.Function):
+    """W x + bias, whose gradient goes to the N weights of W that are not zero, and to x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Float[Tensor, "*B I"], values: Float[Tensor, " N"], linear: "KeptWeights"
+    ) -> Float[Tensor, "*B O"]:
+        ctx.save_for_backward(x)
+        ctx.linear = linear
+        ctx.dtype = dtype = compute_dtype(x)
+        bias: Tensor | None = linear.bias
+        with torch.autocast(x.device.type, enabled=False):
+            weight = weight_oi(linear).to(dtype)
+            return nn.functional.linear(x.to(dtype), weight, None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Float[Tensor, "*B O"]) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        linear: KeptWeights = ctx.linear
+        with torch.autocast(x.device.type, enabled=False):
+            rows = gradient.reshape(-1, gradient.shape[-1])
+            dx = (rows @ weight_oi(linear).to(ctx.dtype)).to(x.dtype).view(x.shape) if ctx.needs_input_grad[0] else None
+            inputs = x.reshape(-1, x.shape[-1]).to(ctx.dtype)
+            dense = inputs.T @ rows if isinstance(linear, Conv1D) else rows.T @ inputs  # of one linear at a time
+            return dx, dense.flatten().index_select(0, linear.places).float(), None
+
+
+class TrainedLinear(nn.Module):
+    """A linear of which something is trained that leaves its zeros zero."""
+
+    weight: Any  # a parameter, as in the classes beside which this one is a base
+    bias: Any
+
+    @abstractmethod
+    def healed(self, stored: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
+        """Return the trained weight, from the weight in the files as outputs x inputs in float32."""
+
+    def refresh(self) -> None:
+        """Compute with what was trained so far; after every step."""
+
+
+class KeptWeights(TrainedLinear):
+    """A linear of which the N weights that are not zero are trained, as float32 `values`.
+
+    `weight` holds them rounded to the number format of the products. `places` are their indices in it, flat.
+    """
+
+    values: nn.Parameter
+    places: Tensor
+
+    def start(self, dtype: torch.dtype | None) -> None:
+        """Begin with the present weights; products are computed in `dtype`, None for that of the weight."""
+        flat = self.weight.detach().flatten()
+        places = (flat != 0).nonzero().squeeze(1)
+        self.register_buffer("places", places.int() if flat.numel() < 2**31 else places, persistent=False)
+        self.values = nn.Parameter(flat[places].float())
+        self.weight = nn.Parameter(self.weight.detach().to(dtype or self.weight.dtype), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs."""
+        result: Tensor = _KeptProduct.apply(x, self.values, self)
+        return result
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Round the values into the weight."""
+        self.weight.view(-1).index_copy_(0, self.places.long(), self.values.to(self.weight.dtype))
+
+    def healed(self, stored: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
+        """Return the values at their places, zero elsewhere."""
+        flat = torch.zeros(self.weight.shape, device=stored.device).flatten()
+        flat[self.places.long().to(stored.device)] = self.values.detach().to(stored.device)
+        weight: Tensor = flat.view(self.weight.shape)
+        return weight.T if isinstance(self, Conv1D) else weight
+
+
+class MaskedProduct(TrainedLinear):
+    """A linear with a LoRA product that is masked by its zeros: W + (scaling B A) * (W != 0)."""
+
+    a: nn.Parameter
+    b: nn.Parameter
+    scaling: float
+
+    def start(self, rank: int, scaling: float, generator: torch.Generator) -> None:
+        """Begin with a product of zero: A uniform as in PEFT, B zero."""
+        outputs, inputs = weight_oi(self).shape
+        bound = 1 / math.sqrt(inputs)  # of kaiming_uniform_ with a = sqrt(5)
+        a = (2 * torch.rand(rank, inputs, generator=generator) - 1) * bound
+        self.a = nn.Parameter(a.to(self.weight.device))
+        self.b = nn.Parameter(torch.zeros(outputs, rank, device=self.weight.device))
+        self.scaling = scaling
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs."""
+        return masked_linear(x, weight_oi(self), self.bias, self.a, self.b * self.scaling)
+
+    def healed(self, stored: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
+        """Return the weight with its masked product."""
+        a, b = (each.detach().to(stored.device) for each in (self.a, self.b))
+        return stored + masked_product(stored, a, b, self.scaling)
+
+
+class KeptLinear(KeptWeights, nn.Linear):
+    """An nn.Linear with `KeptWeights`."""
+
+
+class KeptConv1D(KeptWeights, Conv1D):
+    """A Conv1D with `KeptWeights`."""
+
+
+class MaskedLinear(MaskedProduct, nn.Linear):
+    """An nn.Linear with a `MaskedProduct`."""
+
+
+class MaskedConv1D(MaskedProduct, Conv1D):
+    """A Conv1D with a `MaskedProduct`."""
+
+
+def trainable(model: nn.Module) -> dict[str, Matrix]:
+    """Return the linears of the decoder blocks that healing can train, by name.
+
+    Left out: stacks of experts, routers, linears of other classes, and linears that share their weight.
+    """
+    prefix, blocks = decoder_blocks(model)
+    found = {
+        matrix.name: matrix
+        for index, block in enumerate(blocks)
+        for matrix in block_matrices(f"{prefix}.{index}", block)
+        if matrix.index is None and type(model.get_submodule(matrix.name)) in (nn.Linear, Conv1D)
+    }
+    while (pair := sharing_a_weight(model, found)) is not None:
+        found.pop(pair[0])
+    return found
+
+
+def train_kept(model: nn.Module, names: Iterable[str], dtype: torch.dtype | None) -> None:
+    """Make the kept weights of the named linears the only trained ones; `dtype` is that of products."""
+    model.requires_grad_(False)
+    for name in names:
+        linear: Any = model.get_submodule(name)
+        linear.__class__ = KeptConv1D if isinstance(linear, Conv1D) else KeptLinear
+        linear.start(dtype)
+
+
+def train_products(model: nn.Module, names: Iterable[str], rank: int, scaling: float, seed: int) -> None:
+    """Give the named linears masked products, the only trained weights."""
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for name in names:
+        linear: Any = model.get_submodule(name)
+        linear.__class__ = MaskedConv1D if isinstance(linear, Conv1D) else MaskedLinear
+        linear.start(min(rank, *linear.weight.shape), scaling, generator)
+
+
+def trained_linears(model: nn.Module) -> dict[str, TrainedLinear]:
+    """Return the linears that are trained, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, TrainedLinear)}
+
+
+def refresh(model: nn.Module) -> None:
+    """Let every trained linear compute with what was trained so far."""
+    for linear in trained_linears(model).values():
+        linear.refresh()

@@ -1,0 +1,164 @@
+"""What healing needs, loaded: the sparse model with what is trained in it, its teacher, the sequences."""
+
+import logging
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from shears.adapt.teacher.cached import Asked, CachedTeacher, cache_targets
+from shears.adapt.teacher.live import LiveTeacher
+from shears.adapt.teacher.source import TeacherSource, targets_folder
+from shears.adapt.teacher.targets import Teacher
+from shears.adapt.training.frozen import hold_as_computed
+from shears.adapt.training.trainer import Collator, collator_of
+from shears.checkpoints.zeros import count_zeros
+from shears.config import HealConfig
+from shears.data.calibration import text_tokens
+from shears.data.example import Tokenized
+from shears.errors import InputError
+from shears.healing.linears import train_kept, train_products, trainable
+from shears.models.blocks import decoder_blocks
+from shears.models.devices import DTYPES, pick_device, resolved_precision
+from shears.models.load import load_model, load_tokenizer, num_embeddings, refuse_unknown
+from shears.models.losses import IGNORED, check_sequence_length
+from shears.models.ref import ModelRef, resolve
+
+logger = logging.getLogger(__name__)
+SPARSE = 0.05  # share of zeros from which a teacher is not dense
+MOST_EPOCHS = 4  # up to this, repeated text is worth about as much as new text (arXiv 2305.16264)
+
+
+class Prepared(NamedTuple):
+    """A sparse model of which only what healing trains requires gradients, its tokenizer, a teacher, the sequences."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    teacher: Teacher
+    rows: list[Tokenized]
+
+
+def teacher_of(sparse: ModelRef, settings: HealConfig) -> ModelRef:
+    """Return the dense model of the settings, by default the one that `sparse` was pruned from.
+
+    InputError where there is none, or where it is the sparse model itself.
+    """
+    name = settings.teacher or sparse.record.get("model")
+    if not isinstance(name, str):
+        raise InputError(f"heal needs the dense model, and {sparse.name} has no record of it; add --teacher")
+    config = sparse.record.get("config")
+    dtype = config.get("dtype", "auto") if settings.teacher is None and isinstance(config, dict) else "auto"
+    dense = resolve(name, str(dtype))
+    dense.refuse_package("heal from")
+    if dense.fingerprint == sparse.fingerprint:
+        raise InputError(f"the teacher must be another model than the one to heal, both are {dense.name}")
+    return dense
+
+
+def prepare(sparse: ModelRef, dense: ModelRef, settings: HealConfig) -> Prepared:
+    """Load models and text. InputError for anything unusable, before the text is trained on."""
+    tokenizer = load_tokenizer(sparse)
+    if tokenizer.get_vocab() != load_tokenizer(dense).get_vocab():
+        raise InputError(
+            f"the teacher must have the vocabulary of {sparse.name}, {dense.name} has another; heal from the dense "
+            "model that it was pruned from"
+        )
+    rows = sequences(tokenizer, settings)
+    precision = resolved_precision(settings.precision, pick_device(settings.device))
+    cached = _cached(dense, tokenizer, rows, settings, precision) if settings.teacher_top_k else None
+    model = load_model(sparse, device=settings.device)
+    check_sequence_length(model, settings.sequence_length)
+    refuse_unknown(max(max(row.input_ids) for row in rows), model.get_input_embeddings())
+    _start(sparse, model, settings, precision)
+    if cached is not None:
+        return Prepared(model, tokenizer, cached, rows)
+    teacher = load_model(dense, device=settings.device)
+    _check_teacher(sparse, dense, model, teacher, settings)
+    hold_as_computed(teacher.requires_grad_(False), precision)
+    return Prepared(model, tokenizer, LiveTeacher(teacher, precision, with_blocks=settings.block_outputs > 0), rows)
+
+
+def _cached(
+    dense: ModelRef, tokenizer: PreTrainedTokenizerBase, rows: list[Tokenized], settings: HealConfig, precision: str
+) -> CachedTeacher:
+    """Return the dense model's targets of the sequences, computed before the sparse model is loaded."""
+    source = TeacherSource(dense)
+    asked = Asked(source.fingerprint, precision, settings.teacher_top_k, settings.block_outputs > 0)
+
+    def load() -> tuple[LiveTeacher, Collator]:
+        network = source.load(device=settings.device)
+        live = LiveTeacher(network, precision, with_blocks=asked.with_blocks)
+        return live, collator_of(network, tokenizer, packing=True)
+
+    return cache_targets(targets_folder(settings.data), rows, asked, source.shape, load)
+
+
+def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[Tokenized]:
+    """Return the text cut into sequences, each token but the first predicted; InputError for too short a text."""
+    length = settings.sequence_length
+    tokens = text_tokens(settings.data, tokenizer, settings.columns, settings.template)
+    pieces = [tokens[start : start + length] for start in range(0, len(tokens) - length + 1, length)]
+    if len(pieces) < settings.batch_size:
+        raise InputError(
+            f"heal needs at least a batch of {settings.batch_size} sequences of {length} tokens, {settings.data} has "
+            f"{len(tokens)} tokens; give more text, or a smaller batch_size or sequence_length"
+        )
+    epochs = settings.num_sequences / len(pieces)
+    if epochs > MOST_EPOCHS:
+        logger.warning(
+            "%s has %d tokens, which are read %.1f times for %d; more than %d times gives little: take more text, or "
+            "fewer tokens", settings.data, len(tokens), epochs, settings.tokens, MOST_EPOCHS,
+        )  # fmt: skip
+    return [Tokenized(ids, [IGNORED, *ids[1:]]) for ids in pieces]
+
+
+def _start(sparse: ModelRef, model: PreTrainedModel, settings: HealConfig, precision: str) -> None:
+    """Make what is to be trained the only trained parameters; InputError for a model without zeros."""
+    linears = trainable(model)
+    zeros = zeros_share(model, linears)
+    if not zeros:
+        raise InputError(
+            f"the model to heal must have zeros, the linears of {sparse.name} have none; sparsify it first"
+        )
+    blocks = decoder_blocks(model)[1]
+    size = sum(matrix.shape[0] * matrix.shape[1] for matrix in linears.values())
+    total = sum(parameter.numel() for parameter in blocks.parameters() if parameter.ndim > 1)
+    if size < total:
+        logger.warning(
+            "%.0f %% of the blocks' weights are in no plain linear: they stay as they are", 100 - 100 * size / total
+        )
+    if settings.train == "weights":
+        train_kept(model, linears, None if precision == "fp32" else DTYPES[precision])
+    else:
+        train_products(model, linears, settings.rank, settings.alpha / settings.rank, settings.seed)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    logger.info("healing %d linears, %.1f %% zeros: %.4g M trained numbers", len(linears), 100 * zeros, trained / 1e6)
+
+
+def zeros_share(model: nn.Module, names: Iterable[str]) -> float:
+    """Return the share of zeros in the weights of the named linears."""
+    weights = [model.get_parameter(f"{name}.weight") for name in names]
+    return sum(map(count_zeros, weights)) / max(sum(weight.numel() for weight in weights), 1)
+
+
+def _check_teacher(
+    sparse: ModelRef, dense: ModelRef, model: PreTrainedModel, teacher: PreTrainedModel, settings: HealConfig
+) -> None:
+    """Raise InputError for a teacher whose outputs cannot be compared; warn of one that is sparse itself."""
+    words, expected = num_embeddings(teacher), num_embeddings(model)
+    if words != expected:
+        raise InputError(f"the teacher must have {expected} words as {sparse.name} has, {dense.name} has {words}")
+    if settings.block_outputs and (shape := _blocks(teacher)) != (own := _blocks(model)):
+        raise InputError(
+            f"block_outputs needs a teacher of {own[0]} blocks of width {own[1]}, {dense.name} has {shape[0]} of width "
+            f"{shape[1]}; set block_outputs to 0, the distributions can be compared"
+        )
+    zeros = zeros_share(teacher, trainable(teacher))
+    if zeros >= SPARSE:
+        logger.warning("the teacher should be dense, %s has %.1f %% zeros", dense.name, 100 * zeros)
+
+
+def _blocks(model: PreTrainedModel) -> tuple[int, int]:
+    """Return the number of decoder blocks and the width of their outputs."""
+    return len(decoder_blocks(model)[1]), int(model.config.get_text_config().hidden_size)

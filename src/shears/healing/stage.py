@@ -1,0 +1,130 @@
+"""The verb `heal`: train a sparse model to predict what the dense one predicts; its zeros stay where they are."""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shears.adapt.training.checkpoints import CHECKPOINTS
+from shears.adapt.training.processes import join_processes, raise_in_all, shared_folder, wait
+from shears.adapt.training.step_log import check_trackers, tracking
+from shears.config import HealConfig
+from shears.config.resolve import build
+from shears.config.write import SELF
+from shears.data.examples import rows_fingerprint
+from shears.data.rows import source_fingerprint
+from shears.healing.fit import fit
+from shears.healing.prepare import Prepared, prepare, teacher_of
+from shears.healing.write import write_healed
+from shears.models.devices import pick_device
+from shears.models.ref import ModelRef, resolve
+from shears.progress import is_first_process
+from shears.records.artifacts import (
+    HEALED,
+    RECOVERY_FOLDER,
+    TRAINING_LOG,
+    as_data,
+    inherited,
+    sync_tree,
+    weights_fingerprint,
+    write_json,
+)
+from shears.records.cards.card import write_card
+from shears.records.folders import partial_folder
+from shears.records.paths import expanded
+from shears.records.version import __version__
+from shears.runtime.self_text import own_text
+from shears.sparsity.rewrite import LinearSparsity, overall_sparsity
+
+logger = logging.getLogger(__name__)
+
+
+def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **config: Any) -> Path:
+    """Train `sparse` to predict what its teacher predicts and write it to the folder `output`; return that folder.
+
+    The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`. `resume` continues an
+    interrupted run of the same configuration from its last whole checkpoint. Under a launcher all processes call this,
+    and the first one writes. InputError if an input is unusable, or if the loss or the weights stop being finite.
+    """
+    started = time.monotonic()
+    settings = build(HealConfig, "heal", config)
+    output = expanded(output)
+    check_trackers((*settings.report_to, *(["bitsandbytes"] if settings.optimizer == "adamw-8bit" else [])))
+    base = resolve(sparse)
+    base.refuse_package("heal")
+    dense = teacher_of(base, settings)
+    origin = {
+        "base_fingerprint": base.fingerprint,
+        "teacher_fingerprint": dense.fingerprint,
+        "data_sha256": source_fingerprint(settings.data),
+    }
+    fixed = _fixed(settings, origin)
+    if resume and not partial_folder(output).exists():
+        logger.info("no interrupted healing of %s to resume: starting anew", output)
+    join_processes(cpu=pick_device(settings.device).type == "cpu")
+    defaults = {**HealConfig.defaults(), **origin}
+    with tracking(settings.report_to, output), shared_folder(output, fixed, resume=resume, defaults=defaults) as work:
+        is_saved = (work / HEALED).is_file()  # interrupted between saving and renaming the folder
+        wait()  # before the first process continues and renames the folder
+        if not is_saved:
+            text = _text(dense, settings)
+            prepared = raise_in_all(lambda: prepare(base, dense, settings.model_copy(update={"data": text})))
+            fit(prepared, work, settings)
+            wait()  # for checkpoints that other processes still write
+            if is_first_process():
+                _save(prepared, base, work, {"teacher": dense.recorded_name, **origin}, settings)
+        if is_first_process():
+            write_card(work)
+            shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needs them until all is saved
+    logger.info("healed %s in %.0f s", output, time.monotonic() - started)
+    return output
+
+
+def _text(dense: ModelRef, settings: HealConfig) -> str:
+    """Return the source of the text; the first process lets the dense model write text of its own if it must."""
+    if settings.data != SELF:
+        return settings.data
+
+    def write() -> str:
+        return str(own_text(dense, settings.num_sequences * settings.sequence_length, settings.seed))
+
+    raise_in_all(lambda: write() if is_first_process() else "")
+    return write()  # the others find it there
+
+
+def _fixed(settings: HealConfig, origin: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return the configuration that a resume must not change: all that decides the weights, without file names."""
+    hashed = {"teacher", *(["data"] if origin["data_sha256"] is not None else [])}
+    changeable = {"save_steps", "report_to"} | hashed
+    return {**origin, **{name: value for name, value in as_data(settings).items() if name not in changeable}}
+
+
+def _save(
+    prepared: Prepared, base: ModelRef, work: Path, origin: Mapping[str, str | None], settings: HealConfig
+) -> None:
+    """Write the model; last the record that makes the folder a healed model, so that it marks it whole."""
+    linears = write_healed(base, prepared.model, work)
+    if (base.folder / RECOVERY_FOLDER).is_dir():
+        logger.info("%s belongs to the weights before healing: it is not copied", base.folder / RECOVERY_FOLDER)
+    record = {
+        "shears_version": __version__,
+        "config": as_data(settings),
+        "model": base.record.get("model", base.recorded_name),
+        "sparse": base.recorded_name,
+        **inherited(base.record),
+        **origin,
+        "data_fingerprint": rows_fingerprint(prepared.rows),
+        "fingerprint": weights_fingerprint(work),
+        "num_steps": json.loads((work / TRAINING_LOG).read_text().splitlines()[-1])["step"],
+        "achieved": overall_sparsity(linears),
+        "linears": {name: _linear(linear) for name, linear in linears.items()},
+    }
+    sync_tree(work)
+    write_json(work / HEALED, record)
+
+
+def _linear(linear: LinearSparsity) -> dict[str, Any]:
+    return {"shape": list(linear.shape), "zeros": linear.zeros, "sparsity": linear.sparsity}

@@ -1,0 +1,200 @@
+"""What a student loses against a teacher: on the next token's distribution, and on the outputs of its blocks.
+
+K positions, V words of the vocabulary, N of them kept, H features of a block's output.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from shears.models.blocks import decoder_blocks
+from shears.models.losses import TokenLosses, before_head, labelled_positions, logits_at, own_model, product_dtype
+
+PIECE = 2**23  # logits that are computed together: 32 MiB in float32, held several times
+SMALLEST = 1e-6  # squared norm that an output is divided by
+HeadLoss = Callable[[Float[Tensor, "K V"], slice], Float[Tensor, " K"]]
+"""A loss by position from logits of some positions and the slice of all positions that these are."""
+
+
+def kl_from_logits(student_logits: Float[Tensor, "K V"], teacher_logits: Float[Tensor, "K V"]) -> Float[Tensor, " K"]:
+    """Return the Kullback-Leibler divergence of the teacher's distribution from the student's, in nats, float32.
+
+    sum_v p_v (log p_v - log q_v), p of the teacher, q of the student.
+    """
+    teacher = torch.log_softmax(teacher_logits.float(), dim=-1)
+    student = torch.log_softmax(student_logits.float(), dim=-1)
+    return (teacher.exp() * (teacher - student)).sum(-1)
+
+
+def kl_from_top_k(
+    student_logits: Float[Tensor, "K V"], indices: Int[Tensor, "K N"], log_probs: Float[Tensor, "K N"]
+) -> Float[Tensor, " K"]:
+    """Return the divergence between the N kept words and one bucket of all others, in nats, float32.
+
+    `log_probs` are the teacher's log-probabilities over the whole vocabulary of the words in `indices`; the bucket has
+    the rest of the mass, in the student too. It is at most the divergence over all words. With N = V there is no
+    bucket.
+    """
+    teacher = log_probs.float()
+    student = torch.log_softmax(student_logits.float(), dim=-1)
+    kept = (teacher.exp() * (teacher - student.gather(-1, indices))).sum(-1)
+    if indices.shape[-1] == student.shape[-1]:
+        return kept
+    mass = 1 - teacher.exp().sum(-1)
+    rest = mass.clamp(min=0.0)  # rounding can leave a sum above one
+    student_rest = student.scatter(-1, indices, -torch.inf).logsumexp(-1)
+    return kept + torch.xlogy(rest, rest) - rest * student_rest
+
+
+def squarehead(student: Float[Tensor, "K H"], teacher: Float[Tensor, "K H"]) -> Float[Tensor, " K"]:
+    """Return |s - t|^2 / |t|^2 at every position in float32 (SquareHead, arXiv 2310.06927, eq. 4, by position).
+
+    The paper divides by the norm over all positions of a batch. Here each position has its own: a few positions with
+    huge outputs, such as the first of a text, do not outweigh the others, and a step's loss does not depend on how its
+    examples are split.
+    """
+    wide = teacher.float()
+    distance = (student.float() - wide).square().sum(-1)
+    return distance / wide.square().sum(-1).clamp(min=SMALLEST)
+
+
+class TopK(NamedTuple):
+    """The N most likely words, with their log-probabilities over the whole vocabulary."""
+
+    indices: Int[Tensor, "K N"]
+    log_probs: Float[Tensor, "K N"]
+
+    def divergence(self, student_logits: Float[Tensor, "P V"], rows: slice) -> Float[Tensor, " P"]:
+        """Return `kl_from_top_k` of some positions."""
+        return kl_from_top_k(student_logits, self.indices[rows], self.log_probs[rows])
+
+
+class Logits(NamedTuple):
+    """Logits of all words: those in `hidden`, or where `weight` is given, what this head makes of `hidden`.
+
+    The head runs on the positions that are asked for only: the logits of all K positions need not exist at once.
+    """
+
+    hidden: Float[Tensor, "K H"]
+    weight: Float[Tensor, "V H"] | None = None
+    bias: Float[Tensor, " V"] | None = None
+
+    def at(self, rows: slice) -> Float[Tensor, "P V"]:
+        """Return the logits of some positions."""
+        hidden = self.hidden[rows]
+        return hidden if self.weight is None else nn.functional.linear(hidden, self.weight, self.bias)
+
+    def divergence(self, student_logits: Float[Tensor, "P V"], rows: slice) -> Float[Tensor, " P"]:
+        """Return `kl_from_logits` of some positions."""
+        return kl_from_logits(student_logits, self.at(rows))
+
+    def top_k(self, count: int) -> TopK:
+        """Return the `count` most likely words of every position, the head's output computed in pieces."""
+        parts = [_top_k(self.at(rows), count) for rows in pieces(len(self.hidden), self._words())]
+        return TopK(torch.cat([part.indices for part in parts]), torch.cat([part.log_probs for part in parts]))
+
+    def _words(self) -> int:
+        return self.hidden.shape[-1] if self.weight is None else len(self.weight)
+
+
+Distribution = TopK | Logits  # a teacher's, of the next token at K positions
+
+
+def _top_k(logits: Float[Tensor, "P V"], count: int) -> TopK:
+    log_probs, indices = torch.log_softmax(logits.float(), dim=-1).topk(min(count, logits.shape[-1]), dim=-1)
+    return TopK(indices, log_probs)
+
+
+def pieces(positions: int, words: int) -> Iterator[slice]:
+    """Yield slices of positions that have at most PIECE logits together, at least one position each."""
+    rows = max(PIECE // words, 1)
+    return (slice(start, start + rows) for start in range(0, positions, rows))
+
+
+class _Pieces(torch.autograd.Function):
+    """Any loss behind a frozen head, some positions at a time: no logits outlive their piece.
+
+    The gradient is computed with the loss, for a weight `scale` of every loss, and multiplied by what the backward pass
+    brings over `scale`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Float[Tensor, "K H"],
+        weight: Float[Tensor, "V H"],
+        bias: Float[Tensor, " V"] | None,
+        loss: HeadLoss,
+        scale: float,
+    ) -> Float[Tensor, " K"]:
+        ctx.scale = scale
+        weight = weight.to(product_dtype(hidden))  # once, where autocast would convert it for every piece
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for rows in pieces(len(hidden), len(weight)):
+            logits = nn.functional.linear(hidden[rows], weight, bias)
+            with torch.enable_grad():
+                leaf = logits.detach().requires_grad_(gradient is not None)
+                values = loss(leaf, rows)
+                total = values.sum() * scale
+            losses[rows] = values.detach()
+            if gradient is not None:
+                (by_logits,) = torch.autograd.grad(total, leaf)
+                gradient[rows] = by_logits @ weight
+        ctx.save_for_backward(*([] if gradient is None else [gradient]))
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Float[Tensor, " K"]) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * (upstream / ctx.scale)[:, None].to(gradient.dtype), None, None, None, None
+
+
+def losses_behind_head(
+    model: nn.Module, batch: Mapping[str, Tensor], loss: HeadLoss, scale: float, *, in_pieces: bool
+) -> TokenLosses:
+    """Return a loss at the K positions that predict a label of packed or padded rows (`labelled_positions`, in order).
+
+    `batch` is as in `losses.packed_predictions` or `losses.padded_predictions`. With `in_pieces`, for a model that
+    `losses.takes_pieces`, the head runs on some positions at a time, and every loss is expected to weigh `scale` in
+    what is differentiated; else all K positions have logits at once.
+    """
+    wanted = labelled_positions(batch["labels"])
+    names = ("input_ids", "position_ids") if "examples" in batch else tuple(batch)
+    inputs = {name: batch[name] for name in names}
+    if in_pieces:
+        hidden = before_head(model, inputs, wanted)
+        head: Any = own_model(model).get_output_embeddings()  # type: ignore[operator]
+        losses: Tensor = _Pieces.apply(hidden, head.weight, head.bias, loss, scale)
+    else:
+        losses = loss(logits_at(model, inputs, wanted), slice(None))
+    targets = batch["labels"].roll(-1, dims=1)[wanted]
+    rows = batch["examples"] if "examples" in batch else torch.arange(len(wanted), device=wanted.device)[:, None]
+    return TokenLosses(losses, targets, rows.expand(wanted.shape)[wanted])
+
+
+@contextmanager
+def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the outputs of the decoder blocks of the forward inside: one tensor (rows x tokens x H) a block.
+
+    Blocks that are computed again in the backward pass are not collected again.
+    """
+    outputs: list[Tensor] = []
+    blocks = decoder_blocks(own_model(model))[1]
+
+    def collect(_: nn.Module, __: Any, output: Any) -> None:
+        if len(outputs) < len(blocks):
+            outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [block.register_forward_hook(collect) for block in blocks]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,178 @@
+"""Packages rounded on a calibration text: nearer to the model than rounding to nearest, in every form of file."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from shears.checkpoints.packed.file import read_package
+from shears.checkpoints.packed.layout import quantize
+from shears.config.export import EMBEDDINGS_BOUND
+from shears.data.calibration import calibration_batches
+from shears.errors import InputError
+from shears.export.package import unpack
+from shears.inspection import inspect
+from shears.models.load import load_tokenizer, load_with_adapter
+from shears.records.artifacts import PACKAGE, README, read_record
+from tests import parts
+from tests.export.made import half_sparse, stock, super_adapter
+from tests.export.packages import all_tensors, package
+
+SAMPLES, LENGTH = 8, 16
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(" ".join(f"{number} squared is {number * number}." for number in range(60)))
+    return str(path)
+
+
+def calibrated(source: Path, output: Path, text: str, **config: Any) -> Path:
+    options = {"values": "int4", "num_samples": SAMPLES, "sequence_length": LENGTH, **config}
+    return package(source, output, calibration=text, **options)
+
+
+def sequences(model: Path, text: str) -> Tensor:
+    """The calibration sequences, which the draw of calibration gives."""
+    return torch.cat(calibration_batches(text, load_tokenizer(model), SAMPLES, LENGTH, 2, 0).batches)
+
+
+def inputs_of(model: Path, linear: str, tokens: Tensor) -> Tensor:
+    """The inputs of a linear (T I) in transformers' float32 forward."""
+    network = stock(model).float()
+    caught: list[Tensor] = []
+    network.get_submodule(linear).register_forward_hook(lambda _, inputs, __: caught.append(inputs[0]))
+    with torch.no_grad():
+        network(tokens)
+    return caught[0].flatten(0, 1)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mixtral", "phi3"])
+def test_every_form_of_file_is_rounded_with_its_zeros(name: str, text: str, tmp_path: Path) -> None:
+    """GPT-2's weights are transposed, Mixtral's experts lie one by one, Phi-3's q, k and v in one tensor."""
+    base = half_sparse(tmp_path / "base", name)
+    out = calibrated(base, tmp_path / "out", text)
+    before, after = all_tensors(base), all_tensors(unpack(out, tmp_path / "back") / "model")
+    opened = read_package(out)
+    assert opened.index.version == "2"
+    assert not read_record(out, PACKAGE)["rounded"]["to_nearest"]
+    moved = 0
+    for linear, matrix in opened.packed.items():
+        weight = before[f"{linear}.weight"]
+        assert not after[f"{linear}.weight"][weight == 0].any()
+        assert matrix.num_kept == int((weight.view(torch.int32) != 0).sum())
+        nearest = quantize(weight.T.contiguous() if opened.index.packed[linear].transposed else weight, "int4")
+        moved += not torch.equal(opened.weight(linear).T.flatten().sort()[0], nearest.dense().flatten().sort()[0])
+    assert moved == len(opened.packed)
+
+
+@pytest.mark.parametrize("values", ["int4", "int8"])
+def test_outputs_are_nearer_to_the_models_than_those_rounded_to_nearest(
+    values: str, text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The record names text and method, and few tokens are warned of."""
+    base = half_sparse(tmp_path / "base")
+    tokens = sequences(base, text)
+    before = all_tensors(base)
+    packages = {
+        "nearest": package(base, tmp_path / "nearest", values=values),
+        "calibrated": calibrated(base, tmp_path / "calibrated", text, values=values),
+    }
+    first = "model.layers.0.self_attn.q_proj"
+    inputs = inputs_of(base, first, tokens)
+    with torch.no_grad():
+        reference = stock(base)(tokens).logits
+    errors: dict[str, list[float]] = {}
+    for name, folder in packages.items():
+        error = (read_package(folder).weight(first) - before[f"{first}.weight"]) @ inputs.T
+        with torch.no_grad():
+            off = load_with_adapter(folder)[0].float()(tokens).logits - reference
+        errors[name] = [float(error.square().sum()), float(off.square().mean())]
+    assert errors["calibrated"][0] < 0.6 * errors["nearest"][0]
+    if values == "int4":  # bf16 beside int8 errs as much as int8 itself
+        assert errors["calibrated"][1] < 0.8 * errors["nearest"][1]
+    record = read_record(packages["calibrated"], PACKAGE)
+    assert record["calibration_sha256"] == hashlib.sha256(Path(text).read_bytes()).hexdigest()
+    assert record["rounded"]["method"]
+    assert 0 < record["rounded"]["output_error_of_nearest"] < 0.8
+    assert f"not zero, rounded on `{Path(text).name}`" in (packages["calibrated"] / README).read_text()
+    assert inspect(packages["calibrated"])["calibration_fingerprint"] == record["calibration_fingerprint"]
+    assert "only 128 calibration tokens" in caplog.text
+
+
+@pytest.mark.parametrize("sparse_adapter", [False, True])
+def test_an_adapter_is_rounded_around_or_merged_before(sparse_adapter: bool, text: str, tmp_path: Path) -> None:
+    """An un-merged adapter changes the inputs that weights are rounded on; a masked one is part of the weights."""
+    base = half_sparse(tmp_path / "base")
+    adapter = super_adapter(tmp_path / "adapter", base, sparse_adapter=sparse_adapter)
+    out = calibrated(adapter, tmp_path / "out", text)
+    nearest = package(adapter, tmp_path / "nearest", values="int4")
+    assert bool(read_package(out).index.adapter) is not sparse_adapter
+    folders = (package(adapter, tmp_path / "exact"), nearest, out)
+    with torch.no_grad():
+        exact, *rounded = (load_with_adapter(folder)[0].float()(sequences(base, text)).logits for folder in folders)
+    errors = [float((one - exact).square().mean()) for one in rounded]
+    assert errors[1] < 0.8 * errors[0]
+    if not sparse_adapter:
+        alone = calibrated(base, tmp_path / "alone", text)
+        late = "model.layers.1.mlp.down_proj"
+        assert not torch.equal(read_package(out).weight(late), read_package(alone).weight(late))
+
+
+def test_auto_takes_the_smallest_embeddings_within_the_bound(text: str, tmp_path: Path) -> None:
+    """The losses are those of the packages with each format, measured through transformers alone."""
+    base = half_sparse(tmp_path / "base", "llama_untied")
+
+    def larger(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        head = tensors["lm_head.weight"]
+        head.copy_(40 * head)  # so that int4 is felt in the loss
+        return tensors
+
+    parts.rewrite(base, larger)
+    out = calibrated(base, tmp_path / "auto", text, values="auto", embeddings="auto")
+    record = read_record(out, PACKAGE)["embeddings"]
+    tokens = sequences(base, text)
+
+    def loss(folder: Path) -> float:
+        with torch.no_grad():
+            predicted = stock(folder)(tokens).logits[:, :-1].flatten(0, 1)
+        return float(cross_entropy(predicted, tokens[:, 1:].flatten()))
+
+    assert record["kept_loss"] == pytest.approx(loss(base), abs=0.02)
+    changed = half_sparse(tmp_path / "changed", "llama_untied")
+    tables = all_tensors(base)
+    tables["lm_head.weight"] = quantize(tables["lm_head.weight"], "int4").dense()
+    parts.rewrite(changed, lambda _: tables)
+    assert record["losses"]["lm_head.weight"]["int4"] == pytest.approx(loss(changed), abs=0.02)
+    assert record["chosen"]["lm_head.weight"] != "int4"
+    for table, by_form in record["losses"].items():
+        allowed = [form for form, value in by_form.items() if value <= record["kept_loss"] + EMBEDDINGS_BOUND]
+        assert record["chosen"][table] == (allowed[0] if allowed else "keep")
+        assert read_package(out).index.dense[table].quantized == record["chosen"][table]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"values": "bf16"}, "needs values int8 or int4"),
+        ({"calibration": None, "embeddings": "auto"}, "add --calibration"),
+        ({"num_samples": 4000, "sequence_length": 9}, "calibration needs"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(options: dict[str, Any], message: str, text: str, tmp_path: Path) -> None:
+    base = half_sparse(tmp_path / "base")
+    with pytest.raises(InputError, match=message) as caught:
+        package(base, tmp_path / "out", **{"values": "int4", "calibration": text, **options})
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_separate_blocks_is_refused_with_the_way_out(text: str, tmp_path: Path) -> None:
+    base = half_sparse(tmp_path / "base", "zamba2")
+    with pytest.raises(InputError, match="leave --calibration out"):
+        calibrated(base, tmp_path / "out", text)

@@ -1,0 +1,263 @@
+"""What is trained for int4 is what its package holds: the same weights bit for bit, the same logits, the same answers.
+
+Oracle: the super-adapter in transformers and PEFT, whose forward tests/models/test_quantize_aware.py checks.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from shears.adapt.load import SuperAdapter, load_super_adapter
+from shears.adapt.train import train
+from shears.checkpoints.packed.file import read_package
+from shears.checkpoints.packed.layout import dense, dequantize_blocks, quantize_blocks
+from shears.config import Recipe, TrainConfig
+from shears.errors import InputError
+from shears.evaluation.generate import Decoder
+from shears.export.package import unpack
+from shears.export.stage import export_adapter
+from shears.inspection import inspect
+from shears.models.blocks import weight_oi
+from shears.models.load import load_model, load_with_adapter
+from shears.models.quantize_aware import Grid, GridLinear, grids_of, read_grids
+from shears.records.artifacts import MERGED, PACKAGE, README, SEARCH_SPACE, read_json
+from shears.records.peft_files import GRIDS, linear_of
+from shears.runs.pipeline import run_folder
+from shears.runtime import kernels_available
+from tests import parts
+from tests.adapt.small_training import SETTINGS
+from tests.export.made import IDS, half_sparse, logits, stock
+from tests.export.packages import all_tensors, package, same_bits
+
+ROWS = [{"prompt": f"{a}+1=", "completion": f" {a + 1}"} for a in range(18)]
+INT4 = {**SETTINGS, "max_steps": 3, "warmup_steps": 1, "learning_rate": 0.05, "quantize_aware": "int4"}
+
+
+def base_of(folder: Path, name: str = "llama", is_dense: bool = False) -> Path:
+    """A base in fp32 whose embeddings and norms are numbers of bf16, as its package will hold them."""
+    base = half_sparse(folder, name)
+
+    def in_bf16(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        noise = torch.Generator().manual_seed(7)
+        for key, tensor in tensors.items():
+            if tensor.ndim < 2 or "embed" in key or "wte" in key or "wpe" in key:
+                tensor.copy_(tensor.bfloat16())
+            elif is_dense:
+                tensor.add_(torch.randn(tensor.shape, generator=noise) * 0.1)
+        return tensors
+
+    parts.rewrite(base, in_bf16)
+    return base
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Super-adapters on a half-sparse Llama, on a dense one (scales learnt), and on GPT-2, whose files hold I x O."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    ways: dict[str, tuple[Path, dict[str, Any]]] = {
+        "sparse": (base_of(folder / "base-sparse"), {}),
+        "dense": (base_of(folder / "base-dense", is_dense=True), {"learn_scales": True}),
+        "gpt2": (base_of(folder / "base-gpt2", "gpt2"), {}),
+    }
+    return {
+        name: train(base, folder / name, data=str(folder / "rows.jsonl"), **{**INT4, **more})
+        for name, (base, more) in ways.items()
+    }
+
+
+def loaded(folder: Path, ranks: str) -> SuperAdapter:
+    """A super-adapter on its base with some ranks active."""
+    adapter = load_super_adapter(folder, device="cpu")
+    adapter.elastic.activate(getattr(adapter.elastic.space, ranks)())
+    return adapter
+
+
+def forward_weights(adapter: SuperAdapter) -> dict[str, Tensor]:
+    """The weight that each linear of the blocks multiplies with, seen by the forward itself: the images of unit inputs.
+
+    A product with the identity is exact: each sum has one term.
+    """
+    found = {}
+    modules: dict[str, Any] = dict(adapter.model.get_base_model().named_modules())
+    for name, module in modules.items():
+        is_linear = isinstance(module, GridLinear) or type(module) in (nn.Linear, Conv1D)
+        if is_linear and ".lora_" not in name and not name.endswith((".base_layer", "lm_head")):
+            linear = module.get_base_layer() if isinstance(module, GridLinear) else module
+            with torch.no_grad():
+                if linear.bias is not None:
+                    linear.bias.zero_()
+                found[name] = module(torch.eye(weight_oi(linear).shape[1])).T
+    return found
+
+
+@pytest.mark.parametrize("ranks", ["maximal", "minimal"])
+@pytest.mark.parametrize("name", ["sparse", "dense", "gpt2"])
+def test_a_package_holds_trainings_weights_bit_for_bit(
+    name: str, ranks: str, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    expected = forward_weights(loaded(trained[name], ranks))
+    opened = read_package(package(trained[name], tmp_path / "out", ranks=ranks))
+    assert opened.packed.keys() == expected.keys()
+    for linear, weight in expected.items():
+        matrix = opened.packed[linear]
+        assert matrix.values_dtype == "int4"
+        assert torch.equal(dense(matrix), weight), linear
+    assert opened.adapter() == {}
+    assert read_json(tmp_path / "out" / PACKAGE)["rounding"] == 0.0
+    of_base = all_tensors(Path(read_json(trained[name] / SEARCH_SPACE)["base"]))
+    trained_linear = "attn.c_attn" if name == "gpt2" else "up_proj"
+    moved = [linear for linear in expected if linear.endswith(trained_linear)]
+    for linear in moved:
+        weight = of_base[f"{linear}.weight"].T if name == "gpt2" else of_base[f"{linear}.weight"]
+        assert not torch.equal(expected[linear], dequantize_blocks(*quantize_blocks(weight.contiguous())))
+        assert bool((expected[linear][weight == 0] == 0).all())
+
+
+@pytest.mark.parametrize("name", ["sparse", "dense"])
+def test_a_packages_logits_are_those_of_training(name: str, trained: dict[str, Path], tmp_path: Path) -> None:
+    expected = logits(loaded(trained[name], "heuristic").model)
+    out = package(trained[name], tmp_path / "out", ranks="heuristic")
+    assert torch.equal(logits(load_with_adapter(out, dtype="fp32")[0]), expected)
+    base = Path(read_json(trained[name] / SEARCH_SPACE)["base"])
+    alone = load_with_adapter(base, trained[name])[0]  # as `evaluate --adapter` loads it
+    assert torch.equal(logits(alone), logits(loaded(trained[name], "maximal").model))
+    if kernels_available():
+        _check_native(out, expected)
+
+
+def _check_native(out: Path, expected: Tensor) -> None:
+    """On the path that keeps float32 inputs, but for the order of sums; the fastest path rounds inputs to 8 bits."""
+    from shears.runtime.native import kernels
+    from shears.runtime.native.decoder import NativeBackend
+    from shears.runtime.native.model_source import source_of_package
+
+    tokens, wanted = IDS[0].tolist(), expected[0].numpy()
+    fastest = str(kernels.features()["isa"])
+    for isa, tolerance in (("portable", 1e-5), (fastest, 0.03)):
+        kernels.select_isa(isa)
+        try:
+            actual = NativeBackend(source_of_package(read_package(out)), 1, head="fp32").logits(tokens)
+        finally:
+            kernels.select_isa(fastest)
+        assert np.abs(actual - wanted).max() < tolerance * np.abs(wanted).max(), isa
+
+
+def test_greedy_answers_are_those_of_training(trained: dict[str, Path], tmp_path: Path) -> None:
+    ours = loaded(trained["sparse"], "heuristic")
+    packed = load_with_adapter(package(trained["sparse"], tmp_path / "out"), dtype="fp32")[0]
+    prompts = [ours.tokenizer(row["prompt"])["input_ids"] for row in ROWS]
+    answers = [Decoder(model, ours.tokenizer, 8).answers(prompts, 6) for model in (ours.model, packed)]
+    assert answers[0] == answers[1]
+    assert any(answers[0])
+
+
+def test_merged_is_an_ordinary_model_with_the_grids_numbers(trained: dict[str, Path], tmp_path: Path) -> None:
+    expected = logits(loaded(trained["sparse"], "maximal").model)
+    for form in ("merged", "merged-sparse"):
+        merged = export_adapter(trained["sparse"], tmp_path / form, format=form, ranks="maximal")
+        assert torch.equal(logits(stock(merged)), expected)
+        assert read_json(merged / MERGED)["quantize_aware"] == "int4"
+    back = unpack(package(trained["sparse"], tmp_path / "package", ranks="maximal"), tmp_path / "back") / "model"
+    merged_in_bf16 = {name: tensor.bfloat16() for name, tensor in all_tensors(tmp_path / "merged").items()}
+    assert same_bits(merged_in_bf16, all_tensors(back))
+
+
+def test_the_adapter_is_plain_lora_and_the_grids_lie_beside_it(trained: dict[str, Path]) -> None:
+    for name, folder in trained.items():
+        tensors = load_file(folder / "adapter_model.safetensors")
+        assert all(".lora_A." in key or ".lora_B." in key for key in tensors)
+        grids = read_grids(folder)
+        base = Path(read_json(folder / SEARCH_SPACE)["base"])
+        first = grids_of(load_model(base, device="cpu"), base)
+        assert grids.keys() == first.keys()
+        assert all(torch.equal(grids[linear].zeros, grid.zeros) for linear, grid in first.items())
+        learnt = {linear for linear, grid in first.items() if not torch.equal(grids[linear].scales, grid.scales)}
+        assert learnt == ({linear_of(key) for key in tensors} if name == "dense" else set())
+        assert inspect(folder)["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+        assert "--format package" in (folder / README).read_text()
+
+
+def test_given_grids_take_the_place_of_the_weights_own(trained: dict[str, Path]) -> None:
+    folder = Path(read_json(trained["sparse"] / SEARCH_SPACE)["base"])
+    base = load_model(folder, device="cpu")
+    own = grids_of(base, folder)
+    name = next(iter(own))
+    given = Grid(own[name].scales * 2, own[name].zeros)
+    chosen = grids_of(base, folder, {name: given})
+    assert chosen[name] is given
+    assert all(torch.equal(chosen[linear].scales, grid.scales) for linear, grid in own.items() if linear != name)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"format": "package", "values": "int8"}, "values must be int4 for an adapter trained with .* got int8, which"),
+        ({"format": "package", "values": "bf16"}, "values must be int4 .* got bf16, which would round them again"),
+        ({"format": "package", "calibration": "self.txt"}, "calibration must be left out for an adapter trained with"),
+        ({"format": "peft"}, "was trained with quantize_aware, .* got format peft; take package, or merged"),
+        ({"format": "padded"}, "was trained with quantize_aware, .* got format padded; take package"),
+    ],
+)
+def test_what_would_not_be_exact_is_refused(
+    config: dict[str, Any], message: str, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        export_adapter(trained["sparse"], tmp_path / "out", **config)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_changed_or_missing_grids_are_refused(trained: dict[str, Path], tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(trained["sparse"], copied)
+    grids = load_file(copied / GRIDS)
+    first = next(name for name in grids if name.endswith(".scales"))
+    save_file({**grids, first: grids[first] * 2}, copied / GRIDS)
+    with pytest.raises(InputError, match="the weights in .* must be those of search_space.json"):
+        load_super_adapter(copied)
+    (copied / GRIDS).unlink()
+    with pytest.raises(InputError, match="the weights in"):
+        export_adapter(copied, tmp_path / "out", format="package")
+    with pytest.raises(InputError, match="must hold quantization_grids.safetensors"):
+        read_grids(copied)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"quantize": "nf4"}, "quantize_aware int4 needs plain weights: quantize must be none, got nf4"),
+        ({"sampling": "sandwich"}, "quantize_aware int4 computes one product per step"),
+        ({"sampling": "nested"}, "sampling must be uniform, per-process or maximal, got nested"),
+        ({"dropout": 0.1}, "quantize_aware int4 needs dropout 0"),
+        ({"init": "pissa", "ranks": (4,)}, "quantize_aware int4 needs dropout 0 and init lora or recovery"),
+        ({"quantize_aware": "none", "learn_scales": True}, "learn_scales trains the scales of quantize_aware"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.model_validate({"data": "any", "quantize_aware": "int4", **settings})
+
+
+def test_bases_without_a_linear_for_each_matrix_are_refused(tmp_path: Path) -> None:
+    experts = half_sparse(tmp_path / "experts", "mixtral")
+    with pytest.raises(InputError, match="quantize_aware needs a linear for each matrix of the files, .* has 0"):
+        grids_of(load_model(experts, device="cpu"), experts)
+
+
+def test_a_run_that_could_not_export_its_adapter_is_refused_before_any_work(tmp_path: Path) -> None:
+    train_section = {"data": "arithmetic:train", "quantize_aware": "int4"}
+    for export in ({}, {"format": "package", "values": "int8"}):
+        recipe = Recipe.model_validate({"model": "any", "train": train_section, "export": export})
+        with pytest.raises(InputError, match="must export format package with values int4"):
+            run_folder(recipe, tmp_path / "run")
+    recipe = Recipe.model_validate({"model": "any", "train": train_section, "export": {"format": "package"}})
+    assert run_folder(recipe, tmp_path / "run") == (tmp_path / "run").resolve()

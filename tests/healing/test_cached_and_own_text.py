@@ -1,0 +1,40 @@
+"""Healing needs neither a data set nor a second model in memory."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shears.adapt.teacher import cached
+from shears.healing.stage import heal
+from shears.records.artifacts import HEALED
+from shears.runtime import self_text
+from tests.adapt.small_training import log
+from tests.healing.conftest import SETTINGS
+from tests.tiny import VOCABULARY
+
+FEW = {**SETTINGS, "tokens": 16 * 8}
+
+
+def test_cached_targets_of_all_words_heal_as_the_teacher_does(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes((models / "text.txt").read_bytes())
+    options = {**FEW, "data": str(text), "teacher": str(models / "dense"), "block_outputs": 0.5}
+    live = heal(models / "sparse", tmp_path / "live", **options)
+    kept = heal(models / "sparse", tmp_path / "kept", **options, teacher_top_k=VOCABULARY)
+    for one, other in zip(log(live), log(kept), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)  # fp16 and bf16 in the files
+    monkeypatch.setattr(cached, "_write_shards", None)
+    heal(models / "sparse", tmp_path / "arm", **{**options, "learning_rate": 1e-3}, teacher_top_k=VOCABULARY)
+
+
+def test_the_dense_model_writes_the_text_once(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {**FEW, "data": "self", "teacher": str(models / "dense")}
+    first = heal(models / "sparse", tmp_path / "first", **options)
+    monkeypatch.setattr(self_text, "_written", None)
+    again = heal(models / "sparse", tmp_path / "again", **options)
+    records = [json.loads((folder / HEALED).read_text()) for folder in (first, again)]
+    assert records[0]["config"]["data"] == "self"
+    assert records[0]["fingerprint"] == records[1]["fingerprint"]

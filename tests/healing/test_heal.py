@@ -1,0 +1,193 @@
+"""Healing: nearer to the teacher, every zero in its place, resumed bit for bit, and one line for wrong input."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from shears.errors import InputError
+from shears.healing.stage import heal
+from shears.models.distillation import kl_from_logits
+from shears.records.folders import partial_folder
+from tests.adapt.small_training import log, stop_after
+from tests.healing.conftest import SETTINGS, prune
+from tests.tiny import save_tiny, tiny_tokenizer
+
+WAYS: dict[str, dict[str, Any]] = {
+    "weights": {},
+    "lora": {"train": "lora", "rank": 4, "alpha": 8, "learning_rate": 1e-2},
+    "blocks": {"block_outputs": 1.0, "kl": 0.5, "micro_batch_size": 2},
+    "labels": {"cross_entropy": 0.1, "recompute": False},
+}
+
+
+def healed(models: Path, output: Path, **changes: Any) -> Path:
+    settings = {**SETTINGS, "teacher": str(models / "dense"), "data": str(models / "text.txt"), **changes}
+    return heal(models / "sparse", output, **settings)
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    loaded: dict[str, Tensor] = load_file(folder / "model.safetensors")
+    return loaded
+
+
+def distance(models: Path, folder: Path) -> float:
+    """The mean divergence of a folder's model from the dense one on the text."""
+    ids = torch.tensor(tiny_tokenizer()((models / "text.txt").read_text()).input_ids).view(40, 16)
+    student, teacher = (AutoModelForCausalLM.from_pretrained(each) for each in (folder, models / "dense"))
+    with torch.no_grad():
+        return float(kl_from_logits(student(ids).logits.flatten(0, 1), teacher(ids).logits.flatten(0, 1)).mean())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_model_comes_nearer_to_its_teacher_and_keeps_every_zero(models: Path, tmp_path: Path, way: str) -> None:
+    output = healed(models, tmp_path / "healed", **WAYS[way])
+    assert distance(models, output) < 0.9 * distance(models, models / "sparse")
+    before, after = tensors(models / "sparse"), tensors(output)
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        assert torch.equal(weight == 0, after[name] == 0)
+        assert torch.equal(weight, after[name]) != ("_proj" in name)  # embeddings and norms are frozen
+    record = json.loads((output / "heal.json").read_text())
+    assert record["num_steps"] == len(log(output)) == 7
+    assert record["linears"]["model.layers.0.mlp.up_proj"]["zeros"] == int(
+        (before["model.layers.0.mlp.up_proj.weight"] == 0).sum()
+    )
+    assert not partial_folder(output).exists()
+    assert not (output / "checkpoints").exists()
+
+
+def test_the_log_has_every_loss(models: Path, tmp_path: Path) -> None:
+    lines = log(healed(models, tmp_path / "healed", **WAYS["blocks"]))
+    assert all(0 < line["block_outputs_loss"] < line["loss"] for line in lines)
+    assert [line["tokens"] for line in lines] == [64] * 7
+
+
+def test_one_forward_or_several_make_the_same_steps(models: Path, tmp_path: Path) -> None:
+    whole, split = (
+        healed(models, tmp_path / name, block_outputs=1.0, micro_batch_size=size)
+        for name, size in (("whole", None), ("split", 1))
+    )
+    for one, other in zip(log(whole), log(split), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["block_outputs_loss"] == pytest.approx(other["block_outputs_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, WAYS["lora"], {"optimizer": "adamw-8bit"}], ids=["weights", "lora", "8bit"])
+def test_an_interrupted_healing_resumes_to_the_same_bits(
+    models: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = healed(models, tmp_path / "whole", **changes)
+    with monkeypatch.context() as patched:
+        stop_after(4, patched)
+        with pytest.raises(KeyboardInterrupt):
+            healed(models, tmp_path / "resumed", **changes)
+    resumed = healed(models, tmp_path / "resumed", resume=True, **changes)
+    assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
+    assert (whole / "training_log.jsonl").read_text() == (resumed / "training_log.jsonl").read_text()
+    assert (whole / "heal.json").read_text() == (resumed / "heal.json").read_text()
+
+
+def test_stopped_while_it_writes_no_step_is_repeated(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = healed(models, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr("shears.healing.write.check_saved", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            healed(models, tmp_path / "resumed")
+    monkeypatch.setattr("shears.healing.fit.train_from", lambda *_: pytest.fail("trained again"))
+    resumed = healed(models, tmp_path / "resumed", resume=True)
+    assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
+
+
+def test_another_setting_is_not_resumed(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        stop_after(2, patched)
+        with pytest.raises(KeyboardInterrupt):
+            healed(models, tmp_path / "healed")
+    with pytest.raises(InputError, match=r"kl was 1\.0 and is now 2\.0"):
+        healed(models, tmp_path / "healed", resume=True, kl=2.0)
+
+
+def test_files_in_bf16_stay_in_bf16_with_their_zeros(models: Path, tmp_path: Path) -> None:
+    for name in ("dense", "sparse"):
+        AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.bfloat16).save_pretrained(tmp_path / name)
+        for file in models.glob(f"{name}/*token*"):
+            shutil.copy(file, tmp_path / name)
+    shutil.copy(models / "text.txt", tmp_path)
+    before, after = tensors(tmp_path / "sparse"), tensors(healed(tmp_path, tmp_path / "healed"))
+    assert all(after[name].dtype == torch.bfloat16 for name in before)
+    assert all(torch.equal(before[name] == 0, after[name] == 0) for name in before)
+
+
+def test_rows_are_read_by_their_template(models: Path, tmp_path: Path) -> None:
+    rows = [{"instruction": f"say {number}", "output": "x" * 30} for number in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fingerprints = {
+        json.loads((healed(models, tmp_path / template, data=str(tmp_path / "rows.jsonl"), template=template, tokens=64)
+                    / "heal.json").read_text())["data_fingerprint"]
+        for template in ("question", "alpaca")
+    }  # fmt: skip
+    assert len(fingerprints) == 2
+
+
+def test_a_teacher_of_another_depth_gives_its_distribution_only(models: Path, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "deeper", num_hidden_layers=3)
+    teacher = {"teacher": str(tmp_path / "deeper"), "tokens": 64}
+    with pytest.raises(InputError, match=r"2 blocks of width 32, .*deeper has 3 of width 32; set block_outputs to 0"):
+        healed(models, tmp_path / "healed", block_outputs=1.0, **teacher)
+    assert healed(models, tmp_path / "healed", **teacher).is_dir()
+
+
+def test_a_sparse_teacher_is_warned_of(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_tiny(tmp_path / "other", seed=1)
+    prune(tmp_path / "other")
+    with caplog.at_level(logging.WARNING, logger="shears"):
+        healed(models, tmp_path / "healed", teacher=str(tmp_path / "other"), tokens=64)
+    assert "the teacher should be dense" in caplog.text
+
+
+def test_text_that_is_read_many_times_is_warned_of(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "short.txt").write_text("abcd" * 16)
+    with caplog.at_level(logging.WARNING, logger="shears"):
+        healed(models, tmp_path / "healed", data=str(tmp_path / "short.txt"))
+    assert "64 tokens, which are read 7.0 times for 448" in caplog.text
+
+
+def test_wrong_input_is_refused_in_one_line_before_anything_is_written(models: Path, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "words", vocab_size=300)
+    (tmp_path / "short.txt").write_text("abc")
+    cases: dict[str, dict[str, Any]] = {
+        r"the teacher must have 257 words as .*, .*words has 300": {"teacher": str(tmp_path / "words")},
+        r"another model than the one to heal": {"teacher": str(models / "sparse")},
+        r"has no record of it; add --teacher": {"teacher": None},
+        r"at least a batch of 4 sequences of 16 tokens, .*short\.txt has 3 tokens": {
+            "data": str(tmp_path / "short.txt")
+        },
+        r"one of kl, block_outputs and cross_entropy must be above 0": {"kl": 0.0},
+        r"tokens must be a whole number such as 1000, 50k or 1M, got '1MB'": {"tokens": "1MB"},
+        r"micro_batch_size must divide batch_size": {"micro_batch_size": 3},
+    }
+    for message, changes in cases.items():
+        with pytest.raises(InputError, match=message):
+            healed(models, tmp_path / "healed", **changes)
+        assert not (tmp_path / "healed").exists()
+        assert not (tmp_path / "healed.partial").exists()
+    with pytest.raises(InputError, match="must have zeros, the linears of .*dense have none"):
+        heal(
+            models / "dense",
+            tmp_path / "healed",
+            teacher=str(tmp_path / "words"),
+            data=str(models / "text.txt"),
+            **SETTINGS,
+        )

@@ -1,0 +1,90 @@
+"""Linears whose zeros stay zero: their outputs and gradients are autograd's own at the weights that are kept."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from shears.healing.linears import refresh, train_kept, train_products, trainable, trained_linears
+from shears.models.blocks import weight_oi
+from tests.tiny import tiny_model
+
+INPUTS = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(3))
+
+
+class One(nn.Module):
+    """One linear of 8 inputs and 6 outputs, half of whose weights are zero."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.linear: Any = Conv1D(6, 8) if transposed else nn.Linear(8, 6)
+        weight = torch.randn(self.linear.weight.shape, generator=generator)
+        self.linear.weight.data = weight * (torch.rand(weight.shape, generator=generator) < 0.5)
+        self.linear.bias.data = torch.randn(6, generator=generator)
+
+
+def expected(one: One, change: Tensor | float = 0.0) -> Tensor:
+    return nn.functional.linear(INPUTS, weight_oi(one.linear).detach() + change, one.linear.bias.detach())
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_kept_weights_get_the_gradient_of_the_dense_weight(transposed: bool) -> None:
+    one, plain = One(transposed), One(transposed)
+    train_kept(one, ["linear"], None)
+    inputs, same = INPUTS.clone().requires_grad_(), INPUTS.clone().requires_grad_()
+    for model, x in ((one, inputs), (plain, same)):
+        model.linear(x).square().sum().backward()
+    kept = plain.linear.weight != 0
+    assert [name for name, each in one.named_parameters() if each.requires_grad] == ["linear.values"]
+    torch.testing.assert_close(one.linear.values.grad, plain.linear.weight.grad[kept])
+    torch.testing.assert_close(inputs.grad, same.grad)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_changed_values_are_computed_with_after_a_refresh_and_zeros_stay(transposed: bool) -> None:
+    one = One(transposed)
+    before = weight_oi(one.linear).detach().clone()
+    train_kept(one, ["linear"], None)
+    with torch.no_grad():
+        one.linear.values += 1
+    refresh(one)
+    change = (before != 0).float()
+    torch.testing.assert_close(one.linear(INPUTS), nn.functional.linear(INPUTS, before + change, one.linear.bias))
+    assert torch.equal(one.linear.healed(torch.empty(6, 8)), before + change)
+
+
+def test_rounded_products_leave_the_values_in_float32() -> None:
+    one = One(False)
+    values = one.linear.weight[one.linear.weight != 0].detach().clone()
+    train_kept(one, ["linear"], torch.bfloat16)
+    assert torch.equal(one.linear.values, values)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = one.linear(INPUTS)
+    torch.testing.assert_close(outputs.float(), expected(One(False)), rtol=2e-2, atol=2e-2)  # of bf16 products
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_product_starts_at_zero_and_never_reaches_a_zero(transposed: bool) -> None:
+    one = One(transposed)
+    before = weight_oi(one.linear).detach().clone()
+    train_products(one, ["linear"], rank=2, scaling=0.5, seed=0)
+    torch.testing.assert_close(one.linear(INPUTS), expected(One(transposed)))
+    with torch.no_grad():
+        one.linear.b += 1
+    product = (0.5 * one.linear.b @ one.linear.a).detach() * (before != 0)
+    torch.testing.assert_close(one.linear(INPUTS), expected(One(transposed), product))
+    torch.testing.assert_close(one.linear.healed(before), before + product)
+
+
+@pytest.mark.parametrize(("name", "count"), [("llama", 14), ("gpt2", 8), ("phi3", 8)])
+def test_all_linears_of_the_blocks_are_trained_and_nothing_else(name: str, count: int) -> None:
+    model = tiny_model(name)
+    names = trainable(model)
+    assert len(names) == count
+    train_kept(model, names, None)
+    assert list(trained_linears(model)) == list(names)
+    trained = {key for key, each in model.named_parameters() if each.requires_grad}
+    assert trained == {f"{key}.values" for key in names}

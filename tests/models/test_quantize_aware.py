@@ -1,0 +1,209 @@
+"""A linear that trains for int4 computes with the numbers of its grid, and passes gradients straight through."""
+
+import copy
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
+
+from shears.checkpoints.packed.layout import codes_on_grid, dense, dequantize_blocks, pack, quantize_blocks
+from shears.errors import InputError
+from shears.models.blocks import weight_oi
+from shears.models.quantize_aware import (
+    LEARNT,
+    LSQ_FACTOR,
+    Grid,
+    current_grids,
+    grid_of,
+    make_quantize_aware,
+    on_grid,
+    rounded,
+)
+from shears.models.sparse_adapter import is_sparse, make_plain
+from tests.models.test_sparse_adapter import Holder, layer_of, mask_ranks
+from tests.oracles import quantize_aware
+
+WIDTH, OUTPUTS, RANK, SCALING = 133, 5, 3, 1.5  # a block of 128 inputs and one of 5
+
+
+def one_linear(kind: str = "linear", sparsity: float = 0.5, dtype: torch.dtype = torch.float32) -> PeftModel:
+    """A frozen linear with a random adapter that moves weights by some steps, and beyond their grid."""
+    generator = torch.Generator().manual_seed(0)
+    module = Conv1D(OUTPUTS, WIDTH) if kind == "conv1d" else nn.Linear(WIDTH, OUTPUTS)
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    module.weight.data *= torch.rand(module.weight.shape, generator=generator) >= sparsity
+    weight_oi(module).data[1, 128:] = 0.0  # a block without weights: its scale is 0
+    weight_oi(module).data[2, :128].abs_()  # a grid that begins at zero
+    lora = LoraConfig(r=RANK, lora_alpha=SCALING * RANK, target_modules=["linear"], fan_in_fan_out=kind == "conv1d")
+    model = get_peft_model(Holder(module).to(dtype), lora)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter.dtype) * 0.6
+    return model
+
+
+def put_on_grid(model: PeftModel, learn_scales: bool = False, grid: Grid | None = None) -> Grid:
+    grid = grid or grid_of(weight_oi(layer_of(model).base_layer).detach().float())
+    make_quantize_aware(model, {"linear": grid}, learn_scales=learn_scales)
+    return grid
+
+
+@pytest.mark.parametrize(
+    ("kind", "sparsity", "mask", "shape"),
+    [
+        ("linear", 0.5, None, (WIDTH,)),
+        ("linear", 0.0, [1, 1, 0], (4, WIDTH)),
+        ("conv1d", 0.5, [1, 0, 0], (2, 3, WIDTH)),
+    ],
+    ids=str,
+)
+def test_outputs_and_gradients_are_those_of_the_literal_restatement(
+    kind: str, sparsity: float, mask: list[int] | None, shape: tuple[int, ...]
+) -> None:
+    model = one_linear(kind, sparsity).double()
+    grid = put_on_grid(model, learn_scales=True)
+    if mask is not None:
+        mask_ranks(model, torch.tensor(mask).float())
+    layer, generator = layer_of(model), torch.Generator().manual_seed(2)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    outputs = model(x)
+    cotangent = torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
+    outputs.backward(cotangent)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    factors = SCALING * (torch.ones(RANK) if mask is None else torch.tensor(mask).float())
+    expected = quantize_aware.linear((x, weight_oi(layer.base_layer), a, b), grid, factors, cotangent)
+    torch.testing.assert_close(outputs.detach(), expected.outputs + layer.base_layer.bias)
+    for actual, wanted in ((x.grad, expected.x), (a.grad, expected.a), (b.grad, expected.b)):
+        torch.testing.assert_close(actual, wanted)
+    learnt = getattr(layer, LEARNT)["default"].grad
+    of_logs = expected.scales * grid.scales.double() * LSQ_FACTOR  # dL/dlog s = s dL/ds
+    torch.testing.assert_close(learnt.double(), of_logs, rtol=1e-4, atol=1e-5)  # scales are learnt in float32
+    unused = factors == 0
+    assert (a.grad[unused] == 0).all()
+    assert (b.grad[:, unused] == 0).all()
+
+
+def test_the_grid_is_the_layouts_and_some_weights_leave_it() -> None:
+    """Otherwise the tests above could not tell a clamp from none."""
+    model = one_linear()
+    layer = layer_of(model)
+    weight = layer.base_layer.weight.detach()
+    codes, scales, zeros = quantize_blocks(weight)
+    grid = grid_of(weight)
+    assert torch.equal(grid.scales, scales)
+    assert torch.equal(grid.zeros, zeros)
+    assert torch.equal(rounded(weight, grid), dequantize_blocks(codes, scales, zeros))
+    a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+    whole = on_grid(weight, a, b, grid, SCALING)
+    steps = (codes_on_grid(whole, scales, zeros)[weight != 0]).long()
+    assert min(int((steps == 0).sum()), int((steps == 15).sum())) > 5
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_package_holds_the_forwards_weights_bit_for_bit(dtype: torch.dtype, sparsity: float) -> None:
+    """Even where a model folder of 16 bits lies between: rounding to it stays within half a step."""
+    layer = layer_of(one_linear(sparsity=sparsity, dtype=dtype))
+    weight = layer.base_layer.weight.detach()
+    a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+    grid = grid_of(weight)
+    whole = on_grid(weight, a, b, grid, SCALING)
+    assert whole.dtype == torch.float32
+    packed = pack(whole.to(dtype), "int4", grid)
+    bits = dense(packed).view(torch.int32)
+    assert torch.equal(bits, whole.view(torch.int32))  # +0.0 for zeros, never -0.0
+    assert bool((whole[weight == 0] == 0).all())
+    assert packed.num_kept == int((whole != 0).sum())
+
+
+def test_learnt_scales_are_computed_with_as_they_are_stored() -> None:
+    model = one_linear()
+    first = put_on_grid(model, learn_scales=True)
+    layer = layer_of(model)
+    logs = getattr(layer, LEARNT)["default"]
+    assert torch.equal(layer.grid.scales, first.scales)
+    logs.data.normal_(std=0.2, generator=torch.Generator().manual_seed(3))
+    stored = current_grids(model, {"linear": first})["linear"]
+    assert stored.scales.dtype == torch.float16
+    assert not torch.equal(stored.scales, first.scales)
+    torch.testing.assert_close(stored.scales.float(), first.scales.float() * logs.detach().exp(), rtol=1e-3, atol=0)
+    fixed = one_linear()
+    put_on_grid(fixed, grid=stored)
+    x = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(model(x), fixed(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_product_is_computed_in_the_dtype_of_a_plain_linear(dtype: torch.dtype) -> None:
+    model = one_linear(dtype=dtype)
+    grid = put_on_grid(model)
+    layer = layer_of(model)
+    weight = layer.base_layer.weight.detach()
+    a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+    whole = on_grid(weight, a, b, grid, SCALING)
+    x = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(4)).to(dtype)
+    assert torch.equal(model(x), linear(x, whole.to(dtype), layer.base_layer.bias))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = linear(x.bfloat16(), whole.bfloat16(), layer.base_layer.bias.bfloat16())
+        assert torch.equal(model(x), expected)
+
+
+def test_what_is_kept_between_forwards_is_made_anew_after_any_change() -> None:
+    """An adapter that is not trained keeps its rounded weights."""
+    model = one_linear().eval().requires_grad_(False)
+    put_on_grid(model)
+    mask_ranks(model, torch.ones(RANK))
+    layer, x = layer_of(model), torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(4))
+
+    def outputs() -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            kept = model(x)
+            assert torch.equal(kept, model(x))
+        return kept, model(x)  # with gradients on, nothing is kept
+
+    seen = []
+    changes: list[Any] = [
+        lambda: None,
+        lambda: layer.lora_A["default"].rank_mask.copy_(torch.tensor([1.0, 0.0, 0.0])),
+        lambda: layer.lora_B["default"].weight.mul_(2.0),
+        lambda: setattr(layer.lora_A["default"].weight, "data", torch.ones(RANK, WIDTH)),
+        lambda: layer.base_layer.weight.mul_(0.9),
+        lambda: layer.grid_scales.mul_(0.5),
+    ]
+    for change in changes:
+        change()
+        kept, computed = outputs()
+        assert torch.equal(kept, computed)
+        seen.append(kept)
+    assert all(not torch.equal(one, other) for one, other in pairwise(seen))
+    twin = copy.deepcopy(model)
+    layer_of(twin).lora_B["default"].weight.zero_()
+    with torch.no_grad():
+        assert not torch.equal(twin(x), model(x))
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_plain_is_pefts_own_layer_and_merging_in_place_is_refused(kind: str) -> None:
+    model, x = one_linear(kind), torch.randn(3, WIDTH)
+    untouched = copy.deepcopy(model)
+    put_on_grid(model, learn_scales=True)
+    with pytest.raises(InputError, match="not merged in place"):
+        model.merge_adapter()
+    make_plain(model)
+    assert not is_sparse(model)
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in untouched.named_parameters()]
+    assert torch.equal(model(x), untouched(x))
+
+
+def test_a_linear_without_a_grid_and_a_grid_without_a_linear_are_refused() -> None:
+    grid = grid_of(torch.ones(OUTPUTS, WIDTH))
+    with pytest.raises(InputError, match="holds as int4, linear is not; leave it out of groups"):
+        make_quantize_aware(one_linear(), {})
+    with pytest.raises(InputError, match="every grid must be of a linear of the model, other is not there"):
+        make_quantize_aware(one_linear(), {"linear": grid, "other": grid})

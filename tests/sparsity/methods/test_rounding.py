@@ -1,0 +1,102 @@
+"""Rounding with the inputs known: small output errors, exact zeros, the package's grid."""
+
+from typing import Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from shears.checkpoints.packed.layout import Quantized, codes_on_grid, dense, pack_quantized, quantize
+from shears.errors import InputError
+from shears.sparsity.methods.rounding import DAMPING, SWEEPS, output_error, round_with_inputs
+from tests.oracles import obs, rounding
+
+Values = Literal["int8", "int4"]
+
+
+def problem(outputs: int, inputs: int, seed: int, tokens: int = 400) -> tuple[Tensor, Tensor, Tensor]:
+    """A half-sparse weight, its mask, and the moments of correlated inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(outputs, inputs, generator=generator) * 0.1
+    kept = torch.rand(outputs, inputs, generator=generator) < 0.5
+    mix = torch.randn(inputs, inputs, generator=generator) + 2 * torch.eye(inputs)
+    x = torch.randn(tokens, inputs, generator=generator) @ mix
+    return weight * kept, kept, x.T @ x
+
+
+@pytest.mark.parametrize(("inputs", "seed"), [(7, 0), (24, 1), (133, 2)])
+def test_int4_equals_a_literal_restatement(inputs: int, seed: int) -> None:
+    """133 inputs are two blocks, the last of them of five inputs."""
+    weight, kept, hessian = problem(3, inputs, seed)
+    mine = round_with_inputs(weight, kept, hessian, "int4")
+    theirs = rounding.rounded(weight, kept, hessian, DAMPING, SWEEPS)
+    torch.testing.assert_close(mine.dense().double(), theirs)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    outputs=st.integers(1, 9),
+    inputs=st.sampled_from((1, 2, 9, 40, 130)),
+    seed=st.integers(0, 999),
+    tokens=st.integers(1, 200),
+)
+@pytest.mark.parametrize("values", ["int4", "int8"])
+def test_no_row_errs_more_than_rounded_to_nearest_and_zeros_stay(
+    values: Values, outputs: int, inputs: int, seed: int, tokens: int
+) -> None:
+    weight, kept, hessian = problem(outputs, inputs, seed, tokens)
+    rounded, nearest = round_with_inputs(weight, kept, hessian, values), quantize(weight, values)
+    errors = [obs.output_error(weight, one.dense(), hessian) for one in (rounded, nearest)]
+    assert bool((errors[0] <= errors[1] * (1 + 1e-4) + 1e-9).all())  # compared in float32
+    assert not rounded.dense()[~kept].any()
+    packed = pack_quantized(kept, rounded)
+    assert torch.equal(dense(packed), rounded.dense())
+    assert packed.num_kept == int(kept.sum())
+
+
+@pytest.mark.parametrize("values", ["int4", "int8"])
+def test_correlated_inputs_halve_the_error_of_rounding_to_nearest(values: Values) -> None:
+    weight, kept, _ = problem(32, 256, 3)
+    x = torch.randn(2000, 256) @ (torch.randn(256, 256) * torch.logspace(0, -1.5, 256)[:, None])
+    hessian = x.T @ x
+    rounded, nearest = round_with_inputs(weight, kept, hessian, values), quantize(weight, values)
+    errors = [float(output_error(weight, one, hessian).sum()) for one in (rounded, nearest)]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_uncorrelated_inputs_leave_each_weight_at_its_nearest_number() -> None:
+    """Nothing can make up for an error then; the searched scales alone are better than those of the range."""
+    weight, kept, _ = problem(8, 200, 4)
+    hessian = torch.diag(torch.rand(200, generator=torch.Generator().manual_seed(0)) + 0.1)
+    rounded = round_with_inputs(weight, kept, hessian, "int4")
+    assert rounded.zeros is not None
+    assert torch.equal(rounded.codes, codes_on_grid(weight, rounded.scales, rounded.zeros))
+    nearest = quantize(weight, "int4")
+    assert bool((output_error(weight, rounded, hessian) <= output_error(weight, nearest, hessian)).all())
+    searched = [
+        [rounding.searched(row[s : s + 128].tolist(), hessian.diag()[s : s + 128].tolist()) for s in (0, 128)]
+        for row in weight
+    ]
+    scales = torch.tensor([[scale for scale, _ in row] for row in searched])
+    zeros = torch.tensor([[zero for _, zero in row] for row in searched])
+    by_search = Quantized(codes_on_grid(weight, scales, zeros), scales.half(), zeros.to(torch.uint8))
+    assert bool((output_error(weight, rounded, hessian) <= output_error(weight, by_search, hessian) + 1e-9).all())
+
+
+def test_inputs_that_are_always_zero_tell_nothing() -> None:
+    weight, kept, hessian = problem(4, 40, 5)
+    nearest = quantize(weight, "int4")
+    unknown = round_with_inputs(weight, kept, torch.zeros(40, 40), "int4")
+    assert torch.equal(unknown.dense(), nearest.dense())
+    hessian[7] = 0.0
+    hessian[:, 7] = 0.0
+    assert bool(torch.isfinite(round_with_inputs(weight, kept, hessian, "int4").dense()).all())
+
+
+def test_moments_that_are_not_finite_are_refused() -> None:
+    weight, kept, hessian = problem(2, 5, 6)
+    hessian[0, 0] = torch.inf
+    with pytest.raises(InputError, match="must be finite"):
+        round_with_inputs(weight, kept, hessian, "int4")
