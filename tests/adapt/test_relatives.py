@@ -178,7 +178,8 @@ def test_a_kronecker_product_is_a_low_rank_product_at_every_rank() -> None:
     assert update.per_rank == 3
     for rank in (5, 3, 1):
         product = update.scaling * update.b[:, : rank * 3] @ update.a[: rank * 3]
-        expected = oracle.lokr_update(*(each.double().numpy() for each in (w1, w2_a, w2_b)), [1.0] * rank, 0.5)
+        factors = w1.double().numpy(), w2_a.double().numpy(), w2_b.double().numpy()
+        expected = oracle.lokr_update(*factors, [1.0] * rank, 0.5)
         torch.testing.assert_close(product.double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
 
 

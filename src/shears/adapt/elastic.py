@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -60,7 +60,7 @@ def lora_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, LoraLayer
             yield name, layer
 
 
-Layer = LoraLayer | LoKrLinear
+Layer: TypeAlias = Any  # PEFT's LoraLayer or LoKr's Linear, which have no types
 
 
 def adapted_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, Layer]]:
@@ -295,12 +295,12 @@ def _size_of_rank(layer: Layer, adapter: str) -> int:
 
 
 def _num_macs(layer: Layer, adapter: str, rank: int) -> int:
-    return layer.num_macs(rank) if isinstance(layer, ElasticLoKr) else rank * _size_of_rank(layer, adapter)
+    return int(layer.num_macs(rank)) if isinstance(layer, ElasticLoKr) else rank * _size_of_rank(layer, adapter)
 
 
 def _size_of_all_ranks(layer: Layer, adapter: str) -> int:
     """Return the parameters that every rank of a linear has: w1 of LoKr, none of LoRA."""
-    return layer.lokr_w1[adapter].numel() if isinstance(layer, LoKrLinear) else 0
+    return int(layer.lokr_w1[adapter].numel()) if isinstance(layer, LoKrLinear) else 0
 
 
 def _variant(layer: Layer, adapter: str) -> str | None:

@@ -71,10 +71,11 @@ class ElasticLoKr(LoKrLinear):  # type: ignore[misc]
         hidden = self._masked(torch.nn.functional.linear(parts, w2_b))  # * M R
         by_input = torch.nn.functional.linear(hidden, w2_a)  # * M K
         update = torch.einsum("lm,...mk->...lk", w1, by_input).flatten(-2)
-        return update * self.scaling[self.elastic_adapter]
+        scaled: Tensor = update * self.scaling[self.elastic_adapter]
+        return scaled
 
     def _masked(self, hidden: Float[Tensor, "*B M R"]) -> Float[Tensor, "*B M R"]:
-        mask = self.get_buffer(MASK).to(hidden.dtype)
+        mask: Tensor = self.get_buffer(MASK).to(hidden.dtype)
         if mask.ndim == 1:
             return hidden * mask
         rows, length, _ = mask.shape  # some blocks flatten rows and tokens into one dimension
