@@ -202,7 +202,10 @@ def test_given_grids_take_the_place_of_the_weights_own(trained: dict[str, Path])
     [
         ({"format": "package", "values": "int8"}, "values must be int4 for an adapter trained with .* got int8, which"),
         ({"format": "package", "values": "bf16"}, "values must be int4 .* got bf16, which would round them again"),
-        ({"format": "package", "calibration": "self.txt"}, "calibration must be left out for an adapter trained with"),
+        (
+            {"format": "package", "values": "int4", "calibration": "a.txt"},
+            "calibration must be left out for an adapter trained with",
+        ),
         ({"format": "peft"}, "was trained with quantize_aware, .* got format peft; take package, or merged"),
         ({"format": "padded"}, "was trained with quantize_aware, .* got format padded; take package"),
     ],

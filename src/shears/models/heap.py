@@ -5,6 +5,7 @@ write. In a training step on a CPU that took a fifth of the time (docs/log.md).
 """
 
 import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,14 +20,14 @@ def kept_heap() -> Iterator[bool]:
 
     It works with glibc only, and changes nothing else.
     """
-    libc = ctypes.CDLL(None)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     works = hasattr(libc, "gnu_get_libc_version")
-    if works:
+    if libc is not None and works:
         works = bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, -1))
     try:
         yield works
     finally:
-        if works:
+        if libc is not None and works:
             for option, value in DEFAULTS:
                 libc.mallopt(option, value)
             libc.malloc_trim(0)
