@@ -19,8 +19,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "damping",
     ),
     "Adapter": (
-        "ranks", "groups", "alpha", "init", "sampling", "reorder", "curriculum", "sparse_adapter", "quantize_aware",
-        "learn_scales", "dropout", "recover_rank", "recover_by", "rank",
+        "ranks", "groups", "adapter", "decompose_factor", "alpha", "init", "sampling", "reorder", "curriculum",
+        "sparse_adapter", "quantize_aware", "learn_scales", "dropout", "recover_rank", "recover_by", "rank",
     ),
     "Schedule": (
         "epochs", "max_steps", "learning_rate", "scheduler", "warmup_steps", "weight_decay", "validation_every",
