@@ -13,13 +13,14 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "max_length", "packing", "limit", "protocol", "calibration", "num_samples", "sequence_length",
         "teacher", "teacher_weight", "teacher_top_k", "tokens",
     ),
-    "Healing": ("train", "heal", "kl", "block_outputs", "cross_entropy"),
+    "Healing": ("train", "heal", "move", "move_every", "kl", "block_outputs", "cross_entropy"),
     "Pruning": (
-        "sparsity", "method", "pattern", "allocation", "reconstruct", "targets", "skip", "sparsity_of", "damping",
+        "sparsity", "method", "pattern", "allocation", "reconstruct", "refine", "targets", "skip", "sparsity_of",
+        "damping",
     ),
     "Adapter": (
-        "ranks", "groups", "alpha", "init", "sampling", "reorder", "curriculum", "sparse_adapter", "quantize_aware",
-        "learn_scales", "dropout", "recover_rank", "recover_by", "rank",
+        "ranks", "groups", "adapter", "decompose_factor", "alpha", "init", "sampling", "reorder", "curriculum",
+        "sparse_adapter", "quantize_aware", "learn_scales", "dropout", "recover_rank", "recover_by", "rank",
     ),
     "Schedule": (
         "epochs", "max_steps", "learning_rate", "scheduler", "warmup_steps", "weight_decay", "validation_every",
