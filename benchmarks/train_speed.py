@@ -9,9 +9,10 @@ magnitude to 50 %, or is `--base`. A round is one pass over `--steps` x 16 examp
 are the same too, except in the arm in length buckets. One arm makes an optimizer step while the others wait
 (benchmarks/turns.py). A first round is a warm-up and does not count.
 
-`--only TEXT ...` keeps only arms whose names contain one of the texts; the first that is kept is what the others are
-compared with. A peak is of an arm's own process, from its start, with pages of mapped files. With SmolLM2-135M each arm
-takes about 2 GB and the plain one 4 GB; larger models may leave room only for `gradient checkpointing`.
+`--only TEXT ...` keeps only arms of these names, or whose names contain one of the texts; the first that is kept is
+what the others are compared with. A peak is of an arm's own process, from its start, with pages of mapped files. With
+SmolLM2-135M each arm takes about 2 GB and the plain one 4 GB; larger models may leave room only for `gradient
+checkpointing`.
 
 `--length N` puts solved questions before every question, for examples of about N tokens. `--memory` makes three steps
 on the 16 longest examples, one arm at a time.
@@ -78,7 +79,9 @@ def main() -> None:
         rounds = MEMORY_STEPS if arguments.memory else WARM_UP + arguments.rounds
         job = Job(base, str(data), rounds, folder)
         print(f"{environment()}, {resolved_precision('auto', 'cpu')}", flush=True)
-        arms = [arm for arm in ARMS if any(text in arm for text in arguments.only)]
+        arms = [
+            arm for arm in ARMS if any(text == arm or (text not in ARMS and text in arm) for text in arguments.only)
+        ]
         for line in (memory if arguments.memory else speed)(arms, job):
             print(line, flush=True)
 
