@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from shears.checkpoints.packed.layout import BLOCK, LARGEST_CODE, LARGEST_STEP, Quantized, grid_of_range, quantize
+from shears.errors import InputError
 from shears.sparsity.methods.sparsegpt import inverse_factor
 
 DAMPING = 0.1  # share of the mean moment; of 0.003 to 1, least errors on inputs that were not calibrated on
@@ -71,6 +72,8 @@ def round_with_inputs(
     """
     wide = weight.float()
     nearest = quantize(wide, values)
+    if missed is not None and not torch.isfinite(missed).all():
+        raise InputError("products of inputs and outputs must be finite; check the weights, or use dtype fp32")
     if not hessian.any():
         return nearest
     hessian = hessian.float()
