@@ -1,6 +1,7 @@
 """WikiText-2 perplexity of the dense and of the pruned SmolLM2-135M, 16 windows of 1,024 tokens of the test text.
 
     python -m benchmarks.perplexity --data FOLDER [--num-samples 32] [--sequence-length 512]
+    python -m benchmarks.perplexity --data FOLDER --methods wanda --refine 0 16 --sparsities 0.5 0.6 --windows 8
 
 FOLDER holds valid.txt (calibration) and test.txt of WikiText-2.
 """
@@ -8,6 +9,7 @@ FOLDER holds valid.txt (calibration) and test.txt of WikiText-2.
 import argparse
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 import shears
@@ -23,32 +25,42 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, default=32)
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--methods", nargs="+", default=["wanda", "magnitude"])
+    parser.add_argument("--refine", type=int, nargs="+", default=[0], help="rounds of swaps")
+    parser.add_argument("--reconstruct", action="store_true")
+    parser.add_argument("--windows", type=int, default=16)
     arguments = parser.parse_args()
     log_to_stderr()
     print(environment())
     print("\n| model | perplexity | 95 % interval | tokens | pruning |\n| --- | --- | --- | --- | --- |")
-    _row("dense", MODEL, arguments.data, "")
-    with tempfile.TemporaryDirectory() as folder:
-        for sparsity in arguments.sparsities:
-            for method in ("wanda", "magnitude"):
-                output = Path(folder) / f"{method}-{sparsity}"
-                start = time.monotonic()
-                shears.sparsify(
-                    MODEL,
-                    output,
-                    method=method,
-                    sparsity=sparsity,
-                    num_samples=arguments.num_samples,
-                    sequence_length=arguments.sequence_length,
-                    calibration=str(arguments.data / "valid.txt"),
-                )
-                seconds = f"{time.monotonic() - start:.0f} s"
-                _row(f"{method} {sparsity:.0%}", str(output), arguments.data, seconds)
+    _row("dense", MODEL, arguments, "")
+    for sparsity, method, refine in product(arguments.sparsities, arguments.methods, arguments.refine):
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.monotonic()
+            output = shears.sparsify(
+                MODEL,
+                Path(folder) / "sparse",
+                method=method,
+                sparsity=sparsity,
+                refine=refine,
+                reconstruct=arguments.reconstruct,
+                num_samples=arguments.num_samples,
+                sequence_length=arguments.sequence_length,
+                calibration=str(arguments.data / "valid.txt"),
+            )
+            seconds = f"{time.monotonic() - start:.0f} s"
+            name = f"{method} {sparsity:.0%}" + f", {refine} rounds of swaps" * (refine > 0)
+            _row(name, str(output), arguments, seconds)
 
 
-def _row(name: str, model: str, data: Path, seconds: str) -> None:
+def _row(name: str, model: str, arguments: argparse.Namespace, seconds: str) -> None:
     result = shears.evaluate(
-        model, task="perplexity", data=str(data / "test.txt"), sequence_length=1024, limit=16, batch_size=1
+        model,
+        task="perplexity",
+        data=str(arguments.data / "test.txt"),
+        sequence_length=1024,
+        limit=arguments.windows,
+        batch_size=1,
     )
     low, high = result.ci95
     print(f"| {name} | {result.value:.2f} | {low:.2f} to {high:.2f} | {result.n} | {seconds} |", flush=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shears.records.version import __version__ as __version__
     from shears.report.compare import compare as compare
     from shears.report.page import write_report as write_report
+    from shears.runs.compress.stage import compress as compress
     from shears.runs.own_text import sparsify as sparsify
     from shears.runs.pipeline import run as run
     from shears.runs.plan import plan as plan
@@ -44,6 +45,7 @@ _MODULES = {
     "bench": "runtime.speed",
     "build_space": "adapt.prepare",
     "compare": "report.compare",
+    "compress": "runs.compress.stage",
     "environment": "runtime.environment",
     "evaluate": "evaluation.run",
     "export_adapter": "export.stage",

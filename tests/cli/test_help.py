@@ -17,7 +17,10 @@ from tests.cli.calls import call_with
 
 GROUP: Any = typer.main.get_command(application())
 VERBS: dict[str, Any] = GROUP.commands
-KINDS = {"TEXT", "INTEGER", "NUMBER", "FILE", "FOLDER", "NAME", "SIZE", "URL", "KEY=VALUE", "A,B,...", "A=X,B=Y,..."}
+KINDS = {
+    "TEXT", "INTEGER", "COUNT", "NUMBER", "FILE", "FOLDER", "MODEL", "NAME", "SIZE", "URL",
+    "KEY=VALUE", "A,B,...", "A=X,B=Y,...",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +112,7 @@ def test_a_terminal_gets_colours(capfd: pytest.CaptureFixture[str], monkeypatch:
 def test_shells_complete_verbs_and_options(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     call = call_with(capfd, monkeypatch)
     monkeypatch.setenv("_SHEARS_COMPLETE", "complete_bash")
-    for words, expected in {"shears spars": "sparsify", "shears train --learn": "--learning-rate"}.items():
+    for words, expected in {"shears spars": "sparsify", "shears train --learni": "--learning-rate"}.items():
         monkeypatch.setenv("COMP_WORDS", words)
         monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
         code, output, _ = call()

@@ -16,6 +16,7 @@ from shears.errors import InputError
 from shears.healing.stage import heal
 from shears.models.distillation import kl_from_logits
 from shears.records.folders import partial_folder
+from shears.sparsity.stage import sparsify
 from tests.adapt.small_training import log, stop_after
 from tests.healing.conftest import SETTINGS, prune
 from tests.tiny import save_tiny, tiny_tokenizer
@@ -26,6 +27,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "blocks": {"block_outputs": 1.0, "kl": 0.5, "micro_batch_size": 2},
     "labels": {"cross_entropy": 0.1, "recompute": False},
 }
+MOVE: dict[str, Any] = {"move": 0.2, "move_every": 2}
 
 
 def healed(models: Path, output: Path, **changes: Any) -> Path:
@@ -70,6 +72,25 @@ def test_the_log_has_every_loss(models: Path, tmp_path: Path) -> None:
     assert [line["tokens"] for line in lines] == [64] * 7
 
 
+@pytest.mark.parametrize("size", [None, 2])
+def test_moved_zeros_are_as_many_in_every_linear(models: Path, tmp_path: Path, size: int | None) -> None:
+    output = healed(models, tmp_path / "healed", **MOVE, micro_batch_size=size)
+    assert distance(models, output) < 0.9 * distance(models, models / "sparse")
+    before, after = tensors(models / "sparse"), tensors(output)
+    for name, weight in before.items():
+        zeros, found = weight == 0, after[name] == 0
+        assert int(zeros.sum()) == int(found.sum())
+        moved = int((zeros & ~found).sum()) / max(int(zeros.sum()), 1)
+        assert 0.05 < moved < 0.3 if "_proj" in name else moved == 0  # two moves: 0.13 and 0.02, of 0.2 at the start
+
+
+def test_zeros_of_a_pattern_of_groups_do_not_move(models: Path, tmp_path: Path) -> None:
+    sparse = sparsify(models / "dense", tmp_path / "sparse", method="magnitude", pattern="2:4", device="cpu")
+    with pytest.raises(InputError, match=r"move keeps zeros per linear, not the pattern 2:4 of .*sparse; set move to"):
+        heal(sparse, tmp_path / "healed", data=str(models / "text.txt"), **SETTINGS, **MOVE)
+    assert not (tmp_path / "healed.partial").exists()
+
+
 def test_one_forward_or_several_make_the_same_steps(models: Path, tmp_path: Path) -> None:
     whole, split = (
         healed(models, tmp_path / name, block_outputs=1.0, micro_batch_size=size)
@@ -80,7 +101,9 @@ def test_one_forward_or_several_make_the_same_steps(models: Path, tmp_path: Path
         assert one["block_outputs_loss"] == pytest.approx(other["block_outputs_loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, WAYS["lora"], {"optimizer": "adamw-8bit"}], ids=["weights", "lora", "8bit"])
+@pytest.mark.parametrize(
+    "changes", [{}, WAYS["lora"], {"optimizer": "adamw-8bit"}, MOVE], ids=["weights", "lora", "8bit", "move"]
+)
 def test_an_interrupted_healing_resumes_to_the_same_bits(
     models: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +200,7 @@ def test_wrong_input_is_refused_in_one_line_before_anything_is_written(models: P
         r"one of kl, block_outputs and cross_entropy must be above 0": {"kl": 0.0},
         r"tokens must be a whole number such as 1000, 50k or 1M, got '1MB'": {"tokens": "1MB"},
         r"micro_batch_size must divide batch_size": {"micro_batch_size": 3},
+        r"move needs train weights and optimizer adamw, got lora and adamw; set move to 0": {**WAYS["lora"], **MOVE},
     }
     for message, changes in cases.items():
         with pytest.raises(InputError, match=message):

@@ -2,7 +2,8 @@
 
 Rank r means the first r rows of A and the first r columns of B. Zeroing A's output beyond r equals slicing both, gives
 the unused ranks a gradient of exactly zero, and leaves PEFT's layers, files and merging as they are. Rows of a batch
-share one mask, or each has its own, so that one forward trains or scores many sub-adapters at once.
+share one mask, or each has its own, so that one forward trains or scores many sub-adapters at once. Of PEFT's LoKr, A
+and B are the factors of the low-rank part w2, and the layer itself masks its ranks (models/lokr.py).
 
 A nested adapter computes scaling * B D A while it trains: D, a fixed diagonal, weighs each component by the share of
 the allowed ranks that contain it, and `fold` moves D into A and B. Smaller ranks are multiplied by the space's factors
@@ -16,11 +17,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from peft import PeftModel
+from peft.tuners.lokr import Linear as LoKrLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -30,6 +32,7 @@ from shears.config.own_loop import OwnLoopConfig
 from shears.config.resolve import build
 from shears.config.targets import EXPERTS
 from shears.errors import InputError
+from shears.models.lokr import ElasticLoKr
 from shears.models.sparse_adapter import MASK
 
 # variants that use the weight of lora_A without calling it, so that no hook on it runs
@@ -57,10 +60,34 @@ def lora_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, LoraLayer
             yield name, layer
 
 
-def _set_full_mask(linear: nn.Module) -> None:
-    """Give lora_A one mask for all rows that keeps every rank."""
-    weight = linear.get_parameter("weight")
-    linear.register_buffer(MASK, torch.ones(weight.shape[0], device=weight.device), persistent=False)
+Layer: TypeAlias = Any  # PEFT's LoraLayer or LoKr's Linear, which have no types
+
+
+def adapted_layers(model: PeftModel, adapter: str) -> Iterator[tuple[str, Layer]]:
+    """Yield the layers with the adapter, LoRA or LoKr, and the names of their linears in the base model."""
+    yield from lora_layers(model, adapter)
+    for name, layer in model.get_base_model().named_modules():
+        if isinstance(layer, LoKrLinear) and adapter in {*layer.lokr_w1, *layer.lokr_w1_a}:
+            yield name, layer
+
+
+def factors_of(layer: Layer, adapter: str) -> tuple[Float[Tensor, "R _"], Float[Tensor, "_ R"]]:
+    """Return the two factors whose common dimension are the ranks: A and B, or w2_b and w2_a of LoKr."""
+    if isinstance(layer, LoKrLinear):
+        return layer.lokr_w2_b[adapter], layer.lokr_w2_a[adapter]
+    return layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+
+
+def masked_module(layer: Layer, adapter: str) -> nn.Module:
+    """Return the module that holds the buffer MASK of the ranks: lora_A, or LoKr's layer itself."""
+    module: nn.Module = layer if isinstance(layer, LoKrLinear) else layer.lora_A[adapter]
+    return module
+
+
+def _set_full_mask(layer: Layer, adapter: str) -> None:
+    """Give a layer one mask for all rows that keeps every rank."""
+    a, _ = factors_of(layer, adapter)
+    masked_module(layer, adapter).register_buffer(MASK, torch.ones(len(a), device=a.device), persistent=False)
 
 
 class ElasticAdapter:
@@ -75,35 +102,39 @@ class ElasticAdapter:
         self.space = space.nested() if nested else space
         self.adapter = adapter
         self.nested = nested
-        layers = dict(lora_layers(model, adapter))
+        layers = dict(adapted_layers(model, adapter))
         self._layers = {
             group: [_elastic_layer(layers, name, ranks[0], adapter) for name in space.modules.get(group, ())]
             for group, ranks in space.ranks.items()
         }
         self._routed = [name for name in chain(*space.modules.values()) if EXPERTS in name.split(".")]
         self._variants = sorted({v for layer in self._all_layers() if (v := _variant(layer, adapter)) is not None})
-        self._hooks = [self._install(layer) for layer in self._all_layers()]
+        self._hooks = [hook for layer in self._all_layers() for hook in self._install(layer)]
         self.active: RankConfig | None = self.activate(space.maximal())
 
-    def _all_layers(self) -> list[LoraLayer]:
+    def _all_layers(self) -> list[Layer]:
         return [layer for layers in self._layers.values() for layer in layers]
 
-    def _install(self, layer: LoraLayer) -> torch.utils.hooks.RemovableHandle:
-        linear = layer.lora_A[self.adapter]
-        if MASK in dict(linear.named_buffers(recurse=False)):
+    def _install(self, layer: Layer) -> list[torch.utils.hooks.RemovableHandle]:
+        module = masked_module(layer, self.adapter)
+        if MASK in dict(module.named_buffers(recurse=False)):
             raise InputError("a model can be elastic only once; call remove() on its ElasticAdapter first")
-        _set_full_mask(linear)
-        return linear.register_forward_hook(_mask_ranks)  # type: ignore[no-any-return]
+        _set_full_mask(layer, self.adapter)
+        if isinstance(layer, LoKrLinear):
+            layer.__class__ = ElasticLoKr  # its class masks the ranks; its parameters and files stay PEFT's
+            layer.elastic_adapter = self.adapter
+            return []
+        return [module.register_forward_hook(_mask_ranks)]
 
     def activate(self, config: RankConfig) -> RankConfig:
         """Use these ranks in every following forward; InputError if they are not in the space."""
         config = self.space.check(config)
         for group, layers in self._layers.items():
             for layer in layers:
-                linear = layer.lora_A[self.adapter]
-                if linear.get_buffer(MASK).ndim > 1:
-                    _set_full_mask(linear)
-                mask = linear.get_buffer(MASK)  # written in place, because compiled code keeps its buffer
+                module = masked_module(layer, self.adapter)
+                if module.get_buffer(MASK).ndim > 1:
+                    _set_full_mask(layer, self.adapter)
+                mask = module.get_buffer(MASK)  # written in place, because compiled code keeps its buffer
                 mask.copy_(torch.arange(len(mask), device=mask.device) < config[group])
                 mask.mul_(self.space.factor(group, config[group]))
                 if self.nested:
@@ -121,7 +152,7 @@ class ElasticAdapter:
         if not self.nested:
             return {}
         return {
-            name: _roots(self._diagonal(group, layer.lora_A[self.adapter].weight.shape[0]))
+            name: _roots(self._diagonal(group, len(factors_of(layer, self.adapter)[0])))
             for group, layers in self._layers.items()
             for name, layer in zip(self.space.modules.get(group, ()), layers, strict=True)
         }
@@ -139,6 +170,10 @@ class ElasticAdapter:
         estimates of one update, so smaller ranks then have no factors.
         """
         self._multiply({name: 1 / roots for name, roots in self.roots().items()})
+        self.drop_factors()
+
+    def drop_factors(self) -> None:
+        """Multiply no smaller rank by a factor any more."""
         self.space = replace(self.space, factors={})
         self.activate(self.active or self.space.maximal())
 
@@ -146,8 +181,8 @@ class ElasticAdapter:
     def _folded(self) -> Iterator[None]:
         """Hold the factors that `fold` would leave; afterwards those from before, bit for bit."""
         roots = self.roots()
-        layers = [layer for name, layer in lora_layers(self.model, self.adapter) if name in roots]
-        weights = [part[self.adapter].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
+        layers = [layer for name, layer in adapted_layers(self.model, self.adapter) if name in roots]
+        weights = [factor for layer in layers for factor in factors_of(layer, self.adapter)]
         kept = [weight.detach().clone() for weight in weights]
         self._multiply(roots)
         try:
@@ -159,10 +194,9 @@ class ElasticAdapter:
 
     @torch.no_grad()
     def _multiply(self, factors: Mapping[str, Float[Tensor, " R"]]) -> None:
-        layers = dict(lora_layers(self.model, self.adapter))
+        layers = dict(adapted_layers(self.model, self.adapter))
         for name, factor in factors.items():
-            a = layers[name].lora_A[self.adapter].weight
-            b = layers[name].lora_B[self.adapter].weight
+            a, b = factors_of(layers[name], self.adapter)
             a.mul_(factor.to(a)[:, None])
             b.mul_(factor.to(b))
 
@@ -197,21 +231,30 @@ class ElasticAdapter:
             factors = torch.tensor([self.space.factor(group, config[group]) for config in checked])[rows][..., None]
             masks: dict[tuple[int, torch.device], Tensor] = {}  # shared by the linears of a group
             for layer in layers:
-                linear = layer.lora_A[self.adapter]
-                size = linear.weight.shape[0]
-                device = linear.weight.device
+                a, _ = factors_of(layer, self.adapter)
+                size = len(a)
+                device = a.device
                 if (size, device) not in masks:
                     mask = (torch.arange(size) < ranks).float() * factors
                     masks[size, device] = (mask * self._diagonal(group, size) if self.nested else mask).to(device)
-                linear.register_buffer(MASK, masks[size, device], persistent=False)
+                masked_module(layer, self.adapter).register_buffer(MASK, masks[size, device], persistent=False)
         self.active = None
 
     def num_parameters(self, config: RankConfig) -> int:
-        """Return the number of parameters of the sub-adapter: rank * (inputs + outputs), summed over its linears."""
+        """Return the number of parameters of the sub-adapter, summed over its linears.
+
+        They are rank * (inputs + outputs); of LoKr rank * (inputs and outputs of w2), and w1, which every rank has.
+        """
         return sum(
-            config[group] * (layer.in_features + layer.out_features)
+            config[group] * _size_of_rank(layer, self.adapter) + _size_of_all_ranks(layer, self.adapter)
             for group, layers in self._layers.items()
             for layer in layers
+        )
+
+    def num_macs(self, config: RankConfig) -> int:
+        """Return the multiply-accumulates of the sub-adapter for a token: its parameters, but of LoKr more."""
+        return sum(
+            _num_macs(layer, self.adapter, config[group]) for group, layers in self._layers.items() for layer in layers
         )
 
     def save(self, folder: str | Path, *, base: str | Path | None = None, **about: Any) -> Path:
@@ -234,31 +277,65 @@ class ElasticAdapter:
         for hook in self._hooks:
             hook.remove()
         for layer in self._all_layers():
-            layer.lora_A[self.adapter]._buffers.pop(MASK, None)
-            layer.lora_A[self.adapter]._non_persistent_buffers_set.discard(MASK)
+            module = masked_module(layer, self.adapter)
+            module._buffers.pop(MASK, None)
+            module._non_persistent_buffers_set.discard(MASK)
+            if isinstance(layer, ElasticLoKr):
+                layer.__class__ = LoKrLinear
+                del layer.elastic_adapter
         self._hooks = []
 
 
-def _variant(layer: LoraLayer, adapter: str) -> str | None:
-    """Return PEFT's name of the layer's variant of LoRA, None for plain LoRA."""
-    variant = layer.lora_variant.get(adapter)
+def _size_of_rank(layer: Layer, adapter: str) -> int:
+    """Return the parameters that a rank adds to a linear."""
+    if isinstance(layer, LoKrLinear):
+        a, b = factors_of(layer, adapter)
+        return a.shape[1] + b.shape[0]
+    return int(layer.in_features + layer.out_features)
+
+
+def _num_macs(layer: Layer, adapter: str, rank: int) -> int:
+    return int(layer.num_macs(rank)) if isinstance(layer, ElasticLoKr) else rank * _size_of_rank(layer, adapter)
+
+
+def _size_of_all_ranks(layer: Layer, adapter: str) -> int:
+    """Return the parameters that every rank of a linear has: w1 of LoKr, none of LoRA."""
+    return int(layer.lokr_w1[adapter].numel()) if isinstance(layer, LoKrLinear) else 0
+
+
+def _variant(layer: Layer, adapter: str) -> str | None:
+    """Return PEFT's name of the layer's variant of LoRA, None for plain LoRA and LoKr."""
+    variant = None if isinstance(layer, LoKrLinear) else layer.lora_variant.get(adapter)
     return None if variant is None else type(variant).__name__
 
 
-def _elastic_layer(layers: dict[str, LoraLayer], name: str, max_rank: int, adapter: str) -> LoraLayer:
+def _elastic_layer(layers: dict[str, Layer], name: str, max_rank: int, adapter: str) -> Layer:
     layer = layers.get(name)
     if layer is None:
         raise InputError(f"every linear of the search space must carry the adapter {adapter!r}; {name} does not")
-    if layer.use_rslora.get(adapter):
+    if isinstance(layer, LoKrLinear):
+        _check_lokr(layer, name, adapter)
+    elif layer.use_rslora.get(adapter):
         raise InputError(
             f"an elastic adapter must scale all ranks alike, {name} uses rank-stabilised LoRA; set use_rslora=False"
         )
     if (variant := _variant(layer, adapter)) in BYPASSING_A:
         raise InputError(f"ranks are masked behind lora_A, which {variant} of {name} does not call; use plain LoRA")
-    rank = layer.lora_A[adapter].weight.shape[0]
+    rank = len(factors_of(layer, adapter)[0])
     if rank < max_rank:
         raise InputError(f"the adapter of {name} must have the largest rank of its group ({max_rank}), got {rank}")
     return layer
+
+
+def _check_lokr(layer: LoKrLinear, name: str, adapter: str) -> None:
+    """Raise InputError for a form of LoKr whose ranks cannot be cut."""
+    if adapter not in layer.lokr_w2_a or adapter not in layer.lokr_w1:
+        raise InputError(
+            f"an elastic LoKr must hold w1 whole and w2 in two factors, {name} does not; lower r, and set "
+            "decompose_both=False"
+        )
+    if layer.rank_dropout[adapter] or layer.module_dropout[adapter]:
+        raise InputError(f"an elastic LoKr must have no dropout, {name} has; set rank_dropout and module_dropout 0")
 
 
 def _roots(diagonal: Float[Tensor, " R"]) -> Float[Tensor, " R"]:

@@ -8,7 +8,9 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoKrConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lokr import LoKrLayer
+from peft.tuners.lokr.layer import factorization
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.groups import with_auto
 from shears.adapt.initial import start_from_principal, start_from_recovery
+from shears.adapt.polar import make_polar
 from shears.adapt.sampling import NESTED
 from shears.adapt.space import SearchSpace
 from shears.checkpoints.conversion import known_config
@@ -165,10 +168,7 @@ def prepare(model: ModelRef, settings: TrainConfig, rows: Rows | None = None) ->
         logger.warning("%s shares its weight with %s: export as format peft works, a merge does not", *pair)
     grids = {} if settings.quantize_aware == "none" else grids_of(base, model.folder)
     peft_model = add_lora(base, space, settings)
-    start = _start(peft_model, model, settings)
-    elastic = make_elastic(peft_model, space, nested=settings.sampling == NESTED)
-    if settings.init != "lora":
-        elastic.unfold()  # the product of the start stays
+    elastic, start = _elastic(peft_model, model, space, settings)
     _mask(peft_model, grids, settings)
     logger.info("%d groups of ranks %s: %s sub-adapters", len(space.ranks), settings.ranks, f"{space.size:.3g}")
     return Prepared(peft_model, tokenizer, elastic, rows.train, start, rows.validation, grids)
@@ -183,6 +183,22 @@ def _mask(peft_model: PeftModel, grids: Mapping[str, Grid], settings: TrainConfi
         logger.info("%d linears are trained as int4 holds them", len(grids))
     elif settings.sparse_adapter:
         make_sparse(peft_model)
+
+
+def _elastic(
+    peft_model: PeftModel, model: ModelRef, space: SearchSpace, settings: TrainConfig
+) -> tuple[ElasticAdapter, dict[str, Tensor]]:
+    """Return the handle on the ranks of an adapter with its initial values, and those moved out of the weights."""
+    start = _start(peft_model, model, settings)
+    elastic = make_elastic(peft_model, space, nested=settings.sampling == NESTED)
+    has_product = settings.init != "lora"  # which then stays
+    if settings.adapter == "polar":
+        make_polar(peft_model, settings.seed, roots=elastic.roots() if has_product else {})
+        if has_product:
+            elastic.drop_factors()
+    elif has_product:
+        elastic.unfold()
+    return elastic, start
 
 
 def _start(peft_model: PeftModel, model: ModelRef, settings: TrainConfig) -> dict[str, Tensor]:
@@ -214,35 +230,68 @@ def split_off(rows: Sequence[Tokenized], share: float, seed: int) -> tuple[list[
 
 
 def add_lora(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftModel:
-    """Return the model with a new LoRA adapter of the largest rank on the space's linears, the base frozen.
+    """Return the model with a new LoRA or LoKr of the largest rank on the space's linears, the base frozen.
 
-    InputError if PEFT adds none to one of them: it skips linears whose weights Mamba's kernels read directly, and
-    linears with the names of a mixture's experts (up_proj of DeepSeek's first layers), which it reads as the experts'
-    stacked weights.
+    PoLAR begins as LoRA (see `polar.make_polar`). InputError if PEFT adds none to one of the linears: it skips those
+    whose weights Mamba's kernels read directly, and those with the names of a mixture's experts (up_proj of DeepSeek's
+    first layers), which it reads as the experts' stacked weights.
     """
-    chosen = [model.get_submodule(name) for name in chain(*space.modules.values())]
-    kinds = [getattr(linear, "source_cls", type(linear)) for linear in chosen]  # before a quantization
-    lora = LoraConfig(
-        r=space.max_rank,
-        lora_alpha=int(settings.alpha) if settings.alpha.is_integer() else settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=target_modules(model, space),
-        fan_in_fan_out=any(issubclass(kind, Conv1D) for kind in kinds),
-        task_type="CAUSAL_LM",
-    )
+    config = (_lokr_config if settings.adapter == "lokr" else _lora_config)(model, space, settings)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         try:
-            adapted = get_peft_model(model, lora)
+            adapted = get_peft_model(model, config)
         except ValueError as error:
             raise InputError(_peft_refusal(first_line(error))) from None
-    without = [name for name in chain(*space.modules.values()) if not isinstance(model.get_submodule(name), LoraLayer)]
+    kinds = (LoraLayer, LoKrLayer)
+    without = [name for name in chain(*space.modules.values()) if not isinstance(model.get_submodule(name), kinds)]
     if without:
         raise InputError(
             f"groups must be of linears that PEFT puts LoRA on, it puts none on {without[0]} (in this architecture "
             "such a name means the experts); leave it out of groups"
         )
     return adapted
+
+
+def _alpha(settings: TrainConfig) -> int | float:
+    return int(settings.alpha) if settings.alpha.is_integer() else settings.alpha
+
+
+def _lora_config(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftConfig:
+    chosen = [model.get_submodule(name) for name in chain(*space.modules.values())]
+    kinds = [getattr(linear, "source_cls", type(linear)) for linear in chosen]  # before a quantization
+    return LoraConfig(
+        r=space.max_rank,
+        lora_alpha=_alpha(settings),
+        lora_dropout=settings.dropout,
+        target_modules=target_modules(model, space),
+        fan_in_fan_out=any(issubclass(kind, Conv1D) for kind in kinds),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _lokr_config(model: PreTrainedModel, space: SearchSpace, settings: TrainConfig) -> PeftConfig:
+    """Return PEFT's configuration of LoKr, whose start is zero in w2_b; InputError where it would not factorize w2."""
+    for name in chain(*space.modules.values()):
+        linear = model.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise InputError(
+                f"adapter lokr must be on plain linears, {name} is a {type(linear).__name__}; use adapter lora"
+            )
+        sides = [factorization(side, settings.decompose_factor)[1] for side in _sides(linear)]
+        if space.max_rank >= max(sides) / 2:  # PEFT then holds w2 whole
+            raise InputError(
+                f"ranks of adapter lokr must be below {max(sides) / 2:g}, half the longer side of w2 of {name}, got "
+                f"{space.max_rank}; lower the largest rank or decompose_factor"
+            )
+    return LoKrConfig(
+        r=space.max_rank,
+        alpha=_alpha(settings),
+        decompose_factor=settings.decompose_factor,
+        target_modules=target_modules(model, space),
+        init_weights="lycoris",  # as in LoRA, one of the two factors between which ranks are cut is zero
+        task_type="CAUSAL_LM",
+    )
 
 
 def _peft_refusal(message: str) -> str:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from shears.adapt.elastic import reorder
 from shears.adapt.groups import resolved_groups
 from shears.adapt.initial import without_start
+from shears.adapt.polar import fold_polar
 from shears.adapt.prepare import Prepared, Rows, prepare, read_training_rows
 from shears.adapt.space import SearchSpace
 from shears.adapt.teacher.cached import Asked, CachedTeacher, cache_targets
@@ -114,6 +115,7 @@ def _fit_and_save(
     fit(prepared, work, settings, teaching)
     wait()  # for checkpoints that other processes still write
     if is_first_process():
+        fold_polar(prepared.model)
         prepared.elastic.fold()
         if settings.reorder:
             reorder(prepared.model)

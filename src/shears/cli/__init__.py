@@ -21,6 +21,7 @@ HOW_TO_CONTINUE = {
     "heal": "--resume continues from the last checkpoint",
     "train": "--resume continues from the last checkpoint",
     "search": "--resume continues from the last evaluation",
+    "compress": "the same command continues from there",
     "write": "the same command continues from there",
     "run": "the same command continues from there",
 }

@@ -369,6 +369,70 @@ def print_plan(plan: "RunPlan") -> None:
     print_line(f"memory: without the activations of a forward pass; disk: files that stay in {plan.folder}")
 
 
+def print_candidates(record: Mapping[str, Any]) -> None:
+    """Print the candidates of `compress` with what is predicted of them, those that should meet the target first."""
+    size = f"{record['parameters'] / 1e6:,.1f} M weights"
+    title = Text(f"{record['model']}, {size}, {record['target']}")
+    table = Table("candidate", "size", "bits a weight", "tokens/s", "loss added", "meets", title=title)
+    for each in record["candidates"]:
+        speed = _number(each["tokens_per_second"], ".1f")
+        loss = _number(each["added_loss"], "+.4f")
+        bits = f"{each['bits_per_weight']:.2f}"
+        table.add_row(each["name"], f"{each['bytes'] / 1e9:.4f} GB", bits, speed, loss, "yes" if each["meets"] else "")
+    console.print(table)
+    print_line(f"predicted; s50-int4-int8: 50% zeros, int4 weights, int8 embeddings; order: {record['order']}")
+
+
+def print_costs(record: Mapping[str, Any]) -> None:
+    """Print what the stages of the first candidate would cost."""
+    table = Table("stage", "work", "time", "memory", "disk", title=Text(f"{record['candidates'][0]['name']}, first"))
+    for stage in record["stages"]:
+        seconds = stage["seconds"]
+        took = "unknown" if seconds is None else "-" if not seconds else f"{seconds / 60:.1f} min"
+        table.add_row(stage["name"], Text(stage["work"]), took, _bytes(stage["memory"]), _bytes(stage["disk"]))
+    console.print(table)
+    print_line("time: of the forward and backward passes, at the speed of the dense model that was timed here")
+
+
+def print_compressed(record: Mapping[str, Any]) -> None:
+    """Print the measured candidates beside the dense model and the files that the user compares with."""
+    table = Table("package", "size", "bits a weight", "tokens/s", "loss", "meets", title="measured")
+    dense = record["dense"]
+    weights = record["parameters"]
+    rows = [
+        {**dense, "name": "dense (speed in bf16)", "loss": dense["held_out_loss"]},
+        *record["measured"],
+        *({**rival, "name": Path(rival["file"]).name} for rival in record["rivals"]),
+    ]
+    for row in rows:
+        figures = (_number(row["tokens_per_second"], ".1f"), _number(row["loss"], ".4f"))
+        bits = f"{8 * row['bytes'] / weights:.2f}"
+        meets = "" if row.get("holds") is None else "yes" if row["holds"] else "no"
+        table.add_row(Text(row["name"]), f"{row['bytes'] / 1e9:.4f} GB", bits, *figures, meets)
+    console.print(table)
+
+
+def verdict_line(record: Mapping[str, Any], folder: str | Path) -> str:
+    """Return in one sentence whether a measured package meets the target, and where it is."""
+    measured = {row["name"]: row for row in record["measured"]}
+    report = f"shears report {quoted(folder)}"
+    if record["chosen"] is None:
+        return (
+            f"no package meets the target ({record['target']}) after {len(measured)} attempts; try more --attempts, "
+            f"--heal or a looser target. Next: {report}"
+        )
+    row = measured[record["chosen"]]
+    figures = f"{row['bytes'] / 1e9:.4g} GB, {row['bits_per_weight']:.2f} bits a weight"
+    speed = f"{row['tokens_per_second']:.1f} tokens/s"
+    losses = f"loss {row['loss']:.4f} against {record['dense']['held_out_loss']:.4f} of the dense model"
+    path = Path(folder) / row["package"]
+    return f"{path} meets the target ({record['target']}): {figures}, {speed}, {losses}. Next: {report}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "unknown" if value is None else f"{value:{form}}"
+
+
 def _bytes(size: int | None) -> str:
     if size is None:
         return "unknown"

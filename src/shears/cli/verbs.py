@@ -277,6 +277,35 @@ def run(
     tables.print_summary(summary, expanded(str(output or loaded.output)))
 
 
+@app.command(rich_help_panel="Stages")
+@with_stage_options("compress", config.CompressConfig)
+def compress(
+    model: BaseModel,
+    out: Out,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only measure what is needed for a plan, and print it.")
+    ] = False,
+    *,
+    values: Values,
+) -> None:
+    """Make a package that meets a bound on size or speed.
+
+    Predicts size and speed of every candidate (zeros, number formats), makes the one that should lose least, measures
+    it on this machine, and takes the next one if it misses the target. The same command continues an interrupted one.
+
+    \b
+    shears compress smollm2-135m small --target 0.1GB --dry-run
+    shears compress MODEL fast --target 40tok/s --calibration text.txt --heal 1M
+    """
+    record = shears.compress(model, out, dry_run=dry_run, **values)
+    tables.print_candidates(record)
+    if dry_run:
+        tables.print_costs(record)
+        return
+    tables.print_compressed(record)
+    tables.print_line(tables.verdict_line(record, out))
+
+
 @app.command(rich_help_panel="Measure")
 @with_stage_options("bench", config.BenchConfig)
 def bench(package: Package, as_json: Json = False, *, values: Values) -> None:

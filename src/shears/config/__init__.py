@@ -6,6 +6,7 @@ keyword of the library, under one name: `--max-steps`, `train.max_steps`, `train
 
 from pydantic import Field
 
+from shears.config.compress import CompressConfig
 from shears.config.evaluate import EvaluateConfig, RunEvaluateConfig, ScoringConfig
 from shears.config.export import ExportConfig
 from shears.config.fields import StageConfig
@@ -17,9 +18,9 @@ from shears.config.sparsify import SparsifyConfig
 from shears.config.train import TrainConfig
 from shears.config.write import WriteConfig
 
-__all__ = ["BenchConfig", "ChatConfig", "EvaluateConfig", "ExportConfig", "FetchConfig", "GenerateConfig",
-           "HealConfig", "InspectConfig", "OwnLoopConfig", "Recipe", "RunEvaluateConfig", "SamplingConfig",
-           "ScoringConfig", "SearchConfig", "ServeConfig", "SparsifyConfig", "TrainConfig",
+__all__ = ["BenchConfig", "ChatConfig", "CompressConfig", "EvaluateConfig", "ExportConfig", "FetchConfig",
+           "GenerateConfig", "HealConfig", "InspectConfig", "OwnLoopConfig", "Recipe", "RunEvaluateConfig",
+           "SamplingConfig", "ScoringConfig", "SearchConfig", "ServeConfig", "SparsifyConfig", "TrainConfig",
            "WriteConfig"]  # fmt: skip
 
 
@@ -68,6 +69,8 @@ class Recipe(StageConfig):
     """How to hold a conversation."""
     serve: ServeConfig = ServeConfig()
     """How to answer requests."""
+    compress: CompressConfig | None = None
+    """How to reach a bound on size or speed."""
     bench: BenchConfig = BenchConfig()
     """How to measure speed."""
     inspect: InspectConfig = InspectConfig()

@@ -103,7 +103,7 @@ class ExportConfig(StageConfig):
     """For a package: keep weights of -0.0 (a mask applied by multiplication leaves them), or drop them as zeros."""
     calibration: str | None = None
     """Text on which merged-sparse fits an adapter trained without sparse_adapter (default: its training data), and on
-    which a package of int8 or int4 values is rounded (default: none, each weight is rounded to nearest)."""
+    which a package of int8 or int4 values is rounded (default: none, round to nearest)."""
     num_samples: int = Field(32, gt=0)
     """Number of calibration sequences."""
     sequence_length: int = Field(512, gt=1)

@@ -125,7 +125,9 @@ DtypeName = Annotated[Literal["auto", "fp32", "bf16", "fp16"], BeforeValidator(_
 DtypeMark = BeforeValidator(_short_dtype)
 """For fields with other number formats: they take torch's names too."""
 Ranks = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_split_commas), Field(min_length=1)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+Split = BeforeValidator(_split_commas)
+"""For fields that hold several values: text is split at its commas."""
+Names = Annotated[tuple[str, ...], Split]
 Shares = Annotated[dict[str, Annotated[float, Field(ge=0.0, lt=1.0)]], BeforeValidator(_split_shares)]
 Columns = Annotated[dict[str, str], BeforeValidator(_split_columns), AfterValidator(_check_columns)]
 """The column of the data that stands for each column of a form, such as {prompt: question, completion: answer}."""

@@ -13,19 +13,23 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "max_length", "packing", "limit", "protocol", "calibration", "num_samples", "sequence_length",
         "teacher", "teacher_weight", "teacher_top_k", "tokens",
     ),
-    "Healing": ("train", "kl", "block_outputs", "cross_entropy"),
+    "Healing": ("train", "heal", "move", "move_every", "kl", "block_outputs", "cross_entropy"),
     "Pruning": (
-        "sparsity", "method", "pattern", "allocation", "reconstruct", "targets", "skip", "sparsity_of", "damping",
+        "sparsity", "method", "pattern", "allocation", "reconstruct", "refine", "targets", "skip", "sparsity_of",
+        "damping",
     ),
     "Adapter": (
-        "ranks", "groups", "alpha", "init", "sampling", "reorder", "curriculum", "sparse_adapter", "quantize_aware",
-        "learn_scales", "dropout", "recover_rank", "recover_by", "rank",
+        "ranks", "groups", "adapter", "decompose_factor", "alpha", "init", "sampling", "reorder", "curriculum",
+        "sparse_adapter", "quantize_aware", "learn_scales", "dropout", "recover_rank", "recover_by", "rank",
     ),
     "Schedule": (
         "epochs", "max_steps", "learning_rate", "scheduler", "warmup_steps", "weight_decay", "validation_every",
         "early_stopping", "optimizer",
     ),
-    "Goal and budget": ("objective", "constraint", "strategy", "max_evaluations", "tie_layers"),
+    "Goal and budget": (
+        "target", "objective", "constraint", "strategy", "max_evaluations", "tie_layers", "sparsities", "probe",
+        "attempts",
+    ),
     "Text": (
         "chats", "system", "max_new_tokens", "num_beams", "temperature", "top_k", "top_p",
         "repetition_penalty", "stop",
@@ -33,7 +37,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     "Server": (
         "host", "port", "name", "api_key", "max_waiting", "max_request_bytes", "shutdown_seconds",
     ),
-    "Measurement": ("against", "prompt_tokens", "new_tokens", "rounds", "baselines"),
+    "Measurement": ("against", "compare", "prompt_tokens", "new_tokens", "rounds", "baselines"),
     "Memory and speed": (
         "batch_size", "micro_batch_size", "gradient_checkpointing", "recompute", "quantize", "shard", "compile",
         "precision", "device", "threads", "activation_budget", "cache_budget", "backend",
@@ -55,6 +59,8 @@ METAVARS: Mapping[str, str] = {
     **dict.fromkeys(("output", "include_path", "against"), "FOLDER"),
     "teacher": "MODEL",
     "tokens": "COUNT",
+    "heal": "COUNT",
+    "target": "BITS|SIZE|SPEED",
     "device": "auto|cpu|cuda|mps",
     "pattern": "row|layer|global|N:M",
     "activation_budget": "SIZE",

@@ -36,6 +36,12 @@ class HealConfig(StageConfig):
     """Rank of the product; has no effect on weights."""
     alpha: float = Field(64.0, gt=0)
     """LoRA alpha; the product is scaled by alpha / rank."""
+    move: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of a linear's zeros that change places at intervals: the smallest kept weights become zero, and zeros with
+    the largest gradient are trained instead (RigL). The share falls to 0 over three quarters of the steps; the number
+    of zeros of each linear stays. Needs train weights and optimizer adamw."""
+    move_every: int = Field(10, gt=0)
+    """Optimizer steps between two such moves; has no effect while move is 0."""
     kl: float = Field(1.0, ge=0)
     """Weight of the Kullback-Leibler divergence between the dense and the sparse model's next-token distributions."""
     block_outputs: float = Field(0.0, ge=0)
@@ -83,6 +89,10 @@ class HealConfig(StageConfig):
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(
                 f"micro_batch_size must divide batch_size ({self.batch_size}), got {self.micro_batch_size}"
+            )
+        if self.move and (self.train != "weights" or self.optimizer != "adamw"):
+            raise ValueError(
+                f"move needs train weights and optimizer adamw, got {self.train} and {self.optimizer}; set move to 0"
             )
         if not self.kl + self.block_outputs + self.cross_entropy:
             raise ValueError("one of kl, block_outputs and cross_entropy must be above 0, got 0 for each; set one")

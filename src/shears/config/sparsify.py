@@ -25,14 +25,16 @@ class Method:
     prune: str
     """Function from `Task` to `Pruned` (sparsity/methods/scores.py), as `module:name`. It is imported when it is used,
     because reading a recipe must not import torch."""
+    updates: bool = False
+    """Whether the weights that the method keeps get new values."""
 
 
 METHODS: Mapping[str, Method] = {
     "wanda": Method("norms", "shears.sparsity.methods.scores:prune_by_wanda"),
     "magnitude": Method("nothing", "shears.sparsity.methods.scores:prune_by_magnitude"),
     "ria": Method("norms", "shears.sparsity.methods.scores:prune_by_ria"),
-    "sparsegpt": Method("moments", "shears.sparsity.methods.sparsegpt:prune"),
-    "admm": Method("moments", "shears.sparsity.methods.admm:prune"),
+    "sparsegpt": Method("moments", "shears.sparsity.methods.sparsegpt:prune", updates=True),
+    "admm": Method("moments", "shears.sparsity.methods.admm:prune", updates=True),
 }
 ALLOCATIONS: Mapping[str, str | None] = {
     "uniform": None,
@@ -64,6 +66,9 @@ class SparsifyConfig(StageConfig):
     """Sparsity of each linear: uniform, owl (lower in blocks with outliers) or sensitivity (by the loss's gradient)."""
     reconstruct: bool = False
     """Fit the kept weights to the dense linear's outputs on the calibration text; zeros stay where they are."""
+    refine: int = Field(0, ge=0)
+    """Rounds in which every row of a linear may swap a kept and a pruned weight, where that lowers the error of the
+    linear's outputs on the calibration text (slower, better); before --reconstruct. Zeros per row stay."""
     calibration: str | None = None
     """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, the embedded arithmetic:train, or self
     (text that the model writes itself, see write); default: arithmetic:train for the embedded model, none for
@@ -110,7 +115,8 @@ class SparsifyConfig(StageConfig):
     @property
     def measures_inputs(self) -> bool:
         """Whether pruning measures inputs once the sparsities are known."""
-        return METHODS[self.method].needs != "nothing" or self.reconstruct or self.recover_rank > 0
+        statistics = METHODS[self.method].needs != "nothing"
+        return statistics or self.reconstruct or self.refine > 0 or self.recover_rank > 0
 
     @property
     def needs_calibration(self) -> bool:

@@ -9,6 +9,15 @@ from shears.config.fields import Columns, Device, DtypeName, Names, Ranks, Remov
 
 AUTO = "auto"  # the groups that the model's structure gives
 TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
+AdapterName = Literal["lora", "polar", "lokr"]
+LOKR_LACKS: Mapping[str, str] = {
+    "init": "no Kronecker product of its form is the recovery's or the principal components' product",
+    "sparse_adapter": "SparsePEFT masks the product of LoRA's factors",
+    "quantize": "PEFT's LoKr needs the shape of plain weights",
+    "dropout": "PEFT's LoKr has none on its inputs",
+    "reorder": "components of a Kronecker product are not those of the update",
+}
+"""The options that LoKr has not, and why."""
 SamplingName = Literal["uniform", "sandwich", "per-example", "per-process", "maximal", "nested"]
 
 
@@ -30,6 +39,14 @@ class TrainConfig(StageConfig):
     """Linears that get an adapter; those joined by + share one rank in each decoder block. auto: queries, keys and
     values, the first and the second linear of the MLP, whatever they are called: q_proj+k_proj+v_proj,up_proj,down_proj
     in Llama, attn.c_attn,mlp.c_fc,mlp.c_proj in GPT-2. Stacked experts get no adapter."""
+    adapter: AdapterName = "lora"
+    """Form of the adapter: lora (B A), polar (PoLAR: X C Y^T, its directions X and Y held orthonormal while training;
+    saved as LoRA with B = X C and A = Y^T) or lokr (PEFT's LoKr: the Kronecker product of a small full matrix and a
+    low-rank one; a rank costs fewer parameters than of LoRA by the factor decompose_factor). Whether polar or
+    lokr is better than lora is not measured yet."""
+    decompose_factor: int = Field(4, ge=2)
+    """Rows and columns of LoKr's full matrix, or their nearest divisor of a linear's sides; without effect on other
+    adapters."""
     alpha: float = Field(64.0, gt=0)
     """LoRA alpha; the adapter is scaled by alpha / max_rank at every rank."""
     init: Literal["lora", "recovery", "pissa"] = "lora"
@@ -144,6 +161,7 @@ class TrainConfig(StageConfig):
             raise ValueError(
                 f"reorder needs sampling maximal, because it undoes what smaller ranks learnt, got {self.sampling}"
             )
+        self._check_adapter()
         self._check_plain_weights()
         self._check_sparse_adapter()
         self._check_validation()
@@ -168,6 +186,20 @@ class TrainConfig(StageConfig):
     def _masked_by(self) -> str:
         """The option that masks the product, for messages."""
         return "sparse_adapter" if self.quantize_aware == "none" else f"quantize_aware {self.quantize_aware}"
+
+    def _check_adapter(self) -> None:
+        untried = {"shard": self.shard, "compile": self.compile, "quantize_aware": self.quantize_aware != "none"}
+        if self.adapter != "lora" and (name := next((name for name, is_set in untried.items() if is_set), None)):
+            raise ValueError(f"{name} is tried with adapter lora only, got adapter {self.adapter}; leave {name} out")
+        if self.adapter == "polar" and self.weight_decay:
+            raise ValueError(
+                "adapter polar needs weight_decay 0, because its directions keep their lengths, "
+                f"got {self.weight_decay:g}; set it to 0"
+            )
+        for name, reason in LOKR_LACKS.items():
+            value = getattr(self, name)
+            if self.adapter == "lokr" and value != type(self).model_fields[name].default:
+                raise ValueError(f"adapter lokr needs the default of {name}, because {reason}, got {value}")
 
     def _check_plain_weights(self) -> None:
         if self.shard and (self.quantize != "none" or self.compile):

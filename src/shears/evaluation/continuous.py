@@ -5,7 +5,7 @@ V tokens of the vocabulary.
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -143,12 +143,15 @@ class NativeRanks:
 
 
 def cut(updates: Mapping[str, LoraUpdate], space: SearchSpace, ranks: RankConfig) -> dict[str, LoraUpdate]:
-    """Return the first r rows of every A and columns of every B, r the rank of its group; the scaling stays."""
-    by_linear = {name: ranks[group] for group, names in space.modules.items() for name in names}
-    return {
-        name: LoraUpdate(update.a[: by_linear[name]], update.b[:, : by_linear[name]], update.scaling)
-        for name, update in updates.items()
-    }
+    """Return the first r rows of every A and columns of every B, r the rank of its group, times the rank's factor."""
+    groups = {name: group for group, names in space.modules.items() for name in names}
+    found = {}
+    for name, update in updates.items():
+        group = groups[name]
+        count = ranks[group] * update.per_rank
+        scaling = update.scaling * space.factor(group, ranks[group])
+        found[name] = replace(update, a=update.a[:count], b=update.b[:, :count], scaling=scaling)
+    return found
 
 
 class GreedyText:

@@ -1,8 +1,9 @@
 """A sub-adapter, cut out of a super-adapter or exported before, and the formats peft and padded that stock tools load.
 
-PEFT names the tensors of a linear `base_model.model.<linear>.lora_A.weight` (R I) and `...lora_B.weight` (O R).
+PEFT names the tensors of a linear `base_model.model.<linear>.lora_A.weight` (R I) and `...lora_B.weight` (O R); of LoKr
+`...lokr_w1` (L M), `...lokr_w2_a` (K R) and `...lokr_w2_b` (R N).
 
-Shapes: R rank, O output features, I input features of a linear.
+Shapes: R rank, O = L * K output features, I = M * N input features of a linear.
 """
 
 import logging
@@ -23,11 +24,23 @@ from shears.config import ExportConfig
 from shears.config.export import FORMATS
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
+from shears.models.lokr import kronecker_update
 from shears.models.quantize_aware import Grid, read_grids
 from shears.models.ref import ModelRef
 from shears.records import artifacts
 from shears.records.paths import file_fingerprint
-from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, B, linear_of, rank_patterns
+from shears.records.peft_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    PREFIX,
+    W1,
+    W2_A,
+    W2_B,
+    A,
+    B,
+    linear_of,
+    rank_patterns,
+)
 from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -70,6 +83,7 @@ def write_peft(source: str, work: Path, model: None, settings: ExportConfig) -> 
         **artifacts.training_source(record),
         "alpha": record["alpha"],
         "sparse_adapter": record.get("sparse_adapter", False),
+        **({"adapter": "lokr"} if _is_lokr(config) else {}),
         "max_rank": record["max_rank"],
         "ranks": dict(ranks),
     }
@@ -85,13 +99,16 @@ def _cut(folder: Path, space: SearchSpace, ranks: RankConfig, resize: Resize) ->
     """Return the sub-adapter's tensors, B multiplied by the factor of its linear's rank."""
     tensors = resize(load_file(folder / ADAPTER_WEIGHTS), by_linear(space, ranks))
     factors = {linear: space.factor(group, ranks[group]) for group in space.ranks for linear in space.modules[group]}
-    return {name: tensor * factors[linear_of(name)] if name.endswith(B) else tensor for name, tensor in tensors.items()}
+    return {
+        name: tensor * factors[linear_of(name)] if name.endswith((B, W2_A)) else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def sliced(tensors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return the first r rows of every A and the first r columns of every B; `ranks` maps linears to r.
+    """Return the first r rows of every A (or w2_b) and columns of every B (or w2_a); `ranks` maps linears to r.
 
-    InputError for a linear without a rank.
+    LoKr's w1 stays. InputError for a linear without a rank.
     """
     return {name: _first(name, tensor, ranks).contiguous() for name, tensor in tensors.items()}
 
@@ -109,7 +126,9 @@ def _first(name: str, tensor: Tensor, ranks: Mapping[str, int]) -> Tensor:
     linear = linear_of(name)
     if linear not in ranks:
         raise InputError(f"a search space must name every linear of its adapter, {linear} is not there; train it again")
-    return tensor[: ranks[linear]] if ".lora_A." in name else tensor[:, : ranks[linear]]
+    if name.endswith(W1):
+        return tensor
+    return tensor[: ranks[linear]] if name.endswith((A, W2_B)) else tensor[:, : ranks[linear]]
 
 
 class SubAdapter(NamedTuple):
@@ -130,10 +149,18 @@ class SubAdapter(NamedTuple):
     @property
     def updates(self) -> dict[str, LoraUpdate]:
         """The update of every adapted linear."""
-        scaling = self.config["lora_alpha"] / self.config["r"]  # patterns keep this scaling
-        a = {linear_of(name): tensor for name, tensor in self.tensors.items() if ".lora_A." in name}
-        b = {linear_of(name): tensor for name, tensor in self.tensors.items() if ".lora_B." in name}
-        return {linear: LoraUpdate(a[linear], b[linear], scaling) for linear in sorted(a)}
+        scaling = alpha_of(self.config) / self.config["r"]  # patterns keep this scaling
+        tensors = self.tensors
+        found = {}
+        for name in (
+            f"{PREFIX}{linear}" for linear in sorted(linear_of(name) for name in tensors if name.endswith((A, W1)))
+        ):
+            if name + W1 in tensors:
+                update = kronecker_update(tensors[name + W1], tensors[name + W2_A], tensors[name + W2_B], scaling)
+            else:
+                update = LoraUpdate(tensors[name + A], tensors[name + B], scaling)
+            found[name.removeprefix(PREFIX)] = update
+        return found
 
     @property
     def padded_updates(self) -> dict[str, LoraUpdate]:
@@ -175,13 +202,29 @@ def refuse_ranks(settings: ExportConfig) -> None:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Return PEFT's configuration of a LoRA adapter; InputError where r or lora_alpha is missing."""
+    """Return PEFT's configuration of a LoRA or LoKr adapter; InputError where r or its alpha is missing."""
     config: Any = artifacts.read_json(folder / ADAPTER_CONFIG)
     values: dict[str, Any] = config if isinstance(config, dict) else {}
     rank = values.get("r")
-    if type(rank) is not int or rank < 1 or not isinstance(values.get("lora_alpha"), int | float):
-        raise InputError(f"{folder / ADAPTER_CONFIG} must be PEFT's of a LoRA with r and lora_alpha; make it again")
+    if type(rank) is not int or rank < 1 or not isinstance(values.get(_alpha_key(values)), int | float):
+        raise InputError(
+            f"{folder / ADAPTER_CONFIG} must be PEFT's of a LoRA with r and {_alpha_key(values)}; make it again"
+        )
     return values
+
+
+def _alpha_key(config: Mapping[str, Any]) -> str:
+    return "alpha" if _is_lokr(config) else "lora_alpha"
+
+
+def _is_lokr(config: Mapping[str, Any]) -> bool:
+    return config.get("peft_type") == "LOKR"
+
+
+def alpha_of(config: Mapping[str, Any]) -> int | float:
+    """Return alpha in PEFT's configuration of a LoRA or LoKr adapter."""
+    alpha: int | float = config[_alpha_key(config)]
+    return alpha
 
 
 def sliced_config(folder: Path, space: SearchSpace, ranks: RankConfig) -> dict[str, Any]:
@@ -193,7 +236,8 @@ def sliced_config(folder: Path, space: SearchSpace, ranks: RankConfig) -> dict[s
     config = read_adapter_config(folder)
     patterns = rank_patterns(by_linear(space, ranks), config["r"])
     config["rank_pattern"] = patterns
-    config["alpha_pattern"] = {pattern: config["lora_alpha"] * rank / config["r"] for pattern, rank in patterns.items()}
+    alpha = alpha_of(config)
+    config["alpha_pattern"] = {pattern: alpha * rank / config["r"] for pattern, rank in patterns.items()}
     return config
 
 

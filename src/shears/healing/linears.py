@@ -2,7 +2,8 @@
 
 Both change a linear of the model in place, by its class. Its `weight` is frozen; what is trained is beside it.
 
-Shapes: O output features, I input features, N weights that are not zero, R rank, * any leading dimensions.
+Shapes: O output features, I input features, N weights that are not zero, M of them that move, R rank, * any leading
+dimensions.
 """
 
 import math
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
@@ -46,6 +47,8 @@ class _KeptProduct(torch.autograd.Function):
             dx = (rows @ weight_oi(linear).to(ctx.dtype)).to(x.dtype).view(x.shape) if ctx.needs_input_grad[0] else None
             inputs = x.reshape(-1, x.shape[-1]).to(ctx.dtype)
             dense = inputs.T @ rows if isinstance(linear, Conv1D) else rows.T @ inputs  # of one linear at a time
+            if linear.gradient is not None:
+                linear.gradient += dense
             return dx, dense.flatten().index_select(0, linear.places).float(), None
 
 
@@ -59,6 +62,10 @@ class TrainedLinear(nn.Module):
     def healed(self, stored: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
         """Return the trained weight, from the weight in the files as outputs x inputs in float32."""
 
+    def kept(self, stored: Float[Tensor, "O I"]) -> Bool[Tensor, "O I"]:
+        """Return where the trained weight is not zero, from the weight in the files."""
+        return stored != 0
+
     def refresh(self) -> None:
         """Compute with what was trained so far; after every step."""
 
@@ -66,11 +73,13 @@ class TrainedLinear(nn.Module):
 class KeptWeights(TrainedLinear):
     """A linear of which the N weights that are not zero are trained, as float32 `values`.
 
-    `weight` holds them rounded to the number format of the products. `places` are their indices in it, flat.
+    `weight` holds them rounded to the number format of the products. `places` are their indices in it, flat. While
+    `gradient` is a tensor, the gradients of all weights, zeros too, are added to it (in the layout of `weight`).
     """
 
     values: nn.Parameter
     places: Tensor
+    gradient: Tensor | None
 
     def start(self, dtype: torch.dtype | None) -> None:
         """Begin with the present weights; products are computed in `dtype`, None for that of the weight."""
@@ -78,6 +87,7 @@ class KeptWeights(TrainedLinear):
         places = (flat != 0).nonzero().squeeze(1)
         self.register_buffer("places", places.int() if flat.numel() < 2**31 else places, persistent=False)
         self.values = nn.Parameter(flat[places].float())
+        self.gradient = None
         self.weight = nn.Parameter(self.weight.detach().to(dtype or self.weight.dtype), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,10 +102,38 @@ class KeptWeights(TrainedLinear):
 
     def healed(self, stored: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
         """Return the values at their places, zero elsewhere."""
-        flat = torch.zeros(self.weight.shape, device=stored.device).flatten()
-        flat[self.places.long().to(stored.device)] = self.values.detach().to(stored.device)
-        weight: Tensor = flat.view(self.weight.shape)
+        return self._placed(self.values.detach()).to(stored.device)
+
+    def kept(self, stored: Float[Tensor, "O I"]) -> Bool[Tensor, "O I"]:
+        """Return the places as a mask."""
+        return self._placed(torch.ones_like(self.places, dtype=torch.bool)).to(stored.device)
+
+    def _placed(self, values: Shaped[Tensor, " N"]) -> Shaped[Tensor, "O I"]:
+        flat = values.new_zeros(self.weight.numel()).index_copy_(0, self.places.long(), values)
+        weight = flat.view(self.weight.shape)
         return weight.T if isinstance(self, Conv1D) else weight
+
+    @torch.no_grad()
+    def move(self, count: int) -> Int[Tensor, " M"]:
+        """Let `count` of the zeros change places; return which of the values are new ones.
+
+        The smallest values become zero; in their stead come zeros with the largest `gradient`, with the value 0
+        (RigL, arXiv 1911.11134). What was dropped does not return at once.
+        """
+        assert self.gradient is not None
+        candidates = self.gradient.flatten().abs().index_fill_(0, self.places.long(), -1.0)
+        count = min(count, len(self.places), len(candidates) - len(self.places))
+        dropped = self.values.abs().topk(count, largest=False).indices
+        self.weight.view(-1)[self.places[dropped].long()] = 0.0
+        self.places[dropped] = candidates.topk(count).indices.to(self.places.dtype)
+        self.values[dropped] = 0.0
+        return dropped
+
+    @torch.no_grad()
+    def place(self, places: Int[Tensor, " N"]) -> None:
+        """Put the values at other places."""
+        self.weight.zero_()
+        self.places.copy_(places)
 
 
 class MaskedProduct(TrainedLinear):

@@ -17,7 +17,7 @@ from shears.config.write import SELF
 from shears.data.examples import rows_fingerprint
 from shears.data.rows import source_fingerprint
 from shears.healing.fit import fit
-from shears.healing.prepare import Prepared, prepare, teacher_of
+from shears.healing.prepare import Prepared, prepare, refuse_to_move, teacher_of
 from shears.healing.write import write_healed
 from shears.models.devices import pick_device
 from shears.models.ref import ModelRef, resolve
@@ -45,7 +45,8 @@ logger = logging.getLogger(__name__)
 def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **config: Any) -> Path:
     """Train `sparse` to predict what its teacher predicts and write it to the folder `output`; return that folder.
 
-    The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`. `resume` continues an
+    The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`, or as
+    many in each linear where they `move`. `resume` continues an
     interrupted run of the same configuration from its last whole checkpoint. Under a launcher all processes call this,
     and the first one writes. InputError if an input is unusable, or if the loss or the weights stop being finite.
     """
@@ -55,6 +56,7 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
     check_trackers((*settings.report_to, *(["bitsandbytes"] if settings.optimizer == "adamw-8bit" else [])))
     base = resolve(sparse)
     base.refuse_package("heal")
+    refuse_to_move(base, settings)
     dense = teacher_of(base, settings)
     origin = {
         "base_fingerprint": base.fingerprint,
@@ -106,7 +108,7 @@ def _save(
     prepared: Prepared, base: ModelRef, work: Path, origin: Mapping[str, str | None], settings: HealConfig
 ) -> None:
     """Write the model; last the record that makes the folder a healed model, so that it marks it whole."""
-    linears = write_healed(base, prepared.model, work)
+    linears = write_healed(base, prepared.model, work, moved=settings.move > 0)
     if (base.folder / RECOVERY_FOLDER).is_dir():
         logger.info("%s belongs to the weights before healing: it is not copied", base.folder / RECOVERY_FOLDER)
     record = {

@@ -66,11 +66,12 @@ def replaced_forwards(blocks: Iterable[nn.Module], forward: Callable[[int], Call
 
 @dataclass(frozen=True)
 class LoraUpdate:
-    """A low-rank update of a linear: W + scaling B A."""
+    """A low-rank update of a linear: W + scaling B A; `per_rank` components (of LoKr more than one) are a rank."""
 
     a: Float[Tensor, "R I"]
     b: Float[Tensor, "O R"]
     scaling: float
+    per_rank: int = 1
 
 
 def linears(module: nn.Module) -> dict[str, nn.Module]:

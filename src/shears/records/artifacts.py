@@ -34,6 +34,7 @@ RECIPE = "recipe.yaml"  # this and the next three lie in a run's folder
 REPORT = "report.html"
 README = "README.md"
 BENCH = "bench.json"
+COMPRESS = "compress.json"  # in the folder of `compress`, beside the folders of its runs
 RECORDS = (SPARSITY, HEALED, SEARCH_SPACE, RESULT, *FORMAT_OF_RECORD, RECOVERY, UNPACKED, EVALUATION)
 TRAINED_BEFORE = "trained_before"  # key of a record: data and hashes of the trainings that were merged into its base
 TRAINING_LOG = "training_log.jsonl"

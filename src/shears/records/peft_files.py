@@ -9,6 +9,9 @@ GRIDS = "quantization_grids.safetensors"  # ours, beside PEFT's files: scales an
 PREFIX = "base_model.model."
 A = ".lora_A.weight"  # R x I: R rank, I input features
 B = ".lora_B.weight"  # O x R: O output features
+W1 = ".lokr_w1"  # LoKr's factor of full rank, which no rank cuts
+W2_A = ".lokr_w2_a"  # K x R
+W2_B = ".lokr_w2_b"  # R x N
 
 
 def rank_patterns(ranks: Mapping[str, int], largest: int) -> dict[str, int]:
@@ -22,4 +25,4 @@ def rank_patterns(ranks: Mapping[str, int], largest: int) -> dict[str, int]:
 
 def linear_of(name: str) -> str:
     """Return the linear an adapter's tensor belongs to, as the base model names it."""
-    return name.removeprefix(PREFIX).rsplit(".lora_", 1)[0]
+    return re.split(r"\.(?:lora|lokr)_", name.removeprefix(PREFIX))[0]

@@ -15,6 +15,7 @@ from shears.records.artifacts import REPORT, write_text
 from shears.records.measures import seen_words
 from shears.records.paths import expanded
 from shears.records.version import __version__
+from shears.report.compressed import compressed_page, is_compressed
 from shears.report.html import asset, document, element, section
 from shears.report.measurements import accuracy_section, examples_section, speed_section, speedup_over_dense
 from shears.report.pairs import aligned, comparison
@@ -30,15 +31,21 @@ logger = logging.getLogger(__name__)
 def write_report(run: str | Path, output: str | Path | None = None, *, compare: str | Path | None = None) -> Path:
     """Write the report of a run's folder to one self-contained HTML file and return its path.
 
-    By default the file is `report.html` in the run's folder. `compare` is another run, shown beside the first one.
+    By default the file is `report.html` in the run's folder. The folder may also be one of `compress`.
+    `compare` is another run, shown beside the first one.
     Raises InputError if a folder is not a run, a record lacks what its stage writes, or the output is not an .html file
     in a folder that exists.
     """
     folder = Path(run)
     other = Path(compare) if compare is not None else None
     path = expanded(output) if output is not None else folder / REPORT
+    if other is not None and is_compressed(folder):
+        raise InputError(f"compare needs a run, {folder} is a folder of compress; name the runs in it")
     try:
-        text = page(read_run(folder), read_run(other) if other is not None else None)
+        if is_compressed(folder):
+            text = compressed_page(folder)
+        else:
+            text = page(read_run(folder), read_run(other) if other is not None else None)
     except InputError:
         raise
     except RECORD_ERRORS as error:

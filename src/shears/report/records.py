@@ -102,7 +102,8 @@ def read_run(folder: Path) -> Run:
     recipe = _yaml(folder / artifacts.RECIPE)
     omitted = {name for name in ("heal", "train", "search", "evaluate") if name in recipe and recipe[name] is None}
     if "train" in omitted:
-        omitted |= {"search", "export"}
+        packs = (recipe.get("export") or {}).get("format") == "package"  # which needs no training
+        omitted |= {"search"} if packs else {"search", "export"}
 
     def record(stage: str, path: Path) -> Record | None:
         return read_object(path) if stage not in omitted and path.is_file() else None

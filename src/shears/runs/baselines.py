@@ -35,7 +35,7 @@ def _plain(train: TrainConfig, name: str) -> dict[str, Any]:
     The dense model has nothing to recover, no zeros to keep and no teacher. On the pruned model the start is the run's
     own, so that the run differs from its baseline in nothing but the choice of ranks.
     """
-    one_rank = {"ranks": train.ranks[:1], "sampling": "maximal", "reorder": False, "curriculum": 0.0}
+    one_rank = {"adapter": "lora", "ranks": train.ranks[:1], "sampling": "maximal", "reorder": False, "curriculum": 0.0}
     if name == SPARSE_LORA:
         return one_rank
     plain = {"sparse_adapter": False, "quantize_aware": "none", "learn_scales": False, "teacher": None}

@@ -200,6 +200,8 @@ def stages_of(recipe: Recipe, folder: Path) -> list[Stage]:
             stages.append(_search_stage(recipe.search, folder))
         stages.append(_export_stage(recipe, folder))
         stages += [_baseline_stage(recipe, name, config, folder) for name, config in baseline_configs(recipe).items()]
+    elif FORMATS[recipe.export.format].holds == "package":  # which needs no adapter
+        stages.append(_packing_stage(recipe, folder))
     return stages
 
 
@@ -292,6 +294,20 @@ def _export_stage(recipe: Recipe, folder: Path) -> Stage:
     return Stage("export", output, form.record, values, inputs, lambda: export_adapter(adapter, output, **values))
 
 
+def _packing_stage(recipe: Recipe, folder: Path) -> Stage:
+    """Return the stage that packs the sparse model of a run without training."""
+    sparse = sparse_folder(recipe, folder)
+    form = FORMATS[recipe.export.format]
+    output = folder / form.folder
+    values = as_data(recipe.export)
+
+    def inputs() -> dict[str, str]:
+        hashes = _hashes(calibration=recipe.export.calibration)
+        return {"base_fingerprint": artifacts.weights_fingerprint(sparse), **hashes}
+
+    return Stage("export", output, form.record, values, inputs, lambda: export_adapter(sparse, output, **values))
+
+
 def _hashes(**sources: str | None) -> dict[str, str]:
     """Return the sha256 of the sources that are files here, under the keys that records use."""
     hashes = {f"{name}_sha256": source_fingerprint(source) for name, source in sources.items() if source}
@@ -312,8 +328,8 @@ def _models_of(recipe: Recipe, folder: Path) -> dict[str, tuple[ModelRef, Path |
     for name in recipe.evaluate.baselines:
         base = resolve(baseline_model(recipe, name, folder))
         models[name] = (base, artifacts.baseline_folder(folder, name))
-    if recipe.train:
-        form = FORMATS[recipe.export.format]
+    form = FORMATS[recipe.export.format]
+    if recipe.train or form.holds == "package":
         if form.is_model:
             models[form.folder] = (resolve(folder / form.folder), None)
         else:
@@ -347,7 +363,7 @@ def _evaluate_models(recipe: Recipe, folder: Path) -> dict[str, Any]:
     write_card(folder / "sparse", figures[:2])
     if recipe.heal:
         write_card(folder / HEALED_FOLDER, figures[:3])
-    if recipe.train:
+    if recipe.train or FORMATS[recipe.export.format].holds == "package":
         write_card(folder / FORMATS[recipe.export.format].folder, figures)
     return summary
 

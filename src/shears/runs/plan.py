@@ -170,7 +170,8 @@ def _sparsify(basis: _Basis) -> Estimate:
         return work, None, None
     hidden = min(num_bytes(config.activation_budget), FP32_BYTES * num_tokens * shape.width)
     recovers_by_moments = config.recover_rank > 0 and config.recover_by == "moments"
-    needs_moments = METHODS[config.method].needs == "moments" or config.reconstruct or recovers_by_moments
+    fits = config.reconstruct or config.refine > 0
+    needs_moments = METHODS[config.method].needs == "moments" or fits or recovers_by_moments
     moments = max(inputs for _, inputs in shape.sides.values()) ** 2 if needs_moments else 0
     # in fp32: the weights outside the blocks, a block and its copy, twice the second moments of the widest linear
     memory = FP32_BYTES * (shape.beside + 2 * shape.block + 2 * moments) + hidden
@@ -245,7 +246,7 @@ def _export(basis: _Basis) -> Estimate:
     choice = CHOICES.get("maximal" if FORMATS[config.format].pads else config.ranks or "", SearchSpace.heuristic)
     adapter = basis.adapter(choice)
     ranks = config.ranks or ("the ranks that search chose" if basis.recipe.search else "the heuristic's ranks")
-    work = f"format {config.format}, {ranks}"
+    work = f"format {config.format}, {ranks}" if basis.recipe.train else f"format {config.format}, {config.values}"
     if basis.shape is None:
         return work, None, None
     disk = {
@@ -259,7 +260,8 @@ def _export(basis: _Basis) -> Estimate:
 def _evaluate(basis: _Basis) -> Estimate:
     config = basis.recipe.evaluate
     assert config is not None
-    num_models = 2 + bool(basis.recipe.heal) + len(config.baselines) + bool(basis.recipe.train)
+    is_exported = bool(basis.recipe.train) or FORMATS[basis.recipe.export.format].holds == "package"
+    num_models = 2 + bool(basis.recipe.heal) + len(config.baselines) + is_exported
     work = f"{config.task}, {num_models} models, each on {_evaluation_data(config)}"
     if basis.dense_bytes is None or basis.sparse_bytes is None:
         return work, None, None

@@ -1,7 +1,10 @@
 """The shape of a model without its weights, from which the plan of a run counts memory and disk."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from transformers import AutoConfig
 
 from shears.blockwise.matrices import linear_matrix
 from shears.checkpoints.conversion import LOADING_ERRORS, META, empty_model, known_config
+from shears.checkpoints.packed import layout
 from shears.checkpoints.packed.matrices import is_block_matrix
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config.embedded import EMBEDDED
@@ -103,6 +107,42 @@ class Shape:
             for index, block in enumerate(blocks)
             for name, linear in linears(block).items()
         }
+
+    def package_bytes(self, sparsity: float, values: layout.NumberFormat, embeddings: str) -> int:
+        """Return the size of the packed tensors of a package whose linears all have this sparsity.
+
+        The parts are those of docs/package-format.md: exact without zeros, and for int4 the mean over where zeros lie.
+        Other tensors have 16 bits. `embeddings` is keep, int8 or int4, for matrices with a row a word.
+        """
+        linears = sum(
+            count * _linear_bytes(*size, sparsity, values) for size, count in Counter(self.sides.values()).items()
+        )
+        table: Any = self.model.get_input_embeddings()  # type: ignore[operator]  # of a PreTrainedModel
+        words = int(table.weight.shape[0])
+        outside = [tuple(weight.shape) for weight in self.model.parameters() if tuple(weight.shape)[:1] == (words,)]
+        tables = [shape for shape in outside if len(shape) == 2]
+        saved = sum(math.prod(shape) * BF16_BYTES - _table_bytes(*shape, embeddings) for shape in tables)
+        return linears + BF16_BYTES * (self.parameters - self.linear_weights) - saved
+
+
+@cache
+def _linear_bytes(rows: int, cols: int, sparsity: float, values: layout.NumberFormat) -> int:
+    """Return the size of a linear in a package: packed, or dense in 16 bits where that takes fewer bytes."""
+    if values == "int4" and not sparsity:
+        stored = layout.num_stored(torch.ones(rows, cols, dtype=torch.bool), values)
+    elif values == "int4":
+        panels, groups, _ = layout.mask_shape(rows, cols, values)
+        stored = round(rows * cols * (1 - sparsity) / 2 + panels * groups / 4)  # half of the groups end in half a byte
+    else:
+        stored = round(rows * cols * (1 - sparsity))
+    return min(layout.packed_bytes(rows, cols, stored, values), BF16_BYTES * rows * cols)
+
+
+def _table_bytes(rows: int, cols: int, form: str) -> int:
+    """Return the size of a matrix with one row a word."""
+    if form == "int4":
+        return rows * (math.ceil(cols / 2) + 3 * math.ceil(cols / layout.BLOCK))
+    return rows * (cols + FP32_BYTES) if form == "int8" else BF16_BYTES * rows * cols
 
 
 def shape_of(name: str) -> Shape | None:

@@ -90,6 +90,27 @@ def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
     return {"package": ref.name, **machine, **sizes, **own, "contestants": rows, "ratios": ratios}
 
 
+def decoding(backend: Backend, new_tokens: int, rounds: int) -> dict[str, float]:
+    """Return the tokens per second of decoding behind SHORT tokens: median, min and max of the rounds.
+
+    One more round, a warm-up, is not counted. InputError for more tokens than the backend holds.
+    """
+    if SHORT + new_tokens > backend.max_length:
+        raise InputError(
+            f"{SHORT} + new_tokens must be at most the model's {backend.max_length}, got {SHORT + new_tokens}; ask "
+            "for less"
+        )
+    wanted = BenchConfig(prompt_tokens=1, new_tokens=new_tokens, rounds=rounds)
+    prompt = random.Random(0).choices(range(backend.vocab_size), k=SHORT)
+    measured = [_one_round(backend, prompt, wanted) for _ in range(1 + rounds)][1:]
+    return _spread((new_tokens - 1) / each.decode for each in measured)
+
+
+def package_decoding(package: AnyModel, new_tokens: int, rounds: int) -> dict[str, float]:
+    """Return what `decoding` measures of a package in the backend that would run it."""
+    return decoding(package_backend(resolve(package), RunningConfig()), new_tokens, rounds)
+
+
 def warn_if_slower(ratios: Sequence[Mapping[str, Any]], dense: str) -> None:
     """Log a warning if the package decodes more slowly than the dense model in the same kernels and number format."""
     for ratio in ratios:

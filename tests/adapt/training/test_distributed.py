@@ -201,7 +201,7 @@ def test_other_verbs_are_one_process(
     monkeypatch.setattr(sys, "argv", ["shears", *verb])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "only train runs on several processes" in capfd.readouterr().err
+    assert "only heal and train run on several processes" in capfd.readouterr().err
 
 
 def test_a_launcher_that_shards_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,6 @@ from shears.adapt.load import load_super_adapter
 from shears.adapt.prepare import Prepared
 from shears.adapt.train import train
 from shears.adapt.training import fit
-from shears.config import TrainConfig
 from shears.sparsity.stage import sparsify
 from tests.adapt.small_training import SETTINGS, assert_close, assert_same, log, stop_after
 from tests.tiny import save_tiny
@@ -62,9 +61,9 @@ def test_what_is_loaded_is_what_was_trained(
 ) -> None:
     trained: list[Prepared] = []
 
-    def keep(prepared: Prepared, work: Path, settings: TrainConfig) -> None:
+    def keep(prepared: Prepared, *rest: Any) -> None:
         trained.append(prepared)
-        fit.fit(prepared, work, settings)
+        fit.fit(prepared, *rest)
 
     monkeypatch.setattr(train_module, "fit", keep)
     loaded = load_super_adapter(train(sparse, tmp_path / "out", data=data, **{**SETTINGS, **WAYS[way]}))

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shears.adapt.teacher.targets import Targets, Teacher
-from shears.adapt.training.processes import num_processes, shared_folder
+from shears.adapt.training.processes import num_processes, raise_in_all, shared_folder, wait
 from shears.adapt.training.trainer import BLANK, Collator
 from shears.data.examples import Tokenized, rows_fingerprint
 from shears.errors import InputError
@@ -157,7 +157,7 @@ def cache_targets(
     places = Places(rows)
     size = shape.bytes_per_position(asked)
     shards = list(_shards(places.firsts, max(SHARD_BYTES // size, 1)))
-    _check_room(folder, len(places), size)
+    raise_in_all(lambda: _check_room(folder, len(places), size))
     folder.mkdir(parents=True, exist_ok=True)
     with shared_folder(output, key, resume=True) as work:
         _write_shards(work, rows, shards, asked, shape, open_teacher)
@@ -171,6 +171,7 @@ def cache_targets(
                 "num_shards": len(shards),
             }
             write_json(work / RECORD, record)
+    wait()  # for the first process, which renames the folder
     return CachedTeacher(output, rows)
 
 

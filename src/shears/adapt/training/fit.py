@@ -14,7 +14,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import PrinterCallback, TrainingArguments
 from transformers.training_args import ParallelMode
 
-from shears.adapt.elastic import lora_layers
+from shears.adapt.elastic import adapted_layers, factors_of
 from shears.adapt.prepare import Prepared
 from shears.adapt.sampling import NLSCallback, rank_sampling
 from shears.adapt.teacher.teaching import Teaching
@@ -40,7 +40,9 @@ logger = logging.getLogger(__name__)
 TRIAL = 4  # tokens
 SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}  # their names in transformers
 KEPT_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm", "_int_mm", "_scaled_mm")
-WHOLE = ("_scaled_dot_product", "shears::packed_attention", "shears::lora_linears")  # names of fused operators begin so
+WHOLE = (  # so begin the names of fused operators, and of PoLAR's reflections, which are slow
+    "_scaled_dot_product", "shears::packed_attention", "shears::lora_linears", "linalg_householder_product"
+)  # fmt: skip
 
 
 def fit(prepared: Prepared, work: Path, settings: TrainConfig, teaching: Teaching | None = None) -> None:
@@ -258,7 +260,7 @@ def recompute_between_products(model: nn.Module, narrow: int | None = None) -> b
     base: Any = own_model(model)
     if base.supports_gradient_checkpointing:
         if narrow is None:
-            narrow = max(layer.lora_A["default"].weight.shape[0] for _, layer in lora_layers(model, "default"))
+            narrow = max(len(factors_of(layer, "default")[0]) for _, layer in adapted_layers(model, "default"))
         contexts = partial(create_selective_checkpoint_contexts, partial(_policy, narrow))
         base.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
         if _works(model):
@@ -290,7 +292,7 @@ def _policy(narrow: int, _context: Any, operator: Any, *args: Any, **_kwargs: An
 
 
 def keeps(operator: torch._ops.OpOverload, args: tuple[Any, ...], narrow: int) -> bool:
-    """Tell whether a result is kept: fused operators, and products whose inner dimension is larger than `narrow`."""
+    """Tell whether a result is kept: that of WHOLE, and products whose inner dimension is larger than `narrow`."""
     name = operator._schema.name.removeprefix("aten::")
     if name.startswith(WHOLE):
         return True

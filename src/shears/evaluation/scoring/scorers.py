@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from shears.adapt.elastic import ElasticAdapter
+from shears.adapt.elastic import ElasticAdapter, adapted_layers, factors_of, masked_module
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.data.batches import PACK_TOKENS, ignores_padding, keeps_apart, length_buckets, pack, pad
 from shears.data.examples import Example, Tokenized
@@ -109,14 +109,14 @@ def _factors(elastic: ElasticAdapter, origin: RankConfig, count: int) -> dict[st
 
 
 def _install(elastic: ElasticAdapter, factors: Mapping[str, Tensor], owners: Tensor | None) -> None:
-    base = elastic.model.get_base_model()
+    layers = dict(adapted_layers(elastic.model, elastic.adapter))
     for group, names in elastic.space.modules.items():
         mask = factors[group][:, None] if owners is None else factors[group][owners.clamp(min=0)]
         for name in names:
-            linear = base.get_submodule(name).lora_A[elastic.adapter]
-            missing = linear.weight.shape[0] - mask.shape[-1]  # of a layer with more ranks than its group
+            a, _ = factors_of(layers[name], elastic.adapter)
+            missing = len(a) - mask.shape[-1]  # of a layer with more ranks than its group
             whole = torch.nn.functional.pad(mask, (0, missing)) if missing else mask
-            linear.register_buffer(MASK, whole, persistent=False)
+            masked_module(layers[name], elastic.adapter).register_buffer(MASK, whole, persistent=False)
 
 
 @runtime_checkable

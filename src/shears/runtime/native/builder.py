@@ -93,7 +93,7 @@ class Builder:
         self._updates = source.updates
         self._release = source.release
         self._tied = bool(getattr(source.config, "tie_word_embeddings", True))
-        self._sizes = _sizes(plan)
+        self._sizes = linear_sizes(plan)
         self._steps: list[Call | SharedInput] = []
         self._check_parts()
         self.embeddings = self._take_rows(EMBEDDINGS)
@@ -134,7 +134,7 @@ class Builder:
 
     def _linear_names(self) -> Iterator[str]:
         for index in range(len(self._plan.layers)):
-            yield from (_linear_name(index, name) for name in chain(*INPUTS))
+            yield from (linear_name(index, name) for name in chain(*INPUTS))
 
     def _check_updates(self, updates: Mapping[str, LoraUpdate]) -> None:
         names = {*self._linear_names()}
@@ -198,7 +198,7 @@ class Builder:
         )
         yield "add_layer", (*norms, plan.window or 0, plan.rotates)
         for names in INPUTS:
-            linears = {name: _linear_name(index, name) for name in names}
+            linears = {name: linear_name(index, name) for name in names}
             for name, linear in linears.items():
                 bias = self._take_vector(f"{linear}.bias", self._sizes[name][0])
                 matrix = self._arena.matrix(self._take_linear(linear, self._sizes[name]))
@@ -256,7 +256,8 @@ class Builder:
         return self._arena.floats(numbers)
 
 
-def _linear_name(layer: int, kind: str) -> str:
+def linear_name(layer: int, kind: str) -> str:
+    """Return the name of a linear of a layer in the files."""
     return f"model.layers.{layer}.{'self_attn' if kind in ATTENTION else 'mlp'}.{kind}"
 
 
@@ -277,7 +278,7 @@ def _main_values(source: ModelSource) -> NumberFormat:
     return counts.most_common(1)[0][0] if counts else "fp32"
 
 
-def _sizes(plan: DecoderPlan) -> Mapping[str, tuple[int, int]]:
+def linear_sizes(plan: DecoderPlan) -> Mapping[str, tuple[int, int]]:
     """Return the rows and columns of a layer's linears."""
     hidden, inner = plan.hidden_size, plan.intermediate_size
     query, key = plan.num_heads * plan.head_dim, plan.num_kv_heads * plan.head_dim

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from peft.tuners.lokr import LoKrLayer
 from torch import Tensor, nn
 
 from shears.checkpoints.conversion import known_config
@@ -23,6 +24,7 @@ from shears.checkpoints.packed.layout import (
 )
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate
+from shears.models.lokr import update_of_layer
 from shears.models.sparse_adapter import SparseLinear
 from shears.records.artifacts import read_object
 from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B
@@ -144,7 +146,7 @@ def source_of_model(
     tensors = {
         name.replace(".base_layer.", "."): tensor.detach()
         for name, tensor in base.state_dict().items()
-        if ".lora_" not in name
+        if ".lora_" not in name and ".lokr_" not in name
     }
     in_blocks = [name for name in tensors if ".layers." in name and name.endswith("_proj.weight")]
     names = [name.removesuffix(".weight") for name in in_blocks if tensors[name].ndim == 2]
@@ -173,7 +175,7 @@ def updates_of(model: nn.Module) -> dict[str, LoraUpdate]:
     """
     wrapped: Any = model
     base: nn.Module = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
-    adapted = {name: module for name, module in base.named_modules() if hasattr(module, "lora_A")}
+    adapted = {name: module for name, module in base.named_modules() if hasattr(module, "lora_A") or _is_lokr(module)}
     return {name: _update(name, module) for name, module in adapted.items() if not isinstance(module, SparseLinear)}
 
 
@@ -215,11 +217,24 @@ def _dense_bytes(weight: Tensor, values: NumberFormat) -> int:
     return weight.numel() * FORMAT_DTYPES[values].itemsize // (2 if values == "int4" else 1)
 
 
+def _is_lokr(module: nn.Module) -> bool:
+    return isinstance(module, LoKrLayer)
+
+
 def _update(name: str, module: Any) -> LoraUpdate:
+    if _is_lokr(module):
+        return _lokr_update(name, module)
     adapters = list(module.lora_A)
     if len(adapters) != 1 or adapters[0] in module.lora_variant or module.lora_bias.get(adapters[0]):
         raise NotCoveredError(f"the native decoder covers one plain LoRA, {name} has another adapter; merge it first")
     return lora_update(module, adapters[0])
+
+
+def _lokr_update(name: str, module: Any) -> LoraUpdate:
+    adapters = list(module._available_adapters)
+    if len(adapters) != 1 or adapters[0] not in module.lokr_w1 or adapters[0] not in module.lokr_w2_a:
+        raise NotCoveredError(f"the native decoder covers one LoKr of whole w1 and low-rank w2, {name} has another")
+    return update_of_layer(module, adapters[0])
 
 
 def lora_update(layer: Any, adapter: str) -> LoraUpdate:

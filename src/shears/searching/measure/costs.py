@@ -6,6 +6,7 @@ measured: the base is packed once; for each configuration, the update's ranks ar
 on this CPU.
 """
 
+import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from statistics import median
@@ -32,25 +33,25 @@ from shears.searching.strategies.base import LATENCY, PARAMETERS, Figures, Goal,
 if TYPE_CHECKING:
     from shears.runtime.native.decoder import NativeBackend
 
-LORA = "lora_"  # part of the name of every parameter that PEFT adds to a model
+ADDED = re.compile(r"\b(lora|lokr)_")  # in the name of every parameter that PEFT adds to a model
 PROMPT = 16  # tokens before the first measured one
 ROUNDS = 5  # the latency is the median of so many rounds,
 STEPS = 16  # each of which is the mean of so many tokens
 
 
 def base_nonzeros(model: nn.Module) -> int:
-    """Return the non-zero parameters of a model without its LoRA; tied weights count once."""
-    return sum(_nonzeros(weight) for name, weight in model.named_parameters() if LORA not in name)
+    """Return the non-zero parameters of a model without its adapter; tied weights count once."""
+    return sum(_nonzeros(weight) for name, weight in model.named_parameters() if not ADDED.search(name))
 
 
 def base_macs(model: nn.Module) -> int:
-    """Return the multiply-accumulates of a token in a model without its LoRA: non-zero weights of linears and head.
+    """Return the multiply-accumulates of a token in a model without its adapter: non-zero weights of linears and head.
 
     A token uses `num_experts_per_tok` of a stack of experts (a 3-D parameter). The part of attention that grows with
     the context is left out.
     """
     dense = sum(
-        _nonzeros(linear.get_parameter("weight")) for name, linear in linears(model).items() if LORA not in name
+        _nonzeros(linear.get_parameter("weight")) for name, linear in linears(model).items() if not ADDED.search(name)
     )
     used = getattr(getattr(model, "config", None), "num_experts_per_tok", None)
     names = dict.fromkeys(matrix.parameter for matrix in block_matrices("", model) if matrix.index is not None)
@@ -82,9 +83,10 @@ def count_sizes(elastic: ElasticAdapter, names: Collection[str]) -> Objective:
         )
     base = {name: count(elastic.model.get_base_model()) for name, count in SIZES.items() if name in names}
 
+    added = {name: elastic.num_macs if name == "macs" else elastic.num_parameters for name in base}
+
     def count(ranks: RankConfig) -> Figures:
-        adapter = elastic.num_parameters(ranks)
-        return {name: size + adapter for name, size in base.items()}
+        return {name: size + added[name](ranks) for name, size in base.items()}
 
     return count
 

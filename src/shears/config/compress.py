@@ -1,0 +1,170 @@
+"""Options of `shears compress`: the bound that a package must meet, and the roads to it that are tried."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from shears.config.fields import Columns, Count, Repeated, Seed, Split, StageConfig
+from shears.config.notation import num_bytes
+from shears.config.sparsify import MethodName
+from shears.errors import InputError
+
+Kind = Literal["bits", "bytes", "tokens/s"]
+FORMS = "3.3bits (bits a weight), 1.0GB (size of the package) or 40tok/s (tokens a second)"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound: at most so many bits a weight or bytes, or at least so many tokens a second."""
+
+    kind: Kind
+    amount: int | float
+
+    @classmethod
+    def parse(cls, text: str) -> "Target":
+        """Return the bound that a text such as `3.3bits`, `1.0GB` or `40tok/s` names; InputError for other texts."""
+        number = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(bits?|tok/s|tokens/s)\s*", text)
+        if number is not None:
+            target = cls("bits" if number[2].startswith("bit") else "tokens/s", float(number[1]))
+        elif re.search(r"[kKMGT]i?B?\s*$|B\s*$", text):
+            target = cls("bytes", _size(text))
+        else:
+            raise InputError(f"must be {FORMS}, got {text!r}")
+        if not target.amount:
+            raise InputError(f"must be above 0, got {text!r}")
+        return target
+
+    def holds(self, size: int | float, weights: int, tokens_per_second: int | float | None) -> bool:
+        """Tell whether a package of `size` bytes for a model of `weights` meets the bound; an unknown speed does not.
+
+        `tokens_per_second` is None where it is unknown.
+        """
+        if self.kind == "tokens/s":
+            return tokens_per_second is not None and tokens_per_second >= self.amount
+        return (size if self.kind == "bytes" else 8 * size / weights) <= self.amount
+
+    def __str__(self) -> str:
+        """Return the bound in words."""
+        if self.kind == "bytes":
+            return f"at most {self.amount / 1e9:.3f} GB"
+        return f"at most {self.amount:g} bits a weight" if self.kind == "bits" else f"at least {self.amount:g} tokens/s"
+
+
+def _size(text: str) -> float:
+    try:
+        return float(num_bytes(text))
+    except InputError:
+        raise InputError(f"must be {FORMS}, got {text!r}") from None
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another tool's file to show beside the candidates, with figures that the user measured."""
+
+    file: str
+    loss: float | None = None
+    tokens_per_second: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Rival":
+        """Return the file and figures of `FILE.gguf,loss=2.9,tok/s=46.6`; InputError for anything else."""
+        file, *figures = (part.strip() for part in text.split(","))
+        values: dict[str, float] = {}
+        for figure in figures:
+            name, _, value = figure.partition("=")
+            if name not in ("loss", "tok/s") or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value):
+                raise InputError(f"must be FILE.gguf,loss=NUMBER,tok/s=NUMBER (figures may be left out), got {text!r}")
+            values[name] = float(value)
+        if not file.endswith(".gguf"):
+            raise InputError(f"must name a .gguf file, got {file!r}")
+        return cls(file, values.get("loss"), values.get("tok/s"))
+
+
+Sparsities = Annotated[
+    tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, float) else value),
+    Split,
+    Field(min_length=1),
+]
+Values = Annotated[tuple[Literal["bf16", "int8", "int4"], ...], Split, Field(min_length=1)]
+Embeddings = Annotated[tuple[Literal["keep", "int8", "int4"], ...], Split, Field(min_length=1)]
+
+
+class CompressConfig(StageConfig):
+    """How to reach a bound on size or speed with the least loss."""
+
+    target: str
+    """What the package must meet on this machine: 3.3bits (bits a weight at most, of the whole file), 1.0GB (size of
+    the file at most) or 40tok/s (tokens a second at least, when it generates)."""
+    calibration: str | None = None
+    """Text like that which the model will see: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, or self (text
+    that the model writes itself, see write). Its last tenth is held out: losses are measured there. Default:
+    arithmetic:train for the embedded model, none for others."""
+    columns: Columns = Field({})
+    """Columns of the calibration rows that stand for those of a known form of row, such as
+    instruction=question,output=answer."""
+    num_samples: int = Field(32, gt=0)
+    """Number of calibration sequences, and the most windows of the held-out text."""
+    sequence_length: int = Field(512, gt=1)
+    """Tokens in a calibration sequence and in a held-out window."""
+    method: MethodName = "wanda"
+    """Pruning method, as in sparsify."""
+    heal: Count | None = None
+    """Tokens of the calibration text to heal a sparse model on, such as 1M; default: none."""
+    data: str | None = None
+    """Rows to train a super-adapter on, which is merged into the package; default: no training."""
+    max_steps: int | None = Field(None, gt=0)
+    """Optimizer steps of that training; default: those of one train."""
+    sparsities: Sparsities = (0.0, 0.5, 0.6, 0.7)
+    """Sparsities to try, such as 0,0.5,0.6."""
+    values: Values = ("bf16", "int8", "int4")
+    """Number formats of the weights to try."""
+    embeddings: Embeddings = ("keep", "int8", "int4")
+    """Number formats of embeddings and head to try; keep: bf16."""
+    probe: bool = True
+    """Order the candidates by losses that are measured first, for each sparsity and format alone; without: fewer zeros
+    first, then more bits a weight, then more bits an embedding."""
+    attempts: int = Field(3, gt=0)
+    """Candidates to make and measure at most, until one meets the target."""
+    compare: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v), Repeated()] = ()
+    """File of another tool to show beside the candidates, with figures that you measured with that tool on the same
+    text and machine, such as q4_k_m.gguf,loss=2.31,tok/s=46.6; may be repeated."""
+    new_tokens: int = Field(32, gt=1)
+    """Tokens that are generated to measure a speed."""
+    rounds: int = Field(3, gt=0)
+    """Measurements of each speed; the median counts."""
+    threads: int | None = Field(None, gt=0)
+    """CPU threads; default: one per core."""
+    seed: Seed = 0
+    """Random seed of calibration and training."""
+
+    @field_validator("target")
+    @classmethod
+    def _check_target(cls, value: str) -> str:
+        try:
+            Target.parse(value)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("compare")
+    @classmethod
+    def _check_rivals(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            for text in value:
+                Rival.parse(text)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @property
+    def bound(self) -> Target:
+        """The target, parsed."""
+        return Target.parse(self.target)
+
+    @property
+    def rivals(self) -> list[Rival]:
+        """The files to compare with, parsed."""
+        return [Rival.parse(text) for text in self.compare]

@@ -1,0 +1,317 @@
+"""Plan the roads to a bound, take the one that is expected to lose least, measure what comes out, or take the next."""
+
+import logging
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shears.checkpoints.conversion import known_config
+from shears.checkpoints.packed.file import PACKAGE_FILE
+from shears.config import CompressConfig, Recipe
+from shears.config.embedded import EMBEDDED
+from shears.config.resolve import build, load_recipe
+from shears.config.sparsify import EMBEDDED_CALIBRATION
+from shears.config.write import SELF
+from shears.errors import InputError
+from shears.evaluation.run import evaluate
+from shears.models.devices import set_threads
+from shears.models.losses import positions_in
+from shears.models.ref import ModelRef, resolve
+from shears.records.artifacts import COMPRESS, RECIPE, as_data, check_input, read_object, refuse_changes, write_json
+from shears.records.folders import run_lock
+from shears.records.paths import expanded
+from shears.records.timing import machine
+from shears.records.version import __version__
+from shears.runs.baselines import HEALED_FOLDER
+from shears.runs.compress.candidates import (
+    MEASURED,
+    RULE,
+    Candidate,
+    all_candidates,
+    figures_of,
+    meeting,
+    ordered,
+    recipe_of,
+)
+from shears.runs.compress.losses import Losses, measured_losses
+from shears.runs.compress.texts import split_text
+from shears.runs.pipeline import run
+from shears.runs.plan import plan
+from shears.runs.shapes import BF16_BYTES, Shape, shape_of
+from shears.runtime.forecast import forecast_of, needed
+from shears.runtime.self_text import own_text
+from shears.runtime.speed import package_decoding
+
+logger = logging.getLogger(__name__)
+MOST_OUTSIDE = 0.1  # share of a block's weights outside its linears; experts in stacks are such weights
+PASSES = {"sparsify": 2, "heal": 5}
+"""Forward passes of the dense model that a stage's work equals, by token: sparsify walks each block twice; heal asks
+the dense model, and trains the sparse one forward and backward (about three, and one to recompute)."""
+
+
+class Texts(NamedTuple):
+    """Files of the calibration text and of its held-out part; they do not exist yet where the model must write them."""
+
+    calibration: Path
+    held_out: Path
+
+
+def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **config: Any) -> dict[str, Any]:
+    """Make a package of `model` that meets a bound, below the folder `output`; return the record, COMPRESS there.
+
+    The keywords are the fields of `CompressConfig`. Each candidate is a run in a folder of its own. An interrupted call
+    continues with the plan that it made. `dry_run` returns the plan and writes nothing. InputError, before anything is
+    written, for a bound that no candidate is predicted to meet (with the nearest one), for a model that meets it as it
+    is, and for a text that cannot be used.
+    """
+    settings = build(CompressConfig, "compress", config)
+    set_threads(settings.threads)
+    if missing := [rival.file for rival in settings.rivals if not expanded(rival.file).is_file()]:
+        raise InputError(f"compress.compare must name files that are here, got {missing[0]}; check the path")
+    folder = expanded(output).resolve()
+    name = str(model)
+    ref = resolve(model)
+    ref.refuse_package("compress")
+    if not dry_run and (record := _begun(folder, ref, settings)) is not None:
+        logger.info("%s: continuing with the plan of %s", folder, COMPRESS)
+        with run_lock(folder):
+            return _attempted(record, settings, folder, name)
+    source = _source(ref, name, settings, dry_run)
+    with tempfile.TemporaryDirectory() as scratch:
+        texts = _texts(source, Path(scratch), settings)
+        record = _planned(ref, name, settings, texts, folder)
+        if dry_run:
+            return record
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in texts:
+            shutil.copyfile(file, folder / file.name)
+    with run_lock(folder):
+        write_json(folder / COMPRESS, record)
+        return _attempted(record, settings, folder, name)
+
+
+def _begun(folder: Path, ref: ModelRef, settings: CompressConfig) -> dict[str, Any] | None:
+    """Return the record of an earlier call; None for a new folder. InputError for another folder or configuration."""
+    if not (folder / COMPRESS).is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"the output must be a new folder or one of compress, got {folder}; choose another output")
+        return None
+    record = read_object(folder / COMPRESS)
+    refuse_changes(folder, *({**each, "attempts": 0} for each in (record["config"], as_data(settings))))  # may grow
+    check_input(f"model of {folder}", record["base_fingerprint"], ref.fingerprint)
+    return record
+
+
+def _source(ref: ModelRef, name: str, settings: CompressConfig, dry_run: bool) -> str | None:
+    """Return the calibration text; None where the model would have to write it for a dry run."""
+    if settings.calibration is None:
+        if name not in EMBEDDED:
+            raise InputError(
+                f"compress.calibration must be given (--calibration) for {name}: text like that which the model will "
+                "see, as FILE.txt, FILE.jsonl or a hub id; or self, which the model writes"
+            )
+        return EMBEDDED_CALIBRATION
+    if settings.calibration != SELF:
+        return settings.calibration
+    if dry_run:
+        return None
+    tokens = max(2 * settings.num_samples * settings.sequence_length, settings.heal or 0)
+    return str(own_text(ref, tokens, settings.seed))
+
+
+def _texts(source: str | None, folder: Path, settings: CompressConfig) -> Texts:
+    if source is None:
+        return Texts(folder / "calibration.jsonl", folder / "held_out.jsonl")
+    return Texts(*split_text(source, folder, settings.columns))
+
+
+def _planned(ref: ModelRef, name: str, settings: CompressConfig, texts: Texts, folder: Path) -> dict[str, Any]:
+    """Return the record with every candidate, those that should meet the target first, in the order to try them."""
+    shape = _shape(ref, settings)
+    forecast = forecast_of(
+        known_config(ref.folder), threads=settings.threads, new_tokens=settings.new_tokens, rounds=settings.rounds
+    )
+    if settings.bound.kind == "tokens/s":
+        needed(forecast)
+    dense_speed = forecast.tokens_per_second(0.0, "bf16", "keep") if forecast else None
+    dense_bytes = shape.file_bytes or BF16_BYTES * shape.parameters
+    if settings.bound.holds(dense_bytes, shape.parameters, dense_speed):
+        speed = "" if dense_speed is None else f", {dense_speed:.1f} tokens/s in bf16"
+        raise InputError(
+            f"the target must need a compression, {name} meets it as it is ({settings.bound}): "
+            f"{dense_bytes / 1e9:.4g} GB{speed}; name a tighter target"
+        )
+    candidates = all_candidates(settings, shape, forecast)
+    kept = meeting(settings, candidates, shape.parameters)
+    losses = None
+    if settings.probe and texts.calibration.is_file():
+        kinds = [(each.sparsity, each.values, each.embeddings) for each in kept]
+        losses = measured_losses(ref, kinds, settings, str(texts.calibration), str(texts.held_out))
+    best = ordered(kept, losses)
+    others = sorted((each for each in candidates if each not in kept), key=lambda each: each.bytes)
+    recipe = recipe_of(best[0], settings, name, str(texts.calibration))
+    return {
+        "shears_version": __version__,
+        "model": ref.recorded_name,
+        "base_fingerprint": ref.fingerprint,
+        "config": as_data(settings),
+        "target": str(settings.bound),
+        "machine": machine(),
+        "parameters": shape.parameters,
+        "dense": {"bytes": dense_bytes, "tokens_per_second": dense_speed, "loss": losses.dense if losses else None},
+        "order": MEASURED if losses else RULE,
+        "candidates": [each.as_data() | {"meets": each in best} for each in (*best, *others)],
+        "stages": _stages(recipe, folder, texts, losses),
+        "rivals": [asdict(rival) | {"bytes": expanded(rival.file).stat().st_size} for rival in settings.rivals],
+        "held_out": texts.held_out.name,
+        "measured": [],
+        "chosen": None,
+    }
+
+
+def _shape(ref: ModelRef, settings: CompressConfig) -> Shape:
+    """Return the shape of the model; InputError where the sizes of its packages or its windows cannot be told."""
+    shape = shape_of(str(ref.folder))
+    assert shape is not None, "the model was resolved"
+    inside = shape.parameters - shape.beside
+    if inside - shape.linear_weights > MOST_OUTSIDE * inside:
+        raise InputError(
+            f"compress needs a model whose blocks consist of linears, {ref.name} has others, such as experts; use "
+            "shears run with a recipe"
+        )
+    context = positions_in(known_config(ref.folder))
+    if context is not None and settings.sequence_length > context:
+        raise InputError(
+            f"sequence_length must be at most this model's context of {context} tokens, got {settings.sequence_length}"
+        )
+    return shape
+
+
+def _stages(recipe: Recipe, folder: Path, texts: Texts, losses: Losses | None) -> list[dict[str, Any]]:
+    """Return work, memory, disk and, where forward passes were timed, seconds of every stage of a recipe."""
+    scratch = str(texts.calibration.parent)
+    tokens = {
+        "sparsify": recipe.sparsify.num_samples * recipe.sparsify.sequence_length * recipe.sparsify.needs_calibration,
+        "heal": recipe.heal.tokens if recipe.heal else 0,
+    }
+    rows = []
+    for stage in plan(recipe, folder / "dry-run").stages:
+        seconds = None
+        if losses is not None and stage.name in PASSES:
+            seconds = PASSES[stage.name] * tokens[stage.name] * losses.seconds_per_token
+        row = asdict(stage) | {"work": stage.work.replace(scratch, folder.name), "seconds": seconds}
+        rows.append({key: row[key] for key in ("name", "work", "memory", "disk", "seconds")})
+    return rows
+
+
+def _attempted(record: dict[str, Any], settings: CompressConfig, folder: Path, model: str) -> dict[str, Any]:
+    """Make and measure candidates until one meets the target; write the record after each, and return it."""
+    promising = [Candidate.from_data(_without_mark(each)) for each in record["candidates"] if each["meets"]]
+    text = str(next(folder.glob("calibration.*")))
+    held_out = folder / record["held_out"]
+    weights = record["parameters"]
+    if record["dense"].get("held_out_loss") is None:
+        record["dense"]["held_out_loss"] = _loss(model, held_out, settings)
+        write_json(folder / COMPRESS, record)
+    while record["chosen"] is None and len(record["measured"]) < settings.attempts:
+        candidate = following(promising, record["measured"], settings, weights)
+        if candidate is None:
+            break
+        logger.info("%s: %s predicted", candidate.name, figures_of(candidate))
+        recipe = recipe_of(candidate, settings, model, text).model_copy(update={"output": str(folder / candidate.name)})
+        _share(recipe, [folder / each["name"] for each in record["measured"]], folder / candidate.name)
+        run(recipe)
+        figures = _figures(candidate, folder, held_out, settings, weights)
+        record["measured"].append(figures)
+        record["chosen"] = candidate.name if figures["holds"] else None
+        write_json(folder / COMPRESS, record)
+    return record
+
+
+def _without_mark(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if key != "meets"}
+
+
+def following(
+    promising: Sequence[Candidate], measured: Sequence[Mapping[str, Any]], settings: CompressConfig, weights: int
+) -> Candidate | None:
+    """Return the next candidate: the first that meets the target if predictions are as wrong as they were last time.
+
+    If none does then, the smallest or the fastest that is left, unless that is no better than what was tried. None at
+    the end.
+    """
+    if not measured:
+        return promising[0]
+    last = measured[-1]
+    names = {each["name"] for each in measured}
+    left = [each for each in promising if each.name not in names]
+    before = next(each for each in promising if each.name == last["name"])
+    larger = last["bytes"] / before.bytes
+    is_speed = settings.bound.kind == "tokens/s"
+    faster = (last["tokens_per_second"] or 0.0) / before.tokens_per_second if before.tokens_per_second else 1.0
+    for each in left:
+        speed = each.tokens_per_second * faster if each.tokens_per_second is not None else None
+        if settings.bound.holds(each.bytes * larger, weights, speed):
+            return each
+    rest = [each for each in left if (_speed(each) > _speed(before) if is_speed else each.bytes < before.bytes)]
+    return min(rest, key=lambda each: -_speed(each) if is_speed else each.bytes, default=None)
+
+
+def _speed(candidate: Candidate) -> float:
+    return candidate.tokens_per_second or 0.0
+
+
+def _share(recipe: Recipe, others: Sequence[Path], folder: Path) -> None:
+    """Take over the sparse and the healed model of another candidate that were made in the same way, as links."""
+    for other in others:
+        earlier = load_recipe(other / RECIPE)
+        if (earlier.sparsify, earlier.heal) != (recipe.sparsify, recipe.heal):
+            continue
+        for name in ("sparse", HEALED_FOLDER):
+            if (other / name).is_dir() and not (folder / name).exists():
+                partial = folder / f"{name}.linked"
+                shutil.rmtree(partial, ignore_errors=True)
+                shutil.copytree(other / name, partial, copy_function=_linked)
+                partial.rename(folder / name)
+
+
+def _linked(source: str, target: str) -> str:
+    """Link a file, or copy it where the file system has no links."""
+    with suppress(OSError):
+        os.link(source, target)
+        return target
+    return shutil.copy2(source, target)
+
+
+def _figures(
+    candidate: Candidate, folder: Path, held_out: Path, settings: CompressConfig, weights: int
+) -> dict[str, Any]:
+    """Measure the package of a candidate: its size, its speed, its loss on the held-out text."""
+    package = folder / candidate.name / "package"
+    size = (package / PACKAGE_FILE).stat().st_size
+    speed = package_decoding(package, settings.new_tokens, settings.rounds)
+    return {
+        "name": candidate.name,
+        "package": str(package.relative_to(folder)),
+        "bytes": size,
+        "bits_per_weight": 8 * size / weights,
+        "tokens_per_second": speed["median"],
+        "tokens_per_second_range": [speed["min"], speed["max"]],
+        "loss": _loss(package, held_out, settings),
+        "holds": settings.bound.holds(size, weights, speed["median"]),
+    }
+
+
+def _loss(model: str | Path, held_out: Path, settings: CompressConfig) -> float:
+    """Return the loss on the held-out text in nats a token."""
+    measured = evaluate(
+        model, task="perplexity", data=str(held_out), device="cpu",
+        sequence_length=settings.sequence_length, limit=settings.num_samples,
+    )  # fmt: skip
+    return math.log(measured.value)

@@ -1,0 +1,137 @@
+"""The speed that a package of a model would have, from random weights of its shapes that are timed on this machine.
+
+A token passes all decoder blocks and the head: seconds = blocks x seconds of a block + seconds of the head. A block is
+timed as a mean over so many equal blocks that no cache holds their weights; the head by the difference that a
+vocabulary makes. The fastest round counts.
+"""
+
+import copy
+import logging
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack
+from shears.errors import InputError
+from shears.models.devices import set_threads
+from shears.runtime.native import kernels_available
+from shears.runtime.native.architectures import NotCoveredError, plan_of
+from shears.runtime.native.dense_rows import DenseRows
+from shears.runtime.native.model_source import ModelSource
+from shears.runtime.speed import decoding
+
+logger = logging.getLogger(__name__)
+FEW_WORDS = 64  # a vocabulary whose head takes no time
+BY_LAYER = ("layer_types", "no_rope_layers")  # keys of configurations that list the layers
+
+
+class Forecast:
+    """Predicts the tokens per second of packages of a model; what was timed once is not timed again.
+
+    NotCoveredError for a model that the native decoder does not cover, and without it.
+    """
+
+    def __init__(self, config: Any, *, threads: int | None, new_tokens: int, rounds: int) -> None:
+        if not kernels_available():
+            raise NotCoveredError("a speed needs the C++ kernels to be predicted, which were not built")
+        self._config = config
+        self._plan = plan_of(config)
+        self._new_tokens = new_tokens
+        self._rounds = rounds
+        set_threads(threads)
+        self.block_seconds = cache(self._block_seconds)
+        self.head_seconds = cache(self._head_seconds)
+
+    def tokens_per_second(self, sparsity: float, values: NumberFormat, embeddings: str) -> float:
+        """Return the predicted speed of generating one token after the other, for one sequence."""
+        blocks = len(self._plan.layers) * self.block_seconds(sparsity, values)
+        return 1.0 / (blocks + self.head_seconds(embeddings))
+
+    def _block_seconds(self, sparsity: float, values: NumberFormat) -> float:
+        from shears.runtime.native.tuning import weight_bytes
+
+        linears = _random_linears(self._config, sparsity, values)
+        size = sum(linear.num_bytes if isinstance(linear, PackedMatrix) else linear.values.nbytes
+                   for linear in linears.values())  # fmt: skip
+        count = min(math.ceil(weight_bytes() / size), len(self._plan.layers))
+        return self._seconds(linears, count, FEW_WORDS, "keep") / count
+
+    def _head_seconds(self, embeddings: str) -> float:
+        linears = _random_linears(self._config, 0.0, "bf16")
+        times = [self._seconds(linears, 1, words, embeddings) for words in (self._plan.vocab_size, FEW_WORDS)]
+        return max(times[0] - times[1], 0.0)
+
+    def _seconds(
+        self, linears: Mapping[str, PackedMatrix | DenseRows], count: int, words: int, embeddings: str
+    ) -> float:
+        """Return the seconds of a token in a model of `count` equal blocks."""
+        from shears.runtime.native.decoder import NativeBackend
+
+        source = _source(self._config, linears, count, words, embeddings)
+        backend = NativeBackend(source, torch.get_num_threads(), max_sequences=1)
+        return 1.0 / decoding(backend, self._new_tokens, self._rounds)["max"]  # other processes only slow a round
+
+
+def _random_linears(config: Any, sparsity: float, values: NumberFormat) -> dict[str, PackedMatrix | DenseRows]:
+    """Return the linears of a block by kind: random weights in the form that a package stores them in."""
+    from shears.runtime.native.builder import linear_sizes
+
+    generator = torch.Generator().manual_seed(0)
+
+    def weight(rows: int, cols: int) -> PackedMatrix | DenseRows:
+        numbers = torch.randn(rows, cols, generator=generator)
+        numbers[torch.rand(rows, cols, generator=generator) < sparsity] = 0.0
+        packed = pack(numbers, values)
+        return packed if packed.num_bytes < 2 * numbers.numel() else DenseRows(numbers.to(torch.bfloat16))
+
+    return {kind: weight(*size) for kind, size in linear_sizes(plan_of(config)).items()}
+
+
+def _source(
+    config: Any, linears: Mapping[str, PackedMatrix | DenseRows], count: int, words: int, embeddings: str
+) -> ModelSource:
+    """Return a model of `count` blocks that share these linears, with tied embeddings of `words` tokens."""
+    from shears.runtime.native.builder import EMBEDDINGS, NORM, linear_name
+
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = count
+    config.vocab_size = words
+    config.tie_word_embeddings = True
+    for key in BY_LAYER:
+        if getattr(config, key, None):
+            setattr(config, key, getattr(config, key)[:count])
+    ones = torch.ones(config.hidden_size)
+    generator = torch.Generator().manual_seed(0)
+    table = DenseRows(torch.randn(words, config.hidden_size, generator=generator, dtype=torch.bfloat16))
+    tensors: dict[str, DenseRows | Tensor] = {
+        EMBEDDINGS: table if embeddings == "keep" else table.as_values("int8" if embeddings == "int8" else "int4"),
+        NORM: ones,
+    }
+    packed: dict[str, PackedMatrix | DenseRows] = {}
+    for layer in range(count):
+        tensors |= {f"model.layers.{layer}.{name}_layernorm.weight": ones for name in ("input", "post_attention")}
+        packed |= {linear_name(layer, kind): linear for kind, linear in linears.items()}
+    return ModelSource(config, packed, tensors, {})
+
+
+def forecast_of(config: Any, **settings: Any) -> Forecast | None:
+    """Return the forecast of a model with a configuration; None, with a line in the log, where there is none."""
+    try:
+        return Forecast(config, **settings)
+    except NotCoveredError as error:
+        logger.info("speeds are not predicted: %s", error)
+        return None
+
+
+def needed(forecast: Forecast | None) -> Forecast:
+    """Return the forecast; InputError where a target needs one and there is none."""
+    if forecast is None:
+        raise InputError(
+            "a target in tok/s needs a model that the native decoder covers, and its kernels; name a target in bits or "
+            "GB"
+        )
+    return forecast

@@ -1,0 +1,152 @@
+"""Bounds are read as they are written, sizes are those of the files, and the order follows its rule."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import shears
+from shears.checkpoints.packed.file import PACKAGE_FILE
+from shears.config import CompressConfig
+from shears.config.compress import Rival, Target
+from shears.config.resolve import build
+from shears.errors import InputError
+from shears.runs.compress.candidates import Candidate, meeting, ordered, recipe_of
+from shears.runs.compress.losses import Losses, rounded
+from shears.runs.compress.stage import following
+from shears.runs.shapes import shape_of
+from tests.tiny import save_tiny
+
+WEIGHTS = 1000
+
+
+def candidate(sparsity: float, values: Any, embeddings: str, size: int, speed: float | None = None) -> Candidate:
+    return Candidate(sparsity, values, embeddings, size, 8 * size / WEIGHTS, speed)
+
+
+DENSE = candidate(0.0, "bf16", "keep", 2000, 10.0)
+HALF = candidate(0.5, "bf16", "keep", 1200, 14.0)
+FOUR = candidate(0.0, "int4", "keep", 650, 20.0)
+BOTH = candidate(0.5, "int4", "int4", 400, 30.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "amount"),
+    [
+        ("3.3bits", "bits", 3.3), ("4 bits", "bits", 4.0), ("1.0GB", "bytes", 1e9), ("300MB", "bytes", 3e8),
+        ("1GiB", "bytes", 2.0**30), ("40tok/s", "tokens/s", 40.0), ("93.5 tokens/s", "tokens/s", 93.5),
+    ],
+)  # fmt: skip
+def test_a_target_has_a_kind_and_an_amount(text: str, kind: str, amount: float) -> None:
+    assert Target.parse(text) == Target(kind, amount)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "3", "fast", "3.3", "-1GB", "0bits", "0GB", "40 words/s"])
+def test_an_unreadable_target_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(InputError, match=r"compress\.target must be") as refused:
+        build(CompressConfig, "compress", {"target": text})
+    assert len(refused.value.messages) == 1
+
+
+def test_a_bound_is_met_from_its_own_side() -> None:
+    assert Target("bytes", 400).holds(400, WEIGHTS, None)
+    assert not Target("bytes", 399).holds(400, WEIGHTS, None)
+    assert Target("bits", 3.2).holds(400, WEIGHTS, None)
+    assert not Target("bits", 3.1).holds(400, WEIGHTS, None)
+    assert Target("tokens/s", 30).holds(400, WEIGHTS, 30.0)
+    assert not Target("tokens/s", 30).holds(400, WEIGHTS, 29.9)
+    assert not Target("tokens/s", 30).holds(400, WEIGHTS, None)
+
+
+def test_files_to_compare_with_have_figures_or_none(tmp_path: Path) -> None:
+    file = tmp_path / "q4.gguf"
+    assert Rival.parse(f"{file},loss=2.5,tok/s=46.6") == Rival(str(file), 2.5, 46.6)
+    assert Rival.parse(str(file)) == Rival(str(file))
+    for wrong, words in ((f"{file},speed=3", "FILE.gguf,loss"), ("model.bin", "a .gguf file")):
+        with pytest.raises(InputError, match=words):
+            build(CompressConfig, "compress", {"target": "1GB", "compare": wrong})
+
+
+@pytest.mark.parametrize(
+    ("kind", "sparsity", "values", "embeddings"),
+    [
+        ("llama", 0.5, "bf16", "keep"), ("llama_untied", 0.0, "int8", "int8"), ("llama", 0.5, "int8", "keep"),
+        ("llama", 0.0, "int4", "int8"), ("llama_untied", 0.5, "int4", "int4"),
+    ],
+)  # fmt: skip
+def test_the_predicted_size_is_that_of_the_file(
+    kind: str, sparsity: float, values: Any, embeddings: Any, tmp_path: Path
+) -> None:
+    save_tiny(tmp_path / "dense", kind, hidden_size=64, intermediate_size=128)
+    model = tmp_path / "dense"
+    if sparsity:
+        model = shears.sparsify(model, tmp_path / "sparse", sparsity=sparsity, method="magnitude")
+    package = shears.export_adapter(model, tmp_path / "package", format="package", values=values, embeddings=embeddings)
+    file = package / PACKAGE_FILE
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")  # names and shapes, as in every safetensors file
+    shape = shape_of(str(tmp_path / "dense"))
+    assert shape is not None
+    is_exact = not sparsity or values != "int4"
+    predicted = shape.package_bytes(sparsity, values, embeddings)
+    assert predicted == pytest.approx(file.stat().st_size - header, rel=0.002 if is_exact else 0.01)
+
+
+def test_without_losses_fewer_zeros_come_first_and_then_more_bits() -> None:
+    eight = candidate(0.5, "bf16", "int8", 1100)
+    assert ordered([BOTH, eight, FOUR, HALF, DENSE], None) == [DENSE, FOUR, HALF, eight, BOTH]
+
+
+def test_with_losses_the_smallest_sum_comes_first() -> None:
+    losses = Losses(2.0, 1e-3, {0.5: 0.3}, {"int4": 0.4}, {"int4": 0.05})
+    told = ordered([BOTH, FOUR, HALF, DENSE], losses)
+    assert [each.name for each in told] == ["s0-bf16", "s50-bf16", "s0-int4", "s50-int4-int4"]
+    assert [each.added_loss for each in told] == pytest.approx([0.0, 0.3, 0.4, 0.75])
+
+
+def test_a_target_out_of_reach_names_the_nearest_candidate() -> None:
+    config = CompressConfig(target="300B")
+    with pytest.raises(
+        InputError, match=r"within reach \(at most 0.000 GB\); the nearest of 3 .* s50-int4-int4: 4e-07 GB"
+    ):
+        meeting(config, [HALF, BOTH, FOUR], WEIGHTS)
+    with pytest.raises(InputError, match=r"nearest of 2 candidates is s0-int4: .*20\.0 tokens/s"):
+        meeting(CompressConfig(target="99tok/s"), [HALF, FOUR], WEIGHTS)
+    assert meeting(CompressConfig(target="650B"), [DENSE, FOUR, BOTH], WEIGHTS) == [FOUR, BOTH]
+
+
+def test_the_next_candidate_is_chosen_by_how_wrong_the_last_prediction_was() -> None:
+    config = CompressConfig(target="20tok/s")
+    eight = candidate(0.5, "int8", "keep", 700, 21.0)
+    order = [FOUR, eight, BOTH]
+    missed = {"name": FOUR.name, "bytes": 650, "tokens_per_second": 16.0}  # 0.8 of what was predicted
+    assert following(order, [], config, WEIGHTS) == FOUR
+    assert following(order, [missed], config, WEIGHTS) == BOTH  # 21 x 0.8 would miss again, 30 x 0.8 would not
+    assert following([FOUR, replace(eight, tokens_per_second=19.0)], [missed], config, WEIGHTS) is None
+    far = {**missed, "tokens_per_second": 5.0}
+    assert following(order, [far], config, WEIGHTS) == BOTH  # nothing should do; the fastest is the best chance
+    assert following(order, [far, {**far, "name": BOTH.name}], config, WEIGHTS) is None
+
+
+def test_the_recipe_has_a_stage_for_what_is_asked_alone() -> None:
+    config = CompressConfig(target="1GB", heal=4096, data="arithmetic:train", max_steps=3)
+    recipe = recipe_of(BOTH, config, "model", "text.txt")
+    assert recipe.sparsify.sparsity == 0.5
+    assert recipe.heal is not None
+    assert recipe.heal.tokens == 4096
+    assert recipe.train is not None
+    assert recipe.train.quantize_aware == "int4"
+    assert (recipe.export.format, recipe.export.values, recipe.export.embeddings) == ("package", "int4", "int4")
+    dense = recipe_of(FOUR, config.model_copy(update={"data": None}), "model", "text.txt")
+    assert (dense.heal, dense.train, dense.sparsify.method) == (None, None, "magnitude")
+    half = recipe_of(HALF, config, "model", "text.txt").train
+    assert half is not None
+    assert half.sparse_adapter
+
+
+@pytest.mark.parametrize(("form", "steps"), [("int8", 127), ("int4", 7.5)])
+def test_a_rounded_weight_is_within_half_a_step(form: str, steps: float) -> None:
+    weight = torch.randn(24, 256, generator=torch.Generator().manual_seed(0))
+    error = (rounded(weight, form) - weight).abs().amax()
+    assert 0 < error <= 1.05 * weight.abs().amax() / steps / 2

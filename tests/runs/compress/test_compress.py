@@ -1,0 +1,228 @@
+"""`compress` makes packages until one meets the target, measures them and continues; a plan leaves no trace."""
+
+import json
+import math
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shears
+from shears.checkpoints.packed.file import read_package
+from shears.cli import main
+from shears.errors import InputError
+from shears.runs.compress.texts import split_text
+from shears.runtime.forecast import Forecast, forecast_of
+from shears.runtime.native import kernels_available
+from tests.tiny import save_tiny, tiny_model
+
+SETTINGS: dict[str, Any] = {
+    "num_samples": 4, "sequence_length": 16, "new_tokens": 4, "rounds": 1, "sparsities": (0.0, 0.5),
+    "values": ("bf16", "int4"), "embeddings": ("keep", "int4"),
+}  # fmt: skip
+needs_kernels = pytest.mark.skipif(not kernels_available(), reason="the C++ extension was not built")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_tuning() -> Any:
+    """Take the default walks, and weights that need not exceed the cache: seconds become milliseconds."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("SHEARS_TUNING", "off")
+    if kernels_available():
+        patch.setattr("shears.runtime.native.tuning.weight_bytes", lambda: 1)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, dense, and text.txt of 2000 characters."""
+    folder = tmp_path_factory.mktemp("compress")
+    save_tiny(folder / "dense", hidden_size=64, intermediate_size=128)
+    generator = random.Random(0)
+    (folder / "text.txt").write_text("".join(generator.choice("abcdefgh\n") for _ in range(2000)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(inputs: Path) -> tuple[Path, dict[str, Any]]:
+    """A folder of `compress` and its record: 50 % zeros in int4 and nothing larger meet the target."""
+    out = inputs / "out"
+    return out, shears.compress(inputs / "dense", out, target="5.2bits", calibration=inputs / "text.txt", **SETTINGS)
+
+
+def test_a_plan_orders_what_meets_the_target_and_writes_nothing(inputs: Path) -> None:
+    record = shears.compress(
+        inputs / "dense", inputs / "dry", dry_run=True, target="9bits", calibration=inputs / "text.txt", **SETTINGS
+    )
+    assert not (inputs / "dry").exists()
+    assert len(record["candidates"]) == 8
+    meets = [each["bits_per_weight"] <= 9 for each in record["candidates"]]
+    assert [each["meets"] for each in record["candidates"]] == meets == sorted(meets, reverse=True)
+    losses = [each["added_loss"] for each in record["candidates"] if each["meets"]]
+    assert losses == sorted(losses)
+    assert record["dense"]["loss"] == pytest.approx(math.log(257), rel=0.05)  # a random model knows nothing
+    assert [stage["name"] for stage in record["stages"]] == ["sparsify", "export"]
+
+
+def test_the_package_meets_the_target_and_was_measured(made: tuple[Path, dict[str, Any]]) -> None:
+    out, record = made
+    row = next(row for row in record["measured"] if row["name"] == record["chosen"])
+    size = (out / row["package"] / "package.safetensors").stat().st_size
+    assert row["bytes"] == size
+    assert row["holds"] is True
+    assert 8 * size / tiny_parameters() == row["bits_per_weight"] <= 5.2
+    assert row["tokens_per_second"] > 0
+    measured = shears.evaluate(
+        out / row["package"], task="perplexity", data=str(out / "held_out.txt"), sequence_length=16, limit=4
+    )
+    assert row["loss"] == pytest.approx(math.log(measured.value))
+    assert json.loads((out / "compress.json").read_text()) == record
+    assert (out / row["name"] / "recipe.yaml").is_file()
+
+
+def tiny_parameters() -> int:
+    return tiny_model(hidden_size=64, intermediate_size=128).num_parameters()
+
+
+def test_the_same_call_continues_and_another_target_is_refused(made: tuple[Path, dict[str, Any]], inputs: Path) -> None:
+    out, record = made
+    settings = {**SETTINGS, "calibration": inputs / "text.txt"}
+    assert shears.compress(inputs / "dense", out, target="5.2bits", **settings) == record
+    (out / "compress.json").write_text(json.dumps({**record, "measured": [], "chosen": None}))
+    again = shears.compress(inputs / "dense", out, target="5.2bits", **settings)  # as after a kill: the runs are done
+    assert [(row["name"], row["loss"]) for row in again["measured"]] == [
+        (row["name"], row["loss"]) for row in record["measured"]
+    ]
+    with pytest.raises(InputError, match="target was '5.2bits' and is now '4bits'"):
+        shears.compress(inputs / "dense", out, target="4bits", **settings)
+
+
+def test_the_report_draws_every_package(made: tuple[Path, dict[str, Any]]) -> None:
+    out, record = made
+    page = shears.write_report(out).read_text()
+    assert "Loss over size of the file" in page
+    assert "Loss over tokens a second" in page
+    for row in record["measured"]:
+        assert page.count(row["name"]) >= 4
+    assert all(each["name"] in page for each in record["candidates"])
+
+
+def test_a_package_that_misses_is_followed_by_a_better_one_on_the_same_sparse_model(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = {"int8": 60.0, "int4": 90.0}
+    monkeypatch.setattr(Forecast, "tokens_per_second", lambda _, s, values, e: speeds.get(values, 10.0))
+    measured = iter([30.0, 55.0])
+    monkeypatch.setattr(
+        "shears.runs.compress.stage.package_decoding",
+        lambda *_: dict.fromkeys(("median", "min", "max"), next(measured)),
+    )
+    settings = {**SETTINGS, "sparsities": (0.5,), "values": ("bf16", "int8", "int4"), "embeddings": ("keep",)}
+    record = shears.compress(
+        inputs / "dense", inputs / "fast", target="50tok/s", calibration=inputs / "text.txt", probe=False, **settings
+    )
+    assert [(row["name"], row["holds"]) for row in record["measured"]] == [("s50-int8", False), ("s50-int4", True)]
+    assert record["chosen"] == "s50-int4"
+    files = [inputs / "fast" / name / "sparse" / "model.safetensors" for name in ("s50-int8", "s50-int4")]
+    assert files[0].samefile(files[1])
+
+
+def test_a_sparse_model_is_healed_and_trained_for_the_package(inputs: Path) -> None:
+    (inputs / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 8)
+    settings = {**SETTINGS, "sparsities": "0.5", "values": "int4", "embeddings": "int8", "probe": False}
+    record = shears.compress(
+        inputs / "dense", inputs / "trained", target="9bits", calibration=inputs / "text.txt", heal=64,
+        data=inputs / "rows.jsonl", max_steps=1, **settings,
+    )  # fmt: skip
+    folder = inputs / "trained" / record["chosen"]
+    assert {"sparse", "healed", "super_adapter", "package"} <= {path.name for path in folder.iterdir()}
+    assert [stage["name"] for stage in record["stages"]] == ["sparsify", "heal", "train", "export"]
+    package = read_package(folder / "package")
+    assert {entry.values for entry in package.index.packed.values()} == {"int4"}
+    assert not package.adapter()  # it was merged
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": "100GB"}, "the target must need a compression"),
+        ({"target": "1bits"}, r"nearest of 8 candidates is s50-int4-int4"),
+        ({"target": "9bits", "calibration": None}, r"compress\.calibration must be given"),
+        ({"target": "9bits", "compare": "nowhere.gguf"}, "must name files that are here"),
+        ({"target": "9bits", "calibration": "nowhere.txt"}, "readable UTF-8 file"),
+        ({"target": "9bits", "sequence_length": 9999}, "sequence_length must be at most this model's context"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(inputs: Path, changes: dict[str, Any], words: str) -> None:
+    settings = {**SETTINGS, "calibration": inputs / "text.txt", **changes}
+    with pytest.raises(InputError, match=words):
+        shears.compress(inputs / "dense", inputs / "bad", **settings)
+    assert not (inputs / "bad").exists()
+
+
+def test_the_verb_prints_the_plan(
+    inputs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--target", "9bits", "--calibration", str(inputs / "text.txt"), "--no-probe", "--dry-run"]
+    sizes = ["--num-samples", "4", "--sequence-length", "16", "--new-tokens", "4", "--rounds", "1", "--values", "int4"]
+    monkeypatch.setattr(sys, "argv", ["shears", "compress", str(inputs / "dense"), str(inputs / "x"), *words, *sizes])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "s0-int4" in printed
+    assert "fewer zeros first" in printed
+    assert "sparsify" in printed
+
+
+def test_a_text_is_cut_at_a_line_and_rows_at_a_row(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("0123456789\n" * 20)
+    first, rest = (file.read_text() for file in split_text(str(tmp_path / "text.txt"), tmp_path))
+    assert first + rest == "0123456789\n" * 20
+    assert first == "0123456789\n" * 18
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "{number}"}}\n' for number in range(20)))
+    first, rest = (file.read_text() for file in split_text(str(tmp_path / "rows.jsonl"), tmp_path))
+    assert [json.loads(line)["text"] for line in rest.splitlines()] == ["18", "19"]
+    assert len(first.splitlines()) == 18
+    (tmp_path / "mine.jsonl").write_text('{"words": "a", "text": "b"}\n' * 3)
+    renamed, _ = split_text(str(tmp_path / "mine.jsonl"), tmp_path, {"text": "words"})
+    assert [json.loads(line)["text"] for line in renamed.read_text().splitlines()] == ["a", "a"]
+    (tmp_path / "one.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(InputError, match="must have a part to hold out"):
+        split_text(str(tmp_path / "one.jsonl"), tmp_path)
+
+
+@needs_kernels
+def test_a_speed_is_that_of_all_blocks_and_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    forecast = Forecast(tiny_model("llama").config, threads=1, new_tokens=4, rounds=1)
+    calls: list[tuple[int, int]] = []
+
+    def seconds(linears: Any, count: int, words: int, embeddings: str) -> float:
+        calls.append((count, words))
+        return 0.5 * count + words / 1000
+
+    monkeypatch.setattr(forecast, "_seconds", seconds)
+    per_block = 0.5 + 64 / 1000 / 2  # two blocks exceed no cache here: weight_bytes is 1, so one is timed
+    speed = forecast.tokens_per_second(0.5, "int4", "int8")
+    assert calls == [(1, 64), (1, 257), (1, 64)]
+    assert speed == pytest.approx(1 / (2 * (per_block + 64 / 1000 / 2) + (257 - 64) / 1000))
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["qwen2", "mistral", "smollm3"])
+def test_models_of_other_kinds_have_a_forecast(kind: str) -> None:
+    forecast = Forecast(tiny_model(kind).config, threads=1, new_tokens=4, rounds=1)
+    assert forecast.tokens_per_second(0.5, "int4", "int8") > 0
+
+
+def test_a_model_without_a_decoder_has_no_forecast_and_no_target_in_speed(tmp_path: Path) -> None:
+    assert forecast_of(tiny_model("gpt_neox").config, threads=1, new_tokens=4, rounds=1) is None
+    save_tiny(tmp_path / "neox", "gpt_neox")
+    (tmp_path / "text.txt").write_text("abcdefgh\n" * 200)
+    with pytest.raises(InputError, match="a target in tok/s needs a model that the native decoder covers"):
+        shears.compress(
+            tmp_path / "neox", tmp_path / "out", target="9tok/s", calibration=tmp_path / "text.txt", **SETTINGS
+        )
