@@ -44,8 +44,9 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 }
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "own outputs": {"missed": None},
+    "own outputs, damping 0.1": {"missed": None, "damping": 0.1},
     "outputs before rounding": {},
-    **{f"outputs before rounding, damping {damping}": {"damping": damping} for damping in (0.01, 0.03, 0.3, 1.0)},
+    **{f"outputs before rounding, damping {damping}": {"damping": damping} for damping in (0.01, 0.03, 0.1, 1.0)},
 }
 HELD = 8  # windows of 512 tokens, on which ways are compared
 
