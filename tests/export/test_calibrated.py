@@ -1,6 +1,7 @@
 """Packages rounded on a calibration text: nearer to the model than rounding to nearest, in every form of file."""
 
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from shears.checkpoints.packed.layout import quantize
 from shears.config.export import EMBEDDINGS_BOUND
 from shears.data.calibration import calibration_batches
 from shears.errors import InputError
+from shears.export import calibrated as calibrated_module
 from shears.export.package import unpack
 from shears.inspection import inspect
 from shears.models.load import load_tokenizer, load_with_adapter
@@ -23,6 +25,7 @@ from tests.export.made import half_sparse, stock, super_adapter
 from tests.export.packages import all_tensors, package
 
 SAMPLES, LENGTH = 8, 16
+LATE = ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.o_proj"]
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +48,15 @@ def sequences(model: Path, text: str) -> Tensor:
 def inputs_of(model: Path, linear: str, tokens: Tensor) -> Tensor:
     """The inputs of a linear (T I) in transformers' float32 forward."""
     network = stock(model).float()
+    return caught_inputs(network, network.get_submodule(linear), tokens)
+
+
+def caught_inputs(network: torch.nn.Module, linear: torch.nn.Module, tokens: Tensor) -> Tensor:
     caught: list[Tensor] = []
-    network.get_submodule(linear).register_forward_hook(lambda _, inputs, __: caught.append(inputs[0]))
+    hook = linear.register_forward_hook(lambda _, inputs, __: caught.append(inputs[0]))
     with torch.no_grad():
         network(tokens)
+    hook.remove()
     return caught[0].flatten(0, 1)
 
 
@@ -122,6 +130,42 @@ def test_an_adapter_is_rounded_around_or_merged_before(sparse_adapter: bool, tex
         alone = calibrated(base, tmp_path / "alone", text)
         late = "model.layers.1.mlp.down_proj"
         assert not torch.equal(read_package(out).weight(late), read_package(alone).weight(late))
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_linear_is_fitted_to_its_outputs_in_the_model_not_rounded(
+    adapter: bool, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the outputs lack is measured in two float32 forwards: of the model, and of its linears as rounded."""
+    model = base = half_sparse(tmp_path / "base")
+    if adapter:
+        model = super_adapter(tmp_path / "adapter", base, sparse_adapter=False)
+    given: dict[str, tuple[Tensor, Tensor]] = {}
+    rounded = calibrated_module._Rounding._rounded
+
+    def record(self: Any, matrix: Any, moments: Any, drift: Any) -> Any:
+        weight = self._with_update(matrix, matrix.view(self._source.model).float())
+        given[matrix.name] = (moments.clone(), drift.missed(weight))
+        return rounded(self, matrix, moments, drift)
+
+    monkeypatch.setattr(calibrated_module._Rounding, "_rounded", record)
+    monkeypatch.setattr(calibrated_module, "autocast", lambda *_: nullcontext())
+    out = read_package(calibrated(model, tmp_path / "out", text))
+    tokens = sequences(base, text)
+    network = load_with_adapter(package(model, tmp_path / "exact"))[0].float()
+    modules = dict(network.named_modules())
+    by_name = {name: next(m for full, m in modules.items() if full.endswith(name)) for name in given}
+    exact = {name: caught_inputs(network, by_name[name], tokens) for name in LATE}
+    for name, module in by_name.items():
+        if name in LATE:
+            inputs = caught_inputs(network, module, tokens)
+            with torch.no_grad():
+                lacking = module(exact[name]) - module(inputs)
+            moments, missed = given[name]
+            expected = inputs.T @ lacking
+            torch.testing.assert_close(moments, inputs.T @ inputs, rtol=1e-3, atol=1e-4)  # batches summed otherwise
+            torch.testing.assert_close(missed, expected, rtol=1e-3, atol=2e-3 * float(expected.abs().max()))
+        getattr(module, "base_layer", module).weight.data.copy_(out.weight(name))
 
 
 def test_auto_takes_the_smallest_embeddings_within_the_bound(text: str, tmp_path: Path) -> None:

@@ -41,15 +41,19 @@ def searched(row: list[float], moments: list[float]) -> Grid:
     return min(grids, key=error)
 
 
-def rounded(weight: Tensor, kept: Tensor, hessian: Tensor, damping: float, sweeps: int) -> Tensor:
-    """Return the rounded weight."""
+def rounded(
+    weight: Tensor, kept: Tensor, hessian: Tensor, damping: float, sweeps: int, missed: Tensor | None = None
+) -> Tensor:
+    """Return the rounded weight; `missed` (I x O) are the products of the inputs with what its outputs lack."""
     ridge = damped(hessian, damping)
+    missed = torch.zeros(weight.T.shape) if missed is None else missed
+    aims = weight.double() + torch.linalg.solve(ridge, missed.double()).T
     moments = hessian.diag().tolist()
     out = torch.zeros(weight.shape, dtype=torch.float64)
     for row in range(weight.shape[0]):
-        target = weight[row].double()
+        target = aims[row]
         starts = range(0, weight.shape[1], BLOCK)
-        grids = [searched(target[s : s + BLOCK].tolist(), moments[s : s + BLOCK]) for s in starts]
+        grids = [searched(weight[row, s : s + BLOCK].tolist(), moments[s : s + BLOCK]) for s in starts]
         line = swept(target.clone(), kept[row], ridge, grids)
         for sweep in range(sweeps):
             for block, start in enumerate(starts):
@@ -60,7 +64,8 @@ def rounded(weight: Tensor, kept: Tensor, hessian: Tensor, damping: float, sweep
                     grids[block] = fitted(line, target, ridge, start, grids[block])
         out[row] = line
     plain = torch.stack([rounded_to_nearest(line, moments) for line in weight.double()])
-    worse = output_error(weight, out, hessian) > output_error(weight, plain, hessian)
+    errors = [output_error(weight, one, hessian) - 2 * ((one - weight) * missed.T).sum(1) for one in (out, plain)]
+    worse = errors[0] > errors[1]
     return torch.where(worse[:, None], plain, out)
 
 

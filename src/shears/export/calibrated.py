@@ -1,22 +1,26 @@
 """Packages that know their inputs: weights rounded on a calibration text, embeddings chosen by their measured loss.
 
 The walk of pruning visits the blocks. Every linear is rounded on inputs that come from the embeddings as the package
-holds them, from the blocks rounded before, and from the adapter of the package. Memory holds one block.
+holds them, from the blocks rounded before, and from the adapter of the package. It is fitted to the outputs that it
+has in the model that is not rounded, whose hidden states are carried along (GPTAQ, arXiv 2504.02692): so it makes up
+for what was lost before it, too. Memory holds one block, and both models' hidden states up to a budget.
 
-Shapes: O output features, I input features of a linear.
+Shapes: T tokens of a batch, O output features, I input features of a linear.
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from shears.blockwise.activations import Activations
-from shears.blockwise.capture import InputMoments
+from shears.blockwise.capture import InputMoments, capturing
 from shears.blockwise.matrices import Matrix, affordable, block_matrices
 from shears.blockwise.sources import BlockSource, Skeleton, StreamedModel
 from shears.blockwise.walk import Batches, BlockRun, IrregularBlocks, Walk, walk_blocks
@@ -80,7 +84,7 @@ def _write(inputs: Inputs, packing: Packing, path: Path, adapter: Mapping[str, T
         source.put()
         if packing.form.values not in QUANTIZED:
             return packing.write(path, adapter), figures
-        rounding = _Rounding(source, packing)
+        rounding = _Rounding(source, packing, inputs.updates)
         fingerprint = packing.write(path, adapter, lambda sink: rounding.run(calibration.batches, path.parent, sink))
     return fingerprint, {**figures, "rounded": rounding.figures()}
 
@@ -186,9 +190,10 @@ def _choose_tables(source: _PackedTables, batches: Batches, folder: Path) -> dic
 class _Rounding:
     """Rounds the packed linears of one block after the other and hands them to the package."""
 
-    def __init__(self, source: _PackedTables, packing: Packing) -> None:
+    def __init__(self, source: _PackedTables, packing: Packing, updates: Mapping[str, LoraUpdate]) -> None:
         self._source = source
         self._packing = packing
+        self._updates = updates
         self._values = cast("Literal['int8', 'int4']", packing.form.values)
         self._error = 0.0
         self._nearest = 0.0
@@ -197,9 +202,11 @@ class _Rounding:
 
     def run(self, batches: Batches, folder: Path, sink: Sink) -> None:
         """Round every block; hidden states beyond the budget are kept in `folder`."""
-        with Activations(BUDGET, folder) as hidden:
+        with Activations(BUDGET, folder) as hidden, Activations(BUDGET, folder) as exact:
             walk = Walk(self._source, batches, hidden, lambda: autocast("auto", self._source.device))
-            walk_blocks(walk, lambda block: self._round_block(block, sink), "round")
+            for states in hidden:
+                exact.append(states)
+            walk_blocks(walk, lambda block: self._round_block(block, exact, folder, sink), "round")
         for name in self.to_nearest:
             logger.warning("%s is rounded to nearest: no calibration token reached it, or it has no matrix", name)
 
@@ -214,15 +221,18 @@ class _Rounding:
         logger.info("output error: %.1f %% of that of rounding to nearest", 100 * ratio)
         return {"method": METHOD, "output_error_of_nearest": ratio, "to_nearest": self.to_nearest}
 
-    def _round_block(self, block: BlockRun, sink: Sink) -> None:
+    def _round_block(self, block: BlockRun, exact: Activations, folder: Path, sink: Sink) -> None:
         matrices = [matrix for matrix in block_matrices(block.name, block.block) if self._is_packed(matrix)]
         rounded: dict[Matrix, Quantized] = {}
-        for group in affordable(block.groups(matrices) if matrices else [], BUDGET):
-            moments = InputMoments()
-            block.measure(group, moments.receive)
-            for matrix in group:
-                rounded[matrix] = self._rounded(matrix, moments.of(matrix))
-                matrix.view(self._source.model).copy_(rounded[matrix].dense())
+        groups = list(affordable(block.groups(matrices) if matrices else [], BUDGET))
+        with Activations(BUDGET, folder) as inputs:
+            known = _ExactInputs([group[0] for group in groups if group[0].index is None], inputs)
+            known.run(block, exact)
+            for group in groups:
+                moments, drift = _measured(block, group, known)
+                for matrix in group:
+                    rounded[matrix] = self._rounded(matrix, moments.of(matrix), drift)
+                    matrix.view(self._source.model).copy_(rounded[matrix].dense())
         for linear, quantized in self._as_stored(block.name, rounded):
             sink(linear, quantized)
             self._done.add(linear)
@@ -231,16 +241,24 @@ class _Rounding:
         tensors = self._source.skeleton.disk_names(matrix.parameter)
         return any(name.removesuffix(".weight") in self._packing.packed for name in tensors)
 
-    def _rounded(self, matrix: Matrix, moments: Tensor | None) -> Quantized:
+    def _rounded(self, matrix: Matrix, moments: Tensor | None, drift: "_Drift | None") -> Quantized:
         weight = matrix.view(self._source.model).float()
         nearest = layout.quantize(weight, self._values)
         if moments is None or not moments.any():
             self._unreached.append(matrix.name)
             return nearest
-        rounded = round_with_inputs(weight, weight != 0, moments, self._values)
+        missed = None if drift is None else drift.missed(self._with_update(matrix, weight))
+        rounded = round_with_inputs(weight, weight != 0, moments, self._values, missed=missed)
         self._error += float(output_error(weight, rounded, moments).double().sum())
         self._nearest += float(output_error(weight, nearest, moments).double().sum())
         return rounded
+
+    def _with_update(self, matrix: Matrix, weight: Tensor) -> Tensor:
+        """Return the weight with the update of the package's adapter, which multiplies the same inputs."""
+        update = self._updates.get(matrix.name)
+        if update is None:
+            return weight
+        return weight.addmm(update.b.to(weight), update.a.to(weight), alpha=update.scaling)
 
     def _as_stored(self, block: str, rounded: Mapping[Matrix, Quantized]) -> Iterator[tuple[str, Quantized]]:
         """Yield codes, scales and zero points by the linears of the files.
@@ -271,6 +289,78 @@ class _Rounding:
             for linear, tensor in stored.items()
             if linear in packed
         }
+
+
+def _measured(block: BlockRun, group: Sequence[Matrix], known: "_ExactInputs") -> tuple[InputMoments, "_Drift | None"]:
+    """Return the moments of a group's inputs, and their drift where they have counterparts in the exact model."""
+    moments = InputMoments()
+    drift = known.drift(group[0])
+
+    def receive(matrix: Matrix, inputs: Tensor) -> None:
+        moments.receive(matrix, inputs)
+        if drift is not None:
+            drift.receive(matrix, inputs)
+
+    block.measure(group, receive)
+    return moments, drift
+
+
+class _ExactInputs:
+    """Inputs of a block's linears in the model that is not rounded, kept in `inputs`.
+
+    A linear has none unless every batch multiplies it once, with all tokens: experts get other tokens in the rounded
+    model, and their inputs have no counterparts.
+    """
+
+    def __init__(self, linears: Sequence[Matrix], inputs: Activations) -> None:
+        self._inputs = inputs
+        self._places: dict[Matrix, list[int]] = {linear: [] for linear in linears}
+        self._calls: dict[Matrix, list[Tensor]] = {}
+
+    def run(self, block: BlockRun, exact: Activations) -> None:
+        """Run the block, not rounded yet, on the hidden states of the exact model; its outputs replace them."""
+        for batch, states in enumerate(exact):
+            self._calls = {linear: [] for linear in self._places}
+            with capturing(block.model, block.block, list(self._places), self._receive):
+                exact[batch] = block.forward(batch, states)
+            for linear, calls in self._calls.items():
+                if len(calls) == 1 and len(calls[0]) == states[..., 0].numel():
+                    self._places[linear].append(len(self._inputs))
+                    self._inputs.append(calls[0].clone())  # the block may reuse the memory
+                else:
+                    del self._places[linear]
+
+    def _receive(self, matrix: Matrix, inputs: Tensor) -> None:
+        self._calls[matrix].append(inputs)
+
+    def drift(self, linear: Matrix) -> "_Drift | None":
+        """Return the accumulator of a linear's drift; None for a linear without inputs."""
+        places = self._places.get(linear)
+        return None if places is None else _Drift(linear, [partial(self._inputs.__getitem__, at) for at in places])
+
+
+class _Drift:
+    """X^T (X' - X) (I x I, float32): X are the inputs of a linear, X' its inputs in the model that is not rounded."""
+
+    def __init__(self, linear: Matrix, exact: Sequence[Callable[[], Tensor]]) -> None:
+        self._linear = linear
+        self._exact = exact
+        self._num_batches = 0
+        self._moments: Tensor | None = None
+
+    def receive(self, matrix: Matrix, inputs: Float[Tensor, "T I"]) -> None:
+        """Add the products of a batch, if the matrix is the linear."""
+        if matrix != self._linear:
+            return
+        tokens = inputs.float()
+        if self._moments is None:
+            self._moments = torch.zeros(tokens.shape[1], tokens.shape[1], device=tokens.device)
+        self._moments.addmm_(tokens.T, self._exact[self._num_batches]().float() - tokens)
+        self._num_batches += 1
+
+    def missed(self, weight: Float[Tensor, "O I"]) -> Float[Tensor, "I O"] | None:
+        """Return X^T (X' - X) W^T, by which the outputs of the exact model differ, seen through the inputs."""
+        return None if self._moments is None else self._moments @ weight.T
 
 
 def _repeated(table: Tensor, codes: Tensor) -> Tensor:

@@ -35,6 +35,41 @@ def test_int4_equals_a_literal_restatement(inputs: int, seed: int) -> None:
     torch.testing.assert_close(mine.dense().double(), theirs)
 
 
+def shifted(outputs: int, inputs: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A half-sparse weight, inputs X of a changed model, the outputs Y without the change, and X^T (Y - X W^T)."""
+    weight, _, _ = problem(outputs, inputs, seed)
+    generator = torch.Generator().manual_seed(seed)
+    exact = torch.randn(500, inputs, generator=generator) @ torch.randn(inputs, inputs, generator=generator)
+    x = 0.9 * exact + exact.roll(1, 1) * 0.2 + 0.5 * torch.randn(500, inputs, generator=generator)
+    wanted = exact @ weight.T
+    return weight, x, wanted, x.T @ (wanted - x @ weight.T)
+
+
+@pytest.mark.parametrize(("inputs", "seed"), [(7, 0), (24, 1), (133, 2)])
+def test_other_outputs_move_the_weights_as_a_literal_restatement_says(inputs: int, seed: int) -> None:
+    weight, x, _, missed = shifted(3, inputs, seed)
+    hessian = x.T @ x
+    mine = round_with_inputs(weight, weight != 0, hessian, "int4", missed=missed)
+    theirs = rounding.rounded(weight, weight != 0, hessian, DAMPING, SWEEPS, missed)
+    torch.testing.assert_close(mine.dense().double(), theirs)
+
+
+@pytest.mark.parametrize("values", ["int4", "int8"])
+def test_other_outputs_are_met_better_where_they_are_known(values: Values) -> None:
+    """Errors are those of the outputs themselves; no row is further from them than rounded to nearest."""
+    weight, x, wanted, missed = shifted(32, 256, 3)
+    hessian = x.T @ x
+    known = round_with_inputs(weight, weight != 0, hessian, values, missed=missed)
+    unknown = round_with_inputs(weight, weight != 0, hessian, values)
+    errors = [(x @ one.dense().T - wanted).square().sum(0) for one in (known, unknown, quantize(weight, values))]
+    assert float(errors[0].sum()) < 0.8 * float(errors[1].sum())
+    assert bool((errors[0] <= errors[2] * (1 + 1e-4)).all())  # compared in float32
+    assert not known.dense()[weight == 0].any()
+    own = float((x @ weight.T - wanted).square().sum())
+    told = own + float(output_error(weight, known, hessian, missed).sum())
+    assert told == pytest.approx(float(errors[0].sum()), rel=1e-5)  # a difference in float32
+
+
 @settings(max_examples=12, deadline=None)
 @given(
     outputs=st.integers(1, 9),
@@ -100,3 +135,5 @@ def test_moments_that_are_not_finite_are_refused() -> None:
     hessian[0, 0] = torch.inf
     with pytest.raises(InputError, match="must be finite"):
         round_with_inputs(weight, kept, hessian, "int4")
+    with pytest.raises(InputError, match="must be finite"):
+        round_with_inputs(weight, kept, torch.eye(5), "int4", missed=torch.full((5, 2), torch.nan))
