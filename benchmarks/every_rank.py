@@ -34,6 +34,7 @@ from shears.adapt.load import load_super_adapter
 from shears.data.batches import padding
 from shears.data.examples import load_examples, tokenize_all
 from shears.models.devices import autocast
+from shears.records.artifacts import SEARCH_SPACE, read_json, write_json
 
 Cell = dict[str, Any]
 
@@ -85,6 +86,8 @@ class Bench:
                 self.base, folder, resume=True, data=str(self.data["train"]), seed=seed, epochs=self.epochs,
                 max_length=self.task.max_length, **way.keywords(rate, scaling), **STARTS[self.start],
             )  # fmt: skip
+        if way.same_sum:
+            multiply_cuts(folder)
         return folder
 
     def tuned(self, way: Way) -> tuple[float, float]:
@@ -166,6 +169,14 @@ class Bench:
             self.base, folder, data=str(self.data["train"]), max_steps=count, warmup_steps=1,
             max_length=self.task.max_length, **way.keywords(RATES[0], SCALINGS[0]), **STARTS[self.start],
         )  # fmt: skip
+
+
+def multiply_cuts(adapter: Path) -> None:
+    """Give a super-adapter the factor largest rank / r for each rank r of a group: plain LoRA cut to the same sum."""
+    record = read_json(adapter / SEARCH_SPACE)
+    for group in record["groups"].values():
+        group["factors"] = [group["ranks"][0] / rank for rank in group["ranks"]]
+    write_json(adapter / SEARCH_SPACE, record)
 
 
 def run(bench: Bench, arguments: argparse.Namespace) -> None:

@@ -27,6 +27,8 @@ class Way:
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     ranks: tuple[int, ...] = RANKS
+    same_sum: bool = False
+    """Whether a cut to rank r is multiplied by largest rank / r, as a nested adapter's cuts are by their factors."""
 
     @property
     def is_elastic(self) -> bool:
@@ -47,6 +49,7 @@ WAYS: Mapping[str, Way] = {
         Way("sandwich", {"sampling": "sandwich"}),
         Way("curriculum", {"curriculum": 1.0}),
         Way("reordered", {"sampling": "maximal", "reorder": True}),
+        Way("lora-multiplied", {"sampling": "maximal"}, same_sum=True),
         *(Way(f"lora-{rank}", ranks=(rank,)) for rank in RANKS),
     )
 }
