@@ -108,10 +108,13 @@ def _perplexity(model: str, arguments: argparse.Namespace) -> float:
 @torch.no_grad()
 def _compared(arguments: argparse.Namespace) -> Iterator[str]:
     """Yield a row for every way to round the first blocks."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(arguments.sparse, dtype=torch.bfloat16).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        arguments.sparse, dtype=torch.bfloat16, trust_remote_code=False
+    ).eval()
     text = Path(arguments.calibration).read_text()
     halves = text[: len(text) // 2], text[len(text) // 2 :]
-    ids = AutoTokenizer.from_pretrained(arguments.sparse)(halves[1], return_tensors="pt").input_ids[0]
+    tokenizer = AutoTokenizer.from_pretrained(arguments.sparse, trust_remote_code=False)
+    ids = tokenizer(halves[1], return_tensors="pt").input_ids[0]
     windows = ids[: len(ids) // 512 * 512].view(-1, 512)
     windows = windows[:: len(windows) // HELD][:HELD]
     before = [_log_probabilities(model, window) for window in windows]
