@@ -29,7 +29,7 @@ from benchmarks.nls import MODEL, mean_loss
 from benchmarks.nls_tasks import Task
 from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 from benchmarks.rightness import as_text
-from benchmarks.turns import take_turns
+from benchmarks.turns import step_seconds
 from shears.adapt.load import load_super_adapter
 from shears.data.batches import padding
 from shears.data.examples import load_examples, tokenize_all
@@ -200,7 +200,7 @@ def search(bench: Bench, arguments: argparse.Namespace) -> None:
 def cost(bench: Bench, arguments: argparse.Namespace) -> None:
     """Time the steps of several ways, which take turns."""
     steps = {name: partial(bench.steps, WAYS[name], arguments.steps) for name in COST_WAYS}
-    bench.once({"kind": "cost"}, lambda: {"seconds": take_turns(steps, arguments.steps)})
+    bench.once({"kind": "cost"}, lambda: {"seconds": step_seconds(steps, arguments.steps)})
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from benchmarks.every_rank_ways import STARTS, TASKS, Way
 from benchmarks.nls import MODEL
 from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 from benchmarks.rightness import as_bits
-from benchmarks.turns import take_turns
+from benchmarks.turns import step_seconds
 from shears.evaluation.statistics import paired_difference
 
 Row = Mapping[str, Any]
@@ -71,8 +71,7 @@ def cost(bench: Bench, arguments: argparse.Namespace) -> None:
     """Time the steps of the ways, which take turns."""
     ways = {name: way_of(name, arguments) for name in arguments.ways}
     steps = {name: partial(bench.steps, way, arguments.steps) for name, way in ways.items()}
-    taken = take_turns(steps, arguments.steps)
-    add_row(bench.results, {"kind": "cost", "seconds": {name: each.seconds for name, each in taken.items()}})
+    add_row(bench.results, {"kind": "cost", "seconds": step_seconds(steps, arguments.steps)})
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
