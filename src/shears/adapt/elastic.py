@@ -130,17 +130,23 @@ class ElasticAdapter:
         """Use these ranks in every following forward; InputError if they are not in the space."""
         config = self.space.check(config)
         for group, layers in self._layers.items():
+            masks: dict[int, Tensor] = {}  # by size, for the linears of a group
             for layer in layers:
                 module = masked_module(layer, self.adapter)
                 if module.get_buffer(MASK).ndim > 1:
                     _set_full_mask(layer, self.adapter)
                 mask = module.get_buffer(MASK)  # written in place, because compiled code keeps its buffer
-                mask.copy_(torch.arange(len(mask), device=mask.device) < config[group])
-                mask.mul_(self.space.factor(group, config[group]))
-                if self.nested:
-                    mask.mul_(self._diagonal(group, len(mask)).to(mask.device))
+                if len(mask) not in masks:
+                    factor = self.space.factor(group, config[group])
+                    masks[len(mask)] = self._mask(group, len(mask), config[group], factor)
+                mask.copy_(masks[len(mask)])
         self.active = config
         return config
+
+    def _mask(self, group: str, size: int, ranks: int | Tensor, factors: float | Tensor) -> Float[Tensor, "*B R"]:
+        """Return the mask of `size` components at a rank, or at many (* x 1), each with its factor."""
+        mask = (torch.arange(size) < ranks).float() * factors
+        return mask * self._diagonal(group, size) if self.nested else mask
 
     def _diagonal(self, group: str, size: int) -> Float[Tensor, " R"]:
         """Return D of a group in float32; components beyond the group's largest rank have 0."""
@@ -235,8 +241,7 @@ class ElasticAdapter:
                 size = len(a)
                 device = a.device
                 if (size, device) not in masks:
-                    mask = (torch.arange(size) < ranks).float() * factors
-                    masks[size, device] = (mask * self._diagonal(group, size) if self.nested else mask).to(device)
+                    masks[size, device] = self._mask(group, size, ranks, factors).to(device)
                 masked_module(layer, self.adapter).register_buffer(MASK, masks[size, device], persistent=False)
         self.active = None
 

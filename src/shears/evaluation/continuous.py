@@ -9,14 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.checkpoints.packed.layout import NumberFormat
 from shears.config import EvaluateConfig
 from shears.config.evaluate import ScoringConfig
 from shears.data.batches import length_buckets
@@ -24,25 +22,23 @@ from shears.errors import InputError
 from shears.evaluation.generate import damaged_logits, line_breaks, refuse_empty
 from shears.evaluation.journal import Journal
 from shears.models.blocks import LoraUpdate
-from shears.models.devices import device_of, pick_device, resolved_precision
+from shears.models.devices import pick_device, resolved_precision
 from shears.models.load import end_tokens, refuse_beyond
-from shears.models.losses import own_model
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import is_sparse
 from shears.progress import meter
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.batch import Batch
+from shears.runtime.loading import measuring_backend, native_backend_of
 from shears.runtime.native import kernels_available
-from shears.runtime.native.architectures import NotCoveredError, plan_of
-from shears.runtime.native.model_source import ModelSource, source_of_model, source_of_package, updates_of
+from shears.runtime.native.architectures import NotCoveredError
+from shears.runtime.native.model_source import source_of_package, updates_of
 
 if TYPE_CHECKING:
     from shears.runtime.native.decoder import NativeBackend
 
 D = TypeVar("D")
 logger = logging.getLogger(__name__)
-MOST_SEQUENCES = 16  # of the native decoder
-LONGEST = 1 << 24  # tokens of a text; rotary positions go on beyond a model's context, of which `warn_beyond` tells
 
 
 def native_backend(model: nn.Module, config: EvaluateConfig, *, consume: bool = False) -> "NativeBackend | None":
@@ -84,34 +80,14 @@ def if_covered(backend: str, num_beams: int, make: Callable[[], D]) -> D | None:
 
 
 def _backend_of(model: nn.Module, config: ScoringConfig, consume: bool) -> "NativeBackend":
-    """Return the native decoder of a model; NotCoveredError, with the reason, if it cannot answer as configured.
-
-    Its linears and its head are in the arithmetic that transformers would compute in, so that both read equal weights.
-    """
-    if device_of(model).type != "cpu":
-        raise NotCoveredError(f"the native decoder runs on the CPU, the model is on {device_of(model)}")
-    plan_of(getattr(own_model(model), "config"))  # noqa: B009  (no field of Module)
-    values: NumberFormat | None = "bf16" if resolved_precision(config.precision, "cpu") == "bf16" else None
-    return _backend_from(source_of_model(model, values, consume=consume), config, values)
+    """Return the native decoder of a model; NotCoveredError, with the reason, if it cannot answer as configured."""
+    return native_backend_of(model, resolved_precision(config.precision, "cpu"), config.batch_size, consume=consume)
 
 
 def _backend_of_package(ref: ModelRef, config: ScoringConfig) -> "NativeBackend":
     if (device := pick_device(config.device)).type != "cpu":
         raise NotCoveredError(f"the native decoder runs on the CPU, the model would be on {device}")
-    return _backend_from(source_of_package(ref.package), config, None)
-
-
-def _backend_from(source: ModelSource, config: ScoringConfig, head: NumberFormat | None) -> "NativeBackend":
-    from shears.runtime.native.decoder import NativeBackend
-
-    return NativeBackend(
-        source,
-        torch.get_num_threads(),
-        max_length=LONGEST,
-        max_sequences=min(config.batch_size, MOST_SEQUENCES),
-        head=head,
-        for_evaluation=True,
-    )
+    return measuring_backend(source_of_package(ref.package), config.batch_size)
 
 
 class NativeRanks:

@@ -10,10 +10,18 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from shears.models.blocks import decoder_blocks
-from shears.models.losses import TokenLosses, before_head, labelled_positions, logits_at, own_model, product_dtype
+from shears.models.losses import (
+    InPieces,
+    PieceLoss,
+    TokenLosses,
+    before_head,
+    labelled_positions,
+    logits_at,
+    own_model,
+    pieces,
+)
 
 PIECE = 2**23  # logits that are computed together: 32 MiB in float32, held several times
 SMALLEST = 1e-6  # squared norm that an output is divided by
@@ -95,7 +103,7 @@ class Logits(NamedTuple):
 
     def top_k(self, count: int) -> TopK:
         """Return the `count` most likely words of every position, the head's output computed in pieces."""
-        parts = [_top_k(self.at(rows), count) for rows in pieces(len(self.hidden), self._words())]
+        parts = [_top_k(self.at(rows), count) for rows in pieces(len(self.hidden), rows_at_once(self._words()))]
         return TopK(torch.cat([part.indices for part in parts]), torch.cat([part.log_probs for part in parts]))
 
     def _words(self) -> int:
@@ -110,50 +118,24 @@ def _top_k(logits: Float[Tensor, "P V"], count: int) -> TopK:
     return TopK(indices, log_probs)
 
 
-def pieces(positions: int, words: int) -> Iterator[slice]:
-    """Yield slices of positions that have at most PIECE logits together, at least one position each."""
-    rows = max(PIECE // words, 1)
-    return (slice(start, start + rows) for start in range(0, positions, rows))
+def rows_at_once(words: int) -> int:
+    """Return how many positions have at most PIECE logits together, at least one."""
+    return max(PIECE // words, 1)
 
 
-class _Pieces(torch.autograd.Function):
-    """Any loss behind a frozen head, some positions at a time: no logits outlive their piece.
+def _by_autograd(loss: HeadLoss, scale: float, rows: int) -> PieceLoss:
+    """Return a loss with its gradient by the logits."""
 
-    The gradient is computed with the loss, for a weight `scale` of every loss, and multiplied by what the backward pass
-    brings over `scale`.
-    """
+    def compute(
+        logits: Float[Tensor, "P V"], piece: slice, with_gradient: bool
+    ) -> tuple[Float[Tensor, " P"], Float[Tensor, "P V"] | None]:
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_(with_gradient)
+            values = loss(leaf, piece)
+            total = values.sum() * scale
+        return values.detach(), torch.autograd.grad(total, leaf)[0] if with_gradient else None
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Float[Tensor, "K H"],
-        weight: Float[Tensor, "V H"],
-        bias: Float[Tensor, " V"] | None,
-        loss: HeadLoss,
-        scale: float,
-    ) -> Float[Tensor, " K"]:
-        ctx.scale = scale
-        weight = weight.to(product_dtype(hidden))  # once, where autocast would convert it for every piece
-        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for rows in pieces(len(hidden), len(weight)):
-            logits = nn.functional.linear(hidden[rows], weight, bias)
-            with torch.enable_grad():
-                leaf = logits.detach().requires_grad_(gradient is not None)
-                values = loss(leaf, rows)
-                total = values.sum() * scale
-            losses[rows] = values.detach()
-            if gradient is not None:
-                (by_logits,) = torch.autograd.grad(total, leaf)
-                gradient[rows] = by_logits @ weight
-        ctx.save_for_backward(*([] if gradient is None else [gradient]))
-        return losses
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Float[Tensor, " K"]) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * (upstream / ctx.scale)[:, None].to(gradient.dtype), None, None, None, None
+    return PieceLoss(compute, rows)
 
 
 def losses_behind_head(
@@ -171,12 +153,13 @@ def losses_behind_head(
     if in_pieces:
         hidden = before_head(model, inputs, wanted)
         head: Any = own_model(model).get_output_embeddings()  # type: ignore[operator]
-        losses: Tensor = _Pieces.apply(hidden, head.weight, head.bias, loss, scale)
+        in_parts = _by_autograd(loss, scale, rows_at_once(len(head.weight)))
+        losses: Tensor = InPieces.apply(hidden, head.weight, head.bias, in_parts, scale)
     else:
         losses = loss(logits_at(model, inputs, wanted), slice(None))
     targets = batch["labels"].roll(-1, dims=1)[wanted]
-    rows = batch["examples"] if "examples" in batch else torch.arange(len(wanted), device=wanted.device)[:, None]
-    return TokenLosses(losses, targets, rows.expand(wanted.shape)[wanted])
+    owners = batch["examples"] if "examples" in batch else torch.arange(len(wanted), device=wanted.device)[:, None]
+    return TokenLosses(losses, targets, owners.expand(wanted.shape)[wanted])
 
 
 @contextmanager

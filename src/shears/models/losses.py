@@ -4,7 +4,7 @@ B examples, P packed rows of L tokens, T tokens, K positions that carry labels, 
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -162,8 +162,19 @@ def logits_at(model: nn.Module, batch: Mapping[str, Tensor], wanted: Bool[Tensor
     return logits[wanted] if logits.shape[:2] == wanted.shape else logits.flatten(0, -2)
 
 
-class _Pieces(torch.autograd.Function):
-    """Cross entropy behind a frozen head, some rows at a time: no logits outlive their piece.
+class PieceLoss(NamedTuple):
+    """A loss by position, and how many positions have their logits at once.
+
+    `compute(logits, piece, with_gradient)` returns the losses of a slice of the positions, and if asked the gradients
+    by its logits, of a loss that weighs `scale`, in the logits' dtype. It may overwrite the logits.
+    """
+
+    compute: Callable[[Float[Tensor, "P V"], slice, bool], tuple[Float[Tensor, " P"], Float[Tensor, "P V"] | None]]
+    rows: int
+
+
+class InPieces(torch.autograd.Function):
+    """A loss behind a frozen head, some positions at a time: no logits outlive their piece.
 
     The gradient is computed with the loss, for a weight `scale` of every loss, and multiplied by what the backward pass
     brings over `scale`: exactly 1 where that is `scale`, so that its logits are rounded as autograd would round them.
@@ -175,22 +186,18 @@ class _Pieces(torch.autograd.Function):
         hidden: Float[Tensor, "K H"],
         weight: Float[Tensor, "V H"],
         bias: Float[Tensor, " V"] | None,
-        targets: Int[Tensor, " K"],
+        loss: PieceLoss,
         scale: float,
     ) -> Float[Tensor, " K"]:
         ctx.scale = scale
         weight = weight.to(product_dtype(hidden))  # once, where autocast would convert it for every piece
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        rows = min(max(PIECE // len(weight), 1), len(hidden))
-        buffers = _Buffers(rows, len(weight), hidden.device)
-        for start in range(0, len(hidden), rows):
-            piece = slice(start, start + rows)
+        for piece in pieces(len(hidden), loss.rows):
             logits = nn.functional.linear(hidden[piece], weight, bias)
-            likelihoods = buffers.log_softmax(logits)
-            losses[piece] = nn.functional.nll_loss(likelihoods, targets[piece], ignore_index=IGNORED, reduction="none")
-            if gradient is not None:
-                gradient[piece] = logits.copy_(buffers.gradient(targets[piece], scale)) @ weight
+            losses[piece], by_logits = loss.compute(logits, piece, gradient is not None)
+            if gradient is not None and by_logits is not None:
+                gradient[piece] = by_logits @ weight
         ctx.save_for_backward(*([] if gradient is None else [gradient]))
         return losses
 
@@ -199,6 +206,11 @@ class _Pieces(torch.autograd.Function):
     def backward(ctx: Any, upstream: Float[Tensor, " K"]) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * (upstream / ctx.scale)[:, None].to(gradient.dtype), None, None, None, None
+
+
+def pieces(positions: int, rows: int) -> Iterator[slice]:
+    """Yield the slices of positions that are computed together, `rows` each."""
+    return (slice(start, start + rows) for start in range(0, positions, rows))
 
 
 def product_dtype(hidden: Tensor) -> torch.dtype:
@@ -238,11 +250,24 @@ class _Buffers:
         return self.wide[:count]
 
 
+def _cross_entropy(targets: Int[Tensor, " K"], scale: float, rows: int, words: int) -> PieceLoss:
+    buffers = _Buffers(rows, words, targets.device)
+
+    def compute(
+        logits: Float[Tensor, "P V"], piece: slice, with_gradient: bool
+    ) -> tuple[Float[Tensor, " P"], Float[Tensor, "P V"] | None]:
+        likelihoods = buffers.log_softmax(logits)
+        losses = nn.functional.nll_loss(likelihoods, targets[piece], ignore_index=IGNORED, reduction="none")
+        return losses, logits.copy_(buffers.gradient(targets[piece], scale)) if with_gradient else None
+
+    return PieceLoss(compute, rows)
+
+
 def piecewise_losses(model: nn.Module, batch: Mapping[str, Tensor], scale: float) -> TokenLosses:
     """Return the losses of the K labelled tokens of packed or padded rows, without the logits of all of them at once.
 
     `batch` is as in `packed_predictions` or `padded_predictions`, for a model that `takes_pieces`. Every loss is
-    expected to weigh `scale` in what is differentiated (see `_Pieces`).
+    expected to weigh `scale` in what is differentiated (see `InPieces`).
     """
     wanted = labelled_positions(batch["labels"])
     names = ("input_ids", "position_ids") if "examples" in batch else tuple(batch)
@@ -250,7 +275,9 @@ def piecewise_losses(model: nn.Module, batch: Mapping[str, Tensor], scale: float
     head: Any = own_model(model).get_output_embeddings()  # type: ignore[operator]
     targets = batch["labels"].roll(-1, dims=1)[wanted]
     rows = batch["examples"] if "examples" in batch else torch.arange(len(wanted), device=wanted.device)[:, None]
-    losses: Tensor = _Pieces.apply(hidden, head.weight, head.bias, targets, scale)
+    rows_at_once = min(max(PIECE // len(head.weight), 1), len(hidden))
+    loss = _cross_entropy(targets, scale, rows_at_once, len(head.weight))
+    losses: Tensor = InPieces.apply(hidden, head.weight, head.bias, loss, scale)
     return TokenLosses(losses, targets, rows.expand(wanted.shape)[wanted])
 
 

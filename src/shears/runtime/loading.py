@@ -26,13 +26,13 @@ from shears.runtime.generation.engine import Engine
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError, plan_of
-from shears.runtime.native.model_source import source_of_model, source_of_package
+from shears.runtime.native.model_source import ModelSource, source_of_model, source_of_package
 
 if TYPE_CHECKING:
     from shears.runtime.native.decoder import NativeBackend
 
 logger = logging.getLogger(__name__)
-LONGEST = 1 << 24  # tokens of a text; rotary positions go on beyond a model's context
+LONGEST = 1 << 24  # tokens of a text; rotary positions go on beyond a model's context, of which `warn_beyond` tells
 
 
 def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | None = None, **options: Any) -> Engine:
@@ -86,26 +86,33 @@ def package_backend(model: ModelRef, wanted: RunningConfig) -> Backend:
     return DropInBackend(model, dtype=wanted.dtype)
 
 
-def native_backend_of(model: nn.Module, precision: str, max_sequences: int) -> "NativeBackend":
+def native_backend_of(
+    model: nn.Module, precision: str, max_sequences: int, *, consume: bool = False
+) -> "NativeBackend":
     """Return the native decoder of a loaded model; NotCoveredError, with the reason, where it cannot compute it.
 
     Its linears and its head are in the arithmetic that transformers would compute in, so that both read equal weights.
-    No bit of a text depends on the texts beside it.
+    If `consume`, weights move from the model to the decoder, and the model computes nothing any more.
     """
     if device_of(model).type != "cpu":
         raise NotCoveredError(f"the native decoder runs on the CPU, the model is on {device_of(model)}")
     if not kernels_available():
         raise NotCoveredError("the native decoder needs the C++ kernels, which were not built")
     plan_of(getattr(own_model(model), "config"))  # noqa: B009  (no field of Module)
+    values: NumberFormat | None = "bf16" if precision == "bf16" else None
+    return measuring_backend(source_of_model(model, values, consume=consume), max_sequences, values)
+
+
+def measuring_backend(source: ModelSource, max_sequences: int, head: NumberFormat | None = None) -> "NativeBackend":
+    """Return the native decoder for up to `max_sequences` texts, no bit of which depends on the texts beside it."""
     from shears.runtime.native.decoder import MOST_SEQUENCES, NativeBackend
 
-    values: NumberFormat | None = "bf16" if precision == "bf16" else None
     return NativeBackend(
-        source_of_model(model, values),
+        source,
         torch.get_num_threads(),
         max_length=LONGEST,
         max_sequences=min(max_sequences, MOST_SEQUENCES),
-        head=values,
+        head=head,
         for_evaluation=True,
     )
 
