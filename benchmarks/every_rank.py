@@ -6,9 +6,10 @@
     python -m benchmarks.every_rank table FILE.jsonl...
 
 FOLDER holds mawps/ and ARC-Easy/ in LLM-Adapters' form and gsm8k/ with train.jsonl and test.jsonl. `run` tunes every
-way (three learning rates, two values of alpha) on the mean validation loss over its ranks with the first seed, trains
-the best for every seed and measures its test answers at every rank. `search` needs the adapters of `run`: validation
-chooses a configuration with no more parameters than a uniform one, test measures both. `cost` times steps in turns.
+way on the mean validation loss over its ranks with the first seed and a third of the epochs (the best of three learning
+rates, then the better of two values of alpha at that rate), trains the best for every seed and measures its test
+answers at every rank. `search` needs the adapters of `run`: validation chooses a configuration with no more parameters
+than a uniform one, test measures both. `cost` times steps in turns.
 Cells that are in the results are skipped, and an interrupted training resumes. `--start` is plain, recovery,
 sparse-peft (merged at every rank) or dense. No test trains as it does: it needs the data.
 """
@@ -37,6 +38,7 @@ from shears.models.devices import autocast
 from shears.records.artifacts import SEARCH_SPACE, read_json, write_json
 
 Cell = dict[str, Any]
+TUNING = 1 / 3  # share of the epochs that a training of the tuning has
 
 
 class Bench:
@@ -48,7 +50,8 @@ class Bench:
         self.epochs: float = arguments.epochs
         self.seeds: list[int] = arguments.seeds
         self.limit: int | None = arguments.limit
-        self.grid = [(rate, scaling) for rate in arguments.rates for scaling in arguments.scalings]
+        self.rates: list[float] = arguments.rates
+        self.scalings: list[float] = arguments.scalings
         self.results: Path = arguments.results
         self.work: Path = arguments.work / self.task.name
         self.work.mkdir(parents=True, exist_ok=True)
@@ -73,17 +76,17 @@ class Bench:
         print({name: value for name, value in row.items() if name not in ("right", "seconds")}, flush=True)
         return row
 
-    def adapter(self, way: Way, rate: float, scaling: float, seed: int) -> Path:
+    def adapter(self, way: Way, rate: float, scaling: float, seed: int, epochs: float) -> Path:
         """Return the folder of a training."""
-        name = f"{way.name}-{self.start}-{rate:g}-{scaling:g}-epochs{self.epochs:g}-seed{seed}"
+        name = f"{way.name}-{self.start}-{rate:g}-{scaling:g}-epochs{epochs:.4g}-seed{seed}"
         return self.work / name
 
-    def trained(self, way: Way, rate: float, scaling: float, seed: int) -> Path:
+    def trained(self, way: Way, rate: float, scaling: float, seed: int, epochs: float) -> Path:
         """Train, if there is no adapter yet; return its folder."""
-        folder = self.adapter(way, rate, scaling, seed)
+        folder = self.adapter(way, rate, scaling, seed, epochs)
         if not folder.exists():
             shears.train(
-                self.base, folder, resume=True, data=str(self.data["train"]), seed=seed, epochs=self.epochs,
+                self.base, folder, resume=True, data=str(self.data["train"]), seed=seed, epochs=epochs,
                 max_length=self.task.max_length, **way.keywords(rate, scaling), **STARTS[self.start],
             )  # fmt: skip
         if way.same_sum:
@@ -91,22 +94,26 @@ class Bench:
         return folder
 
     def tuned(self, way: Way) -> tuple[float, float]:
-        """Return the learning rate and the scaling of the lowest mean validation loss; delete the other adapters."""
+        """Return the learning rate and the scaling of the lowest mean validation loss.
+
+        The rate is the best of all at the first scaling; then the scalings are compared at that rate.
+        """
         found: dict[tuple[float, float], float] = {}
-        for rate, scaling in self.grid:
-            key = {"kind": "tuning", "way": way.name, "rate": rate, "scaling": scaling, "seed": self.seeds[0]}
-            cell = self.once(key, partial(self._losses, way, rate, scaling, self.seeds[0]))
-            found[rate, scaling] = sum(cell["losses"].values()) / len(cell["losses"])
-        best = min(found, key=lambda settings: found[settings])
-        for rate, scaling in found:
-            if (rate, scaling) != best:
-                shutil.rmtree(self.adapter(way, rate, scaling, self.seeds[0]), ignore_errors=True)
-        return best
+
+        def best_of(settings: list[tuple[float, float]]) -> tuple[float, float]:
+            for rate, scaling in settings:
+                key = {"kind": "tuning", "way": way.name, "rate": rate, "scaling": scaling, "seed": self.seeds[0]}
+                cell = self.once(key, partial(self._losses, way, rate, scaling, self.seeds[0]))
+                found[rate, scaling] = sum(cell["losses"].values()) / len(cell["losses"])
+            return min(settings, key=lambda pair: found[pair])
+
+        rate, _ = best_of([(rate, self.scalings[0]) for rate in self.rates])
+        return best_of([(rate, scaling) for scaling in self.scalings])
 
     def _losses(self, way: Way, rate: float, scaling: float, seed: int) -> Cell:
         """Return the loss per completion token on the validation examples at every rank, and the training's time."""
         begun = time.monotonic()
-        folder = self.trained(way, rate, scaling, seed)
+        folder = self.trained(way, rate, scaling, seed, self.epochs * TUNING)
         taken = time.monotonic() - begun
         loaded = load_super_adapter(folder)
         examples = load_examples(str(self.data["validation"]), loaded.record["template"], loaded.tokenizer)
@@ -116,6 +123,7 @@ class Bench:
             loaded.elastic.activate(loaded.elastic.space.check(dict.fromkeys(loaded.elastic.space.ranks, rank)))
             with autocast("auto", "cpu"):
                 losses[str(rank)] = mean_loss(loaded.model, rows, padding(loaded.tokenizer))
+        shutil.rmtree(folder)
         return {"losses": losses, "seconds": round(taken, 1)}
 
     def answers(self, folder: Path, ranks: Path, name: str) -> str:
@@ -131,7 +139,7 @@ class Bench:
 
     def at_every_rank(self, way: Way, rate: float, scaling: float, seed: int) -> Cell:
         """Return the test answers at every rank that a way allows."""
-        folder = self.trained(way, rate, scaling, seed)
+        folder = self.trained(way, rate, scaling, seed, self.epochs)
         right = {}
         for rank in way.ranks:
             groups = json.loads((folder / "search_space.json").read_text())["groups"]
@@ -143,7 +151,7 @@ class Bench:
     def searched(self, way: Way, rank: int, seed: int, evaluations: int) -> Cell:
         """Search on validation under the size of a uniform configuration; return the choice's test answers."""
         [cell] = [row for row in self._test_cells(way) if row["seed"] == seed]
-        folder = self.adapter(way, cell["rate"], cell["scaling"], seed)
+        folder = self.adapter(way, cell["rate"], cell["scaling"], seed, self.epochs)
         space = load_super_adapter(folder).elastic
         bound = space.num_parameters(space.space.check(dict.fromkeys(space.space.ranks, rank)))
         found = folder.with_name(f"{folder.name}-search{rank}")

@@ -97,13 +97,16 @@ def test_a_run_tunes_trains_measures_and_searches_once(tmp_path: Path, monkeypat
     monkeypatch.setattr(every_rank_ways, "WAYS", {"nested": Way("nested", {"sampling": "nested"}, (16, 8))})
     results = tmp_path / "cells.jsonl"
     common = ["--data", str(tmp_path), "--task", "tiny", "--model", str(save_tiny(tmp_path / "base")), "--start",
-              "dense", "--ways", "nested", "--rates", "1e-3", "--scalings", "2", "--epochs", "0.1", "--limit", "3",
-              "--evaluations", "2", "--work", str(tmp_path / "work"), "--results", str(results)]  # fmt: skip
+              "dense", "--ways", "nested", "--rates", "1e-3,1e-2", "--scalings", "2,4", "--epochs", "0.1", "--limit",
+              "3", "--evaluations", "2", "--work", str(tmp_path / "work"), "--results", str(results)]  # fmt: skip
     for command in ("run", "search", "run"):
         monkeypatch.setattr(sys, "argv", ["every_rank", command, *common])
         every_rank.main()
-    tuning, test, search = rows_of(results)
-    assert (tuning["kind"], test["kind"], search["kind"]) == ("tuning", "test", "search")
-    assert tuning["losses"].keys() == test["right"].keys() == {"16", "8"}
+    *tunings, test, search = rows_of(results)
+    assert [row["kind"] for row in (*tunings, test, search)] == ["tuning"] * 3 + ["test", "search"]
+    losses = {(row["rate"], row["scaling"]): sum(row["losses"].values()) for row in tunings}
+    assert losses.keys() == {(1e-3, 2), (1e-2, 2), (test["rate"], 4)}
+    assert losses[test["rate"], test["scaling"]] == min(losses[test["rate"], scaling] for scaling in (2, 4))
+    assert tunings[0]["losses"].keys() == test["right"].keys() == {"16", "8"}
     assert len(search["right"]) == len(test["right"]["8"]) == 3
     assert search["uniform"] == test["right"]["8"]
