@@ -32,6 +32,19 @@ def test_targets_are_the_models_logits_and_blocks(name: str, packed: bool) -> No
     assert len(targets.block_outputs) == model.config.num_hidden_layers
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_teacher_in_bf16_says_the_same_outside_of_autocast(name: str) -> None:
+    model: Any = tiny_model(name)
+    batch = pad(ROWS, 0)
+    wanted = labelled_positions(batch["labels"])
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids")}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(**inputs, use_cache=False).logits[wanted]
+    targets = LiveTeacher(model, "bf16", with_blocks=False).targets(batch, wanted)
+    assert isinstance(targets.distribution, Logits)
+    torch.testing.assert_close(targets.distribution.at(slice(None)), expected, rtol=0, atol=0)
+
+
 def test_blocks_are_kept_only_where_asked_for() -> None:
     batch = pack(ROWS, 40, 0)
     targets = LiveTeacher(tiny_model(), "bf16", with_blocks=False).targets(batch, labelled_positions(batch["labels"]))

@@ -23,14 +23,14 @@ class LiveTeacher:
         self.model = model.eval().requires_grad_(False)
         self.precision = precision
         self.with_blocks = with_blocks
-        self.in_pieces = takes_pieces(model)
-        self.head = self._head() if self.in_pieces else (None, None)
+        self.head = self._head() if takes_pieces(model) else None
 
     def _head(self) -> tuple[Tensor, Tensor | None]:
         """Return the head's weight and bias in the arithmetic: autocast would convert the weight for every piece."""
         head: Any = own_model(self.model).get_output_embeddings()  # type: ignore[operator]
         with autocast(self.precision, device_of(self.model)):
-            return head.weight.to(product_dtype(head.weight)), head.bias
+            dtype = product_dtype(head.weight)
+        return head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
 
     @torch.no_grad()
     def targets(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Targets:
@@ -41,8 +41,9 @@ class LiveTeacher:
         device = device_of(self.model)
         inputs = {name: batch[name].to(device) for name in names}
         with autocast(self.precision, device), block_outputs(self.model) as outputs:
-            if self.in_pieces:
-                logits = Logits(before_head(self.model, inputs, wanted.to(device)), *self.head)
+            if self.head is not None:  # it may run outside of autocast, which would convert its input
+                hidden = before_head(self.model, inputs, wanted.to(device))
+                logits = Logits(hidden.to(self.head[0].dtype), *self.head)
             else:
                 logits = Logits(logits_at(self.model, inputs, wanted.to(device)))
         return Targets(logits, tuple(output[wanted] for output in outputs) if self.with_blocks else None)
