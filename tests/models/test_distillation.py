@@ -50,6 +50,20 @@ def test_words_that_are_not_kept_count_as_one(count: int) -> None:
     torch.testing.assert_close(kl_from_top_k(student, *kept), torch.tensor(expected))
 
 
+@pytest.mark.parametrize("count", [1, 4, 10, 11])
+def test_the_gradient_is_that_of_autograd_through_the_definition(count: int) -> None:
+    student, weights = drawn(5, 11).requires_grad_(True), drawn(5, seed=2)
+    teacher = Logits(drawn(5, 11, seed=1)).top_k(count)
+    (found,) = torch.autograd.grad((kl_from_top_k(student, *teacher) * weights).sum(), student)
+    wide = student.detach().double().requires_grad_(True)
+    probs, kept = teacher.log_probs.double().exp(), torch.softmax(wide, -1).gather(-1, teacher.indices)
+    buckets = [(probs, kept), (1 - probs.sum(-1, keepdim=True), 1 - kept.sum(-1, keepdim=True))][: 1 + (count < 11)]
+    losses = sum((p * (p.log() - q.log())).sum(-1) for p, q in buckets)
+    assert isinstance(losses, Tensor)
+    (expected,) = torch.autograd.grad((losses * weights.double()).sum(), wide)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
+
+
 def test_all_words_give_the_whole_divergence_and_fewer_less() -> None:
     student, teacher = drawn(5, 11), drawn(5, 11, seed=1)
     whole = kl_from_logits(student, teacher)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from shears.models.blocks import decoder_blocks
 from shears.models.losses import (
@@ -48,15 +49,48 @@ def kl_from_top_k(
     the rest of the mass, in the student too. It is at most the divergence over all words. With N = V there is no
     bucket.
     """
-    teacher = log_probs.float()
-    student = torch.log_softmax(student_logits.float(), dim=-1)
-    kept = (teacher.exp() * (teacher - student.gather(-1, indices))).sum(-1)
-    if indices.shape[-1] == student.shape[-1]:
-        return kept
-    mass = 1 - teacher.exp().sum(-1)
-    rest = mass.clamp(min=0.0)  # rounding can leave a sum above one
-    student_rest = student.scatter(-1, indices, -torch.inf).logsumexp(-1)
-    return kept + torch.xlogy(rest, rest) - rest * student_rest
+    result: Tensor = _TopKDivergence.apply(student_logits, indices, log_probs.float())
+    return result
+
+
+class _TopKDivergence(torch.autograd.Function):
+    """The divergence of `kl_from_top_k` and its gradient by the student's logits, in few passes over them.
+
+    With the kept words k, teacher's p and rest r, student's q and rest Q, the loss is
+    sum_k p_k (log p_k - log q_k) + r (log r - log Q). Its gradient by a logit is (sum_k p_k + r) q_v - p_v for a kept
+    word and (sum_k p_k + r - r / Q) q_v for another.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Float[Tensor, "K V"], indices: Int[Tensor, "K N"], log_probs: Float[Tensor, "K N"]
+    ) -> Float[Tensor, " K"]:
+        largest = logits.amax(-1, keepdim=True).float()
+        kept_logits = logits.gather(-1, indices).float() - largest
+        powers = torch.sub(logits, largest).exp_()  # of all words, in float32
+        powers.scatter_(-1, indices, 0.0)
+        others = powers.sum(-1, keepdim=True)  # without a difference of two sums, which cancel
+        kept = kept_logits.exp()
+        total = others + kept.sum(-1, keepdim=True)
+        probs = log_probs.exp()
+        bucket = indices.shape[-1] < logits.shape[-1]
+        rest = (1 - probs.sum(-1, keepdim=True)).clamp(min=0.0) * bucket  # rounding can leave a sum above one
+        others = others.clamp(min=torch.finfo(torch.float32).tiny)  # no word but the kept ones has a chance
+        losses = (probs * (log_probs - kept_logits + total.log())).sum(-1, keepdim=True)
+        losses += torch.xlogy(rest, rest) - rest * (others / total).log()
+        if ctx.needs_input_grad[0]:
+            mass = probs.sum(-1, keepdim=True) + rest
+            ctx.dtype = logits.dtype
+            ctx.save_for_backward(powers, mass / total - rest / others, indices, kept * (mass / total) - probs)
+        return losses.squeeze(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Float[Tensor, " K"]) -> tuple[Tensor | None, ...]:
+        powers, factor, indices, of_kept = ctx.saved_tensors
+        by_row = upstream[:, None]
+        gradient = torch.mul(powers, by_row * factor).scatter_(-1, indices, by_row * of_kept)
+        return gradient.to(ctx.dtype), None, None
 
 
 def squarehead(student: Float[Tensor, "K H"], teacher: Float[Tensor, "K H"]) -> Float[Tensor, " K"]:
