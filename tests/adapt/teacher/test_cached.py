@@ -160,8 +160,11 @@ def test_targets_are_computed_once_for_the_same_teacher_examples_and_words(tmp_p
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_a_kill_loses_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached, "SHARD_BYTES", 10 * SHAPE.bytes_per_position(asked()))
+@pytest.mark.parametrize(
+    ("bound", "value"), [("SHARD_BYTES", 10 * SHAPE.bytes_per_position(asked())), ("SHARD_POSITIONS", 10)]
+)
+def test_a_kill_loses_one_shard(bound: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached, bound, value)
     cache_targets(tmp_path / "whole", ROWS, asked(), SHAPE, teacher_on(PADDED))
     save = cached._save
     saved: list[str] = []

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 RECORD = "teacher.json"
 SHARD = "targets-{:05d}.safetensors"
 SHARD_BYTES = 2**28  # an interruption loses at most one shard
+SHARD_POSITIONS = 2**15  # a minute or two of a small teacher on one core
 BATCH = 16  # examples that the teacher reads together
 SMALL_VOCABULARY = 2**16  # words that 16 bits number
 
@@ -156,7 +157,7 @@ def cache_targets(
         return CachedTeacher(output, rows)
     places = Places(rows)
     size = shape.bytes_per_position(asked)
-    shards = list(_shards(places.firsts, max(SHARD_BYTES // size, 1)))
+    shards = list(_shards(places.firsts, max(min(SHARD_BYTES // size, SHARD_POSITIONS), 1)))
     raise_in_all(lambda: _check_room(folder, len(places), size))
     folder.mkdir(parents=True, exist_ok=True)
     with shared_folder(output, key, resume=True) as work:
