@@ -21,6 +21,7 @@ from benchmarks.real_models_data import test_file, write_training
 from benchmarks.report import environment
 from shears.errors import InputError
 from shears.evaluation.records import Evaluation
+from shears.models.devices import pick_device, resolved_precision
 from shears.models.load import load_tokenizer
 from shears.models.ref import resolve
 from shears.records.artifacts import RESULT, SPARSITY, TRAINING_LOG, TRAINING_TIMES, read_json
@@ -207,7 +208,8 @@ def _reading(cell: Cell) -> str:
 def _search(cell: Cell, setting: Setting, adapter: Path, stages: Stages, limit: int) -> Path:
     """Return the result of a search by validation loss, made now if it is not there.
 
-    A cell without a search evaluates the heuristic alone, which gives its loss.
+    A cell without a search evaluates the heuristic alone, which gives its loss: in bf16 where the processor has it,
+    for the rates differ by more than it rounds. A search compares single ranks, and takes its own precision.
     """
     strategy, evaluations = ("hill-climbing", cell.evaluations) if cell.evaluations else ("heuristic", 1)
     output = adapter.with_name(f"{adapter.name}-{strategy}{evaluations}")
@@ -216,6 +218,7 @@ def _search(cell: Cell, setting: Setting, adapter: Path, stages: Stages, limit: 
             shears.search(
                 adapter, output, resume=True, data=str(_training(cell, setting)["validation"]), objective="loss",
                 strategy=strategy, max_evaluations=evaluations, limit=limit, seed=cell.seed,
+                precision="auto" if cell.evaluations else resolved_precision("auto", pick_device("auto")),
             )  # fmt: skip
     return output / RESULT
 
