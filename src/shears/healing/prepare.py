@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.adapt.teacher.cached import Asked, CachedTeacher, cache_targets
 from shears.adapt.teacher.live import LiveTeacher
-from shears.adapt.teacher.source import TeacherSource, targets_folder
+from shears.adapt.teacher.source import TeacherSource, refuse_other_vocabulary, targets_folder
 from shears.adapt.teacher.targets import Teacher
 from shears.adapt.training.frozen import hold_as_computed
 from shears.adapt.training.trainer import Collator, collator_of
@@ -21,7 +21,7 @@ from shears.errors import InputError
 from shears.healing.linears import train_kept, train_products, trainable
 from shears.models.blocks import decoder_blocks
 from shears.models.devices import DTYPES, pick_device, resolved_precision
-from shears.models.load import load_model, load_tokenizer, num_embeddings, refuse_unknown
+from shears.models.load import load_model, load_tokenizer, refuse_unknown
 from shears.models.losses import IGNORED, check_sequence_length
 from shears.models.ref import ModelRef, resolve
 
@@ -66,12 +66,8 @@ def refuse_to_move(sparse: ModelRef, settings: HealConfig) -> None:
 
 def prepare(sparse: ModelRef, dense: ModelRef, settings: HealConfig) -> Prepared:
     """Load models and text. InputError for anything unusable, before the text is trained on."""
+    refuse_other_vocabulary(TeacherSource(dense), sparse)
     tokenizer = load_tokenizer(sparse)
-    if tokenizer.get_vocab() != load_tokenizer(dense).get_vocab():
-        raise InputError(
-            f"the teacher must have the vocabulary of {sparse.name}, {dense.name} has another; heal from the dense "
-            "model that it was pruned from"
-        )
     rows = sequences(tokenizer, settings)
     precision = resolved_precision(settings.precision, pick_device(settings.device))
     cached = _cached(dense, tokenizer, rows, settings, precision) if settings.teacher_top_k else None
@@ -154,9 +150,6 @@ def _check_teacher(
     sparse: ModelRef, dense: ModelRef, model: PreTrainedModel, teacher: PreTrainedModel, settings: HealConfig
 ) -> None:
     """Raise InputError for a teacher whose outputs cannot be compared; warn of one that is sparse itself."""
-    words, expected = num_embeddings(teacher), num_embeddings(model)
-    if words != expected:
-        raise InputError(f"the teacher must have {expected} words as {sparse.name} has, {dense.name} has {words}")
     if settings.block_outputs and (shape := _blocks(teacher)) != (own := _blocks(model)):
         raise InputError(
             f"block_outputs needs a teacher of {own[0]} blocks of width {own[1]}, {dense.name} has {shape[0]} of width "
