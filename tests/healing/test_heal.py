@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from shears.checkpoints.packed.layout import NumberFormat, quantize
 from shears.errors import InputError
 from shears.healing.stage import heal
 from shears.models.distillation import kl_from_logits
@@ -26,6 +27,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "lora": {"train": "lora", "rank": 4, "alpha": 8, "learning_rate": 1e-2},
     "blocks": {"block_outputs": 1.0, "kl": 0.5, "micro_batch_size": 2},
     "labels": {"cross_entropy": 0.1, "recompute": False},
+    "int4": {"quantize_aware": "int4"},
 }
 MOVE: dict[str, Any] = {"move": 0.2, "move_every": 2}
 
@@ -40,12 +42,15 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def distance(models: Path, folder: Path) -> float:
-    """The mean divergence of a folder's model from the dense one on the text."""
+def distance(models: Path, folder: Path, values: NumberFormat | None = None) -> float:
+    """The mean divergence of a folder's model, or of its package of int4 values, from the dense one on the text."""
     ids = torch.tensor(tiny_tokenizer()((models / "text.txt").read_text()).input_ids).view(40, 16)
     student, teacher = (AutoModelForCausalLM.from_pretrained(each) for each in (folder, models / "dense"))
     with torch.no_grad():
-        return float(kl_from_logits(student(ids).logits.flatten(0, 1), teacher(ids).logits.flatten(0, 1)).mean())
+        for name, parameter in student.named_parameters():
+            if values and "_proj" in name:
+                parameter.copy_(quantize(parameter, values).dense())
+        return float(kl_from_logits(*(model(ids).logits[:, :-1].flatten(0, 1) for model in (student, teacher))).mean())
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -70,6 +75,14 @@ def test_the_log_has_every_loss(models: Path, tmp_path: Path) -> None:
     lines = log(healed(models, tmp_path / "healed", **WAYS["blocks"]))
     assert all(0 < line["block_outputs_loss"] < line["loss"] for line in lines)
     assert [line["tokens"] for line in lines] == [64] * 7
+
+
+def test_the_first_loss_is_that_of_the_package(models: Path, tmp_path: Path) -> None:
+    output = healed(models, tmp_path / "healed", quantize_aware="int4", tokens=16 * 40, batch_size=40, warmup_steps=0)
+    [line] = log(output)
+    assert line["loss"] == pytest.approx(distance(models, models / "sparse", "int4"), rel=1e-4)
+    assert line["loss"] != pytest.approx(distance(models, models / "sparse"), rel=1e-3)
+    assert distance(models, output, "int4") < line["loss"]
 
 
 @pytest.mark.parametrize("size", [None, 2])
@@ -102,7 +115,9 @@ def test_one_forward_or_several_make_the_same_steps(models: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, WAYS["lora"], {"optimizer": "adamw-8bit"}, MOVE], ids=["weights", "lora", "8bit", "move"]
+    "changes",
+    [{}, WAYS["lora"], WAYS["int4"], {"optimizer": "adamw-8bit"}, MOVE],
+    ids=["weights", "lora", "int4", "8bit", "move"],
 )
 def test_an_interrupted_healing_resumes_to_the_same_bits(
     models: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -201,6 +216,10 @@ def test_wrong_input_is_refused_in_one_line_before_anything_is_written(models: P
         },
         r"one of kl, block_outputs and cross_entropy must be above 0": {"kl": 0.0},
         r"tokens must be a whole number such as 1000, 50k or 1M, got '1MB'": {"tokens": "1MB"},
+        r"quantize_aware rounds trained weights and needs train weights, got lora": {
+            **WAYS["lora"],
+            **WAYS["int4"],
+        },
         r"micro_batch_size must divide batch_size": {"micro_batch_size": 3},
         r"move needs train weights and optimizer adamw, got lora and adamw; set move to 0": {**WAYS["lora"], **MOVE},
     }

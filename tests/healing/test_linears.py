@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from shears.checkpoints.packed.layout import quantize
 from shears.healing.linears import refresh, train_kept, train_products, trainable, trained_linears
 from shears.models.blocks import weight_oi
 from tests.tiny import tiny_model
@@ -54,6 +55,23 @@ def test_changed_values_are_computed_with_after_a_refresh_and_zeros_stay(transpo
     change = (before != 0).float()
     torch.testing.assert_close(one.linear(INPUTS), nn.functional.linear(INPUTS, before + change, one.linear.bias))
     assert torch.equal(one.linear.healed(torch.empty(6, 8)), before + change)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_see_the_weights_of_a_package_and_gradients_pass_its_rounding(transposed: bool) -> None:
+    one, packed = One(transposed), One(transposed)
+    on_grid = quantize(weight_oi(packed.linear).detach(), "int4").dense()
+    weight_oi(packed.linear).data.copy_(on_grid)
+    kept = one.linear.weight != 0
+    train_kept(one, ["linear"], None, "int4")
+    for model in (one, packed):
+        model.linear(INPUTS).square().sum().backward()
+    torch.testing.assert_close(one.linear(INPUTS), expected(packed))
+    torch.testing.assert_close(one.linear.values.grad, packed.linear.weight.grad[kept])
+    with torch.no_grad():
+        one.linear.values *= 3
+    refresh(one)
+    torch.testing.assert_close(weight_oi(one.linear), 3 * on_grid, rtol=1e-3, atol=0)  # scales are fp16 numbers
 
 
 @pytest.mark.parametrize("transposed", [False, True])

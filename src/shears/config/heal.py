@@ -36,6 +36,9 @@ class HealConfig(StageConfig):
     """Rank of the product; has no effect on weights."""
     alpha: float = Field(64.0, gt=0)
     """LoRA alpha; the product is scaled by alpha / rank."""
+    quantize_aware: Literal["none", "int4"] = "none"
+    """int4: the forward sees the trained weights as a package of int4 values holds them, so that export --format
+    package --values int4 loses little. Needs train weights."""
     move: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of a linear's zeros that change places at intervals: the smallest kept weights become zero, and zeros with
     the largest gradient are trained instead (RigL). The share falls to 0 over three quarters of the steps; the number
@@ -94,6 +97,8 @@ class HealConfig(StageConfig):
             raise ValueError(
                 f"move needs train weights and optimizer adamw, got {self.train} and {self.optimizer}; set move to 0"
             )
+        if self.quantize_aware != "none" and self.train != "weights":
+            raise ValueError(f"quantize_aware rounds trained weights and needs train weights, got {self.train}")
         if not self.kl + self.block_outputs + self.cross_entropy:
             raise ValueError("one of kl, block_outputs and cross_entropy must be above 0, got 0 for each; set one")
         return self
@@ -111,6 +116,6 @@ class HealConfig(StageConfig):
     @property
     def as_training(self) -> TrainConfig:
         """What the training loop must know, in its own configuration."""
-        others = {"columns", "template", "teacher", "teacher_top_k"}
+        others = {"columns", "template", "teacher", "teacher_top_k", "quantize_aware"}
         names = (HealConfig.model_fields.keys() & TrainConfig.model_fields.keys()) - others
         return TrainConfig(**{name: getattr(self, name) for name in names}, max_steps=self.num_steps)

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from shears.blockwise.matrices import Matrix, block_matrices
+from shears.checkpoints.packed.layout import NumberFormat, quantize
 from shears.models.blocks import decoder_blocks, sharing_a_weight, weight_oi
 from shears.models.sparse_adapter import compute_dtype, masked_linear, masked_product
 
@@ -73,22 +74,26 @@ class TrainedLinear(nn.Module):
 class KeptWeights(TrainedLinear):
     """A linear of which the N weights that are not zero are trained, as float32 `values`.
 
-    `weight` holds them rounded to the number format of the products. `places` are their indices in it, flat. While
-    `gradient` is a tensor, the gradients of all weights, zeros too, are added to it (in the layout of `weight`).
+    `weight` holds them rounded to the number format of the products, and before that, with `packed_as`, to the numbers
+    that a package gives them; gradients pass straight through the rounding. `places` are their indices in it, flat.
+    While `gradient` is a tensor, the gradients of all weights, zeros too, are added to it (in the layout of `weight`).
     """
 
     values: nn.Parameter
     places: Tensor
     gradient: Tensor | None
+    packed_as: NumberFormat | None
 
-    def start(self, dtype: torch.dtype | None) -> None:
+    def start(self, dtype: torch.dtype | None, packed_as: NumberFormat | None = None) -> None:
         """Begin with the present weights; products are computed in `dtype`, None for that of the weight."""
         flat = self.weight.detach().flatten()
         places = (flat != 0).nonzero().squeeze(1)
         self.register_buffer("places", places.int() if flat.numel() < 2**31 else places, persistent=False)
         self.values = nn.Parameter(flat[places].float())
         self.gradient = None
+        self.packed_as = packed_as
         self.weight = nn.Parameter(self.weight.detach().to(dtype or self.weight.dtype), requires_grad=False)
+        self.refresh()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs."""
@@ -98,7 +103,10 @@ class KeptWeights(TrainedLinear):
     @torch.no_grad()
     def refresh(self) -> None:
         """Round the values into the weight."""
-        self.weight.view(-1).index_copy_(0, self.places.long(), self.values.to(self.weight.dtype))
+        if self.packed_as is None:
+            self.weight.view(-1).index_copy_(0, self.places.long(), self.values.to(self.weight.dtype))
+        else:
+            weight_oi(self).copy_(quantize(self._placed(self.values), self.packed_as).dense())
 
     def healed(self, stored: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
         """Return the values at their places, zero elsewhere."""
@@ -195,13 +203,18 @@ def trainable(model: nn.Module) -> dict[str, Matrix]:
     return found
 
 
-def train_kept(model: nn.Module, names: Iterable[str], dtype: torch.dtype | None) -> None:
-    """Make the kept weights of the named linears the only trained ones; `dtype` is that of products."""
+def train_kept(
+    model: nn.Module, names: Iterable[str], dtype: torch.dtype | None, packed_as: NumberFormat | None = None
+) -> None:
+    """Make the kept weights of the named linears the only trained ones; `dtype` is that of products.
+
+    With `packed_as`, products see the weights as a package of these values holds them.
+    """
     model.requires_grad_(False)
     for name in names:
         linear: Any = model.get_submodule(name)
         linear.__class__ = KeptConv1D if isinstance(linear, Conv1D) else KeptLinear
-        linear.start(dtype)
+        linear.start(dtype, packed_as)
 
 
 def train_products(model: nn.Module, names: Iterable[str], rank: int, scaling: float, seed: int) -> None:

@@ -133,7 +133,8 @@ def _start(sparse: ModelRef, model: PreTrainedModel, settings: HealConfig, preci
             "%.0f %% of the blocks' weights are in no plain linear: they stay as they are", 100 - 100 * size / total
         )
     if settings.train == "weights":
-        train_kept(model, linears, None if precision == "fp32" else DTYPES[precision])
+        packed_as = None if settings.quantize_aware == "none" else settings.quantize_aware
+        train_kept(model, linears, None if precision == "fp32" else DTYPES[precision], packed_as)
     else:
         train_products(model, linears, settings.rank, settings.alpha / settings.rank, settings.seed)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
