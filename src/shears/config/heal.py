@@ -54,7 +54,7 @@ class HealConfig(StageConfig):
     """Weight of the loss on the text itself."""
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
     """adamw, or adamw-8bit: its two states in 8 bits, by bitsandbytes."""
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
     """Peak learning rate."""
     scheduler: Literal["linear", "cosine", "constant"] = "cosine"
     """Course of the learning rate after warmup: linear (falls to 0 at the last step), cosine (half a cosine to 0) or
@@ -63,7 +63,7 @@ class HealConfig(StageConfig):
     """AdamW's decay: each step shrinks what is trained by this share of the learning rate."""
     warmup_steps: int = Field(10, ge=0)
     """Steps over which the learning rate rises from 0 to its peak; must be below the number of steps."""
-    batch_size: int = Field(8, gt=0)
+    batch_size: int = Field(4, gt=0)
     """Sequences in an optimizer step."""
     micro_batch_size: int | None = Field(None, gt=0)
     """Sequences in one forward pass; must divide batch_size. Fewer need less memory (gradients accumulate)."""

@@ -145,6 +145,17 @@ def test_the_recipe_has_a_stage_for_what_is_asked_alone() -> None:
     assert half.sparse_adapter
 
 
+@pytest.mark.parametrize(("candidate", "heal", "kind", "text"), [
+    (BOTH, 4096, "int4", None), (BOTH, None, None, "text.txt"),
+    (replace(BOTH, values="int8"), 4096, "none", "text.txt"),
+])  # fmt: skip
+def test_a_model_healed_on_the_grid_is_packed_without_a_text(
+    candidate: Candidate, heal: int | None, kind: str | None, text: str | None
+) -> None:
+    recipe = recipe_of(candidate, CompressConfig(target="1GB", heal=heal), "model", "text.txt")
+    assert (recipe.heal.quantize_aware if recipe.heal else None, recipe.export.calibration) == (kind, text)
+
+
 @pytest.mark.parametrize(("form", "steps"), [("int8", 127), ("int4", 7.5)])
 def test_a_rounded_weight_is_within_half_a_step(form: str, steps: float) -> None:
     weight = torch.randn(24, 256, generator=torch.Generator().manual_seed(0))

@@ -102,29 +102,32 @@ def recipe_of(candidate: Candidate, config: CompressConfig, model: str, text: st
                                 "seed": config.seed}  # fmt: skip
     pruning: dict[str, Any] = {"method": config.method, "calibration": text}
     dense: dict[str, Any] = {"method": "magnitude"}  # no weight becomes zero, so that nothing must be measured
-    rounds = candidate.values in ("int8", "int4")
+    heal = _heal(config, text, candidate.values) if candidate.sparsity and config.heal else None
+    on_grid = config.data is not None or (heal is not None and heal.quantize_aware != "none")
+    rounds = candidate.values in ("int8", "int4") and not on_grid
     return Recipe(
         model=model,
         threads=config.threads,
         sparsify=SparsifyConfig(
             sparsity=candidate.sparsity, **sampling, **(pruning if candidate.sparsity else dense)
         ),
-        heal=_heal(config, text) if candidate.sparsity and config.heal else None,
+        heal=heal,
         train=_train(candidate, config),
         export=ExportConfig(
             format="package", values=candidate.values, embeddings=candidate.embeddings,
-            calibration=text if rounds and config.data is None else None, **sampling,
+            calibration=text if rounds else None, **sampling,
         ),
     )  # fmt: skip
 
 
-def _heal(config: CompressConfig, text: str) -> HealConfig:
+def _heal(config: CompressConfig, text: str, values: str) -> HealConfig:
+    """Return how a pruned model is healed: on the grid of int4, if its package has int4 values."""
     assert config.heal is not None
     steps = HealConfig(data=text, tokens=config.heal, sequence_length=config.sequence_length).num_steps
     warmup = min(HealConfig.model_fields["warmup_steps"].default, steps - 1)
     return HealConfig(
         data=text, tokens=config.heal, sequence_length=config.sequence_length,
-        warmup_steps=warmup, seed=config.seed,
+        warmup_steps=warmup, seed=config.seed, quantize_aware="int4" if values == "int4" else "none",
     )  # fmt: skip
 
 

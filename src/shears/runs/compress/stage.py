@@ -271,9 +271,9 @@ def _share(recipe: Recipe, others: Sequence[Path], folder: Path) -> None:
     """Take over the sparse and the healed model of another candidate that were made in the same way, as links."""
     for other in others:
         earlier = load_recipe(other / RECIPE)
-        if (earlier.sparsify, earlier.heal) != (recipe.sparsify, recipe.heal):
-            continue
-        for name in ("sparse", HEALED_FOLDER):
+        same = {"sparse": earlier.sparsify == recipe.sparsify}
+        same[HEALED_FOLDER] = same["sparse"] and earlier.heal == recipe.heal
+        for name in (name for name, is_same in same.items() if is_same):
             if (other / name).is_dir() and not (folder / name).exists():
                 partial = folder / f"{name}.linked"
                 shutil.rmtree(partial, ignore_errors=True)
