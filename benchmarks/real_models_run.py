@@ -24,7 +24,7 @@ from shears.evaluation.records import Evaluation
 from shears.models.devices import pick_device, resolved_precision
 from shears.models.load import load_tokenizer
 from shears.models.ref import resolve
-from shears.records.artifacts import RESULT, SPARSITY, TRAINING_LOG, TRAINING_TIMES, read_json
+from shears.records.artifacts import HEALED, RESULT, SPARSITY, TRAINING_LOG, TRAINING_TIMES, read_json
 from shears.records.folders import partial_folder
 from shears.records.measures import CONTAMINATION
 from shears.records.timing import machine
@@ -112,10 +112,11 @@ def base_of(cell: Cell, setting: Setting, stages: Stages) -> str:
 
 
 def checked_base(name: str, folder: Path, sparsity: float) -> Path:
-    """Return a ready folder; InputError if it is no pruned folder, or of another sparsity."""
-    if not (folder / SPARSITY).is_file():
-        raise InputError(f"--bases {name} must be a folder that shears sparsify wrote, got {folder}; check the path")
-    achieved = read_json(folder / SPARSITY)["achieved"]
+    """Return a ready folder; InputError if it is no pruned or healed folder, or of another sparsity."""
+    record = next((folder / each for each in (SPARSITY, HEALED) if (folder / each).is_file()), None)
+    if record is None:
+        raise InputError(f"--bases {name} must be a folder of shears sparsify or heal, got {folder}; check the path")
+    achieved = read_json(record)["achieved"]
     if abs(achieved - sparsity) > TOLERANCE:
         raise InputError(
             f"--bases {name} must have a sparsity of {sparsity:g}, {folder} has {achieved:.3f}; name another folder"
@@ -140,16 +141,17 @@ def _adapter(cell: Cell, setting: Setting, stages: Stages) -> tuple[str, Path]:
     data = _training(cell, setting)["train"]
     with stages("train"):
         shears.train(
-            base, folder, resume=partial_folder(folder).exists(), data=str(data), **training_keywords(cell, arm, data),
-            **setting.training,
+            base, folder, resume=partial_folder(folder).exists(), data=str(data),
+            **training_keywords(cell, arm, data, base), **setting.training,
         )  # fmt: skip
     return base, folder
 
 
-def training_keywords(cell: Cell, arm: Arm, data: Path) -> dict[str, Any]:
+def training_keywords(cell: Cell, arm: Arm, data: Path, base: str) -> dict[str, Any]:
     """Return the keywords of `shears.train` beside data; warmup is a tenth of the steps, at most 50.
 
-    An adapter on the pruned model starts from the recovery, unless it is masked: the mask would leave little of it.
+    An adapter on the pruned model starts from the recovery, unless it is masked: the mask would leave little of it. A
+    healed model has no recovery.
     """
     batch_size = 16
     num_rows = len(data.read_text(encoding="utf-8").splitlines())
@@ -158,7 +160,7 @@ def training_keywords(cell: Cell, arm: Arm, data: Path) -> dict[str, Any]:
         "ranks": arm.ranks, "alpha": cell.alpha, "learning_rate": cell.learning_rate, "epochs": cell.epochs,
         "batch_size": batch_size, "max_length": MAX_LENGTH, "template": TEMPLATE, "seed": cell.seed,
         "warmup_steps": min(50, steps // 10), "sparse_adapter": arm.merged,
-        "init": "lora" if arm.is_dense or arm.merged else "recovery",
+        "init": "lora" if arm.is_dense or arm.merged or (Path(base) / HEALED).is_file() else "recovery",
     }  # fmt: skip
 
 
