@@ -11,7 +11,6 @@ from shears.adapt.teacher.cached import Asked, CachedTeacher, cache_targets
 from shears.adapt.teacher.live import LiveTeacher
 from shears.adapt.teacher.source import TeacherSource, refuse_other_vocabulary, targets_folder
 from shears.adapt.teacher.targets import Teacher
-from shears.adapt.training.frozen import hold_as_computed
 from shears.adapt.training.trainer import Collator, collator_of
 from shears.checkpoints.zeros import count_zeros
 from shears.config import HealConfig
@@ -79,7 +78,6 @@ def prepare(sparse: ModelRef, dense: ModelRef, settings: HealConfig) -> Prepared
         return Prepared(model, tokenizer, cached, rows)
     teacher = load_model(dense, device=settings.device)
     _check_teacher(sparse, dense, model, teacher, settings)
-    hold_as_computed(teacher.requires_grad_(False), precision)
     return Prepared(model, tokenizer, LiveTeacher(teacher, precision, with_blocks=settings.block_outputs > 0), rows)
 
 

@@ -8,6 +8,7 @@ import torch
 from shears.adapt.teacher.live import LiveTeacher
 from shears.data.batches import pack, pad
 from shears.data.examples import Tokenized
+from shears.models.blocks import linears
 from shears.models.distillation import Logits
 from shears.models.losses import IGNORED, labelled_positions
 from tests.tiny import tiny_model
@@ -43,6 +44,8 @@ def test_a_teacher_in_bf16_says_the_same_outside_of_autocast(name: str) -> None:
     targets = LiveTeacher(model, "bf16", with_blocks=False).targets(batch, wanted)
     assert isinstance(targets.distribution, Logits)
     torch.testing.assert_close(targets.distribution.at(slice(None)), expected, rtol=0, atol=0)
+    held = {linear.weight.dtype for each, linear in linears(model).items() if "lm_head" not in each}
+    assert held == {torch.bfloat16}
 
 
 def test_blocks_are_kept_only_where_asked_for() -> None:

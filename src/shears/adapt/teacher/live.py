@@ -8,7 +8,8 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from shears.adapt.teacher.targets import Targets
-from shears.models.devices import autocast, device_of
+from shears.adapt.training.frozen import hold_as_computed
+from shears.models.devices import autocast, device_of, resolved_precision
 from shears.models.distillation import Logits, block_outputs
 from shears.models.losses import before_head, logits_at, own_model, product_dtype, takes_pieces
 
@@ -16,11 +17,13 @@ from shears.models.losses import before_head, logits_at, own_model, product_dtyp
 class LiveTeacher:
     """Runs a frozen model on every batch, without gradients; its head runs when the student's does, in pieces.
 
-    `precision` is the arithmetic (see `devices.autocast`). The model is put into evaluation mode and frozen.
+    `precision` is the arithmetic (see `devices.autocast`). The model is put into evaluation mode and frozen, and its
+    linears are held as they compute.
     """
 
     def __init__(self, model: nn.Module, precision: str, *, with_blocks: bool) -> None:
         self.model = model.eval().requires_grad_(False)
+        hold_as_computed(self.model, resolved_precision(precision, device_of(model)))
         self.precision = precision
         self.with_blocks = with_blocks
         self.head = self._head() if takes_pieces(model) else None
