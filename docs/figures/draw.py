@@ -212,6 +212,32 @@ def kernels() -> str:
     return svg(242, "A mask word says where the kept values go; they are expanded in a register and multiplied.", parts)
 
 
+def healing() -> str:
+    """Perplexities of healed models beside the dense one, read from the table of results.md."""
+    table = (Path(__file__).parents[1] / "results.md").read_text(encoding="utf-8")
+    table = table[table.index("## Healing") :]
+    rows = {
+        "dense": "dense",
+        "half pruned": "pruned, 50 %",
+        "healed": "healed, 50 %",
+        "healed, then rounded to int4": "healed, then rounded to int4",
+        "healed on the grid of int4": "healed on the grid of int4",
+        "60 % pruned": "pruned, 60 %",
+        "60 % healed": "healed, 60 %",
+    }
+    parts = []
+    for index, (name, row) in enumerate(rows.items()):
+        value = float(table[table.index(f"| {row} |") :].split("|")[3])
+        y = 12 + index * 26
+        kind = "lora" if "healed" in name else "kept" if name == "dense" else "half"
+        width = value * 6.4
+        parts += [text(10, y + 14, name, "small"), rect(200, y + 2, width, 16, kind)]
+        parts += [text(206 + width, y + 15, f"{value:.1f}", "small")]
+    bottom = 12 + len(rows) * 26
+    parts.append(text(10, bottom + 16, "Perplexity on WikiText-2, lower is better; SmolLM2-135M", "small"))
+    return svg(bottom + 26, "WikiText-2 perplexity of the dense, the pruned and the healed models.", parts)
+
+
 def results() -> str:
     """Accuracies after three epochs with their intervals, read from the tables of results.md."""
     table = (Path(__file__).parents[1] / "results.md").read_text(encoding="utf-8")
@@ -244,7 +270,7 @@ def place(percent: float) -> float:
 
 
 FIGURES: dict[str, Callable[[], str]] = {
-    draw.__name__: draw for draw in (pipeline, pruning, nls, recovery, search, kernels, results)
+    draw.__name__: draw for draw in (pipeline, pruning, nls, recovery, healing, search, kernels, results)
 }
 
 if __name__ == "__main__":

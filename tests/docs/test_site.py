@@ -82,7 +82,7 @@ def test_figures_are_as_their_script_draws_them() -> None:
         assert (DOCS / "figures" / f"{name}.svg").read_text() == draw(), f"run docs/figures/draw.py: {name}"
 
 
-@pytest.mark.parametrize("name", ["pruning", "nls", "recovery", "search", "kernels"])
+@pytest.mark.parametrize("name", ["pruning", "nls", "recovery", "healing", "search", "kernels"])
 def test_every_explanation_has_a_figure(name: str) -> None:
     assert f"](../figures/{name}.svg)" in (DOCS / "explanation" / f"{name}.md").read_text()
 
