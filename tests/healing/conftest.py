@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from tests.tiny import save_tiny
 
 SETTINGS: dict[str, Any] = {
-    "tokens": 16 * 28, "sequence_length": 16, "batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 1,
+    "tokens": 16 * 28, "sequence_length": 16, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 1,
     "save_steps": 2, "device": "cpu", "precision": "fp32",
 }  # fmt: skip
 

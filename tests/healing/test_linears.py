@@ -44,6 +44,26 @@ def test_kept_weights_get_the_gradient_of_the_dense_weight(transposed: bool) -> 
     torch.testing.assert_close(inputs.grad, same.grad)
 
 
+@pytest.mark.parametrize("size", [2.0**-6, 1.0, 3.0])
+def test_a_step_is_a_share_of_the_size_of_the_kept_weights(size: float) -> None:
+    one, plain = One(False), One(False)
+    for model in (one, plain):
+        model.linear.weight.data *= size
+    before = plain.linear.weight.detach().clone()
+    kept = before != 0
+    train_kept(one, ["linear"], None)
+    refresh(one)
+    assert torch.equal(one.linear.weight, before)
+    scale = one.linear.scale
+    assert 2**-0.5 <= float(before[kept].square().mean().sqrt()) / scale <= 2**0.5
+    for model in (one, plain):
+        model.linear(INPUTS).square().sum().backward()
+    torch.testing.assert_close(one.linear.values.grad, scale * plain.linear.weight.grad[kept])
+    with torch.no_grad():
+        one.linear.values += 0.01
+    assert torch.allclose(one.linear.healed(torch.empty(6, 8))[kept], before[kept] + 0.01 * scale)
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_changed_values_are_computed_with_after_a_refresh_and_zeros_stay(transposed: bool) -> None:
     one = One(transposed)

@@ -50,7 +50,7 @@ class _KeptProduct(torch.autograd.Function):
             dense = inputs.T @ rows if isinstance(linear, Conv1D) else rows.T @ inputs  # of one linear at a time
             if linear.gradient is not None:
                 linear.gradient += dense
-            return dx, dense.flatten().index_select(0, linear.places).float(), None
+            return dx, dense.flatten().index_select(0, linear.places).float().mul_(linear.scale), None
 
 
 class TrainedLinear(nn.Module):
@@ -72,24 +72,30 @@ class TrainedLinear(nn.Module):
 
 
 class KeptWeights(TrainedLinear):
-    """A linear of which the N weights that are not zero are trained, as float32 `values`.
+    """A linear of which the N weights that are not zero are trained, as float32 `values` times `scale`.
 
-    `weight` holds them rounded to the number format of the products, and before that, with `packed_as`, to the numbers
-    that a package gives them; gradients pass straight through the rounding. `places` are their indices in it, flat.
-    While `gradient` is a tensor, the gradients of all weights, zeros too, are added to it (in the layout of `weight`).
+    `scale` is the power of two next to the root mean square of the kept weights, so that a learning rate is a share of
+    it: models differ in the size of their weights by more than ten times, and AdamW's steps do not know it. `weight`
+    holds the products rounded to the number format that is computed in, and before that, with `packed_as`, to the
+    numbers that a package gives them; gradients pass straight through the rounding. `places` are their indices in it,
+    flat. While `gradient` is a tensor, the gradients of all weights, zeros too, are added to it (in the layout of
+    `weight`).
     """
 
     values: nn.Parameter
     places: Tensor
     gradient: Tensor | None
     packed_as: NumberFormat | None
+    scale: float
 
     def start(self, dtype: torch.dtype | None, packed_as: NumberFormat | None = None) -> None:
         """Begin with the present weights; products are computed in `dtype`, None for that of the weight."""
         flat = self.weight.detach().flatten()
         places = (flat != 0).nonzero().squeeze(1)
         self.register_buffer("places", places.int() if flat.numel() < 2**31 else places, persistent=False)
-        self.values = nn.Parameter(flat[places].float())
+        kept = flat[places].float()
+        self.scale = _power_of_two(kept)
+        self.values = nn.Parameter(kept / self.scale)
         self.gradient = None
         self.packed_as = packed_as
         self.weight = nn.Parameter(self.weight.detach().to(dtype or self.weight.dtype), requires_grad=False)
@@ -104,17 +110,21 @@ class KeptWeights(TrainedLinear):
     def refresh(self) -> None:
         """Round the values into the weight."""
         if self.packed_as is None:
-            self.weight.view(-1).index_copy_(0, self.places.long(), self.values.to(self.weight.dtype))
+            self.weight.view(-1).index_copy_(0, self.places.long(), self._kept().to(self.weight.dtype))
         else:
-            weight_oi(self).copy_(quantize(self._placed(self.values), self.packed_as).dense())
+            weight_oi(self).copy_(quantize(self._placed(self._kept()), self.packed_as).dense())
 
     def healed(self, stored: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
         """Return the values at their places, zero elsewhere."""
-        return self._placed(self.values.detach()).to(stored.device)
+        return self._placed(self._kept()).to(stored.device)
 
     def kept(self, stored: Float[Tensor, "O I"]) -> Bool[Tensor, "O I"]:
         """Return the places as a mask."""
         return self._placed(torch.ones_like(self.places, dtype=torch.bool)).to(stored.device)
+
+    def _kept(self) -> Float[Tensor, " N"]:
+        """Return the kept weights; the product with a power of two is exact."""
+        return self.values.detach() * self.scale
 
     def _placed(self, values: Shaped[Tensor, " N"]) -> Shaped[Tensor, "O I"]:
         flat = values.new_zeros(self.weight.numel()).index_copy_(0, self.places.long(), values)
@@ -142,6 +152,12 @@ class KeptWeights(TrainedLinear):
         """Put the values at other places."""
         self.weight.zero_()
         self.places.copy_(places)
+
+
+def _power_of_two(kept: Float[Tensor, " N"]) -> float:
+    """Return the power of two next to the root mean square of some weights, 1 where all of them are zero."""
+    mean_square = float(kept.square().mean()) if len(kept) else 0.0
+    return 2.0 ** round(math.log2(mean_square) / 2) if mean_square > 0 else 1.0
 
 
 class MaskedProduct(TrainedLinear):
