@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -172,15 +173,25 @@ def test_ranks_by_row_are_single_configurations_row_by_row(name: str) -> None:
 @pytest.mark.parametrize("capacity", [100, 9])
 def test_ranks_by_packed_example_are_single_configurations(capacity: int) -> None:
     peft_model, elastic = elastic_model()
-    rows = [Tokenized(list(range(5, 5 + length)), [IGNORED, *range(6, 5 + length)]) for length in (6, 3, 8, 4)]
-    configs = random_configs(elastic.space, len(rows))
+    check_packed_examples(peft_model, elastic, random_configs(elastic.space, 4), (6, 3, 8, 4), capacity)
+
+
+def check_packed_examples(
+    model: PeftModel,
+    elastic: ElasticAdapter,
+    configs: Sequence[RankConfig],
+    lengths: Sequence[int],
+    capacity: int = 100,
+) -> None:
+    """Packed examples, each at its own ranks, have the logits that they have alone."""
+    rows = [Tokenized(list(range(5, 5 + length)), [IGNORED, *range(6, 5 + length)]) for length in lengths]
     batch = pack(rows, capacity, pad_id=0)
     elastic.activate_rows(configs, batch["examples"])
     with torch.no_grad():
-        packed = peft_model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
         for number, (row, config) in enumerate(zip(rows, configs, strict=True)):
             elastic.activate(config)
-            alone = peft_model(input_ids=torch.tensor([row.input_ids])).logits[0]
+            alone = model(input_ids=torch.tensor([row.input_ids])).logits[0]
             torch.testing.assert_close(packed[batch["examples"] == number], alone, rtol=1e-5, atol=1e-5)
 
 

@@ -18,16 +18,13 @@ from shears.adapt.sampling import NLSCallback, rank_sampling
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.adapt.train import train
 from shears.config import TrainConfig
-from shears.data.batches import pack
-from shears.data.examples import Tokenized
 from shears.errors import InputError
 from shears.export.stage import export_adapter
-from shears.models.losses import IGNORED
 from shears.models.ref import resolve
 from shears.models.sparse_adapter import make_sparse
 from shears.sparsity.stage import sparsify
 from tests.adapt.small_training import SETTINGS, log, weights
-from tests.adapt.test_elastic import elastic_model, logits
+from tests.adapt.test_elastic import check_packed_examples, elastic_model, logits
 from tests.oracles import nested as oracle
 from tests.tiny import save_tiny, tiny_model
 
@@ -146,16 +143,7 @@ def test_unfolding_undoes_folding() -> None:
 
 def test_packed_examples_have_their_own_cuts_of_the_diagonal() -> None:
     model, elastic = nested_model()
-    rows = [Tokenized(list(range(5, 5 + length)), [IGNORED, *range(6, 5 + length)]) for length in (6, 3)]
-    batch = pack(rows, 100, pad_id=0)
-    configs = [elastic.space.minimal(), elastic.space.heuristic()]
-    elastic.activate_rows(configs, batch["examples"])
-    with torch.no_grad():
-        packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
-        for number, (row, config) in enumerate(zip(rows, configs, strict=True)):
-            elastic.activate(config)
-            alone = model(input_ids=torch.tensor([row.input_ids])).logits[0]
-            torch.testing.assert_close(packed[batch["examples"] == number], alone, rtol=1e-5, atol=1e-5)
+    check_packed_examples(model, elastic, [elastic.space.minimal(), elastic.space.heuristic()], (6, 3))
 
 
 def by_hand(elastic: ElasticAdapter) -> dict[str, torch.Tensor]:

@@ -17,21 +17,18 @@ from shears.adapt.prepare import add_lora, build_space, prepare
 from shears.adapt.space import RankConfig
 from shears.adapt.train import train
 from shears.config import EvaluateConfig, TrainConfig
-from shears.data.batches import pack
-from shears.data.examples import Tokenized
 from shears.errors import InputError
 from shears.evaluation.continuous import NativeRanks
 from shears.export.package import unpack
 from shears.export.stage import export_adapter
 from shears.models.load import load_with_adapter
 from shears.models.lokr import kronecker_update
-from shears.models.losses import IGNORED
 from shears.models.ref import resolve
 from shears.runtime.native import kernels_available
 from shears.searching.measure.costs import count_sizes
 from shears.sparsity.stage import sparsify
 from tests.adapt.small_training import SETTINGS, assert_same, stop_after, weights
-from tests.adapt.test_elastic import GROUPS, elastic_model, logits
+from tests.adapt.test_elastic import GROUPS, check_packed_examples, elastic_model, logits
 from tests.oracles import relatives as oracle
 from tests.tiny import save_tiny, tiny_model
 
@@ -186,16 +183,7 @@ def test_a_kronecker_product_is_a_low_rank_product_at_every_rank() -> None:
 @pytest.mark.parametrize("make", [polar_model, lokr_model])
 def test_packed_examples_have_their_own_ranks(make: Any) -> None:
     model, elastic = make(nested=True)
-    rows = [Tokenized(list(range(5, 5 + length)), [IGNORED, *range(6, 5 + length)]) for length in (6, 3)]
-    batch = pack(rows, 100, pad_id=0)
-    configs = [elastic.space.minimal(), elastic.space.heuristic()]
-    elastic.activate_rows(configs, batch["examples"])
-    with torch.no_grad():
-        packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
-        for number, (row, config) in enumerate(zip(rows, configs, strict=True)):
-            elastic.activate(config)
-            alone = model(input_ids=torch.tensor([row.input_ids])).logits[0]
-            torch.testing.assert_close(packed[batch["examples"] == number], alone, rtol=1e-5, atol=1e-5)
+    check_packed_examples(model, elastic, [elastic.space.minimal(), elastic.space.heuristic()], (6, 3))
 
 
 @pytest.mark.parametrize(("name", "sampling"), [("polar", "nested"), ("lokr", "per-example")])

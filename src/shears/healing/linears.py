@@ -248,6 +248,11 @@ def trained_linears(model: nn.Module) -> dict[str, TrainedLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, TrainedLinear)}
 
 
+def kept_weights(model: Any) -> dict[str, KeptWeights]:
+    """Return the linears whose kept weights are trained, by name."""
+    return {name: linear for name, linear in trained_linears(model).items() if isinstance(linear, KeptWeights)}
+
+
 def refresh(model: nn.Module) -> None:
     """Let every trained linear compute with what was trained so far."""
     for linear in trained_linears(model).values():

@@ -8,11 +8,11 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from shears.config import HealConfig
-from shears.healing.linears import KeptWeights, trained_linears
+from shears.healing.linears import kept_weights
 
 LAST = 0.75  # part of the steps after which zeros stay, so that new weights are trained (as in RigL)
 
@@ -34,7 +34,7 @@ class MoveZeros(TrainerCallback):
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Let the gradients of all weights be added up in a step before a move."""
         if share_at(state.global_step + 1, self.settings):
-            for linear in _kept(kwargs["model"]):
+            for linear in kept_weights(kwargs["model"]).values():
                 linear.gradient = torch.zeros_like(linear.weight, dtype=torch.float32)
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
@@ -42,7 +42,7 @@ class MoveZeros(TrainerCallback):
         share = share_at(state.global_step + 1, self.settings)
         if not share:
             return
-        for linear in _kept(kwargs["model"]):
+        for linear in kept_weights(kwargs["model"]).values():
             assert linear.gradient is not None
             if distributed.is_available() and distributed.is_initialized():
                 distributed.all_reduce(linear.gradient)
@@ -51,7 +51,3 @@ class MoveZeros(TrainerCallback):
             for value in kwargs["optimizer"].state[linear.values].values():
                 if isinstance(value, Tensor) and value.shape == linear.values.shape:
                     value[new] = 0.0
-
-
-def _kept(model: nn.Module) -> list[KeptWeights]:
-    return [linear for linear in trained_linears(model).values() if isinstance(linear, KeptWeights)]

@@ -65,11 +65,12 @@ def refuse_to_move(sparse: ModelRef, settings: HealConfig) -> None:
 
 def prepare(sparse: ModelRef, dense: ModelRef, settings: HealConfig) -> Prepared:
     """Load models and text. InputError for anything unusable, before the text is trained on."""
-    refuse_other_vocabulary(TeacherSource(dense), sparse)
+    source = TeacherSource(dense)
+    refuse_other_vocabulary(source, sparse)
     tokenizer = load_tokenizer(sparse)
     rows = sequences(tokenizer, settings)
     precision = resolved_precision(settings.precision, pick_device(settings.device))
-    cached = _cached(dense, tokenizer, rows, settings, precision) if settings.teacher_top_k else None
+    cached = _cached(source, tokenizer, rows, settings, precision) if settings.teacher_top_k else None
     model = load_model(sparse, device=settings.device)
     check_sequence_length(model, settings.sequence_length)
     refuse_unknown(max(max(row.input_ids) for row in rows), model.get_input_embeddings())
@@ -82,10 +83,13 @@ def prepare(sparse: ModelRef, dense: ModelRef, settings: HealConfig) -> Prepared
 
 
 def _cached(
-    dense: ModelRef, tokenizer: PreTrainedTokenizerBase, rows: list[Tokenized], settings: HealConfig, precision: str
+    source: TeacherSource,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Tokenized],
+    settings: HealConfig,
+    precision: str,
 ) -> CachedTeacher:
     """Return the dense model's targets of the sequences, computed before the sparse model is loaded."""
-    source = TeacherSource(dense)
     asked = Asked(source.fingerprint, precision, settings.teacher_top_k, settings.block_outputs > 0)
 
     def load() -> tuple[LiveTeacher, Collator]:

@@ -45,10 +45,10 @@ logger = logging.getLogger(__name__)
 def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **config: Any) -> Path:
     """Train `sparse` to predict what its teacher predicts and write it to the folder `output`; return that folder.
 
-    The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`, or as
-    many in each linear where they `move`. `resume` continues an
-    interrupted run of the same configuration from its last whole checkpoint. Under a launcher all processes call this,
-    and the first one writes. InputError if an input is unusable, or if the loss or the weights stop being finite.
+    The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`, or as many in
+    each linear where they `move`. `resume` continues an interrupted run of the same configuration from its last whole
+    checkpoint. Under a launcher all processes call this, and the first one writes. InputError if an input is unusable,
+    or if the loss or the weights stop being finite.
     """
     started = time.monotonic()
     settings = build(HealConfig, "heal", config)

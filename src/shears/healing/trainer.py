@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from shears.adapt.teacher.targets import Targets, Teacher
 from shears.adapt.training.trainer import StepTrainer, num_tokens
 from shears.config import HealConfig
-from shears.healing.linears import KeptWeights, refresh, trained_linears
+from shears.healing.linears import kept_weights, refresh
 from shears.healing.moving import MoveZeros
 from shears.models.distillation import block_outputs, losses_behind_head, squarehead
 from shears.models.losses import IGNORED, labelled_positions
@@ -116,7 +116,7 @@ class HealingTrainer(StepTrainer):
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: parameter.detach().contiguous() for name, parameter in _trained(self.model)}
         if self.settings.move:
-            tensors |= {f"{name}{PLACES}": linear.places for name, linear in _kept_weights(self.model)}
+            tensors |= {f"{name}{PLACES}": linear.places for name, linear in kept_weights(self.model).items()}
         save_file(tensors, folder / TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -136,7 +136,7 @@ def restore(model: Any, checkpoint: Path) -> None:
     with torch.no_grad():
         for name, parameter in _trained(model):
             parameter.copy_(tensors[name])
-    for name, linear in _kept_weights(model):
+    for name, linear in kept_weights(model).items():
         if (places := tensors.get(f"{name}{PLACES}")) is not None:
             linear.place(places)
     refresh(model)
@@ -144,7 +144,3 @@ def restore(model: Any, checkpoint: Path) -> None:
 
 def _trained(model: Any) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def _kept_weights(model: Any) -> list[tuple[str, KeptWeights]]:
-    return [(name, linear) for name, linear in trained_linears(model).items() if isinstance(linear, KeptWeights)]
