@@ -7,8 +7,8 @@
 
 A LoKr whose small factor is f x f has the parameters of a LoRA of rank r at its rank f * r (and f * f more for every
 linear). Every way trains all its ranks by `--sampling`; its learning rate is the best of `--rates` on the mean
-validation loss over its ranks with the first seed, the same search for each; `tune` ends there. The rest is
-that of benchmarks.every_rank, whose cells these are. No test trains as it does: it needs the data.
+validation loss over its ranks with the first seed and a third of the epochs, the same search for each; `tune` ends
+there. The rest is that of benchmarks.every_rank, whose cells these are. No test trains as it does: it needs the data.
 """
 
 import argparse
