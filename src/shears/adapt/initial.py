@@ -33,7 +33,7 @@ def start_from_recovery(model: PeftModel, base: ModelRef, adapter: str = "defaul
     InputError if the recovery is missing, was made for other weights, or lacks a linear of the adapter.
     """
     folder = base.folder / RECOVERY_FOLDER
-    tensors = _read_recovery(base)
+    tensors = read_recovery(base)
     short: list[int] = []  # the number of components of each linear that has too few
     for name, layer in lora_layers(model, adapter):
         if PREFIX + name + A not in tensors:
@@ -58,8 +58,12 @@ def start_from_recovery(model: PeftModel, base: ModelRef, adapter: str = "defaul
         )
 
 
-def _read_recovery(base: ModelRef) -> dict[str, Tensor]:
-    """Return the recovery's tensors; its alpha is its rank, so that their product needs no scaling."""
+def read_recovery(base: ModelRef) -> dict[str, Tensor]:
+    """Return the tensors of the recovery in the folder of a sparse model, by PEFT's names.
+
+    Its alpha is its rank, so that their product needs no scaling. InputError if it is missing or was made for other
+    weights.
+    """
     recovery = base.folder / RECOVERY_FOLDER
     if not (recovery / RECOVERY).is_file():
         raise InputError(f"init recovery needs {recovery}; make it with shears sparsify --recover-rank N")

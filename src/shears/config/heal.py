@@ -36,6 +36,9 @@ class HealConfig(StageConfig):
     """Rank of the product; has no effect on weights."""
     alpha: float = Field(64.0, gt=0)
     """LoRA alpha; the product is scaled by alpha / rank."""
+    recovery: bool = False
+    """Train the recovery adapter of SPARSE (sparsify --recover-rank) with the weights and write OUT/recovery, for train
+    --init recovery. Needs train weights."""
     quantize_aware: Literal["none", "int4"] = "none"
     """int4: the forward sees the trained weights as a package of int4 values holds them, so that export --format
     package --values int4 loses little. Needs train weights."""
@@ -97,6 +100,8 @@ class HealConfig(StageConfig):
             raise ValueError(
                 f"move needs train weights and optimizer adamw, got {self.train} and {self.optimizer}; set move to 0"
             )
+        if self.recovery and self.train != "weights":
+            raise ValueError(f"recovery is trained with weights and needs train weights, got {self.train}")
         if self.quantize_aware != "none" and self.train != "weights":
             raise ValueError(f"quantize_aware rounds trained weights and needs train weights, got {self.train}")
         if not self.kl + self.block_outputs + self.cross_entropy:

@@ -12,6 +12,7 @@ from shears.adapt.training.trainer import Collator, NumberedExamples
 from shears.config import HealConfig
 from shears.data.batches import padding
 from shears.healing.prepare import Prepared
+from shears.healing.recovery import recovery_rank
 from shears.healing.trainer import HealingTrainer, restore
 from shears.models.heap import kept_heap
 from shears.progress import meter
@@ -49,7 +50,8 @@ def _trainer(prepared: Prepared, folder: Path, settings: HealConfig) -> HealingT
     arguments = training_arguments(settings.as_training, folder)
     arguments.optim = OPTIMIZERS[settings.optimizer]
     if settings.recompute:
-        recompute_between_products(prepared.model, settings.rank if settings.train == "lora" else 0)
+        narrow = settings.rank if settings.train == "lora" else recovery_rank(prepared.model)
+        recompute_between_products(prepared.model, narrow)
     trainer = HealingTrainer(
         teacher=prepared.teacher,
         settings=settings,

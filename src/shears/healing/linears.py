@@ -87,6 +87,8 @@ class KeptWeights(TrainedLinear):
     gradient: Tensor | None
     packed_as: NumberFormat | None
     scale: float
+    recovery: nn.Module | None
+    """A product that is added to the outputs (`RecoveryProduct`)."""
 
     def start(self, dtype: torch.dtype | None, packed_as: NumberFormat | None = None) -> None:
         """Begin with the present weights; products are computed in `dtype`, None for that of the weight."""
@@ -94,17 +96,23 @@ class KeptWeights(TrainedLinear):
         places = (flat != 0).nonzero().squeeze(1)
         self.register_buffer("places", places.int() if flat.numel() < 2**31 else places, persistent=False)
         kept = flat[places].float()
-        self.scale = _power_of_two(kept)
+        self.scale = power_of_two(kept)
         self.values = nn.Parameter(kept / self.scale)
         self.gradient = None
         self.packed_as = packed_as
+        self.register_module("recovery", None)
         self.weight = nn.Parameter(self.weight.detach().to(dtype or self.weight.dtype), requires_grad=False)
         self.refresh()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs."""
         result: Tensor = _KeptProduct.apply(x, self.values, self)
-        return result
+        return result if self.recovery is None else result + self.recovery(x)
+
+    @property
+    def transposed(self) -> bool:
+        """Tell whether `weight` is inputs x outputs."""
+        return isinstance(self, Conv1D)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -154,9 +162,9 @@ class KeptWeights(TrainedLinear):
         self.places.copy_(places)
 
 
-def _power_of_two(kept: Float[Tensor, " N"]) -> float:
+def power_of_two(kept: Float[Tensor, "..."]) -> float:
     """Return the power of two next to the root mean square of some weights, 1 where all of them are zero."""
-    mean_square = float(kept.square().mean()) if len(kept) else 0.0
+    mean_square = float(kept.square().mean()) if kept.numel() else 0.0
     return 2.0 ** round(math.log2(mean_square) / 2) if mean_square > 0 else 1.0
 
 

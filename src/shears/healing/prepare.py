@@ -18,6 +18,7 @@ from shears.data.calibration import text_tokens
 from shears.data.example import Tokenized
 from shears.errors import InputError
 from shears.healing.linears import train_kept, train_products, trainable
+from shears.healing.recovery import add_recovery
 from shears.models.blocks import decoder_blocks
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import load_model, load_tokenizer, refuse_unknown
@@ -137,6 +138,8 @@ def _start(sparse: ModelRef, model: PreTrainedModel, settings: HealConfig, preci
     if settings.train == "weights":
         packed_as = None if settings.quantize_aware == "none" else settings.quantize_aware
         train_kept(model, linears, None if precision == "fp32" else DTYPES[precision], packed_as)
+        if settings.recovery:
+            add_recovery(model, sparse)
     else:
         train_products(model, linears, settings.rank, settings.alpha / settings.rank, settings.seed)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -18,6 +18,7 @@ from shears.data.examples import rows_fingerprint
 from shears.data.rows import source_fingerprint
 from shears.healing.fit import fit
 from shears.healing.prepare import Prepared, prepare, refuse_to_move, teacher_of
+from shears.healing.recovery import recovery_of, write_healed_recovery
 from shears.healing.write import write_healed
 from shears.models.devices import pick_device
 from shears.models.ref import ModelRef, resolve
@@ -58,11 +59,7 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
     base.refuse_package("heal")
     refuse_to_move(base, settings)
     dense = teacher_of(base, settings)
-    origin = {
-        "base_fingerprint": base.fingerprint,
-        "teacher_fingerprint": dense.fingerprint,
-        "data_sha256": source_fingerprint(settings.data),
-    }
+    origin = _origin(base, dense, settings)
     fixed = _fixed(settings, origin)
     if resume and not partial_folder(output).exists():
         logger.info("no interrupted healing of %s to resume: starting anew", output)
@@ -77,12 +74,25 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
             fit(prepared, work, settings)
             wait()  # for checkpoints that other processes still write
             if is_first_process():
-                _save(prepared, base, work, {"teacher": dense.recorded_name, **origin}, settings)
+                _save(prepared, base, work, output, {"teacher": dense.recorded_name, **origin}, settings)
         if is_first_process():
             write_card(work)
             shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needs them until all is saved
     logger.info("healed %s in %.0f s", output, time.monotonic() - started)
     return output
+
+
+def _origin(base: ModelRef, dense: ModelRef, settings: HealConfig) -> dict[str, str | None]:
+    """Return the fingerprints of what is read."""
+    origin = {
+        "base_fingerprint": base.fingerprint,
+        "teacher_fingerprint": dense.fingerprint,
+        "data_sha256": source_fingerprint(settings.data),
+    }
+    if settings.recovery:
+        recovery_of(base)
+        origin["recovery_fingerprint"] = weights_fingerprint(base.folder / RECOVERY_FOLDER)
+    return origin
 
 
 def _text(dense: ModelRef, settings: HealConfig) -> str:
@@ -105,12 +115,23 @@ def _fixed(settings: HealConfig, origin: Mapping[str, str | None]) -> dict[str, 
 
 
 def _save(
-    prepared: Prepared, base: ModelRef, work: Path, origin: Mapping[str, str | None], settings: HealConfig
+    prepared: Prepared,
+    base: ModelRef,
+    work: Path,
+    output: Path,
+    origin: Mapping[str, str | None],
+    settings: HealConfig,
 ) -> None:
-    """Write the model; last the record that makes the folder a healed model, so that it marks it whole."""
+    """Write the model, whose folder gets the name `output`; last the record that marks it as a whole healed model."""
     linears = write_healed(base, prepared.model, work, moved=settings.move > 0)
-    if (base.folder / RECOVERY_FOLDER).is_dir():
-        logger.info("%s belongs to the weights before healing: it is not copied", base.folder / RECOVERY_FOLDER)
+    if settings.recovery:
+        healed = {"healed": True, "data": settings.data, "teacher": origin["teacher"]}
+        write_healed_recovery(prepared.model, work, output, healed)
+    elif (base.folder / RECOVERY_FOLDER).is_dir():
+        logger.info(
+            "%s belongs to the weights before healing and is not copied; --recovery heals it too",
+            base.folder / RECOVERY_FOLDER,
+        )
     record = {
         "shears_version": __version__,
         "config": as_data(settings),

@@ -161,6 +161,7 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
         raise InputError("a run with a search must train first; add a `train:` section to the recipe")
     if recipe.train and recipe.train.quantize_aware != "none":
         _check_rounded(recipe)
+    _check_recovery(recipe)
     if recipe.evaluate and recipe.evaluate.ranks and not recipe.train:
         raise InputError("a run must train to be measured at all ranks, got no `train:` section; drop evaluate.ranks")
     if recipe.evaluate and recipe.evaluate.baselines and not recipe.train:
@@ -172,6 +173,19 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output of a run must be a folder, got the file {folder}; choose another output")
     return folder
+
+
+def _check_recovery(recipe: Recipe) -> None:
+    """Raise InputError, before any work is done, for a recovery that a later stage would miss."""
+    heals = recipe.heal is not None and recipe.heal.recovery
+    starts = recipe.train is not None and recipe.train.init == "recovery"
+    if starts and recipe.heal is not None and not heals:
+        raise InputError(
+            "a run that heals and trains with init recovery must heal the recovery too; add `recovery: true` to the "
+            "`heal:` section, or set train.init to lora"
+        )
+    if (heals or starts) and not recipe.sparsify.recover_rank:
+        raise InputError("a run that uses a recovery must make one, got sparsify.recover_rank 0; set it, such as to 32")
 
 
 def _check_rounded(recipe: Recipe) -> None:
@@ -226,6 +240,8 @@ def _heal_stage(config: HealConfig, folder: Path) -> Stage:
             "base_fingerprint": base.fingerprint,
             "teacher_fingerprint": teacher_of(base, config).fingerprint,
         }
+        if config.recovery:
+            fingerprints["recovery_fingerprint"] = artifacts.weights_fingerprint(sparse / artifacts.RECOVERY_FOLDER)
         return fingerprints | _hashes(data=config.data)
 
     def make() -> Path:

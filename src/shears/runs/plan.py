@@ -187,8 +187,10 @@ def _heal(basis: _Basis) -> Estimate:
     if basis.shape is None or basis.sparse_bytes is None or basis.dense_bytes is None:
         return work, None, None
     if config.train == "weights":
+        recovery_rank = basis.recipe.sparsify.recover_rank if config.recovery else 0
         kept = round(basis.shape.linear_weights * (1 - basis.recipe.sparsify.sparsity))
-        trained = (ADAM_BYTES + FP32_BYTES) * kept  # with the place of every kept weight
+        recovery = basis.shape.adapter_parameters(dict.fromkeys(basis.shape.sides, recovery_rank))
+        trained = (ADAM_BYTES + FP32_BYTES) * kept + ADAM_BYTES * recovery  # with the place of every kept weight
     else:
         trained = ADAM_BYTES * basis.shape.adapter_parameters(dict.fromkeys(basis.shape.sides, config.rank))
     return work, basis.dense_bytes + basis.sparse_bytes + trained, basis.sparse_bytes

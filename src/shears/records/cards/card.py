@@ -131,6 +131,12 @@ def _describe_sub_adapter(record: Record) -> str:
 
 
 def _describe_recovery(record: Record) -> str:
+    if record.get("healed"):
+        return (
+            f"A LoRA adapter of rank {record['rank']} for {_source(record)}. It began as the closest product to what "
+            f"pruning took away, and was trained on {_data(record, 'data')} together with the weights that pruning "
+            f"kept, to predict what {_data(record, 'teacher')} predicts."
+        )
     return (
         f"A LoRA adapter of rank {record['rank']} for {_source(record)}, not trained but computed: it gives back "
         f"{record['kept']:.1%} of what pruning took away (by {record['by']})."

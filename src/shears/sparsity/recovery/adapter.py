@@ -22,6 +22,8 @@ from shears.sparsity.plan import Chosen
 from shears.sparsity.recovery.low_rank import Recovery, recover
 
 logger = logging.getLogger(__name__)
+Factors = Mapping[str, tuple[Float[Tensor, "O R"], Float[Tensor, "R I"]]]
+"""B and A of linears, by name."""
 
 
 @dataclass(frozen=True)
@@ -119,45 +121,55 @@ def write_recovery(work: Path, base: Path, recovered: Recovered, by: str) -> Non
 
     `base` is the name that `work` gets at the end.
     """
-    folder = work / RECOVERY_FOLDER
-    folder.mkdir()
-    tensors = {
-        f"{PREFIX}{name}{side}": tensor
-        for name, recovery in recovered.linears.items()
-        for side, tensor in ((A, recovery.a), (B, recovery.b))
-    }
-    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    write_json(folder / ADAPTER_CONFIG, _adapter_config(recovered, base))
-    record = {
-        "shears_version": __version__,
-        "base_fingerprint": weights_fingerprint(work),
-        "fingerprint": weights_fingerprint(folder),
-        "rank": recovered.rank,
-        "by": by,
-        "kept": recovered.kept,
-        "linears": {
-            name: {"rank": recovery.rank, "kept": recovery.kept} for name, recovery in recovered.linears.items()
-        },
-    }
-    write_json(folder / RECOVERY, record)
-    write_card(folder)
-    size = sum(tensor.numel() for tensor in tensors.values()) / 1e6
+    factors = {name: (recovery.b, recovery.a) for name, recovery in recovered.linears.items()}
+    linears = {name: {"rank": recovery.rank, "kept": recovery.kept} for name, recovery in recovered.linears.items()}
+    record = {"by": by, "kept": recovered.kept, "linears": linears}
+    write_factors(work, base, factors, transposed=recovered.transposed, record=record)
+    size = sum(tensor.numel() for pair in factors.values() for tensor in pair) / 1e6
     message = "recovery of rank %d gives back %.1f %% of what pruning took away (by %s): %.4g M adapter parameters"
     logger.info(message, recovered.rank, 100 * recovered.kept, by, size)
 
 
-def _adapter_config(recovered: Recovered, base: Path) -> dict[str, Any]:
+def write_factors(work: Path, base: Path, factors: Factors, *, transposed: bool, record: Mapping[str, Any]) -> None:
+    """Write the products B A of linears as the folder `recovery` of the model in `work`.
+
+    Their scaling is 1. `base` is the name that `work` gets at the end, `transposed` means weights of inputs x outputs,
+    and `record` goes into the adapter's record.
+    """
+    folder = work / RECOVERY_FOLDER
+    folder.mkdir()
+    tensors = {
+        f"{PREFIX}{name}{side}": tensor.contiguous()
+        for name, (b, a) in factors.items()
+        for side, tensor in ((A, a), (B, b))
+    }
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    ranks = {name: a.shape[0] for name, (_, a) in factors.items()}
+    write_json(folder / ADAPTER_CONFIG, _adapter_config(ranks, base, transposed=transposed))
+    whole = {
+        "shears_version": __version__,
+        "base_fingerprint": weights_fingerprint(work),
+        "fingerprint": weights_fingerprint(folder),
+        "rank": max(ranks.values()),
+        **record,
+    }
+    write_json(folder / RECOVERY, whole)
+    write_card(folder)
+
+
+def _adapter_config(ranks: Mapping[str, int], base: Path, *, transposed: bool) -> dict[str, Any]:
     """Return PEFT's configuration as JSON data, with its sets sorted, because sets have no order."""
     from peft import LoraConfig
 
-    patterns = rank_patterns({name: recovery.rank for name, recovery in recovered.linears.items()}, recovered.rank)
+    largest = max(ranks.values())
+    patterns = rank_patterns(ranks, largest)
     config = LoraConfig(
-        r=recovered.rank,
-        lora_alpha=recovered.rank,
-        target_modules=sorted(recovered.linears),
+        r=largest,
+        lora_alpha=largest,
+        target_modules=sorted(ranks),
         rank_pattern=patterns,
         alpha_pattern=dict(patterns),  # alpha is the rank everywhere, so that the scaling is 1
-        fan_in_fan_out=recovered.transposed,
+        fan_in_fan_out=transposed,
         task_type="CAUSAL_LM",
         base_model_name_or_path=str(base.resolve()),
         inference_mode=True,
