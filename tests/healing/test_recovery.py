@@ -64,7 +64,8 @@ def test_the_product_is_that_of_its_factors_and_so_are_its_gradients() -> None:
     product(x).square().sum().backward()
     wanted.square().sum().backward()
     for trained, plain, scale in zip((product.b, product.a), (plain_b, plain_a), product.scales, strict=True):
-        assert trained.grad is not None and plain.grad is not None
+        assert trained.grad is not None
+        assert plain.grad is not None
         torch.testing.assert_close(trained.grad, plain.grad * scale)
         assert 0.7 < float(trained.detach().square().mean().sqrt()) < 1.5
     assert all(torch.equal(one, other) for one, other in zip(product.factors(), (plain_b, plain_a), strict=True))
