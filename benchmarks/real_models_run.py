@@ -24,7 +24,7 @@ from shears.evaluation.records import Evaluation
 from shears.models.devices import pick_device, resolved_precision
 from shears.models.load import load_tokenizer
 from shears.models.ref import resolve
-from shears.records.artifacts import HEALED, RESULT, SPARSITY, TRAINING_LOG, TRAINING_TIMES, read_json
+from shears.records.artifacts import HEALED, RECOVERY_FOLDER, RESULT, SPARSITY, TRAINING_LOG, TRAINING_TIMES, read_json
 from shears.records.folders import partial_folder
 from shears.records.measures import CONTAMINATION
 from shears.records.timing import machine
@@ -151,7 +151,7 @@ def training_keywords(cell: Cell, arm: Arm, data: Path, base: str) -> dict[str, 
     """Return the keywords of `shears.train` beside data; warmup is a tenth of the steps, at most 50.
 
     An adapter on the pruned model starts from the recovery, unless it is masked: the mask would leave little of it. A
-    healed model has no recovery.
+    healed model has a recovery if that was healed too.
     """
     batch_size = 16
     num_rows = len(data.read_text(encoding="utf-8").splitlines())
@@ -160,7 +160,7 @@ def training_keywords(cell: Cell, arm: Arm, data: Path, base: str) -> dict[str, 
         "ranks": arm.ranks, "alpha": cell.alpha, "learning_rate": cell.learning_rate, "epochs": cell.epochs,
         "batch_size": batch_size, "max_length": MAX_LENGTH, "template": TEMPLATE, "seed": cell.seed,
         "warmup_steps": min(50, steps // 10), "sparse_adapter": arm.merged,
-        "init": "lora" if arm.is_dense or arm.merged or (Path(base) / HEALED).is_file() else "recovery",
+        "init": "lora" if arm.is_dense or arm.merged or not (Path(base) / RECOVERY_FOLDER).is_dir() else "recovery",
     }  # fmt: skip
 
 
