@@ -3,8 +3,9 @@
     python -m benchmarks.heal SPARSE --work FOLDER --data TRAIN.txt --test wikitext=TEST.txt prose=OTHER.txt \\
         --arm kl: --arm blocks:block_outputs=1 --arm lora:train=lora,learning_rate=3e-4 [--tokens 1M]
 
-An arm is NAME:KEY=VALUE,... with keys of `shears heal`. FOLDER keeps every healed model and every figure: a run that
-was interrupted goes on where it was. Figures are of 16 windows of 1,024 tokens, as in benchmarks.perplexity.
+An arm is NAME:KEY=VALUE,... with keys of `shears heal`. A model that has a recovery is also measured with it. FOLDER
+keeps every healed model and every figure: a run that was interrupted goes on where it was. Figures are of 16 windows of
+1,024 tokens, as in benchmarks.perplexity.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import Any
 
 import shears
 from benchmarks.report import environment, log_to_stderr
-from shears.records.artifacts import write_json
+from shears.records.artifacts import RECOVERY_FOLDER, write_json
 from shears.records.folders import partial_folder
 
 
@@ -30,14 +31,14 @@ def main() -> None:
     names = ["seconds", *tests]
     print(f"\n| model | {' | '.join(names)} |\n| --- |{' --- |' * len(names)}")
     for name, model in (("dense", arguments.teacher), ("sparse", arguments.sparse)):
-        _print_row(name, None, _figures(arguments.work, name, model, tests))
+        _print_rows(name, None, arguments.work, model, tests)
     for arm in arguments.arm:
         name, settings = parse_arm(arm)
         output = arguments.work / name
         healed(
             {"data": arguments.data, "tokens": arguments.tokens, "seed": arguments.seed, **settings}, arguments, output
         )
-        _print_row(name, _seconds(output), _figures(arguments.work, name, str(output), tests))
+        _print_rows(name, _seconds(output), arguments.work, str(output), tests)
 
 
 def parse_arm(arm: str) -> tuple[str, dict[str, str]]:
@@ -70,13 +71,25 @@ def _seconds(output: Path) -> float:
     return float(json.loads(output.with_name(output.name + ".seconds.json").read_text()))
 
 
-def _figures(work: Path, name: str, model: str, tests: Mapping[str, str]) -> dict[str, float]:
+def _print_rows(name: str, seconds: float | None, work: Path, model: str, tests: Mapping[str, str]) -> None:
+    """Print a line of a model, and another one of it with its recovery if it has one."""
+    _print_row(name, seconds, _figures(work, name, model, tests))
+    if (recovery := Path(model) / RECOVERY_FOLDER).is_dir():
+        adapted = f"{name}, recovery"
+        _print_row(adapted, seconds, _figures(work, adapted, model, tests, adapter=str(recovery)))
+
+
+def _figures(
+    work: Path, name: str, model: str, tests: Mapping[str, str], adapter: str | None = None
+) -> dict[str, float]:
     """Return the perplexity on every text, from an earlier run where it was measured."""
     figures = {}
     for test, data in tests.items():
         file = work / f"{name}.{test}.json"
         if not file.is_file():
-            result = shears.evaluate(model, task="perplexity", data=data, sequence_length=1024, limit=16, batch_size=1)
+            result = shears.evaluate(
+                model, adapter=adapter, task="perplexity", data=data, sequence_length=1024, limit=16, batch_size=1
+            )
             write_json(file, {"data": data, "value": result.value, "ci95": result.ci95, "n": result.n})
         figures[test] = float(json.loads(file.read_text())["value"])
     return figures
