@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,16 @@ def test_a_sparse_teacher_is_warned_of(models: Path, tmp_path: Path, caplog: pyt
     with caplog.at_level(logging.WARNING, logger="shears"):
         healed(models, tmp_path / "healed", teacher=str(tmp_path / "other"), tokens=64)
     assert "the teacher should be dense" in caplog.text
+
+
+def test_a_rate_that_does_harm_is_warned_of(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    near = sparsify(models / "dense", tmp_path / "near", method="magnitude", sparsity=0.05, device="cpu")
+    settings = {**SETTINGS, "data": str(models / "text.txt"), "scheduler": "constant"}
+    with caplog.at_level(logging.WARNING, logger="shears"):
+        heal(near, tmp_path / "healed", **{**settings, "learning_rate": 1e-3})
+        assert "did not fall" not in caplog.text
+        heal(near, tmp_path / "worse", **{**settings, "learning_rate": 1.0})
+    assert re.search(r"the loss did not fall \(.*\): lower learning_rate, such as to 0.3", caplog.text)
 
 
 def test_text_that_is_read_many_times_is_warned_of(

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,8 @@ def _save(
     settings: HealConfig,
 ) -> None:
     """Write the model, whose folder gets the name `output`; last the record that marks it as a whole healed model."""
+    lines = [json.loads(line) for line in (work / TRAINING_LOG).read_text().splitlines()]
+    _warn_if_worse([line["loss"] for line in lines], settings.learning_rate)
     linears = write_healed(base, prepared.model, work, moved=settings.move > 0)
     if settings.recovery:
         healed = {"healed": True, "data": settings.data, "teacher": origin["teacher"]}
@@ -141,12 +143,23 @@ def _save(
         **origin,
         "data_fingerprint": rows_fingerprint(prepared.rows),
         "fingerprint": weights_fingerprint(work),
-        "num_steps": json.loads((work / TRAINING_LOG).read_text().splitlines()[-1])["step"],
+        "num_steps": lines[-1]["step"],
         "achieved": overall_sparsity(linears),
         "linears": {name: _linear(linear) for name, linear in linears.items()},
     }
     sync_tree(work)
     write_json(work / HEALED, record)
+
+
+def _warn_if_worse(losses: Sequence[float], rate: float) -> None:
+    """Warn of a loss that did not fall: steps that are too large take more than the teacher gives."""
+    count = max(len(losses) // 10, 1)
+    first, last = (sum(part) / count for part in (losses[:count], losses[-count:]))
+    if last >= first:
+        logger.warning(
+            "the loss did not fall (first tenth of the steps %.3g, last tenth %.3g): lower learning_rate, such as to "
+            "%.1g", first, last, rate / 3,
+        )  # fmt: skip
 
 
 def _linear(linear: LinearSparsity) -> dict[str, Any]:
