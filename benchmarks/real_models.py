@@ -13,9 +13,10 @@ appends to the first file of its --results and reads them all. `plan` prints wha
 The protocol. Every arm on every base takes the learning rate out of 1e-4, 3e-4, 1e-3 with the lowest validation loss
 at alpha 64, then the better alpha of 64 and 128 at that rate only (4 trainings, not 6), at seed 0 and a third of the
 epochs, at the heuristic's ranks. The choice then holds for all seeds and tests; the losses are in the results. LoRA
-has rank 32 as in the paper, NLS 32, 24, 16: the heuristic's 24 is the smaller adapter. A question is answered greedily,
-with at most 256 tokens after Alpaca's prompt; the last number (AQuA: the letter) of the answer counts. Training rows
-whose question stands in a test file are left out. AQuA has no training rows here: 0-shot, and models trained on others.
+has rank 32 as in the paper, NLS 32, 24, 16: the heuristic's 24 is the smaller adapter; nested has NLS's ranks, all
+trained in every step. A question is answered greedily, with at most 256 tokens after Alpaca's prompt; the last number
+(AQuA: the letter) of the answer counts. Training rows whose question stands in a test file are left out. AQuA has no
+training rows here: 0-shot, and models trained on others.
 """
 
 import argparse

@@ -34,6 +34,7 @@ class Arm:
     ranks: tuple[int, ...] = ()
     merged: bool = False
     """Whether the adapter is masked by the zeros and merged into them (SparsePEFT)."""
+    sampling: str = "uniform"
     bases: tuple[str, ...] = (BEST,)
     """The methods that prune its base: best is admm with the sensitivity allocation, wanda is the paper's."""
 
@@ -52,6 +53,7 @@ ARMS: Mapping[str, Arm] = {
     "dense-nls": Arm(is_dense=True, ranks=NLS),
     "sparse-lora": Arm(ranks=LORA),
     "sparse-nls": Arm(ranks=NLS),
+    "sparse-nested": Arm(ranks=NLS, sampling="nested"),
     "sparse-sparsepeft": Arm(ranks=NLS, merged=True),
 }
 

@@ -160,6 +160,7 @@ def training_keywords(cell: Cell, arm: Arm, data: Path, base: str) -> dict[str, 
         "ranks": arm.ranks, "alpha": cell.alpha, "learning_rate": cell.learning_rate, "epochs": cell.epochs,
         "batch_size": batch_size, "max_length": MAX_LENGTH, "template": TEMPLATE, "seed": cell.seed,
         "warmup_steps": min(50, steps // 10), "sparse_adapter": arm.merged,
+        "sampling": arm.sampling,
         "init": "lora" if arm.is_dense or arm.merged or not (Path(base) / RECOVERY_FOLDER).is_dir() else "recovery",
     }  # fmt: skip
 

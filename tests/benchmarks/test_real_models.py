@@ -316,7 +316,7 @@ def test_an_arm_starts_from_the_recovery_unless_its_mask_would_remove_it(tmp_pat
     starts = started(tmp_path)
     assert {arm: keywords["init"] for arm, keywords in starts.items()} == {
         "dense-lora": "lora", "dense-nls": "lora", "sparse-lora": "recovery", "sparse-nls": "recovery",
-        "sparse-sparsepeft": "lora",
+        "sparse-nested": "recovery", "sparse-sparsepeft": "lora",
     }  # fmt: skip
     assert starts["sparse-lora"]["warmup_steps"] == 12  # of 125 steps
     (tmp_path / "heal.json").write_text(json.dumps({"achieved": 0.5}))
