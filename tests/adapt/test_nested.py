@@ -227,6 +227,16 @@ def test_the_callback_refuses_a_strategy_without_its_diagonal_and_the_reverse(
         callback.on_train_begin(TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"))
 
 
+def test_nested_is_the_default_where_it_can_be() -> None:
+    def sampling(**options: Any) -> str:
+        return TrainConfig(data="-", **options).sampling
+
+    assert sampling() == sampling(curriculum=0.0) == sampling(curriculum="0") == sampling(quantize_aware="none")
+    assert sampling() == "nested"
+    assert sampling(curriculum=0.5) == sampling(quantize_aware="int4") == "uniform"
+    assert sampling(curriculum=0.5, sampling="per-example") == "per-example"
+
+
 def test_a_curriculum_is_refused() -> None:
     with pytest.raises(ValueError, match=r"curriculum needs a sampling that draws ranks, got nested"):
         TrainConfig(data="-", sampling="nested", curriculum=0.5)

@@ -252,7 +252,7 @@ def test_a_polar_rank_begins_as_the_recovery_within_the_first_rows(data: str, tm
     pruning: dict[str, Any] = {"num_samples": 4, "sequence_length": 32, "recover_rank": 6, "precision": "fp32"}
     sparse = sparsify(tmp_path / "dense", tmp_path / "sparse", calibration=data, device="cpu", **pruning)
     settings = {**SETTINGS, "data": data, "init": "recovery"}
-    lora = prepare(resolve(sparse), TrainConfig(**settings))
+    lora = prepare(resolve(sparse), TrainConfig(**settings, sampling="maximal"))
     polar = prepare(resolve(sparse), TrainConfig(**settings, adapter="polar", sampling=sampling))
     products = {}
     for name, layer in lora_layers(lora.model, "default"):

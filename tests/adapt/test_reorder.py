@@ -54,5 +54,5 @@ def test_largest_ranks_and_reordering_train_lora_that_can_be_cut(base: Path, dat
 
 
 def test_reorder_needs_maximal_sampling() -> None:
-    with pytest.raises(ValueError, match=r"reorder.*maximal.*uniform"):
+    with pytest.raises(ValueError, match=r"reorder.*maximal.*nested"):
         TrainConfig(data="-", reorder=True)

@@ -50,7 +50,7 @@ def test_stock_peft_loads_a_super_adapter(base: Path, data: str, tmp_path: Path)
 
 
 def test_the_log_holds_every_step_with_the_ranks_of_seed_and_step(base: Path, data: str, tmp_path: Path) -> None:
-    output = train(base, tmp_path / "out", data=data, seed=5, **SETTINGS)
+    output = train(base, tmp_path / "out", data=data, seed=5, sampling="uniform", **SETTINGS)
     lines = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
     space = load_super_adapter(output).elastic.space
     assert [line["step"] for line in lines] == list(range(1, 8))

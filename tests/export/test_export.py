@@ -33,7 +33,7 @@ def super_adapter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     data.write_text("".join(json.dumps({"prompt": f"{a}+{a}=", "completion": f"{2 * a}"}) + "\n" for a in range(24)))
     groups = {"llama": "q_proj+k_proj+v_proj,up_proj,down_proj", "gpt2": "c_attn,c_fc"}[request.param]
     return train(base, folder / "super", data=str(data), ranks=(6, 4, 3, 1), groups=groups, alpha=9, batch_size=4,
-                 learning_rate=0.05, max_steps=12, device="cpu")  # fmt: skip
+                 learning_rate=0.05, max_steps=12, device="cpu", sampling="uniform")  # fmt: skip
 
 
 def mixed(super_adapter: Path) -> RankConfig:

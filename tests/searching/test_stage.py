@@ -178,9 +178,8 @@ def test_a_16_bit_model_is_searched_by_losses_of_fp32(tmp_path: Path) -> None:
     """What one rank changes is less than what bf16 rounds, be it in the forward or in the weights it is made with."""
     base, data = save_tiny(tmp_path / "base"), rows(tmp_path / "rows.jsonl", 0)
     tiny_model().bfloat16().save_pretrained(base)
-    adapter = train(
-        base, tmp_path / "adapter", data=data, ranks=(4, 2), max_steps=2, device="cpu", learning_rate=1e-2, seed=1
-    )
+    settings: dict[str, Any] = {"ranks": (4, 2), "max_steps": 2, "learning_rate": 1e-2, "sampling": "uniform"}
+    adapter = train(base, tmp_path / "adapter", data=data, device="cpu", seed=1, **settings)
     asked: dict[str, Any] = {"data": rows(tmp_path / "validation.jsonl", 1), "device": "cpu", "strategy": "heuristic"}
     found = {}
     for precision in ("auto", "fp32", "bf16"):

@@ -1,7 +1,7 @@
 """Options of `shears train`: how to train the super-adapter."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -53,11 +53,12 @@ class TrainConfig(StageConfig):
     """Initial adapter: lora (PEFT's own, leaves the model unchanged), recovery (restores what pruning removed, see
     sparsify --recover-rank) or pissa (principal components of the sparse weights; a control that allows one rank only
     and is saved at twice the rank)."""
-    sampling: SamplingName = "uniform"
-    """How rank configurations are drawn: uniform (one per step), per-process (one per step and process), per-example
-    (one per example), sandwich (a quarter of the examples at the largest ranks, a quarter at the smallest, the others
-    at random), maximal (always the largest ranks: plain LoRA, see reorder) or nested (every rank in every step, by a
-    fixed diagonal between the factors that weighs a component by the share of the ranks that contain it)."""
+    sampling: SamplingName = "nested"
+    """Which ranks a step trains: nested (all of them, by a fixed diagonal between the factors that weighs a component
+    by the share of the ranks that contain it), uniform (one configuration at random, as in the paper; the default with
+    curriculum or quantize_aware), per-process (one per process), per-example (one per example), sandwich (a quarter of
+    the examples at the largest ranks, a quarter at the smallest, the others at random) or maximal (the largest: plain
+    LoRA, see reorder)."""
     reorder: bool = False
     """After training at the largest ranks, sort the components by size, so that cutting ranks loses little."""
     curriculum: float = Field(0.0, ge=0.0, le=1.0)
@@ -138,6 +139,15 @@ class TrainConfig(StageConfig):
     """Where to compute: auto, cpu, cuda or mps."""
     seed: Seed = 0
     """Random seed of the initial adapter, the order of the examples and the ranks drawn at every step."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _draw_where_nested_cannot(cls, values: Any) -> Any:
+        """Make uniform the default of sampling for options that nested sampling does not have."""
+        if not isinstance(values, Mapping) or "sampling" in values:
+            return values
+        draws = values.get("quantize_aware", "none") != "none" or values.get("curriculum", 0) not in (0, "0", "0.0")
+        return {**values, "sampling": "uniform"} if draws else values
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

@@ -35,7 +35,14 @@ def test_the_learning_rate_has_its_closed_form(base: Path, data: str, tmp_path: 
 
 def test_weight_decay_shrinks_by_a_share_of_the_learning_rate(base: Path, data: str, tmp_path: Path) -> None:
     """AdamW's decay is apart from the gradient (Loshchilov and Hutter, 2019): w <- w - rate decay w - ... ."""
-    settings = {**SETTINGS, "max_steps": 1, "warmup_steps": 0, "scheduler": "constant", "data": data}
+    settings = {
+        **SETTINGS,
+        "max_steps": 1,
+        "warmup_steps": 0,
+        "scheduler": "constant",
+        "data": data,
+        "sampling": "uniform",
+    }
     before = prepare(resolve(base), TrainConfig(**settings)).model.state_dict()
     plain = weights(train(base, tmp_path / "plain", **settings))
     decayed = weights(train(base, tmp_path / "decayed", weight_decay=0.5, **settings))

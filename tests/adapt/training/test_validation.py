@@ -80,7 +80,7 @@ def test_early_stopping_keeps_the_best_adapter(
     base: Path, data: str, held_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss is lowest after step 4; two more validations are waited for."""
-    settings = {**EVERY_TWO, "max_steps": 10, "data": data, "validation": held_out}
+    settings = {**EVERY_TWO, "max_steps": 10, "data": data, "validation": held_out, "sampling": "uniform"}
     falling_until(4, monkeypatch)
     stopped = train(base, tmp_path / "stopped", early_stopping=2, **settings)
     assert losses_of(stopped) == {2: 3.0, 4: 1.0, 6: 3.0, 8: 5.0}
