@@ -30,7 +30,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "labels": {"cross_entropy": 0.1, "recompute": False},
     "int4": {"quantize_aware": "int4"},
 }
-MOVE: dict[str, Any] = {"move": 0.2, "move_every": 2}
 
 
 def healed(models: Path, output: Path, **changes: Any) -> Path:
@@ -86,25 +85,6 @@ def test_the_first_loss_is_that_of_the_package(models: Path, tmp_path: Path) -> 
     assert distance(models, output, "int4") < line["loss"]
 
 
-@pytest.mark.parametrize("size", [None, 2])
-def test_moved_zeros_are_as_many_in_every_linear(models: Path, tmp_path: Path, size: int | None) -> None:
-    output = healed(models, tmp_path / "healed", **MOVE, micro_batch_size=size)
-    assert distance(models, output) < 0.9 * distance(models, models / "sparse")
-    before, after = tensors(models / "sparse"), tensors(output)
-    for name, weight in before.items():
-        zeros, found = weight == 0, after[name] == 0
-        assert int(zeros.sum()) == int(found.sum())
-        moved = int((zeros & ~found).sum()) / max(int(zeros.sum()), 1)
-        assert 0.05 < moved < 0.3 if "_proj" in name else moved == 0  # two moves: 0.13 and 0.02, of 0.2 at the start
-
-
-def test_zeros_of_a_pattern_of_groups_do_not_move(models: Path, tmp_path: Path) -> None:
-    sparse = sparsify(models / "dense", tmp_path / "sparse", method="magnitude", pattern="2:4", device="cpu")
-    with pytest.raises(InputError, match=r"move keeps zeros per linear, not the pattern 2:4 of .*sparse; set move to"):
-        heal(sparse, tmp_path / "healed", data=str(models / "text.txt"), **SETTINGS, **MOVE)
-    assert not (tmp_path / "healed.partial").exists()
-
-
 def test_one_forward_or_several_make_the_same_steps(models: Path, tmp_path: Path) -> None:
     whole, split = (
         healed(models, tmp_path / name, block_outputs=1.0, micro_batch_size=size)
@@ -117,8 +97,8 @@ def test_one_forward_or_several_make_the_same_steps(models: Path, tmp_path: Path
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, WAYS["lora"], WAYS["int4"], {"optimizer": "adamw-8bit"}, MOVE],
-    ids=["weights", "lora", "int4", "8bit", "move"],
+    [{}, WAYS["lora"], WAYS["int4"], {"optimizer": "adamw-8bit"}],
+    ids=["weights", "lora", "int4", "8bit"],
 )
 def test_an_interrupted_healing_resumes_to_the_same_bits(
     models: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -232,7 +212,6 @@ def test_wrong_input_is_refused_in_one_line_before_anything_is_written(models: P
             **WAYS["int4"],
         },
         r"micro_batch_size must divide batch_size": {"micro_batch_size": 3},
-        r"move needs train weights and optimizer adamw, got lora and adamw; set move to 0": {**WAYS["lora"], **MOVE},
     }
     for message, changes in cases.items():
         with pytest.raises(InputError, match=message):

@@ -94,34 +94,6 @@ def test_products_see_the_weights_of_a_package_and_gradients_pass_its_rounding(t
     torch.testing.assert_close(weight_oi(one.linear), 3 * on_grid, rtol=1e-3, atol=0)  # scales are fp16 numbers
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-def test_zeros_with_the_largest_gradients_take_the_place_of_the_smallest_weights(transposed: bool) -> None:
-    one, plain = One(transposed), One(transposed)
-    train_kept(one, ["linear"], None)
-    one.linear.gradient = torch.zeros_like(one.linear.weight)
-    for model in (one, plain):
-        for _ in range(2):  # gradients add up
-            model.linear(INPUTS).square().sum().backward()
-    torch.testing.assert_close(one.linear.gradient, plain.linear.weight.grad)
-    weight, gradient = plain.linear.weight.detach().flatten(), plain.linear.weight.grad.flatten()
-    zeros = [place for place in range(48) if weight[place] == 0]
-    kept = [place for place in range(48) if weight[place] != 0]
-    returning = sorted(zeros, key=lambda place: -abs(gradient[place]))[:5]
-    dropped = sorted(kept, key=lambda place: abs(weight[place]))[:5]
-    new = one.linear.move(5)
-    assert sorted(one.linear.places[new].tolist()) == sorted(returning)
-    assert sorted(one.linear.places.tolist()) == sorted({*kept, *returning} - {*dropped})
-    expected_weight = weight.clone()
-    expected_weight[dropped] = 0
-    refresh(one)
-    assert torch.equal(one.linear.weight.flatten(), expected_weight)
-    found = one.linear.healed(torch.empty(6, 8))
-    assert torch.equal(found, weight_oi(one.linear))
-    mask = weight_oi(one.linear) != 0
-    mask |= one.linear.kept(found)
-    assert int(mask.sum()) == len(kept)
-
-
 def test_rounded_products_leave_the_values_in_float32() -> None:
     one = One(False)
     values = one.linear.weight[one.linear.weight != 0].detach().clone()

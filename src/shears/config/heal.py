@@ -42,12 +42,6 @@ class HealConfig(StageConfig):
     quantize_aware: Literal["none", "int4"] = "none"
     """int4: the forward sees the trained weights as a package of int4 values holds them, so that export --format
     package --values int4 loses little. Needs train weights."""
-    move: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of a linear's zeros that change places at intervals: the smallest kept weights become zero, and zeros with
-    the largest gradient are trained instead (RigL). The share falls to 0 over three quarters of the steps; the number
-    of zeros of each linear stays. Needs train weights and optimizer adamw."""
-    move_every: int = Field(10, gt=0)
-    """Optimizer steps between two such moves; has no effect while move is 0."""
     kl: float = Field(1.0, ge=0)
     """Weight of the Kullback-Leibler divergence between the dense and the sparse model's next-token distributions."""
     block_outputs: float = Field(0.0, ge=0)
@@ -96,10 +90,6 @@ class HealConfig(StageConfig):
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(
                 f"micro_batch_size must divide batch_size ({self.batch_size}), got {self.micro_batch_size}"
-            )
-        if self.move and (self.train != "weights" or self.optimizer != "adamw"):
-            raise ValueError(
-                f"move needs train weights and optimizer adamw, got {self.train} and {self.optimizer}; set move to 0"
             )
         if self.recovery and self.train != "weights":
             raise ValueError(f"recovery is trained with weights and needs train weights, got {self.train}")

@@ -2,8 +2,7 @@
 
 Both change a linear of the model in place, by its class. Its `weight` is frozen; what is trained is beside it.
 
-Shapes: O output features, I input features, N weights that are not zero, M of them that move, R rank, * any leading
-dimensions.
+Shapes: O output features, I input features, N weights that are not zero, R rank, * any leading dimensions.
 """
 
 import math
@@ -12,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
@@ -48,8 +47,6 @@ class _KeptProduct(torch.autograd.Function):
             dx = (rows @ weight_oi(linear).to(ctx.dtype)).to(x.dtype).view(x.shape) if ctx.needs_input_grad[0] else None
             inputs = x.reshape(-1, x.shape[-1]).to(ctx.dtype)
             dense = inputs.T @ rows if isinstance(linear, Conv1D) else rows.T @ inputs  # of one linear at a time
-            if linear.gradient is not None:
-                linear.gradient += dense
             return dx, dense.flatten().index_select(0, linear.places).float().mul_(linear.scale), None
 
 
@@ -63,10 +60,6 @@ class TrainedLinear(nn.Module):
     def healed(self, stored: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
         """Return the trained weight, from the weight in the files as outputs x inputs in float32."""
 
-    def kept(self, stored: Float[Tensor, "O I"]) -> Bool[Tensor, "O I"]:
-        """Return where the trained weight is not zero, from the weight in the files."""
-        return stored != 0
-
     def refresh(self) -> None:
         """Compute with what was trained so far; after every step."""
 
@@ -78,13 +71,11 @@ class KeptWeights(TrainedLinear):
     it: models differ in the size of their weights by more than ten times, and AdamW's steps do not know it. `weight`
     holds the products rounded to the number format that is computed in, and before that, with `packed_as`, to the
     numbers that a package gives them; gradients pass straight through the rounding. `places` are their indices in it,
-    flat. While `gradient` is a tensor, the gradients of all weights, zeros too, are added to it (in the layout of
-    `weight`).
+    flat.
     """
 
     values: nn.Parameter
     places: Tensor
-    gradient: Tensor | None
     packed_as: NumberFormat | None
     scale: float
     recovery: nn.Module | None
@@ -98,7 +89,6 @@ class KeptWeights(TrainedLinear):
         kept = flat[places].float()
         self.scale = power_of_two(kept)
         self.values = nn.Parameter(kept / self.scale)
-        self.gradient = None
         self.packed_as = packed_as
         self.register_module("recovery", None)
         self.weight = nn.Parameter(self.weight.detach().to(dtype or self.weight.dtype), requires_grad=False)
@@ -126,10 +116,6 @@ class KeptWeights(TrainedLinear):
         """Return the values at their places, zero elsewhere."""
         return self._placed(self._kept()).to(stored.device)
 
-    def kept(self, stored: Float[Tensor, "O I"]) -> Bool[Tensor, "O I"]:
-        """Return the places as a mask."""
-        return self._placed(torch.ones_like(self.places, dtype=torch.bool)).to(stored.device)
-
     def _kept(self) -> Float[Tensor, " N"]:
         """Return the kept weights; the product with a power of two is exact."""
         return self.values.detach() * self.scale
@@ -138,28 +124,6 @@ class KeptWeights(TrainedLinear):
         flat = values.new_zeros(self.weight.numel()).index_copy_(0, self.places.long(), values)
         weight = flat.view(self.weight.shape)
         return weight.T if isinstance(self, Conv1D) else weight
-
-    @torch.no_grad()
-    def move(self, count: int) -> Int[Tensor, " M"]:
-        """Let `count` of the zeros change places; return which of the values are new ones.
-
-        The smallest values become zero; in their stead come zeros with the largest `gradient`, with the value 0
-        (RigL, arXiv 1911.11134). What was dropped does not return at once.
-        """
-        assert self.gradient is not None
-        candidates = self.gradient.flatten().abs().index_fill_(0, self.places.long(), -1.0)
-        count = min(count, len(self.places), len(candidates) - len(self.places))
-        dropped = self.values.abs().topk(count, largest=False).indices
-        self.weight.view(-1)[self.places[dropped].long()] = 0.0
-        self.places[dropped] = candidates.topk(count).indices.to(self.places.dtype)
-        self.values[dropped] = 0.0
-        return dropped
-
-    @torch.no_grad()
-    def place(self, places: Int[Tensor, " N"]) -> None:
-        """Put the values at other places."""
-        self.weight.zero_()
-        self.places.copy_(places)
 
 
 def power_of_two(kept: Float[Tensor, "..."]) -> float:

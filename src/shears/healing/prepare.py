@@ -56,14 +56,6 @@ def teacher_of(sparse: ModelRef, settings: HealConfig) -> ModelRef:
     return dense
 
 
-def refuse_to_move(sparse: ModelRef, settings: HealConfig) -> None:
-    """Raise InputError where zeros would move out of an N:M pattern."""
-    config = sparse.record.get("config")
-    pattern = str(config.get("pattern", "")) if isinstance(config, dict) else ""
-    if settings.move and ":" in pattern:
-        raise InputError(f"move keeps zeros per linear, not the pattern {pattern} of {sparse.name}; set move to 0")
-
-
 def prepare(sparse: ModelRef, dense: ModelRef, settings: HealConfig) -> Prepared:
     """Load models and text. InputError for anything unusable, before the text is trained on."""
     source = TeacherSource(dense)

@@ -17,7 +17,7 @@ from shears.config.write import SELF
 from shears.data.examples import rows_fingerprint
 from shears.data.rows import source_fingerprint
 from shears.healing.fit import fit
-from shears.healing.prepare import Prepared, prepare, refuse_to_move, teacher_of
+from shears.healing.prepare import Prepared, prepare, teacher_of
 from shears.healing.recovery import recovery_of, write_healed_recovery
 from shears.healing.write import write_healed
 from shears.models.devices import pick_device
@@ -46,10 +46,9 @@ logger = logging.getLogger(__name__)
 def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **config: Any) -> Path:
     """Train `sparse` to predict what its teacher predicts and write it to the folder `output`; return that folder.
 
-    The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`, or as many in
-    each linear where they `move`. `resume` continues an interrupted run of the same configuration from its last whole
-    checkpoint. Under a launcher all processes call this, and the first one writes. InputError if an input is unusable,
-    or if the loss or the weights stop being finite.
+    The keywords are the fields of `HealConfig`. The zeros of the result are those of `sparse`. `resume` continues an
+    interrupted run of the same configuration from its last whole checkpoint. Under a launcher all processes call this,
+    and the first one writes. InputError if an input is unusable, or if the loss or the weights stop being finite.
     """
     started = time.monotonic()
     settings = build(HealConfig, "heal", config)
@@ -57,7 +56,6 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
     check_trackers((*settings.report_to, *(["bitsandbytes"] if settings.optimizer == "adamw-8bit" else [])))
     base = resolve(sparse)
     base.refuse_package("heal")
-    refuse_to_move(base, settings)
     dense = teacher_of(base, settings)
     origin = _origin(base, dense, settings)
     fixed = _fixed(settings, origin)
@@ -125,7 +123,7 @@ def _save(
     """Write the model, whose folder gets the name `output`; last the record that marks it as a whole healed model."""
     lines = [json.loads(line) for line in (work / TRAINING_LOG).read_text().splitlines()]
     _warn_if_worse([line["loss"] for line in lines], settings.learning_rate)
-    linears = write_healed(base, prepared.model, work, moved=settings.move > 0)
+    linears = write_healed(base, prepared.model, work)
     if settings.recovery:
         healed = {"healed": True, "data": settings.data, "teacher": origin["teacher"]}
         write_healed_recovery(prepared.model, work, output, healed)

@@ -16,13 +16,11 @@ from transformers import TrainerCallback
 from shears.adapt.teacher.targets import Targets, Teacher
 from shears.adapt.training.trainer import StepTrainer, num_tokens
 from shears.config import HealConfig
-from shears.healing.linears import kept_weights, refresh
-from shears.healing.moving import MoveZeros
+from shears.healing.linears import refresh
 from shears.models.distillation import block_outputs, losses_behind_head, squarehead
 from shears.models.losses import IGNORED, labelled_positions
 
 TRAINED = "trained.safetensors"  # in a checkpoint
-PLACES = ".places"  # end of the names of places there, where zeros move
 
 
 class HealingTrainer(StepTrainer):
@@ -35,8 +33,6 @@ class HealingTrainer(StepTrainer):
         self.teacher = teacher
         self.settings = settings
         super().__init__(**kwargs)
-        if settings.move:
-            self.add_callback(MoveZeros(settings))
         self.add_callback(_Refresh())
 
     def begin_step(self) -> None:
@@ -115,8 +111,6 @@ class HealingTrainer(StepTrainer):
         folder = Path(str(output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: parameter.detach().contiguous() for name, parameter in _trained(self.model)}
-        if self.settings.move:
-            tensors |= {f"{name}{PLACES}": linear.places for name, linear in kept_weights(self.model).items()}
         save_file(tensors, folder / TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -136,9 +130,6 @@ def restore(model: Any, checkpoint: Path) -> None:
     with torch.no_grad():
         for name, parameter in _trained(model):
             parameter.copy_(tensors[name])
-    for name, linear in kept_weights(model).items():
-        if (places := tensors.get(f"{name}{PLACES}")) is not None:
-            linear.place(places)
     refresh(model)
 
 
