@@ -45,9 +45,9 @@ WAYS: Mapping[str, Way] = {
     way.name: way
     for way in (
         Way("nested", {"sampling": "nested"}),
-        Way("uniform"),
+        Way("uniform", {"sampling": "uniform"}),
         Way("sandwich", {"sampling": "sandwich"}),
-        Way("curriculum", {"curriculum": 1.0}),
+        Way("curriculum", {"sampling": "uniform", "curriculum": 1.0}),
         Way("reordered", {"sampling": "maximal", "reorder": True}),
         Way("lora-multiplied", {"sampling": "maximal"}, same_sum=True),
         *(Way(f"lora-{rank}", ranks=(rank,)) for rank in RANKS),

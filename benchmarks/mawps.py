@@ -52,7 +52,7 @@ def _adapters(
 ) -> dict[str, Evaluation]:
     """Train plain LoRA and NLS with one budget; measure LoRA, the heuristic and the searched sub-adapter."""
     work.mkdir(exist_ok=True)
-    settings = {**BUDGET, **budget, "data": str(data["train"])}
+    settings = {**BUDGET, **budget, "sampling": "uniform", "data": str(data["train"])}
     tag = f"seed {budget['seed']}"
     lora = work / "lora"
     nls = work / "nls"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-BUDGET: dict[str, Any] = {"alpha": 64, "learning_rate": 1e-3, "batch_size": 16}
+BUDGET: dict[str, Any] = {"alpha": 64, "learning_rate": 1e-3, "batch_size": 16, "sampling": "uniform"}
 RANKS = (32, 24, 16)
 
 

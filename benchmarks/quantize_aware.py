@@ -98,7 +98,7 @@ def _trained(arm: Arm, seed: int, arguments: argparse.Namespace) -> Path:
     output: Path = arguments.work / f"{arm.training}-seed{seed}"
     if not output.exists():
         alpha = arguments.masked_alpha if arm.training in HALVED else arguments.alpha
-        settings = {"alpha": alpha, "seed": seed, **arm.settings, **arguments.set}
+        settings = {"alpha": alpha, "seed": seed, "sampling": "uniform", **arm.settings, **arguments.set}
         shears.train(arguments.base, output, resume=True, data=arguments.train, **settings)
     return output
 

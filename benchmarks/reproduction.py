@@ -54,7 +54,7 @@ class Setting:
     @property
     def keywords(self) -> dict[str, Any]:
         """Return the keywords of `shears.train` beside data, seed and ranks: the paper's alpha, a rate for 135 M."""
-        common = {"alpha": 64, "learning_rate": 1e-3, "batch_size": 16, "epochs": self.epochs}
+        common = {"alpha": 64, "learning_rate": 1e-3, "batch_size": 16, "epochs": self.epochs, "sampling": "uniform"}
         return {**common, **self.training}
 
     @property

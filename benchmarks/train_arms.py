@@ -55,7 +55,8 @@ class Job:
         longest = max(len(row.input_ids) for row in self.rows())
         return TrainConfig.model_validate(
             {"data": self.data, "epochs": self.rounds, "learning_rate": LEARNING_RATE, "batch_size": BATCH_SIZE,
-             "max_length": max(512, longest), "save_steps": 10**6, "warmup_steps": 0, "device": "cpu", **ARMS[arm]}
+             "max_length": max(512, longest), "save_steps": 10**6, "warmup_steps": 0, "device": "cpu",
+             "sampling": "uniform", **ARMS[arm]}
         )  # fmt: skip
 
     def rows(self) -> list[Tokenized]:

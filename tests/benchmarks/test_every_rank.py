@@ -31,6 +31,11 @@ def test_weighted_accuracies_sum_to_the_area_of_the_trapezoids(ranks: tuple[int,
         assert abs(found - expected) < 1e-12
 
 
+def test_a_way_trains_by_the_sampling_of_its_name() -> None:
+    for name in ("nested", "uniform", "sandwich"):
+        assert WAYS[name].keywords(1e-3, 2.0)["sampling"] == name
+
+
 def test_sparse_peft_has_no_ranks_by_example() -> None:
     assert "sandwich" in [way.name for way in ways_of("recovery", list(WAYS))]
     assert "sandwich" not in [way.name for way in ways_of("sparse-peft", list(WAYS))]

@@ -54,6 +54,13 @@ def test_every_recipe_is_headed_by_its_command_figure_and_cost(path: Path) -> No
     assert "paper" not in path.parts or "Hardware" in head
 
 
+@pytest.mark.parametrize("path", [path for path in RECIPES if "paper" in path.parts], ids=lambda path: path.stem)
+def test_the_papers_recipes_draw_one_configuration_a_step(path: Path) -> None:
+    train = load_recipe(path).train
+    assert train is not None
+    assert train.sampling == "uniform"
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_known_models_have_the_size_that_is_published(name: str) -> None:
     shape = shape_of(name)
