@@ -5,6 +5,7 @@ Shapes: R rank, O output and I input features of a linear. A linear computes (W 
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -61,16 +62,24 @@ def start_from_recovery(model: PeftModel, base: ModelRef, adapter: str = "defaul
 def read_recovery(base: ModelRef) -> dict[str, Tensor]:
     """Return the tensors of the recovery in the folder of a sparse model, by PEFT's names.
 
-    Its alpha is its rank, so that their product needs no scaling. InputError if it is missing or was made for other
-    weights.
+    Its alpha is its rank, so that their product needs no scaling. InputError as in `recovery_record`.
+    """
+    recovery_record(base)
+    tensors: dict[str, Tensor] = load_file(base.folder / RECOVERY_FOLDER / ADAPTER_WEIGHTS)
+    return tensors
+
+
+def recovery_record(base: ModelRef) -> dict[str, Any]:
+    """Return the record of the recovery in the folder of a sparse model, once its weights are verified.
+
+    InputError if it is missing or was made for other weights.
     """
     recovery = base.folder / RECOVERY_FOLDER
     if not (recovery / RECOVERY).is_file():
         raise InputError(f"init recovery needs {recovery}; make it with shears sparsify --recover-rank N")
     record = read_record(recovery, RECOVERY)
     check_input(f"the base model of {recovery}", record["base_fingerprint"], base.fingerprint)
-    tensors: dict[str, Tensor] = load_file(recovery / ADAPTER_WEIGHTS)
-    return tensors
+    return record
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shears.adapt.initial import read_recovery
+from shears.adapt.initial import read_recovery, recovery_record
 from shears.errors import InputError
 from shears.healing.linears import kept_weights, power_of_two
 from shears.models.ref import ModelRef
@@ -52,14 +52,14 @@ class RecoveryProduct(nn.Module):
         return b, a
 
 
-def recovery_of(sparse: ModelRef) -> dict[str, Tensor]:
-    """Return the tensors of a sparse model's recovery; InputError if there is none, or one of other weights."""
+def recovery_fingerprint(sparse: ModelRef) -> str:
+    """Return the fingerprint of a sparse model's recovery; InputError if there is none, or one of other weights."""
     if not (sparse.folder / RECOVERY_FOLDER).is_dir():
         raise InputError(
             f"recovery needs a recovery adapter, {sparse.name} has none; prune with --recover-rank 32, or leave "
             "recovery out"
         )
-    return read_recovery(sparse)
+    return str(recovery_record(sparse)["fingerprint"])
 
 
 def add_recovery(model: nn.Module, sparse: ModelRef) -> None:
@@ -67,7 +67,7 @@ def add_recovery(model: nn.Module, sparse: ModelRef) -> None:
 
     InputError if there is none, if it belongs to other weights, or if it has a linear that is not trained.
     """
-    tensors = recovery_of(sparse)
+    tensors = read_recovery(sparse)
     linears = kept_weights(model)
     for name in sorted(key.removeprefix(PREFIX).removesuffix(A) for key in tensors if key.endswith(A)):
         if name not in linears:

@@ -18,7 +18,7 @@ from shears.data.examples import rows_fingerprint
 from shears.data.rows import source_fingerprint
 from shears.healing.fit import fit
 from shears.healing.prepare import Prepared, prepare, teacher_of
-from shears.healing.recovery import recovery_of, write_healed_recovery
+from shears.healing.recovery import recovery_fingerprint, write_healed_recovery
 from shears.healing.write import write_healed
 from shears.models.devices import pick_device
 from shears.models.ref import ModelRef, resolve
@@ -88,8 +88,7 @@ def _origin(base: ModelRef, dense: ModelRef, settings: HealConfig) -> dict[str, 
         "data_sha256": source_fingerprint(settings.data),
     }
     if settings.recovery:
-        recovery_of(base)
-        origin["recovery_fingerprint"] = weights_fingerprint(base.folder / RECOVERY_FOLDER)
+        origin["recovery_fingerprint"] = recovery_fingerprint(base)
     return origin
 
 
