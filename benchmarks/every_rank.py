@@ -5,13 +5,14 @@
     python -m benchmarks.every_rank cost --data FOLDER --task mawps --work DIR --results FILE.jsonl
     python -m benchmarks.every_rank table FILE.jsonl...
 
-FOLDER holds mawps/ and ARC-Easy/ in LLM-Adapters' form and gsm8k/ with train.jsonl and test.jsonl. `run` tunes every
-way on the mean validation loss over its ranks with the first seed and a third of the epochs (the best of three learning
-rates, then the better of two values of alpha at that rate), trains the best for every seed and measures its test
-answers at every rank. `search` needs the adapters of `run`: validation chooses a configuration with no more parameters
-than a uniform one, test measures both. `cost` times steps in turns.
+FOLDER holds mawps/, ARC-Easy/ and openbookqa/ in LLM-Adapters' form and gsm8k/ with train.jsonl and test.jsonl. `run`
+tunes every way on the mean validation loss over its ranks with the first seed and a third of the epochs (the best of
+three learning rates, then the better of two values of alpha at that rate), trains the best for every seed and measures
+its test answers at every rank. `search` needs the adapters of `run`: validation chooses a configuration with no more
+parameters than a uniform one, test measures both. `cost` times steps in turns.
 Cells that are in the results are skipped, and an interrupted training resumes. `--start` is plain, recovery,
-sparse-peft (merged at every rank) or dense. No test trains as it does: it needs the data.
+sparse-peft (merged at every rank) or dense; a base of `--sparse` needs a DIR and a FILE of its own. No test trains as
+it does: it needs the data.
 """
 
 import argparse
@@ -56,7 +57,7 @@ class Bench:
         self.work: Path = arguments.work / self.task.name
         self.work.mkdir(parents=True, exist_ok=True)
         self.data: Mapping[str, Path] = self.task.write(arguments.data, self.work)
-        self.base = arguments.model if self.start == "dense" else str(self._sparse(arguments.model))
+        self.base = arguments.model if self.start == "dense" else str(arguments.sparse or self._sparse(arguments.model))
 
     def _sparse(self, model: str) -> Path:
         base = self.work / "sparse"
@@ -236,6 +237,7 @@ def _arguments() -> argparse.Namespace:
         command.add_argument("--data", type=Path, required=True)
         command.add_argument("--task", choices=list(TASKS), default="mawps")
         command.add_argument("--model", default=MODEL)
+        command.add_argument("--sparse", type=Path, help="base of the sparse starts; default: pruned here by Wanda")
         command.add_argument("--start", choices=list(STARTS), default="plain")
         command.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS))
         command.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0])

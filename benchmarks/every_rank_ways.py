@@ -97,5 +97,6 @@ def _solved(row: Mapping[str, str]) -> dict[str, str]:
 TASKS: Mapping[str, Task] = {
     "mawps": NLS_TASKS["mawps"],
     "arc-easy-text": NLS_TASKS["arc-easy-text"],
+    "openbookqa-text": NLS_TASKS["openbookqa-text"],
     "gsm8k": Task("gsm8k", _gsm8k, {"task": "number", "max_new_tokens": 256}),
 }
