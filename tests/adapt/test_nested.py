@@ -232,7 +232,7 @@ def test_nested_is_the_default_where_it_can_be() -> None:
         return TrainConfig(data="-", **options).sampling
 
     assert sampling() == sampling(curriculum=0.0) == sampling(curriculum="0") == sampling(quantize_aware="none")
-    assert sampling() == "nested"
+    assert sampling() == sampling(curriculum="0.00") == "nested"
     assert sampling(curriculum=0.5) == sampling(quantize_aware="int4") == "uniform"
     assert sampling(curriculum=0.5, sampling="per-example") == "per-example"
 

@@ -146,7 +146,7 @@ class TrainConfig(StageConfig):
         """Make uniform the default of sampling for options that nested sampling does not have."""
         if not isinstance(values, Mapping) or "sampling" in values:
             return values
-        draws = values.get("quantize_aware", "none") != "none" or values.get("curriculum", 0) not in (0, "0", "0.0")
+        draws = values.get("quantize_aware", "none") != "none" or not _is_zero(values.get("curriculum", 0))
         return {**values, "sampling": "uniform"} if draws else values
 
     @model_validator(mode="after")
@@ -272,3 +272,8 @@ def share_of(source: str) -> float | None:
         return float(source)
     except ValueError:
         return None
+
+
+def _is_zero(value: object) -> bool:
+    """Tell whether a value that is not checked yet, such as the text 0.00, is the number zero."""
+    return share_of(str(value)) == 0
