@@ -14,12 +14,12 @@ from typing import Any
 
 import shears
 from benchmarks.mawps_data import write_splits
+from benchmarks.nls_arms import BUDGET
 from benchmarks.report import environment, log_to_stderr
 from shears.evaluation.records import Evaluation
 from shears.evaluation.statistics import mcnemar
 
 MODEL = "smollm2-135m"
-BUDGET: dict[str, Any] = {"alpha": 64, "learning_rate": 1e-3, "batch_size": 16}
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def _adapters(
 ) -> dict[str, Evaluation]:
     """Train plain LoRA and NLS with one budget; measure LoRA, the heuristic and the searched sub-adapter."""
     work.mkdir(exist_ok=True)
-    settings = {**BUDGET, **budget, "sampling": "uniform", "data": str(data["train"])}
+    settings = {**BUDGET, **budget, "data": str(data["train"])}
     tag = f"seed {budget['seed']}"
     lora = work / "lora"
     nls = work / "nls"
