@@ -186,7 +186,9 @@ def _setting(arguments: argparse.Namespace, wanted: Wanted) -> Setting:
             raise InputError(f"--bases must name a base of these cells ({known}), got {name}; correct the name")
         checked_base(name, path, used[name].sparsity)
     return Setting(
-        arguments.data, arguments.work, arguments.models, bases, arguments.backend, arguments.validation_limit,
+        arguments.data, arguments.work, arguments.models, bases,
+        {model: Path(path) for model, path in arguments.teachers.items()}, arguments.backend,
+        arguments.validation_limit,
         pruning={"num_samples": arguments.num_samples}, training={"device": "cpu"} if arguments.cpu else {},
     )  # fmt: skip
 
@@ -200,6 +202,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--work", type=Path, default=Path("runs/real-models"), help="keep and reuse artifacts here")
     parser.add_argument("--bases", type=_named, default={}, help="[MODEL:]METHOD-SPARSITY=FOLDER,... pruned before")
+    parser.add_argument("--teachers", type=_named, default={}, help="MODEL=ADAPTER,... for the taught arms")
     parser.add_argument("--backend", choices=["auto", "native", "transformers"], default="auto")
     parser.add_argument("--num-samples", type=int, default=64, help="calibration sequences of 512 tokens")
     parser.add_argument("--cpu", action="store_true", help="train on the CPU where there is a GPU")
@@ -211,7 +214,8 @@ def _arguments() -> argparse.Namespace:
 def _add_cells(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=_named, default={"smollm2-135m": "smollm2-135m"}, help="NAME=MODEL,...")
     parser.add_argument("--tasks", type=_words, default=["gsm8k"], help="TEST or TEST:TRAIN, as svamp:mawps+gsm8k")
-    parser.add_argument("--arms", type=_known(list(ARMS)), default=list(ARMS)[:-1], help=", ".join(ARMS))
+    usual = [name for name, arm in ARMS.items() if not (arm.merged or arm.taught)]
+    parser.add_argument("--arms", type=_known(list(ARMS)), default=usual, help=", ".join(ARMS))
     parser.add_argument("--readings", type=_known(READINGS), default=list(READINGS), help="ranks of NLS to measure")
     parser.add_argument("--sparsities", type=_numbers, default=[0.5])
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])

@@ -35,6 +35,8 @@ class Arm:
     merged: bool = False
     """Whether the adapter is masked by the zeros and merged into them (SparsePEFT)."""
     sampling: str = "uniform"
+    taught: bool = False
+    """Whether it also learns what the dense-lora of the same cell predicts, one half of its loss."""
     bases: tuple[str, ...] = (BEST,)
     """The methods that prune its base: best is admm with the sensitivity allocation, wanda is the paper's."""
 
@@ -53,6 +55,7 @@ ARMS: Mapping[str, Arm] = {
     "dense-nls": Arm(is_dense=True, ranks=NLS),
     "sparse-lora": Arm(ranks=LORA),
     "sparse-nls": Arm(ranks=NLS),
+    "sparse-nls-taught": Arm(ranks=NLS, taught=True),
     "sparse-nested": Arm(ranks=NLS, sampling="nested"),
     "sparse-sparsepeft": Arm(ranks=NLS, merged=True),
 }

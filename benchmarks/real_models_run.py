@@ -51,6 +51,8 @@ class Setting:
     """The model, a name or a folder, by its name in the results."""
     bases: Mapping[str, Path] = field(default_factory=dict)
     """Ready pruned folders by MODEL:METHOD-SPARSITY."""
+    teachers: Mapping[str, Path] = field(default_factory=dict)
+    """Trained adapters of the dense model by its name, that teach the taught arms."""
     backend: str = "auto"
     validation_limit: int = 200
     """Validation examples of a search, the first ones."""
@@ -142,7 +144,7 @@ def _adapter(cell: Cell, setting: Setting, stages: Stages) -> tuple[str, Path]:
     with stages("train"):
         shears.train(
             base, folder, resume=partial_folder(folder).exists(), data=str(data),
-            **training_keywords(cell, arm, data, base), **setting.training,
+            **training_keywords(cell, arm, data, base), **taught_keywords(cell, setting), **setting.training,
         )  # fmt: skip
     return base, folder
 
@@ -163,6 +165,15 @@ def training_keywords(cell: Cell, arm: Arm, data: Path, base: str) -> dict[str, 
         "sampling": arm.sampling,
         "init": "lora" if arm.is_dense or arm.merged or not (Path(base) / RECOVERY_FOLDER).is_dir() else "recovery",
     }  # fmt: skip
+
+
+def taught_keywords(cell: Cell, setting: Setting) -> dict[str, str]:
+    """Return the teacher of a taught arm as a keyword of `shears.train`; InputError if its model has none."""
+    if not ARMS[cell.arm].taught:
+        return {}
+    if cell.model not in setting.teachers:
+        raise InputError(f"{cell.arm} needs --teachers {cell.model}=ADAPTER, of the dense model; name it")
+    return {"teacher": str(setting.teachers[cell.model])}
 
 
 def _tuned(cell: Cell, setting: Setting, stages: Stages) -> dict[str, Any]:

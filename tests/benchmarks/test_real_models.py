@@ -13,7 +13,7 @@ from benchmarks.real_models import append, lines_of, run_cells
 from benchmarks.real_models_cells import Cell, Wanted, choose, pending, tuning_cell, undecided, wanted_tests
 from benchmarks.real_models_data import Task, parse_task, write_training
 from benchmarks.real_models_pictures import write_pictures
-from benchmarks.real_models_run import Setting, answers_text, checked_base, run_cell, training_keywords
+from benchmarks.real_models_run import Setting, answers_text, checked_base, run_cell, taught_keywords, training_keywords
 from benchmarks.real_models_table import Difference, mean_points, print_tables
 
 from shears.errors import InputError
@@ -300,6 +300,15 @@ def test_pictures_hold_a_dot_for_every_accuracy(tmp_path: Path) -> None:
         write_pictures(LINES, [{"name": "a", "tokens_per_second": 1.0}], tmp_path)
 
 
+def test_a_taught_arm_needs_a_teacher_and_no_other_arm_takes_it() -> None:
+    taught, plain = (next(wanted_tests(replace(WANTED, arms=(arm,)))) for arm in ("sparse-nls-taught", "sparse-nls"))
+    with pytest.raises(InputError, match="sparse-nls-taught needs --teachers small=ADAPTER"):
+        taught_keywords(taught, SETTING)
+    setting = replace(SETTING, teachers={"small": Path("dense-lora")})
+    assert taught_keywords(taught, setting) == {"teacher": "dense-lora"}
+    assert taught_keywords(plain, setting) == {}
+
+
 def test_an_arm_starts_from_the_recovery_unless_its_mask_would_remove_it(tmp_path: Path) -> None:
     rows = tmp_path / "train.jsonl"
     rows.write_text("{}\n" * 2000)
@@ -316,7 +325,7 @@ def test_an_arm_starts_from_the_recovery_unless_its_mask_would_remove_it(tmp_pat
     starts = started(tmp_path)
     assert {arm: keywords["init"] for arm, keywords in starts.items()} == {
         "dense-lora": "lora", "dense-nls": "lora", "sparse-lora": "recovery", "sparse-nls": "recovery",
-        "sparse-nested": "recovery", "sparse-sparsepeft": "lora",
+        "sparse-nls-taught": "recovery", "sparse-nested": "recovery", "sparse-sparsepeft": "lora",
     }  # fmt: skip
     assert starts["sparse-lora"]["warmup_steps"] == 12  # of 125 steps
     (tmp_path / "heal.json").write_text(json.dumps({"achieved": 0.5}))
