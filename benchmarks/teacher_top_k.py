@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from shears.adapt.teacher.cached import Asked, cache_targets
+from shears.adapt.teacher.cached import Asked, bytes_per_position, cache_targets
 from shears.adapt.teacher.live import LiveTeacher
 from shears.adapt.teacher.source import find_teacher
 from shears.adapt.teacher.teaching import Teaching
@@ -41,17 +41,17 @@ def main() -> None:
     rows = [Tokenized(piece, [IGNORED, *piece[1:]]) for piece in pieces]
     collate = Collator(0, None)
     student = load_model(arguments.sparse, "fp32").requires_grad_(False)
-    live = LiveTeacher(source.load("fp32"), "fp32", with_blocks=False)
+    live = LiveTeacher(source.load("fp32"), "fp32")
     divergence, exact = loss_and_gradient(Teaching(live, 1.0), student, collate, rows)
     print(f"teacher itself: divergence {divergence:.4f}")
     for words in arguments.words:
-        asked = Asked("measured", "fp32", words, with_blocks=False)
+        asked = Asked("measured", "fp32", words)
         with tempfile.TemporaryDirectory() as folder:
-            cached = cache_targets(Path(folder), rows, asked, source.shape, lambda: (live, collate))
+            cached = cache_targets(Path(folder), rows, asked, source.num_words, lambda: (live, collate))
             divergence, gradient = loss_and_gradient(Teaching(cached, 1.0), student, collate, rows)
             mass = mean_mass(cached, collate, rows)
         error = float((gradient - exact).norm() / exact.norm())
-        size = source.shape.bytes_per_position(asked)
+        size = bytes_per_position(words, source.num_words)
         print(f"{words} words: {size} bytes, mass {mass:.4f}, divergence {divergence:.4f}, gradient error {error:.4f}")
 
 
@@ -74,7 +74,7 @@ def mean_mass(cached, collate, rows):  # type: ignore[no-untyped-def]
     masses = []
     for number, row in enumerate(rows):
         batch = collate([(number, row)])
-        distribution = cached.targets(batch, labelled_positions(batch["labels"])).distribution
+        distribution = cached.targets(batch, labelled_positions(batch["labels"]))
         assert isinstance(distribution, TopK)
         masses.append(distribution.log_probs.exp().sum(-1))
     return float(torch.cat(masses).mean())

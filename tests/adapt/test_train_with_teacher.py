@@ -96,6 +96,7 @@ def test_an_adapter_on_the_dense_model_teaches(
         difference = source.load()(ids).logits - find_teacher(teacher).load()(ids).logits
     assert float(difference.abs().max()) > 0.01
     folder = train(base, tmp_path / "taught", data=data, teacher=str(adapter), **FEW)
+    train(base, tmp_path / "bf16", data=data, teacher=str(adapter), **{**FEW, "precision": "bf16"})  # of fp32 weights
     monkeypatch.setattr(cached, "_write_shards", None)  # the validation of another run reads the same targets
     other = {**FEW, "learning_rate": 1e-3, "teacher_weight": 1.0}
     again = train(base, tmp_path / "again", data=data, teacher=str(adapter), **other)

@@ -1,4 +1,4 @@
-"""Divergences and distances of a student from its teacher, word by word and position by position, in float64."""
+"""Divergences of a student from its teacher, word by word, in float64."""
 
 import math
 from collections.abc import Sequence
@@ -19,8 +19,3 @@ def divergence(student: Sequence[float], teacher: Sequence[float]) -> float:
 def in_buckets(distribution: Sequence[float], kept: Sequence[int]) -> list[float]:
     """Return the probabilities of the kept words, then that of all others together."""
     return [distribution[word] for word in kept] + [sum(p for word, p in enumerate(distribution) if word not in kept)]
-
-
-def relative_distance(student: Sequence[float], teacher: Sequence[float]) -> float:
-    """Return |s - t|^2 / |t|^2."""
-    return sum((s - t) ** 2 for s, t in zip(student, teacher, strict=True)) / sum(t * t for t in teacher)

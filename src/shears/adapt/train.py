@@ -125,14 +125,14 @@ def _fit_and_save(
 def _cached(teacher: TeacherSource, model: ModelRef, rows: Rows, settings: TrainConfig) -> CachedTeacher:
     """Return the teacher's targets of the training examples, computed before the model is loaded."""
     precision = resolved_precision(settings.precision, pick_device(settings.device))
-    asked = Asked(teacher.fingerprint, precision, settings.teacher_top_k, with_blocks=False)
+    asked = Asked(teacher.fingerprint, precision, settings.teacher_top_k)
 
     def load() -> tuple[LiveTeacher, Collator]:
         network = teacher.load(device=settings.device)
-        live = LiveTeacher(network, precision, with_blocks=False)
-        return live, collator_of(network, load_tokenizer(model), packing=settings.packing)
+        collate = collator_of(network, load_tokenizer(model), packing=settings.packing)  # tried as it was loaded
+        return LiveTeacher(network, precision), collate
 
-    return cache_targets(targets_folder(settings.data), rows.train, asked, teacher.shape, load)
+    return cache_targets(targets_folder(settings.data), rows.train, asked, teacher.num_words, load)
 
 
 def _save(prepared: Prepared, work: Path, settings: TrainConfig, origin: dict[str, str | None]) -> None:

@@ -13,7 +13,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "max_length", "packing", "limit", "protocol", "calibration", "num_samples", "sequence_length",
         "teacher", "teacher_weight", "teacher_top_k", "tokens",
     ),
-    "Healing": ("train", "recovery", "heal", "kl", "block_outputs", "cross_entropy"),
+    "Healing": ("train", "recovery", "heal", "kl", "cross_entropy"),
     "Pruning": (
         "sparsity", "method", "pattern", "allocation", "reconstruct", "refine", "targets", "skip", "sparsity_of",
         "damping",

@@ -44,9 +44,6 @@ class HealConfig(StageConfig):
     package --values int4 loses little. Needs train weights."""
     kl: float = Field(1.0, ge=0)
     """Weight of the Kullback-Leibler divergence between the dense and the sparse model's next-token distributions."""
-    block_outputs: float = Field(0.0, ge=0)
-    """Weight of the squared distance between the blocks' outputs, relative to the dense ones (SquareHead), averaged
-    over the blocks. Needs a teacher with as many blocks, of the same width."""
     cross_entropy: float = Field(0.0, ge=0)
     """Weight of the loss on the text itself."""
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
@@ -95,8 +92,8 @@ class HealConfig(StageConfig):
             raise ValueError(f"recovery is trained with weights and needs train weights, got {self.train}")
         if self.quantize_aware != "none" and self.train != "weights":
             raise ValueError(f"quantize_aware rounds trained weights and needs train weights, got {self.train}")
-        if not self.kl + self.block_outputs + self.cross_entropy:
-            raise ValueError("one of kl, block_outputs and cross_entropy must be above 0, got 0 for each; set one")
+        if not self.kl + self.cross_entropy:
+            raise ValueError("kl or cross_entropy must be above 0, got 0 for both; set one")
         return self
 
     @property

@@ -71,8 +71,8 @@ def prepare(sparse: ModelRef, dense: ModelRef, settings: HealConfig) -> Prepared
     if cached is not None:
         return Prepared(model, tokenizer, cached, rows)
     teacher = load_model(dense, device=settings.device)
-    _check_teacher(sparse, dense, model, teacher, settings)
-    return Prepared(model, tokenizer, LiveTeacher(teacher, precision, with_blocks=settings.block_outputs > 0), rows)
+    _warn_of_sparse(teacher, dense.name)
+    return Prepared(model, tokenizer, LiveTeacher(teacher, precision), rows)
 
 
 def _cached(
@@ -83,14 +83,14 @@ def _cached(
     precision: str,
 ) -> CachedTeacher:
     """Return the dense model's targets of the sequences, computed before the sparse model is loaded."""
-    asked = Asked(source.fingerprint, precision, settings.teacher_top_k, settings.block_outputs > 0)
+    asked = Asked(source.fingerprint, precision, settings.teacher_top_k)
 
     def load() -> tuple[LiveTeacher, Collator]:
         network = source.load(device=settings.device)
-        live = LiveTeacher(network, precision, with_blocks=asked.with_blocks)
-        return live, collator_of(network, tokenizer, packing=True)
+        collate = collator_of(network, tokenizer, packing=True)  # tried as it was loaded
+        return LiveTeacher(network, precision), collate
 
-    return cache_targets(targets_folder(settings.data), rows, asked, source.shape, load)
+    return cache_targets(targets_folder(settings.data), rows, asked, source.num_words, load)
 
 
 def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[Tokenized]:
@@ -144,20 +144,7 @@ def zeros_share(model: nn.Module, names: Iterable[str]) -> float:
     return sum(map(count_zeros, weights)) / max(sum(weight.numel() for weight in weights), 1)
 
 
-def _check_teacher(
-    sparse: ModelRef, dense: ModelRef, model: PreTrainedModel, teacher: PreTrainedModel, settings: HealConfig
-) -> None:
-    """Raise InputError for a teacher whose outputs cannot be compared; warn of one that is sparse itself."""
-    if settings.block_outputs and (shape := _blocks(teacher)) != (own := _blocks(model)):
-        raise InputError(
-            f"block_outputs needs a teacher of {own[0]} blocks of width {own[1]}, {dense.name} has {shape[0]} of width "
-            f"{shape[1]}; set block_outputs to 0, the distributions can be compared"
-        )
+def _warn_of_sparse(teacher: PreTrainedModel, name: str) -> None:
     zeros = zeros_share(teacher, trainable(teacher))
     if zeros >= SPARSE:
-        logger.warning("the teacher should be dense, %s has %.1f %% zeros", dense.name, 100 * zeros)
-
-
-def _blocks(model: PreTrainedModel) -> tuple[int, int]:
-    """Return the number of decoder blocks and the width of their outputs."""
-    return len(decoder_blocks(model)[1]), int(model.config.get_text_config().hidden_size)
+        logger.warning("the teacher should be dense, %s has %.1f %% zeros", name, 100 * zeros)

@@ -1,23 +1,23 @@
 """The Trainer of healing: losses against a teacher, checkpoints of what is trained alone.
 
-K positions that predict a token, H features.
+K positions that predict a token.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from shears.adapt.teacher.targets import Targets, Teacher
+from shears.adapt.teacher.targets import Teacher
 from shears.adapt.training.trainer import StepTrainer, num_tokens
 from shears.config import HealConfig
 from shears.healing.linears import refresh
-from shears.models.distillation import block_outputs, losses_behind_head, squarehead
+from shears.models.distillation import Distribution, losses_behind_head
 from shears.models.losses import IGNORED, labelled_positions
 
 TRAINED = "trained.safetensors"  # in a checkpoint
@@ -35,18 +35,6 @@ class HealingTrainer(StepTrainer):
         super().__init__(**kwargs)
         self.add_callback(_Refresh())
 
-    def begin_step(self) -> None:
-        """Reset the figures of the step."""
-        super().begin_step()
-        self.step_parts: dict[str, float] = {}
-
-    def _own_details(self) -> dict[str, float]:
-        return self.step_parts
-
-    def _details(self, parts: Sequence[dict[str, float]]) -> dict[str, Any]:
-        """Return each loss of the step, before it is weighted."""
-        return {name: sum(part[name] for part in parts) for name in parts[0]}
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -61,12 +49,8 @@ class HealingTrainer(StepTrainer):
         total = max(int(num_items_in_batch if num_items_in_batch is not None else counts.sum()), 1)
         processes = self.accelerator.num_processes
         targets = self.teacher.targets(inputs, wanted)
-        with self.accelerator.autocast(), block_outputs(model) as outputs:
+        with self.accelerator.autocast():
             losses = self._head_losses(model, batch, targets, processes / total * self._scaler_scale())
-        if self.settings.block_outputs:
-            distances = self._block_distances(outputs, targets, wanted)
-            losses = losses + self.settings.block_outputs * distances
-            self._note("block_outputs_loss", (distances.detach() * counts).sum() / total)
         summed = (losses * counts).sum()
         self.step_loss += summed.item() / total
         self.step_tokens += num_tokens(inputs)
@@ -75,13 +59,13 @@ class HealingTrainer(StepTrainer):
         return scaled
 
     def _head_losses(
-        self, model: nn.Module, batch: Mapping[str, Tensor], targets: Targets, scale: float
+        self, model: nn.Module, batch: Mapping[str, Tensor], targets: Distribution, scale: float
     ) -> Float[Tensor, " K"]:
         labels = batch["labels"]
         words = labels.roll(-1, dims=1)[labelled_positions(labels)]
 
         def loss(logits: Float[Tensor, "P V"], rows: slice) -> Float[Tensor, " P"]:
-            divergence = targets.distribution.divergence(logits, rows)
+            divergence = targets.divergence(logits, rows)
             total = self.settings.kl * divergence
             if self.settings.cross_entropy:
                 likelihood = nn.functional.cross_entropy(
@@ -91,20 +75,6 @@ class HealingTrainer(StepTrainer):
             return total
 
         return losses_behind_head(model, batch, loss, scale, in_pieces=self.in_pieces).losses
-
-    def _block_distances(
-        self, outputs: Sequence[Tensor], targets: Targets, wanted: Bool[Tensor, "P L"]
-    ) -> Float[Tensor, " K"]:
-        """Return the mean over the blocks of the relative squared distance from the teacher's outputs."""
-        assert targets.block_outputs is not None
-        each = [
-            squarehead(output[wanted], expected)
-            for output, expected in zip(outputs, targets.block_outputs, strict=True)
-        ]
-        return torch.stack(each).mean(dim=0)
-
-    def _note(self, name: str, value: Tensor) -> None:
-        self.step_parts[name] = self.step_parts.get(name, 0.0) + value.item()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write what is trained; frozen weights are in the sparse model's folder."""

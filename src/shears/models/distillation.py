@@ -1,10 +1,9 @@
-"""What a student loses against a teacher: on the next token's distribution, and on the outputs of its blocks.
+"""What a student loses against a teacher on the next token's distribution.
 
-K positions, V words of the vocabulary, N of them kept, H features of a block's output.
+K positions, V words of the vocabulary, N of them kept, H features before the head.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from shears.models.blocks import decoder_blocks
 from shears.models.losses import (
     InPieces,
     PieceLoss,
@@ -25,7 +23,6 @@ from shears.models.losses import (
 )
 
 PIECE = 2**23  # logits that are computed together: 32 MiB in float32, held several times
-SMALLEST = 1e-6  # squared norm that an output is divided by
 HeadLoss = Callable[[Float[Tensor, "K V"], slice], Float[Tensor, " K"]]
 """A loss by position from logits of some positions and the slice of all positions that these are."""
 
@@ -91,18 +88,6 @@ class _TopKDivergence(torch.autograd.Function):
         by_row = upstream[:, None]
         gradient = torch.mul(powers, by_row * factor).scatter_(-1, indices, by_row * of_kept)
         return gradient.to(ctx.dtype), None, None
-
-
-def squarehead(student: Float[Tensor, "K H"], teacher: Float[Tensor, "K H"]) -> Float[Tensor, " K"]:
-    """Return |s - t|^2 / |t|^2 at every position in float32 (SquareHead, arXiv 2310.06927, eq. 4, by position).
-
-    The paper divides by the norm over all positions of a batch. Here each position has its own: a few positions with
-    huge outputs, such as the first of a text, do not outweigh the others, and a step's loss does not depend on how its
-    examples are split.
-    """
-    wide = teacher.float()
-    distance = (student.float() - wide).square().sum(-1)
-    return distance / wide.square().sum(-1).clamp(min=SMALLEST)
 
 
 class TopK(NamedTuple):
@@ -194,24 +179,3 @@ def losses_behind_head(
     targets = batch["labels"].roll(-1, dims=1)[wanted]
     owners = batch["examples"] if "examples" in batch else torch.arange(len(wanted), device=wanted.device)[:, None]
     return TokenLosses(losses, targets, owners.expand(wanted.shape)[wanted])
-
-
-@contextmanager
-def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the outputs of the decoder blocks of the forward inside: one tensor (rows x tokens x H) a block.
-
-    Blocks that are computed again in the backward pass are not collected again.
-    """
-    outputs: list[Tensor] = []
-    blocks = decoder_blocks(own_model(model))[1]
-
-    def collect(_: nn.Module, __: Any, output: Any) -> None:
-        if len(outputs) < len(blocks):
-            outputs.append(output[0] if isinstance(output, tuple) else output)
-
-    handles = [block.register_forward_hook(collect) for block in blocks]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -11,19 +11,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shears.adapt.teacher import cached
-from shears.adapt.teacher.cached import Asked, CachedTeacher, Shape, cache_targets
+from shears.adapt.teacher.cached import Asked, CachedTeacher, bytes_per_position, cache_targets
 from shears.adapt.teacher.live import LiveTeacher
 from shears.adapt.teacher.teaching import Teaching
 from shears.adapt.training.trainer import BLANK, Collator, NumberedExamples
 from shears.data.examples import Tokenized
 from shears.errors import InputError
-from shears.models.distillation import TopK
 from shears.models.losses import IGNORED, labelled_positions
 from tests.oracles import distillation as oracle
 from tests.tiny import VOCABULARY, tiny_model
 
 LENGTHS = (9, 4, 12, 7, 5, 11)
-SHAPE = Shape(num_blocks=2, hidden_size=32, num_words=VOCABULARY)
 PACKED = Collator(0, 20)
 PADDED = Collator(0, None)
 
@@ -39,12 +37,12 @@ ROWS = rows_of()
 BATCH = [3, 0, BLANK, 5, 2, 4]
 
 
-def asked(top_k: int = 8, *, with_blocks: bool = False) -> Asked:
-    return Asked("teacher", "fp32", top_k, with_blocks)
+def asked(top_k: int = 8) -> Asked:
+    return Asked("teacher", "fp32", top_k)
 
 
-def teacher_on(collate: Collator, *, with_blocks: bool = False) -> Callable[[], tuple[LiveTeacher, Collator]]:
-    return lambda: (LiveTeacher(lively(seed=1), "fp32", with_blocks=with_blocks), collate)
+def teacher_on(collate: Collator) -> Callable[[], tuple[LiveTeacher, Collator]]:
+    return lambda: (LiveTeacher(lively(seed=1), "fp32"), collate)
 
 
 def lively(seed: int) -> Any:
@@ -55,12 +53,8 @@ def lively(seed: int) -> Any:
     return model
 
 
-def made(folder: Path, **options: Any) -> CachedTeacher:
-    return cache_targets(folder, ROWS, asked(**options), SHAPE, teacher_on(PACKED, **_blocks(options)))
-
-
-def _blocks(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name == "with_blocks"}
+def made(folder: Path, top_k: int = 8) -> CachedTeacher:
+    return cache_targets(folder, ROWS, asked(top_k), VOCABULARY, teacher_on(PACKED))
 
 
 def batch_of(collate: Collator, numbers: list[int] = BATCH) -> dict[str, Tensor]:
@@ -68,37 +62,31 @@ def batch_of(collate: Collator, numbers: list[int] = BATCH) -> dict[str, Tensor]
     return collate([examples[number] for number in numbers])
 
 
-def alone(model: Any, number: int) -> tuple[Tensor, list[Tensor]]:
-    """The oracle: an example by itself; logits and blocks' outputs before each of its labels."""
+def alone(model: Any, number: int) -> Tensor:
+    """The oracle: an example by itself; its logits before each of its labels."""
     row = ROWS[number]
     with torch.no_grad():
-        output = model(torch.tensor([row.input_ids]), output_hidden_states=True)
+        logits: Tensor = model(torch.tensor([row.input_ids])).logits
     before = [place - 1 for place, label in enumerate(row.labels) if label != IGNORED]
-    return output.logits[0, before], [hidden[0, before] for hidden in output.hidden_states]
+    return logits[0, before]
 
 
 @pytest.mark.parametrize("collate", [PACKED, PADDED, Collator(0, None, behind=True)])
 def test_an_examples_targets_are_those_it_has_alone_wherever_it_stands(collate: Collator, tmp_path: Path) -> None:
-    teacher = made(tmp_path, with_blocks=True)
+    teacher = made(tmp_path)
     batch = batch_of(collate)
     wanted = labelled_positions(batch["labels"])
-    targets = teacher.targets(batch, wanted)
+    predicted = teacher.targets(batch, wanted)
     examples = batch.get("examples", torch.arange(len(wanted))[:, None].expand(wanted.shape))
     numbers = batch["numbers"][examples[wanted]]
     model = lively(seed=1)
-    assert isinstance(targets.distribution, TopK)
-    assert targets.block_outputs is not None
     for number in set(BATCH) - {BLANK}:
-        logits, hidden = alone(model, number)
-        expected = torch.log_softmax(logits, -1).topk(8, -1)
+        expected = torch.log_softmax(alone(model, number), -1).topk(8, -1)
         here = numbers == number
-        assert torch.equal(targets.distribution.indices[here], expected.indices)
+        assert torch.equal(predicted.indices[here], expected.indices)
         torch.testing.assert_close(
-            targets.distribution.log_probs[here], expected.values, rtol=2**-10, atol=1e-4
+            predicted.log_probs[here], expected.values, rtol=2**-10, atol=1e-4
         )  # fp16 has 11 bits
-        torch.testing.assert_close(
-            targets.block_outputs[0][here], hidden[1].bfloat16(), rtol=2**-7, atol=1e-3
-        )  # bf16 has 8 bits, and a packed row rounds otherwise
 
 
 def loss_and_gradient(teaching: Teaching, collate: Collator) -> tuple[Tensor, Tensor]:
@@ -110,7 +98,7 @@ def loss_and_gradient(teaching: Teaching, collate: Collator) -> tuple[Tensor, Te
 
 
 def test_all_words_give_the_loss_and_the_gradient_of_the_teacher_itself(tmp_path: Path) -> None:
-    live = LiveTeacher(lively(seed=1), "fp32", with_blocks=False)
+    live = LiveTeacher(lively(seed=1), "fp32")
     losses, gradient = loss_and_gradient(Teaching(live, 0.5), PACKED)
     with_cache, its_gradient = loss_and_gradient(Teaching(made(tmp_path, top_k=VOCABULARY), 0.5), PADDED)
     torch.testing.assert_close(with_cache.sum(), losses.sum(), rtol=1e-4, atol=0)  # log-probabilities of 11 bits
@@ -118,7 +106,7 @@ def test_all_words_give_the_loss_and_the_gradient_of_the_teacher_itself(tmp_path
 
 
 def test_fewer_words_come_closer_the_more_they_are(tmp_path: Path) -> None:
-    live = LiveTeacher(lively(seed=1), "fp32", with_blocks=False)
+    live = LiveTeacher(lively(seed=1), "fp32")
     _, gradient = loss_and_gradient(Teaching(live, 1.0), PACKED)
     errors = [
         float((loss_and_gradient(Teaching(made(tmp_path, top_k=count), 1.0), PACKED)[1] - gradient).norm())
@@ -139,7 +127,7 @@ def test_the_loss_weighs_labels_and_teacher(tmp_path: Path) -> None:
     losses = Teaching(made(tmp_path, top_k=VOCABULARY), 0.25).losses(student, batch_of(PACKED), 1.0, in_pieces=True)
     expected = 0.0
     for number in set(BATCH) - {BLANK}:
-        said, says = alone(student, number)[0], alone(teacher, number)[0]
+        said, says = alone(student, number), alone(teacher, number)
         labels = [label for label in ROWS[number].labels if label != IGNORED]
         right = torch.nn.functional.cross_entropy(said, torch.tensor(labels), reduction="sum")
         expected += 0.75 * float(right) + 0.25 * sum(map(kl, said, says))
@@ -153,19 +141,19 @@ def test_the_loss_weighs_labels_and_teacher(tmp_path: Path) -> None:
 
 def test_targets_are_computed_once_for_the_same_teacher_examples_and_words(tmp_path: Path) -> None:
     made(tmp_path)
-    cache_targets(tmp_path, ROWS, asked(), SHAPE, lambda: pytest.fail("the teacher was loaded again"))
-    for other in (Asked("another", "fp32", 8, with_blocks=False), asked(top_k=4)):
-        cache_targets(tmp_path, ROWS, other, SHAPE, teacher_on(PADDED))
-    cache_targets(tmp_path, ROWS[:-1], asked(), SHAPE, teacher_on(PADDED))
+    cache_targets(tmp_path, ROWS, asked(), VOCABULARY, lambda: pytest.fail("the teacher was loaded again"))
+    for other in (Asked("another", "fp32", 8), asked(top_k=4)):
+        cache_targets(tmp_path, ROWS, other, VOCABULARY, teacher_on(PADDED))
+    cache_targets(tmp_path, ROWS[:-1], asked(), VOCABULARY, teacher_on(PADDED))
     assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize(
-    ("bound", "value"), [("SHARD_BYTES", 10 * SHAPE.bytes_per_position(asked())), ("SHARD_POSITIONS", 10)]
+    ("bound", "value"), [("SHARD_BYTES", 10 * bytes_per_position(8, VOCABULARY)), ("SHARD_POSITIONS", 10)]
 )
 def test_a_kill_loses_one_shard(bound: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached, bound, value)
-    cache_targets(tmp_path / "whole", ROWS, asked(), SHAPE, teacher_on(PADDED))
+    cache_targets(tmp_path / "whole", ROWS, asked(), VOCABULARY, teacher_on(PADDED))
     save = cached._save
     saved: list[str] = []
 
@@ -178,7 +166,7 @@ def test_a_kill_loses_one_shard(bound: str, value: int, tmp_path: Path, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(cached, "_save", failing)
         with pytest.raises(KeyboardInterrupt):
-            cache_targets(tmp_path / "cut", ROWS, asked(), SHAPE, teacher_on(PADDED))
+            cache_targets(tmp_path / "cut", ROWS, asked(), VOCABULARY, teacher_on(PADDED))
     again: list[str] = []
 
     def noted(tensors: Any, path: Path) -> None:
@@ -186,7 +174,7 @@ def test_a_kill_loses_one_shard(bound: str, value: int, tmp_path: Path, monkeypa
         save(tensors, path)
 
     monkeypatch.setattr(cached, "_save", noted)
-    cache_targets(tmp_path / "cut", ROWS, asked(), SHAPE, teacher_on(PADDED))
+    cache_targets(tmp_path / "cut", ROWS, asked(), VOCABULARY, teacher_on(PADDED))
     assert len(saved) == 2
     assert again
     assert not set(saved) & set(again)
@@ -205,9 +193,9 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
 
 
 def test_the_bytes_of_a_position_are_those_of_the_files(tmp_path: Path) -> None:
-    made(tmp_path, with_blocks=True)
+    made(tmp_path)
     [file] = tmp_path.glob("*/*.safetensors")
     tensors = load_file(file)
     positions = len(tensors["log_probs"])
-    assert sum(t.nbytes for t in tensors.values()) == positions * SHAPE.bytes_per_position(asked(with_blocks=True))
-    assert Shape(2, 32, 100_000).bytes_per_position(asked(top_k=64)) == 64 * 6
+    assert sum(t.nbytes for t in tensors.values()) == positions * bytes_per_position(8, VOCABULARY)
+    assert bytes_per_position(64, 100_000) == 64 * 6

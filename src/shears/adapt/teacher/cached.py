@@ -1,6 +1,6 @@
 """A teacher's targets in files: computed once, read by example and position, so that no order of training matters.
 
-K positions that predict a label, N kept words, H features of a block's output.
+K positions that predict a label, N kept words.
 
 A folder holds shards of safetensors, each of whole examples in the order of the training set, and a record. The rest's
 mass is not stored: it is what the kept words leave to one.
@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shears.adapt.teacher.targets import Targets, Teacher
+from shears.adapt.teacher.targets import Teacher
 from shears.adapt.training.processes import num_processes, raise_in_all, shared_folder, wait
 from shears.adapt.training.trainer import BLANK, Collator
 from shears.data.examples import Tokenized, rows_fingerprint
@@ -44,35 +44,25 @@ SMALL_VOCABULARY = 2**16  # words that 16 bits number
 
 @dataclass(frozen=True)
 class Asked:
-    """What decides the targets: the teacher, its arithmetic, the examples, the kept words and blocks."""
+    """What decides the targets: the teacher, its arithmetic, the examples, the kept words."""
 
     teacher_fingerprint: str
     precision: str
     top_k: int
-    with_blocks: bool
 
     def key(self, rows: Sequence[Tokenized]) -> dict[str, Any]:
         """Return it with the hash of the examples' tokens and labels, as plain data."""
         return {**vars(self), "data_fingerprint": rows_fingerprint(rows)}
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a teacher: its blocks, the features of their outputs, the words of its vocabulary."""
+def bytes_per_position(top_k: int, num_words: int) -> int:
+    """Return the bytes of one position's targets in the files; a vocabulary has `num_words`."""
+    return min(top_k, num_words) * (2 + _index_dtype(num_words).itemsize)
 
-    num_blocks: int
-    hidden_size: int
-    num_words: int
 
-    def bytes_per_position(self, asked: Asked) -> int:
-        """Return the bytes of one position's targets in the files."""
-        words = min(asked.top_k, self.num_words) * (2 + self.index_dtype.itemsize)
-        return words + (self.num_blocks * self.hidden_size * 2 if asked.with_blocks else 0)
-
-    @property
-    def index_dtype(self) -> torch.dtype:
-        """The dtype of the numbers of words: 16 bits without a sign where they suffice; torch puts into no uint16."""
-        return torch.int16 if self.num_words <= SMALL_VOCABULARY else torch.int32
+def _index_dtype(num_words: int) -> torch.dtype:
+    """Return the dtype of the numbers of words: 16 bits where they suffice, read without a sign."""
+    return torch.int16 if num_words <= SMALL_VOCABULARY else torch.int32
 
 
 class Places:
@@ -107,24 +97,20 @@ class CachedTeacher:
     def __init__(self, folder: Path, rows: Sequence[Tokenized]) -> None:
         record = read_object(folder / RECORD)
         self._places = Places(rows)
-        self._blocks = record["shape"]["num_blocks"] if record["with_blocks"] else 0
         self._files = [load_file(folder / SHARD.format(index)) for index in range(record["num_shards"])]
         sizes = torch.tensor([len(file["log_probs"]) for file in self._files])
         if int(sizes.sum()) != len(self._places):
             raise InputError(f"{folder} must hold targets of these examples, it was damaged; delete it")
         self._ends = sizes.cumsum(0)
 
-    def targets(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Targets:
+    def targets(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> TopK:
         """Return the targets of the wanted positions; those of any other for a position without a label."""
         places = self._places.of(batch, wanted).clamp(min=0)
         device = wanted.device
         indices = self._gathered("indices", places)
         unsigned = SMALL_VOCABULARY - 1 if indices.dtype == torch.int16 else -1
         log_probs = self._gathered("log_probs", places).to(device, torch.float32)
-        outputs = (self._gathered(f"block.{index}", places).to(device) for index in range(self._blocks))
-        return Targets(
-            TopK(indices.to(device, torch.int64) & unsigned, log_probs), tuple(outputs) if self._blocks else None
-        )
+        return TopK(indices.to(device, torch.int64) & unsigned, log_probs)
 
     def _gathered(self, name: str, places: Int[Tensor, " K"]) -> Tensor:
         shards = torch.searchsorted(self._ends, places, right=True)
@@ -141,7 +127,7 @@ def cache_targets(
     folder: Path,
     rows: Sequence[Tokenized],
     asked: Asked,
-    shape: Shape,
+    num_words: int,
     open_teacher: Callable[[], tuple[Teacher, Collator]],
 ) -> CachedTeacher:
     """Return the cached targets of a training set's examples; what is not below `folder` yet is computed first.
@@ -156,17 +142,17 @@ def cache_targets(
         logger.info("taking the teacher's targets from %s", output)
         return CachedTeacher(output, rows)
     places = Places(rows)
-    size = shape.bytes_per_position(asked)
+    size = bytes_per_position(asked.top_k, num_words)
     shards = list(_shards(places.firsts, max(min(SHARD_BYTES // size, SHARD_POSITIONS), 1)))
     raise_in_all(lambda: _check_room(folder, len(places), size))
     folder.mkdir(parents=True, exist_ok=True)
     with shared_folder(output, key, resume=True) as work:
-        _write_shards(work, rows, shards, asked, shape, open_teacher)
+        _write_shards(work, rows, shards, asked, num_words, open_teacher)
         if is_first_process():
             record = {
                 "shears_version": __version__,
                 **key,
-                "shape": vars(shape),
+                "num_words": num_words,
                 "num_positions": len(places),
                 "bytes_per_position": size,
                 "num_shards": len(shards),
@@ -202,7 +188,7 @@ def _write_shards(
     rows: Sequence[Tokenized],
     shards: Sequence[range],
     asked: Asked,
-    shape: Shape,
+    num_words: int,
     open_teacher: Callable[[], tuple[Teacher, Collator]],
 ) -> None:
     """Write this process's shards that are not there yet."""
@@ -218,7 +204,7 @@ def _write_shards(
             batches = _batches(rows, shards[index], collate)
             first = places.firsts[shards[index].start]
             count = places.firsts[shards[index].stop] - first
-            tensors = _empty(count, asked, shape)
+            tensors = _empty(count, asked.top_k, num_words)
             for numbers, batch in batches:
                 _put(tensors, teacher, batch, places, first)
                 progress.advance(sum(len(rows[number].input_ids) for number in numbers))
@@ -235,13 +221,11 @@ def _batches(rows: Sequence[Tokenized], numbers: range, collate: Collator) -> It
         yield some, collate([(number, rows[number]) for number in some])
 
 
-def _empty(count: int, asked: Asked, shape: Shape) -> dict[str, Tensor]:
-    words = min(asked.top_k, shape.num_words)
-    blocks = range(shape.num_blocks if asked.with_blocks else 0)
+def _empty(count: int, top_k: int, num_words: int) -> dict[str, Tensor]:
+    words = min(top_k, num_words)
     return {
-        "indices": torch.empty((count, words), dtype=shape.index_dtype),
+        "indices": torch.empty((count, words), dtype=_index_dtype(num_words)),
         "log_probs": torch.empty((count, words), dtype=torch.float16),
-        **{f"block.{index}": torch.empty((count, shape.hidden_size), dtype=torch.bfloat16) for index in blocks},
     }
 
 
@@ -249,11 +233,9 @@ def _put(tensors: dict[str, Tensor], teacher: Teacher, batch: dict[str, Tensor],
     """Write the targets of a batch to their places in a shard that begins at the place `first`."""
     wanted = labelled_positions(batch["labels"])
     at = places.of(batch, wanted)
-    targets = teacher.targets(batch, wanted)
-    distribution = targets.distribution
+    distribution = teacher.targets(batch, wanted)
     kept = distribution if isinstance(distribution, TopK) else distribution.top_k(tensors["indices"].shape[1])
     values = {"indices": kept.indices, "log_probs": kept.log_probs}
-    values |= {f"block.{index}": output for index, output in enumerate(targets.block_outputs or ())}
     labelled = at >= 0
     for name, tensor in tensors.items():
         tensor[at[labelled] - first] = values[name].cpu()[labelled].to(tensor.dtype)

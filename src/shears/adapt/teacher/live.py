@@ -7,10 +7,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from shears.adapt.teacher.targets import Targets
 from shears.adapt.training.frozen import hold_as_computed
 from shears.models.devices import autocast, device_of, resolved_precision
-from shears.models.distillation import Logits, block_outputs
+from shears.models.distillation import Logits
 from shears.models.losses import before_head, logits_at, own_model, product_dtype, takes_pieces
 
 
@@ -21,11 +20,10 @@ class LiveTeacher:
     linears are held as they compute.
     """
 
-    def __init__(self, model: nn.Module, precision: str, *, with_blocks: bool) -> None:
+    def __init__(self, model: nn.Module, precision: str) -> None:
         self.model = model.eval().requires_grad_(False)
         hold_as_computed(self.model, resolved_precision(precision, device_of(model)))
         self.precision = precision
-        self.with_blocks = with_blocks
         self.head = self._head() if takes_pieces(model) else None
 
     def _head(self) -> tuple[Tensor, Tensor | None]:
@@ -36,17 +34,15 @@ class LiveTeacher:
         return head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
 
     @torch.no_grad()
-    def targets(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Targets:
+    def targets(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Logits:
         """Return the model's targets of the wanted positions."""
         names = (
             ("input_ids", "position_ids") if "examples" in batch else ("input_ids", "attention_mask", "position_ids")
         )
         device = device_of(self.model)
         inputs = {name: batch[name].to(device) for name in names}
-        with autocast(self.precision, device), block_outputs(self.model) as outputs:
+        with autocast(self.precision, device):
             if self.head is not None:  # it may run outside of autocast, which would convert its input
                 hidden = before_head(self.model, inputs, wanted.to(device))
-                logits = Logits(hidden.to(self.head[0].dtype), *self.head)
-            else:
-                logits = Logits(logits_at(self.model, inputs, wanted.to(device)))
-        return Targets(logits, tuple(output[wanted] for output in outputs) if self.with_blocks else None)
+                return Logits(hidden.to(self.head[0].dtype), *self.head)
+            return Logits(logits_at(self.model, inputs, wanted.to(device)))

@@ -9,7 +9,6 @@ from pathlib import Path
 from torch import nn
 
 from shears.adapt.load import checked_base
-from shears.adapt.teacher.cached import Shape
 from shears.checkpoints.conversion import known_config
 from shears.errors import InputError
 from shears.models.fetching import cache_folder
@@ -41,10 +40,9 @@ class TeacherSource:
         return self.model.name if self.adapter is None else str(self.adapter)
 
     @cached_property
-    def shape(self) -> Shape:
-        """The sizes that its configuration tells; InputError for an architecture that transformers does not know."""
-        config = known_config(self.model.folder).get_text_config()
-        return Shape(config.num_hidden_layers, config.hidden_size, config.vocab_size)
+    def num_words(self) -> int:
+        """The words of its vocabulary; InputError for an architecture that transformers does not know."""
+        return int(known_config(self.model.folder).get_text_config().vocab_size)
 
     def load(self, dtype: str = "auto", device: str = "auto") -> nn.Module:
         """Return the model, with its adapter, in evaluation mode."""
@@ -73,7 +71,7 @@ def find_teacher(name: str | Path) -> TeacherSource:
 
 def refuse_other_vocabulary(teacher: TeacherSource, student: ModelRef) -> None:
     """Raise InputError where the teacher's words are not the student's."""
-    sizes = [known_config(model.folder).get_text_config().vocab_size for model in (teacher.model, student)]
+    sizes = [source.num_words for source in (teacher, TeacherSource(student))]
     words = [load_tokenizer(model).get_vocab() for model in (teacher.model, student)]
     if sizes[0] != sizes[1] or words[0] != words[1]:
         raise InputError(

@@ -29,7 +29,7 @@ class Teaching:
         """
         wanted = labelled_positions(inputs["labels"])
         targets = inputs["labels"].roll(-1, dims=1)[wanted]
-        distribution = self.teacher.targets(inputs, wanted).distribution
+        distribution = self.teacher.targets(inputs, wanted)
 
         def loss(logits: Float[Tensor, "P V"], rows: slice) -> Float[Tensor, " P"]:
             return self._mixed(logits, targets[rows], distribution, rows)
