@@ -11,8 +11,8 @@ three learning rates, then the better of two values of alpha at that rate), trai
 its test answers at every rank. `search` needs the adapters of `run`: validation chooses a configuration with no more
 parameters than a uniform one, test measures both. `cost` times steps in turns.
 Cells that are in the results are skipped, and an interrupted training resumes. `--start` is plain, recovery,
-sparse-peft (merged at every rank) or dense; a base of `--sparse` needs a DIR and a FILE of its own. No test trains as
-it does: it needs the data.
+sparse-peft (merged at every rank) or dense; a base of `--sparse` and a `--teacher` need a DIR and a FILE of their own.
+No test trains as it does: it needs the data.
 """
 
 import argparse
@@ -53,6 +53,7 @@ class Bench:
         self.limit: int | None = arguments.limit
         self.rates: list[float] = arguments.rates
         self.scalings: list[float] = arguments.scalings
+        self.taught: dict[str, str] = {"teacher": str(arguments.teacher)} if arguments.teacher else {}
         self.results: Path = arguments.results
         self.work: Path = arguments.work / self.task.name
         self.work.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ class Bench:
         if not folder.exists():
             shears.train(
                 self.base, folder, resume=True, data=str(self.data["train"]), seed=seed, epochs=epochs,
-                max_length=self.task.max_length, **way.keywords(rate, scaling), **STARTS[self.start],
+                max_length=self.task.max_length, **way.keywords(rate, scaling), **STARTS[self.start], **self.taught,
             )  # fmt: skip
         if way.same_sum:
             multiply_cuts(folder)
@@ -224,6 +225,24 @@ def main() -> None:
     {"run": run, "search": search, "cost": cost}[arguments.command](Bench(arguments), arguments)
 
 
+def add_cells(command: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Add the options that say which cells a `Bench` makes; `defaults` are by the names of the options."""
+    command.set_defaults(**defaults)
+    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--task", choices=list(TASKS), default="mawps")
+    command.add_argument("--model", default=MODEL)
+    command.add_argument("--sparse", type=Path, help="base of the sparse starts; default: pruned here by Wanda")
+    command.add_argument("--teacher", type=Path, help="adapter of the dense model that all ways also learn from")
+    command.add_argument("--start", choices=list(STARTS))
+    command.add_argument("--ways", type=lambda text: text.split(","))
+    command.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0])
+    command.add_argument("--rates", type=_numbers, help="learning rates to choose from")
+    command.add_argument("--scalings", type=_numbers, help="alpha / rank, to choose from")
+    command.add_argument("--epochs", type=float)
+    command.add_argument("--limit", type=int, help="only the first so many test examples")
+    command.add_argument("--steps", type=int, help="timed steps")
+
+
 def _numbers(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
@@ -234,19 +253,8 @@ def _arguments() -> argparse.Namespace:
     commands.add_parser("table").add_argument("files", type=Path, nargs="+")
     for name in ("run", "search", "cost"):
         command = commands.add_parser(name)
-        command.add_argument("--data", type=Path, required=True)
-        command.add_argument("--task", choices=list(TASKS), default="mawps")
-        command.add_argument("--model", default=MODEL)
-        command.add_argument("--sparse", type=Path, help="base of the sparse starts; default: pruned here by Wanda")
-        command.add_argument("--start", choices=list(STARTS), default="plain")
-        command.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS))
-        command.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0])
-        command.add_argument("--rates", type=_numbers, default=list(RATES), help="learning rates to choose from")
-        command.add_argument("--scalings", type=_numbers, default=list(SCALINGS), help="alpha / rank, to choose from")
-        command.add_argument("--epochs", type=float, default=3.0)
-        command.add_argument("--limit", type=int, help="only the first so many test examples")
+        add_cells(command, start="plain", ways=list(WAYS), rates=RATES, scalings=SCALINGS, epochs=3.0, steps=30)
         command.add_argument("--evaluations", type=int, default=100, help="of a search")
-        command.add_argument("--steps", type=int, default=30, help="timed steps")
         command.add_argument("--work", type=Path, default=Path("runs/every-rank"))
         command.add_argument("--results", type=Path, default=Path("every_rank.jsonl"))
     return parser.parse_args()

@@ -18,9 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.every_rank import Bench
-from benchmarks.every_rank_ways import STARTS, TASKS, Way
-from benchmarks.nls import MODEL
+from benchmarks.every_rank import Bench, add_cells
+from benchmarks.every_rank_ways import Way
 from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 from benchmarks.rightness import as_bits
 from benchmarks.turns import step_seconds
@@ -141,21 +140,11 @@ def _arguments() -> argparse.Namespace:
     commands.add_parser("table").add_argument("files", type=Path, nargs="+")
     for name in ("run", "tune", "cost"):
         command = commands.add_parser(name)
-        command.add_argument("--data", type=Path, required=True)
-        command.add_argument("--task", choices=list(TASKS), default="mawps")
-        command.add_argument("--model", default=MODEL)
-        command.add_argument("--start", choices=list(STARTS), default="dense")
-        command.add_argument("--ways", type=lambda text: text.split(","), default=list(FACTORS))
+        add_cells(command, start="dense", ways=list(FACTORS), rates=RATES, scalings=[2.0], epochs=1.0, steps=15)
         command.add_argument("--sampling", default="nested")
-        command.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0])
-        command.add_argument("--rates", type=float, nargs="+", default=list(RATES))
         command.add_argument("--batch-size", type=int, default=16)
         command.add_argument("--warmup-steps", type=int, default=10)
         command.add_argument("--validation", type=int, help="only the first so many validation examples")
-        command.add_argument("--scalings", type=float, nargs="+", default=[2.0], help="alpha / rank, to choose from")
-        command.add_argument("--epochs", type=float, default=1.0)
-        command.add_argument("--limit", type=int, help="only the first so many test examples")
-        command.add_argument("--steps", type=int, default=15, help="timed steps")
         command.add_argument("--work", type=Path, default=Path("runs/relatives"))
         command.add_argument("--results", type=Path, default=Path("relatives.jsonl"))
     return parser.parse_args()

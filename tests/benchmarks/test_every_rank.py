@@ -12,7 +12,7 @@ from benchmarks.every_rank_ways import COST_WAYS, RANKS, WAYS, Way, ways_of
 from benchmarks.nls_tasks import Task
 from benchmarks.report import rows_of
 
-from benchmarks import every_rank, every_rank_ways, turns
+from benchmarks import every_rank, every_rank_ways, relatives, turns
 from shears.records.artifacts import SEARCH_SPACE, read_json, write_json
 from tests.searching.test_stage import rows
 from tests.tiny import save_tiny
@@ -74,8 +74,9 @@ def test_cuts_of_plain_lora_are_multiplied_to_the_sum_of_the_largest_rank(tmp_pa
         assert record["alpha"] == 32
 
 
+@pytest.mark.parametrize(("benchmark", "ways"), [(every_rank, COST_WAYS), (relatives, tuple(relatives.FACTORS))])
 def test_the_cost_of_a_step_is_kept_as_the_seconds_of_every_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    benchmark: Any, ways: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def take(steps: Mapping[str, Any], count: int) -> dict[str, turns.Taken]:
         return {name: turns.Taken([float(step) for step in range(count)], peak=1) for name in steps}
@@ -85,10 +86,10 @@ def test_the_cost_of_a_step_is_kept_as_the_seconds_of_every_step(
     results = tmp_path / "cells.jsonl"
     common = ["--data", str(tmp_path), "--task", "tiny", "--start", "dense", "--steps", "2", "--work",
               str(tmp_path / "work"), "--results", str(results)]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["every_rank", "cost", *common])
-    every_rank.main()
+    monkeypatch.setattr(sys, "argv", ["benchmark", "cost", *common])
+    benchmark.main()
     [row] = rows_of(results)
-    assert (row["kind"], row["seconds"]) == ("cost", {way: [0.0, 1.0] for way in COST_WAYS})
+    assert (row["kind"], row["seconds"]) == ("cost", {way: [0.0, 1.0] for way in ways})
 
 
 def test_a_run_tunes_trains_measures_and_searches_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
