@@ -58,10 +58,13 @@ LLAMA_MEANS = {("sparse-lora", "heuristic"): 43.3, ("sparse-nls", "searched"): 4
 MPT = {0.0: 36.1, 0.4: 35.7, 0.5: 33.4, 0.6: 30.4, 0.7: 22.8}
 """MPT-7B on GSM8K with NLS, percent by sparsity."""
 ORDER = (
-    "dense-0shot", "sparse-0shot", "dense-lora", "dense-nls", "sparse-lora", "sparse-nls", "sparse-nested",
-    "sparse-sparsepeft",
+    "dense-0shot", "sparse-0shot", "dense-lora", "dense-nls", "sparse-lora", "sparse-nls",
+    "sparse-nls-taught", "sparse-nested", "sparse-sparsepeft",
 )  # fmt: skip
-NAMES = {"0shot": "0-shot", "lora": "LoRA 32", "nls": "NLS", "nested": "nested", "sparsepeft": "SparsePEFT, merged"}
+NAMES = {
+    "0shot": "0-shot", "lora": "LoRA 32", "nls": "NLS", "nls-taught": "NLS beside a teacher", "nested": "nested",
+    "sparsepeft": "SparsePEFT, merged",
+}  # fmt: skip
 
 
 def print_tables(rows: Sequence[Row]) -> None:
@@ -122,7 +125,7 @@ def name_of(arm: Arm) -> str:
     """Return an arm in words."""
     where, _, kind = arm.arm.partition("-")
     base = where if arm.base == DENSE else f"{arm.sparsity:.0%} ({arm.base})"
-    reading = f", {arm.ranks}" if kind in ("nls", "nested") else ""
+    reading = f", {arm.ranks}" if kind in ("nls", "nls-taught", "nested") else ""
     return f"{base}, {NAMES[kind]}{reading}"
 
 
@@ -169,8 +172,9 @@ def claims(arms: Mapping[Arm, Runs]) -> Iterator[tuple[str, Arm, Arm]]:
             yield f"{where}: NLS, heuristic, minus LoRA 32", arm, arm._replace(arm="sparse-lora")
         elif arm.arm == "sparse-nls":
             yield f"{where}: NLS, {arm.ranks}, minus heuristic", arm, heuristic
-        elif arm.arm == "sparse-nested":
-            yield f"{where}: nested minus NLS, {arm.ranks}", arm, arm._replace(arm="sparse-nls")
+        elif arm.arm in ("sparse-nls-taught", "sparse-nested"):
+            kind = NAMES[arm.arm.partition("-")[2]]
+            yield f"{where}: {kind} minus NLS, {arm.ranks}", arm, arm._replace(arm="sparse-nls")
         elif arm.arm == "sparse-sparsepeft":
             yield f"{where}: SparsePEFT, merged, minus NLS, heuristic", arm, heuristic
         elif arm.arm == "sparse-0shot" and arm.base != "wanda":

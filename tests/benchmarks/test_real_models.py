@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from benchmarks.real_models import append, lines_of, run_cells
-from benchmarks.real_models_cells import Cell, Wanted, choose, pending, tuning_cell, undecided, wanted_tests
+from benchmarks.real_models_cells import ARMS, Cell, Wanted, choose, pending, tuning_cell, undecided, wanted_tests
 from benchmarks.real_models_data import Task, parse_task, write_training
 from benchmarks.real_models_pictures import write_pictures
 from benchmarks.real_models_run import Setting, answers_text, checked_base, run_cell, taught_keywords, training_keywords
@@ -247,6 +247,12 @@ def test_accuracies_are_pooled_over_seeds_and_differences_paired_on_common_seeds
     assert [float(row[4]) for row in claims.values()] == holm([float(row[3]) for row in claims.values()])
 
 
+def test_every_arm_has_a_line_in_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    print_tables([_line(arm, "1000", **(UNTRAINED if arm == "dense-0shot" else {})) for arm in ARMS])
+    lines = _table_lines(capsys.readouterr().out)
+    assert len([name for name, row in lines.items() if " of 4 x 1" in row[1]]) >= len(ARMS) - 1
+
+
 def test_questions_that_any_line_was_trained_on_are_counted_in_none(capsys: pytest.CaptureFixture[str]) -> None:
     records = [{"correct": True}, {"correct": True, "seen_in_training": True}, {"correct": False}]
     assert answers_text(records) == "1-0"
@@ -313,7 +319,6 @@ def test_an_arm_starts_from_the_recovery_unless_its_mask_would_remove_it(tmp_pat
     rows = tmp_path / "train.jsonl"
     rows.write_text("{}\n" * 2000)
     cells = {cell.arm: cell for cell in wanted_tests(Wanted(("small",), (GSM8K,)))}
-    from benchmarks.real_models_cells import ARMS
 
     def started(base: Path) -> dict[str, dict[str, Any]]:
         return {
