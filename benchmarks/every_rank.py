@@ -176,8 +176,8 @@ class Bench:
         folder = self.work / f"cost-{way.name}"
         shutil.rmtree(folder, ignore_errors=True)
         shears.train(
-            self.base, folder, data=str(self.data["train"]), max_steps=count, warmup_steps=1,
-            max_length=self.task.max_length, **way.keywords(RATES[0], SCALINGS[0]), **STARTS[self.start],
+            self.base, folder, data=str(self.data["train"]), max_steps=count, max_length=self.task.max_length,
+            **{**way.keywords(RATES[0], SCALINGS[0]), "warmup_steps": 1}, **STARTS[self.start],
         )  # fmt: skip
 
 
