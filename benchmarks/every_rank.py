@@ -53,7 +53,7 @@ class Bench:
         self.limit: int | None = arguments.limit
         self.rates: list[float] = arguments.rates
         self.scalings: list[float] = arguments.scalings
-        self.taught: dict[str, str] = {"teacher": str(arguments.teacher)} if arguments.teacher else {}
+        self.taught: dict[str, Any] = {"teacher": str(arguments.teacher)} if arguments.teacher else {}
         self.results: Path = arguments.results
         self.work: Path = arguments.work / self.task.name
         self.work.mkdir(parents=True, exist_ok=True)
@@ -87,10 +87,7 @@ class Bench:
         """Train, if there is no adapter yet; return its folder."""
         folder = self.adapter(way, rate, scaling, seed, epochs)
         if not folder.exists():
-            shears.train(
-                self.base, folder, resume=True, data=str(self.data["train"]), seed=seed, epochs=epochs,
-                max_length=self.task.max_length, **way.keywords(rate, scaling), **STARTS[self.start], **self.taught,
-            )  # fmt: skip
+            self._train(folder, {**way.keywords(rate, scaling), "resume": True, "seed": seed, "epochs": epochs})
         if way.same_sum:
             multiply_cuts(folder)
         return folder
@@ -175,9 +172,13 @@ class Bench:
         """Make some steps of a training, to be timed."""
         folder = self.work / f"cost-{way.name}"
         shutil.rmtree(folder, ignore_errors=True)
+        self._train(folder, {**way.keywords(RATES[0], SCALINGS[0]), "max_steps": count, "warmup_steps": 1})
+
+    def _train(self, folder: Path, keywords: Mapping[str, Any]) -> None:
+        """Train a folder from the start of these cells, beside their teacher, if they have one."""
         shears.train(
-            self.base, folder, data=str(self.data["train"]), max_steps=count, max_length=self.task.max_length,
-            **{**way.keywords(RATES[0], SCALINGS[0]), "warmup_steps": 1}, **STARTS[self.start],
+            self.base, folder, data=str(self.data["train"]), max_length=self.task.max_length, **keywords,
+            **STARTS[self.start], **self.taught,
         )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ class Arm:
     """Whether the adapter is masked by the zeros and merged into them (SparsePEFT)."""
     sampling: str = "uniform"
     taught: bool = False
-    """Whether it also learns what the dense-lora of the same cell predicts, one half of its loss."""
+    """Whether it also learns what an adapter of the dense model predicts (`--teachers`), one half of its loss."""
     bases: tuple[str, ...] = (BEST,)
     """The methods that prune its base: best is admm with the sensitivity allocation, wanda is the paper's."""
 

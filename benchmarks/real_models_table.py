@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.real_models_cells import DENSE
+from benchmarks.real_models_cells import ARMS, DENSE
 from benchmarks.real_models_data import TESTS
 from shears.evaluation.statistics import (
     Z95,
@@ -57,10 +57,7 @@ LLAMA_MEANS = {("sparse-lora", "heuristic"): 43.3, ("sparse-nls", "searched"): 4
 """LLaMA-7B at 50 %, mean of the four sets: other arms."""
 MPT = {0.0: 36.1, 0.4: 35.7, 0.5: 33.4, 0.6: 30.4, 0.7: 22.8}
 """MPT-7B on GSM8K with NLS, percent by sparsity."""
-ORDER = (
-    "dense-0shot", "sparse-0shot", "dense-lora", "dense-nls", "sparse-lora", "sparse-nls",
-    "sparse-nls-taught", "sparse-nested", "sparse-sparsepeft",
-)  # fmt: skip
+ORDER = tuple(ARMS)
 NAMES = {
     "0shot": "0-shot", "lora": "LoRA 32", "nls": "NLS", "nls-taught": "NLS beside a teacher", "nested": "nested",
     "sparsepeft": "SparsePEFT, merged",
@@ -125,7 +122,7 @@ def name_of(arm: Arm) -> str:
     """Return an arm in words."""
     where, _, kind = arm.arm.partition("-")
     base = where if arm.base == DENSE else f"{arm.sparsity:.0%} ({arm.base})"
-    reading = f", {arm.ranks}" if kind in ("nls", "nls-taught", "nested") else ""
+    reading = f", {arm.ranks}" if len(ARMS[arm.arm].readings) > 1 else ""
     return f"{base}, {NAMES[kind]}{reading}"
 
 

@@ -14,24 +14,21 @@ from shears.adapt.elastic import reorder
 from shears.adapt.groups import resolved_groups
 from shears.adapt.initial import without_start
 from shears.adapt.polar import fold_polar
-from shears.adapt.prepare import Prepared, Rows, prepare, read_training_rows
+from shears.adapt.prepare import Prepared, prepare, read_training_rows
 from shears.adapt.space import SearchSpace
-from shears.adapt.teacher.cached import Asked, CachedTeacher, cache_targets
-from shears.adapt.teacher.live import LiveTeacher
-from shears.adapt.teacher.source import TeacherSource, find_teacher, refuse_other_vocabulary, targets_folder
+from shears.adapt.teacher.cached import cached_teacher
+from shears.adapt.teacher.source import TeacherSource, find_teacher, refuse_other_vocabulary
 from shears.adapt.teacher.teaching import Teaching
 from shears.adapt.training.checkpoints import CHECKPOINTS
 from shears.adapt.training.fit import fit
 from shears.adapt.training.processes import join_processes, raise_in_all, shared_folder, wait
 from shears.adapt.training.step_log import check_trackers, tracking
-from shears.adapt.training.trainer import Collator, collator_of
 from shears.adapt.training.validation import read_losses
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
 from shears.data.rows import source_fingerprint
-from shears.models.devices import pick_device, resolved_precision
-from shears.models.load import load_tokenizer
+from shears.models.devices import pick_device
 from shears.models.quantize_aware import LEARNT, current_grids, write_grids
 from shears.models.ref import ModelRef, resolve
 from shears.progress import is_first_process
@@ -110,7 +107,10 @@ def _fit_and_save(
     teacher: TeacherSource | None,
 ) -> None:
     rows = raise_in_all(lambda: read_training_rows(model, settings))
-    teaching = Teaching(_cached(teacher, model, rows, settings), settings.teacher_weight) if teacher else None
+    teaching = None
+    if teacher:
+        targets = cached_teacher(teacher, model, rows.train, settings, packing=settings.packing)
+        teaching = Teaching(targets, settings.teacher_weight)
     prepared = raise_in_all(lambda: prepare(model, settings, rows))
     fit(prepared, work, settings, teaching)
     wait()  # for checkpoints that other processes still write
@@ -120,19 +120,6 @@ def _fit_and_save(
         if settings.reorder:
             reorder(prepared.model)
         _save(prepared, work, settings, origin)
-
-
-def _cached(teacher: TeacherSource, model: ModelRef, rows: Rows, settings: TrainConfig) -> CachedTeacher:
-    """Return the teacher's targets of the training examples, computed before the model is loaded."""
-    precision = resolved_precision(settings.precision, pick_device(settings.device))
-    asked = Asked(teacher.fingerprint, precision, settings.teacher_top_k)
-
-    def load() -> tuple[LiveTeacher, Collator]:
-        network = teacher.load(device=settings.device)
-        collate = collator_of(network, load_tokenizer(model), packing=settings.packing)  # tried as it was loaded
-        return LiveTeacher(network, precision), collate
-
-    return cache_targets(targets_folder(settings.data), rows.train, asked, teacher.num_words, load)
 
 
 def _save(prepared: Prepared, work: Path, settings: TrainConfig, origin: dict[str, str | None]) -> None:

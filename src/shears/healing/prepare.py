@@ -7,11 +7,10 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shears.adapt.teacher.cached import Asked, CachedTeacher, cache_targets
+from shears.adapt.teacher.cached import cached_teacher
 from shears.adapt.teacher.live import LiveTeacher
-from shears.adapt.teacher.source import TeacherSource, refuse_other_vocabulary, targets_folder
+from shears.adapt.teacher.source import TeacherSource, refuse_other_vocabulary
 from shears.adapt.teacher.targets import Teacher
-from shears.adapt.training.trainer import Collator, collator_of
 from shears.checkpoints.zeros import count_zeros
 from shears.config import HealConfig
 from shears.data.calibration import text_tokens
@@ -63,7 +62,7 @@ def prepare(sparse: ModelRef, dense: ModelRef, settings: HealConfig) -> Prepared
     tokenizer = load_tokenizer(sparse)
     rows = sequences(tokenizer, settings)
     precision = resolved_precision(settings.precision, pick_device(settings.device))
-    cached = _cached(source, tokenizer, rows, settings, precision) if settings.teacher_top_k else None
+    cached = cached_teacher(source, sparse, rows, settings, packing=True) if settings.teacher_top_k else None
     model = load_model(sparse, device=settings.device)
     check_sequence_length(model, settings.sequence_length)
     refuse_unknown(max(max(row.input_ids) for row in rows), model.get_input_embeddings())
@@ -73,24 +72,6 @@ def prepare(sparse: ModelRef, dense: ModelRef, settings: HealConfig) -> Prepared
     teacher = load_model(dense, device=settings.device)
     _warn_of_sparse(teacher, dense.name)
     return Prepared(model, tokenizer, LiveTeacher(teacher, precision), rows)
-
-
-def _cached(
-    source: TeacherSource,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[Tokenized],
-    settings: HealConfig,
-    precision: str,
-) -> CachedTeacher:
-    """Return the dense model's targets of the sequences, computed before the sparse model is loaded."""
-    asked = Asked(source.fingerprint, precision, settings.teacher_top_k)
-
-    def load() -> tuple[LiveTeacher, Collator]:
-        network = source.load(device=settings.device)
-        collate = collator_of(network, tokenizer, packing=True)  # tried as it was loaded
-        return LiveTeacher(network, precision), collate
-
-    return cache_targets(targets_folder(settings.data), rows, asked, source.num_words, load)
 
 
 def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[Tokenized]:

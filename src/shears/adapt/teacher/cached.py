@@ -21,13 +21,19 @@ from jaxtyping import Bool, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from shears.adapt.teacher.live import LiveTeacher
+from shears.adapt.teacher.source import TeacherSource, targets_folder
 from shears.adapt.teacher.targets import Teacher
 from shears.adapt.training.processes import num_processes, raise_in_all, shared_folder, wait
-from shears.adapt.training.trainer import BLANK, Collator
+from shears.adapt.training.trainer import BLANK, Collator, collator_of
+from shears.config import HealConfig, TrainConfig
 from shears.data.examples import Tokenized, rows_fingerprint
 from shears.errors import InputError
+from shears.models.devices import pick_device, resolved_precision
 from shears.models.distillation import TopK
+from shears.models.load import load_tokenizer
 from shears.models.losses import IGNORED, labelled_positions
+from shears.models.ref import ModelRef
 from shears.progress import is_first_process, meter
 from shears.records.artifacts import read_object, sync_path, write_json
 from shears.records.version import __version__
@@ -121,6 +127,29 @@ class CachedTeacher:
             first = int(self._ends[shard]) - len(parts[shard])
             result[here] = parts[shard][places[here] - first]
         return result
+
+
+def cached_teacher(
+    teacher: TeacherSource,
+    student: ModelRef,
+    rows: Sequence[Tokenized],
+    settings: TrainConfig | HealConfig,
+    *,
+    packing: bool,
+) -> CachedTeacher:
+    """Return a teacher's targets of the examples in `rows`, which came from `settings.data`; see `cache_targets`.
+
+    It is loaded only where targets are missing, before the student needs its memory, and computes as training does.
+    """
+    precision = resolved_precision(settings.precision, pick_device(settings.device))
+    asked = Asked(teacher.fingerprint, precision, settings.teacher_top_k)
+
+    def load() -> tuple[LiveTeacher, Collator]:
+        network = teacher.load(device=settings.device)
+        collate = collator_of(network, load_tokenizer(student), packing=packing)  # tried as it was loaded
+        return LiveTeacher(network, precision), collate
+
+    return cache_targets(targets_folder(settings.data), rows, asked, teacher.num_words, load)
 
 
 def cache_targets(
