@@ -42,7 +42,7 @@ from benchmarks.real_models_cells import (
 )
 from benchmarks.real_models_data import parse_task
 from benchmarks.real_models_pictures import write_pictures
-from benchmarks.real_models_run import Setting, checked_base, run_cell
+from benchmarks.real_models_run import Setting, checked_base, run_cell, taught_keywords
 from benchmarks.real_models_table import print_tables
 from benchmarks.report import log_to_stderr
 from shears.errors import InputError
@@ -176,7 +176,7 @@ arguments.evaluations,
 
 
 def _setting(arguments: argparse.Namespace, wanted: Wanted) -> Setting:
-    """Return the setting; InputError for bases that no cell would use, or that are not what they are called."""
+    """Return the setting; InputError for unused bases, for those that are not what they are called, for no teacher."""
     bases = {name if ":" in name else f"{model}:{name}": Path(path)
              for name, path in arguments.bases.items() for model in wanted.models}  # fmt: skip
     used = {f"{cell.model}:{cell.base}-{cell.sparsity:g}": cell for cell in wanted_tests(wanted) if cell.base != DENSE}
@@ -185,12 +185,15 @@ def _setting(arguments: argparse.Namespace, wanted: Wanted) -> Setting:
             known = ", ".join(sorted(used)) or "none"
             raise InputError(f"--bases must name a base of these cells ({known}), got {name}; correct the name")
         checked_base(name, path, used[name].sparsity)
-    return Setting(
+    setting = Setting(
         arguments.data, arguments.work, arguments.models, bases,
         {model: Path(path) for model, path in arguments.teachers.items()}, arguments.backend,
         arguments.validation_limit,
         pruning={"num_samples": arguments.num_samples}, training={"device": "cpu"} if arguments.cpu else {},
     )  # fmt: skip
+    for cell in wanted_tests(wanted):
+        taught_keywords(cell, setting)  # refuses a missing teacher before the first cell runs
+    return setting
 
 
 def _arguments() -> argparse.Namespace:

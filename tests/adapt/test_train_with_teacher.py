@@ -136,7 +136,13 @@ def test_another_vocabulary_is_refused_before_anything_is_written(base: Path, da
 
 
 def test_a_sparse_teacher_is_warned_of(teacher: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (teacher / "sparsity.json").write_text("{}")
     with caplog.at_level(logging.WARNING):
-        find_teacher(teacher)
-    assert "is itself sparse: a dense one says more" in caplog.text
+        find_teacher(teacher).load()
+    assert "the teacher should be dense" not in caplog.text
+    model = AutoModelForCausalLM.from_pretrained(teacher)
+    for weight in model.model.layers.parameters():
+        weight.data[: len(weight) // 2] = 0
+    model.save_pretrained(teacher)
+    with caplog.at_level(logging.WARNING):
+        find_teacher(teacher).load()
+    assert "the teacher should be dense" in caplog.text

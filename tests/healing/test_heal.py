@@ -160,11 +160,14 @@ def test_a_teacher_may_have_another_depth(models: Path, tmp_path: Path) -> None:
     assert healed(models, tmp_path / "healed", teacher=str(tmp_path / "deeper"), tokens=64).is_dir()
 
 
-def test_a_sparse_teacher_is_warned_of(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("top_k", [0, 8])
+def test_a_sparse_teacher_is_warned_of(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, top_k: int
+) -> None:
     save_tiny(tmp_path / "other", seed=1)
     prune(tmp_path / "other")
     with caplog.at_level(logging.WARNING, logger="shears"):
-        healed(models, tmp_path / "healed", teacher=str(tmp_path / "other"), tokens=64)
+        healed(models, tmp_path / "healed", teacher=str(tmp_path / "other"), tokens=64, teacher_top_k=top_k)
     assert "the teacher should be dense" in caplog.text
 
 

@@ -25,7 +25,6 @@ from shears.models.losses import IGNORED, check_sequence_length
 from shears.models.ref import ModelRef, resolve
 
 logger = logging.getLogger(__name__)
-SPARSE = 0.05  # share of zeros from which a teacher is not dense
 MOST_EPOCHS = 4  # up to this, repeated text is worth about as much as new text (arXiv 2305.16264)
 
 
@@ -69,9 +68,7 @@ def prepare(sparse: ModelRef, dense: ModelRef, settings: HealConfig) -> Prepared
     _start(sparse, model, settings, precision)
     if cached is not None:
         return Prepared(model, tokenizer, cached, rows)
-    teacher = load_model(dense, device=settings.device)
-    _warn_of_sparse(teacher, dense.name)
-    return Prepared(model, tokenizer, LiveTeacher(teacher, precision), rows)
+    return Prepared(model, tokenizer, LiveTeacher(source.load(device=settings.device), precision), rows)
 
 
 def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[Tokenized]:
@@ -123,9 +120,3 @@ def zeros_share(model: nn.Module, names: Iterable[str]) -> float:
     """Return the share of zeros in the weights of the named linears."""
     weights = [model.get_parameter(f"{name}.weight") for name in names]
     return sum(map(count_zeros, weights)) / max(sum(weight.numel() for weight in weights), 1)
-
-
-def _warn_of_sparse(teacher: PreTrainedModel, name: str) -> None:
-    zeros = zeros_share(teacher, trainable(teacher))
-    if zeros >= SPARSE:
-        logger.warning("the teacher should be dense, %s has %.1f %% zeros", name, 100 * zeros)

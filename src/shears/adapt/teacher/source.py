@@ -10,16 +10,18 @@ from torch import nn
 
 from shears.adapt.load import checked_base
 from shears.checkpoints.conversion import known_config
+from shears.checkpoints.zeros import count_zeros
 from shears.errors import InputError
 from shears.models.fetching import cache_folder
 from shears.models.load import load_tokenizer, load_with_adapter
 from shears.models.ref import ModelRef, resolve
-from shears.records.artifacts import SPARSITY, find_record, read_record, weights_fingerprint
+from shears.records.artifacts import find_record, read_record, weights_fingerprint
 from shears.records.paths import expanded
 from shears.records.peft_files import ADAPTER_CONFIG
 
 logger = logging.getLogger(__name__)
 FOLDER = "teacher_targets"
+SPARSE = 0.05  # share of zeros from which a teacher is not dense
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,21 @@ class TeacherSource:
         return int(known_config(self.model.folder).get_text_config().vocab_size)
 
     def load(self, dtype: str = "auto", device: str = "auto") -> nn.Module:
-        """Return the model, with its adapter, in evaluation mode."""
-        return load_with_adapter(self.model, self.adapter, dtype, device)[0]
+        """Return the model, with its adapter, in evaluation mode; a sparse one is warned of."""
+        network = load_with_adapter(self.model, self.adapter, dtype, device)[0]
+        zeros = _zeros_share(network)
+        if zeros >= SPARSE:
+            logger.warning(
+                "the teacher should be dense, %s has %.1f %% zeros in its matrices; take the model that it was pruned "
+                "from", self.name, 100 * zeros,
+            )  # fmt: skip
+        return network
 
 
 def find_teacher(name: str | Path) -> TeacherSource:
     """Return the teacher of a name: a model by any name, or the folder of an adapter that shears trained.
 
-    InputError where there is none, for a package, and for an adapter whose base is not the one it was trained on. A
-    teacher that is itself sparse is warned of.
+    InputError where there is none, for a package, and for an adapter whose base is not the one it was trained on.
     """
     folder = expanded(name)
     if not (folder / ADAPTER_CONFIG).is_file():
@@ -64,8 +72,6 @@ def find_teacher(name: str | Path) -> TeacherSource:
             raise InputError(f"a teacher that is an adapter must be one that shears trained, got {folder}; merge it")
         source = TeacherSource(checked_base(folder, read_record(folder, path.name, "base", "base_fingerprint")), folder)
     source.model.refuse_package("teach")
-    if (source.model.folder / SPARSITY).is_file():
-        logger.warning("the teacher %s is itself sparse: a dense one says more", source.name)
     return source
 
 
@@ -87,3 +93,9 @@ def targets_folder(data: str) -> Path:
     if path.is_file() and os.access(path.parent, os.W_OK):
         return path.with_name(f"{path.name}.teacher")
     return cache_folder() / FOLDER
+
+
+def _zeros_share(network: nn.Module) -> float:
+    """Return the share of zeros in a network's matrices, embeddings included, an adapter's left out."""
+    matrices = [each for name, each in network.named_parameters() if each.ndim > 1 and "lora_" not in name]
+    return sum(map(count_zeros, matrices)) / max(sum(each.numel() for each in matrices), 1)
