@@ -95,8 +95,11 @@ class Bench:
     def tuned(self, way: Way) -> tuple[float, float]:
         """Return the learning rate and the scaling of the lowest mean validation loss.
 
-        The rate is the best of all at the first scaling; then the scalings are compared at that rate.
+        The rate is the best of all at the first scaling; then the scalings are compared at that rate. One rate with
+        one scaling is no choice, and nothing is trained for it.
         """
+        if len(self.rates) * len(self.scalings) == 1:
+            return self.rates[0], self.scalings[0]
         found: dict[tuple[float, float], float] = {}
 
         def best_of(settings: list[tuple[float, float]]) -> tuple[float, float]:
@@ -150,7 +153,7 @@ class Bench:
     def searched(self, way: Way, rank: int, seed: int, evaluations: int) -> Cell:
         """Search on validation under the size of a uniform configuration; return the choice's test answers."""
         [cell] = [row for row in self._test_cells(way) if row["seed"] == seed]
-        folder = self.adapter(way, cell["rate"], cell["scaling"], seed, self.epochs)
+        folder = self.trained(way, cell["rate"], cell["scaling"], seed, self.epochs)
         space = load_super_adapter(folder).elastic
         bound = space.num_parameters(space.space.check(dict.fromkeys(space.space.ranks, rank)))
         found = folder.with_name(f"{folder.name}-search{rank}")
