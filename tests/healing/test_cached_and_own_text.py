@@ -30,6 +30,17 @@ def test_cached_targets_of_all_words_heal_as_the_teacher_does(
     heal(models / "sparse", tmp_path / "arm", **{**options, "learning_rate": 1e-3}, teacher_top_k=VOCABULARY)
 
 
+def test_the_teacher_reads_no_more_text_than_healing_does(models: Path, tmp_path: Path) -> None:
+    """8 of the 40 sequences, the same ones with every seed; each predicts all of its tokens but the first."""
+    text = tmp_path / "text.txt"
+    text.write_bytes((models / "text.txt").read_bytes())
+    options = {**FEW, "data": str(text), "teacher": str(models / "dense"), "teacher_top_k": 8}
+    for seed in (0, 1):
+        heal(models / "sparse", tmp_path / f"seed{seed}", **options, seed=seed)
+    [record] = (tmp_path / "text.txt.teacher").glob("*/teacher.json")
+    assert json.loads(record.read_text())["num_positions"] == 8 * 15
+
+
 def test_a_teacher_in_fp32_is_cached_as_it_computes_in_bf16(models: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_bytes((models / "text.txt").read_bytes())
     options = {**FEW, "data": str(tmp_path / "text.txt"), "teacher": str(models / "dense"), "precision": "bf16"}

@@ -26,7 +26,8 @@ class HealConfig(StageConfig):
     """Likeliest words that are kept of each prediction of the teacher; the others count as one. They are computed once
     and kept beside the data, so that the teacher is not in memory while training. 0: it is, and all words count."""
     tokens: Count = 1_000_000
-    """Tokens to train on, such as 50k or 1M; a shorter text is read several times."""
+    """Tokens to train on, such as 50k or 1M: a shorter text is read several times, a longer one in evenly spaced
+    sequences."""
     sequence_length: int = Field(512, gt=1)
     """Tokens of a sequence; the text is cut into such pieces."""
     train: Literal["weights", "lora"] = "weights"

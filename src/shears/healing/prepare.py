@@ -72,7 +72,10 @@ def prepare(sparse: ModelRef, dense: ModelRef, settings: HealConfig) -> Prepared
 
 
 def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[Tokenized]:
-    """Return the text cut into sequences, each token but the first predicted; InputError for too short a text."""
+    """Return the text cut into sequences, each token but the first predicted; InputError for too short a text.
+
+    Of more text than all steps read, evenly spaced sequences, whatever the seed: no other needs a teacher's targets.
+    """
     length = settings.sequence_length
     tokens = text_tokens(settings.data, tokenizer, settings.columns, settings.template)
     pieces = [tokens[start : start + length] for start in range(0, len(tokens) - length + 1, length)]
@@ -81,6 +84,10 @@ def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[
             f"heal needs at least a batch of {settings.batch_size} sequences of {length} tokens, {settings.data} has "
             f"{len(tokens)} tokens; give more text, or a smaller batch_size or sequence_length"
         )
+    wanted = settings.num_steps * settings.batch_size
+    if wanted < len(pieces):
+        logger.info("taking %d of the %d sequences of %s, evenly spaced", wanted, len(pieces), settings.data)
+        pieces = [pieces[number * len(pieces) // wanted] for number in range(wanted)]
     epochs = settings.num_sequences / len(pieces)
     if epochs > MOST_EPOCHS:
         logger.warning(
