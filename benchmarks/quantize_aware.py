@@ -136,7 +136,8 @@ def exact(arguments: argparse.Namespace) -> Iterator[str]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a line for each arm: accuracy pooled over its seeds, and its difference to the reference in points."""
-    by_arm = {arm: {row["seed"]: row for row in rows if row["arm"] == arm} for arm in ARMS}
+    names = [*ARMS, *sorted({row["arm"] for row in rows} - ARMS.keys())]  # the others: benchmarks.quantized_dense
+    by_arm = {arm: {row["seed"]: row for row in rows if row["arm"] == arm} for arm in names}
     yield "| arm | seeds | accuracy | difference to bf16 | MB |\n| --- | --- | --- | --- | --- |"
     for arm, cells in by_arm.items():
         if not cells:
@@ -163,22 +164,27 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "table", "exact"])
     parser.add_argument("--base", help="a pruned model")
+    parser.add_argument("--arms", type=lambda text: text.split("; "), default=list(ARMS), help="separated by '; '")
+    parser.add_argument("--alpha", type=float, default=64.0)
+    parser.add_argument("--masked-alpha", type=float, default=128.0, help="of all arms but NLS")
+    parser.add_argument("--ranks-of-package", default="heuristic", help="as export --ranks")
+    parser.add_argument("--results", type=Path, nargs="+", default=[])
+    add_answering(parser)
+    arguments = parser.parse_args()
+    arguments.set = dict(arguments.set)
+    return arguments
+
+
+def add_answering(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what is trained on and what is answered."""
     parser.add_argument("--train", help="training examples")
     parser.add_argument("--test", help="test examples")
     parser.add_argument("--task", default="number")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--max-new-tokens", type=int)
-    parser.add_argument("--arms", type=lambda text: text.split("; "), default=list(ARMS), help="separated by '; '")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0])
-    parser.add_argument("--alpha", type=float, default=64.0)
-    parser.add_argument("--masked-alpha", type=float, default=128.0, help="of all arms but NLS")
-    parser.add_argument("--ranks-of-package", default="heuristic", help="as export --ranks")
     parser.add_argument("--set", type=_setting, action="append", default=[], help="KEY=VALUE of shears train")
     parser.add_argument("--work", type=Path, default=Path("runs/quantize-aware"), help="keeps adapters and results")
-    parser.add_argument("--results", type=Path, nargs="+", default=[])
-    arguments = parser.parse_args()
-    arguments.set = dict(arguments.set)
-    return arguments
 
 
 def _setting(text: str) -> tuple[str, Any]:

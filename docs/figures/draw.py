@@ -265,13 +265,39 @@ def results() -> str:
     return svg(282, "Accuracy of LoRA and NLS on sparse and dense models, on MAWPS and on ARC-Easy.", parts)
 
 
+def ranks() -> str:
+    """Accuracy over rank of one training, nested or sampled, and of LoRAs, read from the table of results.md."""
+    table = (Path(__file__).parents[1] / "results.md").read_text(encoding="utf-8")
+    start = table.index("## One training, every rank")
+    rows = {
+        "a LoRA of each rank": ("LoRAs", "kept", 0),
+        "`--sampling nested`": ("nested", "lora", 12),
+        "`--sampling uniform` (NLS)": ("uniform (NLS)", "half", 0),
+    }
+    parts = []
+    for percent in (40, 50, 60, 70):
+        y = 190 - (percent - 40) * 5.6
+        parts += [f'<path d="M60 {y}h330" class="box"/>', text(20, y + 4, f"{percent} %", "small")]
+    for index, rank in enumerate((8, 16, 24, 32)):
+        parts.append(text(70 + index * 100, 210, f"rank {rank}", "small"))
+    for name, (label, kind, below) in rows.items():
+        cells = table[table.index(f"| {name} |", start) :].split("\n")[0].split("|")[2:6][::-1]
+        points = [(85 + index * 100, 190 - (float(cell.split()[0]) - 40) * 5.6)
+                  for index, cell in enumerate(cells) if cell.strip()]  # fmt: skip
+        parts.append(f'<path d="M{" L".join(f"{x} {y:.1f}" for x, y in points)}" class="line"/>')
+        parts += [f'<circle cx="{x}" cy="{y:.1f}" r="4" class="{kind}"/>' for x, y in points]
+        parts.append(text(396, points[-1][1] + 2 + below, label, "small"))
+    parts.append(text(10, 232, "SmolLM2-135M, half pruned, MAWPS, one epoch from PEFT's start", "small"))
+    return svg(242, "Accuracy over rank: LoRAs of their own, one nested and one uniformly sampled training.", parts)
+
+
 def place(percent: float) -> float:
     """Return where an accuracy stands on the axis, which goes from 50 to 85 %."""
     return 165 + (percent - 50) * 8.6
 
 
 FIGURES: dict[str, Callable[[], str]] = {
-    draw.__name__: draw for draw in (pipeline, pruning, nls, recovery, healing, search, kernels, results)
+    draw.__name__: draw for draw in (pipeline, pruning, nls, recovery, healing, search, kernels, ranks, results)
 }
 
 if __name__ == "__main__":
