@@ -76,7 +76,7 @@ def _row(arm: Arm, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     start = time.monotonic()
     adapter = _trained(arm, seed, arguments)
     seconds = time.monotonic() - start
-    package = _packed(adapter, arm.values, arguments.ranks_of_package, arguments.work)
+    package = _packed(adapter, arm.values, arguments.ranks_of_package, arguments.work, arguments.embeddings)
     result = evaluated(package, arguments)
     record = read_json(package / "package.json")
     shutil.rmtree(package)
@@ -85,6 +85,7 @@ def _row(arm: Arm, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "task": arguments.task,
         "ranks": arguments.ranks_of_package,
+        "embeddings": arguments.embeddings,
         "right": right,
         "bytes": record["bytes"]["model"] + record["bytes"]["adapter"],
         "sparsity": record["sparsity"],
@@ -103,10 +104,10 @@ def _trained(arm: Arm, seed: int, arguments: argparse.Namespace) -> Path:
     return output
 
 
-def _packed(adapter: Path, values: str, ranks: str, work: Path) -> Path:
+def _packed(adapter: Path, values: str, ranks: str, work: Path, embeddings: str = "keep") -> Path:
     package = work / f"package-{adapter.name}-{values}-{ranks}"
     shutil.rmtree(package, ignore_errors=True)  # of a killed run
-    return shears.export_adapter(adapter, package, format="package", values=values, ranks=ranks)
+    return shears.export_adapter(adapter, package, format="package", values=values, ranks=ranks, embeddings=embeddings)
 
 
 def evaluated(model: Path | str, arguments: argparse.Namespace, **more: Any) -> Evaluation:
@@ -169,6 +170,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--masked-alpha", type=float, default=128.0, help="of all arms but NLS")
     parser.add_argument("--ranks-of-package", default="heuristic", help="as export --ranks")
     parser.add_argument("--results", type=Path, nargs="+", default=[])
+    parser.add_argument("--embeddings", default="keep", help="of the packages, as export --embeddings")
     add_answering(parser)
     arguments = parser.parse_args()
     arguments.set = dict(arguments.set)

@@ -1,5 +1,6 @@
 """The kernels multiply as the layout says, on every instruction set this machine has, whatever the shape."""
 
+import dataclasses
 import itertools
 import os
 import time
@@ -163,6 +164,19 @@ def test_the_number_of_threads_changes_no_bit(values: NumberFormat, tokens: int,
     assert torch.equal(one, two)
     assert torch.equal(one, three)
     assert native.features()["isa"] == isa
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_a_dense_weight_may_begin_anywhere_in_a_file(values: NumberFormat) -> None:
+    """In a mapped file it follows tensors of any number of bytes; whole panels, which torch copies as 32-bit words."""
+    weight = random_weight(32, 64, values).dense
+    moved = torch.cat([weight.values.new_zeros(1), weight.values.flatten()])[1:].view(weight.values.shape)
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(2))
+    one, other = (
+        multiply(native.dense_matrix(each), x, native.Pool(1))
+        for each in (weight, dataclasses.replace(weight, values=moved))
+    )
+    assert torch.equal(one, other)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")

@@ -112,6 +112,8 @@ def dense_matrix(weight: DenseRows, buffer: _native.HugeBuffer | None = None) ->
     values = weight.values.contiguous()
     if name != "int4" and rows % PANEL == 0 and cols * values.itemsize % GROUP_BYTES == 0:
         # torch copies whole panels several times as fast, on its threads: a group of a row is 4 bytes in every format
+        if values.storage_offset() * values.itemsize % GROUP_BYTES:
+            values = values.clone()  # int8 that begins anywhere in a mapped file: torch views it as int32 only aligned
         groups_by_row = values.view(torch.int32).view(panels, PANEL, groups).transpose(1, 2)
         _view(address, groups_by_row, buffer).copy_(groups_by_row)
     else:
