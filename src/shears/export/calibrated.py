@@ -216,9 +216,16 @@ class _Rounding:
         return [*self._unreached, *sorted(self._packing.packed.keys() - self._done)]
 
     def figures(self) -> dict[str, Any]:
-        """Return the record's figures: the method, and the output error as a share of that of rounding to nearest."""
+        """Return the record's figures: the method, and the output error as a share of that of rounding to nearest.
+
+        The error is each linear's against itself on the same inputs; linears are fitted to the outputs before any
+        rounding, so that it may exceed that of rounding to nearest where their inputs have moved far.
+        """
         ratio = self._error / self._nearest if self._nearest > 0 else 1.0
-        logger.info("output error: %.1f %% of that of rounding to nearest", 100 * ratio)
+        logger.info(
+            "errors of single linears on their inputs: %.1f %% of those of rounding to nearest, summed (not what is "
+            "minimized: that is the distance to the model before rounding)", 100 * ratio,
+        )  # fmt: skip
         return {"method": METHOD, "output_error_of_nearest": ratio, "to_nearest": self.to_nearest}
 
     def _round_block(self, block: BlockRun, exact: Activations, folder: Path, sink: Sink) -> None:
