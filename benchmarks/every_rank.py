@@ -163,7 +163,7 @@ class Bench:
                 max_evaluations=evaluations, constraint=(f"parameters<={bound}",),
             )  # fmt: skip
         right = self.answers(folder, found / "result.json", f"searched{rank}")
-        return {"right": right, "uniform": cell["right"][str(rank)], "parameters": bound}
+        return {"right": {"searched": right, "uniform": cell["right"][str(rank)]}, "parameters": bound}
 
     def _test_cells(self, way: Way) -> Iterator[Cell]:
         wanted = (self.task.name, self.start, self.epochs, "test", way.name)

@@ -144,6 +144,6 @@ def _gains(rows: Sequence[Row]) -> Iterator[str]:
     for way, rank in dict.fromkeys((row["way"], row["rank"]) for row in rows):
         own = sorted((row for row in rows if (row["way"], row["rank"]) == (way, rank)), key=lambda row: row["seed"])
         seeds = [row["seed"] for row in own]
-        ones, others = ([as_bits(row[key]) for row in own] for key in ("right", "uniform"))
+        ones, others = ([as_bits(row["right"][key]) for row in own] for key in ("searched", "uniform"))
         pairs.append((f"{way}: searched against uniform rank {rank}", seeds, ones, others))
     yield from _paired(pairs)

@@ -51,7 +51,7 @@ def test_the_tables_pair_each_rank_with_its_own_lora_and_areas_with_areas() -> N
     cells = [cell(f"lora-{rank}", seed, {str(rank): "11100"}) for rank in RANKS for seed in (0, 1)]
     cells += [cell("nested", seed, dict.fromkeys(map(str, RANKS), "11110")) for seed in (0, 1)]
     cells.append(cell("uniform", 0, {"32": "11000", "24": "11000", "16": "10000", "8": "00000"}))
-    cells.append(cell("nested", 0, "11110", kind="search", rank=16, uniform="11100"))
+    cells.append(cell("nested", 0, {"searched": "11110", "uniform": "11100"}, kind="search", rank=16))
     seconds = {way: [9.0, 1.0 + index, 2.0 + 2 * index] for index, way in enumerate(COST_WAYS)}
     cells.append({**cell("", 0, ""), "kind": "cost", "seconds": seconds})
     text = "\n".join(tables(cells))
@@ -114,5 +114,5 @@ def test_a_run_tunes_trains_measures_and_searches_once(tmp_path: Path, monkeypat
     assert losses.keys() == {(1e-3, 2), (1e-2, 2), (test["rate"], 4)}
     assert losses[test["rate"], test["scaling"]] == min(losses[test["rate"], scaling] for scaling in (2, 4))
     assert tunings[0]["losses"].keys() == test["right"].keys() == {"16", "8"}
-    assert len(search["right"]) == len(test["right"]["8"]) == 3
-    assert search["uniform"] == test["right"]["8"]
+    assert len(search["right"]["searched"]) == len(test["right"]["8"]) == 3
+    assert search["right"]["uniform"] == test["right"]["8"]
