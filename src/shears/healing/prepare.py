@@ -1,17 +1,15 @@
 """What healing needs, loaded: the sparse model with what is trained in it, its teacher, the sequences."""
 
 import logging
-from collections.abc import Iterable
 from typing import NamedTuple
 
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.adapt.teacher.cached import cached_teacher
 from shears.adapt.teacher.live import LiveTeacher
 from shears.adapt.teacher.source import TeacherSource, refuse_other_vocabulary
 from shears.adapt.teacher.targets import Teacher
-from shears.checkpoints.zeros import count_zeros
+from shears.checkpoints.zeros import zeros_share
 from shears.config import HealConfig
 from shears.data.calibration import text_tokens
 from shears.data.example import Tokenized
@@ -100,7 +98,7 @@ def sequences(tokenizer: PreTrainedTokenizerBase, settings: HealConfig) -> list[
 def _start(sparse: ModelRef, model: PreTrainedModel, settings: HealConfig, precision: str) -> None:
     """Make what is to be trained the only trained parameters; InputError for a model without zeros."""
     linears = trainable(model)
-    zeros = zeros_share(model, linears)
+    zeros = zeros_share(model.get_parameter(f"{name}.weight") for name in linears)
     if not zeros:
         raise InputError(
             f"the model to heal must have zeros, the linears of {sparse.name} have none; sparsify it first"
@@ -121,9 +119,3 @@ def _start(sparse: ModelRef, model: PreTrainedModel, settings: HealConfig, preci
         train_products(model, linears, settings.rank, settings.alpha / settings.rank, settings.seed)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("healing %d linears, %.1f %% zeros: %.4g M trained numbers", len(linears), 100 * zeros, trained / 1e6)
-
-
-def zeros_share(model: nn.Module, names: Iterable[str]) -> float:
-    """Return the share of zeros in the weights of the named linears."""
-    weights = [model.get_parameter(f"{name}.weight") for name in names]
-    return sum(map(count_zeros, weights)) / max(sum(weight.numel() for weight in weights), 1)

@@ -10,7 +10,7 @@ from torch import nn
 
 from shears.adapt.load import checked_base
 from shears.checkpoints.conversion import known_config
-from shears.checkpoints.zeros import count_zeros
+from shears.checkpoints.zeros import zeros_share
 from shears.errors import InputError
 from shears.models.fetching import cache_folder
 from shears.models.load import load_tokenizer, load_with_adapter
@@ -49,7 +49,8 @@ class TeacherSource:
     def load(self, dtype: str = "auto", device: str = "auto") -> nn.Module:
         """Return the model, with its adapter, in evaluation mode; a sparse one is warned of."""
         network = load_with_adapter(self.model, self.adapter, dtype, device)[0]
-        zeros = _zeros_share(network)
+        matrices = (each for name, each in network.named_parameters() if each.ndim > 1 and "lora_" not in name)
+        zeros = zeros_share(matrices)
         if zeros >= SPARSE:
             logger.warning(
                 "the teacher should be dense, %s has %.1f %% zeros in its matrices; take the model that it was pruned "
@@ -93,9 +94,3 @@ def targets_folder(data: str) -> Path:
     if path.is_file() and os.access(path.parent, os.W_OK):
         return path.with_name(f"{path.name}.teacher")
     return cache_folder() / FOLDER
-
-
-def _zeros_share(network: nn.Module) -> float:
-    """Return the share of zeros in a network's matrices, embeddings included, an adapter's left out."""
-    matrices = [each for name, each in network.named_parameters() if each.ndim > 1 and "lora_" not in name]
-    return sum(map(count_zeros, matrices)) / max(sum(each.numel() for each in matrices), 1)
