@@ -37,7 +37,7 @@ class Arm:
     values: str
 
 
-MASKED = ("masked", {"sparse_adapter": True})
+MASKED = ("masked", {"sparse_adapter": True, "ranks": 32})  # one rank, as the default of int4: all of it is merged
 ARMS: Mapping[str, Arm] = {
     "NLS beside bf16": Arm("nls", {}, "bf16"),
     "NLS beside int4": Arm("nls", {}, "int4"),

@@ -237,6 +237,15 @@ def test_nested_is_the_default_where_it_can_be() -> None:
     assert sampling(curriculum=0.5, sampling="per-example") == "per-example"
 
 
+def test_an_adapter_that_vanishes_into_a_package_has_one_rank_unless_more_are_named() -> None:
+    def ranks(**options: Any) -> tuple[int, ...]:
+        return TrainConfig(data="-", **options).ranks
+
+    assert ranks(quantize_aware="int4") == (32,)
+    assert ranks() == ranks(sparse_adapter=True) == ranks(quantize_aware="int4", curriculum=0.5) == (32, 24, 16)
+    assert ranks(quantize_aware="int4", ranks="16,8") == (16, 8)
+
+
 def test_a_curriculum_is_refused() -> None:
     with pytest.raises(ValueError, match=r"curriculum needs a sampling that draws ranks, got nested"):
         TrainConfig(data="-", sampling="nested", curriculum=0.5)

@@ -114,7 +114,7 @@ class CompressConfig(StageConfig):
     heal: Count | None = None
     """Tokens of the calibration text to heal a sparse model on, such as 1M; default: none."""
     data: str | None = None
-    """Rows to train a super-adapter on, which is merged into the package; default: no training."""
+    """Rows to train an adapter of one rank on, which is merged into the package; default: no training."""
     max_steps: int | None = Field(None, gt=0)
     """Optimizer steps of that training; default: those of one train."""
     sparsities: Sparsities = (0.0, 0.5, 0.6, 0.7)

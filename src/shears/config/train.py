@@ -34,7 +34,8 @@ class TrainConfig(StageConfig):
     """Columns of the data, and of a validation file, that stand for those of a known form of row, such as
     prompt=question,completion=answer."""
     ranks: Ranks = (32, 24, 16)
-    """Allowed ranks of every group, largest first; a single rank is plain LoRA."""
+    """Allowed ranks of every group, largest first; a single rank is plain LoRA, and the default with quantize_aware
+    (32): no rank makes that package smaller, and several cost it accuracy."""
     groups: Names = (AUTO,)
     """Linears that get an adapter; those joined by + share one rank in each decoder block. auto: queries, keys and
     values, the first and the second linear of the MLP, whatever they are called: q_proj+k_proj+v_proj,up_proj,down_proj
@@ -143,12 +144,20 @@ class TrainConfig(StageConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _draw_where_nested_cannot(cls, values: Any) -> Any:
-        """Make uniform the default of sampling for options that nested sampling does not have."""
-        if not isinstance(values, Mapping) or "sampling" in values:
+    def _defaults_of_others(cls, values: Any) -> Any:
+        """Give ranks and sampling the defaults that follow from other options.
+
+        An adapter that vanishes into a package has one rank, the largest; where nested sampling is refused, ranks are
+        drawn uniformly.
+        """
+        if not isinstance(values, Mapping):
             return values
-        draws = values.get("quantize_aware", "none") != "none" or not _is_zero(values.get("curriculum", 0))
-        return {**values, "sampling": "uniform"} if draws else values
+        merged = values.get("quantize_aware", "none") != "none"
+        draws = not _is_zero(values.get("curriculum", 0))
+        follow: dict[str, Any] = {"sampling": "uniform"} if merged or draws else {}
+        if merged and not draws:
+            follow["ranks"] = cls.model_fields["ranks"].default[:1]
+        return {**follow, **values}
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

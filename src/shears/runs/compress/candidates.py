@@ -132,11 +132,19 @@ def _heal(config: CompressConfig, text: str, values: str) -> HealConfig:
 
 
 def _train(candidate: Candidate, config: CompressConfig) -> TrainConfig | None:
-    """Return how the adapter is trained: for the zeros, and for the grid of int4, so that the package is exact."""
+    """Return how the adapter is trained: for the zeros, and for the grid of int4, so that the package is exact.
+
+    It has one rank, the largest: it vanishes into the package, whose size and speed no smaller rank would change. The
+    zeros mask a share of its product, which alpha makes up for.
+    """
     if config.data is None:
         return None
     masked: dict[str, Any] = {"quantize_aware": "int4"} if candidate.values == "int4" else {"sparse_adapter": True}
     length: dict[str, Any] = {"max_steps": config.max_steps}
+    options = TrainConfig.model_fields
     if config.max_steps is not None:
-        length["warmup_steps"] = min(TrainConfig.model_fields["warmup_steps"].default, config.max_steps - 1)
-    return TrainConfig(data=config.data, seed=config.seed, **masked, **length)
+        length["warmup_steps"] = min(options["warmup_steps"].default, config.max_steps - 1)
+    return TrainConfig(
+        data=config.data, seed=config.seed, ranks=options["ranks"].default[:1],
+        alpha=options["alpha"].default / (1 - candidate.sparsity), **masked, **length,
+    )  # fmt: skip
