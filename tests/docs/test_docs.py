@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from shears.cli import application, main
+from tests.docs.blocks import FENCE
 from tests.end_to_end.recipe import write_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +121,18 @@ def code_of(page: str) -> tuple[list[str], list[str]]:
     indented, prose = re.compile("^ {4}.*$", flags=re.MULTILINE), fence.sub("", text)
     lines = [line for block in fence.findall(text) for line in block.splitlines()] + indented.findall(prose)
     return lines, [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", indented.sub("", prose))]
+
+
+def prose_of(page: str) -> str:
+    """Return a page without its code blocks and code spans."""
+    text = re.sub("^ {4}.*$", "", FENCE.sub("", page), flags=re.MULTILINE)
+    return re.sub("`[^`]+`", "", text)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_no_command_is_wrapped_as_prose(page: Path) -> None:
+    """A formatter that takes a code block for a paragraph leaves options in it."""
+    assert re.findall(r"(?<!\S)--[a-z][\w-]*", prose_of(page.read_text())) == []
 
 
 def shears_commands(page: str) -> Iterator[list[str]]:
