@@ -53,8 +53,8 @@ class TrainConfig(StageConfig):
     """LoRA alpha; the adapter is scaled by alpha / max_rank at every rank."""
     init: Literal["lora", "recovery", "pissa"] = "lora"
     """Initial adapter: lora (PEFT's own, leaves the model unchanged), recovery (restores what pruning removed, see
-    sparsify --recover-rank) or pissa (principal components of the sparse weights; a control that allows one rank only
-    and is saved at twice the rank)."""
+    sparsify --recover-rank; best for the largest ranks) or pissa (principal components of the sparse weights; a control
+    that allows one rank only and is saved at twice the rank)."""
     sampling: SamplingName = "nested"
     """Which ranks a step trains: nested (all of them, by a fixed diagonal between the factors that weighs a component
     by the share of the ranks that contain it), uniform (one configuration at random, as in the paper; the default with
