@@ -104,7 +104,7 @@ def _trained(arm: Arm, seed: int, arguments: argparse.Namespace) -> Path:
     return output
 
 
-def _packed(adapter: Path, values: str, ranks: str, work: Path, embeddings: str = "keep") -> Path:
+def _packed(adapter: Path, values: str, ranks: str, work: Path, embeddings: str) -> Path:
     package = work / f"package-{adapter.name}-{values}-{ranks}"
     shutil.rmtree(package, ignore_errors=True)  # of a killed run
     return shears.export_adapter(adapter, package, format="package", values=values, ranks=ranks, embeddings=embeddings)
@@ -124,7 +124,7 @@ def exact(arguments: argparse.Namespace) -> Iterator[str]:
     for adapter in sorted(arguments.work.glob("int4*-seed*")):
         if not (adapter / "search_space.json").is_file():
             continue
-        package = _packed(adapter, "int4", "maximal", arguments.work)
+        package = _packed(adapter, "int4", "maximal", arguments.work, arguments.embeddings)
         plain: dict[str, Any] = {"precision": "fp32", "backend": "transformers"}
         wanted = [record["output"] for record in evaluated(arguments.base, arguments, adapter=adapter, **plain).records]
         ways = {"transformers, fp32": {**plain, "dtype": "fp32"}, "native decoder": {"backend": "native"}}

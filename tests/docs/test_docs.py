@@ -17,6 +17,8 @@ from tests.docs.blocks import FENCE
 from tests.end_to_end.recipe import write_recipe
 
 ROOT = Path(__file__).parents[2]
+INDENTED = re.compile("^ {4}.*$", flags=re.MULTILINE)
+SPAN = re.compile("`([^`]+)`")
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 TUTORIALS = {  # scripts of the pages that are read one after the other, and the verbs that they call
     "demo.md your-own-data.md": "run report inspect generate run run report inspect generate push",
@@ -117,22 +119,22 @@ def test_the_site_names_pages_that_exist() -> None:
 
 def code_of(page: str) -> tuple[list[str], list[str]]:
     """Return the lines of a page's code blocks, continued ones joined, and its code spans."""
-    text, fence = page.replace("\\\n", " "), re.compile(r"^ *```\w*\n(.*?)^ *```", flags=re.DOTALL | re.MULTILINE)
-    indented, prose = re.compile("^ {4}.*$", flags=re.MULTILINE), fence.sub("", text)
-    lines = [line for block in fence.findall(text) for line in block.splitlines()] + indented.findall(prose)
-    return lines, [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", indented.sub("", prose))]
+    text = page.replace("\\\n", " ")
+    lines = [line for match in FENCE.finditer(text) for line in match["text"].splitlines()]
+    lines += INDENTED.findall(FENCE.sub("", text))
+    return lines, [" ".join(span.split()) for span in SPAN.findall(outside_blocks(text))]
 
 
-def prose_of(page: str) -> str:
-    """Return a page without its code blocks and code spans."""
-    text = re.sub("^ {4}.*$", "", FENCE.sub("", page), flags=re.MULTILINE)
-    return re.sub("`[^`]+`", "", text)
+def outside_blocks(page: str) -> str:
+    """Return a page without its code blocks."""
+    return INDENTED.sub("", FENCE.sub("", page))
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
 def test_no_command_is_wrapped_as_prose(page: Path) -> None:
     """A formatter that takes a code block for a paragraph leaves options in it."""
-    assert re.findall(r"(?<!\S)--[a-z][\w-]*", prose_of(page.read_text())) == []
+    prose = SPAN.sub("", outside_blocks(page.read_text()))
+    assert re.findall(r"(?<!\S)--[a-z][\w-]*", prose) == []
 
 
 def shears_commands(page: str) -> Iterator[list[str]]:
