@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from shears.config.fields import Columns, Count, Repeated, Seed, Split, StageConfig
 from shears.config.notation import num_bytes
@@ -117,6 +117,9 @@ class CompressConfig(StageConfig):
     """Rows to train an adapter of one rank on, which is merged into the package; default: no training."""
     max_steps: int | None = Field(None, gt=0)
     """Optimizer steps of that training; default: those of one train."""
+    teacher: str | None = None
+    """Dense model that was trained for the task: healing and training learn its predictions. Default: healing learns
+    those of MODEL, training the rows alone."""
     sparsities: Sparsities = (0.0, 0.5, 0.6, 0.7)
     """Sparsities to try, such as 0,0.5,0.6."""
     values: Values = ("bf16", "int8", "int4")
@@ -158,6 +161,12 @@ class CompressConfig(StageConfig):
         except InputError as error:
             raise ValueError(str(error)) from None
         return value
+
+    @model_validator(mode="after")
+    def _check_teacher(self) -> "CompressConfig":
+        if self.teacher is not None and self.heal is None and self.data is None:
+            raise ValueError(f"teacher needs heal or data, which it teaches, got neither beside {self.teacher}")
+        return self
 
     @property
     def bound(self) -> Target:

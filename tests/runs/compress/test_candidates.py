@@ -145,6 +145,13 @@ def test_the_recipe_has_a_stage_for_what_is_asked_alone() -> None:
     half = recipe_of(HALF, config, "model", "text.txt").train
     assert half is not None
     assert half.sparse_adapter
+    taught = recipe_of(BOTH, config.model_copy(update={"teacher": "dense"}), "model", "text.txt")
+    assert [part.teacher for part in (taught.heal, taught.train) if part is not None] == ["dense", "dense"]
+
+
+def test_a_teacher_without_anything_to_teach_is_refused() -> None:
+    with pytest.raises(InputError, match="teacher needs heal or data, which it teaches, got neither beside dense"):
+        build(CompressConfig, "compress", {"target": "1GB", "teacher": "dense"})
 
 
 @pytest.mark.parametrize(("candidate", "heal", "kind", "text"), [

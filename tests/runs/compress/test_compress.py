@@ -13,6 +13,8 @@ import shears
 from shears.checkpoints.packed.file import read_package
 from shears.cli import main
 from shears.errors import InputError
+from shears.models.ref import resolve
+from shears.records.artifacts import read_object
 from shears.runs.compress.texts import split_text
 from shears.runtime.forecast import Forecast, forecast_of
 from shears.runtime.native import kernels_available
@@ -132,14 +134,18 @@ def test_a_package_that_misses_is_followed_by_a_better_one_on_the_same_sparse_mo
 
 def test_a_sparse_model_is_healed_and_trained_for_the_package(inputs: Path) -> None:
     (inputs / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 8)
+    save_tiny(inputs / "tuned", seed=1, hidden_size=64, intermediate_size=128)
     settings = {**SETTINGS, "sparsities": "0.5", "values": "int4", "embeddings": "int8", "probe": False}
     record = shears.compress(
         inputs / "dense", inputs / "trained", target="9bits", calibration=inputs / "text.txt", heal=64,
-        data=inputs / "rows.jsonl", max_steps=1, **settings,
+        data=inputs / "rows.jsonl", max_steps=1, teacher=inputs / "tuned", **settings,
     )  # fmt: skip
     folder = inputs / "trained" / record["chosen"]
     assert {"sparse", "healed", "super_adapter", "package"} <= {path.name for path in folder.iterdir()}
     assert [stage["name"] for stage in record["stages"]] == ["sparsify", "heal", "train", "export"]
+    tuned = resolve(inputs / "tuned").fingerprint
+    records = [read_object(folder / name) for name in ("healed/heal.json", "super_adapter/search_space.json")]
+    assert [each["teacher_fingerprint"] for each in records] == [tuned, tuned]
     package = read_package(folder / "package")
     assert {entry.values for entry in package.index.packed.values()} == {"int4"}
     assert not package.adapter()  # it was merged
@@ -151,6 +157,7 @@ def test_a_sparse_model_is_healed_and_trained_for_the_package(inputs: Path) -> N
         ({"target": "100GB"}, "the target must need a compression"),
         ({"target": "1bits"}, r"nearest of 8 candidates is s50-int4-int4"),
         ({"target": "9bits", "calibration": None}, r"compress\.calibration must be given"),
+        ({"target": "9bits", "heal": 64, "teacher": "nowhere"}, "nowhere"),
         ({"target": "9bits", "compare": "nowhere.gguf"}, "must name files that are here"),
         ({"target": "9bits", "calibration": "nowhere.txt"}, "readable UTF-8 file"),
         ({"target": "9bits", "sequence_length": 9999}, "sequence_length must be at most this model's context"),

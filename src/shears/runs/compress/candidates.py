@@ -126,7 +126,7 @@ def _heal(config: CompressConfig, text: str, values: str) -> HealConfig:
     steps = HealConfig(data=text, tokens=config.heal, sequence_length=config.sequence_length).num_steps
     warmup = min(HealConfig.model_fields["warmup_steps"].default, steps - 1)
     return HealConfig(
-        data=text, tokens=config.heal, sequence_length=config.sequence_length,
+        data=text, tokens=config.heal, sequence_length=config.sequence_length, teacher=config.teacher,
         warmup_steps=warmup, seed=config.seed, quantize_aware="int4" if values == "int4" else "none",
     )  # fmt: skip
 
@@ -146,6 +146,6 @@ def _train(candidate: Candidate, config: CompressConfig) -> TrainConfig | None:
     if config.max_steps is not None:
         length["warmup_steps"] = min(options["warmup_steps"].default, config.max_steps - 1)
     return TrainConfig(
-        data=config.data, seed=config.seed, ranks=options["ranks"].default[:1],
+        data=config.data, teacher=config.teacher, seed=config.seed, ranks=options["ranks"].default[:1],
         alpha=options["alpha"].default / (1 - candidate.sparsity), **masked, **length,
     )  # fmt: skip
