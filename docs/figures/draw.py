@@ -3,6 +3,7 @@
 Each figure is 520 units wide, so that its text can be read on a phone, and has colours for light and dark pages.
 """
 
+import math
 import random
 import re
 from collections.abc import Callable, Iterable
@@ -291,13 +292,56 @@ def ranks() -> str:
     return svg(242, "Accuracy over rank: LoRAs of their own, one nested and one uniformly sampled training.", parts)
 
 
+def four_bits() -> str:
+    """Accuracy over the bytes of sparse packages and of llama.cpp's files, read from the tables of results.md."""
+    table = (Path(__file__).parents[1] / "results.md").read_text(encoding="utf-8")
+    parts = []
+    for panel, (start, title, (low, high), (least, most)) in enumerate(FOUR_BITS):
+        top = 20 + panel * 236
+
+        def across(megabytes: float, least: float = least, most: float = most) -> float:
+            return 60 + math.log(megabytes / least, most / least) * 360
+
+        def down(percent: float, top: float = top, low: int = low, high: int = high) -> float:
+            return top + 180 - (percent - low) / (high - low) * 160
+
+        parts.append(text(10, top, title, "bold"))
+        for percent in range(low, high + 1, 5):
+            parts += [f'<path d="M60 {down(percent):g}h400" class="box"/>']
+            parts += [text(20, down(percent) + 4, f"{percent} %", "small")]
+        body = table[table.index(start) :]
+        for label, row in (*QUANTIZED.items(), *PACKAGES.items()):
+            cells = body[body.index(f"| {row} |") :].split("\n")[0].split("|")
+            value, worst, best = (down(float(number)) for number in re.findall(r"\d+\.\d", cells[2])[:3])
+            x = across(float(cells[4]))
+            kind, beside = ("kept", 5) if label in QUANTIZED else ("lora", -9 if label == "sparse int4" else 20)
+            parts.append(f'<path d="M{x:.1f} {worst:.1f}V{best:.1f}" class="line"/>')
+            parts.append(f'<circle cx="{x:.1f}" cy="{value:.1f}" r="5" class="{kind}"/>')
+            parts.append(text(x + 8, value + beside, label, "small"))
+        parts += [text(across(each), top + 200, f"{each} MB", "small") for each in (least, 2 * least, most)]
+    bottom = 20 + len(FOUR_BITS) * 236
+    parts.append(
+        text(10, bottom - 12, "blue: dense + LoRA in llama.cpp's formats; orange: half of the weights, int4", "small")
+    )
+    return svg(bottom, "Accuracy over bytes: sparse packages beside the dense model in llama.cpp's formats.", parts)
+
+
+QUANTIZED = {name: f"dense + LoRA, {name}" for name in ("bf16", "Q8_0", "Q4_K_M", "Q3_K_M", "Q2_K")}
+PACKAGES = {
+    "sparse int4": "**the same, embeddings in int8**",
+    "all int4": "**the same, embeddings in int4**",
+}
+FOUR_BITS = [("## Trained for four bits", "SmolLM2-135M, MAWPS", (60, 90), (40, 300))]
+
+
 def place(percent: float) -> float:
     """Return where an accuracy stands on the axis, which goes from 50 to 85 %."""
     return 165 + (percent - 50) * 8.6
 
 
 FIGURES: dict[str, Callable[[], str]] = {
-    draw.__name__: draw for draw in (pipeline, pruning, nls, recovery, healing, search, kernels, ranks, results)
+    draw.__name__: draw
+    for draw in (pipeline, pruning, nls, recovery, healing, search, kernels, ranks, four_bits, results)
 }
 
 if __name__ == "__main__":
