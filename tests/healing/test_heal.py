@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+import shears
 from shears.checkpoints.packed.layout import NumberFormat, quantize
 from shears.errors import InputError
 from shears.healing.stage import heal
@@ -158,6 +159,19 @@ def test_rows_are_read_by_their_template(models: Path, tmp_path: Path) -> None:
 def test_a_teacher_may_have_another_depth(models: Path, tmp_path: Path) -> None:
     save_tiny(tmp_path / "deeper", num_hidden_layers=3)
     assert healed(models, tmp_path / "healed", teacher=str(tmp_path / "deeper"), tokens=64).is_dir()
+
+
+def test_an_adapter_on_a_dense_model_teaches_as_the_merged_model_does(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "bcdefg"}\n' * 16)
+    few: dict[str, Any] = {"ranks": "4", "batch_size": 4, "warmup_steps": 0, "learning_rate": 1e-2, "device": "cpu"}
+    adapter = shears.train(models / "dense", tmp_path / "adapter", data=tmp_path / "rows.jsonl", **few)
+    merged = shears.export_adapter(adapter, tmp_path / "merged", format="merged")
+    outputs = [healed(models, tmp_path / f"by-{each.name}", teacher=str(each)) for each in (adapter, merged)]
+    taught, reference, plain = map(tensors, (*outputs, healed(models, tmp_path / "by-dense")))
+    name = "model.layers.0.mlp.down_proj.weight"
+    torch.testing.assert_close(taught[name], reference[name], atol=1e-4, rtol=1e-3)
+    assert (taught[name] - plain[name]).abs().max() > 1e-3
+    assert json.loads((outputs[0] / "heal.json").read_text())["teacher"] == str(adapter)
 
 
 @pytest.mark.parametrize("top_k", [0, 8])

@@ -118,8 +118,8 @@ class CompressConfig(StageConfig):
     max_steps: int | None = Field(None, gt=0)
     """Optimizer steps of that training; default: those of one train."""
     teacher: str | None = None
-    """Dense model that was trained for the task: healing and training learn its predictions. Default: healing learns
-    those of MODEL, training the rows alone."""
+    """Dense model that was trained for the task, or the folder of an adapter that was trained on MODEL: healing and
+    training learn its predictions. Default: healing learns those of MODEL, training the rows alone."""
     sparsities: Sparsities = (0.0, 0.5, 0.6, 0.7)
     """Sparsities to try, such as 0,0.5,0.6."""
     values: Values = ("bf16", "int8", "int4")

@@ -20,8 +20,8 @@ class HealConfig(StageConfig):
     template: Literal["question", "alpaca"] = "question"
     """Prompt template of instruction/input/output rows."""
     teacher: str | None = None
-    """Dense model that says what is right; default: the model that SPARSE was pruned from. Embeddings, norms and the
-    head of SPARSE stay as they are."""
+    """Dense model that says what is right, or the folder of an adapter that was trained on one; default: the model that
+    SPARSE was pruned from. Embeddings, norms and the head of SPARSE stay as they are."""
     teacher_top_k: int = Field(0, ge=0)
     """Likeliest words that are kept of each prediction of the teacher; the others count as one. They are computed once
     and kept beside the data, so that the teacher is not in memory while training. 0: it is, and all words count."""

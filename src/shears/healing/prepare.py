@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shears.adapt.teacher.cached import cached_teacher
 from shears.adapt.teacher.live import LiveTeacher
-from shears.adapt.teacher.source import TeacherSource, refuse_other_vocabulary
+from shears.adapt.teacher.source import TeacherSource, find_teacher, refuse_other_vocabulary
 from shears.adapt.teacher.targets import Teacher
 from shears.checkpoints.zeros import zeros_share
 from shears.config import HealConfig
@@ -35,26 +35,31 @@ class Prepared(NamedTuple):
     rows: list[Tokenized]
 
 
-def teacher_of(sparse: ModelRef, settings: HealConfig) -> ModelRef:
-    """Return the dense model of the settings, by default the one that `sparse` was pruned from.
+def teacher_of(sparse: ModelRef, settings: HealConfig) -> TeacherSource:
+    """Return the teacher of the settings, by default the model that `sparse` was pruned from.
 
     InputError where there is none, or where it is the sparse model itself.
     """
-    name = settings.teacher or sparse.record.get("model")
+    teacher = find_teacher(settings.teacher) if settings.teacher is not None else _pruned_from(sparse)
+    if teacher.fingerprint == sparse.fingerprint:
+        raise InputError(f"the teacher must be another model than the one to heal, both are {teacher.name}")
+    return teacher
+
+
+def _pruned_from(sparse: ModelRef) -> TeacherSource:
+    """Return the model that a sparse one was pruned from, by its record; InputError where it has none."""
+    name = sparse.record.get("model")
     if not isinstance(name, str):
         raise InputError(f"heal needs the dense model, and {sparse.name} has no record of it; add --teacher")
     config = sparse.record.get("config")
-    dtype = config.get("dtype", "auto") if settings.teacher is None and isinstance(config, dict) else "auto"
-    dense = resolve(name, str(dtype))
-    dense.refuse_package("heal from")
-    if dense.fingerprint == sparse.fingerprint:
-        raise InputError(f"the teacher must be another model than the one to heal, both are {dense.name}")
-    return dense
+    dtype = config.get("dtype", "auto") if isinstance(config, dict) else "auto"
+    teacher = TeacherSource(resolve(name, str(dtype)))
+    teacher.model.refuse_package("teach")
+    return teacher
 
 
-def prepare(sparse: ModelRef, dense: ModelRef, settings: HealConfig) -> Prepared:
+def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> Prepared:
     """Load models and text. InputError for anything unusable, before the text is trained on."""
-    source = TeacherSource(dense)
     refuse_other_vocabulary(source, sparse)
     tokenizer = load_tokenizer(sparse)
     rows = sequences(tokenizer, settings)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shears.adapt.teacher.source import TeacherSource
 from shears.adapt.training.checkpoints import CHECKPOINTS
 from shears.adapt.training.processes import join_processes, raise_in_all, shared_folder, wait
 from shears.adapt.training.step_log import check_trackers, tracking
@@ -56,8 +57,8 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
     check_trackers((*settings.report_to, *(["bitsandbytes"] if settings.optimizer == "adamw-8bit" else [])))
     base = resolve(sparse)
     base.refuse_package("heal")
-    dense = teacher_of(base, settings)
-    origin = _origin(base, dense, settings)
+    teacher = teacher_of(base, settings)
+    origin = _origin(base, teacher, settings)
     fixed = _fixed(settings, origin)
     if resume and not partial_folder(output).exists():
         logger.info("no interrupted healing of %s to resume: starting anew", output)
@@ -67,12 +68,12 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
         is_saved = (work / HEALED).is_file()  # interrupted between saving and renaming the folder
         wait()  # before the first process continues and renames the folder
         if not is_saved:
-            text = _text(dense, settings)
-            prepared = raise_in_all(lambda: prepare(base, dense, settings.model_copy(update={"data": text})))
+            text = _text(teacher.model, settings)
+            prepared = raise_in_all(lambda: prepare(base, teacher, settings.model_copy(update={"data": text})))
             fit(prepared, work, settings)
             wait()  # for checkpoints that other processes still write
             if is_first_process():
-                _save(prepared, base, work, output, {"teacher": dense.recorded_name, **origin}, settings)
+                _save(prepared, base, work, output, {"teacher": teacher.recorded_name, **origin}, settings)
         if is_first_process():
             write_card(work)
             shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)  # a resume needs them until all is saved
@@ -80,11 +81,11 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
     return output
 
 
-def _origin(base: ModelRef, dense: ModelRef, settings: HealConfig) -> dict[str, str | None]:
+def _origin(base: ModelRef, teacher: TeacherSource, settings: HealConfig) -> dict[str, str | None]:
     """Return the fingerprints of what is read."""
     origin = {
         "base_fingerprint": base.fingerprint,
-        "teacher_fingerprint": dense.fingerprint,
+        "teacher_fingerprint": teacher.fingerprint,
         "data_sha256": source_fingerprint(settings.data),
     }
     if settings.recovery:

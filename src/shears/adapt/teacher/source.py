@@ -41,6 +41,11 @@ class TeacherSource:
         """The name shown to people."""
         return self.model.name if self.adapter is None else str(self.adapter)
 
+    @property
+    def recorded_name(self) -> str:
+        """The name that a record holds, from which `find_teacher` finds it again."""
+        return self.model.recorded_name if self.adapter is None else str(self.adapter.resolve())
+
     @cached_property
     def num_words(self) -> int:
         """The words of its vocabulary; InputError for an architecture that transformers does not know."""

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shears.adapt.teacher.source import TeacherSource, refuse_other_vocabulary
+from shears.adapt.teacher.source import find_teacher, refuse_other_vocabulary
 from shears.checkpoints.conversion import known_config
 from shears.checkpoints.packed.file import PACKAGE_FILE
 from shears.config import CompressConfig, Recipe
@@ -80,7 +80,7 @@ def compress(model: str | Path, output: str | Path, *, dry_run: bool = False, **
     ref = resolve(model)
     ref.refuse_package("compress")
     if settings.teacher is not None:
-        refuse_other_vocabulary(TeacherSource(resolve(settings.teacher)), ref)
+        refuse_other_vocabulary(find_teacher(settings.teacher), ref)
     if not dry_run and (record := _begun(folder, ref, settings)) is not None:
         logger.info("%s: continuing with the plan of %s", folder, COMPRESS)
         with run_lock(folder):
