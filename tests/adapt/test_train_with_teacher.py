@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,23 @@ def test_packed_and_padded_batches_train_alike(base: Path, teacher: Path, data: 
     settings: dict[str, Any] = {**SETTINGS, **options, "data": data, "teacher": str(teacher)}
     packed = train(base, tmp_path / "packed", **settings)
     assert_close(packed, train(base, tmp_path / "padded", **{**settings, "packing": False}))
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_short_training_asks_the_teacher_about_its_own_examples_alone(
+    base: Path, teacher: Path, data: str, tmp_path: Path, packing: bool
+) -> None:
+    settings: dict[str, Any] = {**SETTINGS, "packing": packing, "data": data, "teacher": str(teacher)}
+    short = {**settings, "max_steps": 2}
+    first = train(base, tmp_path / "short", **short)
+    [record] = Path(f"{data}.teacher").glob("*/teacher.json")
+    asked = json.loads(record.read_text())["num_positions"]
+    shutil.rmtree(record.parent)
+    train(base, tmp_path / "long", **settings)
+    [record] = Path(f"{data}.teacher").glob("*/teacher.json")
+    assert asked < json.loads(record.read_text())["num_positions"]
+    assert_same(first, train(base, tmp_path / "again", **short))  # from the targets of all examples
+    assert len(list(Path(f"{data}.teacher").iterdir())) == 1
 
 
 def test_an_adapter_on_the_dense_model_teaches(

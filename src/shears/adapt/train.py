@@ -20,7 +20,7 @@ from shears.adapt.teacher.cached import cached_teacher
 from shears.adapt.teacher.source import TeacherSource, find_teacher, refuse_other_vocabulary
 from shears.adapt.teacher.teaching import Teaching
 from shears.adapt.training.checkpoints import CHECKPOINTS
-from shears.adapt.training.fit import fit
+from shears.adapt.training.fit import examples_seen, fit
 from shears.adapt.training.processes import join_processes, raise_in_all, shared_folder, wait
 from shears.adapt.training.step_log import check_trackers, tracking
 from shears.adapt.training.validation import read_losses
@@ -109,7 +109,8 @@ def _fit_and_save(
     rows = raise_in_all(lambda: read_training_rows(model, settings))
     teaching = None
     if teacher:
-        targets = cached_teacher(teacher, model, rows.train, settings, packing=settings.packing)
+        seen = examples_seen(settings, [len(row.input_ids) for row in rows.train])
+        targets = cached_teacher(teacher, model, rows.train, settings, packing=settings.packing, seen=seen)
         teaching = Teaching(targets, settings.teacher_weight)
     prepared = raise_in_all(lambda: prepare(model, settings, rows))
     fit(prepared, work, settings, teaching)

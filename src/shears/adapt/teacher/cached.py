@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,10 @@ class Places:
         self.firsts: list[int] = before[self._starts].tolist()
         """The place of every example's first position, and the number of all places."""
 
+    def of_example(self, number: int) -> range:
+        """Return the places of an example."""
+        return range(self.firsts[number], self.firsts[number + 1])
+
     def __len__(self) -> int:
         """Return the number of places."""
         return self.firsts[-1]
@@ -136,20 +140,35 @@ def cached_teacher(
     settings: TrainConfig | HealConfig,
     *,
     packing: bool,
+    seen: Collection[int] | None = None,
 ) -> CachedTeacher:
     """Return a teacher's targets of the examples in `rows`, which came from `settings.data`; see `cache_targets`.
 
     It is loaded only where targets are missing, before the student needs its memory, and computes as training does.
+    `seen` are the numbers of the examples that will be asked for, by default all: no others are computed.
     """
     precision = resolved_precision(settings.precision, pick_device(settings.device))
     asked = Asked(teacher.fingerprint, precision, settings.teacher_top_k)
+    folder = targets_folder(settings.data)
+    if seen is not None and not _is_whole(_folder_of(folder, asked.key(rows))):
+        blank = {number: Tokenized(row.input_ids, [IGNORED] * len(row.labels)) for number, row in enumerate(rows)}
+        rows = [row if number in seen else blank[number] for number, row in enumerate(rows)]
 
     def load() -> tuple[LiveTeacher, Collator]:
         network = teacher.load(device=settings.device)
         collate = collator_of(network, load_tokenizer(student), packing=packing)  # tried as it was loaded
         return LiveTeacher(network, precision), collate
 
-    return cache_targets(targets_folder(settings.data), rows, asked, teacher.num_words, load)
+    return cache_targets(folder, rows, asked, teacher.num_words, load)
+
+
+def _folder_of(folder: Path, key: Mapping[str, Any]) -> Path:
+    """Return where the targets with a key lie, or will."""
+    return folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_whole(output: Path) -> bool:
+    return (output / RECORD).is_file()
 
 
 def cache_targets(
@@ -159,15 +178,15 @@ def cache_targets(
     num_words: int,
     open_teacher: Callable[[], tuple[Teacher, Collator]],
 ) -> CachedTeacher:
-    """Return the cached targets of a training set's examples; what is not below `folder` yet is computed first.
+    """Return the cached targets of a training set's labels; what is not below `folder` yet is computed first.
 
     The folder of the targets is named by all that decides them. `open_teacher` loads the teacher and says how its
     batches are made; it is called only if targets are missing, and what it returned is freed. An interruption loses
     one shard; several processes compute shards in turn. InputError where the disk has no room.
     """
     key = asked.key(rows)
-    output = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    if (output / RECORD).is_file():
+    output = _folder_of(folder, key)
+    if _is_whole(output):
         logger.info("taking the teacher's targets from %s", output)
         return CachedTeacher(output, rows)
     places = Places(rows)
@@ -227,10 +246,11 @@ def _write_shards(
         return
     places = Places(rows)
     teacher, collate = open_teacher()
-    tokens = {index: sum(len(rows[number].input_ids) for number in shards[index]) for index in missing}
+    labelled = {index: [number for number in shards[index] if places.of_example(number)] for index in missing}
+    tokens = {index: sum(len(rows[number].input_ids) for number in labelled[index]) for index in missing}
     with meter("teacher", sum(tokens.values()), "tokens") as progress:
         for index in missing:
-            batches = _batches(rows, shards[index], collate)
+            batches = _batches(rows, labelled[index], collate)
             first = places.firsts[shards[index].start]
             count = places.firsts[shards[index].stop] - first
             tensors = _empty(count, asked.top_k, num_words)
@@ -244,9 +264,11 @@ def _path(work: Path, index: int) -> Path:
     return work / SHARD.format(index)
 
 
-def _batches(rows: Sequence[Tokenized], numbers: range, collate: Collator) -> Iterator[tuple[range, dict[str, Tensor]]]:
-    for start in range(numbers.start, numbers.stop, BATCH):
-        some = range(start, min(start + BATCH, numbers.stop))
+def _batches(
+    rows: Sequence[Tokenized], numbers: Sequence[int], collate: Collator
+) -> Iterator[tuple[Sequence[int], dict[str, Tensor]]]:
+    for start in range(0, len(numbers), BATCH):
+        some = numbers[start : start + BATCH]
         yield some, collate([(number, rows[number]) for number in some])
 
 

@@ -1,7 +1,9 @@
 """The training loop: transformers' Trainer with our loss, order of examples, ranks, checkpoints and log."""
 
 import logging
+from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,7 +24,13 @@ from shears.adapt.training import checkpoints
 from shears.adapt.training.frozen import hold_as_computed
 from shears.adapt.training.processes import num_processes, shard_frozen, wait
 from shears.adapt.training.step_log import StepLog
-from shears.adapt.training.trainer import Collator, CompletionTrainer, NumberedExamples, StepTrainer
+from shears.adapt.training.trainer import (
+    Collator,
+    CompletionTrainer,
+    LengthBucketSampler,
+    NumberedExamples,
+    StepTrainer,
+)
 from shears.adapt.training.validation import Losses, Schedule, Validator, read_losses, restore_best
 from shears.config import TrainConfig
 from shears.data.batches import PACK_TOKENS, ignores_padding, keeps_apart, padding
@@ -170,6 +178,20 @@ def num_seen(settings: TrainConfig, num_examples: int) -> int:
     per_epoch = max(steps_per_epoch(settings, num_examples), 1)
     epochs, steps = divmod(num_steps(settings, num_examples), per_epoch)
     return epochs * num_examples + steps * settings.batch_size
+
+
+def examples_seen(settings: TrainConfig, lengths: Sequence[int]) -> set[int]:
+    """Return the numbers of the examples that a training may read, of all that have these lengths.
+
+    Which order it takes is known once the model is loaded: with packing, that of examples of equal lengths, unless the
+    model does not keep packed examples apart. Both are covered.
+    """
+    count = num_seen(settings, len(lengths))
+    if count >= len(lengths):
+        return set(range(len(lengths)))
+    assumed = ([1] * len(lengths), lengths) if settings.packing else (lengths,)
+    orders = (LengthBucketSampler(each, settings.batch_size, settings.seed) for each in assumed)
+    return {number for order in orders for number in islice(order, count)}
 
 
 def forward_size(settings: TrainConfig) -> int:
