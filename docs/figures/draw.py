@@ -328,10 +328,13 @@ def four_bits() -> str:
 
 QUANTIZED = {name: f"dense + LoRA, {name}" for name in ("bf16", "Q8_0", "Q4_K_M", "Q3_K_M", "Q2_K")}
 PACKAGES = {
-    "sparse int4": "**the same, embeddings in int8**",
-    "all int4": "**the same, embeddings in int4**",
+    "sparse int4": "**the road, embeddings in int8**",
+    "all int4": "**the road, embeddings in int4**",
 }
-FOUR_BITS = [("## Trained for four bits", "SmolLM2-135M, MAWPS", (60, 90), (40, 300))]
+FOUR_BITS = [
+    ("## Trained for four bits", "SmolLM2-135M, MAWPS", (60, 90), (40, 300)),
+    ("**Half a billion parameters** (", "Qwen2.5-Coder-0.5B, MAWPS", (70, 95), (200, 1300)),
+]
 
 
 def place(percent: float) -> float:
