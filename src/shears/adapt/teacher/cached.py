@@ -150,9 +150,11 @@ def cached_teacher(
     precision = resolved_precision(settings.precision, pick_device(settings.device))
     asked = Asked(teacher.fingerprint, precision, settings.teacher_top_k)
     folder = targets_folder(settings.data)
-    if seen is not None and not _is_whole(_folder_of(folder, asked.key(rows))):
-        blank = {number: Tokenized(row.input_ids, [IGNORED] * len(row.labels)) for number, row in enumerate(rows)}
-        rows = [row if number in seen else blank[number] for number, row in enumerate(rows)]
+    if seen is not None and len(seen) < len(rows) and not _is_whole(_folder_of(folder, asked.key(rows))):
+        rows = [
+            row if number in seen else Tokenized(row.input_ids, [IGNORED] * len(row.labels))
+            for number, row in enumerate(rows)
+        ]
 
     def load() -> tuple[LiveTeacher, Collator]:
         network = teacher.load(device=settings.device)
