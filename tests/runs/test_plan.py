@@ -15,10 +15,12 @@ from shears.config.resolve import load_recipe
 from shears.data.calibration import calibration_batches
 from shears.data.examples import load_examples, tokenize_all
 from shears.errors import InputError
+from shears.models.fetching import convert_gguf
 from shears.models.load import load_tokenizer
 from shears.runs.plan import RunPlan, plan
 from shears.runs.shapes import PUBLISHED, packed_bytes, shape_of
 from tests.end_to_end.recipe import write_recipe
+from tests.models.gguf_files import write_gguf
 from tests.tiny import save_tiny, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +70,20 @@ def test_known_models_have_the_size_that_is_published(name: str) -> None:
     assert shape is not None
     assert shape.parameters == SIZES[name]
     assert set(EMBEDDED) <= set(PUBLISHED)
+
+
+@pytest.mark.parametrize("without", [(), ("output",)], ids=["own head", "tied"])
+def test_a_gguf_file_has_the_size_of_the_folder_that_it_becomes(without: tuple[str, ...], tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "model.gguf", architecture="qwen2", without=without)
+    before = shape_of(str(file))
+    after = shape_of(str(convert_gguf(file)))
+    assert before is not None
+    assert after is not None
+    assert (before.parameters, before.sides) == (after.parameters, after.sides)
+    assert before.file_bytes == pytest.approx(after.file_bytes, rel=0.1)
+    halved = shape_of(str(file), "bf16")
+    assert halved is not None
+    assert before.file_bytes == 4 * before.parameters == 2 * (halved.file_bytes or 0)
 
 
 def test_the_figures_of_a_plan_are_those_of_the_run(tmp_path: Path) -> None:

@@ -137,6 +137,14 @@ def convert_gguf(file: Path, dtype: GgufDtype = "fp32") -> Path:
     return _made_once(cache_folder() / name, lambda work: _convert(file, work, dtype))
 
 
+def gguf_config(file: Path) -> Any:
+    """Return transformers' configuration of a GGUF file, from its metadata; InputError where it cannot be read."""
+    from shears.checkpoints.without_code import load_config
+
+    with _alone(file) as folder:
+        return _loaded(file, lambda: load_config(folder, gguf_file=file.name))
+
+
 def _made_once(folder: Path, make: Callable[[Path], None], is_made: Callable[[Path], bool] = _is_model) -> Path:
     """Return the folder; unless it exists, `make` fills a temporary sibling that is renamed, under a lock."""
     if is_made(folder):

@@ -127,7 +127,7 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> RunPlan:
     if search and test and _is_local(search.data) and _is_local(test.data):
         with _quietly():
             check_apart(search.data, test.data, search.limit, test.limit, (search.columns, test.columns))
-    basis = _Basis(recipe, shape_of(recipe.model))
+    basis = _Basis(recipe, shape_of(recipe.model, recipe.sparsify.dtype))
     states = {stage.name: _state(stage.is_done(), stage.output) for stage in stages_of(recipe, folder)}
     if recipe.evaluate:
         is_done = set(states.values()) == {"done"} and _is_evaluated(recipe.evaluate, folder)

@@ -20,7 +20,7 @@ from shears.checkpoints.packed.matrices import is_block_matrix
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config.embedded import EMBEDDED
 from shears.models.blocks import decoder_blocks, linears
-from shears.models.fetching import cache_folder
+from shears.models.fetching import cache_folder, gguf_config
 from shears.models.ref import resolve
 from shears.records.paths import expanded
 
@@ -145,11 +145,15 @@ def _table_bytes(rows: int, cols: int, form: str) -> int:
     return rows * (cols + FP32_BYTES) if form == "int8" else BF16_BYTES * rows * cols
 
 
-def shape_of(name: str) -> Shape | None:
+def shape_of(name: str, dtype: str = "auto") -> Shape | None:
     """Return the shape of a model by its name; None if it must be downloaded first and its shape is not published.
 
-    InputError for a folder without a model that transformers knows.
+    A .gguf file becomes a folder in bf16 where `dtype` says so, else in fp32. InputError for a folder or a .gguf file
+    without a model that transformers knows.
     """
+    if (path := expanded(name)).is_file() and path.suffix == ".gguf":
+        shape = Shape(_built(path, gguf_config(path)), None, None)
+        return _as_converted(shape, BF16_BYTES if dtype == "bf16" else FP32_BYTES)
     folder = _folder(name)
     if folder is not None:
         files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -158,9 +162,12 @@ def shape_of(name: str) -> Shape | None:
         return None
     kind, settings = PUBLISHED[name]
     shape = Shape(_built(Path(name), AutoConfig.for_model(kind, **settings)), None, None)
-    if name in EMBEDDED:  # fetch writes it in fp32
-        return replace(shape, file_bytes=FP32_BYTES * shape.parameters)
-    return shape
+    return _as_converted(shape, FP32_BYTES) if name in EMBEDDED else shape
+
+
+def _as_converted(shape: Shape, weight_bytes: int) -> Shape:
+    """Return the shape of a model that becomes a folder first, with the bytes of its files."""
+    return replace(shape, file_bytes=weight_bytes * shape.parameters)
 
 
 def _folder(name: str) -> Path | None:
