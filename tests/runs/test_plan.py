@@ -86,6 +86,17 @@ def test_a_gguf_file_has_the_size_of_the_folder_that_it_becomes(without: tuple[s
     assert before.file_bytes == 4 * before.parameters == 2 * (halved.file_bytes or 0)
 
 
+@pytest.mark.parametrize(("kept", "words"), [(200, "its header is cut off"), (0, "it does not begin with GGUF")])
+def test_a_damaged_gguf_file_is_refused_as_the_run_refuses_it(kept: int, words: str, tmp_path: Path) -> None:
+    whole = write_gguf(tmp_path / "whole.gguf").read_bytes()
+    file = tmp_path / "model.gguf"
+    file.write_bytes(whole[:kept] or b"no model")
+    with pytest.raises(InputError, match=words):
+        shape_of(str(file))
+    with pytest.raises(InputError, match=words):
+        convert_gguf(file)
+
+
 def test_the_figures_of_a_plan_are_those_of_the_run(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path), NO_SEARCH)
     before = plan(recipe, tmp_path / "run")

@@ -139,8 +139,10 @@ def convert_gguf(file: Path, dtype: GgufDtype = "fp32") -> Path:
 
 def gguf_config(file: Path) -> Any:
     """Return transformers' configuration of a GGUF file, from its metadata; InputError where it cannot be read."""
+    from shears.checkpoints.gguf_file import read_gguf
     from shears.checkpoints.without_code import load_config
 
+    read_gguf(file)  # says of a damaged file what is wrong
     with _alone(file) as folder:
         return _loaded(file, lambda: load_config(folder, gguf_file=file.name))
 

@@ -182,7 +182,7 @@ def _folder(name: str) -> Path | None:
         return cached if (cached / "config.json").is_file() else None
     try:
         config = try_to_load_from_cache(name, "config.json")
-    except LOADING_ERRORS:  # not a hub id: a .gguf file, for example
+    except LOADING_ERRORS:  # not a hub id: a path that does not exist, for example
         return None
     return Path(config).parent if isinstance(config, str) else None
 
