@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from benchmarks.real_models_cells import ARMS
 from benchmarks.real_models_table import MPT, Arm, Row, Table, arm_of, arms_by_table, name_of, table_of
 from shears.errors import InputError
 from shears.evaluation.statistics import pooled_accuracy, wilson_interval
@@ -99,15 +100,18 @@ def by_sparsity(table: Table, arms: Mapping[Arm, Mapping[int, Sequence[bool]]]) 
 
 
 def by_adapter_size(rows: Sequence[Row], table: Table, arms: Mapping[Arm, Mapping[int, Sequence[bool]]]) -> Series:
-    """Return accuracies over millions of adapter parameters (the mean over seeds), by base."""
+    """Return accuracies over millions of adapter parameters (mean over seeds), by arm; a label stands once a size."""
     series: dict[str, list[Point]] = {}
+    labelled = set()
     for arm, runs in arms.items():
         sizes = [row["adapter_parameters"] for row in rows
                  if row["kind"] == "test" and arm_of(row) == arm and table_of(row) == table]  # fmt: skip
         if any(sizes):
-            base = "dense" if not arm.sparsity else f"{arm.sparsity:.0%} sparse"
-            label = name_of(arm).partition(", ")[2].replace("NLS, ", "")
-            series.setdefault(base, []).append(_point(fmean(sizes) / 1e6, runs)._replace(label=label))
+            name = name_of(arm).removesuffix(f", {arm.ranks}")
+            place = (arm.ranks, round(fmean(sizes), -5))
+            label = arm.ranks if len(ARMS[arm.arm].readings) > 1 and place not in labelled else ""
+            labelled.add(place)
+            series.setdefault(name, []).append(_point(fmean(sizes) / 1e6, runs)._replace(label=label))
     return {name: sorted(points) for name, points in series.items()}
 
 
@@ -180,7 +184,7 @@ def _series(points: Sequence[Point], kind: str, across: Scale, up: Scale) -> Mar
         parts.append(element("circle", cx=x, cy=y, r=4.0, class_=kind))
         if point.label:
             side = "end" if x > WIDTH * 0.7 else "start"
-            parts.append(text(x + (-7.0 if side == "end" else 7.0), y - 5.0, point.label, side))
+            parts.append(text(x + (-7.0 if side == "end" else 7.0), y + 16.0, point.label, side))
     return join(parts)
 
 
