@@ -23,6 +23,11 @@ from tests.tiny import save_tiny
 GSM8K = Task("gsm8k", "gsm8k")
 WANTED = Wanted(("small",), (GSM8K,), ("dense-0shot", "dense-lora", "sparse-nls"), seeds=(0, 1))
 SETTING = Setting(Path("data"), Path("work"), {"small": "small"})
+ROOT = Path(__file__).parents[2]
+PICTURES: Mapping[str, Sequence[str]] = {  # of docs/results.md, by the files of results they are drawn from
+    "real-models-0.5b-gsm8k-sparsity": ["2026-11-28-real-models-gsm8k", "2026-11-29-real-models-sparsities"],
+    "real-models-0.5b-mawps-adapters": ["2026-11-28-real-models"],
+}
 LOSSES: Mapping[tuple[float, float], float] = {(1e-4, 64): 0.9, (3e-4, 64): 0.7, (1e-3, 64): 0.8, (3e-4, 128): 0.6}
 
 
@@ -304,6 +309,13 @@ def test_pictures_hold_a_dot_for_every_accuracy(tmp_path: Path) -> None:
         ElementTree.parse(path)
     with pytest.raises(InputError, match="line 1 lacks bytes, accuracy, n"):
         write_pictures(LINES, [{"name": "a", "tokens_per_second": 1.0}], tmp_path)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_pictures_in_docs_are_those_of_the_results(name: str, tmp_path: Path) -> None:
+    rows = lines_of([ROOT / "benchmarks" / "results" / f"{each}.jsonl" for each in PICTURES[name]])
+    write_pictures(rows, [], tmp_path)
+    assert (ROOT / "docs" / "assets" / f"{name}.svg").read_text() == (tmp_path / f"{name}.svg").read_text()
 
 
 def test_a_taught_arm_needs_a_teacher_and_no_other_arm_takes_it() -> None:
