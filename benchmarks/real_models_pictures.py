@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from benchmarks.real_models_cells import ARMS
 from benchmarks.real_models_table import MPT, Arm, Row, Table, arm_of, arms_by_table, name_of, table_of
 from shears.errors import InputError
 from shears.evaluation.statistics import pooled_accuracy, wilson_interval
@@ -107,9 +106,10 @@ def by_adapter_size(rows: Sequence[Row], table: Table, arms: Mapping[Arm, Mappin
         sizes = [row["adapter_parameters"] for row in rows
                  if row["kind"] == "test" and arm_of(row) == arm and table_of(row) == table]  # fmt: skip
         if any(sizes):
-            name = name_of(arm).removesuffix(f", {arm.ranks}")
+            whole = name_of(arm)
+            name = whole.removesuffix(f", {arm.ranks}")
             place = (arm.ranks, round(fmean(sizes), -5))
-            label = arm.ranks if len(ARMS[arm.arm].readings) > 1 and place not in labelled else ""
+            label = arm.ranks if name != whole and place not in labelled else ""
             labelled.add(place)
             series.setdefault(name, []).append(_point(fmean(sizes) / 1e6, runs)._replace(label=label))
     return {name: sorted(points) for name, points in series.items()}

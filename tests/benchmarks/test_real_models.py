@@ -303,7 +303,7 @@ def test_pictures_hold_a_dot_for_every_accuracy(tmp_path: Path) -> None:
         path.stem.removeprefix("real-models-"): path for path in write_pictures([*LINES, sparser], speeds, tmp_path)
     }
     dots = {name: path.read_text().count("<circle") for name, path in paths.items()}
-    # a dot for each accuracy and one for each arm; over sparsity also five of the paper's
+    # a dot for each accuracy and one for each name; over sparsity also five of the paper's
     assert dots == {"small-gsm8k-sparsity": 5 + 5 + 4, "small-gsm8k-adapters": 5 + 4, "speed": 4, "bytes": 4}
     for path in paths.values():
         ElementTree.parse(path)
