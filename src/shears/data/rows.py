@@ -67,7 +67,8 @@ def _read_file(path: Path) -> list[Row]:
         raise InputError(f"examples must be rows, got the plain text {path}; give .jsonl with prompt and completion")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"data must end in {', '.join(READERS)}, got {path.name!r}; convert it to .jsonl")
+        endings = f"{', '.join(READERS)} (or .txt where a command takes plain text)"
+        raise InputError(f"data must end in {endings}, got {path.name!r}; convert it to .jsonl")
     try:
         return reader(path)
     except UnicodeDecodeError as error:
