@@ -25,7 +25,11 @@ WANTED = Wanted(("small",), (GSM8K,), ("dense-0shot", "dense-lora", "sparse-nls"
 SETTING = Setting(Path("data"), Path("work"), {"small": "small"})
 ROOT = Path(__file__).parents[2]
 PICTURES: Mapping[str, Sequence[str]] = {  # of docs/results.md, by the files of results they are drawn from
-    "real-models-0.5b-gsm8k-sparsity": ["2026-11-28-real-models-gsm8k", "2026-11-29-real-models-sparsities"],
+    "real-models-0.5b-gsm8k-sparsity": [
+        "2026-11-28-real-models-gsm8k",
+        "2026-11-29-real-models-sparsities",
+        "2026-11-29-real-models-healed-60",
+    ],
     "real-models-0.5b-mawps-adapters": ["2026-11-28-real-models"],
 }
 LOSSES: Mapping[tuple[float, float], float] = {(1e-4, 64): 0.9, (3e-4, 64): 0.7, (1e-3, 64): 0.8, (3e-4, 128): 0.6}
