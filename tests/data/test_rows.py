@@ -92,7 +92,11 @@ def test_json_lines_are_read_under_the_name_json(tmp_path: Path) -> None:
         ("open.csv", 'a,b\n"1,2\n', "CSV file"),
         ("noise.parquet", "not parquet", "Parquet file"),
         ("text.txt", "words", "must be rows, got the plain text"),
-        ("table.tsv", "a\tb\n", r".parquet \(or .txt where a command takes plain text\), got 'table.tsv'"),
+        (
+            "table.tsv",
+            "a\tb\n",
+            r"must end in .json, .jsonl, .csv, .parquet \(or .txt where a command takes plain text\), got 'table.tsv'",
+        ),
     ],
 )
 def test_a_broken_file_says_what_is_wrong(tmp_path: Path, name: str, content: str, message: str) -> None:
