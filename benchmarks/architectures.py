@@ -19,10 +19,10 @@ from tests.tiny import CONFIGS, MORE_CONFIGS, VOCABULARY, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.report import environment
-from shears.blockwise.matrices import Matrix, block_matrices, kept_dense
 from shears.checkpoints.zeros import count_zeros
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
+from shears.models.blockwise.matrices import Matrix, block_matrices, kept_dense
 from shears.records.artifacts import SPARSITY
 from shears.sparsity.plan import linear_name
 from shears.sparsity.stage import sparsify

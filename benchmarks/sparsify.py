@@ -25,9 +25,9 @@ from benchmarks.memory import Usage, peak_memory
 from benchmarks.random_llama import random_llama, random_sequences
 from benchmarks.reference_wanda import reference_wanda
 from benchmarks.report import add_row, environment, log_to_stderr, rows_of
-from shears.blockwise.matrices import block_matrices
 from shears.config import SparsifyConfig
 from shears.data.calibration import calibration_batches
+from shears.models.blockwise.matrices import block_matrices
 from shears.models.load import load_model, load_tokenizer
 from shears.sparsity.prune import sparsify_model
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from benchmarks.report import environment, log_to_stderr
-from shears.blockwise.capture import InputMoments, capturing
-from shears.blockwise.matrices import block_matrices
 from shears.config.sparsify import METHODS
 from shears.data.calibration import calibration_batches
 from shears.models.blocks import decoder_blocks
+from shears.models.blockwise.capture import InputMoments, capturing
+from shears.models.blockwise.matrices import block_matrices
 from shears.models.load import load_model, load_tokenizer
 from shears.models.ref import resolve
 from shears.sparsity.masks import Pattern

@@ -19,10 +19,10 @@ from pydantic_core import to_jsonable_python
 from shears.cli import application
 from shears.cli.help import DEFAULT, VERB_PANELS
 from shears.cli.options import _metavar
+from shears.cli.panels import METAVARS, OTHER, PANELS, REQUIRED
 from shears.config import Recipe
 from shears.config.evaluate import BaselineConfig
 from shears.config.fields import StageConfig
-from shears.config.flags import METAVARS, OTHER, PANELS, REQUIRED
 
 DOCS = Path(__file__).parent
 ARGUMENTS = "Arguments"

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from shears.blockwise.sources import Skeleton
 from shears.checkpoints.tensor_files import INDEX, SINGLE
+from shears.models.blockwise.sources import Skeleton
 from tests.tiny import CONFIGS, VOCABULARY, WINDOW, tiny_tokenizer
 
 LLAMA = CONFIGS["llama_untied"][1]

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from shears.adapt.space import RankConfig as RankConfig
     from shears.adapt.space import SearchSpace as SearchSpace
     from shears.adapt.train import train as train
+    from shears.checkpoints.inspection import inspect as inspect
     from shears.errors import InputError as InputError
     from shears.evaluation.run import evaluate as evaluate
     from shears.export.package import unpack as unpack
     from shears.export.stage import export_adapter as export_adapter
     from shears.healing.stage import heal as heal
-    from shears.inspection import inspect as inspect
     from shears.models.fetching import fetch as fetch
-    from shears.publishing import push as push
+    from shears.records.publishing import push as push
     from shears.records.version import __version__ as __version__
     from shears.report.compare import compare as compare
     from shears.report.page import write_report as write_report
@@ -51,11 +51,11 @@ _MODULES = {
     "export_adapter": "export.stage",
     "fetch": "models.fetching",
     "heal": "healing.stage",
-    "inspect": "inspection",
+    "inspect": "checkpoints.inspection",
     "load_super_adapter": "adapt.load",
     "make_elastic": "adapt.elastic",
     "plan": "runs.plan",
-    "push": "publishing",
+    "push": "records.publishing",
     "run": "runs.pipeline",
     "run_search": "searching.stage",
     "search": "searching.stage",

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import shears
 from shears.adapt.load import load_super_adapter
+from shears.checkpoints.inspection import inspect
 from shears.checkpoints.tensor_files import quantized_by
 from shears.errors import InputError
-from shears.inspection import inspect
 from shears.models.blocks import linears, weight_oi
 from shears.models.load import Quantized, load_model, quantization_config
 from tests.adapt.small_training import SETTINGS, log, weights

@@ -13,9 +13,9 @@ from transformers import modeling_gguf_pytorch_utils as of_transformers
 from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 
 from shears.checkpoints.gguf_file import GGUF_ARCHITECTURES, read_gguf
+from shears.checkpoints.inspection import inspect
 from shears.cli import main
 from shears.errors import InputError
-from shears.inspection import inspect
 from tests.models.gguf_files import write_gguf
 
 

@@ -11,8 +11,8 @@ from shears import config
 from shears.cli import application
 from shears.cli.help import examples
 from shears.cli.options import with_stage_options
+from shears.cli.panels import PANELS
 from shears.config.fields import StageConfig
-from shears.config.flags import PANELS
 from tests.cli.calls import call_with
 
 GROUP: Any = typer.main.get_command(application())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from shears.checkpoints.inspection import inspect
 from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.packed.layout import quantize
 from shears.config.export import EMBEDDINGS_BOUND
@@ -17,7 +18,6 @@ from shears.data.calibration import calibration_batches
 from shears.errors import InputError
 from shears.export import calibrated as calibrated_module
 from shears.export.package import unpack
-from shears.inspection import inspect
 from shears.models.load import load_tokenizer, load_with_adapter
 from shears.records.artifacts import PACKAGE, README, read_record
 from tests import parts

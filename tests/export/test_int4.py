@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from shears.checkpoints.inspection import inspect
 from shears.checkpoints.packed.file import PACKAGE_FILE, read_package
 from shears.checkpoints.packed.layout import dense, pack
 from shears.errors import InputError
 from shears.export.package import unpack
-from shears.inspection import inspect
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import PACKAGE, README, read_record
 from tests import parts

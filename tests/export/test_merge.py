@@ -14,14 +14,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from shears.blockwise.sources import Skeleton
 from shears.checkpoints.conversion import UnsupportedCheckpoint
+from shears.checkpoints.inspection import inspect
 from shears.errors import InputError
 from shears.evaluation.run import adapter_template
 from shears.export import merge
 from shears.export.stage import export_adapter
 from shears.export.target import in_format
-from shears.inspection import inspect
+from shears.models.blockwise.sources import Skeleton
 from shears.records.artifacts import MERGED, README, SPARSITY, read_record, weights_fingerprint, write_json
 from tests.export.made import activated, half_sparse, logits, mixed_ranks, stock, super_adapter, weights
 

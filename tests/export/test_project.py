@@ -15,8 +15,6 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shears.blockwise.sources import Skeleton
-from shears.blockwise.walk import IrregularBlocks
 from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.config import ExportConfig
 from shears.errors import InputError
@@ -25,6 +23,8 @@ from shears.export.project import Samples, Text, draw_samples, nearest
 from shears.export.stage import export_adapter
 from shears.export.target import with_masked, with_whole
 from shears.models.blocks import LoraUpdate, weight_oi
+from shears.models.blockwise.sources import Skeleton
+from shears.models.blockwise.walk import IrregularBlocks
 from shears.models.load import load_tokenizer
 from shears.records.artifacts import MERGED, SEARCH_SPACE, read_record, weights_fingerprint, write_json
 from tests.export.made import RANKS, half_sparse, stock, super_adapter, weights

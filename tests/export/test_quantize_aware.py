@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shears.adapt.load import SuperAdapter, load_super_adapter
 from shears.adapt.train import train
+from shears.checkpoints.inspection import inspect
 from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.packed.layout import dense, dequantize_blocks, quantize_blocks
 from shears.config import Recipe, TrainConfig
@@ -24,7 +25,6 @@ from shears.errors import InputError
 from shears.evaluation.generate import Decoder
 from shears.export.package import unpack
 from shears.export.stage import export_adapter
-from shears.inspection import inspect
 from shears.models.blocks import weight_oi
 from shears.models.load import load_model, load_with_adapter
 from shears.models.quantize_aware import Grid, GridLinear, grids_of, read_grids

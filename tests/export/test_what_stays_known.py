@@ -6,6 +6,7 @@ import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from shears.adapt.train import train
+from shears.checkpoints.inspection import inspect
 from shears.config import EvaluateConfig
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
@@ -13,10 +14,8 @@ from shears.evaluation.contamination import training_data
 from shears.evaluation.run import parts_of, template_of
 from shears.export.package import unpack
 from shears.export.stage import export_adapter
-from shears.inspection import inspect
 from shears.models.load import load_model, load_with_adapter
 from shears.models.ref import resolve
-from shears.publishing import push
 from shears.records.artifacts import (
     README,
     SEARCH_SPACE,
@@ -26,6 +25,7 @@ from shears.records.artifacts import (
     weights_fingerprint,
     write_json,
 )
+from shears.records.publishing import push
 from shears.sparsity.stage import sparsify
 from tests.export.made import half_sparse, super_adapter
 from tests.export.packages import package

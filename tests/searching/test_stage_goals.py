@@ -10,11 +10,11 @@ import pytest
 import shears.searching.stage as stage_module
 from shears.adapt.load import load_super_adapter, space_of_record
 from shears.adapt.space import SearchSpace
+from shears.checkpoints.inspection import inspect
 from shears.cli.tables import print_inspection, print_search
 from shears.config import SearchConfig
 from shears.errors import InputError
 from shears.export.stage import export_adapter
-from shears.inspection import inspect
 from shears.records.artifacts import read_json
 from shears.records.folders import partial_folder
 from shears.searching.stage import search

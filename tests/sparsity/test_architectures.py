@@ -12,10 +12,10 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from shears.blockwise.matrices import Matrix, block_matrices
 from shears.config import SparsifyConfig
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
+from shears.models.blockwise.matrices import Matrix, block_matrices
 from shears.models.devices import DTYPES
 from shears.records.artifacts import SPARSITY
 from shears.sparsity.plan import linear_name

@@ -8,11 +8,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from shears.blockwise.matrices import kept_dense, uncovered_parameters
 from shears.config import SparsifyConfig
 from shears.config.resolve import build
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
+from shears.models.blockwise.matrices import kept_dense, uncovered_parameters
 from shears.sparsity.plan import Chosen, choose, linear_name, zeros_by_weight
 from tests.tiny import tiny_model
 

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shears.blockwise.sources import Skeleton
 from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.errors import InputError
 from shears.models.blocks import linears, weight_oi
+from shears.models.blockwise.sources import Skeleton
 from shears.models.load import load_model
 from shears.records.artifacts import SPARSITY, read_record, weights_fingerprint
 from shears.sparsity.rewrite import LinearSparsity, check_saved

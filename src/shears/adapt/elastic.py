@@ -27,10 +27,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from shears.adapt.own_loop import save_own_loop
+from shears.adapt.own_loop_config import OwnLoopConfig
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.config.own_loop import OwnLoopConfig
+from shears.checkpoints.zeros import EXPERTS
 from shears.config.resolve import build
-from shears.config.targets import EXPERTS
 from shears.errors import InputError
 from shears.models.lokr import ElasticLoKr
 from shears.models.sparse_adapter import MASK

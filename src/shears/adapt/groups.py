@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from shears.blockwise.matrices import block_matrices, kept_dense, linear_matrix
 from shears.checkpoints.conversion import empty_model, known_config
-from shears.config.targets import EXPERTS
+from shears.checkpoints.zeros import EXPERTS
 from shears.config.train import AUTO
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks, linears
+from shears.models.blockwise.matrices import block_matrices, kept_dense, linear_matrix
 
 ATTENTION = ("attn", "attention")  # parts of the names and classes of attentions
 PROJECTIONS = "qkv"  # the order in which a group names its linears, as far as their names begin with these

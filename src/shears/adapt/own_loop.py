@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from shears.adapt.own_loop_config import OwnLoopConfig
 from shears.adapt.space import SearchSpace
 from shears.checkpoints.tensor_files import TensorFiles
-from shears.config.own_loop import OwnLoopConfig
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.models.quantize_aware import is_quantize_aware

@@ -24,7 +24,6 @@ from shears.adapt.sampling import NESTED
 from shears.adapt.space import SearchSpace
 from shears.checkpoints.conversion import known_config
 from shears.config import TrainConfig
-from shears.config.targets import matching
 from shears.data.examples import Example, Tokenized, check_completions, load_examples, tokenize_all
 from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks, linears, sharing_a_weight, weight_oi
@@ -34,6 +33,7 @@ from shears.models.losses import positions_in
 from shears.models.quantize_aware import Grid, grids_of, make_quantize_aware
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import make_sparse
+from shears.models.targets import matching
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:
     """Return the search space: in each decoder block, the linears joined by + share one of the ranks.
 
-    Each part is a name's ending or a regex (see `config.targets.matching`); the group `auto` stands for those of
+    Each part is a name's ending or a regex (see `models.targets.matching`); the group `auto` stands for those of
     `auto_groups`. InputError if a part matches nothing, if
     two groups claim one linear, if a linear does not return one tensor of its outputs (routers that return their
     choice, grouped products), or if a rank exceeds min(inputs, outputs) of every linear in its group.

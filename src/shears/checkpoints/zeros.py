@@ -4,11 +4,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from shears.config.targets import EXPERTS
-
 if TYPE_CHECKING:  # reports import this module, and they must not load torch
     from torch import Tensor
 
+EXPERTS = "experts"  # part of the names of linears that compute the tokens of a router
 IN_BLOCK = re.compile(r"(?:^|\.)(?P<layer>\d+)\.(?P<path>.+?)(?P<suffix>\.weight)?$")
 READING_ORDER = ("q_", "kv_", "k_", "v_", "qkv_", "o_", "gate_", "up_", "down_")  # files are in alphabetical order
 Counts = Mapping[tuple[int, str], tuple[int, int]]  # (layer, path in the block without numbers) -> (weights, zeros)

@@ -8,9 +8,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from shears.cli.panels import OTHER, PANELS, REQUIRED
 from shears.cli.parsing import parse
 from shears.cli.tables import console
-from shears.config.flags import OTHER, PANELS, REQUIRED
 
 WIDTH = 80  # characters, the width of a terminal nobody has changed
 COLUMN = 30  # characters of the first column; a longer flag has a line for itself

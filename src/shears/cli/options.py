@@ -10,8 +10,8 @@ import typer
 from pydantic.fields import FieldInfo
 
 from shears.cli.help import Verbs
-from shears.config.fields import Repeated, StageConfig
-from shears.config.flags import ALIASES, METAVARS, REQUIRED, panel_of
+from shears.cli.panels import METAVARS, REQUIRED, panel_of
+from shears.config.fields import ALIASES, Repeated, StageConfig
 from shears.config.resolve import build, stage_values
 from shears.records.version import __version__
 

@@ -11,7 +11,6 @@ from shears.config.evaluate import EvaluateConfig, RunEvaluateConfig, ScoringCon
 from shears.config.export import ExportConfig
 from shears.config.fields import StageConfig
 from shears.config.heal import HealConfig
-from shears.config.own_loop import OwnLoopConfig
 from shears.config.search import SearchConfig
 from shears.config.serve import BenchConfig, ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
 from shears.config.sparsify import SparsifyConfig
@@ -19,7 +18,7 @@ from shears.config.train import TrainConfig
 from shears.config.write import WriteConfig
 
 __all__ = ["BenchConfig", "ChatConfig", "CompressConfig", "EvaluateConfig", "ExportConfig", "FetchConfig",
-           "GenerateConfig", "HealConfig", "InspectConfig", "OwnLoopConfig", "Recipe", "RunEvaluateConfig",
+           "GenerateConfig", "HealConfig", "InspectConfig", "Recipe", "RunEvaluateConfig",
            "SamplingConfig", "ScoringConfig", "SearchConfig", "ServeConfig", "SparsifyConfig", "TrainConfig",
            "WriteConfig"]  # fmt: skip
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from pydantic_core import to_jsonable_python
 
-from shears.config.flags import ALIASES
 from shears.config.notation import kept_of_every, num_bytes, whole_number
 from shears.errors import InputError
 
@@ -97,6 +96,8 @@ def _check_pattern(value: str) -> str:
     return value
 
 
+ALIASES: Mapping[str, str] = {"lr": "learning_rate", "bs": "batch_size"}
+"""Short names, as flags, in --set, in recipes and as keywords; records hold the full names."""
 TORCH_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 

@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from shears.config import EvaluateConfig, Recipe, RunEvaluateConfig
-from shears.config.fields import StageConfig, full_names
-from shears.config.flags import ALIASES
+from shears.config.fields import ALIASES, StageConfig, full_names
 from shears.errors import InputError
 
 Config = TypeVar("Config", bound=StageConfig)

@@ -19,11 +19,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shears.blockwise.activations import Activations
-from shears.blockwise.capture import InputMoments, capturing
-from shears.blockwise.matrices import Matrix, affordable, block_matrices
-from shears.blockwise.sources import BlockSource, Skeleton, StreamedModel
-from shears.blockwise.walk import Batches, BlockRun, IrregularBlocks, Walk, walk_blocks
 from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.checkpoints.packed import file, layout
 from shears.checkpoints.packed.layout import BLOCK, QUANTIZED, Quantized
@@ -35,6 +30,11 @@ from shears.errors import InputError
 from shears.export.packing import Packing, Sink
 from shears.export.project import BATCH, BUDGET, Labelled, losses
 from shears.models.blocks import LoraUpdate
+from shears.models.blockwise.activations import Activations
+from shears.models.blockwise.capture import InputMoments, capturing
+from shears.models.blockwise.matrices import Matrix, affordable, block_matrices
+from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel
+from shears.models.blockwise.walk import Batches, BlockRun, IrregularBlocks, Walk, walk_blocks
 from shears.models.devices import autocast, pick_device
 from shears.models.load import load_tokenizer
 from shears.models.losses import check_sequence_length

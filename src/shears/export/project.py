@@ -25,11 +25,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shears.blockwise.activations import Activations
-from shears.blockwise.capture import InputMoments
-from shears.blockwise.matrices import Matrix
-from shears.blockwise.sources import BlockSource, Skeleton, StreamedModel
-from shears.blockwise.walk import BlockRun, IrregularBlocks, Walk, walk_blocks
 from shears.config import ExportConfig, SparsifyConfig
 from shears.config.notation import num_bytes
 from shears.data.calibration import calibration_batches
@@ -39,6 +34,11 @@ from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.export.target import Changed, Target, merge_into, with_masked, with_whole
 from shears.models.blocks import LoraUpdate
+from shears.models.blockwise.activations import Activations
+from shears.models.blockwise.capture import InputMoments
+from shears.models.blockwise.matrices import Matrix
+from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel
+from shears.models.blockwise.walk import BlockRun, IrregularBlocks, Walk, walk_blocks
 from shears.models.devices import autocast
 from shears.models.load import load_tokenizer
 from shears.models.losses import IGNORED, check_sequence_length

@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shears.blockwise.matrices import Matrix, linear_matrix
-from shears.blockwise.sources import BlockSource
 from shears.checkpoints.zeros import count_zeros
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate, sharing_a_weight
+from shears.models.blockwise.matrices import Matrix, linear_matrix
+from shears.models.blockwise.sources import BlockSource
 from shears.models.load import copy_configs
 from shears.models.quantize_aware import Grid, on_grid, rounded
 from shears.models.ref import ModelRef

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from shears.blockwise.matrices import block_matrices
-from shears.blockwise.sources import BlockSource
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.checkpoints.zeros import count_zeros
 from shears.errors import InputError
 from shears.export.target import in_format
 from shears.healing.linears import trained_linears
+from shears.models.blockwise.matrices import block_matrices
+from shears.models.blockwise.sources import BlockSource
 from shears.models.load import copy_configs, save_tokenizer
 from shears.models.ref import ModelRef
 from shears.sparsity.plan import linear_name

@@ -12,6 +12,7 @@ from shears.adapt.groups import resolved_groups
 from shears.adapt.ranks import ranks_file, ranks_name
 from shears.adapt.teacher.source import find_teacher
 from shears.adapt.train import train
+from shears.checkpoints.inspection import inspect
 from shears.config import EvaluateConfig, HealConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
 from shears.config.export import FORMATS
 from shears.config.resolve import build, section_class
@@ -26,7 +27,6 @@ from shears.evaluation.tasks.registry import check_data
 from shears.export.stage import export_adapter
 from shears.healing.prepare import teacher_of
 from shears.healing.stage import heal
-from shears.inspection import inspect
 from shears.models.devices import set_threads
 from shears.models.ref import ModelRef, resolve
 from shears.records import artifacts

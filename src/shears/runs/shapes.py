@@ -13,13 +13,13 @@ from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig
 
-from shears.blockwise.matrices import linear_matrix
 from shears.checkpoints.conversion import LOADING_ERRORS, META, empty_model, known_config
 from shears.checkpoints.packed import layout
 from shears.checkpoints.packed.matrices import is_block_matrix
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.config.embedded import EMBEDDED
 from shears.models.blocks import decoder_blocks, linears
+from shears.models.blockwise.matrices import linear_matrix
 from shears.models.fetching import cache_folder, gguf_config
 from shears.models.ref import resolve
 from shears.records.paths import expanded

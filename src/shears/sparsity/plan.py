@@ -8,16 +8,16 @@ from pathlib import Path
 
 from torch import nn
 
-from shears.blockwise.activations import Activations
-from shears.blockwise.matrices import Matrix, block_matrices, kept_dense, uncovered_parameters
-from shears.blockwise.sources import BlockSource
-from shears.blockwise.walk import Batches, Walk
 from shears.config import SparsifyConfig
 from shears.config.notation import kept_of_every, num_bytes
-from shears.config.targets import matching
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks, linears
+from shears.models.blockwise.activations import Activations
+from shears.models.blockwise.matrices import Matrix, block_matrices, kept_dense, uncovered_parameters
+from shears.models.blockwise.sources import BlockSource
+from shears.models.blockwise.walk import Batches, Walk
 from shears.models.devices import autocast
+from shears.models.targets import matching
 from shears.sparsity.allocation.overall import with_overrides
 from shears.sparsity.masks import Pattern, zero_counts
 

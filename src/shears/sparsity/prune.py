@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shears.blockwise.activations import Activations
-from shears.blockwise.capture import InputMoments, InputNorms, Receive, capturing
-from shears.blockwise.matrices import Matrix, affordable
-from shears.blockwise.sources import BlockSource, WholeModel
-from shears.blockwise.walk import Batches, BlockRun, IrregularBlocks, evaluating, walk_blocks
 from shears.checkpoints.zeros import count_zeros
 from shears.config.sparsify import ALLOCATIONS, METHODS, Method, Needs, SparsifyConfig
 from shears.errors import InputError
+from shears.models.blockwise.activations import Activations
+from shears.models.blockwise.capture import InputMoments, InputNorms, Receive, capturing
+from shears.models.blockwise.matrices import Matrix, affordable
+from shears.models.blockwise.sources import BlockSource, WholeModel
+from shears.models.blockwise.walk import Batches, BlockRun, IrregularBlocks, evaluating, walk_blocks
 from shears.models.load import num_embeddings
 from shears.models.losses import check_sequence_length
 from shears.progress import track

@@ -8,14 +8,14 @@ from typing import TypeVar
 
 import torch
 
-from shears.blockwise.matrices import block_matrices
-from shears.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
-from shears.blockwise.walk import IrregularBlocks
 from shears.checkpoints.conversion import UnsupportedCheckpoint
 from shears.checkpoints.tensor_files import TensorFiles, TensorWriter
 from shears.checkpoints.zeros import count_zeros
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
+from shears.models.blockwise.matrices import block_matrices
+from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
+from shears.models.blockwise.walk import IrregularBlocks
 from shears.models.devices import DTYPES, pick_device
 from shears.models.load import load_model
 from shears.models.ref import ModelRef

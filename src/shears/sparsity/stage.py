@@ -9,14 +9,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from shears.blockwise.sources import BlockSource
-from shears.blockwise.walk import Batches
 from shears.config import SparsifyConfig
 from shears.config.resolve import build
 from shears.config.write import SELF
 from shears.data.calibration import calibration_batches
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
+from shears.models.blockwise.sources import BlockSource
+from shears.models.blockwise.walk import Batches
 from shears.models.devices import DTYPES
 from shears.models.load import copy_configs, load_tokenizer, save_tokenizer
 from shears.models.ref import ModelRef, resolve

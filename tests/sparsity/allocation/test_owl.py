@@ -11,11 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from shears.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
 from shears.checkpoints.tensor_files import TensorWriter
 from shears.config import SparsifyConfig
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
+from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
 from shears.sparsity.allocation.overall import LARGEST
 from shears.sparsity.allocation.owl import block_scores, outlier_share, owl, owl_sparsities
 from shears.sparsity.masks import zero_counts

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shears.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
 from shears.checkpoints.tensor_files import TensorWriter
 from shears.config import SparsifyConfig
 from shears.errors import InputError
+from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
 from shears.sparsity.allocation import sensitivity
 from shears.sparsity.allocation.overall import LARGEST
 from shears.sparsity.allocation.sensitivity import REACH, SAMPLE, SEQUENCES, STRENGTH, sensitivity_sparsities

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from shears.blockwise.matrices import block_matrices
 from shears.config import SparsifyConfig
 from shears.models.blocks import decoder_blocks
+from shears.models.blockwise.matrices import block_matrices
 from shears.sparsity.plan import linear_name
 from shears.sparsity.prune import sparsify_model
 from tests.oracles import wanda

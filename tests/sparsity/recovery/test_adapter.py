@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shears.blockwise.walk import IrregularBlocks
 from shears.config import SparsifyConfig
 from shears.models.blocks import decoder_blocks, linears, weight_oi
+from shears.models.blockwise.walk import IrregularBlocks
 from shears.sparsity import plan
 from shears.sparsity.prune import sparsify_model
 from shears.sparsity.recovery.adapter import Recovered

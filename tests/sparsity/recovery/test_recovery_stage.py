@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from shears.blockwise.sources import Skeleton
 from shears.checkpoints.conversion import UnsupportedCheckpoint
+from shears.checkpoints.inspection import inspect
 from shears.errors import InputError
-from shears.inspection import inspect
 from shears.models.blocks import linears, weight_oi
+from shears.models.blockwise.sources import Skeleton
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import RECOVERY, RECOVERY_FOLDER, SPARSITY, read_record, weights_fingerprint
 from shears.sparsity.stage import sparsify

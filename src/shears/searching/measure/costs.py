@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.blockwise.matrices import block_matrices
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.checkpoints.zeros import count_zeros
 from shears.errors import InputError
 from shears.evaluation.continuous import cut
 from shears.models.blocks import linears
+from shears.models.blockwise.matrices import block_matrices
 from shears.models.sparse_adapter import is_sparse
 from shears.runtime.native import kernels_available
 from shears.runtime.native.model_source import source_of_model

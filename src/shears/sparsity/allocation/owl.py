@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shears.blockwise.capture import InputNorms
-from shears.blockwise.walk import BlockRun, walk_blocks
 from shears.errors import InputError
+from shears.models.blockwise.capture import InputNorms
+from shears.models.blockwise.walk import BlockRun, walk_blocks
 from shears.sparsity.allocation.overall import LARGEST, check_reach, shifted
 from shears.sparsity.methods.scores import magnitude_scores, wanda_scores
 from shears.sparsity.plan import CalibrationRun, Chosen

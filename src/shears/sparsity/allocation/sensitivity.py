@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shears.blockwise.activations import Activations
-from shears.blockwise.matrices import Matrix
-from shears.blockwise.walk import BlockRun, Walk
+from shears.models.blockwise.activations import Activations
+from shears.models.blockwise.matrices import Matrix
+from shears.models.blockwise.walk import BlockRun, Walk
 from shears.progress import track
 from shears.sparsity.allocation.overall import LARGEST, Curve, by_marginal_cost
 from shears.sparsity.plan import CalibrationRun, Chosen

@@ -14,12 +14,12 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shears.blockwise.activations import Activations
-from shears.blockwise.capture import Receive, capturing
-from shears.blockwise.matrices import Matrix
-from shears.blockwise.sources import BlockSource
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks, replaced_forwards
+from shears.models.blockwise.activations import Activations
+from shears.models.blockwise.capture import Receive, capturing
+from shears.models.blockwise.matrices import Matrix
+from shears.models.blockwise.sources import BlockSource
 from shears.models.devices import widen_norms
 from shears.progress import track
 

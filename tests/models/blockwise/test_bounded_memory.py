@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks import random_llama as checkpoint
-from shears.blockwise import activations
+from shears.models.blockwise import activations
 from shears.records.artifacts import SPARSITY
 from shears.sparsity.stage import sparsify
 from tests.tiny import tiny_model

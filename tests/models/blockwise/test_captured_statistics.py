@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from shears.blockwise.capture import InputMoments, InputNorms, capturing
-from shears.blockwise.matrices import Matrix, block_matrices
+from shears.models.blockwise.capture import InputMoments, InputNorms, capturing
+from shears.models.blockwise.matrices import Matrix, block_matrices
 
 
 def matrix(name: str, inputs: int = 4) -> Matrix:

@@ -69,9 +69,6 @@ METAVARS: Mapping[str, str] = {
 }
 """The kind of value of fields whose type does not say it."""
 
-ALIASES: Mapping[str, str] = {"lr": "learning_rate", "bs": "batch_size"}
-"""Short names, as flags, in --set, in recipes and as keywords; records hold the full names."""
-
 
 def panel_of(name: str) -> str:
     """Return the panel of a field."""

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 
 from shears.errors import InputError
 
-EXPERTS = "experts"  # part of the names of linears that compute the tokens of a router
-
 
 def matching(names: Iterable[str], targets: Sequence[str]) -> list[str]:
     """Return the names that a target matches, by dotted suffix or whole regex, in the order of `names`.

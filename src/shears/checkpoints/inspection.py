@@ -11,9 +11,8 @@ from safetensors import SafetensorError, safe_open
 from shears.checkpoints.gguf_file import GGUF_ARCHITECTURES, GgufFile, can_dequantize, read_gguf
 from shears.checkpoints.packed.file import is_package, read_package
 from shears.checkpoints.tensor_files import quantized_by
-from shears.checkpoints.zeros import count_zeros, place_in_block, sparsities
+from shears.checkpoints.zeros import EXPERTS, count_zeros, place_in_block, sparsities
 from shears.config.export import FORMAT_OF_RECORD
-from shears.config.targets import EXPERTS
 from shears.errors import InputError, first_line
 from shears.records import artifacts
 from shears.records.folders import partial_folder

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from shears.blockwise.capture import capturing
-from shears.blockwise.matrices import Matrix, block_matrices
 from shears.models.blocks import decoder_blocks
+from shears.models.blockwise.capture import capturing
+from shears.models.blockwise.matrices import Matrix, block_matrices
 from tests.oracles import wanda
 from tests.tiny import CONFIGS, MORE_CONFIGS, VOCABULARY, tiny_model
 

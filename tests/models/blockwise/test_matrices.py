@@ -6,8 +6,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from shears.blockwise.matrices import Matrix, block_matrices, kept_dense, uncovered_parameters
 from shears.models.blocks import decoder_blocks
+from shears.models.blockwise.matrices import Matrix, block_matrices, kept_dense, uncovered_parameters
 from tests.tiny import CONFIGS, MORE_CONFIGS, tiny_model
 
 # per architecture, the ends of names that are no plain linears: stacks of experts, what chooses experts, no matrices

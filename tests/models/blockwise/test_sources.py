@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from shears.blockwise.sources import Skeleton
 from shears.checkpoints.tensor_files import SINGLE, TensorWriter
 from shears.errors import InputError
+from shears.models.blockwise.sources import Skeleton
 from tests.parts import ARCHITECTURES, BF16, FP32, assert_same, block_names, copied, reference, save
 from tests.tiny import tiny_model
 
@@ -101,7 +101,7 @@ WALK = """
 import sys
 from pathlib import Path
 import torch
-from shears.blockwise.sources import Skeleton
+from shears.models.blockwise.sources import Skeleton
 from shears.checkpoints.tensor_files import TensorWriter
 
 torch.set_num_threads(1)

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shears.blockwise.activations import Activations
-from shears.blockwise.capture import InputNorms
-from shears.blockwise.matrices import Matrix, block_matrices
-from shears.blockwise.sources import WholeModel
-from shears.blockwise.walk import BlockRun, Visit, Walk, walk_blocks
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks, linears
+from shears.models.blockwise.activations import Activations
+from shears.models.blockwise.capture import InputNorms
+from shears.models.blockwise.matrices import Matrix, block_matrices
+from shears.models.blockwise.sources import WholeModel
+from shears.models.blockwise.walk import BlockRun, Visit, Walk, walk_blocks
 from tests.tiny import CONFIGS, VOCABULARY, tiny_model
 
 BATCHES = [torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(batch)) for batch in (0, 1)]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from shears.config.targets import matching
 from shears.errors import InputError
+from shears.models.targets import matching
 
 NAMES = ["model.layers.0.q_proj", "model.layers.0.k_proj", "model.layers.1.q_proj", "model.layers.1.k_proj"]
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shears.blockwise.activations import Activations
 from shears.config import SparsifyConfig
 from shears.config.notation import num_bytes
 from shears.errors import InputError
+from shears.models.blockwise.activations import Activations
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64]
 

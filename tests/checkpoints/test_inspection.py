@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shears.checkpoints.inspection import inspect
 from shears.cli import main
 from shears.errors import InputError
-from shears.inspection import inspect
 from shears.records.artifacts import write_json
 from tests.tiny import save_tiny, tiny_model
 
