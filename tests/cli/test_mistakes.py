@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import shears
-from shears.cli.memory import ADVICE
+from shears.cli import ADVICE
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from tests.cli.calls import call_with

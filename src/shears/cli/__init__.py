@@ -1,10 +1,14 @@
-"""The command line: each verb turns its words into one configuration and one stage. Nothing else in shears prints."""
+"""The command line: a verb turns its words into one configuration and calls the library once.
+
+Nothing else in shears prints.
+"""
 
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 QUIET = {
@@ -18,13 +22,24 @@ QUIET = {
 }
 INTERRUPTED = 130  # exit code of shells and of typer for Ctrl-C
 HOW_TO_CONTINUE = {
-    "heal": "--resume continues from the last checkpoint",
-    "train": "--resume continues from the last checkpoint",
+    **dict.fromkeys(("heal", "train"), "--resume continues from the last checkpoint"),
     "search": "--resume continues from the last evaluation",
-    "compress": "the same command continues from there",
-    "write": "the same command continues from there",
-    "run": "the same command continues from there",
+    **dict.fromkeys(("compress", "write", "run"), "the same command continues from there"),
 }
+ADVICE: Mapping[str, tuple[str, ...]] = {
+    "write": ("batch_size=4", "max_new_tokens=128", "precision=bf16"),
+    "sparsify": ("batch_size=1", "activation_budget=500MB", "sequence_length=256"),
+    "train": ("micro_batch_size=1", "gradient_checkpointing=true", "quantize=nf4"),
+    "heal": ("micro_batch_size=1", "sequence_length=256", "precision=bf16"),
+    "search": ("batch_size=4", "cache_budget=0", "precision=bf16"),
+    "export": ("num_samples=16", "sequence_length=256", "device=cpu"),
+    "evaluate": ("batch_size=4", "precision=bf16", "num_beams=1"),
+    "generate": ("dtype=bf16", "max_new_tokens=64", "device=cpu"),
+    "chat": ("dtype=bf16", "max_new_tokens=64", "device=cpu"),
+    "serve": ("dtype=bf16", "max_new_tokens=256", "device=cpu"),
+    "bench": ("prompt_tokens=128", "new_tokens=16", "rounds=1"),
+}
+"""Settings that need less memory, by verb, those that cost least quality first."""
 
 
 class _ConsoleHandler(logging.Handler):
@@ -34,22 +49,6 @@ class _ConsoleHandler(logging.Handler):
         from shears.progress import console
 
         console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
-
-
-def _quieten() -> None:
-    """Silence the bars and notices of other libraries; log our own lines, of the first process only."""
-    from shears.progress import is_first_process
-
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    warnings.simplefilter("ignore")
-    for name in ("lm_eval", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logger = logging.getLogger("shears")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    if not logger.handlers:
-        logger.addHandler(_ConsoleHandler() if is_first_process() else logging.NullHandler())
 
 
 def main() -> None:
@@ -90,36 +89,41 @@ def _run() -> None:
         raise
 
 
-def _fail_for_memory(error: BaseException) -> None:
-    """Exit with one line if memory is used up, also where a library's error was raised from that."""
-    from shears.cli.memory import memory_line
-    from shears.errors import memory_error
+def _quieten() -> None:
+    """Silence the bars and notices of other libraries; log our own lines, of the first process only."""
+    from shears.progress import is_first_process
 
-    cause = memory_error(error)
-    if cause is not None:
-        stage = next(iter(getattr(error, "__notes__", [])), None) if _verb() == "run" else None
-        _fail(memory_line(cause, _verb(), stage, sys.argv[1:]), 1)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore")
+    for name in ("lm_eval", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logger = logging.getLogger("shears")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if not logger.handlers:
+        logger.addHandler(_ConsoleHandler() if is_first_process() else logging.NullHandler())
 
 
 def _check_words(words: Sequence[str]) -> None:
-    """Raise InputError for bytes that are not UTF-8, which records cannot hold, and for several processes of a verb.
+    """Raise InputError for bytes that are not UTF-8 and for a verb that supports one process only.
 
-    Only heal and train may be started by a launcher such as torchrun.
+    Records cannot hold such bytes. Only heal and train may be started by a launcher such as torchrun.
     """
     from shears.errors import InputError
 
+    verb = _verb()
     processes = os.environ.get("WORLD_SIZE", "1")
-    if _verb() not in ("heal", "train", "") and processes != "1":
+    if verb not in ("heal", "train", "") and processes != "1":
         raise InputError(
-            f"only heal and train run on several processes, got {_verb()} on {processes}; start it without a launcher"
+            f"only heal and train run on several processes, got {verb} on {processes}; start it without a launcher"
         )
     for word in words:
         try:
             word.encode()
         except UnicodeEncodeError:
-            raise InputError(
-                f"names and texts must be UTF-8, got {word!a}; rename the file or change the text"
-            ) from None
+            message = f"names and texts must be UTF-8, got {word!a}; rename the file or change the text"
+            raise InputError(message) from None
 
 
 def application() -> Any:
@@ -137,10 +141,44 @@ def application() -> Any:
 
 
 def _fail(message: str | Sequence[str], code: int) -> None:
-    """Exit with a line for each message. Wrong input affects all processes of a launcher: the first one prints it."""
+    """Exit with a line for each message.
+
+    Wrong input affects all processes of a launcher, so only the first one prints it.
+    """
     from shears.progress import is_first_process, visible
 
     if is_first_process() or code == 1:  # a system error may affect one process only
         for each in [message] if isinstance(message, str) else message:
             print(f"error: {visible(' '.join(each.split()))}", file=sys.stderr)
     sys.exit(code)
+
+
+def _fail_for_memory(error: BaseException) -> None:
+    """Exit with one line if an error, or one that it was raised from, is a lack of memory."""
+    from shears.errors import memory_error
+
+    cause = memory_error(error)
+    if cause is not None:
+        stage = next(iter(getattr(error, "__notes__", [])), None) if _verb() == "run" else None
+        _fail(_memory_line(str(cause), stage), 1)
+
+
+def _memory_line(error: str, stage: str | None) -> str:
+    """Return how much memory was missing and which settings need less; `stage` is that of a run."""
+    section = stage or _verb()
+    kind = "GPU memory" if re.search("CUDA|GPU|HIP|MPS|CUBLAS", error) else "memory"
+    size = ""
+    if match := re.search(r"[Tt]ried to allocate (\d+(?:\.\d+)?) ?([KMGT]?i?B|bytes)", error):
+        is_cpu = match[2] == "bytes"  # of torch's messages, those about the CPU count bytes
+        size = f" ({float(match[1]) / 10**9:.1f} GB more)" if is_cpu else f" ({match[1]} {match[2]} more)"
+    what = f"{section} needs more {kind} than there is{size}"
+    settings = []
+    for setting in ADVICE.get(section, ()):
+        name, _, value = setting.partition("=")
+        flag = f"--{name.replace('_', '-')}" + ("" if value == "true" else f" {value}")
+        settings.append(f"--set {stage}.{setting}" if stage else flag)
+    given = " ".join(sys.argv[1:])
+    useful = [setting for setting in settings if setting not in given]
+    if not useful:
+        return f"{what}; take a smaller model or a machine with more memory"
+    return f"{what}; {' or '.join(filter(None, [', '.join(useful[:-1]), useful[-1]]))} needs less"
