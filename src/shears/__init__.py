@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from shears.report.compare import compare as compare
     from shears.report.page import write_report as write_report
     from shears.runs.compress.stage import compress as compress
-    from shears.runs.own_text import sparsify as sparsify
     from shears.runs.pipeline import run as run
     from shears.runs.plan import plan as plan
     from shears.runtime.environment import environment as environment
-    from shears.runtime.self_text import self_text as self_text
     from shears.runtime.speed import bench as bench
     from shears.searching.stage import run_search as run_search
     from shears.searching.stage import search as search
     from shears.serving.server import serve as serve
     from shears.sparsity.prune import sparsify_model as sparsify_model
+    from shears.sparsity.stage import sparsify as sparsify
+    from shears.writing.stage import write as write
 
 _MODULES = {
     "ElasticAdapter": "adapt.elastic",
@@ -59,12 +59,12 @@ _MODULES = {
     "run": "runs.pipeline",
     "run_search": "searching.stage",
     "search": "searching.stage",
-    "self_text": "runtime.self_text",
     "serve": "serving.server",
-    "sparsify": "runs.own_text",
+    "sparsify": "sparsity.stage",
     "sparsify_model": "sparsity.prune",
     "train": "adapt.train",
     "unpack": "export.package",
+    "write": "writing.stage",
     "write_report": "report.page",
 }
 __all__ = list(_MODULES)

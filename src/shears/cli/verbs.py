@@ -13,7 +13,7 @@ from shears.cli.options import SET, Values, app, with_stage_options
 from shears.config.export import FORMAT_OF_RECORD
 from shears.config.resolve import build, load_recipe
 from shears.errors import RECORD_ERRORS, InputError
-from shears.records.artifacts import RESULT, SELF_TEXT, read_json
+from shears.records.artifacts import RESULT, WRITTEN_TEXT, read_json
 from shears.records.paths import expanded
 
 Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")]
@@ -48,8 +48,8 @@ def write(model: BaseModel, out: Out, values: Values) -> None:
 
     shears write smollm2-135m written --tokens 100k
     """
-    file = shears.self_text(model, out, **values)
-    record = read_json(file.with_name(SELF_TEXT))
+    file = shears.write(model, out, **values)
+    record = read_json(file.with_name(WRITTEN_TEXT))
     counts = f"{record['num_tokens']:,} tokens, {record['num_texts']:,} texts, {record['num_chats']:,} of them chats"
     following = f"shears sparsify {tables.quoted(model)} sparse --calibration {tables.quoted(file)}"
     tables.print_line(f"{file}: {counts}. Next: {following}")

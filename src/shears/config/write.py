@@ -1,4 +1,4 @@
-"""Options of `shears write`: the text that a model writes itself, as calibration and as data to heal on."""
+"""Options of `shears write`: text that a model writes, to calibrate and to heal on."""
 
 from typing import Literal
 
@@ -6,12 +6,12 @@ from pydantic import Field
 
 from shears.config.fields import Count, Device, DtypeName, Seed, StageConfig
 
-SELF = "self"
-"""In place of a text's source: the text that the dense model writes itself."""
+WRITTEN = "self"
+"""In place of a text's source: text that the dense model writes."""
 
 
 class WriteConfig(StageConfig):
-    """How a model writes text itself."""
+    """How a model writes text."""
 
     tokens: Count = 100_000
     """Tokens to write at least, such as 100k or 1M; the templates of chats do not count."""
@@ -22,8 +22,6 @@ class WriteConfig(StageConfig):
     """Longest text or turn of a chat, in tokens."""
     temperature: float = Field(1.0, gt=0.0, allow_inf_nan=False)
     """1: sample from the model's own distribution; lower: more likely and less varied text."""
-    batch_size: int = Field(16, gt=0, le=16)
-    """Texts that are written together."""
     backend: Literal["auto", "native", "transformers"] = "auto"
     """What computes: native (our decoder), transformers, or auto (native where it covers the model)."""
     precision: DtypeName = "auto"

@@ -14,7 +14,6 @@ from shears.adapt.training.processes import join_processes, raise_in_all, shared
 from shears.adapt.training.step_log import check_trackers, tracking
 from shears.config import HealConfig
 from shears.config.resolve import build
-from shears.config.write import SELF
 from shears.data.examples import rows_fingerprint
 from shears.data.rows import source_fingerprint
 from shears.healing.fit import fit
@@ -38,8 +37,8 @@ from shears.records.cards.card import write_card
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded
 from shears.records.version import __version__
-from shears.runtime.self_text import own_text
 from shears.sparsity.rewrite import LinearSparsity, overall_sparsity
+from shears.writing.stage import text_source
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +94,10 @@ def _origin(base: ModelRef, teacher: TeacherSource, settings: HealConfig) -> dic
 
 def _text(dense: ModelRef, settings: HealConfig) -> str:
     """Return the source of the text; the first process lets the dense model write text of its own if it must."""
-    if settings.data != SELF:
-        return settings.data
 
     def write() -> str:
-        return str(own_text(dense, settings.num_sequences * settings.sequence_length, settings.seed))
+        tokens = settings.num_sequences * settings.sequence_length
+        return text_source(settings.data, dense, tokens, settings.seed)
 
     raise_in_all(lambda: write() if is_first_process() else "")
     return write()  # the others find it there

@@ -36,8 +36,8 @@ from shears.records.folders import partial_folder, run_lock
 from shears.records.paths import expanded, file_fingerprint
 from shears.records.timing import timed
 from shears.runs.baselines import HEALED_FOLDER, baseline_configs, baseline_model, dense_model, sparse_folder
-from shears.runs.own_text import sparsify
 from shears.searching.stage import search
+from shears.sparsity.stage import sparsify
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from shears.models.load import end_tokens, load_tokenizer, load_with_adapter
 from shears.models.losses import own_model
 from shears.models.ref import AnyModel, ModelRef, resolve_with
 from shears.runtime.drop_in.swap import DropInBackend
-from shears.runtime.generation.backend import Backend
+from shears.runtime.generation.backend import MOST_SEQUENCES, Backend
 from shears.runtime.generation.engine import Engine
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.native import kernels_available
@@ -105,7 +105,7 @@ def native_backend_of(
 
 def measuring_backend(source: ModelSource, max_sequences: int, head: NumberFormat | None = None) -> "NativeBackend":
     """Return the native decoder for up to `max_sequences` texts, no bit of which depends on the texts beside it."""
-    from shears.runtime.native.decoder import MOST_SEQUENCES, NativeBackend
+    from shears.runtime.native.decoder import NativeBackend
 
     return NativeBackend(
         source,

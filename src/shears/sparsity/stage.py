@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.config import SparsifyConfig
 from shears.config.resolve import build
-from shears.config.write import SELF
 from shears.data.calibration import calibration_batches
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
@@ -28,29 +27,18 @@ from shears.records.version import __version__
 from shears.sparsity.prune import SparsityReport, prune_blocks
 from shears.sparsity.recovery.adapter import write_recovery
 from shears.sparsity.rewrite import FormatOf, check_saved, rewrite_model
+from shears.writing.stage import text_source
 
 logger = logging.getLogger(__name__)
 
 
-WriteText = Callable[[ModelRef, int, int], Path]
-"""Returns a file of at least so many tokens, with that seed, which the model wrote itself."""
-
-
 def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
-    """Return `sparsify_on` without text of the model's own: InputError for calibration self."""
-    return sparsify_on(_no_text, model, output, **config)
-
-
-def _no_text(model: ModelRef, tokens: int, seed: int) -> Path:
-    raise InputError("calibration self needs a writer here: call shears.sparsify, or give a file of shears write")
-
-
-def sparsify_on(write_text: WriteText, model: str | Path, output: str | Path, **config: Any) -> Path:
     """Prune `model` and write it to the folder `output`; return that folder.
 
-    The keywords are the fields of `SparsifyConfig`; `write_text` gives the text of calibration self. The model is read
-    and written block by block: memory holds the embeddings, one block and the hidden states. InputError for a model, a
-    text or settings that cannot be used.
+    The keywords are the fields of `SparsifyConfig`. The model is read and written block by block:
+    memory holds the embeddings, one block and the hidden states. Only `calibration="self"`, text
+    that the model writes, loads it whole. InputError for a model, a text or settings that cannot
+    be used.
     """
     started = time.monotonic()
     settings = build(SparsifyConfig, "sparsify", config).for_model(str(model))
@@ -59,7 +47,7 @@ def sparsify_on(write_text: WriteText, model: str | Path, output: str | Path, **
         ref = resolve(model, settings.dtype)
         ref.refuse_package("prune")
         tokenizer = _tokenizer(ref)
-        source = _source(ref, settings, write_text)
+        source = _source(ref, settings)
         batches, calibration = _calibration(source, tokenizer, settings)
         origin = {
             "model": ref.recorded_name,
@@ -95,11 +83,12 @@ def _tokenizer(model: ModelRef) -> PreTrainedTokenizerBase | None:
         return None
 
 
-def _source(model: ModelRef, settings: SparsifyConfig, write_text: WriteText) -> str:
-    """Return the calibration text's source; text that the model writes itself is written first."""
-    if settings.calibration != SELF or not settings.needs_calibration:
-        return str(settings.calibration)
-    return str(write_text(model, settings.num_samples * settings.sequence_length, settings.seed))
+def _source(model: ModelRef, settings: SparsifyConfig) -> str:
+    """Return the source of the calibration text."""
+    source = str(settings.calibration)
+    if not settings.needs_calibration:
+        return source
+    return text_source(source, model, settings.num_samples * settings.sequence_length, settings.seed)
 
 
 def _calibration(

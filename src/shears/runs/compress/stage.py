@@ -18,7 +18,7 @@ from shears.config import CompressConfig, Recipe
 from shears.config.embedded import EMBEDDED
 from shears.config.resolve import build, load_recipe
 from shears.config.sparsify import EMBEDDED_CALIBRATION
-from shears.config.write import SELF
+from shears.config.write import WRITTEN
 from shears.errors import InputError
 from shears.evaluation.run import evaluate
 from shears.models.devices import set_threads
@@ -46,8 +46,8 @@ from shears.runs.pipeline import run
 from shears.runs.plan import plan
 from shears.runs.shapes import BF16_BYTES, Shape, shape_of
 from shears.runtime.forecast import forecast_of, needed
-from shears.runtime.self_text import own_text
 from shears.runtime.speed import package_decoding
+from shears.writing.stage import written_text
 
 logger = logging.getLogger(__name__)
 MOST_OUTSIDE = 0.1  # share of a block's weights outside its linears; experts in stacks are such weights
@@ -120,12 +120,12 @@ def _source(ref: ModelRef, name: str, settings: CompressConfig, dry_run: bool) -
                 "see, as FILE.txt, FILE.jsonl or a hub id; or self, which the model writes"
             )
         return EMBEDDED_CALIBRATION
-    if settings.calibration != SELF:
+    if settings.calibration != WRITTEN:
         return settings.calibration
     if dry_run:
         return None
     tokens = max(2 * settings.num_samples * settings.sequence_length, settings.heal or 0)
-    return str(own_text(ref, tokens, settings.seed))
+    return str(written_text(ref, tokens, settings.seed))
 
 
 def _texts(source: str | None, folder: Path, settings: CompressConfig) -> Texts:

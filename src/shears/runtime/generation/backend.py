@@ -11,6 +11,8 @@ from jaxtyping import Float
 
 from shears.errors import InputError
 
+MOST_SEQUENCES = 16  # open at once
+
 
 @runtime_checkable
 class Backend(Protocol):

@@ -15,7 +15,7 @@ from torch import nn
 from shears.errors import InputError
 from shears.models.devices import device_of
 from shears.models.losses import forward_parameters, num_positions, own_model
-from shears.runtime.generation.backend import check_prefill, check_step, check_tokens
+from shears.runtime.generation.backend import MOST_SEQUENCES, check_prefill, check_step, check_tokens
 
 CACHES = ("cache", "past_key_values", "state")  # names of the cache, which a forward takes and returns
 
@@ -28,7 +28,7 @@ class TransformersBackend:
     `name` is the backend's name in `describe`; the model keeps its device, dtype and modules.
     """
 
-    def __init__(self, model: nn.Module, name: str = "transformers", max_sequences: int = 16) -> None:
+    def __init__(self, model: nn.Module, name: str = "transformers", max_sequences: int = MOST_SEQUENCES) -> None:
         self.max_length = num_positions(model) or (1 << 30)  # a model without a longest sequence
         self.max_sequences = max_sequences
         self._model = model

@@ -8,7 +8,7 @@ import pytest
 from shears.adapt.teacher import cached
 from shears.healing.stage import heal
 from shears.records.artifacts import HEALED
-from shears.runtime import self_text
+from shears.writing import stage
 from tests.adapt.small_training import log
 from tests.healing.conftest import SETTINGS
 from tests.tiny import VOCABULARY
@@ -52,7 +52,7 @@ def test_a_teacher_in_fp32_is_cached_as_it_computes_in_bf16(models: Path, tmp_pa
 def test_the_dense_model_writes_the_text_once(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {**FEW, "data": "self", "teacher": str(models / "dense")}
     first = heal(models / "sparse", tmp_path / "first", **options)
-    monkeypatch.setattr(self_text, "_written", None)
+    monkeypatch.setattr(stage, "_rows", None)
     again = heal(models / "sparse", tmp_path / "again", **options)
     records = [json.loads((folder / HEALED).read_text()) for folder in (first, again)]
     assert records[0]["config"]["data"] == "self"

@@ -1,7 +1,8 @@
-"""A model's own text: drawn from its own distribution, a function of the text's number, kept and taken up again."""
+"""Text that a model writes: from its own distribution, a function of its number, kept and resumed."""
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from shears.data.calibration import calibration_batches
 from shears.errors import InputError
 from shears.models.load import load_model, load_tokenizer
 from shears.records.folders import partial_folder
-from shears.runs.own_text import sparsify
-from shears.runtime import self_text as module
+from shears.records.journal import append_row
 from shears.runtime.generation.transformers_backend import TransformersBackend
-from shears.runtime.self_text import Author, Writing, first_words, own_text, self_text, turns_of_template
-from shears.sparsity.stage import sparsify as sparsify_stage
+from shears.sparsity.stage import sparsify
+from shears.writing import stage
+from shears.writing.author import Author, first_words, turns_of_template
+from shears.writing.stage import write, written_text
+from shears.writing.writer import Writer
 from tests.tiny import END, VOCABULARY, save_tiny, tiny_tokenizer
 
 SHORT = {"max_new_tokens": 8, "backend": "transformers"}
@@ -56,7 +59,7 @@ def test_every_token_is_drawn_from_the_models_softmax(model: Path) -> None:
 
 
 def test_the_rows_hold_the_tokens_asked_for_and_no_more_texts_than_that_takes(model: Path, tmp_path: Path) -> None:
-    file = self_text(model, tmp_path / "written", tokens=60, **SHORT)
+    file = write(model, tmp_path / "written", tokens=60, **SHORT)
     rows = rows_of(file)
     record = json.loads((tmp_path / "written" / "self_text.json").read_text())
     counts = [row["tokens"] for row in rows]
@@ -72,30 +75,32 @@ def test_the_rows_hold_the_tokens_asked_for_and_no_more_texts_than_that_takes(mo
     assert calibration_batches(str(file), tokenizer, 3, 16, 2, 0).num_tokens == 48
 
 
-def test_a_text_depends_on_its_number_alone(model: Path, tmp_path: Path) -> None:
-    alone = self_text(model, tmp_path / "one" / "text", tokens=40, batch_size=1, **SHORT)
-    together = self_text(model, tmp_path / "two" / "text", tokens=40, batch_size=7, **SHORT)
-    other = self_text(model, tmp_path / "three" / "text", tokens=8, seed=1, **SHORT)
+def test_a_text_depends_on_its_number_alone(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = write(model, tmp_path / "two" / "text", tokens=40, **SHORT)
+    backend = partial(TransformersBackend, max_sequences=1)
+    monkeypatch.setattr(stage, "TransformersBackend", backend)
+    alone = write(model, tmp_path / "one" / "text", tokens=40, **SHORT)
+    other = write(model, tmp_path / "three" / "text", tokens=8, seed=1, **SHORT)
     assert alone.read_bytes() == together.read_bytes() != other.read_bytes()
 
 
 def test_an_interrupted_text_continues_and_a_longer_one_begins_with_it(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = self_text(model, tmp_path / "apart" / "text", tokens=60, **SHORT)
-    keep = module._keep
+    whole = write(model, tmp_path / "apart" / "text", tokens=60, **SHORT)
+    keep = append_row
     kept: list[int] = []
 
-    def failing(row: Any, *rest: Any) -> None:
+    def failing(path: Path, row: Any) -> None:
         if len(kept) == 2:
             raise KeyboardInterrupt
         kept.append(row["number"])
-        keep(row, *rest)
+        keep(path, row)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_keep", failing)
+        patched.setattr(stage, "append_row", failing)
         with pytest.raises(KeyboardInterrupt):
-            self_text(model, tmp_path / "short", tokens=36, **SHORT)
+            write(model, tmp_path / "short", tokens=36, **SHORT)
     journal = partial_folder(tmp_path / "short") / "written.jsonl"
     with journal.open("a") as file:
         file.write('{"number": 99, "tok')  # a kill while a line was written
@@ -107,9 +112,9 @@ def test_an_interrupted_text_continues_and_a_longer_one_begins_with_it(
         return begin(author, number)
 
     monkeypatch.setattr(Author, "begin", noted)
-    short = self_text(model, tmp_path / "short", tokens=36, **SHORT)
+    short = write(model, tmp_path / "short", tokens=36, **SHORT)
     assert not set(kept) & set(begun)
-    longer = self_text(model, tmp_path / "longer", tokens=60, **SHORT)
+    longer = write(model, tmp_path / "longer", tokens=60, **SHORT)
     assert longer.read_bytes() == whole.read_bytes()
     assert whole.read_bytes().startswith(short.read_bytes())
 
@@ -117,12 +122,12 @@ def test_an_interrupted_text_continues_and_a_longer_one_begins_with_it(
 def test_the_cache_knows_models_and_settings_apart(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = own_text(model, 8, 0, **SHORT)
-    assert own_text(model, 8, 1, **SHORT).parent.parent != first.parent.parent
+    first = written_text(model, 8, 0, **SHORT)
+    assert written_text(model, 8, 1, **SHORT).parent.parent != first.parent.parent
     other = save_tiny(tmp_path / "other", seed=1)
-    assert own_text(other, 8, 0, **SHORT).parent.parent != first.parent.parent
-    monkeypatch.setattr(module, "_written", None)
-    assert own_text(model, 8, 0, **SHORT) == first
+    assert written_text(other, 8, 0, **SHORT).parent.parent != first.parent.parent
+    monkeypatch.setattr(stage, "_rows", None)
+    assert written_text(model, 8, 0, **SHORT) == first
 
 
 def test_without_a_template_every_text_is_plain(model: Path, tmp_path: Path) -> None:
@@ -163,7 +168,7 @@ class Silent(TransformersBackend):
 def test_a_model_that_writes_nothing_is_refused(model: Path) -> None:
     author = Author(tiny_tokenizer(), frozenset({256}), 256, build(WriteConfig, "write", SHORT))
     with pytest.raises(InputError, match="must write text, this one ends every text at once"):
-        Writing(author, Silent(load_model(model)), {}, lambda row: None).run()
+        Writer(author, Silent(load_model(model)), {}, lambda row: None).run()
 
 
 def test_sparsify_lets_the_model_write_its_calibration_once(
@@ -174,12 +179,10 @@ def test_sparsify_lets_the_model_write_its_calibration_once(
     record = json.loads((folder / "sparsity.json").read_text())
     assert record["config"]["calibration"] == "self"
     assert len(record["calibration_sha256"]) == 64
-    monkeypatch.setattr(module, "_written", None)
+    monkeypatch.setattr(stage, "_rows", None)
     again = json.loads((sparsify(model, tmp_path / "again", **small) / "sparsity.json").read_text())
     assert again["fingerprint"] == record["fingerprint"]
     assert again["calibration_sha256"] == record["calibration_sha256"]
-    with pytest.raises(InputError, match=r"calibration self needs a writer here: call shears\.sparsify"):
-        sparsify_stage(model, tmp_path / "third", **small)
 
 
 @pytest.mark.parametrize(("text", "number"), [("64k", 64_000), ("1.5M", 1_500_000), ("300", 300), (7, 7)])

@@ -1,0 +1,1 @@
+"""Text that a model writes: behind random words, or as chats; to calibrate and to heal on."""

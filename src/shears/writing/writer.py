@@ -1,0 +1,85 @@
+"""Writing with a backend: texts are sampled together, and one begins as soon as another ends."""
+
+from collections.abc import Callable
+from itertools import count
+
+from shears.errors import InputError
+from shears.runtime.generation.backend import Backend
+from shears.runtime.generation.batch import Batch
+from shears.writing.author import Author, Draft, Row
+
+MOST_EMPTY = 64  # consecutive empty texts after which the model counts as unable to write
+
+
+class Writer:
+    """Texts being written until the known ones hold the tokens asked for; one begins as soon as another ends.
+
+    Every finished text is added to `known` and given to `keep`.
+    """
+
+    def __init__(self, author: Author, backend: Backend, known: dict[int, Row], keep: Callable[[Row], None]) -> None:
+        self._author = author
+        self._batch = Batch[Draft](backend, shares_beginnings=True)
+        self._most = backend.max_sequences
+        self._known = known
+        self._keep = keep
+        self._numbers = (number for number in count() if number not in known)
+        self._started: dict[int, Draft] = {}
+        self._num_tokens = sum(row["tokens"] for row in known.values())
+
+    def run(self) -> None:
+        """Write all texts; InputError where the model writes nothing, or its logits are not numbers."""
+        try:
+            while self._begin():
+                for text in [text for text in self._batch.advance() if text.done]:
+                    if text.error is not None:
+                        raise text.error
+                    self._end(text)
+        finally:
+            self._batch.clear()
+
+    def _begin(self) -> bool:
+        """Begin texts while sequences are free and tokens lack; tell whether any text is unfinished."""
+        wanted = self._author.settings.tokens
+        while len(self._batch) < self._most:
+            total = self._num_tokens + sum(len(text.tokens) for text in self._started.values())
+            if total >= wanted and (self._started or needed(self._known, wanted) is not None):
+                break
+            self._add(self._author.begin(next(self._numbers)))
+        return bool(self._started)
+
+    def _add(self, text: Draft) -> None:
+        self._started[text.number] = text
+        self._batch.add(text)
+
+    def _end(self, text: Draft) -> None:
+        """Let a finished user's turn be answered; keep any other text."""
+        answer = self._author.answer(text) if text.is_chat and text.user is None else None
+        if answer is not None:
+            self._add(answer)
+            return
+        del self._started[text.number]
+        row = self._known[text.number] = self._author.row(text)
+        self._num_tokens += row["tokens"]
+        self._keep(row)
+        _refuse_silence(self._known)
+
+
+def _refuse_silence(known: dict[int, Row]) -> None:
+    latest = list(known.values())[-MOST_EMPTY:]
+    if len(latest) == MOST_EMPTY and not any(row["tokens"] for row in latest):
+        raise InputError("a model must write text, this one ends every text at once; give a text of your own")
+
+
+def needed(known: dict[int, Row], tokens: int) -> list[Row] | None:
+    """Return the first texts, without empty ones, that hold `tokens` together; None if any of them is unknown."""
+    rows: list[Row] = []
+    total = 0
+    for number in count():
+        if total >= tokens:
+            return rows
+        if number not in known:
+            return None
+        total += known[number]["tokens"]
+        rows += [known[number]] if known[number]["tokens"] else []
+    raise AssertionError
