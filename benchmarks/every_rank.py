@@ -33,10 +33,10 @@ from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 from benchmarks.rightness import as_text
 from benchmarks.turns import step_seconds
 from shears.adapt.load import load_super_adapter
-from shears.data.batches import padding
 from shears.data.examples import load_examples, tokenize_all
 from shears.models.devices import autocast
 from shears.records.artifacts import SEARCH_SPACE, read_json, write_json
+from shears.training.batches import padding
 
 Cell = dict[str, Any]
 TUNING = 1 / 3  # share of the epochs that a training of the tuning has

@@ -20,13 +20,13 @@ from benchmarks.mawps_data import write_splits
 from benchmarks.nls import MODEL, mean_loss
 from benchmarks.report import environment, log_to_stderr
 from shears.adapt.prepare import Prepared, prepare
-from shears.adapt.training.fit import fit
 from shears.config import TrainConfig
-from shears.data.batches import padding
 from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.models.devices import autocast
 from shears.models.ref import resolve
 from shears.models.sparse_adapter import MASK
+from shears.training.batches import padding
+from shears.training.loop import fit
 
 Reading = Callable[[Tensor, int], Tensor]  # (D, r) -> the numbers of the first r components
 READINGS: Mapping[str, Reading] = {

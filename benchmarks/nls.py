@@ -24,11 +24,11 @@ from benchmarks.nls_tasks import TASKS, Task
 from benchmarks.report import add_row, environment, log_to_stderr, rows_of
 from benchmarks.rightness import as_text
 from shears.adapt.load import load_super_adapter
-from shears.data.batches import padding
 from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.evaluation.scoring.score import plainly
 from shears.evaluation.scoring.scorers import LossScorer
 from shears.models.devices import autocast
+from shears.training.batches import padding
 
 MODEL = "smollm2-135m"
 

@@ -31,7 +31,7 @@ from shears.config import SearchConfig
 from shears.config.search import StrategyOptions
 from shears.data.examples import Example, Tokenized, load_examples, tokenize_all
 from shears.models.blocks import decoder_blocks, linears
-from shears.models.losses import own_model
+from shears.models.properties import own_model
 from shears.searching.explore import ranked
 from shears.searching.measure.decoding import DecodingGauge
 from shears.searching.measure.evaluators import GaugedEvaluator

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from shears.adapt.teacher.cached import Asked, bytes_per_position, cache_targets
-from shears.adapt.teacher.live import LiveTeacher
-from shears.adapt.teacher.source import find_teacher
-from shears.adapt.teacher.teaching import Teaching
-from shears.adapt.training.trainer import Collator
 from shears.data.calibration import text_tokens
-from shears.data.example import Tokenized
-from shears.models.distillation import TopK
+from shears.data.example import IGNORED, Tokenized
 from shears.models.load import load_model, load_tokenizer
-from shears.models.losses import IGNORED, labelled_positions
+from shears.training.cached_teacher import Asked, bytes_per_position, cache_targets
+from shears.training.distillation import TopK
+from shears.training.live import LiveTeacher
+from shears.training.losses import labelled_positions
+from shears.training.teacher import find_teacher
+from shears.training.teaching import Teaching
+from shears.training.trainer import Collator
 
 LENGTH = 256  # tokens of a sequence
 

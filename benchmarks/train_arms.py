@@ -14,13 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.plain_peft import BATCH_SIZE, LEARNING_RATE, plain_trainer
 from shears.adapt.prepare import prepare
-from shears.adapt.training.fit import fit
-from shears.adapt.training.trainer import LengthBucketSampler
 from shears.config import TrainConfig
 from shears.data.examples import Tokenized, load_examples, tokenize_all
 from shears.models.devices import resolved_precision
 from shears.models.load import load_tokenizer
 from shears.models.ref import resolve
+from shears.training.loop import fit
+from shears.training.trainer import LengthBucketSampler
 
 PLAIN, CHECKPOINTED = "plain PEFT", "plain PEFT, gradient checkpointing"
 LORA, HOOKLESS = "LoRA, packed", "LoRA, packed, hooks off"

@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM
 from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.prepare import add_lora, build_space, prepare
 from shears.adapt.space import SearchSpace
-from shears.adapt.training.fit import fit
 from shears.config import TrainConfig
 from shears.errors import InputError
 from shears.models.ref import resolve
-from tests.adapt.small_training import SETTINGS, log
+from shears.training.loop import fit
 from tests.adapt.test_elastic import IDS, random_configs
 from tests.tiny import save_tiny, tiny_model
+from tests.training.small_training import SETTINGS, log
 
 GPT2 = ("c_attn", "mlp.c_fc+mlp.c_proj")
 OPT = ("q_proj+k_proj+v_proj", "fc1", "fc2")

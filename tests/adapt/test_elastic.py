@@ -13,10 +13,10 @@ from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.prepare import add_lora, build_space
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import TrainConfig
-from shears.data.batches import pack
+from shears.data.example import IGNORED
 from shears.data.examples import Tokenized
 from shears.errors import InputError
-from shears.models.losses import IGNORED
+from shears.training.batches import pack
 from tests.tiny import tiny_model
 
 IDS = torch.arange(12).view(2, 6)

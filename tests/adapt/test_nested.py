@@ -23,10 +23,10 @@ from shears.export.stage import export_adapter
 from shears.models.ref import resolve
 from shears.models.sparse_adapter import make_sparse
 from shears.sparsity.stage import sparsify
-from tests.adapt.small_training import SETTINGS, log, weights
 from tests.adapt.test_elastic import check_packed_examples, elastic_model, logits
 from tests.oracles import nested as oracle
 from tests.tiny import save_tiny, tiny_model
+from tests.training.small_training import SETTINGS, log, weights
 
 RANKS = (6, 4, 2)
 SCALING = 2.0

@@ -17,8 +17,8 @@ from shears.adapt.train import train
 from shears.errors import InputError
 from shears.models.sparse_adapter import make_sparse
 from shears.records.folders import partial_folder
-from tests.adapt.small_training import SETTINGS, weights
 from tests.adapt.test_elastic import GROUPS, logits
+from tests.training.small_training import SETTINGS, weights
 
 
 def own(base: Path, adapter: str = "default", **changes: Any) -> ElasticAdapter:

@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerFast
 
 from shears.adapt.train import train
 from shears.searching.stage import search
-from tests.adapt.small_training import SETTINGS, log
 from tests.tiny import LONGEST, save_tiny, tiny_tokenizer
+from tests.training.small_training import SETTINGS, log
 
 
 @pytest.mark.parametrize(("name", "groups"), [("gpt2", ("c_attn",)), ("opt", ("q_proj",))])

@@ -20,9 +20,9 @@ from shears.checkpoints.tensor_files import quantized_by
 from shears.errors import InputError
 from shears.models.blocks import linears, weight_oi
 from shears.models.load import Quantized, load_model, quantization_config
-from tests.adapt.small_training import SETTINGS, log, weights
 from tests.adapt.test_elastic import IDS
 from tests.tiny import save_tiny
+from tests.training.small_training import SETTINGS, log, weights
 
 FORMS: list[Quantized] = ["nf4", "int8"]
 

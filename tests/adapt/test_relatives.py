@@ -21,16 +21,16 @@ from shears.errors import InputError
 from shears.evaluation.continuous import NativeRanks
 from shears.export.package import unpack
 from shears.export.stage import export_adapter
+from shears.models.blocks import kronecker_update
 from shears.models.load import load_with_adapter
-from shears.models.lokr import kronecker_update
 from shears.models.ref import resolve
 from shears.runtime.native import kernels_available
 from shears.searching.measure.costs import count_sizes
 from shears.sparsity.stage import sparsify
-from tests.adapt.small_training import SETTINGS, assert_same, stop_after, weights
 from tests.adapt.test_elastic import GROUPS, check_packed_examples, elastic_model, logits
 from tests.oracles import relatives as oracle
 from tests.tiny import save_tiny, tiny_model
+from tests.training.small_training import SETTINGS, assert_same, stop_after, weights
 
 RANKS = (6, 4, 2)
 SCALING = 2.0

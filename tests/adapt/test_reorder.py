@@ -11,8 +11,8 @@ from shears.adapt.elastic import by_size, reorder
 from shears.adapt.load import load_super_adapter
 from shears.adapt.train import train
 from shears.config import TrainConfig
-from tests.adapt.small_training import SETTINGS
 from tests.adapt.test_elastic import elastic_model, logits
+from tests.training.small_training import SETTINGS
 
 
 @pytest.mark.parametrize(("outputs", "inputs", "rank"), [(20, 30, 6), (30, 20, 6), (4, 30, 6), (30, 4, 6), (8, 8, 1)])

@@ -14,15 +14,15 @@ from shears.adapt.load import load_super_adapter
 from shears.adapt.prepare import prepare
 from shears.adapt.sampling import RowPosition, uniform
 from shears.adapt.train import train
-from shears.adapt.training.checkpoints import MARKER, last_whole_checkpoint
-from shears.adapt.training.fit import fit
 from shears.config import TrainConfig
 from shears.errors import InputError
 from shears.models.ref import resolve
 from shears.records.artifacts import read_json, weights_fingerprint, write_json
 from shears.records.folders import CONFIG, partial_folder
-from tests.adapt.small_training import SETTINGS, assert_close, assert_same, log, stop_after
+from shears.training.checkpoints import MARKER, last_whole_checkpoint
+from shears.training.loop import fit
 from tests.tiny import save_tiny
+from tests.training.small_training import SETTINGS, assert_close, assert_same, log, stop_after
 
 
 def test_training_leaves_every_bit_of_the_base_and_lowers_the_loss(base: Path, data: str, tmp_path: Path) -> None:

@@ -11,17 +11,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shears.adapt.prepare import read_training_rows
-from shears.adapt.teacher import cached
-from shears.adapt.teacher.source import find_teacher
 from shears.adapt.train import train
 from shears.config import TrainConfig
 from shears.config.resolve import build
+from shears.data.example import IGNORED
 from shears.errors import InputError
-from shears.models.losses import IGNORED
 from shears.models.ref import resolve
-from tests.adapt.small_training import SETTINGS, assert_close, assert_same, log, stop_after
+from shears.training import cached_teacher as cached
+from shears.training.teacher import find_teacher
 from tests.oracles import distillation as oracle
 from tests.tiny import save_tiny, tiny_tokenizer
+from tests.training.small_training import SETTINGS, assert_close, assert_same, log, stop_after
 
 FEW = {**SETTINGS, "max_steps": 3}
 

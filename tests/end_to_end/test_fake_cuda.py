@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from shears.adapt.train import train
-from shears.adapt.training.fit import recompute_between_products
 from shears.config import EvaluateConfig, SparsifyConfig
 from shears.evaluation.run import evaluate
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.searching.stage import search
 from shears.sparsity.prune import sparsify_model
-from tests.adapt.small_training import SETTINGS, weights
+from shears.training.loop import recompute_between_products
 from tests.adapt.test_elastic import elastic_model
 from tests.fake_cuda import OnCuda, fake_cuda
 from tests.tiny import save_tiny, tiny_model
+from tests.training.small_training import SETTINGS, weights
 
 IDS = [torch.arange(24).view(2, 12)]
 SMALL = {**SETTINGS, "max_steps": 2, "warmup_steps": 1, "save_steps": 2}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shears.adapt.training.checkpoints import MarkWhole
+from shears.training.checkpoints import MarkWhole
 from tests.end_to_end.recipe import write_recipe
 from tests.processes import command_line
 

@@ -33,9 +33,9 @@ from shears.records.peft_files import GRIDS, linear_of
 from shears.runs.pipeline import run_folder
 from shears.runtime import kernels_available
 from tests import parts
-from tests.adapt.small_training import SETTINGS
 from tests.export.made import IDS, half_sparse, logits, stock
 from tests.export.packages import all_tensors, package, same_bits
+from tests.training.small_training import SETTINGS
 
 ROWS = [{"prompt": f"{a}+1=", "completion": f" {a + 1}"} for a in range(18)]
 INT4 = {**SETTINGS, "max_steps": 3, "warmup_steps": 1, "learning_rate": 0.05, "quantize_aware": "int4"}

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from shears.adapt.teacher import cached
 from shears.healing.stage import heal
 from shears.records.artifacts import HEALED
+from shears.training import cached_teacher as cached
 from shears.writing import stage
-from tests.adapt.small_training import log
 from tests.healing.conftest import SETTINGS
 from tests.tiny import VOCABULARY
+from tests.training.small_training import log
 
 FEW = {**SETTINGS, "tokens": 16 * 8}
 

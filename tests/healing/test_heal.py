@@ -17,12 +17,12 @@ import shears
 from shears.checkpoints.packed.layout import NumberFormat, quantize
 from shears.errors import InputError
 from shears.healing.stage import heal
-from shears.models.distillation import kl_from_logits
 from shears.records.folders import partial_folder
 from shears.sparsity.stage import sparsify
-from tests.adapt.small_training import log, stop_after
+from shears.training.distillation import kl_from_logits
 from tests.healing.conftest import SETTINGS, prune
 from tests.tiny import save_tiny, tiny_tokenizer
+from tests.training.small_training import log, stop_after
 
 WAYS: dict[str, dict[str, Any]] = {
     "weights": {},

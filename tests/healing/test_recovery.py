@@ -16,11 +16,11 @@ from shears.adapt.initial import read_recovery
 from shears.config import Recipe
 from shears.errors import InputError
 from shears.healing.recovery import RecoveryProduct
-from shears.models.distillation import kl_from_logits
 from shears.models.ref import resolve
-from tests.adapt.small_training import log, stop_after
+from shears.training.distillation import kl_from_logits
 from tests.healing.conftest import SETTINGS
 from tests.tiny import tiny_tokenizer
+from tests.training.small_training import log, stop_after
 
 SMALL: dict[str, Any] = {"num_samples": 8, "sequence_length": 16, "device": "cpu"}
 ALL: dict[str, Any] = {"tokens": 16 * 40, "batch_size": 40, "warmup_steps": 0}  # one step on the whole text

@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 import shears
 from shears.errors import InputError
-from tests.adapt.small_training import SETTINGS
 from tests.tiny import save_tiny
+from tests.training.small_training import SETTINGS
 
 SAYS = "token ids must be below 257, the model's embeddings, got 257; resize the model's embeddings"
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shears.data.batches import ignores_padding, length_buckets, pad
+from shears.data.example import IGNORED
 from shears.data.examples import Tokenized
-from shears.models.losses import IGNORED
-from shears.models.losses import completion_losses as token_losses
+from shears.training.batches import ignores_padding, length_buckets, pad
+from shears.training.losses import completion_losses as token_losses
 
 
 class RowLosses(NamedTuple):

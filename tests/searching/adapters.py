@@ -13,9 +13,9 @@ from shears.adapt.elastic import ElasticAdapter, make_elastic
 from shears.adapt.load import SuperAdapter
 from shears.adapt.prepare import build_space, target_modules
 from shears.adapt.space import RankConfig, SearchSpace
+from shears.data.example import IGNORED
 from shears.data.examples import Tokenized
 from shears.models.blocks import decoder_blocks, linears
-from shears.models.losses import IGNORED
 from shears.models.sparse_adapter import make_sparse
 from tests.tiny import CONFIGS, MORE_CONFIGS, tiny_model, tiny_tokenizer
 

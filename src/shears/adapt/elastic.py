@@ -26,13 +26,13 @@ from peft.tuners.lokr import Linear as LoKrLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from shears.adapt.lokr import ElasticLoKr
 from shears.adapt.own_loop import save_own_loop
 from shears.adapt.own_loop_config import OwnLoopConfig
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.checkpoints.zeros import EXPERTS
 from shears.config.resolve import build
 from shears.errors import InputError
-from shears.models.lokr import ElasticLoKr
 from shears.models.sparse_adapter import MASK
 
 # variants that use the weight of lora_A without calling it, so that no hook on it runs

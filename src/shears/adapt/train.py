@@ -1,4 +1,4 @@
-"""The verb `train`: fit a super-adapter on a frozen sparse model (adapt/training), then save it with its record."""
+"""The verb `train`: fit a super-adapter on a frozen sparse model (training), then save it with its record."""
 
 import json
 import logging
@@ -16,14 +16,6 @@ from shears.adapt.initial import without_start
 from shears.adapt.polar import fold_polar
 from shears.adapt.prepare import Prepared, prepare, read_training_rows
 from shears.adapt.space import SearchSpace
-from shears.adapt.teacher.cached import cached_teacher
-from shears.adapt.teacher.source import TeacherSource, find_teacher, refuse_other_vocabulary
-from shears.adapt.teacher.teaching import Teaching
-from shears.adapt.training.checkpoints import CHECKPOINTS
-from shears.adapt.training.fit import examples_seen, fit
-from shears.adapt.training.processes import join_processes, raise_in_all, shared_folder, wait
-from shears.adapt.training.step_log import check_trackers, tracking
-from shears.adapt.training.validation import read_losses
 from shears.config import TrainConfig
 from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
@@ -38,6 +30,14 @@ from shears.records.folders import partial_folder
 from shears.records.paths import expanded
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shears.records.version import __version__
+from shears.training.cached_teacher import cached_teacher
+from shears.training.checkpoints import CHECKPOINTS
+from shears.training.loop import examples_seen, fit
+from shears.training.processes import join_processes, raise_in_all, shared_folder, wait
+from shears.training.step_log import check_trackers, tracking
+from shears.training.teacher import TeacherSource, find_teacher, refuse_other_vocabulary
+from shears.training.teaching import Teaching
+from shears.training.validation import read_losses
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+IGNORED = -100  # label of a token that does not count
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -13,7 +15,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Token ids and, for each, its label: the id itself, or -100 if it carries no loss."""
+    """Token ids and, for each, its label: the id itself, or IGNORED if it carries no loss."""
 
     input_ids: list[int]
     labels: list[int]

@@ -14,11 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.data.chat import chat_segments
 from shears.data.columns import OWN_NAMES, Row, messages_of
-from shears.data.example import Example, Segment, Tokenized, completion_of, segments_before
+from shears.data.example import IGNORED, Example, Segment, Tokenized, completion_of, segments_before
 from shears.data.prompts import question_of, render_completion, render_prompt
 from shears.data.rows import read_rows
 from shears.errors import InputError
-from shears.models.losses import IGNORED
 
 logger = logging.getLogger(__name__)
 __all__ = ["Example", "Segment", "Tokenized", "completion_of"]  # those of example.py

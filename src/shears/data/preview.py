@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.config import TrainConfig
 from shears.data.columns import Row
+from shears.data.example import IGNORED
 from shears.data.examples import Example, Tokenized, completion_of, to_example, tokenize_all
 from shears.data.rows import read_rows
 from shears.errors import InputError
-from shears.models.losses import IGNORED
 
 UNDECODED = "�"  # of a token that is a part of a character
 PARTS = 4  # bytes of the longest character, which are as many tokens at most

@@ -17,7 +17,6 @@ from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import EvaluateConfig
 from shears.config.evaluate import ScoringConfig
-from shears.data.batches import length_buckets
 from shears.errors import InputError
 from shears.evaluation.generate import damaged_logits, line_breaks, refuse_empty
 from shears.evaluation.journal import Journal
@@ -33,6 +32,7 @@ from shears.runtime.loading import measuring_backend, native_backend_of
 from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError
 from shears.runtime.native.model_source import source_of_package, updates_of
+from shears.training.batches import length_buckets
 
 if TYPE_CHECKING:
     from shears.runtime.native.decoder import NativeBackend

@@ -20,7 +20,15 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from shears.data.batches import (
+from shears.data.examples import Tokenized
+from shears.errors import InputError
+from shears.evaluation.journal import Journal
+from shears.evaluation.scoring.context import refuse_beyond
+from shears.evaluation.scoring.prefix import Fill
+from shears.models.devices import device_of
+from shears.models.load import end_tokens
+from shears.progress import track
+from shears.training.batches import (
     LONG,
     SHORT,
     TRIAL_ERRORS,
@@ -32,14 +40,6 @@ from shears.data.batches import (
     padding,
     weights_dtype,
 )
-from shears.data.examples import Tokenized
-from shears.errors import InputError
-from shears.evaluation.journal import Journal
-from shears.evaluation.scoring.context import refuse_beyond
-from shears.evaluation.scoring.prefix import Fill
-from shears.models.devices import device_of
-from shears.models.load import end_tokens
-from shears.progress import track
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel
 from shears.models.blockwise.walk import Batches, BlockRun, IrregularBlocks, Walk, walk_blocks
 from shears.models.devices import autocast, pick_device
 from shears.models.load import load_tokenizer
-from shears.models.losses import check_sequence_length
+from shears.models.properties import check_sequence_length
 from shears.models.ref import ModelRef
 from shears.sparsity.methods.rounding import output_error, round_with_inputs
 

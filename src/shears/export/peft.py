@@ -23,8 +23,7 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import ExportConfig
 from shears.config.export import FORMATS
 from shears.errors import InputError
-from shears.models.blocks import LoraUpdate
-from shears.models.lokr import kronecker_update
+from shears.models.blocks import LoraUpdate, kronecker_update
 from shears.models.quantize_aware import Grid, read_grids
 from shears.models.ref import ModelRef
 from shears.records import artifacts

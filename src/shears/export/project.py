@@ -29,6 +29,7 @@ from shears.config import ExportConfig, SparsifyConfig
 from shears.config.notation import num_bytes
 from shears.data.calibration import calibration_batches
 from shears.data.columns import OWN_NAMES
+from shears.data.example import IGNORED
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
@@ -41,7 +42,7 @@ from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel
 from shears.models.blockwise.walk import BlockRun, IrregularBlocks, Walk, walk_blocks
 from shears.models.devices import autocast
 from shears.models.load import load_tokenizer
-from shears.models.losses import IGNORED, check_sequence_length
+from shears.models.properties import check_sequence_length
 from shears.models.ref import ModelRef
 from shears.sparsity.methods.refit import refit
 

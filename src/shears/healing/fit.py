@@ -1,22 +1,22 @@
-"""The loop of healing: the Trainer of adapt/training with another loss."""
+"""The loop of healing: the Trainer of training with another loss."""
 
 import logging
 from pathlib import Path
 
 from transformers import PrinterCallback
 
-from shears.adapt.training import checkpoints
-from shears.adapt.training.fit import last_checkpoint, recompute_between_products, train_from, training_arguments
-from shears.adapt.training.step_log import StepLog
-from shears.adapt.training.trainer import Collator, NumberedExamples
 from shears.config import HealConfig
-from shears.data.batches import padding
 from shears.healing.prepare import Prepared
 from shears.healing.recovery import recovery_rank
 from shears.healing.trainer import HealingTrainer, restore
-from shears.models.heap import kept_heap
 from shears.progress import meter
 from shears.records.artifacts import TRAINING_LOG
+from shears.training import checkpoints
+from shears.training.batches import padding
+from shears.training.heap import kept_heap
+from shears.training.loop import last_checkpoint, recompute_between_products, train_from, training_arguments
+from shears.training.step_log import StepLog
+from shears.training.trainer import Collator, NumberedExamples
 
 logger = logging.getLogger(__name__)
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw-8bit": "adamw_bnb_8bit"}  # their names in transformers

@@ -5,22 +5,22 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shears.adapt.teacher.cached import cached_teacher
-from shears.adapt.teacher.live import LiveTeacher
-from shears.adapt.teacher.source import TeacherSource, find_teacher, refuse_other_vocabulary
-from shears.adapt.teacher.targets import Teacher
 from shears.checkpoints.zeros import zeros_share
 from shears.config import HealConfig
 from shears.data.calibration import text_tokens
-from shears.data.example import Tokenized
+from shears.data.example import IGNORED, Tokenized
 from shears.errors import InputError
 from shears.healing.linears import train_kept, train_products, trainable
 from shears.healing.recovery import add_recovery
 from shears.models.blocks import decoder_blocks
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import load_model, load_tokenizer, refuse_unknown
-from shears.models.losses import IGNORED, check_sequence_length
+from shears.models.properties import check_sequence_length
 from shears.models.ref import ModelRef, resolve
+from shears.training.cached_teacher import cached_teacher
+from shears.training.live import LiveTeacher
+from shears.training.targets import Teacher
+from shears.training.teacher import TeacherSource, find_teacher, refuse_other_vocabulary
 
 logger = logging.getLogger(__name__)
 MOST_EPOCHS = 4  # up to this, repeated text is worth about as much as new text (arXiv 2305.16264)

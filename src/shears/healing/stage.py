@@ -8,10 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shears.adapt.teacher.source import TeacherSource
-from shears.adapt.training.checkpoints import CHECKPOINTS
-from shears.adapt.training.processes import join_processes, raise_in_all, shared_folder, wait
-from shears.adapt.training.step_log import check_trackers, tracking
 from shears.config import HealConfig
 from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
@@ -38,6 +34,10 @@ from shears.records.folders import partial_folder
 from shears.records.paths import expanded
 from shears.records.version import __version__
 from shears.sparsity.rewrite import LinearSparsity, overall_sparsity
+from shears.training.checkpoints import CHECKPOINTS
+from shears.training.processes import join_processes, raise_in_all, shared_folder, wait
+from shears.training.step_log import check_trackers, tracking
+from shears.training.teacher import TeacherSource
 from shears.writing.stage import text_source
 
 logger = logging.getLogger(__name__)

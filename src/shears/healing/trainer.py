@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from shears.adapt.teacher.targets import Teacher
-from shears.adapt.training.trainer import StepTrainer, num_tokens
 from shears.config import HealConfig
+from shears.data.example import IGNORED
 from shears.healing.linears import refresh
-from shears.models.distillation import Distribution, losses_behind_head
-from shears.models.losses import IGNORED, labelled_positions
+from shears.training.distillation import Distribution, losses_behind_head
+from shears.training.losses import labelled_positions
+from shears.training.targets import Teacher
+from shears.training.trainer import StepTrainer, num_tokens
 
 TRAINED = "trained.safetensors"  # in a checkpoint
 

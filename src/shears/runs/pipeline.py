@@ -10,7 +10,6 @@ import yaml
 
 from shears.adapt.groups import resolved_groups
 from shears.adapt.ranks import ranks_file, ranks_name
-from shears.adapt.teacher.source import find_teacher
 from shears.adapt.train import train
 from shears.checkpoints.inspection import inspect
 from shears.config import EvaluateConfig, HealConfig, Recipe, SearchConfig, SparsifyConfig, TrainConfig
@@ -38,6 +37,7 @@ from shears.records.timing import timed
 from shears.runs.baselines import HEALED_FOLDER, baseline_configs, baseline_model, dense_model, sparse_folder
 from shears.searching.stage import search
 from shears.sparsity.stage import sparsify
+from shears.training.teacher import find_teacher
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from typing import Any
 from shears.adapt.prepare import build_space
 from shears.adapt.ranks import by_linear
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.adapt.training.fit import num_seen, num_steps
 from shears.config import EvaluateConfig, Recipe, RunEvaluateConfig, SparsifyConfig, TrainConfig
 from shears.config.export import FORMATS
 from shears.config.notation import num_bytes
@@ -28,6 +27,7 @@ from shears.records.paths import expanded
 from shears.runs.baselines import DENSE_LORA, baseline_configs
 from shears.runs.pipeline import run_folder, stages_of, with_calibration
 from shears.runs.shapes import BF16_BYTES, FP32_BYTES, INT4_SCALE_BYTES, Shape, packed_bytes, shape_of
+from shears.training.loop import num_seen, num_steps
 
 CHOICES = {"maximal": SearchSpace.maximal, "minimal": SearchSpace.minimal}  # others are estimated as the heuristic
 NUM_SAMPLED = 500  # examples that are tokenized to estimate the length of one

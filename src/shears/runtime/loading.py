@@ -18,7 +18,7 @@ from shears.config.serve import RunningConfig
 from shears.errors import InputError, first_line
 from shears.models.devices import device_of, set_threads
 from shears.models.load import end_tokens, load_tokenizer, load_with_adapter
-from shears.models.losses import own_model
+from shears.models.properties import own_model
 from shears.models.ref import AnyModel, ModelRef, resolve_with
 from shears.runtime.drop_in.swap import DropInBackend
 from shears.runtime.generation.backend import MOST_SEQUENCES, Backend

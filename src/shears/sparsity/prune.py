@@ -19,7 +19,7 @@ from shears.models.blockwise.matrices import Matrix, affordable
 from shears.models.blockwise.sources import BlockSource, WholeModel
 from shears.models.blockwise.walk import Batches, BlockRun, IrregularBlocks, evaluating, walk_blocks
 from shears.models.load import num_embeddings
-from shears.models.losses import check_sequence_length
+from shears.models.properties import check_sequence_length
 from shears.progress import track
 from shears.sparsity.masks import Pattern
 from shears.sparsity.methods.refit import refit

@@ -19,7 +19,7 @@ from shears.errors import InputError
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.fetching import cache_folder
 from shears.models.load import end_tokens, load_model, load_tokenizer
-from shears.models.losses import num_positions
+from shears.models.properties import num_positions
 from shears.models.ref import AnyModel, ModelRef, resolve
 from shears.progress import meter
 from shears.records.artifacts import WRITTEN_TEXT, as_data, write_json

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from shears.data.batches import ignores_padding
 from shears.data.examples import prompt_ids, to_example
 from shears.errors import InputError
 from shears.evaluation.generate import Decoder
 from shears.evaluation.scoring.score import choose, plainly
 from shears.evaluation.scoring.scorers import LossScorer
+from shears.training.batches import ignores_padding
 from tests.evaluation.scoring.test_score import PAD, some_rows
 from tests.evaluation.test_generate import PROMPTS, generate_answers, greedy, lively
 from tests.oracles.losses import completion_losses

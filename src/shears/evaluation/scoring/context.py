@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from shears.errors import InputError
-from shears.models.losses import num_positions, own_model
+from shears.models.properties import num_positions, own_model
 
 logger = logging.getLogger(__name__)
 OFFSET = 8  # rows that a table of positions may have beyond the context; OPT's has 2

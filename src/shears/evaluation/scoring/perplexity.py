@@ -16,7 +16,7 @@ from shears.errors import InputError
 from shears.evaluation.records import Evaluation
 from shears.evaluation.statistics import Z95
 from shears.models.devices import device_of
-from shears.models.losses import check_sequence_length
+from shears.models.properties import check_sequence_length
 from shears.progress import track
 
 logger = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shears.data.batches import TRIAL_ERRORS
 from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks, replaced_forwards
-from shears.models.losses import forward_parameters, own_model
+from shears.models.properties import forward_parameters, own_model
+from shears.training.batches import TRIAL_ERRORS
 
 logger = logging.getLogger(__name__)
 HIDDEN = "hidden_states"

@@ -16,13 +16,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from shears.data.batches import TRIAL_ERRORS, drawn, ignores_padding, is_apart, length_buckets, pad, padding
 from shears.data.examples import Example, Tokenized, encode, prompts_of
 from shears.errors import InputError
 from shears.evaluation.scoring.context import check_lengths
 from shears.models.devices import device_of
-from shears.models.losses import forward_parameters, logits_at, own_model
+from shears.models.properties import forward_parameters, own_model
 from shears.progress import track
+from shears.training.batches import TRIAL_ERRORS, drawn, ignores_padding, is_apart, length_buckets, pad, padding
+from shears.training.losses import logits_at
 
 Continuation = tuple[list[int], list[int]]
 """The tokens of a prompt and the tokens that follow it."""

@@ -15,14 +15,16 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.elastic import ElasticAdapter, adapted_layers, factors_of, masked_module
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.data.batches import PACK_TOKENS, ignores_padding, keeps_apart, length_buckets, pack, pad
+from shears.data.example import IGNORED
 from shears.data.examples import Example, Tokenized
 from shears.errors import InputError
 from shears.evaluation.scoring.context import check_lengths
 from shears.evaluation.scoring.score import Questions, Run
 from shears.models.devices import device_of
-from shears.models.losses import IGNORED, completion_losses, logits_at, num_positions, packed_losses
+from shears.models.properties import num_positions
 from shears.models.sparse_adapter import MASK
+from shears.training.batches import PACK_TOKENS, ignores_padding, keeps_apart, length_buckets, pack, pad
+from shears.training.losses import completion_losses, logits_at, packed_losses
 
 Parts = Sequence[Sequence[int]]
 """The examples' numbers, split into parts that are scored one after the other."""

@@ -20,7 +20,7 @@ from shears.evaluation.scoring.perplexity import perplexity
 from shears.models.blocks import decoder_blocks, linears, weight_oi
 from shears.models.devices import autocast
 from shears.models.load import load_model, load_tokenizer
-from shears.models.losses import within_context
+from shears.models.properties import within_context
 from shears.models.ref import ModelRef
 from shears.progress import meter
 from shears.sparsity.prune import sparsify_model

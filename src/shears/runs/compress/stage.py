@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shears.adapt.teacher.source import find_teacher, refuse_other_vocabulary
 from shears.checkpoints.conversion import known_config
 from shears.checkpoints.packed.file import PACKAGE_FILE
 from shears.config import CompressConfig, Recipe
@@ -22,7 +21,7 @@ from shears.config.write import WRITTEN
 from shears.errors import InputError
 from shears.evaluation.run import evaluate
 from shears.models.devices import set_threads
-from shears.models.losses import positions_in
+from shears.models.properties import positions_in
 from shears.models.ref import ModelRef, resolve
 from shears.records.artifacts import COMPRESS, RECIPE, as_data, check_input, read_object, refuse_changes, write_json
 from shears.records.folders import run_lock
@@ -47,6 +46,7 @@ from shears.runs.plan import plan
 from shears.runs.shapes import BF16_BYTES, Shape, shape_of
 from shears.runtime.forecast import forecast_of, needed
 from shears.runtime.speed import package_decoding
+from shears.training.teacher import find_teacher, refuse_other_vocabulary
 from shears.writing.stage import written_text
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from torch import nn
 
 from shears.errors import InputError
 from shears.models.devices import device_of
-from shears.models.losses import forward_parameters, num_positions, own_model
+from shears.models.properties import forward_parameters, num_positions, own_model
 from shears.runtime.generation.backend import MOST_SEQUENCES, check_prefill, check_step, check_tokens
 
 CACHES = ("cache", "past_key_values", "state")  # names of the cache, which a forward takes and returns

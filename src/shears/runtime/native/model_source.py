@@ -23,8 +23,7 @@ from shears.checkpoints.packed.layout import (
     packed_bytes,
 )
 from shears.errors import InputError
-from shears.models.blocks import LoraUpdate
-from shears.models.lokr import update_of_layer
+from shears.models.blocks import LoraUpdate, update_of_layer
 from shears.models.sparse_adapter import SparseLinear
 from shears.records.artifacts import read_object
 from shears.records.peft_files import ADAPTER_CONFIG, PREFIX, A, B

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from shears.adapt.load import SuperAdapter
 from shears.config import SearchConfig
 from shears.config.notation import num_bytes
-from shears.data.batches import padding
 from shears.data.examples import Example, Tokenized, load_examples, rows_fingerprint, tokenize_all
 from shears.evaluation.contamination import Trained, ids_of, read_trained
 from shears.evaluation.scoring.scorers import ChoiceScorer, LossScorer
-from shears.models.losses import within_context
+from shears.models.properties import within_context
 from shears.records.artifacts import training_sources
 from shears.searching.measure.costs import LatencyEvaluator, count_sizes, refuse_out_of_reach
 from shears.searching.measure.decoding import open_decoding
@@ -20,6 +19,7 @@ from shears.searching.measure.gauges import Gauge, open_gauge
 from shears.searching.measure.racing import Race, parts_of
 from shears.searching.strategies.base import ACCURACY, LATENCY, LOSS, Goal, digest
 from shears.searching.tied import TiedSpace
+from shears.training.batches import padding
 
 logger = logging.getLogger(__name__)
 

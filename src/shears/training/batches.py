@@ -1,0 +1,219 @@
+"""Tokenized examples as batches: padded to their longest, or packed several to a row without seeing each other.
+
+A trial decides which batches a model computes correctly, not a list of architectures. B examples, T tokens of the
+longest; P packed rows, L tokens of the longest; V words of the vocabulary.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from shears.data.example import IGNORED
+from shears.data.examples import Tokenized
+from shears.models.properties import forward_parameters, own_model
+from shears.training.losses import trailing_logits
+
+PACK_TOKENS = 256  # of a row: attention is quadratic in it, and shorter rows waste more on padding
+NO_EXAMPLE = -1  # the example of a position that only fills up a row
+TRIAL_ERRORS = (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
+"""What a model's code raises if a trial asks for something that it cannot do."""
+PACKED_LENGTHS = (5, 7)
+SHORT = 5  # this and the next: tokens of the rows that are padded together
+LONG = 9
+CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest logit
+CLOSE_ELSE = 5e-2  # for dtypes that round more
+
+
+def padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that fills up batches; the mask hides it, so that a tokenizer without one gets token 0."""
+    pad = tokenizer.pad_token_id
+    return 0 if pad is None else int(pad)
+
+
+def pad(rows: Sequence[Tokenized], pad_id: int, *, behind: bool = False) -> dict[str, Tensor]:
+    """Return input_ids, attention_mask, position_ids and labels, each Int "B T"; padding has no label.
+
+    Positions count from each row's first real token, so that a row's logits are the same in every batch. Completions
+    end together. For models that read padding it can stand `behind` the rows, where no real token comes after it.
+    """
+    length = max(len(row.input_ids) for row in rows)
+
+    def filled(lines: Iterable[list[int]], value: int) -> Tensor:
+        gaps = ((line, [value] * (length - len(line))) for line in lines)
+        return torch.tensor([line + gap if behind else gap + line for line, gap in gaps])
+
+    mask = filled(([1] * len(row.input_ids) for row in rows), 0)
+    return {
+        "input_ids": filled((row.input_ids for row in rows), pad_id),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
+        "labels": filled((row.labels for row in rows), IGNORED),
+    }
+
+
+def length_buckets(lengths: Sequence[int], batch_size: int, padded: bool = True) -> list[list[int]]:
+    """Return the indices in batches of similar lengths, longest first, so that a lack of memory shows at once.
+
+    Batches that are not `padded` have exactly equal lengths.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    groups = [order] if padded else [list(group) for _, group in groupby(order, key=lengths.__getitem__)]
+    return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
+
+
+def pack(rows: Sequence[Tokenized], capacity: int, pad_id: int, limit: int | None = None) -> dict[str, Tensor]:
+    """Return input_ids, position_ids, labels and examples, each Int "P L".
+
+    Positions restart with every example, which is all that transformers needs to keep examples apart (no attention
+    mask, no cache). `examples` is the number of each token's example in `rows`. Rows have about `capacity` tokens, and
+    at most `limit` (see `balanced`).
+    """
+    packs = balanced([len(row.input_ids) for row in rows], capacity, limit)
+    length = max(sum(len(rows[index].input_ids) for index in indices) for indices in packs)
+    filler = {"input_ids": pad_id, "position_ids": 0, "labels": IGNORED, "examples": NO_EXAMPLE}
+    lines: dict[str, list[list[int]]] = {name: [] for name in filler}
+    for indices in packs:
+        for name, line in _joined(rows, indices).items():
+            lines[name].append(line + [filler[name]] * (length - len(line)))
+    return {name: torch.tensor(content) for name, content in lines.items()}
+
+
+def _joined(rows: Sequence[Tokenized], indices: Sequence[int]) -> dict[str, list[int]]:
+    return {
+        "input_ids": [token for index in indices for token in rows[index].input_ids],
+        "position_ids": [position for index in indices for position in range(len(rows[index].input_ids))],
+        "labels": [label for index in indices for label in rows[index].labels],
+        "examples": [index for index in indices for _ in rows[index].input_ids],
+    }
+
+
+def balanced(lengths: Sequence[int], capacity: int, limit: int | None = None) -> list[list[int]]:
+    """Return the indices in groups of about `capacity` tokens and similar sums; the number of groups is the cheapest.
+
+    No group has more than `limit` tokens (a model's positions), unless it is a single index.
+
+    In rows of L tokens, a position costs 4 x capacity + L: its linears, and its attention to the others. Padding costs
+    as much, so that a few long examples are not spread over many rows.
+    """
+    allowed = math.inf if limit is None else limit
+    most = min(len(lengths), -(-2 * sum(lengths) // capacity))
+    fitting = [
+        groups for count in range(1, most + 1) if _longest(lengths, groups := _spread(lengths, count)) <= allowed
+    ]
+    if fitting:
+        return min(fitting, key=lambda groups: _cost(lengths, groups, capacity))
+    more = (_spread(lengths, count) for count in range(most + 1, len(lengths)))
+    single = [[index] for index in range(len(lengths))]
+    return next((groups for groups in more if _longest(lengths, groups) <= allowed), single)
+
+
+def _spread(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Return the indices in that many groups: longest first, each to the group with the smallest sum."""
+    groups: list[list[int]] = [[] for _ in range(count)]
+    sums = [0] * count
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        emptiest = sums.index(min(sums))
+        groups[emptiest].append(index)
+        sums[emptiest] += lengths[index]
+    return [sorted(group) for group in groups]
+
+
+def _cost(lengths: Sequence[int], groups: Sequence[Sequence[int]], capacity: int) -> int:
+    longest = _longest(lengths, groups)
+    return len(groups) * longest * (4 * capacity + longest)
+
+
+def _longest(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> int:
+    return max(sum(lengths[index] for index in group) for group in groups)
+
+
+@torch.no_grad()
+def keeps_apart(model: nn.Module) -> bool:
+    """Tell whether restarting positions suffice for the model not to look across examples of a packed row.
+
+    An example must not depend on its neighbour, and must have about the logits that it has alone. The model's mode and
+    the random generators stay as they are.
+    """
+    if "position_ids" not in forward_parameters(model):
+        return False
+    was_training = model.training
+    model.eval()
+    try:
+        first, other, last = map(torch.tensor, drawn(model, PACKED_LENGTHS[0], *PACKED_LENGTHS))
+        packed = _packed_logits(model, first, last)
+        neighbour = _packed_logits(model, other, last)
+        alone = _packed_logits(model, last)
+    finally:
+        model.train(was_training)
+    behind = slice(PACKED_LENGTHS[0], None)
+    return is_apart(packed[behind], neighbour[behind], alone, weights_dtype(model))
+
+
+@torch.no_grad()
+def ignores_padding(model: nn.Module) -> bool:
+    """Tell whether a row that is padded on the left and masked has the logits that it has alone, for any padding token.
+
+    Some recurrent models read padding like any other token: for them, only rows of equal lengths may share a batch.
+    Tried in the arithmetic of the weights.
+    """
+    device = next(model.parameters()).device
+    words = num_words(model)
+    short, long = drawn(model, SHORT, LONG)
+
+    def logits(pad_id: int, *rows: list[int]) -> Float[Tensor, "T V"]:
+        batch = pad([Tokenized(ids, ids) for ids in rows], pad_id)
+        inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+        return trailing_logits(model, inputs, SHORT)[0].float()
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.autocast(device.type, enabled=False):
+            padded = logits(0, short, long)
+            padded_otherwise = logits(words - 1, short, long)
+            alone = logits(0, short)
+    except TRIAL_ERRORS:
+        return False
+    finally:
+        model.train(was_training)
+    return is_apart(padded, padded_otherwise, alone, weights_dtype(model))
+
+
+def is_apart(
+    beside: Float[Tensor, "T V"], neighbour: Float[Tensor, "T V"], alone: Float[Tensor, "T V"], dtype: torch.dtype
+) -> bool:
+    """Tell whether an example's logits beside two neighbours are equal, and close to those it has alone in `dtype`."""
+    scale = alone.abs().max()
+    independent = (beside - neighbour).abs().max() <= 1e-5 * scale
+    return bool(independent and (beside - alone).abs().max() <= CLOSE.get(dtype, CLOSE_ELSE) * scale)
+
+
+def num_words(model: nn.Module) -> int:
+    """Return the number of tokens in a model's vocabulary."""
+    return int(own_model(model).get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
+
+def drawn(model: nn.Module, *lengths: int) -> list[list[int]]:
+    """Return rows of random tokens, the same in every call."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(num_words(model), (length,), generator=generator).tolist() for length in lengths]
+
+
+def _packed_logits(model: nn.Module, *examples: Tensor) -> Float[Tensor, "T V"]:
+    device = next(model.parameters()).device
+    positions = torch.cat([torch.arange(len(ids)) for ids in examples])
+    ids = torch.cat(list(examples))
+    output = model(input_ids=ids[None].to(device), position_ids=positions[None].to(device), use_cache=False)
+    logits: Tensor = output.logits[0].float()
+    return logits
+
+
+def weights_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the weights; an integer dtype if any are quantized."""
+    dtypes = [parameter.dtype for parameter in model.parameters()]
+    return next((dtype for dtype in dtypes if not dtype.is_floating_point), dtypes[0])

@@ -1,0 +1,302 @@
+"""A teacher's targets in files: computed once, read by example and position, so that no order of training matters.
+
+K positions that predict a label, N kept words.
+
+A folder holds shards of safetensors, each of whole examples in the order of the training set, and a record. The rest's
+mass is not stored: it is what the kept words leave to one.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from shears.config import HealConfig, TrainConfig
+from shears.data.example import IGNORED
+from shears.data.examples import Tokenized, rows_fingerprint
+from shears.errors import InputError
+from shears.models.devices import pick_device, resolved_precision
+from shears.models.load import load_tokenizer
+from shears.models.ref import ModelRef
+from shears.progress import is_first_process, meter
+from shears.records.artifacts import read_object, sync_path, write_json
+from shears.records.version import __version__
+from shears.training.distillation import TopK
+from shears.training.live import LiveTeacher
+from shears.training.losses import labelled_positions
+from shears.training.processes import num_processes, raise_in_all, shared_folder, wait
+from shears.training.targets import Teacher
+from shears.training.teacher import TeacherSource, targets_folder
+from shears.training.trainer import BLANK, Collator, collator_of
+
+logger = logging.getLogger(__name__)
+
+RECORD = "teacher.json"
+SHARD = "targets-{:05d}.safetensors"
+SHARD_BYTES = 2**28  # an interruption loses at most one shard
+SHARD_POSITIONS = 2**15  # a minute or two of a small teacher on one core
+BATCH = 16  # examples that the teacher reads together
+SMALL_VOCABULARY = 2**16  # words that 16 bits number
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What decides the targets: the teacher, its arithmetic, the examples, the kept words."""
+
+    teacher_fingerprint: str
+    precision: str
+    top_k: int
+
+    def key(self, rows: Sequence[Tokenized]) -> dict[str, Any]:
+        """Return it with the hash of the examples' tokens and labels, as plain data."""
+        return {**vars(self), "data_fingerprint": rows_fingerprint(rows)}
+
+
+def bytes_per_position(top_k: int, num_words: int) -> int:
+    """Return the bytes of one position's targets in the files; a vocabulary has `num_words`."""
+    return min(top_k, num_words) * (2 + _index_dtype(num_words).itemsize)
+
+
+def _index_dtype(num_words: int) -> torch.dtype:
+    """Return the dtype of the numbers of words: 16 bits where they suffice, read without a sign."""
+    return torch.int16 if num_words <= SMALL_VOCABULARY else torch.int32
+
+
+class Places:
+    """Where the targets of a training set's positions lie: those that predict a label, example after example."""
+
+    def __init__(self, rows: Sequence[Tokenized]) -> None:
+        labels = torch.tensor([label for row in rows for label in row.labels])
+        predicting = torch.nn.functional.pad(labels[1:] != IGNORED, (0, 1))  # the first label of a row is IGNORED
+        lengths = torch.tensor([0, *(len(row.input_ids) for row in rows)])
+        self._starts = lengths.cumsum(0)
+        before = torch.nn.functional.pad(predicting.cumsum(0), (1, 0))
+        self._places = torch.where(predicting, before[:-1], -1)
+        self.firsts: list[int] = before[self._starts].tolist()
+        """The place of every example's first position, and the number of all places."""
+
+    def of_example(self, number: int) -> range:
+        """Return the places of an example."""
+        return range(self.firsts[number], self.firsts[number + 1])
+
+    def __len__(self) -> int:
+        """Return the number of places."""
+        return self.firsts[-1]
+
+    def of(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> Int[Tensor, " K"]:
+        """Return the places of the wanted positions of a batch of `trainer.Collator`; -1 for one without a label."""
+        examples = torch.arange(len(wanted), device=wanted.device)[:, None].expand(wanted.shape)
+        numbers = batch["numbers"][batch.get("examples", examples)[wanted].clamp(min=0)].cpu()
+        positions = batch["position_ids"][wanted].cpu()
+        places = self._places[self._starts[numbers.clamp(min=0)] + positions]
+        return torch.where(numbers == BLANK, -1, places)
+
+
+class CachedTeacher:
+    """Gives the targets that a folder holds; its files are mapped, so that memory holds what was read lately."""
+
+    def __init__(self, folder: Path, rows: Sequence[Tokenized]) -> None:
+        record = read_object(folder / RECORD)
+        self._places = Places(rows)
+        self._files = [load_file(folder / SHARD.format(index)) for index in range(record["num_shards"])]
+        sizes = torch.tensor([len(file["log_probs"]) for file in self._files])
+        if int(sizes.sum()) != len(self._places):
+            raise InputError(f"{folder} must hold targets of these examples, it was damaged; delete it")
+        self._ends = sizes.cumsum(0)
+
+    def targets(self, batch: Mapping[str, Tensor], wanted: Bool[Tensor, "P L"]) -> TopK:
+        """Return the targets of the wanted positions; those of any other for a position without a label."""
+        places = self._places.of(batch, wanted).clamp(min=0)
+        device = wanted.device
+        indices = self._gathered("indices", places)
+        unsigned = SMALL_VOCABULARY - 1 if indices.dtype == torch.int16 else -1
+        log_probs = self._gathered("log_probs", places).to(device, torch.float32)
+        return TopK(indices.to(device, torch.int64) & unsigned, log_probs)
+
+    def _gathered(self, name: str, places: Int[Tensor, " K"]) -> Tensor:
+        shards = torch.searchsorted(self._ends, places, right=True)
+        parts = [self._files[shard][name] for shard in range(len(self._files))]
+        result = torch.empty((len(places), parts[0].shape[1]), dtype=parts[0].dtype)
+        for shard in shards.unique().tolist():
+            here = shards == shard
+            first = int(self._ends[shard]) - len(parts[shard])
+            result[here] = parts[shard][places[here] - first]
+        return result
+
+
+def cached_teacher(
+    teacher: TeacherSource,
+    student: ModelRef,
+    rows: Sequence[Tokenized],
+    settings: TrainConfig | HealConfig,
+    *,
+    packing: bool,
+    seen: Collection[int] | None = None,
+) -> CachedTeacher:
+    """Return a teacher's targets of the examples in `rows`, which came from `settings.data`; see `cache_targets`.
+
+    It is loaded only where targets are missing, before the student needs its memory, and computes as training does.
+    `seen` are the numbers of the examples that will be asked for, by default all: no others are computed.
+    """
+    precision = resolved_precision(settings.precision, pick_device(settings.device))
+    asked = Asked(teacher.fingerprint, precision, settings.teacher_top_k)
+    folder = targets_folder(settings.data)
+    if seen is not None and len(seen) < len(rows) and not _is_whole(_folder_of(folder, asked.key(rows))):
+        rows = [
+            row if number in seen else Tokenized(row.input_ids, [IGNORED] * len(row.labels))
+            for number, row in enumerate(rows)
+        ]
+
+    def load() -> tuple[LiveTeacher, Collator]:
+        network = teacher.load(device=settings.device)
+        collate = collator_of(network, load_tokenizer(student), packing=packing)  # tried as it was loaded
+        return LiveTeacher(network, precision), collate
+
+    return cache_targets(folder, rows, asked, teacher.num_words, load)
+
+
+def _folder_of(folder: Path, key: Mapping[str, Any]) -> Path:
+    """Return where the targets with a key lie, or will."""
+    return folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_whole(output: Path) -> bool:
+    return (output / RECORD).is_file()
+
+
+def cache_targets(
+    folder: Path,
+    rows: Sequence[Tokenized],
+    asked: Asked,
+    num_words: int,
+    open_teacher: Callable[[], tuple[Teacher, Collator]],
+) -> CachedTeacher:
+    """Return the cached targets of a training set's labels; what is not below `folder` yet is computed first.
+
+    The folder of the targets is named by all that decides them. `open_teacher` loads the teacher and says how its
+    batches are made; it is called only if targets are missing, and what it returned is freed. An interruption loses
+    one shard; several processes compute shards in turn. InputError where the disk has no room.
+    """
+    key = asked.key(rows)
+    output = _folder_of(folder, key)
+    if _is_whole(output):
+        logger.info("taking the teacher's targets from %s", output)
+        return CachedTeacher(output, rows)
+    places = Places(rows)
+    size = bytes_per_position(asked.top_k, num_words)
+    shards = list(_shards(places.firsts, max(min(SHARD_BYTES // size, SHARD_POSITIONS), 1)))
+    raise_in_all(lambda: _check_room(folder, len(places), size))
+    folder.mkdir(parents=True, exist_ok=True)
+    with shared_folder(output, key, resume=True) as work:
+        _write_shards(work, rows, shards, asked, num_words, open_teacher)
+        if is_first_process():
+            record = {
+                "shears_version": __version__,
+                **key,
+                "num_words": num_words,
+                "num_positions": len(places),
+                "bytes_per_position": size,
+                "num_shards": len(shards),
+            }
+            write_json(work / RECORD, record)
+    wait()  # for the first process, which renames the folder
+    return CachedTeacher(output, rows)
+
+
+def _shards(firsts: Sequence[int], most: int) -> Iterator[range]:
+    """Yield the examples of every shard: as many as have at most `most` places together, at least one."""
+    start = 0
+    for end in range(1, len(firsts)):
+        if end + 1 == len(firsts) or firsts[end + 1] - firsts[start] > most:
+            yield range(start, end)
+            start = end
+
+
+def _check_room(folder: Path, positions: int, size: int) -> None:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    needed = positions * size
+    logger.info("caching a teacher's targets: %d positions x %d bytes = %.1f MB", positions, size, needed / 1e6)
+    if needed > free:
+        raise InputError(
+            f"the teacher's targets need {needed / 1e6:,.0f} MB ({positions:,} positions x {size:,} bytes) below "
+            f"{folder}, where {free / 1e6:,.0f} MB are free; free some space, or take a smaller teacher_top_k"
+        )
+
+
+def _write_shards(
+    work: Path,
+    rows: Sequence[Tokenized],
+    shards: Sequence[range],
+    asked: Asked,
+    num_words: int,
+    open_teacher: Callable[[], tuple[Teacher, Collator]],
+) -> None:
+    """Write this process's shards that are not there yet."""
+    process = int(os.environ.get("RANK", "0"))
+    missing = [index for index in range(process, len(shards), num_processes()) if not _path(work, index).is_file()]
+    if not missing:
+        return
+    places = Places(rows)
+    teacher, collate = open_teacher()
+    labelled = {index: [number for number in shards[index] if places.of_example(number)] for index in missing}
+    tokens = {index: sum(len(rows[number].input_ids) for number in labelled[index]) for index in missing}
+    with meter("teacher", sum(tokens.values()), "tokens") as progress:
+        for index in missing:
+            batches = _batches(rows, labelled[index], collate)
+            first = places.firsts[shards[index].start]
+            count = places.firsts[shards[index].stop] - first
+            tensors = _empty(count, asked.top_k, num_words)
+            for numbers, batch in batches:
+                _put(tensors, teacher, batch, places, first)
+                progress.advance(sum(len(rows[number].input_ids) for number in numbers))
+            _save(tensors, _path(work, index))
+
+
+def _path(work: Path, index: int) -> Path:
+    return work / SHARD.format(index)
+
+
+def _batches(
+    rows: Sequence[Tokenized], numbers: Sequence[int], collate: Collator
+) -> Iterator[tuple[Sequence[int], dict[str, Tensor]]]:
+    for start in range(0, len(numbers), BATCH):
+        some = numbers[start : start + BATCH]
+        yield some, collate([(number, rows[number]) for number in some])
+
+
+def _empty(count: int, top_k: int, num_words: int) -> dict[str, Tensor]:
+    words = min(top_k, num_words)
+    return {
+        "indices": torch.empty((count, words), dtype=_index_dtype(num_words)),
+        "log_probs": torch.empty((count, words), dtype=torch.float16),
+    }
+
+
+def _put(tensors: dict[str, Tensor], teacher: Teacher, batch: dict[str, Tensor], places: Places, first: int) -> None:
+    """Write the targets of a batch to their places in a shard that begins at the place `first`."""
+    wanted = labelled_positions(batch["labels"])
+    at = places.of(batch, wanted)
+    distribution = teacher.targets(batch, wanted)
+    kept = distribution if isinstance(distribution, TopK) else distribution.top_k(tensors["indices"].shape[1])
+    values = {"indices": kept.indices, "log_probs": kept.log_probs}
+    labelled = at >= 0
+    for name, tensor in tensors.items():
+        tensor[at[labelled] - first] = values[name].cpu()[labelled].to(tensor.dtype)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(tensors, temporary)
+    sync_path(temporary)
+    temporary.rename(path)

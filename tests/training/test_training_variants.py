@@ -1,0 +1,120 @@
+"""Every way of training resumes without a trace, recomputes the same gradients, and loads as what was trained."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import TrainingArguments
+
+from shears.adapt import train as train_module
+from shears.adapt.load import load_super_adapter
+from shears.adapt.prepare import Prepared
+from shears.adapt.train import train
+from shears.sparsity.stage import sparsify
+from shears.training import loop as fit
+from tests.tiny import save_tiny
+from tests.training.small_training import SETTINGS, assert_close, assert_same, log, stop_after
+
+IDS = torch.arange(40).view(2, 20)
+
+
+@pytest.fixture
+def sparse(data: str, tmp_path: Path) -> Path:
+    """A pruned tiny model with its recovery."""
+    save_tiny(tmp_path / "dense")
+    settings = {"num_samples": 4, "sequence_length": 32, "recover_rank": 6, "precision": "fp32", "device": "cpu"}
+    return sparsify(tmp_path / "dense", tmp_path / "sparse", calibration=data, **settings)
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "sandwich, curriculum": {"sampling": "sandwich", "curriculum": 0.8, "dropout": 0.1},
+    "per-example, padded, split": {"sampling": "per-example", "packing": False, "micro_batch_size": 2, "dropout": 0.1},
+    "per-process": {"sampling": "per-process", "gradient_checkpointing": True},
+    "recovery, per-example": {"init": "recovery", "sampling": "per-example"},
+    "sparse adapter": {"sparse_adapter": True},
+    "for int4, scales learnt": {"quantize_aware": "int4", "learn_scales": True},
+    "nested, sparse adapter, recovery": {"sampling": "nested", "sparse_adapter": True, "init": "recovery"},
+    "pissa": {"init": "pissa", "ranks": (4,)},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_interruption_leaves_no_trace_in(
+    sparse: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    settings = {**SETTINGS, **WAYS[way], "data": data}
+    whole = train(sparse, tmp_path / "whole", **settings)
+    stop_after(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(sparse, tmp_path / "stopped", **settings)
+    monkeypatch.undo()
+    assert_same(whole, train(sparse, tmp_path / "stopped", resume=True, **settings))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_loaded_is_what_was_trained(
+    sparse: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    trained: list[Prepared] = []
+
+    def keep(prepared: Prepared, *rest: Any) -> None:
+        trained.append(prepared)
+        fit.fit(prepared, *rest)
+
+    monkeypatch.setattr(train_module, "fit", keep)
+    loaded = load_super_adapter(train(sparse, tmp_path / "out", data=data, **{**SETTINGS, **WAYS[way]}))
+    ours = trained[0]
+    ours.model.eval()
+    for choice in ("maximal", "heuristic", "minimal"):
+        ours.elastic.activate(getattr(ours.elastic.space, choice)())
+        loaded.elastic.activate(getattr(loaded.elastic.space, choice)())
+        # pissa's base is the original again, and its adapter twice as large: the same sums in another order
+        close = {"rtol": 1e-4, "atol": 1e-5} if way == "pissa" else {"rtol": 0, "atol": 0}
+        torch.testing.assert_close(logits(loaded.model), logits(ours.model), **close)
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> Tensor:
+    """Logits of a fixed batch."""
+    result: Tensor = model(input_ids=IDS).logits
+    return result
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("sampling", ["uniform", "per-example"])
+def test_recomputed_activations_give_the_same_gradients(
+    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: bool, sampling: str
+) -> None:
+    monkeypatch.setattr(fit, "PACK_TOKENS", 24)  # two rows or three a batch
+    settings = {**SETTINGS, "max_length": 24, "packing": packing, "sampling": sampling, "data": data, "dropout": 0.1}
+    plain = train(base, tmp_path / "plain", **settings)
+    assert_same(plain, train(base, tmp_path / "recomputed", gradient_checkpointing=True, **settings))
+
+
+def test_packed_training_is_padded_training(base: Path, data: str, tmp_path: Path) -> None:
+    """With a batch of all examples, which are the same in either: only the order of sums differs."""
+    settings = {**SETTINGS, "batch_size": 18, "data": data, "max_steps": 4}
+    packed = train(base, tmp_path / "packed", **settings)
+    padded = train(base, tmp_path / "padded", packing=False, **settings)
+    assert [line["loss"] for line in log(packed)] == pytest.approx([line["loss"] for line in log(padded)], rel=1e-5)
+    assert_close(packed, padded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "sampling"), [("eager", "per-example"), ("inductor", "uniform")])
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself, and hides it
+def test_a_compiled_model_trains_the_same(
+    base: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, sampling: str
+) -> None:
+    settings = {**SETTINGS, "data": data, "sampling": sampling, "packing": sampling == "uniform"}
+    plain = train(base, tmp_path / "plain", **settings)
+    arguments: Callable[..., Any] = partial(TrainingArguments, torch_compile_backend=backend)
+    monkeypatch.setattr(fit, "TrainingArguments", arguments)
+    torch._dynamo.reset()
+    compiled = train(base, tmp_path / "compiled", compile=True, **settings)
+    assert [line["loss"] for line in log(compiled)] == pytest.approx([line["loss"] for line in log(plain)], rel=1e-5)
+    assert_close(plain, compiled)
