@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shears.config import SearchConfig, SparsifyConfig
+from shears.config import SparsifyConfig
+from shears.config.fields import StageConfig
 from shears.errors import InputError
 from shears.records.artifacts import as_data, read_json, refuse_changes, write_json
 from shears.records.folders import partial_folder, working_folder
@@ -29,10 +30,13 @@ json_values = st.recursive(
 
 
 def finish(
-    output: Path, resume: bool | None = None, config: dict[str, Any] | None = None, **defaults: object
+    output: Path,
+    resume: bool | None = None,
+    config: dict[str, Any] | None = None,
+    kind: type[StageConfig] | None = SparsifyConfig,
 ) -> list[str]:
     """Run a stage to its end; return the files it found at its start."""
-    with working_folder(output, config or CONFIG, resume=resume, defaults=defaults) as work:
+    with working_folder(output, config or CONFIG, resume=resume, kind=kind) as work:
         found = sorted(path.name for path in work.iterdir() if not path.name.startswith("."))
         (work / "whole.bin").write_bytes(b"whole")
     return found
@@ -45,7 +49,7 @@ def interrupt(output: Path) -> None:
 
 
 def _fail_half_way(output: Path, error: Exception, resume: bool | None = None) -> None:
-    with working_folder(output, CONFIG, resume=resume) as work:
+    with working_folder(output, CONFIG, resume=resume, kind=SparsifyConfig) as work:
         (work / "half.bin").write_bytes(b"half")
         raise error
 
@@ -152,25 +156,37 @@ def test_without_an_interrupted_run_every_resume_starts(resume: bool | None, tmp
     assert finish(tmp_path / "out", resume) == []
 
 
-def test_a_run_interrupted_before_a_key_existed_goes_on_where_the_key_has_its_default(tmp_path: Path) -> None:
-    interrupt(tmp_path / "out")
-    with pytest.raises(InputError, match="later was 1 and is now 5"):
-        finish(tmp_path / "out", True, {**CONFIG, "later": 5}, later=1, other=2)
-    assert finish(tmp_path / "out", True, {**CONFIG, "later": 1}, later=1, other=2) == ["half.bin"]
+def interrupted_with(output: Path, recorded: dict[str, Any]) -> None:
+    """Leave an interrupted stage of another version, whose record holds these keys."""
+    interrupt(output)
+    write_json(partial_folder(output) / ".asked.json", recorded)
 
 
-def test_a_run_interrupted_before_a_key_was_removed_goes_on_where_the_key_had_its_default(tmp_path: Path) -> None:
-    interrupt(tmp_path / "out")
-    write_json(partial_folder(tmp_path / "out") / ".asked.json", {**CONFIG, "removed": 1})
-    with pytest.raises(InputError, match="removed was 1 and is now None"):
-        finish(tmp_path / "out", True, removed=0)
-    assert finish(tmp_path / "out", True, removed=1) == ["half.bin"]
+@given(unknown=st.dictionaries(st.text(min_size=1).map("{}?".format), json_values, max_size=3), lacking=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_record_of_another_version_is_compared_on_the_keys_of_this_one(
+    unknown: dict[str, Any], lacking: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Unknown keys are ignored; a key that the record lacks counts as its default, and other values are refused."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    config = as_data(SparsifyConfig(seed=3))
+    optional = sorted(config.keys() - {"seed"})
+    left_out = set(lacking.draw(st.lists(st.sampled_from(optional))))
+    interrupted_with(output, {**unknown, **{key: value for key, value in config.items() if key not in left_out}})
+    for key, value in {"seed": 4, "sparsity": 0.25}.items():
+        with pytest.raises(InputError, match=f"{key} was .* and is now {value}"):
+            finish(output, True, {**config, key: value})
+    assert finish(output, True, config) == ["half.bin"]
 
 
-def test_defaults_are_those_of_an_empty_configuration() -> None:
-    config = SearchConfig(data="x.jsonl")
-    removed = {key: removed.default for key, removed in SearchConfig.REMOVED.items()}  # of earlier versions
-    assert {**SearchConfig.defaults(), "data": "x.jsonl"} == {**removed, **config.model_dump(mode="json")}
+@pytest.mark.parametrize("key", ["base_fingerprint", "data_sha256"])
+def test_a_fingerprint_that_one_side_lacks_is_a_difference(key: str, tmp_path: Path) -> None:
+    interrupted_with(tmp_path / "out", {**CONFIG, key: "abc"})
+    with pytest.raises(InputError, match=f"{key} was 'abc' and is now None"):
+        finish(tmp_path / "out", True)
+    interrupted_with(tmp_path / "other", CONFIG)
+    with pytest.raises(InputError, match=f"{key} was None and is now 'abc'"):
+        finish(tmp_path / "other", True, {**CONFIG, key: "abc"})
 
 
 def test_resume_false_refuses_and_keeps_an_interrupted_run(tmp_path: Path) -> None:
@@ -183,8 +199,8 @@ def test_resume_false_refuses_and_keeps_an_interrupted_run(tmp_path: Path) -> No
 def test_a_changed_configuration_is_refused_with_every_key_named(tmp_path: Path) -> None:
     interrupt(tmp_path / "out")
     with pytest.raises(InputError) as error:
-        finish(tmp_path / "out", True, {"sparsity": 0.6, "method": "wanda", "seed": 0})
-    assert "method was None and is now 'wanda'; sparsity was 0.5 and is now 0.6" in str(error.value)
+        finish(tmp_path / "out", True, {"sparsity": 0.6, "method": "ria", "seed": 0})
+    assert "method was 'wanda' and is now 'ria'; sparsity was 0.5 and is now 0.6" in str(error.value)
     assert "seed" not in str(error.value)
     assert finish(tmp_path / "out", True) == ["half.bin"], "what was refused did no harm"
 

@@ -20,10 +20,10 @@ from tests.tiny import save_tiny
     ("content", "message"),
     [
         (
-            {"config": {"sparsity": 0.5, "of_tomorrow": 1}},
-            r"got one of version 9\.0 .*'sparsify\.of_tomorrow'",
+            {"config": {"sparsity": 0.5, "method": "of_tomorrow"}},
+            r"made by version 9\.0 with an option .* got 'of_tomorrow'",
         ),
-        ({"config": {"sparsity": "much"}}, r"a damaged one: sparsify\.sparsity must be"),
+        ({"config": {"sparsity": "much"}}, r"its record is damaged: sparsify\.sparsity must be"),
         ({"config": ["sparsity"]}, r"must hold the configuration of sparsify, got \['sparsity'\]"),
         (
             {},

@@ -56,7 +56,7 @@ def save_own_loop(
         "base_fingerprint": ref.fingerprint,
         "data_sha256": _data_sha256(settings.data),
     }
-    with working_folder(output, {**about, **artifacts.as_data(settings)}, resume=None) as work:
+    with working_folder(output, {**about, **artifacts.as_data(settings)}, resume=None, kind=OwnLoopConfig) as work:
         save_file(tensors, work / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         _write_config(work, config, ref)
         alpha = float(config.lora_alpha)

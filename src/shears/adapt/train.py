@@ -61,11 +61,10 @@ def train(model: str | Path, output: str | Path, *, resume: bool = False, **conf
         refuse_other_vocabulary(teacher, base)
     origin = _origin(base, settings, teacher)
     fixed = _fixed(settings, origin)
-    defaults = {**TrainConfig.defaults(), **origin}
     if resume and not partial_folder(output).exists():
         logger.info("no interrupted training of %s to resume: starting anew", output)
     join_processes(cpu=pick_device(settings.device).type == "cpu")
-    with tracking(settings.report_to, output), shared_folder(output, fixed, resume=resume, defaults=defaults) as work:
+    with tracking(settings.report_to, output), shared_folder(output, fixed, resume=resume, kind=TrainConfig) as work:
         is_saved = (work / artifacts.SEARCH_SPACE).is_file()  # interrupted between saving and renaming the folder
         wait()  # before the first process continues and renames the folder
         if not is_saved:

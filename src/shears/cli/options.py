@@ -94,13 +94,10 @@ def with_stage_options(
         own = list(inspect.signature(verb).parameters.values())[:-1]
         fields = {name: field for name, field in kind.model_fields.items() if not only or name in only}
         options = [_parameter(name, field) for name, field in fields.items()]
-        # hidden options: without them, typer would suggest a similar flag instead of the message of the configuration
-        flags_removed = {name: typer.Option(f"--{name.replace('_', '-')}", hidden=True) for name in kind.REMOVED}
-        removed = [_keyword(name, Annotated[str | None, option]) for name, option in flags_removed.items()]
         shared = [_keyword("config", CONFIG), _keyword("set_", SET)]
 
         def values_of(arguments: dict[str, Any]) -> Values:
-            flags = {name: arguments.pop(name, None) for name in (*kind.model_fields, *kind.REMOVED)}
+            flags = {name: arguments.pop(name, None) for name in kind.model_fields}
             return stage_values(section, arguments.pop("config", None), arguments.pop("set_", None) or [], flags)
 
         def command(**arguments: Any) -> None:
@@ -111,7 +108,7 @@ def with_stage_options(
             command.check = lambda given: build(kind, section, values_of(dict(given)))  # type: ignore[attr-defined]
 
         keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-        parameters = [*keywords, *options, *removed, *shared]
+        parameters = [*keywords, *options, *shared]
         command.__name__ = verb.__name__
         command.__doc__ = verb.__doc__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

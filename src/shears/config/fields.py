@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from itertools import chain
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from pydantic_core import to_jsonable_python
@@ -147,23 +147,8 @@ class Repeated:
     """Marks a field whose flag may be given several times, each time with one string that may contain commas."""
 
 
-class Removed(NamedTuple):
-    """A key that earlier versions had: its default, the last version with it, and what to do instead."""
-
-    default: float
-    last_version: str
-    advice: str
-
-    def is_default(self, value: Any) -> bool:
-        """Tell whether a value, a number or its text, equals the default that the key had."""
-        try:
-            return float(value) == self.default
-        except (TypeError, ValueError):
-            return False
-
-
 class StageConfig(BaseModel):
-    """A section of a recipe: immutable; unknown keys are refused, removed keys too unless they have their default."""
+    """A section of a recipe: immutable, and without keys that it does not know."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -173,28 +158,18 @@ class StageConfig(BaseModel):
         allow_inf_nan=False,
     )
 
-    REMOVED: ClassVar[Mapping[str, Removed]] = {}
-    """Keys that earlier versions had; records and recipes of those versions hold them."""
-
     @model_validator(mode="before")
     @classmethod
-    def _drop_removed(cls, values: Any) -> Any:
-        """Rename short keys and drop removed ones that have their default; ValueError, with advice, for others."""
-        if not isinstance(values, Mapping):
-            return values
-        values = full_names(values)
-        for key, removed in cls.REMOVED.items():
-            if key in values and not removed.is_default(values[key]):
-                raise ValueError(
-                    f"{key} was removed after version {removed.last_version}, got {values[key]}: {removed.advice}"
-                )
-        return {key: value for key, value in values.items() if key not in cls.REMOVED}
+    def _rename_short_keys(cls, values: Any) -> Any:
+        return full_names(values) if isinstance(values, Mapping) else values
 
     @classmethod
-    def defaults(cls) -> dict[str, Any]:
-        """Return every default as plain JSON data by key, those of removed keys included."""
-        fields = {name: field for name, field in cls.model_fields.items() if not field.is_required()}
-        return {
-            **{key: removed.default for key, removed in cls.REMOVED.items()},
-            **{key: to_jsonable_python(field.get_default(call_default_factory=True)) for key, field in fields.items()},
-        }
+    def of_record(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the configuration in a record of any version as plain JSON data with the keys of this version.
+
+        A key that this version does not know is left out; one that the record lacks gets its default, if it has one.
+        """
+        optional = {name: field for name, field in cls.model_fields.items() if not field.is_required()}
+        defaults = {name: field.get_default(call_default_factory=True) for name, field in optional.items()}
+        known = {key: value for key, value in recorded.items() if key in cls.model_fields}
+        return {**to_jsonable_python(defaults), **known}

@@ -3,12 +3,12 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from shears.config.evaluate import ExampleTask, ScoringConfig
-from shears.config.fields import Columns, DtypeName, Names, Removed, Seed, Size, StageConfig, StorageURL
+from shears.config.fields import Columns, DtypeName, Names, Seed, Size, StageConfig, StorageURL
 from shears.config.notation import UNITS
 
 QUALITIES = ("loss", "accuracy")  # measured on validation examples
@@ -144,9 +144,6 @@ class SharingConfig(StageConfig):
 class SearchConfig(StrategyOptions, SharingConfig, ScoringConfig):
     """How to find the best sub-adapter on validation data."""
 
-    REMOVED: ClassVar[Mapping[str, Removed]] = {
-        "seeds": Removed(0, "0.1.0", "it predicted nothing (rank correlation -0.07); raise max_evaluations instead")
-    }
     precision: DtypeName = "auto"
     """Arithmetic; auto: fp32 for losses, because rounding to bf16 hides the differences between neighbours, and bf16
     autocast for accuracies where the processor supports it. With fp32, a 16-bit model takes twice its memory."""

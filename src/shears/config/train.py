@@ -1,11 +1,11 @@
 """Options of `shears train`: how to train the super-adapter."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from shears.config.fields import Columns, Device, DtypeName, Names, Ranks, Removed, Seed, Source, StageConfig
+from shears.config.fields import Columns, Device, DtypeName, Names, Ranks, Seed, Source, StageConfig
 
 AUTO = "auto"  # the groups that the model's structure gives
 TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
@@ -23,10 +23,6 @@ SamplingName = Literal["uniform", "sandwich", "per-example", "per-process", "max
 
 class TrainConfig(StageConfig):
     """How to train the super-adapter on the frozen sparse model."""
-
-    REMOVED: ClassVar[Mapping[str, Removed]] = {
-        "distill": Removed(0.0, "0.1.0", "in-place distillation gained nothing in our measurements; leave it out")
-    }
 
     data: str
     """Training examples: a JSON, JSONL, CSV or Parquet file, a hub id, or the embedded arithmetic:train."""

@@ -36,7 +36,9 @@ def export_adapter(super_adapter: str | Path, output: str | Path, *, model: str 
     if model is not None and not form.is_model:
         raise InputError(f"format {settings.format} reads no model, got model={model}; leave it out")
     write: Writer = resolve_name(form.writer)
-    with working_folder(output, {"super_adapter": str(super_adapter), **as_data(settings)}, resume=None) as work:
+    with working_folder(
+        output, {"super_adapter": str(super_adapter), **as_data(settings)}, resume=None, kind=ExportConfig
+    ) as work:
         write_json(work / form.record, write(str(super_adapter), work, model, settings))
         write_card(work)
     logger.info("exported %s, format %s, in %.0f s", output, settings.format, time.monotonic() - started)

@@ -62,8 +62,7 @@ def heal(sparse: str | Path, output: str | Path, *, resume: bool = False, **conf
     if resume and not partial_folder(output).exists():
         logger.info("no interrupted healing of %s to resume: starting anew", output)
     join_processes(cpu=pick_device(settings.device).type == "cpu")
-    defaults = {**HealConfig.defaults(), **origin}
-    with tracking(settings.report_to, output), shared_folder(output, fixed, resume=resume, defaults=defaults) as work:
+    with tracking(settings.report_to, output), shared_folder(output, fixed, resume=resume, kind=HealConfig) as work:
         is_saved = (work / HEALED).is_file()  # interrupted between saving and renaming the folder
         wait()  # before the first process continues and renames the folder
         if not is_saved:

@@ -128,12 +128,22 @@ def sync_tree(folder: Path) -> None:
         sync_path(path)
 
 
-def refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise InputError, naming every key that differs, where `folder` was made with another configuration."""
+def refuse_changes(
+    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], kind: type[StageConfig] | None = None
+) -> None:
+    """Raise InputError, naming every key that differs, where `folder` was made with another configuration.
+
+    The keys compared are those of `now`, the fields of `kind`, and fingerprints. A field that one side lacks counts as
+    its default; other keys of `before` are options that this version does not have, and are ignored.
+    """
+    old = {**before, **kind.of_record(before)} if kind else before
+    new = {**now, **kind.of_record(now)} if kind else now
+    compared = new.keys() | {key for key in old if key.endswith(("_fingerprint", "_sha256"))}
+    compared |= old.keys() & kind.model_fields.keys() if kind else set()
     changes = [
-        f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
+        f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+        for key in sorted(compared)
+        if old.get(key) != new.get(key)
     ]
     if changes:
         todo = "Use the earlier configuration, delete the folder, or choose another output"

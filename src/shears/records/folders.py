@@ -9,16 +9,17 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from shears.config.fields import StageConfig
 from shears.errors import InputError, first_line
-from shears.records.artifacts import read_json, refuse_changes, sync_path, sync_tree, write_json
+from shears.records.artifacts import read_object, refuse_changes, sync_path, sync_tree, write_json
 
 CONFIG = ".asked.json"  # in the working folder: the configuration of the interrupted stage
+KIND = "kind"  # key in it: the name of the configuration's class, which tells the verbs apart
 LOCK = ".lock"
 WORKER = ".worker"  # name of a search worker
 PARTIAL = ".partial"
@@ -43,13 +44,14 @@ def named_folder(output: Path) -> Path:
 
 @contextmanager
 def working_folder(
-    output: Path, config: Mapping[str, Any], *, resume: bool | None, defaults: Mapping[str, Any] = MappingProxyType({})
+    output: Path, config: Mapping[str, Any], *, resume: bool | None, kind: type[StageConfig] | None = None
 ) -> Iterator[Path]:
     """Yield the folder to work in; rename it to `output` when the block ends without an error.
 
     `resume` True continues an interrupted run, None always starts anew, False refuses if there is something to resume.
-    `defaults` are the values of keys that the configuration of an earlier version lacks. InputError if `output`
-    exists, if another process works on it, or if the interrupted run had another configuration than `config`.
+    `config` holds fields of `kind` and fingerprints; `refuse_changes` compares it with that of an interrupted run.
+    InputError if `output` exists, if another process works on it, or if the interrupted run is of another verb or had
+    another configuration.
     """
     output = named_folder(output)
     work = partial_folder(output)
@@ -58,7 +60,7 @@ def working_folder(
     work.mkdir(parents=True, exist_ok=True)
     with _locked(work):
         _refuse_overtaken(output, work)
-        _begin(work, config, resume, defaults)
+        _begin(work, config, resume, kind)
         try:
             with _disk_errors(work, resume):
                 yield work
@@ -69,22 +71,20 @@ def working_folder(
         _finish(work, output)
 
 
-def _begin(work: Path, config: Mapping[str, Any], resume: bool | None, defaults: Mapping[str, Any]) -> None:
+def _begin(work: Path, config: Mapping[str, Any], resume: bool | None, kind: type[StageConfig] | None) -> None:
     """Empty the working folder or keep its content to resume; InputError where an interrupted run is in the way."""
-    had_work = (work / CONFIG).exists()
-    if had_work and resume is False:
-        raise InputError(f"{work} holds an interrupted run; continue it with --resume, or delete it to start anew")
-    before = dict(read_json(work / CONFIG) if had_work else config)
-    for key in [key for key in before if key not in config and before[key] == defaults.get(key, ...)]:
-        del before[key]  # a removed key whose value is the default that it had
-    if not (before.keys() <= config.keys() or config.keys() <= before.keys()):  # one version may have more keys
-        raise InputError(f"{work} holds an interrupted run of another verb; delete it, or choose another output")
-    if had_work and resume:
-        known = {key: value for key, value in defaults.items() if key in config}
-        refuse_changes(work, {**known, **before}, config)
-    else:
-        _clear(work)
-        write_json(work / CONFIG, config)
+    named = {KIND: kind.__name__ if kind else None, **config}
+    if (work / CONFIG).exists():
+        if resume is False:
+            raise InputError(f"{work} holds an interrupted run; continue it with --resume, or delete it to start anew")
+        before = {KIND: named[KIND], **read_object(work / CONFIG)}
+        if before[KIND] != named[KIND]:
+            raise InputError(f"{work} holds an interrupted run of another verb; delete it, or choose another output")
+        if resume:
+            refuse_changes(work, before, named, kind)
+            return
+    _clear(work)
+    write_json(work / CONFIG, named)
 
 
 def _finish(work: Path, output: Path) -> None:

@@ -21,7 +21,7 @@ from shears.errors import InputError, memory_of
 from shears.evaluation.comparison import lead
 from shears.evaluation.contamination import check_apart
 from shears.evaluation.journal import journal_path
-from shears.evaluation.run import answered_as_asked, evaluate, measured, parts_of, recorded, template_of
+from shears.evaluation.run import answered_as_asked, evaluate, measured, parts_of, template_of
 from shears.evaluation.tasks.registry import check_data
 from shears.export.stage import export_adapter
 from shears.healing.prepare import teacher_of
@@ -62,7 +62,7 @@ class Stage:
     def is_done(self) -> bool:
         """Tell whether the artifact exists; InputError if it was made with another configuration or is damaged.
 
-        A key that is newer than the artifact counts as having its default in it.
+        The record is read by `StageConfig.of_record`: keys that this version does not have are ignored.
         """
         if not (self.output / self.record).is_file():
             return False
@@ -80,12 +80,13 @@ class Stage:
                 f"{self.output / self.record} must hold the configuration of {self.name}, got {config!r:.40}; the file "
                 f"is damaged or belongs to another tool: delete {self.output} or choose another output"
             )
+        kind = section_class(Recipe, [self._section])
         try:
-            return as_data(build(section_class(Recipe, [self._section]), self._section, config))
+            return as_data(build(kind, self._section, kind.of_record(config)))
         except InputError as error:
             raise InputError(
-                f"{self.output} must have a record that this version can read, got one of version "
-                f"{record.get('shears_version')} or a damaged one: {error}; delete it or choose another output"
+                f"{self.output} was made by version {record.get('shears_version')} with an option that this version "
+                f"does not have, or its record is damaged: {error}; delete it or choose another output"
             ) from None
 
     def verify(self) -> None:
@@ -430,10 +431,10 @@ def _earlier_figures(
         return None
     record = artifacts.read_object(file)
     expected = measured(model, adapter, config)
-    own = config.model_copy(update={"template": None})
-    if record.get("config") == recorded(own) and template_of(own, *parts_of(model, adapter)) == config.template:
-        expected["config"]["template"] = None  # earlier versions recorded no template; it was the same one here
-    if any(record.get(key) != value for key, value in expected.items()) or not answered_as_asked(record, config):
+    settings = record.get("config")
+    before = {**record, "config": EvaluateConfig.of_record(settings if isinstance(settings, dict) else {})}
+    expected["config"] = EvaluateConfig.of_record(expected["config"])
+    if any(before.get(key) != value for key, value in expected.items()) or not answered_as_asked(record, config):
         logger.info("%s is of another model, prompt, data or setting: measuring again", file)
         return None
     journal_path(file).unlink(missing_ok=True)  # a kill between writing the figures and deleting the journal leaves it

@@ -145,10 +145,10 @@ def _is_evaluated(config: RunEvaluateConfig, folder: Path) -> bool:
     expected = settings_and_data(config.measurement)
 
     def fits(record: Mapping[str, Any]) -> bool:
-        recorded = record.get("config") or {}
-        template = config.template or recorded.get("template")  # that of the training
-        settings = {**expected["config"], "template": template}
-        same = {"config": recorded, "data_sha256": record.get("data_sha256")} == {**expected, "config": settings}
+        recorded = EvaluateConfig.of_record(record.get("config") or {})
+        template = config.template or recorded["template"]  # that of the training
+        settings = EvaluateConfig.of_record({**expected["config"], "template": template})
+        same = (recorded, record.get("data_sha256")) == (settings, expected["data_sha256"])
         return same and answered_as_asked(record, config)
 
     return config.baselines.keys() <= set(names) and all(file.is_file() and fits(read_object(file)) for file in files)

@@ -95,7 +95,7 @@ def search(
         check_rows(settings.test, settings.columns)
     check_rows(settings.data, settings.columns, settings.limit)
     identity = _identifying(settings, fingerprint)
-    with working_folder(output, identity, resume=resume, defaults=SearchConfig.defaults()) as work:
+    with working_folder(output, identity, resume=resume, kind=SearchConfig) as work:
         adapter = load_super_adapter(super_adapter, model, settings.weights, settings.device)
         validation = open_validation(adapter, settings, tied)
         gain = _open_gain(settings, adapter, validation)

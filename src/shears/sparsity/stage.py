@@ -43,7 +43,7 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
     started = time.monotonic()
     settings = build(SparsifyConfig, "sparsify", config).for_model(str(model))
     output = expanded(output)
-    with working_folder(output, {"model": str(model), **as_data(settings)}, resume=None) as work:
+    with working_folder(output, {"model": str(model), **as_data(settings)}, resume=None, kind=SparsifyConfig) as work:
         ref = resolve(model, settings.dtype)
         ref.refuse_package("prune")
         tokenizer = _tokenizer(ref)

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from shears.config.fields import StageConfig
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
 from shears.records.folders import partial_folder, working_folder
@@ -78,14 +78,14 @@ def raise_in_all(work: Callable[[], Returned]) -> Returned:
 
 @contextmanager
 def shared_folder(
-    output: Path, config: Mapping[str, Any], *, resume: bool, defaults: Mapping[str, Any] = MappingProxyType({})
+    output: Path, config: Mapping[str, Any], *, resume: bool, kind: type[StageConfig] | None = None
 ) -> Iterator[Path]:
     """Yield the working folder of `folders.working_folder`, which the first process opens for all of them.
 
     The folder is renamed once every process has left the block. InputError, in the first process alone, for what
     `working_folder` refuses; the others then exit with code 2.
     """
-    folder = working_folder(output, config, resume=resume, defaults=defaults)
+    folder = working_folder(output, config, resume=resume, kind=kind)
     if num_processes() == 1:
         with folder as work:
             yield work

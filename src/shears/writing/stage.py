@@ -54,7 +54,7 @@ def write(model: AnyModel, output: str | Path, **config: Any) -> Path:
     ref.refuse_package("let write")
     output = expanded(output)
     asked = {"base_fingerprint": ref.fingerprint, **{name: as_data(settings)[name] for name in (*DECIDING, "tokens")}}
-    with working_folder(output, asked, resume=True) as work:
+    with working_folder(output, asked, resume=True, kind=WriteConfig) as work:
         _take_over(work, output.parent, asked)
         rows = _rows(ref, settings, work / JOURNAL)
         (work / TEXT).write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")

@@ -106,7 +106,8 @@ def _begun(folder: Path, ref: ModelRef, settings: CompressConfig) -> dict[str, A
             raise InputError(f"the output must be a new folder or one of compress, got {folder}; choose another output")
         return None
     record = read_object(folder / COMPRESS)
-    refuse_changes(folder, *({**each, "attempts": 0} for each in (record["config"], as_data(settings))))  # may grow
+    before = {**record["config"], "attempts": settings.attempts}  # more may be asked for
+    refuse_changes(folder, before, as_data(settings), CompressConfig)
     check_input(f"model of {folder}", record["base_fingerprint"], ref.fingerprint)
     return record
 
