@@ -28,8 +28,9 @@ import torch
 
 from benchmarks.mutations import SEEDS, mutated, write_seed
 from shears.checkpoints.packed.file import PACKAGE_FILE, Package, read_package
-from shears.checkpoints.packed.layout import BLOCK, GROUPS, PANEL, PackedMatrix, dense
+from shears.checkpoints.packed.layout import GROUPS, PANEL, PackedMatrix, dense
 from shears.errors import InputError
+from shears.quantization.grid import BLOCK
 from shears.runtime import kernels_available
 
 BATCH = 5000

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from shears.checkpoints.packed.file import NO_FINGERPRINT, PACKAGE_FILE, DenseEntry, Index, PackageWriter, PackedEntry
-from shears.checkpoints.packed.layout import NumberFormat, pack, pack_nibbles, quantize_blocks, quantize_rows
+from shears.checkpoints.packed.layout import NumberFormat, pack, pack_nibbles
+from shears.quantization.grid import quantize_blocks, quantize_rows
 
 ODD: tuple[Any, ...] = (
     0, 1, -1, 2, 3, 15, 16, 17, 1 << 31, 1 << 48, 1 << 62, 1 << 63, 1 << 64, -(1 << 63), 0.5, 1e300, True, None, "",

@@ -31,8 +31,8 @@ import shears
 from benchmarks.report import environment, log_to_stderr
 from shears.checkpoints.packed.file import read_package
 from shears.export import calibrated
+from shears.quantization.with_inputs import round_with_inputs
 from shears.records.artifacts import PACKAGE, read_record
-from shears.sparsity.methods.rounding import round_with_inputs
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "int8, to nearest": {"values": "int8"},

@@ -12,13 +12,13 @@ from torch.nn.functional import cross_entropy
 
 from shears.checkpoints.inspection import inspect
 from shears.checkpoints.packed.file import read_package
-from shears.checkpoints.packed.layout import quantize
 from shears.config.export import EMBEDDINGS_BOUND
 from shears.data.calibration import calibration_batches
 from shears.errors import InputError
 from shears.export import calibrated as calibrated_module
 from shears.export.package import unpack
 from shears.models.load import load_tokenizer, load_with_adapter
+from shears.quantization.grid import quantize
 from shears.records.artifacts import PACKAGE, README, read_record
 from tests import parts
 from tests.export.made import half_sparse, stock, super_adapter

@@ -10,13 +10,13 @@ from peft import LoraConfig, get_peft_model
 
 from shears.checkpoints.inspection import inspect
 from shears.checkpoints.packed.file import Index, read_package
-from shears.checkpoints.packed.layout import dequantize_blocks, quantize_blocks
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
 from shears.export.package import unpack, write_shards
 from shears.export.packing import Packing
 from shears.export.stage import export_adapter
 from shears.models.load import load_with_adapter
+from shears.quantization.grid import dequantize_blocks, quantize_blocks
 from shears.records.artifacts import MERGED, PACKAGE, read_json, read_record
 from tests import parts
 from tests.export.made import activated, half_sparse, logits, stock, super_adapter

@@ -19,7 +19,7 @@ from shears.adapt.load import SuperAdapter, load_super_adapter
 from shears.adapt.train import train
 from shears.checkpoints.inspection import inspect
 from shears.checkpoints.packed.file import read_package
-from shears.checkpoints.packed.layout import dense, dequantize_blocks, quantize_blocks
+from shears.checkpoints.packed.layout import dense
 from shears.config import Recipe, TrainConfig
 from shears.errors import InputError
 from shears.evaluation.generate import Decoder
@@ -28,6 +28,7 @@ from shears.export.stage import export_adapter
 from shears.models.blocks import weight_oi
 from shears.models.load import load_model, load_with_adapter
 from shears.models.quantize_aware import Grid, GridLinear, grids_of, read_grids
+from shears.quantization.grid import dequantize_blocks, quantize_blocks
 from shears.records.artifacts import MERGED, PACKAGE, README, SEARCH_SPACE, read_json
 from shears.records.peft_files import GRIDS, linear_of
 from shears.runs.pipeline import run_folder

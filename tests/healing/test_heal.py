@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import shears
-from shears.checkpoints.packed.layout import NumberFormat, quantize
+from shears.checkpoints.packed.layout import NumberFormat
 from shears.errors import InputError
 from shears.healing.stage import heal
+from shears.quantization.grid import quantize
 from shears.records.folders import partial_folder
 from shears.sparsity.stage import sparsify
 from shears.training.distillation import kl_from_logits

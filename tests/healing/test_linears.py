@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shears.checkpoints.packed.layout import quantize
 from shears.healing.linears import refresh, train_kept, train_products, trainable, trained_linears
 from shears.models.blocks import weight_oi
+from shears.quantization.grid import quantize
 from tests.tiny import tiny_model
 
 INPUTS = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(3))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from shears.checkpoints.packed.layout import codes_on_grid, dense, dequantize_blocks, pack, quantize_blocks
+from shears.checkpoints.packed.layout import dense, pack
 from shears.errors import InputError
 from shears.models.blocks import weight_oi
 from shears.models.quantize_aware import (
@@ -25,6 +25,7 @@ from shears.models.quantize_aware import (
     rounded,
 )
 from shears.models.sparse_adapter import is_sparse, make_plain
+from shears.quantization.grid import codes_on_grid, dequantize_blocks, quantize_blocks
 from tests.models.test_sparse_adapter import Holder, layer_of, mask_ranks
 from tests.oracles import quantize_aware
 

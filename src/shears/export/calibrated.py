@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shears.checkpoints.conversion import UnsupportedCheckpoint
-from shears.checkpoints.packed import file, layout
-from shears.checkpoints.packed.layout import BLOCK, QUANTIZED, Quantized
+from shears.checkpoints.packed import file
+from shears.checkpoints.packed.layout import QUANTIZED
 from shears.config import ExportConfig
 from shears.config.export import EMBEDDINGS_BOUND
 from shears.data.calibration import Calibration, calibration_batches
@@ -39,7 +39,8 @@ from shears.models.devices import autocast, pick_device
 from shears.models.load import load_tokenizer
 from shears.models.properties import check_sequence_length
 from shears.models.ref import ModelRef
-from shears.sparsity.methods.rounding import output_error, round_with_inputs
+from shears.quantization.grid import BLOCK, Quantized, by_input, quantize
+from shears.quantization.with_inputs import output_error, round_with_inputs
 
 logger = logging.getLogger(__name__)
 METHOD = "masked GPTQ and coordinate descent"
@@ -139,7 +140,7 @@ class _PackedTables(BlockSource):
             if not parameter.is_meta:
                 form = self.packing.dense[table].quantized
                 stored = self.packing.files.load(table)
-                parameter.data.copy_(layout.quantize(stored, form).dense() if form else stored)
+                parameter.data.copy_(quantize(stored, form).dense() if form else stored)
 
     def opened(self, index: int) -> AbstractContextManager[nn.Module]:
         """Return a context in which a block is in memory."""
@@ -250,7 +251,7 @@ class _Rounding:
 
     def _rounded(self, matrix: Matrix, moments: Tensor | None, drift: "_Drift | None") -> Quantized:
         weight = matrix.view(self._source.model).float()
-        nearest = layout.quantize(weight, self._values)
+        nearest = quantize(weight, self._values)
         if moments is None or not moments.any():
             self._unreached.append(matrix.name)
             return nearest
@@ -372,7 +373,7 @@ class _Drift:
 
 def _repeated(table: Tensor, codes: Tensor) -> Tensor:
     """Return numbers by row, or by row and block, repeated for every input."""
-    return table[:, None].expand_as(codes) if table.ndim == 1 else layout.by_input(table, codes.shape[1])
+    return table[:, None].expand_as(codes) if table.ndim == 1 else by_input(table, codes.shape[1])
 
 
 def _same_in_blocks(scales: Tensor, values: str) -> bool:

@@ -15,7 +15,6 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from shears.checkpoints.packed import layout
 from shears.checkpoints.packed.file import PLAIN, PLAIN_NAMES, DenseEntry, Index, PackageWriter, PackedEntry, Quantized
 from shears.checkpoints.packed.layout import (
     QUANTIZED,
@@ -27,8 +26,6 @@ from shears.checkpoints.packed.layout import (
     pack_nibbles,
     pack_quantized,
     packed_bytes,
-    quantize_blocks,
-    quantize_rows,
 )
 from shears.checkpoints.packed.matrices import IN_BLOCK, is_block_matrix, same_name
 from shears.checkpoints.tensor_files import TensorFiles
@@ -36,8 +33,10 @@ from shears.checkpoints.zeros import count_zeros
 from shears.config import ExportConfig
 from shears.errors import InputError
 from shears.models.quantize_aware import Grid
+from shears.quantization import grid
+from shears.quantization.grid import quantize_blocks, quantize_rows
 
-Sink = Callable[[str, layout.Quantized], None]  # takes a linear's name and its rounded weight (O I)
+Sink = Callable[[str, grid.Quantized], None]  # takes a linear's name and its rounded weight (O I)
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,7 @@ class Packing:
         writer = PackageWriter(path, self.index(adapter))
         filled: set[str] = set()
 
-        def sink(linear: str, rounded: layout.Quantized) -> None:
+        def sink(linear: str, rounded: grid.Quantized) -> None:
             filled.add(linear)
             self._write_packed(writer, linear, rounded)
 
@@ -228,7 +227,7 @@ class Packing:
             writer.put(f"adapter.{name}", tensor)
         return writer.finish()
 
-    def _write_packed(self, writer: PackageWriter, linear: str, rounded: layout.Quantized | None = None) -> None:
+    def _write_packed(self, writer: PackageWriter, linear: str, rounded: grid.Quantized | None = None) -> None:
         entry = self.packed[linear]
         stored = self._load(f"{linear}.weight")
         weight = stored.T.contiguous() if entry.transposed else stored

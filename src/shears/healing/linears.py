@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from shears.checkpoints.packed.layout import NumberFormat, quantize
+from shears.checkpoints.packed.layout import NumberFormat
 from shears.models.blocks import decoder_blocks, sharing_a_weight, weight_oi
 from shears.models.blockwise.matrices import Matrix, block_matrices
 from shears.models.sparse_adapter import compute_dtype, masked_linear, masked_product
+from shears.quantization.grid import quantize
 
 
 class _KeptProduct(torch.autograd.Function):

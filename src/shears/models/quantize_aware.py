@@ -20,12 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from shears.checkpoints.packed.layout import BLOCK, LARGEST_CODE, num_stored, packed_bytes, quantize_blocks
+from shears.checkpoints.packed.layout import num_stored, packed_bytes
 from shears.checkpoints.packed.matrices import is_block_matrix, same_name
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.errors import InputError
 from shears.models.blocks import linears, sharing_a_weight, weight_oi
 from shears.models.sparse_adapter import SparseLinear, compute_dtype, make_sparse, masked_product, wide_dtype
+from shears.quantization.grid import BLOCK, LARGEST_CODE, quantize_blocks
 from shears.records.peft_files import GRIDS
 
 SCALES = ".scales"

@@ -22,6 +22,7 @@ from shears.models.blocks import decoder_blocks, linears
 from shears.models.blockwise.matrices import linear_matrix
 from shears.models.fetching import cache_folder, gguf_config
 from shears.models.ref import resolve
+from shears.quantization import grid
 from shears.records.paths import expanded
 
 FP32_BYTES = 4
@@ -141,7 +142,7 @@ def _linear_bytes(rows: int, cols: int, sparsity: float, values: layout.NumberFo
 def _table_bytes(rows: int, cols: int, form: str) -> int:
     """Return the size of a matrix with one row a word."""
     if form == "int4":
-        return rows * (math.ceil(cols / 2) + 3 * math.ceil(cols / layout.BLOCK))
+        return rows * (math.ceil(cols / 2) + 3 * math.ceil(cols / grid.BLOCK))
     return rows * (cols + FP32_BYTES) if form == "int8" else BF16_BYTES * rows * cols
 
 

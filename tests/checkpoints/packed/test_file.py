@@ -12,17 +12,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from shears.checkpoints.packed.file import PACKAGE_FILE, DenseEntry, Index, PackageWriter, PackedEntry, read_package
-from shears.checkpoints.packed.layout import (
-    NumberFormat,
-    PackedMatrix,
-    dense,
-    dequantize_blocks,
-    pack,
-    pack_nibbles,
-    quantize_blocks,
-    quantize_rows,
-)
+from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, dense, pack, pack_nibbles
 from shears.errors import InputError
+from shears.quantization.grid import dequantize_blocks, quantize_blocks, quantize_rows
 from tests.checkpoints.packed.test_layout import bits, sparse_weight
 
 WEIGHT = sparse_weight(37, 23, 0.5)

@@ -11,25 +11,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shears.checkpoints.packed.layout import (
-    BLOCK,
     FORMAT_DTYPES,
-    LARGEST_CODE,
     NumberFormat,
     PackedMatrix,
     check_matrix,
     dense,
-    dequantize_blocks,
     kept,
     mask_shape,
     num_stored,
     pack,
     pack_nibbles,
     packed_bytes,
-    quantize_blocks,
     unpack,
     unpack_nibbles,
 )
 from shears.errors import InputError
+from shears.quantization.grid import BLOCK, LARGEST_CODE, dequantize_blocks, quantize_blocks
 from tests.oracles import packed as oracle
 
 VALUES: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8", "int4")

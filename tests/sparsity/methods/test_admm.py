@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shears.errors import InputError
+from shears.quantization.inverse import inverse_factor
 from shears.sparsity.masks import Pattern, pruned_mask
 from shears.sparsity.methods.admm import DAMPING, prune_admm
 from shears.sparsity.methods.refit import refit
 from shears.sparsity.methods.scores import wanda_scores
-from shears.sparsity.methods.sparsegpt import inverse_factor, prune_obs
+from shears.sparsity.methods.sparsegpt import prune_obs
 from tests.oracles import admm, obs
 from tests.sparsity.methods.hessians import problem
 

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shears.errors import InputError
+from shears.quantization.inverse import inverse_factor
 from shears.sparsity.masks import Pattern, pruned_mask
 from shears.sparsity.methods import sparsegpt
 from shears.sparsity.methods.scores import wanda_scores
-from shears.sparsity.methods.sparsegpt import inverse_factor, prune_obs
+from shears.sparsity.methods.sparsegpt import prune_obs
 from tests.oracles import obs
 from tests.sparsity.methods.hessians import DAMPING, exact_factor, problem
 

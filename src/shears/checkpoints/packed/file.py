@@ -21,6 +21,7 @@ from shears.checkpoints.packed import layout
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix
 from shears.checkpoints.tensor_format import StoredTensor, as_bytes, opened, read_header, write_at, write_layout
 from shears.errors import InputError
+from shears.quantization import grid
 from shears.records.peft_files import ADAPTER_CONFIG
 
 PACKAGE_FILE = "package.safetensors"
@@ -134,7 +135,7 @@ class Index(_Entry):
 def packed_specs(entry: PackedEntry) -> dict[str, Spec]:
     """Return dtype and shape of a packed weight's parts."""
     panels = math.ceil(entry.rows / layout.PANEL)
-    blocks = math.ceil(entry.cols / layout.BLOCK)
+    blocks = math.ceil(entry.cols / grid.BLOCK)
     specs: dict[str, Spec] = {
         "offsets": (torch.int64, (panels + 1,)),
         "values": (layout.FORMAT_DTYPES[entry.values], (entry.num_values,)),
@@ -155,7 +156,7 @@ def _dense_specs(entry: DenseEntry) -> dict[str, Spec]:
     rows, cols = entry.shape
     if entry.quantized == "int8":
         return {"": (torch.int8, entry.shape), ".scales": (torch.float32, (rows,))}
-    blocks = layout.block_shape(rows, cols)
+    blocks = grid.block_shape(rows, cols)
     return {
         "": (torch.uint8, (rows, math.ceil(cols / 2))),
         ".scales": (torch.float16, blocks),
@@ -280,7 +281,7 @@ class Package:
         if entry.quantized == "int8":
             return tensor.float() * scales[:, None]
         codes = layout.unpack_nibbles(tensor, entry.shape[1])
-        return layout.dequantize_blocks(codes, scales, self.tensors[f"{name}.zeros"])
+        return grid.dequantize_blocks(codes, scales, self.tensors[f"{name}.zeros"])
 
 
 def is_package(folder: str | Path) -> bool:
@@ -388,8 +389,8 @@ def _check_scales(index: Index, tensors: Mapping[str, Tensor]) -> None:
         scales = tensors[f"{name}.scales"]
         if not bool((torch.isfinite(scales) & (scales >= 0)).all()):
             raise InputError(f"{name}.scales must be finite and at least 0")
-        if values == "int4" and bool((tensors[f"{name}.zeros"] > layout.LARGEST_CODE).any()):
-            raise InputError(f"{name}.zeros must be at most {layout.LARGEST_CODE}")
+        if values == "int4" and bool((tensors[f"{name}.zeros"] > grid.LARGEST_CODE).any()):
+            raise InputError(f"{name}.zeros must be at most {grid.LARGEST_CODE}")
 
 
 def _check_fingerprint(path: Path, fingerprint: str) -> None:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shears.checkpoints.packed.layout import dequantize_blocks, quantize_blocks, quantize_rows
 from shears.config import CompressConfig, SparsifyConfig
 from shears.data.calibration import Calibration, calibration_batches, text_tokens
 from shears.evaluation.scoring.perplexity import perplexity
@@ -23,6 +22,7 @@ from shears.models.load import load_model, load_tokenizer
 from shears.models.properties import within_context
 from shears.models.ref import ModelRef
 from shears.progress import meter
+from shears.quantization.grid import dequantize_blocks, quantize_blocks, quantize_rows
 from shears.sparsity.prune import sparsify_model
 
 logger = logging.getLogger(__name__)

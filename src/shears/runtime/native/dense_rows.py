@@ -13,14 +13,12 @@ from shears.checkpoints.packed.layout import (
     FORMAT_DTYPES,
     NumberFormat,
     PackedMatrix,
-    dequantize_blocks,
     pack_nibbles,
-    quantize_blocks,
-    quantize_rows,
     unpack,
     unpack_codes,
     unpack_nibbles,
 )
+from shears.quantization.grid import dequantize_blocks, quantize_blocks, quantize_rows
 
 
 @dataclass(frozen=True)

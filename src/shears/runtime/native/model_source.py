@@ -15,13 +15,7 @@ from torch import Tensor, nn
 
 from shears.checkpoints.conversion import known_config
 from shears.checkpoints.packed.file import Package
-from shears.checkpoints.packed.layout import (
-    FORMAT_DTYPES,
-    NumberFormat,
-    PackedMatrix,
-    pack,
-    packed_bytes,
-)
+from shears.checkpoints.packed.layout import FORMAT_DTYPES, NumberFormat, PackedMatrix, pack, packed_bytes
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate, update_of_layer
 from shears.models.sparse_adapter import SparseLinear

@@ -22,9 +22,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from shears.checkpoints.packed.layout import BLOCK, LARGEST_CODE, LARGEST_STEP, Quantized, grid_of_range, quantize
 from shears.errors import InputError
-from shears.sparsity.methods.sparsegpt import inverse_factor
+from shears.quantization.grid import BLOCK, LARGEST_CODE, LARGEST_STEP, Quantized, grid_of_range, quantize
+from shears.quantization.inverse import inverse_factor
 
 DAMPING = 0.3  # share of the mean moment; of 0.01 to 0.3, least divergence on held-out text (decision 54)
 RATIOS = tuple(1 - step / 20 for step in range(10))  # of the range that the search tries

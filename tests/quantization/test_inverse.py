@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shears.errors import InputError
-from shears.sparsity.methods.sparsegpt import inverse_factor
+from shears.quantization.inverse import inverse_factor
 from tests.sparsity.methods.hessians import DAMPING, exact_factor, problem
 
 

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shears.checkpoints.packed.layout import Quantized, codes_on_grid, dense, pack_quantized, quantize
+from shears.checkpoints.packed.layout import dense, pack_quantized
 from shears.errors import InputError
-from shears.sparsity.methods.rounding import DAMPING, SWEEPS, output_error, round_with_inputs
+from shears.quantization.grid import Quantized, codes_on_grid, quantize
+from shears.quantization.with_inputs import DAMPING, SWEEPS, output_error, round_with_inputs
 from tests.oracles import obs, rounding
 
 Values = Literal["int8", "int4"]

@@ -1,0 +1,137 @@
+"""The grids of int8 and int4, and rounding to the nearest number on them. Pure.
+
+int8 is symmetric: weight = scale * step, one scale a row. int4 is asymmetric: weight = scale * (code - zero point),
+one scale and one zero point for each block of 128 inputs of a row. docs/package-format.md describes both.
+
+Shapes: O rows (outputs), I columns (inputs), B = ceil(I / 128) blocks.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float16, Int8, Shaped, UInt8
+from torch import Tensor
+from torch.nn.functional import pad
+
+from shears.errors import InputError
+
+BLOCK = 128  # inputs that share a scale and a zero point in int4
+LARGEST_STEP = 127  # of int8, which is symmetric: -128 is never written
+LARGEST_CODE = 15  # of int4, which is asymmetric: weight = scale * (code - zero point)
+_QUANTIZED_AT_ONCE = 1 << 24  # weights; bounds the memory that quantizing an embedding takes
+
+
+class Quantized(NamedTuple):
+    """A weight in whole numbers: int8 with a scale a row, or codes 0..15 with a scale and a zero point a block."""
+
+    codes: Int8[Tensor, "O I"] | UInt8[Tensor, "O I"]
+    scales: Float[Tensor, " O"] | Float16[Tensor, "O B"]
+    zeros: UInt8[Tensor, "O B"] | None
+
+    def dense(self) -> Float[Tensor, "O I"]:
+        """Return the weights in float32."""
+        if self.zeros is None:
+            return self.codes.float() * self.scales[:, None]
+        return dequantize_blocks(self.codes, self.scales, self.zeros)
+
+
+def block_shape(rows: int, cols: int) -> tuple[int, int]:
+    """Return the shape of the scales and zero points of a dense int4 matrix, O x B."""
+    return rows, math.ceil(cols / BLOCK)
+
+
+def quantize(weight: Float[Tensor, "O I"], values: str) -> Quantized:
+    """Return the weight rounded to nearest in int8 or int4; InputError as in `quantize_rows` and `quantize_blocks`."""
+    assert values in ("int8", "int4"), values
+    return Quantized(*quantize_blocks(weight)) if values == "int4" else Quantized(*quantize_rows(weight), None)
+
+
+def quantize_rows(weight: Float[Tensor, "O I"]) -> tuple[Int8[Tensor, "O I"], Float[Tensor, " O"]]:
+    """Return whole numbers q in -127..127 and float32 scales: weight ~ q * scale of the row, scale = max |w| / 127.
+
+    A row whose scale would be no normal number (zeros, or nearly zeros) has scale 0. InputError for NaN and infinity.
+    """
+    wide = weight.float()
+    _check_finite(wide)
+    largest = wide.abs().amax(1) if wide.shape[1] else wide.new_zeros(wide.shape[0])
+    scales = largest / LARGEST_STEP
+    scales = scales.where(scales >= torch.finfo(torch.float32).tiny, 0.0)
+    steps = (wide / scales.where(scales > 0, 1.0)[:, None]).round_()
+    return steps.clamp_(-LARGEST_STEP, LARGEST_STEP).to(torch.int8), scales
+
+
+def quantize_blocks(
+    weight: Float[Tensor, "O I"],
+) -> tuple[UInt8[Tensor, "O I"], Float16[Tensor, "O B"], UInt8[Tensor, "O B"]]:
+    """Return int4 codes q in 0..15, and by row and block of 128 inputs a scale and a zero point z in 0..15.
+
+    weight ~ scale * (q - z), scale = (max(0, max w) - min(0, min w)) / 15 rounded to fp16, z = round(-min(0, min w) /
+    scale); a zero is exact. A scale of 0 has zero weights alone. InputError for NaN, infinity, and a scale beyond fp16.
+    """
+    rows, cols = weight.shape
+    codes = torch.empty(rows, cols, dtype=torch.uint8)
+    scales = torch.empty(block_shape(rows, cols), dtype=torch.float16)
+    zeros = torch.empty(block_shape(rows, cols), dtype=torch.uint8)
+    at_once = max(_QUANTIZED_AT_ONCE // max(cols, 1), 1)
+    for start in range(0, rows, at_once):
+        some = slice(start, start + at_once)
+        codes[some], scales[some], zeros[some] = _quantized_blocks(weight[some].float())
+    return codes, scales, zeros
+
+
+def _quantized_blocks(wide: Float[Tensor, "O I"]) -> tuple[Tensor, Tensor, Tensor]:
+    rows, cols = wide.shape
+    _check_finite(wide)
+    blocks = pad(wide, (0, -cols % BLOCK)).view(*block_shape(rows, cols), BLOCK)
+    low = blocks.amin(2).clamp_(max=0)
+    high = blocks.amax(2).clamp_(min=0)
+    scales, zeros = grid_of_range(low, high)
+    if not bool(torch.isfinite(scales).all()):
+        raise InputError(
+            f"{BLOCK} weights of a row must lie within {LARGEST_CODE} x 65504 to be quantized to int4, they go from "
+            f"{float(low.min()):.3g} to {float(high.max()):.3g}; pack them as fp32 or bf16"
+        )
+    return codes_on_grid(wide, scales, zeros), scales, zeros.to(torch.uint8)
+
+
+def grid_of_range(
+    low: Float[Tensor, "O B"], high: Float[Tensor, "O B"]
+) -> tuple[Float16[Tensor, "O B"], Float[Tensor, "O B"]]:
+    """Return int4's scales and zero points (whole numbers) for weights from low <= 0 to high >= 0."""
+    scales = ((high - low) / LARGEST_CODE).half()
+    steps = scales.float().where(scales > 0, 1.0)  # with scale 0 all weights are below 1e-6 and round to 0
+    return scales, (-low / steps).round_().clamp_(0, LARGEST_CODE)
+
+
+def codes_on_grid(
+    weight: Float[Tensor, "O I"], scales: Float[Tensor, "O B"], zeros: Shaped[Tensor, "O B"]
+) -> UInt8[Tensor, "O I"]:
+    """Return the int4 codes nearest to a weight on the grid of scales and zero points, on any device.
+
+    A weight of 0 gets the zero point of its block. `dequantize_blocks` is the way back.
+    """
+    cols = weight.shape[1]
+    wide = scales.float()
+    steps = weight.float() / by_input(wide.where(wide > 0, 1.0), cols)
+    codes = steps.masked_fill_(by_input(wide == 0, cols), 0.0).round_().add_(by_input(zeros.float(), cols))
+    return codes.clamp_(0, LARGEST_CODE).to(torch.uint8)
+
+
+def dequantize_blocks(
+    codes: UInt8[Tensor, "O I"], scales: Float16[Tensor, "O B"], zeros: UInt8[Tensor, "O B"]
+) -> Float[Tensor, "O I"]:
+    """Return scale * (code - zero point) in float32, which is exact."""
+    cols = codes.shape[1]
+    steps = codes.float().sub_(by_input(zeros.float(), cols))
+    return steps.mul_(by_input(scales.float(), cols))
+
+
+def by_input(table: Shaped[Tensor, "O B"], cols: int) -> Shaped[Tensor, "O I"]:
+    """Repeat each block's number for its inputs."""
+    return table.repeat_interleave(BLOCK, 1)[:, :cols]
+
+
+def _check_finite(weight: Tensor) -> None:
+    if not bool(torch.isfinite(weight).all()):
+        raise InputError("weights must be finite to be quantized, got NaN or infinity; pack them as fp32 or bf16")
