@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 import shears
-from shears.cli.options import Values, app, with_stage_options
+from shears.cli.options import Adapter, Values, app, with_stage_options
 from shears.cli.tables import console
 from shears.config import ChatConfig, GenerateConfig, SamplingConfig, ServeConfig
 from shears.config.resolve import build
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from shears.runtime.generation.conversation import Conversation
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Package, model folder, hub id, .gguf or smollm2-135m.")]
-Adapter = Annotated[
-    str | None,
-    typer.Option(metavar="FOLDER", help="PEFT adapter to load into the model; a package includes its own adapter."),
-]
 WELCOME = "Ctrl-C stops an answer, Ctrl-D quits, /reset starts a new conversation, /help shows help"
 HELP = """Ctrl-C  stops an answer; the part shown stays in the conversation
 /reset  starts a new conversation

@@ -10,7 +10,7 @@ from rich.style import Style
 from rich.text import Text
 
 from shears.cli import tables
-from shears.cli.options import Values, app, with_stage_options
+from shears.cli.options import Json, Values, app, with_stage_options
 from shears.config import TrainConfig
 from shears.config.embedded import EMBEDDED
 from shears.config.resolve import build
@@ -42,7 +42,7 @@ def data(
         int | None, typer.Option(metavar="INTEGER", min=1, help="Read only this many rows, the first ones.")
     ] = None,
     show: Annotated[int, typer.Option(metavar="INTEGER", min=0, help="Rows to show (default: 3).")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: Json = False,
     *,
     values: Values,
 ) -> None:

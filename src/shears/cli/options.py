@@ -61,22 +61,12 @@ def settings(
         set_threads(threads)
 
 
-CONFIG = Annotated[
-    str | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        help="Read this verb's section of a recipe; flags override it.",
-    ),
-]
-SET = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Set a recipe key, such as train.alpha=32. May be repeated.",
-    ),
-]
+Adapter = Annotated[str | None, typer.Option(metavar="FOLDER", help="PEFT adapter to load; a package has its own.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+CONFIG_HELP = "Read this verb's section of a recipe; flags override it."
+SET_HELP = "Set a recipe key, such as train.alpha=32. May be repeated."
+CONFIG = Annotated[str | None, typer.Option("--config", metavar="FILE", help=CONFIG_HELP)]
+SET = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP)]
 WIDEST = 56  # characters of the choices beside a flag; more stand in the description
 Values = dict[str, Any]  # the keys of a stage, after flags, --set and --config were merged
 

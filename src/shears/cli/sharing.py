@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 import shears
 from shears.cli import tables
@@ -86,7 +84,9 @@ def push(
         --base me/sparse --dry-run
     """
     files = shears.push(folder, repo, base=base, private=private, dry_run=dry_run)
-    tables.print_files(f"{'would be' if dry_run else 'is'} in {repo}", [(file.name, file.size) for file in files])
+    rows = [(file.name, f"{file.size:,}") for file in files]
+    tables.print_table(("file", "bytes"), rows, f"{'would be' if dry_run else 'is'} in {repo}")
+    tables.print_line(f"{len(files)} files, {sum(file.size for file in files):,} bytes")
 
 
 def print_comparison(data: Mapping[str, Any]) -> None:
@@ -94,50 +94,42 @@ def print_comparison(data: Mapping[str, Any]) -> None:
     tasks = data.get("tasks", [data])
     has_several = sum(len(task["differences"]) for task in tasks) > 1
     for task in tasks:
-        _print_task(task, has_several)
+        _print_arms(task)
+        _print_differences(task, has_several)
+        for note in task.get("notes", []):
+            tables.print_line(note)
     tests = sorted({row["test"] for task in tasks for row in task["differences"]})
     tables.print_line(f"p: {' or '.join(tests)}, two-sided.")
     tables.print_line("won, lost: examples that only this arm, or only the other, answers correctly.")
     tables.print_line("Intervals are over examples; seeds are pooled by example.")
 
 
-def _print_task(data: Mapping[str, Any], has_several: bool) -> None:
-    low, high = _plot_range([arm["ci95"] for arm in data["arms"]])
-    task = f" of {data['task']}" if "task" in data else ""
-    title = Text(f"accuracy on {data['n']:,} examples{task}")
+def _print_arms(data: Mapping[str, Any]) -> None:
+    """Print the accuracies, each with its interval on an axis of whole tenths around all of them."""
+    intervals = [arm["ci95"] for arm in data["arms"]]
+    low = math.floor(10 * min(start for start, _ in intervals)) / 10
+    high = max(math.ceil(10 * max(end for _, end in intervals)) / 10, low + 0.1)
     axis = f"{low:.0%}".ljust(PLOT_WIDTH - len(f"{high:.0%}")) + f"{high:.0%}"
-    table = Table("arm", "runs", "accuracy", "95 % interval", axis, title=title)
-    table.columns[-1].no_wrap = True
+    rows = []
     for arm in data["arms"]:
-        accuracy = tables.figure({**arm, "metric": "accuracy"})
-        table.add_row(Text(arm["name"]), str(arm["runs"]), *accuracy, whisker(arm["value"], arm["ci95"], low, high))
-    tables.console.print(table)
-    tables.console.print(_differences(data, has_several))
-    for note in data.get("notes", []):
-        tables.print_line(note)
+        plot = whisker(arm["value"], arm["ci95"], low, high)
+        rows.append((arm["name"], arm["runs"], *tables.figure({**arm, "metric": "accuracy"}), plot))
+    title = f"accuracy on {data['n']:,} examples" + (f" of {data['task']}" if "task" in data else "")
+    tables.print_table(("arm", "runs", "accuracy", "95 % interval", axis), rows, title, unbroken=(axis,))
 
 
-def _differences(data: Mapping[str, Any], has_several: bool) -> Table:
-    """Return the table of differences, without columns that no row fills, and without Holm's for one difference."""
-    rows = data["differences"]
-    has_counts = any("won" in row for row in rows)
-    columns = [*(["won, lost"] if has_counts else []), "p", *(["p (Holm)"] if has_several else [])]
-    title = Text(f"difference to {data['against']}, same examples")  # as Text: an arm's name may look like markup
-    table = Table("arm", "points", "95 % interval", *columns, title=title)
-    table.columns[2].no_wrap = True
-    for row in rows:
+def _print_differences(data: Mapping[str, Any], has_several: bool) -> None:
+    """Print the differences, without columns that no row fills, and without Holm's for one difference."""
+    has_counts = any("won" in row for row in data["differences"])
+    rows = []
+    for row in data["differences"]:
         counts = [f"{row['won']}, {row['lost']}" if "won" in row else "-"] if has_counts else []
-        interval = " to ".join(f"{100 * end:+.1f}" for end in row["ci95"])
-        ps = [_p(row["p"]), *([_p(row["p_holm"])] if has_several else [])]
-        table.add_row(Text(row["name"]), f"{100 * row['value']:+.1f}", interval, *counts, *ps)
-    return table
-
-
-def _plot_range(intervals: list[list[float]]) -> tuple[float, float]:
-    """Return whole tenths around all intervals, in [0, 1]."""
-    low = math.floor(10 * min(low for low, _ in intervals)) / 10
-    high = math.ceil(10 * max(high for _, high in intervals)) / 10
-    return low, max(high, low + 0.1)
+        ps = [row["p"], *([row["p_holm"]] if has_several else [])]
+        rows.append((row["name"], tables.points(row), tables.points(row, "ci95"), *counts, *map(_p, ps)))
+    interval = "95 % interval"
+    columns = [*(["won, lost"] if has_counts else []), "p", *(["p (Holm)"] if has_several else [])]
+    title = f"difference to {data['against']}, same examples"
+    tables.print_table(("arm", "points", interval, *columns), rows, title, unbroken=(interval,))
 
 
 def whisker(value: float, interval: list[float], low: float, high: float, width: int = PLOT_WIDTH) -> str:

@@ -1,6 +1,5 @@
 """The verbs that make, measure and describe artifacts: each calls the library once and prints where the result is."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,7 @@ import typer
 import shears
 from shears import config
 from shears.cli import tables
-from shears.cli.options import SET, Values, app, with_stage_options
+from shears.cli.options import SET, Adapter, Json, Values, app, with_stage_options
 from shears.config.export import FORMAT_OF_RECORD
 from shears.config.resolve import build, load_recipe
 from shears.errors import RECORD_ERRORS, InputError
@@ -22,7 +21,13 @@ BaseModel = Annotated[
 ]
 Package = Annotated[str, typer.Argument(metavar="PACKAGE", help="Package that export wrote.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run with the same options.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Output = Annotated[str | None, typer.Option(metavar="FILE", help="Also write figures and records to this JSON file.")]
+
+
+def _print_done(path: Path, text: str, *following: object) -> None:
+    """Print where a result is, what it is, and the verb to go on with."""
+    words = " ".join(tables.quoted(word) if isinstance(word, Path) else str(word) for word in following)
+    tables.print_line(f"{path}: {text}. Next: shears {words}")
 
 
 @app.command(rich_help_panel="Start")
@@ -51,8 +56,7 @@ def write(model: BaseModel, out: Out, values: Values) -> None:
     file = shears.write(model, out, **values)
     record = read_json(file.with_name(WRITTEN_TEXT))
     counts = f"{record['num_tokens']:,} tokens, {record['num_texts']:,} texts, {record['num_chats']:,} of them chats"
-    following = f"shears sparsify {tables.quoted(model)} sparse --calibration {tables.quoted(file)}"
-    tables.print_line(f"{file}: {counts}. Next: {following}")
+    _print_done(file, counts, "sparsify", tables.quoted(model), "sparse --calibration", file)
 
 
 @app.command(rich_help_panel="Stages")
@@ -65,9 +69,7 @@ def sparsify(model: BaseModel, out: Out, values: Values) -> None:
     shears sparsify smollm2-135m sparse --calibration text.txt --sparsity 0.5
     """
     folder = shears.sparsify(model, out, **values)
-    tables.print_line(
-        f"{folder}: {tables.sparsity_line(folder)}. Next: shears train {tables.quoted(folder)} adapter --data FILE"
-    )
+    _print_done(folder, tables.sparsity_line(folder), "train", folder, "adapter --data FILE")
 
 
 @app.command(rich_help_panel="Stages")
@@ -87,10 +89,7 @@ def heal(
     shears heal sparse healed --teacher smollm2-135m --data text.txt --tokens 1M
     """
     folder = shears.heal(sparse, out, resume=resume, **values)
-    tables.print_line(
-        f"{folder}: healed, {tables.sparsity_line(folder)}. Next: shears train {tables.quoted(folder)} adapter --data "
-        "FILE"
-    )
+    _print_done(folder, f"healed, {tables.sparsity_line(folder)}", "train", folder, "adapter --data FILE")
 
 
 @app.command(rich_help_panel="Stages")
@@ -112,7 +111,7 @@ def train(
     shears train sparse adapter --data train.jsonl --ranks 32,24,16
     """
     folder = shears.train(sparse, out, resume=resume, **values)
-    tables.print_line(f"{folder}: super-adapter. Next: shears search {tables.quoted(folder)} search --data VALIDATION")
+    _print_done(folder, "super-adapter", "search", folder, "search --data VALIDATION")
 
 
 @app.command(rich_help_panel="Stages")
@@ -135,8 +134,8 @@ def search(
     """
     folder = shears.search(super_adapter, out, model=model, resume=resume, **values)
     tables.print_search(folder / RESULT)
-    ranks = tables.quoted(folder / RESULT)
-    tables.print_line(f"Next: shears export {tables.quoted(super_adapter)} sub_adapter --ranks {ranks}")
+    words = f"{tables.quoted(super_adapter)} sub_adapter --ranks {tables.quoted(folder / RESULT)}"
+    tables.print_line(f"Next: shears export {words}")
 
 
 @app.command(rich_help_panel="Stages")
@@ -171,17 +170,14 @@ def export(
     shears export adapter package --ranks search/result.json --format package
     """
     folder = shears.export_adapter(super_adapter, out, model=model, **values)
-    path = tables.quoted(folder)
     form = next(form for record, form in FORMAT_OF_RECORD.items() if (folder / record).is_file())
-    description = "PEFT adapter"
-    following = f"evaluate SPARSE --adapter {path} --task ... --data TEST"
     if form.holds == "package":
-        description = tables.package_line(folder)
-        following = f"generate {path} --prompt ..."
+        _print_done(folder, tables.package_line(folder), "generate", folder, "--prompt ...")
     elif form.holds == "model":
-        description = f"one model, {read_json(folder / form.record)['sparsity']['after']:.1%} zeros"
-        following = f"evaluate {path} --task ... --data TEST"
-    tables.print_line(f"{folder}: {description}. Next: shears {following}")
+        zeros = f"one model, {read_json(folder / form.record)['sparsity']['after']:.1%} zeros"
+        _print_done(folder, zeros, "evaluate", folder, "--task ... --data TEST")
+    else:
+        _print_done(folder, "PEFT adapter", "evaluate SPARSE --adapter", folder, "--task ... --data TEST")
 
 
 @app.command(rich_help_panel="Use")
@@ -194,19 +190,16 @@ def unpack(package: Package, out: Out) -> None:
     shears unpack package unpacked
     """
     folder = shears.unpack(package, out)
-    adapter = f" --adapter {tables.quoted(folder / 'adapter')}" if (folder / "adapter").is_dir() else ""
-    model = tables.quoted(folder / "model")
-    tables.print_line(f"{folder}: unpacked. Next: shears evaluate {model}{adapter} --task ... --data TEST")
+    adapter = ["--adapter", folder / "adapter"] if (folder / "adapter").is_dir() else []
+    _print_done(folder, "unpacked", "evaluate", folder / "model", *adapter, "--task ... --data TEST")
 
 
 @app.command(rich_help_panel="Measure")
 @with_stage_options("evaluate", config.EvaluateConfig)
 def evaluate(
     model: BaseModel,
-    adapter: Annotated[str | None, typer.Option(metavar="FOLDER", help="PEFT adapter to load into the model.")] = None,
-    output: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write figures and per-example records to this JSON file.")
-    ] = None,
+    adapter: Adapter = None,
+    output: Output = None,
     *,
     values: Values,
 ) -> None:
@@ -243,11 +236,8 @@ def inspect(
     shears inspect sub_adapter --against sparse
     """
     data = shears.inspect(path, build(config.InspectConfig, "inspect", values).against)
-    if as_json:
-        print(json.dumps(data, indent=2))
-        return
     try:
-        tables.print_inspection(data)
+        tables.print_data(data, as_json, tables.print_inspection)
     except RECORD_ERRORS as error:
         raise InputError(f"{path} must be as shears wrote it, got {error!r}; --json prints it unchanged") from None
 
@@ -317,11 +307,7 @@ def bench(package: Package, as_json: Json = False, *, values: Values) -> None:
 
     shears bench package --threads 1
     """
-    data = shears.bench(package, **values)
-    if as_json:
-        print(json.dumps(data, indent=2))
-    else:
-        tables.print_bench(data)
+    tables.print_data(shears.bench(package, **values), as_json, tables.print_bench)
 
 
 @app.command(rich_help_panel="Measure")
@@ -339,8 +325,4 @@ def env(
 
     shears env --threads 1
     """
-    data = shears.environment(threads)
-    if as_json:
-        print(json.dumps(data, indent=2))
-    else:
-        tables.print_environment(data)
+    tables.print_data(shears.environment(threads), as_json, tables.print_environment)
