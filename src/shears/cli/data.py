@@ -1,6 +1,5 @@
 """The verb data: rows as the model will see them, and what a training would leave out."""
 
-import json
 import sys
 import unicodedata
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
     from shears.data.preview import Piece, Preview
 
-FIELDS = ("columns", "template", "train_on", "max_length")  # of train, those that decide what it sees of the data
+FIELDS = ("columns", "template", "train_on", "max_length")  # of train: they decide what it sees of the data
 FIRST = 300  # pieces of a long row that are shown
 LAST = 100
 REFUSED = 3  # reasons that are shown
@@ -58,11 +57,9 @@ def data(
 
     settings = build(TrainConfig, "train", {**values, "data": file})
     rows = preview(settings, load_tokenizer(model), limit, show)
-    if as_json:
-        print(json.dumps({"data": file, "model": model, **rows.as_data()}, indent=2))
-        return
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    print_preview(file, rows)
+    content = {"data": file, "model": model, **rows.as_data()}
+    tables.print_data(content, as_json, lambda _: print_preview(file, rows))
 
 
 def print_preview(source: str, rows: "Preview") -> None:
@@ -75,29 +72,29 @@ def print_preview(source: str, rows: "Preview") -> None:
     if rows.shown:
         mark = "green and underlined" if has_colour else "in [brackets], others between |"
         tables.print_line(f"Tokens with loss are {mark}; control characters are escaped.")
-    for line in _counts(source, rows):
-        tables.print_line(line)
+    _print_counts(source, rows)
 
 
-def _counts(source: str, rows: "Preview") -> "list[str]":
+def _print_counts(source: str, rows: "Preview") -> None:
     used = len(rows.lengths) - rows.num_long
-    lines = [f"{escaped(source)}: {rows.rows:,} row{'s' * (rows.rows != 1)}, train uses {used:,}"]
+    tables.print_line(f"{escaped(source)}: {rows.rows:,} row{'s' * (rows.rows != 1)}, train uses {used:,}")
     if rows.num_long:
-        lines.append(f"  left out: {rows.num_long:,} longer than {rows.max_length} tokens; --max-length raises that")
+        longer = f"{rows.num_long:,} longer than {rows.max_length} tokens"
+        tables.print_line(f"  left out: {longer}; --max-length raises that")
     if empty := rows.without_completion:
-        lines.append(f"  left out: {len(empty):,} without a completion, the first is row {empty[0]}")
+        tables.print_line(f"  left out: {len(empty):,} without a completion, the first is row {empty[0]}")
     if rows.refused:
-        lines.append(f"  refused: {len(rows.refused):,}; train stops at the first")
-        lines += [f"    row {number}: {escaped(reason)}" for number, reason in rows.refused[:REFUSED]]
+        tables.print_line(f"  refused: {len(rows.refused):,}; train stops at the first")
+        for number, reason in rows.refused[:REFUSED]:
+            tables.print_line(f"    row {number}: {escaped(reason)}")
     if rows.lengths:
         low, middle, high, most = rows.quantiles.values()
-        lines.append(f"tokens of a row: min {low:,}, median {middle:,}, 95 % {high:,}, max {most:,}")
-        lines.append(f"tokens in all: {sum(rows.lengths):,}; with loss, in the rows used: {rows.num_trained:,}")
-    return lines
+        tables.print_line(f"tokens of a row: min {low:,}, median {middle:,}, 95 % {high:,}, max {most:,}")
+        tables.print_line(f"tokens in all: {sum(rows.lengths):,}; with loss, in the rows used: {rows.num_trained:,}")
 
 
 def as_text(pieces: "Sequence[Piece]", *, has_colour: bool) -> Text:
-    """Return the tokens of a row, each to be told from the next; a long row without its middle."""
+    """Return the tokens of a row, marked so that neighbours differ; a long row lacks its middle."""
     text = Text()
     hidden = len(pieces) - FIRST - LAST
     for index, piece in enumerate(pieces):

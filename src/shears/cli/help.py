@@ -18,16 +18,16 @@ ARGUMENTS = "Arguments"
 VERB_PANELS = ("Start", "Stages", "Use", "Measure")
 VERBS = "Commands"  # the panel of those that name none
 VERB_COLUMN = 14
-DEFAULT = re.compile(r"\(default: [^()]*\)")  # stands in one line
-JOINT = "\0"  # a space that is no place to wrap
+DEFAULT = re.compile(r"\(default: [^()]*\)")  # is never wrapped
+JOINT = "\0"  # stands for a space at which text must not be wrapped
 KINDS = {"integer": "INTEGER", "integer range": "INTEGER", "float": "NUMBER"}  # by typer's names of types
 
 
 class Verb(TyperCommand):
-    """A command whose help has panels, and which tells all mistakes of a call at once."""
+    """A command whose help has panels; it reports all mistakes of a call at once."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words of a call; InputError, with every mistake, for wrong ones."""
+        """Return the words left after parsing; raise InputError with every mistake of the call."""
         if ctx.resilient_parsing:
             return super().parse_args(ctx, args)
         return parse(self, ctx, args)
@@ -38,17 +38,20 @@ class Verb(TyperCommand):
 
 
 class Verbs(TyperGroup):
-    """The group of all commands, whose help has panels of options and of commands; without a word it prints it."""
+    """The group of all commands; without a command it prints its help, in panels."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words before a command."""
+        """Return the words left after parsing those before a command."""
         return super().parse_args(ctx, args or ["--help"])
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the usage, the description, the examples, the commands and the options."""
         commands: dict[str, Any] = dict(self.commands)
         verbs = [(name, command) for name, command in commands.items() if not command.hidden]
-        rows = [(command.rich_help_panel or VERBS, name, _first_sentence(command.help)) for name, command in verbs]
+        rows = []
+        for name, command in verbs:
+            sentence = " ".join((command.help or "").split("\n\n")[0].split())
+            rows.append((command.rich_help_panel or VERBS, name, sentence))
         rows.sort(key=lambda row: VERB_PANELS.index(row[0]) if row[0] in VERB_PANELS else len(VERB_PANELS))
         formatter.write(_page(self, ctx, [*rows, *_option_panels(self, ctx)]))
 
@@ -57,39 +60,42 @@ Row = tuple[str, str, str]  # panel, flag or command, description
 
 
 def _page(command: Any, ctx: Any, rows: Iterable[Row]) -> str:
-    """Return the whole help; rows of one panel stand together, in the order in which the panels first appear."""
+    """Return the whole help, its rows by panel; panels are in the order of their first rows."""
     arguments = [_kind(each) for each in command.get_params(ctx) if each.param_type_name == "argument"]
     after = ["COMMAND ..."] if isinstance(command, TyperGroup) else arguments
     blocks = [" ".join(["Usage:", ctx.command_path, "[OPTIONS]", *after]), *_paragraphs(command.help or "")]
     by_panel: dict[str, list[Row]] = {}
     for row in rows:
         by_panel.setdefault(row[0], []).append(row)
+    line = "-" if console.options.ascii_only else "─"
     for panel, members in by_panel.items():
         column = VERB_COLUMN if panel in (*VERB_PANELS, VERBS) else COLUMN
-        blocks.append("\n".join([_rule(panel), *(_entry(name, text, column) for _, name, text in members)]))
+        rest = line * (_width() - len(panel) - 3)
+        heading = f"{_styled(line, dim=True)} {_styled(panel, bold=True)} {_styled(rest, dim=True)}"
+        blocks.append("\n".join([heading, *(_entry(name, text, column) for _, name, text in members)]))
     return "\n\n".join(blocks) + "\n"
 
 
+def _blocks(text: str) -> list[str]:
+    """Return the paragraphs of a description; those of examples begin with `shears`."""
+    return text.replace("\b\n", "").strip().split("\n\n")
+
+
 def _paragraphs(text: str) -> list[str]:
-    """Return the description, wrapped, and blocks of examples as they are: those that begin with `shears`."""
-    blocks = []
-    for block in text.replace("\b\n", "").strip().split("\n\n"):
-        is_example = block.startswith("shears ")
-        blocks.append(
-            textwrap.indent(block, "  ") if is_example else textwrap.fill(block, _width(), break_on_hyphens=False)
-        )
-    return blocks
+    """Return the description, wrapped, and its examples as they are."""
+    width = _width()
+    return [
+        textwrap.indent(block, "  ")
+        if block.startswith("shears ")
+        else textwrap.fill(block, width, break_on_hyphens=False)
+        for block in _blocks(text)
+    ]
 
 
 def examples(text: str) -> list[str]:
     """Return the command lines of a description, continued lines joined."""
-    blocks = text.replace("\b\n", "").strip().split("\n\n")
-    lines = "\n".join(block for block in blocks if block.startswith("shears ")).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.startswith("shears ")]
-
-
-def _first_sentence(text: str | None) -> str:
-    return " ".join((text or "").split("\n\n")[0].split())
+    blocks = [block.replace("\\\n", " ") for block in _blocks(text) if block.startswith("shears ")]
+    return [line for block in blocks for line in block.splitlines() if line.startswith("shears ")]
 
 
 def _option_panels(command: Any, ctx: Any) -> list[Row]:
@@ -115,12 +121,12 @@ def _row(parameter: Any, ctx: Any) -> Row | None:
 
 
 def _kind(parameter: Any) -> str:
-    """Return the kind of value of an argument or option; options that typer adds itself have none."""
+    """Return the kind of value of an argument or option, also of those that typer adds itself."""
     return str(parameter.metavar or KINDS.get(parameter.type.name, "TEXT"))
 
 
 def _entry(name: str, text: str, column: int) -> str:
-    """Return a flag or command and its description beside it, or below it where the name is long."""
+    """Return a flag or command with its description beside it; below it if the name is long."""
     margin = " " * column
     whole = DEFAULT.sub(lambda match: match[0].replace(" ", JOINT), text)
     lines = textwrap.wrap(whole, _width() - column, break_long_words=False, break_on_hyphens=False)
@@ -130,17 +136,10 @@ def _entry(name: str, text: str, column: int) -> str:
     return f"  {_styled(name, fg='cyan')}{below}"
 
 
-def _rule(title: str) -> str:
-    """Return the heading of a panel: its title on a line as wide as the help."""
-    line = "-" if console.options.ascii_only else "─"
-    rest = line * (_width() - len(title) - 3)
-    return f"{_styled(line, dim=True)} {_styled(title, bold=True)} {_styled(rest, dim=True)}"
-
-
 def _width() -> int:
     return min(console.width, WIDTH)
 
 
 def _styled(text: str, **style: Any) -> str:
-    """Return a text with colours for a terminal that shows them."""
+    """Return a text with a style if the console is a terminal that shows colours."""
     return typer.style(text, **style) if console.is_terminal and not console.no_color else text

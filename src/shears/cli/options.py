@@ -1,4 +1,4 @@
-"""The typer application, and options generated from a configuration, so that a flag always matches its field."""
+"""The typer application, and options made from a configuration, so that a flag matches its field."""
 
 import inspect
 import os
@@ -35,7 +35,7 @@ app = typer.Typer(
 )
 
 
-def _print_version(is_given: bool | None) -> None:
+def _print_version(is_given: bool | None) -> None:  # typer's callback of an eager option
     if is_given:
         print(f"shears {__version__}")
         raise typer.Exit
@@ -74,10 +74,11 @@ Values = dict[str, Any]  # the keys of a stage, after flags, --set and --config 
 def with_stage_options(
     section: str, kind: type[StageConfig], only: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb one option per field of its configuration; the verb receives the merged keys as its last argument.
+    """Return a decorator that gives a verb one option per field of its configuration.
 
-    `only` names the fields that become options; by default all do. Flags override --set, --set overrides the --config
-    file, and the file overrides the defaults.
+    The verb receives the merged keys as its last argument, `values`. `only` names the fields that
+    become options; by default all do. Flags override --set, --set overrides the --config file, and
+    the file overrides the defaults.
     """
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
@@ -94,7 +95,7 @@ def with_stage_options(
             values = values_of(arguments)
             verb(**arguments, values=values)
 
-        if not only:  # for calls that cannot be run, whose other mistakes are told as well
+        if not only:  # for calls with other mistakes, so that wrong values are reported as well
             command.check = lambda given: build(kind, section, values_of(dict(given)))  # type: ignore[attr-defined]
 
         keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]

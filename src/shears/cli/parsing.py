@@ -15,16 +15,18 @@ USAGE_ERROR: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ 
 
 
 def parse(command: Any, ctx: Any, args: list[str]) -> list[str]:
-    """Set the parameters of a call; InputError with all mistakes: unknown options, missing words, wrong values.
+    """Set the parameters of a call; return the words left.
 
-    The values of the configuration are checked too, if the call has other mistakes; else the verb checks them.
+    Raises InputError with all mistakes: unknown options, missing words, wrong values. If there are
+    any, the values of the configuration are checked too; otherwise the verb checks them.
     """
     parser = command.make_parser(ctx)
     unknown: list[str] = []
     try:
         options, extra, order = _without_unknown(parser, list(args), unknown)
-    except USAGE_ERROR as error:  # an option without its value: the words behind it cannot be told apart
-        raise InputError(*_with_hint([*map(_unknown, unknown), message_of(error)], ctx)) from None
+    except USAGE_ERROR as error:  # an option without its value: the meaning of the words behind it is unknown
+        last = with_help(message_of(error), ctx.command_path)
+        raise InputError(*map(_unknown, unknown), last) from None
     messages: list[str] = []
     # as click does: first the parameters that end a call, such as --help
     for parameter in sorted(command.get_params(ctx), key=lambda each: (not each.is_eager, each not in order)):
@@ -39,21 +41,17 @@ def parse(command: Any, ctx: Any, args: list[str]) -> list[str]:
         _collect(messages, partial(check, ctx.params))
     meant = {name: _nearest(command, name) for name in unknown}
     others = [message for message in messages if not any(f"given ({near})" in message for near in meant.values())]
-    raise InputError(*_with_hint([*starmap(_unknown, meant.items()), *others], ctx))
-
-
-def _with_hint(messages: list[str], ctx: Any) -> list[str]:
-    """Return the messages, the last with the command that prints the help."""
-    return [*messages[:-1], with_help(messages[-1], ctx.command_path)]
+    messages = [*starmap(_unknown, meant.items()), *others]
+    raise InputError(*messages[:-1], with_help(messages[-1], ctx.command_path))
 
 
 def with_help(message: str, path: str) -> str:
-    """Return a message with the command that prints the help of `path`."""
+    """Return a message followed by the command that prints the help of `path`."""
     return f"{message}{'' if message.endswith(('.', '?')) else '.'} See {path} --help"
 
 
 def _without_unknown(parser: Any, args: list[str], unknown: list[str]) -> tuple[dict[str, Any], list[str], list[Any]]:
-    """Return values, further words and the order of parameters, unknown options left out; they go into `unknown`."""
+    """Return values, further words and the order of parameters; add unknown options to `unknown`."""
     while True:
         try:
             options, extra, order = parser.parse_args(args=list(args))
@@ -93,7 +91,7 @@ def message_of(error: Any) -> str:
 
 
 def _missing_together(messages: list[str]) -> list[str]:
-    """Return the messages with those of missing arguments, and of missing options, joined to one line each."""
+    """Return the messages, with one line for all missing arguments and one for all missing options."""
     joined = []
     for kind in ("argument", "option"):
         start = f"Missing {kind} "
