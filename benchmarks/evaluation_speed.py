@@ -18,7 +18,7 @@ import torch
 from shears.config import EvaluateConfig
 from shears.data.examples import load_examples, prompts_of
 from shears.evaluation.continuous import ContinuousDecoder
-from shears.evaluation.subject import open_subject
+from shears.evaluation.run import open_subject
 from shears.evaluation.tasks.registry import _converted
 from shears.models.ref import resolve_with
 

@@ -17,7 +17,7 @@ from shears.data.examples import prompt_ids
 from shears.errors import InputError
 from shears.evaluation.continuous import ContinuousDecoder, native_backend
 from shears.evaluation.generate import Decoder
-from shears.evaluation.journal import Journal, journal_path
+from shears.evaluation.records import TextJournal, journal_path
 from shears.evaluation.run import evaluate
 from shears.models.sparse_adapter import make_sparse
 from shears.runtime.generation.backend import Backend
@@ -250,15 +250,15 @@ class Killed(BaseException):
 def _kill_after(monkeypatch: pytest.MonkeyPatch, until: int) -> list[int]:
     """Note the numbers of the texts kept; die after some."""
     kept: list[int] = []
-    put = Journal.put
+    put = TextJournal.put
 
-    def spy(self: Journal, numbers: Any, texts: Any) -> None:
+    def spy(self: TextJournal, numbers: Any, texts: Any) -> None:
         put(self, numbers, texts)
         kept.extend(numbers)
         if len(kept) == until:
             raise Killed
 
-    monkeypatch.setattr(Journal, "put", spy)
+    monkeypatch.setattr(TextJournal, "put", spy)
     return kept
 
 

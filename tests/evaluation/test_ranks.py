@@ -10,9 +10,8 @@ import shears
 from shears.adapt.train import train
 from shears.config import EvaluateConfig
 from shears.errors import InputError
-from shears.evaluation.journal import Journal
-from shears.evaluation.run import evaluate
-from shears.evaluation.subject import open_subject
+from shears.evaluation.records import TextJournal
+from shears.evaluation.run import evaluate, open_subject
 from shears.export.stage import export_adapter
 from shears.models.ref import resolve
 from shears.runtime.loading import load
@@ -87,17 +86,17 @@ def test_a_killed_curve_goes_on_rank_by_rank_with_the_same_bytes(
     base, adapter = str(trained / "base"), str(trained / "adapter")
     options = {**OPTIONS, "data": str(trained / "test.jsonl"), "ranks": "all"}
     evaluate(base, tmp_path / "whole.json", adapter, **options)
-    put, count = Journal.put, 0
+    put, count = TextJournal.put, 0
     num = json.loads((tmp_path / "whole.json").read_text())["n"]
 
-    def dying(self: Journal, *arguments: Any) -> None:
+    def dying(self: TextJournal, *arguments: Any) -> None:
         nonlocal count
         put(self, *arguments)
         count += 1
         if count == num + 2:  # in the second rank
             raise Killed
 
-    monkeypatch.setattr(Journal, "put", dying)
+    monkeypatch.setattr(TextJournal, "put", dying)
     with pytest.raises(Killed):
         evaluate(base, tmp_path / "killed.json", adapter, **options)
     evaluate(base, tmp_path / "killed.json", adapter, **options)

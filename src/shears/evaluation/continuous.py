@@ -19,7 +19,7 @@ from shears.config import EvaluateConfig
 from shears.config.evaluate import ScoringConfig
 from shears.errors import InputError
 from shears.evaluation.generate import damaged_logits, line_breaks, refuse_empty
-from shears.evaluation.journal import Journal
+from shears.evaluation.records import TextJournal
 from shears.models.blocks import LoraUpdate
 from shears.models.devices import pick_device, resolved_precision
 from shears.models.load import end_tokens, refuse_beyond
@@ -179,7 +179,7 @@ class ContinuousDecoder:
     settings: object
     max_new_tokens: int
     one_line: bool = False
-    journal: Journal | None = None
+    journal: TextJournal | None = None
 
     def answers(self, prompts: Sequence[list[int]]) -> list[str]:
         """Return the continuation of every prompt, each given as tokens; InputError for an empty one."""

@@ -22,9 +22,9 @@ from transformers import (
 
 from shears.data.examples import Tokenized
 from shears.errors import InputError
-from shears.evaluation.journal import Journal
-from shears.evaluation.scoring.context import refuse_beyond
+from shears.evaluation.records import TextJournal
 from shears.evaluation.scoring.prefix import Fill
+from shears.evaluation.scoring.score import refuse_beyond
 from shears.models.devices import device_of
 from shears.models.load import end_tokens
 from shears.progress import track
@@ -54,7 +54,7 @@ class Decoder:
     max_new_tokens: int
     one_line: bool = False
     num_beams: int = 1
-    journal: Journal | None = None
+    journal: TextJournal | None = None
 
     def answers(
         self,

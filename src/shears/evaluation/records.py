@@ -1,14 +1,33 @@
-"""The result of an evaluation: a figure with its interval and a record of each example."""
+"""What an evaluation gives: a figure with its interval, a record of each example, and kept texts."""
 
-from collections.abc import Sequence
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from shears.data.example import Example, prompt_of
 from shears.data.prompts import question_id
 from shears.evaluation.statistics import wilson_interval
+from shears.records.journal import append_row, read_rows, write_rows
+from shears.records.paths import file_fingerprint
 
+logger = logging.getLogger(__name__)
 Record = dict[str, Any]
+SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+"""Files of a model or an adapter, beside its weights, that change generated texts."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +75,62 @@ def accuracy_of(task: str, records: Sequence[Record]) -> Evaluation:
         details |= {name: hits / n, f"{name}_low": low, f"{name}_high": high}
     hits = sum(record["correct"] for record in records)
     return Evaluation(task, "accuracy", hits / n, n, wilson_interval(hits, n), list(records), details)
+
+
+def journal_path(output: Path, rank: int | None = None) -> Path:
+    """Return the file that keeps the texts of an unfinished evaluation, or those of one rank of its curve."""
+    return output.with_name(f"{output.name}{'' if rank is None else f'.rank{rank}'}.partial")
+
+
+def settings_fingerprint(*folders: Path) -> str:
+    """Return the sha256 of all files that change the texts of a model and an adapter, except their weights."""
+    return file_fingerprint(*(folder / name for folder in folders for name in SETTINGS if (folder / name).is_file()))
+
+
+class TextJournal:
+    """The journal of generated texts, with which a killed evaluation resumes.
+
+    It holds the evaluation's identity, then the numbers and texts of each complete batch. Texts of
+    another identity are discarded. Batches are kept whole, because the rounding of a text depends
+    on the other prompts of its batch.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self._identity = dict(identity)
+        self._texts = self._read()
+
+    def _read(self) -> dict[tuple[int, ...], list[str]]:
+        identity = json.loads(json.dumps(self._identity))
+        first, *rows = read_rows(self.path) or [None]
+        if first != identity:
+            if first is not None:
+                logger.info("%s is of another evaluation: starting from the first batch", self.path)
+            rows = []
+        batches = [row for row in rows if _is_batch(row)]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_rows(self.path, [identity, *batches])
+        if first == identity:
+            logger.info("%s: resuming after %d batches", self.path, len(batches))
+        return {tuple(batch["numbers"]): batch["texts"] for batch in batches}
+
+    def get(self, numbers: Sequence[int]) -> list[str] | None:
+        """Return the texts of a batch, or None if it is not generated yet."""
+        return self._texts.get(tuple(numbers))
+
+    def put(self, numbers: Sequence[int], texts: Sequence[str]) -> None:
+        """Append the texts of a batch; they are on the disk when this returns."""
+        append_row(self.path, {"numbers": list(numbers), "texts": list(texts)})
+
+    def close(self) -> None:
+        """Remove the file; call it when the output holds the texts."""
+        self.path.unlink(missing_ok=True)
+
+
+def _is_batch(content: Any) -> bool:
+    """Return whether the content of a line is a batch: whole numbers with a text for each."""
+    match content:
+        case {"numbers": [*numbers], "texts": [*texts], **other}:
+            typed = all(isinstance(number, int) for number in numbers) and all(isinstance(text, str) for text in texts)
+            return typed and len(numbers) == len(texts) and not other
+    return False

@@ -4,29 +4,70 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shears.adapt.ranks import ranks_name
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from shears.adapt.elastic import ElasticAdapter
+from shears.adapt.load import load_super_adapter
+from shears.adapt.ranks import choose_ranks, ranks_name
+from shears.adapt.space import RankConfig, SearchSpace
+from shears.checkpoints.conversion import known_config
+from shears.checkpoints.without_code import build_causal_model
 from shears.config import EvaluateConfig
-from shears.config.evaluate import ANSWER_FORMS, TEMPLATE
+from shears.config.evaluate import ALL_RANKS, ANSWER_FORMS, TEMPLATE
 from shears.config.resolve import build
 from shears.data.prompts import DEFAULT_TEMPLATE, TEMPLATES
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import training_data
-from shears.evaluation.curve import curve
-from shears.evaluation.journal import Journal, journal_path, settings_fingerprint
-from shears.evaluation.records import Evaluation
-from shears.evaluation.subject import Subject, open_subject
+from shears.evaluation.continuous import NativeRanks, if_covered, native_backend, package_backend
+from shears.evaluation.curve import allowed_ranks, curve, tied
+from shears.evaluation.records import Evaluation, TextJournal, journal_path, settings_fingerprint
 from shears.evaluation.tasks.registry import check_data, evaluate_task
 from shears.models.devices import autocast, device_of, keep_casts
+from shears.models.load import load_tokenizer, load_with_adapter
 from shears.models.ref import AnyModel, ModelRef, resolve_with
 from shears.records.artifacts import as_data, find_record, read_json, weights_fingerprint, write_json
 from shears.records.paths import expanded
+from shears.runtime.loading import generation_settings
+
+if TYPE_CHECKING:
+    from shears.runtime.native.decoder import NativeBackend
 
 logger = logging.getLogger(__name__)
 TRANSFORMERS = "transformers"
+
+
+@dataclass
+class Subject:
+    """A loaded model and its tokenizer; `backend` generates answers in place of transformers.
+
+    If there is a backend, the model may be without weights: it only tells its configuration. `ranks` are those to
+    measure, by the rank of all groups, or by None for a single configuration or for a model without an elastic adapter.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    backend: "NativeBackend | None" = None
+    ranks: dict[int | None, RankConfig | None] = field(default_factory=lambda: {None: None})
+    elastic: ElasticAdapter | None = None
+    native_ranks: NativeRanks | None = None
+
+    values: dict[str, object] = field(default_factory=dict)
+    """The number format in which a package answers, as its records hold it; empty for other models."""
+
+    def activate(self, ranks: RankConfig | None) -> None:
+        """Measure these ranks from now on; None changes nothing."""
+        if ranks is None or self.elastic is None:
+            return
+        self.elastic.activate(ranks)
+        if self.native_ranks is not None:
+            self.backend = self.native_ranks.at(ranks)
 
 
 def evaluate(
@@ -54,13 +95,14 @@ def evaluate(
     also = {"template": settings.template, "settings_sha256": settings_fingerprint(*parts)}
     keep_casts(subject.model)  # PEFT freezes the base model, whose weights autocast would cast at every forward
     evaluations: dict[int | None, Evaluation] = {}
-    journals: list[Journal] = []
+    journals: list[TextJournal] = []
     for rank, ranks in subject.ranks.items():
         subject.activate(ranks)
         journal = None
         if path is not None and settings.generates:
             at = {} if ranks is None else {"ranks": dict(ranks)}
-            journals.append(journal := Journal(_journal_path(path, rank), {**identity, **also, **at, **_by(subject)}))
+            journal = TextJournal(journal_path(path, rank), {**identity, **also, **at, **_by(subject)})
+            journals.append(journal)
         evaluations[rank] = _evaluated(subject, settings, journal, parts)
     evaluation = _joined(subject, evaluations)
     if path is not None:
@@ -73,7 +115,7 @@ def evaluate(
 
 
 def _evaluated(
-    subject: Subject, settings: EvaluateConfig, journal: Journal | None, parts: Sequence[Path]
+    subject: Subject, settings: EvaluateConfig, journal: TextJournal | None, parts: Sequence[Path]
 ) -> Evaluation:
     own_autocast = settings.task == "harness"  # lm-eval opens it
     with nullcontext() if own_autocast else autocast(settings.precision, device_of(subject.model)):
@@ -93,10 +135,6 @@ def _joined(subject: Subject, evaluations: Mapping[int | None, Evaluation]) -> E
         if rank is not None and ranks is not None
     }
     return curve({rank: each for rank, each in evaluations.items() if rank is not None}, parameters)
-
-
-def _journal_path(path: Path, rank: int | None) -> Path:
-    return journal_path(path if rank is None else path.with_name(f"{path.name}.rank{rank}"))
 
 
 def _by(subject: Subject) -> dict[str, Any]:
@@ -188,3 +226,44 @@ def adapter_template(adapter: str | Path | None, default: str = DEFAULT_TEMPLATE
     config = content.get("config")
     template = content.get("template") or (config.get("template") if isinstance(config, dict) else None)
     return template if isinstance(template, str) and template in TEMPLATES else default
+
+
+def open_subject(ref: ModelRef, adapter: str | None, settings: EvaluateConfig) -> Subject:
+    """Load what is measured; InputError where the adapter does not fit the model, or is not elastic but has ranks.
+
+    A package is read by the native decoder itself where that covers it. Of any other model that the native decoder
+    covers, the weights are moved to it.
+    """
+    if settings.ranks is not None and adapter is not None:
+        return _at_ranks(ref, adapter, settings)
+    if (backend := package_backend(ref, settings)) is not None:
+        return Subject(
+            _without_weights(ref), load_tokenizer(ref), backend, values={"values": backend.describe()["values"]}
+        )
+    model, tokenizer = load_with_adapter(ref, adapter, settings.weights, settings.device)
+    return Subject(model, tokenizer, native_backend(model, settings, consume=True))
+
+
+def _without_weights(ref: ModelRef) -> nn.Module:
+    with torch.device("meta"):
+        model = build_causal_model(known_config(ref.folder))
+    model.generation_config = generation_settings(ref.folder)
+    return model
+
+
+def _at_ranks(ref: ModelRef, adapter: str, settings: EvaluateConfig) -> Subject:
+    loaded = load_super_adapter(adapter, str(ref.folder), settings.weights, settings.device)
+    ranks = _chosen(settings.ranks or "", loaded.elastic.space, loaded.record["fingerprint"])
+    native = None
+    if settings.generates:
+        make = lambda: NativeRanks(loaded.elastic, settings, consume=True)  # noqa: E731  (short, and used once)
+        native = if_covered(settings.backend, settings.num_beams, make)
+    return Subject(loaded.model, loaded.tokenizer, None, ranks, loaded.elastic, native)
+
+
+def _chosen(name: str, space: SearchSpace, fingerprint: str) -> dict[int | None, RankConfig | None]:
+    if name == ALL_RANKS:
+        return {rank: tied(space, rank) for rank in allowed_ranks(space)}
+    if name.isdecimal() and not Path(name).is_file():
+        return {None: tied(space, int(name))}
+    return {None: choose_ranks(name, space, fingerprint)}

@@ -20,7 +20,7 @@ from shears.data.rows import source_fingerprint
 from shears.errors import InputError, memory_of
 from shears.evaluation.comparison import lead
 from shears.evaluation.contamination import check_apart
-from shears.evaluation.journal import journal_path
+from shears.evaluation.records import journal_path
 from shears.evaluation.run import answered_as_asked, evaluate, measured, parts_of, template_of
 from shears.evaluation.tasks.registry import check_data
 from shears.export.stage import export_adapter

@@ -10,8 +10,7 @@ from shears.config import EvaluateConfig
 from shears.data.examples import Example, to_example
 from shears.errors import InputError
 from shears.evaluation.generate import Decoder
-from shears.evaluation.scoring.context import refuse_beyond
-from shears.evaluation.scoring.score import Forest
+from shears.evaluation.scoring.score import Forest, refuse_beyond
 from shears.evaluation.tasks.registry import evaluate_examples
 from tests.tiny import LONGEST, tiny_model, tiny_tokenizer
 

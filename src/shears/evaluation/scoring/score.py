@@ -5,11 +5,13 @@ another. N pairs of a prompt and a continuation, P rows of L tokens, K positions
 vocabulary.
 """
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,16 +20,17 @@ from transformers import PreTrainedTokenizerBase
 
 from shears.data.examples import Example, Tokenized, encode, prompts_of
 from shears.errors import InputError
-from shears.evaluation.scoring.context import check_lengths
 from shears.models.devices import device_of
-from shears.models.properties import forward_parameters, own_model
+from shears.models.properties import forward_parameters, num_positions, own_model
 from shears.progress import track
 from shears.training.batches import TRIAL_ERRORS, drawn, ignores_padding, is_apart, length_buckets, pad, padding
 from shears.training.losses import logits_at
 
+logger = logging.getLogger(__name__)
 Continuation = tuple[list[int], list[int]]
 """The tokens of a prompt and the tokens that follow it."""
 Ids = tuple[int, ...]
+OFFSET = 8  # rows that a table of positions may have beyond the context; OPT's has 2
 MAX_SHARE = 0.8  # of the tokens of separate rows; saving less is not worth own masks and more padding
 Run = Callable[[Callable[[], Tensor]], Tensor]
 """Calls a function that makes one forward of the model, and returns its result; it may skip a part of the forward."""
@@ -303,3 +306,44 @@ def log_likelihoods(
 
 def _on_device(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
+
+
+def check_lengths(model: nn.Module, lengths: Sequence[int], advice: str) -> None:
+    """Refuse examples that the model cannot take, and warn of those beyond the context that it was made for."""
+    refuse_beyond(model, lengths, advice)
+    warn_beyond(model, lengths)
+
+
+def refuse_beyond(model: nn.Module, lengths: Sequence[int], advice: str) -> None:
+    """Raise InputError for the first example that needs more positions than the model has."""
+    context = num_positions(model)
+    if context is None or max(lengths, default=0) <= context or not _positions_end(model, context):
+        return
+    number, length = next((number, length) for number, length in enumerate(lengths, start=1) if length > context)
+    raise InputError(
+        f"every example must fit into the model's {context} positions, number {number} comes to {length} tokens; "
+        f"{advice}"
+    )
+
+
+def warn_beyond(model: nn.Module, lengths: Sequence[int]) -> None:
+    """Log how many examples exceed the context that the model was made for."""
+    context = num_positions(model)
+    if context is not None and (beyond := [length for length in lengths if length > context]):
+        message = (
+            "%d of %d examples have more tokens (up to %d) than the %d positions that the model was made for; "
+            "their figures mean little"
+        )
+        logger.warning(message, len(beyond), len(lengths), max(beyond), context)
+
+
+def _positions_end(model: nn.Module, context: int) -> bool:
+    """Return whether a model has a table with a row for each position, beside that of its words.
+
+    MPT computes a table of biases from its `max_seq_len`.
+    """
+    own: Any = own_model(model)
+    words = set(own.get_input_embeddings().modules())
+    tables = [part.weight for part in own.modules() if isinstance(part, nn.Embedding) and part not in words]
+    tables += [buffer for buffer in own.buffers() if buffer.ndim == 2]
+    return hasattr(own.config, "max_seq_len") or any(context <= len(table) <= context + OFFSET for table in tables)

@@ -18,8 +18,7 @@ from shears.adapt.space import RankConfig, SearchSpace
 from shears.data.example import IGNORED
 from shears.data.examples import Example, Tokenized
 from shears.errors import InputError
-from shears.evaluation.scoring.context import check_lengths
-from shears.evaluation.scoring.score import Questions, Run
+from shears.evaluation.scoring.score import Questions, Run, check_lengths
 from shears.models.devices import device_of
 from shears.models.properties import num_positions
 from shears.models.sparse_adapter import MASK

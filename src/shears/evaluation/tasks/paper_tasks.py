@@ -4,18 +4,21 @@ Rows in the form of LLM-Adapters (an instruction and its answer) pass as they ar
 converted to that form, in the same words.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from shears.config.evaluate import ANSWER_FORMS
+from shears.config.evaluate import ANSWER_FORMS, TEMPLATE
 from shears.data.columns import Row
-from shears.data.examples import Example
-from shears.data.prompts import render_completion
+from shears.data.examples import Example, choices_of
+from shears.data.prompts import render_completion, render_prompt
+from shears.data.rows import read_rows
 from shears.errors import InputError
-from shears.evaluation.tasks.answers import finite, official_label
+from shears.evaluation.tasks.answers import finite, is_right, official_label, read_answers, response_of
 
 LETTERS = tuple("ABCDE")
 LETTER_COMPLETION = "The answer is ({})."  # as the papers' training rows of AQuA end
@@ -29,6 +32,15 @@ LABELS: Mapping[str, Sequence[str]] = MappingProxyType(
     }
 )
 """The labels to choose from, for each task whose answer is a label."""
+FOLDERS = {
+    "siqa": "social_i_qa",
+    "arc-easy": "ARC-Easy",
+    "arc-challenge": "ARC-Challenge",
+    "obqa": "openbookqa",
+    "aqua": "AQuA",
+    "svamp": "SVAMP",
+}
+"""Folders of LLM-Adapters whose names differ from their task's."""
 Converter = Callable[[Mapping[str, Any]], tuple[str, object]]
 
 
@@ -169,3 +181,47 @@ HUB_FORMS: Mapping[str, tuple[tuple[str, ...], Converter]] = MappingProxyType(
         "obqa": (("question_stem", "choices", "answerKey"), partial(_science, "question_stem")),
     }
 )
+
+
+def rows_for_lm_eval(
+    task: str, shears_data: str | None = None, shears_template: str = TEMPLATE, **_: object
+) -> dict[str, Any]:
+    """Return the test split of a task, a `datasets.Dataset`, for the YAML tasks in lm_eval/.
+
+    Columns are prompt, choices, gold (the right choice's index) and answer. lm-eval passes the
+    metadata of its command line, such as `--metadata '{"shears_data": "FOLDER"}'` for the folder of
+    `boolq/test.json` and the other files; without it, the folder is SHEARS_DATA of the environment,
+    else the current one. Other metadata are ignored. InputError if the file is missing.
+    """
+    import datasets
+
+    folder = Path(shears_data or os.environ.get("SHEARS_DATA", "."))
+    file = folder / FOLDERS.get(task, task) / "test.json"
+    if not file.is_file():
+        raise InputError(
+            f"task shears_{task.replace('-', '_')} needs the file {file}; name the folder above it as shears_data in "
+            "--metadata, in the environment as SHEARS_DATA, or as --data of shears evaluate"
+        )
+    rows = [paper_row(task, row) for row in read_rows(str(file))]
+    return {"test": datasets.Dataset.from_list([_document(task, row, shears_template) for row in rows])}
+
+
+def _document(task: str, row: Mapping[str, Any], template: str) -> dict[str, Any]:
+    texts, answer = choices_of(row)
+    return {
+        "task": task,
+        "prompt": render_prompt(template, str(row["instruction"]), str(row.get("input") or "")),
+        "choices": [render_completion(template, text) for text in texts],
+        "gold": texts.index(answer) if answer in texts else -1,
+        "answer": str(row["answer"]),
+    }
+
+
+def score_for_lm_eval(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """Return whether a generated response is right by the official rule (`acc`) and by the strict one."""
+    task = document["task"]
+    form = ANSWER_FORMS[task]
+    answer = document["answer"]
+    official, strict = read_answers(form, response_of(results[0]), LABELS.get(task, ()))
+    right = float(answer.replace(",", "")) if form == "number" else answer
+    return {"acc": float(is_right(official, right)), "acc_strict": float(is_right(strict, right))}

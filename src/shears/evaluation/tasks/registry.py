@@ -24,14 +24,12 @@ from shears.errors import InputError
 from shears.evaluation.contamination import Source, ids_of, mark_seen
 from shears.evaluation.continuous import ContinuousDecoder
 from shears.evaluation.generate import Decoder
-from shears.evaluation.harness.run import QUESTION_IDS, run_harness
-from shears.evaluation.journal import Journal
-from shears.evaluation.records import Evaluation, Record, accuracy_of, record
-from shears.evaluation.scoring.context import warn_beyond
+from shears.evaluation.records import Evaluation, Record, TextJournal, accuracy_of, record
 from shears.evaluation.scoring.perplexity import perplexity
-from shears.evaluation.scoring.score import choose
+from shears.evaluation.scoring.score import choose, warn_beyond
 from shears.evaluation.scoring.scorers import check_choices
 from shears.evaluation.tasks import answers as reading
+from shears.evaluation.tasks.harness import QUESTION_IDS, run_harness
 from shears.evaluation.tasks.paper_tasks import LABELS, paper_row, right_answers, with_choices
 from shears.runtime.generation.backend import Backend
 
@@ -49,7 +47,7 @@ class TaskInputs:
     tokenizer: PreTrainedTokenizerBase
     examples: Sequence[Example]
     config: EvaluateConfig
-    journal: Journal | None = None
+    journal: TextJournal | None = None
     backend: Backend | None = None
 
     def generated(self, one_line: bool = False) -> list[str]:
@@ -69,7 +67,7 @@ def evaluate_task(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     config: EvaluateConfig,
-    journal: Journal | None = None,
+    journal: TextJournal | None = None,
     training: Sequence[Source] = (),
     backend: Backend | None = None,
 ) -> Evaluation:
@@ -105,7 +103,7 @@ def evaluate_examples(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     config: EvaluateConfig,
-    journal: Journal | None = None,
+    journal: TextJournal | None = None,
     backend: Backend | None = None,
 ) -> Evaluation:
     """Return the accuracy on loaded examples; `limit` and `data` of the configuration are ignored."""

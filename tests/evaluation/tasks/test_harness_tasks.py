@@ -4,10 +4,10 @@ import pytest
 import yaml
 
 from shears.config.evaluate import ANSWER_FORMS
-from shears.evaluation.harness.run import TASKS
+from shears.evaluation.tasks.harness import TASKS
+from shears.evaluation.tasks.paper_tasks import score_for_lm_eval
 
 pytest.importorskip("lm_eval")
-from shears.evaluation.harness.data import score
 
 pytestmark = pytest.mark.filterwarnings("default")  # lm-eval's own
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # lm-eval's own
 def test_generated_answers_are_scored_by_both_rules(
     task: str, answer: str, text: str, figures: dict[str, float]
 ) -> None:
-    assert score({"task": task, "answer": answer}, [text]) == figures
+    assert score_for_lm_eval({"task": task, "answer": answer}, [text]) == figures
 
 
 def test_every_task_of_the_paper_is_a_yaml() -> None:

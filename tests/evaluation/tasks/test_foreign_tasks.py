@@ -8,9 +8,8 @@ import pytest
 import yaml
 
 from shears.errors import InputError
-from shears.evaluation.harness.foreign_tasks import refuse_code
-from shears.evaluation.harness.run import TASKS
 from shears.evaluation.run import evaluate
+from shears.evaluation.tasks.harness import TASKS, refuse_code
 from tests.tiny import save_tiny
 
 pytest.importorskip("lm_eval")

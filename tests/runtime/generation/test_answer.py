@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from shears.runtime.generation.streaming_text import Decode, Detokenizer, StopFilter
+from shears.runtime.generation.answer import Decode, Detokenizer, StopFilter
 from tests.tiny import tiny_tokenizer
 
 BYTES = tiny_tokenizer()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shears.evaluation.generate import Decoder
-from shears.evaluation.journal import Journal, journal_path
+from shears.evaluation.records import TextJournal, journal_path
 from shears.evaluation.run import evaluate
 from tests.tiny import save_tiny
 
@@ -92,10 +92,10 @@ def test_a_journal_whose_first_line_is_torn_starts_anew(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "figures.json.partial"
     path.parent.mkdir()
     path.write_text('{"config": {"ta\n{"numbers": [0], "texts": ["a"]}\n')
-    journal = Journal(path, {"config": 1})
+    journal = TextJournal(path, {"config": 1})
     assert journal.get([0]) is None
     journal.put([0], ["b\n"])
-    again = Journal(path, {"config": 1})
+    again = TextJournal(path, {"config": 1})
     assert again.get([0]) == ["b\n"]
     assert again.get([1]) is None
     again.close()
@@ -104,22 +104,22 @@ def test_a_journal_whose_first_line_is_torn_starts_anew(tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_text_are_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "figures.json.partial"
-    Journal(path, {"config": 1}).put([0], ["a"])
+    TextJournal(path, {"config": 1}).put([0], ["a"])
     with path.open("ab") as file:
         file.write(b'\xff\xfe\n{"numbers": [1], "texts": ["b"]}\n')
-    again = Journal(path, {"config": 1})
+    again = TextJournal(path, {"config": 1})
     assert (again.get([0]), again.get([1])) == (["a"], ["b"])
     path.write_bytes(b"\xff\xfe")
-    assert Journal(path, {"config": 1}).get([0]) is None
+    assert TextJournal(path, {"config": 1}).get([0]) is None
 
 
 @pytest.mark.parametrize("line", ['{"numbers": 3, "texts": []}', '{"numbers": [0, 1], "texts": ["a"]}',
                                   '{"numbers": [[0]], "texts": ["a"]}', '{"numbers": [0], "texts": [1]}'])  # fmt: skip
 def test_a_line_that_is_no_batch_is_left_out(line: str, tmp_path: Path) -> None:
     path = tmp_path / "figures.json.partial"
-    Journal(path, {"task": "mawps"}).put([2], ["two"])
+    TextJournal(path, {"task": "mawps"}).put([2], ["two"])
     with path.open("a") as file:
         file.write(f"{line}\n")
-    journal = Journal(path, {"task": "mawps"})
+    journal = TextJournal(path, {"task": "mawps"})
     assert journal.get([2]) == ["two"]
     assert [journal.get(numbers) for numbers in ([0], [0, 1])] == [None, None]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from shears.errors import InputError
-from shears.evaluation.harness.run import summary, task_figures
-from shears.evaluation.harness.run import task_records as records_of
 from shears.evaluation.statistics import wilson_interval
+from shears.evaluation.tasks.harness import summary, task_figures
+from shears.evaluation.tasks.harness import task_records as records_of
 from shears.records.measures import is_share
 
 

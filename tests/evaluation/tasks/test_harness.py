@@ -15,10 +15,10 @@ import yaml
 from peft import LoraConfig, get_peft_model
 
 from shears.config import EvaluateConfig
-from shears.evaluation.harness.data import load
-from shears.evaluation.harness.run import TASKS, run_harness
 from shears.evaluation.run import evaluate
 from shears.evaluation.statistics import wilson_interval
+from shears.evaluation.tasks.harness import TASKS, run_harness
+from shears.evaluation.tasks.paper_tasks import rows_for_lm_eval
 from shears.export.stage import export_adapter
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import SUB_ADAPTER, write_json
@@ -213,12 +213,12 @@ def test_our_tasks_choose_as_our_own_protocol_does(made: Path, data: Path) -> No
 
 
 def test_rows_are_prompts_with_choices_and_an_answer(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = load("boolq", shears_data=str(data), pretrained="a model's argument")["test"]
+    rows = rows_for_lm_eval("boolq", shears_data=str(data), pretrained="a model's argument")["test"]
     assert rows[1]["choices"] == ["the correct answer is true", "the correct answer is false"]
     assert (rows[1]["gold"], rows[1]["answer"]) == (1, "false")
     assert rows[1]["prompt"].endswith("### Response:\n")
     monkeypatch.setenv("SHEARS_DATA", str(data))
-    assert load("mawps", shears_template="question")["test"][2]["prompt"] == "Question: 2+1?\nAnswer:"
+    assert rows_for_lm_eval("mawps", shears_template="question")["test"][2]["prompt"] == "Question: 2+1?\nAnswer:"
 
 
 @pytest.mark.slow
