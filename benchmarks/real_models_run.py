@@ -25,8 +25,8 @@ from shears.models.devices import pick_device, resolved_precision
 from shears.models.load import load_tokenizer
 from shears.models.ref import resolve
 from shears.records.artifacts import HEALED, RECOVERY_FOLDER, RESULT, SPARSITY, TRAINING_LOG, TRAINING_TIMES, read_json
+from shears.records.figures import CONTAMINATION
 from shears.records.folders import partial_folder
-from shears.records.measures import CONTAMINATION
 from shears.records.timing import machine
 
 MAX_LENGTH = 512

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from shears import __version__
 from shears.errors import DISTRIBUTION, install_hint
-from shears.records.version import __version__
 from shears.searching.shared.storage import EXTRAS
 
 ROOT = Path(__file__).parents[1]

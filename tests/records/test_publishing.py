@@ -12,7 +12,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 import shears
 from shears.errors import InputError
 from shears.records.artifacts import KINDS
-from shears.records.cards.card import write_card
+from shears.records.card import write_card
 from shears.records.paths import file_fingerprint
 from tests.tiny import save_tiny
 

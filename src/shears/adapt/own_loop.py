@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from shears import __version__
 from shears.adapt.own_loop_config import OwnLoopConfig
 from shears.adapt.space import SearchSpace
 from shears.checkpoints.tensor_files import TensorFiles
@@ -24,11 +25,10 @@ from shears.models.ref import ModelRef, resolve
 from shears.models.sparse_adapter import is_sparse
 from shears.progress import is_first_process
 from shears.records import artifacts
-from shears.records.cards.card import write_card
+from shears.records.card import write_card
 from shears.records.folders import working_folder
 from shears.records.paths import expanded, is_path
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, A, B, linear_of
-from shears.records.version import __version__
 
 OWN_LOOP = "own loop"  # value of the record's key `trained_by`, which the records of `train` lack
 BASE_LAYER = ".base_layer."  # PEFT's part of the names of adapted linears

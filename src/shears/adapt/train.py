@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from shears import __version__
 from shears.adapt.elastic import reorder
 from shears.adapt.groups import resolved_groups
 from shears.adapt.initial import without_start
@@ -25,11 +26,10 @@ from shears.models.quantize_aware import LEARNT, current_grids, write_grids
 from shears.models.ref import ModelRef, resolve
 from shears.progress import is_first_process
 from shears.records import artifacts
-from shears.records.cards.card import write_card
+from shears.records.card import write_card
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from shears.records.version import __version__
 from shears.training.cached_teacher import cached_teacher
 from shears.training.checkpoints import CHECKPOINTS
 from shears.training.loop import examples_seen, fit

@@ -16,8 +16,7 @@ from rich.text import Text
 from shears.config.export import FORMATS
 from shears.progress import VisibleConsole, is_first_process
 from shears.records.artifacts import PACKAGE, find_record, read_json
-from shears.records.cards.tables import ranks_by_kind
-from shears.records.measures import is_share, other_readings, seen_words
+from shears.records.figures import is_share, other_readings, ranks_by_kind, seen_words
 
 if TYPE_CHECKING:
     from shears.runs.plan import RunPlan

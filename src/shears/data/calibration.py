@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shears.data.chat import render_turns, turns_of
-from shears.data.columns import OWN_NAMES, Row, messages_of, renamed
+from shears.data.example import OWN_NAMES, Row, messages_of, renamed
 from shears.data.examples import encode, prompt_ids, to_example, tokenize
 from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.data.rows import is_saved, read_rows, saved_rows

@@ -1,8 +1,30 @@
-"""An example: text segments, some of which carry the loss. Imports no library, because records are read with it."""
+"""Rows of a known form, and examples: text segments, some of which carry the loss.
 
+This module imports no library, because records are read with it.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from types import MappingProxyType
+from typing import Any
+
+from shears.config.fields import FORMS
+from shears.errors import InputError
 
 IGNORED = -100  # label of a token that does not count
+Row = dict[str, Any]
+OWN_NAMES: Mapping[str, str] = MappingProxyType({})  # of a source whose columns have the names of a form
+ROLES = MappingProxyType(
+    {
+        **dict.fromkeys(("system",), "system"),
+        **dict.fromkeys(("human", "user"), "user"),
+        **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "assistant"), "assistant"),
+        **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
+    }
+)
+"""The role of a message by the name of its speaker in ShareGPT's sets and their relatives."""
 
 
 @dataclass(frozen=True)
@@ -48,3 +70,56 @@ def prompt_of(example: Example) -> str:
 def completion_of(example: Example) -> str:
     """Return the text of the last trained segment."""
     return next(segment.text for segment in reversed(example.segments) if segment.trained)
+
+
+def renamed(rows: Sequence[Row], columns: Mapping[str, str], source: str) -> list[Row]:
+    """Return the rows with each value of `columns` under its key; a row that lacks the column gets None.
+
+    Columns of the other forms are left out, so that the named form decides; all others stay. InputError, with the
+    columns there are and the nearest, for a column that no row has.
+    """
+    if not columns:
+        return list(rows)
+    there = list(dict.fromkeys(name for row in rows for name in row))
+    for name, column in columns.items():
+        if column not in there:
+            close = difflib.get_close_matches(column, there, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            shown = ", ".join(map(str, there)) or "none"
+            raise InputError(f"columns must name columns of {source} ({shown}), got {name}={column}{hint}")
+    own = next((form for form in FORMS if columns.keys() & {*form}), None)
+    others = set() if own is None else {*chain(*FORMS)} - {*own}
+    return [
+        {
+            **{name: value for name, value in row.items() if name not in others},
+            **{name: row.get(column) for name, column in columns.items()},
+        }
+        for row in rows
+    ]
+
+
+def messages_of(row: Mapping[str, Any]) -> object:
+    """Return the messages of a row, or ShareGPT's `conversations` as messages; None for a row of another form.
+
+    InputError for turns of another form than {from, value} (or {role, content}), and for unknown speakers.
+    """
+    if row.get("messages"):
+        return row["messages"]
+    turns = row.get("conversations")
+    if not turns:
+        return None
+    if not isinstance(turns, list | tuple) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise InputError(f"conversations must be a list of {{from, value}}, got {str(turns)[:40]!r}")
+    return [_message(number, turn) for number, turn in enumerate(turns, start=1)]
+
+
+def _message(number: int, turn: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a turn of ShareGPT's as a message; other keys, such as tool_calls, are kept."""
+    speaker = turn.get("from") or turn.get("role")
+    role = ROLES.get(str(speaker).lower())
+    if role is None:
+        known = ", ".join(ROLES)
+        raise InputError(f"conversations must have turns from {known}, turn {number} is from {speaker!r}")
+    content = turn["value"] if turn.get("value") is not None else turn.get("content")
+    rest = {name: value for name, value in turn.items() if name not in ("from", "value", "role", "content")}
+    return {"role": role, "content": content, **rest}

@@ -13,8 +13,17 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from shears.data.chat import chat_segments
-from shears.data.columns import OWN_NAMES, Row, messages_of
-from shears.data.example import IGNORED, Example, Segment, Tokenized, completion_of, segments_before
+from shears.data.example import (
+    IGNORED,
+    OWN_NAMES,
+    Example,
+    Row,
+    Segment,
+    Tokenized,
+    completion_of,
+    messages_of,
+    segments_before,
+)
 from shears.data.prompts import question_of, render_completion, render_prompt
 from shears.data.rows import read_rows
 from shears.errors import InputError

@@ -8,8 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from shears.config import TrainConfig
-from shears.data.columns import Row
-from shears.data.example import IGNORED
+from shears.data.example import IGNORED, Row
 from shears.data.examples import Example, Tokenized, completion_of, to_example, tokenize_all
 from shears.data.rows import read_rows
 from shears.errors import InputError

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from shears.data.columns import messages_of
+from shears.data.example import messages_of
 from shears.errors import InputError
 
 # Decimal points, operators and signs distinguish questions (1.5 and 1 5, 3 + 4 and 3 - 4, 5! and 5). Punctuation does

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import datasets
 
 from shears.data.arithmetic import arithmetic_rows
-from shears.data.columns import OWN_NAMES, Row, renamed
+from shears.data.example import OWN_NAMES, Row, renamed
 from shears.errors import InputError, first_line
 from shears.records.paths import HUB_SOURCE, expanded, file_fingerprint, is_path
 

@@ -11,7 +11,7 @@ from shears.errors import InputError
 from shears.evaluation import statistics
 from shears.evaluation.arms import Arms, Key, Measurement, example_of, numbered, with_ids_of_first
 from shears.evaluation.statistics import Bits
-from shears.records.measures import CONTAMINATION
+from shears.records.figures import CONTAMINATION
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shears.data.columns import OWN_NAMES, Row
+from shears.data.example import OWN_NAMES, Row
 from shears.data.examples import Example
 from shears.data.prompts import question_id, question_of
 from shears.data.rows import read_rows, source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.records import Evaluation, Record
 from shears.records.artifacts import find_record, record_in, training_sources
-from shears.records.measures import CONTAMINATION
+from shears.records.figures import CONTAMINATION
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 from shears.adapt.load import checked_base
 from shears.checkpoints.tensor_files import quantized_by
 from shears.config import ExportConfig
-from shears.data.columns import OWN_NAMES
+from shears.data.example import OWN_NAMES
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.export.peft import SubAdapter, origin, read_sub_adapter

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from shears import __version__
 from shears.adapt.load import checked_base
 from shears.checkpoints.conversion import empty_model, read_config
 from shears.checkpoints.packed.file import PACKAGE_FILE, PLAIN_NAMES, Package, Spec, read_package
@@ -37,11 +38,10 @@ from shears.models.load import copy_configs, save_tokenizer
 from shears.models.quantize_aware import Grid
 from shears.models.ref import ModelRef, resolve
 from shears.records import artifacts
-from shears.records.cards.card import write_card
+from shears.records.card import write_card
 from shears.records.folders import working_folder
 from shears.records.paths import expanded, own_file
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, A, B, linear_of
-from shears.records.version import __version__
 
 logger = logging.getLogger(__name__)
 OF_MERGED = ("super_adapter_fingerprint", "template", "data", "data_sha256", "ranks", artifacts.TRAINED_BEFORE)

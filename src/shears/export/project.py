@@ -28,8 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from shears.config import ExportConfig, SparsifyConfig
 from shears.config.notation import num_bytes
 from shears.data.calibration import calibration_batches
-from shears.data.columns import OWN_NAMES
-from shears.data.example import IGNORED
+from shears.data.example import IGNORED, OWN_NAMES
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError

@@ -11,7 +11,7 @@ from shears.config.export import FORMATS, ExportConfig
 from shears.config.resolve import build
 from shears.errors import InputError
 from shears.records.artifacts import as_data, write_json
-from shears.records.cards.card import write_card
+from shears.records.card import write_card
 from shears.records.folders import working_folder
 from shears.records.paths import expanded
 

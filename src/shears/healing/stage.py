@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shears import __version__
 from shears.config import HealConfig
 from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
@@ -29,10 +30,9 @@ from shears.records.artifacts import (
     weights_fingerprint,
     write_json,
 )
-from shears.records.cards.card import write_card
+from shears.records.card import write_card
 from shears.records.folders import partial_folder
 from shears.records.paths import expanded
-from shears.records.version import __version__
 from shears.sparsity.rewrite import LinearSparsity, overall_sparsity
 from shears.training.checkpoints import CHECKPOINTS
 from shears.training.processes import join_processes, raise_in_all, shared_folder, wait

@@ -16,7 +16,7 @@ from yaml import YAMLError
 from shears.config.embedded import EMBEDDED
 from shears.errors import InputError, first_line
 from shears.records import artifacts
-from shears.records.cards.card import HubLocation, published
+from shears.records.card import HubLocation, published
 from shears.records.folders import PARTIAL
 from shears.records.paths import HUB_NAME, SEPARATOR, is_path, last_part, own_file, without_folders
 from shears.records.peft_files import ADAPTER_CONFIG

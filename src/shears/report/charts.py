@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from shears.records.measures import is_share, other_readings
+from shears.records.figures import is_share, other_readings
 from shears.report.html import element, join, note, picture, table
 from shears.report.words import GAP, count, figure, interval, percent
 

@@ -7,7 +7,7 @@ from itertools import islice, zip_longest
 from markupsafe import Markup
 
 from shears.config.evaluate import BASELINES
-from shears.records.measures import other_readings
+from shears.records.figures import other_readings
 from shears.report.charts import interval_dots, measurement_bars
 from shears.report.html import element, note, picture, table
 from shears.report.pairs import aligned, correct, incomparable, other_prompts, pairs_table, unpaired_words

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from shears.records.measures import is_share
+from shears.records.figures import is_share
 
 COUNTS = frozenset({"parameters", "nonzeros", "macs", "tokens"})
 GAP = "\N{NO-BREAK SPACE}"

@@ -30,7 +30,7 @@ from shears.models.devices import set_threads
 from shears.models.ref import ModelRef, resolve
 from shears.records import artifacts
 from shears.records.artifacts import as_data
-from shears.records.cards.card import write_card
+from shears.records.card import write_card
 from shears.records.folders import partial_folder, run_lock
 from shears.records.paths import expanded, file_fingerprint
 from shears.records.timing import timed

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shears import __version__
 from shears.adapt.load import SuperAdapter, load_super_adapter, space_of_record
 from shears.adapt.space import RankConfig, SearchSpace
 from shears.config import SearchConfig
@@ -22,7 +23,6 @@ from shears.progress import meter
 from shears.records.artifacts import RESULT, SEARCH_SPACE, as_data, read_record, write_json
 from shears.records.folders import WORKER, working_folder
 from shears.records.paths import expanded
-from shears.records.version import __version__
 from shears.searching.explore import explore, ranked
 from shears.searching.held_out_gain import gain_report
 from shears.searching.measure.evaluators import Evaluator, as_evaluator, race_report

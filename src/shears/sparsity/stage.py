@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from shears import __version__
 from shears.config import SparsifyConfig
 from shears.config.resolve import build
 from shears.data.calibration import calibration_batches
@@ -20,10 +21,9 @@ from shears.models.devices import DTYPES
 from shears.models.load import copy_configs, load_tokenizer, save_tokenizer
 from shears.models.ref import ModelRef, resolve
 from shears.records.artifacts import SPARSITY, as_data, inherited, weights_fingerprint, write_json
-from shears.records.cards.card import write_card
+from shears.records.card import write_card
 from shears.records.folders import working_folder
 from shears.records.paths import expanded
-from shears.records.version import __version__
 from shears.sparsity.prune import SparsityReport, prune_blocks
 from shears.sparsity.recovery.adapter import write_recovery
 from shears.sparsity.rewrite import FormatOf, check_saved, rewrite_model

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from shears import __version__
 from shears.config import HealConfig, TrainConfig
 from shears.data.example import IGNORED
 from shears.data.examples import Tokenized, rows_fingerprint
@@ -30,7 +31,6 @@ from shears.models.load import load_tokenizer
 from shears.models.ref import ModelRef
 from shears.progress import is_first_process, meter
 from shears.records.artifacts import read_object, sync_path, write_json
-from shears.records.version import __version__
 from shears.training.distillation import TopK
 from shears.training.live import LiveTeacher
 from shears.training.losses import labelled_positions

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from shears import __version__
 from shears.config import WriteConfig
 from shears.config.resolve import build
 from shears.config.write import WRITTEN
@@ -26,7 +27,6 @@ from shears.records.artifacts import WRITTEN_TEXT, as_data, write_json
 from shears.records.folders import working_folder
 from shears.records.journal import append_row, read_rows
 from shears.records.paths import expanded, file_fingerprint
-from shears.records.version import __version__
 from shears.runtime.generation.backend import MOST_SEQUENCES, Backend
 from shears.runtime.generation.transformers_backend import TransformersBackend
 from shears.runtime.loading import native_backend_of

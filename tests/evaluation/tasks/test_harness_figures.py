@@ -13,7 +13,7 @@ from shears.errors import InputError
 from shears.evaluation.statistics import wilson_interval
 from shears.evaluation.tasks.harness import summary, task_figures
 from shears.evaluation.tasks.harness import task_records as records_of
-from shears.records.measures import is_share
+from shears.records.figures import is_share
 
 
 def test_a_figure_is_of_the_samples_of_its_own_filter() -> None:

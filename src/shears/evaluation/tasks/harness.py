@@ -31,7 +31,7 @@ from shears.errors import InputError, first_line, install_hint
 from shears.evaluation.records import Evaluation, Record
 from shears.evaluation.statistics import Z95, wilson_interval
 from shears.models.devices import DTYPES, device_of, resolved_precision
-from shears.records.measures import is_share
+from shears.records.figures import is_share
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from shears.config.evaluate import ANSWER_FORMS, TEMPLATE
-from shears.data.columns import Row
+from shears.data.example import Row
 from shears.data.examples import Example, choices_of
 from shears.data.prompts import render_completion, render_prompt
 from shears.data.rows import read_rows

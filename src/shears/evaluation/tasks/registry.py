@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from shears.config import EvaluateConfig
 from shears.config.evaluate import ANSWER_FORMS
 from shears.data.calibration import text_tokens
-from shears.data.columns import Row
+from shears.data.example import Row
 from shears.data.examples import Example, check_rows, completion_of, load_examples, prompts_of
 from shears.data.prompts import DEFAULT_TEMPLATE
 from shears.errors import InputError

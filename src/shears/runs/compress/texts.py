@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from shears.data.columns import OWN_NAMES, renamed
+from shears.data.example import OWN_NAMES, renamed
 from shears.data.rows import is_saved, read_rows, saved_rows
 from shears.errors import InputError
 from shears.records.paths import expanded

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from shears.records.cards.card import HubLocation, card, hub_base, published, title, write_card
-from shears.records.cards.tables import table
+from shears.records.card import HubLocation, card, hub_base, published, title, write_card
+from shears.records.figures import table
 
 LINEARS = {"model.layers.0.self_attn.q_proj": {"shape": [4, 8], "zeros": 16, "sparsity": 0.5},
            "model.layers.1.self_attn.q_proj": {"shape": [4, 8], "zeros": 8, "sparsity": 0.25},

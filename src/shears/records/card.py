@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from shears.config.embedded import EMBEDDED
 from shears.config.export import FORMAT_OF_RECORD
 from shears.records import artifacts
-from shears.records.cards.tables import figures_table, rank_table, size_table, sparsity_table
+from shears.records.figures import figures_table, rank_table, size_table, sparsity_table
 from shears.records.paths import HUB_NAME, HUB_SOURCE, is_path, last_part, without_folders
 
 Record = Mapping[str, Any]

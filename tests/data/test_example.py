@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shears.data.calibration import calibration_batches, text_tokens
-from shears.data.columns import messages_of, renamed
+from shears.data.example import messages_of, renamed
 from shears.data.examples import check_completions, check_rows, load_examples, to_example, tokenize
 from shears.data.prompts import question_of
 from shears.data.rows import read_rows

@@ -1,1 +1,0 @@
-"""Model cards: the README.md of an artifact's folder, made from its record alone."""
