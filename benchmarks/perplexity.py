@@ -1,7 +1,6 @@
 """WikiText-2 perplexity of the dense and of the pruned SmolLM2-135M, 16 windows of 1,024 tokens of the test text.
 
     python -m benchmarks.perplexity --data FOLDER [--num-samples 32] [--sequence-length 512]
-    python -m benchmarks.perplexity --data FOLDER --methods wanda --refine 0 16 --sparsities 0.5 0.6 --windows 8
 
 FOLDER holds valid.txt (calibration) and test.txt of WikiText-2.
 """
@@ -26,7 +25,6 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5])
     parser.add_argument("--methods", nargs="+", default=["wanda", "magnitude"])
-    parser.add_argument("--refine", type=int, nargs="+", default=[0], help="rounds of swaps")
     parser.add_argument("--reconstruct", action="store_true")
     parser.add_argument("--windows", type=int, default=16)
     arguments = parser.parse_args()
@@ -34,7 +32,7 @@ def main() -> None:
     print(environment())
     print("\n| model | perplexity | 95 % interval | tokens | pruning |\n| --- | --- | --- | --- | --- |")
     _row("dense", MODEL, arguments, "")
-    for sparsity, method, refine in product(arguments.sparsities, arguments.methods, arguments.refine):
+    for sparsity, method in product(arguments.sparsities, arguments.methods):
         with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
             output = shears.sparsify(
@@ -42,15 +40,13 @@ def main() -> None:
                 Path(folder) / "sparse",
                 method=method,
                 sparsity=sparsity,
-                refine=refine,
                 reconstruct=arguments.reconstruct,
                 num_samples=arguments.num_samples,
                 sequence_length=arguments.sequence_length,
                 calibration=str(arguments.data / "valid.txt"),
             )
             seconds = f"{time.monotonic() - start:.0f} s"
-            name = f"{method} {sparsity:.0%}" + f", {refine} rounds of swaps" * (refine > 0)
-            _row(name, str(output), arguments, seconds)
+            _row(f"{method} {sparsity:.0%}", str(output), arguments, seconds)
 
 
 def _row(name: str, model: str, arguments: argparse.Namespace, seconds: str) -> None:

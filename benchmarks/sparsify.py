@@ -63,7 +63,7 @@ def rows() -> Iterator[Row]:
     """Yield the settings of every row of the table, the quick ones first."""
     yield {"sparsity": 0.0, "method": "magnitude"}  # dense
     for sparsity in SPARSITIES:
-        for pattern in ("row", "layer", "global"):
+        for pattern in ("row", "layer"):
             yield {"sparsity": sparsity, "method": "magnitude", "pattern": pattern}
     for method in ("magnitude", "wanda", "ria", "sparsegpt", "admm"):
         yield {"sparsity": 0.5, "method": method, "pattern": "2:4"}

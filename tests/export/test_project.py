@@ -27,6 +27,7 @@ from shears.models.blockwise.sources import Skeleton
 from shears.models.blockwise.walk import IrregularBlocks
 from shears.models.load import load_tokenizer
 from shears.records.artifacts import MERGED, SEARCH_SPACE, read_record, weights_fingerprint, write_json
+from shears.sparsity.methods.refit import DAMPING
 from tests.export.made import RANKS, half_sparse, stock, super_adapter, weights
 from tests.oracles import least_squares
 from tests.tiny import tiny_model
@@ -94,8 +95,8 @@ def test_every_linear_is_the_best_that_keeps_the_zeros(tmp_path: Path, text: Pat
         kept = weight_oi(stock(base).base_model.get_submodule(linear)).data != 0
         seen = inputs_of(model, linear, tokens)  # behind projected linears alone, as when it was fitted
         found = weight_oi(model.base_model.get_submodule(linear)).data
-        best = least_squares.fit(whole, kept, seen, project.DAMPING)
-        errors = [float(least_squares.errors(whole, weight, seen, project.DAMPING).sum())
+        best = least_squares.fit(whole, kept, seen, DAMPING)
+        errors = [float(least_squares.errors(whole, weight, seen, DAMPING).sum())
                   for weight in (whole * kept, found, best)]  # fmt: skip
         assert errors[2] * (1 - 1e-6) <= errors[1] <= errors[2] + 0.02 * (errors[0] - errors[2])
 
@@ -229,7 +230,7 @@ def test_the_nearest_weight_needs_moments(seed: int) -> None:
     assert torch.equal(nearest(weight, kept, None), masked)
     assert torch.equal(nearest(weight, kept, torch.zeros(6, 6)), masked)
     assert torch.equal(nearest(weight, torch.ones_like(kept), seen.T @ seen), weight)
-    errors = [least_squares.errors(weight, found, seen, project.DAMPING).sum()
+    errors = [least_squares.errors(weight, found, seen, DAMPING).sum()
               for found in (nearest(weight, kept, seen.T @ seen), masked)]  # fmt: skip
     assert errors[0] <= errors[1] * (1 + 1e-5)
 

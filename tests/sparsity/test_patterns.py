@@ -1,4 +1,4 @@
-"""N:M and global patterns: what they ask of sparsity, allocation and sizes."""
+"""N:M patterns: what they ask of sparsity, allocation and sizes."""
 
 import pytest
 
@@ -18,13 +18,7 @@ from tests.tiny import tiny_model
         ({"pattern": "3:2"}, "must keep 0 < N < M weights, got 3:2"),
         ({"pattern": "4:4"}, "must keep 0 < N < M weights, got 4:4"),
         ({"pattern": "0:4", "sparsity": 0.0}, "must keep 0 < N < M weights, got 0:4"),
-        ({"pattern": "global"}, "global needs method magnitude"),
-        ({"pattern": "global", "method": "sparsegpt"}, "global needs method magnitude"),
-        ({"pattern": "global", "method": "magnitude", "allocation": "owl"}, "sets the sparsity of each linear itself"),
-        (
-            {"pattern": "global", "method": "magnitude", "sparsity_of": "q_proj=0.5"},
-            "sets the sparsity of each linear itself",
-        ),
+        ({"pattern": "global"}, r"sparsify\.pattern must be row, layer or N:M such as 2:4, got 'global'"),
     ],
 )
 def test_patterns_that_contradict_the_rest_are_refused(keys: dict[str, object], message: str) -> None:

@@ -32,6 +32,11 @@ def names(model: PreTrainedModel, **keys: object) -> list[str]:
     return list(dict.fromkeys(linear_name(matrix).split("layers.")[1] for matrix in chosen))
 
 
+def all_but(*endings: str) -> str:
+    """Return a regex for `skip` of the names that end otherwise."""
+    return f"(?!.*({'|'.join(endings)})$).*"
+
+
 def counts(model: PreTrainedModel, **keys: object) -> tuple[Chosen, dict[str, int]]:
     """Return what is chosen and the numbers of zeros, under a uniform allocation."""
     settings = config(**keys)
@@ -40,30 +45,19 @@ def counts(model: PreTrainedModel, **keys: object) -> tuple[Chosen, dict[str, in
 
 
 @pytest.mark.parametrize(
-    ("targets", "expected"),
+    ("skip", "expected"),
     [
         ("", [f"{block}.{name}" for block in (0, 1) for name in LLAMA]),
-        ("q_proj", ["0.self_attn.q_proj", "1.self_attn.q_proj"]),
-        ("self_attn.q_proj,down_proj", [f"{b}.{n}" for b in (0, 1) for n in ("self_attn.q_proj", "mlp.down_proj")]),
-        (r".*\.1\.mlp\..*", ["1.mlp.gate_proj", "1.mlp.up_proj", "1.mlp.down_proj"]),
-        (["model.layers.0.mlp.up_proj"], ["0.mlp.up_proj"]),
+        (r".*layers\.0\..*,o_proj", [f"1.{name}" for name in LLAMA if not name.endswith("o_proj")]),
+        (r".*layers\.0\..*,self_attn.q_proj,.*mlp.*", [f"1.{name}" for name in LLAMA[1:4]]),
+        (all_but("q_proj"), ["0.self_attn.q_proj", "1.self_attn.q_proj"]),
+        ([all_but("q_proj", "k_proj"), "k_proj"], ["0.self_attn.q_proj", "1.self_attn.q_proj"]),
+        ([all_but(r"\.0\.mlp\.up_proj")], ["0.mlp.up_proj"]),
+        ("lm_head", [f"{block}.{name}" for block in (0, 1) for name in LLAMA]),  # dense in any case
     ],
 )
-def test_targets_are_suffixes_or_whole_regexes(targets: object, expected: list[str]) -> None:
-    assert names(tiny_model(), targets=targets) == expected
-
-
-@pytest.mark.parametrize(
-    ("keys", "expected"),
-    [
-        ({"skip": r".*layers\.0\..*,o_proj"}, [f"1.{name}" for name in LLAMA if not name.endswith("o_proj")]),
-        ({"targets": "q_proj,k_proj", "skip": "k_proj"}, ["0.self_attn.q_proj", "1.self_attn.q_proj"]),
-        ({"targets": "q_proj", "skip": "down_proj"}, ["0.self_attn.q_proj", "1.self_attn.q_proj"]),
-        ({"skip": "lm_head"}, [f"{block}.{name}" for block in (0, 1) for name in LLAMA]),  # dense in any case
-    ],
-)
-def test_what_is_skipped_stays_out(keys: dict[str, object], expected: list[str]) -> None:
-    assert names(tiny_model("llama_untied"), **keys) == expected
+def test_linears_are_skipped_by_suffix_or_whole_regex(skip: object, expected: list[str]) -> None:
+    assert names(tiny_model("llama_untied"), skip=skip) == expected
 
 
 def test_what_is_skipped_does_not_count() -> None:
@@ -75,14 +69,14 @@ def test_what_is_skipped_does_not_count() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"targets": "q_porj"}, r"target 'q_porj'; this model has q_proj, k_proj, .*; did you mean 'q_proj'\?"),
+        ({"skip": "q_porj"}, r"target 'q_porj'; this model has q_proj, k_proj, .*; did you mean 'q_proj'\?"),
         ({"skip": "down_prj"}, r"target 'down_prj'; .*; did you mean 'down_proj'\?"),
         ({"sparsity_of": "up_porj=0.4"}, r"target 'up_porj'; .*; did you mean 'up_proj'\?"),
-        ({"targets": "lm_head"}, "no linear matches target 'lm_head'"),
-        ({"targets": "q_proj", "sparsity_of": "k_proj=0.4"}, "target 'k_proj'; this model has q_proj; did"),
-        ({"targets": "q_proj["}, r"must be a name or a regex, got 'q_proj\['"),
+        ({"sparsity_of": "lm_head=0.4"}, "no linear matches target 'lm_head'"),
+        ({"skip": all_but("q_proj"), "sparsity_of": "k_proj=0.4"}, "target 'k_proj'; this model has q_proj; did"),
+        ({"skip": "q_proj["}, r"must be a name or a regex, got 'q_proj\['"),
         ({"skip": ".*"}, r"must be linears left to prune, skip=\.\* leaves none"),
-        ({"targets": "q_proj", "skip": "lm_head,q_proj"}, "skip=lm_head,q_proj leaves none"),
+        ({"skip": "lm_head,.*proj"}, r"skip=lm_head,\.\*proj leaves none"),
     ],
 )  # fmt: skip
 def test_names_that_fit_nothing_are_refused_with_what_there_is(keys: dict[str, object], message: str) -> None:
@@ -149,7 +143,7 @@ def test_the_overall_sparsity_is_exact_to_one_weight_or_refused(overall: float, 
 
 def test_experts_are_meant_by_the_name_of_their_stack() -> None:
     model = tiny_model("mixtral")
-    chosen = choose(model, config(targets="gate_up_proj"))
+    chosen = choose(model, config(skip=all_but("gate_up_proj")))
     assert [matrix.name for matrix in chosen.matrices] == [
         f"model.layers.{block}.mlp.experts.gate_up_proj.{expert}" for block in (0, 1) for expert in range(4)
     ]
@@ -158,12 +152,12 @@ def test_experts_are_meant_by_the_name_of_their_stack() -> None:
     stack = [zeros[name] for name in zeros if "gate_up_proj" in name]
     assert stack == [0.25 * 96 * 32] * 8
     with pytest.raises(InputError, match="no linear matches target 'gate_up_proj.3'; .*gate_up_proj"):
-        choose(model, config(targets="gate_up_proj.3"))
+        choose(model, config(skip="gate_up_proj.3"))
 
 
-def test_routers_cannot_be_targeted() -> None:
+def test_a_router_has_no_sparsity_of_its_own() -> None:
     with pytest.raises(InputError, match="no linear matches target 'mlp.gate'"):
-        choose(tiny_model("mixtral"), config(targets="mlp.gate"))
+        counts(tiny_model("mixtral"), sparsity_of="mlp.gate=0.5")
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2", "gpt_oss", "mamba", "falcon_h1"])
@@ -193,7 +187,7 @@ def test_stacks_of_biases_do_not_count_as_weights(name: str) -> None:
 
 def test_routers_and_the_pruned_share_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        choose(tiny_model("mixtral"), config(targets="experts.down_proj"))
+        choose(tiny_model("mixtral"), config(skip=all_but("experts.down_proj")))
     assert "0.59 % of the block weights choose experts and stay dense" in caplog.text
     assert "pruning 2 linears, 28.4 % of the block weights" in caplog.text
 

@@ -119,7 +119,7 @@ def test_the_dtype_on_disk_can_be_chosen(tmp_path: Path, text: str) -> None:
         ({"num_samples": 1000}, "calibration needs"),
         ({"sparsity": 1.0}, "sparsify.sparsity"),
         ({"sparsty": 0.5}, "did you mean 'sparsify.sparsity'"),
-        ({"targets": "nothing"}, "no linear matches target 'nothing'"),
+        ({"skip": "nothing"}, "no linear matches target 'nothing'"),
         ({"sequence_length": 300, "num_samples": 1}, "context of 256"),
         ({"pattern": "2:4", "sparsity": 0.6}, "set sparsity=0.5 only"),
         ({"pattern": "1:5", "sparsity": 0.8}, "q_proj has 32; skip it"),

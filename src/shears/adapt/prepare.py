@@ -26,14 +26,13 @@ from shears.checkpoints.conversion import known_config
 from shears.config import TrainConfig
 from shears.data.examples import Example, Tokenized, check_completions, load_examples, tokenize_all
 from shears.errors import InputError, first_line
-from shears.models.blocks import decoder_blocks, linears, sharing_a_weight, weight_oi
+from shears.models.blocks import decoder_blocks, linears, matching, sharing_a_weight, weight_oi
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.load import keep_as_quantized, load_model, load_tokenizer, quantization_config, refuse_unknown
 from shears.models.properties import positions_in
 from shears.models.quantize_aware import Grid, grids_of, make_quantize_aware
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import make_sparse
-from shears.models.targets import matching
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ logger = logging.getLogger(__name__)
 def build_space(model: nn.Module, groups: Sequence[str], ranks: Sequence[int]) -> SearchSpace:
     """Return the search space: in each decoder block, the linears joined by + share one of the ranks.
 
-    Each part is a name's ending or a regex (see `models.targets.matching`); the group `auto` stands for those of
+    Each part is a name's ending or a regex (see `models.blocks.matching`); the group `auto` stands for those of
     `auto_groups`. InputError if a part matches nothing, if
     two groups claim one linear, if a linear does not return one tensor of its outputs (routers that return their
     choice, grouped products), or if a rank exceeds min(inputs, outputs) of every linear in its group.

@@ -15,8 +15,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     ),
     "Healing": ("train", "recovery", "heal", "kl", "cross_entropy"),
     "Pruning": (
-        "sparsity", "method", "pattern", "allocation", "reconstruct", "refine", "targets", "skip", "sparsity_of",
-        "damping",
+        "sparsity", "method", "pattern", "allocation", "reconstruct", "skip", "sparsity_of",
     ),
     "Adapter": (
         "ranks", "groups", "adapter", "decompose_factor", "alpha", "init", "sampling", "reorder", "curriculum",
@@ -62,7 +61,7 @@ METAVARS: Mapping[str, str] = {
     "heal": "COUNT",
     "target": "BITS|SIZE|SPEED",
     "device": "auto|cpu|cuda|mps",
-    "pattern": "row|layer|global|N:M",
+    "pattern": "row|layer|N:M",
     "activation_budget": "SIZE",
     "cache_budget": "SIZE",
     "storage": "URL",

@@ -25,16 +25,14 @@ class Method:
     prune: str
     """Function from `Task` to `Pruned` (sparsity/methods/scores.py), as `module:name`. It is imported when it is used,
     because reading a recipe must not import torch."""
-    updates: bool = False
-    """Whether the weights that the method keeps get new values."""
 
 
 METHODS: Mapping[str, Method] = {
     "wanda": Method("norms", "shears.sparsity.methods.scores:prune_by_wanda"),
     "magnitude": Method("nothing", "shears.sparsity.methods.scores:prune_by_magnitude"),
     "ria": Method("norms", "shears.sparsity.methods.scores:prune_by_ria"),
-    "sparsegpt": Method("moments", "shears.sparsity.methods.sparsegpt:prune", updates=True),
-    "admm": Method("moments", "shears.sparsity.methods.admm:prune", updates=True),
+    "sparsegpt": Method("moments", "shears.sparsity.methods.sparsegpt:prune"),
+    "admm": Method("moments", "shears.sparsity.methods.admm:prune"),
 }
 ALLOCATIONS: Mapping[str, str | None] = {
     "uniform": None,
@@ -60,15 +58,12 @@ class SparsifyConfig(StageConfig):
     """Pruning method: wanda, magnitude and ria only set weights to zero; sparsegpt and admm also update the kept ones
     (better, slower)."""
     pattern: Pattern = "row"
-    """Where weights compete for the zeros: within a row of a linear (row), within a linear (layer), across all
-    linears (global; magnitude only), or within M consecutive weights, of which N are kept (N:M)."""
+    """Where weights compete for the zeros: within a row of a linear (row), within a linear (layer),
+    or within M consecutive weights of a row, of which N are kept (N:M)."""
     allocation: AllocationName = "uniform"
     """Sparsity of each linear: uniform, owl (lower in blocks with outliers) or sensitivity (by the loss's gradient)."""
     reconstruct: bool = False
     """Fit the kept weights to the dense linear's outputs on the calibration text; zeros stay where they are."""
-    refine: int = Field(0, ge=0)
-    """Rounds in which every row of a linear may swap a kept and a pruned weight, where that lowers the error of the
-    linear's outputs on the calibration text (slower, better); before --reconstruct. Zeros per row stay."""
     calibration: str | None = None
     """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, the embedded arithmetic:train, or self
     (text that the model writes itself, see write); default: arithmetic:train for the embedded model, none for
@@ -82,8 +77,6 @@ class SparsifyConfig(StageConfig):
     """Tokens in a calibration sequence."""
     batch_size: int = Field(4, gt=0)
     """Calibration sequences in one forward pass."""
-    targets: Names = ()
-    """Linears to prune, by suffix or regex, such as q_proj,down_proj; default: all linears of the decoder blocks."""
     skip: Names = ()
     """Linears that stay dense and do not count towards the sparsity, by suffix or regex, such as o_proj or
     .*layers\\.0\\..*"""
@@ -96,9 +89,6 @@ class SparsifyConfig(StageConfig):
     recover_by: Literal["norms", "moments"] = "norms"
     """Statistics of the inputs that the recovery adapter is fitted to: their norms, or their second moments (slower,
     better)."""
-    damping: float = Field(0.01, gt=0)
-    """Value that sparsegpt and reconstruct add to the diagonal of the inputs' second moments, as a share of its
-    mean."""
     activation_budget: Size = "2GB"
     """Memory for the hidden states between blocks; hidden states beyond it are kept in files."""
     precision: DtypeName = "auto"
@@ -116,7 +106,7 @@ class SparsifyConfig(StageConfig):
     def measures_inputs(self) -> bool:
         """Whether pruning measures inputs once the sparsities are known."""
         statistics = METHODS[self.method].needs != "nothing"
-        return statistics or self.reconstruct or self.refine > 0 or self.recover_rank > 0
+        return statistics or self.reconstruct or self.recover_rank > 0
 
     @property
     def needs_calibration(self) -> bool:
@@ -141,11 +131,6 @@ class SparsifyConfig(StageConfig):
     @model_validator(mode="after")
     def _check_pattern(self) -> "SparsifyConfig":
         varies = self.allocation != "uniform" or bool(self.sparsity_of)
-        if self.pattern == "global" and (self.method != "magnitude" or varies):
-            raise ValueError(
-                "pattern global needs method magnitude, allocation uniform and no sparsity_of, because it sets the "
-                "sparsity of each linear itself; use pattern layer"
-            )
         groups = kept_of_every(self.pattern)
         if groups is None:
             return self

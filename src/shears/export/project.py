@@ -46,7 +46,6 @@ from shears.models.ref import ModelRef
 from shears.sparsity.methods.refit import refit
 
 logger = logging.getLogger(__name__)
-DAMPING: float = SparsifyConfig.model_fields["damping"].default
 BUDGET = num_bytes(SparsifyConfig.model_fields["activation_budget"].default)  # hidden states in memory
 BATCH = 2  # sequences in a forward; more would need much memory for logits
 EXAMPLES = 8  # examples in a forward; they are shorter than sequences
@@ -156,7 +155,7 @@ def nearest(
     masked = weight.masked_fill(~kept, 0.0)
     if moments is None or not moments.any() or bool(kept.all()):
         return masked
-    return refit(weight, masked, kept, moments, DAMPING)
+    return refit(weight, masked, kept, moments)
 
 
 def draw_samples(

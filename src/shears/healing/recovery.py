@@ -18,7 +18,7 @@ from shears.healing.linears import kept_weights, power_of_two
 from shears.models.ref import ModelRef
 from shears.records.artifacts import RECOVERY_FOLDER
 from shears.records.peft_files import PREFIX, A, B
-from shears.sparsity.recovery.adapter import write_factors
+from shears.sparsity.recovery import write_factors
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ def inverse_factor(hessian: Float[Tensor, "I I"], damping: float) -> tuple[Float
                 return factor.float(), used
     raise InputError(
         f"second moments of the inputs must be positive definite, and are not with a damping of {larger[-1]:g}; "
-        "use more calibration tokens or a larger damping"
+        "use more calibration tokens"
     )
 
 

@@ -170,8 +170,7 @@ def _sparsify(basis: _Basis) -> Estimate:
         return work, None, None
     hidden = min(num_bytes(config.activation_budget), FP32_BYTES * num_tokens * shape.width)
     recovers_by_moments = config.recover_rank > 0 and config.recover_by == "moments"
-    fits = config.reconstruct or config.refine > 0
-    needs_moments = METHODS[config.method].needs == "moments" or fits or recovers_by_moments
+    needs_moments = METHODS[config.method].needs == "moments" or config.reconstruct or recovers_by_moments
     moments = max(inputs for _, inputs in shape.sides.values()) ** 2 if needs_moments else 0
     # in fp32: the weights outside the blocks, a block and its copy, twice the second moments of the widest linear
     memory = FP32_BYTES * (shape.beside + 2 * shape.block + 2 * moments) + hidden

@@ -11,13 +11,12 @@ from torch import nn
 from shears.config import SparsifyConfig
 from shears.config.notation import kept_of_every, num_bytes
 from shears.errors import InputError
-from shears.models.blocks import decoder_blocks, linears
+from shears.models.blocks import decoder_blocks, linears, matching
 from shears.models.blockwise.activations import Activations
 from shears.models.blockwise.matrices import Matrix, block_matrices, kept_dense, uncovered_parameters
 from shears.models.blockwise.sources import BlockSource
 from shears.models.blockwise.walk import Batches, Walk
 from shears.models.devices import autocast
-from shears.models.targets import matching
 from shears.sparsity.allocation.overall import with_overrides
 from shears.sparsity.masks import Pattern, zero_counts
 
@@ -107,10 +106,10 @@ def _overrides(chosen: Chosen, sparsity_of: Mapping[str, float]) -> dict[str, fl
 
 
 def choose(model: nn.Module, config: SparsifyConfig) -> Chosen:
-    """Return the weights of the decoder blocks that a target matches (all for no target) and `skip` does not.
+    """Return the weights of the decoder blocks that `skip` does not match.
 
-    Parameters may be on the meta device. Block weights that are in no linear are logged. InputError where nothing is
-    left to prune, where a name matches nothing, and where an N:M pattern does not fit a linear.
+    Parameters may be on the meta device. Block weights that are in no linear are logged. InputError
+    if nothing is left to prune, a name matches nothing, or an N:M pattern does not fit a linear.
     """
     prefix, blocks = decoder_blocks(model)
     by_block = _distinct_matrices(model, prefix, blocks)
@@ -119,7 +118,7 @@ def choose(model: nn.Module, config: SparsifyConfig) -> Chosen:
         raise InputError(
             f"the model must have linears in its decoder blocks; {type(model).__name__} has none in {prefix}"
         )
-    targeted = set(matching(names, config.targets) if config.targets else names)
+    targeted = set(names)
     if config.skip:  # may also name linears outside the blocks, such as lm_head, which are dense anyway
         targeted -= set(matching(list(dict.fromkeys([*names, *linears(model)])), config.skip))
     if not targeted:

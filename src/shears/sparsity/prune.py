@@ -24,13 +24,11 @@ from shears.progress import track
 from shears.sparsity.masks import Pattern
 from shears.sparsity.methods.refit import refit
 from shears.sparsity.methods.scores import Pruned, Task, prune_by_magnitude
-from shears.sparsity.methods.swaps import swap
 from shears.sparsity.plan import CalibrationRun, Chosen, choose, linear_name, zeros_by_weight
-from shears.sparsity.recovery.adapter import Recovered, Recoveries
+from shears.sparsity.recovery import Recovered, Recoveries
 from shears.sparsity.rewrite import LinearSparsity, overall_sparsity
 
 logger = logging.getLogger(__name__)
-GLOBAL = "shears.sparsity.allocation.global_magnitude:global_sparsities"  # the allocation of pattern global
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def prune_blocks(
     if config.needs_calibration:
         _check_batches(source.model, batches)
     run = CalibrationRun(source, batches, config, folder)
-    reference = GLOBAL if config.pattern == "global" else ALLOCATIONS[config.allocation]
+    reference = ALLOCATIONS[config.allocation]
     sparsities = resolve_name(reference)(run, chosen, config.sparsity) if reference else None
     pruner = _Pruner(run, chosen, zeros_by_weight(chosen, config, sparsities))
     if config.measures_inputs:
@@ -111,9 +109,9 @@ class _Pruner:
         self._model = run.source.model
         self._chosen = chosen
         self._zeros = zeros
-        self._pattern = Pattern.parse("layer" if config.pattern == "global" else config.pattern)
+        self._pattern = Pattern.parse(config.pattern)
         self._method = METHODS[config.method]
-        self._needs: Needs = "moments" if config.reconstruct or config.refine else self._method.needs
+        self._needs: Needs = "moments" if config.reconstruct else self._method.needs
         self._recoveries = Recoveries(self._model, chosen, config)
         self._linears: dict[str, LinearSparsity] = {}
         self._by_magnitude: list[str] = []
@@ -198,8 +196,8 @@ class _Pruner:
             logger.warning("no calibration token reached %s: pruned by magnitude alone", matrix.name)
             self._by_magnitude.append(matrix.name)
         dense = view.to(torch.float32, copy=recovers)  # the recovery needs it after `view` is overwritten
-        task = Task(dense, self._pattern, self._zeros[matrix.name], self._config.damping, norms, moments)
-        weight, pruned = prune_weight(task, self._method, self._config.reconstruct, self._config.refine)
+        task = Task(dense, self._pattern, self._zeros[matrix.name], norms, moments)
+        weight, pruned = prune_weight(task, self._method, self._config.reconstruct)
         view.copy_(weight)
         view.masked_fill_(pruned, 0.0)
         if recovers:
@@ -216,19 +214,14 @@ class _Pruner:
         self._linears[name] = LinearSparsity((outputs, inputs), zeros)
 
 
-def prune_weight(task: Task, method: Method, reconstruct: bool, refine: int = 0) -> Pruned:
-    """Return the pruned weight and its mask; by magnitude alone where the method's statistics are missing.
-
-    `refine` is the number of rounds of swaps.
-    """
+def prune_weight(task: Task, method: Method, reconstruct: bool) -> Pruned:
+    """Return the pruned weight and its mask; by magnitude alone where the method's statistics are missing."""
     statistics = {"nothing": task.weight, "norms": task.norms, "moments": task.moments}
     if statistics[method.needs] is None:
         return prune_by_magnitude(task)
     weight, pruned = resolve_name(method.prune)(task)
-    if refine and task.moments is not None:
-        weight, pruned = swap(task, (weight, pruned), refine, updated=method.updates)
     if reconstruct and task.moments is not None:
-        weight = refit(task.weight, weight, ~pruned, task.moments, task.damping)
+        weight = refit(task.weight, weight, ~pruned, task.moments)
     return weight, pruned
 
 

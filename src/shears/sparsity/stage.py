@@ -25,7 +25,7 @@ from shears.records.card import write_card
 from shears.records.folders import working_folder
 from shears.records.paths import expanded
 from shears.sparsity.prune import SparsityReport, prune_blocks
-from shears.sparsity.recovery.adapter import write_recovery
+from shears.sparsity.recovery import write_recovery
 from shears.sparsity.rewrite import FormatOf, check_saved, rewrite_model
 from shears.writing.stage import text_source
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shears.errors import InputError
-from shears.sparsity.allocation.overall import LARGEST, by_marginal_cost, with_overrides
+from shears.sparsity.allocation.overall import HIGHEST_SPARSITY, by_marginal_cost, with_overrides
 
 NAMES = "abcdefgh"
 SIZES = st.lists(st.integers(1, 10**9), min_size=1, max_size=8).map(lambda sizes: dict(zip(NAMES, sizes, strict=False)))
-SPARSITY = st.floats(0, LARGEST)
+SPARSITY = st.floats(0, HIGHEST_SPARSITY)
 
 
 def mean(sparsities: Mapping[str, float], sizes: Mapping[str, int]) -> float:
@@ -33,18 +33,20 @@ def numbers(data: st.DataObject, names: Mapping[str, int], low: float, high: flo
 def test_overrides_hold_and_the_overall_sparsity_too(
     sizes: dict[str, int], sparsity: float, data: st.DataObject
 ) -> None:
-    before = numbers(data, sizes, 0, LARGEST)
+    before = numbers(data, sizes, 0, HIGHEST_SPARSITY)
     names = data.draw(st.sets(st.sampled_from(sorted(sizes)), max_size=len(sizes) - 1))
-    fixed = {name: data.draw(st.floats(0, LARGEST)) for name in sorted(names)}
+    fixed = {name: data.draw(st.floats(0, HIGHEST_SPARSITY)) for name in sorted(names)}
     total = sum(sizes.values())
     least = sum(sizes[name] * value for name, value in fixed.items()) / total
-    most = least + LARGEST * sum(size for name, size in sizes.items() if name not in fixed) / total
+    most = least + HIGHEST_SPARSITY * sum(size for name, size in sizes.items() if name not in fixed) / total
     if least <= sparsity <= most:
         found = with_overrides(before, fixed, sizes, sparsity)
         assert mean(found, sizes) == pytest.approx(sparsity, abs=1e-9)
         assert found.items() >= fixed.items()
         assert list(found) == list(sizes)
-        shifts = {found[name] - before[name] for name in sizes if 0 < found[name] < LARGEST and name not in fixed}
+        shifts = {
+            found[name] - before[name] for name in sizes if 0 < found[name] < HIGHEST_SPARSITY and name not in fixed
+        }
         assert max(shifts, default=0.0) - min(shifts, default=0.0) < 1e-9
     elif not least - 1e-6 <= sparsity <= most + 1e-6:
         with pytest.raises(InputError, match="the overrides must allow the overall sparsity"):
@@ -143,7 +145,7 @@ def test_curves_that_are_not_convex_still_meet_the_overall_sparsity(data: st.Dat
         )
         for name in sizes
     }
-    found = by_marginal_cost(curves, sizes, sparsity, 0.0, LARGEST)
+    found = by_marginal_cost(curves, sizes, sparsity, 0.0, HIGHEST_SPARSITY)
     assert mean(found, sizes) == pytest.approx(sparsity, abs=1e-9)
     assert all(0 <= value <= 0.9 for value in found.values())
 

@@ -16,7 +16,7 @@ from shears.config import SparsifyConfig
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
 from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
-from shears.sparsity.allocation.overall import LARGEST
+from shears.sparsity.allocation.overall import HIGHEST_SPARSITY
 from shears.sparsity.allocation.owl import block_scores, outlier_share, owl, owl_sparsities
 from shears.sparsity.masks import zero_counts
 from shears.sparsity.plan import CalibrationRun, choose
@@ -24,13 +24,14 @@ from shears.sparsity.prune import sparsify_model
 from tests.oracles import owl as oracle
 from tests.oracles import wanda
 from tests.parts import copied
+from tests.sparsity.test_plan import all_but
 from tests.tiny import VOCABULARY, tiny_model
 
 TOKENS = torch.randint(0, VOCABULARY, (4, 24), generator=torch.Generator().manual_seed(2))
 BATCHES = [TOKENS[:3], TOKENS[3:]]
 NAMES = "abcdefgh"
 SIZES = st.dictionaries(st.sampled_from(NAMES), st.integers(1, 10**9), min_size=1)
-SPARSITY = st.floats(0, LARGEST)
+SPARSITY = st.floats(0, HIGHEST_SPARSITY)
 
 
 def with_outliers(name: str) -> PreTrainedModel:
@@ -92,7 +93,7 @@ def test_owl_prunes_as_it_says_and_looks_at_the_dense_model() -> None:
 
 def test_owl_over_some_linears_counts_only_those() -> None:
     model = with_outliers("llama")
-    config = SparsifyConfig(allocation="owl", targets=("up_proj", r".*layers\.1.*q_proj"), precision="fp32")
+    config = SparsifyConfig(allocation="owl", skip=(all_but("up_proj", r"layers\.1.*q_proj"),), precision="fp32")
     found, sizes = allocated(WholeModel(model), config), choose(model, config).sizes
     assert len(found) == 3
     total = sum(sizes.values())
@@ -135,7 +136,7 @@ def test_owl_meets_the_overall_sparsity_inside_its_band(
     shares = numbers(data, sizes, 0, 1)
     found = owl(shares, sizes, sparsity, spread)
     assert mean(found, sizes) == pytest.approx(sparsity, abs=1e-9)
-    assert all(0 <= value <= LARGEST for value in found.values())
+    assert all(0 <= value <= HIGHEST_SPARSITY for value in found.values())
     assert max(found.values()) - min(found.values()) <= 2 * spread + 1e-9
     for one, other in itertools.permutations(sizes, 2):
         assert shares[one] <= shares[other] or found[one] <= found[other]  # more outliers, not more zeros

@@ -15,7 +15,7 @@ from shears.config import SparsifyConfig
 from shears.errors import InputError
 from shears.models.blockwise.sources import BlockSource, Skeleton, StreamedModel, WholeModel
 from shears.sparsity.allocation import sensitivity
-from shears.sparsity.allocation.overall import LARGEST
+from shears.sparsity.allocation.overall import HIGHEST_SPARSITY
 from shears.sparsity.allocation.sensitivity import REACH, SAMPLE, SEQUENCES, STRENGTH, sensitivity_sparsities
 from shears.sparsity.plan import CalibrationRun, choose
 from shears.sparsity.prune import sparsify_model
@@ -123,7 +123,7 @@ def test_the_mean_is_the_sparsity_asked_for_and_nothing_strays(name: str, sparsi
     model = sharp(name)
     found = allocated(WholeModel(model), sparsity)
     assert mean(found, model) == pytest.approx(sparsity, abs=1e-12)
-    assert all(0 <= value <= LARGEST for value in found.values())
+    assert all(0 <= value <= HIGHEST_SPARSITY for value in found.values())
     assert all(abs(value - sparsity) <= STRENGTH * REACH + 1e-12 for value in found.values())
     assert sparsity == 0 or len(set(found.values())) > 3
 

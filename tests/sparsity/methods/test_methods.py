@@ -21,12 +21,12 @@ def task(seed: int = 0, kind: str = "row", zeros: int = ZEROS) -> Task:
     """Return a task in which everything is known."""
     weight, hessian = problem(seed, 8, 24)
     moments = hessian.float()
-    return Task(weight.float(), Pattern.parse(kind), zeros, 0.01, moments.diagonal().sqrt(), moments)
+    return Task(weight.float(), Pattern.parse(kind), zeros, moments.diagonal().sqrt(), moments)
 
 
 def without(whole: Task, *names: str) -> Task:
     known = {"norms": whole.norms, "moments": whole.moments} | dict.fromkeys(names, None)
-    return Task(whole.weight, whole.pattern, whole.zeros, whole.damping, **known)
+    return Task(whole.weight, whole.pattern, whole.zeros, **known)
 
 
 def error(whole: Task, found: Tensor) -> float:
@@ -109,7 +109,7 @@ def test_weights_of_dead_inputs_go_first(name: str, reconstruct: bool) -> None:
     assert whole.moments is not None
     whole.weight[:, [3, 7]] *= 100  # whatever their size
     whole.moments[[3, 7]], whole.moments[:, [3, 7]] = 0.0, 0.0
-    dead = Task(whole.weight, whole.pattern, ZEROS, 0.01, whole.moments.diagonal().sqrt(), whole.moments)
+    dead = Task(whole.weight, whole.pattern, ZEROS, whole.moments.diagonal().sqrt(), whole.moments)
     found, pruned = prune_weight(dead, METHODS[name], reconstruct)
     assert pruned[:, [3, 7]].all()
     assert torch.isfinite(found).all()

@@ -12,7 +12,7 @@ from shears.models.blocks import decoder_blocks, linears, weight_oi
 from shears.models.blockwise.walk import IrregularBlocks
 from shears.sparsity import plan
 from shears.sparsity.prune import sparsify_model
-from shears.sparsity.recovery.adapter import Recovered
+from shears.sparsity.recovery import Recovered
 from tests.oracles import eckart_young
 from tests.tiny import VOCABULARY, tiny_model
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shears.sparsity.recovery import low_rank as recovery
-from shears.sparsity.recovery.low_rank import Recovery, recover
+from shears.sparsity import recovery
+from shears.sparsity.recovery import Recovery, recover
 from tests.oracles import eckart_young
 
 SHAPES = [(6, 14), (14, 6), (9, 9), (1, 5), (5, 1)]

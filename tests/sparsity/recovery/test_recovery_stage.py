@@ -22,6 +22,7 @@ from shears.models.blockwise.sources import Skeleton
 from shears.models.load import load_with_adapter
 from shears.records.artifacts import RECOVERY, RECOVERY_FOLDER, SPARSITY, read_record, weights_fingerprint
 from shears.sparsity.stage import sparsify
+from tests.sparsity.test_plan import all_but
 from tests.tiny import CONFIGS, VOCABULARY, save_tiny, tiny_model
 
 TOKENS = torch.randint(0, VOCABULARY, (6, 24), generator=torch.Generator().manual_seed(0))
@@ -79,7 +80,7 @@ def test_stock_peft_loads_it_and_it_brings_the_model_nearer_to_the_dense_one(
     "settings",
     [
         {"method": "magnitude"},
-        {"method": "magnitude", "pattern": "global", "recover_by": "moments"},
+        {"method": "magnitude", "pattern": "layer", "recover_by": "moments"},
         {"method": "sparsegpt"},
         {"method": "admm", "recover_by": "moments"},
         {"method": "ria", "pattern": "2:4"},
@@ -138,12 +139,12 @@ def test_what_carries_no_lora_is_left_out_with_one_warning(
 
 def test_experts_alone_have_no_recovery(stage: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="recover_rank needs a pruned linear that PEFT puts LoRA on"):
-        stage("mixtral", targets="experts.gate_up_proj")
+        stage("mixtral", skip=all_but("experts.gate_up_proj"))
     assert not (tmp_path / "sparse").exists()
 
 
 def test_dense_linears_get_none(stage: Callable[..., Path]) -> None:
-    folder = stage(targets="q_proj,down_proj", skip=r".*layers\.0\.mlp.*")
+    folder = stage(skip=[all_but("q_proj", "down_proj"), r".*layers\.0\.mlp.*"])
     assert list(read_record(folder / RECOVERY_FOLDER, RECOVERY)["linears"]) == [
         "model.layers.0.self_attn.q_proj",
         "model.layers.1.self_attn.q_proj",

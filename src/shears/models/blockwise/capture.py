@@ -154,7 +154,7 @@ def _check_side(matrix: Matrix, view: Float[Tensor, "O I"], weight: Float[Tensor
     if weight.shape[0] != matrix.shape[1] or (min(matrix.shape) > 1 and weight.stride(0) != view.stride(1)):
         raise InputError(
             f"{matrix.name} must be multiplied along its {matrix.shape[1]} inputs, this architecture multiplies along "
-            "what was taken for its outputs; it cannot be pruned, leave it out of the targets"
+            "what was taken for its outputs; it cannot be pruned, skip it"
         )
 
 

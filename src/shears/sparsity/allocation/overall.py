@@ -13,9 +13,9 @@ from torch import Tensor
 
 from shears.errors import InputError
 
-LARGEST = 0.99  # sparsity of a single weight after a shift
+HIGHEST_SPARSITY = 0.99  # sparsity of a single weight after a shift
 HALVINGS = 200  # more than float64 needs between -1 and 1
-ROUNDING = 1e-9  # difference between two overall sparsities that does not count
+SPARSITY_TOLERANCE = 1e-9  # difference between two overall sparsities that does not count
 
 Curve = tuple[Float[Tensor, " G"], Float[Tensor, " G"]]  # sparsities, and the cost of each for the whole weight
 Point = tuple[float, float]
@@ -26,29 +26,29 @@ def with_overrides(
 ) -> dict[str, float]:
     """Return the overrides, and the other sparsities shifted by one common amount to the overall sparsity.
 
-    Shifted sparsities stay in [0, LARGEST]. InputError where the overall sparsity is out of reach.
+    Shifted sparsities stay in [0, HIGHEST_SPARSITY]. InputError where the overall sparsity is out of reach.
     """
     others = {name: size for name, size in sizes.items() if name not in overrides}
     held = zeros_of(overrides, sizes)
-    check_reach(held, held + LARGEST * sum(others.values()), sizes, sparsity, "the overrides")
+    check_reach(held, held + HIGHEST_SPARSITY * sum(others.values()), sizes, sparsity, "the overrides")
     zeros = sparsity * sum(sizes.values()) - held
     moved = shifted({name: sparsities[name] for name in others}, others, zeros)
     return {name: overrides[name] if name in overrides else moved[name] for name in sizes}
 
 
 def shifted(sparsities: Mapping[str, float], sizes: Mapping[str, int], zeros: float) -> dict[str, float]:
-    """Return clamp(sparsity + shift, 0, LARGEST) with the one shift that gives this number of zeros."""
+    """Return clamp(sparsity + shift, 0, HIGHEST_SPARSITY) with the one shift that gives this number of zeros."""
     if not sizes:
         return {}
 
     def at(shift: float) -> dict[str, float]:
-        return {name: min(max(value + shift, 0.0), LARGEST) for name, value in sparsities.items()}
+        return {name: min(max(value + shift, 0.0), HIGHEST_SPARSITY) for name, value in sparsities.items()}
 
     def excess(shift: float) -> float:
         return zeros_of(at(shift), sizes) - zeros
 
     low = -max(sparsities.values())
-    high = LARGEST - min(sparsities.values())
+    high = HIGHEST_SPARSITY - min(sparsities.values())
     for _ in range(HALVINGS):  # bisection: the excess rises with the shift
         middle = (low + high) / 2
         if not low < middle < high:
@@ -68,7 +68,7 @@ def zeros_of(sparsities: Mapping[str, float], sizes: Mapping[str, int]) -> float
 def check_reach(least: float, most: float, sizes: Mapping[str, int], sparsity: float, what: str) -> None:
     """Raise InputError where `what` allows only numbers of zeros that miss the overall sparsity."""
     total = sum(sizes.values())
-    if not least / total - ROUNDING <= sparsity <= most / total + ROUNDING:
+    if not least / total - SPARSITY_TOLERANCE <= sparsity <= most / total + SPARSITY_TOLERANCE:
         raise InputError(
             f"{what} must allow the overall sparsity {sparsity:g}, they reach {least / total:.4f} to "
             f"{most / total:.4f}; change them or the overall sparsity"

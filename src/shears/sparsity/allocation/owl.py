@@ -10,7 +10,7 @@ from torch import Tensor
 from shears.errors import InputError
 from shears.models.blockwise.capture import InputNorms
 from shears.models.blockwise.walk import BlockRun, walk_blocks
-from shears.sparsity.allocation.overall import LARGEST, check_reach, shifted
+from shears.sparsity.allocation.overall import HIGHEST_SPARSITY, check_reach, shifted
 from shears.sparsity.methods.scores import magnitude_scores, wanda_scores
 from shears.sparsity.plan import CalibrationRun, Chosen
 
@@ -62,11 +62,13 @@ def owl(
     """Return sparsities that fall linearly with the outlier share, in a band of width 2 * spread.
 
     The largest outlier share gets the lowest sparsity. The band is shifted to the overall sparsity, and cut at 0 and
-    LARGEST. InputError where an outlier share is not finite or the overall sparsity is out of reach.
+    HIGHEST_SPARSITY. InputError where an outlier share is not finite or the overall sparsity is out of reach.
     """
     if not all(map(math.isfinite, outlier_shares.values())) or not spread >= 0:
         raise InputError("outlier shares must be finite and the spread at least 0; check the calibration text")
-    check_reach(0.0, LARGEST * sum(sizes.values()), sizes, sparsity, f"sparsities of at most {LARGEST}")
+    check_reach(
+        0.0, HIGHEST_SPARSITY * sum(sizes.values()), sizes, sparsity, f"sparsities of at most {HIGHEST_SPARSITY}"
+    )
     least = min(outlier_shares.values())
     span = max(outlier_shares.values()) - least or 1.0
     band = {name: -2 * spread * ((share - least) / span) for name, share in outlier_shares.items()}

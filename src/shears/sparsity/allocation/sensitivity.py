@@ -19,7 +19,7 @@ from shears.models.blockwise.activations import Activations
 from shears.models.blockwise.matrices import Matrix
 from shears.models.blockwise.walk import BlockRun, Walk
 from shears.progress import track
-from shears.sparsity.allocation.overall import LARGEST, Curve, by_marginal_cost
+from shears.sparsity.allocation.overall import HIGHEST_SPARSITY, Curve, by_marginal_cost
 from shears.sparsity.plan import CalibrationRun, Chosen
 
 SEQUENCES = 8  # of calibration text; gradients are taken sequence by sequence
@@ -52,7 +52,7 @@ def sensitivity_sparsities(run: CalibrationRun, chosen: Chosen, sparsity: float)
                     if sums[0].any():  # the gradients of an expert that no token reaches are 0 and tell nothing
                         curves[matrix.name] = _curve(matrix.view(block.model), sums)
     low = max(sparsity - REACH, 0.0)
-    high = max(min(sparsity + REACH, LARGEST), sparsity)
+    high = max(min(sparsity + REACH, HIGHEST_SPARSITY), sparsity)
     sizes = chosen.sizes
     optimum = by_marginal_cost(curves, {name: sizes[name] for name in curves}, sparsity, low, high) if curves else {}
     return {name: sparsity + STRENGTH * (optimum.get(name, sparsity) - sparsity) for name in sizes}

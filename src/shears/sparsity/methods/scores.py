@@ -26,7 +26,6 @@ class Task:
     weight: Float[Tensor, "O I"]
     pattern: Pattern
     zeros: int
-    damping: float
     norms: Float[Tensor, " I"] | None = None
     moments: Float[Tensor, "I I"] | None = None
 

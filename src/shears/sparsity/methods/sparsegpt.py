@@ -21,13 +21,14 @@ from shears.quantization.inverse import inverse_factor
 from shears.sparsity.masks import Pattern, check_groups, lowest, lowest_per_group, lowest_per_row
 from shears.sparsity.methods.scores import Pruned, Task
 
+DAMPING = 0.01  # as a share of the mean of the moments' diagonal, as published
 CHUNK = 32  # columns that are swept one by one; any number gives the same result up to rounding
 
 
 def prune(task: Task) -> Pruned:
     """Prune a weight by SparseGPT."""
     assert task.moments is not None
-    return prune_obs(task.weight, inverse_factor(task.moments, task.damping)[0], task.pattern, task.zeros)
+    return prune_obs(task.weight, inverse_factor(task.moments, DAMPING)[0], task.pattern, task.zeros)
 
 
 @torch.no_grad()
