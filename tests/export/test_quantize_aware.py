@@ -1,6 +1,6 @@
 """What is trained for int4 is what its package holds: the same weights bit for bit, the same logits, the same answers.
 
-Oracle: the super-adapter in transformers and PEFT, whose forward tests/models/test_quantize_aware.py checks.
+Oracle: the super-adapter in transformers and PEFT, whose forward tests/models/test_grid_adapter.py checks.
 """
 
 import json
@@ -26,11 +26,12 @@ from shears.evaluation.generate import Decoder
 from shears.export.package import unpack
 from shears.export.stage import export_adapter
 from shears.models.blocks import weight_oi
+from shears.models.grid_adapter import GridLinear, grids_of
 from shears.models.load import load_model, load_with_adapter
-from shears.models.quantize_aware import Grid, GridLinear, grids_of, read_grids
 from shears.quantization.grid import dequantize_blocks, quantize_blocks
+from shears.quantization.training import GRIDS, read_grids
 from shears.records.artifacts import MERGED, PACKAGE, README, SEARCH_SPACE, read_json
-from shears.records.peft_files import GRIDS, linear_of
+from shears.records.peft_files import linear_of
 from shears.runs.pipeline import run_folder
 from shears.runtime import kernels_available
 from tests import parts
@@ -185,17 +186,6 @@ def test_the_adapter_is_plain_lora_and_the_grids_lie_beside_it(trained: dict[str
         assert learnt == ({linear_of(key) for key in tensors} if name == "dense" else set())
         assert inspect(folder)["parameters"] == sum(tensor.numel() for tensor in tensors.values())
         assert "--format package" in (folder / README).read_text()
-
-
-def test_given_grids_take_the_place_of_the_weights_own(trained: dict[str, Path]) -> None:
-    folder = Path(read_json(trained["sparse"] / SEARCH_SPACE)["base"])
-    base = load_model(folder, device="cpu")
-    own = grids_of(base, folder)
-    name = next(iter(own))
-    given = Grid(own[name].scales * 2, own[name].zeros)
-    chosen = grids_of(base, folder, {name: given})
-    assert chosen[name] is given
-    assert all(torch.equal(chosen[linear].scales, grid.scales) for linear, grid in own.items() if linear != name)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from shears.records.peft_files import GRIDS
+from shears.quantization.training import GRIDS
 from shears.training import step_log
 
 SETTINGS: dict[str, Any] = {

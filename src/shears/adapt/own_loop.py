@@ -20,7 +20,7 @@ from shears.adapt.space import SearchSpace
 from shears.checkpoints.tensor_files import TensorFiles
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
-from shears.models.quantize_aware import is_quantize_aware
+from shears.models.grid_adapter import is_quantize_aware
 from shears.models.ref import ModelRef, resolve
 from shears.models.sparse_adapter import is_sparse
 from shears.progress import is_first_process

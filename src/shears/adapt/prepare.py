@@ -28,11 +28,12 @@ from shears.data.examples import Example, Tokenized, check_completions, load_exa
 from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks, linears, matching, sharing_a_weight, weight_oi
 from shears.models.devices import DTYPES, pick_device, resolved_precision
+from shears.models.grid_adapter import grids_of, make_quantize_aware
 from shears.models.load import keep_as_quantized, load_model, load_tokenizer, quantization_config, refuse_unknown
 from shears.models.properties import positions_in
-from shears.models.quantize_aware import Grid, grids_of, make_quantize_aware
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import make_sparse
+from shears.quantization.grid import Grid
 
 logger = logging.getLogger(__name__)
 

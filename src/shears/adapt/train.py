@@ -22,9 +22,10 @@ from shears.config.resolve import build
 from shears.data.examples import rows_fingerprint
 from shears.data.rows import source_fingerprint
 from shears.models.devices import pick_device
-from shears.models.quantize_aware import LEARNT, current_grids, write_grids
+from shears.models.grid_adapter import LEARNT, current_grids
 from shears.models.ref import ModelRef, resolve
 from shears.progress import is_first_process
+from shears.quantization.training import write_grids
 from shears.records import artifacts
 from shears.records.card import write_card
 from shears.records.folders import partial_folder

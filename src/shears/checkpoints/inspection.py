@@ -14,9 +14,9 @@ from shears.checkpoints.tensor_files import quantized_by
 from shears.checkpoints.zeros import EXPERTS, count_zeros, place_in_block, sparsities
 from shears.config.export import FORMAT_OF_RECORD
 from shears.errors import InputError, first_line
+from shears.quantization.training import GRIDS
 from shears.records import artifacts
 from shears.records.folders import partial_folder
-from shears.records.peft_files import GRIDS
 
 MODELS = {
     artifacts.SPARSITY: "sparse model",

@@ -35,8 +35,8 @@ from shears.export.peft import origin, read_sub_adapter, refuse_ranks
 from shears.models.blocks import LoraUpdate, linears, weight_oi
 from shears.models.devices import DTYPES
 from shears.models.load import copy_configs, save_tokenizer
-from shears.models.quantize_aware import Grid
 from shears.models.ref import ModelRef, resolve
+from shears.quantization.grid import Grid
 from shears.records import artifacts
 from shears.records.card import write_card
 from shears.records.folders import working_folder

@@ -32,9 +32,8 @@ from shears.checkpoints.tensor_files import TensorFiles
 from shears.checkpoints.zeros import count_zeros
 from shears.config import ExportConfig
 from shears.errors import InputError
-from shears.models.quantize_aware import Grid
 from shears.quantization import grid
-from shears.quantization.grid import quantize_blocks, quantize_rows
+from shears.quantization.grid import Grid, quantize_blocks, quantize_rows
 
 Sink = Callable[[str, grid.Quantized], None]  # takes a linear's name and its rounded weight (O I)
 

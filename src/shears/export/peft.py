@@ -25,8 +25,9 @@ from shears.config import ExportConfig
 from shears.config.export import FORMATS
 from shears.errors import InputError
 from shears.models.blocks import LoraUpdate, kronecker_update
-from shears.models.quantize_aware import Grid, read_grids
 from shears.models.ref import ModelRef
+from shears.quantization.grid import Grid
+from shears.quantization.training import read_grids
 from shears.records import artifacts
 from shears.records.paths import file_fingerprint
 from shears.records.peft_files import (

@@ -19,9 +19,10 @@ from shears.models.blocks import LoraUpdate, sharing_a_weight
 from shears.models.blockwise.matrices import Matrix, linear_matrix
 from shears.models.blockwise.sources import BlockSource
 from shears.models.load import copy_configs
-from shears.models.quantize_aware import Grid, on_grid, rounded
 from shears.models.ref import ModelRef
-from shears.models.sparse_adapter import masked_product
+from shears.models.sparse_adapter import masked_sum
+from shears.quantization.grid import Grid
+from shears.quantization.training import on_grid
 from shears.sparsity.rewrite import FormatOf, LinearSparsity, rewrite_model
 
 Result = TypeVar("Result")
@@ -107,8 +108,7 @@ def with_whole(weight: Float[Tensor, "O I"], update: LoraUpdate) -> Float[Tensor
 
 def with_masked(weight: Float[Tensor, "O I"], update: LoraUpdate) -> Float[Tensor, "O I"]:
     """Return W + (scaling B A) * (W != 0) in float32; the sum has every zero of W."""
-    product = masked_product(weight, update.a.to(weight.device), update.b.to(weight.device), update.scaling)
-    return weight.float() + product
+    return masked_sum(weight, update.a.to(weight.device), update.b.to(weight.device), update.scaling)
 
 
 def with_rounded(weight: Float[Tensor, "O I"], update: LoraUpdate, grid: Grid) -> Float[Tensor, "O I"]:
@@ -117,9 +117,7 @@ def with_rounded(weight: Float[Tensor, "O I"], update: LoraUpdate, grid: Grid) -
     Without factors, those of the weight alone.
     """
     grid = grid.to(weight.device)
-    if not update.a.numel():
-        return rounded(weight, grid).float()
-    return on_grid(weight, update.a.to(weight.device), update.b.to(weight.device), grid, update.scaling)
+    return on_grid(with_masked(weight, update) if update.a.numel() else weight, grid)
 
 
 def in_format(values: Float[Tensor, "O I"], kept: Bool[Tensor, "O I"], dtype: torch.dtype) -> Float[Tensor, "O I"]:

@@ -24,9 +24,10 @@ from shears.checkpoints.tensor_files import quantized_by, refuse_missing
 from shears.checkpoints.without_code import NeedsOwnCode
 from shears.errors import InputError, first_line, install_hint
 from shears.models.devices import DTYPES, device_of, pick_device, widen_norms
-from shears.models.quantize_aware import make_quantize_aware, read_grids
+from shears.models.grid_adapter import make_quantize_aware
 from shears.models.ref import AnyModel, ModelRef, resolve, resolve_with
 from shears.models.sparse_adapter import make_sparse
+from shears.quantization.training import read_grids
 from shears.records.artifacts import check_input, find_record, read_object, read_record, write_json
 from shears.records.paths import own_file
 from shears.records.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS

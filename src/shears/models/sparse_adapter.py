@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shears.errors import InputError
 from shears.models.blocks import weight_oi
+from shears.quantization.training import in_steps_, pass_through_, round_steps_
 
 MASK = "rank_mask"  # buffer of lora_A that an elastic adapter multiplies its outputs with
 
@@ -33,13 +34,23 @@ def masked_product(
     return product.masked_fill_(weight == 0, 0.0)
 
 
+def masked_sum(
+    weight: Float[Tensor, "O I"], a: Float[Tensor, "R I"], b: Float[Tensor, "O R"], scaling: float = 1.0
+) -> Float[Tensor, "O I"]:
+    """Return W + (scaling * B A) * (W != 0), in float32 or the wider dtype of its arguments."""
+    return masked_product(weight, a, b, scaling).add_(weight)
+
+
 def wide_dtype(weight: Tensor, a: Tensor) -> torch.dtype:
     """Return the dtype that products with a weight are computed in: float32 or the wider one of its arguments."""
     return torch.promote_types(torch.promote_types(weight.dtype, a.dtype), torch.float32)
 
 
 class _MaskedLinear(torch.autograd.Function):
-    """y = (W + P) x + bias for frozen W; `b` is masked by rank and scaled already, outside of this function."""
+    """y = (W + P) x + bias for frozen W; `b` is masked by rank and scaled already, outside of this function.
+
+    With a grid (scales O B, fp16 numbers in float32, and zero points O B), W + P is rounded to it.
+    """
 
     @staticmethod
     def forward(
@@ -49,33 +60,41 @@ class _MaskedLinear(torch.autograd.Function):
         bias: Float[Tensor, " O"] | None,
         a: Float[Tensor, "R I"],
         b: Float[Tensor, "O R"],
+        *grid: Tensor,
     ) -> Float[Tensor, "*B O"]:
-        ctx.save_for_backward(x, weight, a, b)  # x without a cast: linears with the same input keep it once
+        ctx.save_for_backward(x, weight, a, b, *grid)  # x without a cast: linears with the same input keep it once
         ctx.dtype = dtype = compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
-            whole = masked_product(weight, a, b).add_(weight).to(dtype)
-            return nn.functional.linear(x.to(dtype), whole, None if bias is None else bias.to(dtype))
+            whole = masked_sum(weight, a, b)
+            if grid:
+                scales = grid[0].to(whole.dtype)
+                whole = round_steps_(in_steps_(whole, scales), scales, grid[1])
+            return nn.functional.linear(x.to(dtype), whole.to(dtype), None if bias is None else bias.to(dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, "*B O"]) -> tuple[Tensor | None, ...]:
-        x, weight, a, b = ctx.saved_tensors
-        wants_x, _, wants_bias, wants_a, wants_b = ctx.needs_input_grad
-        dx = dbias = da = db = None
+        x, weight, a, b, *grid = ctx.saved_tensors
+        wants_x, _, wants_bias, *wants_factors = ctx.needs_input_grad
+        dx = da = db = dscales = whole = None
         with torch.autocast(x.device.type, enabled=False):
             rows = gradient.reshape(-1, gradient.shape[-1])
-            if wants_x:
-                whole = masked_product(weight, a, b).add_(weight).to(ctx.dtype)
-                dx = (rows @ whole).to(x.dtype).view(x.shape)
-                del whole  # before the next tensor of the weight's size
-            if wants_bias:
-                dbias = rows.sum(0)
-            if wants_a or wants_b:
+            if grid:
+                scales = grid[0].to(wide_dtype(weight, a))
+                whole = in_steps_(masked_sum(weight, a, b), scales)
+            if any(wants_factors):
                 dp = (rows.T @ x.reshape(-1, x.shape[-1]).to(ctx.dtype)).to(wide_dtype(weight, a))
                 dp.masked_fill_(weight == 0, 0.0)
+                if whole is not None:
+                    dscales = pass_through_(dp, whole, scales, grid[1]).to(grid[0].dtype)
                 da = (b.T.to(dp.dtype) @ dp).to(a.dtype)
                 db = (dp @ a.T.to(dp.dtype)).to(b.dtype)
-        return dx, None, dbias, da, db
+                del dp  # before the next tensor of the weight's size
+            if wants_x:
+                whole = masked_sum(weight, a, b) if whole is None else round_steps_(whole, scales, grid[1])
+                dx = (rows @ whole.to(ctx.dtype)).to(x.dtype).view(x.shape)
+            dbias = rows.sum(0) if wants_bias else None
+        return (dx, None, dbias, da, db, *((dscales, None) if grid else ()))
 
 
 def masked_linear(
@@ -84,9 +103,13 @@ def masked_linear(
     bias: Float[Tensor, " O"] | None,
     a: Float[Tensor, "R I"],
     b: Float[Tensor, "O R"],
+    *grid: Tensor,
 ) -> Float[Tensor, "*B O"]:
-    """Return (W + (B A) * (W != 0)) x + bias for frozen W, in the dtype that nn.Linear would compute in."""
-    result: Tensor = _MaskedLinear.apply(x, weight, bias, a, b)
+    """Return (W + (B A) * (W != 0)) x + bias for frozen W, in the dtype that nn.Linear would compute in.
+
+    `grid`, scales and zero points (O B), rounds the sum.
+    """
+    result: Tensor = _MaskedLinear.apply(x, weight, bias, a, b, *grid)
     return result
 
 
@@ -128,7 +151,7 @@ class SparseLinear(LoraLinear):  # type: ignore[misc]
 
     def whole(self, weight: Tensor, a: Tensor, b: Tensor) -> Float[Tensor, "O I"]:
         """Return W + P in float32 or the wider dtype of its arguments."""
-        return masked_product(weight, a, b).add_(weight)
+        return masked_sum(weight, a, b)
 
     def _kept(self, weight: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
         """Return `whole` in a dtype, the tensor of the last call where nothing that it was made from has changed."""

@@ -36,6 +36,23 @@ class Quantized(NamedTuple):
         return dequantize_blocks(self.codes, self.scales, self.zeros)
 
 
+class Grid(NamedTuple):
+    """The numbers of int4 that a linear's weights may take: scales, and zero points as whole numbers."""
+
+    scales: Float16[Tensor, "O B"]
+    zeros: UInt8[Tensor, "O B"]
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "O I"]) -> "Grid":
+        """Return the grid that a package gives a weight; InputError where int4 cannot hold it."""
+        _, scales, zeros = quantize_blocks(weight.cpu().contiguous())
+        return cls(scales, zeros).to(weight.device)
+
+    def to(self, device: torch.device) -> "Grid":
+        """Return the grid on another device."""
+        return Grid(self.scales.to(device), self.zeros.to(device))
+
+
 def block_shape(rows: int, cols: int) -> tuple[int, int]:
     """Return the shape of the scales and zero points of a dense int4 matrix, O x B."""
     return rows, math.ceil(cols / BLOCK)

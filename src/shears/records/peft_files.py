@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
-GRIDS = "quantization_grids.safetensors"  # ours, beside PEFT's files: scales and zero points of quantize_aware
 PREFIX = "base_model.model."
 A = ".lora_A.weight"  # R x I: R rank, I input features
 B = ".lora_B.weight"  # O x R: O output features

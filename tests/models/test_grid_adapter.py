@@ -14,18 +14,10 @@ from transformers.pytorch_utils import Conv1D
 from shears.checkpoints.packed.layout import dense, pack
 from shears.errors import InputError
 from shears.models.blocks import weight_oi
-from shears.models.quantize_aware import (
-    LEARNT,
-    LSQ_FACTOR,
-    Grid,
-    current_grids,
-    grid_of,
-    make_quantize_aware,
-    on_grid,
-    rounded,
-)
-from shears.models.sparse_adapter import is_sparse, make_plain
-from shears.quantization.grid import codes_on_grid, dequantize_blocks, quantize_blocks
+from shears.models.grid_adapter import LEARNT, current_grids, make_quantize_aware
+from shears.models.sparse_adapter import is_sparse, make_plain, masked_sum
+from shears.quantization.grid import Grid, codes_on_grid, dequantize_blocks, quantize_blocks
+from shears.quantization.training import LSQ_FACTOR, on_grid
 from tests.models.test_sparse_adapter import Holder, layer_of, mask_ranks
 from tests.oracles import quantize_aware
 
@@ -50,7 +42,7 @@ def one_linear(kind: str = "linear", sparsity: float = 0.5, dtype: torch.dtype =
 
 
 def put_on_grid(model: PeftModel, learn_scales: bool = False, grid: Grid | None = None) -> Grid:
-    grid = grid or grid_of(weight_oi(layer_of(model).base_layer).detach().float())
+    grid = grid or Grid.of(weight_oi(layer_of(model).base_layer).detach().float())
     make_quantize_aware(model, {"linear": grid}, learn_scales=learn_scales)
     return grid
 
@@ -96,12 +88,12 @@ def test_the_grid_is_the_layouts_and_some_weights_leave_it() -> None:
     layer = layer_of(model)
     weight = layer.base_layer.weight.detach()
     codes, scales, zeros = quantize_blocks(weight)
-    grid = grid_of(weight)
+    grid = Grid.of(weight)
     assert torch.equal(grid.scales, scales)
     assert torch.equal(grid.zeros, zeros)
-    assert torch.equal(rounded(weight, grid), dequantize_blocks(codes, scales, zeros))
+    assert torch.equal(on_grid(weight, grid), dequantize_blocks(codes, scales, zeros))
     a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
-    whole = on_grid(weight, a, b, grid, SCALING)
+    whole = on_grid(masked_sum(weight, a, b, SCALING), grid)
     steps = (codes_on_grid(whole, scales, zeros)[weight != 0]).long()
     assert min(int((steps == 0).sum()), int((steps == 15).sum())) > 5
 
@@ -113,8 +105,8 @@ def test_a_package_holds_the_forwards_weights_bit_for_bit(dtype: torch.dtype, sp
     layer = layer_of(one_linear(sparsity=sparsity, dtype=dtype))
     weight = layer.base_layer.weight.detach()
     a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
-    grid = grid_of(weight)
-    whole = on_grid(weight, a, b, grid, SCALING)
+    grid = Grid.of(weight)
+    whole = on_grid(masked_sum(weight, a, b, SCALING), grid)
     assert whole.dtype == torch.float32
     packed = pack(whole.to(dtype), "int4", grid)
     bits = dense(packed).view(torch.int32)
@@ -147,7 +139,7 @@ def test_the_product_is_computed_in_the_dtype_of_a_plain_linear(dtype: torch.dty
     layer = layer_of(model)
     weight = layer.base_layer.weight.detach()
     a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
-    whole = on_grid(weight, a, b, grid, SCALING)
+    whole = on_grid(masked_sum(weight, a, b, SCALING), grid)
     x = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(4)).to(dtype)
     assert torch.equal(model(x), linear(x, whole.to(dtype), layer.base_layer.bias))
     with torch.autocast("cpu", torch.bfloat16):
@@ -203,7 +195,7 @@ def test_plain_is_pefts_own_layer_and_merging_in_place_is_refused(kind: str) -> 
 
 
 def test_a_linear_without_a_grid_and_a_grid_without_a_linear_are_refused() -> None:
-    grid = grid_of(torch.ones(OUTPUTS, WIDTH))
+    grid = Grid.of(torch.ones(OUTPUTS, WIDTH))
     with pytest.raises(InputError, match="holds as int4, linear is not; leave it out of groups"):
         make_quantize_aware(one_linear(), {})
     with pytest.raises(InputError, match="every grid must be of a linear of the model, other is not there"):

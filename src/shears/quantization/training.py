@@ -1,0 +1,123 @@
+"""Training on the grid of int4: weights rounded in every forward, gradients passed through, grids kept in a file.
+
+With the sum W + P of a weight and its adapter's product, u = (W + P) / scale and k = clamp(round(u), -zero, 15 - zero),
+the forward multiplies by Q = scale * k, which a package of int4 values holds bit for bit (QA-SparsePEFT, SQFT,
+arXiv 2410.03750). dQ/d(W + P) is 1 where round(u) = k, else 0; dQ/dscale is k - u there, else k (LSQ, arXiv 1902.08153,
+eq. 3). The layers that train so are in models/grid_adapter.py.
+
+Shapes: O output features, I input features, B = ceil(I / 128) blocks.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float16, UInt8
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from shears.errors import InputError
+from shears.quantization.grid import BLOCK, LARGEST_CODE, Grid
+
+GRIDS = "quantization_grids.safetensors"  # beside PEFT's files in an adapter's folder
+SCALES = ".scales"
+ZEROS = ".zeros"
+LSQ_FACTOR = 1 / math.sqrt(BLOCK * LARGEST_CODE)  # of the scales' gradients, so that they do not rule its norm
+
+
+def on_grid(whole: Float[Tensor, "O I"], grid: Grid) -> Float[Tensor, "O I"]:
+    """Return the grid's numbers nearest to the weights, in float32 or wider: +0.0 where a weight is zero."""
+    wide = torch.promote_types(whole.dtype, torch.float32)
+    scales = grid.scales.to(wide)
+    return round_steps_(in_steps_(whole.to(wide, copy=True), scales), scales, grid.zeros)
+
+
+def in_steps_(whole: Float[Tensor, "O I"], scales: Float[Tensor, "O B"]) -> Float[Tensor, "O I"]:
+    """Divide weights by their scales, in place; a scale of 0 counts as 1, because `round_steps_` makes its block 0."""
+    for part, scale in _in_blocks([whole], [scales]):
+        part.div_(scale.where(scale > 0, 1.0))
+    return whole
+
+
+def round_steps_(
+    steps: Float[Tensor, "O I"], scales: Float[Tensor, "O B"], zeros: UInt8[Tensor, "O B"]
+) -> Float[Tensor, "O I"]:
+    """Replace weights in steps by the nearest numbers of the grid, in place. Equal shapes and steps give equal bits."""
+    for part, scale, zero in _in_blocks([steps], [scales, zeros.to(scales.dtype)]):
+        part.round_().clamp_(-zero, LARGEST_CODE - zero).mul_(scale).add_(0.0)  # -0.0 + 0.0 is +0.0
+    return steps
+
+
+def pass_through_(
+    gradient: Float[Tensor, "O I"],
+    steps: Float[Tensor, "O I"],
+    scales: Float[Tensor, "O B"],
+    zeros: UInt8[Tensor, "O B"],
+) -> Float[Tensor, "O B"]:
+    """Turn the gradient of Q into that of the weights, in place; return the gradient of the scales.
+
+    A scale of 0 stops every gradient of its block.
+    """
+    of_scales = []
+    for part, step, scale, zero in _in_blocks([gradient, steps], [scales, zeros.to(scales.dtype)]):
+        nearest = step.round()
+        clamped = nearest.clamp(-zero, LARGEST_CODE - zero)
+        inside = nearest == clamped
+        of_scales.append((part * (clamped - step * inside)).sum(-1))
+        part.mul_(inside & (scale > 0))
+    return torch.cat(of_scales, 1)
+
+
+def _in_blocks(wholes: Sequence[Tensor], tables: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield views of weights (O I) in blocks (O, blocks, inputs), and of tables (O B) as (O, blocks, 1).
+
+    A last block that is narrower than the others comes by itself.
+    """
+    count, rest = divmod(wholes[0].shape[1], BLOCK)
+    full = count * BLOCK
+    if count:
+        parts = [whole[:, :full].unflatten(1, (count, BLOCK)) for whole in wholes]
+        yield parts + [table[:, :count, None] for table in tables]
+    if rest:
+        yield [whole[:, None, full:] for whole in wholes] + [table[:, count:, None] for table in tables]
+
+
+class LearntScales(torch.autograd.Function):
+    """scale * exp(t) rounded to fp16, in float32; the gradient ignores the rounding and is multiplied by LSQ_FACTOR.
+
+    The logarithm keeps scales positive, and makes the learning rate relative to their size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logs: Float[Tensor, "O B"], first: Float16[Tensor, "O B"]) -> Float[Tensor, "O B"]:
+        scales = first.float() * logs.float().exp()
+        ctx.save_for_backward(scales)
+        return scales.half().float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Float[Tensor, "O B"]) -> tuple[Tensor, None]:
+        (scales,) = ctx.saved_tensors
+        return gradient * scales * LSQ_FACTOR, None
+
+
+def write_grids(folder: Path, grids: Mapping[str, Grid]) -> None:
+    """Write the grids to GRIDS in a folder; InputError where a learnt scale is not finite in fp16."""
+    for name, grid in grids.items():
+        if not bool(torch.isfinite(grid.scales).all()):
+            raise InputError(f"learnt scales must be finite in fp16, {name} has others; lower the learning rate")
+    tensors = {f"{name}{SCALES}": grid.scales for name, grid in grids.items()}
+    tensors |= {f"{name}{ZEROS}": grid.zeros for name, grid in grids.items()}
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / GRIDS)
+
+
+def read_grids(folder: Path) -> dict[str, Grid]:
+    """Return the grids in an adapter's folder, by linear; InputError where GRIDS is missing."""
+    if not (folder / GRIDS).is_file():
+        raise InputError(f"{folder} must hold {GRIDS}, because its adapter was trained for int4; train it again")
+    tensors = load_file(folder / GRIDS)
+    names = [name.removesuffix(SCALES) for name in tensors if name.endswith(SCALES)]
+    return {name: Grid(tensors[f"{name}{SCALES}"], tensors[f"{name}{ZEROS}"]) for name in names}
