@@ -184,7 +184,7 @@ def test_a_run_names_the_stage_that_lacked_memory_in_settings(
     (folder / "whole.yaml").write_text(json.dumps({"model": "base", "sparsify": {"method": "magnitude"}}))
     code, _, errors = call_with(capfd, monkeypatch)("run", "whole.yaml", "--output", "run")
     assert code == 1
-    assert "--set sparsify.batch_size=1, --set sparsify.activation_budget=500MB or" in errors.splitlines()[-1]
+    assert "--set sparsify.activation_budget=500MB, --set sparsify.sequence_length=256 or" in errors.splitlines()[-1]
 
 
 def test_every_advice_is_an_option_of_its_verb() -> None:

@@ -66,7 +66,7 @@ def write_ids(path: Path, sequences: Tensor = SEQUENCES) -> str:
 
 def prune(folder: Path, base: PreTrainedModel, **settings: Any) -> Run:
     base.save_pretrained(folder / "base")
-    ids = {"calibration": write_ids(folder / "ids.jsonl"), "num_samples": len(SEQUENCES), "batch_size": 3}
+    ids = {"calibration": write_ids(folder / "ids.jsonl"), "num_samples": len(SEQUENCES)}
     sparse = sparsify(folder / "base", folder / "sparse", **{**ids, **settings})
     loaded = [AutoModelForCausalLM.from_pretrained(place).eval() for place in (folder / "base", sparse)]
     return Run(loaded[0], loaded[1], sparse, json.loads((sparse / SPARSITY).read_text()))

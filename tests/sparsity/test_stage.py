@@ -20,7 +20,7 @@ from shears.sparsity.stage import sparsify
 from tests.oracles import wanda
 from tests.tiny import CONFIGS, VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 
-SMALL = {"num_samples": 4, "sequence_length": 32, "batch_size": 2}
+SMALL = {"num_samples": 4, "sequence_length": 32}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -12,7 +12,7 @@ from shears.models.load import load_tokenizer
 from shears.sparsity.stage import sparsify
 from tests.tiny import save_tiny, tiny_tokenizer
 
-SMALL = {"num_samples": 4, "sequence_length": 32, "batch_size": 2}
+SMALL = {"num_samples": 4, "sequence_length": 32}
 
 
 def _with_weights(folder: Path, changes: dict[str, torch.Tensor]) -> str:

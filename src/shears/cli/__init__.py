@@ -28,7 +28,7 @@ HOW_TO_CONTINUE = {
 }
 ADVICE: Mapping[str, tuple[str, ...]] = {
     "write": ("batch_size=4", "max_new_tokens=128", "precision=bf16"),
-    "sparsify": ("batch_size=1", "activation_budget=500MB", "sequence_length=256"),
+    "sparsify": ("activation_budget=500MB", "sequence_length=256", "device=cpu"),
     "train": ("micro_batch_size=1", "gradient_checkpointing=true", "quantize=nf4"),
     "heal": ("micro_batch_size=1", "sequence_length=256", "precision=bf16"),
     "search": ("batch_size=4", "cache_budget=0", "precision=bf16"),

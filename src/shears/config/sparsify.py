@@ -75,8 +75,6 @@ class SparsifyConfig(StageConfig):
     """Number of calibration sequences."""
     sequence_length: int = Field(512, gt=1)
     """Tokens in a calibration sequence."""
-    batch_size: int = Field(4, gt=0)
-    """Calibration sequences in one forward pass."""
     skip: Names = ()
     """Linears that stay dense and do not count towards the sparsity, by suffix or regex, such as o_proj or
     .*layers\\.0\\..*"""

@@ -30,6 +30,7 @@ from shears.sparsity.rewrite import FormatOf, check_saved, rewrite_model
 from shears.writing.stage import text_source
 
 logger = logging.getLogger(__name__)
+SEQUENCES_AT_ONCE = 4  # calibration sequences in one forward pass
 
 
 def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
@@ -102,7 +103,7 @@ def _calibration(
         tokenizer,
         settings.num_samples,
         settings.sequence_length,
-        settings.batch_size,
+        SEQUENCES_AT_ONCE,
         settings.seed,
         columns=settings.columns,
     )
