@@ -18,7 +18,7 @@ from shears.adapt.space import RankConfig
 from shears.adapt.train import train
 from shears.config import EvaluateConfig, TrainConfig
 from shears.errors import InputError
-from shears.evaluation.continuous import NativeRanks
+from shears.evaluation.continuous import open_native_ranks, wanted_for
 from shears.export.package import unpack
 from shears.export.stage import export_adapter
 from shears.models.blocks import kronecker_update
@@ -241,7 +241,9 @@ def test_lokr_is_merged_packed_and_decoded_as_peft_computes_it(base: Path, data:
     if kernels_available():
         ours = load_super_adapter(output, device="cpu")
         config = EvaluateConfig(data="-", task="number", precision="fp32", device="cpu")
-        backend = NativeRanks(ours.elastic, config).at(ours.elastic.space.minimal())
+        native = open_native_ranks(ours.elastic, wanted_for(config))
+        assert native is not None
+        backend = native.at(ours.elastic.space.minimal())
         found_logits = torch.from_numpy(backend.prefill(0, list(range(6))))
         torch.testing.assert_close(found_logits.flatten(), stock[0, -1], rtol=1e-3, atol=1e-4)  # sums in another order
 

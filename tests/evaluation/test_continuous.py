@@ -15,11 +15,12 @@ from torch import nn
 from shears.config import EvaluateConfig
 from shears.data.examples import prompt_ids
 from shears.errors import InputError
-from shears.evaluation.continuous import ContinuousDecoder, native_backend
+from shears.evaluation.continuous import ContinuousDecoder, wanted_for
 from shears.evaluation.generate import Decoder
 from shears.evaluation.records import TextJournal, journal_path
 from shears.evaluation.run import evaluate
 from shears.models.sparse_adapter import make_sparse
+from shears.runtime.choice import native_backend
 from shears.runtime.generation.backend import Backend
 from tests.evaluation.test_generate import _always, lively
 from tests.runtime.native.decoders import covered, extension_is_missing, with_lora
@@ -44,7 +45,7 @@ def _config(**changes: Any) -> EvaluateConfig:
 
 
 def _native(model: nn.Module, **changes: Any) -> NativeBackend:
-    backend = native_backend(model, _config(backend="native", **changes))
+    backend = native_backend(model, wanted_for(_config(backend="native", **changes)))
     assert backend is not None
     return backend
 
@@ -173,7 +174,7 @@ def test_a_model_that_is_consumed_gives_its_weights_away_and_the_answers_stay(na
     prompts = prompt_ids(PROMPTS[:3], TOKENIZER)
     model = MODELS[name]()
     expected = _answers(model, _native(model), prompts)
-    backend = native_backend(model, _config(), consume=True)
+    backend = native_backend(model, wanted_for(_config()), consume=True)
     assert backend is not None
     left = [weight.numel() for name, weight in model.named_parameters() if re.search(r"_proj\.(base_.*)?weight", name)]
     assert set(left) == {0}
@@ -184,7 +185,7 @@ def test_a_model_that_is_not_covered_keeps_its_weights() -> None:
     model = covered("qwen2, biases")
     model.register_parameter("more", nn.Parameter(torch.ones(2)))
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    assert native_backend(model, _config(), consume=True) is None
+    assert native_backend(model, wanted_for(_config()), consume=True) is None
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
 
@@ -214,17 +215,17 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
 def test_what_is_not_covered_falls_back_with_one_line(name: str, caplog: pytest.LogCaptureFixture) -> None:
     model, changes, message = REASONS[name]
     caplog.set_level(logging.INFO)
-    assert native_backend(model(), _config(**changes)) is None
+    assert native_backend(model(), wanted_for(_config(), **changes)) is None
     [line] = caplog.messages
-    assert line.startswith("transformers generates the answers: ")
+    assert line.startswith("transformers computes: ")
     assert re.search(message, line)
 
 
-@pytest.mark.parametrize("name", ["architecture"])
+@pytest.mark.parametrize("name", REASONS)
 def test_native_on_what_is_not_covered_is_one_error(name: str) -> None:
     model, changes, message = REASONS[name]
     with pytest.raises(InputError, match=f"backend native must cover the model: .*{message}; use --backend"):
-        native_backend(model(), _config(backend="native", **changes))
+        native_backend(model(), wanted_for(_config(backend="native"), **changes))
 
 
 @pytest.mark.parametrize(

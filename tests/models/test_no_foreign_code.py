@@ -18,6 +18,7 @@ from shears.models.load import load_model, load_tokenizer, load_with_adapter
 from tests.end_to_end.recipe import write_recipe
 from tests.models.foreign import Armed, arm
 from tests.models.gguf_files import write_gguf
+from tests.runtime.native.decoders import running_in
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +62,7 @@ def test_every_kind_of_artifact_is_loaded_without_its_code(
         "figures": f"evaluate sparse --adapter sub --task number --data test.jsonl --limit 2 {SHORT}",
         "text": f"generate merged --prompt 1+1= {SHORT}",
         "chat": f"chat package {SHORT}",
-        "drop-in": f"generate package --backend drop-in --prompt 1+1= {SHORT}",
+        "drop-in": f"generate package --prompt 1+1= {SHORT}",
         "started": f"train sparse started --ranks 2 --init recovery {TRAIN}",
         "plan": "run recipe.yaml --output planned --dry-run",
         "push": "push sub me/sub --base me/base --dry-run",
@@ -69,7 +70,8 @@ def test_every_kind_of_artifact_is_loaded_without_its_code(
     for output, command in commands.items():
         if output == "base":
             arm(tmp_path / "base", marker)
-        assert call(command, monkeypatch) == 0, (command, capfd.readouterr().err)
+        with running_in(output):
+            assert call(command, monkeypatch) == 0, (command, capfd.readouterr().err)
         assert not marker.exists(), command
         for folder in (tmp_path / output, tmp_path / output / "recovery"):
             if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):

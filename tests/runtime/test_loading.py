@@ -1,6 +1,7 @@
 """An engine is loaded from a model's name."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,7 @@ from shears import export_adapter, unpack
 from shears.errors import InputError
 from shears.records.artifacts import PACKAGE
 from shears.runtime import load
-from shears.runtime.native.architectures import NotCoveredError
-from tests.runtime.native.decoders import covered, extension_is_missing
+from tests.runtime.native.decoders import covered, extension_is_missing, running_in
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 
@@ -45,7 +45,10 @@ def packed(folder: Path, name: str = "llama, tied head") -> Path:
 def test_a_package_generates_what_its_model_does(tmp_path: Path) -> None:
     package = packed(tmp_path)
     expected = load(tmp_path / "model").generate("Question: how many?", max_new_tokens=8)
-    found = {backend: load(package, backend=backend) for backend in ("auto", "drop-in")}
+    found = {}
+    for backend in ("auto", "drop-in"):
+        with running_in(backend):
+            found[backend] = load(package)
     assert all(engine.generate("Question: how many?", max_new_tokens=8) == expected for engine in found.values())
     if not extension_is_missing():
         assert found["auto"].backend.describe()["name"] == "native"
@@ -62,21 +65,22 @@ def test_without_generation_settings_a_text_ends_at_the_configs_token(tmp_path: 
     package = export_adapter(folder, tmp_path / "package", format="package")
     expected = load(folder).generate("a", max_new_tokens=3)
     assert expected.finish == "stop"
-    assert load(package, backend=backend).generate("a", max_new_tokens=3) == expected
+    with running_in(backend):
+        assert load(package).generate("a", max_new_tokens=3) == expected
 
 
-def test_a_package_that_the_native_decoder_does_not_cover_runs_on_packed_linears(tmp_path: Path) -> None:
+def test_a_package_that_the_native_decoder_does_not_cover_runs_on_packed_linears(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     package = packed(tmp_path, "gpt2")
-    assert load(package).backend.describe()["name"] == "drop-in"
-    if not extension_is_missing():
-        with pytest.raises(NotCoveredError, match="not gpt2"):
-            load(package, backend="native")
+    with caplog.at_level(logging.INFO):
+        assert load(package).backend.describe()["name"] == "drop-in"
+    reason = "needs the C++ kernels" if extension_is_missing() else "not gpt2"
+    assert any(line.startswith("transformers computes: ") and reason in line for line in caplog.messages)
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     package = packed(tmp_path)
-    with pytest.raises(InputError, match="backend native needs a package, .* is another model"):
-        load(tmp_path / "model", backend="native")
     with pytest.raises(InputError, match="a package comes with its adapter"):
         load(package, "adapter")
     file = package / "package.safetensors"
@@ -91,13 +95,14 @@ def test_a_package_whose_record_has_no_fingerprint_is_verified(tmp_path: Path, b
     record = json.loads((package / PACKAGE).read_text())
     del record["fingerprint"]
     (package / PACKAGE).write_text(json.dumps(record))
-    load(package, backend=backend)
+    with running_in(backend):
+        load(package)
     file = package / "package.safetensors"
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
     file.write_bytes(content)
-    with pytest.raises(InputError, match="must be a whole package"):
-        load(package, backend=backend)
+    with running_in(backend), pytest.raises(InputError, match="must be a whole package"):
+        load(package)
     with pytest.raises(InputError, match="must be a whole package"):
         unpack(package, tmp_path / "unpacked")
 
@@ -109,8 +114,8 @@ def test_a_wrong_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"must hold the config.json of a model that transformers knows"):
         load(package)
     (package / "config.json").write_text(json.dumps({**config, "vocab_size": -1}))
-    with pytest.raises(InputError, match="must be a causal language model|must fit"):
-        load(package, backend="drop-in")
+    with running_in("drop-in"), pytest.raises(InputError, match="must be a causal language model|must fit"):
+        load(package)
     (package / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"must hold the config.json of a model that transformers knows"):
         load(package)

@@ -1,7 +1,7 @@
 """Options of `shears generate`, `chat`, `serve` and `bench`: sampling, and what runs the model."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
@@ -38,15 +38,7 @@ class SamplingConfig(StageConfig):
     """Random seed of the sampling."""
 
 
-class BackendConfig(StageConfig):
-    """What runs a package."""
-
-    backend: Literal["auto", "native", "drop-in"] = "auto"
-    """For a package: native (our decoder), drop-in (transformers with packed linears), or auto (native where it
-    supports the model, else drop-in)."""
-
-
-class RunningConfig(BackendConfig):
+class RunningConfig(StageConfig):
     """What runs a model or a package."""
 
     dtype: DtypeName = "auto"
@@ -94,7 +86,7 @@ class ServeConfig(RunningConfig):
     """Seconds that running answers may take to end after SIGTERM."""
 
 
-class BenchConfig(BackendConfig):
+class BenchConfig(StageConfig):
     """How to measure speed."""
 
     threads: int | None = Field(None, gt=0)

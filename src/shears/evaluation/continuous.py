@@ -3,106 +3,53 @@
 V tokens of the vocabulary.
 """
 
-import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from shears.adapt.elastic import ElasticAdapter
 from shears.adapt.space import RankConfig, SearchSpace
-from shears.config import EvaluateConfig
 from shears.config.evaluate import ScoringConfig
-from shears.errors import InputError
 from shears.evaluation.generate import damaged_logits, line_breaks, refuse_empty
 from shears.evaluation.records import TextJournal
 from shears.models.blocks import LoraUpdate
-from shears.models.devices import pick_device, resolved_precision
+from shears.models.devices import resolved_precision
 from shears.models.load import end_tokens, refuse_beyond
-from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import is_sparse
 from shears.progress import meter
+from shears.runtime.choice import Wanted, native_backend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.batch import Batch
-from shears.runtime.loading import measuring_backend, native_backend_of
-from shears.runtime.native import kernels_available
-from shears.runtime.native.architectures import NotCoveredError
-from shears.runtime.native.model_source import source_of_package, updates_of
+from shears.runtime.native.model_source import updates_of
 from shears.training.batches import length_buckets
 
 if TYPE_CHECKING:
     from shears.runtime.native.decoder import NativeBackend
 
-D = TypeVar("D")
-logger = logging.getLogger(__name__)
 
-
-def native_backend(model: nn.Module, config: EvaluateConfig, *, consume: bool = False) -> "NativeBackend | None":
-    """Return the native decoder of a loaded model, or None if transformers generates its answers, if there are any.
-
-    If `consume`, weights move from the model to the decoder, and the model computes nothing any more. InputError, with
-    the reason, if the configuration asks for the native decoder and it cannot answer.
-    """
-    if not config.generates:
-        return None
-    return if_covered(config.backend, config.num_beams, lambda: _backend_of(model, config, consume))
-
-
-def package_backend(ref: ModelRef, config: EvaluateConfig) -> "NativeBackend | None":
-    """Return the native decoder of a package, its weights as they are packed; None if its unpacked model is measured.
-
-    That is so where `precision` or `dtype` asks for an arithmetic, and as in `native_backend`, with its InputError.
-    """
-    if not ref.is_package or not config.generates or (config.precision, config.dtype) != ("auto", "auto"):
-        return None
-    return if_covered(config.backend, config.num_beams, lambda: _backend_of_package(ref, config))
-
-
-def if_covered(backend: str, num_beams: int, make: Callable[[], D]) -> D | None:
-    """Return what `make` makes of the native decoder, or None, with InputError, as `native_backend` does."""
-    if backend == "transformers":
-        return None
-    try:
-        if num_beams > 1:
-            raise NotCoveredError(f"the native decoder answers greedily (num_beams 1), got {num_beams} beams")
-        if not kernels_available():
-            raise NotCoveredError("the native decoder needs the C++ kernels, which were not built")
-        return make()
-    except NotCoveredError as error:
-        if backend == "native":
-            raise InputError(f"backend native must cover the model: {error}; use --backend transformers") from None
-        logger.info("transformers generates the answers: %s", error)
-        return None
-
-
-def _backend_of(model: nn.Module, config: ScoringConfig, consume: bool) -> "NativeBackend":
-    """Return the native decoder of a model; NotCoveredError, with the reason, if it cannot answer as configured."""
-    return native_backend_of(model, resolved_precision(config.precision, "cpu"), config.batch_size, consume=consume)
-
-
-def _backend_of_package(ref: ModelRef, config: ScoringConfig) -> "NativeBackend":
-    if (device := pick_device(config.device)).type != "cpu":
-        raise NotCoveredError(f"the native decoder runs on the CPU, the model would be on {device}")
-    return measuring_backend(source_of_package(ref.package), config.batch_size)
+def wanted_for(config: ScoringConfig, num_beams: int = 1) -> Wanted:
+    """Return what generating answers needs of the native decoder."""
+    obstacle = f"the native decoder answers greedily (num_beams 1), got {num_beams} beams" if num_beams > 1 else ""
+    precision = resolved_precision(config.precision, "cpu")
+    return Wanted(config.backend, precision, config.batch_size, obstacle=obstacle)
 
 
 class NativeRanks:
     """The native decoder of an elastic adapter at any ranks; the model's weights are packed once.
 
-    A masked adapter is a part of the weights, which are packed anew for other ranks. `consume` as in `native_backend`,
-    for an adapter without a mask.
+    A masked adapter is a part of the weights, which are packed anew for other ranks.
     """
 
-    def __init__(self, elastic: ElasticAdapter, config: ScoringConfig, *, consume: bool = False) -> None:
+    def __init__(self, elastic: ElasticAdapter, wanted: Wanted, backend: "NativeBackend") -> None:
         self._elastic = elastic
-        self._config = config
+        self._wanted = wanted
         self._updates = updates_of(elastic.model)
         self._is_masked = is_sparse(elastic.model)
-        self._backend: NativeBackend | None = _backend_of(elastic.model, config, consume and not self._is_masked)
+        self._backend: NativeBackend | None = backend
         self._packed = elastic.active
 
     def at(self, ranks: RankConfig) -> "NativeBackend":
@@ -110,12 +57,18 @@ class NativeRanks:
         self._elastic.activate(ranks)
         if self._is_masked and self._packed != ranks:
             self._backend = None  # frees its memory first
-            self._backend = _backend_of(self._elastic.model, self._config, False)
+            self._backend = native_backend(self._elastic.model, replace(self._wanted, backend="native"))
             self._packed = ranks
         assert self._backend is not None, "it is made before and after each use"
         if not self._is_masked:
             self._backend.adapt(cut(self._updates, self._elastic.space, ranks))
         return self._backend
+
+
+def open_native_ranks(elastic: ElasticAdapter, wanted: Wanted, *, consume: bool = False) -> NativeRanks | None:
+    """Return the native decoder of an elastic adapter, or None as `native_backend`; it consumes no masked adapter."""
+    backend = native_backend(elastic.model, wanted, consume=consume and not is_sparse(elastic.model))
+    return None if backend is None else NativeRanks(elastic, wanted, backend)
 
 
 def cut(updates: Mapping[str, LoraUpdate], space: SearchSpace, ranks: RankConfig) -> dict[str, LoraUpdate]:

@@ -4,7 +4,7 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +25,16 @@ from shears.data.prompts import DEFAULT_TEMPLATE, TEMPLATES
 from shears.data.rows import source_fingerprint
 from shears.errors import InputError
 from shears.evaluation.contamination import training_data
-from shears.evaluation.continuous import NativeRanks, if_covered, native_backend, package_backend
+from shears.evaluation.continuous import NativeRanks, open_native_ranks, wanted_for
 from shears.evaluation.curve import allowed_ranks, curve, tied
 from shears.evaluation.records import Evaluation, TextJournal, journal_path, settings_fingerprint
 from shears.evaluation.tasks.registry import check_data, evaluate_task
-from shears.models.devices import autocast, device_of, keep_casts
+from shears.models.devices import autocast, device_of, keep_casts, pick_device
 from shears.models.load import load_tokenizer, load_with_adapter
 from shears.models.ref import AnyModel, ModelRef, resolve_with
 from shears.records.artifacts import as_data, find_record, read_json, weights_fingerprint, write_json
 from shears.records.paths import expanded
+from shears.runtime.choice import native_backend
 from shears.runtime.loading import generation_settings
 
 if TYPE_CHECKING:
@@ -236,12 +237,17 @@ def open_subject(ref: ModelRef, adapter: str | None, settings: EvaluateConfig) -
     """
     if settings.ranks is not None and adapter is not None:
         return _at_ranks(ref, adapter, settings)
-    if (backend := package_backend(ref, settings)) is not None:
-        return Subject(
-            _without_weights(ref), load_tokenizer(ref), backend, values={"values": backend.describe()["values"]}
-        )
+    wanted = wanted_for(settings, settings.num_beams)
+    as_packed = (settings.precision, settings.dtype) == ("auto", "auto")  # else its unpacked model is measured
+    if settings.generates and ref.is_package and as_packed:
+        if (device := pick_device(settings.device)).type != "cpu" and not wanted.obstacle:
+            wanted = replace(wanted, obstacle=f"the native decoder runs on the CPU, the model would be on {device}")
+        if (backend := native_backend(ref.package, wanted)) is not None:
+            values = {"values": backend.describe()["values"]}
+            return Subject(_without_weights(ref), load_tokenizer(ref), backend, values=values)
     model, tokenizer = load_with_adapter(ref, adapter, settings.weights, settings.device)
-    return Subject(model, tokenizer, native_backend(model, settings, consume=True))
+    backend = native_backend(model, wanted, consume=True) if settings.generates else None
+    return Subject(model, tokenizer, backend)
 
 
 def _without_weights(ref: ModelRef) -> nn.Module:
@@ -256,8 +262,7 @@ def _at_ranks(ref: ModelRef, adapter: str, settings: EvaluateConfig) -> Subject:
     ranks = _chosen(settings.ranks or "", loaded.elastic.space, loaded.record["fingerprint"])
     native = None
     if settings.generates:
-        make = lambda: NativeRanks(loaded.elastic, settings, consume=True)  # noqa: E731  (short, and used once)
-        native = if_covered(settings.backend, settings.num_beams, make)
+        native = open_native_ranks(loaded.elastic, wanted_for(settings, settings.num_beams), consume=True)
     return Subject(loaded.model, loaded.tokenizer, None, ranks, loaded.elastic, native)
 
 

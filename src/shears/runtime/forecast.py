@@ -18,6 +18,7 @@ from torch import Tensor
 from shears.checkpoints.packed.layout import NumberFormat, PackedMatrix, pack
 from shears.errors import InputError
 from shears.models.devices import set_threads
+from shears.runtime.choice import decoder_of
 from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError, plan_of
 from shears.runtime.native.dense_rows import DenseRows
@@ -69,10 +70,7 @@ class Forecast:
         self, linears: Mapping[str, PackedMatrix | DenseRows], count: int, words: int, embeddings: str
     ) -> float:
         """Return the seconds of a token in a model of `count` equal blocks."""
-        from shears.runtime.native.decoder import NativeBackend
-
-        source = _source(self._config, linears, count, words, embeddings)
-        backend = NativeBackend(source, torch.get_num_threads(), max_sequences=1)
+        backend = decoder_of(_source(self._config, linears, count, words, embeddings), max_sequences=1)
         return 1.0 / decoding(backend, self._new_tokens, self._rounds)["max"]  # other processes only slow a round
 
 

@@ -19,18 +19,17 @@ from shears.checkpoints.packed.file import Package
 from shears.checkpoints.packed.layout import NumberFormat
 from shears.config import BenchConfig
 from shears.config.resolve import build
-from shears.config.serve import RunningConfig
 from shears.errors import InputError
 from shears.models.devices import set_threads
 from shears.models.load import load_model
 from shears.models.ref import AnyModel, ModelRef, resolve
 from shears.progress import meter
 from shears.records.timing import processor
+from shears.runtime.choice import decoder_of, package_backend
 from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.transformers_backend import TransformersBackend
-from shears.runtime.loading import package_backend
-from shears.runtime.native import kernels_available
 from shears.runtime.native.architectures import NotCoveredError, plan_of
+from shears.runtime.native.model_source import source_of_model
 
 logger = logging.getLogger(__name__)
 SHORT = 64  # tokens of the prompt that is continued
@@ -108,7 +107,7 @@ def decoding(backend: Backend, new_tokens: int, rounds: int) -> dict[str, float]
 
 def package_decoding(package: AnyModel, new_tokens: int, rounds: int) -> dict[str, float]:
     """Return what `decoding` measures of a package in the backend that would run it."""
-    return decoding(package_backend(resolve(package), RunningConfig()), new_tokens, rounds)
+    return decoding(package_backend(resolve(package)), new_tokens, rounds)
 
 
 def warn_if_slower(ratios: Sequence[Mapping[str, Any]], dense: str) -> None:
@@ -125,7 +124,7 @@ def warn_if_slower(ratios: Sequence[Mapping[str, Any]], dense: str) -> None:
 def _contestants(model: ModelRef, wanted: BenchConfig) -> list[Contestant]:
     """Return the package, then the dense model in every backend that covers it, each for one sequence."""
     values = values_of(model.package)
-    package = package_backend(model, RunningConfig(backend=wanted.backend))
+    package = package_backend(model)
     dense = load_model(wanted.against or model, "fp32" if values == "fp32" else "bf16", "cpu")
     backend = TransformersBackend(dense, max_sequences=1)
     return [
@@ -150,20 +149,14 @@ def values_of(package: Package) -> NumberFormat:
 
 def _dense_in_kernels(dense: PreTrainedModel, values: NumberFormat) -> Iterator[Contestant]:
     """Yield the dense model in our kernels, in its number format and in the package's; nothing if it is not covered."""
-    if not kernels_available():
-        return
-    from shears.runtime.native.decoder import NativeBackend
-    from shears.runtime.native.model_source import source_of_model
-
+    own: NumberFormat = "fp32" if dense.dtype == torch.float32 else "bf16"
     try:
         plan_of(dense.config)
+        for numbers in dict.fromkeys((own, values)):
+            backend = decoder_of(source_of_model(dense, numbers, sparse=False), max_sequences=1)
+            yield Contestant(OURS.format(numbers), backend)
     except NotCoveredError:
         return
-    own: NumberFormat = "fp32" if dense.dtype == torch.float32 else "bf16"
-    for numbers in dict.fromkeys((own, values)):
-        source = source_of_model(dense, numbers, sparse=False)
-        backend = NativeBackend(source, torch.get_num_threads(), max_sequences=1)
-        yield Contestant(OURS.format(numbers), backend)
 
 
 def _measured(contestants: Sequence[Contestant], wanted: BenchConfig) -> Mapping[str, list[Round]]:

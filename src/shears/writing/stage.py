@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from shears import __version__
 from shears.config import WriteConfig
 from shears.config.resolve import build
 from shears.config.write import WRITTEN
-from shears.errors import InputError
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.fetching import cache_folder
 from shears.models.load import end_tokens, load_model, load_tokenizer
@@ -27,10 +25,9 @@ from shears.records.artifacts import WRITTEN_TEXT, as_data, write_json
 from shears.records.folders import working_folder
 from shears.records.journal import append_row, read_rows
 from shears.records.paths import expanded, file_fingerprint
-from shears.runtime.generation.backend import MOST_SEQUENCES, Backend
+from shears.runtime.choice import Wanted, native_backend
+from shears.runtime.generation.backend import Backend
 from shears.runtime.generation.transformers_backend import TransformersBackend
-from shears.runtime.loading import native_backend_of
-from shears.runtime.native.architectures import NotCoveredError
 from shears.writing.author import Author, Row
 from shears.writing.writer import Writer, needed
 
@@ -135,20 +132,9 @@ def _open(model: ModelRef, settings: WriteConfig) -> tuple[Author, Backend]:
     device = pick_device(settings.device)
     precision = resolved_precision(settings.precision, device)
     network = load_model(model, "auto" if device.type == "cpu" else precision, settings.device)
-    backend = _backend(network, precision, settings)
+    backend: Backend | None = native_backend(network, Wanted(settings.backend, precision))
+    if backend is None:
+        backend = TransformersBackend(nn.Module.to(network, DTYPES[precision]))
     ends = end_tokens(tokenizer, network.generation_config)
     longest = min(backend.max_length, num_positions(network) or backend.max_length)
     return Author(tokenizer, ends, longest, settings), backend
-
-
-def _backend(network: PreTrainedModel, precision: str, settings: WriteConfig) -> Backend:
-    """Return the native decoder where it covers the model, else transformers."""
-    try:
-        if settings.backend == "transformers":
-            raise NotCoveredError("backend transformers was asked for")
-        return native_backend_of(network, precision, MOST_SEQUENCES)
-    except NotCoveredError as error:
-        if settings.backend == "native":
-            raise InputError(f"backend native must cover the model: {error}; use --backend transformers") from None
-        logger.info("transformers writes the texts: %s", error)
-        return TransformersBackend(nn.Module.to(network, DTYPES[precision]))

@@ -1,17 +1,19 @@
 """Tiny models that the native decoder covers, with weights that show every mistake, and backends of them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
 from shears.checkpoints.packed.layout import NumberFormat
-from shears.runtime import kernels_available
+from shears.runtime import choice, kernels_available
 from shears.runtime.native.model_source import source_of_model
 from tests.tiny import LONGEST, VOCABULARY, WINDOW, tiny_model
 
@@ -94,3 +96,12 @@ def expected(model: nn.Module, tokens: Sequence[int]) -> np.ndarray[Any, Any]:
     """Return what transformers computes, as float32."""
     logits: torch.Tensor = model(torch.tensor([list(tokens)])).logits[0]
     return logits.float().numpy()
+
+
+@contextmanager
+def running_in(backend: str) -> Iterator[None]:
+    """Let packages run in the native decoder or, for "drop-in", on packed linears, as where it does not cover them."""
+    with pytest.MonkeyPatch.context() as patched:
+        if backend == "drop-in":
+            patched.setattr(choice, "kernels_available", lambda: False)
+        yield

@@ -16,7 +16,7 @@ from shears.records.peft_files import ADAPTER_CONFIG
 from shears.runtime import load
 from shears.runtime.native.architectures import NotCoveredError
 from shears.runtime.native.model_source import source_of_model, source_of_package
-from tests.runtime.native.decoders import covered, expected, extension_is_missing, text, with_lora
+from tests.runtime.native.decoders import covered, expected, extension_is_missing, running_in, text, with_lora
 from tests.tiny import tiny_tokenizer
 
 if extension_is_missing():
@@ -117,16 +117,16 @@ def test_a_config_that_does_not_fit_the_tensors_is_refused(
     package: Path, change: dict[str, Any], message: str, backend: str
 ) -> None:
     _change(package / "config.json", **change)
-    with pytest.raises(InputError, match=message if backend == "auto" else None) as caught:
-        load(package, backend=backend)
+    with running_in(backend), pytest.raises(InputError, match=message if backend == "auto" else None) as caught:
+        load(package)
     assert "\n" not in str(caught.value)
 
 
 def test_invalid_generation_settings_are_refused(package: Path) -> None:
     (package / "generation_config.json").write_text("{")
     for backend in ("auto", "drop-in"):
-        with pytest.raises(InputError, match=r"generation_config.json"):
-            load(package, backend=backend)
+        with running_in(backend), pytest.raises(InputError, match=r"generation_config.json"):
+            load(package)
 
 
 def test_layers_beyond_the_config_are_refused(package: Path) -> None:
@@ -162,5 +162,5 @@ def test_invalid_adapter_settings_are_refused(package: Path, content: Any, messa
         with pytest.raises(InputError, match=message):
             unpack(package, package.with_name("unpacked"))
     if "rank_pattern" not in message:
-        with pytest.raises(InputError):
-            load(package, backend="drop-in")
+        with running_in("drop-in"), pytest.raises(InputError):
+            load(package)

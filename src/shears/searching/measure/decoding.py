@@ -16,7 +16,7 @@ from shears.adapt.load import SuperAdapter
 from shears.adapt.space import RankConfig
 from shears.config import SearchConfig
 from shears.data.examples import Example, Tokenized, prompts_of
-from shears.evaluation.continuous import ContinuousDecoder, NativeRanks, if_covered
+from shears.evaluation.continuous import ContinuousDecoder, NativeRanks, open_native_ranks, wanted_for
 from shears.evaluation.generate import Decoder
 from shears.evaluation.scoring import prefix
 from shears.evaluation.scoring.scorers import Parts
@@ -177,7 +177,7 @@ def open_decoding(
 
     InputError where the configuration asks for the native decoder and it does not.
     """
-    native = if_covered(config.backend, 1, lambda: NativeRanks(adapter.elastic, config))
+    native = open_native_ranks(adapter.elastic, wanted_for(config))
     if native is None:
         return DecodingGauge(adapter, examples, config, parts)
     return NativeGauge(native, adapter, examples, config, parts)
