@@ -4,7 +4,6 @@ python -m benchmarks.architectures                  # seconds
 python -m benchmarks.architectures --method sparsegpt --only mixtral,gpt_oss
 """
 
-import argparse
 import json
 import random
 import tempfile
@@ -18,7 +17,7 @@ import transformers
 from tests.tiny import CONFIGS, MORE_CONFIGS, VOCABULARY, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.report import environment
+from benchmarks.report import environment, parser_of
 from shears.checkpoints.zeros import count_zeros
 from shears.errors import InputError
 from shears.models.blocks import decoder_blocks
@@ -57,7 +56,7 @@ class Row:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--method", default="wanda")
     parser.add_argument("--only", default="", help="architectures, separated by commas; by default all")
     words = parser.parse_args()

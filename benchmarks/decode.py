@@ -1,7 +1,7 @@
 """Decoding on a CPU: Hugging Face, the native decoder dense and sparse, and llama.cpp, interleaved in one run.
 
     python -m benchmarks.decode speed|memory --model FOLDER --packages FOLDER ... [--threads 1]
-        [--llama-cpp PYTHON --gguf FOLDER]
+        [--llama-cpp PYTHON --gguf FOLDER] [--drop-in]
     python -m benchmarks.decode quality --sparse FOLDER [--adapter FOLDER] --data FOLDER [--questions FILE.jsonl]
     python -m benchmarks.decode loading --packages FOLDER ...
 
@@ -12,6 +12,7 @@ in a new order: a prompt of 16 tokens and 64 new tokens (tokens/s are the 64 ove
 alone, and a prompt of 64 tokens with one new one (the first token of an answer). The first round is a warm-up and not
 counted. `--clocks wall cpu` also reports seconds of CPU time, for one thread on a machine with other load. `memory`
 loads every arm in a process of its own; it prints what stays resident after a short text, and the bytes on disk.
+`--drop-in` adds transformers' generate with the packages' packed linears, and with PEFT's LoRA on dense ones.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from benchmarks.decode_arms import (
     SPARSE,
     Arm,
     Timing,
+    drop_in_arms,
     hugging_face,
     llama_cpp_arms,
     llama_cpp_files,
@@ -47,7 +49,7 @@ from benchmarks.decode_arms import (
     native_backends,
 )
 from benchmarks.decode_quality import report_quality
-from benchmarks.report import environment, log_to_stderr
+from benchmarks.report import MODEL, environment, log_to_stderr, parser_of, spread
 from shears.checkpoints.packed.file import read_package
 from shears.models.ref import resolve
 from shears.runtime.native.decoder import NativeBackend
@@ -118,7 +120,7 @@ def report_speed(arguments: argparse.Namespace) -> Iterator[str]:
         yield f"\nFirst token after a prompt of {QUESTION} tokens, {how}: ms\n"
         yield "| arm | ms (min to max) |\n| --- | --- |"
         for name, values in seconds_of(clock, first).items():
-            yield f"| {name} | {_spread([1e3 * value for value in values], 0)} |"
+            yield f"| {name} | {spread([1e3 * value for value in values], 0)} |"
 
 
 def own_arms(folder: str, arguments: argparse.Namespace) -> dict[str, Arm]:
@@ -130,6 +132,8 @@ def own_arms(folder: str, arguments: argparse.Namespace) -> dict[str, Arm]:
 
     arms = {HF_DEFAULT: hugging_face(dense, tuned=False), HF_TUNED: hugging_face(dense, tuned=True)}
     backends = native_backends(dense, arguments.packages, arguments.threads, only)
+    for folder_of_package in arguments.packages if arguments.drop_in else ():
+        arms |= drop_in_arms(folder_of_package, arguments.threads)
     return {name: arm for name, arm in arms.items() if only(name)} | {
         name: native_arm(backend) for name, backend in backends
     }
@@ -185,7 +189,7 @@ def report_loading(arguments: argparse.Namespace) -> Iterator[str]:
                 source = source_of_package(read_package(folder, verify=verify))
                 NativeBackend(source, arguments.threads).prefill(0, [1])
                 seconds.append(time.perf_counter() - start)
-            cells.append(_spread(seconds[WARM_UP:], 2))
+            cells.append(spread(seconds[WARM_UP:], 2))
         yield f"| {folder.name} | {' | '.join(cells)} |"
 
 
@@ -208,23 +212,19 @@ def table(seconds: Seconds, tokens: int, targets: Sequence[tuple[str, str, float
     """Yield the tokens/s of every arm and the ratios of arms, both with their spread over the rounds."""
     yield "| arm | tokens/s (min to max) |\n| --- | --- |"
     for name, values in seconds.items():
-        yield f"| {name} | {_spread([tokens / value for value in values], 1)} |"
+        yield f"| {name} | {spread([tokens / value for value in values], 1)} |"
     yield "\n| tokens/s over tokens/s | times (min to max) | target | met |\n" + "| --- " * 4 + "|"
     for arm, other, target in targets:
         if arm in seconds and other in seconds:
             ratios = [theirs / ours for ours, theirs in zip(seconds[arm], seconds[other], strict=True)]
             met = "" if target is None else "yes" if median(ratios) >= target else "no"
-            yield f"| {arm} / {other} | {_spread(ratios, 2)} | {target or ''} | {met} |"
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+            yield f"| {arm} / {other} | {spread(ratios, 2)} | {target or ''} | {met} |"
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("command", choices=["speed", "memory", "resident", "quality", "loading"])
-    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--sparse")
     parser.add_argument("--adapter")
     parser.add_argument("--packages", nargs="+", type=Path, default=[])
@@ -234,6 +234,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[""])
     parser.add_argument("--llama-cpp", metavar="PYTHON")
     parser.add_argument("--gguf", type=Path)
+    parser.add_argument("--drop-in", action="store_true")
     parser.add_argument("--data", type=Path, help="folder of WikiText-2")
     parser.add_argument("--questions", help="a file of MAWPS questions; the adapter was trained on others")
     return parser.parse_args()

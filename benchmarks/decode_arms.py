@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shears.checkpoints.packed.file import read_package
 from shears.checkpoints.packed.layout import NumberFormat
-from shears.models.load import put_adapter
+from shears.models.load import load_with_adapter, put_adapter
+from shears.runtime.drop_in.swap import sparsify_linears
 from shears.runtime.native.decoder import NativeBackend
 from shears.runtime.native.model_source import ModelSource, source_of_model, source_of_package
 
@@ -24,6 +25,7 @@ HF_DEFAULT, HF_TUNED = "HF bf16, default", "HF bf16, tuned"
 DENSE = "ours dense "  # + the number format of blocks and head
 SPARSE = "ours sparse "  # + the name of the package's folder
 DENSE_VALUES: tuple[NumberFormat, ...] = ("bf16", "int8", "int4")
+DROP_IN, PEFT = "drop-in ", "HF, PEFT's LoRA, tuned "  # + the name of the package's folder
 LLAMA = "llama.cpp "  # + the name of its quantization
 SCRIPT = Path(__file__).with_name("llama_cpp_decode.py")
 
@@ -86,6 +88,16 @@ def hugging_face(model: Any, *, tuned: bool) -> Arm:
         return tokens
 
     return timed(run)
+
+
+def drop_in_arms(package: Path, threads: int) -> dict[str, Arm]:
+    """Return transformers' generate with a package's weights: dense beside PEFT's LoRA, and packed."""
+    dense, packed = (load_with_adapter(package, dtype="bf16", device="cpu")[0] for _ in range(2))
+    sparsify_linears(packed, threads=threads)
+    return {
+        PEFT + package.name: hugging_face(dense, tuned=True),
+        DROP_IN + package.name: hugging_face(packed, tuned=True),
+    }
 
 
 def native(source: ModelSource, threads: int, head: NumberFormat | None = None) -> NativeBackend:

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.decode_arms import adapted, continued, native
+from benchmarks.report import points
 from shears.data.calibration import text_tokens
 from shears.data.example import prompt_of
 from shears.data.examples import load_examples
@@ -128,7 +129,7 @@ def _answers(backends: Mapping[str, NativeBackend], tokenizer: Any, questions: s
     task, examples = GENERATED["equation"], load_examples(questions, DEFAULT_TEMPLATE, tokenizer)
     prompts = [tokenizer(prompt_of(example))["input_ids"] for example in examples]
     yield f"\nMAWPS, {len(examples)} questions the adapter was not trained on\n"
-    yield "| arm | right | difference, 95 % interval | seconds |\n| --- | --- | --- | --- |"
+    yield "| arm | right | points, 95 % interval | seconds |\n| --- | --- | --- | --- |"
     first: list[bool] = []
     for name, backend in backends.items():
         start = time.perf_counter()
@@ -138,7 +139,7 @@ def _answers(backends: Mapping[str, NativeBackend], tokenizer: Any, questions: s
             numbers_equal(task.read(text), number) for text, number in zip(texts, task.answers(examples), strict=True)
         ]
         first = first or right
-        yield f"| {name} | {np.mean(right):.1%} | {_difference(right, first)} | {seconds:.0f} |"
+        yield f"| {name} | {np.mean(right):.1%} | {points(paired_difference([right], [first]))} | {seconds:.0f} |"
 
 
 def _answer(backend: NativeBackend, prompt: Sequence[int], tokenizer: Any) -> str:
@@ -153,8 +154,3 @@ def _answer(backend: NativeBackend, prompt: Sequence[int], tokenizer: Any) -> st
             break
         logits = backend.step([0], tokens[-1:])[0]
     return str(tokenizer.decode(tokens, skip_special_tokens=True))
-
-
-def _difference(right: Sequence[bool], first: Sequence[bool]) -> str:
-    gap = paired_difference([right], [first])
-    return f"{gap.value:+.1%} ({gap.low:+.1%} to {gap.high:+.1%})"

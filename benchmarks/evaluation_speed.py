@@ -7,7 +7,6 @@ and the parts of a step: products of the layers and of the head, alone with the 
 says what the machine could do if it did nothing else; with several threads it counts all of them.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.report import parser_of
 from shears.config import EvaluateConfig
 from shears.data.examples import load_examples, prompts_of
 from shears.evaluation.continuous import ContinuousDecoder
@@ -55,7 +55,7 @@ class Clock:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("model")
     parser.add_argument("--adapter")
     parser.add_argument("--task", default="gsm8k")

@@ -5,32 +5,41 @@
     python -m benchmarks.every_rank cost --data FOLDER --task mawps --work DIR --results FILE.jsonl
     python -m benchmarks.every_rank table FILE.jsonl...
 
-FOLDER holds mawps/, ARC-Easy/ and openbookqa/ in LLM-Adapters' form and gsm8k/ with train.jsonl and test.jsonl. `run`
-tunes every way on the mean validation loss over its ranks with the first seed and a third of the epochs (the best of
-three learning rates, then the better of two values of alpha at that rate), trains the best for every seed and measures
-its test answers at every rank. `search` needs the adapters of `run`: validation chooses a configuration with no more
-parameters than a uniform one, test measures both. `cost` times steps in turns.
-Cells that are in the results are skipped, and an interrupted training resumes. `--start` is plain, recovery,
-sparse-peft (merged at every rank) or dense; a base of `--sparse` and a `--teacher` need a DIR and a FILE of their own.
-No test trains as it does: it needs the data.
+FOLDER is that of benchmarks.tasks. `run` tunes every way on the mean validation loss over its ranks
+with the first seed and a third of the epochs (the best of three learning rates, then the better of
+two values of alpha at that rate), trains the best for every seed and measures its test answers at
+every rank. `search` needs the adapters of `run`: validation chooses a configuration with no more
+parameters than a uniform one, test measures both. `cost` times steps in turns. Cells that are in the
+results are skipped, and an interrupted training resumes. `--start` is plain, recovery, sparse-peft
+(merged at every rank) or dense; a base of `--sparse` and a `--teacher` need a DIR and a FILE of their
+own. No test trains as it does: it needs the data.
 """
 
 import argparse
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import shears
-from benchmarks.every_rank_table import tables
-from benchmarks.every_rank_ways import COST_WAYS, RATES, SCALINGS, SEARCHED, STARTS, TASKS, WAYS, Way, ways_of
-from benchmarks.nls import MODEL, mean_loss
-from benchmarks.nls_tasks import Task
-from benchmarks.report import add_row, environment, log_to_stderr, rows_of
-from benchmarks.rightness import as_text
+from benchmarks.nls import mean_loss
+from benchmarks.report import (
+    MODEL,
+    add_row,
+    as_text,
+    environment,
+    log_to_stderr,
+    numbers,
+    parser_of,
+    rows_of,
+    seeds,
+    words,
+)
+from benchmarks.tasks import TASKS, Task
 from benchmarks.turns import step_seconds
 from shears.adapt.load import load_super_adapter
 from shears.data.examples import load_examples, tokenize_all
@@ -38,8 +47,53 @@ from shears.models.devices import autocast
 from shears.records.artifacts import SEARCH_SPACE, read_json, write_json
 from shears.training.batches import padding
 
-Cell = dict[str, Any]
+RANKS = (32, 24, 16, 8)
+RATES = (5e-4, 1e-3, 2e-3)
+SCALINGS = (2.0, 4.0)  # alpha over the largest rank: alpha 64 and 128 at rank 32
+SEARCHED = (24, 16)  # ranks whose number of parameters bounds a search
+COST_WAYS = ("lora-32", "nested", "uniform")  # whose steps are timed, the first against the others
 TUNING = 1 / 3  # share of the epochs that a training of the tuning has
+Cell = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train; `ranks` are those that it allows, all of which are measured."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    ranks: tuple[int, ...] = RANKS
+    same_sum: bool = False
+    """Whether a cut to rank r is multiplied by largest rank / r, as a nested adapter's cuts are by their factors."""
+
+    @property
+    def is_elastic(self) -> bool:
+        """Tell whether one training serves all ranks."""
+        return len(self.ranks) > 1
+
+    def keywords(self, rate: float, scaling: float) -> dict[str, Any]:
+        """Return the keywords of `shears.train`, except data, seed, epochs and the start's."""
+        alpha = scaling * max(self.ranks)
+        return {"ranks": self.ranks, "alpha": alpha, "learning_rate": rate, "batch_size": 16, **self.settings}
+
+
+WAYS: Mapping[str, Way] = {
+    way.name: way
+    for way in (
+        Way("nested", {"sampling": "nested"}),
+        Way("uniform", {"sampling": "uniform"}),
+        Way("reordered", {"sampling": "maximal", "reorder": True}),
+        Way("lora-multiplied", {"sampling": "maximal"}, same_sum=True),
+        *(Way(f"lora-{rank}", ranks=(rank,)) for rank in RANKS),
+    )
+}
+STARTS: Mapping[str, Mapping[str, Any]] = {
+    "plain": {},
+    "recovery": {"init": "recovery"},
+    "sparse-peft": {"sparse_adapter": True},
+    "dense": {},
+}
+"""The keywords of `shears.train` for each start; dense trains on the unpruned model."""
 
 
 class Bench:
@@ -67,7 +121,7 @@ class Bench:
             shears.sparsify(model, base, calibration=str(self.data["train"]), **settings)
         return base
 
-    def once(self, key: Mapping[str, Any], make: Any) -> Cell:
+    def once(self, key: Mapping[str, Any], make: Callable[[], Cell]) -> Cell:
         """Return the cell of a key, made by `make()` and appended if it is not in the results."""
         key = {"task": self.task.name, "start": self.start, "epochs": self.epochs, **key}
         for row in rows_of(self.results):
@@ -78,14 +132,9 @@ class Bench:
         print({name: value for name, value in row.items() if name not in ("right", "seconds")}, flush=True)
         return row
 
-    def adapter(self, way: Way, rate: float, scaling: float, seed: int, epochs: float) -> Path:
-        """Return the folder of a training."""
-        name = f"{way.name}-{self.start}-{rate:g}-{scaling:g}-epochs{epochs:.4g}-seed{seed}"
-        return self.work / name
-
     def trained(self, way: Way, rate: float, scaling: float, seed: int, epochs: float) -> Path:
         """Train, if there is no adapter yet; return its folder."""
-        folder = self.adapter(way, rate, scaling, seed, epochs)
+        folder = self.work / f"{way.name}-{self.start}-{rate:g}-{scaling:g}-epochs{epochs:.4g}-seed{seed}"
         if not folder.exists():
             self._train(folder, {**way.keywords(rate, scaling), "resume": True, "seed": seed, "epochs": epochs})
         if way.same_sum:
@@ -150,9 +199,18 @@ class Bench:
             right[str(rank)] = self.answers(folder, ranks, f"rank{rank}")
         return {"rate": rate, "scaling": scaling, "right": right}
 
+    def measure(self, way: Way) -> None:
+        """Tune a way, train it for every seed, and append its test answers."""
+        rate, scaling = self.tuned(way)
+        for seed in self.seeds:
+            key = {"kind": "test", "way": way.name, "seed": seed}
+            self.once(key, partial(self.at_every_rank, way, rate, scaling, seed))
+
     def searched(self, way: Way, rank: int, seed: int, evaluations: int) -> Cell:
         """Search on validation under the size of a uniform configuration; return the choice's test answers."""
-        [cell] = [row for row in self._test_cells(way) if row["seed"] == seed]
+        wanted = {"task": self.task.name, "start": self.start, "epochs": self.epochs, "kind": "test", "way": way.name}
+        wanted |= {"seed": seed}
+        [cell] = [row for row in rows_of(self.results) if {name: row.get(name) for name in wanted} == wanted]
         folder = self.trained(way, cell["rate"], cell["scaling"], seed, self.epochs)
         space = load_super_adapter(folder).elastic
         bound = space.num_parameters(space.space.check(dict.fromkeys(space.space.ranks, rank)))
@@ -164,12 +222,6 @@ class Bench:
             )  # fmt: skip
         right = self.answers(folder, found / "result.json", f"searched{rank}")
         return {"right": {"searched": right, "uniform": cell["right"][str(rank)]}, "parameters": bound}
-
-    def _test_cells(self, way: Way) -> Iterator[Cell]:
-        wanted = (self.task.name, self.start, self.epochs, "test", way.name)
-        for row in rows_of(self.results):
-            if tuple(row.get(name) for name in ("task", "start", "epochs", "kind", "way")) == wanted:
-                yield row
 
     def steps(self, way: Way, count: int) -> None:
         """Make some steps of a training, to be timed."""
@@ -195,16 +247,13 @@ def multiply_cuts(adapter: Path) -> None:
 
 def run(bench: Bench, arguments: argparse.Namespace) -> None:
     """Tune, train and measure every way."""
-    for way in ways_of(bench.start, arguments.ways):
-        rate, scaling = bench.tuned(way)
-        for seed in bench.seeds:
-            key = {"kind": "test", "way": way.name, "seed": seed}
-            bench.once(key, partial(bench.at_every_rank, way, rate, scaling, seed))
+    for name in arguments.ways:
+        bench.measure(WAYS[name])
 
 
 def search(bench: Bench, arguments: argparse.Namespace) -> None:
     """Search on every elastic super-adapter that was measured."""
-    for way in ways_of(bench.start, arguments.ways):
+    for way in (WAYS[name] for name in arguments.ways):
         for seed in bench.seeds if way.is_elastic else []:
             for rank in SEARCHED:
                 key = {"kind": "search", "way": way.name, "seed": seed, "rank": rank}
@@ -221,8 +270,9 @@ def main() -> None:
     """Run one of the commands."""
     arguments = _arguments()
     if arguments.command == "table":
-        for line in tables([row for path in arguments.files for row in rows_of(path)]):
-            print(line)
+        from benchmarks.every_rank_table import tables  # which imports this module
+
+        print("\n".join(tables(rows_of(*arguments.files))))
         return
     log_to_stderr()
     print(environment(), flush=True)
@@ -238,21 +288,17 @@ def add_cells(command: argparse.ArgumentParser, **defaults: Any) -> None:
     command.add_argument("--sparse", type=Path, help="base of the sparse starts; default: pruned here by Wanda")
     command.add_argument("--teacher", type=Path, help="adapter of the dense model that all ways also learn from")
     command.add_argument("--start", choices=list(STARTS))
-    command.add_argument("--ways", type=lambda text: text.split(","))
-    command.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0])
-    command.add_argument("--rates", type=_numbers, help="learning rates to choose from")
-    command.add_argument("--scalings", type=_numbers, help="alpha / rank, to choose from")
+    command.add_argument("--ways", type=words)
+    command.add_argument("--seeds", type=seeds, default=[0])
+    command.add_argument("--rates", type=numbers, help="learning rates to choose from")
+    command.add_argument("--scalings", type=numbers, help="alpha / rank, to choose from")
     command.add_argument("--epochs", type=float)
     command.add_argument("--limit", type=int, help="only the first so many test examples")
     command.add_argument("--steps", type=int, help="timed steps")
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
-
-
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("table").add_argument("files", type=Path, nargs="+")
     for name in ("run", "search", "cost"):

@@ -5,13 +5,14 @@ from math import gcd
 from statistics import median
 from typing import Any
 
-from benchmarks.every_rank_ways import COST_WAYS, RANKS, WAYS
-from benchmarks.rightness import as_bits
-from shears.evaluation.statistics import bootstrap_difference, holm, paired_difference, pooled_accuracy
+from benchmarks.every_rank import RANKS, WAYS
+from benchmarks.report import Pair, as_bits, paired_table
+from shears.evaluation.statistics import Bits, pooled_accuracy
 
 Row = dict[str, Any]
-Runs = list[list[bool]]  # one list of answers a seed
 Cells = Mapping[str, Mapping[int, Row]]  # way -> seed -> row
+LORA = [f"lora-{rank}" for rank in RANKS]
+ORDER = (*WAYS, "sandwich", "curriculum")  # the last two are of old results: their samplings were removed
 
 
 def tables(rows: Sequence[Row]) -> Iterator[str]:
@@ -22,17 +23,17 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
         kinds = {kind: [row for row in chosen if row["kind"] == kind] for kind in ("test", "cost", "search")}
         cells = _by_way(kinds["test"])
         yield from _accuracies(cells)
-        yield from _differences(cells)
+        yield from paired_table(list(_differences(cells)))
         yield from _settings(cells)
         yield from _cost(kinds["cost"])
-        yield from _gains(kinds["search"])
+        yield from paired_table(list(_gains(kinds["search"])))
 
 
 def _by_way(rows: Sequence[Row]) -> dict[str, dict[int, Row]]:
     found: dict[str, dict[int, Row]] = {}
     for row in rows:
         found.setdefault(row["way"], {})[row["seed"]] = row
-    return {name: found[name] for name in WAYS if name in found}
+    return {name: found[name] for name in ORDER if name in found}
 
 
 def area_weights(ranks: Sequence[int]) -> dict[int, int]:
@@ -43,79 +44,53 @@ def area_weights(ranks: Sequence[int]) -> dict[int, int]:
     ordered = sorted(ranks)
     if len(ordered) == 1:
         return {ordered[0]: 1}
-    weights = {}
-    for index, rank in enumerate(ordered):
-        before = ordered[max(index - 1, 0)]
-        after = ordered[min(index + 1, len(ordered) - 1)]
-        weights[rank] = after - before
+    ends = [ordered[0], *ordered, ordered[-1]]
+    weights = {rank: ends[place + 2] - ends[place] for place, rank in enumerate(ordered)}
     divisor = gcd(*weights.values())
     return {rank: weight // divisor for rank, weight in weights.items()}
 
 
-def _runs(cells: Cells, way: str, rank: int, seeds: Sequence[int]) -> Runs:
-    return [as_bits(cells[way][seed]["right"][str(rank)]) for seed in seeds]
+def _elastic(cells: Cells) -> list[str]:
+    return [name for name in cells if name not in LORA]
 
 
-def _area_runs(cells: Cells, way: str, seeds: Sequence[int]) -> Runs:
-    """Return the answers at every rank as often as the area weighs it, so that their mean is the area.
+def _runs(cells: Cells, way: str, rank: int) -> dict[int, list[Bits]]:
+    """Return the answers of a way at a rank by seed; `lora` stands for the training of that rank."""
+    name = f"lora-{rank}" if way == "lora" else way
+    return {seed: [as_bits(row["right"][str(rank)])] for seed, row in cells.get(name, {}).items()}
 
-    `lora` stands for the trainings of each rank.
+
+def _area(cells: Cells, way: str) -> dict[int, list[Bits]]:
+    """Return by seed the answers at every rank as often as the area weighs it, so that their mean is the area.
+
+    Only seeds that have all ranks count.
     """
-    names = {rank: f"lora-{rank}" if way == "lora" else way for rank in RANKS}
     weights = area_weights(RANKS)
-    return [run for rank in RANKS for run in _runs(cells, names[rank], rank, seeds) * weights[rank]]
-
-
-def _seeds(cells: Cells, ways: Sequence[str]) -> list[int]:
-    """Return the seeds that all of the ways have."""
-    if any(way not in cells for way in ways):
-        return []
-    return sorted(set.intersection(*(set(cells[way]) for way in ways)))
-
-
-LORA = [f"lora-{rank}" for rank in RANKS]
+    by_rank = {rank: _runs(cells, way, rank) for rank in RANKS}
+    seeds = sorted(set.intersection(*(set(runs) for runs in by_rank.values())))
+    return {seed: [run for rank in RANKS for run in by_rank[rank][seed] * weights[rank]] for seed in seeds}
 
 
 def _accuracies(cells: Cells) -> Iterator[str]:
     yield f"\n| way | {' | '.join(f'rank {rank}' for rank in RANKS)} | area |"
     yield "| --- " * (len(RANKS) + 2) + "|"
-    for way in [name for name in cells if WAYS[name].is_elastic]:
-        seeds = sorted(cells[way])
-        values = [f"{pooled_accuracy(_runs(cells, way, rank, seeds)).value:.1%}" for rank in RANKS]
-        yield f"| {way} | {' | '.join(values)} | {pooled_accuracy(_area_runs(cells, way, seeds)).value:.1%} |"
-    if seeds := _seeds(cells, LORA):
-        values = [f"{pooled_accuracy(_runs(cells, f'lora-{rank}', rank, seeds)).value:.1%}" for rank in RANKS]
-        area = pooled_accuracy(_area_runs(cells, "lora", seeds)).value
-        yield f"| LoRA of each rank | {' | '.join(values)} | {area:.1%} |"
+    for way, name in [*((way, way) for way in _elastic(cells)), ("lora", "LoRA of each rank")]:
+        areas = _area(cells, way)
+        if areas:
+            columns = [{seed: _runs(cells, way, rank)[seed] for seed in areas} for rank in RANKS] + [areas]
+            shares = [pooled_accuracy([run for runs in column.values() for run in runs]).value for column in columns]
+            yield f"| {name} | {' | '.join(f'{share:.1%}' for share in shares)} |"
 
 
-def _differences(cells: Cells) -> Iterator[str]:
-    """Yield every elastic way against the LoRA of each rank, and areas against nested; Holm over the whole table."""
-    pairs: list[tuple[str, list[int], Runs, Runs]] = []
-    elastic = [name for name in cells if WAYS[name].is_elastic]
-    for way in elastic:
+def _differences(cells: Cells) -> Iterator[Pair]:
+    """Yield every elastic way against the LoRA of each rank, and areas against nested."""
+    for way in _elastic(cells):
         for rank in RANKS:
-            if seeds := _seeds(cells, [way, f"lora-{rank}"]):
-                ones, others = _runs(cells, way, rank, seeds), _runs(cells, f"lora-{rank}", rank, seeds)
-                pairs.append((f"{way}, rank {rank}, against LoRA of rank {rank}", seeds, ones, others))
-    for other in [*elastic, "lora"]:
-        ways = ["nested", *(LORA if other == "lora" else [other])]
-        if other != "nested" and (seeds := _seeds(cells, ways)):
-            ones, others = _area_runs(cells, "nested", seeds), _area_runs(cells, other, seeds)
-            pairs.append((f"area: nested against {other}", seeds, ones, others))
-    yield from _paired(pairs)
-
-
-def _paired(pairs: Sequence[tuple[str, list[int], Runs, Runs]]) -> Iterator[str]:
-    if not pairs:
-        return
-    yield "\n| difference, paired by example | points | 95 % interval | p | p (Holm) | seeds |"
-    yield "| --- " * 6 + "|"
-    p_values = [bootstrap_difference(ones, others).p for _, _, ones, others in pairs]
-    for (title, seeds, ones, others), p, corrected in zip(pairs, p_values, holm(p_values), strict=True):
-        value, low, high = paired_difference(ones, others)
-        figures = f"{100 * value:+.1f} | {100 * low:+.1f} to {100 * high:+.1f} | {p:.4f} | {corrected:.4f}"
-        yield f"| {title} | {figures} | {', '.join(map(str, seeds))} |"
+            title = f"{way}, rank {rank}, against LoRA of rank {rank}"
+            yield title, _runs(cells, way, rank), _runs(cells, "lora", rank)
+    for other in [*_elastic(cells), "lora"]:
+        if other != "nested":
+            yield f"area: nested against {other}", _area(cells, "nested"), _area(cells, other)
 
 
 def _settings(cells: Cells) -> Iterator[str]:
@@ -132,18 +107,15 @@ def _cost(rows: Sequence[Row]) -> Iterator[str]:
     seconds = rows[-1]["seconds"]
     yield "\n| way | seconds a step, median | over LoRA's, median | smallest | largest |"
     yield "| --- | --- | --- | --- | --- |"
-    for way in COST_WAYS:
-        own, lora = seconds[way][1:], seconds[COST_WAYS[0]][1:]
+    for way in seconds:
+        own, lora = seconds[way][1:], next(iter(seconds.values()))[1:]
         quotients = [one / other for one, other in zip(own, lora, strict=True)]
         yield (f"| {way} | {median(own):.2f} | {median(quotients):.3f} | {min(quotients):.3f} | {max(quotients):.3f} |")
 
 
-def _gains(rows: Sequence[Row]) -> Iterator[str]:
+def _gains(rows: Sequence[Row]) -> Iterator[Pair]:
     """Yield what a configuration chosen on validation gains on test over the uniform one of the same size."""
-    pairs = []
     for way, rank in dict.fromkeys((row["way"], row["rank"]) for row in rows):
-        own = sorted((row for row in rows if (row["way"], row["rank"]) == (way, rank)), key=lambda row: row["seed"])
-        seeds = [row["seed"] for row in own]
-        ones, others = ([as_bits(row["right"][key]) for row in own] for key in ("searched", "uniform"))
-        pairs.append((f"{way}: searched against uniform rank {rank}", seeds, ones, others))
-    yield from _paired(pairs)
+        own = [row for row in rows if (row["way"], row["rank"]) == (way, rank)]
+        ones, others = ({row["seed"]: [as_bits(row["right"][key])] for row in own} for key in ("searched", "uniform"))
+        yield f"{way}: searched against uniform rank {rank}", ones, others

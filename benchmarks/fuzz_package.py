@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.mutations import SEEDS, mutated, write_seed
+from benchmarks.report import parser_of
 from shears.checkpoints.packed.file import PACKAGE_FILE, Package, read_package
 from shears.checkpoints.packed.layout import GROUPS, PANEL, PackedMatrix, dense
 from shears.errors import InputError
@@ -38,7 +39,7 @@ BATCH = 5000
 
 def main() -> None:
     """Run batches and print how many mutations had which outcome."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--only", type=int)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import shears
-from benchmarks.report import environment, log_to_stderr
+from benchmarks.report import environment, log_to_stderr, parser_of
 from shears.records.artifacts import RECOVERY_FOLDER, write_json
 from shears.records.folders import partial_folder
 
@@ -101,7 +101,7 @@ def _print_row(name: str, seconds: float | None, figures: Mapping[str, float]) -
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("sparse")
     parser.add_argument("--teacher", default="smollm2-135m")
     parser.add_argument("--work", type=Path, required=True)

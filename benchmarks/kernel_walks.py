@@ -9,7 +9,7 @@ first line is the default; products take the one marked `chosen` (shears.runtime
 
 import argparse
 
-from benchmarks.report import environment
+from benchmarks.report import environment, parser_of
 from shears.runtime.native import _native
 from shears.runtime.native.tuning import CODES, best_of, weight_bytes
 
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--values", nargs="+", default=list(CODES), choices=list(CODES))
     parser.add_argument("--tokens", nargs="+", type=int, default=[1, 2, 4, 8, 16, 64])
     parser.add_argument("--seconds", type=float, default=1.0, help="for each kind of values")

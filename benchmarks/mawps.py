@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import shears
-from benchmarks.mawps_data import write_splits
-from benchmarks.nls_arms import BUDGET
-from benchmarks.report import environment, log_to_stderr
+from benchmarks.nls import BUDGET
+from benchmarks.report import MODEL, environment, log_to_stderr, parser_of
+from benchmarks.tasks import write_mawps
 from shears.evaluation.records import Evaluation
 from shears.evaluation.statistics import mcnemar
-
-MODEL = "smollm2-135m"
 
 
 def main() -> None:
@@ -28,19 +26,11 @@ def main() -> None:
     log_to_stderr()
     work = Path(arguments.output or tempfile.mkdtemp(prefix="mawps-"))
     work.mkdir(parents=True, exist_ok=True)
-    data = write_splits(arguments.data, work)
+    data = write_mawps(arguments.data, work)
     print(environment())
     base = work / "sparse"
-    seconds = {
-        "sparsify": _timed(
-            lambda: _once(
-                base,
-                lambda: shears.sparsify(
-                    MODEL, base, calibration=str(data["train"]), num_samples=32, sequence_length=512
-                ),
-            )
-        )
-    }
+    calibration = {"calibration": str(data["train"]), "num_samples": 32, "sequence_length": 512}
+    seconds = {"sparsify": _once(base, lambda: shears.sparsify(MODEL, base, **calibration))}
     results = {"dense, 0-shot": _measure(MODEL, None, data), "sparse 50 %, 0-shot": _measure(base, None, data)}
     for seed in arguments.seeds:
         results |= _adapters(base, work / f"seed-{seed}", data, {"seed": seed, "epochs": arguments.epochs}, seconds)
@@ -57,17 +47,10 @@ def _adapters(
     lora = work / "lora"
     nls = work / "nls"
     searched = work / "search"
-    seconds[f"train LoRA, {tag}"] = _timed(
-        lambda: _once(lora, lambda: shears.train(base, lora, ranks=(32,), **settings))
-    )
-    seconds[f"train NLS, {tag}"] = _timed(
-        lambda: _once(nls, lambda: shears.train(base, nls, ranks=(32, 24, 16), **settings))
-    )
-    seconds[f"search, {tag}"] = _timed(
-        lambda: _once(
-            searched, lambda: shears.search(nls, searched, data=str(data["validation"]), max_evaluations=20, limit=100)
-        )
-    )
+    search: dict[str, Any] = {"data": str(data["validation"]), "max_evaluations": 20, "limit": 100}
+    seconds[f"train LoRA, {tag}"] = _once(lora, lambda: shears.train(base, lora, ranks=(32,), **settings))
+    seconds[f"train NLS, {tag}"] = _once(nls, lambda: shears.train(base, nls, ranks=(32, 24, 16), **settings))
+    seconds[f"search, {tag}"] = _once(searched, lambda: shears.search(nls, searched, **search))
     parts = {"LoRA, rank 32": (lora, "maximal"), "NLS, maximal": (nls, "maximal"), "NLS, heuristic": (nls, "heuristic"),
              "NLS, minimal": (nls, "minimal"), "NLS, hill climbing": (nls, str(searched / "result.json"))}  # fmt: skip
     results = {}
@@ -78,15 +61,11 @@ def _adapters(
     return results
 
 
-def _once(folder: Path, make: Callable[[], object]) -> None:
-    """Make an artifact unless it exists: an earlier call with the same --output made it."""
+def _once(folder: Path, make: Callable[[], object]) -> float:
+    """Make an artifact unless an earlier call with the same --output made it; return the seconds."""
+    start = time.monotonic()
     if not folder.exists():
         make()
-
-
-def _timed(action: Callable[[], object]) -> float:
-    start = time.monotonic()
-    action()
     return time.monotonic() - start
 
 
@@ -116,7 +95,7 @@ def _versus(one: Evaluation, other: Evaluation) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", help="keep and reuse the artifacts here")
     parser.add_argument("--epochs", type=float, default=1.0)

@@ -1,8 +1,10 @@
 """WikiText-2 perplexity of the dense and of the pruned SmolLM2-135M, 16 windows of 1,024 tokens of the test text.
 
     python -m benchmarks.perplexity --data FOLDER [--num-samples 32] [--sequence-length 512]
+    python -m benchmarks.perplexity --data FOLDER --methods wanda --recover-rank 32
 
-FOLDER holds valid.txt (calibration) and test.txt of WikiText-2.
+FOLDER holds valid.txt (calibration) and test.txt of WikiText-2. With --recover-rank, every pruned
+model is also measured with its recovery by norms and by moments, which are not trained.
 """
 
 import argparse
@@ -12,46 +14,47 @@ from itertools import product
 from pathlib import Path
 
 import shears
-from benchmarks.report import environment, log_to_stderr
-
-MODEL = "smollm2-135m"
+from benchmarks.report import MODEL, environment, log_to_stderr, parser_of
 
 
 def main() -> None:
     """Print a row for the dense model, and one for each method and sparsity."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--num-samples", type=int, default=32)
-    parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5])
-    parser.add_argument("--methods", nargs="+", default=["wanda", "magnitude"])
-    parser.add_argument("--reconstruct", action="store_true")
-    parser.add_argument("--windows", type=int, default=16)
-    arguments = parser.parse_args()
+    arguments = _arguments()
     log_to_stderr()
     print(environment())
     print("\n| model | perplexity | 95 % interval | tokens | pruning |\n| --- | --- | --- | --- | --- |")
-    _row("dense", MODEL, arguments, "")
+    _print_row("dense", MODEL, arguments)
     for sparsity, method in product(arguments.sparsities, arguments.methods):
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.monotonic()
-            output = shears.sparsify(
-                MODEL,
-                Path(folder) / "sparse",
-                method=method,
-                sparsity=sparsity,
-                reconstruct=arguments.reconstruct,
-                num_samples=arguments.num_samples,
-                sequence_length=arguments.sequence_length,
-                calibration=str(arguments.data / "valid.txt"),
-            )
-            seconds = f"{time.monotonic() - start:.0f} s"
-            _row(f"{method} {sparsity:.0%}", str(output), arguments, seconds)
+        name = f"{method} {sparsity:.0%}"
+        for recover_by in ("norms", "moments") if arguments.recover_rank else ("norms",):
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.monotonic()
+                output = shears.sparsify(
+                    MODEL,
+                    Path(folder) / "sparse",
+                    method=method,
+                    sparsity=sparsity,
+                    reconstruct=arguments.reconstruct,
+                    num_samples=arguments.num_samples,
+                    sequence_length=arguments.sequence_length,
+                    calibration=str(arguments.data / "valid.txt"),
+                    recover_rank=arguments.recover_rank,
+                    recover_by=recover_by,
+                )
+                seconds = f"{time.monotonic() - start:.0f} s"
+                if recover_by == "norms":
+                    _print_row(name, str(output), arguments, seconds)
+                if arguments.recover_rank:
+                    recovery = str(output / "recovery")
+                    _print_row(f"{name}, recovery by {recover_by}", str(output), arguments, seconds, recovery)
 
 
-def _row(name: str, model: str, arguments: argparse.Namespace, seconds: str) -> None:
+def _print_row(
+    name: str, model: str, arguments: argparse.Namespace, seconds: str = "", adapter: str | None = None
+) -> None:
     result = shears.evaluate(
         model,
+        adapter=adapter,
         task="perplexity",
         data=str(arguments.data / "test.txt"),
         sequence_length=1024,
@@ -60,6 +63,19 @@ def _row(name: str, model: str, arguments: argparse.Namespace, seconds: str) -> 
     )
     low, high = result.ci95
     print(f"| {name} | {result.value:.2f} | {low:.2f} to {high:.2f} | {result.n} | {seconds} |", flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = parser_of(__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--num-samples", type=int, default=32)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--methods", nargs="+", default=["wanda", "magnitude"])
+    parser.add_argument("--reconstruct", action="store_true")
+    parser.add_argument("--recover-rank", type=int, default=0)
+    parser.add_argument("--windows", type=int, default=16)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

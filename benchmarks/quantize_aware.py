@@ -21,8 +21,18 @@ from typing import Any
 import yaml
 
 import shears
-from benchmarks.report import add_row, environment, log_to_stderr, rows_of
-from benchmarks.rightness import as_bits, as_text
+from benchmarks.report import (
+    add_row,
+    as_bits,
+    as_text,
+    environment,
+    log_to_stderr,
+    parser_of,
+    percent,
+    points,
+    rows_of,
+    seeds,
+)
 from shears.evaluation.records import Evaluation
 from shears.evaluation.statistics import paired_difference, wilson_interval
 from shears.records.artifacts import read_json
@@ -44,17 +54,16 @@ ARMS: Mapping[str, Arm] = {
     "SparsePEFT, bf16": Arm(*MASKED, "bf16"),
     "SparsePEFT, int4 rounded after": Arm(*MASKED, "int4"),
     "int4 trained": Arm("int4", {"quantize_aware": "int4"}, "int4"),
-    "int4 trained, scales learnt": Arm("int4-scales", {"quantize_aware": "int4", "learn_scales": True}, "int4"),
 }
 REFERENCE = "SparsePEFT, bf16"
-HALVED = ("masked", "int4", "int4-scales")  # the mask halves the product at 50 % zeros: --masked-alpha
+HALVED = ("masked", "int4")  # the mask halves the product at 50 % zeros: --masked-alpha
 
 
 def main() -> None:
     """Run one of the commands."""
     arguments = _arguments()
     if arguments.command == "table":
-        print("\n".join(table([row for path in arguments.results for row in rows_of(path)])))
+        print("\n".join(table(rows_of(*arguments.results))))
         return
     log_to_stderr()
     print(environment(), flush=True)
@@ -145,9 +154,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             continue
         bits = [as_bits(row["right"]) for row in cells.values()]
         share = sum(map(sum, bits)) / sum(map(len, bits))
-        low, high = wilson_interval(share * len(bits[0]), len(bits[0]))
+        accuracy = percent((share, *wilson_interval(share * len(bits[0]), len(bits[0]))))
         size = next(iter(cells.values()))["bytes"] / 1e6
-        accuracy = f"{100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f})"
         yield f"| {arm} | {len(cells)} | {accuracy} | {_difference(cells, by_arm[REFERENCE], arm)} | {size:.1f} |"
 
 
@@ -157,12 +165,11 @@ def _difference(cells: Mapping[int, Any], reference: Mapping[int, Any], arm: str
     if arm == REFERENCE or not both:
         return ""
     mine, theirs = ([as_bits(rows[seed]["right"]) for seed in both] for rows in (cells, reference))
-    value, low, high = paired_difference(mine, theirs)
-    return f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return points(paired_difference(mine, theirs))
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("command", choices=["run", "table", "exact"])
     parser.add_argument("--base", help="a pruned model")
     parser.add_argument("--arms", type=lambda text: text.split("; "), default=list(ARMS), help="separated by '; '")
@@ -184,7 +191,7 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", default="number")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--max-new-tokens", type=int)
-    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0])
+    parser.add_argument("--seeds", type=seeds, default=[0])
     parser.add_argument("--set", type=_setting, action="append", default=[], help="KEY=VALUE of shears train")
     parser.add_argument("--work", type=Path, default=Path("runs/quantize-aware"), help="keeps adapters and results")
 

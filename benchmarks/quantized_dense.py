@@ -19,8 +19,7 @@ from typing import Any
 
 import shears
 from benchmarks.quantize_aware import add_answering, evaluated, table
-from benchmarks.report import add_row, environment, log_to_stderr, rows_of
-from benchmarks.rightness import as_text
+from benchmarks.report import add_row, as_text, environment, log_to_stderr, parser_of, rows_of, words
 
 RANK = 32
 FORMATS = ("q8_0", "q4_k_m", "q3_k_m", "q2_k")
@@ -56,11 +55,11 @@ def quantized(file: Path, kind: str, arguments: argparse.Namespace) -> Path:
 
 def main() -> None:
     """Train, convert, quantize, answer."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--model", required=True, help="the dense model")
     parser.add_argument("--llama-cpp", type=Path, required=True, help="a Python that has llama-cpp-python")
     parser.add_argument("--convert", type=Path, required=True, help="llama.cpp's convert_hf_to_gguf.py")
-    parser.add_argument("--formats", type=lambda text: text.split(","), default=list(FORMATS))
+    parser.add_argument("--formats", type=words, default=list(FORMATS))
     parser.add_argument("--alpha", type=float, default=64.0)
     add_answering(parser)
     arguments = parser.parse_args()

@@ -4,7 +4,6 @@ python -m benchmarks.readme_picture runs/quickstart   # reads the run; writes do
 python -m benchmarks.readme_picture                   # draws demo.json again
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from benchmarks.report import parser_of
 from shears.records.artifacts import read_json
 from shears.report.charts import Scale, text
 from shears.report.html import element, join
@@ -134,7 +134,7 @@ def _bar(x: float, y: float, width: float, kind: str) -> Markup:
 
 def main() -> None:
     """Read a run if one is given, and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("run", nargs="?", type=Path, help="folder of a finished run with a baseline")
     run = parser.parse_args().run
     figures = ASSETS / "demo.json"

@@ -44,7 +44,7 @@ from benchmarks.real_models_data import parse_task
 from benchmarks.real_models_pictures import write_pictures
 from benchmarks.real_models_run import Setting, checked_base, run_cell, taught_keywords
 from benchmarks.real_models_table import print_tables
-from benchmarks.report import log_to_stderr
+from benchmarks.report import log_to_stderr, parser_of
 from shears.errors import InputError
 
 Row = dict[str, Any]
@@ -197,7 +197,7 @@ def _setting(arguments: argparse.Namespace, wanted: Wanted) -> Setting:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("command", choices=list(COMMANDS))
     parser.add_argument("--results", type=Path, nargs="+", default=[Path("real_models.jsonl")])
     _add_cells(parser)

@@ -8,7 +8,6 @@ and all arms answer the same questions. AQuA and SVAMP have no training rows her
 them, which measures transfer.
 """
 
-import argparse
 import contextlib
 import json
 import random
@@ -20,7 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.mawps_data import write_splits
+from benchmarks.report import parser_of
+from benchmarks.tasks import write_mawps
 from shears.data.prompts import question_id, without_template
 from shears.errors import InputError
 
@@ -97,7 +97,7 @@ def _gsm8k(source: Path) -> tuple[list[Row], list[Row]]:
 def _mawps(source: Path) -> tuple[list[Row], list[Row]]:
     """Return MAWPS as questions and equations with their value, such as (3 + 4) = 7, whose last number counts."""
     with TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        paths = write_splits(source / "mawps", Path(folder))
+        paths = write_mawps(source / "mawps", Path(folder))
         train, validation = (
             [_as_instruction(json.loads(line)) for line in paths[split].read_text(encoding="utf-8").splitlines()]
             for split in ("train", "validation")
@@ -138,7 +138,7 @@ def _write(path: Path, rows: Sequence[Row]) -> Path:
 
 def main() -> None:
     """Write train.jsonl, validation.jsonl and test.jsonl of a set that can be trained on."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("name", choices=list(READERS))
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets in LLM-Adapters' form")
     parser.add_argument("--output", type=Path, required=True)

@@ -18,10 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.every_rank import Bench, add_cells
-from benchmarks.every_rank_ways import Way
-from benchmarks.report import add_row, environment, log_to_stderr, rows_of
-from benchmarks.rightness import as_bits
+from benchmarks.every_rank import Bench, Way, add_cells
+from benchmarks.report import add_row, as_bits, environment, log_to_stderr, parser_of, points, rows_of
 from benchmarks.turns import step_seconds
 from shears.evaluation.statistics import paired_difference
 
@@ -53,11 +51,7 @@ def way_of(name: str, arguments: argparse.Namespace) -> Way:
 def run(bench: Bench, arguments: argparse.Namespace) -> None:
     """Tune, train and measure every way."""
     for name in arguments.ways:
-        way = way_of(name, arguments)
-        rate, scaling = bench.tuned(way)
-        for seed in bench.seeds:
-            key = {"kind": "test", "way": way.name, "seed": seed}
-            bench.once(key, partial(bench.at_every_rank, way, rate, scaling, seed))
+        bench.measure(way_of(name, arguments))
 
 
 def tune(bench: Bench, arguments: argparse.Namespace) -> None:
@@ -112,16 +106,14 @@ def _accuracy(name: str, size: int, by_way: Mapping[str, list[Row]]) -> str:
     share = f"{100 * sum(map(sum, ones)) / sum(map(len, ones)):.1f} %"
     if name == "lora":
         return share
-    value, low, high = paired_difference(ones, others)
-    return f"{share} ({100 * value:+.1f}: {100 * low:.1f} to {100 * high:.1f})"
+    return f"{share}, {points(paired_difference(ones, others))}"
 
 
 def main() -> None:
     """Run one of the commands."""
     arguments = _arguments()
     if arguments.command == "table":
-        for line in table([row for path in arguments.files for row in rows_of(path)]):
-            print(line)
+        print("\n".join(table(rows_of(*arguments.files))))
         return
     log_to_stderr()
     print(environment(), flush=True)
@@ -135,7 +127,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("table").add_argument("files", type=Path, nargs="+")
     for name in ("run", "tune", "cost"):

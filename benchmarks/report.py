@@ -1,17 +1,26 @@
-"""The parts that benchmarks share: a line on machine, versions and commit; the log on stderr; results files."""
+"""The parts that benchmarks share: the machine's line, the log, results files, options, intervals as text."""
 
+import argparse
 import json
 import logging
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import peft
 import torch
 import transformers
 
+from shears.evaluation.statistics import Bits, bootstrap_difference, holm, paired_difference
 from shears.records.timing import processor
+
+MODEL = "smollm2-135m"
+Runs = Mapping[int, Sequence[Bits]]
+"""Right answers by seed; each seed has one run, or as many as its mean weighs."""
+Pair = tuple[str, Runs, Runs]
+"""The name of a difference, and the two that it compares."""
 
 
 def environment() -> str:
@@ -28,17 +37,6 @@ def environment() -> str:
     )
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a results file; an empty list if it does not exist."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def add_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a line to a results file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
 def log_to_stderr() -> None:
     """Show the library's own log lines."""
     transformers.logging.set_verbosity_error()
@@ -46,3 +44,88 @@ def log_to_stderr() -> None:
     logger = logging.getLogger("shears")
     logger.setLevel(logging.INFO)
     logger.addHandler(logging.StreamHandler())
+
+
+def rows_of(*paths: Path) -> list[dict[str, Any]]:
+    """Return the lines of the results files that exist, without a last line that a kill cut off."""
+    texts = [path.read_text(encoding="utf-8") for path in paths if path.exists()]
+    lines = [line for text in texts for line in text.splitlines(keepends=True)]
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def add_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a line to a results file in one write, after removing a last line that a kill cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(row).encode() + b"\n")
+
+
+def as_text(records: Sequence[Mapping[str, Any]], correct: str = "correct") -> str:
+    """Return 1 for each correct record and 0 for the others, as one string."""
+    return "".join("01"[bool(record[correct])] for record in records)
+
+
+def as_bits(text: str) -> list[bool]:
+    """Return the inverse of `as_text`."""
+    return [bit == "1" for bit in text]
+
+
+def parser_of(text: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help starts with a module's docstring."""
+    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def words(text: str) -> list[str]:
+    """Return the parts of an option's value between its commas."""
+    return list(filter(None, text.split(",")))
+
+
+def numbers(text: str) -> list[float]:
+    """Return the numbers between the commas of an option's value."""
+    return [float(part) for part in words(text)]
+
+
+def seeds(text: str) -> list[int]:
+    """Return the whole numbers between the commas of an option's value."""
+    return [int(part) for part in words(text)]
+
+
+def percent(interval: Sequence[float], digits: int = 1) -> str:
+    """Return a share and its interval in percent: 62.5 (58.1 to 66.9)."""
+    value, low, high = (f"{100 * each:.{digits}f}" for each in interval)
+    return f"{value} ({low} to {high})"
+
+
+def points(interval: Sequence[float]) -> str:
+    """Return a difference of shares and its interval in percentage points: +1.2 (-0.3 to +2.7)."""
+    value, low, high = (f"{100 * each:+.1f}" for each in interval)
+    return f"{value} ({low} to {high})"
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Return the median of some values and their range: 2.10 (2.00 to 2.30)."""
+    middle, low, high = (f"{each:.{digits}f}" for each in (median(values), min(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+def paired_table(pairs: Sequence[Pair]) -> Iterator[str]:
+    """Yield the table of differences that share a seed, paired by example; no line if there are none.
+
+    Holm corrects the p values over the whole table.
+    """
+    common = [(title, sorted(ones.keys() & others.keys()), ones, others) for title, ones, others in pairs]
+    found = [
+        (title, both, [[bits for seed in both for bits in runs[seed]] for runs in (ones, others)])
+        for title, both, ones, others in common
+        if both
+    ]
+    if not found:
+        return
+    yield "\n| difference, paired by example | points | 95 % interval | p | p (Holm) | seeds |"
+    yield "| --- " * 6 + "|"
+    p_values = [bootstrap_difference(sides[0], sides[1]).p for _, _, sides in found]
+    for (title, both, sides), p, corrected in zip(found, p_values, holm(p_values), strict=True):
+        value, low, high = (f"{100 * each:+.1f}" for each in paired_difference(*sides))
+        yield f"| {title} | {value} | {low} to {high} | {p:.4f} | {corrected:.4f} | {', '.join(map(str, both))} |"

@@ -1,201 +1,248 @@
-"""The paper's tables on a small model: LoRA against NLS, the search ablation, sparsities; paired, several seeds.
+"""The tables of docs/reproduction.md: the paper's figures beside ours, from the lines of results.
 
-    python -m benchmarks.reproduction run --data FOLDER --tasks mawps,boolq --sparsities 0,0.5 --seeds 0 --work DIR
-    python -m benchmarks.reproduction table --results FILE.jsonl
-    python -m benchmarks.reproduction page --results FILE.jsonl ...     # the tables of docs/reproduction.md
+    python -m benchmarks.reproduction page --results FILE.jsonl ...     # the tables of accuracies
+    python -m benchmarks.reproduction table --results FILE.jsonl ...    # accuracies and paired differences
 
-FOLDER holds mawps/, ARC-Easy/, openbookqa/, boolq/ in LLM-Adapters' form. A cell (task, sparsity, adapter, seed) is a
-line of the results. Cells that the results hold are skipped, interrupted cells are resumed. All cells take days on two
-cores; several processes may share DIR, each with its own --results and cells. It needs the data, so it is no test.
+A FILE holds cells (task, sparsity, adapter, seed), or lines of benchmarks.nls, whose arms ARMS
+translates. benchmarks.nls makes more lines at 50 %, benchmarks.real_models at any sparsity.
 """
 
-import argparse
-import time
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import product
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import shears
-from benchmarks.held_out import unseen
-from benchmarks.nls_tasks import TASKS, Task
-from benchmarks.report import add_row, environment, log_to_stderr, rows_of
-from benchmarks.reproduction_page import as_cell, print_page
-from benchmarks.reproduction_table import print_tables
-from benchmarks.rightness import as_text
+from benchmarks.report import Pair, as_bits, paired_table, parser_of, percent, rows_of
+from benchmarks.tasks import unseen
+from shears.evaluation.statistics import Bits, pooled_accuracy
 
-MODEL = "smollm2-135m"
-RANKS: Mapping[str, tuple[int, ...]] = {"lora": (32,), "nls": (32, 24, 16)}
-SEARCHES: Mapping[str, Mapping[str, Any]] = {
-    "hill-climbing": {"strategy": "hill-climbing", "step": 2},
-    "rnsga2": {"strategy": "rnsga2"},
+Row = dict[str, Any]
+BySeed = Mapping[int, Bits]
+Line = tuple[str, float, str, str]  # name, sparsity, adapter, ranks
+STARTS = {"lora": "PEFT's start", "recovery": "recovery by norms"}
+"""Names of the starts that the results call otherwise."""
+MOMENTS, ADMM = "recovery by moments", ", pruned by admm"
+ARMS: Mapping[str, tuple[float, str, str]] = {
+    "dense-lora": (0.0, "lora", "lora"),
+    "lora": (0.5, "lora", "lora"),
+    "nls": (0.5, "nls", "lora"),
+    "nls-curriculum": (0.5, "nls-curriculum", "lora"),
+    "lora-moments": (0.5, "lora", MOMENTS),
+    "lora-moments-reordered": (0.5, "lora-reordered", MOMENTS),
+    "nls-moments": (0.5, "nls", MOMENTS),
+    "nls-moments-curriculum": (0.5, "nls-curriculum", MOMENTS),
+    "lora-best": (0.5, "lora", f"PEFT's start{ADMM}"),
+    "lora-moments-best": (0.5, "lora", f"{MOMENTS}{ADMM}"),
+    "nls-moments-curriculum-best": (0.5, "nls-curriculum", f"{MOMENTS}{ADMM}"),
+    "sparse-peft": (0.5, "SparsePEFT", "lora"),
+    "sparse-peft-alpha128": (0.5, "SparsePEFT, alpha 128", "lora"),
 }
-"""Strategies of the ablation, on the validation split."""
-UNSEARCHED = ("heuristic", "maximal", "minimal")
-"""Ranks of the ablation that need no search."""
+"""Sparsity, adapter and start of those arms of benchmarks.nls that are on the page."""
+AGAINST_HEURISTIC = ("hill-climbing", "rnsga2", "maximal", "minimal")
+MARKS = {1: " \\*", 2: " \\*\\*"}
+"""What follows an accuracy of one seed or of two."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """The settings of all cells: the model, the training, the search and the folder of the artifacts."""
+class Arm(NamedTuple):
+    """What a line measures."""
 
-    work: Path
-    model: str = MODEL
-    epochs: float = 3.0
-    init: str = "lora"
-    searches: tuple[str, ...] = tuple(SEARCHES)
-    ranks: tuple[str, ...] = UNSEARCHED
-    max_evaluations: int = 50
-    training: Mapping[str, Any] = field(default_factory=dict)
-    pruning: Mapping[str, Any] = field(default_factory=dict)
+    sparsity: float
+    adapter: str
+    init: str
+    ranks: str
 
     @property
-    def keywords(self) -> dict[str, Any]:
-        """Return the keywords of `shears.train` beside data, seed and ranks: the paper's alpha, a rate for 135 M."""
-        common = {"alpha": 64, "learning_rate": 1e-3, "batch_size": 16, "epochs": self.epochs, "sampling": "uniform"}
-        return {**common, **self.training}
+    def start(self) -> str:
+        """Return the name of the start in the tables."""
+        return STARTS.get(self.init, self.init)
 
-    @property
-    def calibration(self) -> dict[str, Any]:
-        """Return the keywords of `shears.sparsify` beside the sparsity and the text."""
-        return {"num_samples": 32, "sequence_length": 512, "recover_rank": 32, **self.pruning}
+
+DENSE = Arm(0.0, "lora", "lora", "heuristic")
+
+
+class Paper(NamedTuple):
+    """What the paper (arXiv 2404.10934) measured, and its accuracies in percent by the name of our line."""
+
+    measured: str
+    figures: Mapping[str, str]
+
+
+class Table(NamedTuple):
+    """The lines of a table, and the paper's figures on word problems and on choice sets."""
+
+    lines: Sequence[Line]
+    problems: Paper
+    choices: Paper
+
+
+LORA: Sequence[Line] = (
+    ("dense, LoRA", 0.0, "lora", "heuristic"),
+    ("50 %, LoRA", 0.5, "lora", "heuristic"),
+    ("50 %, NLS, heuristic", 0.5, "nls", "heuristic"),
+    ("50 %, NLS in a curriculum, heuristic", 0.5, "nls-curriculum", "heuristic"),
+    ("50 %, NLS in a curriculum, largest ranks", 0.5, "nls-curriculum", "maximal"),
+    ("50 %, NLS in a curriculum, smallest ranks", 0.5, "nls-curriculum", "minimal"),
+    ("50 %, LoRA reordered, cut to the heuristic's ranks", 0.5, "lora-reordered", "heuristic"),
+    ("50 %, SparsePEFT merged, heuristic", 0.5, "SparsePEFT", "heuristic"),
+    ("50 %, SparsePEFT merged with alpha 128, heuristic", 0.5, "SparsePEFT, alpha 128", "heuristic"),
+)
+SEARCH: Sequence[Line] = (
+    ("heuristic", 0.5, "nls", "heuristic"),
+    ("hill climbing", 0.5, "nls", "hill-climbing"),
+    ("RNSGA-II", 0.5, "nls", "rnsga2"),
+    ("smallest ranks", 0.5, "nls", "minimal"),
+    ("largest ranks", 0.5, "nls", "maximal"),
+)
+SPARSITY: Sequence[Line] = tuple(
+    (f"{100 * sparsity:.0f} %, {name}", sparsity, adapter, "heuristic")
+    for sparsity in (0.0, 0.4, 0.5, 0.6, 0.7)
+    for name, adapter in (("NLS", "nls"), ("LoRA", "lora"))
+)
+CHOICE_SETS = "LLaMA-7B, mean of eight commonsense sets"
+TABLES: Mapping[str, Table] = {
+    "LoRA against NLS": Table(
+        LORA,
+        Paper(
+            "LLaMA-7B, mean of four math sets (of them MAWPS)",
+            {"dense, LoRA": "46.9 (79.0)", "50 %, LoRA": "43.3", "50 %, NLS, heuristic": "45.3 (78.6)"},
+        ),
+        Paper(CHOICE_SETS, {"dense, LoRA": "74.7", "50 %, NLS, heuristic": "72.5"}),
+    ),
+    "Search": Table(
+        SEARCH,
+        Paper(
+            "LLaMA-7B at 50 %, mean of four math sets",
+            {"heuristic": "45.3", "hill climbing": "45.9", "RNSGA-II": "45.7", "smallest ranks": "43.5"},
+        ),
+        Paper("LLaMA-7B at 50 %, mean of eight commonsense sets", {"heuristic": "72.5"}),
+    ),
+    "Sparsity": Table(
+        SPARSITY,
+        Paper(
+            "MPT-7B, GSM8K",
+            {"0 %, NLS": "36.1", "40 %, NLS": "35.7", "50 %, NLS": "33.4", "60 %, NLS": "30.4", "70 %, NLS": "22.8"},
+        ),
+        Paper(CHOICE_SETS, {"0 %, LoRA": "74.7", "40 %, NLS": "74.9", "50 %, NLS": "72.5"}),
+    ),
+}
+
+
+def as_cell(row: Row) -> Row | None:
+    """Return a line of benchmarks.nls as a cell; None if its arm is not on the page."""
+    if "arm" not in row:
+        return row
+    if row["arm"] not in ARMS:
+        return None
+    sparsity, adapter, init = ARMS[row["arm"]]
+    return {**row, "sparsity": sparsity, "adapter": adapter, "init": init}
+
+
+def arms_of(rows: Sequence[Row]) -> dict[Arm, dict[int, Bits]]:
+    """Return the bits of every arm by seed, in the order of sparsity. If a cell is given twice, the last one counts."""
+    arms: dict[Arm, dict[int, Bits]] = {}
+    for row in sorted(rows, key=lambda row: (row["sparsity"], row["adapter"], row["init"], row["seed"])):
+        for ranks, bits in row["right"].items():
+            arms.setdefault(Arm(row["sparsity"], row["adapter"], row["init"], ranks), {})[row["seed"]] = as_bits(bits)
+    return arms
+
+
+def _groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, dict[Arm, dict[int, Bits]]]]:
+    """Yield the arms of each task and number of epochs, with the task and both in words."""
+    for task, epochs in sorted({(row["task"], row["epochs"]) for row in rows}):
+        chosen = [row for row in rows if (row["task"], row["epochs"]) == (task, epochs)]
+        yield task, f"{task}, {epochs:g} epoch{'s' * (epochs != 1)}", arms_of(chosen)
+
+
+def tables(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the accuracies and the paired differences of each task and number of epochs."""
+    for _, name, arms in _groups(rows):
+        yield f"\n### {name}\n"
+        yield "| sparsity | adapter | start | ranks | accuracy | 95 % interval | n x seeds | accuracy by seed |"
+        yield "| --- " * 8 + "|"
+        for arm, runs in arms.items():
+            value, low, high = pooled_accuracy(list(runs.values()))
+            size = f"{len(next(iter(runs.values())))} x {len(runs)}"
+            by_seed = ", ".join(f"{sum(bits) / len(bits):.1%}" for bits in runs.values())
+            line = f"| {arm.sparsity:.0%} | {arm.adapter} | {arm.start} | {arm.ranks} | {value:.1%}"
+            yield f"{line} | {low:.1%} to {high:.1%} | {size} | {by_seed} |"
+        yield from paired_table(list(_claims(arms)))
+
+
+def _claims(arms: Mapping[Arm, BySeed]) -> Iterator[Pair]:
+    """Yield NLS against LoRA, search against the heuristic, sparse against dense, the recovery against PEFT's start."""
+    for arm in arms:
+        heuristic = arm._replace(ranks="heuristic")
+        others: dict[str, Arm] = {}
+        if arm.adapter == "lora" and arm.sparsity:
+            others["LoRA against dense LoRA"] = DENSE
+            others["LoRA against LoRA from PEFT's start"] = arm._replace(init=_plain(arm.init))
+        if arm.adapter.startswith("SparsePEFT"):
+            others[f"{arm.adapter}, merged, against NLS un-merged"] = arm._replace(adapter="nls")
+        own = {"nls": "NLS", "nls-curriculum": "NLS in a curriculum"}.get(arm.adapter)
+        if own and arm.ranks in AGAINST_HEURISTIC:
+            others[f"{own}, {arm.ranks} against heuristic"] = heuristic
+        if own and arm == heuristic:
+            others[f"{own} against LoRA"] = arm._replace(adapter="lora")
+            others[f"{own} against dense LoRA"] = DENSE
+        for title, other in others.items():
+            if other != arm:
+                one, two = ({seed: [bits] for seed, bits in arms.get(each, {}).items()} for each in (arm, other))
+                yield f"{arm.sparsity:.0%}, {arm.start}: {title}", one, two
+
+
+def _plain(init: str) -> str:
+    """Return PEFT's start on the same pruned model."""
+    _, comma, base = init.partition(", ")
+    return f"PEFT's start, {base}" if comma else "lora"
+
+
+def page(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield, for each title, task and number of epochs, a table with a column for each start.
+
+    Lines and columns without figures and tables of one line are left out.
+    """
+    for title, content in TABLES.items():
+        yield f"\n## {title}"
+        for task, name, arms in _groups(rows):
+            yield from _page_table(name, arms, content.problems if task == "mawps" else content.choices, content.lines)
+
+
+def _page_table(name: str, arms: Mapping[Arm, BySeed], paper: Paper, lines: Sequence[Line]) -> Iterator[str]:
+    columns = {}
+    for init in sorted({arm.init for arm in arms if arm.sparsity}, key=lambda init: STARTS.get(init, init)):
+        keys = [Arm(sparsity, adapter, init if sparsity else "lora", ranks) for _, sparsity, adapter, ranks in lines]
+        column = [arms.get(key, {}) for key in keys]
+        if any(runs and key.sparsity for runs, key in zip(column, keys, strict=True)):
+            columns[STARTS.get(init, init)] = column
+    shown = [number for number in range(len(lines)) if any(column[number] for column in columns.values())]
+    if len(shown) < 2:  # nothing to compare
+        return
+    sizes = {len(bits) for column in columns.values() for runs in column for bits in runs.values()}
+    questions = " or ".join(f"{size:,}" for size in sorted(sizes))
+    yield f"\n| {name}, {questions} questions | paper: {paper.measured} | {' | '.join(columns)} |"
+    yield "| --- " * (2 + len(columns)) + "|"
+    for number in shown:
+        line, *_ = lines[number]
+        cells = [_cell(column[number]) for column in columns.values()]
+        yield f"| {line} | {paper.figures.get(line, '')} | {' | '.join(cells)} |"
+
+
+def _cell(runs: BySeed) -> str:
+    """Return the accuracy of an arm with its interval, marked if it has one or two seeds; a dash if it has none."""
+    if not runs:
+        return "-"
+    return percent(pooled_accuracy(list(runs.values()))).replace(" ", " % ", 1) + MARKS.get(len(runs), "")
 
 
 def main() -> None:
-    """Run one of the commands."""
-    arguments = _arguments()
-    if arguments.command != "run":
-        show = print_page if arguments.command == "page" else print_tables
-        lines = [unseen(row, arguments.first) for path in arguments.results for row in rows_of(path)]
-        rows = [as_cell(row) for row in lines]
-        show([row for row in rows if row is not None])
-        return
-    log_to_stderr()
-    print(environment(), flush=True)
-    setting = Setting(
-        arguments.work, epochs=arguments.epochs, init=arguments.init, searches=arguments.searches, ranks=arguments.ranks
-    )
-    for task in (TASKS[name] for name in arguments.tasks):
-        data = task.write(arguments.data, setting.work / task.name)
-        keys = cells(task.name, arguments.sparsities, arguments.adapters, arguments.seeds, setting)
-        run_cells(keys, task, data, setting, arguments.results[0])
-
-
-def cells(
-    task: str, sparsities: list[float], adapters: list[str], seeds: list[int], setting: Setting
-) -> Iterator[dict[str, Any]]:
-    """Yield the key of every cell, seed after seed, so that the first seed is complete first."""
-    for seed, sparsity, adapter in product(seeds, sparsities, adapters):
-        yield {
-            "task": task, "sparsity": sparsity, "adapter": adapter, "seed": seed, "epochs": setting.epochs,
-            "init": setting.init if sparsity else "lora",  # a dense model has nothing to recover
-        }  # fmt: skip
-
-
-def run_cells(
-    keys: Iterator[dict[str, Any]], task: Task, data: Mapping[str, Path], setting: Setting, results: Path
-) -> None:
-    """Run the cells that the results lack; append each as a line as soon as it is measured."""
-    for key in keys:
-        if key in [{name: row[name] for name in key} for row in rows_of(results)]:
-            continue
-        row = key | run_cell(key, task, data, setting)
-        add_row(results, row)
-        print({**key, **{name: bits.count("1") / len(bits) for name, bits in row["right"].items()}}, flush=True)
-
-
-def run_cell(key: Mapping[str, Any], task: Task, data: Mapping[str, Path], setting: Setting) -> dict[str, Any]:
-    """Prune, train, search and measure one cell; return right and wrong answers by ranks, and the seconds."""
-    work = setting.work / task.name
-    base = _base(work, data["train"], key["sparsity"], setting)
-    adapter = work / f"{key['adapter']}-{key['sparsity']:g}-{key['init']}-seed{key['seed']}-epochs{key['epochs']:g}"
-    start = time.monotonic()
-    if not adapter.exists():
-        shears.train(
-            base, adapter, resume=True, data=str(data["train"]), seed=key["seed"], ranks=RANKS[key["adapter"]],
-            init=key["init"], max_length=task.max_length, **setting.keywords,
-        )  # fmt: skip
-    seconds = {"train": round(time.monotonic() - start, 1)}
-    chosen = {"heuristic": "heuristic"}
-    if key["adapter"] == "nls":
-        chosen |= {name: name for name in setting.ranks}
-        for name in setting.searches:
-            start = time.monotonic()
-            chosen[name] = _search(adapter, data["validation"], name, key["seed"], setting)
-            seconds[name] = round(time.monotonic() - start, 1)
-    right = {name: _right(task, data["test"], base, adapter, ranks, name) for name, ranks in chosen.items()}
-    return {"right": right, "seconds": seconds}
-
-
-def _base(work: Path, text: Path, sparsity: float, setting: Setting) -> str:
-    """Return the model pruned by Wanda (the paper's method), or the dense model."""
-    if sparsity == 0:
-        return setting.model
-    base = work / f"sparse-{sparsity:g}"
-    if not base.exists():
-        shears.sparsify(setting.model, base, sparsity=sparsity, calibration=str(text), **setting.calibration)
-    return str(base)
-
-
-def _search(adapter: Path, validation: Path, name: str, seed: int, setting: Setting) -> str:
-    """Return the result of a search on the validation split; it never sees the test split."""
-    output = adapter.with_name(f"{adapter.name}-{name}")
-    if not output.exists():
-        shears.search(
-            adapter, output, resume=True, data=str(validation), objective="loss", precision="fp32", seed=seed,
-            max_evaluations=setting.max_evaluations, **SEARCHES[name],
-        )  # fmt: skip
-    return str(output / "result.json")
-
-
-def _right(task: Task, test: Path, base: str, adapter: Path, ranks: str, name: str) -> str:
-    """Return, for every test example, 1 if it is answered rightly, else 0."""
-    folder = adapter.with_name(f"{adapter.name}-{name}-exported")
-    if not folder.exists():
-        shears.export_adapter(adapter, folder, ranks=ranks)
-    evaluated = shears.evaluate(base, adapter=str(folder), data=str(test), **task.evaluation)
-    return as_text(evaluated.records, task.correct)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["run", "table", "page"])
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--tasks", type=lambda text: text.split(","), default=list(TASKS))
-    parser.add_argument("--sparsities", type=_numbers, default=[0.0, 0.4, 0.5, 0.6, 0.7])
-    parser.add_argument("--adapters", type=lambda text: text.split(","), default=list(RANKS))
-    parser.add_argument(
-        "--searches",
-        type=partial(_names, SEARCHES),
-        default=tuple(SEARCHES),
-        help="searches of the cells with nls; '' for none",
-    )
-    parser.add_argument(
-        "--ranks",
-        type=partial(_names, UNSEARCHED),
-        default=UNSEARCHED,
-        help="ranks measured beside the heuristic's, with nls",
-    )
-    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
-    parser.add_argument("--epochs", type=float, default=3.0)
-    parser.add_argument("--init", choices=["lora", "recovery"], default="lora", help="lora is the paper's start")
-    parser.add_argument("--work", type=Path, default=Path("runs/reproduction"), help="keep and reuse artifacts here")
+    """Print the tables."""
+    parser = parser_of(__doc__)
+    parser.add_argument("command", choices=["page", "table"])
     parser.add_argument("--first", type=int, help="count only this many questions of mawps (its test file has 238)")
-    parser.add_argument("--results", type=Path, nargs="+", default=[Path("reproduction.jsonl")])
-    return parser.parse_args()
-
-
-def _names(known: Collection[str], text: str) -> tuple[str, ...]:
-    names = tuple(filter(None, text.split(",")))
-    if unknown := set(names) - set(known):
-        raise argparse.ArgumentTypeError(f"must be among {', '.join(known)}, got {', '.join(sorted(unknown))}")
-    return names
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+    parser.add_argument("--results", type=Path, nargs="+", required=True)
+    arguments = parser.parse_args()
+    cells = [as_cell(unseen(row, arguments.first)) for row in rows_of(*arguments.results)]
+    show = page if arguments.command == "page" else tables
+    print("\n".join(show([cell for cell in cells if cell is not None])))
 
 
 if __name__ == "__main__":

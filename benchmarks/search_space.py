@@ -30,11 +30,10 @@ STRATEGIES: Mapping[str, tuple[str, StrategyOptions]] = {
     "hill climbing, first, restarts": ("hill-climbing", StrategyOptions(restarts=True)),
     "hill climbing, step 2, restarts": ("hill-climbing", StrategyOptions(restarts=True, step=2)),
     "hill climbing, 2 changes": ("hill-climbing", StrategyOptions(changes=2)),
-    "evolution": ("evolution", StrategyOptions()),
     "NSGA-II": ("nsga2", StrategyOptions()),
     "RNSGA-II": ("rnsga2", StrategyOptions()),
 }
-FRONTS = ("random", "hill climbing, first, restarts", "evolution", "NSGA-II", "RNSGA-II")
+FRONTS = ("random", "hill climbing, first, restarts", "NSGA-II", "RNSGA-II")
 
 
 def small_space(num_groups: int = NUM_GROUPS) -> SearchSpace:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.report import environment, log_to_stderr
+from benchmarks.report import environment, log_to_stderr, parser_of
 from benchmarks.sparse_linear_arms import (
     ALL_VALUES,
     DEFAULT,
@@ -152,7 +152,7 @@ def default_isas() -> list[str]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--shapes", nargs="+", default=SHAPES)
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--tokens", nargs="+", type=int, default=TOKENS)

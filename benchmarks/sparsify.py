@@ -24,14 +24,13 @@ import shears
 from benchmarks.memory import Usage, peak_memory
 from benchmarks.random_llama import random_llama, random_sequences
 from benchmarks.reference_wanda import reference_wanda
-from benchmarks.report import add_row, environment, log_to_stderr, rows_of
+from benchmarks.report import MODEL, add_row, environment, log_to_stderr, parser_of, rows_of
 from shears.config import SparsifyConfig
 from shears.data.calibration import calibration_batches
 from shears.models.blockwise.matrices import block_matrices
 from shears.models.load import load_model, load_tokenizer
 from shears.sparsity.prune import sparsify_model
 
-MODEL = "smollm2-135m"
 SPARSITIES = (0.5, 0.7, 0.6, 0.4)  # in the order of interest
 FULL = (0.5, 0.7)  # where every combination is measured
 ALLOCATIONS = ("uniform", "owl", "sensitivity")
@@ -45,7 +44,7 @@ HEADER = (
 
 def main() -> None:
     """Run one of the four commands."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("what", choices=["table", "best", "race", "memory"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--calibration", type=str)

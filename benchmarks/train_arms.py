@@ -35,8 +35,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "NLS uniform, packed, nothing recomputed": {"recompute": False},
     "NLS uniform, packed, gradient checkpointing": {"gradient_checkpointing": True},
     "NLS uniform, packed, two forwards": {"micro_batch_size": 8},  # gradients accumulate: less memory
-    "NLS per example, packed": {"sampling": "per-example"},
-    "NLS sandwich, packed": {"sampling": "sandwich"},
+    "nested, packed": {"sampling": "nested"},
     SPARSE: {"sparse_adapter": True},
 }
 

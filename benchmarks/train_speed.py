@@ -19,7 +19,6 @@ on the 16 longest examples, one arm at a time.
 """
 
 import argparse
-import json
 import operator
 import random
 import tempfile
@@ -29,10 +28,10 @@ from pathlib import Path
 from statistics import mean, median
 
 import shears
-from benchmarks.mawps_data import write_splits
 from benchmarks.memory import Usage, peak_memory
 from benchmarks.plain_peft import BATCH_SIZE
-from benchmarks.report import environment, log_to_stderr
+from benchmarks.report import MODEL, environment, log_to_stderr, parser_of, spread
+from benchmarks.tasks import lines_of, solved, write_mawps, write_rows
 from benchmarks.train_arms import (
     ARMS,
     CHECKPOINTED,
@@ -47,7 +46,6 @@ from benchmarks.train_arms import (
     train,
 )
 from benchmarks.turns import take_turns
-from shears.data.prompts import render_completion, render_prompt
 from shears.models.devices import resolved_precision
 from shears.models.load import load_tokenizer
 
@@ -89,30 +87,17 @@ def main() -> None:
 def write_examples(arguments: argparse.Namespace, base: str, folder: Path) -> Path:
     """Write the training examples, drawn at random, or the longest for `--memory`; return the file."""
     tokenizer = load_tokenizer(base)
-    target = folder / "examples.jsonl"
     if arguments.data.is_file():
-        rows = _questions(arguments.data)
+        rows = list(map(solved, lines_of(arguments.data)))
     else:
-        rows = [json.loads(line) for line in write_splits(arguments.data, folder)["train"].read_text().splitlines()]
+        rows = lines_of(write_mawps(arguments.data, folder)["train"])
     if arguments.length:
         rows = lengthened(rows, arguments.length, tokenizer)
     if arguments.memory:
         rows = sorted(rows, key=lambda row: num_tokens(row, tokenizer))[-BATCH_SIZE:]
     else:
         rows = random.Random(0).sample(rows, arguments.steps * BATCH_SIZE)
-    target.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return target
-
-
-def _questions(path: Path) -> list[dict[str, str]]:
-    """Return the prompts and completions, in Alpaca's template, of a file's questions and answers."""
-    return [
-        {
-            "prompt": render_prompt("alpaca", row["question"]),
-            "completion": render_completion("alpaca", row["answer"]),
-        }
-        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    ]
+    return write_rows(folder / "examples.jsonl", rows)
 
 
 def speed(arms: Sequence[str], job: Job) -> Iterator[str]:
@@ -148,7 +133,7 @@ def speed_report(seconds: Seconds, tokens: float, peaks: Mapping[str, int]) -> I
     for arm, values in seconds.items():
         faster = quotients(seconds, first, arm)
         yield (
-            f"| {arm} | {_spread(values)} | {tokens / median(values):.0f} | {_spread(faster)} "
+            f"| {arm} | {spread(values)} | {tokens / median(values):.0f} | {spread(faster)} "
             f"| {peaks[arm] / 1e9:.2f} | {peaks[arm] / peaks[first]:.2f} |"
         )
     yield f"\n| step over step | measured {SPREAD} | target | met |\n" + "| --- " * 4 + "|"
@@ -156,11 +141,7 @@ def speed_report(seconds: Seconds, tokens: float, peaks: Mapping[str, int]) -> I
         if {arm, other} <= seconds.keys():
             measured = quotients(seconds, arm, other)
             met = RELATIONS[relation](median(measured), target)
-            yield f"| {arm} / {other} | {_spread(measured, 3)} | {relation} {target} | {_yes(met)} |"
-
-
-def _spread(values: Sequence[float], digits: int = 2) -> str:
-    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+            yield f"| {arm} / {other} | {spread(measured, 3)} | {relation} {target} | {_yes(met)} |"
 
 
 def _yes(met: bool) -> str:
@@ -195,9 +176,9 @@ def memory_report(usages: Mapping[str, Usage]) -> Iterator[str]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--base", help="a sparse model's folder, in place of pruning --model")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.every_rank import COST_WAYS, RANKS, Way
 from benchmarks.every_rank_table import area_weights, tables
-from benchmarks.every_rank_ways import COST_WAYS, RANKS, WAYS, Way, ways_of
-from benchmarks.nls_tasks import Task
 from benchmarks.report import rows_of
+from benchmarks.tasks import Task
 
-from benchmarks import every_rank, every_rank_ways, relatives, turns
+from benchmarks import every_rank, relatives, turns
 from shears.records.artifacts import SEARCH_SPACE, read_json, write_json
 from tests.searching.test_stage import rows
 from tests.tiny import save_tiny
@@ -29,16 +29,6 @@ def test_weighted_accuracies_sum_to_the_area_of_the_trapezoids(ranks: tuple[int,
     else:
         expected = np.trapezoid([accuracies[rank] for rank in ordered], ordered) / (ordered[-1] - ordered[0])
         assert abs(found - expected) < 1e-12
-
-
-def test_a_way_trains_by_the_sampling_of_its_name() -> None:
-    for name in ("nested", "uniform", "sandwich"):
-        assert WAYS[name].keywords(1e-3, 2.0)["sampling"] == name
-
-
-def test_sparse_peft_has_no_ranks_by_example() -> None:
-    assert "sandwich" in [way.name for way in ways_of("recovery", list(WAYS))]
-    assert "sandwich" not in [way.name for way in ways_of("sparse-peft", list(WAYS))]
 
 
 def cell(way: str, seed: int, right: Mapping[str, Any] | str, **more: Any) -> dict[str, Any]:
@@ -100,7 +90,7 @@ def test_a_run_tunes_trains_measures_and_searches_once(tmp_path: Path, monkeypat
     task = Task("tiny", write, {"task": "number", "max_new_tokens": 2})
     monkeypatch.setattr(every_rank, "TASKS", {"tiny": task})
     monkeypatch.setattr(every_rank, "SEARCHED", (8,))
-    monkeypatch.setattr(every_rank_ways, "WAYS", {"nested": Way("nested", {"sampling": "nested"}, (16, 8))})
+    monkeypatch.setattr(every_rank, "WAYS", {"nested": Way("nested", {"sampling": "nested"}, (16, 8))})
     results = tmp_path / "cells.jsonl"
     common = ["--data", str(tmp_path), "--task", "tiny", "--model", str(save_tiny(tmp_path / "base")), "--start",
               "dense", "--ways", "nested", "--rates", "1e-3,1e-2", "--scalings", "2,4", "--epochs", "0.1", "--limit",

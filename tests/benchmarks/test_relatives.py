@@ -28,6 +28,6 @@ def test_sizes_are_paired_by_parameters() -> None:
     assert "| lora | 0.001 | 0.5000 | 0.5000 | 0.6000 | 0.7000 |" in lines
     assert "| lokr-4 | 0.004 | - | - | 0.3000 | 0.3500 |" in lines  # the better rate
     accuracies = next(line for line in lines if line.startswith("| lokr-4 | 0.001 |"))
-    assert "75.0 % (+25.0: " in accuracies
-    assert "75.0 % (+50.0: " in accuracies
+    assert "75.0 %, +25.0 (" in accuracies
+    assert "75.0 %, +50.0 (" in accuracies
     assert lines[-1] == "seconds a step, over LoRA's: lora 1.00, polar 1.50"
