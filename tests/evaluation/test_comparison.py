@@ -28,23 +28,6 @@ def test_two_runs_are_compared_pair_by_pair_whatever_their_order() -> None:
     assert found["n"] == 8
 
 
-def test_examples_with_ids_of_an_earlier_version_are_matched_by_index_prompt_and_answer() -> None:
-    def asked(bits: list[bool], prefix: str, prompt: str = "{}+1?") -> list[dict[str, Any]]:
-        return [
-            {**each, "id": f"{prefix}{n}", "prompt": prompt.format(n), "answer": n + 1}
-            for n, each in enumerate(records(bits))
-        ]
-
-    def compared(others: list[dict[str, Any]]) -> dict[str, Any]:
-        return compare_arms({"one": [Measurement("a", asked(ONE, ""))], "other": [Measurement("b", others)]})
-
-    assert compared(asked(OTHER, "old-")) == compared(asked(OTHER, ""))
-    unlike = (asked(OTHER, "old-")[::-1], asked(OTHER, "old-", "{}-1?"), asked(OTHER, "old-", ""))
-    for others in unlike:
-        with pytest.raises(InputError, match="must be on the same examples: a has 8, b has 8, 0 are in both"):
-            compared(others)
-
-
 def test_several_differences_are_corrected_and_the_baseline_can_be_named() -> None:
     arms = {name: [Measurement(name, records(bits))] for name, bits in (("a", ONE), ("b", OTHER), ("c", THIRD))}
     found = compare_arms(arms, against="b")

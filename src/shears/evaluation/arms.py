@@ -6,7 +6,7 @@ An arm is a name with one or more measurements. A measurement is what one evalua
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ Key = tuple[str, int]
 
 
 def example_of(record: Mapping[str, Any]) -> str:
-    """Return the id of a record's question; older records have none, there it is made from the prompt."""
+    """Return the id of a record's question; made from the prompt for records that have none."""
     return str(record.get("id") or question_id(str(record.get("prompt", ""))))
 
 
@@ -64,35 +64,8 @@ class Measurement:
         keys = numbered(map(example_of, self.records))
         return {key: record.get(name) for key, record in zip(keys, self.records, strict=True)}
 
-    def questions(self) -> list[tuple[Any, ...]] | None:
-        """Return index, prompt and answer of each record in order; None if a record has no prompt."""
-        if not all(isinstance(record, dict) and record.get("prompt") for record in self.records):
-            return None
-        return [tuple(record.get(name) for name in ("index", "prompt", "answer")) for record in self.records]
-
 
 Arms = dict[str, list[Measurement]]
-
-
-def with_ids_of_first(arms: Arms) -> Arms:
-    """Return the arms with the question ids of the first measurement.
-
-    An earlier version gave some questions other ids. Measurements whose index, prompt and answer agree with the first
-    one's take its ids; others stay as they are.
-    """
-    first, *_ = (measurement for measurements in arms.values() for measurement in measurements)
-    questions = first.questions()
-    if questions is None:
-        return arms
-    ids = list(map(example_of, first.records))
-
-    def renamed(measurement: Measurement) -> Measurement:
-        if measurement.questions() != questions:
-            return measurement
-        records = [{**record, "id": name} for record, name in zip(measurement.records, ids, strict=True)]
-        return replace(measurement, records=records)
-
-    return {arm: list(map(renamed, measurements)) for arm, measurements in arms.items()}
 
 
 def read_arms(runs: Sequence[str]) -> Arms:

@@ -9,7 +9,7 @@ from typing import Any
 from shears.config.evaluate import BASELINES
 from shears.errors import InputError
 from shears.evaluation import statistics
-from shears.evaluation.arms import Arms, Key, Measurement, example_of, numbered, with_ids_of_first
+from shears.evaluation.arms import Arms, Key, Measurement, example_of, numbered
 from shears.evaluation.statistics import Bits
 from shears.records.figures import CONTAMINATION
 
@@ -61,7 +61,6 @@ def _listed(tasks: Iterable[str]) -> str:
 
 def _comparison(arms: Arms, base: str, seed: int) -> dict[str, Any]:
     """Return the comparison of arms on one task."""
-    arms = with_ids_of_first(arms)
     runs = _aligned(arms)
     return {
         "n": len(runs[base][0]),

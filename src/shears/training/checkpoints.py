@@ -3,10 +3,8 @@
 The marker holds the files' sizes, so that a checkpoint whose files were cut short afterwards does not count either.
 """
 
-import json
 import logging
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from shears.errors import InputError
-from shears.records.artifacts import read_json, read_object, sync_tree, write_json, write_text
+from shears.records.artifacts import read_json, read_object, sync_tree, write_json
+from shears.records.journal import read_rows, write_rows
 from shears.training.processes import num_processes, wait
 
 logger = logging.getLogger(__name__)
@@ -123,14 +122,5 @@ def set_random_states(states: Sequence[Tensor]) -> None:
 
 def truncate_log(path: Path, last_step: int) -> None:
     """Drop the lines of a training log after a step, so that repeated steps are not logged twice."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= last_step]
-    write_text(path, "".join(f"{line}\n" for line in kept))
-
-
-def _logged_step(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):  # the line that the interruption cut short
-        return sys.maxsize
+    if path.exists():
+        write_rows(path, [row for row in read_rows(path) if row["step"] <= last_step])

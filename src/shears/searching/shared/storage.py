@@ -29,6 +29,7 @@ from sqlalchemy import exc
 from shears.adapt.space import SearchSpace
 from shears.config.fields import hide_passwords
 from shears.errors import InputError, first_line, install_hint
+from shears.records.journal import cut_torn_line
 
 logger = logging.getLogger(__name__)
 JOURNAL = "journal://"
@@ -115,11 +116,7 @@ class _RepairingLock(JournalFileSymlinkLock):  # type: ignore[misc]  # optuna is
     def acquire(self) -> bool:
         """Wait for the lock and return True."""
         acquired = super().acquire()
-        with open(self._lock_target_file, "r+b") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
-            if file.read() not in (b"", b"\n"):
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+        cut_torn_line(Path(self._lock_target_file))
         return bool(acquired)
 
 
