@@ -2,7 +2,9 @@
 
 import gc
 import os
+import sys
 import warnings
+from collections.abc import Callable
 from importlib import import_module
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -44,3 +46,21 @@ def _own_cache(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _types_are_checked() -> None:
     begin_test()
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Return a function that runs `shears WORDS...` in this process and returns exit code, output and errors."""
+    from shears.cli import main
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["shears", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        output, errors = capfd.readouterr()
+        return int(ended.value.code or 0), output, errors
+
+    return run

@@ -9,7 +9,7 @@ from shears.cli.data import FIRST, LAST, as_text, escaped
 from shears.config import TrainConfig
 from shears.data.examples import load_examples, tokenize_all
 from shears.data.preview import Piece, preview
-from tests.cli.calls import call_with
+from tests.conftest import Call
 from tests.tiny import save_tiny, tiny_tokenizer
 
 ROWS = [
@@ -44,8 +44,7 @@ def test_tokens_and_loss_are_those_of_the_training(file: Path) -> None:
         assert "".join(piece.text for piece in pieces) == tokenizer.decode(row.input_ids)
 
 
-def test_counts_and_quantiles(file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    call = call_with(capfd, monkeypatch)
+def test_counts_and_quantiles(file: Path, call: Call) -> None:
     code, output, _ = call("data", file, "--model", "base", "--max-length", "60", "--json", "--show", "1")
     content = json.loads(output)
     assert code == 0
@@ -59,10 +58,8 @@ def test_counts_and_quantiles(file: Path, capfd: pytest.CaptureFixture[str], mon
     assert len(content["shown"]) == 1
 
 
-def test_a_pipe_gets_brackets_and_no_escape(
-    file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code, output, _ = call_with(capfd, monkeypatch)("data", file, "--model", "base", "--max-length", "60")
+def test_a_pipe_gets_brackets_and_no_escape(file: Path, call: Call) -> None:
+    code, output, _ = call("data", file, "--model", "base", "--max-length", "60")
     assert code == 0
     assert "A|:|[ ][4][<|end|>]" in output
     assert r"\x1b|[|3|1|m|r|e|d|\u202e|?|\n|" in output
@@ -74,19 +71,14 @@ def test_a_pipe_gets_brackets_and_no_escape(
     assert "row 4: a row must have the columns" in output
 
 
-def test_limit_reads_the_first_rows(
-    file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, output, _ = call_with(capfd, monkeypatch)("data", file, "--model", "base", "--limit", "1", "--show", "0")
+def test_limit_reads_the_first_rows(file: Path, call: Call) -> None:
+    _, output, _ = call("data", file, "--model", "base", "--limit", "1", "--show", "0")
     assert "1 row, train uses 1" in output
     assert "Tokens with loss" not in output
 
 
-def test_options_come_from_the_train_section(
-    file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_options_come_from_the_train_section(file: Path, call: Call) -> None:
     file.with_name("recipe.yaml").write_text("train: {max_length: 20, template: alpaca, lr: 0.1}")
-    call = call_with(capfd, monkeypatch)
     assert json.loads(call("data", file, "--model", "base", "--config", "recipe.yaml", "--json")[1])["used"] == 0
     assert call("data", file, "--train-on", "nothing")[0] == 2
 
@@ -104,11 +96,8 @@ def test_every_control_and_format_character_is_escaped() -> None:
     assert escaped("a\x00\x07\x1b\x7f\x9b\u200b\u202e\ufeffé") == r"a\x00\x07\x1b\x7f\x9b\u200b\u202e\ufeffé"
 
 
-def test_columns_are_renamed_as_training_renames_them(
-    file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_columns_are_renamed_as_training_renames_them(file: Path, call: Call) -> None:
     file.write_text('{"question": "Q: 2?", "response": " two"}\n')
-    call = call_with(capfd, monkeypatch)
     status, output, _ = call(
         "data", file, "--model", "base", "--columns", "prompt=question,completion=response", "--json"
     )

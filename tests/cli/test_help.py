@@ -1,5 +1,6 @@
 """The help: panels at 80 columns, required options first, examples that can be copied."""
 
+import re
 import shlex
 from typing import Any
 
@@ -11,9 +12,9 @@ from shears import config
 from shears.cli import application
 from shears.cli.help import examples
 from shears.cli.options import with_stage_options
-from shears.cli.panels import PANELS
+from shears.cli.panels import METAVARS, PANELS
 from shears.config.fields import StageConfig
-from tests.cli.calls import call_with
+from tests.conftest import Call
 
 GROUP: Any = typer.main.get_command(application())
 VERBS: dict[str, Any] = GROUP.commands
@@ -37,6 +38,19 @@ def test_every_help_fits_80_columns_and_holds_no_escape(pages: dict[str, str]) -
     for verb, page in pages.items():
         assert max(map(len, page.splitlines())) <= 80, verb
         assert "\x1b" not in page
+        assert "default: True" not in page
+        assert "default: False" not in page
+
+
+def test_the_help_of_sparsify_names_every_option_with_its_choices(pages: dict[str, str]) -> None:
+    words = " ".join(pages["sparsify"].split())
+    for name in config.SparsifyConfig.model_fields:
+        assert re.search(rf" --{name.replace('_', '-')}[ ,]", words), name
+    assert "--method wanda|magnitude|ria|sparsegpt|admm" in words
+    assert "--allocation uniform|owl|sensitivity" in words
+    assert "--reconstruct / --no-reconstruct" in words
+    assert "--sparsity-of A=X,B=Y,..." in words
+    assert "such as down_proj=0.4; the other linears make up for it" in words
 
 
 def test_required_options_come_first(pages: dict[str, str]) -> None:
@@ -69,7 +83,7 @@ def test_options_have_one_style_of_kinds() -> None:
                 assert kind in KINDS or "|" in kind or kind == "OWNER/NAME", f"{verb} {option.opts[0]} {kind}"
 
 
-def test_an_option_without_a_panel_is_shown_too(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_option_without_a_panel_is_shown_too() -> None:
     class Newer(StageConfig):
         unheard_of: int = Field(1)
         """A field that no panel names."""
@@ -90,10 +104,12 @@ def test_a_field_stands_in_one_panel() -> None:
     names = [name for fields in PANELS.values() for name in fields]
     assert len(names) == len(set(names))
     assert set(config.TrainConfig.model_fields) - {"data"} <= set(names)
+    known = {parameter.name for command in VERBS.values() for parameter in command.params}
+    known |= {*config.RunEvaluateConfig.model_fields}
+    assert {*names, *METAVARS} <= known  # a removed option leaves its panel too
 
 
-def test_h_is_help_and_bare_shears_too(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    call = call_with(capfd, monkeypatch)
+def test_h_is_help_and_bare_shears_too(call: Call) -> None:
     assert call("train", "-h") == call("train", "--help")
     assert call() == call("-h") == call("--help")
     code, page, errors = call()
@@ -101,7 +117,7 @@ def test_h_is_help_and_bare_shears_too(capfd: pytest.CaptureFixture[str], monkey
     assert all(f"\n  {verb} " in page for verb in VERBS)
 
 
-def test_a_terminal_gets_colours(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shears.cli.help.console", type("Terminal", (), {"is_terminal": True, "no_color": False,
                         "width": 80, "options": type("Options", (), {"ascii_only": True})}))  # fmt: skip
     page = VERBS["env"].make_context("env", [], resilient_parsing=True).get_help()
@@ -109,8 +125,7 @@ def test_a_terminal_gets_colours(capfd: pytest.CaptureFixture[str], monkeypatch:
     assert "─" not in page
 
 
-def test_shells_complete_verbs_and_options(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    call = call_with(capfd, monkeypatch)
+def test_shells_complete_verbs_and_options(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_SHEARS_COMPLETE", "complete_bash")
     for words, expected in {"shears spars": "sparsify", "shears train --learni": "--learning-rate"}.items():
         monkeypatch.setenv("COMP_WORDS", words)

@@ -1,11 +1,7 @@
-"""Typical mistakes and what the command line answers: lines that say what must hold, what came and what to do.
-
-`pytest -s tests/cli/test_mistakes.py` prints every call with its answer.
-"""
+"""Typical mistakes and what the command line answers: lines that say what must hold, what came and what to do."""
 
 import json
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +11,11 @@ import shears
 from shears.cli import ADVICE
 from shears.config import TrainConfig
 from shears.config.resolve import build
-from tests.cli.calls import call_with
 from tests.cli.test_help import VERBS
+from tests.conftest import Call
 from tests.tiny import save_tiny
 
+SHORT = "--calibration arithmetic:train --num-samples 4 --sequence-length 32"
 MISTAKES = {
     "trian": ["No such command 'trian'. Did you mean 'train'?"],
     "train": ["Missing arguments 'SPARSE', 'OUT'", "train.data must be given (--data)"],
@@ -35,24 +32,45 @@ MISTAKES = {
     "train base out --data other.jsonl": ["row 1 of other.jsonl: a row must have the columns prompt and completion"],
     "train base out --data rows.jsonl --groups c_attn": ["no linear matches target 'c_attn'; this model has q_proj"],
     "train base out --data rows.jsonl --batch-size 16 --micro-batch-size 3": ["must divide"],
-    "train base base --data rows.jsonl": ["base", "must"],
+    "train base out --data rows.jsonl --set train.alhpa=3": ["did you mean 'train.alpha'"],
+    "train base base --data rows.jsonl": ["must not exist yet"],
+    "sparsify nowhere/at/all out --calibration rows.jsonl": ["there is no nowhere/at/all"],
+    "sparsify base out --calibration none.txt": ["none.txt"],
+    "sparsify base base --calibration rows.jsonl": ["must not exist yet"],
+    "sparsify base out --sparsity 1.5": ["sparsify.sparsity must be less than 1, got '1.5'"],
     "sparsify base out --sparsity 50 --calibration rows.jsonl": [
         "sparsify.sparsity must be less than 1, got '50'; for 50 % give 0.5"
     ],
     "sparsify base out --config percent.yaml": ["sparsify.sparsity must be a number, got '50%'; for 50 % give 0.5"],
     "sparsify base out": ["sparsify.calibration must be given (--calibration) for base: text like that which the"],
     "sparsify base out --method magnitude --dtype half": ["must be 'auto', 'fp32', 'bf16' or 'fp16', got 'half'"],
+    "sparsify base out --pattern 3:2": ["must keep 0 < N < M weights, got 3:2"],
+    "sparsify base out --pattern 2:4 --sparsity 0.6": ["2:4 is a sparsity of 0.5 everywhere; set sparsity=0.5"],
+    "sparsify base out --pattern diagonal": ["sparsify.pattern must"],
+    "sparsify base out --sparsity-of down_proj=1.5": ["sparsify.sparsity_of.down_proj must be less than 1, got '1.5'"],
+    "sparsify base out --sparsity-of down_proj": ["must be NAME=SHARE, got 'down_proj'"],
+    f"sparsify base out --sparsity-of nope=0.4 {SHORT}": ["no linear matches target 'nope'; this model has q_proj"],
+    f"sparsify base out --skip q_porj {SHORT}": ["no linear matches target 'q_porj'", "did you mean 'q_proj'"],
+    "sparsify base out --activation-budget lots": ["activation_budget"],
+    "sparsify base out --method foo": ["must be 'wanda', 'magnitude', 'ria', 'sparsegpt' or 'admm', got 'foo'"],
+    "sparsify base out --allocation fair": ["must be 'uniform', 'owl' or 'sensitivity', got 'fair'"],
     "sparsify out": ["Missing argument 'OUT'. See shears sparsify --help"],
     "search base found --data rows.jsonl": ["must be a super-adapter"],
+    "export base out": ["must be a super-adapter"],
     "evaluate base": ["evaluate.task must be given (--task)", "evaluate.data must be given (--data)"],
     "evaluate base --task nubmer --data rows.jsonl": ["got 'nubmer'; did you mean 'number'?"],
+    "evaluate base --adapter base --task number --data rows.jsonl": ["adapter_config.json"],
+    "evaluate base --task number --data rows.jsonl --output ''": ["must be a file, got the folder ."],
+    "fetch smollm2-135m --output o\udcff": ["names and texts must be UTF-8, got 'o\\udcff'"],
     "generate nowhere/model --prompt Hi": ["must be a folder, a .gguf file or a reachable hub id, got 'nowhere/model'"],
     "generate base": ["Missing option '--prompt'. See shears generate --help"],
+    "inspect nowhere": ["there is no nowhere"],
     "inspect base other": ["Got unexpected extra argument (other). See shears inspect --help"],
     "run recipe.yaml": ["unknown key 'trian'; did you mean 'train'?"],
     "run recipe.yml": ["the recipe must be a readable YAML file, got recipe.yml"],
     "--threads 0 env": ["Invalid value for '--threads': must be greater than or equal to 1. See shears --help"],
 }
+"""Calls, and what stands in the lines of the answer."""
 
 
 @pytest.fixture(scope="module")
@@ -70,18 +88,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("words", MISTAKES)
 def test_a_mistake_is_answered_in_lines_that_help(
-    words: str,
-    folder: Path,
-    request: pytest.FixtureRequest,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    words: str, folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
     before = sorted(folder.rglob("*"))
-    code, output, errors = call_with(capfd, monkeypatch)(*shlex.split(words))
-    if request.config.getoption("capture") == "no":
-        with capfd.disabled():
-            sys.stdout.write(f"\n$ shears {words}\n{errors.strip()}\n")
+    code, output, errors = call(*shlex.split(words))
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert (code, output) == (2, "")
     assert "Traceback" not in errors
@@ -93,7 +104,7 @@ def test_a_mistake_is_answered_in_lines_that_help(
 
 
 def test_short_names_and_torchs_names_are_taken_everywhere(
-    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
     given: list[dict[str, object]] = []
@@ -103,7 +114,6 @@ def test_short_names_and_torchs_names_are_taken_everywhere(
         return Path(out)
 
     monkeypatch.setattr(shears, "train", train_with)
-    call = call_with(capfd, monkeypatch)
     (folder / "short.yaml").write_text("train: {data: rows.jsonl, lr: 0.5, bs: 2, precision: torch.bfloat16}")
     train = ["train", "base", "out", "--config", "short.yaml"]
     for more in ([], ["--set", "train.lr=0.25"], ["--set", "train.learning_rate=0.25", "--lr", "0.125"]):
@@ -116,75 +126,49 @@ def test_short_names_and_torchs_names_are_taken_everywhere(
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB"
 
 
+OF_CPU = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes. Error"
+TRAIN = "train base out --data rows.jsonl"
+NEEDS_GPU = "train needs more GPU memory than there is (2.00 GiB more); --micro-batch-size 1"
+
+
 @pytest.mark.parametrize(
-    ("words", "error", "answer"),
+    ("words", "raised_in", "error", "answer"),
     [
-        (
-            "train base out --data rows.jsonl",
-            torch.OutOfMemoryError(OUT_OF_MEMORY),
-            "train needs more GPU memory than there is (2.00 GiB more); "
-            "--micro-batch-size 1, --gradient-checkpointing or --quantize nf4 needs less",
-        ),
-        (
-            "train base out --data rows.jsonl --gradient-checkpointing",
-            torch.OutOfMemoryError(OUT_OF_MEMORY),
-            "train needs more GPU memory than there is (2.00 GiB more); "
-            "--micro-batch-size 1 or --quantize nf4 needs less",
-        ),
-        (
-            "train base out --data rows.jsonl",
-            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes. Error"),
-            "train needs more memory than there is (8.6 GB more); "
-            "--micro-batch-size 1, --gradient-checkpointing or --quantize nf4 needs less",
-        ),
-        ("train base out --data rows.jsonl", MemoryError(), "train needs more memory than there is; --micro"),
+        (TRAIN, "train", torch.OutOfMemoryError(OUT_OF_MEMORY),
+         f"{NEEDS_GPU}, --gradient-checkpointing or --quantize nf4 needs less"),
+        (f"{TRAIN} --gradient-checkpointing", "train", torch.OutOfMemoryError(OUT_OF_MEMORY),
+         f"{NEEDS_GPU} or --quantize nf4 needs less"),
+        (TRAIN, "train", RuntimeError(OF_CPU), "train needs more memory than there is (8.6 GB more); --micro-batch"),
+        (TRAIN, "train", MemoryError(), "train needs more memory than there is; --micro"),
+        # its error is wrapped into one about the model
+        ("generate base --prompt Hi", "models.load._from_pretrained", torch.OutOfMemoryError(OUT_OF_MEMORY),
+         "generate needs more GPU memory than there is (2.00 GiB more); "),
+        # the stage of a run is advised in settings
+        ("run whole.yaml --output run", "runs.pipeline.sparsify", torch.OutOfMemoryError(OUT_OF_MEMORY),
+         "sparsify needs more GPU memory than there is (2.00 GiB more); --set sparsify."),
     ],
-)
+)  # fmt: skip
 def test_a_lack_of_memory_is_one_line_with_the_flags_that_help(
     words: str,
+    raised_in: str,
     error: Exception,
     answer: str,
     folder: Path,
-    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    *,
+    call: Call,
 ) -> None:
     def raise_it(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(shears, "train", raise_it)
-    code, _, errors = call_with(capfd, monkeypatch)(*words.split())
-    assert (code, errors.count("\n")) == (1, 1)
-    assert errors.startswith(f"error: {answer}")
-
-
-def test_a_model_too_large_to_load_is_a_lack_of_memory(
-    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its error is wrapped into one about the model."""
-
-    def raise_it(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError(OUT_OF_MEMORY)
-
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr("shears.models.load._from_pretrained", raise_it)
-    code, _, errors = call_with(capfd, monkeypatch)("generate", "base", "--prompt", "Hi")
-    assert code == 1
-    assert errors.splitlines()[-1].startswith("error: generate needs more GPU memory than there is (2.00 GiB more); ")
-
-
-def test_a_run_names_the_stage_that_lacked_memory_in_settings(
-    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def raise_it(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError(OUT_OF_MEMORY)
-
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr("shears.runs.pipeline.sparsify", raise_it)
+    monkeypatch.setattr(f"shears.{raised_in}", raise_it)
     (folder / "whole.yaml").write_text(json.dumps({"model": "base", "sparsify": {"method": "magnitude"}}))
-    code, _, errors = call_with(capfd, monkeypatch)("run", "whole.yaml", "--output", "run")
+    code, _, errors = call(*words.split())
     assert code == 1
-    assert "--set sparsify.activation_budget=500MB, --set sparsify.sequence_length=256 or" in errors.splitlines()[-1]
+    assert errors.splitlines()[-1].startswith(f"error: {answer}")
+    assert errors.count("error: ") == 1
+    assert "Traceback" not in errors
 
 
 def test_every_advice_is_an_option_of_its_verb() -> None:

@@ -27,8 +27,8 @@ HOW_TO_CONTINUE = {
     **dict.fromkeys(("compress", "write", "run"), "the same command continues from there"),
 }
 ADVICE: Mapping[str, tuple[str, ...]] = {
-    "write": ("batch_size=4", "max_new_tokens=128", "precision=bf16"),
-    "sparsify": ("activation_budget=500MB", "sequence_length=256", "device=cpu"),
+    "write": ("max_new_tokens=128", "precision=bf16", "device=cpu"),
+    "sparsify": ("activation_budget=500MB", "sequence_length=256", "num_samples=16"),
     "train": ("micro_batch_size=1", "gradient_checkpointing=true", "quantize=nf4"),
     "heal": ("micro_batch_size=1", "sequence_length=256", "precision=bf16"),
     "search": ("batch_size=4", "cache_budget=0", "precision=bf16"),
