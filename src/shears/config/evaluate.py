@@ -36,13 +36,13 @@ class ScoringConfig(StageConfig):
     max_new_tokens: int = Field(64, gt=0)
     """Longest generated answer, in tokens."""
     precision: DtypeName = "auto"
-    """Arithmetic; auto: bf16 autocast where the processor supports it, else the model's own number format. With fp32,
-    a 16-bit model takes twice its memory."""
+    """Arithmetic; auto: bf16 autocast where the processor supports it, else the model's own number
+    format. With fp32, a 16-bit model takes twice its memory."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda or mps."""
     backend: Literal["auto", "native", "transformers"] = "auto"
-    """What generates answers: native (our decoder, greedy, on the CPU), transformers, or auto (native where it covers
-    the model, else transformers)."""
+    """What generates answers: native (our decoder, greedy, on the CPU), transformers, or auto
+    (native where it covers the model, else transformers)."""
 
 
 def _rank_as_text(value: object) -> object:
@@ -53,36 +53,36 @@ class EvaluateConfig(ScoringConfig):
     """What to measure, on which examples."""
 
     task: TaskName
-    """perplexity of a text; accuracy of choices (by log-likelihood), or of a generated number or equation; harness:
-    tasks of lm-eval; the other names are tasks of the Shears paper, which set prompt, protocol, answer length
-    and answer parsing."""
+    """perplexity of a text; accuracy of choices (by log-likelihood), or of a generated number or
+    equation; harness: tasks of lm-eval; the other names are tasks of the Shears paper, which set
+    prompt, protocol, answer length and answer parsing."""
     data: str
-    """Test examples or text: a file, a hub id or the embedded arithmetic:test; for harness: the folder with the data
-    files of shears' own tasks."""
+    """Test examples or text: a file, a hub id or the embedded arithmetic:test; for harness: the
+    folder with the data files of shears' own tasks."""
     columns: Columns = Field({})
     """Columns of the data that stand for those of a known form of row, such as prompt=question,completion=answer."""
     ranks: Annotated[str | None, BeforeValidator(_rank_as_text)] = None
-    """Ranks of a super-adapter: all (every allowed rank in turn, the same for all groups: the curve of accuracy over
-    rank), one of these ranks such as 16, or as in export: heuristic, maximal, minimal, RESULT.json, RESULT.json:N or
-    RANKS.json; default: the adapter as it is."""
+    """Ranks of a super-adapter: all (every allowed rank in turn, the same for all groups: the curve
+    of accuracy over rank), one of these ranks such as 16, or as in export: heuristic, maximal,
+    minimal, RESULT.json, RESULT.json:N or RANKS.json; default: the adapter as it is."""
     protocol: Literal["generate", "choices"] | None = None
-    """How a task of the paper is answered: generate (as in the paper: 4 beams, 256 or 32 new tokens; default) or
-    choices (the most likely choice)."""
+    """How a task of the paper is answered: generate (as in the paper: 4 beams, 256 or 32 new
+    tokens; default) or choices (the most likely choice)."""
     num_beams: int = Field(1, gt=0)
     """Beams of the beam search for generated answers; the paper's tasks use 4, and 1 is several times as fast."""
     sequence_length: int = Field(1024, gt=1)
     """Tokens in one window of a perplexity measurement."""
     template: Literal["question", "alpaca"] | None = None
-    """Prompt template of instruction rows; default: the one the adapter was trained with, else alpaca for the paper's
-    tasks and question for others."""
+    """Prompt template of instruction rows; default: the one the adapter was trained with, else
+    alpaca for the paper's tasks and question for others."""
     dtype: DtypeName = "auto"
-    """Number format of the loaded model; auto: fp32 with precision fp32, else the model's own. bf16 also converts a
-    .gguf file in bf16, if there is no adapter."""
+    """Number format of the loaded model; auto: fp32 with precision fp32, else the model's own. bf16
+    also converts a .gguf file in bf16, if there is no adapter."""
     harness: Names = ()
     """Tasks of lm-eval for task harness, such as hellaswag,arc_easy (extra `harness`)."""
     include_path: str | None = None
-    """Folder with more YAML tasks for lm-eval; those of shears (shears_boolq, ...) are found without it. Tasks that
-    name code need SHEARS_TASK_CODE=1 in the environment."""
+    """Folder with more YAML tasks for lm-eval; those of shears (shears_boolq, ...) are found
+    without it. Tasks that name code need SHEARS_TASK_CODE=1 in the environment."""
 
     @property
     def weights(self) -> DtypeName:
@@ -167,9 +167,9 @@ class RunEvaluateConfig(EvaluateConfig):
     """What a run measures, and what it trains to compare with."""
 
     baselines: Baselines = Field(default_factory=dict)
-    """What a run also trains and measures, with the budget of its own training and one rank, the largest: dense-lora
-    (plain LoRA on the dense model), sparse-lora (on the pruned model). A list, or a mapping such as
-    {dense-lora: {learning_rate: 1e-4}}; default: none."""
+    """What a run also trains and measures, with the budget of its own training and one rank, the
+    largest: dense-lora (plain LoRA on the dense model), sparse-lora (on the pruned model). A list,
+    or a mapping such as {dense-lora: {learning_rate: 1e-4}}; default: none."""
 
     @model_validator(mode="after")
     def _check_ranks(self) -> "RunEvaluateConfig":

@@ -30,8 +30,8 @@ class SamplingConfig(StageConfig):
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     """Sample among the smallest set of most likely tokens whose probabilities add up to top_p."""
     repetition_penalty: float = Field(1.0, gt=0.0, allow_inf_nan=False)
-    """A value above 1 makes tokens of the prompt and the answer less likely: their positive logits are divided by
-    it."""
+    """A value above 1 makes tokens of the prompt and the answer less likely: their positive logits
+    are divided by it."""
     stop: Stops = ()
     """Text that ends the answer and is not shown; may be repeated (a line break is $'\\n' in a shell)."""
     seed: int = 0
@@ -42,8 +42,8 @@ class RunningConfig(StageConfig):
     """What runs a model or a package."""
 
     dtype: DtypeName = "auto"
-    """For a model that is not a package: its number format; auto: the model's own. bf16 also converts a .gguf file in
-    bf16, if there is no adapter."""
+    """For a model that is not a package: its number format; auto: the model's own. bf16 also
+    converts a .gguf file in bf16, if there is no adapter."""
     device: Device = "auto"
     """For a model that is not a package, where to compute: auto, cpu, cuda or mps."""
 
@@ -92,8 +92,8 @@ class BenchConfig(StageConfig):
     threads: int | None = Field(None, gt=0)
     """CPU threads; default: one per core."""
     against: str | None = None
-    """Dense model to measure in the same run; default: the package's own model with its zeros written out, without
-    adapter."""
+    """Dense model to measure in the same run; default: the package's own model with its zeros
+    written out, without adapter."""
     prompt_tokens: int = Field(512, gt=0)
     """Tokens of the prompt whose reading is timed (prefill)."""
     new_tokens: int = Field(64, gt=1)

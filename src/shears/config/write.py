@@ -16,8 +16,8 @@ class WriteConfig(StageConfig):
     tokens: Count = 100_000
     """Tokens to write at least, such as 100k or 1M; the templates of chats do not count."""
     chats: float = Field(0.5, ge=0.0, le=1.0)
-    """Share of the texts that are chats, where the tokenizer has a chat template: the model writes the user's turn
-    too."""
+    """Share of the texts that are chats, where the tokenizer has a chat template: the model writes
+    the user's turn too."""
     max_new_tokens: int = Field(512, gt=0)
     """Longest text or turn of a chat, in tokens."""
     temperature: float = Field(1.0, gt=0.0, allow_inf_nan=False)

@@ -1,6 +1,7 @@
 """The arms of a comparison, read from run folders and figures files.
 
-An arm is a name with one or more measurements. A measurement is what one evaluation gave on one task.
+An arm is a name with one or more measurements. A measurement is what one evaluation gave on one
+task.
 """
 
 import os
@@ -38,7 +39,8 @@ def numbered(names: Iterable[str]) -> list[Key]:
 class Measurement:
     """The records of one evaluation on one task, and the file they were read from.
 
-    `task` is empty except for tasks of lm-eval. `rule` names the task and its protocol: how answers were judged.
+    `task` is empty except for tasks of lm-eval. `rule` names the task and its protocol: how answers
+    were judged.
     """
 
     source: str
@@ -52,7 +54,7 @@ class Measurement:
         return f"{self.source} ({self.task})" if self.task else self.source
 
     def by_example(self) -> dict[Key, bool]:
-        """Return whether each example is right; InputError if the records have no right or wrong answers."""
+        """Return whether each example is right; InputError without right and wrong answers."""
         if not all(isinstance(record, dict) and isinstance(record.get("correct"), bool) for record in self.records):
             raise InputError(
                 f"{self.source} must hold records of right and wrong answers; those of a perplexity cannot be compared"
@@ -69,12 +71,14 @@ Arms = dict[str, list[Measurement]]
 
 
 def read_arms(runs: Sequence[str]) -> Arms:
-    """Return the arms named by arguments such as `runs/a`, `figures.json` and `NLS=seed0.json,seed1.json`.
+    """Return the arms named by arguments such as `runs/a`, `figures.json` and
+    `NLS=seed0.json,seed1.json`.
 
-    Sources behind one name are seeds of one arm. A source without a name is called after its file or folder, with as
-    many parent folders as tell it from the others. A run folder (or its evaluation.json) gives an arm for each of its
-    models. Several lm-eval tasks are measurements of one arm, except in a single figures file, where each is an arm.
-    InputError for a source that cannot be read or is given twice.
+    Sources behind one name are seeds of one arm. A source without a name is called after its file
+    or folder, with as many parent folders as tell it from the others. A run folder (or its
+    evaluation.json) gives an arm for each of its models. Several lm-eval tasks are measurements of
+    one arm, except in a single figures file, where each is an arm. InputError for a source that
+    cannot be read or is given twice.
     """
     arms: Arms = defaultdict(list)
     named = [_split_name(text) for text in runs]
@@ -96,7 +100,7 @@ def read_arms(runs: Sequence[str]) -> Arms:
 
 
 def files_of(runs: Sequence[str], arms: Arms) -> set[Path]:
-    """Return every file that the arguments name or that was read for the arms, with links resolved."""
+    """Return every file that the arguments name or the arms were read from, links resolved."""
     named = [_figures_file(Path(path)) for text in runs for path in _split_name(text)[1]]
     read = [Path(measurement.source) for measurements in arms.values() for measurement in measurements]
     return {path.resolve() for path in [*named, *read]}
@@ -105,7 +109,8 @@ def files_of(runs: Sequence[str], arms: Arms) -> set[Path]:
 def _split_name(text: str) -> tuple[str, list[str]]:
     """Return the name of an arm and its sources.
 
-    A path may hold a = too, so the last = behind which every source exists separates them, else the last one.
+    A path may hold a = too, so the last = behind which every source exists separates them, else the
+    last one.
     """
     if "=" not in text or Path(text).exists():
         return "", [text]
@@ -148,7 +153,7 @@ def _figures_file(path: Path) -> Path:
 
 
 def _measurements(file: Path) -> Iterator[tuple[str, Measurement]]:
-    """Yield the measurements of a source, task by task, each with its model's name (empty for a figures file)."""
+    """Yield a source's measurements by task, each with its model's name, if it has one."""
     content = read_json(file)
     if not isinstance(content, dict) or not ("models" in content or "records" in content):
         raise InputError(f"{file} must be the {EVALUATION} of a run or a file that evaluate --output wrote")

@@ -1,4 +1,4 @@
-"""Comparison of arms on the same examples: accuracies with intervals, paired differences with p values, notes."""
+"""Comparison of arms on the same examples: accuracies, paired differences, notes."""
 
 import logging
 import math
@@ -17,11 +17,13 @@ logger = logging.getLogger(__name__)
 
 
 def compare_arms(arms: Arms, against: str | None = None, seed: int = 0) -> dict[str, Any]:
-    """Return the comparison of several arms as plain data; each arm is compared to `against`, by default the first.
+    """Return the comparison of several arms as plain data; each arm is compared to `against`, by
+    default the first.
 
-    `p` is the mid-p of McNemar's test if both arms have one run, else that of the paired bootstrap. `p_holm` is
-    corrected for the number of differences. If arms have several tasks, `tasks` holds a comparison for each task that
-    all arms have, and `p_holm` counts the differences of all tasks. InputError if the arms have different examples.
+    `p` is the mid-p of McNemar's test if both arms have one run, else that of the paired bootstrap.
+    `p_holm` is corrected for the number of differences. If arms have several tasks, `tasks` holds a
+    comparison for each task that all arms have, and `p_holm` counts the differences of all tasks.
+    InputError if the arms have different examples.
     """
     if len(arms) < 2:
         raise InputError(f"a comparison needs at least two arms, got {', '.join(arms) or 'none'}; name another run")
@@ -38,7 +40,7 @@ def compare_arms(arms: Arms, against: str | None = None, seed: int = 0) -> dict[
 
 
 def _by_task(arms: Arms) -> dict[str, Arms]:
-    """Return the arms for each common task; if every arm has a single task, all of them under the empty name."""
+    """Return the arms for each common task; arms of one task each are all under ""."""
     tasks = {name: dict.fromkeys(each.task for each in measurements) for name, measurements in arms.items()}
     if all(len(names) == 1 for names in tasks.values()):
         return {"": arms}
@@ -72,7 +74,7 @@ def _comparison(arms: Arms, base: str, seed: int) -> dict[str, Any]:
 
 
 def _aligned(arms: Arms) -> dict[str, list[Bits]]:
-    """Return every run's bits in the order of the first run's examples; InputError with counts if examples differ."""
+    """Return every run's bits in the first run's order; InputError if examples differ."""
     first, *_ = (measurement for measurements in arms.values() for measurement in measurements)
     keys = list(first.by_example())
     if not keys:
@@ -124,11 +126,12 @@ def _difference(name: str, runs: Sequence[Bits], base: str, others: Sequence[Bit
 def lead(
     rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Mapping[str, Any]], *, only_run_trained: bool
 ) -> dict[str, Any] | None:
-    """Return the difference that a run is about: its last model minus plain LoRA, or minus its dense model without one.
+    """Return the difference that a run is about: its last model minus plain LoRA, or minus its
+    dense model without one.
 
-    `rows` are the run's models, the dense one first, and `figures` their measurements. `only_run_trained` tells whether
-    the run trained its last model and nobody trained its base before; then a dense model is `untrained` in the result.
-    None for fewer than two models.
+    `rows` are the run's models, the dense one first, and `figures` their measurements.
+    `only_run_trained` tells whether the run trained its last model and nobody trained its base
+    before; then a dense model is `untrained` in the result. None for fewer than two models.
     """
     if len(rows) < 2:
         return None
@@ -147,10 +150,11 @@ def lead(
 
 
 def paired(ones: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return the difference of two measurements' accuracies over all of their examples, with its counts.
+    """Return the difference of two measurements' accuracies over all of their examples, with its
+    counts.
 
-    `won` and `lost` are the numbers of examples that only the first and only the second answers rightly. None for
-    records that are of other examples or hold no right and wrong answers.
+    `won` and `lost` are the numbers of examples that only the first and only the second answers
+    rightly. None for records that are of other examples or hold no right and wrong answers.
     """
     left, right = (_bits(records) for records in (ones, others))
     if not left or left.keys() != right.keys():
@@ -162,7 +166,7 @@ def paired(ones: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]
 
 
 def _bits(records: Sequence[Mapping[str, Any]]) -> dict[Key, bool]:
-    """Return whether each example is right, by its task and question; empty without right and wrong answers."""
+    """Return whether each example is right, by task and question; empty without answers."""
     if not all(isinstance(record.get("correct"), bool) for record in records):
         return {}
     keys = numbered(f"{record.get('task', '')} {example_of(record)}" for record in records)
@@ -170,7 +174,7 @@ def _bits(records: Sequence[Mapping[str, Any]]) -> dict[Key, bool]:
 
 
 def _notes(arms: Arms, base: str) -> list[str]:
-    """Return sentences on what else differs between arms on the same examples, as far as the records tell."""
+    """Return sentences on what else differs between the arms, as far as the records tell."""
     return [
         *_rule_notes(arms, base),
         *_answer_notes(arms, base),
@@ -202,7 +206,7 @@ def _answer_notes(arms: Arms, base: str) -> list[str]:
 
 
 def _reading_notes(arms: Arms) -> list[str]:
-    """Return the accuracies by other readings of the answers, the records' fields `correct_NAME`."""
+    """Return the accuracies by other readings of the answers, the fields `correct_NAME`."""
     names = dict.fromkeys(name for runs in arms.values() for name in runs[0].records[0] if name.startswith("correct_"))
     return [f"Accuracy {name.removeprefix('correct_').replace('_', ' ')}: {_accuracies(arms, name)}." for name in names]
 
@@ -230,7 +234,7 @@ def _prompt_notes(arms: Arms, base: str) -> list[str]:
 
 
 def _accuracies(arms: Arms, name: str, keys: Sequence[Key] | None = None) -> str:
-    """Return each arm with the share of True in one field of its records; arms whose records lack it are left out."""
+    """Return each arm's share of True in a field of its records; arms without it are left out."""
     accuracies: Mapping[str, float | None] = {arm: _accuracy(runs, name, keys) for arm, runs in arms.items()}
     return ", ".join(f"{arm} {value:.1%}" for arm, value in accuracies.items() if value is not None)
 

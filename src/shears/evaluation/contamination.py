@@ -22,11 +22,11 @@ from shears.records.figures import CONTAMINATION
 logger = logging.getLogger(__name__)
 
 Source = Mapping[str, Any]
-"""Training data as a record names them: `data`, `data_sha256`, and `columns` if these were named."""
+"""Training data as records name them: `data`, `data_sha256`, and `columns` if named."""
 
 
 class Trained(NamedTuple):
-    """The name of training data and the ids of their questions; no ids if the data cannot be read."""
+    """The name of training data and their questions' ids; none if they cannot be read."""
 
     data: str
     questions: frozenset[str]
@@ -37,18 +37,20 @@ class Trained(NamedTuple):
 
 
 def training_data(*artifacts: Path) -> list[Source]:
-    """Return the training data that the records of artifacts (an adapter, its model) name, without repetitions."""
+    """Return the training data that records (of an adapter, its model) name, each once."""
     records = [record_in(path) for path in map(find_record, artifacts) if path is not None]
     sources = [source for each in records for source in training_sources(each)]
     return list({(str(source["data"]), source.get("data_sha256")): source for source in sources}.values())
 
 
 def mark_seen(evaluation: Evaluation, ids: Sequence[Collection[str]], sources: Sequence[Source]) -> Evaluation:
-    """Return the evaluation with questions marked that the training data hold; unchanged if there are none.
+    """Return the evaluation with questions marked that the training data hold; unchanged if there
+    are none.
 
-    `ids` are the question ids of each record. Marked records have `seen_in_training`; the details get the number of
-    seen questions and, if the value is an accuracy, that on the others (over several tasks, the mean of theirs). A
-    warning is logged, also for data that cannot be read or have changed since the training: these are not searched.
+    `ids` are the question ids of each record. Marked records have `seen_in_training`; the details
+    get the number of seen questions and, if the value is an accuracy, that on the others (over
+    several tasks, the mean of theirs). A warning is logged, also for data that cannot be read or
+    have changed since the training: these are not searched.
     """
     by_source = [(trained.data, trained.hold(ids)) for trained in read_trained(sources)]
     names = [name for name, flags in by_source if any(flags)]
@@ -62,7 +64,7 @@ def read_trained(sources: Iterable[Source]) -> list[Trained]:
 
 
 def ids_of(examples: Iterable[Example]) -> list[list[str]]:
-    """Return the id of each example's question in a list of its own, which is empty without a question."""
+    """Return a list for each example: the id of its question, or nothing."""
     return [[question_id(example.question)] if example.question else [] for example in examples]
 
 
@@ -73,11 +75,13 @@ def check_apart(
     test_limit: int | None = None,
     columns: tuple[Mapping[str, str], Mapping[str, str]] = (OWN_NAMES, OWN_NAMES),
 ) -> None:
-    """Raise InputError if `data`, which a search sees, hold all test rows; warn if they hold some test questions.
+    """Raise InputError if `data`, which a search sees, hold all test rows; warn if they hold some
+    test questions.
 
-    Rows are compared whole, whatever their file and order; questions without their answers. Only the first `limit` rows
-    of `data` and `test_limit` rows of `test` count; `columns` names those of each. Sources that cannot be
-    read, and texts, pass: the stage that evaluates on them reports what is wrong.
+    Rows are compared whole, whatever their file and order; questions without their answers. Only
+    the first `limit` rows of `data` and `test_limit` rows of `test` count; `columns` names those of
+    each. Sources that cannot be read, and texts, pass: the stage that evaluates on them reports
+    what is wrong.
     """
     seen = (_rows(data, columns[0]) or [])[:limit]
     tested = (_rows(test, columns[1]) or [])[:test_limit]
@@ -93,7 +97,7 @@ def check_apart(
 
 
 def _trained_rows(source: Source) -> list[Row] | None:
-    """Return the rows of training data; None, with a log line, if they cannot be read or have changed."""
+    """Return the rows of training data; None, logged, if they are unreadable or changed."""
     data = str(source["data"])
     expected = source.get("data_sha256")
     actual = source_fingerprint(data)
@@ -140,7 +144,7 @@ def _marked(evaluation: Evaluation, seen: Sequence[bool], source: str) -> Evalua
 
 
 def _accuracy(records: Sequence[Record]) -> float | None:
-    """Return the share of right answers, over several tasks the mean of theirs; None without right or wrong answers."""
+    """Return the share of right answers, or its mean over tasks; None without answers."""
     if not records or any("correct" not in record for record in records):
         return None
     by_task = defaultdict[object, list[bool]](list)

@@ -1,4 +1,5 @@
-"""Greedy answers by the native decoder: up to 16 texts at once, each replaced by the next one as soon as it ends.
+"""Greedy answers by the native decoder: up to 16 texts at once, each replaced by the next one as
+soon as it ends.
 
 V tokens of the vocabulary.
 """
@@ -66,13 +67,13 @@ class NativeRanks:
 
 
 def open_native_ranks(elastic: ElasticAdapter, wanted: Wanted, *, consume: bool = False) -> NativeRanks | None:
-    """Return the native decoder of an elastic adapter, or None as `native_backend`; it consumes no masked adapter."""
+    """Return an adapter's native decoder, or None as `native_backend`; masks are not consumed."""
     backend = native_backend(elastic.model, wanted, consume=consume and not is_sparse(elastic.model))
     return None if backend is None else NativeRanks(elastic, wanted, backend)
 
 
 def cut(updates: Mapping[str, LoraUpdate], space: SearchSpace, ranks: RankConfig) -> dict[str, LoraUpdate]:
-    """Return the first r rows of every A and columns of every B, r the rank of its group, times the rank's factor."""
+    """Return the first r rows of A and columns of B, r the group's rank, times its factor."""
     groups = {name: group for group, names in space.modules.items() for name in names}
     found = {}
     for name, update in updates.items():
@@ -84,7 +85,8 @@ def cut(updates: Mapping[str, LoraUpdate], space: SearchSpace, ranks: RankConfig
 
 
 class GreedyText:
-    """A text that takes the most likely token up to an end token, the end of its first line, or its longest length.
+    """A text that takes the most likely token up to an end token, the end of its first line, or its
+    longest length.
 
     It ends where `Decoder` ends it; `line_ends` are empty for texts of several lines.
     """
@@ -121,10 +123,12 @@ class GreedyText:
 
 @dataclass(frozen=True)
 class ContinuousDecoder:
-    """Continues prompts greedily up to the end of sequence or, if `one_line`, up to the end of the first line.
+    """Continues prompts greedily up to the end of sequence or, if `one_line`, up to the end of the
+    first line.
 
-    A text does not depend on the texts that are generated with it, nor on when it begins; so `journal` keeps single
-    texts. `settings` are the model's generation settings, which name end tokens.
+    A text does not depend on the texts that are generated with it, nor on when it begins; so
+    `journal` keeps single texts. `settings` are the model's generation settings, which name end
+    tokens.
     """
 
     backend: Backend
@@ -135,7 +139,7 @@ class ContinuousDecoder:
     journal: TextJournal | None = None
 
     def answers(self, prompts: Sequence[list[int]]) -> list[str]:
-        """Return the continuation of every prompt, each given as tokens; InputError for an empty one."""
+        """Return the continuation of every prompt of tokens; InputError for an empty one."""
         refuse_empty(prompts)
         refuse_beyond(max(map(max, prompts)), self.backend.vocab_size)
         ends = end_tokens(self.tokenizer, self.settings)

@@ -1,4 +1,4 @@
-"""The curve of accuracy over the rank of a super-adapter, all groups at the same rank, and the area under it. Pure."""
+"""Accuracy over the rank of a super-adapter, the same in all groups, and its area. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +20,8 @@ def allowed_ranks(space: SearchSpace) -> list[int]:
 
 
 def tied(space: SearchSpace, rank: int) -> RankConfig:
-    """Return the configuration of one rank for all groups; InputError for a rank that no group may have.
+    """Return the configuration of one rank for all groups; InputError for a rank that no group may
+    have.
 
     A group that may not have it takes its largest rank below it, or its smallest one.
     """
@@ -32,11 +33,13 @@ def tied(space: SearchSpace, rank: int) -> RankConfig:
 
 
 def area_weights(ranks: Sequence[int]) -> list[float]:
-    """Return the weight of each rank's accuracy in the area under the curve; they are positive and their sum is 1.
+    """Return the weight of each rank's accuracy in the area under the curve; they are positive and
+    their sum is 1.
 
-    AURAC, the area under the rank-accuracy curve, is named by MatryoshkaLoRA (arXiv 2605.07850); its formula could not
-    be read when this was written, so the definition is ours. The area is that of the trapezoids over rank (the curve
-    is drawn with straight lines between measured ranks), divided by the span of the ranks:
+    AURAC, the area under the rank-accuracy curve, is named by MatryoshkaLoRA (arXiv 2605.07850);
+    its formula could not be read when this was written, so the definition is ours. The area is that
+    of the trapezoids over rank (the curve is drawn with straight lines between measured ranks),
+    divided by the span of the ranks:
 
         sum over neighbours (r_i, r_i+1) of (a_i + a_i+1) / 2 * (r_i+1 - r_i), over (r_max - r_min)
 
@@ -61,9 +64,11 @@ def aurac(ranks: Sequence[int], runs: Sequence[Sequence[bool]]) -> Interval:
 
 
 def curve(by_rank: Mapping[int, Evaluation], parameters: Mapping[int, int]) -> Evaluation:
-    """Return the evaluation at the largest rank, with the curve of all ranks and what each rank answered.
+    """Return the evaluation at the largest rank, with the curve of all ranks and what each rank
+    answered.
 
-    `parameters` are those of the sub-adapter by rank. Every difference is paired by example: a rank minus the largest.
+    `parameters` are those of the sub-adapter by rank. Every difference is paired by example: a rank
+    minus the largest.
     """
     ranks = sorted(by_rank, reverse=True)
     first = by_rank[ranks[0]]

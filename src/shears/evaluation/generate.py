@@ -44,7 +44,8 @@ from shears.training.batches import (
 
 @dataclass(frozen=True)
 class Decoder:
-    """Continues prompts up to the end of sequence or, if `one_line`, up to the end of the first line.
+    """Continues prompts up to the end of sequence or, if `one_line`, up to the end of the first
+    line.
 
     With one beam, decoding is greedy. `journal` keeps the texts of complete batches.
     """
@@ -62,9 +63,11 @@ class Decoder:
         batch_size: int,
         before: Callable[[Sequence[int]], Fill | None] = lambda _: None,
     ) -> list[str]:
-        """Return the continuation of every prompt, each given as tokens; InputError for an empty or too long prompt.
+        """Return the continuation of every prompt, each given as tokens; InputError for an empty or
+        too long prompt.
 
-        `before` is called with the numbers of each batch's prompts; it may return a function that fills their cache.
+        `before` is called with the numbers of each batch's prompts; it may return a function that
+        fills their cache.
         """
         refuse_empty(prompts)
         rows = [Tokenized(ids, ids) for ids in prompts]
@@ -89,7 +92,8 @@ class Decoder:
     def _buckets(self, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
         """Return the numbers of each batch's prompts.
 
-        Prompts are padded if the model ignores padding, else of equal lengths if it keeps rows apart, else alone.
+        Prompts are padded if the model ignores padding, else of equal lengths if it keeps rows
+        apart, else alone.
         """
         if min(batch_size, len(lengths)) == 1 or self._ignores_padding:
             return length_buckets(lengths, batch_size)
@@ -104,7 +108,8 @@ class Decoder:
         return self._keeps_apart(SHORT)
 
     def _keeps_apart(self, length: int) -> bool:
-        """Try whether a short prompt is continued beside one of this length as it is alone, with the model's cache.
+        """Try whether a short prompt is continued beside one of this length as it is alone, with
+        the model's cache.
 
         Transformers' RWKV, for example, mixes the rows of a batch when it continues from its state.
         """
@@ -118,7 +123,7 @@ class Decoder:
         return is_apart(beside, neighbour, alone, weights_dtype(self.model))
 
     def _forced(self, rows: Sequence[list[int]]) -> Float[Tensor, "T V"]:
-        """Return the logits behind the first row, every token forced to the same one, which is no end of sequence."""
+        """Return the logits behind the first row, every token forced to one that ends nothing."""
         ends = end_tokens(self.tokenizer, self.model.generation_config)
         token = next(token for token in range(num_words(self.model)) if token not in ends)
         batch = self.batch([Tokenized(ids, ids) for ids in rows])
@@ -142,7 +147,8 @@ class Decoder:
     def continued(
         self, batch: Mapping[str, Tensor], breaks: Tensor | None = None, cache: Any = None
     ) -> Int[Tensor, "B T"]:
-        """Return the tokens behind the prompts; a `cache` holds all tokens of the prompts but the last.
+        """Return the tokens behind the prompts; a `cache` holds all tokens of the prompts but the
+        last.
 
         InputError if the model's logits are not finite.
         """
@@ -181,7 +187,7 @@ def refuse_empty(prompts: Sequence[list[int]]) -> None:
 
 
 def _settings(model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, num_beams: int) -> GenerationConfig:
-    """Return settings that decode without sampling or penalties; a missing one would come from the model's own."""
+    """Return settings without sampling or penalties; unset ones would be the model's own."""
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -224,7 +230,7 @@ class EndOfLine(StoppingCriteria):
 
 
 class RequireFiniteLogits(LogitsProcessor):
-    """Refuses logits without a finite maximum, from which generation would silently take any token."""
+    """Refuses logits without a finite maximum, where generation would take any token."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return the logits unchanged; InputError if a row has nan, or no finite maximum."""

@@ -1,4 +1,4 @@
-"""What an evaluation gives: a figure with its interval, a record of each example, and kept texts."""
+"""What an evaluation gives: a figure, a record of each example, and kept texts."""
 
 import json
 import logging
@@ -42,19 +42,19 @@ class Evaluation:
     records: list[Record] = field(repr=False)
     details: dict[str, float] = field(default_factory=dict)
     figures: list[dict[str, Any]] = field(default_factory=list)
-    """For several tasks or metrics measured together: task, metric, value, stderr, n and ci95 of each."""
+    """Of tasks or metrics measured together: task, metric, value, stderr, n, ci95 of each."""
     curve: dict[str, Any] = field(default_factory=dict)
-    """For all ranks of a super-adapter (curve.py): aurac, aurac_ci95, and the points of the curve, largest rank first;
-    the other fields are those of the largest rank."""
+    """For all ranks of a super-adapter (curve.py): aurac, aurac_ci95, and the points of the curve,
+    largest rank first; the other fields are those of the largest rank."""
 
     def as_data(self) -> dict[str, Any]:
-        """Return the evaluation as plain JSON data; without `figures` and `curve` where they are empty."""
+        """Return plain JSON data, without `figures` and `curve` where they are empty."""
         data = {**asdict(self), "ci95": list(self.ci95)}
         return {name: value for name, value in data.items() if value or name not in ("figures", "curve")}
 
 
 def record(index: int, example: Example, prediction: object, answer: object) -> Record:
-    """Return the fields of every record; `id` depends on the question alone, not on its file or template."""
+    """Return the fields of every record; `id` depends on the question alone."""
     return {
         "index": index,
         "id": question_id(example.question),
@@ -65,7 +65,7 @@ def record(index: int, example: Example, prediction: object, answer: object) -> 
 
 
 def accuracy_of(task: str, records: Sequence[Record]) -> Evaluation:
-    """Return the share of right answers; each field `correct_NAME` of the records gives a detail with its interval."""
+    """Return the share of right answers; each field `correct_NAME` gives a detail."""
     n = len(records)
     details: dict[str, float] = {}
     for key in (key for key in records[0] if key.startswith("correct_")):
@@ -78,12 +78,12 @@ def accuracy_of(task: str, records: Sequence[Record]) -> Evaluation:
 
 
 def journal_path(output: Path, rank: int | None = None) -> Path:
-    """Return the file that keeps the texts of an unfinished evaluation, or those of one rank of its curve."""
+    """Return the file that keeps an unfinished evaluation's texts, or those of one rank."""
     return output.with_name(f"{output.name}{'' if rank is None else f'.rank{rank}'}.partial")
 
 
 def settings_fingerprint(*folders: Path) -> str:
-    """Return the sha256 of all files that change the texts of a model and an adapter, except their weights."""
+    """Return the sha256 of all files that change generated texts, except the weights."""
     return file_fingerprint(*(folder / name for folder in folders for name in SETTINGS if (folder / name).is_file()))
 
 

@@ -1,4 +1,4 @@
-"""The evaluation stage: load a model, with or without an adapter, measure it and write the figures."""
+"""The verb `evaluate`: load a model, with or without an adapter, measure it, write figures."""
 
 import logging
 import tempfile
@@ -48,8 +48,9 @@ TRANSFORMERS = "transformers"
 class Subject:
     """A loaded model and its tokenizer; `backend` generates answers in place of transformers.
 
-    If there is a backend, the model may be without weights: it only tells its configuration. `ranks` are those to
-    measure, by the rank of all groups, or by None for a single configuration or for a model without an elastic adapter.
+    If there is a backend, the model may be without weights: it only tells its configuration.
+    `ranks` are those to measure, by the rank of all groups, or by None for a single configuration
+    or for a model without an elastic adapter.
     """
 
     model: nn.Module
@@ -60,7 +61,7 @@ class Subject:
     native_ranks: NativeRanks | None = None
 
     values: dict[str, object] = field(default_factory=dict)
-    """The number format in which a package answers, as its records hold it; empty for other models."""
+    """The number format in which a package answers, as recorded; empty for other models."""
 
     def activate(self, ranks: RankConfig | None) -> None:
         """Measure these ranks from now on; None changes nothing."""
@@ -74,12 +75,14 @@ class Subject:
 def evaluate(
     model: AnyModel, output: str | Path | None = None, adapter: str | None = None, **config: Any
 ) -> Evaluation:
-    """Measure a model, with or without an adapter, on a task; write the figures to `output` if it is given.
+    """Measure a model, with or without an adapter, on a task; write the figures to `output` if it
+    is given.
 
-    Keywords are those of EvaluateConfig (`task`, `data`, ...). The file holds no times, so equal inputs give equal
-    bytes. Until the file is complete, generated texts are kept in `OUTPUT.partial`; the same call after a kill
-    continues from them. With `ranks`, the adapter is a super-adapter; ranks "all" gives the evaluation at its largest
-    rank with the curve of all of them (`curve`).
+    Keywords are those of EvaluateConfig (`task`, `data`, ...). The file holds no times, so equal
+    inputs give equal bytes. Until the file is complete, generated texts are kept in
+    `OUTPUT.partial`; the same call after a kill continues from them. With `ranks`, the adapter is a
+    super-adapter; ranks "all" gives the evaluation at its largest rank with the curve of all of
+    them (`curve`).
     """
     given = build(EvaluateConfig, "evaluate", config)
     path = None if output is None else expanded(output)
@@ -139,12 +142,12 @@ def _joined(subject: Subject, evaluations: Mapping[int | None, Evaluation]) -> E
 
 
 def _by(subject: Subject) -> dict[str, Any]:
-    """Return what a journal says of the backend: those of earlier versions, which name none, are of transformers."""
+    """Return what a journal says of the backend; it names transformers by leaving it out."""
     return {} if subject.backend is None else {"backend": "native", **subject.values}
 
 
 def _answered_by(subject: Subject, settings: EvaluateConfig) -> dict[str, Any]:
-    """Return what a record says of the backend of generated answers, and of a package's number format."""
+    """Return what a record says of the backend, and of a package's number format."""
     if not settings.generates:
         return {}
     return {"backend": TRANSFORMERS if subject.backend is None else "native", **subject.values}
@@ -157,7 +160,7 @@ def _ranks_of(subject: Subject) -> dict[str, Any]:
 
 
 def _check_output(output: Path, config: EvaluateConfig) -> None:
-    """Raise InputError if the figures could not be written to `output`, or would replace the data."""
+    """Raise InputError if `output` cannot be written, or is the data."""
     if output.is_dir() or journal_path(output).is_dir():
         raise InputError(f"the output must be a file, got the folder {output}; name such as {output}/figures.json")
     if output.exists() and not output.is_file():  # /dev/null: a rename would put a file in its place
@@ -173,7 +176,7 @@ def _check_output(output: Path, config: EvaluateConfig) -> None:
 
 
 def measured(model: ModelRef, adapter: str | Path | None, config: EvaluateConfig) -> dict[str, Any]:
-    """Return what identifies a measurement: its settings and the fingerprints of data, model and adapter."""
+    """Return what identifies a measurement: settings, and fingerprints of what is read."""
     return {
         **settings_and_data(config),
         "model_fingerprint": model.fingerprint,
@@ -182,7 +185,7 @@ def measured(model: ModelRef, adapter: str | Path | None, config: EvaluateConfig
 
 
 def settings_and_data(config: EvaluateConfig) -> dict[str, Any]:
-    """Return what identifies a measurement beside the model: settings, with the resolved dtype, and the data."""
+    """Return settings, with the resolved dtype, and the hash of the data."""
     return {
         "config": {**recorded(config), "dtype": config.weights},
         "data_sha256": source_fingerprint(config.data),
@@ -201,7 +204,7 @@ def recorded(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def answered_as_asked(record: Mapping[str, Any], config: EvaluateConfig) -> bool:
-    """Return whether the backend that made a record is one that the settings allow; earlier ones were transformers."""
+    """Return whether the settings allow the backend that made a record."""
     return config.backend in ("auto", record.get("backend", TRANSFORMERS)) or not config.generates
 
 
@@ -211,7 +214,7 @@ def parts_of(model: ModelRef, adapter: str | Path | None) -> list[Path]:
 
 
 def template_of(config: EvaluateConfig, *parts: Path) -> str:
-    """Return the prompt template: the configured one, else that of the first record with one, else the task's."""
+    """Return the prompt template: the configured one, else a record's, else the task's."""
     template = TEMPLATE if config.task in (*ANSWER_FORMS, "harness") else DEFAULT_TEMPLATE
     for part in reversed(parts):
         template = adapter_template(part, template)
@@ -219,7 +222,7 @@ def template_of(config: EvaluateConfig, *parts: Path) -> str:
 
 
 def adapter_template(adapter: str | Path | None, default: str = DEFAULT_TEMPLATE) -> str:
-    """Return the template that an adapter, or a merged model, was trained with; `default` without such a record."""
+    """Return the template of an adapter's or merged model's training, else `default`."""
     record = find_record(Path(adapter)) if adapter is not None else None
     content = read_json(record) if record is not None else {}
     if not isinstance(content, dict):
@@ -230,10 +233,11 @@ def adapter_template(adapter: str | Path | None, default: str = DEFAULT_TEMPLATE
 
 
 def open_subject(ref: ModelRef, adapter: str | None, settings: EvaluateConfig) -> Subject:
-    """Load what is measured; InputError where the adapter does not fit the model, or is not elastic but has ranks.
+    """Load what is measured; InputError where the adapter does not fit the model, or is not elastic
+    but has ranks.
 
-    A package is read by the native decoder itself where that covers it. Of any other model that the native decoder
-    covers, the weights are moved to it.
+    A package is read by the native decoder itself where that covers it. Of any other model that the
+    native decoder covers, the weights are moved to it.
     """
     if settings.ranks is not None and adapter is not None:
         return _at_ranks(ref, adapter, settings)

@@ -1,7 +1,7 @@
 """Running a model.
 
-`native` and `drop_in` compute logits from packed weights, `generation` turns the logits of any backend into text,
-`loading` opens a model by its name, `speed` measures one.
+`native` and `drop_in` compute logits from packed weights, `generation` turns the logits of any
+backend into text, `loading` opens a model by its name, `speed` measures one.
 """
 
 from importlib import import_module
@@ -31,7 +31,7 @@ __all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that one part of the runtime does not import the others."""
+    """Import a public name on first use: one part of the runtime does not import the others."""
     if name not in _MODULES:
         raise AttributeError(f"module 'shears.runtime' has no attribute {name!r}")
     return getattr(import_module(f"shears.runtime.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""What computes: the native decoder or transformers. Every caller's choice is made here, with its reason."""
+"""Native decoder or transformers: every caller's choice is made here, with its reason."""
 
 import logging
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Wanted:
     backend: str = "auto"
     """auto, native (an error where the decoder does not cover the model) or transformers."""
     precision: str = "auto"
-    """bf16: linears and head of a loaded model in bf16, as transformers would compute; else as they are."""
+    """bf16: compute linears and head of a loaded model in bf16; else as they are."""
     max_sequences: int = MOST_SEQUENCES
     independent: bool = True
     """Texts of any length, no bit of which depends on the texts beside it."""
@@ -41,11 +41,12 @@ class Wanted:
 
 
 def native_backend(model: nn.Module | Package, wanted: Wanted, *, consume: bool = False) -> "NativeBackend | None":
-    """Return the native decoder of a model; None, with the reason in the log, if transformers must compute.
+    """Return the native decoder of a model; None, with the reason in the log, if transformers must
+    compute.
 
-    If `consume`, weights move from a loaded model to the decoder, and the model computes nothing any
-    more. Raise NotCoveredError, an InputError, if `backend` is native and the decoder does not cover
-    the model.
+    If `consume`, weights move from a loaded model to the decoder, and the model computes nothing
+    any more. Raise NotCoveredError, an InputError, if `backend` is native and the decoder does not
+    cover the model.
     """
     if wanted.backend == "transformers":
         return None
@@ -62,7 +63,7 @@ def native_backend(model: nn.Module | Package, wanted: Wanted, *, consume: bool 
 
 
 def package_backend(model: ModelRef, dtype: str = "auto") -> Backend:
-    """Return what runs a package: the native decoder where it covers the model, else packed linears in transformers."""
+    """Return the native decoder of a package where it covers the model, else packed linears."""
     native = native_backend(model.package, Wanted(independent=False))
     return DropInBackend(model, dtype=dtype) if native is None else native
 

@@ -1,4 +1,4 @@
-"""What this machine is for the kernels: versions, processor, the walks that were chosen, and speeds measured now."""
+"""What the kernels run on: versions, processor, chosen walks, and speeds measured now."""
 
 import os
 import platform
@@ -19,8 +19,8 @@ SLOWER = 1.05  # a sparse product that takes this many times as long as the dens
 class Speed:
     """The speed of one token's product by a weight in memory: half of it zeros where `sparse`.
 
-    `ps_per_weight` counts pruned weights too. `gb_per_s` is what the product reads, `of_memory` the share of that rate
-    in the rate of reading alone.
+    `ps_per_weight` counts pruned weights too. `gb_per_s` is what the product reads, `of_memory` the
+    share of that rate in the rate of reading alone.
     """
 
     values: NumberFormat
@@ -32,9 +32,11 @@ class Speed:
 
 
 def environment(threads: int | None = None) -> dict[str, Any]:
-    """Return versions, processor, instruction sets, chosen walks and speeds, as plain data; takes a few seconds.
+    """Return versions, processor, instruction sets, chosen walks and speeds, as plain data; takes a
+    few seconds.
 
-    `threads` is the largest number of threads to measure with; None for all processors that the process may use.
+    `threads` is the largest number of threads to measure with; None for all processors that the
+    process may use.
     """
     data: dict[str, Any] = {
         "versions": {"shears": __version__, **versions()},
@@ -64,7 +66,7 @@ def environment(threads: int | None = None) -> dict[str, Any]:
 
 
 def warnings_of(speeds: list[Speed]) -> list[str]:
-    """Return a sentence for every kind of values whose sparse product is slower than the dense one."""
+    """Return a warning for every number format whose sparse product is slower than the dense."""
     dense = {(speed.values, speed.threads): speed.ps_per_weight for speed in speeds if not speed.sparse}
     ratios = {speed: speed.ps_per_weight / dense[speed.values, speed.threads] for speed in speeds if speed.sparse}
     return [

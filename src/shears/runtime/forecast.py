@@ -1,8 +1,9 @@
-"""The speed that a package of a model would have, from random weights of its shapes that are timed on this machine.
+"""The speed that a package of a model would have, from random weights of its shapes that are timed
+on this machine.
 
-A token passes all decoder blocks and the head: seconds = blocks x seconds of a block + seconds of the head. A block is
-timed as a mean over so many equal blocks that no cache holds their weights; the head by the difference that a
-vocabulary makes. The fastest round counts.
+A token passes all decoder blocks and the head: seconds = blocks x seconds of a block + seconds of
+the head. A block is timed as a mean over so many equal blocks that no cache holds their weights;
+the head by the difference that a vocabulary makes. The fastest round counts.
 """
 
 import copy
@@ -31,7 +32,8 @@ BY_LAYER = ("layer_types", "no_rope_layers")  # keys of configurations that list
 
 
 class Forecast:
-    """Predicts the tokens per second of packages of a model; what was timed once is not timed again.
+    """Predicts the tokens per second of packages of a model; what was timed once is not timed
+    again.
 
     NotCoveredError for a model that the native decoder does not cover, and without it.
     """
@@ -75,7 +77,7 @@ class Forecast:
 
 
 def _random_linears(config: Any, sparsity: float, values: NumberFormat) -> dict[str, PackedMatrix | DenseRows]:
-    """Return the linears of a block by kind: random weights in the form that a package stores them in."""
+    """Return the linears of a block by kind: random weights, stored as in a package."""
     from shears.runtime.native.builder import linear_sizes
 
     generator = torch.Generator().manual_seed(0)
@@ -92,7 +94,7 @@ def _random_linears(config: Any, sparsity: float, values: NumberFormat) -> dict[
 def _source(
     config: Any, linears: Mapping[str, PackedMatrix | DenseRows], count: int, words: int, embeddings: str
 ) -> ModelSource:
-    """Return a model of `count` blocks that share these linears, with tied embeddings of `words` tokens."""
+    """Return a model of `count` blocks that share these linears; embeddings are tied."""
     from shears.runtime.native.builder import EMBEDDINGS, NORM, linear_name
 
     config = copy.deepcopy(config)
@@ -117,7 +119,7 @@ def _source(
 
 
 def forecast_of(config: Any, **settings: Any) -> Forecast | None:
-    """Return the forecast of a model with a configuration; None, with a line in the log, where there is none."""
+    """Return a model's forecast; None, with the reason in the log, if there is none."""
     try:
         return Forecast(config, **settings)
     except NotCoveredError as error:

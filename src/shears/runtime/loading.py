@@ -52,7 +52,7 @@ def load(model: AnyModel, adapter: str | Path | None = None, *, threads: int | N
 
 
 def generation_settings(folder: Path) -> Any:
-    """Return a package's generation settings as transformers reads them: from their file, else from the config."""
+    """Return a package's generation settings: from their file, else from the config."""
     settings = folder / "generation_config.json"
     if not settings.is_file():
         from transformers import GenerationConfig

@@ -1,4 +1,4 @@
-"""`shears bench`: the speed of a package, beside the dense model's in our kernels and in transformers."""
+"""`shears bench`: a package's speed beside the dense model's, in our kernels and transformers."""
 
 import logging
 import math
@@ -40,7 +40,7 @@ OURS = "dense, our kernels ({})"
 
 @dataclass(frozen=True)
 class Contestant:
-    """A backend to measure; `tuned` turns oneDNN off in torch, because it is slow for one row on some CPUs."""
+    """A backend to measure; `tuned` turns oneDNN off, which is slow for one row on some CPUs."""
 
     name: str
     backend: Backend
@@ -49,7 +49,7 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds of one measurement: a prompt, a short prompt with its first token, the other tokens."""
+    """Seconds of a round: a prompt, a short prompt with its first token, the other tokens."""
 
     prefill: float
     first: float
@@ -57,11 +57,13 @@ class Round:
 
 
 def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
-    """Return the speed of a package and of the dense model as plain data; keywords are those of BenchConfig.
+    """Return the speed of a package and of the dense model as plain data; keywords are those of
+    BenchConfig.
 
-    `decode_tokens_per_second`, `prefill_tokens_per_second`, `time_to_first_token_seconds` (each a median with min and
-    max over the rounds) and `memory_bytes` of the package, the same for every contestant, and the ratios, which are
-    taken round by round. InputError for a model that is not a package.
+    `decode_tokens_per_second`, `prefill_tokens_per_second`, `time_to_first_token_seconds` (each a
+    median with min and max over the rounds) and `memory_bytes` of the package, the same for every
+    contestant, and the ratios, which are taken round by round. InputError for a model that is not a
+    package.
     """
     wanted = build(BenchConfig, "bench", config)
     ref = resolve(package)
@@ -90,7 +92,8 @@ def bench(package: AnyModel, **config: Any) -> dict[str, Any]:
 
 
 def decoding(backend: Backend, new_tokens: int, rounds: int) -> dict[str, float]:
-    """Return the tokens per second of decoding behind SHORT tokens: median, min and max of the rounds.
+    """Return the tokens per second of decoding behind SHORT tokens: median, min and max of the
+    rounds.
 
     One more round, a warm-up, is not counted. InputError for more tokens than the backend holds.
     """
@@ -111,7 +114,7 @@ def package_decoding(package: AnyModel, new_tokens: int, rounds: int) -> dict[st
 
 
 def warn_if_slower(ratios: Sequence[Mapping[str, Any]], dense: str) -> None:
-    """Log a warning if the package decodes more slowly than the dense model in the same kernels and number format."""
+    """Warn if the package is slower than the dense model in the same kernels and format."""
     for ratio in ratios:
         if ratio["over"] == dense and ratio["decode"]["median"] < 1:
             logger.warning(
@@ -122,7 +125,7 @@ def warn_if_slower(ratios: Sequence[Mapping[str, Any]], dense: str) -> None:
 
 
 def _contestants(model: ModelRef, wanted: BenchConfig) -> list[Contestant]:
-    """Return the package, then the dense model in every backend that covers it, each for one sequence."""
+    """Return the package, then the dense model in every backend that covers it."""
     values = values_of(model.package)
     package = package_backend(model)
     dense = load_model(wanted.against or model, "fp32" if values == "fp32" else "bf16", "cpu")
@@ -136,7 +139,7 @@ def _contestants(model: ModelRef, wanted: BenchConfig) -> list[Contestant]:
 
 
 def values_of(package: Package) -> NumberFormat:
-    """Return the number format of most packed weights of a package; of its other tensors if none is packed."""
+    """Return the format of most packed weights; of the other tensors if none is packed."""
     index = package.index
     entries = [entry.values for entry in index.packed.values()]
     if entries:
@@ -148,7 +151,7 @@ def values_of(package: Package) -> NumberFormat:
 
 
 def _dense_in_kernels(dense: PreTrainedModel, values: NumberFormat) -> Iterator[Contestant]:
-    """Yield the dense model in our kernels, in its number format and in the package's; nothing if it is not covered."""
+    """Yield the dense model in our kernels, in its format and in the package's, if covered."""
     own: NumberFormat = "fp32" if dense.dtype == torch.float32 else "bf16"
     try:
         plan_of(dense.config)

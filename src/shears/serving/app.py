@@ -1,6 +1,8 @@
-"""The routes: /v1/models, /v1/completions, /v1/chat/completions in the form of OpenAI's interface, and /health.
+"""The routes: /v1/models, /v1/completions, /v1/chat/completions in the form of OpenAI's interface,
+and /health.
 
-The worker's thread generates the answers; the event loop sends them, and cancels them when the client disconnects.
+The worker's thread generates the answers; the event loop sends them, and cancels them when the
+client disconnects.
 """
 
 import asyncio
@@ -112,13 +114,13 @@ class Service:
         return {"status": "ok", "requests": self.worker.num_open}
 
     def card(self, name: str) -> dict[str, Any]:
-        """Return the served model in the form of /v1/models; RequestError for the name of another."""
+        """Return the served model as /v1/models does; RequestError for another name."""
         self.check_name(name)
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "shears"}
 
 
 class PendingAnswers:
-    """Answers that a worker generates for one request; the owner must call `close`, whatever happens."""
+    """Answers that a worker generates for one request; the owner must call `close`."""
 
     def __init__(self, worker: Worker, answers: Sequence[Answer]) -> None:
         """Submit all answers together; RequestError if the worker refuses them."""
@@ -136,7 +138,7 @@ class PendingAnswers:
             self._loop.call_soon_threadsafe(self._pieces.put_nowait, (index, text, last))
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Yield the pieces of all answers as they come, until all have ended; RequestError if one fails."""
+        """Yield the pieces of all answers until all have ended; RequestError if one fails."""
         num_open = len(self._answers)
         while num_open:
             index, text, last = await self._pieces.get()
@@ -162,10 +164,12 @@ class PendingAnswers:
 
 
 async def _new_answers(worker: Worker, prompts: Sequence[Prompt], options: dict[str, Any]) -> list[Answer]:
-    """Return an answer for each prompt, not yet submitted; prompts are tokenized outside of the event loop.
+    """Return an answer for each prompt, not yet submitted; prompts are tokenized outside of the
+    event loop.
 
-    Each answer has its own seed, from the request's seed and the answer's index: equal prompts give several samples.
-    RequestError for a prompt that cannot be read, and, before any is read, for more prompts than the worker holds.
+    Each answer has its own seed, from the request's seed and the answer's index: equal prompts give
+    several samples. RequestError for a prompt that cannot be read, and, before any is read, for
+    more prompts than the worker holds.
     """
     engine = worker.engine
     size = engine.backend.vocab_size
@@ -197,7 +201,7 @@ def _as_request_error(error: Exception) -> RequestError:
 
 
 class EventStream(StreamingResponse):  # type: ignore[misc]  # fastapi is an extra, mypy does not follow it
-    """A stream of events that cancels its answers when it ends for any reason, even before its first event."""
+    """A stream of events that cancels its answers however it ends, even before it began."""
 
     def __init__(self, answers: PendingAnswers, events: AsyncIterator[bytes]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})

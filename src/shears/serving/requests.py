@@ -1,8 +1,9 @@
 """Request bodies of /v1/completions and /v1/chat/completions: reading and checking them.
 
-Keys and their meaning are OpenAI's (its API reference, "Chat" and "Completions"); `top_k` and `repetition_penalty`
-are those of other servers. A key that is not supported here is refused, because it would change the answer, unless its
-value is neutral (n=1); a key that never changes the answer is ignored.
+Keys and their meaning are OpenAI's (its API reference, "Chat" and "Completions"); `top_k` and
+`repetition_penalty` are those of other servers. A key that is not supported here is refused,
+because it would change the answer, unless its value is neutral (n=1); a key that never changes the
+answer is ignored.
 """
 
 import asyncio

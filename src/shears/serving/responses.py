@@ -11,7 +11,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class RequestError(Exception):
-    """A response other than 200: `message` says what must hold, what came, what to do; `param` names the key."""
+    """An error response: what must hold, what came, what to do; `param` names the key."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -27,14 +27,14 @@ class RequestError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> Mapping[str, str]:
-        """Return the headers of the response: when to retry, and that the rest of the body will not be read."""
+        """Return when to retry, and that the rest of the body will not be read."""
         retry = {"Retry-After": "1"} if self.status in (429, 503) else {}
         return retry | ({"Connection": "close"} if self.status in (408, 413) else {})
 
 
 @dataclass(frozen=True)
 class ResponseBuilder:
-    """Builds the response to one request; every part repeats these fields (`created` in seconds since 1970)."""
+    """Builds the response to one request; `created` is in seconds since 1970."""
 
     kind: Literal["chat", "text"]
     id: str

@@ -1,4 +1,4 @@
-"""`shears serve`: binds the address, loads the model and answers requests until a signal ends it."""
+"""`shears serve`: binds the address, loads the model, answers until a signal ends it."""
 
 import logging
 import os
@@ -25,8 +25,9 @@ REQUIRED = ("fastapi", "uvicorn")
 def serve(model: str | Path, adapter: str | Path | None = None, **config: Any) -> None:
     """Answer requests until SIGTERM or SIGINT; keywords are those of ServeConfig.
 
-    After the signal the server takes no new requests, and running ones have `shutdown_seconds` to end. InputError if
-    fastapi or uvicorn is missing, for an address that cannot be bound, and as `load`.
+    After the signal the server takes no new requests, and running ones have `shutdown_seconds` to
+    end. InputError if fastapi or uvicorn is missing, for an address that cannot be bound, and as
+    `load`.
     """
     wanted = build(ServeConfig, "serve", config)
     if missing := [name for name in REQUIRED if find_spec(name) is None]:
@@ -40,7 +41,7 @@ def serve(model: str | Path, adapter: str | Path | None = None, **config: Any) -
 
 @contextmanager
 def _signals_ignored() -> Iterator[None]:
-    """Ignore signals: uvicorn raises the one that ended it again when it returns, before the worker has ended."""
+    """Ignore signals: uvicorn raises its signal again before the worker has ended."""
     handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -50,7 +51,7 @@ def _signals_ignored() -> Iterator[None]:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to the address and does not listen yet; InputError if it cannot be bound."""
+    """Return a socket bound to the address, not listening; InputError if it cannot be bound."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with ExitStack() as closing:
@@ -64,7 +65,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def make_server(worker: Worker, name: str, config: ServeConfig, listener: socket.socket) -> Any:
-    """Return a uvicorn.Server; the caller runs it with the listener, and ends it by `should_exit` or a signal."""
+    """Return a uvicorn.Server; end it by `should_exit` or a signal."""
     import uvicorn
 
     from shears.serving.app import make_app

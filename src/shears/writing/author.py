@@ -61,7 +61,7 @@ class Turns(NamedTuple):
 
 
 def turns_of_template(tokenizer: PreTrainedTokenizerBase) -> Turns | None:
-    """Return what the template writes around a user's turn; None without a template, or for one that changes it."""
+    """Return what the template writes around a user's turn; None if it alters the turn."""
     if tokenizer.chat_template is None:
         return None
     opening, mark, closing = render_turns([{"role": "user", "content": MARK}], tokenizer).partition(MARK)
@@ -69,7 +69,7 @@ def turns_of_template(tokenizer: PreTrainedTokenizerBase) -> Turns | None:
 
 
 def first_words(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that begin a text: all that are letters alone, once per word, in the order of their ids."""
+    """Return the tokens that begin a text: all that are letters alone, ordered by id."""
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     ids = sorted(token for token in tokenizer.get_vocab().values() if token not in special)
     words = tokenizer.batch_decode([[token] for token in ids])
@@ -102,7 +102,7 @@ class Author:
         return self._text(number, "text", [*start, word])
 
     def answer(self, user: Draft) -> Draft | None:
-        """Return the turn that answers the user's turn, empty so far; None for an empty or too long user's turn."""
+        """Return the empty answer to a user's turn; None if that turn is empty or too long."""
         words = self._words_of(user)
         rendered = render_turns([{"role": "user", "content": words}], self.tokenizer, answering=True)
         [prompt] = encode([rendered], self.tokenizer)
@@ -111,7 +111,7 @@ class Author:
         return self._text(user.number, "answer", prompt, user=words, is_chat=True)
 
     def row(self, text: Draft) -> Row:
-        """Return a finished text as a row, with its number and its tokens; without text if it is empty."""
+        """Return a finished text as a row with number and tokens; without text if empty."""
         words = self._words_of(text)
         if text.user is not None:
             tokens = sum(map(len, encode([text.user, words], self.tokenizer)))
@@ -136,7 +136,7 @@ class Author:
         return Draft(number, tuple(prompt), self._special, limit, sampler, user=user, is_chat=is_chat)
 
     def _words_of(self, text: Draft) -> str:
-        """Return the sampled words; those of a turn end where the template's closing, if it is text, was written."""
+        """Return the sampled words; a turn ends where the template's closing was written."""
         words = str(self.tokenizer.decode(text.tokens, skip_special_tokens=True)).strip()
         closing = self.turns.closing.strip() if self.turns is not None and text.is_chat else ""
         return words.partition(closing)[0].strip() if closing else words

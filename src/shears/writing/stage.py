@@ -42,9 +42,9 @@ DECIDING = ("chats", "max_new_tokens", "temperature", "seed")  # fields that dec
 def write(model: AnyModel, output: str | Path, **config: Any) -> Path:
     """Let a model write text into the folder `output`; return the file of rows in it.
 
-    The keywords are the fields of `WriteConfig`. An interrupted call continues; texts in folders beside `output` that
-    the same model wrote with the same settings are taken over. InputError for a model that cannot be used, or that
-    ends its texts at once.
+    The keywords are the fields of `WriteConfig`. An interrupted call continues; texts in folders
+    beside `output` that the same model wrote with the same settings are taken over. InputError for
+    a model that cannot be used, or that ends its texts at once.
     """
     settings = build(WriteConfig, "write", config)
     ref = resolve(model)
@@ -70,10 +70,11 @@ def write(model: AnyModel, output: str | Path, **config: Any) -> Path:
 
 
 def written_text(model: AnyModel, tokens: int, seed: int, **config: Any) -> Path:
-    """Return a file of at least so many tokens that the model writes itself, from shears' cache if it is there already.
+    """Return a file of at least so many tokens that the model writes itself, from shears' cache if
+    it is there already.
 
-    Other keywords are those of `write`. Its folder is named by all that decides the text, so that a changed setting
-    or model gives another one.
+    Other keywords are those of `write`. Its folder is named by all that decides the text, so that a
+    changed setting or model gives another one.
     """
     settings = build(WriteConfig, "write", {**config, "tokens": tokens, "seed": seed})
     ref = resolve(model)
@@ -96,7 +97,7 @@ def text_source(source: str, model: AnyModel, tokens: int, seed: int) -> str:
 
 
 def _take_over(work: Path, siblings: Path, asked: dict[str, Any]) -> None:
-    """Begin the journal with the most texts that a finished folder beside has of the same model and settings."""
+    """Begin the journal with the longest finished text beside of the same model and settings."""
     journal = work / JOURNAL
     if journal.is_file():
         return
@@ -109,7 +110,7 @@ def _take_over(work: Path, siblings: Path, asked: dict[str, Any]) -> None:
 
 
 def _rows(model: ModelRef, settings: WriteConfig, journal: Path) -> list[Row]:
-    """Return the first texts that hold the tokens asked for, in the order of their numbers; write what lacks."""
+    """Return the first texts that hold the tokens asked for; write those that lack."""
     known = {row["number"]: row for row in read_rows(journal)}
     if needed(known, settings.tokens) is None:
         author, backend = _open(model, settings)

@@ -12,7 +12,8 @@ MOST_EMPTY = 64  # consecutive empty texts after which the model counts as unabl
 
 
 class Writer:
-    """Texts being written until the known ones hold the tokens asked for; one begins as soon as another ends.
+    """Texts being written until the known ones hold the tokens asked for; one begins as soon as
+    another ends.
 
     Every finished text is added to `known` and given to `keep`.
     """
@@ -28,7 +29,7 @@ class Writer:
         self._num_tokens = sum(row["tokens"] for row in known.values())
 
     def run(self) -> None:
-        """Write all texts; InputError where the model writes nothing, or its logits are not numbers."""
+        """Write all texts; InputError for a model that writes nothing or gives no numbers."""
         try:
             while self._begin():
                 for text in [text for text in self._batch.advance() if text.done]:
@@ -39,7 +40,7 @@ class Writer:
             self._batch.clear()
 
     def _begin(self) -> bool:
-        """Begin texts while sequences are free and tokens lack; tell whether any text is unfinished."""
+        """Begin texts while sequences are free and tokens lack; return whether any is open."""
         wanted = self._author.settings.tokens
         while len(self._batch) < self._most:
             total = self._num_tokens + sum(len(text.tokens) for text in self._started.values())
@@ -72,7 +73,7 @@ def _refuse_silence(known: dict[int, Row]) -> None:
 
 
 def needed(known: dict[int, Row], tokens: int) -> list[Row] | None:
-    """Return the first texts, without empty ones, that hold `tokens` together; None if any of them is unknown."""
+    """Return the first texts that hold `tokens`, without empty ones; None if one is unknown."""
     rows: list[Row] = []
     total = 0
     for number in count():

@@ -1,8 +1,9 @@
-"""A forward that begins at a later block, with hidden states of an earlier forward; caches of prompts made by it.
+"""A forward that begins at a later block, with hidden states of an earlier forward; caches of
+prompts made by it.
 
-It is the model's ordinary forward, with stand-ins for the blocks below the start. Masks, rotary embeddings, final norm
-and head are the model's own, so the result has the same bits. B prompts of T tokens, padded on the left; K
-configurations.
+It is the model's ordinary forward, with stand-ins for the blocks below the start. Masks, rotary
+embeddings, final norm and head are the model's own, so the result has the same bits. B prompts of T
+tokens, padded on the left; K configurations.
 """
 
 import logging
@@ -26,7 +27,7 @@ States = dict[int, Tensor]
 TRIED = 8  # blocks that a trial begins at, beside the last one
 ROUNDING = 0.2  # of the logits' standard deviation: the largest error of bf16 (docs/runtime.md)
 Fill = Callable[[Mapping[str, Tensor]], Any]
-"""Returns a cache of all tokens of a batch but the last, from which transformers' `generate` continues."""
+"""Returns a cache of a batch without its last tokens, from which `generate` continues."""
 
 
 class PrefixError(InputError):
@@ -50,7 +51,8 @@ class Prefix:
 
     @contextmanager
     def starting(self, start: int, known: Mapping[int, Tensor], wanted: Collection[int] = ()) -> Iterator[States]:
-        """Let the next forward begin at block `start` with the inputs `known[start]`; 0 begins at the embeddings.
+        """Let the next forward begin at block `start` with the inputs `known[start]`; 0 begins at
+        the embeddings.
 
         Yields a dictionary that the forward fills with the inputs of the `wanted` blocks.
         """
@@ -108,8 +110,9 @@ class Prefix:
 def open_prefix(model: nn.Module, first: Callable[[], Tensor], second: Callable[[], Tensor]) -> Prefix:
     """Return the model's prefix after a trial; PrefixError if the trial fails.
 
-    `first` and `second` are forwards on two small batches. The first must give the same bits when it begins at the last
-    block and at others, spread evenly. The second runs before, so that states which blocks keep for later blocks show.
+    `first` and `second` are forwards on two small batches. The first must give the same bits when
+    it begins at the last block and at others, spread evenly. The second runs before, so that states
+    which blocks keep for later blocks show.
     """
     prefix = Prefix(model)
     try:
@@ -135,7 +138,8 @@ def open_prefix(model: nn.Module, first: Callable[[], Tensor], second: Callable[
 
 
 def kept_blocks(num_blocks: int, bytes_each: int, budget: int) -> tuple[int, ...]:
-    """Return as many blocks as have inputs that fit into a budget of bytes, spread evenly over the model.
+    """Return as many blocks as have inputs that fit into a budget of bytes, spread evenly over the
+    model.
 
     Block 0 is never one of them: its inputs, the embeddings, cost nothing.
     """
@@ -144,7 +148,8 @@ def kept_blocks(num_blocks: int, bytes_each: int, budget: int) -> tuple[int, ...
 
 
 def first_blocks(modules: Mapping[str, Collection[str]], prefix: str) -> dict[str, int]:
-    """Return, for each group of modules, the first block that holds one of them; 0 for modules outside the blocks.
+    """Return, for each group of modules, the first block that holds one of them; 0 for modules
+    outside the blocks.
 
     The blocks below compute the same whatever the ranks of the group.
     """
@@ -154,7 +159,8 @@ def first_blocks(modules: Mapping[str, Collection[str]], prefix: str) -> dict[st
 def first_difference(
     first: Mapping[str, int], one: Mapping[str, int], other: Mapping[str, int], num_blocks: int
 ) -> int:
-    """Return the first block in which two configurations (ranks by group) differ; the number of blocks if none.
+    """Return the first block in which two configurations (ranks by group) differ; the number of
+    blocks if none.
 
     `first` is the result of `first_blocks`.
     """
@@ -168,7 +174,8 @@ def _block(name: str, prefix: str) -> int:
 
 @dataclass(frozen=True)
 class Way:
-    """How one configuration reads prompts: what activates it, and the first block that it must compute itself.
+    """How one configuration reads prompts: what activates it, and the first block that it must
+    compute itself.
 
     Blocks below `start` are equal to those of the configuration that is computed from block 0.
     """
@@ -187,9 +194,11 @@ class PromptCaches:
 
     @torch.no_grad()
     def fill(self, batch: Mapping[str, Tensor], ways: Sequence[Way]) -> Any:
-        """Return a cache of B x K rows, ordered by prompt, that holds all tokens of the batch (B T) but the last.
+        """Return a cache of B x K rows, ordered by prompt, that holds all tokens of the batch (B T)
+        but the last.
 
-        One of the K ways starts at block 0 and is computed whole. The others are computed from their start on.
+        One of the K ways starts at block 0 and is computed whole. The others are computed from
+        their start on.
         """
         tensors = {name: batch[name][:, :-1] for name in ("input_ids", "attention_mask", "position_ids")}
         inputs: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if name in self._takes}
@@ -204,7 +213,7 @@ class PromptCaches:
     def _read(
         self, inputs: Mapping[str, Any], way: Way, known: States, wanted: Collection[int] = ()
     ) -> tuple[Any, States]:
-        """Return the cache of a forward from a way's start on, and the inputs of the wanted blocks."""
+        """Return the cache of a forward from a way's start, and the wanted blocks' inputs."""
         way.activate()
         with self.prefix.starting(way.start, known, wanted) as seen:
             cache = self._model(**inputs).cache
@@ -226,10 +235,12 @@ def _interleaved(caches: Sequence[Any]) -> Any:
 def open_prompt_caches(
     model: nn.Module, batch: Mapping[str, Tensor], logits: Callable[[Any], Tensor]
 ) -> PromptCaches | None:
-    """Return an object that fills caches, after a trial; None, with the reason in the log, if the trial fails.
+    """Return an object that fills caches, after a trial; None, with the reason in the log, if the
+    trial fails.
 
-    `logits(cache)` continues two copies of every prompt of the batch (B T), from a cache or, for None, from the start,
-    and returns the logits of every step: with and without cache they must be equal up to rounding.
+    `logits(cache)` continues two copies of every prompt of the batch (B T), from a cache or, for
+    None, from the start, and returns the logits of every step: with and without cache they must be
+    equal up to rounding.
     """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
 

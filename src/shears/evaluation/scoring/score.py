@@ -1,8 +1,8 @@
 """Log-likelihoods of choices; logits are computed only for the tokens that count.
 
-All continuations of a prompt stand in one row, if that pays: the prompt is computed once, and no continuation sees
-another. N pairs of a prompt and a continuation, P rows of L tokens, K positions that predict a token, V words of the
-vocabulary.
+All continuations of a prompt stand in one row, if that pays: the prompt is computed once, and no
+continuation sees another. N pairs of a prompt and a continuation, P rows of L tokens, K positions
+that predict a token, V words of the vocabulary.
 """
 
 import logging
@@ -33,7 +33,7 @@ Ids = tuple[int, ...]
 OFFSET = 8  # rows that a table of positions may have beyond the context; OPT's has 2
 MAX_SHARE = 0.8  # of the tokens of separate rows; saving less is not worth own masks and more padding
 Run = Callable[[Callable[[], Tensor]], Tensor]
-"""Calls a function that makes one forward of the model, and returns its result; it may skip a part of the forward."""
+"""Makes one forward, which it may shorten, with a function, and returns its result."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Tree:
 class TreeBatch:
     """The rows of one forward; `shared` says whether they have branches.
 
-    `tokens[i]` is the i-th token to predict, `owners[i]` its pair, `numbers[i]` its logits among the wanted positions.
+    `tokens[i]` is the i-th token to predict, `owners[i]` its pair, `numbers[i]` its logits among
+    the wanted positions.
     """
 
     trees: Sequence[Tree]
@@ -67,7 +68,7 @@ class TreeBatch:
     owners: Tensor
 
     def inputs(self, pad_id: int) -> dict[str, Tensor]:
-        """Return the model's inputs, padded on the left, or on the right if the rows have branches."""
+        """Return the model's inputs, padded on the left, or on the right if rows have branches."""
         if self.shared:
             return branched(self.trees, pad_id)
         return pad([Tokenized(tree.tokens, tree.tokens) for tree in self.trees], pad_id)
@@ -77,7 +78,8 @@ class TreeBatch:
 class Forest:
     """The rows in which all pairs are scored.
 
-    `places` holds, for each row, the positions whose logits predict the continuation of each of its pairs, by number.
+    `places` holds, for each row, the positions whose logits predict the continuation of each of its
+    pairs, by number.
     """
 
     pairs: Sequence[Continuation]
@@ -88,7 +90,7 @@ class Forest:
     """Whether rows of different lengths share a batch."""
 
     def buckets(self, batch_size: int) -> list[list[int]]:
-        """Return the numbers of each batch's rows, which are of similar lengths, or of equal ones without padding."""
+        """Return the rows of each batch: of similar lengths, or of equal ones without padding."""
         return length_buckets([len(tree) for tree in self.trees], batch_size, self.padded)
 
     def num_positions(self, batch_size: int) -> int:
@@ -120,8 +122,9 @@ class Forest:
 def build_forest(model: nn.Module, pairs: Sequence[Continuation]) -> Forest:
     """Return the rows in which to score the pairs.
 
-    Each prompt has one row if that saves enough tokens and the model keeps its branches apart; else each distinct input
-    has one. The last token of a continuation is no input, so continuations that differ in it alone share a row.
+    Each prompt has one row if that saves enough tokens and the model keeps its branches apart; else
+    each distinct input has one. The last token of a continuation is no input, so continuations that
+    differ in it alone share a row.
     """
     apart = _separate_rows(pairs)
     shared = _shared_rows(pairs)
@@ -158,7 +161,7 @@ def _shared_rows(pairs: Sequence[Continuation]) -> Forest:
 
 
 def branched(trees: Sequence[Tree], pad_id: int) -> dict[str, Tensor]:
-    """Return input_ids and position_ids, Int "P L" padded on the right, and attention_mask, Bool "P 1 L L"."""
+    """Return input_ids, position_ids (Int "P L", right-padded), mask (Bool "P 1 L L")."""
     length = max(map(len, trees))
     ids = torch.full((len(trees), length), pad_id)
     positions = torch.zeros_like(ids)
@@ -182,7 +185,8 @@ def branched(trees: Sequence[Tree], pad_id: int) -> dict[str, Tensor]:
 def keeps_branches_apart(model: nn.Module, longest: int) -> bool:
     """Try whether the model scores the branches of a tree as it scores them in separate rows.
 
-    `longest` is the number of tokens of the longest row; a row beyond a sliding window would need another mask.
+    `longest` is the number of tokens of the longest row; a row beyond a sliding window would need
+    another mask.
     """
     config = getattr(own_model(model), "config", None)
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
@@ -198,7 +202,7 @@ def keeps_branches_apart(model: nn.Module, longest: int) -> bool:
 
 
 def _last_logits(model: nn.Module, tree: Tree) -> Float[Tensor, "K V"]:
-    """Return the logits of the last six tokens of a tree; one without branches gets the model's own mask."""
+    """Return the last six logits of a tree; without branches, by the model's own mask."""
     batch = branched([tree], 0)
     if not tree.branches:
         del batch["attention_mask"]
@@ -214,7 +218,7 @@ def plainly(forward: Callable[[], Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Choice:
-    """The likeliest choice of an example, by the sum and by the mean over its tokens, and every choice's sum."""
+    """The likeliest choice by the sum and by the mean over tokens, and every choice's sum."""
 
     likeliest: int
     likeliest_per_token: int
@@ -224,14 +228,14 @@ class Choice:
 def choose(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int
 ) -> list[Choice]:
-    """Return each example's likeliest choice; as in other evaluations, the end of sequence is not scored."""
+    """Return each example's likeliest choice; the end of sequence is not scored."""
     questions = Questions(model, tokenizer, examples)
     check_lengths(model, questions.lengths, "leave it out")
     return questions.answer(model, batch_size)
 
 
 class Questions:
-    """The choices of examples as rows to score, built once, so that every `answer` makes the same forwards."""
+    """The choices of examples as rows, built once: every `answer` makes the same forwards."""
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> None:
         prompts = prompts_of(examples, tokenizer)
@@ -243,7 +247,7 @@ class Questions:
         self.lengths = [
             len(ids) + max(map(len, each), default=1) - 1 for ids, each in zip(prompts, choices, strict=True)
         ]
-        """For each example, the tokens of the prompt and its longest choice without the last, which is no input."""
+        """Tokens of each prompt with its longest choice, whose last token is no input."""
         self._pad_id = padding(tokenizer)
         self.forest = build_forest(model, pairs)
 
@@ -256,7 +260,7 @@ class Questions:
         ]
 
     def sample(self, model: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
-        """Return a small batch like those of `answer`: the inputs, and the positions whose logits are wanted."""
+        """Return the inputs and the wanted positions of a small batch like those of `answer`."""
         trees = self.forest.trees
         longest = sorted(range(len(trees)), key=lambda row: -len(trees[row]))[-2:]
         batch = self.forest.batch(longest)
@@ -309,7 +313,7 @@ def _on_device(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_lengths(model: nn.Module, lengths: Sequence[int], advice: str) -> None:
-    """Refuse examples that the model cannot take, and warn of those beyond the context that it was made for."""
+    """Refuse examples without positions for them; warn of those beyond the context."""
     refuse_beyond(model, lengths, advice)
     warn_beyond(model, lengths)
 

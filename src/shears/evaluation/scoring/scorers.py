@@ -1,6 +1,8 @@
-"""Scores of examples in fixed batches, so that all configurations that are compared make the same forwards.
+"""Scores of examples in fixed batches, so that all configurations that are compared make the same
+forwards.
 
-`Slopes` predicts how losses change with the ranks. N examples of a part, R ranks, B rows or packed examples of a batch.
+`Slopes` predicts how losses change with the ranks. N examples of a part, R ranks, B rows or packed
+examples of a batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,10 +33,12 @@ Parts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Slopes:
-    """For each group, the slope of each example's loss along each rank, at the configuration `origin`.
+    """For each group, the slope of each example's loss along each rank, at the configuration
+    `origin`.
 
-    The mask of a rank is a factor in the forward: 0, or the space's factor of its group's rank (1 unless nested). The
-    gradient of the loss with respect to it approximates the change from another mask.
+    The mask of a rank is a factor in the forward: 0, or the space's factor of its group's rank (1
+    unless nested). The gradient of the loss with respect to it approximates the change from another
+    mask.
     """
 
     space: SearchSpace
@@ -81,8 +85,8 @@ def measure_slopes(
 ) -> Slopes:
     """Return the slopes of the summed loss that `loss(number)` computes for each batch.
 
-    A batch is the numbers of its examples and, for packed rows, the index among them of each token's example (Int
-    "P L", negative for none). The adapter is activated again as it was before.
+    A batch is the numbers of its examples and, for packed rows, the index among them of each
+    token's example (Int "P L", negative for none). The adapter is activated again as it was before.
     """
     num_examples = sum(len(examples) for examples, _ in batches)
     before = elastic.active
@@ -122,9 +126,11 @@ def _install(elastic: ElasticAdapter, factors: Mapping[str, Tensor], owners: Ten
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Scores examples part by part; scoring a part always makes the same forwards in the same order.
+    """Scores examples part by part; scoring a part always makes the same forwards in the same
+    order.
 
-    A figure is the sum of the values over the sum of `weights`, which has a weight for each example of all parts.
+    A figure is the sum of the values over the sum of `weights`, which has a weight for each example
+    of all parts.
     """
 
     model: nn.Module
@@ -162,10 +168,12 @@ class ScoringBatch:
 
 
 class LossScorer:
-    """Values are an example's negative log-likelihood in nats, summed over its labelled tokens; weights their number.
+    """Values are an example's negative log-likelihood in nats, summed over its labelled tokens;
+    weights their number.
 
-    Examples are packed into rows if the model keeps them apart, else padded in buckets of similar lengths if it ignores
-    padding, else put in buckets of equal lengths. InputError if no token has a label.
+    Examples are packed into rows if the model keeps them apart, else padded in buckets of similar
+    lengths if it ignores padding, else put in buckets of equal lengths. InputError if no token has
+    a label.
     """
 
     def __init__(
@@ -231,7 +239,7 @@ class LossScorer:
 
 
 class ChoiceScorer:
-    """Values are 1 if the likeliest choice is the answer, else 0; weights are 1. InputError without choices."""
+    """Values: 1 if the likeliest choice is the answer, else 0. InputError without choices."""
 
     def __init__(
         self,

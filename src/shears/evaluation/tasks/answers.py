@@ -1,8 +1,9 @@
-"""Answers read from generated texts: numbers, values of equations, and the answers to the tasks of the Shears paper.
+"""Answers read from generated texts: numbers, values of equations, and the answers to the tasks of
+the Shears paper.
 
-The official rules of LLM-Adapters and the paper are kept as published, faults included, so that figures compare with
-published ones. The strict rules read the answer that a text states; they read none if the text states none or several,
-or denies it. Pure functions.
+The official rules of LLM-Adapters and the paper are kept as published, faults included, so that
+figures compare with published ones. The strict rules read the answer that a text states; they read
+none if the text states none or several, or denies it. Pure functions.
 """
 
 import ast
@@ -58,13 +59,14 @@ HEADING = re.compile(r"^\s*###\s+(?:Instruction|Input|Response)\b", re.MULTILINE
 
 
 def extract_number(text: str, pattern: re.Pattern[str] = DECIMAL) -> float | None:
-    """Return the last number of a text without its commas; None if there is none or it exceeds a float's range."""
+    """Return a text's last number without commas; None if there is none, or it overflows."""
     numbers = pattern.findall(text.replace(",", ""))
     return finite(numbers[-1]) if numbers else None
 
 
 def right_number(answer: str) -> float | None:
-    """Return the number that a row's answer is or, as in GSM8K, the last one in it; None without a number.
+    """Return the number that a row's answer is or, as in GSM8K, the last one in it; None without a
+    number.
 
     None for a fraction too: "1/2" would be read as 2.
     """
@@ -87,10 +89,11 @@ def numbers_equal(a: float | None, b: float | None) -> bool:
 
 
 def evaluate_equation(text: str) -> float | None:
-    """Return the value of the expression in the first line that is not blank, left of its first `=` if it has one.
+    """Return the value of the expression in the first line that is not blank, left of its first `=`
+    if it has one.
 
-    The expression may hold numbers (commas are removed), + - * / and brackets. None for anything else, for a division
-    by zero and for more than 200 characters.
+    The expression may hold numbers (commas are removed), + - * / and brackets. None for anything
+    else, for a division by zero and for more than 200 characters.
     """
     expression = text.strip().split("\n", 1)[0].split("=", 1)[0].replace(",", "").strip()
     if not expression or len(expression) > LONGEST_EQUATION or not re.fullmatch(r"[\d.+\-*/() ]+", expression):
@@ -105,7 +108,7 @@ def evaluate_equation(text: str) -> float | None:
 NUMBER_READERS: Mapping[str, tuple[Callable[[str], float | None], bool]] = MappingProxyType(
     {"number": (extract_number, False), "equation": (evaluate_equation, True)}
 )
-"""How a task reads the number that a generated text answers, and whether only the text's first line is generated."""
+"""How a task reads the number in a generated text, and whether that has one line."""
 
 
 def _value(node: ast.expr) -> float:
@@ -119,14 +122,14 @@ def _value(node: ast.expr) -> float:
 
 
 class Reading(NamedTuple):
-    """The answers read from a text by the official rule and by the strict one; None if there is none."""
+    """The answers by the official rule and by the strict one; None if there is none."""
 
     official: float | str | None
     strict: float | str | None
 
 
 def response_of(text: str) -> str:
-    """Return the part of a generated text that the papers read: up to a heading `### Response:` in it, stripped."""
+    """Return the text up to a heading `### Response:` in it, stripped, as the papers do."""
     return text.split("### Response:", maxsplit=1)[0].strip()
 
 
@@ -136,10 +139,12 @@ def _first_answer(text: str) -> str:
 
 
 def strict_number(text: str) -> float | None:
-    """Return the number in the sentence behind the last "answer is", "answer:" or "####", or else the last number.
+    """Return the number in the sentence behind the last "answer is", "answer:" or "####", or else
+    the last number.
 
-    Only the part behind the sentence's last = counts, if it has one. a/b is a quotient, 3 1/2 is 3.5. None for several
-    different numbers, for a number that is denied ("not 5") and for one that exceeds a float's range.
+    Only the part behind the sentence's last = counts, if it has one. a/b is a quotient, 3 1/2 is
+    3.5. None for several different numbers, for a number that is denied ("not 5") and for one that
+    exceeds a float's range.
     """
     first = SINGLE_CHARACTER_FRACTION.sub(_written_out, _first_answer(text)).translate(MINUS)
     stated = list(STATED_NUMBER.finditer(first))
@@ -153,7 +158,7 @@ def strict_number(text: str) -> float | None:
 
 
 def _written_out(fraction: re.Match[str]) -> str:
-    """Return a fraction character, such as U+00BD, as " 1/2"; the space parts it from a whole number before it."""
+    """Return a fraction character, such as U+00BD, as " 1/2", apart from a number before."""
     return " " + unicodedata.normalize("NFKC", fraction[0]).replace("\u2044", "/")
 
 
@@ -177,10 +182,11 @@ def _denied_before(text: str, match: re.Match[str]) -> bool:
 
 
 def strict_letter(text: str) -> str | None:
-    """Return the letter behind the last "answer is", else the only letter that the text names and does not deny.
+    """Return the letter behind the last "answer is", else the only letter that the text names and
+    does not deny.
 
-    A text names a letter that it begins with ("C)", "(C)", "C."), has in brackets or calls an option. None for "A or B"
-    and for the article of "the answer is A man".
+    A text names a letter that it begins with ("C)", "(C)", "C."), has in brackets or calls an
+    option. None for "A or B" and for the article of "the answer is A man".
     """
     first = _first_answer(text)
     stated = STATED_LETTERS.findall(first)[-1:]
@@ -190,13 +196,14 @@ def strict_letter(text: str) -> str | None:
 
 
 def official_label(text: str, labels: Sequence[str]) -> str | None:
-    """Return the first label or letter anywhere, in the same case; also inside a word ("untrue" is true)."""
+    """Return the first label or letter in the same case, even in a word ("untrue" is true)."""
     match = re.search("|".join(map(re.escape, labels)), text.strip())
     return match[0] if match else None
 
 
 def strict_label(text: str, labels: Sequence[str]) -> str | None:
-    """Return the label behind the last "answer is", else the only label that the text names and does not deny.
+    """Return the label behind the last "answer is", else the only label that the text names and
+    does not deny.
 
     None for "answer1 or answer2" and for "not true".
     """
@@ -210,7 +217,7 @@ def strict_label(text: str, labels: Sequence[str]) -> str | None:
 
 
 def read_answers(form: str, text: str, labels: Sequence[str] = ()) -> Reading:
-    """Return the answer in a response by both rules; `form` is number, letter or label (one of `labels`)."""
+    """Return the answer in a response by both rules; `form` is number, letter or label."""
     if form == "number":
         return Reading(extract_number(text, OFFICIAL_NUMBER), strict_number(text))
     if form == "letter":
@@ -219,7 +226,7 @@ def read_answers(form: str, text: str, labels: Sequence[str] = ()) -> Reading:
 
 
 def is_right(prediction: float | str | None, answer: float | str) -> bool:
-    """Return whether a prediction is right: a number within 0.001 of the answer, a letter or label equal to it."""
+    """Return whether a number is within 0.001 of the answer, a letter or label equal to it."""
     if isinstance(answer, str):
         return prediction == answer
     return not isinstance(prediction, str) and numbers_equal(prediction, answer)

@@ -1,8 +1,9 @@
-"""Tasks of lm-eval on a loaded model, in this process, with figures and records in the form of shears.
+"""Tasks of lm-eval on a loaded model, in this process, with figures and records in the form of
+shears.
 
 YAML tasks of a folder that the user names are data, unless the user lets them run code: lm-eval
-imports what `!function` and `class` name, loads unknown metrics as scripts from the hub, and renders
-templates without a sandbox.
+imports what `!function` and `class` name, loads unknown metrics as scripts from the hub, and
+renders templates without a sandbox.
 """
 
 import difflib
@@ -50,10 +51,12 @@ TASK_ERRORS = (LookupError, TypeError, AttributeError, ImportError, TemplateErro
 
 
 def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Evaluation:
-    """Return the figures of lm-eval's tasks, equal to those that `lm_eval --model hf` prints for the same model.
+    """Return the figures of lm-eval's tasks, equal to those that `lm_eval --model hf` prints for
+    the same model.
 
-    The value is the first metric of a single task, or the mean of the first metrics of several tasks. InputError if
-    lm-eval is not installed, does not know a task or fails on one, and for tasks of include_path that name code.
+    The value is the first metric of a single task, or the mean of the first metrics of several
+    tasks. InputError if lm-eval is not installed, does not know a task or fails on one, and for
+    tasks of include_path that name code.
     """
     if find_spec("lm_eval") is None:
         raise InputError(f"harness needs lm-eval, which is not installed; {install_hint('harness')}")
@@ -81,7 +84,8 @@ def run_harness(model: nn.Module, tokenizer: PreTrainedTokenizerBase, config: Ev
 
 
 def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of lm-eval's own autocast, which it opens around every forward, or None for no autocast.
+    """Return the dtype of lm-eval's own autocast, which it opens around every forward, or None for
+    no autocast.
 
     None for fp32 and for auto: plain lm_eval computes in the model's own number format.
     """
@@ -90,7 +94,7 @@ def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def _manager(config: EvaluateConfig) -> Any:
-    """Return lm-eval's index of tasks; its own thousands are indexed only if one of them is named."""
+    """Return lm-eval's index of tasks; its own are indexed only if one of them is named."""
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks import __file__ as tasks_of_lm_eval
 
@@ -111,9 +115,11 @@ def _manager(config: EvaluateConfig) -> Any:
 
 
 def task_figures(task: str, results: Mapping[str, Any]) -> list[Figure]:
-    """Return value, stderr, number of samples and interval of each of a task's metrics; None if one is unknown.
+    """Return value, stderr, number of samples and interval of each of a task's metrics; None if one
+    is unknown.
 
-    A metric that is not a finite number (lm-eval also has "N/A" and lists) is left out with a warning.
+    A metric that is not a finite number (lm-eval also has "N/A" and lists) is left out with a
+    warning.
     """
     metrics: Mapping[str, Any] = results["results"][task]
     figures = []
@@ -144,8 +150,9 @@ def _uncertainty(
 ) -> tuple[float | None, list[float] | None]:
     """Return the standard error and the 95 % interval of a metric, each None if unknown.
 
-    If lm-eval has no standard error, it is that of the samples' values, provided that the metric is their mean. The
-    interval is Wilson's if all values are 0 or 1, else it follows from the standard error.
+    If lm-eval has no standard error, it is that of the samples' values, provided that the metric is
+    their mean. The interval is Wilson's if all values are 0 or 1, else it follows from the standard
+    error.
     """
     values = [sample.get(metric) for sample in samples]
     error = float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None
@@ -159,7 +166,7 @@ def _uncertainty(
 
 
 def summary(figures: Sequence[Figure], records: Sequence[Record]) -> Evaluation:
-    """Return the evaluation whose value is the mean of the tasks' first metrics; InputError if there are none."""
+    """Return the mean of the tasks' first metrics; InputError if there are none."""
     firsts = list({figure["task"]: figure for figure in reversed(figures)}.values())
     if not firsts:
         raise InputError("harness must give a finite figure, got none of any task; the model may be damaged")
@@ -178,7 +185,7 @@ def summary(figures: Sequence[Figure], records: Sequence[Record]) -> Evaluation:
 
 
 def _name_of_mean(names: Collection[str]) -> str:
-    """Return the name of a mean of metrics; a mean of shares is called an accuracy, which is shown in percent."""
+    """Return the name of a mean of metrics; accuracies are shown in percent."""
     if len(names) == 1:
         return next(iter(names))
     name = f"accuracy (mean of {', '.join(sorted(names))})"
@@ -186,7 +193,7 @@ def _name_of_mean(names: Collection[str]) -> str:
 
 
 def task_records(task: str, samples: Sequence[Mapping[str, Any]]) -> list[Record]:
-    """Return a record for each example; lm-eval has a sample of it for each of the task's filters."""
+    """Return a record for each example, of which lm-eval has a sample for each filter."""
     of_example: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for sample in samples:
         of_example[int(sample["doc_id"])].append(sample)
@@ -195,7 +202,7 @@ def task_records(task: str, samples: Sequence[Mapping[str, Any]]) -> list[Record
 
 
 def _binary_metrics(samples: Sequence[Mapping[str, Any]]) -> set[tuple[str, object]]:
-    """Return the metrics, with their filters, that are 0 or 1 for every example; 1 of another is no right answer."""
+    """Return the metrics, with filters, that are 0 or 1 for every example."""
     values = [
         (name, sample.get("filter"), sample.get(name)) for sample in samples for name in sample.get("metrics", [])
     ]
@@ -205,7 +212,8 @@ def _binary_metrics(samples: Sequence[Mapping[str, Any]]) -> set[tuple[str, obje
 def _record(task: str, samples: Sequence[Mapping[str, Any]], binary: Collection[tuple[str, object]]) -> Record:
     """Return the record of an example; its prediction is the first filter's.
 
-    `correct` is the first binary metric, `correct_NAME` (with several filters, `correct_NAME,FILTER`) are the others.
+    `correct` is the first binary metric, `correct_NAME` (with several filters,
+    `correct_NAME,FILTER`) are the others.
     """
     bits = {
         f"{name},{each['filter']}" if len(samples) > 1 else name: bool(each[name])
@@ -229,7 +237,7 @@ def _record(task: str, samples: Sequence[Mapping[str, Any]], binary: Collection[
 
 
 def _question_ids(sample: Mapping[str, Any]) -> list[str]:
-    """Return the ids of a sample's question: from its row, with choices and without, and from its whole prompt."""
+    """Return the question's ids: of its row with and without choices, of its whole prompt."""
     row: Mapping[str, Any] = sample["doc"]
     alone = {name: value for name, value in row.items() if name != "choices"}
     texts = [question_of(row), question_of(alone), str(sample["arguments"][0][0])]
@@ -247,7 +255,7 @@ def _prediction(sample: Mapping[str, Any]) -> object:
 
 
 def _plain(value: Any) -> Any:
-    """Return a response or a target as JSON data: None for numbers that are not finite, text for unknown types."""
+    """Return JSON data: None for numbers that are not finite, text for unknown types."""
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     if isinstance(value, Mapping):
@@ -265,7 +273,8 @@ def may_run_code() -> bool:
 
 
 def refuse_code(folder: Path, *trusted: Path) -> None:
-    """Raise InputError for a folder with a task that names code, itself or through what it includes.
+    """Raise InputError for a folder with a task that names code, itself or through what it
+    includes.
 
     Files in the `trusted` folders may be included. InputError too for a file that is no YAML.
     """
@@ -333,7 +342,7 @@ def _included(node: yaml.Node | None) -> Iterator[str]:
 
 @contextmanager
 def sandboxed_templates() -> Iterator[None]:
-    """Let lm-eval render templates in jinja2's sandbox, where they reach no attribute that leads to code."""
+    """Let lm-eval render templates in jinja2's sandbox, away from attributes with code."""
     from lm_eval import utils
 
     before = utils.env

@@ -1,7 +1,7 @@
 """The twelve tasks of the Shears paper: their rows, labels, right answers and choices.
 
-Rows in the form of LLM-Adapters (an instruction and its answer) pass as they are; rows of the hub's own data sets are
-converted to that form, in the same words.
+Rows in the form of LLM-Adapters (an instruction and its answer) pass as they are; rows of the hub's
+own data sets are converted to that form, in the same words.
 """
 
 import os
@@ -45,7 +45,7 @@ Converter = Callable[[Mapping[str, Any]], tuple[str, object]]
 
 
 def right_answers(task: str, examples: Sequence[Example]) -> list[float | str]:
-    """Return the right answer of every example; InputError names the first row without one in its task's form."""
+    """Return the right answers; InputError for the first row without one of the task's form."""
     answers = []
     for number, example in enumerate(examples, start=1):
         text = (example.answer or "").strip()
@@ -88,7 +88,7 @@ def with_choices(task: str, examples: Sequence[Example], template: str) -> list[
 
 
 def paper_row(task: str, row: Mapping[str, Any]) -> Row:
-    """Return a row of a task as `instruction` and `answer`; InputError for columns of neither form."""
+    """Return a row as `instruction` and `answer`; InputError for columns of neither form."""
     if "instruction" in row and "answer" in row:
         return dict(row)
     columns, convert = HUB_FORMS[task]
@@ -108,7 +108,7 @@ def paper_row(task: str, row: Mapping[str, Any]) -> Row:
 
 
 def _listed(name: str, choices: Sequence[str], separator: str = "\n\n") -> str:
-    """Return numbered choices and the format of the answer: `Answer1: a Answer2: b`, `answer1/answer2`."""
+    """Return choices and answer format: `Answer1: a Answer2: b`, `answer1/answer2`."""
     shown = " ".join(f"{name}{number}: {choice}" for number, choice in enumerate(choices, start=1))
     labels = "/".join(f"{name.lower()}{number}" for number in range(1, len(choices) + 1))
     return f"{shown}{separator}Answer format: {labels}"
@@ -144,7 +144,7 @@ def _winogrande(row: Mapping[str, Any]) -> tuple[str, object]:
 
 
 def _science(column: str, row: Mapping[str, Any]) -> tuple[str, object]:
-    """Return a row of ARC or OpenBookQA, whose choices are {text, label} and whose labels are letters or numbers."""
+    """Return a row of ARC or OpenBookQA: choices {text, label}, labels letters or numbers."""
     choices: Mapping[str, Sequence[str]] = row["choices"]
     number = list(choices["label"]).index(row["answerKey"]) + 1
     instruction = f"Please choose the correct answer to the question: {row[column]}"
@@ -218,7 +218,7 @@ def _document(task: str, row: Mapping[str, Any], template: str) -> dict[str, Any
 
 
 def score_for_lm_eval(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Return whether a generated response is right by the official rule (`acc`) and by the strict one."""
+    """Return whether a response is right by the official rule (`acc`) and the strict one."""
     task = document["task"]
     form = ANSWER_FORMS[task]
     answer = document["answer"]

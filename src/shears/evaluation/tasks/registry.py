@@ -1,7 +1,8 @@
 """The tasks by name, and the evaluation of a loaded model on one of them.
 
-A new way to read a number from a generated text is a function and an entry in answers.py; any other task on examples is
-a function here and an entry of `ACCURACY_TASKS`. The configuration lists the names.
+A new way to read a number from a generated text is a function and an entry in answers.py; any other
+task on examples is a function here and an entry of `ACCURACY_TASKS`. The configuration lists the
+names.
 """
 
 import logging
@@ -38,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """What a task measures: a loaded model on examples; `journal` keeps generated texts for a resumed evaluation.
+    """What a task measures: a loaded model on examples; `journal` keeps generated texts for a
+    resumed evaluation.
 
     `backend` generates them in place of transformers.
     """
@@ -71,9 +73,11 @@ def evaluate_task(
     training: Sequence[Source] = (),
     backend: Backend | None = None,
 ) -> Evaluation:
-    """Return the evaluation of a model on a configuration's task and data; InputError if they do not match.
+    """Return the evaluation of a model on a configuration's task and data; InputError if they do
+    not match.
 
-    Questions that the `training` data hold are marked. `backend` generates answers in place of transformers.
+    Questions that the `training` data hold are marked. `backend` generates answers in place of
+    transformers.
     """
     if config.task == "perplexity":
         tokens = text_tokens(config.data, tokenizer, config.columns)
@@ -88,7 +92,7 @@ def evaluate_task(
 
 
 def _converted(config: EvaluateConfig) -> Callable[[Row], Row]:
-    """Return what makes a row one of the task's: rows of a paper's task may have the columns of the hub's set."""
+    """Return what makes a row the task's; a paper's task also has the hub's columns."""
     return partial(paper_row, config.task) if config.task in ANSWER_FORMS else dict
 
 
@@ -106,7 +110,7 @@ def evaluate_examples(
     journal: TextJournal | None = None,
     backend: Backend | None = None,
 ) -> Evaluation:
-    """Return the accuracy on loaded examples; `limit` and `data` of the configuration are ignored."""
+    """Return the accuracy on loaded examples; `limit` and `data` are ignored."""
     if config.task not in ACCURACY_TASKS:
         raise InputError(f"task must be one of {', '.join(ACCURACY_TASKS)}, got {config.task!r}")
     records = ACCURACY_TASKS[config.task](TaskInputs(model, tokenizer, examples, config, journal, backend))
@@ -161,14 +165,14 @@ def _paper(inputs: TaskInputs) -> list[Record]:
 
 @dataclass(frozen=True)
 class Generated:
-    """A task that generates a text for each example and compares the number that `read` finds in it with the answer."""
+    """A task that compares the number that `read` finds in a generated text with the answer."""
 
     read: Callable[[str], float | None]
     one_line: bool
     """Whether the answer is the first line of the text."""
 
     def answers(self, examples: Sequence[Example]) -> list[float]:
-        """Return the right answers, read from the completion of an example without one; InputError if there is none."""
+        """Return the right answers, from completions where needed; InputError without any."""
         answers = []
         for number, example in enumerate(examples, start=1):
             given = example.answer

@@ -1,8 +1,10 @@
-"""Linears that the C++ kernels multiply by; they stand in for nn.Linear, Conv1D or PEFT's LoRA layer of any model.
+"""Linears that the C++ kernels multiply by; they stand in for nn.Linear, Conv1D or PEFT's LoRA
+layer of any model.
 
-y = W x + scaling B (A x) + bias. With the kernels, x of any number of tokens is multiplied by the packed weight.
-Without them, with gradients, and for dtypes or devices that they do not support, torch multiplies by the dense weight:
-unpacked once if there are no kernels (memory as before packing), else at every call.
+y = W x + scaling B (A x) + bias. With the kernels, x of any number of tokens is multiplied by the
+packed weight. Without them, with gradients, and for dtypes or devices that they do not support,
+torch multiplies by the dense weight: unpacked once if there are no kernels (memory as before
+packing), else at every call.
 
 Shapes: O outputs, I inputs, R ranks, * any leading dimensions.
 """
@@ -30,7 +32,7 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class Kernel(NamedTuple):
-    """The arguments of a product by the C++ kernels: a matrix, its update, and a pool of threads."""
+    """The arguments of the C++ kernels: a matrix, its update, and a pool of threads."""
 
     matrix: Any  # shears.runtime.native.kernels.KernelMatrix
     update: Any  # shears.runtime.native.kernels.KernelUpdate, or None
@@ -38,7 +40,7 @@ class Kernel(NamedTuple):
 
 
 class KernelLinear(nn.Module):
-    """A linear that multiplies by its kernel, if it has one; `original` is the module that it replaces."""
+    """A linear that multiplies by its kernel, if it has one, in place of `original`."""
 
     bias: Tensor | None
 
@@ -87,7 +89,8 @@ class KernelLinear(nn.Module):
 class PackedLinear(KernelLinear):
     """A linear that keeps its weight packed; the original module has lost its own.
 
-    Its state dict is the original's with the dense weight, so a model with packed linears is saved like any other.
+    Its state dict is the original's with the dense weight, so a model with packed linears is saved
+    like any other.
     """
 
     def __init__(
@@ -101,7 +104,8 @@ class PackedLinear(KernelLinear):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight in the original module's layout (transposed for Conv1D), unpacked at every call.
+        """The dense weight in the original module's layout (transposed for Conv1D), unpacked at
+        every call.
 
         Code that multiplies by the weight itself (DoRA) gets correct results, slowly.
         """
@@ -121,7 +125,7 @@ class PackedLinear(KernelLinear):
         return y + linear(linear(x, a), b) * self.update.scaling
 
     def _dense(self, x: Tensor) -> Tensor:
-        """Return the dense weight for torch; kept if there are no kernels, because then every call needs it."""
+        """Return the dense weight for torch; kept without kernels, when every call needs it."""
         if self.kernel is not None or x.device.type != "cpu":
             return dense(self.matrix, x.dtype).to(x.device)
         if x.dtype not in self._unpacked:
@@ -153,10 +157,12 @@ def _refusing(change: str) -> Callable[..., NoReturn]:
 
 
 class FusedLinear(PackedLinear):
-    """A LoRA layer of PEFT: the packed weight, and the adapter that was active when it was packed, in one product.
+    """A LoRA layer of PEFT: the packed weight, and the adapter that was active when it was packed,
+    in one product.
 
-    The adapter is fixed. Its parameters are shown and saved as PEFT's, but changing them changes no output. PEFT walks
-    a model for its LoRA layers: a method of theirs that would have no effect here raises InputError.
+    The adapter is fixed. Its parameters are shown and saved as PEFT's, but changing them changes no
+    output. PEFT walks a model for its LoRA layers: a method of theirs that would have no effect
+    here raises InputError.
     """
 
     merged_adapters: Sequence[str] = ()
@@ -225,7 +231,7 @@ LoraLayer.register(FusedLinear)
 
 
 class DenseLinear(KernelLinear):
-    """A dense linear by the kernels, which hold a copy of its weight: for a head that shares its weight's memory."""
+    """A dense head, multiplied by the kernels, which hold a copy of its weight."""
 
     def __init__(self, original: nn.Linear, kernel: Kernel) -> None:
         super().__init__((original.out_features, original.in_features), original, original.bias, kernel)
@@ -236,7 +242,7 @@ class DenseLinear(KernelLinear):
 
 
 def weight_owner(original: nn.Module) -> nn.Module:
-    """Return the module that holds the weight: the base layer of PEFT's layer, else the module itself."""
+    """Return the module that holds the weight: PEFT's base layer, else the module itself."""
     base: nn.Module = original.get_base_layer() if isinstance(original, LoraLayer) else original
     return base
 

@@ -1,7 +1,8 @@
-"""Packed linears in place of a model's own; `generate` and everything else work unchanged on any Hugging Face model.
+"""Packed linears in place of a model's own; `generate` and everything else work unchanged on any
+Hugging Face model.
 
-`sparsify_linears` swaps them in; `densify_linears` swaps them out, bit for bit if the values are fp32 or bf16.
-`DropInBackend` runs a package of any architecture that way.
+`sparsify_linears` swaps them in; `densify_linears` swaps them out, bit for bit if the values are
+fp32 or bf16. `DropInBackend` runs a package of any architecture that way.
 """
 
 import logging
@@ -43,7 +44,7 @@ class ReadyWeights(NamedTuple):
 
 
 class LinearSlot(NamedTuple):
-    """A module's place in a model: its parent module, the attribute, the module there, the name of its linear."""
+    """A module, its parent, its attribute there, and the name of its linear."""
 
     parent: nn.Module
     attribute: str
@@ -59,14 +60,17 @@ def sparsify_linears(
     threads: int | None = None,
     fuse: bool = True,
 ) -> list[str]:
-    """Swap every linear that takes less memory packed, in place; return the names of the swapped linears.
+    """Swap every linear that takes less memory packed, in place; return the names of the swapped
+    linears.
 
-    `values`: fp32 or bf16 (by default each weight's own dtype), int8 or int4. `ready`: weights of a package.
-    `threads` of the kernels: by default torch's. With the C++ kernels the head is swapped too, dense.
+    `values`: fp32 or bf16 (by default each weight's own dtype), int8 or int4. `ready`: weights of a
+    package. `threads` of the kernels: by default torch's. With the C++ kernels the head is swapped
+    too, dense.
 
-    `fuse`: a plain LoRA layer of PEFT is swapped whole, its active adapter in the same product. Without `fuse`, and for
-    other adapters, only the base below PEFT's layer is swapped; below a masked adapter (SparsePEFT) nothing is. A fused
-    adapter is fixed: PEFT refuses to switch it off, exchange, merge or train it. An adapter in training is not fused.
+    `fuse`: a plain LoRA layer of PEFT is swapped whole, its active adapter in the same product.
+    Without `fuse`, and for other adapters, only the base below PEFT's layer is swapped; below a
+    masked adapter (SparsePEFT) nothing is. A fused adapter is fixed: PEFT refuses to switch it off,
+    exchange, merge or train it. An adapter in training is not fused.
 
     InputError for a model whose linears are swapped already.
     """
@@ -86,7 +90,7 @@ def sparsify_linears(
 
 
 def densify_linears(model: nn.Module) -> None:
-    """Undo `sparsify_linears`: put back the original modules, with the weights of the packed ones."""
+    """Undo `sparsify_linears`: put back the original modules, with the packed weights."""
     for slot in list(_all_slots(model)):
         if not isinstance(slot.module, KernelLinear):
             continue
@@ -116,7 +120,7 @@ def _packable_slots(model: nn.Module, fuse: bool) -> Iterator[LinearSlot]:
 
 
 def is_plain(layer: Any) -> bool:
-    """Return whether a module is a LoRA layer that computes W x + scaling B A x: no other layer is fused."""
+    """Return whether a module is a LoRA layer of W x + scaling B A x; others are not fused."""
     if type(layer) is not LoraLinear or layer.disable_adapters or layer.merged:
         return False
     active = [name for name in layer.active_adapters if name in layer.lora_A]
@@ -154,7 +158,7 @@ class _Packer:
         self._pool = kernels.Pool(threads or torch.get_num_threads())
 
     def linear(self, slot: LinearSlot, is_head: bool) -> KernelLinear | None:
-        """Return a linear's replacement, which takes the weight over; None if it would not be smaller."""
+        """Return a linear's replacement, which takes its weight; None if it is not smaller."""
         owner = weight_owner(slot.module)
         if is_head:
             return self._dense_head(owner)
@@ -180,7 +184,7 @@ class _Packer:
         return pack(weight, values) if smaller else None
 
     def _packed(self, matrix: PackedMatrix, module: nn.Module) -> PackedLinear:
-        """Return the packed linear; with the kernels, its weight and its adapter are in their buffer."""
+        """Return the packed linear; the kernels' buffer then holds its weight and adapter."""
         update = None
         if isinstance(module, LoraLinear):
             (active,) = [name for name in module.active_adapters if name in module.lora_A]
@@ -212,7 +216,7 @@ class _Packer:
 
 
 def _by_module_name(packed: Mapping[str, PackedMatrix], module: str) -> PackedMatrix | None:
-    """Return the packed weight of a module; wrappers such as PEFT add prefixes to the names of the files."""
+    """Return a module's packed weight; wrappers such as PEFT add prefixes to file names."""
     parts = module.split(".")
     names = (".".join(parts[start:]) for start in range(len(parts)))
     return next((packed[name] for name in names if name in packed), None)
@@ -233,7 +237,7 @@ class DropInBackend(TransformersBackend):
         self.packed = sparsify_linears(network, ready=ready, threads=threads)
 
     def describe(self) -> Mapping[str, object]:
-        """Return plain data about this backend; memory_bytes includes packed weights and the kernels' copies."""
+        """Return plain data about this backend; memory_bytes includes the kernels' copies."""
         linears = [module for module in self._model.modules() if isinstance(module, KernelLinear)]
         packed = [module.matrix for module in linears if isinstance(module, PackedLinear)]
         about = dict(super().describe())
@@ -250,7 +254,8 @@ class DropInBackend(TransformersBackend):
 def _unchanged_weights(package: Package) -> Mapping[str, PackedMatrix]:
     """Return the packed weights that loading the adapter leaves as they are.
 
-    PEFT subtracts the start of some adapters (pissa, olora, ...) from the base, again at every loading.
+    PEFT subtracts the start of some adapters (pissa, olora, ...) from the base, again at every
+    loading.
     """
     settings = read_object(package.adapter_config_file()) if package.index.adapter else {}
     start = settings.get("init_lora_weights")

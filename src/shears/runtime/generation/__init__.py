@@ -1,1 +1,1 @@
-"""Generating text: a backend computes logits, an engine turns them into text, a worker shares the engine."""
+"""A backend computes logits, an engine turns them into text, a worker shares the engine."""

@@ -24,7 +24,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class TextSettings:
-    """What all answers of a model share: how tokens become text, the tokens that end a text, the longest sequence."""
+    """What all answers of a model share: decoding, end tokens, the longest sequence."""
 
     decode: Decode
     end_tokens: frozenset[int]
@@ -33,7 +33,7 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished answer: the text after the prompt, and its end: "stop" by an end token or stop string, or "length"."""
+    """A finished answer; `finish` is "stop" (end token or stop string) or "length"."""
 
     text: str
     tokens: tuple[int, ...]
@@ -99,7 +99,7 @@ class Answer:
 
 
 class Detokenizer:
-    """Turns tokens into text one by one; the pieces joined are the text of all tokens after the prompt."""
+    """Turns tokens into text one by one; the pieces joined are the text behind the prompt."""
 
     def __init__(self, decode: Decode, prompt: Sequence[int]) -> None:
         self._decode = decode

@@ -1,4 +1,5 @@
-"""The interface between the engine and the classes that compute logits, and the checks that they share.
+"""The interface between the engine and the classes that compute logits, and the checks that they
+share.
 
 B sequences, T tokens, V tokens of the vocabulary.
 """
@@ -18,10 +19,11 @@ MOST_SEQUENCES = 16  # open at once
 class Backend(Protocol):
     """Runs a model over numbered sequences, each with its own cache; logits are float32.
 
-    Sequence numbers are in [0, max_sequences); the caller picks a free one. A sequence is empty before its first
-    `prefill` and after `drop`. Its logits do not depend on the sequences that are stepped with it, apart from
-    rounding. One thread calls at a time. A backend checks its arguments before it changes anything, and raises
-    InputError for: a number out of range, no token, a sequence longer than max_length, a token outside the vocabulary.
+    Sequence numbers are in [0, max_sequences); the caller picks a free one. A sequence is empty
+    before its first `prefill` and after `drop`. Its logits do not depend on the sequences that are
+    stepped with it, apart from rounding. One thread calls at a time. A backend checks its arguments
+    before it changes anything, and raises InputError for: a number out of range, no token, a
+    sequence longer than max_length, a token outside the vocabulary.
     """
 
     @property
@@ -37,19 +39,19 @@ class Backend(Protocol):
         """The most sequences that can be open at once."""
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> Float[np.ndarray, " V"]:
-        """Append tokens to a sequence, which may be empty; return the logits after the last token."""
+        """Append tokens to a sequence, empty or not; return the logits after the last one."""
 
     def step(self, sequences: Sequence[int], tokens: Sequence[int]) -> Float[np.ndarray, "B V"]:
-        """Append one token to each of several different sequences; return the logits after it, one row per sequence."""
+        """Append one token to each of several sequences; return the logits, a row for each."""
 
     def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
-        """Return the logits at every position of a text, without keeping the text in any sequence."""
+        """Return the logits at every position of a text, which no sequence keeps."""
 
     def drop(self, sequence: int) -> None:
         """Empty a sequence and free its number; an empty sequence stays as it is."""
 
     def describe(self) -> Mapping[str, object]:
-        """Return plain data about this backend: name, isa, threads, values (number format), memory_bytes."""
+        """Return name, isa, threads, values (number format) and memory_bytes."""
 
 
 @runtime_checkable
@@ -57,7 +59,7 @@ class CopyingBackend(Backend, Protocol):
     """A backend that can let several sequences begin with tokens that it has computed once."""
 
     def copy(self, source: int, sequence: int, count: int) -> None:
-        """Let an empty sequence begin with the first `count` tokens of `source`; InputError if it has fewer."""
+        """Let an empty sequence begin with `count` tokens of `source`; InputError for fewer."""
 
 
 def check_sequence(backend: Backend, sequence: int) -> None:
@@ -67,7 +69,7 @@ def check_sequence(backend: Backend, sequence: int) -> None:
 
 
 def check_tokens(backend: Backend, tokens: Sequence[int], before: int = 0) -> None:
-    """Raise InputError for tokens that cannot follow `before` tokens of a sequence: too many, none, or unknown ones."""
+    """Raise InputError for tokens that cannot follow `before` tokens of a sequence."""
     if len(tokens) == 0:
         raise InputError("at least one token must be given, got none")
     length = before + len(tokens)
@@ -81,13 +83,13 @@ def check_tokens(backend: Backend, tokens: Sequence[int], before: int = 0) -> No
 
 
 def check_prefill(backend: Backend, sequence: int, tokens: Sequence[int], length: Callable[[int], int]) -> None:
-    """Raise InputError for a `prefill` that cannot be done; `length` returns how many tokens a sequence has."""
+    """Raise InputError for an invalid `prefill`; `length` gives a sequence's tokens."""
     check_sequence(backend, sequence)
     check_tokens(backend, tokens, length(sequence))
 
 
 def check_step(backend: Backend, sequences: Sequence[int], tokens: Sequence[int], length: Callable[[int], int]) -> None:
-    """Raise InputError for a `step` that cannot be done: it takes one token for each of several different sequences."""
+    """Raise InputError unless each sequence is valid, named once, and has one token."""
     if len(sequences) != len(tokens) or len(set(sequences)) != len(sequences) or not len(sequences):
         raise InputError(f"a step takes different sequences and a token for each, got {sequences} and {tokens}")
     for sequence, token in zip(sequences, tokens, strict=True):

@@ -1,4 +1,4 @@
-"""Continuous batching: answers start and end while others go on; one step gives all of them their next token."""
+"""Continuous batching: answers start and end while others go on, in common steps."""
 
 import logging
 from collections import deque
@@ -49,11 +49,12 @@ A = TypeVar("A", bound=Continuation)
 class Batch(Generic[A]):
     """The answers that a backend works on, and a queue of those that wait for a free sequence.
 
-    One thread at a time may use a batch, apart from `check`.
-    The caches of the last `num_kept` finished answers stay: a prompt that continues one of them (the next turn of a
-    conversation) is read from the end of that cache. If `shares_beginnings` and the backend can, a prompt takes the
-    tokens that it has in common with the beginning of a running one from that one's cache. If `fills_first`, all
-    prompts that have a sequence are read before the next step: more tokens a second, but running answers wait.
+    One thread at a time may use a batch, apart from `check`. The caches of the last `num_kept`
+    finished answers stay: a prompt that continues one of them (the next turn of a conversation) is
+    read from the end of that cache. If `shares_beginnings` and the backend can, a prompt takes the
+    tokens that it has in common with the beginning of a running one from that one's cache. If
+    `fills_first`, all prompts that have a sequence are read before the next step: more tokens a
+    second, but running answers wait.
     """
 
     def __init__(self, backend: Backend, *, shares_beginnings: bool = False, fills_first: bool = False) -> None:
@@ -71,7 +72,7 @@ class Batch(Generic[A]):
         return len(self._waiting) + len(self._running)
 
     def check(self, answer: A) -> None:
-        """Raise InputError for an empty prompt, TooLongError for one without room for an answer; from any thread."""
+        """Raise InputError for an empty prompt, TooLongError for one without room; thread-safe."""
         longest = self._backend.max_length
         if not answer.prompt:
             raise InputError("a prompt must not be empty; give at least one token")
@@ -93,10 +94,11 @@ class Batch(Generic[A]):
             self._release(sequence)
 
     def advance(self) -> list[A]:
-        """Read a chunk of one prompt (of all, if `fills_first`); give each answer whose prompt was read its next token.
+        """Read a chunk of one prompt (of all, if `fills_first`); give each answer whose prompt was
+        read its next token.
 
-        Returns the answers that changed. An answer that fails carries its error and does not disturb the others; an
-        error of a whole step is raised.
+        Returns the answers that changed. An answer that fails carries its error and does not
+        disturb the others; an error of a whole step is raised.
         """
         self._admit()
         ready = [sequence for sequence, answer in self._running.items() if answer.tokens]
@@ -116,7 +118,7 @@ class Batch(Generic[A]):
             self._running[sequence] = answer
 
     def _choose_sequence(self, prompt: tuple[int, ...]) -> int:
-        """Return the sequence whose cache holds most of the prompt's beginning, else an empty one."""
+        """Return the sequence whose cache holds most of the prompt's start, else an empty one."""
         prefixes = [sequence for sequence, tokens in self._kept.items() if prompt[: len(tokens)] == tokens != prompt]
         if prefixes:
             return max(prefixes, key=lambda sequence: len(self._kept[sequence]))
@@ -141,7 +143,7 @@ class Batch(Generic[A]):
         return next((number for number, each in self._running.items() if each.num_prefilled < len(each.prompt)), None)
 
     def _read_prompt(self) -> list[A]:
-        """Read a chunk of the oldest unread prompt; return its answer once it has a first token, or has failed."""
+        """Read a chunk of the oldest unread prompt; return its answer once it has a token."""
         sequence = self._unread()
         if sequence is None:
             return []
@@ -164,7 +166,7 @@ class Batch(Generic[A]):
         return [answer]
 
     def _copy_beginning(self, sequence: int, answer: A) -> None:
-        """Begin an unread prompt with the most tokens that it shares with a running one, if that is worth a copy."""
+        """Copy the tokens that an unread prompt shares with a running one, if that pays."""
         if self._copying is None or answer.num_prefilled:
             return
         beginning = answer.prompt[:-STEADY]
@@ -197,7 +199,7 @@ class Batch(Generic[A]):
             self._drop_oldest()
 
     def clear(self) -> list[A]:
-        """Remove and return all answers, and drop all caches: after an error of a whole step, or at the end."""
+        """Remove and return all answers and drop all caches: after a failed step, or at the end."""
         answers = [*self._running.values(), *self._waiting]
         for sequence in [*self._running, *self._kept]:
             self._backend.drop(sequence)

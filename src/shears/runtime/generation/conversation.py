@@ -1,4 +1,4 @@
-"""A conversation: with every answer the model reads all turns again; the oldest turns go when there is no room."""
+"""A conversation: the model reads all turns for every answer; the oldest go if room lacks."""
 
 from collections.abc import Generator
 
@@ -10,7 +10,8 @@ Turn = dict[str, str]
 
 
 class Conversation:
-    """Turns of user and model after a system message (`system`; None leaves it to the chat template).
+    """Turns of user and model after a system message (`system`; None leaves it to the chat
+    template).
 
     Each answer has its own random numbers, from the seed and the answer's index.
     """
@@ -31,8 +32,8 @@ class Conversation:
     def say(self, text: str) -> tuple[Answer, Generator[str, None, None]]:
         """Return the answer to a text, and a generator of its pieces.
 
-        When the generator is closed or exhausted, the text generated so far becomes a turn. InputError for a text that
-        is too long; the conversation then stays as it was.
+        When the generator is closed or exhausted, the text generated so far becomes a turn.
+        InputError for a text that is too long; the conversation then stays as it was.
         """
         turns, tokens = self._fitting([*self.turns, {"role": "user", "content": text}])
         seed = self._options.seed + self._num_answers
@@ -44,7 +45,7 @@ class Conversation:
         return answer, self._recorded(pieces)
 
     def _fitting(self, turns: list[Turn]) -> tuple[list[Turn], list[int]]:
-        """Return the latest turns that leave room for an answer, and the tokens of the system message and of them."""
+        """Return the latest turns that leave room for an answer, and all tokens to read."""
         engine = self._worker.engine
         longest = engine.backend.max_length
         room = min(self._options.max_new_tokens, longest // 4)  # tokens kept free for the answer

@@ -37,9 +37,11 @@ class Engine:
         self.text_settings = TextSettings(self._decode, end_tokens, backend.max_length)
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
-        """Return the continuation of a prompt (text, or tokens); keywords are those of SamplingConfig.
+        """Return the continuation of a prompt (text, or tokens); keywords are those of
+        SamplingConfig.
 
-        InputError for an empty prompt, a prompt that is too long for the model, or an option out of range.
+        InputError for an empty prompt, a prompt that is too long for the model, or an option out of
+        range.
         """
         return self.generate_all([prompt], **options)[0]
 
@@ -60,7 +62,7 @@ class Engine:
         return [answer.result() for answer in answers]
 
     def stream(self, prompt: Prompt, **options: Any) -> Generator[str, None, None]:
-        """Yield the continuation of a prompt piece by piece; the pieces joined are the text of `generate`."""
+        """Yield the continuation of a prompt in pieces; joined, they are that of `generate`."""
         answer = self.answer(prompt, **options)
         self.batch.add(answer)
         return self._pieces(answer)
@@ -83,7 +85,7 @@ class Engine:
         return Answer(self.encode(prompt), build(SamplingConfig, "", options), self.text_settings)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Return the tokens of a text, with the start token where the tokenizer adds one; tokens as they are."""
+        """Return a text's tokens, with the tokenizer's start token; tokens stay as they are."""
         if not isinstance(prompt, str):
             return list(prompt)
         start = self.tokenizer.bos_token_id
@@ -98,7 +100,8 @@ class Engine:
         return ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Return the tokens of a conversation for the model to answer, through the tokenizer's chat template.
+        """Return the tokens of a conversation for the model to answer, through the tokenizer's chat
+        template.
 
         InputError if there is no template, or if the messages do not suit it.
         """

@@ -1,7 +1,9 @@
-"""From logits to the next token: repetition penalty, temperature, top-k, top-p, and a draw; numbers only.
+"""From logits to the next token: repetition penalty, temperature, top-k, top-p, and a draw; numbers
+only.
 
-V tokens of the vocabulary, K candidates. The order of the steps and their meaning are those of transformers' logits
-processors. The vocabulary is never sorted: with 49 k tokens a draw takes well under a millisecond.
+V tokens of the vocabulary, K candidates. The order of the steps and their meaning are those of
+transformers' logits processors. The vocabulary is never sorted: with 49 k tokens a draw takes well
+under a millisecond.
 """
 
 import math
@@ -20,7 +22,7 @@ Logits = Float[np.ndarray, " V"]
 
 @dataclass(frozen=True)
 class TokenSampling:
-    """How the next token is chosen; temperature 0 takes the likeliest, top_k 0 and top_p 1 keep all tokens."""
+    """Temperature 0 takes the likeliest token; top_k 0 and top_p 1 keep all tokens."""
 
     temperature: float
     top_k: int
@@ -37,7 +39,7 @@ class Sampler:
         self._seen = set(prompt) if sampling.repetition_penalty != 1.0 else set[int]()
 
     def next(self, logits: Logits) -> int:
-        """Return the next token, and remember it for the penalty; InputError if the logits are not numbers."""
+        """Return the next token; InputError if the logits are not numbers."""
         if self._seen:
             logits = penalised(logits, self._seen, self._sampling.repetition_penalty)
         greedy = np.float32(self._sampling.temperature) == 0  # also a temperature that float32 rounds to 0
@@ -56,7 +58,7 @@ def likeliest(logits: Logits) -> int:
 
 
 def penalised(logits: Logits, seen: Iterable[int], penalty: float) -> Logits:
-    """Return a copy: the penalty divides positive logits of seen tokens and multiplies negative ones."""
+    """Return a copy with logits of seen tokens divided (positive) or multiplied (negative)."""
     ids = np.fromiter(seen, dtype=np.int64)
     result = logits.copy()
     values = result[ids]
@@ -65,10 +67,12 @@ def penalised(logits: Logits, seen: Iterable[int], penalty: float) -> Logits:
 
 
 def draw(logits: Logits, sampling: TokenSampling, random: np.random.Generator) -> int:
-    """Return a token drawn from softmax(logits / temperature) among the top_k likeliest, and of these the nucleus.
+    """Return a token drawn from softmax(logits / temperature) among the top_k likeliest, and of
+    these the nucleus.
 
-    The nucleus is the smallest set of likeliest tokens whose probability reaches top_p. If a token outside it is drawn,
-    only the likelier tokens stay and one of them is drawn: this needs no sorting.
+    The nucleus is the smallest set of likeliest tokens whose probability reaches top_p. If a token
+    outside it is drawn, only the likelier tokens stay and one of them is drawn: this needs no
+    sorting.
     """
     top = logits[likeliest(logits)]
     tokens = np.arange(len(logits))
@@ -87,7 +91,7 @@ def draw(logits: Logits, sampling: TokenSampling, random: np.random.Generator) -
 
 
 def in_nucleus(weights: Float[np.ndarray, " K"], likelier: Bool[np.ndarray, " K"], reach: float) -> bool:
-    """Return whether a token is in the nucleus: all likelier tokens together weigh less than `reach`."""
+    """Return whether the likelier tokens together weigh less than `reach` (the nucleus)."""
     return not likelier.any() or float(weights @ likelier.astype(np.float32)) < reach
 
 
@@ -102,7 +106,7 @@ def top_k_floor(logits: Logits, k: int) -> float:
 
 
 def pick(weights: Float[np.ndarray, " K"], uniform: float) -> int:
-    """Return the index at which the running sum exceeds uniform * sum; first by blocks, then within one block."""
+    """Return the index where the running sum exceeds uniform * sum; searched by blocks."""
     starts = np.arange(0, len(weights), BLOCK)
     sums = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
     target = uniform * sums[-1]

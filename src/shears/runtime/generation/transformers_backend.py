@@ -98,6 +98,6 @@ class TransformersBackend:
         return self._as_numpy(outputs.logits[0, -1])
 
     def _as_numpy(self, logits: torch.Tensor) -> np.ndarray:
-        """Return float32 logits of the vocabulary: the heads of some models are padded beyond it."""
+        """Return float32 logits of the vocabulary, without a head's padding."""
         numbers: np.ndarray = logits[..., : self.vocab_size].float().cpu().numpy()
         return numbers

@@ -20,7 +20,7 @@ from shears.runtime.generation.engine import Engine, Prompt
 logger = logging.getLogger(__name__)
 
 OnPiece = Callable[[str, bool], None]
-"""Called by the worker's thread with each new piece of an answer and whether it is the last; it must not block."""
+"""Called on the worker's thread with a new piece and whether it is the last; never blocks."""
 
 
 class BusyError(RuntimeError):
@@ -32,7 +32,8 @@ class ClosedError(RuntimeError):
 
 
 class Worker:
-    """Owns an engine. An answer starts at once if the backend has a free sequence, else it waits in a queue.
+    """Owns an engine. An answer starts at once if the backend has a free sequence, else it waits in
+    a queue.
 
     At most `max_waiting` answers wait beyond those that the backend holds at once.
     """
@@ -51,8 +52,8 @@ class Worker:
     def submit(self, answers: Sequence[Answer], callbacks: Sequence[OnPiece]) -> None:
         """Take on all of these answers or none, from any thread.
 
-        InputError for a prompt that is empty or too long, and for more than `max_open` answers; BusyError if the
-        queue is full, ClosedError after `close`.
+        InputError for a prompt that is empty or too long, and for more than `max_open` answers;
+        BusyError if the queue is full, ClosedError after `close`.
         """
         self.check_number(len(answers))
         for answer in answers:
@@ -78,7 +79,7 @@ class Worker:
             self._changed.notify()
 
     def stream(self, prompt: Prompt, **options: Any) -> Generator[str, None, None]:
-        """Yield the continuation of a prompt piece by piece, as `Engine.stream` does, from any thread."""
+        """Yield a prompt's continuation in pieces, as `Engine.stream` does, from any thread."""
         return self.stream_answer(self.engine.answer(prompt, **options))
 
     def stream_answer(self, answer: Answer) -> Generator[str, None, None]:
@@ -137,7 +138,7 @@ class Worker:
                 self._notify(answer)
 
     def _update_batch(self) -> bool:
-        """Wait for work, then add new answers to the batch and remove cancelled ones; return whether to go on."""
+        """Wait for work; add new answers, remove cancelled ones; return whether to go on."""
         batch = self.engine.batch
         with self._changed:
             self._changed.wait_for(lambda: self._new or self._cancelled or self._closed or len(batch))

@@ -1,6 +1,8 @@
-"""Which models the native decoder covers, and what it must know of them; read from the model's config.
+"""Which models the native decoder covers, and what it must know of them; read from the model's
+config.
 
-All of them are like Llama: RMSNorm before attention and feed-forward, rotary positions, grouped queries, SwiGLU.
+All of them are like Llama: RMSNorm before attention and feed-forward, rotary positions, grouped
+queries, SwiGLU.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +25,7 @@ class NotCoveredError(InputError):
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """The differences between layers: the `window` of positions that a query sees (None: all), whether it `rotates`."""
+    """How a layer differs: the `window` of positions seen (None: all), whether it `rotates`."""
 
     window: int | None
     rotates: bool
@@ -31,7 +33,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class DecoderPlan:
-    """What the decoder must know of a model. Sizes: hidden H, intermediate I, head_dim D, vocab_size V."""
+    """What the decoder must know of a model: hidden H, intermediate I, head_dim D, vocab_size V."""
 
     layers: tuple[LayerPlan, ...]
     hidden_size: int
@@ -72,7 +74,7 @@ ARCHITECTURES: Mapping[str, Callable[[Any], list[LayerPlan]]] = {
 
 
 def plan_of(config: Any) -> DecoderPlan:
-    """Return the plan of a transformers config; NotCoveredError, with the reason, for a model that is not covered."""
+    """Return the plan of a transformers config; NotCoveredError, with the reason, without one."""
     if config.model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise NotCoveredError(f"the native decoder covers {known}, not {config.model_type}")
@@ -100,7 +102,7 @@ def plan_of(config: Any) -> DecoderPlan:
 
 
 def rope(config: Any, head_dim: int) -> tuple[Float[Tensor, " D2"], float]:
-    """Return the inverse frequencies and the factor on cosines and sines, as transformers computes them."""
+    """Return inverse frequencies and the factor on cosines and sines, as in transformers."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     parameters = config.rope_parameters

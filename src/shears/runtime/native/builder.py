@@ -1,4 +1,4 @@
-"""Copies a model's weights, in the order of computation, into the memory that the native decoder reads."""
+"""Copies weights, in the order of computation, into the memory of the native decoder."""
 
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,11 +28,12 @@ NORM = "model.norm.weight"
 
 
 class Arena:
-    """Memory for copies of weights; it lives as long as this object. Address 0 means that there is no weight.
+    """Memory for copies of weights; it lives as long as this object. Address 0 means that there is
+    no weight.
 
-    Sparse weights are stored with their zeros where that is faster on `threads` threads.
-    Values follow values and masks follow masks in the order of the calls: a kernel that prefetches beyond the end of a
-    weight prefetches the next weight.
+    Sparse weights are stored with their zeros where that is faster on `threads` threads. Values
+    follow values and masks follow masks in the order of the calls: a kernel that prefetches beyond
+    the end of a weight prefetches the next weight.
     """
 
     def __init__(self, threads: int) -> None:
@@ -59,7 +60,7 @@ class Arena:
         return copied_matrix(weight, self._values, self._masks, self._rest)[0]
 
     def up(self, update: LoraUpdate, *, bf16: bool) -> int:
-        """Copy scaling * B of an update as [panel][rank][16 rows], padded with rows of zeros; return its address."""
+        """Copy scaling * B as [panel][rank][16 rows], zero-padded; return its address."""
         rows, rank = update.b.shape
         padded = torch.zeros(-(-rows // PANEL) * PANEL, rank)
         padded[:rows] = update.b.float() * update.scaling
@@ -69,7 +70,7 @@ class Arena:
 
 @dataclass(frozen=True)
 class SharedInput:
-    """The linears of a layer that share one input, by kind: here the decoder is told their updates."""
+    """Linears of a layer that share one input; with them the decoder gets their updates."""
 
     linears: Mapping[str, str]
 
@@ -80,9 +81,9 @@ Call = tuple[str, tuple[object, ...]]  # a method of _native.DecoderWeights and 
 class Builder:
     """Takes the parts of a source one by one and copies them into the arena.
 
-    `embeddings` are not copied: the decoder reads them where they are, so the caller keeps them. `values` is the number
-    format of most linears. InputError for a config that does not fit the tensors, NotCoveredError, before anything is
-    taken, for a tensor that is missing or left over.
+    `embeddings` are not copied: the decoder reads them where they are, so the caller keeps them.
+    `values` is the number format of most linears. InputError for a config that does not fit the
+    tensors, NotCoveredError, before anything is taken, for a tensor that is missing or left over.
     """
 
     def __init__(self, source: ModelSource, plan: DecoderPlan, arena: Arena) -> None:
@@ -109,9 +110,11 @@ class Builder:
         return weights, self._head_values
 
     def adapted(self, updates: Mapping[str, LoraUpdate], arena: Arena) -> _native.DecoderWeights:
-        """Return everything the decoder reads with other updates, which are copied into an arena of their own.
+        """Return everything the decoder reads with other updates, which are copied into an arena of
+        their own.
 
-        The copies of the model's weights are shared. NotCoveredError for an update of another linear.
+        The copies of the model's weights are shared. NotCoveredError for an update of another
+        linear.
         """
         self._check_updates(updates)
         weights = _native.DecoderWeights()
@@ -172,7 +175,7 @@ class Builder:
         )
 
     def _packed_ahead(self) -> Iterator[PackedMatrix | DenseRows]:
-        """Yield the source's linears in the order of computation, a few of them packed ahead on the arena's threads."""
+        """Yield the linears in the order of computation, a few packed ahead on other threads."""
         waiting: deque[tuple[str, Future[PackedMatrix | DenseRows]]] = deque()
         with ThreadPoolExecutor(self._arena.threads) as workers:
             for name in [name for name in self._linear_names() if name in self._linears]:

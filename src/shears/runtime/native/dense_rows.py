@@ -23,7 +23,7 @@ from shears.quantization.grid import dequantize_blocks, quantize_blocks, quantiz
 
 @dataclass(frozen=True)
 class DenseRows:
-    """Floats without scales, int8 with a scale per row, or int4: nibbles with a scale and a zero point per block."""
+    """Floats; int8 with a scale per row; or int4 with a scale and zero point per block."""
 
     values: Shaped[Tensor, "O I"]  # of int4 bytes of two nibbles, O x ceil(I / 2)
     scales: Float[Tensor, " O"] | Float16[Tensor, "O B"] | None = None
@@ -43,7 +43,7 @@ class DenseRows:
         return "bf16" if self.values.dtype == torch.bfloat16 else "fp32"
 
     def as_values(self, values: NumberFormat) -> "DenseRows":
-        """Return the matrix in another number format; the same object if it already has that format."""
+        """Return the matrix in another number format; itself if it has that format."""
         if values == self.values_dtype and self.values.dtype == FORMAT_DTYPES[values]:
             return self
         if values == "int8":

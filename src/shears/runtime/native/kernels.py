@@ -1,6 +1,8 @@
-"""Weights for the C++ kernels: checked, copied into buffers, and kept alive; `drop_in.linears` multiplies by them.
+"""Weights for the C++ kernels: checked, copied into buffers, and kept alive; `drop_in.linears`
+multiplies by them.
 
-Importing this module needs the extension (`shears.runtime.kernels_available`). Docs: docs/kernels.md.
+Importing this module needs the extension (`shears.runtime.kernels_available`). Docs:
+docs/kernels.md.
 
 Shapes: O rows (outputs), I columns (inputs), M tokens, r rank.
 """
@@ -38,7 +40,8 @@ GROUP_BYTES = 4  # of a row in a panel: one fp32, two bf16, four int8
 class KernelMatrix:
     """A weight copied into `buffer`, which it keeps alive.
 
-    `num_bytes` is what a product reads. `packed` is the packed weight over the same memory; None for a dense weight.
+    `num_bytes` is what a product reads. `packed` is the packed weight over the same memory; None
+    for a dense weight.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class KernelMatrix:
 
 
 class KernelUpdate:
-    """A low-rank update scaling * B A of a weight, added to its product; keeps `a` (r I) and `b` (O r) alive."""
+    """A low-rank update scaling * B A, added to a product; keeps `a` (r I), `b` (O r) alive."""
 
     def __init__(self, a: KernelMatrix, b: KernelMatrix, scaling: float) -> None:
         self.native = _native.LowRank(a.native, b.native, scaling)
@@ -68,9 +71,11 @@ class KernelUpdate:
 def sparse_matrix(
     packed: PackedMatrix, buffer: _native.HugeBuffer | None = None, threads: int | None = None
 ) -> KernelMatrix:
-    """Copy a packed weight, already checked by `shears.checkpoints.packed`, into a buffer of the kernels.
+    """Copy a packed weight, already checked by `shears.checkpoints.packed`, into a buffer of the
+    kernels.
 
-    With `threads`, its zeros are stored where that makes products on so many threads faster (`is_dense_faster`).
+    With `threads`, its zeros are stored where that makes products on so many threads faster
+    (`is_dense_faster`).
     """
     buffer = HugeBuffer() if buffer is None else buffer
     if threads and is_dense_faster(packed.values_dtype, threads):
@@ -85,7 +90,8 @@ def sparse_matrix(
 def copied_matrix(
     packed: PackedMatrix, values: _native.HugeBuffer, masks: _native.HugeBuffer, rest: _native.HugeBuffer
 ) -> tuple[_native.Matrix, dict[str, int]]:
-    """Copy a packed weight's masks, values and other parts into buffers; return it, and the copies' addresses.
+    """Copy a packed weight's masks, values and other parts into buffers; return it, and the copies'
+    addresses.
 
     Address 0 means that there is no such part.
     """
@@ -98,7 +104,7 @@ def copied_matrix(
 
 
 def dense_matrix(weight: DenseRows, buffer: _native.HugeBuffer | None = None) -> KernelMatrix:
-    """Copy a dense weight into a buffer of the kernels, in panels. InputError for floats of another dtype."""
+    """Copy a dense weight into a buffer, in panels; InputError for other floats."""
     buffer = HugeBuffer() if buffer is None else buffer
     name = weight.values_dtype
     if weight.values.dtype != FORMAT_DTYPES[name]:
@@ -145,7 +151,7 @@ def copied(tensor: Tensor, buffer: _native.HugeBuffer) -> int:
 
 
 def _view(address: int, original: Tensor, buffer: _native.HugeBuffer) -> Tensor:
-    """Return a tensor over the copy of `original` at an address of the buffer, which the view keeps alive."""
+    """Return a tensor over the copy of `original` in the buffer, which it keeps alive."""
     size = original.numel() * original.element_size()
     memory = (ctypes.c_ubyte * max(size, 1)).from_address(address)
     memory.buffer = buffer  # type: ignore[attr-defined]

@@ -1,4 +1,5 @@
-"""The parts of a model that the native decoder is built from, taken from a package or from a model in memory.
+"""The parts of a model that the native decoder is built from, taken from a package or from a model
+in memory.
 
 Shapes: O rows (outputs), I columns (inputs).
 """
@@ -41,7 +42,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Weights by the names in the model's files: linears without `.weight`, tensors with their whole names."""
+    """Weights by their names in files: linears without `.weight`, tensors with whole names."""
 
     config: Any  # transformers' PreTrainedConfig
     linears: Mapping[str, PackedMatrix | DenseRows]
@@ -56,8 +57,8 @@ class ModelSource:
 def source_of_package(package: Package) -> ModelSource:
     """Return the source of a package, its tensors mapped.
 
-    InputError for a folder without the package's configuration, NotCoveredError for an adapter that is more than
-    scaling B A.
+    InputError for a folder without the package's configuration, NotCoveredError for an adapter that
+    is more than scaling B A.
     """
     config = known_config(package.folder)
     updates = _package_updates(package)
@@ -99,7 +100,8 @@ def _package_updates(package: Package) -> dict[str, LoraUpdate]:
 
 
 def scaling_of(settings: Mapping[str, Any], linear: str) -> float:
-    """Return alpha / rank of a linear, as PEFT reads its patterns; alpha / sqrt(rank) for rank-stabilised LoRA.
+    """Return alpha / rank of a linear, as PEFT reads its patterns; alpha / sqrt(rank) for
+    rank-stabilised LoRA.
 
     InputError if the settings hold no such numbers.
     """
@@ -127,11 +129,12 @@ def source_of_model(
 ) -> ModelSource:
     """Return the source of a transformers model in memory, or of PEFT's LoRA around one.
 
-    `values` is the number format of the linears of the blocks, by default the model's own (fp32 for fp16, whose numbers
-    bf16 does not hold); `sparse` packs those that packing makes smaller. A linear is packed when it is read; if
-    `consume`, `release` takes its weight from the model, so that none is held twice. The product of a masked adapter
-    (`make_sparse`) is added to the weight. NotCoveredError for weights that are no floats, and for an adapter that is
-    more than scaling B A.
+    `values` is the number format of the linears of the blocks, by default the model's own (fp32 for
+    fp16, whose numbers bf16 does not hold); `sparse` packs those that packing makes smaller. A
+    linear is packed when it is read; if `consume`, `release` takes its weight from the model, so
+    that none is held twice. The product of a masked adapter (`make_sparse`) is added to the weight.
+    NotCoveredError for weights that are no floats, and for an adapter that is more than scaling B
+    A.
     """
     wrapped: Any = model
     base: Any = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
@@ -162,7 +165,8 @@ def source_of_model(
 
 
 def updates_of(model: nn.Module) -> dict[str, LoraUpdate]:
-    """Return the adapter of a model by linear, its factors not copied; masked products are parts of the weights.
+    """Return the adapter of a model by linear, its factors not copied; masked products are parts of
+    the weights.
 
     NotCoveredError for an adapter that is more than scaling B A.
     """
@@ -201,7 +205,7 @@ class _LayerWeights(Mapping[str, PackedMatrix | DenseRows]):
 
 
 def _may_be_packed_smaller(weight: Tensor, values: NumberFormat) -> bool:
-    """Return whether packing a weight may take less memory than its zeros do; False spares a dense one the packing."""
+    """Return whether packing may save memory; False spares a dense weight the packing."""
     num_stored = int(torch.count_nonzero(weight)) // (2 if values == "int4" else 1)  # at least: of int4 whole groups
     return packed_bytes(weight.shape[0], weight.shape[1], num_stored, values) < _dense_bytes(weight, values)
 

@@ -1,9 +1,11 @@
-"""The walks that the kernels take on this machine, measured once for each kind of values and kept in the user's cache.
+"""The walks that the kernels take on this machine, measured once for each kind of values and kept
+in the user's cache.
 
-How a weight is best read depends on the processor (docs/kernels.md). The candidates give the same bits, except those of
-another instruction set, which is chosen only where it is clearly faster.
+How a weight is best read depends on the processor (docs/kernels.md). The candidates give the same
+bits, except those of another instruction set, which is chosen only where it is clearly faster.
 
-`SHEARS_TUNING` in the environment: `off` takes the default walks, `again` measures and overwrites the cache.
+`SHEARS_TUNING` in the environment: `off` takes the default walks, `again` measures and overwrites
+the cache.
 """
 
 import hashlib
@@ -36,7 +38,7 @@ LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")  # Linux
 
 @cache
 def tune(values: NumberFormat, sparse: bool) -> None:
-    """Choose the walks for one kind of weight, once in a process: from the cache if it knows, else by measuring."""
+    """Choose the walks for one kind of weight, once in a process: cached, else measured."""
     mode = os.environ.get("SHEARS_TUNING", "")
     if mode not in ("", "off", "again"):
         raise InputError(f"SHEARS_TUNING must be off or again, or not be set, got {mode!r}")
@@ -54,10 +56,11 @@ def tune(values: NumberFormat, sparse: bool) -> None:
 
 @cache
 def is_dense_faster(values: NumberFormat, threads: int) -> bool:
-    """Return whether a sparse weight is multiplied faster by one token if its zeros are stored, on so many threads.
+    """Return whether a sparse weight is multiplied faster by one token if its zeros are stored, on
+    so many threads.
 
-    Measured where no instruction expands the kept values; there a few threads may be slower than memory. Kept in the
-    cache, too.
+    Measured where no instruction expands the kept values; there a few threads may be slower than
+    memory. Kept in the cache, too.
     """
     tune(values, True)
     mode = os.environ.get("SHEARS_TUNING", "")
@@ -79,7 +82,7 @@ def is_dense_faster(values: NumberFormat, threads: int) -> bool:
 
 
 def measured(values: NumberFormat, sparse: bool) -> list[str]:
-    """Return the name of the best walk of every token class; takes about SECONDS and the time to make a weight."""
+    """Return the best walk of every token class; takes about SECONDS plus making a weight."""
     timed = _native.time_candidates(CODES[values], sparse, weight_bytes(), SECONDS)
     names = [best_of(candidates) for candidates in timed]
     logger.debug("measured the walks of %s weights: %s", _kind(values, sparse), ", ".join(names))
@@ -87,7 +90,7 @@ def measured(values: NumberFormat, sparse: bool) -> list[str]:
 
 
 def best_of(candidates: Sequence[tuple[str, float]]) -> str:
-    """Return the name to take: the fastest, if it beats the default (the first candidate) by enough."""
+    """Return the fastest walk if it beats the default (the first candidate) by enough."""
     default, default_time = candidates[0]
     own = default.split()[0]
     rivals = [
@@ -124,7 +127,7 @@ def _kind(values: NumberFormat, sparse: bool) -> str:
 
 
 def _cached(path: Path) -> dict[str, Any]:
-    """Return the choices in a cache file by kind; none, with a line in the log, if it cannot be used."""
+    """Return the choices in a cache file by kind; none, with a log line, if unusable."""
     try:
         choices = json.loads(path.read_text(encoding="utf-8"))["choices"]
         return dict(choices)
@@ -146,7 +149,7 @@ def _apply(values: NumberFormat, sparse: bool, names: Any) -> bool:
 
 
 def _store(path: Path, choices: dict[str, Any]) -> None:
-    """Write the choices to the cache file; a cache that cannot be written costs only another measurement."""
+    """Write the choices to the cache file; a failure costs only another measurement."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"processor": processor(), "choices": choices})
