@@ -21,8 +21,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Stand in for the download and the conversion, which need a network; list the folders made."""
     folders: list[Path] = []
 
-    def convert(name: str, work: Path) -> None:
-        (work / "config.json").write_text(name)
+    def convert(source: object, work: Path) -> None:
+        (work / "config.json").write_text(str(source))
         folders.append(work)
 
     monkeypatch.setattr(fetching, "_convert_embedded", convert)

@@ -29,7 +29,14 @@ from shears.errors import InputError, first_line
 from shears.models.blocks import decoder_blocks, linears, matching, sharing_a_weight, weight_oi
 from shears.models.devices import DTYPES, pick_device, resolved_precision
 from shears.models.grid_adapter import grids_of, make_quantize_aware
-from shears.models.load import keep_as_quantized, load_model, load_tokenizer, quantization_config, refuse_unknown
+from shears.models.load import (
+    keep_as_quantized,
+    load_model,
+    load_tokenizer,
+    num_embeddings,
+    quantization_config,
+    refuse_unknown,
+)
 from shears.models.properties import positions_in
 from shears.models.ref import ModelRef
 from shears.models.sparse_adapter import make_sparse
@@ -161,7 +168,7 @@ def prepare(model: ModelRef, settings: TrainConfig, rows: Rows | None = None) ->
         precision = resolved_precision(settings.precision, pick_device(settings.device))
         quantization = quantization_config(settings.quantize, DTYPES[precision])
     base = load_model(model, device=device, quantization=quantization)
-    refuse_unknown(max(max(row.input_ids) for row in chain(*rows)), base.get_input_embeddings())
+    refuse_unknown(max(max(row.input_ids) for row in chain(*rows)), num_embeddings(base))
     keep_as_quantized(base)
     space = build_space(base, settings.groups, settings.ranks)
     if settings.masks and (pair := sharing_a_weight(base, chain(*space.modules.values()))) is not None:

@@ -23,8 +23,8 @@ class Method:
 
     needs: Needs
     prune: str
-    """Function from `Task` to `Pruned` (sparsity/methods/scores.py), as `module:name`. It is imported when it is used,
-    because reading a recipe must not import torch."""
+    """Function from `Task` to `Pruned` (sparsity/methods/scores.py), as `module:name`. It is
+    imported when it is used, because reading a recipe must not import torch."""
 
 
 METHODS: Mapping[str, Method] = {
@@ -55,19 +55,20 @@ class SparsifyConfig(StageConfig):
     sparsity: float = Field(0.5, ge=0.0, lt=1.0)
     """Share of weights that become zero, over all pruned linear layers (linears) together."""
     method: MethodName = "wanda"
-    """Pruning method: wanda, magnitude and ria only set weights to zero; sparsegpt and admm also update the kept ones
-    (better, slower)."""
+    """Pruning method: wanda, magnitude and ria only set weights to zero; sparsegpt and admm also
+    update the kept ones (better, slower)."""
     pattern: Pattern = "row"
     """Where weights compete for the zeros: within a row of a linear (row), within a linear (layer),
     or within M consecutive weights of a row, of which N are kept (N:M)."""
     allocation: AllocationName = "uniform"
-    """Sparsity of each linear: uniform, owl (lower in blocks with outliers) or sensitivity (by the loss's gradient)."""
+    """Sparsity of each linear: uniform, owl (lower in blocks with outliers) or sensitivity (by the
+    loss's gradient)."""
     reconstruct: bool = False
-    """Fit the kept weights to the dense linear's outputs on the calibration text; zeros stay where they are."""
+    """Fit the kept weights to the dense linear's outputs on the calibration text; zeros stay."""
     calibration: str | None = None
-    """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, the embedded arithmetic:train, or self
-    (text that the model writes itself, see write); default: arithmetic:train for the embedded model, none for
-    others."""
+    """Calibration text: FILE.txt, rows or chats (JSON, CSV, Parquet), a hub id, the embedded
+    arithmetic:train, or self (text that the model writes itself, see write); default:
+    arithmetic:train for the embedded model, none for others."""
     columns: Columns = Field({})
     """Columns of the calibration rows that stand for those of a known form of row, such as
     instruction=question,output=answer."""
@@ -76,25 +77,25 @@ class SparsifyConfig(StageConfig):
     sequence_length: int = Field(512, gt=1)
     """Tokens in a calibration sequence."""
     skip: Names = ()
-    """Linears that stay dense and do not count towards the sparsity, by suffix or regex, such as o_proj or
-    .*layers\\.0\\..*"""
+    """Linears that stay dense and do not count towards the sparsity, by suffix or regex, such as
+    o_proj or .*layers\\.0\\..*"""
     sparsity_of: Shares = Field({})
-    """Sparsity of single linears, by suffix or regex, such as down_proj=0.4; the other linears make up for it, so
-    that the overall sparsity stays."""
+    """Sparsity of single linears, by suffix or regex, such as down_proj=0.4; the other linears make
+    up for it, so that the overall sparsity stays."""
     recover_rank: int = Field(0, ge=0)
-    """Also write OUT/recovery, a LoRA adapter of this rank that restores most of what pruning removed; 0: write
-    none."""
+    """Also write OUT/recovery, a LoRA adapter of this rank that restores most of what pruning
+    removed; 0: write none."""
     recover_by: Literal["norms", "moments"] = "norms"
-    """Statistics of the inputs that the recovery adapter is fitted to: their norms, or their second moments (slower,
-    better)."""
+    """Statistics of the inputs that the recovery adapter is fitted to: their norms, or their second
+    moments (slower, better)."""
     activation_budget: Size = "2GB"
     """Memory for the hidden states between blocks; hidden states beyond it are kept in files."""
     precision: DtypeName = "auto"
-    """Arithmetic of the forward passes; auto: bf16 where the processor supports it, else fp32. Statistics are always
-    in fp32."""
+    """Arithmetic of the forward passes; auto: bf16 where the processor supports it, else fp32.
+    Statistics are always in fp32."""
     dtype: DtypeName = "auto"
-    """Number format of the saved model; auto: the model's own, and fp32 for a .gguf file, which bf16 also converts in
-    bf16: half the disk."""
+    """Number format of the saved model; auto: the model's own, and fp32 for a .gguf file, which
+    bf16 also converts in bf16: half the disk."""
     device: Device = "auto"
     """Where to compute: auto, cpu, cuda or mps."""
     seed: Seed = 0
@@ -112,9 +113,9 @@ class SparsifyConfig(StageConfig):
         return self.allocation != "uniform" or self.measures_inputs
 
     def for_model(self, model: str) -> "SparsifyConfig":
-        """Return the options with a calibration text; InputError where pruning another model needs one.
+        """Return the options with a calibration text; InputError if it is needed and not given.
 
-        Sums of small numbers say little of a model's inputs in use, so that only the demo takes them unasked.
+        Only the embedded models have a default text, because its sums are unlike a text in use.
         """
         if self.calibration is not None:
             return self

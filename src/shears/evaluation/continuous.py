@@ -19,7 +19,7 @@ from shears.evaluation.generate import damaged_logits, line_breaks, refuse_empty
 from shears.evaluation.records import TextJournal
 from shears.models.blocks import LoraUpdate
 from shears.models.devices import resolved_precision
-from shears.models.load import end_tokens, refuse_beyond
+from shears.models.load import end_tokens, refuse_unknown
 from shears.models.sparse_adapter import is_sparse
 from shears.progress import meter
 from shears.runtime.choice import Wanted, native_backend
@@ -141,7 +141,7 @@ class ContinuousDecoder:
     def answers(self, prompts: Sequence[list[int]]) -> list[str]:
         """Return the continuation of every prompt of tokens; InputError for an empty one."""
         refuse_empty(prompts)
-        refuse_beyond(max(map(max, prompts)), self.backend.vocab_size)
+        refuse_unknown(max(map(max, prompts)), self.backend.vocab_size)
         ends = end_tokens(self.tokenizer, self.settings)
         line_ends = frozenset(line_breaks(self.tokenizer).tolist()) if self.one_line else frozenset[int]()
         kept = {number: self._kept(number) for number in range(len(prompts))}

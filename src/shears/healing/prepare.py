@@ -14,7 +14,7 @@ from shears.healing.linears import train_kept, train_products, trainable
 from shears.healing.recovery import add_recovery
 from shears.models.blocks import decoder_blocks
 from shears.models.devices import DTYPES, pick_device, resolved_precision
-from shears.models.load import load_model, load_tokenizer, refuse_unknown
+from shears.models.load import load_model, load_tokenizer, num_embeddings, refuse_unknown
 from shears.models.properties import check_sequence_length
 from shears.models.ref import ModelRef, resolve
 from shears.training.cached_teacher import cached_teacher
@@ -67,7 +67,7 @@ def prepare(sparse: ModelRef, source: TeacherSource, settings: HealConfig) -> Pr
     cached = cached_teacher(source, sparse, rows, settings, packing=True) if settings.teacher_top_k else None
     model = load_model(sparse, device=settings.device)
     check_sequence_length(model, settings.sequence_length)
-    refuse_unknown(max(max(row.input_ids) for row in rows), model.get_input_embeddings())
+    refuse_unknown(max(max(row.input_ids) for row in rows), num_embeddings(model))
     _start(sparse, model, settings, precision)
     if cached is not None:
         return Prepared(model, tokenizer, cached, rows)

@@ -1,4 +1,5 @@
-"""The decoder blocks and linears of any language model, found by structure; replacing blocks' forwards temporarily.
+"""The decoder blocks and linears of any language model, found by structure; replacing blocks'
+forwards temporarily.
 
 Shapes: O output features, I input features of a linear, R rank of its update.
 """
@@ -21,28 +22,25 @@ from shears.errors import InputError
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the name of the list of decoder blocks, such as `model.layers`, and the list; InputError without one.
+    """Return the name of the list of decoder blocks, such as `model.layers`, and the list;
+    InputError without one.
 
-    It is the largest list (by parameters) of GradientCheckpointingLayer, else the largest list of modules. Lists in
-    towers that take images or sound are ignored unless there is no other.
+    It is the largest list (by parameters) of GradientCheckpointingLayer, else the largest list of
+    modules. Lists in towers that take images or sound are ignored unless there is no other.
     """
     lists = [(name, child) for name, child in model.named_modules() if isinstance(child, nn.ModuleList) and len(child)]
     if not lists:
         raise InputError(f"the model must have a list of decoder blocks, {type(model).__name__} has none")
-    towers = _towers(model)
+    # submodels whose main input, as transformers names it, is not text
+    inputs = {name: getattr(child, "main_input_name", "input_ids") for name, child in model.named_modules()}
+    towers = tuple(f"{name}." for name, main in inputs.items() if name and main != "input_ids")
     of_text = [pair for pair in lists if not pair[0].startswith(towers)] or lists
     layers = [pair for pair in of_text if all(isinstance(block, GradientCheckpointingLayer) for block in pair[1])]
     return max(layers or of_text, key=lambda pair: sum(parameter.numel() for parameter in pair[1].parameters()))
 
 
-def _towers(model: nn.Module) -> tuple[str, ...]:
-    """Return the names, ending in a dot, of submodels whose main input is not text, as transformers names it."""
-    inputs = ((name, getattr(child, "main_input_name", "input_ids")) for name, child in model.named_modules())
-    return tuple(f"{name}." for name, main_input in inputs if name and main_input != "input_ids")
-
-
 def sharing_a_weight(model: nn.Module, linears: Iterable[str]) -> tuple[str, str] | None:
-    """Return the first of the named linears that shares its weight, and the module it shares with; None without any."""
+    """Return the first linear that shares its weight, and the module it shares it with."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name.removesuffix(".weight"))
@@ -56,7 +54,8 @@ def sharing_a_weight(model: nn.Module, linears: Iterable[str]) -> tuple[str, str
 @contextmanager
 def replaced_forwards(blocks: Iterable[nn.Module], forward: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
     """Replace each block's forward by `forward(index)` inside the context."""
-    before = [(block, block.__dict__.get("forward")) for block in blocks]  # other libraries wrap it on the instance
+    # other libraries wrap the forward on the instance
+    before = [(block, block.__dict__.get("forward")) for block in blocks]
     try:
         for index, (block, _) in enumerate(before):
             block.forward = forward(index)
@@ -70,7 +69,7 @@ def replaced_forwards(blocks: Iterable[nn.Module], forward: Callable[[int], Call
 
 @dataclass(frozen=True)
 class LoraUpdate:
-    """A low-rank update of a linear: W + scaling B A; `per_rank` components (of LoKr more than one) are a rank."""
+    """A low-rank update W + scaling B A; a rank has `per_rank` components (in LoKr several)."""
 
     a: Float[Tensor, "R I"]
     b: Float[Tensor, "O R"]
@@ -83,8 +82,8 @@ def kronecker_update(
 ) -> LoraUpdate:
     """Return the update as a product B A of M components a rank, those of the first ranks first.
 
-    w1 kron (w2_a w2_b) = (w1 kron w2_a) (1 kron w2_b), with the columns of the one and the rows of the other sorted by
-    rank.
+    w1 kron (w2_a w2_b) = (w1 kron w2_a) (1 kron w2_b), with the columns of the one and the rows of
+    the other sorted by rank.
     """
     inputs = w1.shape[1]
     b = torch.einsum("lm,kr->lkrm", w1, w2_a).flatten(2).flatten(0, 1)
@@ -93,7 +92,7 @@ def kronecker_update(
 
 
 def update_of_layer(layer: LoKrLayer, adapter: str) -> LoraUpdate:
-    """Return the update of PEFT's layer, at its largest rank; the layer must hold w1 whole and w2 in two factors."""
+    """Return the update at the largest rank of PEFT's layer with w1 whole and w2 in two factors."""
     factors = (layer.lokr_w1, layer.lokr_w2_a, layer.lokr_w2_b)
     w1, w2_a, w2_b = (factor[adapter].detach() for factor in factors)
     return kronecker_update(w1, w2_a, w2_b, float(layer.scaling[adapter]))
@@ -111,7 +110,7 @@ def weight_oi(linear: nn.Module) -> Float[Tensor, "O I"]:
 
 
 def matching(names: Iterable[str], targets: Sequence[str]) -> list[str]:
-    """Return the names that a target matches, by dotted suffix or whole regex, in the order of `names`.
+    """Return the names, in order, that a target matches by dotted suffix or whole regex.
 
     InputError for a target that matches none; the message lists the names.
     """

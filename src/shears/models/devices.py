@@ -13,7 +13,7 @@ MOST_THREADS = 1024
 
 
 def pick_device(device: str) -> torch.device:
-    """Return a device by name; auto is cuda, else mps, else cpu. InputError for one that this machine lacks."""
+    """Return a device; auto is cuda, else mps, else cpu. InputError if this machine lacks it."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     chosen = torch.device(device)
@@ -25,7 +25,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def resolved_precision(precision: str, device: torch.device | str) -> Literal["fp32", "bf16", "fp16"]:
-    """Return a precision by name; auto is bf16 where the hardware has it, else fp32. InputError for fp16 on a CPU."""
+    """Return a precision; auto is bf16 if the hardware has it, else fp32. No fp16 on a CPU."""
     kind = torch.device(device).type
     if precision == "fp16" and kind != "cuda":
         raise InputError(f"precision fp16 needs a CUDA device, got {kind}; use auto, bf16 or fp32")
@@ -42,13 +42,14 @@ def _has_bf16(kind: str) -> bool:
 
 
 def autocast(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:
-    """Return the context in which forwards compute in a precision, whatever the weights' dtype is."""
+    """Return the context in which forwards compute in a precision, for weights of any dtype."""
     chosen = resolved_precision(precision, device)
     return nullcontext() if chosen == "fp32" else torch.autocast(torch.device(device).type, DTYPES[chosen])
 
 
 def keep_casts(model: nn.Module) -> None:
-    """Let autocast cast frozen weights once instead of at every forward; for forwards without gradients.
+    """Let autocast cast frozen weights once instead of at every forward; for forwards without
+    gradients.
 
     autocast caches the casts of parameters that require gradients only.
     """
@@ -58,9 +59,11 @@ def keep_casts(model: nn.Module) -> None:
 
 
 def widen_norms(model: nn.Module) -> list[nn.Module]:
-    """Convert the fp16 LayerNorms of a model on a CPU to fp32, and return them; their values do not change.
+    """Convert the fp16 LayerNorms of a model on a CPU to fp32, and return them; their values do not
+    change.
 
-    The CPU's kernel accepts fp16 weights with fp16 inputs only, and bf16 autocast gives it other inputs.
+    The CPU's kernel accepts fp16 weights with fp16 inputs only, and bf16 autocast gives it other
+    inputs.
     """
     norms = [norm for norm in model.modules() if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine]
     half = [norm for norm in norms if (norm.weight.dtype, norm.weight.device.type) == (torch.float16, "cpu")]
@@ -68,7 +71,7 @@ def widen_norms(model: nn.Module) -> list[nn.Module]:
 
 
 def set_threads(count: int | None) -> None:
-    """Set the number of CPU threads; None keeps torch's default, one a core. InputError above MOST_THREADS."""
+    """Set the number of CPU threads, 1 to MOST_THREADS; None keeps torch's, one a core."""
     if count is not None and not 1 <= count <= MOST_THREADS:
         raise InputError(f"threads must be 1 to {MOST_THREADS}, got {count}; leave them out for one a core")
     if count is not None:

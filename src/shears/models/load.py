@@ -1,4 +1,4 @@
-"""Load a causal language model, its tokenizer, and an adapter on it, through transformers and PEFT."""
+"""Load a causal language model, its tokenizer and an adapter through transformers and PEFT."""
 
 import importlib.util
 import logging
@@ -50,9 +50,9 @@ def load_model(
 ) -> PreTrainedModel:
     """Return the causal language model in evaluation mode; `auto` keeps the dtype it was saved in.
 
-    A package is loaded without its adapter, its packed weights made dense; `quantization` quantizes the linears.
-    On a CPU fp16 LayerNorms are widened (`widen_norms`), unless the model is loaded to be saved again.
-    InputError, in one line, for any failure to load, missing weights included.
+    A package is loaded without its adapter, its packed weights made dense; `quantization` quantizes
+    the linears. On a CPU fp16 LayerNorms are widened (`widen_norms`), unless the model is loaded to
+    be saved again. InputError, in one line, for any failure to load, missing weights included.
     """
     ref = resolve(model, dtype)
     torch_device = pick_device(device)
@@ -101,7 +101,7 @@ def _from_pretrained(ref: ModelRef, options: dict[str, Any]) -> Any:
 
 
 def _refuse_more_blocks(folder: Path, names: Collection[str], unexpected: Collection[str]) -> None:
-    """Raise InputError for a config of fewer blocks than the package holds: transformers would ignore the others."""
+    """Raise InputError if the package holds more blocks than its config: they would be ignored."""
     known = {BLOCK_NUMBER.sub("#", name) for name in names}
     if beyond := sorted(name for name in unexpected if BLOCK_NUMBER.sub("#", name) in known):
         raise InputError(
@@ -110,10 +110,11 @@ def _refuse_more_blocks(folder: Path, names: Collection[str], unexpected: Collec
 
 
 def quantization_config(form: Quantized, compute: torch.dtype) -> BitsAndBytesConfig:
-    """Return transformers' configuration for quantizing a model while loading; nf4 multiplies in `compute`.
+    """Return transformers' configuration for quantizing a model while loading; nf4 multiplies in
+    `compute`.
 
-    Zeros stay zeros: both formats contain an exact zero, the nearest value of a weight that is zero. InputError where
-    bitsandbytes is not installed.
+    Zeros stay zeros: both formats contain an exact zero, the nearest value of a weight that is
+    zero. InputError where bitsandbytes is not installed.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(
@@ -125,7 +126,8 @@ def quantization_config(form: Quantized, compute: torch.dtype) -> BitsAndBytesCo
 
 
 def _quantizing_options(ref: ModelRef, quantization: BitsAndBytesConfig, device: torch.device) -> dict[str, Any]:
-    """Return the options of `from_pretrained` that quantize a model onto a device; InputError where it cannot be.
+    """Return the options of `from_pretrained` that quantize a model onto a device; InputError where
+    it cannot be.
 
     Of several GPUs, the device is the one this process uses.
     """
@@ -141,9 +143,11 @@ def _quantizing_options(ref: ModelRef, quantization: BitsAndBytesConfig, device:
 
 
 def keep_as_quantized(model: nn.Module) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights at their first use without gradients, as it does on some CPUs.
+    """Stop bitsandbytes from repacking 4-bit weights at their first use without gradients, as it
+    does on some CPUs.
 
-    Repacking rounds the scales to bf16 for good, and models are run once without gradients before training.
+    Repacking rounds the scales to bf16 for good, and models are run once without gradients before
+    training.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -151,7 +155,7 @@ def keep_as_quantized(model: nn.Module) -> None:
 
 
 def load_tokenizer(model: AnyModel) -> PreTrainedTokenizerBase:
-    """Return the model's tokenizer, with a padding token (the end of sequence where it has none of its own)."""
+    """Return the model's tokenizer; its padding token is the end of sequence if it has none."""
     tokenizer = _stored_tokenizer(resolve(model))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -167,7 +171,8 @@ def save_tokenizer(model: AnyModel, folder: Path) -> None:
 
 
 def copy_configs(folder: Path, work: Path, config: Mapping[str, Any] | None = None) -> None:
-    """Copy the configuration of a model folder, or write `config` in its place, and the one for generation, if any.
+    """Copy the configuration of a model folder, or write `config` in its place, and the one for
+    generation, if any.
 
     The copy asks for no code (`auto_map`). InputError for a link to a file outside of the folder.
     """
@@ -198,7 +203,8 @@ def _stored_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: Any) -> frozenset[int]:
-    """Return every token that ends a text: the tokenizer's, and those of the model's generation settings.
+    """Return every token that ends a text: the tokenizer's, and those of the model's generation
+    settings.
 
     Chat models have several, and name some of them only in the settings.
     """
@@ -210,12 +216,18 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: Any) -> frozenset[i
 def load_both(
     model: AnyModel, dtype: str = "auto", device: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a model and its tokenizer. A forward raises InputError for tokens that have no embedding."""
+    """Return a model and its tokenizer; a forward raises InputError for unknown token ids."""
     ref = resolve(model, dtype)
     network = load_model(ref, dtype, device)
     tokenizer = load_tokenizer(ref)
-    if max(tokenizer.get_vocab().values(), default=0) >= num_embeddings(network):
-        network.get_input_embeddings().register_forward_pre_hook(_refuse_unknown_tokens)
+    known = num_embeddings(network)
+
+    def check(_: nn.Module, inputs: tuple[Int[Tensor, "..."], ...]) -> None:
+        if inputs:
+            refuse_unknown(int(inputs[0].max()), known)
+
+    if max(tokenizer.get_vocab().values(), default=0) >= known:
+        network.get_input_embeddings().register_forward_pre_hook(check)
     return network, tokenizer
 
 
@@ -224,13 +236,8 @@ def num_embeddings(model: PreTrainedModel) -> int:
     return int(model.get_input_embeddings().get_parameter("weight").shape[0])
 
 
-def refuse_unknown(largest: int, embedding: nn.Module) -> None:
-    """Raise InputError where the largest token id of a text has no embedding."""
-    refuse_beyond(largest, embedding.get_parameter("weight").shape[0])
-
-
-def refuse_beyond(largest: int, embeddings: int) -> None:
-    """Raise InputError where a token id is beyond a number of embeddings."""
+def refuse_unknown(largest: int, embeddings: int) -> None:
+    """Raise InputError if the largest token id has none of the model's `embeddings`."""
     if largest >= embeddings:
         raise InputError(
             f"token ids must be below {embeddings}, the model's embeddings, got {largest}; resize the model's "
@@ -238,19 +245,16 @@ def refuse_beyond(largest: int, embeddings: int) -> None:
         )
 
 
-def _refuse_unknown_tokens(embedding: nn.Module, inputs: tuple[Int[Tensor, "..."], ...], *_: Any) -> None:
-    if inputs:
-        refuse_unknown(int(inputs[0].max()), embedding)
-
-
 def load_with_adapter(
     model: AnyModel, adapter: str | Path | None = None, dtype: str = "auto", device: str = "auto"
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """Return a model, ready to evaluate, and its tokenizer; the adapter on it is loaded through stock PEFT.
+    """Return a model, ready to evaluate, and its tokenizer; the adapter on it is loaded through
+    stock PEFT.
 
-    An adapter trained with sparse_adapter or quantize_aware computes as in its training: its product is masked by the
-    model's zeros, and the weights are rounded. A package comes with its own adapter. InputError where the adapter
-    cannot be loaded, lacks weights, or was trained on another base than this model.
+    An adapter trained with sparse_adapter or quantize_aware computes as in its training: its
+    product is masked by the model's zeros, and the weights are rounded. A package comes with its
+    own adapter. InputError where the adapter cannot be loaded, lacks weights, or was trained on
+    another base than this model.
     """
     ref = resolve_with(model, adapter, dtype)
     if ref.is_package:
@@ -265,7 +269,7 @@ def load_with_adapter(
 def _load_package_with_adapter(
     ref: ModelRef, adapter: str | Path | None, dtype: str, device: str
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """Return the model of a package with the adapter in it, in the classes of transformers and PEFT."""
+    """Return a package's model with its adapter, in the classes of transformers and PEFT."""
     if adapter is not None:
         raise InputError(
             f"a package comes with its adapter, got adapter={adapter} beside {ref.folder}; unpack it to change it"
@@ -282,7 +286,7 @@ def _load_package_with_adapter(
 
 
 def _checked_record(adapter: Path, ref: ModelRef) -> dict[str, Any]:
-    """Return an adapter's record, empty for another tool's adapter; InputError where the model is not its base."""
+    """Return an adapter's record, empty for another tool's; InputError for another base."""
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise InputError(f"the adapter must be a folder with {ADAPTER_CONFIG}, got {adapter}; check the path")
     path = find_record(adapter)
@@ -295,12 +299,14 @@ def _checked_record(adapter: Path, ref: ModelRef) -> dict[str, Any]:
 def put_adapter(
     base: nn.Module, adapter: Path, *, record: Mapping[str, Any] = MappingProxyType({}), shown: Path | None = None
 ) -> PeftModel:
-    """Return the model with an adapter of a folder, in evaluation mode, computing as in its training.
+    """Return the model with an adapter of a folder, in evaluation mode, computing as in its
+    training.
 
-    Its record says whether its product is masked (`make_sparse`) and rounded (`make_quantize_aware`).
+    Its record says whether its product is masked (`make_sparse`) and rounded
+    (`make_quantize_aware`).
 
-    `shown` is the folder that messages name, by default the adapter's. InputError for what PEFT cannot load, for
-    missing or pickled weights, and for adapters that put tokens before the text.
+    `shown` is the folder that messages name, by default the adapter's. InputError for what PEFT
+    cannot load, for missing or pickled weights, and for adapters that put tokens before the text.
     """
     shown = shown or adapter
     without_code.refuse_pickled(adapter)
@@ -330,7 +336,7 @@ def put_adapter(
 
 
 def _refuse_wrong_tokens(adapter: Path, loaded: PeftModel) -> None:
-    """Raise InputError for wrong tokens of aLoRA (they switch the adapter on): PEFT checks them in the forward only."""
+    """Raise InputError for wrong invocation tokens of aLoRA, which PEFT checks in the forward."""
     tokens = getattr(loaded.active_peft_config, "alora_invocation_tokens", None)
     if tokens is not None and not (isinstance(tokens, list) and all(type(token) is int for token in tokens)):
         raise InputError(

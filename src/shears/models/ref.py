@@ -1,4 +1,4 @@
-"""A model under any name, resolved once: a folder, a .gguf file, a hub id, or the name of an embedded model."""
+"""Resolve a model's name once: a folder, a .gguf file, a hub id, or an embedded model."""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +22,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model in a local folder, and its name as the user gave it. Files are read at first use, and only once.
+    """A model in a local folder, and its name as the user gave it. Files are read at first use, and
+    only once.
 
     A stage makes one with `resolve` where it takes a model's name, and passes it on whole.
     """
@@ -32,7 +33,7 @@ class ModelRef:
 
     @property
     def recorded_name(self) -> str:
-        """The model's name in records: the absolute path of a folder or file, any other name as it is."""
+        """The name in records: a path is made absolute, any other name stays as it is."""
         path = expanded(self.name)
         return str(path.resolve()) if path.exists() else self.name
 
@@ -48,7 +49,7 @@ class ModelRef:
 
     @cached_property
     def record(self) -> Mapping[str, Any]:
-        """The record that shears wrote into the folder, its weights not verified; empty where there is none."""
+        """The record that shears wrote into the folder, not verified; empty without one."""
         path = find_record(self.folder)
         return record_in(path) if path is not None and path.name in KINDS else {}
 
@@ -56,13 +57,14 @@ class ModelRef:
     def package(self) -> Package:
         """The package in the folder, mapped, its bytes verified; InputError where it is not whole.
 
-        The bytes are compared with the fingerprint in package.json or, where the record has none, with the file's own.
+        The bytes are compared with the fingerprint in package.json or, where the record has none,
+        with the file's own.
         """
         record = read_record(self.folder, PACKAGE, fingerprint=self.fingerprint)
         return read_package(self.folder, verify="fingerprint" not in record)
 
     def refuse_package(self, use: str) -> None:
-        """Raise InputError for a package, whose adapter would be left out; `use` is the verb of the message."""
+        """Raise InputError for a package, whose adapter would be left out of the `use`."""
         if self.is_package:
             raise InputError(
                 f"a model to {use} must be a model folder, got the package {self.name}; shears unpack it first"
@@ -76,9 +78,9 @@ AnyModel = ModelRef | str | Path
 def resolve(model: AnyModel, dtype: str = "auto") -> ModelRef:
     """Return the model that a name stands for; a ModelRef is returned as it is.
 
-    Embedded models and .gguf files are converted once into the cache, a .gguf file in bf16 where `dtype` says so, all
-    else in fp32; a hub id is downloaded into the hub's cache (unless HF_HUB_OFFLINE). InputError where there is no such
-    model.
+    Embedded models and .gguf files are converted once into the cache, a .gguf file in bf16 where
+    `dtype` says so, all else in fp32; a hub id is downloaded into the hub's cache (unless
+    HF_HUB_OFFLINE). InputError where there is no such model.
     """
     if isinstance(model, ModelRef):
         return model
@@ -94,7 +96,8 @@ def resolve(model: AnyModel, dtype: str = "auto") -> ModelRef:
         return ModelRef(convert_gguf(path, "bf16" if dtype == "bf16" else "fp32"), name)
     if name in EMBEDDED:
         return ModelRef(fetch(name), name)
-    if not _looks_like_hub_id(name):
+    in_local_folder = "/" in name and Path(name.split("/", 1)[0]).is_dir()  # then it is a path
+    if in_local_folder or name.endswith(".gguf") or not HUB_ID.fullmatch(name):
         raise InputError(f"the model must exist, and there is no {name}; give a folder, a .gguf file or a hub id")
     return ModelRef(_downloaded(name), name)
 
@@ -113,12 +116,6 @@ def _checked_folder(folder: Path) -> Path:
     if (folder / ADAPTER_CONFIG).is_file():
         raise InputError(f"the model must be a base model, got the adapter {folder}; give it as --adapter")
     raise InputError(f"a model folder must hold config.json; {folder} does not")
-
-
-def _looks_like_hub_id(name: str) -> bool:
-    """Tell `org/name` from a path: a first part that is a folder here makes it a path."""
-    in_local_folder = "/" in name and Path(name.split("/", 1)[0]).is_dir()
-    return bool(HUB_ID.fullmatch(name)) and not name.endswith(".gguf") and not in_local_folder
 
 
 def _downloaded(name: str) -> Path:

@@ -24,8 +24,8 @@ def compare(
 ) -> dict[str, Any]:
     """Return the comparison of runs; also write it to `output`, a .json or .html file.
 
-    `read_arms` explains how runs are named. Every arm is compared with the arm `against`, by default
-    the first, on the same examples; seeds of an arm are pooled.
+    `read_arms` explains how runs are named. Every arm is compared with the arm `against`, by
+    default the first, on the same examples; seeds of an arm are pooled.
     """
     path = expanded(output) if output is not None else None
     if path is not None and (path.suffix not in (".json", ".html") or path.is_dir() or not path.parent.is_dir()):

@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 def write_report(run: str | Path, output: str | Path | None = None, *, compare: str | Path | None = None) -> Path:
     """Write the report of a run's folder to one self-contained HTML file and return its path.
 
-    By default the file is `report.html` in the run's folder. The folder may also be one of `compress`.
-    `compare` is another run, shown beside the first one.
-    Raises InputError if a folder is not a run, a record lacks what its stage writes, or the output is not an .html file
-    in a folder that exists.
+    By default the file is `report.html` in the run's folder. The folder may also be one of
+    `compress`. `compare` is another run, shown beside the first one. Raises InputError if a folder
+    is not a run, a record lacks what its stage writes, or the output is not an .html file in a
+    folder that exists.
     """
     folder = Path(run)
     other = Path(compare) if compare is not None else None
@@ -140,7 +140,8 @@ def _quality(run: Run) -> Iterator[Markup]:
 
 
 def _difference(run: Run, row: Record, other: Record, about: str = "") -> Markup:
-    """Return the headline of a difference in points with its interval and counts; if it is not paired, both figures.
+    """Return the headline of a difference in points with its interval and counts; if it is not
+    paired, both figures.
 
     `about` are words on what the difference means.
     """

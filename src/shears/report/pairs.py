@@ -1,6 +1,7 @@
 """Pairs of measurements: are they comparable, paired differences, two runs side by side.
 
-Two measurements are comparable if they have the same task and protocol, and the same examples or data.
+Two measurements are comparable if they have the same task and protocol, and the same examples or
+data.
 """
 
 from collections import defaultdict
@@ -82,8 +83,8 @@ def _keys(recipe: Record, section: str = "") -> Iterator[tuple[str, Any]]:
 def incomparable(one: Record, other: Record) -> str | None:
     """Return why two measurements cannot be compared, such as their protocols; None if they can.
 
-    Examples are identified by their questions, whatever the file, the order and the prompt. Without examples, the data
-    are identified by their hash, or by their path if no hash is recorded.
+    Examples are identified by their questions, whatever the file, the order and the prompt. Without
+    examples, the data are identified by their hash, or by their path if no hash is recorded.
     """
     for name in ("task", "protocol"):
         if (left := _setting(one, name)) != (right := _setting(other, name)):

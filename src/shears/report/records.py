@@ -21,8 +21,8 @@ Record = Mapping[str, Any]
 class Run:
     """The records of a run.
 
-    `figures` holds the measurement of each model, with its examples; `times` when and where each stage was worked at;
-    `step_times` the seconds of each training step. All three may be empty.
+    `figures` holds the measurement of each model, with its examples; `times` when and where each
+    stage was worked at; `step_times` the seconds of each training step. All three may be empty.
     """
 
     folder: Path

@@ -1,4 +1,5 @@
-"""From sparsities to numbers of zeros, and from scores to masks: exact counts, no full sorts, deterministic ties.
+"""From sparsities to numbers of zeros, and from scores to masks: exact counts, no full sorts,
+deterministic ties.
 
 Shapes: O output features, I input features of a linear.
 """
@@ -20,9 +21,11 @@ Kind = Literal["row", "layer", "groups"]
 
 
 def zero_counts(sparsities: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return the number of zeros of every weight; their sum is round(sum of size * sparsity) exactly.
+    """Return the number of zeros of every weight; their sum is round(sum of size * sparsity)
+    exactly.
 
-    `sizes` are numbers of weights by name. Remainders are rounded up in falling order until the sum is reached.
+    `sizes` are numbers of weights by name. Remainders are rounded up in falling order until the sum
+    is reached.
     """
     for name, sparsity in sparsities.items():
         if not 0.0 <= sparsity < 1.0:
@@ -38,8 +41,8 @@ def zero_counts(sparsities: Mapping[str, float], sizes: Mapping[str, int]) -> di
 def lowest_per_row(scores: Float[Tensor, "O I"], zeros: int) -> Bool[Tensor, "O I"]:
     """Return the pruned mask of exactly `zeros` weights, in every row the lowest scores.
 
-    Every row gets zeros // O. The remaining zeros go, one each, to the rows whose next lowest score is lowest.
-    InputError where a score is NaN, because NaN has no order.
+    Every row gets zeros // O. The remaining zeros go, one each, to the rows whose next lowest score
+    is lowest. InputError where a score is NaN, because NaN has no order.
     """
     scores = _comparable(scores, zeros)
     each, extra = divmod(zeros, scores.shape[0])
@@ -52,12 +55,13 @@ def lowest_per_row(scores: Float[Tensor, "O I"], zeros: int) -> Bool[Tensor, "O 
 
 
 def lowest(scores: Float[Tensor, "O I"], zeros: int) -> Bool[Tensor, "O I"]:
-    """Return the pruned mask of the `zeros` lowest scores of the whole matrix. InputError where a score is NaN."""
+    """Return the pruned mask of the `zeros` lowest scores of all. InputError if a score is NaN."""
     return lowest_per_row(scores.reshape(1, -1), zeros).reshape(scores.shape)
 
 
 def lowest_per_group(scores: Float[Tensor, "O I"], pattern: "Pattern") -> Bool[Tensor, "O I"]:
-    """Return the pruned mask of N:M sparsity: all but the N highest of every M consecutive inputs, in whole groups.
+    """Return the pruned mask of N:M sparsity: all but the N highest of every M consecutive inputs,
+    in whole groups.
 
     InputError where a score is NaN.
     """
@@ -72,7 +76,7 @@ def _comparable(scores: Float[Tensor, "O I"], zeros: int) -> Float[Tensor, "O I"
     """
     if not 0 <= zeros <= scores.numel():
         raise InputError(f"the number of zeros must be in 0 to {scores.numel()}, got {zeros}; check the sparsity")
-    if scores.numel() and torch.isnan(scores.max()):  # max propagates NaN and needs no second matrix
+    if scores.numel() and torch.isnan(scores.max()):  # max passes NaN on
         raise InputError("scores must be numbers, got NaN; check the weights and the calibration text")
     scores = scores.detach()
     return scores if scores.dtype == torch.float64 else scores.float()
@@ -85,7 +89,8 @@ def _by_partition(
     nothing = torch.full_like(scores[:, 0], -math.inf)
     if not rank:
         return nothing, scores.amin(1) if need_following else nothing
-    parted = torch.from_numpy(np.partition(scores.numpy(), rank - 1, axis=1))  # two ranks are 20 times slower
+    # a partition for two ranks at once would be 20 times slower
+    parted = torch.from_numpy(np.partition(scores.numpy(), rank - 1, axis=1))
     return parted[:, rank - 1], parted[:, rank:].amin(1) if need_following else nothing
 
 
@@ -101,7 +106,7 @@ def _by_selection(
 def _up_to(
     scores: Float[Tensor, "O I"], threshold: Float[Tensor, " O"], counts: Int[Tensor, " O"]
 ) -> Bool[Tensor, "O I"]:
-    """Return True for the scores up to a row's threshold; of scores equal to it, the first ones up to the count."""
+    """Return True for a row's `counts` lowest scores; of those at the threshold, the first."""
     pruned = scores <= threshold[:, None]
     over = (pruned.sum(1) > counts).nonzero()[:, 0]
     if len(over):
@@ -114,7 +119,7 @@ def _up_to(
 
 @dataclass(frozen=True)
 class Pattern:
-    """Where weights compete for the zeros: within a row, within the whole layer, or N:M (`kept` of every `size`)."""
+    """Where weights compete for the zeros: row, layer, or N:M (`kept` of every `size`)."""
 
     kind: Kind
     kept: int = 0
@@ -140,7 +145,7 @@ class Pattern:
 
 
 def pruned_mask(scores: Float[Tensor, "O I"], pattern: Pattern, zeros: int) -> Bool[Tensor, "O I"]:
-    """Return the pruned mask of exactly `zeros` weights; InputError where N:M means another number of zeros."""
+    """Return the pruned mask of exactly `zeros` weights; InputError if N:M means another number."""
     if pattern.kind == "row":
         return lowest_per_row(scores, zeros)
     if pattern.kind == "layer":
@@ -150,7 +155,7 @@ def pruned_mask(scores: Float[Tensor, "O I"], pattern: Pattern, zeros: int) -> B
 
 
 def check_groups(pattern: Pattern, shape: Sequence[int], zeros: int) -> None:
-    """Raise InputError where the inputs are not whole groups, or N:M means another number of zeros than `zeros`."""
+    """Raise InputError unless the inputs are whole groups and `zeros` is the number N:M means."""
     if shape[1] % pattern.size:
         raise InputError(
             f"the inputs of a linear must be a multiple of {pattern.size} for {pattern}, got {shape[1]}; "

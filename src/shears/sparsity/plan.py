@@ -1,4 +1,4 @@
-"""Which weights of a model are pruned, how many zeros each of them gets, and the calibration batches for that."""
+"""Choose the weights to prune and the number of zeros of each."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,8 @@ class Chosen:
 
 @dataclass(frozen=True)
 class CalibrationRun:
-    """A model, calibration batches, and the settings of their forwards; hidden states beyond the budget go to `folder`.
+    """A model, calibration batches, and the settings of their forwards; hidden states beyond the
+    budget go to `folder`.
 
     Methods that look at weights alone need no batches.
     """
@@ -59,7 +60,7 @@ class CalibrationRun:
         return num_bytes(self.config.activation_budget)
 
     def activations(self, parts: int = 1) -> Activations:
-        """Return an empty store of hidden states that may use a part of the budget: a half for 2."""
+        """Return an empty store of hidden states with a share of the budget: a half for 2."""
         return Activations(self.budget // parts, self.folder)
 
     def context(self) -> AbstractContextManager[object]:
@@ -67,7 +68,7 @@ class CalibrationRun:
         return autocast(self.config.precision, self.source.device)
 
     def walk(self, hidden: Activations, batches: Batches | None = None) -> Walk:
-        """Return a walk of the batches through the blocks, which keeps hidden states in `hidden`."""
+        """Return a walk of the batches through the blocks with hidden states in `hidden`."""
         return Walk(self.source, self.batches if batches is None else batches, hidden, self.context)
 
 
@@ -79,7 +80,8 @@ def linear_name(matrix: Matrix) -> str:
 def zeros_by_weight(
     chosen: Chosen, config: SparsifyConfig, sparsities: Mapping[str, float] | None = None
 ) -> dict[str, int]:
-    """Return the number of zeros of every weight; together they have the configured sparsity, to one weight.
+    """Return the number of zeros of every weight; together they have the configured sparsity, to
+    one weight.
 
     `sparsities` has one for every weight; None gives all of them the same, as a pattern N:M does.
     """
@@ -95,7 +97,7 @@ def zeros_by_weight(
 
 
 def _overrides(chosen: Chosen, sparsity_of: Mapping[str, float]) -> dict[str, float]:
-    """Return the sparsity of every weight that a name of `sparsity_of` matches; the last matching name wins."""
+    """Return the sparsity of every weight that `sparsity_of` names; the last match wins."""
     names = list(dict.fromkeys(map(linear_name, chosen.matrices)))
     by_linear: dict[str, float] = {}
     for target, sparsity in sparsity_of.items():
@@ -119,7 +121,7 @@ def choose(model: nn.Module, config: SparsifyConfig) -> Chosen:
             f"the model must have linears in its decoder blocks; {type(model).__name__} has none in {prefix}"
         )
     targeted = set(names)
-    if config.skip:  # may also name linears outside the blocks, such as lm_head, which are dense anyway
+    if config.skip:  # may name linears outside of the blocks too, such as lm_head
         targeted -= set(matching(list(dict.fromkeys([*names, *linears(model)])), config.skip))
     if not targeted:
         raise InputError(f"there must be linears left to prune, skip={','.join(config.skip)} leaves none")
@@ -138,7 +140,7 @@ def choose(model: nn.Module, config: SparsifyConfig) -> Chosen:
 
 
 def _distinct_matrices(model: nn.Module, prefix: str, blocks: nn.ModuleList) -> dict[str, list[Matrix]]:
-    """Return the weights of every block; a weight that several blocks share is only in the first of them."""
+    """Return the weights by block; a weight that blocks share is in the first of them."""
     seen: set[tuple[int, int | None]] = set()
     by_block: dict[str, list[Matrix]] = {}
     for index, block in enumerate(blocks):
@@ -153,7 +155,7 @@ def _distinct_matrices(model: nn.Module, prefix: str, blocks: nn.ModuleList) -> 
 
 
 def _report_uncovered(blocks: nn.ModuleList, prefix: str, by_block: Mapping[str, Sequence[Matrix]]) -> float:
-    """Return the share of block weights outside the chosen ones; log the weights that are in no linear."""
+    """Return the share of block weights that are not chosen; log those in no linear."""
     weights = [weight for name, weight in blocks.named_parameters() if weight.ndim >= 2 and not name.endswith("bias")]
     total = sum(weight.numel() for weight in weights)
     outside = {

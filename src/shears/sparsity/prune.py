@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """What pruning did: the target, the pruned linears by name, the share of block weights that were not pruned.
+    """What pruning did: the target, the pruned linears by name, the share of block weights that
+    were not pruned.
 
     `by_magnitude` names the weights (experts by number) that no calibration token reached.
     """
@@ -53,8 +54,9 @@ class SparsityReport:
 def sparsify_model(model: PreTrainedModel, batches: Batches, config: SparsifyConfig) -> SparsityReport:
     """Prune the target linears of a model in memory, in place, block by block.
 
-    `batches` are calibration token ids; a method that looks at weights alone needs none. Embeddings, norms and head
-    stay bitwise as they are. InputError where there is nothing to prune or a weight is not finite.
+    `batches` are calibration token ids; a method that looks at weights alone needs none.
+    Embeddings, norms and head stay bitwise as they are. InputError where there is nothing to prune
+    or a weight is not finite.
     """
     return prune_blocks(WholeModel(model), batches, config)
 
@@ -63,7 +65,8 @@ def sparsify_model(model: PreTrainedModel, batches: Batches, config: SparsifyCon
 def prune_blocks(
     source: BlockSource, batches: Batches, config: SparsifyConfig, folder: Path | None = None
 ) -> SparsityReport:
-    """Prune the blocks of `source` one after the other; hidden states beyond the memory budget go to `folder`.
+    """Prune the blocks of `source` one after the other; hidden states beyond the memory budget go
+    to `folder`.
 
     InputError as in `sparsify_model`.
     """
@@ -87,7 +90,7 @@ def prune_blocks(
 
 
 def _prune_on_the_way(run: CalibrationRun, pruner: "_Pruner", hidden: Activations) -> None:
-    """Prune each block when the walk reaches it; a model in memory whose blocks allow no walk, all at once."""
+    """Prune each block when the walk reaches it; all at once if the model allows no walk."""
     try:
         walk = run.walk(hidden)
     except IrregularBlocks as error:
@@ -119,8 +122,9 @@ class _Pruner:
     def prune_block(self, block: BlockRun) -> None:
         """Measure a block's inputs and prune it.
 
-        Norms are measured on the dense block, as in Wanda. Moments are measured group by group, behind the linears that
-        are pruned already, so that each group makes up for them. Moments for the recovery alone come with the norms.
+        Norms are measured on the dense block, as in Wanda. Moments are measured group by group,
+        behind the linears that are pruned already, so that each group makes up for them. Moments
+        for the recovery alone come with the norms.
         """
         matrices = self._chosen.by_block[block.name]
         if self._needs == "moments" and matrices:
@@ -195,7 +199,8 @@ class _Pruner:
         elif norms is None and self._needs != "nothing":
             logger.warning("no calibration token reached %s: pruned by magnitude alone", matrix.name)
             self._by_magnitude.append(matrix.name)
-        dense = view.to(torch.float32, copy=recovers)  # the recovery needs it after `view` is overwritten
+        # the recovery needs the dense weight after `view` is overwritten
+        dense = view.to(torch.float32, copy=recovers)
         task = Task(dense, self._pattern, self._zeros[matrix.name], norms, moments)
         weight, pruned = prune_weight(task, self._method, self._config.reconstruct)
         view.copy_(weight)
@@ -215,7 +220,7 @@ class _Pruner:
 
 
 def prune_weight(task: Task, method: Method, reconstruct: bool) -> Pruned:
-    """Return the pruned weight and its mask; by magnitude alone where the method's statistics are missing."""
+    """Return the pruned weight and its mask; by magnitude without the method's statistics."""
     statistics = {"nothing": task.weight, "norms": task.norms, "moments": task.moments}
     if statistics[method.needs] is None:
         return prune_by_magnitude(task)

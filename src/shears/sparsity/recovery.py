@@ -1,8 +1,9 @@
-"""The recovery: a LoRA adapter that gives back what pruning removed, written beside the sparse weights.
+"""The recovery: a LoRA adapter that gives back what pruning removed, written beside the sparse
+weights.
 
-With D the removed weights and H the inputs' second moments, ||(D - B A) H^(1/2)||_F is least for B A = U U^T D, where U
-are the first left singular vectors of D H^(1/2) (Eckart and Young). Nothing is divided by H or by a norm, so that
-input features without tokens need no special case.
+With D the removed weights and H the inputs' second moments, ||(D - B A) H^(1/2)||_F is least for B
+A = U U^T D, where U are the first left singular vectors of D H^(1/2) (Eckart and Young). Nothing is
+divided by H or by a norm, so that input features without tokens need no special case.
 
 Shapes: O output features, I input features, R rank.
 """
@@ -41,10 +42,12 @@ NUMERICAL_RANK_TOLERANCE = 1e-12
 
 @dataclass(frozen=True)
 class Recovery:
-    """B and A (float32, CPU) with their components in falling order: the first r are the best of rank r.
+    """B and A (float32, CPU) with their components in falling order: the first r are the best of
+    rank r.
 
-    The two vectors of a component have equal norms; both are zero where the component has no energy. `energy` holds
-    the squared singular values of the components, `total` the sum of all squared singular values.
+    The two vectors of a component have equal norms; both are zero where the component has no
+    energy. `energy` holds the squared singular values of the components, `total` the sum of all
+    squared singular values.
     """
 
     b: Float[Tensor, "O R"]
@@ -72,8 +75,9 @@ def recover(
 ) -> Recovery:
     """Return the B A of this rank (min(O, I) at most) with the least ||(removed - B A) H^(1/2)||_F.
 
-    H are the inputs' `moments` (X^T X), or else diag(norms^2), or else the identity; statistics that are all zero do
-    not count. Exact in float64 where the smaller side is at most EXACT, else by seeded subspace iteration in float32.
+    H are the inputs' `moments` (X^T X), or else diag(norms^2), or else the identity; statistics
+    that are all zero do not count. Exact in float64 where the smaller side is at most EXACT, else
+    by seeded subspace iteration in float32.
     """
     exact = min(removed.shape) <= EXACT
     matrix = removed.double() if exact else removed.float()
@@ -96,7 +100,7 @@ def recover(
 def _metric(
     matrix: Float[Tensor, "O I"], norms: Float[Tensor, " I"] | None, moments: Float[Tensor, "I I"] | None
 ) -> Tensor:
-    """Return H in the dtype of `matrix`, as I x I or as its diagonal (I); the identity where all inputs are zero."""
+    """Return H as I x I or as its diagonal (I); the identity if all inputs are zero."""
     if moments is not None and moments.any():
         return moments.to(matrix)
     if norms is not None and norms.any():
@@ -112,9 +116,11 @@ def _weighted(matrix: Float[Tensor, "_ I"], metric: Tensor) -> Float[Tensor, "_ 
 def _leading(
     matrix: Float[Tensor, "O I"], metric: Tensor, rank: int
 ) -> tuple[Float[Tensor, " R"], Float[Tensor, "O R"]]:
-    """Return the largest squared singular values of matrix metric^(1/2), falling, and their left singular vectors.
+    """Return the largest squared singular values of matrix metric^(1/2), falling, and their left
+    singular vectors.
 
-    They come from the smaller Gram matrix. Vectors whose values are zero up to rounding may have any length.
+    They come from the smaller Gram matrix. Vectors whose values are zero up to rounding may have
+    any length.
     """
     outputs, inputs = matrix.shape
     if outputs <= inputs:
@@ -138,7 +144,8 @@ def _largest(gram: Float[Tensor, "N N"], rank: int) -> tuple[Float[Tensor, " R"]
 def _leading_by_iteration(
     matrix: Float[Tensor, "O I"], metric: Tensor, rank: int
 ) -> tuple[Float[Tensor, " R"], Float[Tensor, "O R"]]:
-    """Return an approximation of `_leading`, by subspace iteration on matrix metric matrix^T, which is never formed.
+    """Return an approximation of `_leading`, by subspace iteration on matrix metric matrix^T, which
+    is never formed.
 
     The generator is local and its seed is fixed.
     """
@@ -156,7 +163,7 @@ def _leading_by_iteration(
 
 @dataclass(frozen=True)
 class Recovered:
-    """Recoveries of the pruned linears by name; `transposed` means weights of inputs x outputs (Conv1D)."""
+    """Recoveries by name of linear; `transposed` if weights are inputs x outputs (Conv1D)."""
 
     linears: Mapping[str, Recovery]
     transposed: bool
@@ -174,7 +181,8 @@ class Recovered:
 
 
 class Recoveries:
-    """Computes the recovery of every pruned linear that can carry LoRA; does nothing where `recover_rank` is 0.
+    """Computes the recovery of every pruned linear that can carry LoRA; does nothing where
+    `recover_rank` is 0.
 
     Pruned weights that cannot carry LoRA are logged. InputError where no pruned weight can.
     """
@@ -228,8 +236,9 @@ def _carriers(model: PreTrainedModel, chosen: Chosen) -> frozenset[Matrix]:
 def _takes_lora(model: PreTrainedModel, name: str) -> bool:
     """Return whether PEFT puts LoRA on a linear.
 
-    PEFT refuses linears whose weights are read by Mamba's kernels past their module. It also takes names such as
-    up_proj for the experts of mixtures that transformers 5 stores otherwise (the shared experts of DeepSeek).
+    PEFT refuses linears whose weights are read by Mamba's kernels past their module. It also takes
+    names such as up_proj for the experts of mixtures that transformers 5 stores otherwise (the
+    shared experts of DeepSeek).
     """
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
@@ -245,7 +254,8 @@ def _takes_lora(model: PreTrainedModel, name: str) -> bool:
 
 
 def write_recovery(work: Path, base: Path, recovered: Recovered, by: str) -> None:
-    """Write the folder `recovery`, a PEFT adapter with record and card, into the sparse model's folder `work`.
+    """Write the folder `recovery`, a PEFT adapter with record and card, into the sparse model's
+    folder `work`.
 
     `base` is the name that `work` gets at the end.
     """
@@ -261,8 +271,8 @@ def write_recovery(work: Path, base: Path, recovered: Recovered, by: str) -> Non
 def write_factors(work: Path, base: Path, factors: Factors, *, transposed: bool, record: Mapping[str, Any]) -> None:
     """Write the products B A of linears as the folder `recovery` of the model in `work`.
 
-    Their scaling is 1. `base` is the name that `work` gets at the end, `transposed` means weights of inputs x outputs,
-    and `record` goes into the adapter's record.
+    Their scaling is 1. `base` is the name that `work` gets at the end, `transposed` means weights
+    of inputs x outputs, and `record` goes into the adapter's record.
     """
     folder = work / RECOVERY_FOLDER
     folder.mkdir()
@@ -286,7 +296,7 @@ def write_factors(work: Path, base: Path, factors: Factors, *, transposed: bool,
 
 
 def _adapter_config(ranks: Mapping[str, int], base: Path, *, transposed: bool) -> dict[str, Any]:
-    """Return PEFT's configuration as JSON data, with its sets sorted, because sets have no order."""
+    """Return PEFT's configuration as JSON data with sorted sets, for equal bytes."""
     from peft import LoraConfig
 
     largest = max(ranks.values())

@@ -1,4 +1,4 @@
-"""Write a changed copy of a model, count the zeros of its linears, and check that the written files have them."""
+"""Write a changed copy of a model; count the zeros of linears, and again in the files."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -29,7 +29,8 @@ FormatOf = Callable[[str], torch.dtype]  # the number format in which a paramete
 def rewrite_model(
     model: ModelRef, work: Path, device: str, dtype: str, change: Callable[[BlockSource, FormatOf], Result]
 ) -> Result:
-    """Let `change` change the blocks of a model, and write the model to `work`; return what `change` returns.
+    """Let `change` change the blocks of a model, and write the model to `work`; return what
+    `change` returns.
 
     The configuration is only written where the model is written from memory.
     """
@@ -56,7 +57,7 @@ def rewrite_model(
 
 @dataclass(frozen=True)
 class LinearSparsity:
-    """Zeros of one linear; `shape` is (outputs, inputs), in a stack of experts with the outputs of all experts."""
+    """Zeros of a linear; `shape` is (outputs, inputs), in a stack with the outputs of all experts."""
 
     shape: tuple[int, int]
     zeros: int
@@ -78,19 +79,19 @@ def overall_sparsity(linears: Mapping[str, LinearSparsity]) -> float:
 
 
 def check_saved(folder: Path, linears: Mapping[str, LinearSparsity]) -> None:
-    """Raise InputError where a linear has another number of zeros in the files of `folder` than in `linears`."""
+    """Raise InputError unless the files of `folder` have the zeros that `linears` states."""
     files = TensorFiles(folder)
     names = set(files.names)
     zeros = {name: count_zeros(files.load(f"{name}.weight")) for name in linears if f"{name}.weight" in names}
     if len(zeros) < len(linears):
-        zeros = _zeros_by_block(folder)  # stacks of experts, and models whose files have other names
+        zeros = _zeros_by_block(folder)  # stacks of experts, or other names in the files
     for name, linear in linears.items():
         if zeros.get(name) != linear.zeros:
             raise InputError(f"{name} must have {linear.zeros} zeros in {folder}, got {zeros.get(name)}; make it again")
 
 
 def _zeros_by_block(folder: Path) -> dict[str, int]:
-    """Return the zeros of every linear of the saved model, one block in memory at a time where it can be read so."""
+    """Return the zeros of every linear of the saved model, read block by block if possible."""
     source: BlockSource
     try:
         source = StreamedModel(Skeleton.open(folder))

@@ -76,7 +76,7 @@ def sparsify(model: str | Path, output: str | Path, **config: Any) -> Path:
 
 
 def _tokenizer(model: ModelRef) -> PreTrainedTokenizerBase | None:
-    """Return the model's tokenizer; None, with a warning, where it has none, because token ids need none."""
+    """Return the model's tokenizer; None, with a warning, if it has none: token ids need none."""
     try:
         return load_tokenizer(model)
     except InputError as error:
@@ -95,7 +95,7 @@ def _source(model: ModelRef, settings: SparsifyConfig) -> str:
 def _calibration(
     source: str, tokenizer: PreTrainedTokenizerBase | None, settings: SparsifyConfig
 ) -> tuple[Batches, str | None]:
-    """Return the calibration batches and their fingerprint; none where pruning looks at weights alone."""
+    """Return the calibration batches and their fingerprint; none if pruning needs no text."""
     if not settings.needs_calibration:
         return [], None
     calibration = calibration_batches(

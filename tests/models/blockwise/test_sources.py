@@ -1,7 +1,5 @@
 """A model read and written part by part is the model that from_pretrained reads and save_pretrained writes."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ from shears.checkpoints.tensor_files import SINGLE, TensorWriter
 from shears.errors import InputError
 from shears.models.blockwise.sources import Skeleton
 from tests.parts import ARCHITECTURES, BF16, FP32, assert_same, block_names, copied, reference, save
-from tests.tiny import tiny_model
 
 
 @pytest.mark.parametrize(("stored", "dtype"), [(FP32, None), (BF16, FP32)], ids=["fp32", "bf16 as fp32"])
@@ -95,57 +92,6 @@ def test_only_the_rest_and_one_block_are_in_memory(tmp_path: Path) -> None:
         assert alive(skeleton.model) == rest + each[block]
         skeleton.evict(block)
         assert alive(skeleton.model) == rest
-
-
-WALK = """
-import sys
-from pathlib import Path
-import torch
-from shears.models.blockwise.sources import Skeleton
-from shears.checkpoints.tensor_files import TensorWriter
-
-torch.set_num_threads(1)
-source, output = map(Path, sys.argv[1:])
-def peak():
-    status = Path("/proc/self/status").read_text()  # not getrusage, which begins with the parent's peak
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-skeleton = Skeleton.open(source, torch.float32)
-before = peak()
-skeleton.load_rest()
-writer = TensorWriter(skeleton.files, output)
-for index in range(skeleton.model.config.num_hidden_layers):
-    name = f"model.layers.{index}"
-    skeleton.load(name)
-    for parameter in skeleton.model.get_submodule(name).parameters():
-        parameter.data.mul_(2)
-    skeleton.store(name, writer)
-    skeleton.evict(name)
-writer.finish()
-print(peak() - before)
-"""
-
-
-def test_the_whole_checkpoint_is_never_in_memory(tmp_path: Path) -> None:
-    shape = {
-        "hidden_size": 512,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 16,
-        "head_dim": 128,
-        "vocab_size": 8192,
-    }
-    model = tiny_model("llama", **shape)
-    model.save_pretrained(tmp_path / "m", max_shard_size="50MB")
-    whole = sum(p.nbytes for p in model.parameters())
-    block = sum(p.nbytes for p in model.get_submodule("model.layers.0").parameters())
-    embeddings = model.get_parameter("model.embed_tokens.weight").nbytes
-    del model
-    walk = [sys.executable, "-c", WALK, str(tmp_path / "m"), str(copied(tmp_path / "m", tmp_path / "out"))]
-    used = int(subprocess.run(walk, capture_output=True, text=True, check=True).stdout)
-    assert whole > 200e6
-    assert embeddings + block < used < 2 * block + embeddings + 20e6  # beside it, the last copy's 16 MiB piece
-    assert used < whole / 3
-    before, after = reference(tmp_path / "m").state_dict(), reference(tmp_path / "out").state_dict()
-    assert all(torch.equal(after[key], tensor * (1 + ("layers" in key))) for key, tensor in before.items())
 
 
 def test_a_name_outside_the_part_is_refused(tmp_path: Path) -> None:

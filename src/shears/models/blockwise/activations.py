@@ -14,8 +14,8 @@ NAME = "states"
 class Activations:
     """A list of tensors of which at most `budget` bytes stay in memory (None: no limit).
 
-    Other tensors are written to a temporary folder below `folder` (None: the system's) and read at each access, onto
-    the device that they came from. `close`, or a `with` block, deletes the files.
+    Other tensors are written to a temporary folder below `folder` (None: the system's) and read at
+    each access, onto the device that they came from. `close`, or a `with` block, deletes the files.
     """
 
     def __init__(self, budget: int | None = None, folder: Path | None = None) -> None:

@@ -1,10 +1,12 @@
-"""Capture the inputs that a block's weights are multiplied with while the block runs, and their statistics.
+"""Capture the inputs that a block's weights are multiplied with while the block runs, and their
+statistics.
 
 Shapes: T tokens, O output features, I input features, E experts.
 
-Multiplications are watched, not modules: a weight is recognised by the address of its first number, whether its linear
-is called, its weight is used directly, or a stack of experts is sliced (decision 13). A linear whose outputs are
-multiplied in groups, each with inputs of its own (DeepSeek V4), is not seen.
+Multiplications are watched, not modules: a weight is recognised by the address of its first number,
+whether its linear is called, its weight is used directly, or a stack of experts is sliced (decision
+13). A linear whose outputs are multiplied in groups, each with inputs of its own (DeepSeek V4), is
+not seen.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -23,7 +25,7 @@ from shears.models.blockwise.matrices import Matrix
 Receive = Callable[[Matrix, Float[Tensor, "T I"]], None]
 # experts implementations of transformers in which the multiplications of each expert can be watched
 SEEN_EXPERTS = frozenset({"eager", "grouped_mm"})
-# multiplications by name: position of the left factor, and whether the right factor is O x I (else I x O)
+# multiplications by name: position of the left factor; is the right one O x I (else I x O)?
 PRODUCTS = {
     "linear": (0, True),
     **dict.fromkeys(("addmm", "baddbmm"), (1, False)),
@@ -36,12 +38,14 @@ FACTORS = ("input", "self", "mat1", "batch1", "mat_a", "weight", "tensor2", "oth
 
 @contextmanager
 def capturing(model: nn.Module, block: nn.Module, matrices: Sequence[Matrix], receive: Receive) -> Iterator[None]:
-    """Call `receive(matrix, inputs)` for every multiplication with one of the matrices inside the context.
+    """Call `receive(matrix, inputs)` for every multiplication with one of the matrices inside the
+    context.
 
-    `inputs` are T x I in their own dtype and must not be changed. Consecutive calls with the same tensor (q, k and v)
-    get the same object. `receive` runs without gradients and without autocast. It is not called for a matrix without
-    tokens, such as an unused expert. On entry the parameters must not be on the meta device, and they must not move.
-    InputError where a weight is multiplied along the side that was taken for its outputs.
+    `inputs` are T x I in their own dtype and must not be changed. Consecutive calls with the same
+    tensor (q, k and v) get the same object. `receive` runs without gradients and without autocast.
+    It is not called for a matrix without tokens, such as an unused expert. On entry the parameters
+    must not be on the meta device, and they must not move. InputError where a weight is multiplied
+    along the side that was taken for its outputs.
     """
     views = [(matrix, matrix.view(model)) for matrix in matrices]
     by_address = {view.data_ptr(): (matrix, view) for matrix, view in views}
@@ -55,11 +59,11 @@ def capturing(model: nn.Module, block: nn.Module, matrices: Sequence[Matrix], re
 
 @contextmanager
 def seen_experts(block: nn.Module) -> Iterator[None]:
-    """Run the experts of a module with an implementation that can be watched: `eager` where theirs cannot."""
+    """Run the experts of a module as `eager` unless their implementation can be watched."""
     modules = [module for module in block.modules() if hasattr(module, "is_transposed")]
-    configs = {id(config): config for module in modules if (config := getattr(module, "config", None)) is not None}
-    unseen = [(config, config._experts_implementation) for config in configs.values()]
-    unseen = [(config, implementation) for config, implementation in unseen if implementation not in SEEN_EXPERTS]
+    configs: dict[int, Any] = {id(module.config): module.config for module in modules if hasattr(module, "config")}
+    both = [(config, config._experts_implementation) for config in configs.values()]
+    unseen = [(config, implementation) for config, implementation in both if implementation not in SEEN_EXPERTS]
     try:
         for config, _ in unseen:
             config._experts_implementation = "eager"
@@ -70,9 +74,11 @@ def seen_experts(block: nn.Module) -> Iterator[None]:
 
 
 class _Watch(TorchFunctionMode):
-    """A mode that inspects every call of torch. torch disables it meanwhile, so that `receive` is not watched.
+    """A mode that inspects every call of torch. torch disables it meanwhile, so that `receive` is
+    not watched.
 
-    `views` has the matrices by the address of their first number, `stacks` the addresses of whole stacks of experts.
+    `views` has the matrices by the address of their first number, `stacks` the addresses of whole
+    stacks of experts.
     """
 
     def __init__(self, views: dict[int, tuple[Matrix, Tensor]], stacks: Collection[int], receive: Receive) -> None:
@@ -117,7 +123,7 @@ class _Watch(TorchFunctionMode):
             self._receive(matrix, self._tokens(inputs))
 
     def _tokens(self, inputs: Tensor) -> Float[Tensor, "T I"]:
-        """Return the inputs as T x I: the same object for consecutive calls with an unchanged tensor."""
+        """Return the inputs as T x I: one object for consecutive calls with an unchanged tensor."""
         if self._last is not None and self._last[0] is inputs and self._last[1] == inputs._version:
             return self._last[2]
         tokens = inputs.detach().reshape(-1, inputs.shape[-1])
@@ -126,16 +132,18 @@ class _Watch(TorchFunctionMode):
 
 
 def _factors(args: Sequence[Any], keywords: dict[str, Any], at: int) -> tuple[Any, Any]:
-    """Return the two factors of a multiplication, by position or by their names in torch's signatures."""
+    """Return the two factors of a multiplication, given by position or by name."""
     given = (*args, *(keywords[name] for name in FACTORS if name in keywords))
     return given[at : at + 2] if len(given) >= at + 2 else (None, None)
 
 
 def _pairs(inputs: Tensor, weight: Tensor, offsets: Any) -> Iterator[tuple[Float[Tensor, "I O"], Tensor]]:
-    """Yield each I x O weight with its inputs: itself, or the members of a batched or grouped multiplication.
+    """Yield each I x O weight with its inputs: itself, or the members of a batched or grouped
+    multiplication.
 
-    Grouped inputs are sorted by expert, and `offsets` (E) has the end of each expert's rows. In a batched product every
-    expert gets a row for every token; rows of zeros (Llama 4's routing makes them) are no tokens of the expert.
+    Grouped inputs are sorted by expert, and `offsets` (E) has the end of each expert's rows. In a
+    batched product every expert gets a row for every token; rows of zeros (Llama 4's routing makes
+    them) are no tokens of the expert.
     """
     if weight.ndim == 2:
         yield weight, inputs
@@ -150,7 +158,7 @@ def _pairs(inputs: Tensor, weight: Tensor, offsets: Any) -> Iterator[tuple[Float
 
 
 def _check_side(matrix: Matrix, view: Float[Tensor, "O I"], weight: Float[Tensor, "_ _"]) -> None:
-    """Raise InputError where the side multiplied along (the first of `weight`) is not the matrix's inputs."""
+    """Raise InputError unless the first side of `weight` is the matrix's inputs."""
     if weight.shape[0] != matrix.shape[1] or (min(matrix.shape) > 1 and weight.stride(0) != view.stride(1)):
         raise InputError(
             f"{matrix.name} must be multiplied along its {matrix.shape[1]} inputs, this architecture multiplies along "
@@ -159,9 +167,11 @@ def _check_side(matrix: Matrix, view: Float[Tensor, "O I"], weight: Float[Tensor
 
 
 class InputNorms:
-    """L2 norms of every input feature. Squares are summed in float32 within a call and in float64 across calls.
+    """L2 norms of every input feature. Squares are summed in float32 within a call and in float64
+    across calls.
 
-    Weights that are multiplied consecutively with the same tensor (q, k and v) share the computation.
+    Weights that are multiplied consecutively with the same tensor (q, k and v) share the
+    computation.
     """
 
     def __init__(self) -> None:
@@ -184,7 +194,8 @@ class InputNorms:
 class InputMoments:
     """Second moments X^T X (I x I, float32, on the inputs' device).
 
-    Weights that are always multiplied with the same tensors (q, k and v) share one matrix of moments.
+    Weights that are always multiplied with the same tensors (q, k and v) share one matrix of
+    moments.
     """
 
     def __init__(self) -> None:

@@ -1,10 +1,13 @@
-"""The weights of a decoder block that can be pruned, in any architecture: linears, and experts stacked in one tensor.
+"""The weights of a decoder block that can be pruned, in any architecture: linears, and experts
+stacked in one tensor.
 
-Shapes: O output features, I input features, E experts, F features between an expert's two matrices, H hidden features.
+Shapes: O output features, I input features, E experts, F features between an expert's two matrices,
+H hidden features.
 
-A linear (or Conv1D) is one matrix. A 3-D parameter is a stack of E matrices, one an expert, where its module has an
-attribute equal to E whose name contains `experts` (`num_experts`, `total_experts`). This excludes the 3-D weights of
-convolutions, state-space models and token mixing. Routers are excluded too: see `kept_dense`.
+A linear (or Conv1D) is one matrix. A 3-D parameter is a stack of E matrices, one an expert, where
+its module has an attribute equal to E whose name contains `experts` (`num_experts`,
+`total_experts`). This excludes the 3-D weights of convolutions, state-space models and token
+mixing. Routers are excluded too: see `kept_dense`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,10 +21,12 @@ from transformers.pytorch_utils import Conv1D
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight that can be pruned: the parameter of that name, or slice `index` of it where it is a stack.
+    """A weight that can be pruned: the parameter of that name, or slice `index` of it where it is a
+    stack.
 
-    `name` is unique in the model: `model.layers.0.mlp.up_proj`, `model.layers.0.mlp.experts.gate_up_proj.3`.
-    `shape` is (outputs, inputs); a `transposed` weight is stored as inputs x outputs (Conv1D, the experts of GPT-OSS).
+    `name` is unique in the model: `model.layers.0.mlp.up_proj`,
+    `model.layers.0.mlp.experts.gate_up_proj.3`. `shape` is (outputs, inputs); a `transposed` weight
+    is stored as inputs x outputs (Conv1D, the experts of GPT-OSS).
     """
 
     name: str
@@ -31,11 +36,11 @@ class Matrix:
     shape: tuple[int, int]
 
     def view(self, model: nn.Module) -> Float[Tensor, "O I"]:
-        """Return a view of the weight in the model: writing to it in place changes the parameter."""
+        """Return a view of the weight: writing to it changes the parameter of the model."""
         return self.cut(model.get_parameter(self.parameter).detach())
 
     def cut(self, stored: Tensor) -> Float[Tensor, "O I"]:
-        """Return the weight's part of its parameter, or of a tensor of the parameter's shape, such as a gradient."""
+        """Return the weight's part of its parameter, or of its parameter's gradient."""
         matrix = stored if self.index is None else stored[self.index]
         return matrix.T if self.transposed else matrix
 
@@ -43,7 +48,8 @@ class Matrix:
 def block_matrices(prefix: str, block: nn.Module) -> list[Matrix]:
     """Return every weight of the block that can be pruned, in the order of definition.
 
-    `prefix` is the block's name in the model, empty for the model itself. Parameters may be on the meta device.
+    `prefix` is the block's name in the model, empty for the model itself. Parameters may be on the
+    meta device.
     """
     dense = kept_dense(block)
     matrices: list[Matrix] = []
@@ -58,7 +64,7 @@ def block_matrices(prefix: str, block: nn.Module) -> list[Matrix]:
 
 
 def affordable(groups: Iterable[Sequence[Matrix]], budget: int) -> Iterator[Sequence[Matrix]]:
-    """Split stacks of experts so that the moments of one part, a matrix for each expert, stay within a budget."""
+    """Split stacks of experts so that the moments of a part (I x I each) fit into `budget` bytes."""
     for group in groups:
         size = len(group)
         if group[0].index is not None:
@@ -67,14 +73,20 @@ def affordable(groups: Iterable[Sequence[Matrix]], budget: int) -> Iterator[Sequ
 
 
 def kept_dense(block: nn.Module) -> dict[str, int]:
-    """Return the number of weights of each parameter that is left dense on purpose, by name in the block.
+    """Return the number of weights of each parameter that is left dense on purpose, by name in the
+    block.
 
-    These parameters choose experts: all below a module whose name or class contains router; those with as many outputs
-    as there are experts, in a module called gate or one that names this number; and linears with a single output, the
-    gates of shared experts. A wrong choice of expert costs more than so few weights could save.
+    These parameters choose experts: all below a module whose name or class contains router; those
+    with as many outputs as there are experts, in a module called gate or one that names this
+    number; and linears with a single output, the gates of shared experts. A wrong choice of expert
+    costs more than so few weights could save.
     """
     experts = _expert_counts(block)
-    routers = tuple(f"{name}." for name, module in block.named_modules() if _is_router(name, module))
+    routers = tuple(
+        f"{name}."
+        for name, module in block.named_modules()
+        if name.rsplit(".", 1)[-1] == "router" or "router" in type(module).__name__.lower()
+    )
     sizes: dict[str, int] = {}
     for name, module in block.named_modules():
         for key, weight in module.named_parameters(recurse=False):
@@ -85,9 +97,11 @@ def kept_dense(block: nn.Module) -> dict[str, int]:
 
 
 def uncovered_parameters(block: nn.Module) -> dict[str, int]:
-    """Return the number of weights of each parameter that neither `block_matrices` nor `kept_dense` covers.
+    """Return the number of weights of each parameter that neither `block_matrices` nor `kept_dense`
+    covers.
 
-    The keys are names in the block. Only parameters of two or more dimensions count, and no stacks of biases.
+    The keys are names in the block. Only parameters of two or more dimensions count, and no stacks
+    of biases.
     """
     covered = {matrix.parameter.removeprefix("block.") for matrix in block_matrices("block", block)}
     covered |= kept_dense(block).keys()
@@ -127,9 +141,10 @@ def _stacks(module: nn.Module) -> dict[str, tuple[int, int, int]]:
 def _stored_transposed(module: nn.Module, shapes: list[tuple[int, int, int]]) -> bool:
     """Tell whether the module's stacks are E x I x O rather than E x O x I.
 
-    Most experts of transformers have the attribute `is_transposed`. In the others, the first stack maps H features to F
-    or 2 F and the next maps F to H: read as E x O x I, the first one's inputs are as many as the next one's outputs.
-    Where only the transposed reading fits, the stacks are transposed (Llama 4).
+    Most experts of transformers have the attribute `is_transposed`. In the others, the first stack
+    maps H features to F or 2 F and the next maps F to H: read as E x O x I, the first one's inputs
+    are as many as the next one's outputs. Where only the transposed reading fits, the stacks are
+    transposed (Llama 4).
     """
     known = getattr(module, "is_transposed", None)
     if isinstance(known, bool):
@@ -144,14 +159,10 @@ def _named_counts(module: nn.Module) -> set[int]:
 
 
 def _expert_counts(block: nn.Module) -> set[int]:
-    """Return the possible numbers of experts in a block: attributes of its modules, and lengths of lists of experts."""
+    """Return the numbers of experts that a block's attributes and lists of experts name."""
     named = [child for name, child in block.named_modules() if name.endswith("experts")]
     lists = {len(child) for child in named if isinstance(child, nn.ModuleList)}
     return lists.union(*(_named_counts(module) for module in block.modules()))
-
-
-def _is_router(name: str, module: nn.Module) -> bool:
-    return name.rsplit(".", 1)[-1] == "router" or "router" in type(module).__name__.lower()
 
 
 def _is_gate(name: str, module: nn.Module, weight: Tensor, experts: set[int]) -> bool:

@@ -1,15 +1,4 @@
-"""Sources of decoder blocks: a model in memory, or files of which one block is read and written at a time.
-
-skeleton = Skeleton.open(folder)
-skeleton.load_rest()                                  # embeddings, last norm, head
-writer = TensorWriter(skeleton.files, output)
-for name in ("model.layers.0", "model.layers.1"):
-    skeleton.load(name)
-    ...                                               # use and change the block of skeleton.model
-    skeleton.store(name, writer, changed_parameters)
-    skeleton.evict(name)
-writer.finish()                                       # copies the other tensors
-"""
+"""Sources of decoder blocks: a model in memory, or files that are read and written block by block."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
@@ -30,9 +19,9 @@ from shears.models.blocks import decoder_blocks
 class Skeleton:
     """A causal language model, in evaluation mode, of which only the loaded parts hold memory.
 
-    `files` are its tensors, `dtype` is that of loaded floating-point weights, `blocks` the name of the list of decoder
-    blocks. Buffers that no file holds are in memory from the beginning. A loaded parameter is a new object every time:
-    keep no reference to one across `load` or `evict`.
+    `files` are its tensors, `dtype` is that of loaded floating-point weights, `blocks` the name of
+    the list of decoder blocks. Buffers that no file holds are in memory from the beginning. A
+    loaded parameter is a new object every time: keep no reference to one across `load` or `evict`.
     """
 
     def __init__(self, model: PreTrainedModel, files: TensorFiles, dtype: torch.dtype, device: torch.device) -> None:
@@ -61,10 +50,12 @@ class Skeleton:
 
     @classmethod
     def open(cls, folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> "Skeleton":
-        """Return the model of a folder, without weights; they will be loaded as `dtype` (None: the model's own).
+        """Return the model of a folder, without weights; they will be loaded as `dtype` (None: the
+        model's own).
 
-        InputError where weights are missing or files are torn; its subclass UnsupportedCheckpoint for adapters,
-        quantised checkpoints, remote code, weights that blocks share, and conversions that cannot be undone.
+        InputError where weights are missing or files are torn; its subclass UnsupportedCheckpoint
+        for adapters, quantised checkpoints, remote code, weights that blocks share, and conversions
+        that cannot be undone.
         """
         folder = Path(folder)
         config = conversion.read_config(folder)
@@ -74,16 +65,16 @@ class Skeleton:
         return cls(conversion.empty_model(folder, config, chosen), files, chosen, torch.device(device))
 
     def disk_names(self, parameter: str) -> list[str]:
-        """Return the tensors of the files that a parameter is made from; empty for one that is only tied to another."""
+        """Return the tensors in the files that a parameter is made from; none for a tied one."""
         groups = self._conversion.groups
         return [name for group in groups if parameter in group.parameters for name in group.tensors]
 
     def load(self, prefix: str) -> None:
-        """Read the parameters and persistent buffers below a module's name, such as `model.layers.3`."""
+        """Read the parameters and persistent buffers below a name such as `model.layers.3`."""
         self._conversion.load(self._groups(prefix), self.device)
 
     def load_rest(self, blocks: str | None = None) -> None:
-        """Read all that is not below `blocks` (None: the decoder blocks), and tie the weights that the model ties."""
+        """Read all that is not below `blocks` (None: the decoder blocks), and tie tied weights."""
         inside = self._groups(blocks or self.blocks)
         self._conversion.load([group for group in self._conversion.groups if group not in inside], self.device)
         self._conversion.tie()
@@ -93,7 +84,7 @@ class Skeleton:
         return [group for group in groups if any(_below(name, prefix) for name in group.parameters)]
 
     def evict(self, prefix: str) -> None:
-        """Free the parameters and persistent buffers below a module's name; AttributeError for an unknown name."""
+        """Free the parameters and persistent buffers below a module's name."""
         for module in self.model.get_submodule(prefix).modules():
             for name, parameter in module.named_parameters(recurse=False):
                 empty = torch.empty_like(parameter, device=conversion.META)
@@ -103,10 +94,11 @@ class Skeleton:
                     setattr(module, name, torch.empty_like(buffer, device=conversion.META))
 
     def store(self, prefix: str, writer: TensorWriter, names: Collection[str] | None = None) -> None:
-        """Convert loaded parameters below `prefix` (by full name; None: all) and put them into the writer.
+        """Convert loaded parameters below `prefix` (by full name; None: all) and put them into the
+        writer.
 
-        Parameters that are tied to them, or made from the same tensors, are written too. ValueError for a name that is
-        not below the prefix.
+        Parameters that are tied to them, or made from the same tensors, are written too. ValueError
+        for a name that is not below the prefix.
         """
         ties = self.model.all_tied_weights_keys
         known = {name for group in self._conversion.groups for name in group.parameters}.union(ties)
@@ -135,7 +127,8 @@ def _below(name: str, prefix: str) -> bool:
 class BlockSource(ABC):
     """A model and its decoder blocks, of which only an open one must be in memory.
 
-    `prefix` is the name of the list of blocks; `resident` is true where all blocks are in memory all the time.
+    `prefix` is the name of the list of blocks; `resident` is true where all blocks are in memory
+    all the time.
     """
 
     model: PreTrainedModel
@@ -149,7 +142,7 @@ class BlockSource(ABC):
 
     @abstractmethod
     def with_head(self) -> AbstractContextManager[None]:
-        """Return a context in which the head, which turns hidden states into logits, is in memory."""
+        """Return a context in which the output embeddings (the head) are in memory."""
 
     @abstractmethod
     def keep(self, index: int, parameters: Collection[str]) -> None:
@@ -182,7 +175,8 @@ class WholeModel(BlockSource):
 class StreamedModel(BlockSource):
     """One block in memory at a time, read from files and, with a writer, written to others.
 
-    All beside the blocks stays in memory, except a head that is not tied to the embeddings: `with_head` loads it.
+    All beside the blocks stays in memory, except a head that is not tied to the embeddings:
+    `with_head` loads it.
     """
 
     resident = False
@@ -210,7 +204,7 @@ class StreamedModel(BlockSource):
 
     @contextmanager
     def with_head(self) -> Iterator[None]:
-        """Load the head from the files and evict it afterwards; a head tied to the embeddings is in memory."""
+        """Load the head from the files and evict it afterwards, unless it is tied."""
         if self._head is None:
             yield
             return

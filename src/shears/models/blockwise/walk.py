@@ -1,7 +1,8 @@
-"""The walk through a model's decoder blocks, for every method that measures inputs, in any architecture.
+"""Walk the hidden states of calibration batches from one decoder block to the next.
 
-A block is measured on the outputs of the blocks before it, which are already changed. Keyword arguments are recorded
-for every block and batch, because blocks of one model may get different ones (sliding windows).
+A block is measured on the outputs of the blocks before it, which are already changed. Keyword
+arguments are recorded for every block and batch, because blocks of one model may get different
+ones (sliding windows).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,14 +24,13 @@ from shears.models.blockwise.sources import BlockSource
 from shears.models.devices import widen_norms
 from shears.progress import track
 
-HIDDEN = "hidden_states"
 PROBE_TOKENS = 2
 Batches = Sequence[Int[Tensor, "_ _"]]
 Context = Callable[[], AbstractContextManager[Any]]
 
 
 class IrregularBlocks(InputError):  # noqa: N818  # InputError says that it is an error
-    """The model's blocks cannot be computed one after the other, each from the output of the block before it."""
+    """The blocks cannot be computed one after the other, each from the output of the one before."""
 
 
 class Stop(Exception):  # noqa: N818  # no error
@@ -39,7 +39,7 @@ class Stop(Exception):  # noqa: N818  # no error
 
 @dataclass
 class Calls:
-    """The recorded calls of one block: for every batch, the arguments other than the hidden states."""
+    """The recorded calls of one block: for every batch, the arguments beside the hidden states."""
 
     args: list[tuple[Any, ...]] = field(default_factory=list)
     kwargs: list[dict[str, Any]] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Calls:
     def add(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         """Record a call and return its hidden states."""
         rest = dict(kwargs)
-        hidden: Tensor = args[0] if args else rest.pop(HIDDEN)
+        hidden: Tensor = args[0] if args else rest.pop("hidden_states")
         if self.kwargs:  # equal masks and positions of consecutive batches are kept once
             rest = {key: _shared(value, self.kwargs[-1].get(key)) for key, value in rest.items()}
         self.args.append(tuple(args[1:]))
@@ -61,10 +61,10 @@ class Calls:
 
 
 def _shared(value: Any, earlier: Any) -> Any:
-    """Return `earlier` where it is a tensor, or a tuple of tensors, equal to `value`; else `value`."""
+    """Return `earlier` if it is a tensor, or a tuple of tensors, equal to `value`; else `value`."""
     if isinstance(value, Tensor) and isinstance(earlier, Tensor):
-        alike = value.shape == earlier.shape and value.dtype == earlier.dtype and value.device == earlier.device
-        return earlier if alike and torch.equal(value, earlier) else value
+        form, earlier_form = ((each.shape, each.dtype, each.device) for each in (value, earlier))
+        return earlier if form == earlier_form and torch.equal(value, earlier) else value
     if isinstance(value, tuple) and isinstance(earlier, tuple) and len(value) == len(earlier):
         return tuple(map(_shared, value, earlier))
     return value
@@ -72,7 +72,7 @@ def _shared(value: Any, earlier: Any) -> Any:
 
 @dataclass(frozen=True)
 class BlockRun:
-    """A decoder block in memory, the calls recorded of it, and its input hidden states, one tensor a batch.
+    """A decoder block in memory, its recorded calls, and its input hidden states by batch.
 
     `name` is the block's name in `model`; forwards run in `context` (autocast).
     """
@@ -100,9 +100,9 @@ class BlockRun:
             yield self.forward(batch)
 
     def measure(self, matrices: Sequence[Matrix], receive: Receive) -> None:
-        """Call `receive(matrix, inputs)` for every multiplication with one of the matrices, over all batches.
+        """Call `receive(matrix, inputs)` for every multiplication with a matrix, over all batches.
 
-        Where the first batch uses every matrix exactly once, later forwards stop after the last matrix.
+        If the first batch uses every matrix exactly once, later forwards stop after the last one.
         """
         order: list[Matrix] = []
 
@@ -123,28 +123,28 @@ class BlockRun:
                 self._measure_batch(batch, matrices, receive_until_last if is_once_each else receive)
 
     def groups(self, matrices: Sequence[Matrix]) -> list[list[Matrix]]:
-        """Return the matrices in the order of their use, grouped by input tensor; a stack of experts is one group.
+        """Return the matrices in the order of use, grouped by input tensor.
 
-        Matrices that the first batch does not use come last.
+        A stack of experts is one group. Matrices that the first batch does not use come last.
         """
-        order: dict[object, list[Matrix]] = {}
+        groups: dict[object, list[Matrix]] = {}
         seen: set[Matrix] = set()
-        last: list[Any] = [None, 0]  # the latest input tensor, and the number of different tensors so far
+        last: list[Any] = [None, 0]  # the latest input tensor, and the number of tensors so far
+
+        def add(matrix: Matrix, key: object) -> None:
+            if matrix not in seen:
+                seen.add(matrix)
+                groups.setdefault(key if matrix.index is None else matrix.parameter, []).append(matrix)
 
         def receive(matrix: Matrix, inputs: Tensor) -> None:
             if inputs is not last[0]:
                 last[:] = [inputs, last[1] + 1]
-            if matrix not in seen:
-                key = last[1] if matrix.index is None else matrix.parameter
-                order.setdefault(key, []).append(matrix)
-                seen.add(matrix)
+            add(matrix, last[1])
 
         self._measure_batch(0, matrices, receive)
         for matrix in matrices:
-            if matrix not in seen:
-                key = matrix.name if matrix.index is None else matrix.parameter
-                order.setdefault(key, []).append(matrix)
-        return list(order.values())
+            add(matrix, matrix.name)
+        return list(groups.values())
 
     def _measure_batch(self, batch: int, matrices: Sequence[Matrix], receive: Receive) -> None:
         with capturing(self.model, self.block, matrices, receive):
@@ -155,10 +155,11 @@ Visit = Callable[[BlockRun], None]
 
 
 class Walk:
-    """A model's blocks and calibration batches: the hidden states that go into the next block, and all recorded calls.
+    """A model's blocks, the hidden states that go into the next one, and all recorded calls.
 
-    `activations` hold the hidden states; forwards run in `context` (autocast). IrregularBlocks, an InputError, where a
-    block does not run exactly once in a forward, or gets more than hidden states from the block before it.
+    `activations` hold the hidden states; forwards run in `context` (autocast). IrregularBlocks, an
+    InputError, if a block does not run exactly once in a forward, or gets more than hidden states
+    from the block before it.
     """
 
     def __init__(
@@ -166,12 +167,12 @@ class Walk:
         source: BlockSource,
         batches: Batches,
         activations: Activations | None = None,
-        context: Context | None = None,
+        context: Context = nullcontext,
     ) -> None:
         self.source = source
         self.batches = batches
         self.hidden = Activations() if activations is None else activations
-        self._context: Context = nullcontext if context is None else context
+        self._context = context
         self._blocks = decoder_blocks(source.model)[1]
         self._calls = [Calls() for _ in self._blocks]
         with torch.no_grad(), evaluating(source.model):
@@ -185,36 +186,38 @@ class Walk:
     @contextmanager
     def opened(self, index: int) -> Iterator[BlockRun]:
         """Yield a block, in memory and in evaluation mode."""
-        with self.source.opened(index) as block, evaluating(self.source.model):
+        model = self.source.model
+        with self.source.opened(index) as block, evaluating(model):
             name = f"{self.source.prefix}.{index}"
-            yield BlockRun(name, self.source.model, block, self.hidden, self._calls[index], self._context)
+            yield BlockRun(name, model, block, self.hidden, self._calls[index], self._context)
 
     def advance(self, run: BlockRun) -> None:
-        """Replace the hidden states by the block's outputs; InputError, with its name, unless all are finite."""
+        """Replace the hidden states by the block's outputs; InputError if any is not finite."""
         for batch, states in enumerate(run.outputs()):
             self.hidden[batch] = states
         _check_finite(self.hidden, run.name)
 
     def logits(self, batch: int, states: Tensor) -> Tensor:
-        """Return the logits (B x T x V) that the model computes from the last block's outputs for a batch."""
+        """Return the logits (B x T x V) of a batch from the last block's outputs `states`."""
 
         def shadow(index: int) -> Callable[..., Any]:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                return self._as_output(states)
-
-            return forward
+            return lambda *args, **kwargs: self._as_output(states)
 
         with replaced_forwards(self._blocks, shadow), evaluating(self.source.model), self._context():
-            logits: Tensor = self.source.model(self.batches[batch].to(self.source.device), use_cache=False).logits
+            logits: Tensor = self._forward(self.batches[batch]).logits
         return logits
 
+    def _forward(self, batch: Int[Tensor, "_ _"]) -> Any:
+        return self.source.model(batch.to(self.source.device), use_cache=False)
+
     def _as_output(self, states: Tensor) -> Any:
+        """Return hidden states in the form of a block's output."""
         if self._extras is None:
             return states
         return [states, *self._extras] if isinstance(self._extras, list) else (states, *self._extras)
 
     def _further_outputs(self) -> tuple[Any, ...] | list[Any] | None:
-        """Return the outputs of a block after its hidden states, or None where it returns a tensor, not a tuple."""
+        """Return a block's outputs after the hidden states; None if it returns no tuple or list."""
         outputs: list[Any] = []
 
         def stop(_: nn.Module, args: Any, output: Any) -> None:
@@ -224,7 +227,7 @@ class Walk:
         handle = self._blocks[0].register_forward_hook(stop)
         try:
             with self.source.opened(0), suppress(Stop):
-                self.source.model(self.batches[0][:1, :PROBE_TOKENS].to(self.source.device), use_cache=False)
+                self._forward(self.batches[0][:1, :PROBE_TOKENS])
         finally:
             handle.remove()
         if not outputs:
@@ -232,7 +235,7 @@ class Walk:
         return outputs[0][1:] if isinstance(outputs[0], tuple | list) else None
 
     def _record(self) -> None:
-        """Record every block's calls and the first block's hidden states, without computing any block."""
+        """Record all calls and the first block's hidden states, without computing any block."""
         left: list[Tensor] = []  # the hidden states that the block before returned
 
         def shadow(index: int) -> Callable[..., Any]:
@@ -252,12 +255,12 @@ class Walk:
         with replaced_forwards(self._blocks, shadow):
             for batch in self.batches:
                 with suppress(Stop):
-                    self.source.model(batch.to(self.source.device), use_cache=False)
+                    self._forward(batch)
         if any(len(recorded.args) != len(self.batches) for recorded in self._calls):
             raise self._irregular()
 
     def _check_chain(self, states: Tensor, before: Tensor, others: Sequence[Any]) -> None:
-        """Raise IrregularBlocks for computation between two blocks, and for blocks that pass on more than states."""
+        """Raise IrregularBlocks if anything but `before` flows from one block to the next."""
         name = type(self.source.model).__name__
         if states is not before and not torch.equal(states, before):
             raise IrregularBlocks(f"nothing may be computed between two decoder blocks; {name} computes there")
@@ -272,9 +275,9 @@ class Walk:
 
 @torch.no_grad()
 def walk_blocks(walk: Walk, visit: Visit, title: str = "sparsify") -> None:
-    """Visit the decoder blocks in order: `visit` measures and changes a block, whose outputs go into the next one.
+    """Visit the blocks in order: `visit` changes a block, whose outputs go into the next one.
 
-    No hook stays on the model, also after an error. InputError where hidden states are not finite.
+    No hook stays on the model, also after an error. InputError if hidden states are not finite.
     """
     for index in track(range(len(walk)), title, len(walk), "block"):
         with walk.opened(index) as run:
@@ -287,7 +290,7 @@ def walk_blocks(walk: Walk, visit: Visit, title: str = "sparsify") -> None:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Run the model in evaluation mode, its fp16 LayerNorms widened (`widen_norms`).
 
-    RWKV's halving of hidden states and weights, which only float16 needs, is off too.
+    RWKV's halving of hidden states and weights, which only fp16 needs, is off too.
     """
     training = [module for module in model.modules() if module.training]
     config = getattr(model, "config", None)

@@ -1,7 +1,9 @@
-"""Sparsities by weight that keep one overall sparsity: shifted together, or at the least total cost. Pure.
+"""Sparsities by weight that keep one overall sparsity: shifted together, or at the least total
+cost. Pure.
 
-`sparsities` map names (of weights or of blocks) to shares of zeros, `sizes` map the same names to numbers of weights.
-The size-weighted mean of every result is the overall sparsity, up to float64 rounding.
+`sparsities` map names (of weights or of blocks) to shares of zeros, `sizes` map the same names to
+numbers of weights. The size-weighted mean of every result is the overall sparsity, up to float64
+rounding.
 """
 
 import math
@@ -17,16 +19,18 @@ HIGHEST_SPARSITY = 0.99  # sparsity of a single weight after a shift
 HALVINGS = 200  # more than float64 needs between -1 and 1
 SPARSITY_TOLERANCE = 1e-9  # difference between two overall sparsities that does not count
 
-Curve = tuple[Float[Tensor, " G"], Float[Tensor, " G"]]  # sparsities, and the cost of each for the whole weight
+Curve = tuple[Float[Tensor, " G"], Float[Tensor, " G"]]  # sparsities, and the cost of each
 Point = tuple[float, float]
 
 
 def with_overrides(
     sparsities: Mapping[str, float], overrides: Mapping[str, float], sizes: Mapping[str, int], sparsity: float
 ) -> dict[str, float]:
-    """Return the overrides, and the other sparsities shifted by one common amount to the overall sparsity.
+    """Return the overrides, and the other sparsities shifted by one common amount to the overall
+    sparsity.
 
-    Shifted sparsities stay in [0, HIGHEST_SPARSITY]. InputError where the overall sparsity is out of reach.
+    Shifted sparsities stay in [0, HIGHEST_SPARSITY]. InputError where the overall sparsity is out
+    of reach.
     """
     others = {name: size for name, size in sizes.items() if name not in overrides}
     held = zeros_of(overrides, sizes)
@@ -37,7 +41,7 @@ def with_overrides(
 
 
 def shifted(sparsities: Mapping[str, float], sizes: Mapping[str, int], zeros: float) -> dict[str, float]:
-    """Return clamp(sparsity + shift, 0, HIGHEST_SPARSITY) with the one shift that gives this number of zeros."""
+    """Return clamp(sparsity + shift, 0, HIGHEST_SPARSITY) with the shift that gives `zeros`."""
     if not sizes:
         return {}
 
@@ -78,11 +82,13 @@ def check_reach(least: float, most: float, sizes: Mapping[str, int], sparsity: f
 def by_marginal_cost(
     curves: Mapping[str, Curve], sizes: Mapping[str, int], sparsity: float, low: float, high: float
 ) -> dict[str, float]:
-    """Return the sparsities in [low, high] of the least total cost, each cost curve replaced by its convex hull.
+    """Return the sparsities in [low, high] of the least total cost, each cost curve replaced by its
+    convex hull.
 
-    A curve is linear between its points and ends with them. Where costs are convex, all weights have one marginal cost
-    at the optimum (the Lagrange multiplier): segments of the curves are taken in the order of their slopes until the
-    zeros are reached, and segments of one slope in equal shares. InputError where the bounds do not reach the sparsity.
+    A curve is linear between its points and ends with them. Where costs are convex, all weights
+    have one marginal cost at the optimum (the Lagrange multiplier): segments of the curves are
+    taken in the order of their slopes until the zeros are reached, and segments of one slope in
+    equal shares. InputError where the bounds do not reach the sparsity.
     """
     hulls = {name: _hull(_points(name, curve, low, high)) for name, curve in curves.items()}
     sparsities = {name: hull[0][0] for name, hull in hulls.items()}
@@ -106,7 +112,7 @@ def by_marginal_cost(
 
 
 def _points(name: str, curve: Curve, low: float, high: float) -> list[Point]:
-    """Return a curve's points in [low, high], in order, with the curve's values at the bounds themselves."""
+    """Return a curve's points in [low, high], in order, the bounds included."""
     points = sorted(zip(curve[0].tolist(), curve[1].tolist(), strict=True))
     if not all(math.isfinite(number) for point in points for number in point):
         raise InputError(f"a cost curve must be finite, that of {name} is not; check the calibration text")

@@ -1,8 +1,10 @@
-"""Sparsities by the estimated rise of the loss, from squared gradients on a few calibration sequences.
+"""Sparsities by the estimated rise of the loss, from squared gradients on a few calibration
+sequences.
 
-Setting weight w_oi to zero costs about w_oi^2 * F_oi / 2, with F the diagonal of the Fisher information (optimal brain
-damage, LeCun et al. 1990). F is summed over sequences, and approximated by the product of its row and column sums over
-its total, because single entries from few sequences are noise. At the optimum the next zero costs the same everywhere.
+Setting weight w_oi to zero costs about w_oi^2 * F_oi / 2, with F the diagonal of the Fisher
+information (optimal brain damage, LeCun et al. 1990). F is summed over sequences, and approximated
+by the product of its row and column sums over its total, because single entries from few sequences
+are noise. At the optimum the next zero costs the same everywhere.
 
 Shapes: B sequences, T tokens, H hidden features, O output features, I input features of a linear.
 """
@@ -23,7 +25,7 @@ from shears.sparsity.allocation.overall import HIGHEST_SPARSITY, Curve, by_margi
 from shears.sparsity.plan import CalibrationRun, Chosen
 
 SEQUENCES = 8  # of calibration text; gradients are taken sequence by sequence
-STRENGTH = 0.35  # step from uniform towards the optimum; the whole step is too far (docs/decisions/0016)
+STRENGTH = 0.35  # step from uniform to the optimum; the whole step is too far (decision 16)
 REACH = 0.3  # largest distance of the optimum from the overall sparsity
 SAMPLE = 1 << 16  # weights of a matrix whose costs are sorted
 POINTS = 101  # of a cost curve
@@ -32,10 +34,12 @@ Fisher = dict[Matrix, tuple[Float[Tensor, " O"], Float[Tensor, " I"]]]
 
 
 def sensitivity_sparsities(run: CalibrationRun, chosen: Chosen, sparsity: float) -> dict[str, float]:
-    """Return the sparsity of every chosen weight; the overall one where no gradient comes, as at experts not reached.
+    """Return the sparsity of every chosen weight; the overall one where no gradient comes, as at
+    experts not reached.
 
-    The model is unchanged, and one block is in memory at a time: the forward keeps the inputs of every block, and the
-    backward computes each block again, from the last one to the first. InputError where gradients are not finite.
+    The model is unchanged, and one block is in memory at a time: the forward keeps the inputs of
+    every block, and the backward computes each block again, from the last one to the first.
+    InputError where gradients are not finite.
     """
     sequences = [sequence[None] for batch in run.batches for sequence in batch][:SEQUENCES]
     curves: dict[str, Curve] = {}
@@ -49,7 +53,7 @@ def sensitivity_sparsities(run: CalibrationRun, chosen: Chosen, sparsity: float)
             with walk.opened(index) as block:
                 fisher = _backward(block, inputs, gradients, chosen.by_block[block.name])
                 for matrix, sums in fisher.items():
-                    if sums[0].any():  # the gradients of an expert that no token reaches are 0 and tell nothing
+                    if sums[0].any():  # else no token reaches the expert
                         curves[matrix.name] = _curve(matrix.view(block.model), sums)
     low = max(sparsity - REACH, 0.0)
     high = max(min(sparsity + REACH, HIGHEST_SPARSITY), sparsity)
@@ -69,7 +73,7 @@ def _forward(walk: Walk, kept: Activations) -> None:
 
 
 def _loss_gradient(walk: Walk, index: int, states: Float[Tensor, "1 T H"]) -> Float[Tensor, "1 T H"]:
-    """Return the gradient of a sequence's summed next-token loss with respect to the last block's outputs."""
+    """Return the gradient of a sequence's summed loss with respect to the last block's outputs."""
     tokens = walk.batches[index].to(states.device)
     with torch.enable_grad():
         leaf = states.detach().requires_grad_()
@@ -117,7 +121,7 @@ def _curve(weight: Float[Tensor, "O I"], sums: tuple[Float[Tensor, " O"], Float[
 
 
 def _stride(shape: Sequence[int]) -> int:
-    """Return the step of a sample of about SAMPLE weights; it shares no factor with I, so that all inputs occur."""
+    """Return the step of a sample of about SAMPLE weights, without a factor of I: all inputs occur."""
     stride = max(math.prod(shape) // SAMPLE, 1)
     while math.gcd(stride, shape[1]) > 1:
         stride += 1

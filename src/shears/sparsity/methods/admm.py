@@ -1,7 +1,8 @@
 """Pruning by the alternating direction method of multipliers: weights and mask are found together.
 
-"Fast and Effective Weight Update for Pruned Large Language Models" (arXiv 2401.02938), with its gradual mask. The
-weights are scaled by the norms of their inputs first, so that the projection drops the lowest Wanda scores.
+"Fast and Effective Weight Update for Pruned Large Language Models" (arXiv 2401.02938), with its
+gradual mask. The weights are scaled by the norms of their inputs first, so that the projection
+drops the lowest Wanda scores.
 
 Shapes: O output features, I input features of a linear.
 """
@@ -15,7 +16,7 @@ from shears.sparsity.masks import Pattern, pruned_mask
 from shears.sparsity.methods.refit import refit
 from shears.sparsity.methods.scores import Pruned, Task
 
-DAMPING = 0.03  # added to second moments scaled to a diagonal of ones; the published 0.1 is 1 % worse in perplexity
+DAMPING = 0.03  # of moments with a diagonal of ones; the published 0.1 is 1 % worse in perplexity
 PENALTY = 1.0  # weight of the constraint against the error
 ITERATIONS = 20
 RAMP = 15  # the first iterations, in which the number of zeros rises (cubic)
@@ -37,14 +38,18 @@ def prune_admm(
     zeros: int,
     iterations: int = ITERATIONS,
 ) -> Pruned:
-    """Return the weight with exactly `zeros` weights zero and the others fitted to the dense outputs, and the mask.
+    """Return the weight with exactly `zeros` weights zero and the others fitted to the dense
+    outputs, and the mask.
 
-    `hessian` are the second moments X X^T of the inputs. The last steps are those of `refit`. InputError where the
-    moments are not finite.
+    `hessian` are the second moments X X^T of the inputs. The last steps are those of `refit`.
+    InputError where the moments are not finite.
     """
     if not torch.isfinite(hessian).all():
         raise InputError("second moments of the inputs must be finite; check the weights, or use dtype fp32")
-    norms = _norms(hessian)
+    norms = hessian.diagonal().float().clamp_min(0).sqrt()
+    alive = norms > 0
+    tiny = DEAD * norms[alive].min() if alive.any() else 1.0
+    norms = torch.where(alive, norms, tiny)  # the weights of an input that is always zero go first
     damped = hessian.float() / norms[:, None] / norms
     damped.diagonal().add_(DAMPING)
     dense = weight.float() * norms
@@ -66,15 +71,8 @@ def prune_admm(
     return refit(weight, sparse, ~pruned, hessian, steps=POLISHING), pruned
 
 
-def _norms(hessian: Float[Tensor, "I I"]) -> Float[Tensor, " I"]:
-    """Return the inputs' norms; an input that is always zero gets a tiny one, so that its weights are pruned first."""
-    norms = hessian.diagonal().float().clamp_min(0).sqrt()
-    alive = norms > 0
-    return torch.where(alive, norms, DEAD * norms[alive].min() if alive.any() else 1.0)
-
-
 def _zeros_at(iteration: int, pattern: Pattern, zeros: int, iterations: int) -> int:
-    """Return the number of zeros in an iteration; an N:M mask has all of them from the first one."""
+    """Return the number of zeros in an iteration; an N:M mask has all from the first one."""
     if pattern.kind == "groups":
         return zeros
     left = 1 - (iteration + 1) / min(RAMP, iterations)

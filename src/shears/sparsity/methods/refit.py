@@ -1,4 +1,5 @@
-"""Least squares for the weights that pruning kept: the zeros stay, and the output error becomes the smallest.
+"""Least squares for the weights that pruning kept: the zeros stay, and the output error becomes the
+smallest.
 
 Shapes: O output features, I input features of a linear.
 """
@@ -9,7 +10,7 @@ from torch import Tensor
 
 DAMPING = 0.01  # as a share of the mean of the moments' diagonal; SparseGPT's published value
 STEPS = 20  # of conjugate gradients; on a 135 M model 40 change the third digit of the perplexity
-CONVERGED = 1e-14  # of a row's first squared residual; further steps can enlarge smaller ones, which are rounding
+CONVERGED = 1e-14  # of a row's first squared residual; steps may enlarge smaller ones
 
 
 @torch.no_grad()
@@ -21,12 +22,13 @@ def refit(
     damping: float = DAMPING,
     steps: int = STEPS,
 ) -> Float[Tensor, "O I"]:
-    """Return the kept weights V that minimise ||(V - W) X||^2 + damping * mean(diag H) * ||V - W||^2, as float32.
+    """Return the kept weights V that minimise ||(V - W) X||^2 + damping * mean(diag H) * ||V -
+    W||^2, as float32.
 
-    W is the dense `weight`, H = X X^T (`hessian`) the second moments of the inputs, `start` the first V. Every row is
-    a problem of its own over its kept weights. All rows take `steps` steps of conjugate gradients (Jacobi
-    preconditioner) together, with one product of O x I with I x I a step. No step raises a row's error. Weights that
-    are not kept are exactly 0.
+    W is the dense `weight`, H = X X^T (`hessian`) the second moments of the inputs, `start` the
+    first V. Every row is a problem of its own over its kept weights. All rows take `steps` steps of
+    conjugate gradients (Jacobi preconditioner) together, with one product of O x I with I x I a
+    step. No step raises a row's error. Weights that are not kept are exactly 0.
     """
     damped = hessian.float().clone()
     damped.diagonal().add_(damping * damped.diagonal().mean())

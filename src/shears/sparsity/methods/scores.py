@@ -1,4 +1,5 @@
-"""One weight to prune, and the methods that drop its lowest scores and leave its other weights as they are.
+"""One weight to prune, and the methods that drop its lowest scores and leave its other weights as
+they are.
 
 A method is a function from `Task` to `Pruned`, and an entry of METHODS in config/sparsify.py.
 
@@ -13,14 +14,16 @@ from torch import Tensor
 
 from shears.sparsity.masks import Pattern, pruned_mask
 
-Pruned = tuple[Float[Tensor, "O I"], Bool[Tensor, "O I"]]  # the new weight and the mask of its zeros
+Pruned = tuple[Float[Tensor, "O I"], Bool[Tensor, "O I"]]  # the new weight, its zeros' mask
 
 
 @dataclass(frozen=True)
 class Task:
-    """A weight to prune (O x I, float32): its number of zeros, their pattern, and the statistics of its inputs.
+    """A weight to prune (O x I, float32): its number of zeros, their pattern, and the statistics of
+    its inputs.
 
-    `norms` (I) and `moments` (I x I, X^T X) are None where the method does not need them or no token came.
+    `norms` (I) and `moments` (I x I, X^T X) are None where the method does not need them or no
+    token came.
     """
 
     weight: Float[Tensor, "O I"]
@@ -50,8 +53,8 @@ def ria_scores(
 ) -> Float[Tensor, "O I"]:
     """Return (|W_oi| / sum of its row + |W_oi| / sum of its column) * ||X_i||_2^alpha in float32.
 
-    Relative importance and activations ("Plug-and-Play: An Efficient Post-training Pruning Method for Large Language
-    Models", ICLR 2024, section 4). Weights of a row or column of zeros score 0.
+    Relative importance and activations ("Plug-and-Play: An Efficient Post-training Pruning Method
+    for Large Language Models", ICLR 2024, section 4). Weights of a row or column of zeros score 0.
     """
     size = magnitude_scores(weight)
     tiny = torch.finfo(torch.float32).tiny  # keeps 0 / 0 at 0

@@ -1,9 +1,11 @@
-"""SparseGPT (arXiv 2301.00774): prune column by column; the columns that follow make up for each zero.
+"""SparseGPT (arXiv 2301.00774): prune column by column; the columns that follow make up for each
+zero.
 
-With H = X^T X over the calibration tokens and H^-1 = U^T U (U upper triangular), pruning a weight w_j of column j moves
-the weights of column k > j by -w_j U_jk / U_jj (optimal brain surgeon on the columns from j on), at a cost of
-w_j^2 / U_jj^2 in squared output error. The sweep is left-looking: a column is updated for all columns before it when
-its turn comes, block by block, so that most work is in large products.
+With H = X^T X over the calibration tokens and H^-1 = U^T U (U upper triangular), pruning a weight
+w_j of column j moves the weights of column k > j by -w_j U_jk / U_jj (optimal brain surgeon on the
+columns from j on), at a cost of w_j^2 / U_jj^2 in squared output error. The sweep is left-looking:
+a column is updated for all columns before it when its turn comes, block by block, so that most work
+is in large products.
 
 Shapes: O output features, I input features of a linear; columns are inputs.
 """
@@ -39,12 +41,14 @@ def prune_obs(
     zeros: int,
     block_size: int = 128,
 ) -> Pruned:
-    """Return the weight with exactly `zeros` weights zero and the others updated, in the factor's dtype, and the mask.
+    """Return the weight with exactly `zeros` weights zero and the others updated, in the factor's
+    dtype, and the mask.
 
-    The mask of a block of columns is chosen by w^2 / U_jj^2 when the sweep arrives there: within the whole block
-    (`layer`, as published), within each of its rows (`row`: every row of the matrix ends with zeros // O or one more),
-    or per group (N:M; a block is whole groups). Each block gets its share of the zeros up to rounding.
-    InputError for NaN scores, for an impossible number of zeros, and for inputs that are not whole groups.
+    The mask of a block of columns is chosen by w^2 / U_jj^2 when the sweep arrives there: within
+    the whole block (`layer`, as published), within each of its rows (`row`: every row of the matrix
+    ends with zeros // O or one more), or per group (N:M; a block is whole groups). Each block gets
+    its share of the zeros up to rounding. InputError for NaN scores, for an impossible number of
+    zeros, and for inputs that are not whole groups.
     """
     sweep = _Sweep.begin(weight, factor)
     outputs, inputs = weight.shape
@@ -75,12 +79,13 @@ def prune_obs(
 def _share(zeros: int, columns: int, inputs: int) -> int:
     """Return how many of a matrix's zeros lie in its first columns: in proportion, rounded up.
 
-    Rounding up keeps the last block's share within its size, even where some rows get one more zero.
+    Rounding up keeps the last block's share within its size, even where some rows get one more
+    zero.
     """
     return -(-zeros * columns // inputs)
 
 
-Choose = Callable[[int, int], Any]  # returns the pruned mask (O x columns) of the columns from start to stop
+Choose = Callable[[int, int], Any]  # from start and stop to the pruned mask of these columns
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class _Sweep:
         return cls(values, factor, torch.zeros_like(values), torch.zeros_like(values, dtype=torch.bool))
 
     def scores(self, start: int, stop: int) -> Float[Tensor, "O _"]:
-        """Return the current |w| / U_jj of some columns; its order is that of w^2 / U_jj^2, without underflow."""
+        """Return |w| / U_jj of some columns, in the order of w^2 / U_jj^2 but without underflow."""
         return (self.values[start:stop] / self.factor.diagonal()[start:stop, None]).abs_().T
 
     def run(self, block: int, chunk: int, at_block: Choose | None = None, at_chunk: Choose | None = None) -> None:
@@ -117,7 +122,7 @@ class _Sweep:
                 self._columns(first, last)
 
     def _take_over(self, since: int, start: int, stop: int) -> None:
-        """Update the columns from start to stop for the zeros in the columns from `since` to start."""
+        """Update the columns from start to stop for the zeros in those from `since` to start."""
         if since < start:
             self.values[start:stop].addmm_(self.factor[since:start, start:stop].T, self.errors[since:start], alpha=-1)
 
